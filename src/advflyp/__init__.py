@@ -1,0 +1,1 @@
+"""advflyp: adversarially robust CLIP-like models."""
