@@ -1,0 +1,77 @@
+# make quickstart   install, then make the small CLIP robust and show it
+# make test         install, then run every check: ruff, the type checker, the tests
+# make help         the other targets
+#
+# Each target sets itself up: .venv is created and filled when it is missing, and again after a change
+# of pyproject.toml or constraints.txt. Otherwise nothing is installed and nothing needs the network.
+#
+# PYTHON=python3.12    the interpreter that creates .venv (3.11 or newer)
+# ARGS="--out DIR"     passed on to the command that runs
+
+PYTHON ?= python3
+ARGS ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Relative paths only: the checkout's path may contain spaces.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-slow lint format types build constraints clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+# The stamp is written last, so that an interrupted install is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)'. Install Python 3.11 or newer, or name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$("$(PYTHON)" --version) is too old: advflyp needs Python 3.11 or newer. Name one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python has no venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 2; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv and install advflyp and its tools into it
+
+quickstart: $(STAMP)  ## evaluate, finetune, evaluate again, write report/index.html
+	$(BIN)/advflyp quickstart $(ARGS)
+
+test: lint types  ## every check but the slow tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)  ## the slow tests only
+	$(BIN)/python -m pytest -m 'slow and not network' $(ARGS)
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+build: $(STAMP)  ## wheel and source archive in dist/
+	$(BIN)/uv build --out-dir dist .
+
+# The newest versions that fit, for Python 3.11 and every platform, with the extras and uv itself.
+# Only names, versions and markers are kept. Run `make test test-slow` before you commit the result.
+constraints: $(STAMP)  ## resolve constraints.txt anew
+	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file - - <<< uv > $(VENV)/resolved.txt
+	! grep -E '://|@|^-|[+]' $(VENV)/resolved.txt
+	{ sed -n '/^#/p' constraints.txt; cat $(VENV)/resolved.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+
+clean:  ## remove caches and build results, keep .venv
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
