@@ -64,7 +64,7 @@ build: $(STAMP)  ## wheel and source archive in dist/
 # Only names, versions and markers are kept. Run `make test test-slow` before you commit the result.
 constraints: $(STAMP)  ## resolve constraints.txt anew
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --fork-strategy fewest --all-extras \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file - - <<< uv > $(VENV)/resolved.txt
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/resolved.txt - <<< uv
 	! grep -E '://|@|^-|[+]' $(VENV)/resolved.txt
 	{ sed -n '/^#/p' constraints.txt; cat $(VENV)/resolved.txt; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
