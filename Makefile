@@ -60,11 +60,11 @@ types: $(STAMP)  ## pyright
 build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .
 
-# The newest versions that fit, for Python 3.11 and every platform, with the extras and uv itself.
+# The newest versions that fit, for Python 3.11 and every platform, with all extras.
 # Only names, versions and markers are kept. Run `make test test-slow` before you commit the result.
 constraints: $(STAMP)  ## resolve constraints.txt anew
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --fork-strategy fewest --all-extras \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/resolved.txt - <<< uv
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/resolved.txt
 	! grep -E '://|@|^-|[+]' $(VENV)/resolved.txt
 	{ sed -n '/^#/p' constraints.txt; cat $(VENV)/resolved.txt; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
