@@ -60,11 +60,12 @@ types: $(STAMP)  ## pyright
 build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .
 
-# The newest versions that fit, for Python 3.11 and every platform, with all extras.
-# Only names, versions and markers are kept. Run `make test test-slow` before you commit the result.
-constraints: $(STAMP)  ## resolve constraints.txt anew
-	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --fork-strategy fewest --all-extras \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/resolved.txt
+# For Python 3.11 and every platform, with all extras; only names, versions and markers are kept. Versions
+# already pinned stay unless ARGS=--upgrade. Run `make test test-slow` before you commit the result.
+constraints: $(STAMP)  ## bring constraints.txt in line with pyproject.toml (ARGS=--upgrade: newest versions)
+	grep -v '^#' constraints.txt > $(VENV)/resolved.txt
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file $(VENV)/resolved.txt $(ARGS)
 	! grep -E '://|@|^-|[+]' $(VENV)/resolved.txt
 	{ sed -n '/^#/p' constraints.txt; cat $(VENV)/resolved.txt; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
