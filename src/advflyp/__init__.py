@@ -1,1 +1,46 @@
-"""advflyp: adversarially robust CLIP-like models."""
+"""Adversarially robust CLIP-like models: AdvFLYP and its baselines, attacks and honest evaluation."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from advflyp.__about__ import __version__
+
+if TYPE_CHECKING:
+    from advflyp.attack.pgd import pgd as pgd
+    from advflyp.attack.threat import Threat as Threat
+    from advflyp.evaluation.suite import evaluate as evaluate
+    from advflyp.method.advflyp import clip_loss as clip_loss
+    from advflyp.method.advflyp import feature_deviation as feature_deviation
+    from advflyp.method.advflyp import logit_divergence as logit_divergence
+    from advflyp.model.hub import load_model as load_model
+    from advflyp.training.trainer import train as train
+
+# Imported on first use: torch alone takes seconds, and `advflyp --help` needs none of it.
+_HOME = {
+    "Threat": "advflyp.attack.threat",
+    "clip_loss": "advflyp.method.advflyp",
+    "evaluate": "advflyp.evaluation.suite",
+    "feature_deviation": "advflyp.method.advflyp",
+    "load_model": "advflyp.model.hub",
+    "logit_divergence": "advflyp.method.advflyp",
+    "pgd": "advflyp.attack.pgd",
+    "train": "advflyp.training.trainer",
+}
+
+__all__ = [
+    "Threat",
+    "__version__",
+    "clip_loss",
+    "evaluate",
+    "feature_deviation",
+    "load_model",
+    "logit_divergence",
+    "pgd",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'advflyp' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,70 @@
+"""What an attacker may do: a norm ball around each image, inside the pixel range [0, 1]."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """All images within `eps` of the original in the given norm, with pixels in [0, 1].
+
+    norm: "linf" or "l2"
+    eps:  radius in pixel units, 1/255 is one 8-bit grey level (L∞); the length over all pixels (L2)
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"the norm is 'linf' or 'l2', not '{self.norm}'")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}")
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(N, 3, H, W): images drawn uniformly from the ball, clamped to valid pixels."""
+        if self.norm == "linf":
+            noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+        else:
+            noise = torch.empty_like(images).normal_(generator=generator)
+            radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
+            # The d-th root makes the draw uniform in volume.
+            noise = _unit(noise) * self.eps * radius ** (1 / images[0].numel())
+        return self.project(images, images + noise)
+
+    def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """One steepest-ascent step of length `step_size` in this norm; not yet projected."""
+        direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
+        return adversarial + step_size * direction
+
+    def project(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """The nearest image inside ball and pixel range."""
+        if self.norm == "linf":
+            return torch.clamp(adversarial, images - self.eps, images + self.eps).clamp(0, 1)
+        delta = adversarial - images
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        # Clamping moves every pixel towards the valid original, so the ball still holds it.
+        return (images + delta * (self.eps / length.clamp_min(self.eps))).clamp(0, 1)
+
+    def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """(N,) float64 distances in this norm."""
+        delta = (adversarial.double() - images.double()).flatten(1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+
+    def contains(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """(N,) bool: inside ball and pixel range, up to the rounding of float32."""
+        # x + δ is rounded to 2⁻²⁴ relative per pixel; over d pixels that adds up to √d times it in L2.
+        slack = 2**-23 * (1 if self.norm == "linf" else images[0].numel() ** 0.5)
+        valid = ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1)
+        return valid & (self.distance(images, adversarial) <= self.eps + slack)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each image scaled to L2 length 1; an all-zero one stays zero."""
+    length = x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return x / length.clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,0 +1,219 @@
+"""The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, Suppress, subcommand
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass
+class Quickstart:
+    """Make a small CLIP robust and show it: evaluate, finetune with AdvFLYP_full, evaluate again, report."""
+
+    out: Path = Path("quickstart")
+    """Folder for the run, the results and report/index.html."""
+
+    def run(self) -> None:
+        from advflyp.quickstart import quickstart
+
+        quickstart(self.out, console=_console())
+
+
+@dataclass
+class Train:
+    """Run a recipe. Any recipe key can follow as --table.key value, for example --optim.lr 1e-4."""
+
+    recipe: Positional[Path]
+    """A TOML file; configs/ has one for each published run."""
+    out: Path | None = None
+    """Run folder; runs/RECIPE by default."""
+    resume: bool = False
+    """Continue from the last checkpoint in the run folder."""
+    overrides: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
+
+    def run(self) -> None:
+        from advflyp.training.trainer import train
+
+        out = self.out or Path("runs") / self.recipe.stem
+        result = train(self.recipe, self.overrides, out=out, resume=self.resume, console=_console())
+        best = "" if result.best is None else f", best validation accuracy {100 * result.best:.1f} %"
+        print(f"{result.steps} steps{best}; the model is {result.out}")
+
+
+@dataclass
+class Pretrain(Train):
+    """Train from scratch: the same as `train`, for recipes that begin with a model named NAME/random."""
+
+
+@dataclass
+class Eval:
+    """Measure the zero-shot accuracy of a model, clean and under attack."""
+
+    model: Positional[str]
+    """mini, ViT-B-32/openai, hf-hub:…, a run folder or a folder in open_clip's format."""
+    sets: tuple[str, ...] = ("mini",)
+    """Labelled sets or groups of sets."""
+    attacks: tuple[str, ...] = ("clean", "pgd10")
+    """clean, pgdN (N steps of 1/255)."""
+    eps: tuple[str, ...] = ("1/255",)
+    """Radii in pixels of [0, 1], for example 1/255 4/255."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the threat model."""
+    limit: int | None = None
+    """Only the first so many images of each set."""
+    out: Path | None = None
+    """JSON-lines file; cells it already holds are not computed again."""
+    batch_size: int = 128
+    """Images at a time."""
+    precision: Precision = "fp32"
+    """Of the attack's search; adversarial images are always judged in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the attack's random start."""
+
+    def run(self) -> None:
+        from advflyp.config import number
+        from advflyp.evaluation.suite import evaluate
+        from advflyp.report.console import results_table
+
+        radii = [number(value, "--eps") for value in self.eps]
+        console = _console()
+        with console.status("evaluating") as status:
+            cells = evaluate(
+                self.model,
+                self.sets,
+                self.attacks,
+                radii,
+                out=self.out,
+                norm=self.norm,
+                limit=self.limit,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                device=_device(self.device),
+                seed=self.seed,
+                progress=lambda cell: status.update(f"{cell.set} {cell.attack} {100 * cell.accuracy:.1f} %"),
+            )
+        console.print(results_table(cells))
+        if self.out is not None:
+            print(f"{len(cells)} results in {self.out}")
+
+
+@dataclass
+class Report:
+    """Write a self-contained report/index.html from results and runs."""
+
+    paths: Positional[tuple[Path, ...]]
+    """Result files (*.jsonl) and run folders."""
+    out: Path = Path("report")
+    """Folder for index.html."""
+
+    def run(self) -> None:
+        from advflyp.report.html import report_from_paths
+
+        print(f"the report is {report_from_paths(self.paths, self.out)}")
+
+
+@dataclass
+class Data:
+    """Training and test data. `advflyp data mini` rebuilds the mini corpus from its packages."""
+
+    what: Positional[Literal["mini"]]
+    """mini: the small corpus of pictograms with names that comes with the package."""
+    build: bool = False
+    """Fetch the packages and build the full corpus (about 44,000 pairs)."""
+    embedded: bool = False
+    """With --build: the smaller part that the package carries."""
+    sets: tuple[str, ...] = ()
+    """Fetch test sets that are not embedded because of their licences: openmoji, stamps."""
+    out: Path | None = None
+    """Folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
+    work: Path | None = None
+    """Folder for the downloaded packages; by default the user's cache."""
+
+    def run(self) -> None:
+        if not self.build and not self.sets:
+            raise ValueError("say what to make: --build, or --sets openmoji stamps")
+        from advflyp.data.mini.build import build, build_sets
+        from advflyp.data.mini.compose import full_corpus_folder
+
+        out = self.out or full_corpus_folder()
+        work = self.work or full_corpus_folder().with_name("mini-packages")
+        if self.build:
+            build(out, work=work, full=not self.embedded)
+        if self.sets:
+            build_sets(list(self.sets), out, work)
+        print(f"done: {out}")
+
+
+DESCRIPTION = "Make CLIP-like models adversarially robust, and measure how robust they are."
+
+Command = (
+    Annotated[Quickstart, subcommand("quickstart")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Data, subcommand("data")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # open_clip announces every random initialisation as a warning.
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        arguments, keys = split_recipe_keys(arguments)
+        command = tyro.cli(Command, prog="advflyp", description=DESCRIPTION, args=arguments)  # type: ignore[call-overload]
+        if isinstance(command, Train):
+            command.overrides = keys
+        elif keys:
+            raise ValueError(f"--{next(iter(keys))} is a recipe key; it goes with `advflyp train`")
+        command.run()
+    except ValueError as error:
+        print(f"advflyp: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate `--table.key value` and `--table.key=value` from the other arguments."""
+    pending, others, keys = list(arguments), [], {}
+    while pending:
+        argument = pending.pop(0)
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            others.append(argument)
+            continue
+        if not equals:
+            if not pending or pending[0].startswith("--"):
+                raise ValueError(f"{name} needs a value")
+            value = pending.pop(0)
+        keys[name[2:]] = value
+    return others, keys
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here; use --device auto or cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,145 @@
+"""Strict configuration: plain mappings (TOML, command-line overrides) into keyword-only dataclasses.
+
+Every configuration dataclass stands beside the code it configures; this module only knows how to fill one.
+Unknown keys, wrong types and unreadable files are a `ValueError` with one sentence that names the key.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The recipe at `path` as a nested dict; ValueError where it is missing, unreadable or not TOML."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ValueError(f"there is no recipe at {path}; the ones we ship are in configs/") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with keys such as "optim.lr" set; the values may still be strings."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for key, value in dotted.items():
+        table, _, name = key.partition(".")
+        if not name:
+            raise ValueError(f"'{key}' is not a recipe key; write it as table.key, for example optim.lr")
+        if not isinstance(tree.setdefault(table, {}), dict):
+            raise ValueError(f"'{table}' must be a table in the recipe, not a single value")
+        tree[table][name] = value
+    return tree
+
+
+def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
+    """Fill the dataclass `cls` from a mapping; every key must be a field and every value of its type."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    unknown(tree, fields, at)
+    hints = typing.get_type_hints(cls)
+    values = {name: convert(value, hints[name], f"{at}{name}") for name, value in tree.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ValueError(f"the recipe lacks {at}{name}")
+    return cls(**values)
+
+
+def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
+    """ValueError for the first key of `given` that is not `known`, with the nearest name."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown key '{at}{key}'{suggest(key, known, at)}")
+
+
+def suggest(word: str, known: Iterable[str], at: str = "") -> str:
+    """"; did you mean 'x'?" for the nearest known word, else the list of them all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{at}{near[0]}'?"
+    return f"; known: {', '.join(known)}"
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint`; numbers may be strings, floats also fractions such as "4/255"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be a table, not {value!r}")
+        return build(typing.cast(type, hint), value, at=f"{key}.")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return convert(value, next(a for a in arguments if a is not types.NoneType), key)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{key} cannot be {value!r}; it is one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise ValueError(f"{key} must be a list, not {value!r}")
+        return tuple(convert(part, arguments[0], key) for part in parts)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return value == "true"
+        raise ValueError(f"{key} must be true or false, not {value!r}")
+    if hint is int:
+        return integer(value, key)
+    if hint is float:
+        return number(value, key)
+    if hint is str and isinstance(value, str):
+        return value
+    raise ValueError(f"{key} must be a text, not {value!r}")
+
+
+def integer(value: Any, key: str) -> int:
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            raise ValueError(f"{key} must be a whole number, not '{value}'") from None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} must be a whole number, not {value!r}")
+    return value
+
+
+def number(value: Any, key: str) -> float:
+    """A float from a number, "0.01", "1e-4" or a fraction such as "4/255"."""
+    if isinstance(value, str):
+        try:
+            value = float(Fraction(value)) if "/" in value else float(value)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{key} must be a number or a fraction such as 4/255, not '{value}'") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number, not {value!r}")
+    return float(value)
+
+
+def as_tree(config: Any) -> dict[str, Any]:
+    """A dataclass as a nested mapping that TOML can hold (a None is left out: it is the default)."""
+    tree = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            tree[field.name] = as_tree(value)
+        elif value is not None:
+            tree[field.name] = list(value) if isinstance(value, tuple) else value
+    return tree

@@ -1,0 +1,167 @@
+"""The mini corpus in memory: RGBA pictures composed on varied backgrounds, captions drawn anew each epoch.
+
+Pictures stay uint8 on the training device, where a whole batch is composed and augmented at once; decoding a
+file per sample would cost more than the model's own step.
+"""
+
+import io
+import json
+import os
+import random
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.data.mini.captions import caption
+from advflyp.data.pairs import DataConfig
+
+EMBEDDED = Path(__file__).parent / "corpus"
+MANIFEST = "manifest.json"
+
+
+def corpus_folder(name: str) -> Path | None:
+    """The mini corpus that `name` means ("mini", "mini-full" or a built folder), None if it is no mini corpus.
+
+    ValueError where "mini-full" has not been built.
+    """
+    if name == "mini":
+        return EMBEDDED
+    if name == "mini-full":
+        if not (full_corpus_folder() / MANIFEST).is_file():
+            raise ValueError('there is no full mini corpus yet; make it with "advflyp data mini --build"')
+        return full_corpus_folder()
+    path = Path(name).expanduser()
+    return path if (path / MANIFEST).is_file() and (path / "sets.json").is_file() else None
+
+
+def full_corpus_folder() -> Path:
+    """Where `advflyp data mini --build` puts the full corpus unless told otherwise."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "advflyp" / "mini"
+
+
+def read_shards(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(N, 64, 64, 4) uint8 pictures with straight alpha, and N dicts (name, tags, group, style, …)."""
+    pictures: list[np.ndarray] = []
+    metas: list[dict[str, Any]] = []
+    for shard in sorted(folder.glob("train-*.tar.gz")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                data = tar.extractfile(member)
+                assert data is not None
+                if member.name.endswith(".webp"):
+                    pictures.append(np.asarray(Image.open(io.BytesIO(data.read())).convert("RGBA")))
+                elif member.name.endswith(".json"):
+                    metas.append(json.loads(data.read()))
+    if not pictures:
+        raise ValueError(f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`")
+    assert len(pictures) == len(metas)
+    return np.stack(pictures), metas
+
+
+class MiniPairs:
+    """Batches from a mini corpus; see `advflyp.data.pairs.Pairs`.
+
+    An epoch draws as many pairs as the corpus has, with replacement, in proportion to their weights.
+    """
+
+    def __init__(self, folder: Path, config: DataConfig, *, seed: int, device: torch.device) -> None:
+        pictures, metas = read_shards(folder)
+        if config.limit is not None and config.limit < len(metas):
+            # The shards are grouped by source: a random subset, not the first source.
+            keep = random.Random(f"{seed}/limit").sample(range(len(metas)), config.limit)
+            pictures, metas = pictures[keep], [metas[index] for index in keep]
+        self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(device)
+        self.metas = metas
+        self.mono = torch.tensor([meta["mono"] for meta in metas], device=device)
+        self.mirror = torch.tensor([meta["mirror"] for meta in metas], device=device)
+        self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
+        self.batch_size = config.batch_size
+        self.seed = seed
+        self.device = device
+        self.skipped: Counter[str] = Counter()
+        if len(metas) < config.batch_size:
+            raise ValueError(
+                f"the corpus holds {len(metas)} pairs, which do not fill one batch of {config.batch_size}; "
+                "lower data.batch_size"
+            )
+
+    def __len__(self) -> int:
+        return len(self.metas) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        rng = random.Random(f"{self.seed}/{epoch}")
+        draw = torch.Generator().manual_seed(rng.getrandbits(63))
+        order = torch.multinomial(self.weights, len(self) * self.batch_size, replacement=True, generator=draw)
+        for batch in range(start, len(self)):
+            rng = random.Random(f"{self.seed}/{epoch}/{batch}")
+            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            generator = torch.Generator(self.device).manual_seed(rng.getrandbits(63))
+            on_device = index.to(self.device)
+            images = compose(self.pictures[on_device], self.mono[on_device], generator)
+            images = augment(images, self.mirror[on_device], generator)
+            captions = [caption(self.metas[i], rng) for i in index.tolist()]
+            yield {"images": images, "captions": captions, "position": batch + 1}
+
+
+def compose(pictures: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, 4, H, W) uint8 RGBA on random backgrounds → (N, 3, H, W) float32 in [0, 1].
+
+    mono: (N,) bool, shapes without a colour of their own; they get one that contrasts with the background
+    """
+    n, _, height, _ = pictures.shape
+    device = pictures.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=device, generator=generator)
+
+    kind = uniform(n, 1, 1, 1)
+    white_or_pale = torch.where(uniform(n, 1, 1, 1) < 0.45, 1.0, 0.72 + 0.28 * uniform(n, 3, 1, 1))
+    black_or_dark = torch.where(uniform(n, 1, 1, 1) < 0.4, 0.0, 0.3 * uniform(n, 3, 1, 1))
+    background = torch.where(kind < 0.2, black_or_dark, white_or_pale)
+    background = torch.where(kind > 0.88, uniform(n, 3, 1, 1), background)
+    slope = torch.randn(n, 3, 1, 1, device=device, generator=generator) * (uniform(n, 1, 1, 1) < 0.25)
+    ramp = torch.linspace(-0.25, 0.25, height, device=device).view(1, 1, height, 1)
+    background = (background + ramp * slope).clamp(0, 1)
+
+    dark = torch.where(uniform(n, 1, 1, 1) < 0.4, 0.0, 0.6 * uniform(n, 3, 1, 1))
+    ink = torch.where(background.mean((1, 2, 3), keepdim=True) > 0.5, dark, 1 - dark)
+
+    alpha = pictures[:, 3:].float() / 255
+    colour = torch.where(mono.view(n, 1, 1, 1), ink, pictures[:, :3].float() / 255)
+    return colour * alpha + background * (1 - alpha)
+
+
+def augment(images: Tensor, mirror: Tensor, generator: torch.Generator) -> Tensor:
+    """Random scale, aspect, rotation, shift, mirroring (where allowed), brightness and grey-scale; same shape.
+
+    mirror: (N,) bool, False for flags and letters, which mean something else mirrored
+    """
+    n = len(images)
+    device = images.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, device=device, generator=generator) * (high - low) + low
+
+    scale, aspect = uniform(0.8, 1.15), uniform(0.88, 1.14)
+    angle = torch.randn(n, device=device, generator=generator) * 0.12
+    flip = torch.where((uniform(0, 1) < 0.3) & mirror, -1.0, 1.0)
+    affine = torch.zeros(n, 2, 3, device=device)
+    affine[:, 0, 0] = scale * aspect * torch.cos(angle) * flip
+    affine[:, 0, 1] = -scale * torch.sin(angle)
+    affine[:, 1, 0] = scale * torch.sin(angle) * flip
+    affine[:, 1, 1] = scale / aspect * torch.cos(angle)
+    affine[:, :, 2] = uniform(-0.15, 0.15, 2)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    images = images * uniform(0.8, 1.15, 1, 1, 1) + uniform(-0.08, 0.08, 1, 1, 1)
+    grey = images.mean(1, keepdim=True).expand_as(images)
+    return torch.where(uniform(0, 1, 1, 1, 1) < 0.1, grey, images).clamp(0, 1)

@@ -1,0 +1,87 @@
+"""One result cell: a model on a set under an attack at an ε; JSON lines on disk, with confidence intervals."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What was measured and everything needed to measure it again.
+
+    eps:      radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution
+    correct:  how many of the `n` images were classified correctly
+    accuracy: correct / n
+    ci95:     Wilson 95 % interval of the accuracy
+    """
+
+    model: str
+    checkpoint_sha256: str
+    set: str
+    split: str
+    n: int
+    prompt: str
+    attack: str
+    attack_args: dict[str, Any]
+    norm: str | None
+    eps: float
+    precision: str
+    seed: int
+    version: str
+    correct: int
+    accuracy: float
+    ci95: tuple[float, float]
+    seconds: float
+
+    def key(self) -> tuple[Any, ...]:
+        """What makes two cells the same measurement, whoever ran it and however long it took."""
+        outcome = ("model", "correct", "accuracy", "ci95", "seconds")
+        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in outcome]
+        return tuple(json.dumps(value, sort_keys=True) for value in values)
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of `correct` successes in `n` trials (n ≥ 1); 95 % by default."""
+    p = correct / n
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tuple[float, float]]:
+    """Mean accuracy over sets and its 95 % interval, the sets' images being independent samples."""
+    cells = list(cells)
+    mean = sum(cell.accuracy for cell in cells) / len(cells)
+    # Agresti–Coull proportions keep a set with 0 or n correct from claiming certainty.
+    adjusted = [((c.correct + z * z / 2) / (c.n + z * z), c.n + z * z) for c in cells]
+    half = z * math.sqrt(sum(p * (1 - p) / n for p, n in adjusted)) / len(cells)
+    return mean, (max(0.0, mean - half), min(1.0, mean + half))
+
+
+def append_cell(path: Path, cell: Cell) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Every cell of a JSON-lines file; ValueError naming the line that is not one.
+
+    A last line without its newline was cut off by a crash and is left out.
+    """
+    cells = []
+    text = path.read_text() if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            values = json.loads(line)
+            cells.append(Cell(**{**values, "ci95": tuple(values["ci95"])}))
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
+    return cells

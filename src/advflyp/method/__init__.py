@@ -1,0 +1,25 @@
+"""One file per paper; each reads like its equations. `METHODS` names them for recipes."""
+
+from typing import Any
+
+from advflyp.config import build, suggest
+from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
+from advflyp.method.base import Batch, Method
+
+METHODS: dict[str, tuple[type[Method], type]] = {
+    "advflyp": (AdvFLYP, AdvFLYPConfig),
+}
+
+
+def method_config(table: dict[str, Any]) -> tuple[str, Any]:
+    """The recipe table `method` as (name, that method's config); ValueError for an unknown name or key."""
+    table = dict(table)
+    name = table.pop("name", None)
+    if name is None:
+        raise ValueError(f"the recipe lacks method.name; known: {', '.join(sorted(METHODS))}")
+    if name not in METHODS:
+        raise ValueError(f"unknown method '{name}'{suggest(str(name), METHODS)}")
+    return name, build(METHODS[name][1], table, at="method.")
+
+
+__all__ = ["METHODS", "Batch", "Method", "method_config"]

@@ -1,0 +1,38 @@
+"""What the trainer asks of a method, and the table of methods."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from advflyp.model.clip import CLIP
+
+# images (N, 3, H, W) in [0, 1]; captions: N texts; text_embeddings (N, d) unit-norm
+Batch = dict[str, Any]
+
+
+class Method(ABC):
+    """An inner loss to be raised over perturbations and outer losses to be lowered over weights.
+
+    config:   the method's own keys of the recipe table `method`
+    model:    the one being trained
+    original: a frozen copy of the model before training, where `needs_original`; else None
+    """
+
+    def __init__(self, config: Any, model: CLIP) -> None:
+        self.config = config
+        self.model = model
+        self.original: CLIP | None = None
+
+    @property
+    @abstractmethod
+    def needs_original(self) -> bool:
+        """Whether the losses compare with the model as it was before training."""
+
+    @abstractmethod
+    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
+        """(N, 3, H, W) → (N,) or scalar, to be maximised."""
+
+    @abstractmethod
+    def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Weighted scalar terms by name; their sum is minimised."""

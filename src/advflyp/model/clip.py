@@ -1,0 +1,124 @@
+"""One face for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import transforms
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that computes in float32 whatever the autocast region around it.
+
+    Cast to bfloat16, normalised pixels lose a perturbation of 1/255 in rounding (14 % of its norm on random
+    8-bit pixels), so the attack would optimise something other than what the model sees.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+class CLIP(nn.Module):
+    """An open_clip model with its tokenizer and preprocessing.
+
+    net:       the open_clip module (`CLIP`, `CustomTextCLIP`, …), float32 weights
+    tokenizer: list of N texts → (N, context) int64 tokens
+    config:    {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores
+    name:      what the user asked for; recorded in results
+    """
+
+    def __init__(
+        self, net: nn.Module, tokenizer: Callable[[list[str]], Tensor], config: dict[str, Any], name: str
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.tokenizer = tokenizer
+        self.config = config
+        self.name = name
+        self.precision: Precision = "fp32"
+        settings = PreprocessCfg(**config["preprocess_cfg"])
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+        size = settings.size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        # open_clip's own evaluation transform, without its last step: the model normalises.
+        self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(
+            image_transform_v2(settings, is_train=False).transforms[:-1]
+        )
+        first = next(m for m in net.visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+        # The class, not the module, is exchanged, so that parameter names stay open_clip's.
+        first.__class__ = Float32Conv2d
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower, projection included."""
+        return self.net.visual  # type: ignore[return-value]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """τ⁻¹, a float32 scalar; the exponential is already applied."""
+        return self.net.logit_scale.float().exp()  # type: ignore[operator, union-attr]
+
+    @contextmanager
+    def computing_in(self, precision: Precision) -> Iterator[None]:
+        """Run the towers in this precision; pixels, patch embedding and embeddings stay float32."""
+        before, self.precision = self.precision, precision
+        try:
+            yield
+        finally:
+            self.precision = before
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings."""
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            features = self.net.encode_image(normalised)  # type: ignore[operator]
+        return F.normalize(features.float(), dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """N texts → (N, d) float32 unit-norm embeddings."""
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        with self._autocast():
+            features = self.net.encode_text(tokens)  # type: ignore[operator]
+        return F.normalize(features.float(), dim=-1)
+
+    def _autocast(self) -> torch.autocast:
+        # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class TextCache:
+    """Embeddings of a frozen text tower, each distinct text encoded once.
+
+    capacity: how many texts are remembered (2 KB each at d = 512); later ones are encoded every time.
+    """
+
+    def __init__(self, model: CLIP, capacity: int = 1_000_000) -> None:
+        self.model = model
+        self.capacity = capacity
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """N texts → (N, d) constants on the model's device."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self.known))
+        fresh = {}
+        if missing:
+            # Kept in host memory: a million captions would fill an accelerator.
+            fresh = dict(zip(missing, self.model.encode_text(missing).cpu(), strict=True))
+            room = max(0, self.capacity - len(self.known))
+            self.known.update({text: fresh[text] for text in missing[:room]})
+        rows = [fresh[text] if text in fresh else self.known[text] for text in texts]
+        return torch.stack(rows).to(self.model.device, non_blocking=True)

@@ -1,0 +1,189 @@
+"""Models by name: load and save.
+
+    "mini", "mini-vit"          the small CLIPs that come with the package
+    "ViT-B-32/openai"           an open_clip architecture and its pretrained weights
+    "ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
+    "hf-hub:org/repo"           an open_clip model on the Hugging Face hub
+    runs/x                      a run of ours: its best weights
+    a folder                    with open_clip_config.json and weights beside it, as open_clip saves them
+
+What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import safetensors.torch
+import torch
+from open_clip.factory import _get_hf_config
+from open_clip.tokenizer import SimpleTokenizer
+
+from advflyp.config import suggest
+from advflyp.model.clip import CLIP
+
+ARCHITECTURES = Path(__file__).parent / "configs"
+BUNDLED = Path(__file__).parent / "weights"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+CARD_FILE = "card.json"
+BEST = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model to start from (recipe table `model`): any name `load_model` takes."""
+
+    name: str = "mini"
+
+
+def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
+    """The model called `name` in evaluation mode, float32; see this module for what names there are.
+
+    ValueError where there is no such model.
+    """
+    name = str(name)
+    if "/" not in name and (BUNDLED / name).is_dir():
+        model = _from_folder(BUNDLED / name, name)
+    elif Path(name).is_dir():
+        model = _from_folder(_weights_folder(Path(name)), name)
+    elif name.startswith("hf-hub:"):
+        net = open_clip.create_model(name)
+        model = _wrap(net, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name, name)
+    else:
+        model = _from_architecture(name)
+    return model.to(device).eval()
+
+
+def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
+    """Write weights, configuration and card into `folder`, which appears only when it is complete.
+
+    card: what a reader should know of these weights (data, recipe, results); JSON
+    half: store float16, half the size
+    """
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    safetensors.torch.save_file(state, draft / WEIGHTS_FILE)
+    (draft / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
+    card = {**card, "weights_sha256": state_sha256(state)}
+    (draft / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        draft.rename(folder)
+        shutil.rmtree(old)
+    else:
+        draft.rename(folder)
+
+
+def weights_sha256(model: CLIP) -> str:
+    """A hash of every tensor of the model, whatever file it came from."""
+    return state_sha256(model.net.state_dict())
+
+
+def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_folder(folder: Path, name: str) -> CLIP:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        net = open_clip.create_model(f"local-dir:{folder}")
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} does not hold a readable open_clip model: {error}") from None
+    return _wrap(net, config["model_cfg"], name, f"local-dir:{folder}", folder)
+
+
+def _weights_folder(path: Path) -> Path:
+    for folder in (path / BEST, path):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise ValueError(
+        f"{path} holds no model: neither {CONFIG_FILE} (an open_clip folder) nor {BEST}/ (one of our runs; "
+        "it appears after the first validation)"
+    )
+
+
+def _from_architecture(name: str) -> CLIP:
+    open_clip.add_model_config(ARCHITECTURES)
+    architecture, slash, tag = name.rpartition("/")
+    bundled = sorted(path.name for path in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
+    if not slash:
+        if name in open_clip.list_models():
+            raise ValueError(f"say which weights of {name}: {_choices(name)}")
+        raise ValueError(
+            f"there is no model '{name}'{suggest(name, [*open_clip.list_models(), *bundled])}"
+            if _resembles(name, [*open_clip.list_models(), *bundled])
+            else f"there is no model '{name}': it is neither {', '.join(bundled)} nor a folder; "
+            "open_clip's are written as ViT-B-32/openai"
+        )
+    if architecture not in open_clip.list_models():
+        raise ValueError(
+            f"there is neither a folder {name} nor an open_clip architecture '{architecture}'"
+            + (
+                suggest(architecture, open_clip.list_models())
+                if _resembles(architecture, open_clip.list_models())
+                else ""
+            )
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag != "random" and tag not in tags:
+        raise ValueError(f"{architecture} has no weights '{tag}': {_choices(architecture)}")
+    model_cfg = deepcopy(open_clip.get_model_config(architecture))
+    if tag == "random":
+        return _wrap(open_clip.create_model(architecture), model_cfg, name, architecture)
+    # The tag says which activation its weights were trained with; open_clip would only warn.
+    quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    try:
+        net = open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick_gelu)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"the weights of {name} could not be fetched: {error}") from None
+    return _wrap(net, model_cfg, name, architecture)
+
+
+def _resembles(word: str, known: list[str]) -> bool:
+    return "did you mean" in suggest(word, known)
+
+
+def _choices(architecture: str) -> str:
+    tags = [*open_clip.list_pretrained_tags_by_model(architecture), "random"]
+    return ", ".join(f"{architecture}/{tag}" for tag in tags)
+
+
+def _wrap(
+    net: torch.nn.Module,
+    model_cfg: dict[str, Any],
+    name: str,
+    tokenizer_of: str,
+    folder: Path = ARCHITECTURES,
+) -> CLIP:
+    text = model_cfg["text_cfg"]
+    bpe = text.get("tokenizer_kwargs", {}).get("bpe_path")
+    if bpe:
+        path = folder / bpe if (folder / bpe).is_file() else ARCHITECTURES / bpe
+        tokenizer: Any = SimpleTokenizer(bpe_path=str(path), context_length=text["context_length"])
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            tokenizer = open_clip.get_tokenizer(tokenizer_of)
+    preprocess = dict(open_clip.get_model_preprocess_cfg(net))
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+    return CLIP(net.to(memory_format=torch.channels_last), tokenizer, config, name)  # type: ignore[call-overload]
