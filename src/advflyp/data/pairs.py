@@ -138,7 +138,7 @@ class ShardSource:
 
     def _read(self, shard: Path) -> Iterator[Sample]:
         with open(shard, "rb") as stream:
-            files = webdataset.tariterators.tar_file_iterator(stream)
+            files = webdataset.tariterators.tar_file_expander([{"url": str(shard), "stream": stream}])
             groups = webdataset.tariterators.group_by_keys(files)
             for _, group in zip(range(self.counts[shard]), groups, strict=False):
                 image = next((group[suffix] for suffix in IMAGE_SUFFIXES if suffix in group), None)

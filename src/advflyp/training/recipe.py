@@ -26,7 +26,7 @@ class TrainConfig:
     precision:     "fp32" or "bf16" (weights, pixels, patch embedding and losses stay float32)
     seed:          of data order, captions and perturbations
     device:        "auto", "cpu" or "cuda"
-    deterministic: only bit-reproducible operations
+    deterministic: only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU)
     patience:      stop after so many validations without a better one; none never stops early
     unfreeze:      what is trained: "vision" (the paper's), "vision+text", or "all" (also the logit scale)
     batch_norm:    "frozen" keeps the statistics of pretraining, "update" goes on estimating them

@@ -1,6 +1,7 @@
 """The training loop: pairs → attack → losses → step; nothing here knows a method by name."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -101,9 +102,9 @@ class Trainer:
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
         self.parameters = _unfreeze(self.model, recipe.train.unfreeze)
-        self.embed_text = (
-            TextCache(self.model) if recipe.train.unfreeze == "vision" else self.model.encode_text
-        )
+        # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
+        cached = recipe.train.unfreeze == "vision" and not recipe.train.deterministic
+        self.embed_text = TextCache(self.model) if cached else self.model.encode_text
         self.optimizer = make_optimizer(self.parameters, recipe.optim)
         self.total_steps = recipe.train.epochs * len(self.pairs)
         if recipe.train.max_steps is not None:
@@ -118,8 +119,11 @@ class Trainer:
 
     def fit(self) -> RunResult:
         """Train to the end, or to the point where validation stops improving."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / RECIPE_FILE).write_text(self.recipe.toml())
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / RECIPE_FILE).write_text(self.recipe.toml())
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
         progress = self.progress
         with RunLog(self.out, self.total_steps, resume_step=progress.step, console=self.console) as log:
             while not progress.finished:
@@ -136,8 +140,11 @@ class Trainer:
             progress.pairs_seen += len(batch["captions"])
             if progress.step % LOG_EVERY == 0 or progress.step == self.total_steps:
                 metrics = window.means()
-                log.write("train", progress.step, epoch=progress.epoch, seen=progress.pairs_seen, **metrics)
-                log.advance(progress.step, f"loss {metrics['loss']:.3f}  {metrics['pairs_per_second']:.0f} pairs/s")
+                rate = self.optimizer.param_groups[0]["lr"]
+                about = {"epoch": progress.epoch, "seen": progress.pairs_seen, "lr": rate}
+                log.write("train", progress.step, **about, **metrics)
+                speed = f"{metrics['pairs_per_second']:.0f} pairs/s"
+                log.advance(progress.step, f"loss {metrics['loss']:.3f}  {speed}")
                 window = Window()
             if progress.step == self.total_steps:
                 break
@@ -290,13 +297,9 @@ class Trainer:
             raise ValueError(f"{self.out} holds another run; continue it with --resume or name another folder")
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} is not empty; name a new folder for the run")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            probe = self.out / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
+        parent = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ValueError(f"no permission to write to {parent}; name another folder for the run")
 
 
 @dataclass

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from advflyp.attack.pgd import AttackConfig, pgd
+from advflyp.attack.threat import Threat
+from advflyp.model.clip import CLIP
+
+THREATS = [Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)]
+
+
+def data(n: int = 5, size: int = 32) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def quadratic(target: torch.Tensor):
+    return lambda x: ((x - target) ** 2).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_equals_a_step_by_step_reference(threat: Threat, random_start: bool) -> None:
+    """The textbook loop in float64, analytic gradient, one image at a time."""
+    images, target = data(3, 6).double(), data(6, 6)[3:].double()
+    steps, step_size = 5, 0.3 * threat.eps
+    ours = pgd(
+        images,
+        quadratic(target),
+        threat,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        generator=torch.Generator().manual_seed(3),
+    )
+    start = threat.random_start(images, torch.Generator().manual_seed(3)) if random_start else images
+    for x, t, begin, result in zip(images, target, start, ours, strict=True):
+        delta = begin - x
+        for _ in range(steps):
+            gradient = 2 * (x + delta - t)
+            if threat.norm == "linf":
+                delta = (delta + step_size * gradient.sign()).clamp(-threat.eps, threat.eps)
+            else:
+                delta = delta + step_size * gradient / gradient.norm()
+                delta = delta * min(1.0, threat.eps / delta.norm().item())
+            delta = (x + delta).clamp(0, 1) - x
+        torch.testing.assert_close(result, x + delta, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+def test_raises_the_loss_inside_the_ball(any_tiny: CLIP, threat: Threat) -> None:
+    images = data(6, any_tiny.image_size[0])
+    images[0], images[1] = 0, 1
+    goal = any_tiny.encode_image(images).detach()
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return 1 - (any_tiny.encode_image(x) * goal).sum(1)
+
+    found = pgd(images, loss, threat, steps=8, step_size=threat.eps / 4, generator=torch.Generator().manual_seed(0))
+    assert threat.contains(images, found).all()
+    assert (loss(found) > loss(threat.random_start(images, torch.Generator().manual_seed(0)))).all()
+    assert not found.requires_grad
+
+
+def test_no_parameter_is_touched(tiny: CLIP) -> None:
+    before = {name: p.clone() for name, p in tiny.named_parameters()}
+    next(tiny.parameters()).grad = torch.ones_like(next(tiny.parameters()))
+    images = data(2)
+    pgd(images, lambda x: tiny.encode_image(x).sum(1), THREATS[0], steps=2, step_size=0.01)
+    for name, parameter in tiny.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.requires_grad
+    assert torch.equal(next(tiny.parameters()).grad, torch.ones_like(next(tiny.parameters())))
+    assert all(p.grad is None for p in list(tiny.parameters())[1:])
+
+
+def test_works_where_gradients_are_off(tiny: CLIP) -> None:
+    images = data(2)
+    with torch.no_grad():
+        found = pgd(images, lambda x: tiny.encode_image(x)[:, 0], THREATS[0], steps=1, step_size=0.01)
+    assert not torch.equal(found, images)
+
+
+def test_scalar_and_per_sample_losses_agree(tiny: CLIP) -> None:
+    images = data(4)
+    text = tiny.encode_text(["a", "b", "c", "d"]).detach()
+    labels = torch.tensor([0, 1, 2, 3])
+    results = [
+        pgd(
+            images,
+            lambda x, r=reduction: F.cross_entropy(20 * tiny.encode_image(x) @ text.T, labels, reduction=r),
+            THREATS[0],
+            steps=3,
+            step_size=1 / 255,
+            random_start=False,
+        )
+        for reduction in ("mean", "none")
+    ]
+    # Only pixels whose gradient is a rounding error may choose another sign.
+    assert (results[0] != results[1]).float().mean() < 1e-3
+
+
+def test_same_generator_same_result(tiny: CLIP) -> None:
+    images = data(2)
+
+    def run(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return pgd(images, lambda x: tiny.encode_image(x)[:, 0], THREATS[0], steps=1, step_size=0.001, generator=generator)
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eps": 0.0}, "eps must be above 0"),
+        ({"steps": -1}, r"attack\.steps must be 0 \(clean\) or above"),
+        ({"step_size": 0.0}, r"attack\.step_size must be above 0"),
+    ],
+)
+def test_config_refuses(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttackConfig(**values)

@@ -1,0 +1,38 @@
+"""Fixtures that many tests share; what they are made of is in helpers.py."""
+
+from pathlib import Path
+
+import pytest
+from helpers import RECIPE, make_tiny, write_folder
+
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("vit", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_rn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("rn", tmp_path_factory.mktemp("models") / "tiny-rn")
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> CLIP:
+    return load_model(tiny_folder)
+
+
+@pytest.fixture(params=["vit", "rn"])
+def any_tiny(request: pytest.FixtureRequest, tiny_folder: Path, tiny_rn_folder: Path) -> CLIP:
+    return load_model(tiny_folder if request.param == "vit" else tiny_rn_folder)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
+    """AdvFLYP_full on a tiny CLIP and 64 pairs in a folder: 2 epochs of 4 steps."""
+    data = write_folder(tmp_path / "pairs", 64)
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(model=tiny_folder, data=data))
+    return path

@@ -1,0 +1,144 @@
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import pairs, write_folder, write_shards, write_tar
+from PIL import Image
+
+from advflyp.data.pairs import DataConfig, find_shards, on_white, open_pairs
+from advflyp.model.clip import CLIP
+
+CPU = torch.device("cpu")
+
+
+def opened(tiny: CLIP, train: object, seed: int = 0, **config: object):
+    config = {"batch_size": 8, "workers": 2, **config}
+    return open_pairs(DataConfig(train=str(train), **config), tiny.preprocess, seed=seed, device=CPU)
+
+
+def captions(batches: list[dict]) -> list[str]:
+    return [caption for batch in batches for caption in batch["captions"]]
+
+
+@pytest.fixture(params=["folder", "shards", "shards.gz"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "folder":
+        return write_folder(tmp_path / "pairs", 43)
+    if request.param == "shards":
+        return write_shards(tmp_path / "shards", 43, per_shard=10)
+    members = [(f"{i:03d}.{end}", data if end == "png" else data) for i, (image, caption) in enumerate(pairs(43))
+               for end, data in (("png", image), ("txt", caption.encode()))]  # fmt: skip
+    return write_tar(tmp_path / "all.tar.gz", members)
+
+
+def test_an_epoch_has_every_pair_at_most_once(tiny: CLIP, source: Path) -> None:
+    stream = opened(tiny, source)
+    batches = list(stream.epoch(0))
+    assert len(stream) == len(batches) == 5
+    assert all(batch["images"].shape == (8, 3, 32, 32) for batch in batches)
+    assert 0 <= batches[0]["images"].min() and batches[0]["images"].max() <= 1
+    expected = Counter(caption for _, caption in pairs(43))
+    assert not Counter(captions(batches)) - expected
+    assert not stream.skipped
+
+
+def test_pictures_keep_their_captions(tiny: CLIP, tmp_path: Path) -> None:
+    members = []
+    for value in range(0, 240, 10):
+        stream = io.BytesIO()
+        Image.new("RGB", (40, 40), (value,) * 3).save(stream, "png")
+        members += [(f"k{value}.png", stream.getvalue()), (f"k{value}.txt", str(value).encode())]
+    stream = opened(tiny, write_tar(tmp_path / "grey.tar", members))
+    for batch in stream.epoch(0):
+        for image, caption in zip(batch["images"], batch["captions"], strict=True):
+            assert image.mean().item() * 255 == pytest.approx(int(caption), abs=0.01)
+
+
+def test_order_depends_on_seed_and_epoch_alone(tiny: CLIP, source: Path) -> None:
+    first = captions(list(opened(tiny, source, workers=1).epoch(1)))
+    assert captions(list(opened(tiny, source, workers=4).epoch(1))) == first
+    assert captions(list(opened(tiny, source).epoch(2))) != first
+    assert captions(list(opened(tiny, source, seed=1).epoch(1))) != first
+
+
+def test_resuming_within_an_epoch(tiny: CLIP, source: Path) -> None:
+    whole = list(opened(tiny, source).epoch(3))
+    rest = list(opened(tiny, source).epoch(3, whole[1]["position"]))
+    assert [b["captions"] for b in rest] == [b["captions"] for b in whole[2:]]
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(rest, whole[2:], strict=True))
+
+
+def test_resuming_counts_unusable_samples(tiny: CLIP, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pairs", 40)
+    for index in range(0, 40, 7):
+        (folder / f"{index:04d}.png").write_bytes(b"not a picture")
+    whole = list(opened(tiny, folder).epoch(0))
+    rest = list(opened(tiny, folder).epoch(0, whole[0]["position"]))
+    assert [b["captions"] for b in rest] == [b["captions"] for b in whole[1:]]
+
+
+def test_unusable_samples_are_counted_by_reason(tiny: CLIP, tmp_path: Path) -> None:
+    good = [(f"g{i}.{end}", data) for i, (image, caption) in enumerate(pairs(8))
+            for end, data in (("png", image), ("txt", caption.encode()))]  # fmt: skip
+    image = pairs(1)[0][0]
+    bad = [
+        ("a.png", b"not a picture"), ("a.txt", b"x"),
+        ("b.png", image[: len(image) // 2]), ("b.txt", b"x"),
+        ("c.png", image),
+        ("d.txt", b"no picture"),
+        ("e.png", image), ("e.txt", b"  \n "),
+    ]  # fmt: skip
+    stream = opened(tiny, write_tar(tmp_path / "x.tar", good + bad))
+    assert len(list(stream.epoch(0))) == 1
+    assert stream.skipped == {"unreadable image": 2, "no caption": 1, "no image": 1, "empty caption": 1}
+
+
+def test_limit_is_the_same_subset_in_every_epoch(tiny: CLIP, source: Path) -> None:
+    stream = opened(tiny, source, limit=17)
+    assert len(stream) == 2
+    all_pairs = [caption for _, caption in pairs(43)][:17]
+    for epoch in range(3):
+        assert not Counter(captions(list(stream.epoch(epoch)))) - Counter(all_pairs)
+
+
+def test_shard_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_shards(tmp_path / "shards", 30, per_shard=10)
+    names = [folder / f"{i:03d}.tar" for i in range(3)]
+    assert find_shards(str(folder)) == names
+    assert find_shards(f"{folder}/*.tar") == names
+    assert find_shards(f"{folder}/{{000..001}}.tar") == names[:2]
+    assert find_shards(str(names[2])) == names[2:]
+    monkeypatch.chdir(tmp_path)
+    assert find_shards("shards/00*.tar") == [name.relative_to(tmp_path) for name in names]
+
+
+def test_transparent_pictures_lie_on_white() -> None:
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 255, 0))
+    assert list(on_white(picture).get_flattened_data() if hasattr(picture, "get_flattened_data") else on_white(picture).getdata()) == [(255, 0, 0), (255, 255, 255)]
+    assert on_white(Image.new("L", (1, 1), 7)).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_sources_that_cannot_be_used(tiny: CLIP, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no training pairs at .*nothing"):
+        opened(tiny, tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"there are no training pairs at .*002\.tar"):
+        write_shards(tmp_path / "two", 20, per_shard=10)
+        opened(tiny, f"{tmp_path}/two/{{000..004}}.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no image: put a name\.txt beside every name\.jpg"):
+        opened(tiny, tmp_path / "empty")
+    lonely = write_folder(tmp_path / "lonely", 3)
+    for text in lonely.glob("*.txt"):
+        text.unlink()
+    with pytest.raises(ValueError, match="holds 3 images but no caption"):
+        opened(tiny, lonely)
+    with pytest.raises(ValueError, match=r"empty\.tar hold no pairs"):
+        opened(tiny, write_tar(tmp_path / "empty.tar", []))
+    (tmp_path / "fake.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match="not a readable tar"):
+        opened(tiny, tmp_path / "fake.tar")
+    with pytest.raises(ValueError, match="holds 5 pairs, which do not fill one batch of 8"):
+        opened(tiny, write_folder(tmp_path / "few", 5))

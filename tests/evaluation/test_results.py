@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from advflyp.evaluation.results import Cell, append_cell, mean_interval, read_cells, wilson
+
+
+def cell(**changes: object) -> Cell:
+    values = {
+        "model": "m", "checkpoint_sha256": "0" * 64, "set": "mini/food", "split": "test", "n": 50, "prompt": "a {}",
+        "attack": "pgd10", "attack_args": {"steps": 10}, "norm": "linf", "eps": 1 / 255, "precision": "fp32",
+        "seed": 0, "version": "0", "correct": 20, "accuracy": 0.4, "ci95": (0.28, 0.54), "seconds": 1.0,
+    }  # fmt: skip
+    return Cell(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    # R: prop.test(x, n, correct = FALSE)$conf.int
+    [(0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (5, 10, 0.2365931, 0.7634069), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson(correct, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_mean_interval_is_narrower_than_a_set_s_and_holds_the_mean() -> None:
+    cells = [cell(set=str(i), correct=20 + i, accuracy=(20 + i) / 50) for i in range(4)]
+    mean, (low, high) = mean_interval(cells)
+    assert mean == pytest.approx(0.43)
+    assert low < mean < high
+    a, b = wilson(21, 50)
+    assert (high - low) == pytest.approx((b - a) / 2, rel=0.1)
+
+
+def test_mean_interval_of_perfect_sets_is_not_certain() -> None:
+    _, (low, high) = mean_interval([cell(correct=50, accuracy=1.0)])
+    assert low < 1 and high == 1
+
+
+def test_store_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "r.jsonl"
+    for eps in (1 / 255, 2 / 255):
+        append_cell(path, cell(eps=eps))
+    assert read_cells(path) == [cell(eps=1 / 255), cell(eps=2 / 255)]
+    with open(path, "a") as file:
+        file.write('{"model": "cut o')  # a crash in the middle of a line
+    assert len(read_cells(path)) == 2
+    assert read_cells(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("line", ['{"model": 1}', "not json", "[1]"])
+def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result of ours"):
+        read_cells(tmp_path / "r.jsonl")
+
+
+def test_key_is_what_was_measured_not_what_came_out() -> None:
+    assert cell().key() == cell(correct=1, accuracy=0.02, seconds=9.0, model="renamed").key()
+    for change in ({"eps": 2 / 255}, {"checkpoint_sha256": "1"}, {"n": 40}, {"seed": 1}, {"attack_args": {"steps": 9}}):
+        assert cell(**change).key() != cell().key()
+
+
+def test_cells_are_json() -> None:
+    assert json.loads(json.dumps(cell().__dict__))["ci95"] == [0.28, 0.54]

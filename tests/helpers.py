@@ -1,0 +1,124 @@
+"""A tiny CLIP and small real data, made on the fly; the fixtures are in conftest.py."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image, ImageDraw
+
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import save_model
+
+TEXT = {
+    "context_length": 16,
+    "vocab_size": 8192,
+    "width": 32,
+    "heads": 2,
+    "layers": 1,
+    "tokenizer_kwargs": {"bpe_path": "bpe_8k.txt.gz"},
+}
+VISION = {
+    "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+    "rn": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+}
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+SHAPES = ("circle", "square", "triangle", "bar")
+
+
+def make_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A random tiny CLIP as an open_clip folder."""
+    torch.manual_seed(seed)
+    config = {"embed_dim": 24, "vision_cfg": VISION[kind], "text_cfg": TEXT}
+    net = open_clip.model.CLIP(**json.loads(json.dumps(config)))
+    preprocess = {"size": VISION[kind]["image_size"], "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
+    model = CLIP(net, lambda texts: torch.zeros(0), {"model_cfg": config, "preprocess_cfg": preprocess}, kind)
+    save_model(model, folder, {})
+    return folder
+
+
+def picture(colour: str, shape: str, rng: random.Random, size: int = 48) -> Image.Image:
+    image = Image.new("RGB", (size, size), (rng.randint(200, 255),) * 3)
+    draw = ImageDraw.Draw(image)
+    r, x, y = rng.randint(size // 5, size // 3), size // 2 + rng.randint(-4, 4), size // 2 + rng.randint(-4, 4)
+    if shape == "circle":
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=COLOURS[colour])
+    elif shape == "square":
+        draw.rectangle([x - r, y - r, x + r, y + r], fill=COLOURS[colour])
+    elif shape == "bar":
+        draw.rectangle([x - r, y - r // 3, x + r, y + r // 3], fill=COLOURS[colour])
+    else:
+        draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=COLOURS[colour])
+    return image
+
+
+def pairs(n: int, seed: int = 0) -> list[tuple[bytes, str]]:
+    """(PNG bytes, caption), 16 different captions."""
+    rng = random.Random(seed)
+    result = []
+    for index in range(n):
+        colour, shape = list(COLOURS)[index % 4], SHAPES[index // 4 % 4]
+        stream = io.BytesIO()
+        picture(colour, shape, rng).save(stream, "png")
+        result.append((stream.getvalue(), f"a {colour} {shape}"))
+    return result
+
+
+def write_folder(folder: Path, n: int, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (image, caption) in enumerate(pairs(n, seed)):
+        (folder / f"{index:04d}.png").write_bytes(image)
+        (folder / f"{index:04d}.txt").write_text(caption)
+    return folder
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_shards(folder: Path, n: int, per_shard: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    every = pairs(n)
+    for shard, start in enumerate(range(0, n, per_shard)):
+        members = []
+        for index in range(start, min(n, start + per_shard)):
+            image, caption = every[index]
+            members += [(f"{index:04d}.png", image), (f"{index:04d}.txt", caption.encode())]
+        write_tar(folder / f"{shard:03d}.tar", members)
+    return folder
+
+
+RECIPE = """
+[model]
+name = "{model}"
+[data]
+train = "{data}"
+batch_size = 16
+workers = 2
+[method]
+name = "advflyp"
+feature_weight = 1.0
+logit_weight = 1.0
+[attack]
+eps = "4/255"
+steps = 2
+step_size = "4/255"
+[optim]
+name = "adamw"
+lr = 1e-3
+warmup_steps = 2
+[train]
+device = "cpu"
+deterministic = true
+epochs = 2
+[checkpoint]
+every = 3
+"""

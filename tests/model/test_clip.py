@@ -1,0 +1,105 @@
+import copy
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from advflyp.model.clip import CLIP, Float32Conv2d, TextCache
+from advflyp.model.zeroshot import class_embeddings, class_logits
+
+
+def data(model: CLIP, n: int = 4) -> torch.Tensor:
+    eight_bit = torch.randint(0, 256, (n, 3, *model.image_size), generator=torch.Generator().manual_seed(0))
+    return eight_bit / 255
+
+
+def test_embeddings_are_open_clips(any_tiny: CLIP) -> None:
+    """Pixels in [0, 1] in, normalisation inside: the same as open_clip on images normalised by hand."""
+    images = data(any_tiny)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.3, 0.2])
+    by_hand = (images - mean[:, None, None]) / std[:, None, None]
+    plain = copy.deepcopy(any_tiny.net)
+    expected = nn.functional.normalize(plain.encode_image(by_hand), dim=-1)
+    torch.testing.assert_close(any_tiny.encode_image(images), expected)
+    tokens = any_tiny.tokenizer(["a red circle"])
+    torch.testing.assert_close(
+        any_tiny.encode_text(["a red circle"]), nn.functional.normalize(plain.encode_text(tokens), dim=-1)
+    )
+    torch.testing.assert_close(any_tiny.encode_image(images).norm(dim=1), torch.ones(4))
+    assert any_tiny.logit_scale.item() == pytest.approx(any_tiny.net.logit_scale.exp().item())
+
+
+def test_preprocess_is_open_clips_without_the_normalisation(tiny: CLIP) -> None:
+    from PIL import Image
+
+    picture = Image.effect_noise((70, 50), 80).convert("RGB")
+    ours = tiny.preprocess(picture)
+    assert ours.shape == (3, 32, 32)
+    assert 0 <= ours.min() and ours.max() <= 1
+    theirs = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(picture)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_perturbations_survive_bf16(any_tiny: CLIP) -> None:
+    """The first convolution sees float32 pixels, so that ±1/255 keeps its exact size and sign."""
+    seen = []
+    first = next(m for m in any_tiny.visual.modules() if isinstance(m, Float32Conv2d))
+    first.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    images = data(any_tiny)
+    delta = torch.where(torch.rand(images.shape) < 0.5, -1.0, 1.0) / 255
+    with any_tiny.computing_in("bf16"):
+        any_tiny.encode_image(images)
+        any_tiny.encode_image(images + delta)
+    (clean, clean_out), (perturbed, perturbed_out) = seen
+    assert clean.dtype == clean_out.dtype == torch.float32
+    torch.testing.assert_close((perturbed - clean) * any_tiny.std, delta, rtol=1e-3, atol=1e-6)
+    expected = first._conv_forward((delta / any_tiny.std), first.weight, None)
+    torch.testing.assert_close(perturbed_out - clean_out, expected, rtol=1e-2, atol=1e-5)
+
+    rounded = ((images - any_tiny.mean) / any_tiny.std).bfloat16().float()
+    rounded_adv = ((images + delta - any_tiny.mean) / any_tiny.std).bfloat16().float()
+    lost = ((rounded_adv - rounded) * any_tiny.std - delta).norm() / delta.norm()
+    assert lost > 0.05, "what this test guards against is real: cast pixels lose the perturbation"
+
+
+def test_bf16_changes_embeddings_little_and_comes_back(any_tiny: CLIP) -> None:
+    images = data(any_tiny)
+    exact = any_tiny.encode_image(images)
+    with any_tiny.computing_in("bf16"):
+        rough = any_tiny.encode_image(images)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.05
+    assert torch.equal(any_tiny.encode_image(images), exact)
+
+
+def test_parameter_names_are_open_clips(tiny: CLIP) -> None:
+    plain = open_clip.model.CLIP(**copy.deepcopy(tiny.config["model_cfg"]))
+    assert set(tiny.net.state_dict()) == set(plain.state_dict())
+
+
+def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = tiny.encode_text
+
+    def spy(texts: list[str]) -> torch.Tensor:
+        asked.extend(texts)
+        return original(texts)
+
+    monkeypatch.setattr(tiny, "encode_text", spy)
+    cache = TextCache(tiny, capacity=3)
+    first = cache(["a", "b", "a"])
+    torch.testing.assert_close(first, original(["a", "b", "a"]))
+    assert not first.requires_grad
+    torch.testing.assert_close(cache(["b", "c", "d"]), original(["b", "c", "d"]))
+    assert asked == ["a", "b", "c", "d"]
+    cache(["a", "d"])
+    assert asked == ["a", "b", "c", "d", "d"], "beyond its capacity it encodes again"
+
+
+def test_classifier_averages_the_templates(tiny: CLIP) -> None:
+    weights = class_embeddings(tiny, ["cat", "dog"], ["a {}", "the {}."], batch_size=3)
+    dogs = tiny.encode_text(["a dog", "the dog."]).mean(0)
+    torch.testing.assert_close(weights[1], dogs / dogs.norm())
+    logits = class_logits(weights, weights, torch.tensor(10.0))
+    torch.testing.assert_close(logits.diagonal(), torch.tensor([10.0, 10.0]))

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import BUNDLED, load_model, save_model, weights_sha256
+
+
+def test_save_and_load(any_tiny: CLIP, tmp_path: Path) -> None:
+    save_model(any_tiny, tmp_path / "m", {"note": "x"})
+    again = load_model(tmp_path / "m")
+    assert weights_sha256(again) == weights_sha256(any_tiny)
+    images = torch.rand(2, 3, *any_tiny.image_size)
+    assert torch.equal(again.encode_image(images), any_tiny.encode_image(images))
+    assert torch.equal(again.encode_text(["a cat"]), any_tiny.encode_text(["a cat"]))
+    assert again.image_size == any_tiny.image_size
+    card = json.loads((tmp_path / "m/card.json").read_text())
+    assert card == {"note": "x", "weights_sha256": weights_sha256(any_tiny)}
+    assert not again.training
+
+
+def test_saving_over_an_older_model_replaces_it(tiny: CLIP, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "m", {"n": 1})
+    with torch.no_grad():
+        tiny.net.logit_scale.fill_(1.5)
+    save_model(tiny, tmp_path / "m", {"n": 2})
+    assert load_model(tmp_path / "m").logit_scale.log().item() == pytest.approx(1.5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_open_clip_loads_what_we_save(tiny: CLIP, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "m", {}, half=True)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - tiny.mean) / tiny.std
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(model.encode_image(normalised), dim=-1),
+        tiny.encode_image(images),
+        rtol=0,
+        atol=5e-3,
+    )
+    assert preprocess.transforms[-1].mean == pytest.approx((0.5, 0.4, 0.3))
+
+
+def test_every_weight_counts_in_the_hash(tiny: CLIP) -> None:
+    before = weights_sha256(tiny)
+    with torch.no_grad():
+        tiny.net.visual.proj[0, 0] += 1e-3
+    assert weights_sha256(tiny) != before
+
+
+def test_random_weights_of_an_architecture() -> None:
+    torch.manual_seed(0)
+    one = load_model("mini/random")
+    torch.manual_seed(0)
+    assert weights_sha256(load_model("mini/random")) == weights_sha256(one)
+    assert weights_sha256(load_model("mini/random")) != weights_sha256(one)
+    assert one.image_size == (64, 64)
+    assert one.encode_text(["a cat"]).shape == (1, 192)
+    assert int(one.tokenizer(["a photograph of a cat"]).max()) == 8191
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else [])
+def test_bundled_models(name: str) -> None:
+    model = load_model(name)
+    card = json.loads((BUNDLED / name / "card.json").read_text())
+    assert card["pairs_seen"] > 0
+    assert sum(f.stat().st_size for f in (BUNDLED / name).iterdir()) < 20e6
+    assert model.encode_image(torch.rand(2, 3, 64, 64)).shape == (2, 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("minni", "did you mean 'mini'"),
+        ("ViT-B-32", "say which weights of ViT-B-32: .*ViT-B-32/openai"),
+        ("ViT-B-32/opena", "no weights 'opena'.*ViT-B-32/openai"),
+        ("ViT-B-33/openai", "did you mean 'ViT-B-32'"),
+        ("runs/nothing-here", "neither a folder runs/nothing-here"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(name)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="readable open_clip model"):
+        load_model(tmp_path)

@@ -1,0 +1,140 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from advflyp.config import build, convert, override, read_toml
+from advflyp.training.recipe import read_recipe
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    eps: float = 0.1
+    steps: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    inner: Inner = Inner()
+    choice: Literal["a", "b"] = "a"
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    flag: bool = False
+
+
+def test_fills_nested_dataclasses() -> None:
+    tree = {"name": "x", "inner": {"eps": "4/255"}, "limit": 3, "names": ["p", "q"], "flag": True}
+    assert build(Outer, tree) == Outer(name="x", inner=Inner(eps=4 / 255), limit=3, names=("p", "q"), flag=True)
+
+
+def test_texts_from_the_command_line() -> None:
+    tree = {"name": "x", "inner": {"eps": "1e-2", "steps": "7"}, "limit": "none", "names": "p,q", "flag": "true"}
+    assert build(Outer, tree) == Outer(name="x", inner=Inner(eps=0.01, steps=7), names=("p", "q"), flag=True)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"nam": "x"}, "unknown key 'nam'; did you mean 'name'?"),
+        ({"name": "x", "inner": {"stepz": 1}}, "unknown key 'inner.stepz'; did you mean 'inner.steps'?"),
+        ({"name": "x", "zzz": 1}, "unknown key 'zzz'; known: choice, flag, inner, limit, name, names"),
+        ({}, "the recipe lacks name"),
+        ({"name": 3}, "name must be a text, not 3"),
+        ({"name": "x", "inner": {"steps": 1.5}}, "inner.steps must be a whole number, not 1.5"),
+        ({"name": "x", "inner": {"steps": True}}, "inner.steps must be a whole number, not True"),
+        ({"name": "x", "inner": {"steps": "two"}}, "inner.steps must be a whole number, not 'two'"),
+        ({"name": "x", "inner": {"eps": "1/0"}}, "inner.eps must be a number or a fraction"),
+        ({"name": "x", "inner": {"eps": [1]}}, "inner.eps must be a number"),
+        ({"name": "x", "inner": 3}, "inner must be a table, not 3"),
+        ({"name": "x", "choice": "c"}, "choice cannot be 'c'; it is one of a, b"),
+        ({"name": "x", "flag": "yes"}, "flag must be true or false, not 'yes'"),
+        ({"name": "x", "names": 3}, "names must be a list, not 3"),
+    ],
+)
+def test_mistakes_are_one_sentence(tree: dict, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        build(Outer, tree)
+    assert str(error.value).startswith(message)
+
+
+def test_overrides_do_not_change_the_original() -> None:
+    tree = {"a": {"x": 1}}
+    assert override(tree, {"a.x": "2", "b.y": 3}) == {"a": {"x": "2"}, "b": {"y": 3}}
+    assert tree == {"a": {"x": 1}}
+    with pytest.raises(ValueError, match=r"'lr' is not a recipe key; write it as table\.key"):
+        override(tree, {"lr": 1})
+
+
+def test_fractions() -> None:
+    assert convert("8/255", float, "x") == 8 / 255
+    assert convert(1, float, "x") == 1.0
+
+
+def test_unreadable_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no recipe at"):
+        read_toml(tmp_path / "x.toml")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_toml(tmp_path)
+    (tmp_path / "bad.toml").write_text("[a\n")
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        read_toml(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b'a = "\xe9"')
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        read_toml(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_shipped_recipe_reads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(path)
+    (tmp_path / "resolved.toml").write_text(recipe.toml())
+    assert read_recipe(tmp_path / "resolved.toml") == recipe
+
+
+def test_the_paper_s_recipe() -> None:
+    """Sec. 4.2 and the released code's optimiser."""
+    recipe = read_recipe(CONFIGS / "advflyp_full.toml")
+    assert recipe.model.name == "ViT-B-32/openai"
+    assert recipe.data.batch_size == 256
+    assert (recipe.attack.norm, recipe.attack.eps) == ("linf", 1 / 255)
+    assert (recipe.attack.steps, recipe.attack.step_size) == (2, 1 / 255)
+    assert (recipe.method.feature_weight, recipe.method.logit_weight) == (1, 1)
+    optim = recipe.optim
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 1e-4, 0.9, 0)
+    assert (optim.warmup_steps, optim.schedule) == (1000, "cosine")
+    assert (recipe.train.patience, recipe.train.unfreeze) == (10, "vision")
+    basic = read_recipe(CONFIGS / "advflyp.toml")
+    assert (basic.method.feature_weight, basic.method.logit_weight) == (0, 0)
+    assert basic.attack == recipe.attack and basic.optim == recipe.optim
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method.name": "advflip"}, "unknown method 'advflip'; did you mean 'advflyp'?"),
+        ({"method.feature_wieght": 1}, "did you mean 'method.feature_weight'?"),
+        ({"atack.eps": 1}, "unknown key 'atack'; did you mean 'attack'?"),
+        ({"attack.eps": 0}, "eps must be above 0"),
+        ({"attack.eps": "-1/255"}, "eps must be above 0"),
+        ({"data.batch_size": 0}, "data.batch_size must be at least 2"),
+        ({"data.batch_size": 1}, "data.batch_size must be at least 2, not 1: the contrastive loss"),
+        ({"data.limit": 8}, "data.limit = 8 does not fill one batch of 256"),
+        ({"data.workers": 0}, "data.workers must be at least 1"),
+        ({"optim.lr": "fast"}, "optim.lr must be a number"),
+        ({"optim.lr": 0}, "optim.lr must be above 0"),
+        ({"optim.warmup_steps": -1}, "optim.warmup_steps must be 0 or above"),
+        ({"optim.max_grad_norm": 0}, "optim.max_grad_norm must be above 0"),
+        ({"train.epochs": 0}, "train.epochs must be at least 1"),
+        ({"train.unfreeze": "everything"}, "train.unfreeze cannot be 'everything'; it is one of vision"),
+        ({"validate.attack": "pgd"}, "there is no attack 'pgd'"),
+        ({"validate.limit": 0}, "validate.limit must be at least 1"),
+        ({"checkpoint.keep": 0}, "checkpoint.keep must be at least 1"),
+    ],
+)
+def test_impossible_values(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        read_recipe(CONFIGS / "advflyp_full.toml", overrides)
+    assert message in str(error.value)

@@ -1,0 +1,281 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import write_folder
+
+from advflyp.attack.pgd import pgd
+from advflyp.method.advflyp import clip_loss
+from advflyp.model.hub import load_model, weights_sha256
+from advflyp.runlog import read_metrics
+from advflyp.training.checkpoint import checkpoints, load_checkpoint
+from advflyp.training.recipe import read_recipe
+from advflyp.training.trainer import Trainer, train
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run).net.state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_what_it_promises(recipe: Path, tmp_path: Path) -> None:
+    result = train(recipe, out=tmp_path / "run")
+    assert result.steps == 8
+    assert result.best is None
+    run = tmp_path / "run"
+    assert read_recipe(run / "recipe.toml") == read_recipe(recipe)
+    lines = [line for line in read_metrics(run) if line["kind"] == "train"]
+    assert lines[-1]["step"] == 8
+    assert lines[-1]["seen"] == 128
+    terms = {"loss", "loss/clip", "loss/feature", "loss/logit", "pairs_per_second", "lr"}
+    assert terms <= lines[-1].keys()
+    assert lines[-1]["loss"] == pytest.approx(sum(v for k, v in lines[-1].items() if k.startswith("loss/")), rel=1e-5)
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000006.pt", "step-00000008.pt"]
+    card = json.loads((run / "best/card.json").read_text())
+    assert card["step"] == 8 and card["recipe"]["optim"]["lr"] == 1e-3
+    assert not list(run.rglob("*.partial"))
+
+
+def test_the_same_seed_gives_the_same_run(recipe: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(recipe, out=tmp_path / name)
+    train(recipe, {"train.seed": 1}, out=tmp_path / "c")
+    assert equal(state(tmp_path / "a"), state(tmp_path / "b"))
+    assert not equal(state(tmp_path / "a"), state(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("killed_after", [3, 4, 6])
+def test_resuming_equals_no_interruption(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    """Bit for bit, whether the run died inside an epoch, at its end, or right at a checkpoint."""
+    overrides = {"checkpoint.every": 1, "optim.name": "sgd", "optim.lr": 0.05}
+    train(recipe, overrides, out=tmp_path / "whole")
+
+    real_step = Trainer.step
+    done = 0
+
+    def dying_step(self: Trainer, batch: dict) -> dict:
+        nonlocal done
+        if done == killed_after:
+            raise KeyboardInterrupt
+        done += 1
+        return real_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", dying_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, overrides, out=tmp_path / "cut")
+    monkeypatch.undo()
+    torch.manual_seed(999)
+    result = train(recipe, overrides, out=tmp_path / "cut", resume=True)
+    assert result.steps == 8
+    assert equal(state(tmp_path / "cut"), state(tmp_path / "whole"))
+    assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [8]
+
+
+def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of a real command, then --resume."""
+    command = [sys.executable, "-c", "from advflyp.cli import main; main()", "train", str(recipe)]
+    options = ["--checkpoint.every", "1", "--train.epochs", "6"]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "run"), *options], env={**os.environ})
+    while process.poll() is None and len(checkpoints(tmp_path / "run/checkpoints")) < 2:
+        pass
+    process.kill()
+    process.wait()
+    train(recipe, {"checkpoint.every": "1", "train.epochs": "6"}, out=tmp_path / "run", resume=True)
+    train(recipe, {"checkpoint.every": "1", "train.epochs": "6"}, out=tmp_path / "whole")
+    assert equal(state(tmp_path / "run"), state(tmp_path / "whole"))
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, out=tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    assert train(recipe, out=tmp_path / "run", resume=True).steps == 8
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("unfreeze", ["vision", "vision+text", "all"])
+def test_only_what_is_unfrozen_moves(recipe: Path, tmp_path: Path, tiny_folder: Path, unfreeze: str) -> None:
+    train(recipe, {"train.unfreeze": unfreeze, "train.max_steps": 3}, out=tmp_path / "run")
+    before, after = load_model(tiny_folder).net.state_dict(), state(tmp_path / "run")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert "visual.conv1.weight" in moved
+    assert any(not k.startswith("visual.") and k != "logit_scale" for k in moved) == (unfreeze != "vision")
+    assert ("logit_scale" in moved) == (unfreeze == "all")
+
+
+def test_batch_norm_statistics_move_only_when_asked(recipe: Path, tmp_path: Path, tiny_rn_folder: Path) -> None:
+    before = load_model(tiny_rn_folder).net.state_dict()
+    key = "visual.bn1.running_mean"
+    for mode in ("frozen", "update"):
+        overrides = {"model.name": tiny_rn_folder, "train.batch_norm": mode, "train.max_steps": 2}
+        train(recipe, {k: str(v) for k, v in overrides.items()}, out=tmp_path / mode)
+        assert torch.equal(state(tmp_path / mode)[key], before[key]) == (mode == "frozen")
+
+
+def test_attack_raises_the_methods_loss_within_the_threat(recipe: Path, tmp_path: Path) -> None:
+    trainer = Trainer(read_recipe(recipe), tmp_path / "run")
+    batch = next(iter(trainer.pairs.epoch(0)))
+    images = batch["images"]
+    batch["text_embeddings"] = trainer.embed_text(batch["captions"])
+    found = trainer.attack(images, batch)
+    threat = trainer.recipe.attack.threat
+    assert threat.contains(images, found).all()
+    start = threat.random_start(images, torch.Generator().manual_seed(0))
+    assert trainer.method.attack_loss(found, batch) > trainer.method.attack_loss(start, batch)
+    assert torch.equal(trainer.attack(images, batch), found), "the start depends on seed and step alone"
+    trainer.progress.step += 1
+    assert not torch.equal(trainer.attack(images, batch), found)
+
+
+def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    """Basic AdvFLYP, Algorithm 1: attack, contrastive loss, w ← w − lr·∂L/∂w."""
+    overrides = {
+        "method.feature_weight": 0, "method.logit_weight": 0,
+        "optim.name": "sgd", "optim.lr": 0.1, "optim.warmup_steps": 0, "optim.schedule": "constant",
+    }  # fmt: skip
+    trainer = Trainer(read_recipe(recipe, overrides), tmp_path / "run")
+    batch = next(iter(trainer.pairs.epoch(0)))
+    reference = load_model(tiny_folder)
+    text = reference.encode_text(batch["captions"]).detach()
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return clip_loss(reference.encode_image(x), text, reference.logit_scale)
+
+    from advflyp.training.trainer import derive_seed
+
+    generator = torch.Generator().manual_seed(derive_seed(0, 0))
+    found = pgd(batch["images"], loss, trainer.recipe.attack.threat, steps=2, step_size=4 / 255, generator=generator)
+    names = [name for name, _ in reference.net.visual.named_parameters()]
+    parameters = list(reference.net.visual.parameters())
+    gradients = torch.autograd.grad(loss(found), parameters)
+    trainer.step(batch)
+    stepped = dict(trainer.model.net.visual.named_parameters())
+    for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+        torch.testing.assert_close(stepped[name], parameter - 0.1 * gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_validation_decides_the_best_and_patience_ends_the_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    weights = []
+
+    class FakeJudge:
+        def __init__(self, model, *_: object, **__: object) -> None:
+            self.model = model
+
+        def correct(self, attack, threat, **_: object) -> torch.Tensor:
+            if threat is None:
+                return torch.ones(10)
+            weights.append(weights_sha256(self.model))
+            return torch.full((10,), next(scores))
+
+    monkeypatch.setattr("advflyp.training.trainer.Judge", FakeJudge)
+    overrides = {"validate.set": "mini/val", "train.patience": 2, "train.epochs": 9}
+    result = train(recipe, overrides, out=tmp_path / "run")
+    assert result.best == pytest.approx(0.5)
+    assert result.steps == 16, "two epochs without gain after the second"
+    assert weights_sha256(load_model(tmp_path / "run")) == weights[1]
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
+    assert [line["best"] for line in lines] == [True, True, False, False]
+
+
+def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    """64 pairs, a minute: more of them keep their caption under PGD-10 than before."""
+    data = write_folder(tmp_path / "more", 64)
+
+    def robust(model_name: Path) -> tuple[float, float]:
+        model = load_model(model_name)
+        captions = sorted({p.read_text() for p in data.glob("*.txt")})
+        text = model.encode_text(captions).detach()
+        trainer_pairs = Trainer(read_recipe(recipe, {"data.batch_size": 64}), tmp_path / f"probe-{model_name.name}").pairs
+        batch = next(iter(trainer_pairs.epoch(0)))
+        labels = torch.tensor([captions.index(c) for c in batch["captions"]])
+        threat = read_recipe(recipe).attack.threat
+
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            logits = model.logit_scale * model.encode_image(x) @ text.T
+            return torch.nn.functional.cross_entropy(logits, labels)
+
+        found = pgd(batch["images"], loss, threat, steps=10, step_size=1 / 255, random_start=False)
+        with torch.no_grad():
+            accuracy = [
+                (model.encode_image(x) @ text.T).argmax(1).eq(labels).float().mean().item()
+                for x in (batch["images"], found)
+            ]
+        return accuracy[0], accuracy[1]
+
+    overrides = {
+        "train.epochs": 60, "method.feature_weight": 0, "method.logit_weight": 0, "checkpoint.every": 1000,
+        "method.mask_same_caption": "true", "optim.lr": 3e-3, "data.batch_size": 32,
+    }  # fmt: skip
+    train(recipe, overrides, out=tmp_path / "run")
+    before, after = robust(tiny_folder), robust(tmp_path / "run")
+    assert before[1] < 0.2
+    assert after[0] > 0.6
+    assert after[1] > 0.4
+
+
+def test_gradient_clipping_limits_the_step(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    overrides = {"optim.name": "sgd", "optim.lr": 1.0, "optim.momentum": 0, "optim.max_grad_norm": 1e-3,
+                 "optim.warmup_steps": 0, "optim.schedule": "constant", "train.max_steps": 1}  # fmt: skip
+    train(recipe, overrides, out=tmp_path / "run")
+    before, after = load_model(tiny_folder).net.state_dict(), state(tmp_path / "run")
+    moved = sum((before[k] - after[k]).pow(2).sum().item() for k in before) ** 0.5
+    assert moved == pytest.approx(1e-3, rel=0.02)
+
+
+def test_folders_that_cannot_take_a_run(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, {"train.max_steps": 1}, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="holds another run; continue it with --resume"):
+        train(recipe, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the recipe differs from .*was lr = 0\.001; .*is lr = 0\.01"):
+        train(recipe, {"train.max_steps": 1, "optim.lr": 0.01}, out=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train(recipe, out=tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        train(recipe, out=tmp_path / "file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        train(recipe, out=tmp_path / "full")
+
+
+def test_no_permission(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere but into the kernel's own tree.
+    with pytest.raises(ValueError, match="cannot write to /proc/advflyp|no permission to write to /proc"):
+        train(recipe, out="/proc/advflyp")
+    monkeypatch.setattr("advflyp.training.trainer.os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"no permission to write to {tmp_path}"):
+        train(recipe, out=tmp_path / "run")
+
+
+def test_nothing_is_left_after_a_mistake(recipe: Path, tmp_path: Path) -> None:
+    for overrides in ({"data.train": "nowhere/*.tar"}, {"model.name": "minni"}, {"data.batch_size": "4096"}):
+        with pytest.raises(ValueError):
+            train(recipe, overrides, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_load_without_running_code(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, {"train.max_steps": 1}, out=tmp_path / "run")
+    (path,) = checkpoints(tmp_path / "run/checkpoints")
+    assert load_checkpoint(path)["progress"]["step"] == 1
+
+
+def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "broken", 20)
+    for image in folder.glob("*.png"):
+        image.write_bytes(b"?")
+    with pytest.raises(ValueError, match="no batch of 16 usable pairs .*'unreadable image': 20"):
+        train(recipe, {"data.train": str(folder)}, out=tmp_path / "run")
