@@ -66,7 +66,9 @@ class Transcription:
         self.F = deepcopy(model)
         self.recipe = recipe
         self.regularised = regularised
-        self.optimizer = torch.optim.SGD(model.visual.parameters(), lr=recipe.optim.lr, momentum=recipe.optim.momentum)
+        self.optimizer = torch.optim.SGD(
+            model.visual.parameters(), lr=recipe.optim.lr, momentum=recipe.optim.momentum
+        )
 
     def l_clip(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
         logits = self.f.logit_scale * self.f.encode_image(images) @ self.f.encode_text(captions).T

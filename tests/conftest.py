@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from helpers import RECIPE, make_tiny, write_folder
 
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
+from helpers import RECIPE, make_tiny, write_folder
 
 
 @pytest.fixture(scope="session")

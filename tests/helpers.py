@@ -43,7 +43,11 @@ def make_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
 def picture(colour: str, shape: str, rng: random.Random, size: int = 48) -> Image.Image:
     image = Image.new("RGB", (size, size), (rng.randint(200, 255),) * 3)
     draw = ImageDraw.Draw(image)
-    r, x, y = rng.randint(size // 5, size // 3), size // 2 + rng.randint(-4, 4), size // 2 + rng.randint(-4, 4)
+    r, x, y = (
+        rng.randint(size // 5, size // 3),
+        size // 2 + rng.randint(-4, 4),
+        size // 2 + rng.randint(-4, 4),
+    )
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=COLOURS[colour])
     elif shape == "square":
@@ -84,15 +88,19 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
+def members(some: list[tuple[bytes, str]], first: int = 0) -> list[tuple[str, bytes]]:
+    """Pairs as the members of a webdataset tar."""
+    result = []
+    for index, (image, caption) in enumerate(some, first):
+        result += [(f"{index:04d}.png", image), (f"{index:04d}.txt", caption.encode())]
+    return result
+
+
 def write_shards(folder: Path, n: int, per_shard: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     every = pairs(n)
     for shard, start in enumerate(range(0, n, per_shard)):
-        members = []
-        for index in range(start, min(n, start + per_shard)):
-            image, caption = every[index]
-            members += [(f"{index:04d}.png", image), (f"{index:04d}.txt", caption.encode())]
-        write_tar(folder / f"{shard:03d}.tar", members)
+        write_tar(folder / f"{shard:03d}.tar", members(every[start : start + per_shard], start))
     return folder
 
 

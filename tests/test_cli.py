@@ -40,10 +40,12 @@ def test_help_answers_at_once() -> None:
 
 def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    code, printed, _ = run("train", recipe, "--out", out, "--optim.lr", "1e-4", "--train.epochs=1", capsys=capsys)
+    code, printed, _ = run(
+        "train", recipe, "--out", out, "--optim.lr", "1e-4", "--train.epochs=1", capsys=capsys
+    )
     assert code == 0
     assert f"4 steps; the model is {out}" in printed.replace("\n", "")
-    assert 'lr = 0.0001' in (out / "recipe.toml").read_text()
+    assert "lr = 0.0001" in (out / "recipe.toml").read_text()
     assert read_metrics(out)
     results = tmp_path / "r.jsonl"
     code, printed, _ = run("eval", out, "--sets", "mini/flags", "mini/fashion", "--attacks", "clean", "pgd2",
@@ -63,7 +65,10 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "{recipe}", "--attack.eps", "0"], "eps must be above 0"),
         (["train", "{recipe}", "--data.batch_size", "0"], "data.batch_size must be at least 2"),
         (["train", "{recipe}", "--data.batch_size", "1"], "contrastive loss compares pairs"),
-        (["train", "{recipe}", "--data.train", "nowhere/{0..3}.tar"], "there are no training pairs at nowhere/0.tar"),
+        (
+            ["train", "{recipe}", "--data.train", "nowhere/{0..3}.tar"],
+            "there are no training pairs at nowhere/0.tar",
+        ),
         (["train", "{recipe}", "--data.train", "{tmp}/empty.tar"], "hold no pairs"),
         (["train", "{recipe}", "--model.name", "no-such-model"], "there is no model 'no-such-model'"),
         (["train", "{recipe}", "--out", "{tmp}/other"], "holds another run"),
@@ -82,6 +87,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     import torch
+
     from helpers import write_tar
 
     if "cuda" in arguments and torch.cuda.is_available():

@@ -28,11 +28,19 @@ class Outer:
 
 def test_fills_nested_dataclasses() -> None:
     tree = {"name": "x", "inner": {"eps": "4/255"}, "limit": 3, "names": ["p", "q"], "flag": True}
-    assert build(Outer, tree) == Outer(name="x", inner=Inner(eps=4 / 255), limit=3, names=("p", "q"), flag=True)
+    assert build(Outer, tree) == Outer(
+        name="x", inner=Inner(eps=4 / 255), limit=3, names=("p", "q"), flag=True
+    )
 
 
 def test_texts_from_the_command_line() -> None:
-    tree = {"name": "x", "inner": {"eps": "1e-2", "steps": "7"}, "limit": "none", "names": "p,q", "flag": "true"}
+    tree = {
+        "name": "x",
+        "inner": {"eps": "1e-2", "steps": "7"},
+        "limit": "none",
+        "names": "p,q",
+        "flag": "true",
+    }
     assert build(Outer, tree) == Outer(name="x", inner=Inner(eps=0.01, steps=7), names=("p", "q"), flag=True)
 
 

@@ -67,7 +67,7 @@ def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
 
 
 def suggest(word: str, known: Iterable[str], at: str = "") -> str:
-    """"; did you mean 'x'?" for the nearest known word, else the list of them all."""
+    """The end of a message: the nearest known word ("; did you mean 'x'?"), else all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -111,6 +111,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def integer(value: Any, key: str) -> int:
+    """An int from a whole number or its text."""
     if isinstance(value, str):
         try:
             value = int(value)

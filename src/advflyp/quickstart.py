@@ -41,7 +41,9 @@ def quickstart(out: str | Path, *, console: Console | None = None) -> Outcome:
         raise ValueError(f"{out} is a file; name a folder with --out")
     run = out / "run"
     cells = _measure("mini", BEFORE, out, console)
-    console.print("\nfinetuning with AdvFLYP_full: PGD-2 at ε=2/255 on the embedded image–text pairs", highlight=False)
+    console.print(
+        "\nfinetuning with AdvFLYP_full: PGD-2 at ε=2/255 on the embedded image–text pairs", highlight=False
+    )
     with as_file(files("advflyp") / RECIPE) as recipe:
         train(recipe, out=run, resume=bool(checkpoints(run / "checkpoints")), console=console)
     cells += _measure(run, AFTER, out, console)

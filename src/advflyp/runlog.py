@@ -27,7 +27,7 @@ class RunLog:
         draft = path.with_suffix(".partial")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         draft.rename(path)
-        self.file = open(path, "a", buffering=1)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115, closed by __exit__
         self.started = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),

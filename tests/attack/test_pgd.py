@@ -55,7 +55,9 @@ def test_raises_the_loss_inside_the_ball(any_tiny: CLIP, threat: Threat) -> None
     def loss(x: torch.Tensor) -> torch.Tensor:
         return 1 - (any_tiny.encode_image(x) * goal).sum(1)
 
-    found = pgd(images, loss, threat, steps=8, step_size=threat.eps / 4, generator=torch.Generator().manual_seed(0))
+    found = pgd(
+        images, loss, threat, steps=8, step_size=threat.eps / 4, generator=torch.Generator().manual_seed(0)
+    )
     assert threat.contains(images, found).all()
     assert (loss(found) > loss(threat.random_start(images, torch.Generator().manual_seed(0)))).all()
     assert not found.requires_grad
@@ -104,7 +106,14 @@ def test_same_generator_same_result(tiny: CLIP) -> None:
 
     def run(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return pgd(images, lambda x: tiny.encode_image(x)[:, 0], THREATS[0], steps=1, step_size=0.001, generator=generator)
+        return pgd(
+            images,
+            lambda x: tiny.encode_image(x)[:, 0],
+            THREATS[0],
+            steps=1,
+            step_size=0.001,
+            generator=generator,
+        )
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))

@@ -58,7 +58,11 @@ def test_linf_start_is_uniform_in_the_ball() -> None:
 def test_l2_start_is_uniform_in_volume() -> None:
     """Half of a ball's volume lies beyond 2^(-1/d) of its radius."""
     x = torch.full((4000, 3, 1, 1), 0.5)
-    length = (Threat(norm="l2", eps=0.1).random_start(x, torch.Generator().manual_seed(0)) - x).flatten(1).norm(dim=1)
+    length = (
+        (Threat(norm="l2", eps=0.1).random_start(x, torch.Generator().manual_seed(0)) - x)
+        .flatten(1)
+        .norm(dim=1)
+    )
     assert (length > 0.1 * 0.5 ** (1 / 3)).float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 

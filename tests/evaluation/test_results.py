@@ -18,7 +18,12 @@ def cell(**changes: object) -> Cell:
 @pytest.mark.parametrize(
     ("correct", "n", "low", "high"),
     # R: prop.test(x, n, correct = FALSE)$conf.int
-    [(0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (5, 10, 0.2365931, 0.7634069), (81, 263, 0.2553, 0.3662)],
+    [
+        (0, 10, 0.0, 0.2775328),
+        (10, 10, 0.7224672, 1.0),
+        (5, 10, 0.2365931, 0.7634069),
+        (81, 263, 0.2553, 0.3662),
+    ],
 )
 def test_wilson(correct: int, n: int, low: float, high: float) -> None:
     assert wilson(correct, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
@@ -58,7 +63,13 @@ def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
 
 def test_key_is_what_was_measured_not_what_came_out() -> None:
     assert cell().key() == cell(correct=1, accuracy=0.02, seconds=9.0, model="renamed").key()
-    for change in ({"eps": 2 / 255}, {"checkpoint_sha256": "1"}, {"n": 40}, {"seed": 1}, {"attack_args": {"steps": 9}}):
+    for change in (
+        {"eps": 2 / 255},
+        {"checkpoint_sha256": "1"},
+        {"n": 40},
+        {"seed": 1},
+        {"attack_args": {"steps": 9}},
+    ):
         assert cell(**change).key() != cell().key()
 
 

@@ -22,7 +22,12 @@ def noise_set(tiny: CLIP) -> LabelledSet:
     arrays = (torch.rand(20, 32, 32, 3, generator=random) * 255).byte().numpy()
     pictures = [(Image.fromarray(array), 0) for array in arrays]
     labelled = LabelledSet(
-        name="mini/noise", split="test", classes=classes, templates=["a {}", "the {}"], pictures=pictures, info={}
+        name="mini/noise",
+        split="test",
+        classes=classes,
+        templates=["a {}", "the {}"],
+        pictures=pictures,
+        info={},
     )
     judge = Judge(tiny, labelled)
     images = torch.cat([images for images, _ in labelled.batches(tiny.preprocess, 20)])
@@ -81,7 +86,14 @@ def test_cells(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     told = []
     cells = evaluate(
-        tiny, ["mini"], ["clean", "pgd2"], [1 / 255, 4 / 255], out=out, limit=10, name="m", progress=told.append
+        tiny,
+        ["mini"],
+        ["clean", "pgd2"],
+        [1 / 255, 4 / 255],
+        out=out,
+        limit=10,
+        name="m",
+        progress=told.append,
     )
     assert [(c.attack, c.eps) for c in cells] == [("clean", 0.0), ("pgd2", 1 / 255), ("pgd2", 4 / 255)]
     assert told == cells == read_cells(out)

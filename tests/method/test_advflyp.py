@@ -39,7 +39,9 @@ def slow_clip_loss(images: np.ndarray, texts: np.ndarray, scale: float) -> float
 
 def slow_feature(a: np.ndarray, b: np.ndarray) -> float:
     """Algorithm 1: the mean of the rows' norms."""
-    return sum(math.sqrt(sum((x - y) ** 2 for x, y in zip(r, q, strict=True))) for r, q in zip(a, b, strict=True)) / len(a)
+    return sum(
+        math.sqrt(sum((x - y) ** 2 for x, y in zip(r, q, strict=True))) for r, q in zip(a, b, strict=True)
+    ) / len(a)
 
 
 def slow_frobenius(a: np.ndarray, b: np.ndarray) -> float:
@@ -72,8 +74,14 @@ def numeric_gradient(f, x: np.ndarray, h: float = 1e-6) -> np.ndarray:
 
 
 CASES = {
-    "clip_loss, image side": (lambda x, a, t: clip_loss(x, t, SCALE), lambda x, a, t: slow_clip_loss(x, t, SCALE)),
-    "clip_loss, text side": (lambda x, a, t: clip_loss(t, x, SCALE), lambda x, a, t: slow_clip_loss(t, x, SCALE)),
+    "clip_loss, image side": (
+        lambda x, a, t: clip_loss(x, t, SCALE),
+        lambda x, a, t: slow_clip_loss(x, t, SCALE),
+    ),
+    "clip_loss, text side": (
+        lambda x, a, t: clip_loss(t, x, SCALE),
+        lambda x, a, t: slow_clip_loss(t, x, SCALE),
+    ),
     "feature": (lambda x, a, t: feature_deviation(x, a), lambda x, a, t: slow_feature(x, a)),
     "feature, clean side": (lambda x, a, t: feature_deviation(a, x), lambda x, a, t: slow_feature(a, x)),
     "frobenius": (
@@ -88,7 +96,10 @@ CASES = {
         lambda x, a, t: logit_divergence(a, x, t, SCALE),
         lambda x, a, t: slow_divergence(a, x, t, SCALE),
     ),
-    "logit as printed": (lambda x, a, t: logit_divergence(x, a, t), lambda x, a, t: slow_divergence(x, a, t, 1.0)),
+    "logit as printed": (
+        lambda x, a, t: logit_divergence(x, a, t),
+        lambda x, a, t: slow_divergence(x, a, t, 1.0),
+    ),
 }
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_folder
 
 from advflyp.attack.pgd import pgd
 from advflyp.method.advflyp import clip_loss
@@ -15,6 +14,7 @@ from advflyp.runlog import read_metrics
 from advflyp.training.checkpoint import checkpoints, load_checkpoint
 from advflyp.training.recipe import read_recipe
 from advflyp.training.trainer import Trainer, train
+from helpers import write_folder
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -36,8 +36,13 @@ def test_a_run_leaves_what_it_promises(recipe: Path, tmp_path: Path) -> None:
     assert lines[-1]["seen"] == 128
     terms = {"loss", "loss/clip", "loss/feature", "loss/logit", "pairs_per_second", "lr"}
     assert terms <= lines[-1].keys()
-    assert lines[-1]["loss"] == pytest.approx(sum(v for k, v in lines[-1].items() if k.startswith("loss/")), rel=1e-5)
-    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000006.pt", "step-00000008.pt"]
+    assert lines[-1]["loss"] == pytest.approx(
+        sum(v for k, v in lines[-1].items() if k.startswith("loss/")), rel=1e-5
+    )
+    assert [path.name for path in checkpoints(run / "checkpoints")] == [
+        "step-00000006.pt",
+        "step-00000008.pt",
+    ]
     card = json.loads((run / "best/card.json").read_text())
     assert card["step"] == 8 and card["recipe"]["optim"]["lr"] == 1e-3
     assert not list(run.rglob("*.partial"))
@@ -111,7 +116,9 @@ def test_only_what_is_unfrozen_moves(recipe: Path, tmp_path: Path, tiny_folder: 
     assert ("logit_scale" in moved) == (unfreeze == "all")
 
 
-def test_batch_norm_statistics_move_only_when_asked(recipe: Path, tmp_path: Path, tiny_rn_folder: Path) -> None:
+def test_batch_norm_statistics_move_only_when_asked(
+    recipe: Path, tmp_path: Path, tiny_rn_folder: Path
+) -> None:
     before = load_model(tiny_rn_folder).net.state_dict()
     key = "visual.bn1.running_mean"
     for mode in ("frozen", "update"):
@@ -152,7 +159,9 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
     from advflyp.training.trainer import derive_seed
 
     generator = torch.Generator().manual_seed(derive_seed(0, 0))
-    found = pgd(batch["images"], loss, trainer.recipe.attack.threat, steps=2, step_size=4 / 255, generator=generator)
+    found = pgd(
+        batch["images"], loss, trainer.recipe.attack.threat, steps=2, step_size=4 / 255, generator=generator
+    )
     names = [name for name, _ in reference.net.visual.named_parameters()]
     parameters = list(reference.net.visual.parameters())
     gradients = torch.autograd.grad(loss(found), parameters)
@@ -196,7 +205,9 @@ def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) 
         model = load_model(model_name)
         captions = sorted({p.read_text() for p in data.glob("*.txt")})
         text = model.encode_text(captions).detach()
-        trainer_pairs = Trainer(read_recipe(recipe, {"data.batch_size": 64}), tmp_path / f"probe-{model_name.name}").pairs
+        trainer_pairs = Trainer(
+            read_recipe(recipe, {"data.batch_size": 64}), tmp_path / f"probe-{model_name.name}"
+        ).pairs
         batch = next(iter(trainer_pairs.epoch(0)))
         labels = torch.tensor([captions.index(c) for c in batch["captions"]])
         threat = read_recipe(recipe).attack.threat

@@ -24,7 +24,9 @@ class Threat:
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
         if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}")
+            raise ValueError(
+                f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}"
+            )
 
     def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(N, 3, H, W): images drawn uniformly from the ball, clamped to valid pixels."""

@@ -265,5 +265,3 @@ def find_shards(pattern: str) -> list[Path]:
             )
         found += matches
     return list(dict.fromkeys(found))
-
-

@@ -64,6 +64,7 @@ def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tu
 
 
 def append_cell(path: Path, cell: Cell) -> None:
+    """Add one line to a JSON-lines file, made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         file.write(json.dumps(dataclasses.asdict(cell)) + "\n")

@@ -169,7 +169,9 @@ class Judge:
             if threat is not None and still.any():
                 # An image that is wrong when clean counts as wrong under attack; there is nothing to search.
                 index = torch.arange(start, start + len(images), device=device)[still]
-                adversarial = self.attack(images[still], labels[still], attack, threat, precision, seed, index)
+                adversarial = self.attack(
+                    images[still], labels[still], attack, threat, precision, seed, index
+                )
                 assert bool(threat.contains(images[still], adversarial).all())
                 with torch.no_grad():
                     survived = self.logits(adversarial).argmax(1) == labels[still]
@@ -197,7 +199,9 @@ class Judge:
         places = index.tolist() if index is not None else range(len(images))
         starts = torch.cat(
             [
-                threat.random_start(image[None].cpu(), torch.Generator().manual_seed(seed * 1_000_003 + place))
+                threat.random_start(
+                    image[None].cpu(), torch.Generator().manual_seed(seed * 1_000_003 + place)
+                )
                 for image, place in zip(images, places, strict=True)
             ]
         ).to(images.device)

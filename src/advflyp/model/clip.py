@@ -35,6 +35,10 @@ class CLIP(nn.Module):
     name:      what the user asked for; recorded in results
     """
 
+    net: Any  # open_clip's classes share methods, not a base
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, net: nn.Module, tokenizer: Callable[[list[str]], Tensor], config: dict[str, Any], name: str
     ) -> None:
@@ -50,10 +54,9 @@ class CLIP(nn.Module):
         size = settings.size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         # open_clip's own evaluation transform, without its last step: the model normalises.
-        self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(
-            image_transform_v2(settings, is_train=False).transforms[:-1]
-        )
-        first = next(m for m in net.visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+        transform: Any = image_transform_v2(settings, is_train=False)
+        self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(transform.transforms[:-1])
+        first = next(m for m in self.visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
         # The class, not the module, is exchanged, so that parameter names stay open_clip's.
         first.__class__ = Float32Conv2d
 
@@ -64,12 +67,12 @@ class CLIP(nn.Module):
     @property
     def visual(self) -> nn.Module:
         """The image tower, projection included."""
-        return self.net.visual  # type: ignore[return-value]
+        return self.net.visual
 
     @property
     def logit_scale(self) -> Tensor:
         """τ⁻¹, a float32 scalar; the exponential is already applied."""
-        return self.net.logit_scale.float().exp()  # type: ignore[operator, union-attr]
+        return self.net.logit_scale.float().exp()
 
     @contextmanager
     def computing_in(self, precision: Precision) -> Iterator[None]:
@@ -84,14 +87,14 @@ class CLIP(nn.Module):
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            features = self.net.encode_image(normalised)  # type: ignore[operator]
+            features = self.net.encode_image(normalised)
         return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""
         tokens = self.tokenizer(list(texts)).to(self.device)
         with self._autocast():
-            features = self.net.encode_text(tokens)  # type: ignore[operator]
+            features = self.net.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:

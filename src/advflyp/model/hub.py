@@ -93,6 +93,7 @@ def weights_sha256(model: CLIP) -> str:
 
 
 def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    """`weights_sha256` of a state dict."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
@@ -145,11 +146,11 @@ def _from_architecture(name: str) -> CLIP:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag != "random" and tag not in tags:
         raise ValueError(f"{architecture} has no weights '{tag}': {_choices(architecture)}")
-    model_cfg = deepcopy(open_clip.get_model_config(architecture))
+    model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
     if tag == "random":
         return _wrap(open_clip.create_model(architecture), model_cfg, name, architecture)
     # The tag says which activation its weights were trained with; open_clip would only warn.
-    quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+    quick_gelu = bool((open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu", False))
     if quick_gelu:
         model_cfg["quick_gelu"] = True
     try:

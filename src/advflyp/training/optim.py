@@ -64,5 +64,6 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """One rate for all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = value

@@ -74,6 +74,8 @@ class ValidateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """The resolved recipe: one config a table."""
+
     model: ModelConfig
     data: DataConfig
     method: Any  # the config class of the method called `method_name`

@@ -266,9 +266,7 @@ class Trainer:
         }
         if self.method.original is not None:
             state["original"] = self.method.original.state_dict()
-        save_checkpoint(
-            self.out / "checkpoints", self.progress.step, state, keep=self.recipe.checkpoint.keep
-        )
+        save_checkpoint(self.out / "checkpoints", self.progress.step, state, keep=self.recipe.checkpoint.keep)
 
     def _restore(self) -> None:
         state = load_checkpoint(checkpoints(self.out / "checkpoints")[-1])
@@ -294,7 +292,9 @@ class Trainer:
             if not checkpoints(self.out / "checkpoints"):
                 raise ValueError(f"{self.out} has no checkpoint to resume from; start it without --resume")
         elif started:
-            raise ValueError(f"{self.out} holds another run; continue it with --resume or name another folder")
+            raise ValueError(
+                f"{self.out} holds another run; continue it with --resume or name another folder"
+            )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} is not empty; name a new folder for the run")
         parent = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
@@ -347,5 +347,8 @@ def _accelerator(device: str) -> Accelerator:
 
 
 def _difference(old: str, new: str) -> str:
-    removed, added = set(old.splitlines()) - set(new.splitlines()), set(new.splitlines()) - set(old.splitlines())
+    removed, added = (
+        set(old.splitlines()) - set(new.splitlines()),
+        set(new.splitlines()) - set(old.splitlines()),
+    )
     return "; ".join([f"was {line}" for line in sorted(removed)] + [f"is {line}" for line in sorted(added)])
