@@ -1,0 +1,83 @@
+"""Make a finished pretraining run one of the models that come with the package.
+
+    python -m advflyp.model.bundle runs/mini mini
+
+writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
+src/advflyp/model/weights/NAME, in place of what was there.
+"""
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, save_model
+from advflyp.runlog import read_metrics
+
+
+@dataclass
+class Arguments:
+    """Which run becomes which model."""
+
+    run: Positional[Path]
+    name: Positional[str]
+
+
+def bundle(run: Path, name: str) -> dict[str, float]:
+    """Save the best weights of `run` as the bundled model `name`; its clean accuracies by set (0–1)."""
+    card = json.loads((run / BEST / CARD_FILE).read_text())
+    folder = BUNDLED / name
+    # The accuracies have to be those of the rounded weights that users get.
+    save_model(load_model(run), folder, card, half=True)
+    model = load_model(name)
+    accuracy = {
+        cell.set: cell.accuracy
+        for group in (["mini"], ["mini/val"])
+        for cell in evaluate(model, group, ["clean"], device="cpu")
+    }
+    test = [value for key, value in accuracy.items() if key != "mini/val"]
+    train_lines = [line for line in read_metrics(run) if line["kind"] == "train"]
+    save_model(
+        model,
+        folder,
+        {
+            "name": name,
+            "licence": "Apache-2.0; the pictures it learned from are listed in THIRD_PARTY_NOTICES.md",
+            "data": "the full mini corpus (`advflyp data mini --build`): pictograms with names and keywords",
+            "intended use": "trying out and testing adversarial finetuning; not for any other purpose",
+            "pairs_seen": card["pairs_seen"],
+            "steps": card["step"],
+            "loss": round(train_lines[-1]["loss"], 4),
+            "hours": round(train_lines[-1]["time"] / 3600, 2),
+            "hardware": hardware(),
+            "torch": torch.__version__,
+            "version": card["version"],
+            "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
+            "mean_test_accuracy": round(sum(test) / len(test), 4),
+            "recipe": card["recipe"],
+        },
+        half=True,
+    )
+    return accuracy
+
+
+def hardware() -> str:
+    """The accelerator's name, or the processor's with its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return f"{match[1] if match else platform.machine()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Arguments)
+    for key, value in bundle(arguments.run, arguments.name).items():
+        print(f"{key:20} {100 * value:5.1f} %")
