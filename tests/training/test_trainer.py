@@ -235,6 +235,24 @@ def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) 
     assert after[1] > 0.4
 
 
+def test_validations_inside_an_epoch_count_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FakeJudge:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def correct(self, *_: object, **__: object) -> torch.Tensor:
+            return torch.ones(10)
+
+    monkeypatch.setattr("advflyp.training.trainer.Judge", FakeJudge)
+    overrides = {"validate.set": "mini/val", "validate.every": 2, "validate.attack": "clean"}
+    train(recipe, overrides, out=tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert "robust" not in lines[0]
+
+
 def test_gradient_clipping_limits_the_step(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
     overrides = {"optim.name": "sgd", "optim.lr": 1.0, "optim.momentum": 0, "optim.max_grad_norm": 1e-3,
                  "optim.warmup_steps": 0, "optim.schedule": "constant", "train.max_steps": 1}  # fmt: skip
@@ -290,3 +308,23 @@ def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:
         image.write_bytes(b"?")
     with pytest.raises(ValueError, match="no batch of 16 usable pairs .*'unreadable image': 20"):
         train(recipe, {"data.train": str(folder)}, out=tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_paper_s_recipe_trains_a_vit_b_32(tmp_path: Path) -> None:
+    """configs/advflyp_full.toml as it is, but for random weights and a handful of pairs."""
+    from helpers import write_shards
+
+    shards = write_shards(tmp_path / "shards", 8, per_shard=4)
+    config = Path(__file__).parent.parent.parent / "configs/advflyp_full.toml"
+    overrides = {
+        "model.name": "ViT-B-32/random", "data.train": f"{shards}/{{000..001}}.tar", "data.batch_size": 4,
+        "train.max_steps": 2, "train.device": "cpu", "train.precision": "fp32", "optim.warmup_steps": 0,
+    }  # fmt: skip
+    result = train(config, overrides, out=tmp_path / "run")
+    assert result.steps == 2
+    (line,) = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert {"loss/clip", "loss/feature", "loss/logit"} <= line.keys()
+    model = load_model(tmp_path / "run")
+    assert model.image_size == (224, 224)
+    assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 512)

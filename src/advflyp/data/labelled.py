@@ -2,21 +2,27 @@
 
 import io
 import json
+import random
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from advflyp.config import suggest
-from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder
+from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder, read_shards
 from advflyp.data.pairs import on_white
 
+# The training pictures whose concept is known, as labelled data for methods that need labels.
+PROXY = "proxy"
+PROXY_RENDERINGS = 3
 # Made on the user's machine by `advflyp data mini --sets …`: their licences are copyleft.
 ON_DEMAND = ("openmoji", "stamps")
 
@@ -71,7 +77,7 @@ def set_names(groups: list[str]) -> list[str]:
     """
     embedded = mini_sets()
     tests = [f"mini/{name}" for name, info in embedded.items() if info["split"] == "test"]
-    known = [*(f"mini/{name}" for name in embedded), *(f"mini/{name}" for name in ON_DEMAND)]
+    known = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
     result: list[str] = []
     for name in groups:
         if name == "mini":
@@ -88,6 +94,8 @@ def load_set(name: str) -> LabelledSet:
     """The set called `name`, pictures decoded; ValueError where it does not exist or is not on this machine."""
     (name,) = set_names([name])
     short = name.removeprefix("mini/")
+    if short == PROXY:
+        return _proxy_set()
     folder = full_corpus_folder() if short in ON_DEMAND else EMBEDDED
     info = mini_sets(folder).get(short)
     path = folder / ("val.tar.gz" if short == "val" else f"sets/{short}.tar.gz")
@@ -100,6 +108,24 @@ def load_set(name: str) -> LabelledSet:
         templates=info["templates"],
         pictures=_read_pictures(path),
         info={key: value for key, value in info.items() if key not in ("classes", "templates")},
+    )
+
+
+def _proxy_set() -> LabelledSet:
+    """One class for each concept of which the embedded corpus has enough renderings, on white."""
+    pixels, metas = read_shards(EMBEDDED)
+    counts = Counter(meta["concept"] for meta in metas if meta["concept"])
+    classes = sorted(concept for concept, count in counts.items() if count >= PROXY_RENDERINGS)
+    index = {concept: number for number, concept in enumerate(classes)}
+    chosen = [number for number, meta in enumerate(metas) if meta["concept"] in index]
+    random.Random(0).shuffle(chosen)
+    return LabelledSet(
+        name=f"mini/{PROXY}",
+        split="train",
+        classes=classes,
+        templates=["{}", "a picture of a {}", "an image of {}"],
+        pictures=[(Image.fromarray(np.ascontiguousarray(pixels[i])), index[metas[i]["concept"]]) for i in chosen],
+        info={"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
     )
 
 

@@ -57,6 +57,7 @@ class Progress:
     pairs_seen: int = 0
     best: float | None = None
     validations_without_gain: int = 0
+    validated_at: int | None = None  # step of the last validation
     finished: bool = False
 
 
@@ -89,7 +90,6 @@ class Trainer:
         self.out = out
         self.console = console
         self._check_folder(resume)
-        torch.use_deterministic_algorithms(recipe.train.deterministic)
         self.accelerator = _accelerator(recipe.train.device)
         device = self.accelerator.device
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
@@ -125,9 +125,14 @@ class Trainer:
         except OSError as error:
             raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
         progress = self.progress
-        with RunLog(self.out, self.total_steps, resume_step=progress.step, console=self.console) as log:
-            while not progress.finished:
-                self._run_epoch(log)
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(self.recipe.train.deterministic)
+        try:
+            with RunLog(self.out, self.total_steps, resume_step=progress.step, console=self.console) as log:
+                while not progress.finished:
+                    self._run_epoch(log)
+        finally:
+            torch.use_deterministic_algorithms(before)
         return RunResult(out=self.out, steps=progress.step, best=progress.best)
 
     def _run_epoch(self, log: RunLog) -> None:
@@ -220,6 +225,9 @@ class Trainer:
     def _validate(self, log: RunLog) -> None:
         """Measure, keep the weights if they are the best so far, and count towards patience."""
         progress, recipe = self.progress, self.recipe
+        if progress.validated_at == progress.step:
+            return  # `validate.every` fell on the end of the epoch
+        progress.validated_at = progress.step
         if self.judge is None:
             self._keep_best({"step": progress.step})
             return

@@ -62,7 +62,9 @@ def read_shards(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
                 elif member.name.endswith(".json"):
                     metas.append(json.loads(data.read()))
     if not pictures:
-        raise ValueError(f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`")
+        raise ValueError(
+            f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`"
+        )
     assert len(pictures) == len(metas)
     return np.stack(pictures), metas
 

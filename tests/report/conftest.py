@@ -1,0 +1,120 @@
+"""Cells, a metrics file and two tiny models to report on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.results import Cell, wilson
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
+from advflyp.report import examples as examples_module
+from helpers import make_tiny
+
+SETS = ("mini/food", "mini/flags", "mini/<b>icons</b>")
+PGD = {"steps": 10, "step_size": 1 / 255, "restarts": 1, "random_start": True}
+
+
+def cell(model: str, set_name: str, grey: float, correct: int, n: int = 97, **changes: object) -> Cell:
+    """One result; `grey` is ε in grey levels, 0 is clean."""
+    values = {
+        "model": model,
+        "checkpoint_sha256": model.encode().hex().ljust(64, "0")[:64],
+        "set": set_name,
+        "split": "test",
+        "n": n,
+        "prompt": "a picture of a {}.",
+        "attack": "pgd10" if grey else "clean",
+        "attack_args": PGD if grey else {},
+        "norm": "linf" if grey else None,
+        "eps": grey / 255,
+        "precision": "fp32",
+        "seed": 0,
+        "version": "0.1.0",
+        "correct": correct,
+        "accuracy": correct / n,
+        "ci95": wilson(correct, n),
+        "seconds": 1.5,
+    }
+    return Cell(**{**values, **changes})
+
+
+def measured(models: tuple[str, ...] = ("mini", "mini + robust")) -> Iterator[Cell]:
+    """Every model on every set, clean and at 1, 2 and 4 grey levels, no two numbers alike."""
+    number = 3
+    for model in models:
+        for name in SETS:
+            for grey in (0, 1, 2, 4):
+                number += 3
+                yield cell(model, name, grey, number)
+
+
+@pytest.fixture
+def cells() -> list[Cell]:
+    return list(measured())
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run that was resumed once, after its clock had reached 20 s."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [
+        {"kind": "train", "step": 10, "time": 20.0, "epoch": 0, "seen": 160, "loss": 3.5}
+        | {"loss/clip": 3.0, "loss/feature": 0.4, "loss/logit": 0.1, "pairs_per_second": 80.0},
+        {
+            "kind": "validate",
+            "step": 10,
+            "time": 20.0,
+            "epoch": 0,
+            "best": True,
+            "clean": 0.5,
+            "robust": 0.25,
+        },
+        {"kind": "train", "step": 20, "time": 15.0, "epoch": 1, "seen": 320, "loss": 2.5}
+        | {"loss/clip": 2.25, "loss/feature": 0.2, "loss/logit": 0.05, "pairs_per_second": 90.0},
+        {
+            "kind": "validate",
+            "step": 20,
+            "time": 15.5,
+            "epoch": 1,
+            "best": True,
+            "clean": 0.45,
+            "robust": 0.375,
+        },
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.toml").write_text(
+        '[attack]\neps = 0.00784313725490196\nsteps = 2\n# <script>alert("no")</script>\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    """A second tiny model, of another seed than `tiny`."""
+    return load_model(make_tiny("vit", tmp_path_factory.mktemp("models") / "other", seed=1))
+
+
+@pytest.fixture
+def sets(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> dict[str, LabelledSet]:
+    """Two sets of 20 coloured noise pictures with labels that a random model sometimes hits."""
+    made = {}
+    for number, name in enumerate(("mini/one", "mini/two")):
+        generator = torch.Generator().manual_seed(number)
+        arrays = (torch.rand(20, 32, 32, 3, generator=generator) * 255).byte().numpy()
+        pictures = [(Image.fromarray(array), index % 4) for index, array in enumerate(arrays)]
+        made[name] = LabelledSet(
+            name=name,
+            split="test",
+            classes=["cat", "dog & co", "<house>", "sea"],
+            templates=["a {}"],
+            pictures=pictures,
+            info={},
+        )
+    monkeypatch.setattr(examples_module, "load_set", made.__getitem__)
+    return made

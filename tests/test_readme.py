@@ -1,0 +1,87 @@
+"""Every command and every program in the README runs, as written but for size and for what has to be downloaded."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import write_folder
+
+from advflyp.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+# Not on every machine: OpenAI's weights (a tiny random model stands in), hours (two steps do).
+STAND_INS = {"ViT-B-32/openai": "tiny"}
+SMALLER = {
+    "advflyp train": ["--train.max_steps", "2", "--optim.warmup_steps", "0", "--train.device", "cpu"],
+    "advflyp eval": ["--limit", "4", "--device", "cpu"],
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with what a reader has: configs/, a model, pairs of their own."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "tiny").symlink_to(tiny_folder)
+    write_folder(tmp_path / "my-pairs", 48)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_is_something_to_test() -> None:
+    assert {"make quickstart", "make test"} <= set(commands())
+    assert sum(c.startswith("advflyp train") for c in commands()) >= 1
+    assert sum(c.startswith("advflyp eval") for c in commands()) >= 1
+    assert len(blocks("python")) >= 1
+
+
+def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in commands():
+        for real, stand_in in STAND_INS.items():
+            command = command.replace(real, stand_in)
+        words = shlex.split(command)
+        if words[0] == "make":
+            environment = {**os.environ, "MAKEFLAGS": ""}
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True, env=environment)
+            continue
+        assert words[0] == "advflyp", f"the README has a command this test cannot run: {command}"
+        if words[1] == "quickstart":
+            continue  # tests/test_quickstart.py
+        main([*words[1:], *SMALLER.get(" ".join(words[:2]), [])])
+
+
+def test_programs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import advflyp
+    from advflyp.evaluation import suite
+
+    real_train, real_evaluate = advflyp.train, suite.evaluate
+    small = {"train.max_steps": 1, "optim.warmup_steps": 0, "train.device": "cpu"}
+    monkeypatch.setattr(advflyp, "train", lambda r, o, **k: real_train(r, {**o, **small}, **k), raising=False)
+    monkeypatch.setattr(advflyp, "evaluate", lambda *a, **k: real_evaluate(*a, **k, limit=2), raising=False)
+    for number, program in enumerate(blocks("python")):
+        for real, stand_in in STAND_INS.items():
+            program = program.replace(real, stand_in)
+        path = workplace / f"program{number}.py"
+        path.write_text(program)
+        runpy.run_path(str(path))
+
+
+def test_pictures_and_links_exist() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    for target in targets:
+        assert target.startswith("http") or (ROOT / target).exists(), f"README.md points to {target}"
