@@ -1,7 +1,6 @@
 """Cells, a metrics file and two tiny models to report on."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,48 +8,12 @@ import torch
 from PIL import Image
 
 from advflyp.data.labelled import LabelledSet
-from advflyp.evaluation.results import Cell, wilson
+from advflyp.evaluation.results import Cell
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
 from advflyp.report import examples as examples_module
 from helpers import make_tiny
-
-SETS = ("mini/food", "mini/flags", "mini/<b>icons</b>")
-PGD = {"steps": 10, "step_size": 1 / 255, "restarts": 1, "random_start": True}
-
-
-def cell(model: str, set_name: str, grey: float, correct: int, n: int = 97, **changes: object) -> Cell:
-    """One result; `grey` is ε in grey levels, 0 is clean."""
-    values = {
-        "model": model,
-        "checkpoint_sha256": model.encode().hex().ljust(64, "0")[:64],
-        "set": set_name,
-        "split": "test",
-        "n": n,
-        "prompt": "a picture of a {}.",
-        "attack": "pgd10" if grey else "clean",
-        "attack_args": PGD if grey else {},
-        "norm": "linf" if grey else None,
-        "eps": grey / 255,
-        "precision": "fp32",
-        "seed": 0,
-        "version": "0.1.0",
-        "correct": correct,
-        "accuracy": correct / n,
-        "ci95": wilson(correct, n),
-        "seconds": 1.5,
-    }
-    return Cell(**{**values, **changes})
-
-
-def measured(models: tuple[str, ...] = ("mini", "mini + robust")) -> Iterator[Cell]:
-    """Every model on every set, clean and at 1, 2 and 4 grey levels, no two numbers alike."""
-    number = 3
-    for model in models:
-        for name in SETS:
-            for grey in (0, 1, 2, 4):
-                number += 3
-                yield cell(model, name, grey, number)
+from report.cells import measured
 
 
 @pytest.fixture
@@ -102,11 +65,11 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
 
 @pytest.fixture
 def sets(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> dict[str, LabelledSet]:
-    """Two sets of 20 coloured noise pictures with labels that a random model sometimes hits."""
+    """Two sets of 40 coloured noise pictures with labels that a random model sometimes hits."""
     made = {}
     for number, name in enumerate(("mini/one", "mini/two")):
         generator = torch.Generator().manual_seed(number)
-        arrays = (torch.rand(20, 32, 32, 3, generator=generator) * 255).byte().numpy()
+        arrays = (torch.rand(40, 32, 32, 3, generator=generator) * 255).byte().numpy()
         pictures = [(Image.fromarray(array), index % 4) for index, array in enumerate(arrays)]
         made[name] = LabelledSet(
             name=name,

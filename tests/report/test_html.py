@@ -15,7 +15,7 @@ from advflyp.report.examples import examples, rule
 from advflyp.report.html import report_from_paths, write_report
 from advflyp.report.prose import duration, read_recipe_tree, run_summary, trained_seconds
 from advflyp.runlog import read_metrics
-from report.conftest import cell, measured
+from report.cells import cell, measured
 
 VOID = {"meta", "img", "br"}
 PAIR = {"before": "mini", "after": "mini + robust"}

@@ -1,0 +1,147 @@
+"""Pieces of the report's page: tables, pictures, example cards. Every text from outside is escaped here."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from advflyp.report.examples import Example, View, amplification, perturbation
+from advflyp.report.plots import MODELS, Look, svg
+from advflyp.report.tables import Change, Table, Value, attack_title, radius
+
+SHAPES = {
+    "o": '<circle cx="5" cy="5" r="4.4"/>',
+    "s": '<rect x="1" y="1" width="8" height="8"/>',
+    "D": '<path d="M5 0 10 5 5 10 0 5z"/>',
+    "^": '<path d="M5 .5 9.8 9.3 .2 9.3z"/>',
+    "v": '<path d="M5 9.5 .2 .7 9.8 .7z"/>',
+}
+
+
+def table(data: Table, *, words: bool = False) -> str:
+    """A table that scrolls sideways where it does not fit. words: text columns, left-aligned and wrapped."""
+
+    def row(values: Sequence[Value]) -> str:
+        return "<tr>" + "".join(
+            f"<td{_class(c)}>{_cell(v)}</td>" for v, c in zip(values, data.columns, strict=True)
+        )
+
+    head = "".join(
+        f"<th{_class(column)}>{'<br>'.join(escape(line) for line in column.splitlines())}</th>"
+        for column in data.columns
+    )
+    foot = f"<tfoot>{row(data.footer)}</tr></tfoot>" if data.footer else ""
+    body = "".join(f"{row(values)}</tr>\n" for values in data.rows)
+    kind = ' class="words"' if words else ""
+    note = f'<p class="note">{escape(data.note)}</p>' if data.note else ""
+    return (
+        f'<div class="scroll"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>{foot}</table></div>'
+        + note
+    )
+
+
+def key(look: Look) -> str:
+    """Which colour and shape is which model."""
+    items = []
+    for model, colour in look.colours.items():
+        short = look.names[model]
+        name = f"<b>{escape(short)}</b>" + (f" {escape(model)}" if short != model else "")
+        mark = f'<svg viewBox="0 0 10 10" fill="currentColor" aria-hidden="true">{SHAPES[look.markers[model]]}</svg>'
+        items.append(f'<li><span class="c{MODELS.index(colour)}">{mark}</span>{name}</li>')
+    return f'<ul class="key">{"".join(items)}</ul>'
+
+
+def picture(draw: Callable[[int], Figure], description: str, *, widths: tuple[int, int]) -> str:
+    """A plot drawn twice, for a desktop and for a phone; the page shows the one that fits."""
+    variants = zip(("wide", "narrow"), widths, strict=True)
+    inner = "".join(f'<div class="{name}">{svg(draw(width), description)}</div>' for name, width in variants)
+    return f"<figure>{inner}</figure>"
+
+
+def grid(plots: Sequence[str], *, roomy: bool = False) -> str:
+    """Small plots side by side, as many as fit."""
+    return f'<div class="grid{" roomy" if roomy else ""}">{"".join(plots)}</div>'
+
+
+def example_card(example: Example, names: tuple[str, str]) -> str:
+    """One picture: what each model says of it, and of the adversarial image made against that model."""
+    parts = [
+        f'<article class="example"><h3>{escape(example.label)}</h3>',
+        f"<small>{escape(example.set)}, picture {example.index}</small>",
+    ]
+    attack = f"{attack_title(example.attack)}, ε = {radius(example.eps, example.norm)}"
+    for name, view in zip(names, (example.before, example.after), strict=True):
+        label = escape(example.label)
+        clean = _figure("clean", image(view.clean, f"{label}, clean"))
+        factor = f"change ×{amplification(example, view):.0f}"
+        change = _figure(factor, image(perturbation(example, view), "the perturbation, amplified"))
+        attacked = _figure("attacked", image(view.adversarial, f"{label}, after {escape(attack)}"))
+        parts.append(
+            f'<h4>{escape(name)}</h4><div class="views">'
+            f'<div><div class="pictures">{clean}{change}</div>{_guesses(view.top_clean, example.label)}</div>'
+            f'<div><div class="pictures">{attacked}</div>{_guesses(view.top_adversarial, example.label)}</div></div>'
+        )
+    return "".join(parts) + "</article>"
+
+
+def image(pixels: Tensor, description: str) -> str:
+    """(3, H, W) pixels in [0, 1] as an inline picture: lossless where small, else a light JPEG.
+
+    description: already escaped
+    """
+    values = (pixels.detach().cpu() * 255).round().byte().permute(1, 2, 0).contiguous()
+    stream = io.BytesIO()
+    kind = "png" if max(values.shape[:2]) <= 96 else "jpeg"
+    Image.fromarray(values.numpy()).save(
+        stream, kind, **({"optimize": True} if kind == "png" else {"quality": 88})
+    )
+    data = base64.b64encode(stream.getvalue()).decode()
+    return (
+        f'<img src="data:image/{kind};base64,{data}" width="{values.shape[1]}" height="{values.shape[0]}" '
+        f'alt="{description}">'
+    )
+
+
+def still_right(view: View, label: str) -> bool:
+    """Whether the model still says `label` of the adversarial image."""
+    return view.top_adversarial[0][0] == label
+
+
+def _figure(caption: str, picture: str) -> str:
+    return f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
+
+
+def _guesses(top: Sequence[tuple[str, float]], label: str) -> str:
+    right = top[0][0] == label
+    items = "".join(
+        f'<li{_right(name == label)} style="--p: {100 * p:.0f}%" title="{escape(name)}">'
+        f"<span>{escape(name)}</span><span>{100 * p:.0f} %</span></li>"
+        for name, p in top
+    )
+    word = (
+        '<span class="verdict right">✓ right</span>'
+        if right
+        else '<span class="verdict wrong">✗ wrong</span>'
+    )
+    return f'{word}<ol class="guess">{items}</ol>'
+
+
+def _right(flag: bool) -> str:
+    return ' class="right"' if flag else ""
+
+
+def _cell(value: Value) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return escape(value)
+    joint = " " if isinstance(value, Change) else ""
+    return f'{value.number}{joint}<span class="ci">{value.interval}</span>'
+
+
+def _class(column: str) -> str:
+    return ' class="after"' if column.endswith("\nchange") else ""

@@ -1,0 +1,166 @@
+"""Pictures that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.threat import Threat
+from advflyp.data.labelled import load_set
+from advflyp.data.pairs import on_white
+from advflyp.evaluation.suite import Attack, Judge
+from advflyp.model.clip import CLIP
+
+RULE = (
+    "How they were chosen: the sets are put in an order shuffled with seed {seed}; each in turn gives the next "
+    "picture, in an order of its own shuffled with the same seed, that the original model classifies correctly "
+    "without an attack. Nothing else is looked at: neither whether the attack succeeds nor what the "
+    "finetuned model says."
+)
+CHUNK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One picture as one model sees it.
+
+    clean, adversarial: (3, H, W) float32 pixels in [0, 1] on the CPU, at the model's resolution
+    top_clean, top_adversarial: the three likeliest classes with their probabilities, likeliest first
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    top_clean: list[tuple[str, float]]
+    top_adversarial: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture before and after finetuning, each model attacked for itself.
+
+    set, index: which picture;  label: its class
+    attack, norm, eps, seed: how it was attacked; the same perturbation as in `evaluate` with these settings
+    before, after: what the two models make of it
+    """
+
+    set: str
+    index: int
+    label: str
+    attack: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    seed: int
+    before: View
+    after: View
+
+
+def examples(
+    before: CLIP,
+    after: CLIP,
+    set_names: Sequence[str],
+    *,
+    eps: float,
+    n: int = 8,
+    seed: int = 0,
+    attack: str = "pgd10",
+    norm: Literal["linf", "l2"] = "linf",
+) -> list[Example]:
+    """Up to `n` pictures chosen by `RULE`, attacked on both models.
+
+    set_names: sets to spread them over
+    eps:       radius of the attack, in pixels of [0, 1]
+    seed:      of the choice and of the attack's random start
+    Fewer than `n` where the original model gets fewer right. ValueError for unknown sets or attacks.
+    """
+    threat = Threat(norm=norm, eps=eps)
+    search = Attack.parse(attack)
+    order = list(set_names)
+    random.Random(seed).shuffle(order)
+    judges = {name: (Judge(before, load_set(name)), Judge(after, load_set(name))) for name in order}
+    queues = {name: _correct(judges[name][0], seed) for name in order}
+    chosen: list[tuple[str, int]] = []
+    while queues and len(chosen) < n:
+        for name in list(queues):
+            index = next(queues[name], None)
+            if index is None:
+                del queues[name]
+            elif len(chosen) < n:
+                chosen.append((name, index))
+    result = []
+    for name, index in chosen:
+        views = [_view(judge, index, search, threat, seed) for judge in judges[name]]
+        labelled = judges[name][0].labelled
+        result.append(
+            Example(
+                set=name,
+                index=index,
+                label=labelled.classes[labelled.pictures[index][1]],
+                attack=search.name,
+                norm=norm,
+                eps=eps,
+                seed=seed,
+                before=views[0],
+                after=views[1],
+            )
+        )
+    return result
+
+
+def amplification(example: Example, view: View) -> float:
+    """The factor that makes the perturbation fill the range of a picture whose middle grey is no change."""
+    largest = (view.adversarial - view.clean).abs().max().item()
+    reach = example.eps if example.norm == "linf" else largest
+    return 0.5 / reach if reach > 0 else 1.0
+
+
+def perturbation(example: Example, view: View) -> Tensor:
+    """(3, H, W) pixels: the amplified perturbation around middle grey."""
+    return (0.5 + amplification(example, view) * (view.adversarial - view.clean)).clamp(0, 1)
+
+
+def rule(seed: int) -> str:
+    """How the pictures were chosen, as a sentence for the reader."""
+    return RULE.format(seed=seed)
+
+
+@torch.no_grad()
+def _correct(judge: Judge, seed: int) -> Iterator[int]:
+    """Places of the pictures that the model classifies correctly, in a shuffled order."""
+    places = list(range(len(judge)))
+    random.Random(seed).shuffle(places)
+    for start in range(0, len(places), CHUNK):
+        chunk = places[start : start + CHUNK]
+        images = torch.stack([_pixels(judge, place) for place in chunk])
+        predicted = judge.logits(images.to(judge.model.device)).argmax(1).tolist()
+        for place, label in zip(chunk, predicted, strict=True):
+            if judge.labelled.pictures[place][1] == label:
+                yield place
+
+
+def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -> View:
+    device = judge.model.device
+    clean = _pixels(judge, index)[None].to(device)
+    label = torch.tensor([judge.labelled.pictures[index][1]], device=device)
+    adversarial = judge.attack(clean, label, attack, threat, "fp32", seed, torch.tensor([index]))
+    return View(
+        clean=clean[0].cpu(),
+        adversarial=adversarial[0].cpu(),
+        top_clean=_top(judge, clean),
+        top_adversarial=_top(judge, adversarial),
+    )
+
+
+def _pixels(judge: Judge, index: int) -> Tensor:
+    return judge.model.preprocess(on_white(judge.labelled.pictures[index][0]))
+
+
+@torch.no_grad()
+def _top(judge: Judge, images: Tensor) -> list[tuple[str, float]]:
+    """The three likeliest classes of the one picture."""
+    probabilities = judge.logits(images).softmax(1)[0]
+    values, indices = probabilities.topk(min(3, len(probabilities)))
+    names = judge.labelled.classes
+    return [(names[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True)]

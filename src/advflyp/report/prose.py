@@ -1,0 +1,256 @@
+"""What the report says in words: what the numbers mean, and how they were made."""
+
+import os
+import platform
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from advflyp.__about__ import __version__
+from advflyp.data.labelled import mini_sets
+from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.evaluation.results import Cell
+from advflyp.report import elements
+from advflyp.report.tables import (
+    Condition,
+    Results,
+    Table,
+    Value,
+    attack_title,
+    radius,
+    set_heading,
+)
+
+PAPER = "https://arxiv.org/abs/2604.11576"
+PAPER_TITLE = (
+    "Finetune Like You Pretrain: Boosting Zero-shot Adversarial Robustness in Vision-language Models"
+)
+
+
+def headline(
+    results: Results, models: Sequence[str], pair: tuple[str, str] | None, shown: Sequence[Condition]
+) -> str:
+    """The result in one sentence.
+
+    models: all of them
+    pair:   the two to compare, if any
+    shown:  the conditions to speak of: clean and an attack, as far as they were measured
+    """
+    count = len(results.mean_sets)
+    if not count:
+        return f"{len(models)} models on {len(results.sets)} sets."
+    leading = shown[-1]
+    if pair:
+        changes = [
+            (c, one, two)
+            for c in reversed(shown)
+            if (one := results.mean(pair[0], c)) and (two := results.mean(pair[1], c))
+        ]
+        parts = [
+            f"{_where(c)}, {two.number} % against {one.number} %"
+            if place
+            else f"{_where(c)}, {pair[1]} classifies {two.number} % of pictures correctly, {pair[0]} {one.number} %"
+            for place, (c, one, two) in enumerate(changes)
+        ]
+        return _sentence("; ".join(parts))
+    if len(models) == 1:
+        found = [(c, results.mean(models[0], c)) for c in shown]
+        parts = [f"{value.number} % of pictures correctly {_where(c)}" for c, value in found if value]
+        return _sentence(f"{models[0]} classifies {' and '.join(parts)}")
+    known = [(value.value, model, value) for model in models if (value := results.mean(model, leading))]
+    _, model, value = max(known)
+    return _sentence(
+        f"{_where(leading)}, {model} classifies the most pictures correctly of {len(known)} models, {value.number} %"
+    )
+
+
+def scope(results: Results) -> str:
+    """Over what the means are taken, as a sentence."""
+    counts = ", ".join(dict.fromkeys(results.images(name) for name in results.sets))
+    if len(results.sets) == 1:
+        return f"Zero-shot accuracy on {results.sets[0]}, {counts} images; intervals are 95 % intervals."
+    return (
+        f"Zero-shot accuracy, mean over {len(results.mean_sets)} sets of {counts} images; "
+        "intervals are 95 % intervals."
+    )
+
+
+def meaning(results: Results) -> str:
+    """Each term with its explanation, as far as the results use it."""
+    attacked = [cell for cell in results.cells.values() if cell.norm is not None]
+    terms = {
+        "Accuracy": "The share of pictures whose likeliest class is the right one. Zero-shot: the classes come in "
+        "only as prompts (see The sets); no classifier was trained on these sets. An attacked picture counts as "
+        "right only if the clean one is classified correctly as well."
+    }
+    if any(cell.norm == "linf" for cell in attacked):
+        terms["ε"] = (
+            "How far each pixel's red, green and blue may be moved, in steps of 1/255, one level of an 8-bit picture. "
+            "The perturbation is made at the resolution the model sees and stays within the valid range of pixels."
+        )
+    if any(cell.norm == "l2" for cell in attacked):
+        terms["ε (L2)"] = (
+            "The greatest length of the perturbation, the root of the sum of squares over all pixels and colours, "
+            "pixels from 0 to 1."
+        )
+    for cell in attacked:
+        terms.setdefault(attack_title(cell.attack), _attack_text(cell))
+    if attacked:
+        precisions = " and ".join(sorted({cell.precision for cell in attacked}))
+        terms["Precision"] = (
+            f"The attack searches in {precisions}; every adversarial picture is judged in float32, whatever "
+            "precision found it."
+        )
+    terms["95 % intervals"] = (
+        "Of one set: Wilson's interval for its n images. Of a mean: from the sets' binomial variances. Of a change: "
+        "Newcombe's interval, as if the two models had been measured on different images; they were measured on the "
+        "same ones, so it is rather too wide than too narrow. They say how well n images stand for the whole set, "
+        "not how much another training seed would change."
+    )
+    inner = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+    return f'<dl class="terms">{inner}</dl>'
+
+
+def made(results: Results, runs: Mapping[str, Path]) -> str:
+    """Checkpoints, versions, seeds, recipes, this machine."""
+    cells = list(results.cells.values())
+    rows: list[list[Value]] = [
+        [model, results.sha256[model], duration(results.seconds[model])] for model in results.models
+    ]
+    table = Table(title="", columns=["model", "sha256 of the weights", "time to evaluate"], rows=rows)
+    versions = ", ".join(sorted({cell.version for cell in cells}))
+    seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in cells}))
+    software = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "open_clip_torch"))
+    recipes = "".join(
+        f"<details><summary>Recipe of {escape(name)}</summary><pre>{escape(text)}</pre></details>"
+        for name, folder in runs.items()
+        if (text := _recipe_text(folder))
+    )
+    return (
+        f"{elements.table(table, words=True)}"
+        f"<p>Measured with advflyp {escape(versions)}, attack seed {escape(seeds)}. This page was written by advflyp "
+        f"{__version__} with Python {platform.python_version()}, {software} on {escape(_hardware())}.</p>{recipes}"
+        f'<p>AdvFLYP is the method of <a href="{PAPER}">{PAPER_TITLE}</a> (Xing et al., 2026). '
+        'The tables are also in <a href="results.md">results.md</a>.</p>'
+    )
+
+
+def sets_table(results: Results) -> Table:
+    """What each set is: only what its description says."""
+    known = {**mini_sets(full_corpus_folder()), **mini_sets()}
+    rows: list[list[Value]] = []
+    for name in results.sets:
+        cell = next(cell for (_, set_name, _), cell in results.cells.items() if set_name == name)
+        info: Mapping[str, Any] = (
+            known.get(name.removeprefix("mini/"), {}) if name.startswith("mini/") else {}
+        )
+        classes = len(info.get("classes", ()))
+        rows.append(
+            [
+                results.short[name],
+                results.images(name),
+                str(classes) if classes else None,
+                f"{100 / classes:.1f} %" if classes else None,
+                cell.prompt,
+                info.get("domain"),
+                ", ".join(str(info[key]) for key in ("source", "licence") if info.get(key)) or None,
+            ]
+        )
+    columns = [set_heading(results), "images", "classes", "chance", "prompt", "domain", "source, licence"]
+    # A column of which nothing is known is left out.
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return Table(
+        title="The sets", columns=[columns[i] for i in kept], rows=[[row[i] for i in kept] for row in rows]
+    )
+
+
+def read_recipe_tree(folder: Path) -> dict[str, Any]:
+    """The recipe of a run folder as nested tables, empty where there is none; ValueError where it is broken."""
+    try:
+        return tomllib.loads(_recipe_text(folder))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{folder / 'recipe.toml'} is not valid TOML: {error}") from None
+
+
+def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> str:
+    """One line: what was trained on what, how long."""
+    steps = max((entry["step"] for entry in entries), default=0)
+    seen = max((entry.get("seen", 0) for entry in entries), default=0)
+    speeds = [entry["pairs_per_second"] for entry in entries if "pairs_per_second" in entry]
+    parts = [f"{steps:,} steps, {seen:,} image–text pairs"]
+    data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
+    if data.get("batch_size"):
+        parts.append(f"batches of {data['batch_size']}")
+    if attack.get("steps"):
+        parts.append(
+            f"training attack PGD-{attack['steps']} at ε = {radius(attack['eps'], attack.get('norm'))}"
+        )
+    elif recipe:
+        parts.append("no attack in training")
+    if optim.get("lr"):
+        parts.append(f"{optim.get('name', 'optimiser')} with a peak learning rate of {optim['lr']:g}")
+    if "seed" in recipe.get("train", {}):
+        parts.append(f"seed {recipe['train']['seed']}")
+    if speeds:
+        parts.append(f"{statistics.median(speeds):.0f} pairs/s")
+    parts.append(duration(trained_seconds(entries)))
+    return ", ".join(parts) + "."
+
+
+def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Time in the training loop; the clock starts again at zero where a run was resumed."""
+    total = previous = 0.0
+    for entry in entries:
+        if entry["time"] < previous:
+            total += previous
+        previous = entry["time"]
+    return total + previous
+
+
+def duration(seconds: float) -> str:
+    """ "2 min 16 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _where(condition: Condition) -> str:
+    return "without attack" if condition.norm is None else f"under attack (ε = {condition.radius})"
+
+
+def _sentence(text: str) -> str:
+    # A model's name keeps its spelling.
+    first = text.partition(" ")[0]
+    return f"{text[:1].upper() if first in ('under', 'without') else text[:1]}{text[1:]}."
+
+
+def _attack_text(cell: Cell) -> str:
+    arguments = dict(cell.attack_args)
+    text = "Run with these settings:"
+    if {"steps", "step_size"} <= set(arguments):
+        steps, size = arguments.pop("steps"), arguments.pop("step_size")
+        start = "a random start" if arguments.pop("random_start", False) else "the clean picture"
+        text = (
+            f"Projected gradient ascent on the cross-entropy: {steps} steps of α = {radius(size, cell.norm)} from "
+            f"{start}, each projected back into the ε-ball, with the model's own gradients and the right label "
+            "(white box)."
+        )
+    rest = ", ".join(f"{name} {value}" for name, value in arguments.items())
+    return f"{text} {rest}." if rest else text
+
+
+def _recipe_text(folder: Path) -> str:
+    path = folder / "recipe.toml"
+    return path.read_text() if path.is_file() else ""
+
+
+def _hardware() -> str:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = f"{platform.system()} {platform.machine()}, {cores} CPU cores"
+    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
