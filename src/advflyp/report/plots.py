@@ -26,6 +26,8 @@ MODELS = ("#c04a00", "#0067a5", "#007a5a", "#a8508a", "#8a6500", "#4d4a9e")
 MARKERS = "osD^v"  # not as many as colours: the pair of both is unique up to 30 models
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--m{i}" for i, c in enumerate(MODELS)}}
 
+DOT_STEP = 11  # between the dots of two models in one row
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "advflyp",
@@ -114,8 +116,8 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
     wide = width >= 600
     across = len(conditions) if wide else 1
     down = 1 if wide else len(conditions)
-    row_height = 13 + 11 * len(models)
-    left, right, top, bottom = 14 + 6.8 * max(map(len, names)), 52, 34, 46
+    row_height = _row_height(len(models))
+    left, right, top, bottom = 14 + 6.8 * max(map(len, names)), 52 if len(models) == 2 else 16, 34, 46
     gap = 36 if wide else 0
     panel = row_height * len(rows)
     height = down * (panel + top + bottom)
@@ -169,12 +171,14 @@ def accuracy_against_eps(
 
     curves:  model → (ε in pixels, accuracy), ascending; the clean accuracy at 0
     ceiling: end of the y axis in %, the same for pictures that stand together
-    label:   write the models' names beside the lines' right ends
+    label:   write the models' names beside the lines' right ends, where there is room
     """
     figure = _figure(width, height)
     unit = 255 if norm == "linf" else 1
-    names = [look.names[model] for model in curves]
-    right = 14 + (7 * max(map(len, names)) if label else 0)
+    room = 7 * max(len(look.names[model]) for model in curves)
+    # Long names would push the lines together on a phone; the page's key has them anyway.
+    label = label and room < width / 4
+    right = 14 + (room if label else 0)
     left, bottom = (54, 46) if axis_titles else (32, 24)
     axes = _axes(figure, left, bottom, right, 30 if title else 12)
     axes.set_title(title, pad=8)
@@ -356,11 +360,12 @@ def _dots(
     *,
     bold: bool,
 ) -> None:
-    offsets = np.linspace(0.17, -0.17, len(models)) if len(models) > 1 else [0.0]
+    step = DOT_STEP / _row_height(len(models))
+    offsets = [step * ((len(models) - 1) / 2 - place) for place in range(len(models))]
     for model, value, offset in zip(models, values, offsets, strict=True):
         if value is None:
             continue
-        colour, y = look.colours[model], level + float(offset)
+        colour, y = look.colours[model], level + offset
         axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
         axes.plot(
             [100 * value.value],
@@ -384,6 +389,10 @@ def _dots(
             fontweight="bold" if bold else "normal",
             fontsize=11.5,
         )
+
+
+def _row_height(models: int) -> float:
+    return 13 + DOT_STEP * models
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -59,8 +59,14 @@ def headline(
         return _sentence("; ".join(parts))
     if len(models) == 1:
         found = [(c, results.mean(models[0], c)) for c in shown]
-        parts = [f"{value.number} % of pictures correctly {_where(c)}" for c, value in found if value]
-        return _sentence(f"{models[0]} classifies {' and '.join(parts)}")
+        parts = [
+            f"{value.number} % {_where(c)}"
+            if place
+            else f"{value.number} % of pictures correctly {_where(c)}"
+            for place, (c, value) in enumerate(found)
+            if value
+        ]
+        return _sentence(f"{models[0]} classifies {', '.join(parts)}")
     known = [(value.value, model, value) for model in models if (value := results.mean(model, leading))]
     _, model, value = max(known)
     return _sentence(
