@@ -1,0 +1,145 @@
+"""Mini corpora in memory: composition, augmentation, order, resume."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import write_tar
+from PIL import Image
+
+from advflyp.data.mini.compose import MiniPairs, augment, compose, corpus_folder
+from advflyp.data.pairs import DataConfig, open_pairs
+
+CPU = torch.device("cpu")
+GREY = (128, 128, 128)
+
+
+def corpus(folder: Path, n: int = 20, **changes: object) -> Path:
+    """A mini corpus of n discs of different greys; the name is the grey value."""
+    folder.mkdir()
+    members = []
+    for index in range(n):
+        value = index * 12
+        picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+        picture.paste((value, value, value, 255), (16, 16, 48, 48))
+        stream = io.BytesIO()
+        picture.save(stream, "webp", lossless=True)
+        meta = {"name": f"grey{value}", "tags": [], "group": None, "style": "icon", "source": "test",
+                "mono": False, "mirror": True, "concept": None, "weight": 1.0, **changes}  # fmt: skip
+        members += [(f"{index}.webp", stream.getvalue()), (f"{index}.json", json.dumps(meta).encode())]
+        members.append((f"{index}.txt", b"x"))
+    write_tar(folder / "train-0000.tar.gz", members)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "sets.json").write_text("{}")
+    return folder
+
+
+def mini_pairs(folder: Path, seed: int = 0, **config: object) -> MiniPairs:
+    return MiniPairs(folder, DataConfig(train=str(folder), **{"batch_size": 8, **config}), seed=seed, device=CPU)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return corpus(tmp_path / "corpus")
+
+
+def test_batches(folder: Path) -> None:
+    pairs = mini_pairs(folder)
+    batches = list(pairs.epoch(0))
+    assert len(pairs) == len(batches) == 2
+    for batch in batches:
+        assert batch["images"].shape == (8, 3, 64, 64)
+        assert batch["images"].min() >= 0 and batch["images"].max() <= 1
+        assert all("grey" in caption or "icon" in caption for caption in batch["captions"])
+
+
+def test_a_batch_depends_on_seed_epoch_and_place_alone(folder: Path) -> None:
+    whole = list(mini_pairs(folder).epoch(3))
+    (rest,) = mini_pairs(folder).epoch(3, whole[0]["position"])
+    assert rest["captions"] == whole[1]["captions"]
+    assert torch.equal(rest["images"], whole[1]["images"])
+    assert not torch.equal(next(iter(mini_pairs(folder).epoch(4)))["images"], whole[0]["images"])
+    assert not torch.equal(next(iter(mini_pairs(folder, seed=1).epoch(3)))["images"], whole[0]["images"])
+
+
+def test_captions_belong_to_their_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advflyp.data.mini.compose.augment", lambda images, mirror, generator: images)
+    monkeypatch.setattr("advflyp.data.mini.compose.caption", lambda meta, rng: meta["name"])
+    for batch in mini_pairs(folder).epoch(0):
+        centre = batch["images"][:, 0, 32, 32] * 255
+        assert [f"grey{round(value)}" for value in centre.tolist()] == batch["captions"]
+
+
+def test_draws_in_proportion_to_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = mini_pairs(corpus(tmp_path / "c"))
+    pairs.weights[:] = 1.0
+    pairs.weights[0] = 19.0
+    monkeypatch.setattr("advflyp.data.mini.compose.caption", lambda meta, rng: meta["name"])
+    drawn = [c for epoch in range(40) for batch in pairs.epoch(epoch) for c in batch["captions"]]
+    assert drawn.count("grey0") / len(drawn) == pytest.approx(0.5, abs=0.07)
+
+
+def test_limit_keeps_a_random_subset(folder: Path) -> None:
+    kept = {meta["name"] for meta in mini_pairs(folder, limit=8).metas}
+    assert len(kept) == 8
+    assert kept == {meta["name"] for meta in mini_pairs(folder, limit=8).metas}
+    assert kept != {f"grey{12 * i}" for i in range(8)}
+
+
+def test_opaque_pixels_keep_their_colour_and_the_rest_is_background() -> None:
+    picture = torch.zeros(64, 4, 64, 64, dtype=torch.uint8)
+    picture[:, :3, 16:48, 16:48] = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1)
+    picture[:, 3, 16:48, 16:48] = 255
+    images = compose(picture, torch.zeros(64, dtype=torch.bool), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(images[:, :, 32, 32], (torch.tensor([200, 100, 50]) / 255).expand(64, 3))
+    backgrounds = images[:, :, 0, 0]
+    assert len(backgrounds.unique(dim=0)) > 20
+    assert (backgrounds == 1).all(1).any(), "plain white is among them"
+
+
+def test_shapes_without_colour_contrast_with_the_background() -> None:
+    picture = torch.zeros(64, 4, 64, 64, dtype=torch.uint8)
+    picture[:, 3, 16:48, 16:48] = 255
+    images = compose(picture, torch.ones(64, dtype=torch.bool), torch.Generator().manual_seed(0))
+    contrast = (images[:, :, 32, 32].mean(1) - images[:, :, 32, 2].mean(1)).abs()
+    assert contrast.median() > 0.4
+    assert len(images[:, :, 32, 32].unique(dim=0)) > 10
+
+
+def test_half_transparent_pixels_are_mixed() -> None:
+    picture = torch.full((1, 4, 8, 8), 255, dtype=torch.uint8)
+    picture[:, 3] = 51  # 0.2
+    images = compose(picture, torch.zeros(1, dtype=torch.bool), torch.Generator().manual_seed(5))
+    picture[:, 3] = 0
+    background = compose(picture, torch.zeros(1, dtype=torch.bool), torch.Generator().manual_seed(5))
+    torch.testing.assert_close(images, 0.2 + 0.8 * background)
+
+
+def test_only_what_may_be_mirrored_is() -> None:
+    """The left half is white: its place after augmentation tells a mirrored picture."""
+    images = torch.zeros(200, 3, 64, 64)
+    images[..., :32] = 1
+    for allowed, share in ((True, 0.3), (False, 0.0)):
+        mirror = torch.full((200,), allowed)
+        out = augment(images, mirror, torch.Generator().manual_seed(0))
+        mirrored = out[..., 40:].mean((1, 2, 3)) > out[..., :24].mean((1, 2, 3))
+        assert mirrored.float().mean().item() == pytest.approx(share, abs=0.08)
+        assert out.min() >= 0 and out.max() <= 1
+
+
+def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert corpus_folder(str(folder)) == folder
+    assert corpus_folder("mini") is not None
+    assert corpus_folder(str(tmp_path)) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="advflyp data mini --build"):
+        corpus_folder("mini-full")
+    opened = open_pairs(DataConfig(train=str(folder), batch_size=8), lambda p: torch.zeros(0), seed=0, device=CPU)
+    assert isinstance(opened, MiniPairs)
+
+
+def test_too_small_for_a_batch(folder: Path) -> None:
+    with pytest.raises(ValueError, match="holds 20 pairs, which do not fill one batch of 64"):
+        mini_pairs(folder, batch_size=64)

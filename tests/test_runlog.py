@@ -1,0 +1,43 @@
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from advflyp.runlog import METRICS_FILE, RunLog, read_metrics
+
+
+def test_lines_are_there_at_once_and_typed(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 10) as log:
+        log.write("train", 1, loss=2.0)
+        log.write("validate", 1, clean=0.5)
+        assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [("train", 1), ("validate", 1)]
+    assert read_metrics(tmp_path)[0]["loss"] == 2.0
+    assert read_metrics(tmp_path)[0]["time"] >= 0
+
+
+def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 10) as log:
+        for step in range(1, 6):
+            log.write("train", step)
+    with RunLog(tmp_path, 10, resume_step=3) as log:
+        log.write("train", 4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    with RunLog(tmp_path, 10):
+        pass
+    assert read_metrics(tmp_path) == [], "a new run in the folder starts from nothing"
+
+
+def test_a_line_cut_off_by_a_crash(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
+    assert read_metrics(tmp_path) == [{"kind": "train", "step": 1}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_talks_only_to_who_listens(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with RunLog(tmp_path, 10, console=Console(file=stream)) as log:
+        log.advance(5, "loss 1")
+        log.say("step 5: fine")
+    assert stream.getvalue() == "step 5: fine\n"
+    with RunLog(tmp_path, 10) as log:
+        log.say("nobody hears this")
