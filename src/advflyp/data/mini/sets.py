@@ -1,0 +1,216 @@
+"""Which rendered pictures make up each labelled set, with its classes and prompt templates."""
+
+import gzip
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from advflyp.data.mini.read import Item
+from advflyp.data.mini.render import MARGIN, SIZE
+
+ON_DEMAND = {"openmoji": "openmoji", "stamps": "tuxpaint"}  # set → source
+MAX_PER_SET = 1000
+
+_PLAIN = ("{}", "a picture of a {}", "an image of {}", "this is a {}")
+_EMOJI = (*_PLAIN, "{} emoji", "a drawing of a {}")
+_3D = (*_PLAIN, "{} emoji", "{} 3d emoji")
+_CLIPART = (*_PLAIN, "clip art of a {}", "{} clip art")
+_ICON = (*_PLAIN, "{} icon", "icon of a {}")
+_PHOTO = (*_PLAIN, "a photo of a {}", "clip art of a {}")
+_FASHION = (*_PLAIN, "clothing, {}", "{} icon")
+
+_OBJECTS = {
+    "arts-crafts", "award-medal", "book-paper", "clothing", "computer", "game", "household", "light-video", "lock",
+    "mail", "medical", "money", "music", "musical-instrument", "office", "phone", "science", "sound", "sport", "tool",
+    "writing",
+}  # fmt: skip
+# Emoji subgroups as class names. Those that nobody could tell from a picture ("other symbols") are left out.
+_GROUPS = {
+    "animal-bird": "bird", "animal-bug": "insect", "animal-mammal": "mammal", "animal-marine": "sea animal",
+    "animal-reptile": "reptile", "arrow": "arrow", "av-symbol": "media player button", "award-medal": "medal",
+    "body-parts": "body part", "book-paper": "book or paper", "cat-face": "cat face", "clothing": "clothing",
+    "computer": "computer", "drink": "drink", "event": "holiday or party", "face-affection": "face in love",
+    "face-concerned": "sad or worried face", "face-costume": "monster or robot face", "face-negative": "angry face",
+    "face-neutral-skeptical": "neutral face", "face-smiling": "smiling face", "face-unwell": "sick face",
+    "family": "family", "food-asian": "asian food", "food-fruit": "fruit", "food-prepared": "meal",
+    "food-sweet": "dessert", "food-vegetable": "vegetable", "game": "game", "heart": "heart",
+    "light-video": "film, video or light", "lock": "lock or key", "mail": "mail", "money": "money",
+    "music": "music", "musical-instrument": "musical instrument", "office": "office supplies",
+    "person-sport": "athlete", "phone": "telephone", "place-building": "building", "place-geographic": "landscape",
+    "place-map": "globe or map", "plant-flower": "flower", "plant-other": "plant", "religion": "religious symbol",
+    "sky-weather": "weather", "sound": "sound", "sport": "sport", "time": "clock", "tool": "tool",
+    "transport-air": "aircraft", "transport-ground": "vehicle", "transport-water": "boat", "warning": "warning sign",
+    "writing": "pen or pencil", "zodiac": "zodiac sign",
+}  # fmt: skip
+FASHION_CLASSES = (
+    "t-shirt", "trousers", "pullover sweater", "dress", "coat", "sandal", "shirt", "sneaker", "handbag", "ankle boot",
+)  # fmt: skip
+# These territories fly the flag of another class of the set: no picture can tell them apart.
+_SAME_FLAG = {
+    "Bouvet Island", "Clipperton Island", "Heard & McDonald Islands", "Mayotte", "New Caledonia", "Réunion",
+    "St. Martin", "Svalbard & Jan Mayen", "U.S. Outlying Islands", "Guadeloupe", "Martinique", "French Guiana",
+    "St. Pierre & Miquelon", "Wallis & Futuna", "Caribbean Netherlands", "St. Barthélemy",
+}  # fmt: skip
+
+
+@dataclass
+class SetPlan:
+    """A labelled set before it is written.
+
+    members:   indices into the rendered items
+    pixels:    (N, 64, 64, 3) uint8, where the pictures are its own
+    """
+
+    name: str
+    classes: list[str]
+    labels: list[int]
+    templates: tuple[str, ...]
+    domain: str
+    sources: list[str]
+    members: list[int]
+    pixels: np.ndarray | None = None
+    split: str = "test"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> list[SetPlan]:
+    """The validation set and the ten embedded test sets."""
+    # A concept that training never names cannot be asked for.
+    named = {item.concept for item in items if item.role == "train" and item.concept}
+
+    def emoji(
+        name: str, source: str, wanted: Callable[[Item], bool], domain: str, templates: tuple[str, ...]
+    ) -> SetPlan:
+        chosen = [n for n, i in enumerate(items) if i.source == source and i.concept in named and wanted(i)]
+        return _plan(name, items, chosen, _label, templates, domain, seed)
+
+    def subgroup(*heads: str) -> Callable[[Item], bool]:
+        return lambda item: item.subgroup.startswith(heads)
+
+    nature, food, places = ("animal", "plant"), ("food", "drink", "dishware"), ("transport", "place")
+    flags = [
+        n
+        for n, i in enumerate(items)
+        if i.source == "flagpack" and i.name.removeprefix("flag of ") not in _SAME_FLAG
+    ]
+    clipart = [n for n, i in enumerate(items) if i.source == "openclipart" and i.role == "test"]
+    icons = [n for n, i in enumerate(items) if i.role == "test" and i.mono]
+    groups = [
+        n
+        for n, i in enumerate(items)
+        if i.source == "emojione" and i.concept in named and i.subgroup in _GROUPS
+    ]
+    # A family's members are too small for 64 pixels.
+    val = emoji("val", "streamline-emojis", lambda item: item.subgroup != "family", "emoji", _EMOJI)
+    val.split = "val"
+    return [
+        val,
+        emoji("animals", "emojione", subgroup(*nature), "emoji", _EMOJI),
+        emoji("food", "emojione", subgroup(*food), "emoji", _EMOJI),
+        emoji("travel", "emojione", subgroup(*places), "emoji", _EMOJI),
+        emoji("objects-3d", "fluent-emoji-3d", lambda item: item.subgroup in _OBJECTS, "3D renderings", _3D),
+        emoji("animals-3d", "fluent-emoji-3d", subgroup(*nature), "3D renderings", _3D),
+        _plan("flags", items, flags, _label, _PLAIN, "flags", seed),
+        fashion(fashion_folder, seed),
+        _plan("clipart", items, clipart, _label, _CLIPART, "clip art", seed, least=8, most=60),
+        _plan("icons", items, icons, _label, _ICON, "line icons", seed, least=6, most=11),
+        _plan(
+            "emoji-groups",
+            items,
+            groups,
+            lambda i: _GROUPS[i.subgroup],
+            _EMOJI,
+            "emoji",
+            seed,
+            least=6,
+            most=25,
+        ),
+    ]
+
+
+def on_demand_sets(names: Sequence[str], items: Sequence[Item], seed: int) -> list[SetPlan]:
+    """The sets that only the user's machine may build, by name."""
+    plans = []
+    for name in names:
+        chosen = [
+            n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label and i.style != "flag"
+        ]
+        if name == "openmoji":
+            plans.append(_plan(name, items, chosen, _label, _EMOJI, "emoji", seed))
+        else:
+            plans.append(_plan(name, items, chosen, _label, _PHOTO, "photographs", seed, least=6, most=60))
+    return plans
+
+
+def fashion(folder: Path, seed: int, n: int = MAX_PER_SET) -> SetPlan:
+    """Fashion-MNIST: n pictures of its standard test split, equally many of each class, 28 → 60 px."""
+    root = folder / "usr/share/datasets/fashion-mnist"
+    raw = gzip.decompress((root / "t10k-images-idx3-ubyte.gz").read_bytes())
+    images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
+    raw = gzip.decompress((root / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    labels = np.frombuffer(raw, np.uint8, offset=8)
+    chosen: list[int] = []
+    for index in range(len(FASHION_CLASSES)):
+        of_class = np.flatnonzero(labels == index).tolist()
+        chosen += random.Random(f"{seed} fashion {index}").sample(of_class, n // len(FASHION_CLASSES))
+    random.Random(f"{seed} fashion").shuffle(chosen)
+    inner = SIZE - 2 * MARGIN
+    pixels = np.zeros((len(chosen), SIZE, SIZE, 3), np.uint8)
+    for row, index in enumerate(chosen):
+        large = Image.fromarray(images[index]).resize((inner, inner), Image.Resampling.BILINEAR)
+        pixels[row, MARGIN:-MARGIN, MARGIN:-MARGIN] = np.asarray(large)[..., None]
+    classes = [int(labels[index]) for index in chosen]
+    return SetPlan(
+        "fashion", list(FASHION_CLASSES), classes, _FASHION, "photographs", ["fashion-mnist"], [], pixels
+    )
+
+
+def without(plan: SetPlan, rows: set[int]) -> SetPlan:
+    """The set without some of its rows; its classes stay."""
+    kept = [row for row in range(len(plan)) if row not in rows]
+    return SetPlan(
+        plan.name, plan.classes, [plan.labels[row] for row in kept], plan.templates, plan.domain, plan.sources,
+        [plan.members[row] for row in kept], None if plan.pixels is None else plan.pixels[kept], plan.split,
+    )  # fmt: skip
+
+
+def _label(item: Item) -> str:
+    assert item.label is not None
+    return item.label
+
+
+def _plan(
+    name: str,
+    items: Sequence[Item],
+    chosen: Sequence[int],
+    label: Callable[[Item], str],
+    templates: tuple[str, ...],
+    domain: str,
+    seed: int,
+    *,
+    least: int = 1,
+    most: int = MAX_PER_SET,
+) -> SetPlan:
+    """A shuffled set of at most 1,000 pictures, `least` to `most` of each class."""
+    order = list(chosen)
+    random.Random(f"{seed} {name}").shuffle(order)
+    available = Counter(label(items[n]) for n in order)
+    taken: Counter[str] = Counter()
+    members = []
+    for n in order:
+        text = label(items[n])
+        if available[text] >= least and taken[text] < most and len(members) < MAX_PER_SET:
+            taken[text] += 1
+            members.append(n)
+    classes = sorted(taken)
+    labels = [classes.index(label(items[n])) for n in members]
+    return SetPlan(
+        name, classes, labels, templates, domain, sorted({items[n].source for n in members}), members
+    )
