@@ -127,6 +127,7 @@ def test_the_page_says_how_it_was_made(page: Page, run_folder: Path) -> None:
 def test_markdown_beside_it(page: Page, tmp_path: Path, cells: list[Cell]) -> None:
     text = (tmp_path / "out" / "results.md").read_text()
     assert sorted(os.listdir(tmp_path / "out")) == ["index.html", "results.md"], "no draft is left"
+    assert text.startswith("# a &lt;i&gt;title&lt;/i&gt;\n") and "<b>" not in text
     for c in cells:
         assert f"{100 * c.accuracy:.1f} ({100 * c.ci95[0]:.0f}–{100 * c.ci95[1]:.0f})" in text
 
@@ -173,10 +174,7 @@ def test_other_measurements(tmp_path: Path) -> None:
     text = Page(write_report(tmp_path / "b", title="t", cells=mixed)).text
     assert "0.5 (L2)" in text and "5 steps of α = 0.1 (L2) from the clean picture" in text
     squares = [*only_clean, cell("m", "mini/food", 1, 20, attack="square", attack_args={"queries": 5000})]
-    assert (
-        "Run with these settings: queries 5000."
-        in Page(write_report(tmp_path / "c", title="t", cells=squares)).text
-    )
+    assert "Settings: queries 5000." in Page(write_report(tmp_path / "c", title="t", cells=squares)).text
     apart = [cell("m", "mini/food", 0, 40), cell("k", "mini/flags", 0, 30)]
     assert "there is no mean" in Page(write_report(tmp_path / "d", title="t", cells=apart)).text
 

@@ -83,7 +83,7 @@ def test_training_curves(run_folder) -> None:
     assert lines["loss"]["clip"] == Line([10, 20], [3.0, 2.25])
     assert lines["validation"]["robust"] == Line([10, 20], [0.25, 0.375])
     words = texts(svg(loss_curve("clip", lines["loss"]["clip"], width=290, height=180, steps=20), ""))
-    assert {"clip", "3 → 2.25", "20 steps"} <= set(words)
+    assert {"clip", "3.00 → 2.25", "20 steps"} <= set(words)
     words = texts(svg(validation_curve(lines["validation"], width=290, height=180, steps=20), ""))
     assert {"clean 45.0", "robust 37.5"} <= set(words)
 

@@ -1,8 +1,9 @@
 """Pictures that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -79,20 +80,26 @@ def examples(
     search = Attack.parse(attack)
     order = list(set_names)
     random.Random(seed).shuffle(order)
-    judges = {name: (Judge(before, load_set(name)), Judge(after, load_set(name))) for name in order}
-    queues = {name: _correct(judges[name][0], seed) for name in order}
+
+    @cache
+    def judge(model: CLIP, name: str) -> Judge:
+        return Judge(model, load_set(name))
+
+    queues = {name: _correct(partial(judge, before, name), seed) for name in order}
     chosen: list[tuple[str, int]] = []
     while queues and len(chosen) < n:
         for name in list(queues):
             index = next(queues[name], None)
             if index is None:
                 del queues[name]
-            elif len(chosen) < n:
+            else:
                 chosen.append((name, index))
+            if len(chosen) == n:
+                break
     result = []
     for name, index in chosen:
-        views = [_view(judge, index, search, threat, seed) for judge in judges[name]]
-        labelled = judges[name][0].labelled
+        views = [_view(judge(model, name), index, search, threat, seed) for model in (before, after)]
+        labelled = load_set(name)
         result.append(
             Example(
                 set=name,
@@ -127,8 +134,12 @@ def rule(seed: int) -> str:
 
 
 @torch.no_grad()
-def _correct(judge: Judge, seed: int) -> Iterator[int]:
-    """Places of the pictures that the model classifies correctly, in a shuffled order."""
+def _correct(make_judge: Callable[[], Judge], seed: int) -> Iterator[int]:
+    """Places of the pictures that the model classifies correctly, in a shuffled order.
+
+    The judge is made when the first is asked for: a set that is not needed costs nothing.
+    """
+    judge = make_judge()
     places = list(range(len(judge)))
     random.Random(seed).shuffle(places)
     for start in range(0, len(places), CHUNK):

@@ -27,6 +27,7 @@ from advflyp.report.tables import (
     attack_title,
     check_models,
     comparison_table,
+    escape_markdown,
     markdown,
     mean_change,
     models_table,
@@ -158,7 +159,8 @@ class Page:
 
     def markdown(self) -> str:
         """The same tables for a README or an issue."""
-        return "\n".join([f"# {self.title}", "", self._headline(), "", *map(markdown, self._tables())])
+        head = [f"# {escape_markdown(self.title)}", "", escape_markdown(self._headline()), ""]
+        return "\n".join([*head, *map(markdown, self._tables())])
 
     def _headline(self) -> str:
         return prose.headline(self.results, self.models, self.pair, self.shown)
@@ -273,7 +275,7 @@ class Page:
             f"ε = {radius(first.eps, first.norm)} makes of it against this very model, between them the change, "
             "amplified by the factor above it (middle grey is no change). Under each picture the three likeliest "
             f"classes.</p><p>Still right under attack: {before} of {len(self.examples)} before, {after} after.</p>"
-            f'<p class="note">{escape(rule(first.seed))}</p>'
+            f'<p class="note">{escape(rule(first.seed))} Whose pictures they are is said under The sets.</p>'
         )
         cards = "".join(elements.example_card(example, names) for example in self.examples)
         return _section("What it looks like", f'{intro}<div class="examples">{cards}</div>')
@@ -297,6 +299,9 @@ class Page:
             body.append(f"<details{is_open}><summary>{summary}</summary>{inner}</details>")
         sets = prose.sets_table(self.results)
         body.append(f"<h3>{escape(sets.title)}</h3>{elements.table(sets, words=True)}")
+        prompts = prose.prompts_table(self.results)
+        inner = elements.table(prompts, words=True)
+        body.append(f"<details><summary>{escape(prompts.title)}</summary>{inner}</details>")
         return _section("The numbers", "".join(body))
 
     def _training(self) -> str:

@@ -275,7 +275,7 @@ def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) 
     _step_axis(axes, steps)
     axes.locator_params(axis="y", nbins=4)
     axes.set_title(
-        f"{line.y[0]:.3g} → {line.y[-1]:.3g}", loc="right", pad=8, color=MUTED, fontweight="normal"
+        f"{_loss(line.y[0])} → {_loss(line.y[-1])}", loc="right", pad=8, color=MUTED, fontweight="normal"
     )
     return figure
 
@@ -427,6 +427,10 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _value(estimate: Estimate | None) -> float:
     return -1.0 if estimate is None else estimate.value
+
+
+def _loss(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _number(value: float) -> str:

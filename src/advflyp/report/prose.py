@@ -90,7 +90,7 @@ def meaning(results: Results) -> str:
     attacked = [cell for cell in results.cells.values() if cell.norm is not None]
     terms = {
         "Accuracy": "The share of pictures whose likeliest class is the right one. Zero-shot: the classes come in "
-        "only as prompts (see The sets); no classifier was trained on these sets. An attacked picture counts as "
+        "only as prompts (see The prompts); no classifier was trained on these sets. An attacked picture counts as "
         "right only if the clean one is classified correctly as well."
     }
     if any(cell.norm == "linf" for cell in attacked):
@@ -150,7 +150,6 @@ def sets_table(results: Results) -> Table:
     known = {**mini_sets(full_corpus_folder()), **mini_sets()}
     rows: list[list[Value]] = []
     for name in results.sets:
-        cell = next(cell for (_, set_name, _), cell in results.cells.items() if set_name == name)
         info: Mapping[str, Any] = (
             known.get(name.removeprefix("mini/"), {}) if name.startswith("mini/") else {}
         )
@@ -161,16 +160,24 @@ def sets_table(results: Results) -> Table:
                 results.images(name),
                 str(classes) if classes else None,
                 f"{100 / classes:.1f} %" if classes else None,
-                cell.prompt,
                 info.get("domain"),
                 ", ".join(str(info[key]) for key in ("source", "licence") if info.get(key)) or None,
             ]
         )
-    columns = [set_heading(results), "images", "classes", "chance", "prompt", "domain", "source, licence"]
+    columns = [set_heading(results), "images", "classes", "chance", "domain", "source, licence"]
     # A column of which nothing is known is left out.
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return Table(
         title="The sets", columns=[columns[i] for i in kept], rows=[[row[i] for i in kept] for row in rows]
+    )
+
+
+def prompts_table(results: Results) -> Table:
+    """The prompts that each set's class names were put into."""
+    prompts = {name: cell.prompt for (_, name, _), cell in results.cells.items()}
+    rows: list[list[Value]] = [[results.short[name], prompts[name]] for name in results.sets]
+    return Table(
+        title="The prompts", columns=[set_heading(results), "{} is the name of the class"], rows=rows
     )
 
 
@@ -236,17 +243,18 @@ def _sentence(text: str) -> str:
 
 def _attack_text(cell: Cell) -> str:
     arguments = dict(cell.attack_args)
-    text = "Run with these settings:"
+    text = ""
     if {"steps", "step_size"} <= set(arguments):
         steps, size = arguments.pop("steps"), arguments.pop("step_size")
         start = "a random start" if arguments.pop("random_start", False) else "the clean picture"
+        restarts = arguments.pop("restarts", 1)
         text = (
             f"Projected gradient ascent on the cross-entropy: {steps} steps of α = {radius(size, cell.norm)} from "
             f"{start}, each projected back into the ε-ball, with the model's own gradients and the right label "
-            "(white box)."
+            f"(white box){f', the worst of {restarts} runs' if restarts > 1 else ''}. "
         )
     rest = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    return f"{text} {rest}." if rest else text
+    return f"{text}Settings: {rest}." if rest else text or "With its standard settings."
 
 
 def _recipe_text(folder: Path) -> str:

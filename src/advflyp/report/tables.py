@@ -251,15 +251,15 @@ def markdown(table: Table) -> str:
     """The table as GitHub-flavoured Markdown, with its title and note."""
 
     def line(values: Sequence[Value]) -> str:
-        return "| " + " | ".join(_escape(plain(value)) for value in values) + " |"
+        return "| " + " | ".join(escape_markdown(plain(value)) for value in values) + " |"
 
     columns = [column.replace("\n", " ") for column in table.columns]
     rule = "|---|" + "---:|" * (len(columns) - 1)
-    lines = [f"### {_escape(table.title)}", "", line(columns), rule, *map(line, table.rows)]
+    lines = [f"### {escape_markdown(table.title)}", "", line(columns), rule, *map(line, table.rows)]
     if table.footer:
-        lines.append("| " + " | ".join(_bold(_escape(plain(value))) for value in table.footer) + " |")
+        lines.append("| " + " | ".join(_bold(escape_markdown(plain(value))) for value in table.footer) + " |")
     if table.note:
-        lines += ["", _escape(table.note)]
+        lines += ["", escape_markdown(table.note)]
     return "\n".join(lines) + "\n"
 
 
@@ -287,6 +287,12 @@ def signed(points: float, digits: int = 1) -> str:
     """ "+3.2", "−0.4" with a true minus sign."""
     text = f"{abs(points):.{digits}f}"
     return text if float(text) == 0 else f"{'+' if points > 0 else MINUS}{text}"
+
+
+def escape_markdown(text: str) -> str:
+    """Names are anybody's: keep them from being read as Markdown or HTML."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", text)
 
 
 def mean_note(results: Results) -> str:
@@ -335,12 +341,6 @@ def _same_settings(model: str, one: Cell, two: Cell) -> None:
 
 def _trim(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _escape(text: str) -> str:
-    """Names are anybody's: keep them from being read as Markdown or HTML."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
-    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", text)
 
 
 def _bold(text: str) -> str:
