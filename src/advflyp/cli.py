@@ -150,8 +150,8 @@ class Data:
         out = self.out or full_corpus_folder()
         work = self.work or full_corpus_folder().with_name("mini-packages")
         if self.build:
-            build(out, work=work, full=not self.embedded)
-        if self.sets:
+            build(out, work=work, full=not self.embedded, sets=list(self.sets))
+        else:
             build_sets(list(self.sets), out, work)
         print(f"done: {out}")
 

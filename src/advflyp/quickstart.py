@@ -57,6 +57,7 @@ def quickstart(out: str | Path, *, console: Console | None = None) -> Outcome:
         after=AFTER,
         runs={AFTER: run},
         examples=shown,
+        eps=EPS,
     )
     console.print(before_after_table(cells, BEFORE, AFTER, EPS))
     console.print(f"\nresults {out / 'results.jsonl'}   model {run}   report {report}", highlight=False)

@@ -4,7 +4,6 @@ import io
 import json
 import random
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,14 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.config import suggest
+from advflyp.data.mini.build import proxy_concepts
 from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder, read_shards
+from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pairs import on_white
 
 # The training pictures whose concept is known, as labelled data for methods that need labels.
 PROXY = "proxy"
-PROXY_RENDERINGS = 3
-# Made on the user's machine by `advflyp data mini --sets …`: their licences are copyleft.
-ON_DEMAND = ("openmoji", "stamps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +112,7 @@ def load_set(name: str) -> LabelledSet:
 def _proxy_set() -> LabelledSet:
     """One class for each concept of which the embedded corpus has enough renderings, on white."""
     pixels, metas = read_shards(EMBEDDED)
-    counts = Counter(meta["concept"] for meta in metas if meta["concept"])
-    classes = sorted(concept for concept, count in counts.items() if count >= PROXY_RENDERINGS)
+    classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
     index = {concept: number for number, concept in enumerate(classes)}
     chosen = [number for number, meta in enumerate(metas) if meta["concept"] in index]
     random.Random(0).shuffle(chosen)
