@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import write_folder
 
 from advflyp.cli import main
+from helpers import write_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +57,9 @@ def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = shlex.split(command)
         if words[0] == "make":
             environment = {**os.environ, "MAKEFLAGS": ""}
-            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True, env=environment)
+            subprocess.run(
+                ["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True, env=environment
+            )
             continue
         assert words[0] == "advflyp", f"the README has a command this test cannot run: {command}"
         if words[1] == "quickstart":

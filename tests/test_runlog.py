@@ -10,7 +10,10 @@ def test_lines_are_there_at_once_and_typed(tmp_path: Path) -> None:
     with RunLog(tmp_path, 10) as log:
         log.write("train", 1, loss=2.0)
         log.write("validate", 1, clean=0.5)
-        assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [("train", 1), ("validate", 1)]
+        assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [
+            ("train", 1),
+            ("validate", 1),
+        ]
     assert read_metrics(tmp_path)[0]["loss"] == 2.0
     assert read_metrics(tmp_path)[0]["time"] >= 0
 

@@ -45,7 +45,9 @@ def test_proxy_is_training_data_with_labels() -> None:
 
 def test_batches() -> None:
     pictures = [(Image.new("RGB", (4, 4), (i, i, i)), i % 3) for i in range(10)]
-    labelled = LabelledSet(name="x", split="test", classes=list("abc"), templates=["{}"], pictures=pictures, info={})
+    labelled = LabelledSet(
+        name="x", split="test", classes=list("abc"), templates=["{}"], pictures=pictures, info={}
+    )
     batches = list(labelled.batches(lambda p: torch.full((3, 2, 2), p.getpixel((0, 0))[0] / 255), 4, limit=9))
     assert [len(labels) for _, labels in batches] == [4, 4, 1]
     images = torch.cat([images for images, _ in batches])
@@ -57,5 +59,7 @@ def test_unknown_and_absent_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="there is no set 'mini/foot'; did you mean 'mini/food'"):
         set_names(["mini/foot"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="not on this machine; fetch it with `advflyp data mini --sets openmoji`"):
+    with pytest.raises(
+        ValueError, match="not on this machine; fetch it with `advflyp data mini --sets openmoji`"
+    ):
         load_set("mini/openmoji")

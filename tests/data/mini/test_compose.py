@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_tar
 from PIL import Image
 
 from advflyp.data.mini.compose import MiniPairs, augment, compose, corpus_folder
 from advflyp.data.pairs import DataConfig, open_pairs
+from helpers import write_tar
 
 CPU = torch.device("cpu")
 GREY = (128, 128, 128)
@@ -37,7 +37,9 @@ def corpus(folder: Path, n: int = 20, **changes: object) -> Path:
 
 
 def mini_pairs(folder: Path, seed: int = 0, **config: object) -> MiniPairs:
-    return MiniPairs(folder, DataConfig(train=str(folder), **{"batch_size": 8, **config}), seed=seed, device=CPU)
+    return MiniPairs(
+        folder, DataConfig(train=str(folder), **{"batch_size": 8, **config}), seed=seed, device=CPU
+    )
 
 
 @pytest.fixture
@@ -136,7 +138,9 @@ def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="advflyp data mini --build"):
         corpus_folder("mini-full")
-    opened = open_pairs(DataConfig(train=str(folder), batch_size=8), lambda p: torch.zeros(0), seed=0, device=CPU)
+    opened = open_pairs(
+        DataConfig(train=str(folder), batch_size=8), lambda p: torch.zeros(0), seed=0, device=CPU
+    )
     assert isinstance(opened, MiniPairs)
 
 
