@@ -93,3 +93,8 @@ def test_distances_and_empty_collections() -> None:
     assert match.edges == pytest.approx(0, abs=1e-3)
     assert find(ICONS[:0], ICONS) == []
     assert find(ICONS, ICONS[:0]) == []
+
+
+def test_every_copy_is_found_however_many_there_are() -> None:
+    many = np.concatenate([ICONS, noisy(np.repeat(ICONS[:1], 70, 0)), ICONS[1:]])
+    assert {reference for _, reference in pairs(ICONS[:1], many)} == {0, *range(40, 110)}

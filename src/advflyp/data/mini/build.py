@@ -51,11 +51,10 @@ def build(
     wanted = [s for s in SOURCES if s.role != "demand" or s.name in {ON_DEMAND[name] for name in names}]
     material = collect(wanted, work)
     items, pictures = material.items, material.pictures
-    plans = embedded_sets(items, material.folders["fashion-mnist"], seed)
-    dropped, report = drop_near_duplicates(items, pictures, plans)
+    plans = embedded_sets(items, material.folders["fashion-mnist"], seed) + on_demand_sets(names, items, seed)
+    dropped, plans, report = separate(items, pictures, plans)
     train = [n for n, item in enumerate(items) if item.role == "train" and n not in dropped]
     proxy = proxy_concepts(items[n].concept for n in train)
-    plans += _disjoint(on_demand_sets(names, items, seed), pictures, pictures[train])
     if not full:
         train = [n for n in train if draw(items[n].key, 1000) < 1000 * source(items[n].source).embedded]
     random.Random(f"{seed} train").shuffle(train)
@@ -92,7 +91,10 @@ def build_sets(
     material = collect(wanted, work)
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
-    plans = _disjoint(on_demand_sets(names, material.items, seed), material.pictures, training)
+    plans = [
+        without(plan, {match.query for match in neardup.find(_pictures(plan, material.pictures), training)})
+        for plan in on_demand_sets(names, material.items, seed)
+    ]
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.pictures, proxy)
         manifest = {"seed": seed, "sources": material.rows(Counter(), plans), "files": files}
@@ -148,14 +150,30 @@ def collect(wanted: Sequence[Source], work: Path) -> Material:
     )
 
 
-def drop_near_duplicates(
+def separate(
     items: Sequence[Item], pictures: np.ndarray, plans: Sequence[SetPlan]
-) -> tuple[set[int], dict[str, Any]]:
-    """Training items that resemble a picture of a labelled set, and a report of how many from where."""
+) -> tuple[set[int], list[SetPlan], dict[str, Any]]:
+    """Part training and labelled sets where they resemble each other.
+
+    Returns the training items to drop, the sets without the pictures that give way, and a report of both.
+    """
     train = np.array([n for n, item in enumerate(items) if item.role == "train"])
-    owner = [plan.name for plan in plans for _ in range(len(plan))]
     matches = neardup.find(np.concatenate([_pictures(plan, pictures) for plan in plans]), pictures[train])
-    dropped = {int(train[match.reference]) for match in matches}
+    dropped: set[int] = set()
+    kept, per_set = [], {}
+    start = 0
+    for plan in plans:
+        own = [match for match in matches if start <= match.query < start + len(plan)]
+        rows = {match.query - start for match in own}
+        hits = {int(train[match.reference]) for match in own}
+        start += len(plan)
+        if plan.gives_way:
+            per_set[plan.name] = {"left out of the set": len(rows)}
+            kept.append(without(plan, rows))
+        else:
+            per_set[plan.name] = {"pictures": len(rows), "left out of training": len(hits)}
+            kept.append(plan)
+            dropped |= hits
     held = {(TWINS.get(items[n].source), items[n].concept) for plan in plans for n in plan.members}
     twins = {int(n) for n in train if (items[n].source, items[n].concept) in held} - dropped
     report = {
@@ -163,15 +181,9 @@ def drop_near_duplicates(
         "edge_limit": neardup.EDGE_LIMIT,
         "dropped": dict(sorted(Counter(items[n].source for n in dropped).items())),
         "twins": len(twins),
-        "sets": {
-            plan.name: {
-                "pictures": len({m.query for m in matches if owner[m.query] == plan.name}),
-                "training": len({m.reference for m in matches if owner[m.query] == plan.name}),
-            }
-            for plan in plans
-        },
+        "sets": per_set,
     }
-    return dropped | twins, report
+    return dropped | twins, kept, report
 
 
 def proxy_concepts(concepts: Iterable[str | None]) -> set[str]:
@@ -213,14 +225,6 @@ def _pair(item: Item, picture: np.ndarray, seed: int) -> Iterator[tuple[str, byt
 def _pictures(plan: SetPlan, pictures: np.ndarray) -> np.ndarray:
     """(N, 64, 64, 3) uint8 on white."""
     return plan.pixels if plan.pixels is not None else on_white(pictures[plan.members])
-
-
-def _disjoint(plans: Sequence[SetPlan], pictures: np.ndarray, training: np.ndarray) -> list[SetPlan]:
-    """The sets without the pictures that resemble a training picture."""
-    return [
-        without(plan, {match.query for match in neardup.find(_pictures(plan, pictures), training)})
-        for plan in plans
-    ]
 
 
 def _write_sets(

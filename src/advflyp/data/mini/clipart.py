@@ -49,10 +49,10 @@ _BY_AUTHOR = re.compile(r"^.*\bclip ?art by [^-]*-\s*", re.I)
 # Titles that name a collection or its author rather than what is drawn: the file's name says that instead.
 _COLLECTION = re.compile(
     r"open ?clip ?art|clip ?art|part of the|collection|svg|theme|icon ?set|etiquette|@|roadsigns$|^icons?$|"
-    r"^template|flat icons|^untitled|^drawing$|submission|sibmission|^image\b",
+    r"^template|flat icons|aiga symbol|^map symbols$|gramastar|^untitled|^drawing$|submission|sibmission|^image\b",
     re.I,
 )
-_NO_KEYWORD = re.compile(r"^upload|^hash$|@|svg|theme|clip ?art|^unsorted$|part of the")
+_NO_KEYWORD = re.compile(r"^upload|(?i:hash)|0x|http|@|svg|theme|clip ?art|^unsorted$|part of the")
 
 
 def read_clipart(source: Source, folder: Path) -> Iterator[Item]:
@@ -112,13 +112,13 @@ def _title_and_tags(text: str, stem: str) -> tuple[str, list[str]]:
     """Title (or the file's name without its author) and keywords of a drawing."""
     found = _TITLE.search(text)
     title = _BY_AUTHOR.sub("", html.unescape(found.group(1)).strip() if found else "")
-    if _COLLECTION.search(title) or len(title) < 3:
-        title = re.sub(r"(_[a-z]+\.?)?_?0?\d*[a-z]?_?$", "", stem.lower()) or stem
+    if _COLLECTION.search(words(title)) or len(title) < 3:
+        title = re.sub(r"[\d_.]+$", "", stem.removeprefix("aiga_")) or stem
     name = words(re.sub(r"_0?\d+$", "", html.unescape(title).strip()).lower())[:80]
-    keywords = (html.unescape(keyword).strip().lower() for keyword in _KEYWORD.findall(text))
+    keywords = (words(html.unescape(keyword).lower()) for keyword in _KEYWORD.findall(text))
     tags = [k for k in dict.fromkeys(keywords) if 1 < len(k) < 30 and not _NO_KEYWORD.search(k)][:8]
     found = _DESCRIPTION.search(text)
     about = " ".join(html.unescape(found.group(1)).split())[:100] if found else ""
-    if len(about) > 3 and "http" not in about and not _COLLECTION.search(about):
+    if len(about) > 3 and not _COLLECTION.search(about) and not _NO_KEYWORD.search(about):
         tags.append(about)
     return name or "clip art", tags

@@ -18,7 +18,7 @@ from advflyp.data.mini.render import on_white
 # proportion, and plain discs and squares; from 0.3 on, most pairs only resemble each other.
 COLOUR_LIMIT = 0.25
 EDGE_LIMIT = 0.25
-_SHORTLIST = 24
+_PORTION = 24  # references are looked at from the nearest on, until a portion holds no match
 _SLACK = 0.25  # how much farther a true match may be before the shifts are tried, at half the resolution
 _SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 _BATCH = 256
@@ -47,8 +47,7 @@ def find(
     """The pairs of near-duplicates between two collections.
 
     queries, references: (N, 64, 64, 3 or 4) and (M, 64, 64, 3 or 4) uint8; RGBA is composed on white
-    A pair is one when its colour distance is at most colour_limit or its edge distance at most edge_limit; only
-    the 24 nearest references of a query are looked at.
+    A pair is one when its colour distance is at most colour_limit or its edge distance at most edge_limit.
     """
     if not len(queries) or not len(references):
         return []
@@ -75,14 +74,17 @@ def _near(
         for pictures in (block, block[:, :, ::-1]):
             rough = _distances(_halve(_features(pictures, edges)), coarse)
             for row in np.flatnonzero(rough.min(1) <= limit + _SLACK):
-                nearest = np.argsort(rough[row], kind="stable")[:_SHORTLIST]
                 shifted = np.stack([np.roll(pictures[row], shift, (0, 1)) for shift in _SHIFTS])
-                fine = _distances(
-                    _flat(_features(shifted, edges)), _flat(_features(references[nearest], edges))
-                ).min(0)
-                for reference, distance in zip(nearest, fine, strict=True):
-                    if distance <= limit:
-                        yield start + int(row), int(reference), float(distance)
+                mine = _flat(_features(shifted, edges))
+                order = np.argsort(rough[row], kind="stable")
+                for first in range(0, len(order), _PORTION):
+                    nearest = order[first : first + _PORTION]
+                    fine = _distances(mine, _flat(_features(references[nearest], edges))).min(0)
+                    for reference, distance in zip(nearest, fine, strict=True):
+                        if distance <= limit:
+                            yield start + int(row), int(reference), float(distance)
+                    if fine.min() > limit:
+                        break
 
 
 def _features(pictures: np.ndarray, edges: bool) -> np.ndarray:

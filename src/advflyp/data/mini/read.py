@@ -208,7 +208,7 @@ def _noun(source: str, icon: str) -> str:
     ):
         return ""
     if source.startswith("streamline"):
-        icon = icon.removesuffix("-flat")
+        icon = icon.removesuffix("-flat").removesuffix("-duo")
     if source == "meteocons":
         icon = icon.removesuffix("-fill")
     return re.sub(r"(-alt)?-(\d+|negative)$|-alt$", "", icon)

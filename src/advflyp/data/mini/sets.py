@@ -4,7 +4,7 @@ import gzip
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ _GROUPS = {
     "computer": "computer", "drink": "drink", "event": "holiday or party", "face-affection": "face in love",
     "face-concerned": "sad or worried face", "face-costume": "monster or robot face", "face-negative": "angry face",
     "face-neutral-skeptical": "neutral face", "face-smiling": "smiling face", "face-unwell": "sick face",
-    "family": "family", "food-asian": "asian food", "food-fruit": "fruit", "food-prepared": "meal",
+    "food-asian": "asian food", "food-fruit": "fruit", "food-prepared": "meal",
     "food-sweet": "dessert", "food-vegetable": "vegetable", "game": "game", "heart": "heart",
     "light-video": "film, video or light", "lock": "lock or key", "mail": "mail", "money": "money",
     "music": "music", "musical-instrument": "musical instrument", "office": "office supplies",
@@ -56,6 +56,8 @@ _SAME_FLAG = {
     "St. Martin", "Svalbard & Jan Mayen", "U.S. Outlying Islands", "Guadeloupe", "Martinique", "French Guiana",
     "St. Pierre & Miquelon", "Wallis & Futuna", "Caribbean Netherlands", "St. Barthélemy",
 }  # fmt: skip
+# Subgroups of OpenMoji whose members 64 pixels cannot tell apart.
+_ALIKE = ("person", "family", "skin", "hair", "alphanum", "keycap", "hand", "geometric")
 
 
 @dataclass
@@ -64,6 +66,7 @@ class SetPlan:
 
     members:   indices into the rendered items
     pixels:    (N, 64, 64, 3) uint8, where the pictures are its own
+    gives_way: where a picture resembles a training picture it leaves the set; else that one leaves training
     """
 
     name: str
@@ -75,6 +78,7 @@ class SetPlan:
     members: list[int]
     pixels: np.ndarray | None = None
     split: str = "test"
+    gives_way: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,9 +113,12 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
     ]
     # A family's members are too small for 64 pixels.
     val = emoji("val", "streamline-emojis", lambda item: item.subgroup != "family", "emoji", _EMOJI)
-    val.split = "val"
+    # Many kinds of plain discs and signs: training keeps them, the set does without.
+    by_group = _plan(
+        "emoji-groups", items, groups, lambda i: _GROUPS[i.subgroup], _EMOJI, "emoji", seed, least=6, most=25
+    )
     return [
-        val,
+        replace(val, split="val"),
         emoji("animals", "emojione", subgroup(*nature), "emoji", _EMOJI),
         emoji("food", "emojione", subgroup(*food), "emoji", _EMOJI),
         emoji("travel", "emojione", subgroup(*places), "emoji", _EMOJI),
@@ -121,17 +128,7 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
         fashion(fashion_folder, seed),
         _plan("clipart", items, clipart, _label, _CLIPART, "clip art", seed, least=8, most=60),
         _plan("icons", items, icons, _label, _ICON, "line icons", seed, least=6, most=11),
-        _plan(
-            "emoji-groups",
-            items,
-            groups,
-            lambda i: _GROUPS[i.subgroup],
-            _EMOJI,
-            "emoji",
-            seed,
-            least=6,
-            most=25,
-        ),
+        replace(by_group, gives_way=True),
     ]
 
 
@@ -139,13 +136,13 @@ def on_demand_sets(names: Sequence[str], items: Sequence[Item], seed: int) -> li
     """The sets that only the user's machine may build, by name."""
     plans = []
     for name in names:
-        chosen = [
-            n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label and i.style != "flag"
-        ]
+        chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
         if name == "openmoji":
-            plans.append(_plan(name, items, chosen, _label, _EMOJI, "emoji", seed))
+            chosen = [n for n in chosen if items[n].concept and not items[n].subgroup.startswith(_ALIKE)]
+            plan = _plan(name, items, chosen, _label, _EMOJI, "emoji", seed)
         else:
-            plans.append(_plan(name, items, chosen, _label, _PHOTO, "photographs", seed, least=6, most=60))
+            plan = _plan(name, items, chosen, _label, _PHOTO, "photographs", seed, least=6, most=60)
+        plans.append(replace(plan, gives_way=True))
     return plans
 
 
@@ -175,10 +172,12 @@ def fashion(folder: Path, seed: int, n: int = MAX_PER_SET) -> SetPlan:
 def without(plan: SetPlan, rows: set[int]) -> SetPlan:
     """The set without some of its rows; its classes stay."""
     kept = [row for row in range(len(plan)) if row not in rows]
-    return SetPlan(
-        plan.name, plan.classes, [plan.labels[row] for row in kept], plan.templates, plan.domain, plan.sources,
-        [plan.members[row] for row in kept], None if plan.pixels is None else plan.pixels[kept], plan.split,
-    )  # fmt: skip
+    return replace(
+        plan,
+        labels=[plan.labels[row] for row in kept],
+        members=[plan.members[row] for row in kept] if plan.members else [],
+        pixels=None if plan.pixels is None else plan.pixels[kept],
+    )
 
 
 def _label(item: Item) -> str:
