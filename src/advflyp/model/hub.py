@@ -73,7 +73,8 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    safetensors.torch.save_file(state, draft / WEIGHTS_FILE)
+    # Not save_file: it makes files that only their owner can read.
+    (draft / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
     (draft / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
     card = {**card, "weights_sha256": state_sha256(state)}
     (draft / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
