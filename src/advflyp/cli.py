@@ -131,7 +131,7 @@ class Data:
     what: Positional[Literal["mini"]]
     """mini: the small corpus of pictograms with names that comes with the package."""
     build: bool = False
-    """Fetch the packages and build the full corpus (about 44,000 pairs)."""
+    """Fetch the packages and build the full corpus (about 37,600 pairs)."""
     embedded: bool = False
     """With --build: the smaller part that the package carries."""
     sets: tuple[str, ...] = ()

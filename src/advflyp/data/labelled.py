@@ -121,7 +121,9 @@ def _proxy_set() -> LabelledSet:
         split="train",
         classes=classes,
         templates=["{}", "a picture of a {}", "an image of {}"],
-        pictures=[(Image.fromarray(np.ascontiguousarray(pixels[i])), index[metas[i]["concept"]]) for i in chosen],
+        pictures=[
+            (Image.fromarray(np.ascontiguousarray(pixels[i])), index[metas[i]["concept"]]) for i in chosen
+        ],
         info={"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
     )
 
