@@ -69,10 +69,13 @@ def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
 def suggest(word: str, known: Iterable[str], at: str = "") -> str:
     """The end of a message: the nearest known word ("; did you mean 'x'?"), else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{at}{near[0]}'?"
-    return f"; known: {', '.join(known)}"
+    return nearest(word, known, at) or f"; known: {', '.join(known)}"
+
+
+def nearest(word: str, known: Iterable[str], at: str = "") -> str:
+    """The nearest known word as "; did you mean 'x'?", or nothing if none resembles it."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{at}{found[0]}'?" if found else ""
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

@@ -25,7 +25,7 @@ import torch
 from open_clip.factory import _get_hf_config
 from open_clip.tokenizer import SimpleTokenizer
 
-from advflyp.config import suggest
+from advflyp.config import nearest
 from advflyp.model.clip import CLIP
 
 ARCHITECTURES = Path(__file__).parent / "configs"
@@ -125,28 +125,25 @@ def _weights_folder(path: Path) -> Path:
 def _from_architecture(name: str) -> CLIP:
     open_clip.add_model_config(ARCHITECTURES)
     architecture, slash, tag = name.rpartition("/")
-    bundled = sorted(path.name for path in BUNDLED.iterdir()) if BUNDLED.is_dir() else []
+    known = open_clip.list_models()
     if not slash:
-        if name in open_clip.list_models():
+        if name in known:
             raise ValueError(f"say which weights of {name}: {_choices(name)}")
+        bundled = sorted(path.name for path in BUNDLED.iterdir())
         raise ValueError(
-            f"there is no model '{name}'{suggest(name, [*open_clip.list_models(), *bundled])}"
-            if _resembles(name, [*open_clip.list_models(), *bundled])
-            else f"there is no model '{name}': it is neither {', '.join(bundled)} nor a folder; "
-            "open_clip's are written as ViT-B-32/openai"
+            f"there is no model '{name}': it is neither {' nor '.join(bundled)} nor a folder, and open_clip's are "
+            f"written as ViT-B-32/openai{nearest(name, [*known, *bundled])}"
         )
-    if architecture not in open_clip.list_models():
+    if architecture not in known:
         raise ValueError(
             f"there is neither a folder {name} nor an open_clip architecture '{architecture}'"
-            + (
-                suggest(architecture, open_clip.list_models())
-                if _resembles(architecture, open_clip.list_models())
-                else ""
-            )
+            f"{nearest(architecture, known)}"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag != "random" and tag not in tags:
-        raise ValueError(f"{architecture} has no weights '{tag}': {_choices(architecture)}")
+        raise ValueError(
+            f"{architecture} has no weights '{tag}', only {_choices(architecture)}{nearest(tag, tags)}"
+        )
     model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
     if tag == "random":
         return _wrap(open_clip.create_model(architecture), model_cfg, name, architecture)
@@ -159,10 +156,6 @@ def _from_architecture(name: str) -> CLIP:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"the weights of {name} could not be fetched: {error}") from None
     return _wrap(net, model_cfg, name, architecture)
-
-
-def _resembles(word: str, known: list[str]) -> bool:
-    return "did you mean" in suggest(word, known)
 
 
 def _choices(architecture: str) -> str:
