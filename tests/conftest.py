@@ -1,6 +1,11 @@
 """Fixtures that many tests share; what they are made of is in helpers.py."""
 
+import os
 from pathlib import Path
+
+# Tiny models gain nothing from threads, and threads that wait for a busy processor cost minutes. Before torch is
+# imported, so that it holds in processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

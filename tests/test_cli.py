@@ -93,8 +93,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     write_tar(tmp_path / "empty.tar", [])
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/recipe.toml").touch()
+    (tmp_path / "other/best").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     places = {"{recipe}": recipe, "{tmp}": tmp_path, "{model}": tiny_folder}

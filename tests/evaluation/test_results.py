@@ -51,6 +51,8 @@ def test_store_round_trip(tmp_path: Path) -> None:
     with open(path, "a") as file:
         file.write('{"model": "cut o')  # a crash in the middle of a line
     assert len(read_cells(path)) == 2
+    append_cell(path, cell(eps=4 / 255))
+    assert [c.eps for c in read_cells(path)] == [1 / 255, 2 / 255, 4 / 255]
     assert read_cells(tmp_path / "none.jsonl") == []
 
 

@@ -280,6 +280,21 @@ def test_folders_that_cannot_take_a_run(recipe: Path, tmp_path: Path) -> None:
         train(recipe, out=tmp_path / "full")
 
 
+def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(self: Trainer, batch: dict) -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, out=tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from; start it without --resume"):
+        train(recipe, out=tmp_path / "run", resume=True)
+    assert train(recipe, out=tmp_path / "run").steps == 8
+
+
 def test_no_permission(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere but into the kernel's own tree.
     with pytest.raises(ValueError, match="cannot write to /proc/advflyp|no permission to write to /proc"):

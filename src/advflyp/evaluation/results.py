@@ -66,8 +66,12 @@ def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tu
 def append_cell(path: Path, cell: Cell) -> None:
     """Add one line to a JSON-lines file, made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
+    with open(path, "ab+") as file:
+        file.seek(0)
+        text = file.read()
+        # A line that a crash cut off would swallow this one.
+        file.truncate(text.rfind(b"\n") + 1)
+        file.write(json.dumps(dataclasses.asdict(cell)).encode() + b"\n")
 
 
 def read_cells(path: Path) -> list[Cell]:

@@ -26,7 +26,7 @@ class CheckpointConfig:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `state` as step-XXXXXXXX.pt, then delete all but the last `keep`."""
+    """Write `state` as step-00001000.pt (or so), then delete all but the last `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     draft = path.with_suffix(".partial")

@@ -24,13 +24,14 @@ from advflyp.method import METHODS
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.hub import BEST, load_model, save_model
-from advflyp.runlog import RunLog
+from advflyp.runlog import METRICS_FILE, RunLog
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
 from advflyp.training.recipe import Recipe, read_recipe
 
 LOG_EVERY = 10
 RECIPE_FILE = "recipe.toml"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +275,10 @@ class Trainer:
         }
         if self.method.original is not None:
             state["original"] = self.method.original.state_dict()
-        save_checkpoint(self.out / "checkpoints", self.progress.step, state, keep=self.recipe.checkpoint.keep)
+        save_checkpoint(self.out / CHECKPOINTS, self.progress.step, state, keep=self.recipe.checkpoint.keep)
 
     def _restore(self) -> None:
-        state = load_checkpoint(checkpoints(self.out / "checkpoints")[-1])
+        state = load_checkpoint(checkpoints(self.out / CHECKPOINTS)[-1])
         if state["recipe"] != self.recipe.toml():
             raise ValueError(
                 f"the recipe differs from the one {self.out} was started with: "
@@ -295,15 +296,16 @@ class Trainer:
         """ValueError before anything is loaded or written, if `out` cannot take this run."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out} is a file; name a folder for the run")
-        started = (self.out / RECIPE_FILE).exists()
-        if resume:
-            if not checkpoints(self.out / "checkpoints"):
-                raise ValueError(f"{self.out} has no checkpoint to resume from; start it without --resume")
-        elif started:
+        saved = checkpoints(self.out / CHECKPOINTS)
+        if resume and not saved:
+            raise ValueError(f"{self.out} has no checkpoint to resume from; start it without --resume")
+        if not resume and (saved or (self.out / BEST).exists()):
             raise ValueError(
                 f"{self.out} holds another run; continue it with --resume or name another folder"
             )
-        elif self.out.is_dir() and any(self.out.iterdir()):
+        # What a run leaves that died before its first checkpoint may be overwritten.
+        ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS}
+        if not resume and self.out.is_dir() and {path.name for path in self.out.iterdir()} - ours:
             raise ValueError(f"{self.out} is not empty; name a new folder for the run")
         parent = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
