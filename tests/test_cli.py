@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,9 @@ def test_help_answers_at_once() -> None:
         "heavy = {'torch', 'open_clip', 'matplotlib', 'accelerate', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
-    started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "quickstart" in result.stdout
-    assert time.monotonic() - started < 10
 
 
 def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,9 +130,12 @@ class AdvFLYP(Method):
         return result
 
     def _clip_loss(self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch) -> Tensor:
-        ignore = same_captions(batch["captions"]) if self.config.mask_same_caption else None
-        if ignore is not None:
-            ignore = ignore.to(image_embeddings.device)
+        ignore = None
+        if self.config.mask_same_caption:
+            # Once a batch: every step of the attack asks for it again.
+            if "same_captions" not in batch:
+                batch["same_captions"] = same_captions(batch["captions"]).to(image_embeddings.device)
+            ignore = batch["same_captions"]
         return clip_loss(image_embeddings, text_embeddings, self.model.logit_scale, ignore=ignore)
 
 

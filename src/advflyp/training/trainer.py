@@ -1,6 +1,7 @@
 """The training loop: pairs → attack → losses → step; nothing here knows a method by name."""
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -201,7 +202,7 @@ class Trainer:
         if recipe.train.unfreeze == "all":
             with torch.no_grad():
                 # τ⁻¹ ≤ 100, as CLIP was pretrained.
-                self.model.net.logit_scale.clamp_(0, 4.6052)  # type: ignore[operator, union-attr]
+                self.model.net.logit_scale.clamp_(0, math.log(100))  # type: ignore[operator, union-attr]
         model.eval()
         return {
             "loss": loss.detach(),
