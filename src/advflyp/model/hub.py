@@ -38,9 +38,13 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model to start from (recipe table `model`): any name `load_model` takes."""
+    """Which model to start from (recipe table `model`): any name `load_model` takes.
+
+    text: take the text tower and the logit scale of this model instead, which must have the same ones
+    """
 
     name: str = "mini"
+    text: str | None = None
 
 
 def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
@@ -59,6 +63,30 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
     else:
         model = _from_architecture(name)
     return model.to(device).eval()
+
+
+def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:
+    """The model that a recipe's `model` table describes.
+
+    ValueError where a model is unknown or the two text towers differ.
+    """
+    model = load_model(config.name, device=device)
+    if config.text is not None:
+        other = load_model(config.text, device=device)
+        mine, theirs = _text_state(model), _text_state(other)
+        shapes = [{key: value.shape for key, value in state.items()} for state in (mine, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"model.text: the text tower of {config.text} has not the shape of that of {config.name}; "
+                "name a model with the same text architecture and embedding size"
+            )
+        model.net.load_state_dict(theirs, strict=False)
+        model.tokenizer = other.tokenizer
+    return model
+
+
+def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in model.net.state_dict().items() if not k.startswith("visual.")}
 
 
 def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:

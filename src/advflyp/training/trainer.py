@@ -24,7 +24,7 @@ from advflyp.evaluation.suite import Attack, Judge
 from advflyp.method import METHODS
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
-from advflyp.model.hub import BEST, load_model, save_model
+from advflyp.model.hub import BEST, save_model, start_from
 from advflyp.runlog import METRICS_FILE, RunLog
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -96,7 +96,7 @@ class Trainer:
         device = self.accelerator.device
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
-        self.model = load_model(recipe.model.name, device=device)
+        self.model = start_from(recipe.model, device=device)
         self.model.precision = recipe.train.precision
         self.pairs = open_pairs(recipe.data, self.model.preprocess, seed=recipe.train.seed, device=device)
         method, _ = METHODS[recipe.method_name]

@@ -1,0 +1,51 @@
+"""What an evaluation attack raises: functions of logits (N, K) and labels (N,), one value an image."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) −log softmax(z)_y."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) max_{j≠y} z_j − z_y (Carlini & Wagner 2017); above 0 where misclassified."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.amax(1) - own
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) difference of logits ratio (Croce & Hein 2020, Eq. 6): margin / (z_π1 − z_π3).
+
+    With two classes, where there is no third logit, it is the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """(N,) targeted DLR (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
+
+    With three classes the divisor is z_π1 − z_π3, with two it is 1: the published one needs four.
+    targets: (N,) the class each image is to be moved to
+    """
+    difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+    classes = logits.shape[1]
+    if classes < 3:
+        return difference
+    top = logits.topk(min(4, classes), dim=1).values
+    return difference / (top[:, 0] - top[:, 2:].mean(1) + 1e-12)
+
+
+def attack_targets(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """(N,) the `rank`-th most likely wrong class (1 is the first), for images that are classified correctly."""
+    return logits.scatter(1, labels[:, None], float("-inf")).topk(rank, dim=1).indices[:, rank - 1]
+
+
+def count_targets(classes: int, wanted: int = 9) -> int:
+    """How many target classes there are: `wanted`, or every wrong class where these are fewer."""
+    return min(wanted, classes - 1)

@@ -1,0 +1,75 @@
+"""Random numbers that belong to an image, not to a batch: splitmix64 as a function of (seed, image, draw)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _signed(bits: int) -> int:
+    """The signed 64-bit integer with the same last 64 bits."""
+    return (bits + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+
+
+class Streams:
+    """One stream of random numbers for each of N images.
+
+    The k-th draw of an image is a function of (seed, its place in the set, k) alone: the same in every batch size,
+    order and company, on every device, and whatever other images left the batch before.
+
+    seed:  any integer; other seeds are other streams
+    index: (N,) int64, the images' places in their set
+    """
+
+    def __init__(self, seed: int, index: Tensor, draws: int = 0) -> None:
+        self.seed = seed
+        self.index = index.long()
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Tensor) -> "Streams":
+        """The streams of some of the images, by position or mask, where these now stand."""
+        return Streams(self.seed, self.index[rows], self.draws)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(N, *shape) float32 in [0, 1)."""
+        # 24 bits fill a float32 mantissa; every value is a multiple of 2⁻²⁴.
+        return _shift(self._bits(math.prod(shape)), 40).float().mul_(2.0**-24).view(-1, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(N, *shape) float32, standard normal (Box–Muller)."""
+        u, v = self.uniform(2, *shape).unbind(1)
+        return torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(N, *shape) int64 in [0, high)."""
+        return (self.uniform(*shape) * high).long().clamp_max_(high - 1)
+
+    def signs(self, *shape: int) -> Tensor:
+        """(N, *shape) float32, −1 or 1."""
+        return (self.uniform(*shape) < 0.5).float().mul_(2).sub_(1)
+
+    def _bits(self, count: int) -> Tensor:
+        """(N, count) int64, the next draw."""
+        self.draws += 1
+        salt = _signed(_GOLDEN * self.draws + 0xD1342543DE82EF95 * self.seed)
+        key = _mix(_mix(self.index + 1) + salt)
+        return _mix(key[:, None] + _GOLDEN * torch.arange(1, count + 1, device=key.device))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64; int64 products wrap around as unsigned ones do."""
+    x = (x ^ _shift(x, 30)) * _MIX[0]
+    x = (x ^ _shift(x, 27)) * _MIX[1]
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
