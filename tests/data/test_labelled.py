@@ -48,11 +48,13 @@ def test_batches() -> None:
     labelled = LabelledSet(
         name="x", split="test", classes=list("abc"), templates=["{}"], pictures=pictures, info={}
     )
-    batches = list(labelled.batches(lambda p: torch.full((3, 2, 2), p.getpixel((0, 0))[0] / 255), 4, limit=9))
-    assert [len(labels) for _, labels in batches] == [4, 4, 1]
-    images = torch.cat([images for images, _ in batches])
-    torch.testing.assert_close(images[:, 0, 0, 0] * 255, torch.arange(9.0))
-    assert torch.cat([labels for _, labels in batches]).tolist() == [i % 3 for i in range(9)]
+    batches = list(
+        labelled.batches(lambda p: torch.full((3, 2, 2), p.getpixel((0, 0))[0] / 255), 4, range(9))
+    )
+    assert [len(labels) for _, _, labels in batches] == [4, 4, 1]
+    torch.testing.assert_close(torch.cat([x[:, 0, 0, 0] for _, x, _ in batches]) * 255, torch.arange(9.0))
+    assert torch.cat([places for places, _, _ in batches]).tolist() == list(range(9))
+    assert torch.cat([labels for _, _, labels in batches]).tolist() == [i % 3 for i in range(9)]
 
 
 def test_unknown_and_absent_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
