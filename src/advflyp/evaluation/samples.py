@@ -1,0 +1,124 @@
+"""What became of every single picture: one Parquet file for each result cell, in a folder beside the results.
+
+`pandas.read_parquet(folder)` (or polars, or DuckDB) reads all of them as one table.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from advflyp.evaluation.results import Cell
+
+SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),
+        ("checkpoint_sha256", pa.string()),
+        ("set", pa.string()),
+        ("split", pa.string()),
+        ("attack", pa.string()),
+        ("norm", pa.string()),
+        ("eps", pa.float64()),
+        ("seed", pa.int64()),
+        ("index", pa.int64()),
+        ("key", pa.string()),
+        ("label", pa.int64()),
+        ("predicted_clean", pa.int64()),
+        ("predicted_attacked", pa.int64()),
+        ("correct", pa.bool_()),
+    ]
+)
+# These say which cell a row belongs to; Parquet stores a repeated value once.
+OF_CELL = SCHEMA.names[: SCHEMA.names.index("index")]
+
+
+class Samples(NamedTuple):
+    """The pictures of a cell, in the order in which they were judged: arrays of the same length n.
+
+    index:    int64, positions in the whole set
+    key:      the pictures' names, None where they have none
+    label:    int64
+    clean:    int64, predicted for the unchanged picture
+    attacked: int64, predicted after the attack; `clean` where nothing was attacked
+    correct:  bool, attacked == label
+    """
+
+    index: np.ndarray
+    key: np.ndarray
+    label: np.ndarray
+    clean: np.ndarray
+    attacked: np.ndarray
+    correct: np.ndarray
+
+
+def samples_folder(store: Path) -> Path:
+    """results.jsonl → results.samples/, the folder of its Parquet files."""
+    return store.with_suffix(".samples")
+
+
+def write_samples(
+    store: Path,
+    cell: Cell,
+    *,
+    index: Any,
+    label: Any,
+    clean: Any,
+    attacked: Any,
+    keys: Sequence[str] | None = None,
+) -> Path:
+    """Store what became of the pictures of `cell`, in one file that appears when it is complete.
+
+    store:           the results file that holds the cell
+    index:           (n,) positions in the set
+    label:           (n,) class indices
+    clean, attacked: (n,) predictions; attacked is only looked at where clean is right, since a picture that is
+                     wrong when clean is not attacked
+    keys:            n names of the pictures
+    The arrays are numpy's or torch's (on the CPU). Returns the file.
+    """
+    index, label, clean, attacked = (
+        np.asarray(values, dtype=np.int64) for values in (index, label, clean, attacked)
+    )
+    attacked = np.where(clean == label, attacked, clean)
+    values = [pa.array([getattr(cell, name)] * len(index), SCHEMA.field(name).type) for name in OF_CELL]
+    values += [
+        index,
+        pa.array(keys or [None] * len(index), pa.string()),
+        label,
+        clean,
+        attacked,
+        attacked == label,
+    ]
+    path = _path(store, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Readers of the folder pass over names that begin with a dot.
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(v) for v in values], schema=SCHEMA), draft, compression="zstd"
+    )
+    draft.replace(path)
+    return path
+
+
+def read_samples(store: Path, cell: Cell) -> Samples:
+    """What became of the pictures of `cell`; ValueError where that was not stored."""
+    path = _path(store, cell)
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is not there, which says how {cell.model} did on each picture of {cell.set} ({cell.attack}); "
+            "keep that folder beside the results, or measure again with `advflyp eval` and a new --out"
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); measure again with `advflyp eval`") from None
+    names = SCHEMA.names[len(OF_CELL) :]
+    return Samples(*(table[name].to_numpy(zero_copy_only=False) for name in names))
+
+
+def _path(store: Path, cell: Cell) -> Path:
+    return samples_folder(store) / f"{cell.slug()}.parquet"

@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from advflyp.evaluation.results import Cell
+from advflyp.evaluation.samples import read_samples, samples_folder, write_samples
+
+
+def cell(**changes: Any) -> Cell:
+    values: dict[str, Any] = {
+        "model": "runs/a b", "checkpoint_sha256": "0" * 64, "set": "mini/food", "split": "test", "n": 4,
+        "prompt": "a {}", "attack": "pgd10", "attack_args": {"steps": 10}, "norm": "linf", "eps": 1 / 255,
+        "precision": "fp32", "seed": 3, "version": "0", "correct": 1, "accuracy": 0.25, "ci95": (0.0, 1.0),
+        "seconds": 1.0,
+    }  # fmt: skip
+    return Cell(**{**values, **changes})
+
+
+OUTCOME: dict[str, Any] = {
+    "index": torch.tensor([5, 0, 9, 2]),
+    "label": np.array([1, 1, 0, 2]),
+    "clean": torch.tensor([1, 1, 2, 0]),
+    "attacked": np.array([1, 0, 0, 2]),  # the last two were wrong before: an attack cannot mend them
+}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    store = tmp_path / "deep" / "results.jsonl"
+    path = write_samples(store, cell(), **OUTCOME, keys=["a.png", "b.png", "c.png", "d.png"])
+    assert path.parent == samples_folder(store) == tmp_path / "deep" / "results.samples"
+    samples = read_samples(store, cell())
+    assert samples.index.tolist() == [5, 0, 9, 2]
+    assert samples.key.tolist() == ["a.png", "b.png", "c.png", "d.png"]
+    assert samples.label.tolist() == [1, 1, 0, 2]
+    assert samples.clean.tolist() == [1, 1, 2, 0]
+    assert samples.attacked.tolist() == [1, 0, 2, 0]
+    assert samples.correct.tolist() == [True, False, False, False]
+    assert samples.correct.dtype == bool and samples.label.dtype == np.int64
+
+
+def test_the_folder_is_one_table(tmp_path: Path) -> None:
+    store = tmp_path / "r.jsonl"
+    clean = cell(attack="clean", attack_args={}, norm=None, eps=0.0, seed=0)
+    write_samples(store, clean, **{**OUTCOME, "attacked": OUTCOME["clean"]})
+    write_samples(store, cell(), **OUTCOME, keys=list("abcd"))
+    (samples_folder(store) / ".half-written").write_bytes(b"PAR1")
+    table = pyarrow.dataset.dataset(samples_folder(store)).to_table()  # as pandas.read_parquet reads it
+    assert table.column_names == [
+        "model", "checkpoint_sha256", "set", "split", "attack", "norm", "eps", "seed",
+        "index", "key", "label", "predicted_clean", "predicted_attacked", "correct",
+    ]  # fmt: skip
+    rows = {(row["attack"], row["norm"], row["eps"], row["seed"]) for row in table.to_pylist()}
+    assert rows == {("clean", None, 0.0, 0), ("pgd10", "linf", 1 / 255, 3)}
+    assert len(table) == 8
+    assert set(table["model"].to_pylist()) == {"runs/a b"}
+
+
+def test_one_file_for_each_measurement(tmp_path: Path) -> None:
+    store = tmp_path / "r.jsonl"
+    cells = [
+        cell(),
+        cell(eps=2 / 255),
+        cell(seed=4),
+        cell(checkpoint_sha256="1" * 64),
+        cell(set="mini/food-2"),
+    ]
+    paths = [write_samples(store, c, **OUTCOME) for c in [*cells, cell()]]
+    assert len(set(paths)) == len(cells) == len(list(samples_folder(store).iterdir()))
+    assert "mini-food" in paths[0].name and "pgd10" in paths[0].name
+    assert read_samples(store, cell(seed=4)).key.tolist() == [None] * 4
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "r.jsonl"
+    write_samples(store, cell(), **OUTCOME)
+
+    def fail(table: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"PAR1")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_samples(store, cell(), **{**OUTCOME, "label": [0, 0, 0, 0]})
+    assert read_samples(store, cell()).label.tolist() == [1, 1, 0, 2]
+
+
+def test_missing_and_broken(tmp_path: Path) -> None:
+    store = tmp_path / "r.jsonl"
+    with pytest.raises(ValueError, match=r"parquet is not there.*measure again with `advflyp eval`"):
+        read_samples(store, cell())
+    path = write_samples(store, cell(), **OUTCOME)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"parquet cannot be read"):
+        read_samples(store, cell())
