@@ -39,8 +39,8 @@ class Threat:
             noise = _unit(noise) * self.eps * radius ** (1 / images[0].numel())
         return self.project(images, images + noise)
 
-    def step(self, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """One steepest-ascent step of length `step_size` in this norm; not yet projected."""
+    def step(self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """One steepest-ascent step of length `step_size`, for all or (N, 1, 1, 1), in this norm; not yet projected."""
         direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
         return adversarial + step_size * direction
 

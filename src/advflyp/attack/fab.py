@@ -1,0 +1,136 @@
+"""FAB, the fast adaptive boundary attack (Croce & Hein 2020, "Minimally distorted adversarial examples")."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.losses import attack_targets, count_targets
+from advflyp.attack.points import Points, Standing, standing
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+
+ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
+ETA = 1.05  # overshoot across the boundary
+BETA = 0.9  # backward step of an adversarial image towards the original
+
+
+@dataclass
+class _Search(Points):
+    targets: Tensor
+    current: Tensor
+
+
+def fab_targeted(
+    victim: Victim,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    streams: Streams,
+    targets: int = 9,
+    steps: int = 100,
+) -> Tensor:
+    """FAB-T: towards the boundary to each of the most likely wrong classes, as near the image as it goes.
+
+    The distance is minimised, whatever ε is; an image leaves as soon as an adversarial one is within ε.
+
+    images:  (N, 3, H, W) float32 pixels in [0, 1]
+    labels:  (N,) int64
+    streams: not used, the attack begins at the image
+    targets: how many classes, the likeliest on the clean image first; all wrong ones where these are fewer
+    steps:   iterations for each class, of two forward passes and a backward one
+    Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
+    """
+    result = images.detach().clone()
+    points = standing(victim, result, labels, streams)
+    for rank in range(1, count_targets(points.logits.shape[1], targets) + 1):
+        rest = _approach(victim, points, threat, rank, steps, result)
+        points.keep(torch.isin(points.rows, rest))
+    return result
+
+
+def _approach(
+    victim: Victim, points: Standing, threat: Threat, rank: int, steps: int, result: Tensor
+) -> Tensor:
+    """Write what is found into `result`; returns the rows of the images that still stand."""
+    targets = attack_targets(points.logits, points.labels, rank)
+    at = _Search(points.rows, points.images, points.labels, targets, points.images)
+    for _ in range(steps):
+        if not len(at):
+            break
+        value, gradient = _difference(victim, at)
+        # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
+        at_image = value + (gradient * (at.images - at.current)).double().flatten(1).sum(1)
+        across = to_boundary(at.current, gradient, value, threat.norm)
+        from_image = to_boundary(at.images, gradient, at_image, threat.norm)
+        length = _length(across, threat.norm)
+        alpha = (length / (length + _length(from_image, threat.norm))).clamp_max(ALPHA_MAX).view(-1, 1, 1, 1)
+        moved = (1 - alpha) * (at.current + ETA * across) + alpha * (at.images + ETA * from_image)
+        at.current = moved.clamp(0, 1)
+
+        with torch.no_grad():
+            logits = victim(at.current).float()
+        adversarial = logits.argmax(1) != at.labels
+        found = adversarial & threat.contains(at.images, at.current)
+        if found.any():
+            found[found.clone()] = victim.fooled(at.current[found], at.labels[found], logits[found])
+        back = torch.where(adversarial, BETA, 1.0).view(-1, 1, 1, 1)
+        before = at.current
+        at.current = at.images + back * (at.current - at.images)
+        at.leave(found, before, result)
+    return at.rows
+
+
+def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor]:
+    """z_t − z_y (M,), below 0 on the image's own side of the boundary, and its gradient (M, 3, H, W)."""
+    leaf = at.current.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = victim(leaf).float()
+        value = logits.gather(1, at.targets[:, None]) - logits.gather(1, at.labels[:, None])
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach().squeeze(1), gradient
+
+
+def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:
+    """The shortest d with value + ⟨gradient, d⟩ = 0 and points + d in [0, 1] (Eq. 6).
+
+    points, gradient: (N, 3, H, W)
+    value:            (N,)
+    norm:             "linf" or "l2"
+    Returns (N, 3, H, W). Where the box does not reach the hyperplane, d goes as near it as it can.
+
+    Every |d_i| is min(λ·s_i, room_i), with s_i = 1 (L∞) or |w_i| (L2), room_i what is left to the pixel's limit, and
+    λ the one number for which Σ|w_i|·|d_i| = |value|. That sum is piecewise linear in λ with kinks at
+    room_i / s_i; between two kinks λ is a division.
+    """
+    # Sums over 10⁵ pixels are differences of nearly equal numbers below: float64.
+    w, x, wanted = gradient.flatten(1).double(), points.flatten(1).double(), -value.double()
+    towards = w.sign() * wanted.sign()[:, None]
+    weight = w.abs()
+    room = torch.where(towards > 0, 1 - x, x) * towards.abs()
+    speed = torch.ones_like(weight) if norm == "linf" else weight
+    kinks = torch.where(weight > 0, room / speed, 0.0)
+    kinks, order = kinks.sort(dim=1)
+    used_up = (weight * room).gather(1, order).cumsum(1)  # by pixels at their limit, up to each kink
+    rates = (weight * speed).gather(1, order)
+    rate = rates.flip(1).cumsum(1).flip(1)  # of the pixels that still move, just before each kink
+    reached = used_up + kinks * (rate - rates)
+    wanted = wanted.abs()[:, None]
+
+    # The first kink at or beyond the hyperplane ends the piece that λ is on.
+    piece = torch.searchsorted(reached, wanted)
+    last = piece.clamp_max(w.shape[1] - 1)
+    before = torch.where(piece > 0, used_up.gather(1, (piece - 1).clamp_min(0)), 0.0)
+    scale = ((wanted - before) / rate.gather(1, last).clamp_min(1e-300)).clamp_min(0)
+    scale = torch.where(piece < w.shape[1], torch.minimum(scale, kinks.gather(1, last)), torch.inf)
+    # 0 · ∞ where a pixel has no part in the hyperplane
+    length = torch.minimum(torch.where(weight > 0, scale * speed, 0.0), room)
+    return (towards * length).to(points.dtype).view_as(points)
+
+
+def _length(x: Tensor, norm: str) -> Tensor:
+    """(N,) in this norm, at least 1e-8."""
+    flat = x.flatten(1)
+    return (flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)).clamp_min(1e-8)
