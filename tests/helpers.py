@@ -10,6 +10,8 @@ import open_clip
 import torch
 from PIL import Image, ImageDraw
 
+from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import save_model
 
@@ -102,6 +104,28 @@ def write_shards(folder: Path, n: int, per_shard: int) -> Path:
     for shard, start in enumerate(range(0, n, per_shard)):
         write_tar(folder / f"{shard:03d}.tar", members(every[start : start + per_shard], start))
     return folder
+
+
+def labelled_by(
+    model: CLIP, n: int, seed: int = 0, classes: tuple[str, ...] = ("cat", "dog", "house")
+) -> LabelledSet:
+    """`n` pictures of noise labelled with the model's own answer, so that it is right on every one of them."""
+    random = torch.Generator().manual_seed(seed)
+    arrays = (torch.rand(n, 32, 32, 3, generator=random) * 255).byte().numpy()
+    pictures = [(Image.fromarray(array), 0) for array in arrays]
+    labelled = LabelledSet(
+        name="mini/noise",
+        split="test",
+        classes=list(classes),
+        templates=["a {}", "the {}"],
+        pictures=pictures,
+        info={},
+    )
+    judge = Judge(model, labelled)
+    images = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
+    answers = judge.exact(images).argmax(1).tolist()
+    labelled.pictures[:] = [(picture, answer) for (picture, _), answer in zip(pictures, answers, strict=True)]  # type: ignore[index]
+    return labelled
 
 
 RECIPE = """

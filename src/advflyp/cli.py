@@ -62,34 +62,39 @@ class Eval:
     model: Positional[str]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder or a folder in open_clip's format."""
     sets: tuple[str, ...] = ("mini",)
-    """Labelled sets or groups of sets."""
+    """Labelled sets, groups of sets or paths; `advflyp data sets` lists them."""
     attacks: tuple[str, ...] = ("clean", "pgd10")
-    """clean, pgdN (N steps of 1/255)."""
+    """clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack
+    such as apgd-ce+square."""
     eps: tuple[str, ...] = ("1/255",)
     """Radii in pixels of [0, 1], for example 1/255 4/255."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the threat model."""
     limit: int | None = None
-    """Only the first so many images of each set."""
+    """Only so many images of each set, its classes evenly represented."""
+    sanity: bool = False
+    """Check every attacked result for masked gradients."""
     out: Path | None = None
-    """JSON-lines file; cells it already holds are not computed again."""
+    """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Images at a time."""
     precision: Precision = "fp32"
     """Of the attack's search; adversarial images are always judged in fp32."""
+    compile: bool = False
+    """Run the image tower through torch.compile."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     seed: int = 0
-    """Of the attack's random start."""
+    """Of the attacks and of --limit."""
 
     def run(self) -> None:
         from advflyp.config import number
         from advflyp.evaluation.suite import evaluate
-        from advflyp.report.console import results_table
+        from advflyp.report.console import EvaluationProgress, results_table, verdicts
 
         radii = [number(value, "--eps") for value in self.eps]
         console = _console()
-        with console.status("evaluating") as status:
+        with EvaluationProgress(console) as progress:
             cells = evaluate(
                 self.model,
                 self.sets,
@@ -100,11 +105,15 @@ class Eval:
                 limit=self.limit,
                 batch_size=self.batch_size,
                 precision=self.precision,
-                device=_device(self.device),
+                compile=self.compile,
+                device=self.device,
                 seed=self.seed,
-                progress=lambda cell: status.update(f"{cell.set} {cell.attack} {100 * cell.accuracy:.1f} %"),
+                sanity=self.sanity,
+                watch=progress.watch,
             )
         console.print(results_table(cells))
+        for line in verdicts(cells):
+            console.print(line, highlight=False)
         if self.out is not None:
             print(f"{len(cells)} results in {self.out}")
 
@@ -209,11 +218,3 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console()
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device here; use --device auto or cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -64,11 +64,14 @@ def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_key_is_what_was_measured_not_what_came_out() -> None:
-    assert cell().key() == cell(correct=1, accuracy=0.02, seconds=9.0, model="renamed").key()
+    assert (
+        cell().key()
+        == cell(correct=1, accuracy=0.02, seconds=9.0, n=49, per_class={"0": [1, 2]}, model="renamed").key()
+    )
     for change in (
         {"eps": 2 / 255},
         {"checkpoint_sha256": "1"},
-        {"n": 40},
+        {"subset": {"of": 40}},
         {"seed": 1},
         {"attack_args": {"steps": 9}},
     ):

@@ -7,7 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advflyp.attack.losses import cross_entropy
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +62,66 @@ def pgd(
     Returns adversarial images, detached. No parameter and no `.grad` is touched.
     """
     images = images.detach()
-    adversarial = start
-    if adversarial is None:
-        adversarial = threat.random_start(images, generator) if random_start else images
+    if start is None:
+        start = threat.random_start(images, generator) if random_start else images
+
+    def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
+        (gradient,) = torch.autograd.grad(loss(candidates).sum(), candidates)
+        return gradient, None
+
+    return _ascend(images, start, slope, threat, steps, step_size)
+
+
+def pgd_points(
+    victim: Victim,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    streams: Streams,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    steps: int = 10,
+    step_size: float = 1 / 255,
+    random_start: bool = True,
+) -> Tensor:
+    """The same ascent for an evaluation: each image for itself, and an image that is misclassified leaves at once.
+
+    images:  (N, 3, H, W) float32 pixels in [0, 1];  labels: (N,)
+    loss:    (N, K) logits, (N,) labels → (N,), maximised
+    streams: the random starts, one stream an image
+    Returns adversarial images, detached: for each image the first misclassified iterate, else the last one.
+    """
+    images = images.detach()
+    start = threat.random_start(images, streams) if random_start else images
+
+    def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        logits = victim(candidates)
+        (gradient,) = torch.autograd.grad(loss(logits, labels[rows]).sum(), candidates)
+        return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
+
+    return _ascend(images, start, slope, threat, steps, step_size)
+
+
+def _ascend(
+    images: Tensor,
+    start: Tensor,
+    slope: Callable[[Tensor, Tensor | slice], tuple[Tensor, Tensor | None]],
+    threat: Threat,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Steepest ascent inside `threat`; `slope(candidates, rows)` gives the gradient and which rows go on."""
+    adversarial = start.detach().clone()
+    rows: Tensor | slice = slice(None)
     for _ in range(steps):
-        leaf = adversarial.detach().requires_grad_(True)
+        leaf = adversarial[rows].detach().requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
-        adversarial = threat.project(images, threat.step(adversarial, gradient, step_size))
-    return adversarial.detach()
+            gradient, standing = slope(leaf, rows)
+        here = leaf.detach()
+        if standing is not None and not standing.all():
+            rows = torch.arange(len(images), device=images.device)[rows][standing]
+            here, gradient = here[standing], gradient[standing]
+            if not len(rows):
+                break
+        adversarial[rows] = threat.project(images[rows], threat.step(here, gradient, step_size))
+    return adversarial

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advflyp.attack.streams import Streams
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
@@ -28,13 +30,23 @@ class Threat:
                 f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}"
             )
 
-    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, 3, H, W): images drawn uniformly from the ball, clamped to valid pixels."""
+    def random_start(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
+        """(N, 3, H, W): images drawn uniformly from the ball, clamped to valid pixels.
+
+        generator: of the whole batch, on its device; or a stream for each image
+        """
+        of_batch = not isinstance(generator, Streams)
         if self.norm == "linf":
-            noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+            if of_batch:
+                noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+            else:
+                noise = (generator.uniform(*images.shape[1:]) * 2 - 1) * self.eps
         else:
-            noise = torch.empty_like(images).normal_(generator=generator)
-            radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
+            if of_batch:
+                noise = torch.empty_like(images).normal_(generator=generator)
+                radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
+            else:
+                noise, radius = generator.normal(*images.shape[1:]), generator.uniform(1, 1, 1)
             # The d-th root makes the draw uniform in volume.
             noise = _unit(noise) * self.eps * radius ** (1 / images[0].numel())
         return self.project(images, images + noise)

@@ -1,22 +1,31 @@
 """One result cell: a model on a set under an attack at an ε; JSON lines on disk, with confidence intervals."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+OUTCOME = ("model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What was measured and everything needed to measure it again.
 
-    eps:      radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution
-    correct:  how many of the `n` images were classified correctly
-    accuracy: correct / n
-    ci95:     Wilson 95 % interval of the accuracy
+    eps:        radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution
+    subset:     {"of": images in the set} or {"of", "limit", "seed"} for a class-balanced part of it
+    n:          how many images were read and classified
+    correct:    how many of them correctly
+    accuracy:   correct / n
+    ci95:       Wilson 95 % interval of the accuracy
+    per_class:  [correct, n] of each class that has images, by its index
+    unreadable: pictures that could not be read, by name; they are not among the n
+    sanity:     verdict of the checks for masked gradients, where they were asked for
     """
 
     model: str
@@ -36,12 +45,21 @@ class Cell:
     accuracy: float
     ci95: tuple[float, float]
     seconds: float
+    subset: dict[str, int] = field(default_factory=dict)
+    per_class: dict[str, list[int]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    sanity: dict[str, Any] | None = None
 
     def key(self) -> tuple[Any, ...]:
         """What makes two cells the same measurement, whoever ran it and however long it took."""
-        outcome = ("model", "correct", "accuracy", "ci95", "seconds")
-        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in outcome]
+        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OUTCOME]
         return tuple(json.dumps(value, sort_keys=True) for value in values)
+
+    def slug(self) -> str:
+        """A file name for what belongs to this measurement of this model: readable, and unique by a hash."""
+        words = [self.model, self.set, self.attack] + ([f"{self.eps * 255:g}"] if self.eps else [])
+        digest = hashlib.sha256("\n".join(self.key()).encode()).hexdigest()
+        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -77,16 +95,18 @@ def append_cell(path: Path, cell: Cell) -> None:
 def read_cells(path: Path) -> list[Cell]:
     """Every cell of a JSON-lines file; ValueError naming the line that is not one.
 
-    A last line without its newline was cut off by a crash and is left out.
+    A measurement that was written again (with a sanity check, say) counts once, as it was written last. A last line
+    without its newline was cut off by a crash and is left out.
     """
-    cells = []
+    cells: dict[tuple[Any, ...], Cell] = {}
     text = path.read_text() if path.is_file() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             break
         try:
             values = json.loads(line)
-            cells.append(Cell(**{**values, "ci95": tuple(values["ci95"])}))
+            cell = Cell(**{**values, "ci95": tuple(values["ci95"])})
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
-    return cells
+        cells[cell.model, *cell.key()] = cell
+    return list(cells.values())

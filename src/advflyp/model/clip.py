@@ -86,7 +86,7 @@ class CLIP(nn.Module):
     def encode_image(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with self._autocast(), _no_tensor_float32():
             features = self.net.encode_image(normalised)
         return F.normalize(features.float(), dim=-1)
 
@@ -100,6 +100,17 @@ class CLIP(nn.Module):
     def _autocast(self) -> torch.autocast:
         # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@contextmanager
+def _no_tensor_float32() -> Iterator[None]:
+    """Convolutions on CUDA round float32 to 10 bits by default, as coarse as float16."""
+    flags = torch.backends.cudnn
+    before, flags.allow_tf32 = flags.allow_tf32, False
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
 
 
 class TextCache:

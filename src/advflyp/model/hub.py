@@ -65,6 +65,13 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
     return model.to(device).eval()
 
 
+def pick_device(name: str | torch.device) -> str | torch.device:
+    """The device called `name`; "auto" is CUDA where there is one. ValueError for "cuda" where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here; use --device auto or cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:
     """The model that a recipe's `model` table describes.
 

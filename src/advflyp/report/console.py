@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from advflyp.evaluation.judge import Standing
 from advflyp.evaluation.results import Cell
 from advflyp.report.tables import (
     Condition,
@@ -72,6 +75,64 @@ def before_after_table(cells: Sequence[Cell], before: str, after: str, eps: floa
     )
     _fill(shown, table, range(len(table.columns)))
     return shown
+
+
+def verdicts(cells: Sequence[Cell]) -> list[str]:
+    """A line for each result that is not to be taken at face value, or that was checked."""
+    lines = []
+    for cell in cells:
+        about = f"{cell.model}, {cell.set}, {cell.attack}"
+        if cell.norm:
+            about += f" at {radius(cell.eps, cell.norm)}"
+        if cell.unreadable:
+            names = ", ".join(cell.unreadable[:3])
+            lines.append(
+                f"{about}: {len(cell.unreadable)} pictures could not be read and are left out: {names}"
+            )
+        if cell.sanity is not None:
+            n, failed = cell.sanity["n"], "; ".join(cell.sanity["failed"])
+            verdict = f"gradients look masked on {n} images: {failed}" if failed else f"sane on {n} images"
+            lines.append(f"{about}: {verdict}")
+    return lines
+
+
+class EvaluationProgress:
+    """A line on a terminal while `evaluate` works: how far, how many points are left, the accuracy so far."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "EvaluationProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def watch(self, cell: Cell, standing: Standing) -> None:
+        """What `evaluate` calls after every batch."""
+        title = f"{cell.set} {cell.attack}" + (f" {radius(cell.eps, cell.norm)}" if cell.norm else "")
+        if title not in self.tasks:
+            for task in self.tasks.values():
+                self.progress.update(task, visible=False)
+            self.tasks[title] = self.progress.add_task(title, total=standing.images, status="")
+        left = "" if standing.seconds_left is None else f"  {_duration(standing.seconds_left)} to go"
+        so_far = f"{100 * standing.accuracy:.1f} % so far" if standing.finished else ""
+        status = f"{standing.finished}/{standing.images}  {standing.left} standing  {so_far}{left}"
+        self.progress.update(self.tasks[title], completed=standing.finished, status=status)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _frame(title: str, columns: Sequence[str], notes: Sequence[str]) -> RichTable:

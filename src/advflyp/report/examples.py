@@ -12,7 +12,8 @@ from torch import Tensor
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set
 from advflyp.data.pairs import on_white
-from advflyp.evaluation.suite import Attack, Judge
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
 
 RULE = (

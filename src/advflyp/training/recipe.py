@@ -10,7 +10,7 @@ import tomli_w
 from advflyp.attack.pgd import AttackConfig
 from advflyp.config import as_tree, build, override, read_toml, unknown
 from advflyp.data.pairs import DataConfig
-from advflyp.evaluation.suite import Attack
+from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
 from advflyp.model.clip import Precision
 from advflyp.model.hub import ModelConfig
@@ -54,8 +54,8 @@ class ValidateConfig:
     """Recipe table `validate`: what decides which weights are the best.
 
     set:    a labelled set, measured at the end of each epoch; none keeps the last weights
-    limit:  the first so many of its images
-    attack: "pgd10" at the training attack's ε and norm, or "clean"
+    limit:  so many of its images, classes evenly represented
+    attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean"
     every:  steps between validations besides those at the end of an epoch
     """
 

@@ -20,7 +20,8 @@ from advflyp.__about__ import __version__
 from advflyp.attack.pgd import pgd
 from advflyp.data.labelled import load_set
 from advflyp.data.pairs import open_pairs
-from advflyp.evaluation.suite import Attack, Judge
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.judge import Judge
 from advflyp.method import METHODS
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
@@ -114,7 +115,9 @@ class Trainer:
         self.judge = None
         if recipe.validate.set is not None:
             labelled = load_set(recipe.validate.set)
-            self.judge = lambda: Judge(self.model, labelled, limit=recipe.validate.limit)
+            self.judge = lambda: Judge(
+                self.model, labelled, limit=recipe.validate.limit, seed=recipe.train.seed
+            )
         self.progress = Progress()
         if resume:
             self._restore()
@@ -237,7 +240,7 @@ class Trainer:
         attack = Attack.parse(recipe.validate.attack)
         seed = recipe.train.seed
         outcome = {"clean": judge.correct(Attack.parse("clean"), None).float().mean().item()}
-        if attack.steps:
+        if attack.perturbs:
             robust = judge.correct(attack, recipe.attack.threat, precision=recipe.train.precision, seed=seed)
             outcome["robust"] = robust.float().mean().item()
         score = outcome.get("robust", outcome["clean"])

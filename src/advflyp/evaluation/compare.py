@@ -1,0 +1,231 @@
+"""Two models on the same pictures: McNemar's exact test, differences with intervals for paired proportions."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+
+from advflyp.config import suggest
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.evaluation.samples import Samples, read_samples
+
+# What two cells may differ in and still be compared; the reader is told.
+SETTINGS = ("prompt", "precision", "seed", "version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models A and B on the same pictures, under the same attack.
+
+    sets:          "set (split)"; several where the row is over sets
+    attack, norm, eps: what the pictures went through, as in `Cell`
+    n:             pictures both models were measured on;  n_a, n_b: all that each was measured on
+    accuracy_a, accuracy_b: on the n pictures; over sets the mean of the sets' accuracies
+    difference:    accuracy_b − accuracy_a
+    ci95:          its 95 % interval, Agresti & Min's (2005) for matched pairs
+    only_a, only_b: pictures that A alone, B alone classifies correctly (b and c of McNemar's table); over sets, sums
+    p:             exact two-sided McNemar test of only_a = only_b
+    p_holm:        adjusted by Holm's method for all rows that `compare` returns
+    differing:     settings in which the two measurements differ, of SETTINGS
+    """
+
+    model_a: str
+    model_b: str
+    sets: list[str]
+    attack: str
+    norm: str | None
+    eps: float
+    n: int
+    n_a: int
+    n_b: int
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    ci95: tuple[float, float]
+    only_a: int
+    only_b: int
+    p: float
+    p_holm: float
+    differing: list[str]
+
+
+def compare(a: str | Path, b: str | Path) -> list[Comparison]:
+    """Every set × attack × ε that both have, and for each attack × ε of several sets a row over these last.
+
+    a, b: "results.jsonl", or "results.jsonl::MODEL" where a file holds several models
+    ValueError where a model is not named or unknown, the two have no set and attack or no picture in common, what
+    is known of a picture differs, or the outcomes of single pictures are missing.
+    """
+    name_a, store_a, cells_a = _choose(str(a))
+    name_b, store_b, cells_b = _choose(str(b))
+    if name_a == name_b:
+        name_a, name_b = str(a), str(b)
+    common = [key for key in cells_a if key in cells_b]
+    if not common:
+        raise ValueError(
+            f"{name_a} and {name_b} have no set with the same attack in common ({_contents(cells_a)}; "
+            f"{_contents(cells_b)}); evaluate both with the same --sets, --attacks and --eps"
+        )
+    groups: dict[tuple[str, str | None, float], list[Comparison]] = {}
+    for key in common:
+        cell_a, cell_b = _best_match(cells_a[key], cells_b[key])
+        right_a, right_b = _common_pictures(
+            cell_a, read_samples(store_a, cell_a), cell_b, read_samples(store_b, cell_b)
+        )
+        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        n = len(right_a)
+        row = Comparison(
+            model_a=name_a,
+            model_b=name_b,
+            sets=[f"{cell_a.set} ({cell_a.split})"],
+            attack=cell_a.attack,
+            norm=cell_a.norm,
+            eps=cell_a.eps,
+            n=n,
+            n_a=cell_a.n,
+            n_b=cell_b.n,
+            accuracy_a=float(right_a.mean()),
+            accuracy_b=float(right_b.mean()),
+            difference=(only_b - only_a) / n,
+            ci95=mean_difference_interval([(only_a, only_b, n)]),
+            only_a=only_a,
+            only_b=only_b,
+            p=mcnemar(only_a, only_b),
+            p_holm=1.0,
+            differing=[name for name in SETTINGS if getattr(cell_a, name) != getattr(cell_b, name)],
+        )
+        groups.setdefault((row.attack, row.norm, row.eps), []).append(row)
+    rows: list[Comparison] = []
+    for group in groups.values():
+        rows += group
+        if len(group) > 1:
+            rows.append(_over_sets(group))
+    adjusted = holm([row.p for row in rows])
+    return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of as uneven a split of the discordant pictures, were each as likely to fall to A as to B."""
+    discordant = only_a + only_b
+    return float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def mean_difference_interval(
+    counts: Sequence[tuple[int, int, int]], z: float = 1.959964
+) -> tuple[float, float]:
+    """The 95 % interval of the mean over sets of accuracy B − accuracy A.
+
+    counts: (only_a, only_b, n) of each set; the sets' pictures are independent samples
+    For one set it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half a picture is added to each of
+    the four cells of the table, so that few discordant pictures do not claim certainty.
+    """
+    centre = variance = 0.0
+    for only_a, only_b, n in counts:
+        size = n + 2
+        centre += (only_b - only_a) / size
+        variance += (only_a + only_b + 1 - (only_b - only_a) ** 2 / size) / size**2
+    half = z * math.sqrt(variance) / len(counts)
+    centre /= len(counts)
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted so that all those below α are significant together at level α (Holm 1979)."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    adjusted = [0.0] * len(p)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _over_sets(group: list[Comparison]) -> Comparison:
+    def mean(name: str) -> float:
+        return sum(getattr(row, name) for row in group) / len(group)
+
+    total = {
+        name: sum(getattr(row, name) for row in group) for name in ("n", "n_a", "n_b", "only_a", "only_b")
+    }
+    return replace(
+        group[0],
+        **total,
+        sets=[name for row in group for name in row.sets],
+        accuracy_a=mean("accuracy_a"),
+        accuracy_b=mean("accuracy_b"),
+        difference=mean("difference"),
+        ci95=mean_difference_interval([(row.only_a, row.only_b, row.n) for row in group]),
+        p=mcnemar(total["only_a"], total["only_b"]),
+        differing=[name for name in SETTINGS if any(name in row.differing for row in group)],
+    )
+
+
+Key = tuple[str, ...]
+
+
+def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
+    """ "FILE" or "FILE::MODEL" → the model's name, the file, and its cells by what is compared."""
+    file, _, wanted = spec.partition("::")
+    store = Path(file)
+    models: dict[str, list[Cell]] = {}
+    cells = read_cells(store)
+    if not cells:
+        raise ValueError(
+            f"there are no results in {store}; write them with `advflyp eval MODEL --out {store}`"
+        )
+    hashes = {(cell.model, cell.checkpoint_sha256) for cell in cells}
+    for cell in cells:
+        split = sum(model == cell.model for model, _ in hashes) > 1
+        models.setdefault(f"{cell.model} ({cell.checkpoint_sha256[:8]})" if split else cell.model, []).append(
+            cell
+        )
+    if not wanted and len(models) > 1:
+        names = ", ".join(f"'{file}::{model}'" for model in models)
+        raise ValueError(f"{file} holds several models; name one: {names}")
+    name = wanted or next(iter(models))
+    if name not in models:
+        raise ValueError(f"{file} has no results of {name}{suggest(name, models)}")
+    by_key: dict[Key, list[Cell]] = {}
+    for cell in models[name]:
+        compared = (cell.set, cell.split, cell.attack, cell.attack_args, cell.norm, cell.eps)
+        by_key.setdefault(tuple(json.dumps(value, sort_keys=True) for value in compared), []).append(cell)
+    return name, store, by_key
+
+
+def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
+    """Of measurements of the same thing with other limits or seeds, the two with the most pictures, and alike."""
+
+    def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
+        one, two = pair
+        return min(one.n, two.n), sum(getattr(one, name) == getattr(two, name) for name in SETTINGS)
+
+    return max(itertools.product(some, others), key=rank)
+
+
+def _common_pictures(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Whether A and B are right, (n,) bool each, on the pictures that both have seen."""
+    what = f"{a.set} ({a.split}, {a.attack})"
+    _, in_a, in_b = np.intersect1d(of_a.index, of_b.index, assume_unique=True, return_indices=True)
+    if not len(in_a):
+        raise ValueError(
+            f"{a.model} and {b.model} have no picture of {what} in common; evaluate both with the same --limit "
+            "and --seed"
+        )
+    named = all(keys is not None for keys in (*of_a.key[in_a], *of_b.key[in_b]))
+    if (of_a.label[in_a] != of_b.label[in_b]).any() or (named and (of_a.key[in_a] != of_b.key[in_b]).any()):
+        raise ValueError(
+            f"{a.model} and {b.model} were measured on different sets called {what}: labels or names of pictures "
+            "differ; evaluate both on the same one"
+        )
+    return of_a.correct[in_a], of_b.correct[in_b]
+
+
+def _contents(cells: Iterable[Key]) -> str:
+    """What a model was measured on, shortly: "mini/food clean, mini/food pgd10"."""
+    names = [f"{json.loads(key[0])} {json.loads(key[2])}" for key in cells]
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,297 @@
+"""One model on one set: which images it classifies correctly, clean and after an attack."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.attacks import Attack
+from advflyp.model.clip import CLIP, Precision
+from advflyp.model.zeroshot import class_embeddings, class_logits
+
+# Survivors of so many batches are put together for an attack's next stage, so that its batches are full again.
+BATCHES_TOGETHER = 8
+UNKNOWN = -1
+UNREADABLE = -2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What somebody who watches is told after every batch.
+
+    finished:     images whose outcome is known, of `images`
+    left:         images in work that no attack has fooled yet
+    accuracy:     among the finished, the share classified correctly
+    seconds_left: estimated; None before anything is finished
+    """
+
+    images: int
+    finished: int
+    left: int
+    accuracy: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of each readable image; all (n,) int64.
+
+    index: place in the set;  label: true class
+    clean, attacked: predicted class without and with the attack; the same where an image was wrong already
+    """
+
+    index: Tensor
+    label: Tensor
+    clean: Tensor
+    attacked: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool."""
+        return self.attacked == self.label
+
+
+class Judge:
+    """A zero-shot classifier made of a model and a set's class names, encoded once.
+
+    limit, seed: a class-balanced subset of the set;  batch_size: images at a time
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        labelled: LabelledSet,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+    ) -> None:
+        self.model = model
+        self.labelled = labelled
+        self.batch_size = batch_size
+        self.index = torch.tensor(labelled.subset(limit, seed))
+        with for_use(model):
+            self.weights = class_embeddings(model, labelled.classes, labelled.templates)
+        self.logit_scale = model.logit_scale.detach()
+        # Clean predictions serve every attack on the set.
+        self.clean = torch.full((len(self.index),), UNKNOWN)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, K)."""
+        return class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
+
+    def victim(self, precision: Precision = "fp32") -> Victim:
+        """The classifier as attacks see it: searched in `precision`, judged in float32."""
+
+        def search(images: Tensor) -> Tensor:
+            with self.model.computing_in(precision):
+                return self.logits(images)
+
+        return Victim(search, None if precision == "fp32" else self.exact)
+
+    @torch.no_grad()
+    def exact(self, images: Tensor) -> Tensor:
+        """Float32 logits, whatever precision the model is set to."""
+        with self.model.computing_in("fp32"):
+            return self.logits(images)
+
+    def correct(
+        self, attack: Attack, threat: Threat | None, *, precision: Precision = "fp32", seed: int = 0
+    ) -> Tensor:
+        """(n,) bool: classified correctly in float32, after the attack if there is one."""
+        return self.run(attack, threat, precision=precision, seed=seed).correct
+
+    def attack(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        attack: Attack,
+        threat: Threat,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images for (N, 3, H, W) `images`; `index` are their places in the set."""
+        index = torch.arange(len(images)) if index is None else index
+        result = images.clone()
+        rows = torch.arange(len(images), device=images.device)
+        with for_use(self.model):
+            for number, stage in enumerate(attack.stages(threat)):
+                streams = Streams(_stage_seed(seed, number), index.to(images.device)[rows])
+                found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
+                result[rows] = found
+                rows = rows[self.exact(found).argmax(1) == labels[rows]]
+                if not len(rows):
+                    break
+        return result
+
+    def run(
+        self,
+        attack: Attack,
+        threat: Threat | None,
+        *,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        journal: Path | None = None,
+        watch: Callable[[Standing], None] = lambda standing: None,
+    ) -> Outcome:
+        """Classify every image, after the attack if there is one.
+
+        journal: file that holds what is known so far; an interrupted run goes on from its last finished batch
+        An image that is wrong when clean counts as wrong under attack; there is nothing to search.
+        """
+        with for_use(self.model):
+            run = _Run(self, attack, threat, precision, seed, journal, watch)
+            run.all_images()
+        readable = run.clean != UNREADABLE
+        return Outcome(
+            index=self.index[readable],
+            label=self.labelled.labels[self.index][readable],
+            clean=run.clean[readable],
+            attacked=run.attacked[readable],
+        )
+
+
+class _Run:
+    """The state of `Judge.run`: for each image its predictions and how many stages it has survived."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        attack: Attack,
+        threat: Threat | None,
+        precision: Precision,
+        seed: int,
+        journal: Path | None,
+        watch: Callable[[Standing], None],
+    ) -> None:
+        self.judge, self.threat, self.seed, self.journal, self.watch = judge, threat, seed, journal, watch
+        self.victim = judge.victim(precision)
+        self.stages = attack.stages(threat) if threat is not None else []
+        self.clean = judge.clean
+        self.attacked = torch.full_like(self.clean, UNKNOWN)
+        self.survived = torch.zeros_like(self.clean)
+        self.labels = judge.labelled.labels[judge.index]
+        if journal is not None and journal.is_file():
+            with np.load(journal) as saved:
+                self.clean[:] = torch.from_numpy(saved["clean"])
+                self.attacked[:] = torch.from_numpy(saved["attacked"])
+                self.survived[:] = torch.from_numpy(saved["survived"])
+        self._settle(torch.arange(len(self.clean)))
+        self.started, self.known_at_start = time.monotonic(), int(self._finished().sum())
+
+    def all_images(self) -> None:
+        """Image by image of what is not known yet, some batches at a time."""
+        judge = self.judge
+        todo = (~self._finished()).nonzero().squeeze(1)
+        together: list[tuple[Tensor, Tensor]] = []
+        place = {int(position): row for row, position in enumerate(judge.index.tolist())}
+        read: list[int] = []
+        batches = judge.labelled.batches(judge.model.preprocess, judge.batch_size, judge.index[todo].tolist())
+        for positions, images, _ in batches:
+            rows = torch.tensor([place[position] for position in positions.tolist()])
+            read += rows.tolist()
+            images = images.to(judge.model.device)
+            self._check(positions, images)
+            unknown = self.clean[rows] == UNKNOWN
+            if unknown.any():
+                self.clean[rows[unknown]] = judge.exact(images[unknown]).argmax(1).cpu()
+                self._settle(rows)
+            together.append((rows, images))
+            if len(together) == BATCHES_TOGETHER:
+                self._attack(together)
+                together = []
+        if together:
+            self._attack(together)
+        missing = torch.tensor([row for row in todo.tolist() if row not in set(read)], dtype=torch.int64)
+        self.clean[missing] = UNREADABLE
+
+    def _check(self, positions: Tensor, images: Tensor) -> None:
+        bad = ~((images >= 0) & (images <= 1)).flatten(1).all(1).cpu()
+        if bad.any():
+            labelled = self.judge.labelled
+            key = labelled.key(int(positions[bad][0]))
+            raise ValueError(
+                f"{labelled.name}, {key}: pixels must be numbers from 0 to 1 after preprocessing"
+            )
+
+    def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
+        rows = torch.cat([rows for rows, _ in together])
+        images = torch.cat([images for _, images in together])
+        for number in range(len(self.stages)):
+            # After an interruption some images are further than others.
+            here = (~self._finished()[rows] & (self.survived[rows] == number)).nonzero().squeeze(1)
+            for part in here.split(self.judge.batch_size) if len(here) else ():
+                self._stage(number, rows[part], images[part.to(images.device)])
+        self._note()
+
+    def _stage(self, number: int, rows: Tensor, images: Tensor) -> None:
+        judge, threat = self.judge, self.threat
+        assert threat is not None
+        labels = self.labels[rows].to(images.device)
+        streams = Streams(_stage_seed(self.seed, number), judge.index[rows].to(images.device))
+        found = self.stages[number](self.victim, images, labels, threat, streams=streams)
+        assert bool(threat.contains(images, found).all())
+        predicted = judge.exact(found).argmax(1).cpu()
+        fooled = predicted != self.labels[rows]
+        self.attacked[rows[fooled]] = predicted[fooled]
+        self.survived[rows] += 1
+        self._settle(rows)
+        self._note()
+
+    def _settle(self, rows: Tensor) -> None:
+        """An image needs no (more) attack that was wrong when clean, or has survived every stage."""
+        over = (self.clean[rows] != self.labels[rows]) | (self.survived[rows] == len(self.stages))
+        over &= (self.clean[rows] != UNKNOWN) & (self.attacked[rows] == UNKNOWN)
+        self.attacked[rows[over]] = self.clean[rows[over]]
+
+    def _finished(self) -> Tensor:
+        return self.attacked != UNKNOWN
+
+    def _note(self) -> None:
+        finished = self._finished()
+        if self.journal is not None and self.stages:
+            draft = self.journal.with_suffix(".partial")
+            self.journal.parent.mkdir(parents=True, exist_ok=True)
+            with open(draft, "wb") as file:
+                np.savez(file, clean=self.clean, attacked=self.attacked, survived=self.survived)
+            draft.replace(self.journal)
+        done = int(finished.sum())
+        elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
+        self.watch(
+            Standing(
+                images=len(finished),
+                finished=done,
+                left=int(((self.clean == self.labels) & ~finished).sum()),
+                accuracy=float((self.attacked == self.labels)[finished].float().mean()) if done else 0.0,
+                seconds_left=elapsed / fresh * (len(finished) - done) if fresh else None,
+            )
+        )
+
+
+@contextmanager
+def for_use(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _stage_seed(seed: int, number: int) -> int:
+    return seed * 1_000_003 + number

@@ -1,0 +1,165 @@
+"""Checks for masked gradients: does an attack behave as it must where gradients can be trusted?
+
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019): a model that hides its gradients looks robust to
+attacks that follow them.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.pgd import pgd, pgd_points
+from advflyp.attack.square import square
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.evaluation.attacks import LOSSES, Attack
+from advflyp.evaluation.judge import Judge, for_use
+
+STEPS = (1, 5, 10, 40)
+QUERIES = 200
+# A random difference of so many images among those looked at is no sign of anything.
+SLACK = 0.02
+
+
+def sanity_check(
+    judge: Judge, attack: Attack, threat: Threat, *, seed: int = 0, limit: int = 200
+) -> dict[str, Any]:
+    """What PGD, random noise and Square do to up to `limit` images that are classified correctly.
+
+    The loss is that of `attack` (cross-entropy, where it is not pgd or cw); everything in float32. Returns
+        n         how many images were looked at
+        passed    whether no check failed
+        failed    the names of those that did, of
+            "more steps help the defender"   accuracy after 1, 5, 10, 40 steps (last iterate) must not rise
+            "survives a ball of every image" at ε = 1 (L2: √d) PGD from the image must bring accuracy to zero
+            "Square beats PGD"               200 queries without gradients must not find more than PGD-40
+            "noise beats PGD"                nor may one random draw from the ball
+            "gradients are zero"             in more than a tenth of the pixels, exactly
+            "the loss does not rise"         from the start to the tenth step, on average
+        and the figure behind each check.
+    """
+    with for_use(judge.model):
+        return _check(judge, attack, threat, seed, limit)
+
+
+def _check(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, Any]:
+    images, labels, streams = _correct_images(judge, seed, limit)
+    n = len(images)
+    if n == 0:
+        return {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}
+    loss = LOSSES.get(attack.kind, LOSSES["pgd"])[1]
+    size = judge.batch_size
+    parts = [torch.arange(i, min(i + size, n), device=images.device) for i in range(0, n, size)]
+
+    def survivors(run: Any) -> int:
+        left = 0
+        for part in parts:
+            found = run(images[part], labels[part], streams[part])
+            left += int((judge.exact(found).argmax(1) == labels[part]).sum())
+        return left
+
+    def last_iterate(images: Tensor, labels: Tensor, streams: Streams, steps: int) -> Tensor:
+        start = threat.random_start(images, streams)
+        return pgd(
+            images, ascent(labels), threat, steps=steps, step_size=_step_size(threat, steps), start=start
+        )
+
+    def anywhere(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        # From the image itself: a random one would be misclassified already.
+        step_size = _step_size(everything, STEPS[-1])
+        return pgd(
+            images, ascent(labels), everything, steps=STEPS[-1], step_size=step_size, random_start=False
+        )
+
+    def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: loss(judge.logits(x), labels)
+
+    def white_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        step_size = _step_size(threat, STEPS[-1])
+        return pgd_points(
+            victim, images, labels, threat, streams=streams, loss=loss, steps=STEPS[-1], step_size=step_size
+        )
+
+    victim = judge.victim()
+    everything = Threat(norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel()))
+    by_steps = [survivors(partial(last_iterate, steps=steps)) for steps in STEPS]
+    unbounded = survivors(anywhere)
+    found = survivors(white_box)
+    black_box = survivors(
+        lambda images, labels, streams: square(
+            victim, images, labels, threat, streams=streams, queries=QUERIES
+        )
+    )
+    noise = survivors(lambda images, labels, streams: threat.random_start(images, streams))
+    zero, rise = _gradients(judge, images, labels, streams, loss, threat, parts)
+    slack = max(1, round(SLACK * n))
+    checks = {
+        "more steps help the defender": any(b > a + slack for a, b in pairwise(by_steps)),
+        "survives a ball of every image": unbounded > slack,
+        "Square beats PGD": found > black_box + slack,
+        "noise beats PGD": found > noise + slack,
+        "gradients are zero": zero > 0.1,
+        "the loss does not rise": not rise > 0,
+    }
+    failed = [name for name, bad in checks.items() if bad]
+    return {
+        "n": n,
+        "passed": not failed,
+        "failed": failed,
+        "survivors_by_steps": dict(zip(map(str, STEPS), by_steps, strict=True)),
+        "survivors_unbounded": unbounded,
+        "survivors_pgd40": found,
+        f"survivors_square{QUERIES}": black_box,
+        "survivors_noise": noise,
+        "zero_gradient_share": round(zero, 4),
+        "loss_rise": round(rise, 4),
+    }
+
+
+def _correct_images(judge: Judge, seed: int, limit: int) -> tuple[Tensor, Tensor, Streams]:
+    chosen = judge.labelled.subset(limit, seed)
+    wanted = set(judge.index.tolist())
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    inside = [index for index in chosen if index in wanted] or judge.index[:limit].tolist()
+    for places, images, labels in judge.labelled.batches(judge.model.preprocess, judge.batch_size, inside):
+        images, labels = images.to(judge.model.device), labels.to(judge.model.device)
+        right = judge.exact(images).argmax(1) == labels
+        kept.append((places.to(images.device)[right], images[right], labels[right]))
+    places, images, labels = (torch.cat(column) for column in zip(*kept, strict=True))
+    return images, labels, Streams(seed, places)
+
+
+def _step_size(threat: Threat, steps: int) -> float:
+    return 2.5 * threat.eps / steps
+
+
+def _gradients(
+    judge: Judge,
+    images: Tensor,
+    labels: Tensor,
+    streams: Streams,
+    loss: Any,
+    threat: Threat,
+    parts: list[Tensor],
+) -> tuple[float, float]:
+    """The share of exactly-zero components of the gradient at the images; how far ten steps raise the mean loss."""
+    zeros, before, after = 0.0, 0.0, 0.0
+    for part in parts:
+
+        def value(x: Tensor, labels: Tensor = labels[part]) -> Tensor:
+            return loss(judge.logits(x), labels)
+
+        leaf = images[part].requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(value(leaf).sum(), leaf, allow_unused=True)
+        zeros += float((gradient == 0).sum()) if gradient is not None else leaf.numel()
+        start = threat.random_start(images[part], streams[part])
+        end = pgd(images[part], value, threat, steps=10, step_size=_step_size(threat, 10), start=start)
+        with torch.no_grad():
+            before, after = before + float(value(start).sum()), after + float(value(end).sum())
+    return zeros / images.numel(), (after - before) / len(images)

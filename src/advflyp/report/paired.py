@@ -1,0 +1,88 @@
+"""`advflyp compare` for reading: what McNemar's test says of two models, as a table or as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from advflyp.evaluation.compare import Comparison
+from advflyp.report.tables import Change, Condition, Estimate, Table, Value, markdown
+
+
+def paired_table(rows: Sequence[Comparison]) -> Table:
+    """A block for each attack at each ε: a row for each set, their mean last."""
+    table: list[list[Value]] = []
+    for condition, block in groupby(rows, key=lambda row: Condition(row.attack, row.norm, row.eps)):
+        table.append([condition.title, *[""] * 8])
+        table += [_row(row) for row in block]
+    return Table(
+        title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",
+        columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
+        rows=table,
+        note="\n".join([*_about_pictures(rows), *_about_settings(rows), METHOD.format(len(rows))]),
+    )
+
+
+METHOD = (
+    "B − A in points with its 95 % interval (Agresti & Min, matched pairs); only A, only B: pictures that one of\n"
+    "them alone gets right; p: McNemar's exact two-sided test; Holm p: adjusted for the {} rows of this table"
+)
+
+
+def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
+    """As `path`'s suffix says: .json, one object a row, or .md. ValueError for another one."""
+    check_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        path.write_text(markdown(paired_table(rows)))
+
+
+def check_suffix(path: Path) -> None:
+    """ValueError where `write_comparison` cannot write such a file."""
+    if path.suffix not in (".json", ".md"):
+        raise ValueError(f"--out {path}: name a file that ends in .json or .md")
+
+
+def _row(row: Comparison) -> list[Value]:
+    several = len(row.sets) > 1
+    return [
+        f"mean of {len(row.sets)}" if several else _set(row),
+        str(row.n),
+        _percent(row.accuracy_a),
+        _percent(row.accuracy_b),
+        Change(row.difference, *row.ci95),
+        str(row.only_a),
+        str(row.only_b),
+        _p(row.p),
+        _p(row.p_holm),
+    ]
+
+
+def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
+    """Where the two were measured on different pictures: how many they share. Once a set."""
+    lines = [
+        f"{_set(row)}: {row.n} pictures in common, of {row.n_a} (A) and {row.n_b} (B)"
+        for row in rows
+        if len(row.sets) == 1 and not row.n == row.n_a == row.n_b
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _about_settings(rows: Sequence[Comparison]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row.differing)
+    return [f"A and B were measured with different {', '.join(names)}"] if names else []
+
+
+def _set(row: Comparison) -> str:
+    return row.sets[0].removesuffix(" (test)")
+
+
+def _percent(share: float) -> str:
+    return Estimate(share, share, share).number
+
+
+def _p(p: float) -> str:
+    return f"{p:.1e}" if p < 0.0001 else f"{p:.2g}" if p < 0.01 else f"{p:.2f}"

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from advflyp.attack.losses import cross_entropy, margin
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.evaluation.attacks import Attack
+
+LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "arguments"),
+    [
+        ("noise", 1, {}),
+        ("pgd10", 1, {"loss": "cross-entropy", "steps": 10, "restarts": 1}),
+        ("cw10", 1, {"loss": "margin", "steps": 10, "restarts": 1}),
+        ("pgd7x3", 3, {"loss": "cross-entropy", "steps": 7, "restarts": 3}),
+        ("autoattack", 4, ["apgd-ce", "apgd-t", "fab-t", "square"]),
+        ("square+apgd-ce", 2, ["square", "apgd-ce"]),
+    ],
+)
+def test_names(name: str, stages: int, arguments) -> None:
+    attack = Attack.parse(name)
+    assert attack.name == name and attack.perturbs
+    assert len(attack.stages(LINF)) == stages
+    recorded = attack.arguments(LINF, 10)
+    if isinstance(arguments, list):
+        assert list(recorded) == arguments
+    else:
+        assert arguments.items() <= recorded.items()
+
+
+def test_clean_is_no_attack() -> None:
+    assert not Attack.parse("clean").perturbs
+    assert Attack.parse("clean").arguments(None, 10) == {}
+
+
+def test_autoattack_targets_follow_the_classes() -> None:
+    attack = Attack.parse("autoattack")
+    assert attack.arguments(LINF, 10)["apgd-t"]["targets"] == 9
+    assert attack.arguments(LINF, 4)["apgd-t"]["targets"] == 3
+    assert attack.arguments(LINF, 1000)["apgd-t"]["targets"] == 9
+
+
+def test_the_papers_step_size_and_one_for_l2() -> None:
+    assert Attack.parse("pgd10").arguments(LINF, 3)["step_size"] == 1 / 255
+    assert Attack.parse("pgd10").arguments(L2, 3)["step_size"] == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pgd", "there is no attack 'pgd'; did you mean 'pgd10'"),
+        ("cw", "did you mean 'cw10'"),
+        ("autoatack", "did you mean 'autoattack'"),
+        ("pgd0", "there is no attack 'pgd0'"),
+        ("apgd-ce+pgd10", "there is no attack"),
+        ("fgsm", "known: clean, noise, pgdN"),
+    ],
+)
+def test_mistakes(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Attack.parse(name)
+
+
+def test_cw_raises_the_margin_and_pgd_the_cross_entropy() -> None:
+    """On logits whose gradients of the two losses differ in sign for one pixel, each follows its own."""
+    # Classes: own, runner-up, a third; the pixel lowers the runner-up while it raises the third still more.
+    slopes = torch.tensor([[0.0, 1.0], [0.6, -0.2], [-0.2, 5.0]])
+    bias = torch.tensor([1.0, 0.9, 0.7])
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        return bias + 20 * (images[:, 0, 0] - 0.5) @ slopes.T
+
+    images, labels = torch.full((1, 3, 1, 2), 0.5), torch.tensor([0])
+    threat = Threat(eps=1e-3)
+    moved = {}
+    for name, loss in (("pgd1", cross_entropy), ("cw1", margin)):
+        (stage,) = Attack.parse(name).stages(threat)
+        found = stage(
+            Victim(logits), images, labels, threat, streams=Streams(0, torch.arange(1)), random_start=False
+        )
+        leaf = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(logits(leaf), labels).sum(), leaf)
+        moved[name] = (found - images)[0, 0, 0]
+        assert torch.equal(moved[name].sign(), gradient[0, 0, 0].sign())
+    assert moved["pgd1"][1] > 0 > moved["cw1"][1]
+
+
+def test_noise_is_a_draw_from_the_ball() -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (stage,) = Attack.parse("noise").stages(LINF)
+    seen = []
+    victim = Victim(lambda x: seen.append(x) or torch.zeros(len(x), 2))
+    found = stage(
+        victim, images, torch.zeros(4, dtype=torch.int64), LINF, streams=Streams(0, torch.arange(4))
+    )
+    assert not seen, "noise asks nothing of the model"
+    assert LINF.contains(images, found).all()
+    assert (found - images).abs().max() > 3.9 / 255

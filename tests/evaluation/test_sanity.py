@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from advflyp.attack.threat import Threat
+from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.sanity import sanity_check
+from advflyp.model.clip import CLIP
+from helpers import labelled_by
+
+PGD = Attack.parse("pgd10")
+
+
+@pytest.fixture
+def labelled(tiny: CLIP) -> LabelledSet:
+    return labelled_by(tiny, 40)
+
+
+def check(model: CLIP, labelled: LabelledSet, eps: float = 1.5 / 255) -> dict:
+    return sanity_check(Judge(model, labelled), PGD, Threat(eps=eps))
+
+
+def test_a_plain_model_passes(tiny: CLIP, labelled: LabelledSet) -> None:
+    verdict = check(tiny, labelled)
+    assert verdict["passed"] and verdict["failed"] == []
+    assert verdict["n"] == 40
+    assert verdict["survivors_unbounded"] == 0
+    assert verdict["zero_gradient_share"] < 0.05
+    assert verdict["loss_rise"] > 0
+    assert verdict["survivors_pgd40"] < verdict["survivors_noise"]
+
+
+def test_rounded_inputs_are_flagged(
+    tiny: CLIP, labelled: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen grey levels: the gradient of rounding is zero, PGD goes nowhere, the model is not robust at all."""
+    encode = tiny.encode_image
+    monkeypatch.setattr(tiny, "encode_image", lambda images: encode((images * 15).round() / 15))
+    verdict = check(tiny, labelled)
+    assert not verdict["passed"]
+    assert "gradients are zero" in verdict["failed"]
+    assert "survives a ball of every image" in verdict["failed"]
+    assert verdict["zero_gradient_share"] == 1
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return -gradient
+
+
+def test_gradients_that_point_the_wrong_way_are_flagged(
+    tiny: CLIP, labelled: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = tiny.encode_image
+    monkeypatch.setattr(tiny, "encode_image", lambda images: encode(_Reversed.apply(images)))
+    verdict = check(tiny, labelled)
+    assert {"the loss does not rise", "survives a ball of every image"} <= set(verdict["failed"])
+    assert "noise beats PGD" in verdict["failed"] or "Square beats PGD" in verdict["failed"]
+
+
+def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:
+    judge = Judge(tiny, labelled)
+    # Every embedding turned round: the likeliest class is the one least like the picture.
+    judge.weights = -judge.weights
+    assert not judge.correct(Attack.parse("clean"), None).any()
+    verdict = sanity_check(judge, PGD, Threat(eps=1 / 255), limit=5)
+    assert verdict == {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}
