@@ -1,0 +1,147 @@
+import logging
+
+import pytest
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import Tensor, nn
+
+from advflyp.attack import apgd as module
+from advflyp.attack.apgd import apgd, apgd_targeted
+from advflyp.attack.losses import cross_entropy, dlr
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from attack.classifiers import pictures
+
+THREATS = [Threat(eps=4 / 255), Threat(norm="l2", eps=0.3)]
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class Recorder:
+    """A classifier that keeps the images it was asked about, with a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            self.seen.append(images.detach().clone())
+        return self.model(images)
+
+
+def firm(model: nn.Module, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Images that no attack at `threat` fools, so that nothing leaves."""
+    images, labels = pictures(10, 40, 5)
+    found = apgd_targeted(
+        Victim(model), images, labels, threat, streams=Streams(0, torch.arange(40)), steps=20
+    )
+    stands = (found == images).flatten(1).all(1) & (model(images).argmax(1) == labels)
+    assert stands.sum() >= 8
+    return images[stands][:8], labels[stands][:8]
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True], ids=["ce", "targeted"])
+def test_visits_the_points_that_the_published_code_visits(
+    robust: nn.Module, threat: Threat, targeted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same start, step by step, momentum, checkpoints and returns to the best point included."""
+    images, labels = firm(robust, threat)
+    streams = Streams(3, torch.arange(8))
+    start = module._random_start(images, threat, streams)
+    monkeypatch.setattr(module, "_random_start", lambda *_: start)
+    theirs, ours = Recorder(robust), Recorder(robust)
+
+    kind = APGDAttack_targeted if targeted else APGDAttack
+    published = kind(
+        theirs, n_iter=100, norm=NORMS[threat.norm], eps=threat.eps, device="cpu", logger=logging.getLogger()
+    )
+    published.init_hyperparam(images)
+    if targeted:
+        published.y_target = robust(images).argsort(1)[:, -2]
+    published.attack_single_run(images, labels, x_init=start)
+    if targeted:
+        apgd_targeted(Victim(ours), images, labels, threat, streams=streams, targets=1)
+    else:
+        apgd(Victim(ours), images, labels, threat, streams=streams)
+
+    assert len(ours.seen) == len(theirs.seen) == 101
+    difference = torch.stack(ours.seen) - torch.stack(theirs.seen)
+    # A gradient that is a rounding error may have another sign, hence not every pixel.
+    assert (difference.abs() > 1e-4).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+def test_the_start_is_on_the_surface_of_the_ball(threat: Threat) -> None:
+    images = torch.full((5, 3, 8, 8), 0.5)
+    start = module._random_start(images, threat, Streams(0, torch.arange(5)))
+    torch.testing.assert_close(
+        threat.distance(images, start), torch.full((5,), threat.eps).double(), rtol=1e-5, atol=0
+    )
+
+
+def test_each_target_has_a_start_of_its_own(robust: nn.Module) -> None:
+    images, labels = firm(robust, THREATS[0])
+    record = Recorder(robust)
+    apgd_targeted(
+        Victim(record), images, labels, THREATS[0], streams=Streams(0, torch.arange(8)), targets=2, steps=3
+    )
+    assert len(record.seen) == 8
+    assert ((record.seen[0] - record.seen[4]).abs() > 1e-4).float().mean() > 0.9
+
+
+def test_finds_the_corner_of_the_ball_on_a_linear_loss() -> None:
+    """Where the best point is known: x + ε·sign(w), and it is needed."""
+    w = torch.randn(3 * 36, generator=torch.Generator().manual_seed(0))
+    images = torch.full((1, 3, 6, 6), 0.5)
+    eps = 0.1
+    reach = 0.999 * eps * w.abs().sum()
+
+    def search(x: Tensor) -> Tensor:
+        value = (x - 0.5).flatten(1) @ w - reach
+        return torch.stack([-value, value], 1)
+
+    labels = torch.zeros(1, dtype=torch.long)
+    found = apgd(Victim(search), images, labels, Threat(eps=eps), streams=Streams(0, torch.arange(1)))
+    assert search(found).argmax() == 1
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dlr])
+def test_eot_sees_through_a_random_model(robust: nn.Module, loss) -> None:
+    """Noise drowns one gradient, not the mean of many."""
+    images, labels = pictures(10, 60, 5)
+    threat = Threat(eps=24 / 255)
+
+    def standing(eot: int) -> int:
+        g = torch.Generator().manual_seed(0)
+
+        def noisy(x: Tensor) -> Tensor:
+            # Only the gradient is disturbed, so that luck with the noise fools nothing.
+            noise = torch.randn(x.shape, generator=g)
+            return robust(x) + ((x - x.detach()) * noise).flatten(1).sum(1, True) * weights
+
+        weights = 2 * torch.randn(1, 10, generator=torch.Generator().manual_seed(1))
+        streams = Streams(0, torch.arange(60))
+        found = apgd(Victim(noisy), images, labels, threat, streams=streams, loss=loss, steps=10, eot=eot)
+        return int((robust(found).argmax(1) == labels).sum())
+
+    assert standing(16) < standing(1)
+
+
+def test_eot_averages_the_passes() -> None:
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, dtype=torch.long)
+    factors = iter([1.0, 2.0, 6.0])
+
+    def random(x: Tensor) -> Tensor:
+        value = next(factors) * x.flatten(1).sum(1)
+        return torch.stack([-value, value], 1)
+
+    logits, loss, gradient = module._evaluate(
+        Victim(random), images, labels, labels, lambda z, y, _: z[:, 1] - z[:, 0], 3
+    )
+    total = images.flatten(1).sum(1)
+    torch.testing.assert_close(logits, torch.stack([-3 * total, 3 * total], 1))
+    torch.testing.assert_close(loss, 6 * total)
+    torch.testing.assert_close(gradient, torch.full_like(images, 6.0))

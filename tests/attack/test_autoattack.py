@@ -1,0 +1,246 @@
+"""The ensemble and each member, against the published implementation and for what holds of all of them."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from advflyp.attack import autoattack as module
+from advflyp.attack.autoattack import MEMBERS, RAND, STANDARD, arguments, autoattack
+from advflyp.attack.losses import cross_entropy, dlr
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from attack.classifiers import pictures, train
+
+SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+def small(name: str, steps: int, queries: int, targets: int = 9) -> Callable[..., Tensor]:
+    """A member with a smaller budget."""
+    options = {"queries": queries} if name == "square" else {"steps": steps}
+    return partial(MEMBERS[name], **options, **({"targets": targets} if name.endswith("-t") else {}))
+
+
+def published(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    members: tuple[str, ...],
+    steps: int,
+    queries: int,
+    targets: int,
+) -> Tensor:
+    """(N,) bool: what stands after the published implementation."""
+    theirs = AutoAttack(model, norm=NORMS[threat.norm], eps=threat.eps, seed=0, version="standard")
+    theirs.logger.setLevel(logging.ERROR)
+    theirs.attacks_to_run = list(members)
+    for attack in (theirs.apgd, theirs.apgd_targeted):
+        attack.n_iter, attack.n_target_classes = steps, targets
+        windows = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+        attack.n_iter_2, attack.n_iter_min, attack.size_decr = windows
+    theirs.fab.n_iter, theirs.fab.n_target_classes = steps, targets
+    theirs.square.n_queries = queries
+    with torch.random.fork_rng():
+        adversarial, _ = theirs.run_standard_evaluation(images, labels, batch_size=len(images))
+    return model(adversarial).argmax(1) == labels
+
+
+def stands(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat, found: Tensor) -> Tensor:
+    """(N,) bool, of adversarial images that must be inside the ball."""
+    assert threat.contains(images, found).all()
+    assert (threat.distance(images, found) <= threat.eps + 1e-6).all()
+    return model(found).argmax(1) == labels
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize(
+    ("fixture", "threat"),
+    [
+        ("plain", Threat(eps=14 / 255)),
+        ("plain", Threat(norm="l2", eps=1.0)),
+        ("robust", Threat(eps=24 / 255)),
+        ("robust", Threat(norm="l2", eps=1.6)),
+    ],
+    ids=["plain-linf", "plain-l2", "robust-linf", "robust-l2"],
+)
+def test_as_strong_as_the_published_member(
+    name: str, fixture: str, threat: Threat, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(fixture)
+    images, labels = pictures(10, 60, 5)
+    streams = Streams(0, torch.arange(60))
+    found = small(name, 20, 200, 3)(Victim(model), images, labels, threat, streams=streams)
+    ours = stands(model, images, labels, threat, found)
+    theirs = published(model, images, labels, threat, (name,), 20, 200, 3)
+    # Random starts decide about one or two images, random squares about a few more.
+    assert ours.sum() <= theirs.sum() + (6 if name == "square" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", [12 / 255, 18 / 255, 24 / 255, 0.7, 1.0, 1.4])
+@pytest.mark.parametrize("fixture", ["plain", "robust"])
+def test_as_strong_as_the_published_ensemble(
+    fixture: str, eps: float, request: pytest.FixtureRequest
+) -> None:
+    """At the standard budget; eps up to 24/255 is meant in L∞, beyond that in L2."""
+    threat = Threat(norm="linf" if eps < 0.5 else "l2", eps=eps)
+    model = request.getfixturevalue(fixture)
+    images, labels = pictures(10, 150, 5)
+    ours = stands(model, images, labels, threat, autoattack(Victim(model), images, labels, threat))
+    theirs = published(model, images, labels, threat, STANDARD, 100, 5000, 9)
+    assert ours.sum() <= theirs.sum() + 1
+    assert (ours != theirs).sum() <= 2
+
+
+@pytest.fixture(scope="module")
+def few_classes() -> dict[int, nn.Module]:
+    return {classes: train(classes, None, steps=40) for classes in (2, 3, 5)}
+
+
+class Counting:
+    """Counts the images that pass."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model = model
+        self.images = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.images += len(images)
+        return self.model(images)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("threat", [Threat(eps=60 / 255), Threat(norm="l2", eps=5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_few_classes(few_classes: dict[int, nn.Module], name: str, threat: Threat, classes: int) -> None:
+    model = few_classes[classes]
+    images, labels = pictures(classes, 30, 5)
+    clean = model(images).argmax(1) == labels
+    found = small(name, 20, 150)(Victim(model), images, labels, threat, streams=Streams(0, torch.arange(30)))
+    after = stands(model, images, labels, threat, found)
+    assert clean.float().mean() > 0.9
+    assert after.sum() < (0.8 if name == "square" else 0.2) * clean.sum()
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(2, 1), (3, 2), (5, 4), (10, 9), (12, 9)])
+def test_budgets_and_number_of_targets(classes: int, targets: int) -> None:
+    """Where nothing can be found, every pass is made: one on the clean images, and the attack's own."""
+    g = torch.Generator().manual_seed(0)
+    weights = torch.randn(48, classes, generator=g)
+    images = torch.rand(3, 3, 4, 4, generator=g)
+
+    def search(x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ weights
+
+    labels = search(images).argmax(1)
+    expected = {
+        "apgd-ce": 1 + 5,
+        "apgd-dlr": 1 + 5,
+        "apgd-t": 1 + targets * 5,
+        "fab-t": 1 + targets * 2 * 4,
+        "square": 1 + 1 + 7,
+        "apgd-ce-eot20": 1 + 20 * 5,
+    }
+    for name, passes in expected.items():
+        victim = Counting(search)
+        found = small(name, 4, 7)(
+            Victim(victim), images, labels, Threat(eps=1e-6), streams=Streams(0, torch.arange(3))
+        )
+        assert victim.images == 3 * passes, name
+        assert torch.equal(found, images), "unchanged where nothing is found"
+
+
+@pytest.mark.parametrize("threat", [Threat(eps=14 / 255), Threat(norm="l2", eps=1.0)], ids=["linf", "l2"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_who_is_fooled_is_not_looked_at_again(plain: nn.Module, name: str, threat: Threat) -> None:
+    images, labels = pictures(10, 40, 5)
+    labels[:3] = (labels[:3] + 1) % 10  # misclassified from the start
+    done = torch.zeros(40, dtype=torch.bool)
+
+    def search(x: Tensor) -> Tensor:
+        # Originals are far apart, so that the nearest one is the image that was asked about.
+        who = torch.cdist(x.detach().flatten(1), images.flatten(1)).argmin(1)
+        assert len(who.unique()) == len(who)
+        assert not done[who].any(), "was fooled already"
+        logits = plain(x)
+        fooled = logits.argmax(1) != labels[who]
+        done[who] |= fooled & threat.contains(images[who], x.detach())
+        return logits
+
+    found = small(name, 12, 80, 3)(
+        Victim(search), images, labels, threat, streams=Streams(0, torch.arange(40))
+    )
+    assert torch.equal(done, plain(found).argmax(1) != labels)
+    assert done[3:].any()
+    assert torch.equal(found[:3], images[:3]), "misclassified images come back as they are"
+    assert torch.equal(found[~done], images[~done])
+
+
+def test_members_run_one_after_the_other_on_those_that_stand(
+    plain: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = pictures(10, 20, 5)
+    images = images * 0.98 + 0.01
+    called = []
+
+    def member(name: str, fooled: list[int], victim, images, labels, threat, *, streams) -> Tensor:
+        called.append((name, streams.index.tolist(), streams.seed))
+        hit = torch.isin(streams.index, torch.tensor(fooled))
+        return torch.where(hit[:, None, None, None], images + 0.01, images)
+
+    members = {"first": partial(member, "first", [4, 7]), "second": partial(member, "second", [5])}
+    members["last"] = partial(member, "last", list(range(100)))
+    monkeypatch.setattr(module, "MEMBERS", members)
+    result = autoattack(
+        Victim(plain),
+        images,
+        labels,
+        Threat(eps=0.01),
+        seed=3,
+        members=("first", "second", "last", "first"),
+        index=torch.arange(3, 23),
+    )
+    assert [(name, index) for name, index, _ in called] == [
+        ("first", list(range(3, 23))),
+        ("second", [3, 5, 6, *range(8, 23)]),
+        ("last", [3, 6, *range(8, 23)]),
+    ]
+    assert len({seed for _, _, seed in called}) == 3
+    torch.testing.assert_close(result, images + 0.01)
+
+
+def test_the_ensemble_is_as_strong_as_each_member_alone(
+    plain: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MEMBERS", {name: small(name, 5, 40, 2) for name in MEMBERS})
+    images, labels = pictures(10, 60, 5)
+    threat = Threat(eps=14 / 255)
+
+    def standing(*members: str) -> Tensor:
+        found = autoattack(Victim(plain), images, labels, threat, members=members, index=torch.arange(60) + 7)
+        return stands(plain, images, labels, threat, found)
+
+    together = standing(*STANDARD)
+    for name in STANDARD:
+        assert not (together & ~standing(name)).any(), name
+
+
+def test_arguments_are_those_of_the_published_ensemble() -> None:
+    assert STANDARD == ("apgd-ce", "apgd-t", "fab-t", "square")
+    assert {name: arguments(name, 1000) for name in STANDARD} == {
+        "apgd-ce": {"loss": "cross_entropy", "steps": 100, "eot": 1},
+        "apgd-t": {"targets": 9, "steps": 100},
+        "fab-t": {"targets": 9, "steps": 100},
+        "square": {"queries": 5000, "p_init": 0.8, "rescale": False},
+    }
+    assert arguments("apgd-t", 4)["targets"] == arguments("fab-t", 4)["targets"] == 3
+    assert [arguments(name, 10) for name in RAND] == [
+        {"loss": loss.__name__, "steps": 100, "eot": 20} for loss in (cross_entropy, dlr)
+    ]

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from advflyp.attack import square as module
+from advflyp.attack.square import square
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from attack.classifiers import pictures
+
+LINF, L2 = Threat(eps=0.1), Threat(norm="l2", eps=0.8)
+
+
+def grey(n: int = 6, size: int = 20) -> tuple[Tensor, Tensor]:
+    return torch.full((n, 3, size, size), 0.5), torch.zeros(n, dtype=torch.long)
+
+
+class Firm:
+    """Nothing fools it, and the margin rises with the number of the query: every proposal is taken."""
+
+    def __init__(self, rising: bool = True) -> None:
+        self.rising = rising
+        self.seen: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.seen.append(images.clone())
+        gap = 1000 - len(self.seen) if self.rising else 1000 + len(self.seen)
+        return torch.tensor([float(gap), 0.0]).expand(len(images), 2)
+
+
+def run(threat: Threat, queries: int, rising: bool = True, **options) -> list[Tensor]:
+    """The images asked about: the clean ones, the start, the proposals."""
+    victim = Firm(rising)
+    images, labels = grey()
+    square(
+        Victim(victim),
+        images,
+        labels,
+        threat,
+        streams=Streams(0, torch.arange(6)),
+        queries=queries,
+        **options,
+    )
+    assert len(victim.seen) == queries + 2
+    return victim.seen
+
+
+def test_linf_begins_with_stripes() -> None:
+    images, start, *_ = run(LINF, 1)
+    delta = start - images
+    torch.testing.assert_close(delta.abs(), torch.full_like(delta, LINF.eps))
+    torch.testing.assert_close(delta, delta[:, :, :1].expand_as(delta))
+    assert (delta[:, :, 0].sign().mean(2).abs() < 1).all(), "both signs"
+
+
+def changed_square(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the box that holds all that changed in one image."""
+    rows, columns = ((before - after).abs().amax(0) > 1e-6).nonzero().unbind(1)
+    top, left = int(rows.min()), int(columns.min())
+    return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
+
+
+def test_linf_proposals_are_squares_of_one_colour_at_the_published_sizes() -> None:
+    seen = run(LINF, 600)
+    images = seen[0]
+    published = SquareAttack(nn.Identity(), n_queries=5000, resc_schedule=False, p_init=0.8)
+    full = 0
+    for query, (before, after) in enumerate(zip(seen[1:], seen[2:], strict=False)):
+        side = min(max(round((published.p_selection(query) * 400) ** 0.5), 1), 20)
+        for x, old, new in zip(images, before, after, strict=True):
+            torch.testing.assert_close((new - x).abs(), torch.full_like(x, LINF.eps))
+            if torch.equal(old, new):
+                continue
+            top, left, height, width = changed_square(old, new)
+            assert max(height, width) <= side
+            full += height == width == side
+            patch = (new - x)[:, top : top + height, left : left + width].flatten(1)
+            moved = ((new - old).abs() > 1e-6)[:, top : top + height, left : left + width].flatten(1)
+            assert all(len(p[m].sign().unique()) <= 1 for p, m in zip(patch, moved, strict=True))
+    assert full > 100
+
+
+def test_squares_reach_every_pixel_and_differ_between_images() -> None:
+    seen = run(LINF, 700)
+    touched = torch.zeros(20, 20, dtype=torch.bool)
+    for before, after in zip(seen[1:], seen[2:], strict=False):
+        touched |= ((before - after).abs() > 1e-6).any(0).any(0)
+    assert touched.all(), "the last row and column too, which the released code leaves out"
+    first, second = (changed_square(seen[300][i], seen[301][i]) for i in (0, 1))
+    assert first != second
+
+
+def test_rescaling_goes_through_the_whole_schedule() -> None:
+    published = SquareAttack(nn.Identity(), n_queries=100, resc_schedule=True, p_init=0.8)
+    seen = run(LINF, 100, rescale=True)
+    for query in (5, 50, 99):
+        side = max(round((published.p_selection(query) * 400) ** 0.5), 1)
+        sizes = [
+            max(changed_square(a, b)[2:])
+            for a, b in zip(seen[query + 1], seen[query + 2], strict=True)
+            if not torch.equal(a, b)
+        ]
+        assert max(sizes) == side
+
+
+def test_a_worse_proposal_is_not_taken() -> None:
+    seen = run(LINF, 50, rising=False)
+    start = seen[1]
+    for proposal in seen[2:]:
+        for old, new in zip(start, proposal, strict=True):
+            if not torch.equal(old, new):
+                assert max(changed_square(old, new)[2:]) <= 18
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 8, 13])
+def test_bumps_are_the_published_ones(side: int) -> None:
+    published = SquareAttack(nn.Identity(), norm="L2", eps=1.0, device="cpu")
+    with torch.random.fork_rng():
+        expected = published.eta(side)
+    ours = module._bumps(side, Streams(0, torch.arange(20)), 1)[:, 0]
+    assert ours.shape == (20, side, side)
+    for bump in ours:
+        assert torch.allclose(bump, expected, atol=1e-6) or torch.allclose(bump, expected.T, atol=1e-6)
+    if side > 1:
+        assert len(ours.unique(dim=0)) == 2, "both directions"
+
+
+def test_l2_begins_with_a_grid_of_bumps_and_uses_all_of_eps() -> None:
+    images, start, *_ = run(L2, 1)
+    delta = start - images
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((6,), L2.eps))
+    tiles = delta.view(6, 3, 5, 4, 5, 4).square().sum((3, 5)).sqrt()
+    torch.testing.assert_close(tiles, torch.full_like(tiles, L2.eps / 75**0.5))
+
+
+def test_l2_proposals_keep_the_length_and_change_two_windows_at_most() -> None:
+    seen = run(L2, 60)
+    images = seen[0]
+    for query, (before, after) in enumerate(zip(seen[1:], seen[2:], strict=False)):
+        torch.testing.assert_close(
+            (after - images).flatten(1).norm(dim=1), torch.full((6,), L2.eps), rtol=1e-4, atol=1e-5
+        )
+        if query > 50:
+            side = 9  # 0.8 / 4 of 400 pixels, made odd
+            moved = ((after - before).abs().amax(1) > 1e-6).flatten(1).sum(1)
+            assert (moved <= 2 * side**2).all()
+            assert (moved > 0).any()
+
+
+@pytest.mark.parametrize("threat", [Threat(eps=24 / 255), Threat(norm="l2", eps=2.0)], ids=["linf", "l2"])
+def test_gets_better_with_queries(plain: nn.Module, threat: Threat) -> None:
+    images, labels = pictures(10, 60, 5)
+
+    def standing(queries: int) -> int:
+        streams = Streams(0, torch.arange(60))
+        found = square(Victim(plain), images, labels, threat, streams=streams, queries=queries)
+        return int((plain(found).argmax(1) == labels).sum())
+
+    few, many = standing(3), standing(150)
+    assert many < few - 5
