@@ -119,6 +119,30 @@ class Eval:
 
 
 @dataclass
+class Compare:
+    """Compare two models on the same pictures: differences with intervals, McNemar's exact test."""
+
+    a: Positional[str]
+    """Results of `advflyp eval --out`: FILE, or FILE::MODEL where it holds several models."""
+    b: Positional[str]
+    """The same for the other model."""
+    out: Path | None = None
+    """Also write the table here: .json or .md."""
+
+    def run(self) -> None:
+        from advflyp.evaluation.compare import compare
+        from advflyp.report.console import as_rich
+        from advflyp.report.paired import check_suffix, paired_table, write_comparison
+
+        if self.out is not None:
+            check_suffix(self.out)
+        rows = compare(self.a, self.b)
+        _console().print(as_rich(paired_table(rows)))
+        if self.out is not None:
+            write_comparison(rows, self.out)
+
+
+@dataclass
 class Report:
     """Write a self-contained report/index.html from results and runs."""
 
@@ -135,22 +159,42 @@ class Report:
 
 @dataclass
 class Data:
-    """Training and test data. `advflyp data mini` rebuilds the mini corpus from its packages."""
+    """Training and test data: what there is, fetching it, and building the mini corpus anew."""
 
-    what: Positional[Literal["mini"]]
-    """mini: the small corpus of pictograms with names that comes with the package."""
+    what: Positional[Literal["sets", "fetch", "mini"]]
+    """sets: list the labelled sets. fetch: download some. mini: the small corpus that comes with the package."""
+    names: Positional[tuple[str, ...]] = ()
+    """With fetch: sets or groups of sets, for example: eurosat caltech101@test paper."""
+    wds: bool = False
+    """With fetch: the copy in webdataset format on the Hugging Face hub, even where the authors' files can be had."""
     build: bool = False
-    """Fetch the packages and build the full corpus (about 37,600 pairs)."""
+    """With mini: fetch the packages and build the full corpus (about 37,600 pairs)."""
     embedded: bool = False
-    """With --build: the smaller part that the package carries."""
+    """With mini --build: the smaller part that the package carries."""
     sets: tuple[str, ...] = ()
-    """Fetch test sets that are not embedded because of their licences: openmoji, stamps."""
+    """With mini: fetch test sets that are not embedded because of their licences: openmoji, stamps."""
     out: Path | None = None
-    """Folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
+    """With mini: folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
     work: Path | None = None
-    """Folder for the downloaded packages; by default the user's cache."""
+    """With mini: folder for the downloaded packages; by default the user's cache."""
 
     def run(self) -> None:
+        if self.what != "fetch" and self.names:
+            raise ValueError(f"`advflyp data {self.what}` takes no names; `advflyp data fetch` does")
+        if self.what == "sets":
+            from advflyp.data.fetch import overview
+
+            _console().print(overview())
+        elif self.what == "fetch":
+            from advflyp.data.fetch import fetch
+
+            if not self.names:
+                raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
+            fetch(self.names, wds=self.wds)
+        else:
+            self._mini()
+
+    def _mini(self) -> None:
         if not self.build and not self.sets:
             raise ValueError("say what to make: --build, or --sets openmoji stamps")
         from advflyp.data.mini.build import build, build_sets
@@ -172,6 +216,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Data, subcommand("data")]
 )

@@ -135,6 +135,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def as_rich(table: Table) -> RichTable:
+    """Any of the report's tables, for a terminal."""
+    shown = _frame(table.title, table.columns, [table.note])
+    _fill(shown, table, range(len(table.columns)))
+    return shown
+
+
 def _frame(title: str, columns: Sequence[str], notes: Sequence[str]) -> RichTable:
     table = RichTable(
         title=title,

@@ -14,7 +14,8 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
     """A block for each attack at each ε: a row for each set, their mean last."""
     table: list[list[Value]] = []
     for condition, block in groupby(rows, key=lambda row: Condition(row.attack, row.norm, row.eps)):
-        table.append([condition.title, *[""] * 8])
+        # Short enough not to be broken on 80 columns.
+        table.append([condition.title.replace(", ε = ", " "), *[""] * 8])
         table += [_row(row) for row in block]
     return Table(
         title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",
@@ -24,10 +25,9 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
     )
 
 
-METHOD = (
-    "B − A in points with its 95 % interval (Agresti & Min, matched pairs); only A, only B: pictures that one of\n"
-    "them alone gets right; p: McNemar's exact two-sided test; Holm p: adjusted for the {} rows of this table"
-)
+METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs)
+only A, only B: pictures that one of them alone gets right
+p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows"""
 
 
 def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
