@@ -1,30 +1,27 @@
 """Labelled sets for zero-shot classification: one table, pictures decoded when they are needed."""
 
-import json
 import random
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from advflyp.config import suggest
-from advflyp.data.mini.build import proxy_concepts
-from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder, read_shards
+from advflyp.data.catalogue import GROUPS, TABLE, canonical, data_folder, open_set, parts
+from advflyp.data.embedded import PROXY, mini_set, mini_sets
+from advflyp.data.folders import has_shards, own_shards, own_templates, read_folder, read_shards
 from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pairs import on_white
-from advflyp.data.pictures import UNREADABLE, Memory, Pictures, decode
+from advflyp.data.pictures import UNREADABLE, Pictures
+from advflyp.data.prompts import PHOTO, choose_templates, describe
 
-# The training pictures whose concept is known, as labelled data for methods that need labels.
-PROXY = "proxy"
 # A set with more unreadable pictures than this is not the set its name promises.
 TOLERATED = 0.01
 
@@ -74,7 +71,7 @@ class LabelledSet:
     @property
     def prompt(self) -> str:
         """The templates as results record them."""
-        return " | ".join(self.templates)
+        return describe(self.templates)
 
     @property
     def labels(self) -> Tensor:
@@ -123,6 +120,7 @@ class LabelledSet:
         than 1 % of those wanted.
         """
         wanted = range(len(self)) if index is None else index
+        labels = self.labels
         bad: list[str] = []
         part: list[tuple[int, Tensor]] = []
         for place, image in self._decoded(wanted, preprocess, workers, 2 * batch_size):
@@ -137,14 +135,10 @@ class LabelledSet:
                 continue
             part.append((place, image))
             if len(part) == batch_size:
-                yield self._batch(part)
+                yield _stack(part, labels)
                 part = []
         if part:
-            yield self._batch(part)
-
-    def _batch(self, part: list[tuple[int, Tensor]]) -> Batch:
-        places = torch.tensor([place for place, _ in part])
-        return places, torch.stack([image for _, image in part]), self.labels[places]
+            yield _stack(part, labels)
 
     def _decoded(
         self, wanted: Sequence[int], preprocess: Callable[[Image.Image], Tensor], workers: int, ahead: int
@@ -173,85 +167,99 @@ class LabelledSet:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:
-    """The descriptions of the labelled sets of a mini corpus, by name."""
-    return json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").is_file() else {}
+def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
+    places = torch.tensor([place for place, _ in part])
+    return places, torch.stack([image for _, image in part]), labels[places]
 
 
 def set_names(groups: list[str]) -> list[str]:
-    """Sets and groups of sets by name ("mini" is the embedded test sets) as single sets.
+    """Names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths as single sets.
 
-    ValueError for a name that is neither.
+    A set of the table is written as the table has it, NAME or NAME@SPLIT, however it was spelled. ValueError for a
+    name that is none of these.
     """
     embedded = mini_sets()
-    tests = [f"mini/{name}" for name, info in embedded.items() if info["split"] == "test"]
-    known = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
+    tests = tuple(f"mini/{name}" for name, info in embedded.items() if info["split"] == "test")
+    sets_of = {"mini": tests, **GROUPS}
+    mini = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
     result: list[str] = []
     for name in groups:
-        if name == "mini":
-            result += tests
-        elif name in known:
+        found = canonical(name)
+        if name.lower() in sets_of:
+            result += sets_of[name.lower()]
+        elif found is not None:
+            result.append(found)
+        elif name in mini or _is_own(name):
             result.append(name)
         else:
-            raise ValueError(f"there is no set '{name}'{suggest(name, ['mini', *known])}")
+            hint = suggest(name, [*sets_of, *TABLE, *mini])
+            raise ValueError(f"there is no set '{name}'{hint}")
     return list(dict.fromkeys(result))
 
 
+def _is_own(name: str) -> bool:
+    return name.startswith(("folder:", "wds:")) or ".tar" in name or Path(name).expanduser().is_dir()
+
+
+def load_set(name: str, templates: str | Sequence[str] | None = None) -> LabelledSet:
+    """The set called `name`; of the sets that are not embedded only labels and names are read.
+
+    name:      one of the table, NAME or NAME@SPLIT; "mini/food"; a path, see `docs/sets.md`
+    templates: other prompts than the set's: "openai" (80 templates), one template or several
+    ValueError where it does not exist, is not on this machine, or is damaged.
+    """
+    names = set_names([name])
+    if len(names) > 1:
+        raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
+    labelled = _load(names[0], data_folder())
+    return labelled if templates is None else replace(labelled, templates=choose_templates(templates))
+
+
 @cache
-def load_set(name: str) -> LabelledSet:
-    """The set called `name`, pictures decoded; ValueError where it does not exist or is not on this machine."""
-    (name,) = set_names([name])
-    short = name.removeprefix("mini/")
-    if short == PROXY:
-        return _proxy_set()
-    folder = full_corpus_folder() if short in ON_DEMAND else EMBEDDED
-    info = mini_sets(folder).get(short)
-    path = folder / ("val.tar.gz" if short == "val" else f"sets/{short}.tar.gz")
-    if info is None or not path.is_file():
-        raise ValueError(f"{name} is not on this machine; fetch it with `advflyp data mini --sets {short}`")
+def _load(name: str, root: Path) -> LabelledSet:
+    """`root` only tells apart what is cached."""
+    if name.startswith("mini/"):
+        return LabelledSet(**mini_set(name))
+    if canonical(name) is None:
+        return _own_set(name)
+    (pictures, classes), is_wds = open_set(name)
+    _, entry, split = parts(name)
     return LabelledSet(
         name=name,
-        split=info["split"],
-        classes=info["classes"],
-        templates=info["templates"],
-        pictures=_read_pictures(path),
-        info={key: value for key, value in info.items() if key not in ("classes", "templates")},
-    )
-
-
-def _proxy_set() -> LabelledSet:
-    """One class for each concept of which the embedded corpus has enough renderings, on white."""
-    pixels, metas = read_shards(EMBEDDED)
-    classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
-    index = {concept: number for number, concept in enumerate(classes)}
-    chosen = [number for number, meta in enumerate(metas) if meta["concept"] in index]
-    random.Random(0).shuffle(chosen)
-    return LabelledSet(
-        name=f"mini/{PROXY}",
-        split="train",
+        split=split,
         classes=classes,
-        templates=["{}", "a picture of a {}", "an image of {}"],
-        pictures=Memory(
-            [Image.fromarray(np.ascontiguousarray(pixels[i])) for i in chosen],
-            [f"{i:05d}" for i in chosen],
-            [index[metas[i]["concept"]] for i in chosen],
-        ),
-        info={"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
+        templates=[entry.prompt],
+        pictures=pictures,
+        info={
+            "domain": entry.domain,
+            "source": entry.home,
+            "licence": entry.licence,
+            "in_proxy": False,
+            "published": entry.n if split == entry.splits[0] else None,
+            "read_from": "webdataset" if is_wds else "files",
+        },
     )
 
 
-def _read_pictures(path: Path) -> Memory:
-    """KEY.webp and KEY.cls members of a tar, decoded."""
-    pictures: list[Image.Image] = []
-    keys: list[str] = []
-    labels: list[int] = []
-    with tarfile.open(path) as tar:
-        for member in tar:
-            data = tar.extractfile(member)
-            assert data is not None
-            if member.name.endswith(".cls"):
-                labels.append(int(data.read()))
-            else:
-                pictures.append(decode(data.read()))
-                keys.append(member.name)
-    return Memory(pictures, keys, labels)
+def _own_set(name: str) -> LabelledSet:
+    """A folder of class folders, or webdataset shards with .cls members, under the name it was called by."""
+    kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
+    folder = Path(path).expanduser()
+    if kind == "folder" and not folder.is_dir():
+        raise ValueError(f"there is no folder {path}; name one that holds a folder for each class")
+    if kind == "folder" or (folder.is_dir() and not kind and not has_shards(folder)):
+        pictures, classes = read_folder(folder)
+        templates = own_templates(folder)
+    else:
+        shards = own_shards(path)
+        folder = shards[0].parent
+        pictures, classes = read_shards(shards)
+        templates = own_templates(folder) or own_templates(folder.parent)
+    return LabelledSet(
+        name=name,
+        split=folder.name if folder.name in ("train", "val", "valid", "validation", "test") else "all",
+        classes=classes,
+        templates=choose_templates(templates or PHOTO),
+        pictures=pictures,
+        info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
+    )

@@ -1,18 +1,25 @@
 """Where the pictures of a labelled set are: labels at once, each picture decoded when it is asked for."""
 
+import random
+import struct
+import tarfile
+import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from webdataset.tariterators import base_plus_ext
 
-# Everything Pillow raises for a file that is no picture, or only half of one.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# As torchvision's folder datasets have them, and lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What Pillow raises for a file that is no picture, or only half of one.
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Pictures(Sequence[tuple[Image.Image, int]]):
@@ -48,28 +55,19 @@ class Pictures(Sequence[tuple[Image.Image, int]]):
 
 
 class Files(Pictures):
-    """Picture files; keys are paths below `folder`.
+    """Picture files, `paths` below `folder` with "/"; these are the keys.
 
     border: pixels to cut off on each side
     """
 
-    def __init__(
-        self, folder: Path, paths: Sequence[str | Path], labels: Sequence[int], border: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[int], border: int = 0) -> None:
         super().__init__(labels)
         assert len(paths) == len(labels)
-        self.folder = folder
-        # Text below the folder, not Path objects: ImageNet's training part has 1.3 million.
-        self.paths = [Path(path).relative_to(folder).as_posix() for path in paths]
-        self.border = border
+        self.folder, self.paths, self.border = folder, paths, border
 
     def picture(self, index: int) -> Image.Image:
-        image = Image.open(self.folder / self.paths[index])
-        image.load()
-        if self.border:
-            width, height = image.size
-            image = image.crop((self.border, self.border, width - self.border, height - self.border))
-        return image
+        with open(self.folder / self.paths[index], "rb") as file:
+            return decode(file.read(), self.border)
 
     def key(self, index: int) -> str:
         return self.paths[index]
@@ -105,12 +103,71 @@ class Memory(Pictures):
         return self.keys[index]
 
 
-class Part(Pictures):
-    """The pictures at `index` of another sequence; they keep their keys."""
+class Shards(Pictures):
+    """Samples KEY.jpg (or another picture) + KEY.cls in webdataset tars; keys are SHARD/MEMBER.
 
-    def __init__(self, whole: Pictures, index: Sequence[int]) -> None:
-        super().__init__(whole.labels[torch.as_tensor(index, dtype=torch.int64)])
-        self.whole, self.places = whole, index
+    One pass over the headers at opening says where each picture is, so that any one is a seek and a read.
+    ValueError for a shard that is no plain tar, a picture without a label and a label without a picture.
+    """
+
+    def __init__(self, shards: Sequence[Path], border: int = 0) -> None:
+        self.shards, self.border = shards, border
+        self.members: list[tuple[int, str, int, int]] = []  # shard, name, offset, size
+        labels: list[int] = []
+        for number, shard in enumerate(shards):
+            found = _members(shard)
+            labels += [label for label, _, _, _ in found]
+            self.members += [(number, name, offset, size) for _, name, offset, size in found]
+        super().__init__(labels)
+
+    def picture(self, index: int) -> Image.Image:
+        shard, _, offset, size = self.members[index]
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return decode(file.read(size), self.border)
+
+    def key(self, index: int) -> str:
+        shard, name, _, _ = self.members[index]
+        return f"{self.shards[shard].name}/{name}"
+
+
+def _members(shard: Path) -> list[tuple[int, str, int, int]]:
+    """(label, name, offset, size) of each picture, in the order of the tar."""
+    labels: dict[str, int] = {}
+    pictures: dict[str, tuple[str, int, int]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                key, suffix = base_plus_ext(member.name)
+                if key is None or suffix is None:
+                    continue
+                if suffix == "cls":
+                    data = tar.extractfile(member)
+                    assert data is not None
+                    labels[key] = int(data.read())
+                elif f".{suffix.lower()}" in SUFFIXES:
+                    pictures[key] = (member.name, member.offset_data, member.size)
+    except ValueError as error:
+        raise ValueError(f"{shard}: a .cls member is not a whole number ({error})") from None
+    except (tarfile.TarError, OSError) as error:
+        hint = "; unpack it with gunzip first" if shard.suffix == ".gz" else ""
+        raise ValueError(f"{shard} is not a readable tar file: {error}{hint}") from None
+    for key in (*pictures, *labels):
+        if key not in labels:
+            raise ValueError(f"{shard}: {key} has a picture but no {key}.cls; labels are needed for all")
+        if key not in pictures:
+            raise ValueError(f"{shard}: {key} has a label but no picture; the shard seems damaged")
+    return [(labels[key], *place) for key, place in pictures.items()]
+
+
+class Part(Pictures):
+    """The pictures at `places` of another sequence; they keep their keys."""
+
+    def __init__(self, whole: Pictures, places: Sequence[int]) -> None:
+        super().__init__(whole.labels[torch.as_tensor(places, dtype=torch.int64)])
+        self.whole, self.places = whole, places
 
     def picture(self, index: int) -> Image.Image:
         return self.whole.picture(self.places[index])
@@ -119,8 +176,28 @@ class Part(Pictures):
         return self.whole.key(self.places[index])
 
 
-def decode(file: BinaryIO | bytes) -> Image.Image:
-    """Bytes as a picture, decoded to the end."""
-    image = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+def held_out(whole: Pictures, share: float, *, rest: bool = False) -> Part:
+    """A share of every class, or the rest: a split for sets that have none.
+
+    The pictures of class c are put in the order of their keys, shuffled by random.Random(f"0/{c}"), and the first
+    round(share × count) are held out. So the split depends on the names of the files alone.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(whole.labels.tolist()):
+        members.setdefault(label, []).append(index)
+    chosen: list[int] = []
+    for label, places in members.items():
+        places.sort(key=whole.key)
+        random.Random(f"0/{label}").shuffle(places)
+        cut = round(share * len(places))
+        chosen += places[cut:] if rest else places[:cut]
+    return Part(whole, sorted(chosen))
+
+
+def decode(data: bytes, border: int = 0) -> Image.Image:
+    """The picture, decoded to the end, without `border` pixels on each side."""
+    image = Image.open(BytesIO(data))
     image.load()
+    if border:
+        image = image.crop((border, border, image.width - border, image.height - border))
     return image

@@ -1,0 +1,81 @@
+"""The labelled sets of the mini corpus: those that come with the package, and those made on the user's machine."""
+
+import json
+import random
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from advflyp.data.mini.build import proxy_concepts
+from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder, read_shards
+from advflyp.data.mini.sets import ON_DEMAND
+from advflyp.data.pictures import Memory, decode
+
+# The training pictures whose concept is known, as labelled data for methods that need labels.
+PROXY = "proxy"
+
+
+def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:
+    """The descriptions of the labelled sets of a mini corpus, by name."""
+    return json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").is_file() else {}
+
+
+def mini_set(name: str) -> dict[str, Any]:
+    """The fields of the labelled set "mini/…"; ValueError where it is not on this machine."""
+    short = name.removeprefix("mini/")
+    if short == PROXY:
+        return _proxy_set()
+    folder = full_corpus_folder() if short in ON_DEMAND else EMBEDDED
+    info = mini_sets(folder).get(short)
+    path = folder / ("val.tar.gz" if short == "val" else f"sets/{short}.tar.gz")
+    if info is None or not path.is_file():
+        raise ValueError(f"{name} is not on this machine; fetch it with `advflyp data mini --sets {short}`")
+    return {
+        "name": name,
+        "split": info["split"],
+        "classes": info["classes"],
+        "templates": info["templates"],
+        "pictures": _read_pictures(path),
+        "info": {key: value for key, value in info.items() if key not in ("classes", "templates")},
+    }
+
+
+def _proxy_set() -> dict[str, Any]:
+    """One class for each concept of which the embedded corpus has enough renderings, on white."""
+    pixels, metas = read_shards(EMBEDDED)
+    classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
+    index = {concept: number for number, concept in enumerate(classes)}
+    chosen = [number for number, meta in enumerate(metas) if meta["concept"] in index]
+    random.Random(0).shuffle(chosen)
+    return {
+        "name": f"mini/{PROXY}",
+        "split": "train",
+        "classes": classes,
+        "templates": ["{}", "a picture of a {}", "an image of {}"],
+        "pictures": Memory(
+            [Image.fromarray(np.ascontiguousarray(pixels[i])) for i in chosen],
+            [f"{i:05d}" for i in chosen],
+            [index[metas[i]["concept"]] for i in chosen],
+        ),
+        "info": {"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
+    }
+
+
+def _read_pictures(path: Path) -> Memory:
+    """KEY.webp and KEY.cls members of a tar, decoded."""
+    pictures: list[Image.Image] = []
+    keys: list[str] = []
+    labels: list[int] = []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            data = tar.extractfile(member)
+            assert data is not None
+            if member.name.endswith(".cls"):
+                labels.append(int(data.read()))
+            else:
+                pictures.append(decode(data.read()))
+                keys.append(member.name)
+    return Memory(pictures, keys, labels)

@@ -1,0 +1,124 @@
+"""Downloading the sets of the table, and showing which are there. Only `advflyp data fetch` downloads anything."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from advflyp.data.catalogue import (
+    GROUPS,
+    TABLE,
+    Entry,
+    canonical,
+    data_folder,
+    fetchable,
+    how_to_get,
+    locate,
+    parts,
+)
+from advflyp.data.labelled import load_set, mini_sets, set_names
+
+HUB = "clip-benchmark"
+
+
+def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None] = print) -> None:
+    """Download sets or groups of sets into the data folder; those that are there are left alone.
+
+    wds: take the webdataset copy from the Hugging Face hub even where the authors' files can be had
+    ValueError for a name that is none, a set that has to be got by hand, and a download that fails.
+    """
+    for name in set_names(list(names)):
+        if canonical(name) is None:
+            say(f"{name}: {len(load_set(name)):,} pictures, nothing to fetch")
+            continue
+        _, entry, split = parts(name)
+        if locate(name) is None:
+            if not fetchable(name):
+                raise ValueError(f"{name} cannot be downloaded: {how_to_get(name)}")
+            say(f"{name}: downloading; licence: {entry.licence}; {entry.home}")
+            data_folder().mkdir(parents=True, exist_ok=True)
+            try:
+                if (
+                    split in entry.splits
+                    and (entry.torchvision or entry.archive)
+                    and not (wds and split in entry.wds_splits)
+                ):
+                    _fetch_files(entry, data_folder())
+                else:
+                    _fetch_wds(entry, split, data_folder())
+            except (OSError, RuntimeError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
+        labelled = load_set(name)
+        count = f"{len(labelled):,} pictures, {len(labelled.classes)} classes"
+        if split == entry.splits[0] and len(labelled) != entry.n:
+            count += f" (published: {entry.n:,} pictures)"
+        say(f"{name}: {count}")
+
+
+def _fetch_files(entry: Entry, root: Path) -> None:
+    """Unpack beside the data folder's sets first, so that half a download never passes for the set."""
+    import torchvision
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    staging = root / f".fetching-{entry.title}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        if entry.archive is not None:
+            download_and_extract_archive(entry.archive[0], str(staging), md5=entry.archive[1])
+        else:
+            assert entry.torchvision is not None
+            getattr(torchvision.datasets, entry.torchvision)(str(staging), download=True)
+        for child in staging.iterdir():
+            if child.is_dir():
+                if (root / child.name).exists():
+                    raise FileExistsError(17, f"{root / child.name} is in the way; move it")
+                child.rename(root / child.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    assert entry.wds is not None
+    snapshot_download(
+        f"{HUB}/{entry.wds}",
+        repo_type="dataset",
+        local_dir=root / entry.wds,
+        allow_patterns=[f"{entry.wds_splits[split]}/*", "*.txt"],
+    )
+
+
+def overview() -> Table:
+    """Every set by name, with the splits that are on this machine; a split in front is the default."""
+    groups = [f"{group}: {', '.join(members)}" for group, members in GROUPS.items()]
+    table = Table(
+        title=f"Sets by name are looked for in {data_folder()}",
+        title_justify="left",
+        caption="Groups: " + "; ".join([*groups, "mini: the test sets that come with the package"]),
+        caption_justify="left",
+    )
+    for column in ("set", "pictures", "classes", "splits", "here"):
+        table.add_column(
+            column,
+            justify="right" if column in ("pictures", "classes") else "left",
+            no_wrap=column == "set",
+        )
+    for name, entry in TABLE.items():
+        here = [split for split in entry.every_split if locate(f"{name}@{split}") is not None]
+        table.add_row(
+            name, f"{entry.n:,}", f"{entry.k:,}", ", ".join(entry.every_split), ", ".join(here) or "no"
+        )
+    table.add_section()
+    for name, info in mini_sets().items():
+        table.add_row(
+            f"mini/{name}",
+            f"{info['n']:,}",
+            f"{len(info['classes']):,}",
+            info["split"],
+            "comes with the package",
+        )
+    return table

@@ -1,0 +1,86 @@
+"""ImageNet, its relatives, and TinyImageNet: folders named by WordNet numbers, or by class indices.
+
+Readers as in `readers.py`. Class names are OpenAI's for CLIP, where the thousand classes have one each.
+"""
+
+import json
+from pathlib import Path
+
+from advflyp.data.folders import class_files, class_folders, read_lines
+from advflyp.data.pictures import Files, held_out
+from advflyp.data.readers import Opened
+
+# Of each TinyImageNet class of 500, for validation while training; as large as the validation part.
+HELD_OUT = 0.1
+VARIANTS = {"test": "matched-frequency", "threshold-0.7": "threshold0.7", "top-images": "top-images"}
+
+
+def names_by_wnid() -> dict[str, str]:
+    """{"n01440764": "tench", …} for the thousand classes, in the order of the labels."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def imagenet(folder: Path, split: str) -> Opened:
+    """val/n01440764/….JPEG and train/."""
+    return _wnid_folders(folder / split)
+
+
+def variant(folder: Path, split: str) -> Opened:
+    """n01443537/…: ImageNet-R and -A with 200 of the classes, -Sketch with all."""
+    return _wnid_folders(folder)
+
+
+def _wnid_folders(folder: Path) -> Opened:
+    names = names_by_wnid()
+    found = class_folders(folder)
+    strangers = [name for name in found if name not in names]
+    if strangers or not found:
+        what = f"a folder {strangers[0]}" if strangers else "no folders"
+        raise ValueError(
+            f"{folder} holds {what}; the pictures belong in folders by WordNet number such as n01440764"
+        )
+    return class_files(folder, found), [names[wnid] for wnid in found]
+
+
+def imagenet_v2(folder: Path, split: str) -> Opened:
+    """imagenetv2-matched-frequency-format-val/0 … 999: class indices, not sorted as text."""
+    folder = folder / f"imagenetv2-{VARIANTS[split]}-format-val"
+    found = class_folders(folder)
+    if any(not name.isdecimal() for name in found):
+        raise ValueError(f"{folder} must hold folders named by class index, 0 to 999")
+    return class_files(folder, sorted(found, key=int)), list(names_by_wnid().values())
+
+
+def objectnet(folder: Path, split: str) -> Opened:
+    """images/FOLDER/….png and mappings/; a red border of two pixels is cut off.
+
+    split: "test", the 113 classes that ImageNet has too, or "all" 313
+    """
+    titles: dict[str, str] = json.loads((folder / "mappings" / "folder_to_objectnet_label.json").read_text())
+    if split == "test":
+        shared = json.loads((folder / "mappings" / "objectnet_to_imagenet_1k.json").read_text())
+        titles = {name: title for name, title in titles.items() if title in shared}
+    chosen = sorted(titles)
+    return (
+        class_files(folder / "images", chosen, border=2),
+        [titles[name].lower().replace("_", " ") for name in chosen],
+    )
+
+
+def tiny_imagenet(folder: Path, split: str) -> Opened:
+    """train/n01443537/images/, val/images/ + val/val_annotations.txt, words.txt with the names.
+
+    split: "val"; "heldout", a tenth of each class of train/, and "train", the other nine
+    """
+    wnids = sorted(read_lines(folder / "wnids.txt"))
+    entries = dict(line.split("\t", 1) for line in read_lines(folder / "words.txt"))
+    classes = [entries[wnid].split(",")[0] for wnid in wnids]
+    if split == "val":
+        rows = [line.split("\t")[:2] for line in read_lines(folder / "val" / "val_annotations.txt")]
+        index = {wnid: label for label, wnid in enumerate(wnids)}
+        paths = [f"val/images/{name}" for name, _ in rows]
+        return Files(folder, paths, [index[wnid] for _, wnid in rows]), classes
+    return held_out(class_files(folder / "train", wnids), HELD_OUT, rest=split == "train"), classes

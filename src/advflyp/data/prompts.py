@@ -1,0 +1,68 @@
+"""Prompt templates, and class names as words that a prompt can hold."""
+
+from collections.abc import Sequence
+
+PHOTO = "This is a photo of a {}."
+RENDERING = "This is an artistic rendering of a {}."
+SKETCH = "This is a sketch of a {}."
+
+# Folder names that are no words, or not the words a caption would use.
+CALTECH101 = {
+    "Faces": "off-center face",
+    "Faces_easy": "centered face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+    "airplanes": "airplane",
+    "car_side": "side of a car",
+    "cougar_body": "body of a cougar",
+    "cougar_face": "face of a cougar",
+    "crocodile_head": "head of a crocodile",
+    "flamingo_head": "head of a flamingo",
+    "water_lilly": "water lily",
+}
+EUROSAT = {
+    "AnnualCrop": "annual crop land",
+    "Forest": "forest",
+    "HerbaceousVegetation": "brushland or shrubland",
+    "Highway": "highway or road",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings",
+    "River": "river",
+    "SeaLake": "sea or lake",
+}
+
+
+def words(name: str) -> str:
+    """A folder name as words: "hot_dog" → "hot dog"."""
+    return " ".join(name.replace("_", " ").replace("/", " ").split())
+
+
+def openai_templates() -> list[str]:
+    """OpenAI's 80 templates for ImageNet."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+
+
+def choose_templates(chosen: str | Sequence[str]) -> list[str]:
+    """ "openai" (80 templates), one template or several; ValueError for one without exactly one {}."""
+    if chosen == "openai":
+        return openai_templates()
+    templates = [chosen] if isinstance(chosen, str) else list(chosen)
+    if not templates:
+        raise ValueError(f'name at least one prompt template, for example "{PHOTO}"')
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(
+                f"the prompt '{template}' must hold {{}} once, where the class name goes, for example \"{PHOTO}\""
+            )
+    return templates
+
+
+def describe(templates: Sequence[str]) -> str:
+    """The templates as results record them."""
+    if len(templates) == 80 and list(templates) == openai_templates():
+        return "OpenAI's 80 ImageNet templates"
+    return " | ".join(templates)
