@@ -1,8 +1,8 @@
 import pytest
 from torch import nn
 
-from attack.classifiers import train
 from advflyp.attack.threat import Threat
+from attack.classifiers import train
 
 
 @pytest.fixture(scope="session")
