@@ -12,7 +12,7 @@ from advflyp.attack.fab import fab_targeted
 from advflyp.attack.losses import count_targets, cross_entropy, dlr
 from advflyp.attack.square import square
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat
+from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
 
 # Each is called with (victim, images, labels, threat, streams=…), returns an image that fools the victim or else the
@@ -51,8 +51,8 @@ def autoattack(
     Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
     """
     images = images.detach()
-    if index is None:
-        index = torch.arange(len(images), device=images.device)
+    index = torch.arange(len(images)) if index is None else index
+    index = index.to(images.device)
     result = images.clone()
     stands = torch.ones(len(images), dtype=torch.bool, device=images.device)
     for name in members:
