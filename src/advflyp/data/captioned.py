@@ -10,7 +10,7 @@ import json
 import random
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class CaptionedPictures:
 
     pairs: a folder of pictures with texts of the same name, or plain tars: a file, a folder, a glob, "{000..099}.tar"
     limit: take only so many, drawn by `seed`; a smaller limit takes a part of what a larger one takes
+    usable: how many there are without the limit
     ValueError where there are no pairs, and when more than 1 % of those wanted cannot be used.
     """
 
@@ -62,8 +63,8 @@ class CaptionedPictures:
         self.name = str(pairs)
         self.unreadable: dict[str, str] = {}
         every = self._from_folder(Path(pairs)) if _is_plain_folder(Path(pairs)) else self._from_shards()
-        self.of = len(every) + len(self.unreadable)
-        self._check(self.of)
+        self._check(self.unreadable, len(every) + len(self.unreadable))
+        self.usable = len(every)
         order = list(range(len(every)))
         if limit is not None and limit < len(every):
             random.Random(seed).shuffle(order)
@@ -104,12 +105,13 @@ class CaptionedPictures:
 
         A picture that cannot be decoded is left out and entered in `unreadable`; `drop_unreadable` forgets it.
         """
+        broken: dict[str, str] = {}
         rows: list[int] = []
         images: list[Tensor] = []
         for row, image in enumerate(self._decoded(preprocess, workers, 2 * batch_size)):
             if isinstance(image, str):
-                self.unreadable[self.entries[row].key] = image
-                self._check(len(self.entries))
+                broken[self.entries[row].key] = image
+                self._check(broken, len(self.entries))
                 continue
             rows.append(row)
             images.append(image)
@@ -118,6 +120,7 @@ class CaptionedPictures:
                 rows, images = [], []
         if rows:
             yield torch.tensor(rows), torch.stack(images)
+        self.unreadable |= broken
 
     def drop_unreadable(self) -> None:
         """Forget the pictures that `batches` could not decode, captions and all."""
@@ -187,12 +190,12 @@ class CaptionedPictures:
         else:
             self.unreadable[entry.key] = "no caption" if raw is None else "empty caption"
 
-    def _check(self, wanted: int) -> None:
-        if len(self.unreadable) > TOLERATED * wanted:
-            some = [f"{key} ({reason})" for key, reason in self.unreadable.items()][:3]
+    def _check(self, unusable: dict[str, str], wanted: int) -> None:
+        if len(unusable) > TOLERATED * wanted:
+            some = [f"{key} ({reason})" for key, reason in unusable.items()][:3]
             raise ValueError(
                 f"{self.name}: more than {TOLERATED:.0%} of {wanted} pairs cannot be used; mend or remove them: "
-                f"{', '.join(some)}{', …' if len(self.unreadable) > 3 else ''}"
+                f"{', '.join(some)}{', …' if len(unusable) > 3 else ''}"
             )
 
 

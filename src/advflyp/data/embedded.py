@@ -3,16 +3,14 @@
 import json
 import random
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from advflyp.data.mini.build import proxy_concepts
-from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder, read_shards
+from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder
 from advflyp.data.mini.sets import ON_DEMAND
-from advflyp.data.pictures import Memory, decode
+from advflyp.data.pictures import Encoded
 
 # The training pictures whose concept is known, as labelled data for methods that need labels.
 PROXY = "proxy"
@@ -45,37 +43,50 @@ def mini_set(name: str) -> dict[str, Any]:
 
 def _proxy_set() -> dict[str, Any]:
     """One class for each concept of which the embedded corpus has enough renderings, on white."""
-    pixels, metas = read_shards(EMBEDDED)
-    classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
+    files: list[bytes] = []
+    keys: list[str] = []
+    concepts: list[str] = []
+    for shard in sorted(EMBEDDED.glob("train-*.tar.gz")):
+        for name, data in _read_tar(shard):
+            if name.endswith(".json"):
+                concepts.append(json.loads(data)["concept"])
+            elif name.endswith(".webp"):
+                files.append(data)
+                keys.append(f"{shard.name}/{name}")
+    assert len(files) == len(concepts)
+    classes = sorted(proxy_concepts(concepts))
     index = {concept: number for number, concept in enumerate(classes)}
-    chosen = [number for number, meta in enumerate(metas) if meta["concept"] in index]
+    chosen = [number for number, concept in enumerate(concepts) if concept in index]
     random.Random(0).shuffle(chosen)
     return {
         "name": f"mini/{PROXY}",
         "split": "train",
         "classes": classes,
         "templates": ["{}", "a picture of a {}", "an image of {}"],
-        "pictures": Memory(
-            [Image.fromarray(np.ascontiguousarray(pixels[i])) for i in chosen],
-            [f"{i:05d}" for i in chosen],
-            [index[metas[i]["concept"]] for i in chosen],
+        "pictures": Encoded(
+            [files[i] for i in chosen], [keys[i] for i in chosen], [index[concepts[i]] for i in chosen]
         ),
         "info": {"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
     }
 
 
-def _read_pictures(path: Path) -> Memory:
-    """KEY.webp and KEY.cls members of a tar, decoded."""
-    pictures: list[Image.Image] = []
+def _read_pictures(path: Path) -> Encoded:
+    """KEY.webp and KEY.cls members of a tar."""
+    files: list[bytes] = []
     keys: list[str] = []
     labels: list[int] = []
+    for name, data in _read_tar(path):
+        if name.endswith(".cls"):
+            labels.append(int(data))
+        else:
+            files.append(data)
+            keys.append(name)
+    return Encoded(files, keys, labels)
+
+
+def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         for member in tar:
             data = tar.extractfile(member)
             assert data is not None
-            if member.name.endswith(".cls"):
-                labels.append(int(data.read()))
-            else:
-                pictures.append(decode(data.read()))
-                keys.append(member.name)
-    return Memory(pictures, keys, labels)
+            yield member.name, data.read()

@@ -88,16 +88,16 @@ class Arrays(Pictures):
         return f"{index:05d}"
 
 
-class Memory(Pictures):
-    """Decoded pictures, for small sets."""
+class Encoded(Pictures):
+    """Picture files in memory, for small sets."""
 
-    def __init__(self, pictures: Sequence[Image.Image], keys: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> None:
         super().__init__(labels)
-        assert len(pictures) == len(keys) == len(labels)
-        self.pictures, self.keys = pictures, keys
+        assert len(files) == len(keys) == len(labels)
+        self.files, self.keys = files, keys
 
     def picture(self, index: int) -> Image.Image:
-        return self.pictures[index]
+        return decode(self.files[index])
 
     def key(self, index: int) -> str:
         return self.keys[index]
