@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from advflyp.attack.pgd import AttackConfig, pgd
+from advflyp.attack.pgd import AttackConfig, pgd, pgd_points
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
 from advflyp.model.clip import CLIP
 
 THREATS = [Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)]
@@ -130,3 +132,53 @@ def test_same_generator_same_result(tiny: CLIP) -> None:
 def test_config_refuses(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AttackConfig(**values)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.5, float("inf")])
+def test_pixels_that_are_none(bad: float) -> None:
+    images = data(3, 6)
+    images[1, 2, 3, 3] = bad
+    with pytest.raises(ValueError, match=r"pixels must be numbers from 0 to 1; those of image 1"):
+        pgd(images, quadratic(images), THREATS[0], steps=1, step_size=0.01)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["linf", "l2"])
+def test_points_leave_when_fooled_and_the_others_go_on_as_alone(tiny: CLIP, threat: Threat) -> None:
+    """Against the plain loop, image by image: the first misclassified iterate, else the last."""
+    images = data(12)
+    # Two classes that meet in the middle of the images: some are next to the border, some are not.
+    embeddings = tiny.encode_image(images).detach()
+    direction = torch.linalg.svd(embeddings - embeddings.mean(0)).Vh[0]
+    middle = (embeddings @ direction).median()
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        side = tiny.encode_image(x) @ direction - middle
+        return torch.stack([side, -side], dim=1)
+
+    with torch.no_grad():
+        labels = logits(images).argmax(1)
+    seen: list[int] = []
+    victim = Victim(lambda x: (seen.append(len(x)), logits(x))[1])
+    threat = Threat(norm=threat.norm, eps=threat.eps / 8)
+    steps, size = 6, threat.eps / 3
+    found = pgd_points(
+        victim, images, labels, threat, streams=Streams(0, torch.arange(12)), steps=steps, step_size=size
+    )
+    stayed = 0
+    for i in range(12):
+        x, label = images[i : i + 1], labels[i : i + 1]
+        here = threat.random_start(x, Streams(0, torch.tensor([i])))
+        for _ in range(steps):
+            leaf = here.clone().requires_grad_()
+            z = logits(leaf)
+            if z.argmax(1) != label:
+                break
+            (gradient,) = torch.autograd.grad(F.cross_entropy(z, label), leaf)
+            here = threat.project(x, threat.step(here, gradient, size))
+        else:
+            stayed += 1
+        assert (found[i : i + 1] - here).abs().max() <= 2 * size
+        assert (logits(found[i : i + 1]).argmax(1) == label) == (logits(here).argmax(1) == label)
+    assert seen == sorted(seen, reverse=True) and seen[0] == 12
+    assert seen[-1] < 12, "somebody left"
+    assert sum(seen) >= stayed * steps

@@ -186,5 +186,5 @@ def test_pixels_that_are_no_numbers(
     tiny: CLIP, noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny, "preprocess", lambda picture: torch.full((3, 32, 32), float("nan")))
-    with pytest.raises(ValueError, match="mini/noise, 00000: pixels must be numbers from 0 to 1"):
+    with pytest.raises(ValueError, match="mini/noise, at 00000: pixels must be numbers from 0 to 1"):
         Judge(tiny, noise_set).run(CLEAN, None)

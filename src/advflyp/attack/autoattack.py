@@ -51,6 +51,7 @@ def autoattack(
     Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
     """
     images = images.detach()
+    check_pixels(images)
     index = torch.arange(len(images)) if index is None else index
     index = index.to(images.device)
     result = images.clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat
+from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
 
 
@@ -59,9 +59,11 @@ def pgd(
     random_start: begin at a uniform draw from the ball instead of at the image
     generator:    source of that draw, on the images' device
     start:        begin here instead, (N, 3, H, W) inside the threat
-    Returns adversarial images, detached. No parameter and no `.grad` is touched.
+    Returns adversarial images, detached. No parameter and no `.grad` is touched. ValueError for pixels that are not
+    in [0, 1].
     """
     images = images.detach()
+    check_pixels(images)
     if start is None:
         start = threat.random_start(images, generator) if random_start else images
 

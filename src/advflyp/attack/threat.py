@@ -78,6 +78,17 @@ class Threat:
         return valid & (self.distance(images, adversarial) <= self.eps + slack)
 
 
+def check_pixels(images: Tensor) -> None:
+    """ValueError unless every pixel of (N, 3, H, W) images is a number from 0 to 1."""
+    good = ((images >= 0) & (images <= 1)).flatten(1).all(1)
+    if not good.all():
+        first = int((~good).nonzero()[0])
+        raise ValueError(
+            f"pixels must be numbers from 0 to 1; those of image {first} of the batch are not: pass pictures before "
+            "normalisation, the model normalises"
+        )
+
+
 def _unit(x: Tensor) -> Tensor:
     """Each image scaled to L2 length 1; an all-zero one stays zero."""
     length = x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat
+from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
 from advflyp.data.labelled import LabelledSet
 from advflyp.evaluation.attacks import Attack
@@ -204,7 +204,12 @@ class _Run:
             rows = torch.tensor([place[position] for position in positions.tolist()])
             read += rows.tolist()
             images = images.to(judge.model.device)
-            self._check(positions, images)
+            try:
+                check_pixels(images)
+            except ValueError as error:
+                raise ValueError(
+                    f"{judge.labelled.name}, at {judge.labelled.key(int(positions[0]))}: {error}"
+                ) from None
             unknown = self.clean[rows] == UNKNOWN
             if unknown.any():
                 self.clean[rows[unknown]] = judge.exact(images[unknown]).argmax(1).cpu()
@@ -217,15 +222,6 @@ class _Run:
             self._attack(together)
         missing = torch.tensor([row for row in todo.tolist() if row not in set(read)], dtype=torch.int64)
         self.clean[missing] = UNREADABLE
-
-    def _check(self, positions: Tensor, images: Tensor) -> None:
-        bad = ~((images >= 0) & (images <= 1)).flatten(1).all(1).cpu()
-        if bad.any():
-            labelled = self.judge.labelled
-            key = labelled.key(int(positions[bad][0]))
-            raise ValueError(
-                f"{labelled.name}, {key}: pixels must be numbers from 0 to 1 after preprocessing"
-            )
 
     def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
         rows = torch.cat([rows for rows, _ in together])
