@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import BUNDLED, load_model, save_model, weights_sha256
+from advflyp.model.hub import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
+from helpers import make_tiny
 
 
 def test_save_and_load(any_tiny: CLIP, tmp_path: Path) -> None:
@@ -94,3 +95,17 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ValueError, match="readable open_clip model"):
         load_model(tmp_path)
+
+
+def test_a_text_tower_from_another_model(tiny_folder: Path, tmp_path: Path) -> None:
+    other = make_tiny("vit", tmp_path / "other", seed=5)
+    mixed = start_from(ModelConfig(name=str(tiny_folder), text=str(other)))
+    texts, images = ["a cat", "two dogs"], torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(mixed.encode_text(texts), load_model(other).encode_text(texts))
+    torch.testing.assert_close(mixed.encode_image(images), load_model(tiny_folder).encode_image(images))
+    assert torch.equal(mixed.logit_scale, load_model(other).logit_scale)
+
+
+def test_a_text_tower_that_does_not_fit(tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.text: the text tower of mini has not the shape of that of"):
+        start_from(ModelConfig(name=str(tiny_folder), text="mini"))

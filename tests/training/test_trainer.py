@@ -335,6 +335,7 @@ def test_the_paper_s_recipe_trains_a_vit_b_32(tmp_path: Path) -> None:
     overrides = {
         "model.name": "ViT-B-32/random", "data.train": f"{shards}/{{000..001}}.tar", "data.batch_size": 4,
         "train.max_steps": 2, "train.device": "cpu", "train.precision": "fp32", "optim.warmup_steps": 0,
+        "validate.set": "none",
     }  # fmt: skip
     result = train(config, overrides, out=tmp_path / "run")
     assert result.steps == 2

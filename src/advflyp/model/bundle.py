@@ -3,7 +3,7 @@
     python -m advflyp.model.bundle runs/mini mini
 
 writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
-src/advflyp/model/weights/NAME, in place of what was there.
+src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights counts their pairs, too.
 """
 
 import json
@@ -34,6 +34,12 @@ def bundle(run: Path, name: str) -> dict[str, float]:
     """Save the best weights of `run` as the bundled model `name`; its clean accuracies by set (0–1)."""
     card = json.loads((run / BEST / CARD_FILE).read_text())
     folder = BUNDLED / name
+    recipe = card["recipe"]
+    before = _pairs_seen(recipe["model"]["name"])
+    # A card is read elsewhere: no paths of this machine.
+    for table, key in (("model", "name"), ("data", "train")):
+        if Path(recipe[table][key]).is_absolute():
+            recipe[table][key] = Path(recipe[table][key]).name
     # The accuracies have to be those of the rounded weights that users get.
     save_model(load_model(run), folder, card, half=True)
     model = load_model(name)
@@ -52,7 +58,8 @@ def bundle(run: Path, name: str) -> dict[str, float]:
             "licence": "Apache-2.0; the pictures it learned from are listed in THIRD_PARTY_NOTICES.md",
             "data": "the full mini corpus (`advflyp data mini --build`): pictograms with names and keywords",
             "intended use": "trying out and testing adversarial finetuning; not for any other purpose",
-            "pairs_seen": card["pairs_seen"],
+            "pairs_seen": before + card["pairs_seen"],
+            "pairs_seen_before_this_recipe": before,
             "steps": card["step"],
             "loss": round(train_lines[-1]["loss"], 4),
             "hours": round(train_lines[-1]["time"] / 3600, 2),
@@ -61,11 +68,19 @@ def bundle(run: Path, name: str) -> dict[str, float]:
             "version": card["version"],
             "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
             "mean_test_accuracy": round(sum(test) / len(test), 4),
-            "recipe": card["recipe"],
+            "recipe": recipe,
         },
         half=True,
     )
     return accuracy
+
+
+def _pairs_seen(start: str) -> int:
+    """How many pairs the model that a run started from had been trained on; 0 for random weights."""
+    for folder in (BUNDLED / start, Path(start), Path(start) / BEST):
+        if (folder / CARD_FILE).is_file():
+            return json.loads((folder / CARD_FILE).read_text()).get("pairs_seen", 0)
+    return 0
 
 
 def hardware() -> str:
