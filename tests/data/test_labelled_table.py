@@ -263,6 +263,20 @@ def test_places(root: Path) -> None:
     assert len(load_set("food101")) == 202 and len(load_set("cifar10")) == 30
 
 
+def test_the_document_has_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sets.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in TABLE]
+    for row, entry in zip(rows, TABLE.values(), strict=True):
+        assert int(row[1].replace(",", "")) == entry.n and int(row[2]) == entry.k
+        assert row[3].split(", ") == entry.every_split
+        assert row[4] == f"`{entry.places[0]}/`" and f"({entry.home})" in row[6]
+
+
 def test_countries() -> None:
     assert len(COUNTRIES) == 250
     assert COUNTRIES["DE"] == "Germany" and COUNTRIES["XK"] == "Kosovo" and COUNTRIES["ZW"] == "Zimbabwe"
