@@ -143,6 +143,61 @@ class Compare:
 
 
 @dataclass
+class Retrieval:
+    """Measure how well a model finds captions by pictures and pictures by captions, clean and under attack."""
+
+    model: Positional[str]
+    """mini, ViT-B-32/openai, hf-hub:…, a run folder or a folder in open_clip's format."""
+    pairs: Positional[str]
+    """A folder of name.jpg + name.txt, or webdataset shards; each line of a text is a caption."""
+    attacks: tuple[str, ...] = ("clean", "pgd10")
+    """clean, pgdN or cwN (N steps), on every picture of the gallery."""
+    eps: tuple[str, ...] = ("1/255",)
+    """Radii in pixels of [0, 1], for example 1/255 4/255."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the threat model."""
+    limit: int | None = None
+    """Only so many pictures, with their captions."""
+    out: Path | None = None
+    """JSON-lines file; cells it already holds are not computed again."""
+    batch_size: int = 128
+    """Pictures at a time."""
+    precision: Precision = "fp32"
+    """Of the attack's search; attacked pictures are always embedded in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the attacks and of --limit."""
+
+    def run(self) -> None:
+        from advflyp.config import number
+        from advflyp.evaluation.retrieval import retrieval
+        from advflyp.report.console import as_rich
+        from advflyp.report.recall import recall_table
+
+        radii = [number(value, "--eps") for value in self.eps]
+        console = _console()
+        with console.status("retrieval") as status:
+            cells = retrieval(
+                self.model,
+                self.pairs,
+                self.attacks,
+                radii,
+                out=self.out,
+                norm=self.norm,
+                limit=self.limit,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                device=self.device,
+                seed=self.seed,
+                watch=lambda cell, done: status.update(f"{cell.attack}: {done} of {cell.n_images} pictures"),
+            )
+        console.print(as_rich(recall_table(cells)))
+        if self.out is not None:
+            print(f"{len(cells)} results in {self.out}")
+
+
+@dataclass
 class Report:
     """Write a self-contained report/index.html from results and runs."""
 
@@ -217,6 +272,7 @@ Command = (
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Retrieval, subcommand("retrieval")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Data, subcommand("data")]
 )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advflyp.evaluation.jsonl import append_line, read_lines
+
 OUTCOME = ("model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity")
 
 
@@ -62,7 +64,7 @@ class Cell:
         return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of `correct` successes in `n` trials (n ≥ 1); 95 % by default."""
     p = correct / n
     centre = p + z * z / (2 * n)
@@ -83,13 +85,7 @@ def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tu
 
 def append_cell(path: Path, cell: Cell) -> None:
     """Add one line to a JSON-lines file, made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        text = file.read()
-        # A line that a crash cut off would swallow this one.
-        file.truncate(text.rfind(b"\n") + 1)
-        file.write(json.dumps(dataclasses.asdict(cell)).encode() + b"\n")
+    append_line(path, dataclasses.asdict(cell))
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -98,15 +94,5 @@ def read_cells(path: Path) -> list[Cell]:
     A measurement that was written again (with a sanity check, say) counts once, as it was written last. A last line
     without its newline was cut off by a crash and is left out.
     """
-    cells: dict[tuple[Any, ...], Cell] = {}
-    text = path.read_text() if path.is_file() else ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            values = json.loads(line)
-            cell = Cell(**{**values, "ci95": tuple(values["ci95"])})
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
-        cells[cell.model, *cell.key()] = cell
-    return list(cells.values())
+    cells = read_lines(path, lambda values: Cell(**{**values, "ci95": tuple(values["ci95"])}))
+    return list({(cell.model, *cell.key()): cell for cell in cells}.values())

@@ -1,0 +1,81 @@
+"""Ranks and recall of a search among pictures and captions, and the losses that spoil it; functions of embeddings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advflyp.evaluation.results import wilson
+
+# Cosines that differ by less are equal: float32 cannot tell them apart, and whose rounding wins is chance.
+TIE = 1e-6
+CUTOFFS = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Share of n searches that have a hit among the k most similar, with a 95 % interval.
+
+    ci95: [low, high], Wilson's
+    """
+
+    k: int
+    hits: int
+    n: int
+    recall: float
+    ci95: list[float]
+
+
+@torch.no_grad()
+def ranks(images: Tensor, captions: Tensor, owner: Tensor, *, block: int = 512) -> tuple[Tensor, Tensor]:
+    """The rank of each picture's best own caption among all captions, and of each caption's picture among all.
+
+    images:   (n, d) unit-norm;  captions: (m, d) unit-norm
+    owner:    (m,) int64, the row of the picture that a caption belongs to; every picture has one or more
+    block:    pictures at a time: block × m similarities are in memory
+    Returns (n,) and (m,) int64 from 1 on. What is as similar as the right one ranks before it, so that a model gains
+    nothing by making everything equal; neither does a NaN help.
+    """
+    own = (images[owner] * captions).sum(1)
+    best = torch.full_like(images[:, 0], float("-inf")).scatter_reduce(0, owner, own, "amax")
+    of_images, of_captions = [], torch.ones_like(owner)
+    for start in range(0, len(images), block):
+        rows = torch.arange(start, min(start + block, len(images)), device=images.device)
+        similarity = images[rows] @ captions.T
+        similarity.masked_fill_(owner == rows[:, None], float("-inf"))
+        # "Not below" instead of "at least", which a NaN never is.
+        of_images.append(1 + (~(similarity < best[rows, None] - TIE)).sum(1))
+        of_captions += (~(similarity < own - TIE)).sum(0)
+    return torch.cat(of_images), of_captions
+
+
+def recalls(ranked: Tensor, independent: int) -> list[Recall]:
+    """Recall at 1, 5 and 10.
+
+    ranked:      (n,) ranks of n searches
+    independent: how many of them tell something new. Captions of one picture share its embedding and tend to hit or
+                 miss together, so that the interval is that of as many searches as there are pictures
+    """
+    n = len(ranked)
+    result = []
+    for k in CUTOFFS:
+        hits = int((ranked <= k).sum())
+        low, high = wilson(hits / n * independent, independent)
+        result.append(Recall(k=k, hits=hits, n=n, recall=hits / n, ci95=[low, high]))
+    return result
+
+
+def cross_entropy(logits: Tensor, own: Tensor) -> Tensor:
+    """(N,) −log Σ_{j own} softmax(z)_j: how little of a picture's softmax over all captions is on its own ones.
+
+    logits: (N, m);  own: (N, m) bool
+    """
+    return logits.logsumexp(1) - logits.masked_fill(~own, float("-inf")).logsumexp(1)
+
+
+def margin(logits: Tensor, own: Tensor) -> Tensor:
+    """(N,) max_{j foreign} z_j − max_{j own} z_j; above 0 where the most similar caption is another picture's.
+
+    logits: (N, m);  own: (N, m) bool
+    """
+    return logits.masked_fill(own, float("-inf")).amax(1) - logits.masked_fill(~own, float("-inf")).amax(1)

@@ -1,0 +1,42 @@
+"""`advflyp retrieval` for reading."""
+
+from collections.abc import Sequence
+
+from advflyp.evaluation.recall import Recall
+from advflyp.evaluation.retrieval import RetrievalCell
+from advflyp.report.tables import Condition, Estimate, Table, Value
+
+
+def recall_table(cells: Sequence[RetrievalCell]) -> Table:
+    """A row for each attack at each ε, clean first as asked for; both directions at 1, 5 and 10. One model."""
+    first = cells[0]
+    columns = [f"{way}\nR@{one.k}" for way in ("to text", "to image") for one in first.image_to_text]
+    return Table(
+        title=f"Zero-shot retrieval in %\nmodel: {first.model}\npairs: {first.pairs}",
+        columns=["pictures", *columns],
+        rows=[[_condition(cell), *map(_estimate, cell.image_to_text + cell.text_to_image)] for cell in cells],
+        note="\n".join(_notes(cells)),
+    )
+
+
+def _condition(cell: RetrievalCell) -> Value:
+    return Condition(cell.attack, cell.norm, cell.eps).title.replace(", ε = ", " ")
+
+
+def _estimate(one: Recall) -> Value:
+    return Estimate(one.recall, *one.ci95)
+
+
+def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
+    cell = cells[0]
+    part = f", drawn from {cell.subset['of']}" if "limit" in cell.subset else ""
+    notes = [
+        f"{cell.n_images} pictures, {cell.n_captions} captions{part}",
+        "each recall is followed by its 95 % interval",
+    ]
+    if any(cell.norm for cell in cells):
+        notes.append("attacked: every picture of the gallery, in both directions")
+    if cell.unreadable:
+        names = ", ".join(f"{key} ({reason})" for key, reason in list(cell.unreadable.items())[:3])
+        notes.append(f"{len(cell.unreadable)} pairs could not be used and are left out: {names}")
+    return notes

@@ -1,0 +1,184 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advflyp.attack.threat import Threat
+from advflyp.cli import main
+from advflyp.data.captioned import CaptionedPictures
+from advflyp.evaluation import retrieval as module
+from advflyp.evaluation.recall import cross_entropy, ranks
+from advflyp.evaluation.results import wilson
+from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval, retrieval
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import weights_sha256
+
+
+def write_pairs(folder: Path, model: CLIP, n: int = 24, candidates: int = 200) -> Path:
+    """Noise pictures, each with two captions of which the model finds the picture's first one most similar."""
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 256, size=(n, 32, 32, 3), dtype=np.uint8)
+    texts = [f"word{i} {i % 7} of {i % 11}" for i in range(candidates)]
+    images = torch.stack([model.preprocess(Image.fromarray(array)) for array in arrays])
+    with torch.no_grad():
+        similarity = model.encode_image(images) @ model.encode_text(texts).T
+    folder.mkdir()
+    # What sets a picture's similarities apart from the mean picture's, greedily, each text once.
+    relative = similarity - similarity.mean(0)
+    taken: set[int] = set()
+    for row in range(n):
+        order = [j for j in relative[row].argsort(descending=True).tolist() if j not in taken][:2]
+        taken |= set(order)
+        Image.fromarray(arrays[row]).save(folder / f"{row:03d}.png")
+        (folder / f"{row:03d}.txt").write_text("\n".join(texts[j] for j in order))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: CLIP) -> Path:
+    return write_pairs(tmp_path / "pairs", tiny)
+
+
+def recall_at(cell: RetrievalCell, way: str) -> list[float]:
+    return [one.recall for one in getattr(cell, way)]
+
+
+def test_clean_recall_is_that_of_the_embeddings(tiny: CLIP, folder: Path) -> None:
+    (cell,) = retrieval(tiny, folder, ["clean"], batch_size=7)
+    pictures = CaptionedPictures(folder)
+    ((_, images),) = pictures.batches(tiny.preprocess, 99)
+    with torch.no_grad():
+        of_images, of_captions = ranks(
+            tiny.encode_image(images), tiny.encode_text(pictures.captions), pictures.owner
+        )
+    for name, ranked in (("image_to_text", of_images), ("text_to_image", of_captions)):
+        assert recall_at(cell, name) == [int((ranked <= k).sum()) / len(ranked) for k in (1, 5, 10)]
+    assert (cell.n_images, cell.n_captions, cell.subset) == (24, 48, {"of": 24})
+    assert (cell.norm, cell.eps, cell.attack_args, cell.seed) == (None, 0.0, {}, 0)
+    assert cell.checkpoint_sha256 == weights_sha256(tiny)
+    assert cell.image_to_text[0].ci95 == list(wilson(cell.image_to_text[0].hits, 24))
+    assert cell.text_to_image[2].recall > 0.2, "the pairs mean something to this model"
+
+
+@pytest.mark.parametrize(("attack", "norm", "eps"), [("pgd5", "linf", 8 / 255), ("cw5", "l2", 2.0)])
+def test_an_attack_spoils_both_directions(
+    tiny: CLIP, folder: Path, attack: str, norm: str, eps: float
+) -> None:
+    clean, weak, strong = retrieval(tiny, folder, ["clean", attack], [eps / 100, eps], norm=norm)  # type: ignore[arg-type]
+    for way in ("image_to_text", "text_to_image"):
+        a, b, c = (sum(recall_at(cell, way)) for cell in (clean, weak, strong))
+        assert a >= b - 0.05 and c < a - 0.2
+    assert strong.attack_args["loss"] == ("margin" if attack == "cw5" else "multi-positive cross-entropy")
+    assert strong.attack_args["steps"] == 5
+
+
+def test_the_attack_raises_its_loss_inside_the_ball(
+    tiny: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = module.pgd
+
+    def spy(images: torch.Tensor, loss, threat: Threat, **rest):
+        found = original(images, loss, threat, **rest)
+        seen.append((images, found, loss(images).detach(), loss(found).detach()))
+        return found
+
+    monkeypatch.setattr(module, "pgd", spy)
+    retrieval(tiny, folder, ["pgd5"], [4 / 255])
+    ((images, found, before, after),) = seen
+    assert Threat(eps=4 / 255).contains(images, found).all() and not torch.equal(images, found)
+    assert (after > before).float().mean() > 0.9
+    pictures = CaptionedPictures(folder)
+    with torch.no_grad():
+        logits = tiny.logit_scale * tiny.encode_image(images) @ tiny.encode_text(pictures.captions).T
+    own = pictures.owner == torch.arange(24)[:, None]
+    torch.testing.assert_close(before, cross_entropy(logits, own), atol=1e-4, rtol=1e-4)
+
+
+def test_batch_size_changes_nothing(tiny: CLIP, folder: Path) -> None:
+    cells = [retrieval(tiny, folder, ["pgd2"], [4 / 255], batch_size=size) for size in (5, 24)]
+    assert recall_at(cells[0][0], "image_to_text") == recall_at(cells[1][0], "image_to_text")
+    assert recall_at(cells[0][0], "text_to_image") == recall_at(cells[1][0], "text_to_image")
+
+
+def test_searched_in_bf16_embedded_in_float32(
+    tiny: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = tiny.encode_image
+    monkeypatch.setattr(
+        tiny, "encode_image", lambda images: (seen.append(tiny.precision), original(images))[1]
+    )
+    (cell,) = retrieval(tiny, folder, ["pgd2"], precision="bf16")
+    assert seen == ["fp32", "bf16", "bf16", "fp32"]
+    assert cell.precision == "bf16"
+
+
+def test_finished_lines_are_kept(
+    tiny: CLIP, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "deep" / "r.jsonl"
+    first = retrieval(tiny, folder, ["clean", "pgd2"], [1 / 255, 2 / 255], out=out, limit=10, seed=3)
+    assert first == read_retrieval(out) and len(first) == 3
+    assert first[0].subset == {"of": 24, "limit": 10, "seed": 3} and first[0].n_images == 10
+    with open(out, "a") as file:
+        file.write('{"model": "cut o')
+    monkeypatch.setattr(module, "_Search", lambda *_: pytest.fail("computed again"))
+    moved = folder.rename(tmp_path / "moved")
+    assert retrieval(tiny, moved, ["clean", "pgd2"], [1 / 255, 2 / 255], out=out, limit=10, seed=3) == first
+    monkeypatch.undo()
+    (moved / "000.txt").write_text("another caption")
+    (other,) = retrieval(tiny, moved, ["clean"], out=out)
+    assert read_retrieval(out) == [*first, other]
+    out.write_text("{}\n")
+    with pytest.raises(ValueError, match="line 1 is not a result of ours"):
+        retrieval(tiny, moved, ["clean"], out=out)
+
+
+def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", tiny, n=101, candidates=300)
+    without = write_pairs(tmp_path / "without", tiny, n=101, candidates=300)
+    (folder / "040.png").write_bytes(b"broken")
+    for suffix in ("png", "txt"):
+        (without / f"040.{suffix}").unlink()
+    # A random start would be another one, since places differ.
+    (cell,), (expected,) = (retrieval(tiny, source, ["clean"]) for source in (folder, without))
+    assert list(cell.unreadable) == ["040.png"] and cell.unreadable["040.png"].startswith("Unidentified")
+    same = {"pairs": "", "captions_sha256": "", "subset": {}, "unreadable": {}, "seconds": 0.0}
+    assert dataclasses.replace(cell, **same) == dataclasses.replace(expected, **same)
+    assert cell.n_images == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attacks": ["pgd"]}, "there is no attack 'pgd'"),
+        ({"attacks": ["autoattack"]}, "retrieval has no attack 'autoattack'; known: clean, pgdN, cwN"),
+        ({"attacks": ["pgd10x5"]}, "retrieval has no attack 'pgd10x5'"),
+        ({"eps": [0.0]}, "eps must be above 0"),
+        ({"eps": [4.0]}, "write 4/255 for four grey levels"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"pairs": "nowhere"}, "there are no pairs at nowhere"),
+    ],
+)
+def test_mistakes(tiny: CLIP, folder: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        retrieval(tiny, **{"pairs": folder, **arguments})
+
+
+def test_the_command(
+    tiny_folder: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = ["--attacks", "clean", "pgd2", "--eps", "4/255", "--limit", "12", "--out", str(out)]
+    main(["retrieval", str(tiny_folder), str(folder), *arguments])
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in ("PGD-2", "4/255", "R@10", "12 pictures, 24 captions, drawn from 24"):
+        assert part in printed
+    assert len(read_retrieval(out)) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["retrieval", str(tiny_folder), str(folder), "--eps", "much"])
+    assert capsys.readouterr().err.startswith("advflyp: --eps must be a number or a fraction")
