@@ -56,6 +56,7 @@ def test_texts_from_the_command_line() -> None:
         ({"name": "x", "inner": {"steps": True}}, "inner.steps must be a whole number, not True"),
         ({"name": "x", "inner": {"steps": "two"}}, "inner.steps must be a whole number, not 'two'"),
         ({"name": "x", "inner": {"eps": "1/0"}}, "inner.eps must be a number or a fraction"),
+        ({"name": "x", "inner": {"eps": "nan"}}, "inner.eps must be a number, not nan"),
         ({"name": "x", "inner": {"eps": [1]}}, "inner.eps must be a number"),
         ({"name": "x", "inner": 3}, "inner must be a table, not 3"),
         ({"name": "x", "choice": "c"}, "choice cannot be 'c'; it is one of a, b"),

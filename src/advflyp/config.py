@@ -6,11 +6,11 @@ Unknown keys, wrong types and unreadable files are a `ValueError` with one sente
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -126,13 +126,14 @@ def integer(value: Any, key: str) -> int:
 
 
 def number(value: Any, key: str) -> float:
-    """A float from a number, "0.01", "1e-4" or a fraction such as "4/255"."""
+    """A float from a number, "0.01", "1e-4" or a fraction such as "4/255" or "0.5/255"."""
     if isinstance(value, str):
         try:
-            value = float(Fraction(value)) if "/" in value else float(value)
+            above, slash, below = value.partition("/")
+            value = float(above) / float(below) if slash else float(value)
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{key} must be a number or a fraction such as 4/255, not '{value}'") from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} must be a number, not {value!r}")
     return float(value)
 

@@ -19,8 +19,10 @@ from advflyp.config import nearest
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
 LOSSES = {"pgd": ("cross-entropy", cross_entropy), "cw": ("margin", margin)}
-KNOWN = "clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or of its members "
-KNOWN += " + ".join(MEMBERS)
+KNOWN = (
+    "clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack "
+    "joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
