@@ -1,3 +1,4 @@
+import io
 import json
 import random
 from fractions import Fraction
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import binomtest
 
 from advflyp.cli import main
@@ -234,11 +236,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_wide_table_fits(tmp_path: Path) -> None:
-    from rich.console import Console
-
     a = store(tmp_path / "a.jsonl", [0] * 2000, set="imagenet-r", split="val")
     b = store(tmp_path / "b.jsonl", [1] * 2000, set="imagenet-r", split="val")
-    console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=90, record=True, file=io.StringIO())
     console.print(as_rich(paired_table(compare(a, b))))
     text = console.export_text()
     assert "+100.0 +99.7 to +100.0" in text and "imagenet-r (val)" in text

@@ -25,9 +25,9 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
     )
 
 
-METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs)
-only A, only B: pictures that one of them alone gets right
-p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows"""
+METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
+only A, only B: pictures that one of them alone gets right.
+p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows."""
 
 
 def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
@@ -64,7 +64,7 @@ def _row(row: Comparison) -> list[Value]:
 def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
     """Where the two were measured on different pictures: how many they share. Once a set."""
     lines = [
-        f"{_set(row)}: {row.n} pictures in common, of {row.n_a} (A) and {row.n_b} (B)"
+        f"{_set(row)}: {row.n} pictures in common, of {row.n_a} (A) and {row.n_b} (B)."
         for row in rows
         if len(row.sets) == 1 and not row.n == row.n_a == row.n_b
     ]
@@ -73,7 +73,7 @@ def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
 
 def _about_settings(rows: Sequence[Comparison]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row.differing)
-    return [f"A and B were measured with different {', '.join(names)}"] if names else []
+    return [f"A and B were measured with different {', '.join(names)}."] if names else []
 
 
 def _set(row: Comparison) -> str:
@@ -85,4 +85,4 @@ def _percent(share: float) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.1e}" if p < 0.0001 else f"{p:.2g}" if p < 0.01 else f"{p:.2f}"
+    return f"{p:.0e}" if p < 0.001 else f"{p:.2g}" if p < 0.01 else f"{p:.2f}"
