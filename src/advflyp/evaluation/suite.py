@@ -112,7 +112,7 @@ def _blank(
         model=name or judge.model.name,
         checkpoint_sha256=sha256,
         set=labelled.name,
-        split=labelled.split,
+        split=labelled.split + (" (webdataset)" if labelled.info.get("read_from") == "webdataset" else ""),
         n=0,
         prompt=labelled.prompt,
         attack=attack.name,

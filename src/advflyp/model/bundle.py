@@ -3,7 +3,8 @@
     python -m advflyp.model.bundle runs/mini mini
 
 writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
-src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights counts their pairs, too.
+src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights
+counts their pairs, too.
 """
 
 import json
