@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from advflyp.attack.threat import Threat as Threat
     from advflyp.evaluation.suite import evaluate as evaluate
     from advflyp.method.advflyp import clip_loss as clip_loss
-    from advflyp.method.advflyp import feature_deviation as feature_deviation
-    from advflyp.method.advflyp import logit_divergence as logit_divergence
+    from advflyp.method.regularisers import feature_deviation as feature_deviation
+    from advflyp.method.regularisers import logit_divergence as logit_divergence
     from advflyp.model.hub import load_model as load_model
     from advflyp.training.trainer import train as train
 
@@ -20,9 +20,9 @@ _HOME = {
     "Threat": "advflyp.attack.threat",
     "clip_loss": "advflyp.method.advflyp",
     "evaluate": "advflyp.evaluation.suite",
-    "feature_deviation": "advflyp.method.advflyp",
+    "feature_deviation": "advflyp.method.regularisers",
     "load_model": "advflyp.model.hub",
-    "logit_divergence": "advflyp.method.advflyp",
+    "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
     "train": "advflyp.training.trainer",
 }

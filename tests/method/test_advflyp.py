@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from advflyp.method import METHODS
-from advflyp.method.advflyp import (
-    AdvFLYP,
-    AdvFLYPConfig,
-    clip_loss,
-    feature_deviation,
-    logit_divergence,
-    same_captions,
-)
+from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_captions
+from advflyp.method.regularisers import feature_deviation, logit_divergence
 from advflyp.model.clip import CLIP
 
 N, D, SCALE = 5, 7, 14.0

@@ -1,23 +1,28 @@
 """What the trainer asks of a method, and the table of methods."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from advflyp.model.clip import CLIP
 
-# images (N, 3, H, W) in [0, 1]; captions: N texts; text_embeddings (N, d) unit-norm
+# images (N, 3, H, W) in [0, 1]; captions: N texts; text_embeddings (N, d) unit-norm, those of the captions.
+# Of a labelled set also labels (N,) int64 and class_embeddings (K, d) unit-norm; a caption is its class's prompt.
 Batch = dict[str, Any]
 
 
 class Method(ABC):
     """An inner loss to be raised over perturbations and outer losses to be lowered over weights.
 
+    trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with (batches
+               then hold no embeddings of texts)
     config:   the method's own keys of the recipe table `method`
     model:    the one being trained
     original: a frozen copy of the model before training, where `needs_original`; else None
     """
+
+    trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"
 
     def __init__(self, config: Any, model: CLIP) -> None:
         self.config = config

@@ -1,0 +1,106 @@
+"""What keeps an adversarially trained encoder near the original: AdvFLYP's two regularisers (Eqs. 8–12).
+
+The equations as functions of embeddings (unit-norm rows), then the branches of the model that they compare. AdvFLYP
+puts the captions of the batch in for the texts, TeCoA (Table 9) the classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.method.base import Method
+
+
+def feature_deviation(a: Tensor, b: Tensor, *, norm: Literal["row", "frobenius"] = "row") -> Tensor:
+    """One term of Eq. 8, a scalar: how far the (N, d) embeddings `a` lie from `b`.
+
+    norm: "row", the mean of the rows' L2 distances (Algorithm 1 and the released code), or
+          "frobenius", ‖a − b‖_F / N (the equation as printed)
+    """
+    difference = a - b
+    if norm == "frobenius":
+        return torch.linalg.vector_norm(difference) / len(a)
+    return torch.linalg.vector_norm(difference, dim=1).mean()
+
+
+def logit_divergence(
+    image_a: Tensor, image_b: Tensor, text: Tensor, logit_scale: Tensor | float = 1.0
+) -> Tensor:
+    """One term of Eq. 12, a scalar: the mean over N images of KL(P_a ‖ P_b), P = softmax(τ⁻¹·X·Tᵀ), Eqs. 9–11.
+
+    image_a, image_b: (N, d) embeddings;  text: (M, d)
+    logit_scale: τ⁻¹; 1 gives the equations as printed
+    """
+    log_a = F.log_softmax(logit_scale * image_a @ text.T, dim=-1)
+    log_b = F.log_softmax(logit_scale * image_b @ text.T, dim=-1)
+    return F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularisedConfig:
+    """Keys of the recipe table `method` that every regularised method has.
+
+    feature_weight: weight of L_feat (Eq. 8); 0 leaves it out
+    logit_weight:   weight of L_logit (Eq. 12); 0 leaves it out
+    reference:      against what both regularisers hold the adversarial embeddings: "both" the frozen
+                    original model on the same adversarial image and the model itself on the clean image,
+                    or "frozen" alone (AdvFLYP_2nd)
+    feature_norm:   "row" or "frobenius", see `feature_deviation`
+    logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed
+    """
+
+    feature_weight: float = 0.0
+    logit_weight: float = 0.0
+    reference: Literal["both", "frozen"] = "both"
+    feature_norm: Literal["row", "frobenius"] = "row"
+    logit_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("feature_weight", "logit_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+
+
+class Regularised(Method):
+    """A method whose loss may be extended by L_feat and L_logit."""
+
+    config: RegularisedConfig
+
+    @property
+    def needs_original(self) -> bool:
+        return self.config.feature_weight > 0 or self.config.logit_weight > 0
+
+    def branches(self, images: Tensor, images_adv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """f_θ(x + δ), and what the regularisers hold it to: f_θ(x) with gradients, F_θ₀(x + δ) without; each (N, d).
+
+        Only what the configuration asks for is computed; without a regulariser there are no anchors.
+        """
+        if not self.needs_original:
+            return self.model.encode_image(images_adv), []
+        anchors = []
+        if self.config.reference == "both":
+            both = self.model.encode_image(torch.cat([images_adv, images]))
+            adversarial, clean = both.chunk(2)
+            anchors.append(clean)
+        else:
+            adversarial = self.model.encode_image(images_adv)
+        with torch.no_grad():
+            assert self.original is not None
+            anchors.append(self.original.encode_image(images_adv))
+        return adversarial, anchors
+
+    def penalties(self, adversarial: Tensor, anchors: list[Tensor], text: Tensor) -> dict[str, Tensor]:
+        """{"feature", "logit"}, weighted, those that are on; the (M, d) texts are constants here."""
+        config = self.config
+        result = {}
+        if config.feature_weight > 0:
+            deviation = [feature_deviation(adversarial, a, norm=config.feature_norm) for a in anchors]
+            result["feature"] = config.feature_weight * torch.stack(deviation).sum()
+        if config.logit_weight > 0:
+            scale: Any = config.logit_temperature or self.model.logit_scale.detach()
+            divergence = [logit_divergence(adversarial, a, text.detach(), scale) for a in anchors]
+            result["logit"] = config.logit_weight * torch.stack(divergence).sum()
+        return result
