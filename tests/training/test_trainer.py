@@ -321,7 +321,7 @@ def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "broken", 20)
     for image in folder.glob("*.png"):
         image.write_bytes(b"?")
-    with pytest.raises(ValueError, match="no batch of 16 usable pairs .*'unreadable image': 20"):
+    with pytest.raises(ValueError, match="no batch of 16 usable samples .*'unreadable image': 20"):
         train(recipe, {"data.train": str(folder)}, out=tmp_path / "run")
 
 

@@ -1,6 +1,5 @@
 """Labelled sets for zero-shot classification: one table, pictures decoded when they are needed."""
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from advflyp.data.embedded import PROXY, mini_set, mini_sets
 from advflyp.data.folders import has_shards, own_shards, own_templates, read_folder, read_shards
 from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pairs import on_white
-from advflyp.data.pictures import UNREADABLE, Pictures
+from advflyp.data.pictures import UNREADABLE, Pictures, balanced
 from advflyp.data.prompts import PHOTO, choose_templates, describe
 
 # A set with more unreadable pictures than this is not the set its name promises.
@@ -85,26 +84,10 @@ class LabelledSet:
         return self.pictures.key(index) if isinstance(self.pictures, Pictures) else f"{index:05d}"
 
     def subset(self, limit: int | None, seed: int) -> list[int]:
-        """Positions of `limit` pictures, ascending, classes as evenly represented as the set allows; None: all.
-
-        Every class gives one picture before any gives a second, and so on: counts differ by at most one among
-        classes that have pictures left. Pictures and the order of the classes are drawn by `seed`; a smaller
-        limit takes a part of what a larger one takes. ValueError for a limit below 1.
-        """
+        """Positions of `limit` pictures as `balanced` chooses them; ValueError for a limit below 1."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
-        if limit is None or limit >= len(self):
-            return list(range(len(self)))
-        members: dict[int, list[int]] = {}
-        for index, label in enumerate(self.labels.tolist()):
-            members.setdefault(label, []).append(index)
-        classes = sorted(members)
-        random.Random(f"{seed}/classes").shuffle(classes)
-        for label in classes:
-            random.Random(f"{seed}/{label}").shuffle(members[label])
-        rounds = range(max(map(len, members.values())))
-        turns = (members[label][turn] for turn in rounds for label in classes if turn < len(members[label]))
-        return sorted(index for index, _ in zip(turns, range(limit), strict=False))
+        return balanced(self.labels.tolist(), limit, seed)
 
     def batches(
         self,

@@ -6,33 +6,42 @@ how many raw samples were consumed up to its end: that number is all a resumed r
 
 import random
 import tarfile
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import braceexpand
 import torch
 import webdataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
+
+from advflyp.data.pictures import UNREADABLE
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SHUFFLE_BUFFER = 2000
 
+Raw = TypeVar("Raw")  # a sample before decoding
+With = TypeVar("With")  # what its picture comes with: a caption, a label
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The training pairs (recipe table `data`).
+    """The training data (recipe table `data`).
 
-    train:      "mini" (the corpus that comes with the package), a folder that `advflyp data mini --build` made,
-                a folder of name.jpg + name.txt, or webdataset shards: one file, a glob or "{000..099}.tar"
-    batch_size: N of Eq. 1, pairs in a batch
-    limit:      use only the first so many pairs
+    train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled pictures
+                with their captions), a folder that `advflyp data mini --build` made, a folder of name.jpg + name.txt,
+                or webdataset shards: one file, a glob or "{000..099}.tar";
+                labelled: "mini/proxy", any set of the table such as "imagenet@train", a folder of class folders,
+                webdataset shards with .cls members
+    batch_size: N of Eq. 1, pictures in a batch
+    limit:      use only so many: the first pairs, or pictures with the classes evenly represented
     workers:    decoding threads
     """
 
@@ -153,55 +162,84 @@ def _count_keys(shard: Path) -> int:
         raise ValueError(f"{shard} is not a readable tar file: {error}") from None
 
 
-class DecodedPairs:
-    """Batches of decoded pairs from a `Source`; samples that cannot be used are counted in `skipped`."""
+class Decoded(ABC, Generic[Raw, With]):
+    """Batches of pictures decoded in threads; samples that cannot be used are counted in `skipped`."""
 
     def __init__(
-        self, source: Source, config: DataConfig, preprocess: Callable[[Image.Image], Tensor], seed: int
+        self,
+        config: DataConfig,
+        preprocess: Callable[[Image.Image], Tensor],
+        seed: int,
+        count: int,
+        noun: str,
     ) -> None:
-        self.source = source
         self.config = config
         self.preprocess = preprocess
         self.seed = seed
+        self.count = count
         self.skipped: Counter[str] = Counter()
-        if len(source) < config.batch_size:
+        if count < config.batch_size:
             raise ValueError(
-                f"{config.train} holds {len(source)} pairs, which do not fill one batch of {config.batch_size}; "
+                f"{config.train} holds {count} {noun}, which do not fill one batch of {config.batch_size}; "
                 "lower data.batch_size"
             )
 
+    @abstractmethod
+    def samples(self, rng: random.Random) -> Iterator[Raw]:
+        """Undecoded, in an order that depends on `rng` alone."""
+
+    @abstractmethod
+    def decode(self, sample: Raw) -> tuple[Tensor, With] | str:
+        """The picture and what it comes with, or why it cannot be used; called from several threads at once."""
+
+    @abstractmethod
+    def collate(self, some: list[With]) -> dict[str, Any]:
+        """The rest of the batch, "captions" among it."""
+
     def __len__(self) -> int:
-        return len(self.source) // self.config.batch_size
+        return self.count // self.config.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        samples = self.source.samples(random.Random(f"{self.seed}/{epoch}"))
+        samples = self.samples(random.Random(f"{self.seed}/{epoch}"))
         for _ in zip(range(start), samples, strict=False):
             pass
         images: list[Tensor] = []
-        captions: list[str] = []
+        rest: list[With] = []
         for position, decoded in enumerate(self._decoded(samples), start + 1):
             if isinstance(decoded, str):
                 self.skipped[decoded] += 1
                 continue
             images.append(decoded[0])
-            captions.append(decoded[1])
+            rest.append(decoded[1])
             if len(images) == self.config.batch_size:
-                yield {"images": torch.stack(images), "captions": captions, "position": position}
-                images, captions = [], []
+                yield {"images": torch.stack(images), **self.collate(rest), "position": position}
+                images, rest = [], []
 
-    def _decoded(self, samples: Iterator[Sample]) -> Iterator[tuple[Tensor, str] | str]:
+    def _decoded(self, samples: Iterator[Raw]) -> Iterator[tuple[Tensor, With] | str]:
         # Threads, not processes: Pillow decodes and resizes outside the interpreter lock, and the order stays ours.
-        ahead: deque[Future[tuple[Tensor, str] | str]] = deque()
+        ahead: deque[Future[tuple[Tensor, With] | str]] = deque()
         with ThreadPoolExecutor(self.config.workers) as pool:
             for sample in samples:
-                ahead.append(pool.submit(self._decode, sample))
+                ahead.append(pool.submit(self.decode, sample))
                 if len(ahead) > 2 * self.config.batch_size:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
 
-    def _decode(self, sample: Sample) -> tuple[Tensor, str] | str:
-        """The pair, or why it cannot be used."""
+
+class DecodedPairs(Decoded[Sample, str]):
+    """Batches of the pairs of a `Source`."""
+
+    def __init__(
+        self, source: Source, config: DataConfig, preprocess: Callable[[Image.Image], Tensor], seed: int
+    ) -> None:
+        super().__init__(config, preprocess, seed, len(source), "pairs")
+        self.source = source
+
+    def samples(self, rng: random.Random) -> Iterator[Sample]:
+        return self.source.samples(rng)
+
+    def decode(self, sample: Sample) -> tuple[Tensor, str] | str:
         if sample.image is None:
             return "no image"
         if sample.caption is None:
@@ -214,8 +252,11 @@ class DecodedPairs:
             stream = BytesIO(sample.image) if isinstance(sample.image, bytes) else sample.image
             with Image.open(stream) as image:
                 return self.preprocess(on_white(image)), caption
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        except UNREADABLE:
             return "unreadable image"
+
+    def collate(self, some: list[str]) -> dict[str, Any]:
+        return {"captions": some}
 
 
 def on_white(image: Image.Image) -> Image.Image:

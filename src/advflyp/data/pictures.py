@@ -194,6 +194,27 @@ def held_out(whole: Pictures, share: float, *, rest: bool = False) -> Part:
     return Part(whole, sorted(chosen))
 
 
+def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
+    """Positions of `limit` labels, ascending, classes as evenly represented as they can be; None: all.
+
+    Every class gives one before any gives a second, and so on: counts differ by at most one among classes that have
+    some left. Which ones, and the order of the classes, are drawn by `seed`; a smaller limit takes a part of what a
+    larger one takes.
+    """
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    classes = sorted(members)
+    random.Random(f"{seed}/classes").shuffle(classes)
+    for label in classes:
+        random.Random(f"{seed}/{label}").shuffle(members[label])
+    rounds = range(max(map(len, members.values())))
+    turns = (members[label][turn] for turn in rounds for label in classes if turn < len(members[label]))
+    return sorted(index for index, _ in zip(turns, range(limit), strict=False))
+
+
 def decode(data: bytes, border: int = 0) -> Image.Image:
     """The picture, decoded to the end, without `border` pixels on each side."""
     image = Image.open(BytesIO(data))

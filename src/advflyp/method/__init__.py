@@ -5,9 +5,17 @@ from typing import Any
 from advflyp.config import build, suggest
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
 from advflyp.method.base import Batch, Method
+from advflyp.method.fare import FARE, FAREConfig
+from advflyp.method.flyp import FLYP, FLYPConfig
+from advflyp.method.pmg_aft import PMGAFT, PMGAFTConfig
+from advflyp.method.tecoa import TeCoA, TeCoAConfig
 
 METHODS: dict[str, tuple[type[Method], type]] = {
     "advflyp": (AdvFLYP, AdvFLYPConfig),
+    "tecoa": (TeCoA, TeCoAConfig),
+    "pmg_aft": (PMGAFT, PMGAFTConfig),
+    "fare": (FARE, FAREConfig),
+    "flyp": (FLYP, FLYPConfig),
 }
 
 

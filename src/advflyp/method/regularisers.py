@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.method.base import Method
+from advflyp.model.clip import CLIP
 
 
 def feature_deviation(a: Tensor, b: Tensor, *, norm: Literal["row", "frobenius"] = "row") -> Tensor:
@@ -37,6 +38,23 @@ def logit_divergence(
     log_a = F.log_softmax(logit_scale * image_a @ text.T, dim=-1)
     log_b = F.log_softmax(logit_scale * image_b @ text.T, dim=-1)
     return F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
+
+
+def encode_branches(
+    model: CLIP, images: Tensor, images_adv: Tensor, *, clean: bool, original: CLIP | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """f_θ(x + δ), and where asked for f_θ(x) with gradients and F_θ₀(x + δ) without; each (N, d).
+
+    What gradients flow through is one forward pass over adversarial and clean images together.
+    """
+    if clean:
+        adversarial, anchor = model.encode_image(torch.cat([images_adv, images])).chunk(2)
+    else:
+        adversarial, anchor = model.encode_image(images_adv), None
+    if original is None:
+        return adversarial, anchor, None
+    with torch.no_grad():
+        return adversarial, anchor, original.encode_image(images_adv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +92,15 @@ class Regularised(Method):
         return self.config.feature_weight > 0 or self.config.logit_weight > 0
 
     def branches(self, images: Tensor, images_adv: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """f_θ(x + δ), and what the regularisers hold it to: f_θ(x) with gradients, F_θ₀(x + δ) without; each (N, d).
-
-        Only what the configuration asks for is computed; without a regulariser there are no anchors.
-        """
-        if not self.needs_original:
-            return self.model.encode_image(images_adv), []
-        anchors = []
-        if self.config.reference == "both":
-            both = self.model.encode_image(torch.cat([images_adv, images]))
-            adversarial, clean = both.chunk(2)
-            anchors.append(clean)
-        else:
-            adversarial = self.model.encode_image(images_adv)
-        with torch.no_grad():
-            assert self.original is not None
-            anchors.append(self.original.encode_image(images_adv))
-        return adversarial, anchors
+        """f_θ(x + δ), and what the regularisers hold it to: [f_θ(x), F_θ₀(x + δ)], or those that are asked for."""
+        adversarial, clean, original = encode_branches(
+            self.model,
+            images,
+            images_adv,
+            clean=self.needs_original and self.config.reference == "both",
+            original=self.original,
+        )
+        return adversarial, [anchor for anchor in (clean, original) if anchor is not None]
 
     def penalties(self, adversarial: Tensor, anchors: list[Tensor], text: Tensor) -> dict[str, Tensor]:
         """{"feature", "logit"}, weighted, those that are on; the (M, d) texts are constants here."""

@@ -85,10 +85,14 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings."""
+        return F.normalize(self.encode_image_raw(images), dim=-1)
+
+    def encode_image_raw(self, images: Tensor) -> Tensor:
+        """`encode_image` before the normalisation: (N, d) float32 embeddings of any length."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self._autocast(), _no_tensor_float32():
             features = self.net.encode_image(normalised)
-        return F.normalize(features.float(), dim=-1)
+        return features.float()
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""

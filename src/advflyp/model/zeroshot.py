@@ -9,19 +9,58 @@ from torch.nn import functional as F
 from advflyp.model.clip import CLIP
 
 
+def prompt_embeddings(
+    model: CLIP, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
+) -> Tensor:
+    """(K, T, d) unit-norm embeddings of every template of every class, with gradients.
+
+    classes:   K names
+    templates: T, each with one "{}" for the name
+    """
+    prompts = [template.format(name) for name in classes for template in templates]
+    chunks = [model.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
+    return torch.cat(chunks).view(len(classes), len(templates), -1)
+
+
+def class_means(prompts: Tensor) -> Tensor:
+    """(K, T, d) embeddings of prompts → (K, d) unit-norm classifier weights, a class's normalised mean."""
+    return F.normalize(prompts.mean(1), dim=-1)
+
+
 @torch.no_grad()
 def class_embeddings(
     model: CLIP, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
 ) -> Tensor:
-    """(K, d) unit-norm classifier weights: per class the normalised mean of its prompts' embeddings.
+    """(K, d) unit-norm classifier weights; constants. The arguments are those of `prompt_embeddings`."""
+    return class_means(prompt_embeddings(model, classes, templates, batch_size=batch_size))
 
-    classes:   K names
-    templates: each with one "{}" for the name
+
+class ClassTexts:
+    """What a batch of labelled pictures needs of the text tower.
+
+    frozen: whether the tower stays as it is; then every prompt is encoded once, else each time, with gradients
     """
-    prompts = [template.format(name) for name in classes for template in templates]
-    chunks = [model.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-    embeddings = torch.cat(chunks).view(len(classes), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
+
+    def __init__(
+        self, model: CLIP, classes: Sequence[str], templates: Sequence[str], *, frozen: bool
+    ) -> None:
+        self.model, self.classes, self.templates, self.frozen = model, classes, templates, frozen
+        self.known: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, labels: Tensor) -> dict[str, Tensor]:
+        """(N,) labels → "class_embeddings" (K, d), means over the templates, and "text_embeddings" (N, d) of each
+        picture's own prompt, of the first template.
+        """
+        first, means = self.known or self._encode()
+        return {"class_embeddings": means, "text_embeddings": first[labels]}
+
+    def _encode(self) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(not self.frozen):
+            prompts = prompt_embeddings(self.model, self.classes, self.templates)
+            result = prompts[:, 0].contiguous(), class_means(prompts)
+        if self.frozen:
+            self.known = result
+        return result
 
 
 def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: pairs → attack → losses → step; nothing here knows a method by name."""
+"""The training loop: data → attack → losses → step; nothing here knows a method by name."""
 
 import hashlib
 import math
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from advflyp.__about__ import __version__
 from advflyp.attack.pgd import pgd
+from advflyp.data.classes import Classes, open_training, readings
 from advflyp.data.labelled import load_set
-from advflyp.data.pairs import open_pairs
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.method import METHODS
-from advflyp.method.base import Batch
+from advflyp.method.base import Batch, Method
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.hub import BEST, save_model, start_from
+from advflyp.model.zeroshot import ClassTexts
 from advflyp.runlog import METRICS_FILE, RunLog
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -93,21 +94,30 @@ class Trainer:
         self.out = out
         self.console = console
         self._check_folder(resume)
+        method, _ = METHODS[recipe.method_name]
+        self._check_data(method)
         self.accelerator = _accelerator(recipe.train.device)
         device = self.accelerator.device
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
         self.model = start_from(recipe.model, device=device)
         self.model.precision = recipe.train.precision
-        self.pairs = open_pairs(recipe.data, self.model.preprocess, seed=recipe.train.seed, device=device)
-        method, _ = METHODS[recipe.method_name]
+        self.pairs = open_training(
+            recipe.data, method.trains_on, self.model.preprocess, seed=recipe.train.seed, device=device
+        )
         self.method = method(recipe.method, self.model)
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
         self.parameters = _unfreeze(self.model, recipe.train.unfreeze)
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
-        cached = recipe.train.unfreeze == "vision" and not recipe.train.deterministic
+        frozen = recipe.train.unfreeze == "vision"
+        cached = frozen and not recipe.train.deterministic
         self.embed_text = TextCache(self.model) if cached else self.model.encode_text
+        self.embed_classes = None
+        if isinstance(self.pairs, Classes):
+            self.embed_classes = ClassTexts(
+                self.model, self.pairs.classes, self.pairs.templates, frozen=frozen
+            )
         self.optimizer = make_optimizer(self.parameters, recipe.optim)
         self.total_steps = recipe.train.epochs * len(self.pairs)
         if recipe.train.max_steps is not None:
@@ -167,12 +177,12 @@ class Trainer:
         else:
             if progress.position == 0:
                 raise ValueError(
-                    f"no batch of {self.recipe.data.batch_size} usable pairs in {self.recipe.data.train}: "
+                    f"no batch of {self.recipe.data.batch_size} usable samples in {self.recipe.data.train}: "
                     f"{dict(self.pairs.skipped)}"
                 )
         if self.pairs.skipped:
             log.write("data", progress.step, epoch=progress.epoch, skipped=dict(self.pairs.skipped))
-            log.say(f"unusable pairs so far: {dict(self.pairs.skipped)}")
+            log.say(f"unusable samples so far: {dict(self.pairs.skipped)}")
         progress.epoch += 1
         progress.position = 0
         last = progress.step == self.total_steps or progress.epoch == self.recipe.train.epochs
@@ -187,7 +197,7 @@ class Trainer:
         update_statistics = recipe.train.batch_norm == "update"
         images = batch["images"] = batch["images"].to(model.device, non_blocking=True)
         model.train(update_statistics)
-        batch["text_embeddings"] = self.embed_text(batch["captions"])
+        self.embed_texts(batch)
         images_adv = images
         metrics: dict[str, Tensor] = {}
         if recipe.attack.steps > 0:
@@ -212,6 +222,15 @@ class Trainer:
             **{f"loss/{name}": value.detach() for name, value in losses.items()},
             **metrics,
         }
+
+    def embed_texts(self, batch: Batch) -> None:
+        """Add to the batch the embeddings that the method is promised (`Batch`)."""
+        if self.method.trains_on == "pairs":
+            batch["text_embeddings"] = self.embed_text(batch["captions"])
+        elif self.method.trains_on == "labelled":
+            assert self.embed_classes is not None
+            labels = batch["labels"] = batch["labels"].to(self.model.device, non_blocking=True)
+            batch.update(self.embed_classes(labels))
 
     def attack(self, images: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: perturb the batch jointly; the random start depends on (seed, step) alone."""
@@ -314,6 +333,22 @@ class Trainer:
         parent = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ValueError(f"no permission to write to {parent}; name another folder for the run")
+
+    def _check_data(self, method: type[Method]) -> None:
+        """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
+        train, wanted = self.recipe.data.train, method.trains_on
+        found = readings(train)
+        if wanted == "images" or not found or wanted in found:
+            return
+        others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
+        has, lacks = (
+            ("labelled pictures", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
+        )
+        instead = "mini" if wanted == "pairs" else "mini/proxy"
+        raise ValueError(
+            f"method.name = '{self.recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
+            f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
+        )
 
 
 @dataclass

@@ -10,7 +10,7 @@ import os
 import random
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from advflyp.data.mini.captions import caption
 from advflyp.data.pairs import DataConfig
+from advflyp.data.pictures import balanced
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -72,15 +73,31 @@ def read_shards(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
 class MiniPairs:
     """Batches from a mini corpus; see `advflyp.data.pairs.Pairs`.
 
+    concepts: only the pictures of these; `config.limit` then takes them evenly
     An epoch draws as many pairs as the corpus has, with replacement, in proportion to their weights.
     """
 
-    def __init__(self, folder: Path, config: DataConfig, *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DataConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        concepts: Sequence[str] | None = None,
+    ) -> None:
         pictures, metas = read_shards(folder)
-        if config.limit is not None and config.limit < len(metas):
+        keep = range(len(metas))
+        if concepts is not None:
+            label = {concept: number for number, concept in enumerate(concepts)}
+            rows = [row for row, meta in enumerate(metas) if meta["concept"] in label]
+            labels = [label[metas[row]["concept"]] for row in rows]
+            keep = [rows[place] for place in balanced(labels, config.limit, seed)]
+        elif config.limit is not None and config.limit < len(metas):
             # The shards are grouped by source: a random subset, not the first source.
-            keep = random.Random(f"{seed}/limit").sample(range(len(metas)), config.limit)
-            pictures, metas = pictures[keep], [metas[index] for index in keep]
+            keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
+        if len(keep) < len(metas):
+            pictures, metas = pictures[keep], [metas[row] for row in keep]
         self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(device)
         self.metas = metas
         self.mono = torch.tensor([meta["mono"] for meta in metas], device=device)
@@ -110,8 +127,42 @@ class MiniPairs:
             on_device = index.to(self.device)
             images = compose(self.pictures[on_device], self.mono[on_device], generator)
             images = augment(images, self.mirror[on_device], generator)
-            captions = [caption(self.metas[i], rng) for i in index.tolist()]
-            yield {"images": images, "captions": captions, "position": batch + 1}
+            yield {"images": images, **self.about(index, rng), "position": batch + 1}
+
+    def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
+        """What the pictures at `index` come with."""
+        return {"captions": [caption(self.metas[i], rng) for i in index.tolist()]}
+
+
+class MiniClasses(MiniPairs):
+    """The pictures of a mini corpus whose concept is a class, composed and augmented as the pairs are.
+
+    classes:   concepts, in the order of the labels
+    templates: prompts; the first makes the captions
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DataConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        classes: Sequence[str],
+        templates: Sequence[str],
+    ) -> None:
+        super().__init__(folder, config, seed=seed, device=device, concepts=classes)
+        self.classes = list(classes)
+        self.templates = list(templates)
+        number = {concept: label for label, concept in enumerate(classes)}
+        self.labels = torch.tensor([number[meta["concept"]] for meta in self.metas])
+
+    def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
+        labels = self.labels[index]
+        return {
+            "labels": labels,
+            "captions": [self.templates[0].format(self.classes[i]) for i in labels.tolist()],
+        }
 
 
 def compose(pictures: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:

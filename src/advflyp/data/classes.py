@@ -1,0 +1,156 @@
+"""Training data for every kind of method: what `data.train` can be read as, and labelled pictures as batches.
+
+Batches of labelled pictures have the order, the resuming and the counting of those of pairs; the set behind them is
+read as for an evaluation.
+"""
+
+import random
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from advflyp.data.catalogue import canonical
+from advflyp.data.embedded import PROXY
+from advflyp.data.folders import class_folders, has_shards
+from advflyp.data.labelled import LabelledSet, load_set
+from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_folder
+from advflyp.data.pairs import DataConfig, Decoded, Pairs, find_shards, on_white, open_pairs
+from advflyp.data.pictures import SUFFIXES, UNREADABLE
+
+Reading = Literal["pairs", "labelled"]
+
+PROXY_SET = f"mini/{PROXY}"
+# The same pictures as pairs, with the captions that the corpus has for them.
+PROXY_PAIRS = f"mini/{PROXY}-captioned"
+# Enough of a shard to see what its samples consist of.
+PEEK = 60
+SPLITS = {"train", "val", "valid", "validation", "test"}
+
+
+@runtime_checkable
+class Classes(Pairs, Protocol):
+    """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
+
+    classes, templates: as in `LabelledSet`; the captions are of the first template
+    """
+
+    classes: list[str]
+    templates: list[str]
+
+
+class DecodedClasses(Decoded[int, int]):
+    """Batches of a labelled set; see `Classes`. `config.limit` takes its classes evenly."""
+
+    def __init__(
+        self,
+        labelled: LabelledSet,
+        config: DataConfig,
+        preprocess: Callable[[Image.Image], Tensor],
+        seed: int,
+    ) -> None:
+        self.labelled = labelled
+        self.places = labelled.subset(config.limit, seed)
+        self.labels = labelled.labels.tolist()
+        self.classes, self.templates = labelled.classes, labelled.templates
+        super().__init__(config, preprocess, seed, len(self.places), "pictures")
+
+    def samples(self, rng: random.Random) -> Iterator[int]:
+        order = self.places.copy()
+        rng.shuffle(order)
+        return iter(order)
+
+    def decode(self, sample: int) -> tuple[Tensor, int] | str:
+        try:
+            return self.preprocess(on_white(self.labelled.pictures[sample][0])), self.labels[sample]
+        except UNREADABLE:
+            return "unreadable image"
+
+    def collate(self, some: list[int]) -> dict[str, Any]:
+        captions = [self.templates[0].format(self.classes[label]) for label in some]
+        return {"labels": torch.tensor(some), "captions": captions}
+
+
+def open_training(
+    config: DataConfig,
+    wanted: Literal["pairs", "labelled", "images"],
+    preprocess: Callable[[Image.Image], Tensor],
+    *,
+    seed: int,
+    device: torch.device,
+) -> Pairs:
+    """The source that `config.train` names; ValueError where it does not exist or holds too little.
+
+    wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `Classes`
+    The other arguments are those of `open_pairs`.
+    """
+    if config.train == PROXY_PAIRS:
+        concepts = load_set(PROXY_SET).classes
+        return MiniPairs(EMBEDDED, config, seed=seed, device=device, concepts=concepts)
+    if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
+        return open_pairs(config, preprocess, seed=seed, device=device)
+    labelled = load_set(config.train)
+    if config.train == PROXY_SET:
+        return MiniClasses(
+            EMBEDDED,
+            config,
+            seed=seed,
+            device=device,
+            classes=labelled.classes,
+            templates=labelled.templates,
+        )
+    return DecodedClasses(labelled, config, preprocess, seed)
+
+
+def readings(train: str) -> set[Reading]:
+    """What `data.train` can be read as, seen from its name and a glance at the files; empty where that says nothing.
+
+    ValueError for a folder of whole splits: which of them is meant decides what is trained on.
+    """
+    if train == PROXY_PAIRS or corpus_folder(train) is not None:
+        return {"pairs"}
+    if train.startswith(("mini/", "folder:", "wds:")) or canonical(train) is not None:
+        return {"labelled"}
+    path = Path(train).expanduser()
+    if path.is_dir():
+        splits = sorted(SPLITS & set(class_folders(path)))
+        if splits and set(class_folders(path)) <= SPLITS:
+            chosen = "train" if "train" in splits else splits[0]
+            raise ValueError(
+                f"{path} holds the splits {', '.join(splits)}; name one of them: {path / chosen}"
+            )
+        if not has_shards(path) and not list(path.glob("*.tar*")):
+            return _folder_readings(path)
+    try:
+        return _shard_readings(find_shards(train)[0])
+    except ValueError:
+        return set()
+
+
+def _folder_readings(folder: Path) -> set[Reading]:
+    found: set[Reading] = set()
+    pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if any(p.with_suffix(".txt").is_file() for p in pictures):
+        found.add("pairs")
+    if any(
+        p.suffix.lower() in SUFFIXES for name in class_folders(folder) for p in (folder / name).rglob("*")
+    ):
+        found.add("labelled")
+    return found
+
+
+def _shard_readings(shard: Path) -> set[Reading]:
+    found: set[Reading] = set()
+    try:
+        with tarfile.open(shard) as tar:
+            for member, _ in zip(tar, range(PEEK), strict=False):
+                suffix = member.name.rpartition(".")[2]
+                if suffix in ("txt", "cls"):
+                    found.add("pairs" if suffix == "txt" else "labelled")
+    except (tarfile.TarError, OSError, EOFError):
+        pass  # who opens it will say what is wrong
+    return found

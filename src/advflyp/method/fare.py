@@ -1,0 +1,41 @@
+"""FARE: unsupervised adversarial finetuning of the embeddings themselves (Schlarmann et al. 2024).
+
+No labels and no text: an adversarial picture is to be embedded where the original model embeds the clean one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advflyp.method.base import Batch, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAREConfig:
+    """Recipe table `method` with name = "fare"; it has no further keys."""
+
+
+class FARE(Method):
+    """min over θ, max over δ: ‖f_θ(x + δ) − f_θ₀(x)‖₂² of raw embeddings, not of unit length."""
+
+    trains_on = "images"
+    config: FAREConfig
+
+    @property
+    def needs_original(self) -> bool:
+        return True
+
+    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
+        """(N, 3, H, W) → (N,)."""
+        # Once a batch: every step of the attack asks for it again.
+        if "original_embeddings" not in batch:
+            assert self.original is not None
+            with torch.no_grad():
+                batch["original_embeddings"] = self.original.encode_image_raw(batch["images"])
+        distance = self.model.encode_image_raw(images_adv) - batch["original_embeddings"]
+        return distance.square().sum(dim=1)
+
+    def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{"embedding"}: the mean over the batch."""
+        return {"embedding": self.attack_loss(images_adv, batch).mean()}

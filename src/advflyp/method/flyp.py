@@ -1,0 +1,21 @@
+"""Naive FLYP (Table 8): the contrastive loss of AdvFLYP on labelled pictures, a class's prompt for a caption.
+
+As in FLYP (Goyal et al. 2023) the paper ignores that classes recur in a batch: another picture of the same class is a
+negative. `mask_same_caption = true` leaves those out, since pictures of one class have the same prompt.
+"""
+
+from dataclasses import dataclass
+
+from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLYPConfig(AdvFLYPConfig):
+    """Recipe table `method` with name = "flyp": the keys of `AdvFLYPConfig`."""
+
+
+class FLYP(AdvFLYP):
+    """Eqs. 6, 7 and 13 with the prompts of the labels in place of captions."""
+
+    trains_on = "labelled"
+    config: FLYPConfig

@@ -1,0 +1,49 @@
+"""TeCoA: text-guided contrastive adversarial training (Mao et al. 2023), here with AdvFLYP's regularisers as an option.
+
+Labelled pictures, classified by the embeddings T (K, d) of their classes' prompts.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.method.base import Batch
+from advflyp.method.regularisers import Regularised, RegularisedConfig
+from advflyp.model.clip import CLIP
+from advflyp.model.zeroshot import class_logits
+
+
+def class_loss(model: CLIP, images: Tensor, batch: Batch) -> Tensor:
+    """(N, 3, H, W) → (N,) cross-entropies against the labels of the batch, the class embeddings constant."""
+    logits = class_logits(model.encode_image(images), batch["class_embeddings"].detach(), model.logit_scale)
+    return F.cross_entropy(logits, batch["labels"], reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeCoAConfig(RegularisedConfig):
+    """Recipe table `method` with name = "tecoa": the keys of `RegularisedConfig`, with classes for captions.
+
+    Without them it is TeCoA as published; with them it is Table 9.
+    """
+
+
+class TeCoA(Regularised):
+    """min over θ, max over δ: cross-entropy of softmax(τ⁻¹·f_θ(x + δ)·Tᵀ) against the label."""
+
+    trains_on = "labelled"
+    config: TeCoAConfig
+
+    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
+        """(N, 3, H, W) → (N,): each picture for itself."""
+        return class_loss(self.model, images_adv, batch)
+
+    def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{"ce", "feature", "logit"}, each already weighted."""
+        classes = batch["class_embeddings"]
+        adversarial, anchors = self.branches(images, images_adv)
+        logits = class_logits(adversarial, classes, self.model.logit_scale)
+        return {
+            "ce": F.cross_entropy(logits, batch["labels"]),
+            **self.penalties(adversarial, anchors, classes),
+        }
