@@ -126,7 +126,7 @@ def test_the_page_says_how_it_was_made(page: Page, run_folder: Path) -> None:
 
 def test_markdown_beside_it(page: Page, tmp_path: Path, cells: list[Cell]) -> None:
     text = (tmp_path / "out" / "results.md").read_text()
-    assert sorted(os.listdir(tmp_path / "out")) == ["index.html", "results.md"], "no draft is left"
+    assert sorted(os.listdir(tmp_path / "out")) == ["index.html", "results.md", "tables"], "no draft is left"
     assert text.startswith("# a &lt;i&gt;title&lt;/i&gt;\n") and "<b>" not in text
     for c in cells:
         assert f"{100 * c.accuracy:.1f} ({100 * c.ci95[0]:.0f}–{100 * c.ci95[1]:.0f})" in text

@@ -5,20 +5,10 @@ import matplotlib
 import pytest
 
 from advflyp.evaluation.results import Cell
-from advflyp.report.plots import (
-    INK,
-    MODELS,
-    VARIABLES,
-    Line,
-    Look,
-    accuracy_against_eps,
-    loss_curve,
-    per_set,
-    svg,
-    training_lines,
-    validation_curve,
-)
-from advflyp.report.tables import Estimate, Results
+from advflyp.report.curves import Line, accuracy_against_eps, loss_curve, training_lines, validation_curve
+from advflyp.report.dots import per_set
+from advflyp.report.measured import Estimate, Results
+from advflyp.report.plots import INK, MODELS, VARIABLES, Look, svg
 from advflyp.runlog import read_metrics
 
 

@@ -4,19 +4,9 @@ import math
 import pytest
 
 from advflyp.evaluation.results import Cell, mean_interval, wilson
-from advflyp.report.tables import (
-    Condition,
-    Estimate,
-    Results,
-    accuracy_table,
-    comparison_table,
-    difference,
-    markdown,
-    models_table,
-    plain,
-    radius,
-    signed,
-)
+from advflyp.report.measured import Condition, Estimate, Results, difference, radius, signed
+from advflyp.report.render import markdown, plain
+from advflyp.report.tables import accuracy_table, comparison_table, models_table
 
 
 def test_conditions_come_clean_first_then_by_radius(cells: list[Cell]) -> None:

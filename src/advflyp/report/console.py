@@ -10,18 +10,8 @@ from rich.text import Text
 
 from advflyp.evaluation.judge import Standing
 from advflyp.evaluation.results import Cell
-from advflyp.report.tables import (
-    Condition,
-    Results,
-    Table,
-    Value,
-    accuracy_table,
-    attack_title,
-    check_models,
-    comparison_table,
-    mean_change,
-    radius,
-)
+from advflyp.report.measured import Condition, Results, attack_title, radius
+from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table, mean_change
 
 INTERVALS = "each accuracy is followed by its 95 % interval"
 

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.report.examples import Example, View, amplification, perturbation
+from advflyp.report.measured import Change, attack_title, radius
 from advflyp.report.plots import MODELS, Look, svg
-from advflyp.report.tables import Change, Table, Value, attack_title, radius
+from advflyp.report.render import FLAG
+from advflyp.report.tables import Table, Value
 
 SHAPES = {
     "o": '<circle cx="5" cy="5" r="4.4"/>',
@@ -24,23 +26,35 @@ SHAPES = {
 
 def table(data: Table, *, words: bool = False) -> str:
     """A table that scrolls sideways where it does not fit. words: text columns, left-aligned and wrapped."""
+    ranks = data.ranks()
 
-    def row(values: Sequence[Value]) -> str:
-        return "<tr>" + "".join(
-            f"<td{_class(c)}>{_cell(v)}</td>" for v, c in zip(values, data.columns, strict=True)
+    def row(values: Sequence[Value], place: int = -1) -> str:
+        cells = (
+            f"<td{_class(column, ranks.get((place, number)))}>{_cell(value)}</td>"
+            for number, (value, column) in enumerate(zip(values, data.columns, strict=True))
         )
+        return f"<tr>{''.join(cells)}</tr>"
 
     head = "".join(
         f"<th{_class(column)}>{'<br>'.join(escape(line) for line in column.splitlines())}</th>"
         for column in data.columns
     )
-    foot = f"<tfoot>{row(data.footer)}</tr></tfoot>" if data.footer else ""
-    body = "".join(f"{row(values)}</tr>\n" for values in data.rows)
+    groups = "".join(
+        f"<th{f' colspan={count}' if count > 1 else ''}{' class=group' if title else ''}>{escape(title)}</th>"
+        for title, count in data.groups
+    )
+    body = ""
+    for title, start, rows in data.parts():
+        if title:
+            body += f'<tr class="block"><td>{escape(title)}</td><td colspan="{len(data.columns) - 1}"></td></tr>\n'
+        body += "".join(f"{row(values, start + place)}\n" for place, values in enumerate(rows))
+    foot = f"<tfoot>{row(data.footer)}</tfoot>" if data.footer else ""
     kind = ' class="words"' if words else ""
-    note = f'<p class="note">{escape(data.note)}</p>' if data.note else ""
+    note = "".join(f'<p class="note">{escape(line)}</p>' for line in data.note.splitlines())
+    above = f"<tr>{groups}</tr>" if groups else ""
     return (
-        f'<div class="scroll"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>{foot}</table></div>'
-        + note
+        f'<div class="scroll"><table{kind}>\n<thead>{above}<tr>{head}</tr></thead>\n<tbody>{body}</tbody>{foot}'
+        f"</table></div>{note}"
     )
 
 
@@ -138,10 +152,13 @@ def _cell(value: Value) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return escape(value)
+        return "<br>".join(map(escape, value.split("\n")))
     joint = " " if isinstance(value, Change) else ""
-    return f'{value.number}{joint}<span class="ci">{value.interval}</span>'
+    flag = f'<b class="flag" title="gradients look masked">{FLAG}</b>' if value.flagged else ""
+    return f'<span class="v">{value.number}</span>{flag}{joint}<span class="ci">{value.interval}</span>'
 
 
-def _class(column: str) -> str:
-    return ' class="after"' if column.endswith("\nchange") else ""
+def _class(column: str, rank: int | None = None) -> str:
+    names = ["after"] if column.endswith("\nchange") else []
+    names += {1: ["best"], 2: ["second"]}.get(rank or 0, [])
+    return f' class="{" ".join(names)}"' if names else ""

@@ -7,7 +7,9 @@ from itertools import groupby
 from pathlib import Path
 
 from advflyp.evaluation.compare import Comparison
-from advflyp.report.tables import Change, Condition, Estimate, Table, Value, markdown
+from advflyp.report.measured import Change, Condition, Estimate
+from advflyp.report.render import markdown
+from advflyp.report.tables import Table, Value
 
 
 def paired_table(rows: Sequence[Comparison]) -> Table:

@@ -15,15 +15,9 @@ from advflyp.data.labelled import mini_sets
 from advflyp.data.mini.compose import full_corpus_folder
 from advflyp.evaluation.results import Cell
 from advflyp.report import elements
-from advflyp.report.tables import (
-    Condition,
-    Results,
-    Table,
-    Value,
-    attack_title,
-    radius,
-    set_heading,
-)
+from advflyp.report.grid import sides
+from advflyp.report.measured import Condition, Results, attack_title, radius
+from advflyp.report.tables import Table, Value, set_heading
 
 PAPER = "https://arxiv.org/abs/2604.11576"
 PAPER_TITLE = (
@@ -117,6 +111,17 @@ def meaning(results: Results) -> str:
         "same ones, so it is rather too wide than too narrow. They say how well n images stand for the whole set, "
         "not how much another training seed would change."
     )
+    if results.replicated:
+        terms["±"] = (
+            "Where a method was trained with several seeds, its accuracy is their mean and ± the sample standard "
+            "deviation over them (n − 1); of a mean over sets, each seed is averaged first. It says how much another "
+            "training seed changes, and not how well n images stand for the whole set."
+        )
+    if sides(results.sets):
+        terms["In proxy, out of proxy"] = (
+            "Whether the labelled set that classification-style methods are finetuned on covers most of the set's "
+            "classes. A mean over both kinds depends on how many there are of each, so each has its own mean."
+        )
     inner = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
     return f'<dl class="terms">{inner}</dl>'
 
@@ -125,7 +130,8 @@ def made(results: Results, runs: Mapping[str, Path]) -> str:
     """Checkpoints, versions, seeds, recipes, this machine."""
     cells = list(results.cells.values())
     rows: list[list[Value]] = [
-        [model, results.sha256[model], duration(results.seconds[model])] for model in results.models
+        [model, "\n".join(results.hashes[model]) or None, duration(results.seconds[model])]
+        for model in results.models
     ]
     table = Table(title="", columns=["model", "sha256 of the weights", "time to evaluate"], rows=rows)
     versions = ", ".join(sorted({cell.version for cell in cells}))
@@ -141,7 +147,7 @@ def made(results: Results, runs: Mapping[str, Path]) -> str:
         f"<p>Measured with advflyp {escape(versions)}, attack seed {escape(seeds)}. This page was written by advflyp "
         f"{__version__} with Python {platform.python_version()}, {software} on {escape(_hardware())}.</p>{recipes}"
         f'<p>AdvFLYP is the method of <a href="{PAPER}">{PAPER_TITLE}</a> (Xing et al., 2026). '
-        'The tables are also in <a href="results.md">results.md</a>.</p>'
+        'The tables are also in <a href="results.md">results.md</a>, and in the folder tables as CSV and LaTeX.</p>'
     )
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.retrieval import RetrievalCell
-from advflyp.report.tables import Condition, Estimate, Table, Value
+from advflyp.report.measured import Condition, Estimate
+from advflyp.report.tables import Table, Value
 
 
 def recall_table(cells: Sequence[RetrievalCell]) -> Table:
@@ -19,12 +20,22 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
     )
 
 
+def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
+    """`recall_table` of each model on each collection of pairs."""
+    groups: dict[tuple[str, ...], list[RetrievalCell]] = {}
+    for cell in cells:
+        about = (cell.model, cell.checkpoint_sha256, cell.captions_sha256, str(sorted(cell.subset.items())))
+        groups.setdefault(about, []).append(cell)
+    return [recall_table(group) for group in groups.values()]
+
+
 def _condition(cell: RetrievalCell) -> Value:
     return Condition(cell.attack, cell.norm, cell.eps).title.replace(", ε = ", " ")
 
 
 def _estimate(one: Recall) -> Value:
-    return Estimate(one.recall, *one.ci95)
+    low, high = one.ci95
+    return Estimate(one.recall, low, high)
 
 
 def _notes(cells: Sequence[RetrievalCell]) -> list[str]:

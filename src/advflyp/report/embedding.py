@@ -1,0 +1,222 @@
+"""Clean and adversarial pictures in a model's embedding space: the angle φ between them (Eq. 14), and t-SNE.
+
+Needs weights once; what is stored in embedding.json is enough to draw it again.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advflyp.attack.pgd import pgd
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.data.labelled import load_set
+from advflyp.evaluation.attacks import LOSSES, Attack
+from advflyp.evaluation.judge import Judge, for_use
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model, weights_sha256
+from advflyp.report.measured import radius
+from advflyp.report.plots import MODELS, MUTED, axes_in, sheet, styled
+
+FILE = "embedding.json"
+IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """The same N pictures, clean and attacked, as one model embeds them.
+
+    label, checkpoint_sha256: which model
+    sets:                 N names, the set of each picture;  index: N places in their sets
+    attack, norm, eps, seed: the attack, made against this model
+    phi:                  N angles in radians (Eq. 14)
+    clean, adversarial:   N points each of one joint t-SNE, in no unit
+    perplexity:           of the t-SNE
+    """
+
+    label: str
+    checkpoint_sha256: str
+    sets: list[str]
+    index: list[int]
+    attack: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    seed: int
+    phi: list[float]
+    clean: list[list[float]]
+    adversarial: list[list[float]]
+    perplexity: float
+
+    @property
+    def mean_phi(self) -> float:
+        """φ of Eq. 14, averaged over the pictures, in radians."""
+        return math.fsum(self.phi) / len(self.phi)
+
+
+def cosine_deviation(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Eq. 14: the angle between each clean embedding and its adversarial one.
+
+    clean, adversarial: (N, d), of any length but zero (NaN then)
+    Returns (N,) float64 radians in [0, π]. Kahan's 2·atan2(‖a − b‖, ‖a + b‖) on unit vectors: arccos loses half of
+    the digits of a small angle.
+    """
+    a, b = (x.double() / x.double().norm(dim=-1, keepdim=True) for x in (clean, adversarial))
+    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
+
+
+def clouds(
+    models: Mapping[str, CLIP | str | Path],
+    sets: Sequence[str],
+    *,
+    eps: float,
+    n: int = IMAGES,
+    attack: str = "pgd10",
+    norm: Literal["linf", "l2"] = "linf",
+    seed: int = 0,
+) -> list[Cloud]:
+    """Embed the same pictures with each model, clean and attacked on that model.
+
+    models: by label
+    sets:   the pictures come from these, as many from each as from the others, their classes evenly
+    eps:    radius in pixels of [0, 1]
+    n:      pictures in all; fewer where the sets have fewer
+    seed:   of the choice of pictures, the attack's random start and the t-SNE
+    ValueError for unknown models, sets or attacks.
+    """
+    search, threat = Attack.parse(attack), Threat(norm=norm, eps=eps)
+    if search.kind not in LOSSES or search.restarts > 1:
+        raise ValueError(
+            f"embeddings are shown after pgdN or cwN (N steps, for example pgd10), not '{attack}'"
+        )
+    shares = [n // len(sets) + (place < n % len(sets)) for place in range(len(sets))]
+    result = []
+    for label, source in models.items():
+        model = source if isinstance(source, CLIP) else load_model(source)
+        parts: list[tuple[Tensor, Tensor]] = []
+        names: list[str] = []
+        index: list[int] = []
+        for name, share in zip(sets, shares, strict=True):
+            if share == 0:
+                continue
+            judge = Judge(model, load_set(name), limit=share, seed=seed, batch_size=64)
+            places, *pair = _embed(judge, search, threat, seed)
+            parts.append((pair[0], pair[1]))
+            names += [name] * len(places)
+            index += places
+        clean, adversarial = (torch.cat(column) for column in zip(*parts, strict=True))
+        perplexity = min(30.0, (len(names) - 1) / 3)
+        points = tsne(torch.cat([clean, adversarial]), perplexity=perplexity, seed=seed)
+        result.append(
+            Cloud(
+                label=label,
+                checkpoint_sha256=weights_sha256(model),
+                sets=names,
+                index=index,
+                attack=search.name,
+                norm=norm,
+                eps=eps,
+                seed=seed,
+                phi=cosine_deviation(clean, adversarial).tolist(),
+                clean=points[: len(names)].round(3).tolist(),
+                adversarial=points[len(names) :].round(3).tolist(),
+                perplexity=perplexity,
+            )
+        )
+    return result
+
+
+def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
+    """(N, d) → (N, 2) float64: t-SNE from the first two principal components, the same for the same seed."""
+    from sklearn.manifold import TSNE
+
+    search = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1)
+    return search.fit_transform(embeddings.numpy()).astype(np.float64)
+
+
+def write_clouds(path: Path, found: Sequence[Cloud]) -> None:
+    """Store them as JSON; the file appears complete or not at all."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n")
+    draft.replace(path)
+
+
+def read_clouds(path: Path) -> list[Cloud]:
+    """What `write_clouds` stored; none where there is no file. ValueError where it holds something else."""
+    if not path.is_file():
+        return []
+    try:
+        return [Cloud(**values) for values in json.loads(path.read_text())]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold embeddings ({error}); delete it, it will be made again"
+        ) from None
+
+
+@styled
+def cloud_plot(cloud: Cloud, *, width: int, height: int) -> Figure:
+    """Both point clouds, each picture's two places joined, φ in the title."""
+    figure = sheet(width, height)
+    axes = axes_in(figure, 10, 34, 10, 50)
+    axes.set_title(f"{cloud.label}\nφ = {cloud.mean_phi:.4f} rad", pad=8)
+    a, b = np.array(cloud.clean), np.array(cloud.adversarial)
+    lines = np.stack([a, b, np.full_like(a, np.nan)], axis=1).reshape(-1, 2)
+    axes.plot(lines[:, 0], lines[:, 1], color=MUTED, alpha=0.35, linewidth=0.7, zorder=1)
+    axes.plot(a[:, 0], a[:, 1], "o", color=MODELS[1], markersize=3.6, alpha=0.85, mew=0)
+    axes.plot(b[:, 0], b[:, 1], "^", color=MODELS[0], markersize=3.8, alpha=0.85, mew=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    axes.annotate(
+        "● clean", (0, 0), (0, -18), "axes fraction", "offset points", color=MODELS[1], fontweight="bold"
+    )
+    axes.annotate(
+        "▲ attacked", (0, 0), (64, -18), "axes fraction", "offset points", color=MODELS[0], fontweight="bold"
+    )
+    return figure
+
+
+def about(cloud: Cloud) -> str:
+    """What the picture shows, as a sentence or two."""
+    sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in cloud.sets))
+    return (
+        f"t-SNE of the embeddings of {len(cloud.phi)} pictures ({sets}), clean and after {cloud.attack} at "
+        f"ε = {radius(cloud.eps, cloud.norm)} against that very model; a line joins the two of one picture. Each model "
+        "has a map of its own: distances mean nothing across maps. φ is Eq. 14: the angle between the clean and the "
+        "attacked picture's embedding, mean over pictures, in radians (0: the attack moves nothing)."
+    )
+
+
+def _embed(judge: Judge, attack: Attack, threat: Threat, seed: int) -> tuple[list[int], Tensor, Tensor]:
+    """Places of the pictures that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
+    model, found = judge.model, []
+    _, loss = LOSSES[attack.kind]
+    places: list[int] = []
+    batches = judge.labelled.batches(model.preprocess, judge.batch_size, judge.index.tolist())
+    for index, images, labels in batches:
+        images, labels = images.to(model.device), labels.to(model.device)
+        # All steps for every picture: an evaluation's attack would stop at the first wrong answer.
+        with for_use(model), model.computing_in("fp32"):
+            adversarial = pgd(
+                images,
+                lambda x, labels=labels: loss(judge.logits(x), labels),
+                threat,
+                steps=attack.steps,
+                step_size=attack.step_size(threat),
+                start=threat.random_start(images, Streams(seed, index.to(images.device))),
+            )
+            with torch.no_grad():
+                found.append((model.encode_image(images).cpu(), model.encode_image(adversarial).cpu()))
+        places += index.tolist()
+    clean, adversarial = (torch.cat(column) for column in zip(*found, strict=True))
+    return places, clean, adversarial

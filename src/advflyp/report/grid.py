@@ -1,0 +1,248 @@
+"""The table of a comparison: methods down, sets and their means across, a block for each attack at each ε."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from advflyp.data.embedded import mini_sets
+from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.report.measured import Condition, Results, is_flagged
+from advflyp.report.tables import Table, Value
+
+IN, OUT = "in proxy", "out of proxy"
+# What may differ between cells that stand in one column, so that the reader has to be told.
+TOLD = {
+    "prompt": "prompts",
+    "attack_args": "settings of the attack",
+    "precision": "precision",
+    "split": "splits",
+}
+
+
+@cache
+def _in_proxy() -> dict[str, bool]:
+    known = {**mini_sets(full_corpus_folder()), **mini_sets()}
+    return {f"mini/{name}": info["in_proxy"] for name, info in known.items() if "in_proxy" in info}
+
+
+def sides(sets: Sequence[str]) -> dict[str, list[str]]:
+    """The sets whose concepts the labelled proxy covers and those whose concepts it does not.
+
+    Empty where it is not known of every set, or all are on one side: there is nothing to tell apart.
+    """
+    known = _in_proxy()
+    if not all(name in known for name in sets):
+        return {}
+    found = {IN: [s for s in sets if known[s]], OUT: [s for s in sets if not known[s]]}
+    return found if all(found.values()) else {}
+
+
+def methods_table(
+    results: Results,
+    conditions: Sequence[Condition] | None = None,
+    *,
+    title: str = "Zero-shot accuracy in %",
+    sets: Sequence[str] | None = None,
+    unranked: Sequence[str] = (),
+) -> Table:
+    """A row for each of `results.models` in each block, the best and second best of a block marked.
+
+    conditions: the blocks, by default all measured ones; of one that nobody was measured under only the note speaks
+    sets:       the columns, by default all measured ones
+    unranked:   models that are shown and not ranked
+    A mean is over all sets that the block has any results on; a model that lacks one of these has none.
+    """
+    chosen = list(sets or results.sets)
+    wanted = list(conditions or results.conditions)
+    found = [c for c in wanted if any((m, s, c) in results.cells for m in results.models for s in chosen)]
+    split = sides(chosen)
+    columns = [*split[IN], *split[OUT]] if split else chosen
+    means = {"mean": columns, **split} if len(columns) > 1 else {}
+    rows: list[list[Value]] = []
+    blocks = []
+    for condition in found:
+        here = _measured(results, condition, columns)
+        for model in results.models:
+            row: list[Value] = [model, *_seeds(results, model)]
+            row += [results.get(model, name, condition) for name in columns]
+            row += [
+                results.mean(model, condition, part) if (part := [s for s in names if s in here]) else None
+                for names in means.values()
+            ]
+            rows.append(row)
+        title_of = "clean images" if condition.norm is None else condition.title
+        blocks.append((title_of, len(results.models)))
+    first = ["method", *(["seeds"] if results.replicated else [])]
+    groups = [("", len(first)), *((side, len(names)) for side, names in split.items())]
+    groups += [("mean over sets", len(means))] if split else []
+    headings = [
+        (f"all {len(names)}" if split else f"mean of {len(names)}")
+        if name == "mean"
+        else f"{name}\n{len(names)}"
+        for name, names in means.items()
+    ]
+    return Table(
+        title=title,
+        columns=[*first, *(results.short.get(name, name) for name in columns), *headings],
+        rows=rows,
+        groups=groups if split else [],
+        blocks=blocks,
+        best=True,
+        unranked=unranked,
+        note="\n".join([*_about(results, wanted, found, columns), *_partial(results, found, columns)]),
+    )
+
+
+def means_table(
+    results: Results,
+    conditions: Sequence[Condition] | None = None,
+    *,
+    title: str = "Mean zero-shot accuracy in %",
+    sets: Sequence[str] | None = None,
+    unranked: Sequence[str] = (),
+) -> Table:
+    """A row for each of `results.models`, for each condition its means over all sets and over each kind of set.
+
+    conditions, sets, unranked: as in `methods_table`
+    """
+    chosen = list(sets or results.sets)
+    wanted = list(conditions or results.conditions)
+    found = [c for c in wanted if any((m, s, c) in results.cells for m in results.models for s in chosen)]
+    kinds = {"all": chosen, **sides(chosen)}
+    rows: list[list[Value]] = []
+    for model in results.models:
+        row: list[Value] = [model, *_seeds(results, model)]
+        for condition in found:
+            here = _measured(results, condition, chosen)
+            row += [
+                results.mean(model, condition, [s for s in names if s in here]) for names in kinds.values()
+            ]
+        rows.append(row)
+    first = ["method", *(["seeds"] if results.replicated else [])]
+    titles = ["clean" if c.norm is None else c.title for c in found]
+    columns = [
+        (title.replace(", ", "\n") if len(kinds) == 1 else f"{kind}\n{len(names)}")
+        for title in titles
+        for kind, names in kinds.items()
+    ]
+    return Table(
+        title=title,
+        columns=[*first, *columns],
+        rows=rows,
+        groups=[("", len(first)), *((t, len(kinds)) for t in titles)] if len(kinds) > 1 else [],
+        best=True,
+        unranked=unranked,
+        note="\n".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
+    )
+
+
+def _measured(results: Results, condition: Condition, sets: Sequence[str]) -> list[str]:
+    return [s for s in sets if any((m, s, condition) in results.cells for m in results.models)]
+
+
+def _seeds(results: Results, model: str) -> list[Value]:
+    """How many seeds the model has, in tables where some have several."""
+    count = len(results.hashes[model])
+    return [str(count) if count else None] if results.replicated else []
+
+
+def _partial(results: Results, found: Sequence[Condition], sets: Sequence[str]) -> list[str]:
+    return [
+        f"{c.title}: means over the {len(here)} sets measured."
+        for c in found
+        if len(here := _measured(results, c, sets)) < len(sets)
+    ]
+
+
+def sanity_table(results: Results) -> Table | None:
+    """A row for each result that failed a check for masked gradients; None where nothing was checked."""
+    checked = [cell for runs in results.runs.values() for cell in runs.values() if cell.sanity is not None]
+    if not checked:
+        return None
+    rows: list[list[Value]] = [
+        [
+            model,
+            results.short[name],
+            condition.title,
+            str(cell.sanity["n"]),
+            "; ".join(cell.sanity["failed"]),
+        ]
+        for (model, name, condition), runs in results.runs.items()
+        for cell in runs.values()
+        if cell.sanity is not None and is_flagged(cell)
+    ]
+    passed = f"{len(checked) - len(rows)} of {len(checked)} checked results show no sign of masked gradients."
+    return Table(
+        title="Checks for masked gradients",
+        columns=["model", "set", "attack", "images", "failed"],
+        rows=rows,
+        note=passed
+        + (" The others, listed here and marked † in the tables, are not to be believed." if rows else ""),
+    )
+
+
+def _about(
+    results: Results, wanted: Sequence[Condition], found: Sequence[Condition], sets: Sequence[str]
+) -> list[str]:
+    """What a reader has to know of the numbers: how spread is given, what is missing, what was not the same."""
+    shown = {
+        key: runs
+        for key, runs in results.runs.items()
+        if key[0] in results.hashes and key[1] in sets and key[2] in wanted
+    }
+    total = len(results.models) * len(sets) * len(wanted)
+    lines = []
+    if len(results.models) > 1:
+        lines.append("Bold: the best of a block; underlined: the second best; equal figures share.")
+    if any(len(runs) > 1 for runs in shown.values()):
+        lines.append("±: one sample standard deviation over training seeds.")
+    if any(len(runs) == 1 for runs in shown.values()):
+        lines.append("Ranges: 95 % intervals of one checkpoint.")
+    if len(shown) < total:
+        missing = f"{total - len(shown)} of {total} results are missing (–)"
+        absent = [c.title for c in wanted if c not in found]
+        lines.append(missing + (f", among them all of {', '.join(absent)}." if absent else "."))
+    lines += _seeds_missing(results, shown)
+    lines += _images(results, shown, sets)
+    for name, words in TOLD.items():
+        places: dict[tuple[str, Condition], set[str]] = {}
+        for (_, set_name, condition), runs in shown.items():
+            values = {str(getattr(cell, name)) for cell in runs.values()}
+            places.setdefault((set_name, condition), set()).update(values)
+        different = dict.fromkeys(results.short[s] for (s, _), values in places.items() if len(values) > 1)
+        if different:
+            lines.append(f"Measured with different {words}: {', '.join(different)}.")
+    if any(is_flagged(cell) for runs in shown.values() for cell in runs.values()):
+        lines.append("†: gradients look masked, the accuracy is not to be believed.")
+    return lines
+
+
+Shown = dict[tuple[str, str, Condition], dict]
+
+
+def _seeds_missing(results: Results, shown: Shown) -> list[str]:
+    fewer: dict[str, int] = {}
+    for (model, _, _), runs in shown.items():
+        if len(runs) < len(results.hashes[model]):
+            fewer[model] = fewer.get(model, 0) + 1
+    return (
+        [f"Not every seed: {', '.join(f'{model} ({count} results)' for model, count in fewer.items())}."]
+        if fewer
+        else []
+    )
+
+
+def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
+    """Sets of which only a part was judged, and those on which not everybody saw as many images."""
+    uneven, parts = [], []
+    for name in sets:
+        cells = [cell for (_, s, _), runs in shown.items() if s == name for cell in runs.values()]
+        counts = sorted({cell.n for cell in cells})
+        limited = [cell for cell in cells if "limit" in cell.subset]
+        if len(counts) > 1:
+            uneven.append(f"{results.short[name]} ({', '.join(map(str, counts))})")
+        elif limited:
+            parts.append(f"{results.short[name]} ({counts[0]} of {limited[0].subset.get('of', 'more')})")
+    lines = [f"Not everywhere the same number of images: {', '.join(uneven)}."] if uneven else []
+    return lines + (
+        [f"Only a part of the images, evenly of each class: {', '.join(parts)}."] if parts else []
+    )

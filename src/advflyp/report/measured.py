@@ -1,0 +1,253 @@
+"""Result cells arranged for reading: by model, set and condition, with intervals, or with seeds put together."""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from advflyp.evaluation.results import Cell, mean_interval
+
+MINUS = "−"
+SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy (0–1) and its 95 % interval. flagged: a check for masked gradients failed, do not believe it."""
+
+    value: float
+    low: float
+    high: float
+    flagged: bool = False
+
+    @property
+    def number(self) -> str:
+        return f"{100 * self.value:.1f}"
+
+    @property
+    def interval(self) -> str:
+        return f"{100 * self.low:.0f}–{100 * self.high:.0f}"
+
+
+@dataclass(frozen=True)
+class Replicated(Estimate):
+    """The mean of several training seeds; low and high are one sample standard deviation (n − 1) away from it."""
+
+    seeds: int = 2
+
+    @property
+    def deviation(self) -> float:
+        return (self.high - self.low) / 2
+
+    @property
+    def interval(self) -> str:
+        return f"±{100 * self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class Change(Estimate):
+    """A difference of accuracies; printed with its sign, in points."""
+
+    @property
+    def number(self) -> str:
+        return signed(100 * self.value)
+
+    @property
+    def interval(self) -> str:
+        return f"{signed(100 * self.low)} to {signed(100 * self.high)}"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the images went through: an attack in a norm ball, or nothing ("clean", eps 0)."""
+
+    attack: str
+    norm: str | None
+    eps: float
+
+    @property
+    def title(self) -> str:
+        return self.attack if not self.norm else f"{attack_title(self.attack)}, ε = {self.radius}"
+
+    @property
+    def radius(self) -> str:
+        return radius(self.eps, self.norm)
+
+
+Key = tuple[str, str, Condition]
+
+
+class Results:
+    """Cells by model, set and condition, each in the order of its first appearance (ε ascending).
+
+    seeds:  a name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
+            name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)"
+    models: the models to show in this order, whether measured or not; by default those that were
+    ValueError where one measurement is there twice with different settings, so that no table can hold both; with
+    `seeds` the one with the most images counts.
+    """
+
+    def __init__(self, cells: Iterable[Cell], *, seeds: bool = False, models: Sequence[str] = ()) -> None:
+        cells = list(cells)
+        hashes: dict[str, set[str]] = {}
+        for cell in cells:
+            hashes.setdefault(cell.model, set()).add(cell.checkpoint_sha256)
+        self.runs: dict[Key, dict[str, Cell]] = {}
+        for cell in cells:
+            split = len(hashes[cell.model]) > 1 and not seeds
+            model = f"{cell.model} ({cell.checkpoint_sha256[:8]})" if split else cell.model
+            runs = self.runs.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
+            known = runs.get(cell.checkpoint_sha256, cell)
+            if not seeds:
+                _same_settings(model, known, cell)
+            runs[cell.checkpoint_sha256] = known if known.n > cell.n else cell
+        # One cell for each, where a seed is as good as any other: its settings, how many images it saw.
+        self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
+        self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
+        self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
+        conditions = list(dict.fromkeys(condition for _, _, condition in self.cells))
+        attacks = list(dict.fromkeys((c.attack, c.norm) for c in conditions))
+        # What all names share ("mini/") is said once, in a heading.
+        prefixes = {name.partition("/")[0] for name in self.sets if "/" in name[:-1]}
+        shared = len(prefixes) == 1 and all("/" in name[:-1] for name in self.sets)
+        self.group = prefixes.pop() if shared else None
+        self.short = {name: name.partition("/")[2] if shared else name for name in self.sets}
+        # Clean first, then attack by attack.
+        self.conditions = sorted(
+            conditions, key=lambda c: (c.norm is not None, attacks.index((c.attack, c.norm)), c.eps)
+        )
+        self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
+        self.seconds = dict.fromkeys(self.models, 0.0)
+        for (model, _, _), runs in self.runs.items():
+            if model in self.hashes:
+                self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
+                self.seconds[model] += sum(cell.seconds for cell in runs.values())
+        measured = [
+            (model, condition)
+            for model in self.models
+            for condition in self.conditions
+            if any((model, name, condition) in self.cells for name in self.sets)
+        ]
+        # Means are over the same sets for every model and condition, else they could not be compared.
+        self.mean_sets = [
+            name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)
+        ]
+
+    def get(self, model: str, set_name: str, condition: Condition) -> Estimate | None:
+        runs = self.runs.get((model, set_name, condition), {}).values()
+        return together([Estimate(cell.accuracy, *cell.ci95, flagged=is_flagged(cell)) for cell in runs])
+
+    def mean(self, model: str, condition: Condition, sets: Sequence[str] | None = None) -> Estimate | None:
+        """Over `sets`, by default `mean_sets`; seeds that lack one of them do not count. None where all do."""
+        names = self.mean_sets if sets is None else list(sets)
+        found = []
+        for sha in self.hashes.get(model, []):
+            cells = [self.runs.get((model, name, condition), {}).get(sha) for name in names]
+            known = [cell for cell in cells if cell is not None]
+            if known and len(known) == len(names):
+                value, (low, high) = mean_interval(known)
+                found.append(Estimate(value, low, high, flagged=any(map(is_flagged, known))))
+        return together(found)
+
+    def images(self, set_name: str) -> str:
+        """How many images of the set were judged ("150", or "100, 150" where it varies)."""
+        counts = {
+            cell.n for (_, name, _), runs in self.runs.items() if name == set_name for cell in runs.values()
+        }
+        return ", ".join(str(n) for n in sorted(counts))
+
+    @property
+    def replicated(self) -> bool:
+        """Whether some model has several seeds."""
+        return any(len(hashes) > 1 for hashes in self.hashes.values())
+
+    @property
+    def clean(self) -> Condition | None:
+        return next((c for c in self.conditions if c.norm is None), None)
+
+    @property
+    def attacked(self) -> list[Condition]:
+        return [c for c in self.conditions if c.norm is not None]
+
+    def strongest(self, eps: float | None = None) -> Condition | None:
+        """The attack that leaves the least at this ε; at the smallest ε measured if none is given."""
+        attacked = self.attacked
+        if not attacked:
+            return None
+        # The radii of different norms cannot be compared: the first norm measured leads.
+        attacked = [c for c in attacked if c.norm == attacked[0].norm]
+        target = min(c.eps for c in attacked) if eps is None else eps
+        near = [c for c in attacked if math.isclose(c.eps, target, rel_tol=1e-6)]
+        return min(near, key=self._left, default=None)
+
+    def _left(self, condition: Condition) -> float:
+        cells = [cell for (_, _, c), cell in self.cells.items() if c == condition]
+        return sum(cell.accuracy for cell in cells) / len(cells)
+
+
+def together(found: Sequence[Estimate]) -> Estimate | None:
+    """One seed as it is, several as mean ± sample standard deviation; None of none."""
+    if len(found) < 2:
+        return found[0] if found else None
+    values = [one.value for one in found]
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    flagged = any(one.flagged for one in found)
+    return Replicated(mean, mean - deviation, mean + deviation, flagged, seeds=len(values))
+
+
+def is_flagged(cell: Cell) -> bool:
+    """Whether the cell was checked for masked gradients and failed."""
+    return cell.sanity is not None and not cell.sanity["passed"]
+
+
+def difference(before: Estimate, after: Estimate) -> Change:
+    """The change from `before` to `after`.
+
+    Of single checkpoints with Newcombe's interval for two independent proportions: both models saw the same images,
+    so the true interval is usually narrower. Where there are seeds: one standard deviation of the difference of two
+    independent runs; a model without seeds adds nothing to it.
+    """
+    value = after.value - before.value
+    if isinstance(before, Replicated) or isinstance(after, Replicated):
+        both = [e.deviation for e in (before, after) if isinstance(e, Replicated)]
+        return Change(value, value - math.hypot(*both), value + math.hypot(*both))
+    down = math.hypot(after.value - after.low, before.high - before.value)
+    up = math.hypot(after.high - after.value, before.value - before.low)
+    return Change(value, max(-1.0, value - down), min(1.0, value + up))
+
+
+def attack_title(attack: str) -> str:
+    """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-ce+square" → "APGD-CE + Square"; others stay as they are."""
+    if match := re.fullmatch(r"([a-z]+)(\d+)(?:x(\d+))?", attack):
+        return f"{match[1].upper()}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
+    names = {"autoattack": "AutoAttack", "autoattack-rand": "AutoAttack (rand)", "square": "Square"}
+    parts = [names.get(p, p.upper() if "-" in p else p) for p in attack.split("+")]
+    return " + ".join(parts)
+
+
+def radius(eps: float, norm: str | None) -> str:
+    """ε as people write it: "2/255" for L∞, "0.5 (L2)" for L2."""
+    if norm == "l2":
+        return f"{eps:.4g} (L2)"
+    return f"{_trim(eps * 255)}/255"
+
+
+def signed(points: float, digits: int = 1) -> str:
+    """ "+3.2", "−0.4" with a true minus sign."""
+    text = f"{abs(points):.{digits}f}"
+    return text if float(text) == 0 else f"{'+' if points > 0 else MINUS}{text}"
+
+
+def _same_settings(model: str, one: Cell, two: Cell) -> None:
+    for name in SETTINGS:
+        a, b = getattr(one, name), getattr(two, name)
+        if a != b:
+            raise ValueError(
+                f"the results hold {model} on {two.set} under {two.attack} twice, with different {name} "
+                f"({a} and {b}); give the report one of them"
+            )
+
+
+def _trim(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,174 @@
+"""The folder of a whole comparison, read: its plan, the results of every run, the runs themselves.
+
+plan.json                 experiments: id, title, rows (labels of methods), sets, attacks, eps, note
+results/NAME-sSEED.jsonl  result cells of one run; `model` is the method's label, the same for every seed
+runs/NAME-sSEED/          that run's folder, where it was kept
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from advflyp.data.labelled import set_names
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.report.measured import Condition, Results
+from advflyp.report.prose import read_recipe_tree
+
+PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One table or figure of the plan.
+
+    rows:     labels of the methods, in their order
+    sets:     names of sets, groups resolved
+    attacks, eps: each attack but "clean" at each radius, in pixels of [0, 1]
+    unranked: labels that are shown as references and take no part in best and second best
+    points:   label → {"pairs": …, "batch_size": …} where the experiment varies the amount of data
+    """
+
+    id: str
+    title: str
+    rows: list[str]
+    sets: list[str]
+    attacks: list[str]
+    eps: list[float]
+    note: str = ""
+    unranked: list[str] = field(default_factory=list)
+    points: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What the id says: "table1", "figure3", … however it is spelled."""
+        match = re.search(r"(tab|fig)[a-z]*[^a-z0-9]*(\d+)", self.id.lower())
+        return f"{'table' if match[1] == 'tab' else 'figure'}{match[2]}" if match else self.id
+
+    def conditions(self, cells: Iterable[Cell]) -> list[Condition]:
+        """What the plan wants measured, clean first; ε as the cells have it, up to rounding."""
+        measured = {(c.attack, c.norm, c.eps) for c in cells if c.norm is not None}
+        found = [Condition("clean", None, 0.0)] if "clean" in self.attacks else []
+        for attack in self.attacks:
+            for eps in self.eps if attack != "clean" else []:
+                near = [m for m in measured if m[0] == attack and math.isclose(m[2], eps, rel_tol=1e-4)]
+                found.append(Condition(*min(near, key=str)) if near else Condition(attack, "linf", eps))
+        return found
+
+    def results(self, cells: Iterable[Cell]) -> Results:
+        """Its own cells, the seeds of a method together."""
+        cells = list(cells)
+        wanted = self.conditions(cells)
+        rows, sets = set(self.rows), set(self.sets)
+        chosen = [
+            cell
+            for cell in cells
+            if cell.model in rows
+            and cell.set in sets
+            and Condition(cell.attack, cell.norm, cell.eps) in wanted
+        ]
+        # In the plan's order, not in that of the files.
+        chosen.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
+        return Results(chosen, seeds=True, models=self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One seed of one method: its label, its result file's stem, its folder and recipe where there is one."""
+
+    label: str
+    name: str
+    folder: Path | None
+    recipe: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        match = re.search(r"-s(\d+)$", self.name)
+        return int(match[1]) if match else 0
+
+    @property
+    def original(self) -> str:
+        """The model that the run started from."""
+        return str(self.recipe.get("model", {}).get("name", "mini"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison: what was planned and what is there.
+
+    scale: "mini" or "paper", as the plan says
+    """
+
+    folder: Path
+    scale: str
+    experiments: list[Experiment]
+    cells: list[Cell]
+    runs: list[Run]
+
+    def run_of(self, label: str) -> Run | None:
+        """The first seed of a method whose folder is there with weights."""
+        runs = [run for run in self.runs if run.label == label and run.folder is not None]
+        runs = [run for run in runs if run.folder and (run.folder / "best").is_dir()]
+        return min(runs, key=lambda run: run.seed, default=None)
+
+
+def read_study(folder: Path) -> Study:
+    """Everything in the folder but weights; ValueError saying what is missing or broken."""
+    path = folder / PLAN
+    try:
+        plan = json.loads(path.read_text())
+        listed = plan["experiments"] if isinstance(plan, dict) else plan
+        experiments = [_experiment(entry) for entry in listed]
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}; name the folder that `advflyp reproduce` wrote") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a plan of ours: {type(error).__name__} {error}") from None
+    cells: list[Cell] = []
+    runs: list[Run] = []
+    for file in sorted((folder / RESULTS).glob("*.jsonl"), key=_by_seed):
+        found = read_cells(file)
+        cells += found
+        run = folder / RUNS / file.stem
+        known = run if run.is_dir() else None
+        runs += [
+            Run(label=label, name=file.stem, folder=known, recipe=read_recipe_tree(run) if known else {})
+            for label in dict.fromkeys(cell.model for cell in found)
+        ]
+    if not cells:
+        raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
+    scale = str(plan.get("scale", "mini")) if isinstance(plan, dict) else "mini"
+    return Study(folder=folder, scale=scale, experiments=experiments, cells=cells, runs=runs)
+
+
+def _experiment(entry: Mapping[str, Any]) -> Experiment:
+    points = dict(entry.get("points", {}))
+    return Experiment(
+        id=str(entry["id"]),
+        title=str(entry["title"]),
+        rows=list(dict.fromkeys(map(str, entry["rows"]))),
+        sets=_sets(entry["sets"]),
+        attacks=[str(attack) for attack in entry["attacks"]],
+        eps=[float(value) for value in entry["eps"]],
+        note=str(entry.get("note") or ""),
+        unranked=[str(label) for label in entry.get("unranked", [])],
+        points={str(label): dict(at) for label, at in points.items()},
+    )
+
+
+def _sets(names: list[str]) -> list[str]:
+    """Groups resolved; what is unknown on this machine stays as it is, its results may still be there."""
+    result: list[str] = []
+    for name in names:
+        try:
+            result += set_names([name])
+        except ValueError:
+            result.append(name)
+    return list(dict.fromkeys(result))
+
+
+def _by_seed(path: Path) -> tuple[int, str]:
+    match = re.search(r"-s(\d+)$", path.stem)
+    return int(match[1]) if match else 0, path.stem
