@@ -4,13 +4,14 @@
 
 writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
 src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights
-counts their pairs, too.
+counts their pairs, too. `--average RUN …` takes the mean of its weights and theirs (a uniform soup).
 """
 
 import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import tyro
 from tyro.conf import Positional
 
 from advflyp.evaluation.suite import evaluate
+from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, save_model
 from advflyp.runlog import read_metrics
 
@@ -29,10 +31,15 @@ class Arguments:
 
     run: Positional[Path]
     name: Positional[str]
+    average: tuple[Path, ...] = ()
+    """Other run folders or models of the same start, whose weights are averaged with those of `run`."""
 
 
-def bundle(run: Path, name: str) -> dict[str, float]:
-    """Save the best weights of `run` as the bundled model `name`; its clean accuracies by set (0–1)."""
+def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, float]:
+    """Save the best weights of `run` as the bundled model `name`; its clean accuracies by set (0–1).
+
+    average: runs or models whose weights are averaged with those of `run`
+    """
     card = json.loads((run / BEST / CARD_FILE).read_text())
     folder = BUNDLED / name
     recipe = card["recipe"]
@@ -42,7 +49,7 @@ def bundle(run: Path, name: str) -> dict[str, float]:
         if Path(recipe[table][key]).is_absolute():
             recipe[table][key] = Path(recipe[table][key]).name
     # The accuracies have to be those of the rounded weights that users get.
-    save_model(load_model(run), folder, card, half=True)
+    save_model(_mean_of([run, *average]), folder, card, half=True)
     model = load_model(name)
     accuracy = {
         cell.set: cell.accuracy
@@ -61,6 +68,7 @@ def bundle(run: Path, name: str) -> dict[str, float]:
             "intended use": "trying out and testing adversarial finetuning; not for any other purpose",
             "pairs_seen": before + card["pairs_seen"],
             "pairs_seen_before_this_recipe": before,
+            **({"averaged_runs": 1 + len(average)} if average else {}),
             "steps": card["step"],
             "loss": round(train_lines[-1]["loss"], 4),
             "hours": round(train_lines[-1]["time"] / 3600, 2),
@@ -74,6 +82,21 @@ def bundle(run: Path, name: str) -> dict[str, float]:
         half=True,
     )
     return accuracy
+
+
+def _mean_of(models: Sequence[Path]) -> CLIP:
+    """Models of one architecture → one with the mean of their weights and statistics."""
+    states = [load_model(model).state_dict() for model in models]
+    result = load_model(models[0])
+    result.load_state_dict(
+        {
+            name: torch.stack([state[name] for state in states]).mean(0)
+            if value.is_floating_point()
+            else value
+            for name, value in states[0].items()
+        }
+    )
+    return result
 
 
 def _pairs_seen(start: str) -> int:
@@ -95,5 +118,5 @@ def hardware() -> str:
 
 if __name__ == "__main__":
     arguments = tyro.cli(Arguments)
-    for key, value in bundle(arguments.run, arguments.name).items():
+    for key, value in bundle(arguments.run, arguments.name, arguments.average).items():
         print(f"{key:20} {100 * value:5.1f} %")
