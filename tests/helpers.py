@@ -5,6 +5,7 @@ import json
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -31,14 +32,21 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), 
 SHAPES = ("circle", "square", "triangle", "bar")
 
 
+def small_model(config: dict[str, Any], seed: int = 0, name: str = "small") -> CLIP:
+    """A random model of an open_clip configuration; it encodes no text until it is saved and loaded."""
+    torch.manual_seed(seed)
+    arguments = json.loads(json.dumps(config))
+    kind: Any = open_clip.CustomTextCLIP if arguments.pop("custom_text", False) else open_clip.CLIP
+    net = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**arguments)
+    size = config["vision_cfg"]["image_size"]
+    preprocess = {"size": size, "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
+    return CLIP(net, lambda texts: torch.zeros(0), {"model_cfg": config, "preprocess_cfg": preprocess}, name)
+
+
 def make_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
     """A random tiny CLIP as an open_clip folder."""
-    torch.manual_seed(seed)
     config = {"embed_dim": 24, "vision_cfg": VISION[kind], "text_cfg": TEXT}
-    net = open_clip.model.CLIP(**json.loads(json.dumps(config)))
-    preprocess = {"size": VISION[kind]["image_size"], "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
-    model = CLIP(net, lambda texts: torch.zeros(0), {"model_cfg": config, "preprocess_cfg": preprocess}, kind)
-    save_model(model, folder, {})
+    save_model(small_model(config, seed, kind), folder, {})
     return folder
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from advflyp.model.patches import Patches, embed_patches, patch_grid
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -74,6 +76,12 @@ class CLIP(nn.Module):
         """τ⁻¹, a float32 scalar; the exponential is already applied."""
         return self.net.logit_scale.float().exp()
 
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """b of the sigmoid loss, a float32 scalar; none for a model that was pretrained with another loss."""
+        bias = getattr(self.net, "logit_bias", None)
+        return None if bias is None else bias.float()
+
     @contextmanager
     def computing_in(self, precision: Precision) -> Iterator[None]:
         """Run the towers in this precision; pixels, patch embedding and embeddings stay float32."""
@@ -89,10 +97,25 @@ class CLIP(nn.Module):
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
         """`encode_image` before the normalisation: (N, d) float32 embeddings of any length."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self._autocast(), _no_tensor_float32():
-            features = self.net.encode_image(normalised)
+            # CoCa's would normalise unless told not to.
+            features = self.net.encode_image(self._normalised(images), normalize=False)
         return features.float()
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the image tower's patches; ValueError for an architecture that has none."""
+        return patch_grid(self.visual, self.image_size, self.name)
+
+    def encode_patches(self, images: Tensor) -> Patches:
+        """(N, 3, H, W) pixels in [0, 1] → embeddings of the images and of each of their patches, from one forward.
+
+        ValueError for an architecture without patch tokens.
+        """
+        grid = self.patch_grid
+        with self._autocast(), _no_tensor_float32():
+            image, tokens = embed_patches(self.visual, self._normalised(images))
+        return Patches(F.normalize(image.float(), dim=-1), F.normalize(tokens.float(), dim=-1), grid)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""
@@ -100,6 +123,9 @@ class CLIP(nn.Module):
         with self._autocast():
             features = self.net.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
         # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
