@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from advflyp.method.advflyp import AdvFLYPConfig
+from advflyp.method import METHODS
 from advflyp.training.recipe import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_recipe_keys_are_documented() -> None:
     documented = set(re.findall(r"`(\w+\.\w+)`", (ROOT / "docs/recipes.md").read_text()))
-    tables = {**TABLES, "method": AdvFLYPConfig}
-    real = {f"{table}.{field.name}" for table, cls in tables.items() for field in dataclasses.fields(cls)}
+    tables = [*TABLES.items(), *(("method", config) for _, config in METHODS.values())]
+    real = {f"{table}.{field.name}" for table, cls in tables for field in dataclasses.fields(cls)}
     documented -= {"advflyp.load_model"}
-    assert {key for key in documented if key.split(".")[0] in tables} == real | {"method.name"}
+    assert {key for key in documented if key.split(".")[0] in {*TABLES, "method"}} == real | {"method.name"}
 
 
 def test_the_map_of_files_is_complete() -> None:

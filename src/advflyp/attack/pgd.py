@@ -28,6 +28,10 @@ class AttackConfig:
     step_size: float = 1 / 255
 
     def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise ValueError(
+                f"attack.eps must be above 0, not {self.eps}; to train on clean images: attack.steps = 0"
+            )
         Threat(norm=self.norm, eps=self.eps)
         if self.steps < 0:
             raise ValueError(f"attack.steps must be 0 (clean) or above, not {self.steps}")

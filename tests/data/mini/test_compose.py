@@ -2,13 +2,14 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from advflyp.data.mini.compose import MiniPairs, augment, compose, corpus_folder
+from advflyp.data.mini.compose import MiniClasses, MiniPairs, augment, compose, corpus_folder
 from advflyp.data.pairs import DataConfig, open_pairs
 from helpers import write_tar
 
@@ -147,3 +148,55 @@ def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_too_small_for_a_batch(folder: Path) -> None:
     with pytest.raises(ValueError, match="holds 20 pairs, which do not fill one batch of 64"):
         mini_pairs(folder, batch_size=64)
+
+
+@pytest.fixture
+def concepts(tmp_path: Path) -> Path:
+    """20 greys; every fourth has no concept, the others are apple, boat or cat in turn."""
+    folder = corpus(tmp_path / "concepts", 20)
+    members = []
+    with tarfile.open(folder / "train-0000.tar.gz") as tar:
+        for index, member in enumerate(tar):
+            data = tar.extractfile(member).read()
+            if member.name.endswith(".json"):
+                concept = (None, "cat", "boat", "apple")[index // 3 % 4]
+                data = json.dumps({**json.loads(data), "concept": concept}).encode()
+            members.append((member.name, data))
+    write_tar(folder / "train-0000.tar.gz", members)
+    return folder
+
+
+def mini_classes(folder: Path, classes: list[str], **config: object) -> MiniClasses:
+    config = DataConfig(train=str(folder), **{"batch_size": 4, **config})
+    return MiniClasses(folder, config, seed=0, device=CPU, classes=classes, templates=["a {}", "the {}"])
+
+
+def test_labelled_pictures_are_those_of_the_captioned_twin(concepts: Path) -> None:
+    """The same composition of the same pictures in the same order; only labels take the captions' place."""
+    labelled = mini_classes(concepts, ["apple", "boat"])
+    config = DataConfig(train=str(concepts), batch_size=4)
+    captioned = MiniPairs(concepts, config, seed=0, device=CPU, concepts=["apple", "boat"])
+    assert len(labelled) == 2 and len(labelled.metas) == 10
+    for one, other in zip(labelled.epoch(1), captioned.epoch(1), strict=True):
+        assert torch.equal(one["images"], other["images"])
+        assert one["captions"] == [f"a {['apple', 'boat'][label]}" for label in one["labels"].tolist()]
+        assert all("grey" in caption or "icon" in caption for caption in other["captions"])
+        assert one["position"] == other["position"]
+    (rest,) = labelled.epoch(1, 1)
+    assert torch.equal(rest["labels"], one["labels"]) and torch.equal(rest["images"], one["images"])
+
+
+def test_labels_belong_to_their_pictures(concepts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advflyp.data.mini.compose.augment", lambda images, mirror, generator: images)
+    classes = ["cat", "apple"]
+    for batch in mini_classes(concepts, classes).epoch(0):
+        numbers = (batch["images"][:, 0, 32, 32] * 255 / 12).round().int().tolist()
+        expected = [("none", "cat", "boat", "apple")[number % 4] for number in numbers]
+        assert [classes[label] for label in batch["labels"].tolist()] == expected
+
+
+def test_a_limit_on_labelled_pictures_is_balanced(concepts: Path) -> None:
+    stream = mini_classes(concepts, ["apple", "boat", "cat"], limit=7)
+    assert sorted(stream.labels.bincount().tolist()) == [2, 2, 3]
+    again = mini_classes(concepts, ["apple", "boat", "cat"], limit=4)
+    assert {meta["name"] for meta in again.metas} < {meta["name"] for meta in stream.metas}

@@ -10,7 +10,7 @@ import os
 import random
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,14 @@ def full_corpus_folder() -> Path:
     return Path(cache) / "advflyp" / "mini"
 
 
-def read_shards(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(N, 64, 64, 4) uint8 pictures with straight alpha, and N dicts (name, tags, group, style, …)."""
-    pictures: list[np.ndarray] = []
+def read_shards(
+    folder: Path, concepts: Container[str] | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(N, 64, 64, 4) uint8 pictures with straight alpha, and N dicts (name, tags, group, style, …).
+
+    concepts: only the pictures of these; others are not decoded
+    """
+    files: list[bytes] = []
     metas: list[dict[str, Any]] = []
     for shard in sorted(folder.glob("train-*.tar.gz")):
         with tarfile.open(shard) as tar:
@@ -59,15 +64,17 @@ def read_shards(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
                 data = tar.extractfile(member)
                 assert data is not None
                 if member.name.endswith(".webp"):
-                    pictures.append(np.asarray(Image.open(io.BytesIO(data.read())).convert("RGBA")))
+                    files.append(data.read())
                 elif member.name.endswith(".json"):
                     metas.append(json.loads(data.read()))
-    if not pictures:
+    if not files:
         raise ValueError(
             f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`"
         )
-    assert len(pictures) == len(metas)
-    return np.stack(pictures), metas
+    assert len(files) == len(metas)
+    rows = [row for row, meta in enumerate(metas) if concepts is None or meta["concept"] in concepts]
+    pictures = [np.asarray(Image.open(io.BytesIO(files[row])).convert("RGBA")) for row in rows]
+    return np.stack(pictures), [metas[row] for row in rows]
 
 
 class MiniPairs:
@@ -86,17 +93,14 @@ class MiniPairs:
         device: torch.device,
         concepts: Sequence[str] | None = None,
     ) -> None:
-        pictures, metas = read_shards(folder)
-        keep = range(len(metas))
-        if concepts is not None:
-            label = {concept: number for number, concept in enumerate(concepts)}
-            rows = [row for row, meta in enumerate(metas) if meta["concept"] in label]
-            labels = [label[metas[row]["concept"]] for row in rows]
-            keep = [rows[place] for place in balanced(labels, config.limit, seed)]
-        elif config.limit is not None and config.limit < len(metas):
-            # The shards are grouped by source: a random subset, not the first source.
-            keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
-        if len(keep) < len(metas):
+        label = None if concepts is None else {concept: number for number, concept in enumerate(concepts)}
+        pictures, metas = read_shards(folder, label)
+        if config.limit is not None and config.limit < len(metas):
+            if label is None:
+                # The shards are grouped by source: a random subset, not the first source.
+                keep = random.Random(f"{seed}/limit").sample(range(len(metas)), config.limit)
+            else:
+                keep = balanced([label[meta["concept"]] for meta in metas], config.limit, seed)
             pictures, metas = pictures[keep], [metas[row] for row in keep]
         self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(device)
         self.metas = metas

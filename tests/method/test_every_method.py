@@ -1,0 +1,159 @@
+"""What every method must do, by name: its attack raises its own loss, and training lowers it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advflyp.data.classes import Classes
+from advflyp.method import METHODS
+from advflyp.model.hub import load_model, weights_sha256
+from advflyp.model.zeroshot import class_embeddings
+from advflyp.runlog import read_metrics
+from advflyp.training.recipe import read_recipe
+from advflyp.training.trainer import Trainer, train
+from data.test_classes import class_tree
+from helpers import RECIPE, write_folder
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
+    """A recipe for each method, on pictures of four classes or on pairs."""
+    class_tree(tmp_path / "classes", 64)
+    write_folder(tmp_path / "pairs", 64)
+    result = {}
+    for name, (method, _) in METHODS.items():
+        data = tmp_path / ("pairs" if method.trains_on == "pairs" else "classes")
+        text = RECIPE.format(model=tiny_folder, data=data).replace('"advflyp"', f'"{name}"')
+        result[name] = tmp_path / f"{name}.toml"
+        result[name].write_text(text.replace("feature_weight = 1.0\nlogit_weight = 1.0\n", ""))
+    return result
+
+
+def with_another_original(trainer: Trainer) -> Trainer:
+    """At the first step model and original are the same, and distances between them have no slope."""
+    if trainer.method.original is not None:
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in trainer.method.original.parameters():
+                weight += 0.05 * torch.randn(weight.shape, generator=noise)
+    return trainer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_attack_raises_the_methods_own_loss(name: str, recipes: dict[str, Path], tmp_path: Path) -> None:
+    trainer = with_another_original(
+        Trainer(read_recipe(recipes[name], {"attack.steps": 5}), tmp_path / "run")
+    )
+    batch = next(iter(trainer.pairs.epoch(0)))
+    trainer.embed_texts(batch)
+    threat = trainer.recipe.attack.threat
+    found = trainer.attack(batch["images"], batch)
+    assert threat.contains(batch["images"], found).all()
+    start = threat.random_start(batch["images"], torch.Generator().manual_seed(0))
+    reached, began, clean = (
+        trainer.method.attack_loss(images, batch).mean() for images in (found, start, batch["images"])
+    )
+    assert reached > began and reached > clean
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [(name, steps) for name in METHODS for steps in (0, 2) if (name, steps) != ("fare", 0)]
+)
+def test_training_lowers_the_loss(name: str, steps: int, recipes: dict[str, Path], tmp_path: Path) -> None:
+    overrides = {"attack.steps": steps, "train.epochs": 10, "checkpoint.every": 100}
+    train(recipes[name], overrides, out=tmp_path / "run")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert len(losses) == 4
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_fare_without_an_attack_has_nothing_to_do(recipes: dict[str, Path], tmp_path: Path) -> None:
+    """Clean pictures are where they were. (Adam, or long steps, would blow the rounding errors up.)"""
+    overrides = {"attack.steps": 0, "optim.name": "sgd", "optim.lr": 1e-3}
+    train(recipes["fare"], overrides, out=tmp_path / "run")
+    (line,) = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert line["loss"] < 1e-9
+
+
+@pytest.mark.parametrize("name", ["tecoa", "pmg_aft", "flyp"])
+def test_training_raises_the_robust_accuracy(name: str, recipes: dict[str, Path], tmp_path: Path) -> None:
+    """A quarter is chance."""
+    overrides = {
+        "train.epochs": 15,
+        "validate.set": f"folder:{tmp_path / 'classes'}",
+        "checkpoint.every": 100,
+    }
+    train(recipes[name], overrides, out=tmp_path / "run")
+    robust = [line["robust"] for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
+    assert max(robust) >= robust[0] + 0.2 and max(robust) > 0.6
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "advflyp"])
+def test_a_resumed_run_is_the_same_run(
+    name: str, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipes[name], {"checkpoint.every": 1}, out=tmp_path / "whole")
+    real_step, done = Trainer.step, []
+
+    def dying_step(self: Trainer, batch: dict[str, Any]) -> Any:
+        done.append(1)
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        return real_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", dying_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipes[name], {"checkpoint.every": 1}, out=tmp_path / "cut")
+    monkeypatch.undo()
+    train(recipes[name], {"checkpoint.every": 1}, out=tmp_path / "cut", resume=True)
+    whole, cut = (weights_sha256(load_model(tmp_path / run)) for run in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_frozen_prompts_are_encoded_once(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(read_recipe(recipes["tecoa"]), tmp_path / "run")
+    encoded: list[str] = []
+    real = trainer.model.encode_text
+    monkeypatch.setattr(trainer.model, "encode_text", lambda texts: encoded.extend(texts) or real(texts))
+    assert isinstance(trainer.pairs, Classes)
+    expected = class_embeddings(trainer.model, trainer.pairs.classes, trainer.pairs.templates)
+    encoded.clear()
+    for batch in trainer.pairs.epoch(0):
+        trainer.step(batch)
+        torch.testing.assert_close(batch["class_embeddings"], expected)
+        torch.testing.assert_close(batch["text_embeddings"], expected[batch["labels"]])
+        assert not batch["class_embeddings"].requires_grad
+    assert encoded == [f"This is a photo of a {name}." for name in trainer.pairs.classes]
+
+
+def test_unfrozen_prompts_are_encoded_anew_and_learn(recipes: dict[str, Path], tmp_path: Path) -> None:
+    overrides = {"train.unfreeze": "vision+text", "optim.warmup_steps": 0}
+    trainer = Trainer(read_recipe(recipes["tecoa"], overrides), tmp_path / "run")
+    before = {name: weight.clone() for name, weight in trainer.model.net.named_parameters()}
+    first, second, *_ = trainer.pairs.epoch(0)
+    trainer.step(first)
+    trainer.step(second)
+    assert first["class_embeddings"].requires_grad
+    assert not torch.equal(first["class_embeddings"], second["class_embeddings"])
+    moved = {
+        name for name, weight in trainer.model.net.named_parameters() if not torch.equal(weight, before[name])
+    }
+    assert "text_projection" in moved and "visual.proj" in moved and "logit_scale" not in moved
+    batch = next(iter(trainer.pairs.epoch(1)))
+    trainer.embed_texts(batch)
+    expected = class_embeddings(trainer.model, trainer.pairs.classes, trainer.pairs.templates)
+    torch.testing.assert_close(batch["class_embeddings"].detach(), expected)
+
+
+def test_images_alone_need_no_text(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(read_recipe(recipes["fare"]), tmp_path / "run")
+    monkeypatch.setattr(trainer.model, "encode_text", None)
+    batch = next(iter(trainer.pairs.epoch(0)))
+    trainer.step(batch)
+    assert "text_embeddings" not in batch

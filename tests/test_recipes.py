@@ -1,0 +1,92 @@
+"""The recipes that are shipped: each has its twin at mini scale, and differs from the others only where it must."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advflyp.config import read_toml
+from advflyp.training.recipe import read_recipe
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAPER = {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
+MINI = {path.stem: path for path in sorted((CONFIGS / "mini").glob("*.toml")) if "pretrain" not in path.stem}
+LABELLED = {"tecoa", "tecoa_feature", "tecoa_logit", "tecoa_full", "pmg_aft", "tga_zsr", "fare", "flyp",
+            "clean_classification"}  # fmt: skip
+CLEAN = {"clean_contrastive", "clean_classification"}
+UNFROZEN = {"advflyp_text": "vision+text", "advflyp_all": "all"}
+
+
+def flat(path: Path) -> dict[str, Any]:
+    """The resolved recipe by dotted key, without the method's own table."""
+    tree = read_recipe(path).tree()
+    return {f"{t}.{k}": v for t, table in tree.items() if t != "method" for k, v in table.items()}
+
+
+def difference(path: Path, base: Path) -> dict[str, Any]:
+    """What `path` says where `base` says something else."""
+    ours, theirs = flat(path), flat(base)
+    return {key: ours.get(key) for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def test_every_recipe_has_its_twin() -> None:
+    assert PAPER.keys() == MINI.keys()
+    assert LABELLED - {"tga_zsr"} <= PAPER.keys() and CLEAN | UNFROZEN.keys() <= PAPER.keys()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_of_the_paper_differs_only_where_the_paper_says(name: str) -> None:
+    expected: dict[str, Any] = {}
+    if name in LABELLED:
+        expected["data.train"] = "imagenet@train"
+    if name == "aft_captioned":
+        expected["data.train"] = "captioned-imagenet/*.tar"
+    if name in CLEAN:  # Sec. 9.1
+        expected |= {"attack.steps": 0, "optim.lr": 5e-5, "data.limit": 100_000, "validate.attack": "clean"}
+    if name in UNFROZEN:
+        expected["train.unfreeze"] = UNFROZEN[name]
+    assert difference(PAPER[name], PAPER["advflyp_full"]) == expected
+
+
+@pytest.mark.parametrize("name", MINI)
+def test_the_mini_recipes_see_as_many_pictures(name: str) -> None:
+    expected: dict[str, Any] = {}
+    if name in LABELLED:
+        expected |= {"data.train": "mini/proxy", "train.epochs": 3}
+    if name == "aft_captioned":
+        expected |= {"data.train": "mini/proxy-captioned", "train.epochs": 3}
+    if name in CLEAN:
+        expected |= {
+            "attack.steps": 0,
+            "validate.attack": "clean",
+            "attack.eps": 1 / 255,
+            "attack.step_size": 1 / 255,
+        }
+    if name in UNFROZEN:
+        expected["train.unfreeze"] = UNFROZEN[name]
+    assert difference(MINI[name], MINI["advflyp_full"]) == expected
+
+
+@pytest.mark.parametrize("name", MINI)
+def test_a_twin_has_its_base_s_method(name: str) -> None:
+    """Only the mask is the twin's own: a small corpus repeats its captions."""
+    base, twin = read_toml(PAPER[name])["method"], read_toml(MINI[name])["method"]
+    mask = twin.pop("mask_same_caption", None)
+    assert twin == base
+    assert mask == (True if base["name"] in ("advflyp", "flyp") else None)
+
+
+def test_epochs_suffice_for_the_steps() -> None:
+    """mini/proxy has 6,651 pictures."""
+    recipe = read_recipe(MINI["tecoa"])
+    assert recipe.train.max_steps is not None
+    assert recipe.train.epochs * (6651 // recipe.data.batch_size) >= recipe.train.max_steps
+
+
+def test_tables_4_and_9() -> None:
+    for prefix in ("advflyp", "tecoa"):
+        weights = {}
+        for name in ("", "_feature", "_logit", "_full"):
+            method = read_recipe(PAPER[prefix + name]).method
+            weights[name] = (method.feature_weight, method.logit_weight)
+        assert weights == {"": (0, 0), "_feature": (1, 0), "_logit": (0, 1), "_full": (1, 1)}
