@@ -71,7 +71,9 @@ def accuracy_against_eps(
         axes.set_ylabel("accuracy (%)")
     if label:
         gap = 15 / (height - bottom - 30) * ceiling
-        for (_, model), y in zip(sorted(ends), spread([end for end, _ in sorted(ends)], gap), strict=True):
+        for (_, model), y in zip(
+            sorted(ends), spread([end for end, _ in sorted(ends)], gap, floor=0), strict=True
+        ):
             axes.annotate(
                 look.names[model],
                 (max(ticks), y),
@@ -101,12 +103,12 @@ def against_pairs(
     for place, (batch, points) in enumerate(lines.items()):
         colour = MODELS[(1 + place) % len(MODELS)]
         x, y = [pairs for pairs, _ in points], [100 * value.value for _, value in points]
-        below = [100 * (value.value - value.low) for _, value in points]
-        above = [100 * (value.high - value.value) for _, value in points]
+        # Side by side, else one interval would hide another.
+        x = [pairs * 1.025 ** (place - (len(lines) - 1) / 2) for pairs in x]
+        for at, (_, value) in zip(x, points, strict=True):
+            axes.plot([at, at], [100 * value.low, 100 * value.high], color=colour, alpha=0.3, linewidth=4)
         marker = MARKERS[(1 + place) % len(MARKERS)]
-        axes.errorbar(
-            x, y, [below, above], color=colour, fmt=f"{marker}-", linewidth=2, markersize=6, capsize=0
-        )
+        axes.plot(x, y, f"{marker}-", color=colour, linewidth=2, markersize=6)
         ends.append((y[-1], f"batch {batch:,}", colour))
     pairs = sorted({p for points in lines.values() for p, _ in points})
     axes.set_xticks(pairs, [_short(p) for p in pairs])

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import Literal
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -50,7 +51,8 @@ def table(data: Table, *, words: bool = False) -> str:
         body += "".join(f"{row(values, start + place)}\n" for place, values in enumerate(rows))
     foot = f"<tfoot>{row(data.footer)}</tfoot>" if data.footer else ""
     kind = ' class="words"' if words else ""
-    note = "".join(f'<p class="note">{escape(line)}</p>' for line in data.note.splitlines())
+    lines = "<br>".join(map(escape, data.note.splitlines()))
+    note = f'<p class="note">{lines}</p>' if lines else ""
     above = f"<tr>{groups}</tr>" if groups else ""
     return (
         f'<div class="scroll"><table{kind}>\n<thead>{above}<tr>{head}</tr></thead>\n<tbody>{body}</tbody>{foot}'
@@ -76,9 +78,9 @@ def picture(draw: Callable[[int], Figure], description: str, *, widths: tuple[in
     return f"<figure>{inner}</figure>"
 
 
-def grid(plots: Sequence[str], *, roomy: bool = False) -> str:
-    """Small plots side by side, as many as fit."""
-    return f'<div class="grid{" roomy" if roomy else ""}">{"".join(plots)}</div>'
+def grid(plots: Sequence[str], *, kind: Literal["", "roomy", "pairs"] = "") -> str:
+    """Plots side by side, as many as fit. kind: how wide they are, from about 205, 260, 380 pixels on."""
+    return f'<div class="{f"grid {kind}".strip()}">{"".join(plots)}</div>'
 
 
 def example_card(example: Example, names: tuple[str, str]) -> str:

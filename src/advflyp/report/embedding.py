@@ -24,8 +24,9 @@ from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.judge import Judge, for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, weights_sha256
-from advflyp.report.measured import radius
+from advflyp.report.measured import attack_title, radius
 from advflyp.report.plots import MODELS, MUTED, axes_in, sheet, styled
+from advflyp.report.tables import Table, Value
 
 FILE = "embedding.json"
 IMAGES = 256
@@ -186,14 +187,26 @@ def cloud_plot(cloud: Cloud, *, width: int, height: int) -> Figure:
     return figure
 
 
+def phi_table(found: Sequence[Cloud], *, title: str) -> Table:
+    """φ of each model: the mean over pictures and its standard error, in radians."""
+    rows: list[list[Value]] = []
+    for cloud in found:
+        error = float(np.std(cloud.phi, ddof=1)) / math.sqrt(len(cloud.phi)) if len(cloud.phi) > 1 else None
+        spread = None if error is None else f"{error:.4f}"
+        rows.append([cloud.label, f"{cloud.mean_phi:.4f}", spread, str(len(cloud.phi))])
+    columns = ["model", "mean φ (rad)", "standard error (rad)", "pictures"]
+    return Table(title=title, columns=columns, rows=rows, note=about(found[0]))
+
+
 def about(cloud: Cloud) -> str:
     """What the picture shows, as a sentence or two."""
     sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in cloud.sets))
+    attack = f"{attack_title(cloud.attack)} at ε = {radius(cloud.eps, cloud.norm)}"
     return (
-        f"t-SNE of the embeddings of {len(cloud.phi)} pictures ({sets}), clean and after {cloud.attack} at "
-        f"ε = {radius(cloud.eps, cloud.norm)} against that very model; a line joins the two of one picture. Each model "
-        "has a map of its own: distances mean nothing across maps. φ is Eq. 14: the angle between the clean and the "
-        "attacked picture's embedding, mean over pictures, in radians (0: the attack moves nothing)."
+        f"t-SNE of the embeddings of {len(cloud.phi)} pictures ({sets}), clean and after {attack} against that very "
+        "model; a line joins the two of one picture. Each model has a map of its own: distances mean nothing across "
+        "maps. φ is Eq. 14: the angle between the clean and the attacked picture's embedding, mean over pictures, in "
+        "radians (0: the attack moves nothing)."
     )
 
 

@@ -75,9 +75,9 @@ def methods_table(
     groups = [("", len(first)), *((side, len(names)) for side, names in split.items())]
     groups += [("mean over sets", len(means))] if split else []
     headings = [
-        (f"all {len(names)}" if split else f"mean of {len(names)}")
+        (f"all\n({len(names)})" if split else f"mean of {len(names)}")
         if name == "mean"
-        else f"{name}\n{len(names)}"
+        else f"{name}\n({len(names)})"
         for name, names in means.items()
     ]
     return Table(
@@ -88,7 +88,7 @@ def methods_table(
         blocks=blocks,
         best=True,
         unranked=unranked,
-        note="\n".join([*_about(results, wanted, found, columns), *_partial(results, found, columns)]),
+        note=" ".join([*_about(results, wanted, found, columns), *_partial(results, found, columns)]),
     )
 
 
@@ -120,7 +120,7 @@ def means_table(
     first = ["method", *(["seeds"] if results.replicated else [])]
     titles = ["clean" if c.norm is None else c.title for c in found]
     columns = [
-        (title.replace(", ", "\n") if len(kinds) == 1 else f"{kind}\n{len(names)}")
+        (title.replace(", ", "\n") if len(kinds) == 1 else f"{kind}\n({len(names)})")
         for title in titles
         for kind, names in kinds.items()
     ]
@@ -131,7 +131,7 @@ def means_table(
         groups=[("", len(first)), *((t, len(kinds)) for t in titles)] if len(kinds) > 1 else [],
         best=True,
         unranked=unranked,
-        note="\n".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
+        note=" ".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
     )
 
 
@@ -147,7 +147,7 @@ def _seeds(results: Results, model: str) -> list[Value]:
 
 def _partial(results: Results, found: Sequence[Condition], sets: Sequence[str]) -> list[str]:
     return [
-        f"{c.title}: means over the {len(here)} sets measured."
+        f"{c.title}: means over {len(here)} of {len(sets)} sets, those measured."
         for c in found
         if len(here := _measured(results, c, sets)) < len(sets)
     ]
@@ -224,11 +224,8 @@ def _seeds_missing(results: Results, shown: Shown) -> list[str]:
     for (model, _, _), runs in shown.items():
         if len(runs) < len(results.hashes[model]):
             fewer[model] = fewer.get(model, 0) + 1
-    return (
-        [f"Not every seed: {', '.join(f'{model} ({count} results)' for model, count in fewer.items())}."]
-        if fewer
-        else []
-    )
+    names = ", ".join(f"{model} ({count} results)" for model, count in fewer.items())
+    return [f"Not of every seed: {names}."] if fewer else []
 
 
 def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:

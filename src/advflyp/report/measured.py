@@ -147,6 +147,8 @@ class Results:
             known = [cell for cell in cells if cell is not None]
             if known and len(known) == len(names):
                 value, (low, high) = mean_interval(known)
+                if len(known) == 1:
+                    low, high = known[0].ci95
                 found.append(Estimate(value, low, high, flagged=any(map(is_flagged, known))))
         return together(found)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from advflyp.model.hub import load_model
 from advflyp.report import elements, prose, sections
 from advflyp.report.curves import against_pairs
-from advflyp.report.embedding import FILE, Cloud, about, cloud_plot, clouds, read_clouds, write_clouds
+from advflyp.report.embedding import FILE, Cloud, cloud_plot, clouds, phi_table, read_clouds, write_clouds
 from advflyp.report.examples import Example, examples
 from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_table, sides
 from advflyp.report.measured import Condition, Estimate, Results
@@ -65,9 +65,9 @@ class ComparisonPage:
             parts.append(f"## {escape_markdown(experiment.title)}\n")
             if experiment.note:
                 parts.append(escape_markdown(experiment.note) + "\n")
-            own = [table for name, table in self.tables.items() if name in _names(experiment)]
+            own = [table for name, table in self.tables.items() if name in self._own(experiment)]
             parts += [markdown(table) for table in own] or ["No results yet.\n"]
-        rest = {name for e in self.study.experiments for name in _names(e)}
+        rest = {name for e in self.study.experiments for name in self._own(e)}
         parts += [markdown(table) for name, table in self.tables.items() if name not in rest]
         return "\n".join(parts)
 
@@ -79,10 +79,13 @@ class ComparisonPage:
             glance = sections.tradeoffs(results, rows, shown[0], shown[1], self.look)
         by_eps = self._all_radii()
         names = ("original", FULL)
-        run_folders = {
-            f"{run.label}, seed {run.seed}": run.folder for run in self.study.runs if run.folder is not None
-        }
-        recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in self.study.runs}
+        order = {label: place for place, label in enumerate(self.labels)}
+        kept = sorted(
+            (run for run in self.study.runs if run.folder is not None),
+            key=lambda run: (order.get(run.label, len(order)), run.seed),
+        )
+        run_folders = {f"{run.label}, seed {run.seed}": run.folder for run in kept if run.folder is not None}
+        recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in kept}
         everything = Results(self.study.cells, seeds=True)
         return sections.document(
             TITLE,
@@ -118,9 +121,10 @@ class ComparisonPage:
         text = f"Of {len(self.rows)} methods {label} keeps the most pictures right {where}: {value.number} %"
         if IN in leaders and OUT in leaders:
             one, two = leaders[IN], leaders[OUT]
+            who, other = ("it also", "and") if one[0] == two[0] == label else (one[0], f"{two[0]}")
             text += (
-                f"; {one[0]} leads on the sets in the proxy ({one[1].number} %), "
-                f"{two[0]} on those out of it ({two[1].number} %)"
+                f"; {who} leads on the sets in the proxy ({one[1].number} %), "
+                f"{other} on those out of it ({two[1].number} %)"
             )
         return text + "."
 
@@ -147,7 +151,7 @@ class ComparisonPage:
                     where = "clean" if condition.norm is None else condition.title
                     name = f"{where}, {side or 'all sets'}"
                     spread = leader[1].interval
-                    tiles.append(sections.tile(name, leader[1].number, f"{leader[0]}, {spread}"))
+                    tiles.append(sections.tile(name, leader[1].number, f"best: {leader[0]}, {spread}"))
         count = len(self.study.cells)
         seeds = {len(hashes) for hashes in self.results.hashes.values() if hashes}
         scope = (
@@ -158,7 +162,7 @@ class ComparisonPage:
         return (
             f'<header>\n<p class="kicker">{TITLE}, {escape(self.study.scale)} scale</p>\n'
             f"<h1>{escape(self.headline())}</h1>\n"
-            f'<div class="tiles">{"".join(tiles)}</div>\n{elements.key(self._drawn())}\n'
+            f'<div class="tiles many">{"".join(tiles)}</div>\n{elements.key(self._drawn())}\n'
             f'<p class="note">{escape(scope)}</p>\n</header>'
         )
 
@@ -191,6 +195,8 @@ class ComparisonPage:
                 title=f"{experiment.title}: zero-shot accuracy in %",
                 unranked=experiment.unranked,
             )
+            if experiment.kind == "figure5" and self.embedded:
+                tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
         sanity = sanity_table(Results(self.study.cells, seeds=True))
         if sanity is not None:
             tables["sanity"] = sanity
@@ -233,7 +239,7 @@ class ComparisonPage:
             '<p class="note">Mean over sets against the number of image–text pairs, a line for each batch size '
             f"({sections.spread_words(results)}).</p>"
         )
-        return elements.grid(pictures, roomy=True) + note
+        return elements.grid(pictures, kind="pairs") + note
 
     def _embedding(self) -> str:
         if not self.embedded:
@@ -245,7 +251,12 @@ class ComparisonPage:
             )
             for cloud in self.embedded
         ]
-        return elements.grid(plots, roomy=True) + f'<p class="note">{escape(about(self.embedded[0]))}</p>'
+        return elements.grid(plots, kind="roomy") + elements.table(phi_table(self.embedded, title=""))
+
+    @staticmethod
+    def _own(experiment: Experiment) -> list[str]:
+        full, means = _names(experiment)
+        return [f"{full}-phi", means, full]
 
     def _sanity(self) -> str:
         table = self.tables.get("sanity")

@@ -6,6 +6,7 @@ for a CSS variable, so that the same picture is legible on dark ground. Saved as
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,13 +118,16 @@ def svg(figure: Figure, description: str) -> str:
         f'aria-label="{escape(description)}" xmlns="http://www.w3.org/2000/svg" '
         'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
-    text = head + text[text.index(">") + 1 :]
+    # No more digits in what is drawn than a screen shows; what is written keeps its own.
+    drawn = re.sub(
+        r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text[text.index(">") + 1 :]
+    )
+    text = head + drawn
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    # The page's font, and no more digits than a screen shows.
+    # The page's font.
     text = re.sub(r"""font:( [^;"]*?)?([\d.]+px) [^;"]*""", r"font:\1\2 var(--font)", text)
     text = re.sub(r"""font-family: [^;"]*;?""", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would style the whole page
     text = _own_ids(text)
     return re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)).strip()
@@ -151,10 +155,15 @@ def axes_in(figure: Figure, left: float, bottom: float, right: float, top: float
     )
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap."""
+def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> list[float]:
+    """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
+
+    floor: no place is below it
+    """
     places: list[float] = []
     for value in values:
         places.append(value if not places else max(value, places[-1] + gap))
     excess = (sum(places) - sum(values)) / max(1, len(values))
+    if places and places[0] - excess < floor:
+        excess = places[0] - floor
     return [place - excess for place in places]

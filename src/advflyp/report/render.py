@@ -22,7 +22,7 @@ def markdown(table: Table) -> str:
         ]
         return "| " + " | ".join(cells) + " |"
 
-    columns = [column.replace("\n", " ") for column in table.columns]
+    columns = table.flat_columns()
     rule = "|---|" + "---:|" * (len(columns) - 1)
     lines = [f"### {escape_markdown(table.title)}", "", line(columns), rule]
     for title, start, rows in table.parts():
@@ -52,9 +52,8 @@ def as_csv(table: Table) -> str:
     if table.footer:
         parts.append([""] if table.blocks else [])
         lines.append(table.footer)
-    for column, heading in enumerate(table.columns):
+    for column, name in enumerate(table.flat_columns()):
         values = [line[column] for line in lines]
-        name = heading.replace("\n", " ")
         for suffix, get in _FIELDS.items():
             texts = [get(value) for value in values]
             if suffix and not any(texts):

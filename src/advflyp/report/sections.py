@@ -101,7 +101,7 @@ def _dumbbells(
     return (
         f"<p>Hollow: accuracy on clean images; filled: under {escape(robust.title)}; the bars behind them "
         f"{spread_words(results)}. The most robust method stands on top. Each picture has its own scale.</p>"
-        + elements.grid(plots, roomy=True)
+        + elements.grid(plots, kind="roomy")
     )
 
 
@@ -252,12 +252,14 @@ def training(
         entries = read_metrics(folder)
         lines = training_lines(entries)
         size = {"width": 290, "height": 180, "steps": max((entry["step"] for entry in entries), default=0)}
-        plots = [svg(loss_curve(term, ln, **size), f"loss {term}") for term, ln in lines["loss"].items()]
+        plots = [
+            svg(loss_curve(term, ln, **size), f"{name}: loss {term}") for term, ln in lines["loss"].items()
+        ]
         if lines["validation"]:
-            plots.append(svg(validation_curve(lines["validation"], **size), "validation accuracy"))
+            plots.append(svg(validation_curve(lines["validation"], **size), f"{name}: validation accuracy"))
         if plots:
             summary = f"<p>{escape(prose.run_summary(entries, recipes[name]))}</p>"
-            grid = summary + elements.grid(plots, roomy=True)
+            grid = summary + elements.grid(plots, kind="roomy")
             body.append(fold(name, grid) if folded else f"<h3>{escape(name)}</h3>{grid}")
     note = (
         "<p>The terms of the loss, each weighted as it enters the sum, and the accuracy on the validation set, "

@@ -42,10 +42,21 @@ class Table:
         assert start == len(self.rows)
         return result
 
+    def flat_columns(self) -> list[str]:
+        """Headings on one line for where there are no groups: these are put before headings that repeat."""
+        names = [column.replace("\n", " ") for column in self.columns]
+        over = [title for title, count in self.groups for _ in range(count)] or [""] * len(names)
+        repeated = {name for name in names if names.count(name) > 1}
+        return [
+            f"{title}: {name}" if title and name in repeated else name
+            for title, name in zip(over, names, strict=True)
+        ]
+
     def ranks(self) -> dict[tuple[int, int], int]:
         """(row, column) → 1 for a block's best value of a column, 2 for its second best.
 
-        Values that print alike share a rank: no reader could tell why one of them is marked. A single value has none.
+        Values that print alike share a rank: no reader could tell why one of them is marked. A single value has
+        none, and of two there is no second best.
         """
         marks: dict[tuple[int, int], int] = {}
         for _, start, rows in self.parts() if self.best else []:
@@ -57,9 +68,9 @@ class Table:
                 }
                 if len(values) < 2:
                     continue
-                order = sorted(set(values.values()), reverse=True)
+                order = sorted(set(values.values()), reverse=True)[: 2 if len(values) > 2 else 1]
                 for row, value in values.items():
-                    if value in order[:2]:
+                    if value in order:
                         marks[row, column] = 1 + order.index(value)
         return marks
 

@@ -14,6 +14,8 @@ from advflyp.report.plots import GRID, MUTED, Look, axes_in, sheet, styled
 # How wide a letter of a bold 12-pixel label is at most on average, and how high a line.
 LETTER, LINE = 7.4, 15.0
 
+Point = tuple[float, float]
+
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """The places of the points that no other beats (as good in both numbers, better in one), ascending by the first."""
@@ -58,14 +60,22 @@ def tradeoff(
     axes.set_xlabel("accuracy on clean images (%)")
     axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
     front = pareto(list(zip(xs, ys, strict=True)))
-    _front(axes, [(xs[i], ys[i]) for i in front])
+    stairs = _front(axes, [(xs[i], ys[i]) for i in front])
     for (name, (clean, hard)), x, y in zip(points.items(), xs, ys, strict=True):
         colour = look.colours[name]
         faint = {"color": colour, "alpha": 0.35, "linewidth": 2.5, "solid_capstyle": "butt"}
         axes.plot([100 * clean.low, 100 * clean.high], [y, y], **faint)
         axes.plot([x, x], [100 * hard.low, 100 * hard.high], **faint)
         axes.plot([x], [y], look.markers[name], color=colour, markersize=9, clip_on=False, zorder=3)
-    _labels(axes, look, list(points), xs, ys)
+    crosses = [
+        line
+        for (clean, hard), x, y in zip(points.values(), xs, ys, strict=True)
+        for line in (
+            ((100 * clean.low, y), (100 * clean.high, y)),
+            ((x, 100 * hard.low), (x, 100 * hard.high)),
+        )
+    ]
+    _labels(axes, look, list(points), xs, ys, [*crosses, *itertools.pairwise(stairs)])
     return figure
 
 
@@ -90,11 +100,15 @@ class Box:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], frame: Box
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    frame: Box,
+    lines: Sequence[Box] = (),
 ) -> list[Box]:
     """A place for the label of each point near it: on no point, no other label, and inside the frame.
 
     points, sizes: in pixels
+    lines:         thin boxes that are better not written on, but may be
     Those in the thickest crowd choose first. Where there is no free place, the one that covers least.
     """
     marks = [Box(x - 6, y - 6, 12, 12) for x, y in points]
@@ -109,7 +123,8 @@ def place_labels(
                 box = Box(x + dx * reach + (dx - 1) / 2 * w, y + dy * reach + (dy - 1) / 2 * h, w, h)
                 spoilt = box.outside(frame) * 4 + sum(map(box.overlap, marks))
                 spoilt += sum(3 * box.overlap(other) for other in placed.values())
-                cost = (spoilt > 0) * (1e4 + 50 * spoilt) + reach * (1 + 0.04 * place)
+                crossed = sum(box.overlap(line) > 0 for line in lines)
+                cost = (spoilt > 0) * (1e4 + 50 * spoilt) + reach * (1 + 0.04 * place) + 22 * crossed
                 if best is None or cost < best[0]:
                     best = cost, box
         assert best is not None
@@ -121,7 +136,15 @@ def place_labels(
 _DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7)]
 
 
-def _labels(axes: Axes, look: Look, names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
+def _labels(
+    axes: Axes,
+    look: Look,
+    names: Sequence[str],
+    xs: Sequence[float],
+    ys: Sequence[float],
+    lines: Sequence[tuple[Point, Point]],
+) -> None:
+    """Each point's name near it. lines: what is drawn straight across or up, in the axes' units."""
     scale = 72 / axes.figure.dpi
     window = axes.get_window_extent()
     frame = Box(window.x0 * scale, window.y0 * scale, window.width * scale, window.height * scale)
@@ -129,8 +152,13 @@ def _labels(axes: Axes, look: Look, names: Sequence[str], xs: Sequence[float], y
         (float(x) * scale, float(y) * scale)
         for x, y in axes.transData.transform(list(zip(xs, ys, strict=True)))
     ]
+    obstacles = []
+    for line in lines:
+        (left, low), (right, high) = axes.transData.transform(sorted(line)) * scale
+        low, high = sorted((float(low), float(high)))
+        obstacles.append(Box(float(left) - 1, low - 1, float(right - left) + 2, high - low + 2))
     sizes = [(LETTER * len(look.names[name]) + 2, LINE) for name in names]
-    for name, (x, y), box in zip(names, places, place_labels(places, sizes, frame), strict=True):
+    for name, (x, y), box in zip(names, places, place_labels(places, sizes, frame, obstacles), strict=True):
         # The text hangs on the side of the box that looks at the point: whatever font the page has, it stays there.
         centre = box.x + box.width / 2
         side = "left" if box.x >= x else "right" if box.x + box.width <= x else "center"
@@ -156,8 +184,8 @@ def _labels(axes: Axes, look: Look, names: Sequence[str], xs: Sequence[float], y
         )
 
 
-def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """The stairs under which everything is beaten by a method of the front."""
+def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> list[Point]:
+    """Draws the stairs under which everything is beaten by a method of the front; their corners."""
     (left, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(left, front[0][1])]
     for place, (x, y) in enumerate(front):
@@ -166,6 +194,7 @@ def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
     xs, ys = zip(*corners, strict=True)
     axes.plot(xs, ys, color=MUTED, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1.5)
     axes.fill_between(xs, ys, bottom, color=GRID, alpha=0.35, lw=0, zorder=0.5)
+    return corners
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,124 @@
+import dataclasses
+
+import pytest
+
+from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_table, sides
+from advflyp.report.measured import Condition, Estimate, Results
+from advflyp.report.tables import Table
+from report.cells import cell
+
+FOOD, FLAGS, FASHION = "mini/food", "mini/flags", "mini/fashion"
+PGD = Condition("pgd10", "linf", 1 / 255)
+AUTO = Condition("autoattack", "linf", 1 / 255)
+
+
+def cells() -> list:
+    counts = {"a": (50, 40, 30), "b": (60, 20, 31), "c": (10, 10, 10)}
+    return [
+        cell(model, name, grey, right - 5 * grey)
+        for model, of in counts.items()
+        for name, right in zip((FOOD, FLAGS, FASHION), of, strict=True)
+        for grey in (0, 1)
+    ]
+
+
+def test_sides() -> None:
+    assert sides([FLAGS, FOOD, FASHION]) == {IN: [FOOD], OUT: [FLAGS, FASHION]}
+    assert sides([FLAGS, FASHION]) == {} and sides([FOOD, "elsewhere"]) == {}
+
+
+def test_methods_sets_and_means() -> None:
+    results = Results(cells())
+    table = methods_table(results)
+    assert table.columns == [
+        "method",
+        "food",
+        "flags",
+        "fashion",
+        "all\n(3)",
+        "in proxy\n(1)",
+        "out of proxy\n(2)",
+    ]
+    assert table.groups == [("", 1), (IN, 1), (OUT, 2), ("mean over sets", 3)]
+    assert table.blocks == [("clean images", 3), ("PGD-10, ε = 1/255", 3)]
+    row = table.rows[3]
+    assert row[0] == "a" and row[1:4] == [results.get("a", s, PGD) for s in (FOOD, FLAGS, FASHION)]
+    values = [v.value for v in row[4:] if isinstance(v, Estimate)]
+    assert values == pytest.approx([(45 + 35 + 25) / 97 / 3, 45 / 97, (35 + 25) / 97 / 2])
+
+
+def test_ranks_are_within_blocks_and_ties_share() -> None:
+    e = {v: Estimate(v, 0, 1) for v in (0.1, 0.2, 0.3, 0.30004)}
+    rows = [["w", e[0.1]], ["x", e[0.30004]], ["y", e[0.3]], ["z", e[0.2]], ["u", e[0.1]], ["v", None]]
+    table = Table(title="", columns=["m", "s"], rows=rows, blocks=[("one", 4), ("two", 2)], best=True)
+    assert table.ranks() == {(1, 1): 1, (2, 1): 1, (3, 1): 2}, "30.0 twice; a value alone is not the best"
+    rest = dataclasses.replace(table, unranked=["x", "y"])
+    assert rest.ranks() == {(3, 1): 1}, "of two there is no second best"
+    assert dataclasses.replace(table, best=False).ranks() == {}
+
+
+def test_what_is_missing_is_counted() -> None:
+    fewer = [c for c in cells() if not (c.model == "b" and c.set == FLAGS and c.norm)]
+    results = Results(fewer, models=["a", "b", "c", "d"])
+    table = methods_table(results, [PGD, AUTO], sets=[FOOD, FLAGS, FASHION])
+    assert "16 of 24 results are missing (–), among them all of AutoAttack" in table.note
+    assert [len(table.rows), table.blocks] == [4, [("PGD-10, ε = 1/255", 4)]]
+    assert table.rows[1][2] is None and table.rows[1][4] is None, "no mean over other sets than the others'"
+    assert isinstance(table.rows[1][5], Estimate), "in proxy nothing is missing"
+    assert table.rows[3] == ["d", *[None] * 6]
+
+
+def test_numbers_of_images_and_settings_are_told() -> None:
+    changed = cells()
+    changed[0] = dataclasses.replace(changed[0], n=90, prompt="{}")
+    limited = {"of": 1000, "limit": 97, "seed": 0}
+    changed = [dataclasses.replace(c, subset=limited) if c.set == FASHION else c for c in changed]
+    note = methods_table(Results(changed)).note
+    assert "Not everywhere the same number of images: food (90, 97)." in note
+    assert "Only a part of the images, evenly of each class: fashion (97 of 1000)." in note
+    assert "Measured with different prompts: food." in note and "precision" not in note
+
+
+def test_means() -> None:
+    results = Results(cells())
+    table = means_table(results)
+    assert table.groups == [("", 1), ("clean", 3), ("PGD-10, ε = 1/255", 3)]
+    full = methods_table(results)
+    assert [row[1:] for row in table.rows] == [[*full.rows[i][4:], *full.rows[i + 3][4:]] for i in range(3)]
+    alone = means_table(Results([c for c in cells() if c.set != FOOD]))
+    assert alone.columns == ["method", "clean", "PGD-10\nε = 1/255"] and alone.groups == []
+
+
+def test_a_block_on_fewer_sets_says_so() -> None:
+    some = [
+        *cells(),
+        *(cell(m, FOOD, 1, n, attack="autoattack") for m, n in (("a", 20), ("b", 30), ("c", 1))),
+    ]
+    table = methods_table(Results(some))
+    assert "AutoAttack, ε = 1/255: means over 1 of 3 sets, those measured." in table.note
+    assert table.rows[6][4] == Results(some).get("a", FOOD, AUTO)
+    assert table.rows[6][6] is None
+
+
+def test_seeds() -> None:
+    more = [*cells(), cell("a", FOOD, 1, 33, checkpoint_sha256="f" * 64)]
+    table = methods_table(Results(more, seeds=True))
+    assert table.columns[:2] == ["method", "seeds"] and [row[1] for row in table.rows[3:6]] == ["2", "1", "1"]
+    assert "Not of every seed: a (5 results)." in table.note
+    assert "±" in table.note and "Ranges" in table.note
+
+
+def test_sanity() -> None:
+    assert sanity_table(Results(cells())) is None
+    good = {"n": 9, "passed": True, "failed": []}
+    bad = {"n": 8, "passed": False, "failed": ["noise beats PGD", "gradients are zero"]}
+    verdicts = [good if c.model == "a" else bad for c in cells()]
+    checked = [
+        dataclasses.replace(c, sanity=v)
+        for c, v in zip(cells(), verdicts, strict=True)
+        if c.set == FOOD and c.norm
+    ]
+    table = sanity_table(Results(checked))
+    assert table is not None and "1 of 3 checked results show no sign" in table.note
+    assert table.rows[0] == ["b", "food", "PGD-10, ε = 1/255", "8", "noise beats PGD; gradients are zero"]
+    assert len(table.rows) == 2 and "†" in methods_table(Results(checked)).note
