@@ -213,6 +213,49 @@ class Report:
 
 
 @dataclass
+class Reproduce:
+    """Run the paper's experiments and print its tables with our numbers."""
+
+    scale: Literal["mini", "paper"] = "mini"
+    """mini: on the embedded corpus, on a CPU. paper: the same plan on the real data, published figures beside ours."""
+    out: Path | None = None
+    """Folder for runs, results and report; runs/reproduce-SCALE by default. Called again it goes on; several
+    processes may share it."""
+    seeds: int = 1
+    """Trainings of each method."""
+    steps: int | None = None
+    """Updates of each training: 100 at mini scale, the recipes' epochs at paper scale."""
+    only: tuple[str, ...] = ()
+    """Only these experiments: table1 … table14, figure3, figure5."""
+    pairs: str | None = None
+    """With --scale paper: the web pairs, for example "shards/{000..099}.tar"."""
+    captioned: str | None = None
+    """With --scale paper: pairs of captioned ImageNet images."""
+    dry_run: bool = False
+    """Only print what is still to be done, with estimated hours and disk."""
+    report_only: bool = False
+    """Only write the report of what is there."""
+
+    def run(self) -> None:
+        from advflyp.reproduce.reproduce import reproduce
+
+        failed = reproduce(
+            self.out or Path("runs") / f"reproduce-{self.scale}",
+            scale=self.scale,
+            seeds=self.seeds,
+            steps=self.steps,
+            only=self.only,
+            pairs=self.pairs,
+            captioned=self.captioned,
+            dry_run=self.dry_run,
+            report_only=self.report_only,
+            console=_console(),
+        )
+        if failed:
+            sys.exit(1)
+
+
+@dataclass
 class Data:
     """Training and test data: what there is, fetching it, and building the mini corpus anew."""
 
@@ -274,6 +317,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Retrieval, subcommand("retrieval")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
 )
 

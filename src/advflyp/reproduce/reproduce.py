@@ -1,0 +1,73 @@
+"""`advflyp reproduce`: the paper's experiments, carried out and reported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from advflyp.data.labelled import load_set
+from advflyp.report.paper import paper_report
+from advflyp.reproduce.cost import cost
+from advflyp.reproduce.plan import PLAN_FILE, Plan, Scale, make_plan
+from advflyp.reproduce.steps import carry_out
+
+OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", "embedding.json"}
+
+
+def reproduce(
+    out: Path,
+    *,
+    scale: Scale = "mini",
+    seeds: int = 1,
+    steps: int | None = None,
+    only: Sequence[str] = (),
+    pairs: str | None = None,
+    captioned: str | None = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Carry out the plan in `out` (what is done there is kept), write `out`/report and print its tables.
+
+    only: ids of experiments; all without
+    The other arguments are those of `make_plan`. Returns {step: reason} of the steps that failed.
+    ValueError for an unknown experiment, an impossible number, or a folder that holds something else.
+    """
+    console = console or Console(quiet=True)
+    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
+    plan = whole.only(only) if only else whole
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder with --out")
+    if out.is_dir() and (strange := sorted({path.name for path in out.iterdir()} - OURS)):
+        raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+    if dry_run:
+        _print_cost(plan, out, console)
+        return {}
+    failed = {} if report_only else carry_out(plan, whole, out, console)
+    page = paper_report(out, out / "report")
+    console.print(Markdown((page.parent / "results.md").read_text()))
+    console.print(f"report {page}", highlight=False)
+    for step, reason in failed.items():
+        console.print(f"failed: {step}: {reason}", highlight=False, markup=False)
+    return failed
+
+
+def _print_cost(plan: Plan, out: Path, console: Console) -> None:
+    found = cost(plan, out, _images)
+    unit = "processor-core hours" if plan.scale == "mini" else "accelerator hours"
+    for step, one in found:
+        line = f"{one.hours:8.2f} h {one.megabytes:8.0f} MB  {step}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    hours, megabytes = sum(one.hours for _, one in found), sum(one.megabytes for _, one in found)
+    console.print(
+        f"{len(found)} steps, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)", highlight=False
+    )
+
+
+def _images(name: str) -> int:
+    """How many images a set has, as the table of sets says; a mini set is there to be counted."""
+    from advflyp.data.catalogue import TABLE
+
+    key = name.partition("@")[0]
+    return TABLE[key].n if key in TABLE else len(load_set(name))

@@ -1,0 +1,83 @@
+"""Every method's learning rate by the same small search, on validation pictures only.
+
+A short training at each rate of the grid; the score is the mean of clean and PGD-10 accuracy (ε = 2/255) on pictures
+of `mini/val`, a vendor that neither training nor any test set has. The best rate is taken; ties go to the smaller.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from advflyp.attack.threat import Threat
+from advflyp.data.labelled import load_set
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.judge import Judge
+from advflyp.model.hub import load_model
+from advflyp.reproduce.locks import locked
+from advflyp.training.trainer import train
+
+TUNING_FILE = "tuning.json"
+UPDATES = 40
+SEED = 1000
+SET, PICTURES = "mini/val", 200
+EPS = 2 / 255
+
+
+def tuned_rate(
+    name: str,
+    recipe: Path,
+    overrides: Mapping[str, Any],
+    grid: Sequence[float],
+    folder: Path,
+    console: Console,
+) -> float:
+    """The learning rate for the run `name`, searched once and kept in `folder`/tuning.json.
+
+    recipe, overrides: as the run is trained
+    grid: rates to try, ascending
+    """
+    with locked(folder / "locks" / f"tune-{name}", wait=True):
+        scores = read_tuning(folder).get(name, {})
+        for rate in grid:
+            if f"{rate:g}" in scores:
+                continue
+            out = folder / "tuning" / f"{name}-{rate:g}"
+            keys = dict(overrides) | {"train.max_steps": UPDATES, "train.seed": SEED, "optim.lr": rate}
+            # What an interrupted search left is too short to be worth resuming.
+            _remove(out)
+            train(recipe, keys, out=out)
+            scores[f"{rate:g}"] = _score(out)
+            _remove(out)
+            _keep(folder, name, scores)
+            console.print(f"  {name}: learning rate {rate:g} scores {scores[f'{rate:g}']['score']:.3f}")
+    return max(grid, key=lambda rate: (scores[f"{rate:g}"]["score"], -rate))
+
+
+def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Run → rate → {"clean", "robust", "score"}, accuracies from 0 to 1."""
+    path = folder / TUNING_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _score(run: Path) -> dict[str, float]:
+    judge = Judge(load_model(run), load_set(SET), limit=PICTURES)
+    clean = judge.correct(Attack.parse("clean"), None).float().mean().item()
+    robust = judge.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision="bf16").float().mean().item()
+    return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
+
+
+def _keep(folder: Path, name: str, scores: Mapping[str, Any]) -> None:
+    with locked(folder / "locks" / "tuning", wait=True):
+        everything = read_tuning(folder) | {name: dict(scores)}
+        draft = (folder / TUNING_FILE).with_suffix(".tmp")
+        draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+        draft.replace(folder / TUNING_FILE)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder)
