@@ -9,11 +9,13 @@ from advflyp.method.fare import FARE, FAREConfig
 from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.method.pmg_aft import PMGAFT, PMGAFTConfig
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
+from advflyp.method.tga_zsr import TGAZSR, TGAZSRConfig
 
 METHODS: dict[str, tuple[type[Method], type]] = {
     "advflyp": (AdvFLYP, AdvFLYPConfig),
     "tecoa": (TeCoA, TeCoAConfig),
     "pmg_aft": (PMGAFT, PMGAFTConfig),
+    "tga_zsr": (TGAZSR, TGAZSRConfig),
     "fare": (FARE, FAREConfig),
     "flyp": (FLYP, FLYPConfig),
 }

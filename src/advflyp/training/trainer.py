@@ -102,10 +102,10 @@ class Trainer:
 
         self.model = start_from(recipe.model, device=device)
         self.model.precision = recipe.train.precision
+        self.method = method(recipe.method, self.model)
         self.pairs = open_training(
             recipe.data, method.trains_on, self.model.preprocess, seed=recipe.train.seed, device=device
         )
-        self.method = method(recipe.method, self.model)
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
         self.parameters = _unfreeze(self.model, recipe.train.unfreeze)
@@ -212,9 +212,9 @@ class Trainer:
             metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate(recipe.optim, self.progress.step, self.total_steps))
         self.optimizer.step()
-        if recipe.train.unfreeze == "all":
+        if recipe.train.unfreeze == "all" and model.logit_bias is None:
             with torch.no_grad():
-                # τ⁻¹ ≤ 100, as CLIP was pretrained.
+                # τ⁻¹ ≤ 100, as CLIP was pretrained. Not so SigLIP, which comes with 117.
                 self.model.net.logit_scale.clamp_(0, math.log(100))  # type: ignore[operator, union-attr]
         model.eval()
         return {

@@ -1,0 +1,100 @@
+"""TGA-ZSR: TeCoA, and the attention that a picture's text draws is held in place (Yu et al. 2024).
+
+With A(x) the attention map of a picture for its true class, the loss is
+CE(P_adv, y) + α·mean‖A_θ(x + δ) − A_θ₀(x)‖₂ + β·mean‖A_θ(x) − A_θ₀(x)‖₂.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.method.base import Batch, Method
+from advflyp.method.regularisers import feature_deviation
+from advflyp.method.tecoa import class_loss
+from advflyp.model.clip import CLIP
+from advflyp.model.patches import Patches
+from advflyp.model.zeroshot import class_logits
+
+# Cosines that differ by less differ by rounding; stretched to [0, 1] they would be a map of noise, with huge slopes.
+FLAT = 1e-6
+
+
+def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A of N pictures, (N, height · width) in [0, 1]: cosine of each patch with the text, min–max normalised per
+    picture, resized bilinearly, flattened. Zero, without a gradient, where all patches of a picture are equally near.
+
+    tokens: (N, rows · columns, d) unit-norm patches;  text: (N, d) unit-norm, one a picture
+    grid:   (rows, columns);  size: (height, width) of the pictures
+    """
+    cosines = torch.einsum("nld,nd->nl", tokens, text)
+    lowest, highest = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
+    flat = highest - lowest < FLAT
+    attention = ((cosines - lowest) / (highest - lowest).masked_fill(flat, 1)).masked_fill(flat, 0)
+    return F.interpolate(attention.unflatten(1, grid)[:, None], size, mode="bilinear").flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TGAZSRConfig:
+    """Recipe table `method` with name = "tga_zsr".
+
+    refinement_weight: α, of the adversarial picture's attention; 0 leaves it out
+    constraint_weight: β, of the clean picture's attention; 0 leaves it out
+    """
+
+    refinement_weight: float = 0.08
+    constraint_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("refinement_weight", "constraint_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+
+
+class TGAZSR(Method):
+    """TeCoA's inner loss; in the outer one two distances of attention maps beside TeCoA's cross-entropy.
+
+    ValueError for a model without patch tokens.
+    """
+
+    trains_on = "labelled"
+    config: TGAZSRConfig
+
+    def __init__(self, config: TGAZSRConfig, model: CLIP) -> None:
+        super().__init__(config, model)
+        if self.needs_original:
+            # Asked for here so that an architecture without one is refused before the run begins.
+            _ = model.patch_grid
+
+    @property
+    def needs_original(self) -> bool:
+        return self.config.refinement_weight > 0 or self.config.constraint_weight > 0
+
+    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
+        """(N, 3, H, W) → (N,)."""
+        return class_loss(self.model, images_adv, batch)
+
+    def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{"ce", "refinement", "constraint"}, each already weighted; gradients flow through A_θ, not through A_θ₀."""
+        config, labels, classes = self.config, batch["labels"], batch["class_embeddings"]
+        if self.original is None:
+            return {"ce": class_loss(self.model, images_adv, batch).mean()}
+        text = classes.detach()[labels]
+
+        def attention(patches: Patches) -> Tensor:
+            texts = text.repeat(len(patches.tokens) // len(text), 1)
+            return attention_map(patches.tokens, texts, patches.grid, (images.shape[-2], images.shape[-1]))
+
+        with torch.no_grad():
+            target = attention(self.original.encode_patches(images))
+        clean = [images] if config.constraint_weight > 0 else []
+        patches = self.model.encode_patches(torch.cat([images_adv, *clean]))
+        maps = attention(patches).split(len(images))
+        logits = class_logits(patches.image[: len(images)], classes, self.model.logit_scale)
+        result = {"ce": F.cross_entropy(logits, labels)}
+        if config.refinement_weight > 0:
+            result["refinement"] = config.refinement_weight * feature_deviation(maps[0], target)
+        if config.constraint_weight > 0:
+            result["constraint"] = config.constraint_weight * feature_deviation(maps[1], target)
+        return result
