@@ -213,6 +213,62 @@ class Report:
 
 
 @dataclass
+class Interpolate:
+    """Mix the weights of the original and a robust model, and measure the trade-off between clean and robust."""
+
+    original: Positional[str]
+    """The model that the robust one began as."""
+    robust: Positional[str]
+    """A run folder, for example."""
+    alphas: str = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
+    """Shares of the robust weights: 0 is the original."""
+    sets: tuple[str, ...] = ("mini",)
+    """As in `advflyp eval`, and so are the following."""
+    attacks: tuple[str, ...] = ("clean", "pgd10")
+    eps: tuple[str, ...] = ("1/255",)
+    limit: int | None = None
+    precision: Precision = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = None
+    """JSON-lines file for the results; `advflyp report` draws the curve from it."""
+    save: tuple[float, Path] | None = None
+    """Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing."""
+
+    def run(self) -> None:
+        from advflyp.config import number
+        from advflyp.model.hub import load_model, pick_device, save_model
+        from advflyp.model.mix import curve, interpolate, parse_alphas
+        from advflyp.report.console import as_rich
+        from advflyp.report.grid import means_table
+        from advflyp.report.measured import Results
+
+        device = pick_device(self.device)
+        original, robust = load_model(self.original, device=device), load_model(self.robust, device=device)
+        if self.save is not None:
+            alpha, folder = self.save
+            mixed = interpolate(original, robust, alpha)
+            save_model(mixed, folder, {"alpha": alpha, "original": self.original, "robust": self.robust})
+            print(f"the model is {folder}")
+            return
+        console = _console()
+        cells = curve(
+            original,
+            robust,
+            parse_alphas(self.alphas),
+            name=Path(self.robust).name,
+            out=self.out,
+            sets=self.sets,
+            attacks=self.attacks,
+            eps=[number(value, "--eps") for value in self.eps],
+            limit=self.limit,
+            precision=self.precision,
+        )
+        results = Results([cell for found in cells.values() for cell in found])
+        title = "Interpolated weights: means over sets in %"
+        console.print(as_rich(means_table(results, results.conditions, sets=results.sets, title=title)))
+
+
+@dataclass
 class Reproduce:
     """Run the paper's experiments and print its tables with our numbers."""
 
@@ -317,6 +373,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Retrieval, subcommand("retrieval")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
 )

@@ -20,8 +20,8 @@ import tyro
 from tyro.conf import Positional
 
 from advflyp.evaluation.suite import evaluate
-from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, save_model
+from advflyp.model.mix import mix
 from advflyp.runlog import read_metrics
 
 
@@ -49,7 +49,8 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
         if Path(recipe[table][key]).is_absolute():
             recipe[table][key] = Path(recipe[table][key]).name
     # The accuracies have to be those of the rounded weights that users get.
-    save_model(_mean_of([run, *average]), folder, card, half=True)
+    models = [load_model(path) for path in (run, *average)]
+    save_model(mix(models, [1 / len(models)] * len(models)), folder, card, half=True)
     model = load_model(name)
     accuracy = {
         cell.set: cell.accuracy
@@ -82,21 +83,6 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
         half=True,
     )
     return accuracy
-
-
-def _mean_of(models: Sequence[Path]) -> CLIP:
-    """Models of one architecture → one with the mean of their weights and statistics."""
-    states = [load_model(model).state_dict() for model in models]
-    result = load_model(models[0])
-    result.load_state_dict(
-        {
-            name: torch.stack([state[name] for state in states]).mean(0)
-            if value.is_floating_point()
-            else value
-            for name, value in states[0].items()
-        }
-    )
-    return result
 
 
 def _pairs_seen(start: str) -> int:

@@ -6,13 +6,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from advflyp.data.labelled import load_set
+from advflyp.data.labelled import load_set, set_names
+from advflyp.report.console import as_rich
+from advflyp.report.embedding import FILE as CLOUDS
+from advflyp.report.embedding import read_clouds
 from advflyp.report.paper import paper_report
+from advflyp.report.published import published_table
+from advflyp.report.study import read_study
 from advflyp.reproduce.cost import cost
 from advflyp.reproduce.plan import PLAN_FILE, Plan, Scale, make_plan
 from advflyp.reproduce.steps import carry_out
 
-OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", "embedding.json"}
+OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", CLOUDS}
 
 
 def reproduce(
@@ -47,6 +52,10 @@ def reproduce(
     failed = {} if report_only else carry_out(plan, whole, out, console)
     page = paper_report(out, out / "report")
     console.print(Markdown((page.parent / "results.md").read_text()))
+    if scale == "paper":
+        study = read_study(out)
+        found = read_clouds(out / CLOUDS)
+        console.print(as_rich(published_table(study.cells, set_names(["paper"]), found)))
     console.print(f"report {page}", highlight=False)
     for step, reason in failed.items():
         console.print(f"failed: {step}: {reason}", highlight=False, markup=False)

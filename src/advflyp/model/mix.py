@@ -1,0 +1,88 @@
+"""Mixtures of weights: between the original and a robust model lies a curve of clean against robust accuracy."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advflyp.evaluation.results import Cell
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.clip import CLIP
+
+
+def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
+    """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; counters are those of the last model.
+
+    models:  of one architecture
+    weights: one for each; they sum to 1
+    ValueError where the architectures differ.
+    """
+    assert len(models) == len(weights) and abs(sum(weights) - 1) < 1e-6
+    states = [model.state_dict() for model in models]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    for model, shape in zip(models, shapes, strict=True):
+        if shape != shapes[0]:
+            names = {
+                name for name in shape.keys() | shapes[0].keys() if shape.get(name) != shapes[0].get(name)
+            }
+            raise ValueError(
+                f"{models[0].name} and {model.name} have different architectures ({min(names)} differs); "
+                "weights can be mixed only of models that began as the same one"
+            )
+
+    def mixed(name: str) -> Tensor:
+        values = [state[name] for state in states]
+        if not values[-1].is_floating_point():
+            return values[-1]
+        # In double precision: a weight of 1 then gives a model back to the bit.
+        total = sum(weight * value.double() for weight, value in zip(weights, values, strict=True) if weight)
+        return total.to(values[-1].dtype)  # type: ignore[union-attr]
+
+    result = deepcopy(models[-1])
+    result.load_state_dict({name: mixed(name) for name in states[0]})
+    return result
+
+
+def interpolate(original: CLIP, robust: CLIP, alpha: float) -> CLIP:
+    """(1 − α)·θ_original + α·θ_robust; ValueError for different architectures, or α outside [0, 1]."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie between 0 (the original) and 1 (the robust model), not {alpha:g}")
+    return mix([original, robust], [1 - alpha, alpha])
+
+
+def curve(
+    original: CLIP,
+    robust: CLIP,
+    alphas: Sequence[float],
+    *,
+    name: str,
+    out: str | Path | None = None,
+    progress: Callable[[Cell], None] = lambda cell: None,
+    **settings: Any,
+) -> dict[float, list[Cell]]:
+    """α → result cells of the interpolated model, called "NAME, α = 0.3".
+
+    settings: sets, attacks, eps and the others of `evaluate`
+    """
+    for alpha in alphas:
+        interpolate(original, robust, alpha)  # a mistake shows before an hour of evaluation
+    return {
+        alpha: evaluate(
+            interpolate(original, robust, alpha),
+            out=out,
+            name=f"{name}, α = {alpha:g}",
+            progress=progress,
+            **settings,
+        )
+        for alpha in alphas
+    }
+
+
+def parse_alphas(text: str) -> list[float]:
+    """ "0,0.5,1" → [0.0, 0.5, 1.0]; ValueError for what is no list of numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--alphas is a list such as 0,0.25,0.5,1, not '{text}'") from None
