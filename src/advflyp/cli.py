@@ -202,14 +202,16 @@ class Report:
     """Write a self-contained report/index.html from results and runs."""
 
     paths: Positional[tuple[Path, ...]]
-    """Result files (*.jsonl) and run folders."""
+    """Result files (*.jsonl) of `eval` and `retrieval`, and run folders."""
     out: Path = Path("report")
-    """Folder for index.html."""
+    """Folder for index.html, results.md and tables/ (CSV, LaTeX)."""
+    seeds: bool = False
+    """Several checkpoints of one name are training seeds of one method: mean ± standard deviation."""
 
     def run(self) -> None:
         from advflyp.report.html import report_from_paths
 
-        print(f"the report is {report_from_paths(self.paths, self.out)}")
+        print(f"the report is {report_from_paths(self.paths, self.out, seeds=self.seeds)}")
 
 
 @dataclass

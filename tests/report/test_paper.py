@@ -10,6 +10,7 @@ import pytest
 from advflyp.data.labelled import LabelledSet
 from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.model.clip import CLIP
+from advflyp.model.hub import weights_sha256
 from advflyp.report import embedding, paper
 from advflyp.report.paper import main_experiment, paper_report
 from advflyp.report.study import Experiment, read_study
@@ -150,18 +151,22 @@ def test_with_weights(
     """Embeddings are computed once and stored; pictures before and after are shown."""
     monkeypatch.setattr(embedding, "load_set", sets.__getitem__)
     rows = ["AdvFLYP", "AdvFLYP_full"]
-    common = {"rows": rows, "sets": list(sets), "attacks": ["pgd10"], "eps": [8 / 255]}
-    plan = [{"id": "table1", "title": "One", **common}, {"id": "fig5", "title": "Five", **common}]
+    every = ["original", *rows]
+    common = {"rows": every, "sets": list(sets), "attacks": ["pgd10"], "eps": [8 / 255]}
+    experiments = [{"id": "table1", "title": "One", **common}, {"id": "fig5", "title": "Five", **common}]
+    untrained = {"label": "original", "recipe": None, "overrides": {"model.name": str(tiny_folder)}}
+    plan = {"scale": "mini", "runs": [untrained], "experiments": experiments}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    for number, label in enumerate(rows):
+    weights = weights_sha256(tiny)
+    for number, label in enumerate(every):
         for name in sets:
             for grey in (0, 8):
-                append_cell(
-                    tmp_path / f"results/m{number}-s0.jsonl", cell(label, name, grey, 40 - grey - number)
-                )
-        run = tmp_path / "runs" / f"m{number}-s0"
-        shutil.copytree(tiny_folder, run / "best")
-        (run / "recipe.toml").write_text(f'[model]\nname = "{tiny_folder}"\n')
+                one = cell(label, name, grey, 40 - grey - number, checkpoint_sha256=weights)
+                append_cell(tmp_path / f"results/m{number}-s0.jsonl", one)
+        if label in rows:
+            run = tmp_path / "runs" / f"m{number}-s0"
+            shutil.copytree(tiny_folder, run / "best")
+            (run / "recipe.toml").write_text(f'[model]\nname = "{tiny_folder}"\n')
     calls = []
     real = paper.clouds
     monkeypatch.setattr(
@@ -169,11 +174,30 @@ def test_with_weights(
     )
     page = Page(paper_report(tmp_path, tmp_path / "out"))
     stored = json.loads((tmp_path / "embedding.json").read_text())
-    assert [cloud["label"] for cloud in stored] == ["original", *rows] and len(stored[0]["phi"]) == 18
+    assert [cloud["label"] for cloud in stored] == every and len(stored[0]["phi"]) == 18
     assert "What it looks like" in page.text and "change ×16" in page.text
     assert len([link for link in page.links if link.startswith("data:image")]) == 8 * 2 * 3
-    paper_report(tmp_path, tmp_path / "out")
-    assert len(calls) == 1, "made again without computing"
+    shutil.rmtree(tmp_path / "runs")
+    assert "t-SNE" in Page(paper_report(tmp_path, tmp_path / "out")).text
+    assert len(calls) == 1, "made again without weights"
+    text = (tmp_path / "embedding.json").read_text()
+    (tmp_path / "embedding.json").write_text(text.replace(weights, "f" * 64))
+    assert "t-SNE" not in Page(paper_report(tmp_path, tmp_path / "out")).text, "embeddings of other weights"
+
+
+def test_published_figures_are_beside_ours_at_paper_scale_only(
+    folder: Path, out: Path, tmp_path: Path
+) -> None:
+    assert "38.39" not in Page(out / "index.html").text
+    shutil.copytree(folder / "results", tmp_path / "results")
+    plan = json.loads((folder / "plan.json").read_text()) | {"scale": "paper"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    page = Page(paper_report(tmp_path, tmp_path / "out"))
+    ours = np.mean(
+        [accuracies(folder, "AdvFLYP_full", a, list(SETS)).mean() for a in ("pgd10", "cw10", "autoattack")]
+    )
+    row = next(row for row in page.rows if "38.39 %" in row)
+    assert row[-1] == f"{100 * ours:.2f} %"
 
 
 def test_one_experiments_cells(folder: Path) -> None:

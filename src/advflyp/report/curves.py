@@ -1,5 +1,6 @@
 """Curves: accuracy against ε, the terms of a training loss and validation accuracy against the step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,31 +90,34 @@ def accuracy_against_eps(
 
 @styled
 def against_pairs(
-    lines: Mapping[int, Sequence[tuple[int, Estimate]]], *, width: int, height: int, title: str
+    lines: Mapping[int, Sequence[tuple[float, Estimate]]], *, width: int, height: int, title: str
 ) -> Figure:
     """Accuracy against the number of image–text pairs (log scale), a line with its interval for each batch size.
 
-    lines: batch size → (pairs, accuracy), ascending
+    lines: batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 54, 46, 92, 30)
     axes.set_title(title, pad=8)
     axes.set_xscale("log", base=2)
+    pairs = sorted({p for points in lines.values() for p, _ in points})
+    counted = [p for p in pairs if math.isfinite(p)]
+    place_of = {p: p if math.isfinite(p) else 4 * max(counted, default=1) for p in pairs}
     ends = []
     for place, (batch, points) in enumerate(lines.items()):
         colour = MODELS[(1 + place) % len(MODELS)]
-        x, y = [pairs for pairs, _ in points], [100 * value.value for _, value in points]
+        x, y = [place_of[p] for p, _ in points], [100 * value.value for _, value in points]
         # Side by side, else one interval would hide another.
-        x = [pairs * 1.025 ** (place - (len(lines) - 1) / 2) for pairs in x]
+        x = [p * 1.025 ** (place - (len(lines) - 1) / 2) for p in x]
         for at, (_, value) in zip(x, points, strict=True):
             axes.plot([at, at], [100 * value.low, 100 * value.high], color=colour, alpha=0.3, linewidth=4)
         marker = MARKERS[(1 + place) % len(MARKERS)]
         axes.plot(x, y, f"{marker}-", color=colour, linewidth=2, markersize=6)
         ends.append((y[-1], f"batch {batch:,}", colour))
-    pairs = sorted({p for points in lines.values() for p, _ in points})
-    axes.set_xticks(pairs, [_short(p) for p in pairs])
+    places = list(place_of.values())
+    axes.set_xticks(places, [_short(p) for p in pairs])
     axes.minorticks_off()
-    axes.set_xlim(pairs[0] / 1.15, pairs[-1] * 1.15)
+    axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
     axes.set_xlabel("image–text pairs")
     axes.set_ylabel("accuracy (%)")
     axes.grid(axis="y")
@@ -233,12 +237,14 @@ def _loss(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-def _short(count: int) -> str:
-    """ "900", "12k", "1.5M"."""
+def _short(count: float) -> str:
+    """ "900", "12k", "1.5M", "all"."""
+    if math.isinf(count):
+        return "all"
     for size, letter in ((1_000_000, "M"), (1000, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
-    return str(count)
+    return f"{count:.0f}"
 
 
 def _number(value: float) -> str:

@@ -1,5 +1,6 @@
 """The report of a whole comparison: every experiment of the plan with its tables, and the pictures of the methods."""
 
+import math
 from html import escape
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from advflyp.report.examples import Example, examples
 from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_table, sides
 from advflyp.report.measured import Condition, Estimate, Results
 from advflyp.report.plots import Look, svg
+from advflyp.report.published import published_table
 from advflyp.report.render import escape_markdown, markdown
 from advflyp.report.study import Experiment, Study, read_study
 from advflyp.report.tables import Table
@@ -97,6 +99,7 @@ class ComparisonPage:
                 sections.section(
                     "The stronger the attack", sections.against_eps(by_eps, rows, shown, self._drawn())
                 ),
+                self._published(),
                 *map(self._experiment, self.study.experiments),
                 sections.section("What it looks like", sections.before_after(self.pictures, names)),
                 self._sanity(),
@@ -197,6 +200,8 @@ class ComparisonPage:
             )
             if experiment.kind == "figure5" and self.embedded:
                 tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
+        if self.study.scale == "paper":
+            tables["published"] = published_table(self.study.cells, self.main.sets, self.embedded)
         sanity = sanity_table(Results(self.study.cells, seeds=True))
         if sanity is not None:
             tables["sanity"] = sanity
@@ -219,15 +224,17 @@ class ComparisonPage:
         return sections.section(escape(experiment.title), note + (body or "<p>No results yet.</p>"))
 
     def _against_pairs(self, experiment: Experiment) -> str:
-        points = experiment.points or _points(self.study, experiment)
         results = experiment.results(self.study.cells)
+        data = {row: self.study.data_of(row) for row in experiment.rows}
+        known = {row: table for row, table in data.items() if "batch_size" in table}
         pictures = []
         for condition in results.conditions:
-            lines: dict[int, list[tuple[int, Estimate]]] = {}
-            for row, at in points.items():
+            lines: dict[int, list[tuple[float, Estimate]]] = {}
+            for row, table in known.items():
                 value = results.mean(row, condition, experiment.sets)
-                if value is not None and {"pairs", "batch_size"} <= at.keys():
-                    lines.setdefault(at["batch_size"], []).append((at["pairs"], value))
+                if value is not None:
+                    pairs = float(table.get("limit") or math.inf)
+                    lines.setdefault(int(table["batch_size"]), []).append((pairs, value))
             if lines:
                 title = "clean images" if condition.norm is None else condition.title
                 found = {batch: sorted(lines[batch], key=lambda p: p[0]) for batch in sorted(lines)}
@@ -257,6 +264,10 @@ class ComparisonPage:
     def _own(experiment: Experiment) -> list[str]:
         full, means = _names(experiment)
         return [f"{full}-phi", means, full]
+
+    def _published(self) -> str:
+        table = self.tables.get("published")
+        return sections.section(table.title, elements.table(table)) if table else ""
 
     def _sanity(self) -> str:
         table = self.tables.get("sanity")
@@ -291,29 +302,20 @@ def _names(experiment: Experiment) -> tuple[str, str]:
     return name, f"{name}-means"
 
 
-def _points(study: Study, experiment: Experiment) -> dict[str, dict[str, int]]:
-    """Pairs and batch size of each row, from the recipes of the runs."""
-    found: dict[str, dict[str, int]] = {}
-    for run in study.runs:
-        data = run.recipe.get("data", {})
-        if run.label in experiment.rows and {"limit", "batch_size"} <= data.keys():
-            found[run.label] = {"pairs": int(data["limit"]), "batch_size": int(data["batch_size"])}
-    return found
-
-
 def _clouds(study: Study) -> list[Cloud]:
-    """Those of Fig. 5: what is stored, else made from the weights, if they are there."""
-    stored = read_clouds(study.folder / FILE)
+    """Those of Fig. 5: what is stored of these weights, else made from the weights, if all are there."""
     experiment = next((e for e in study.experiments if e.kind == "figure5"), None)
-    if stored or experiment is None:
-        return stored
-    runs = {label: run for label in experiment.rows if (run := study.run_of(label)) and run.folder}
-    if not runs:
+    if experiment is None:
         return []
-    first = next(iter(runs.values()))
-    models: dict[str, str | Path] = {"original": first.original}
-    models |= {label: run.folder for label, run in runs.items() if run.folder}
-    found = clouds(models, experiment.sets, eps=min(experiment.eps, default=1 / 255))
+    measured = {(cell.model, cell.checkpoint_sha256) for cell in study.cells}
+    stored = read_clouds(study.folder / FILE)
+    if stored and all((cloud.label, cloud.checkpoint_sha256) in measured for cloud in stored):
+        return stored
+    models = {label: study.model_of(label) for label in experiment.rows}
+    known = {label: model for label, model in models.items() if model is not None}
+    if len(known) < len(models):
+        return []
+    found = clouds(known, experiment.sets, eps=min(experiment.eps, default=1 / 255))
     write_clouds(study.folder / FILE, found)
     return found
 

@@ -1,6 +1,7 @@
 """The folder of a whole comparison, read: its plan, the results of every run, the runs themselves.
 
-plan.json                 experiments: id, title, rows (labels of methods), sets, attacks, eps, note
+plan.json                 experiments: id, title, rows (labels of methods), unranked, sets, attacks, eps, note;
+                          runs: name, label, recipe (none where nothing is trained), overrides of its keys
 results/NAME-sSEED.jsonl  result cells of one run; `model` is the method's label, the same for every seed
 runs/NAME-sSEED/          that run's folder, where it was kept
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from advflyp.data.labelled import set_names
 from advflyp.evaluation.results import Cell, read_cells
+from advflyp.model.hub import BEST
 from advflyp.report.measured import Condition, Results
 from advflyp.report.prose import read_recipe_tree
 
@@ -29,7 +31,6 @@ class Experiment:
     sets:     names of sets, groups resolved
     attacks, eps: each attack but "clean" at each radius, in pixels of [0, 1]
     unranked: labels that are shown as references and take no part in best and second best
-    points:   label → {"pairs": …, "batch_size": …} where the experiment varies the amount of data
     """
 
     id: str
@@ -40,7 +41,6 @@ class Experiment:
     eps: list[float]
     note: str = ""
     unranked: list[str] = field(default_factory=list)
-    points: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -90,6 +90,11 @@ class Run:
         return int(match[1]) if match else 0
 
     @property
+    def has_weights(self) -> bool:
+        """Whether `load_model` can load it."""
+        return self.folder is not None and (self.folder / BEST).is_dir()
+
+    @property
     def original(self) -> str:
         """The model that the run started from."""
         return str(self.recipe.get("model", {}).get("name", "mini"))
@@ -99,20 +104,38 @@ class Run:
 class Study:
     """A comparison: what was planned and what is there.
 
-    scale: "mini" or "paper", as the plan says
+    scale:   "mini" or "paper", as the plan says
+    planned: the plan's runs, by label: {"recipe": file or None, "overrides": {"table.key": value}}
     """
 
     folder: Path
     scale: str
+    planned: dict[str, dict[str, Any]]
     experiments: list[Experiment]
     cells: list[Cell]
     runs: list[Run]
 
     def run_of(self, label: str) -> Run | None:
         """The first seed of a method whose folder is there with weights."""
-        runs = [run for run in self.runs if run.label == label and run.folder is not None]
-        runs = [run for run in runs if run.folder and (run.folder / "best").is_dir()]
+        runs = [run for run in self.runs if run.label == label and run.has_weights]
         return min(runs, key=lambda run: run.seed, default=None)
+
+    def model_of(self, label: str) -> str | Path | None:
+        """What `load_model` takes for a row: a model that is not trained, or a run with weights; None without."""
+        planned = self.planned.get(label, {})
+        if planned and not planned.get("recipe"):
+            return str(planned.get("overrides", {}).get("model.name", label))
+        run = self.run_of(label)
+        return run.folder if run else None
+
+    def data_of(self, label: str) -> dict[str, Any]:
+        """Its recipe's `data` table, as far as plan or run folder tell."""
+        recipe = next((run.recipe for run in self.runs if run.label == label and run.recipe), {})
+        overrides = self.planned.get(label, {}).get("overrides", {})
+        own = {
+            key.removeprefix("data."): value for key, value in overrides.items() if key.startswith("data.")
+        }
+        return {**recipe.get("data", {}), **own}
 
 
 def read_study(folder: Path) -> Study:
@@ -139,12 +162,13 @@ def read_study(folder: Path) -> Study:
         ]
     if not cells:
         raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
-    scale = str(plan.get("scale", "mini")) if isinstance(plan, dict) else "mini"
-    return Study(folder=folder, scale=scale, experiments=experiments, cells=cells, runs=runs)
+    about = plan if isinstance(plan, dict) else {}
+    planned = {str(run["label"]): run for run in about.get("runs", [])}
+    scale = str(about.get("scale", "mini"))
+    return Study(folder=folder, scale=scale, planned=planned, experiments=experiments, cells=cells, runs=runs)
 
 
 def _experiment(entry: Mapping[str, Any]) -> Experiment:
-    points = dict(entry.get("points", {}))
     return Experiment(
         id=str(entry["id"]),
         title=str(entry["title"]),
@@ -154,7 +178,6 @@ def _experiment(entry: Mapping[str, Any]) -> Experiment:
         eps=[float(value) for value in entry["eps"]],
         note=str(entry.get("note") or ""),
         unranked=[str(label) for label in entry.get("unranked", [])],
-        points={str(label): dict(at) for label, at in points.items()},
     )
 
 
