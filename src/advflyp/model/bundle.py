@@ -45,8 +45,8 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
     recipe = card["recipe"]
     before = _pairs_seen(recipe["model"]["name"])
     # A card is read elsewhere: no paths of this machine.
-    for table, key in (("model", "name"), ("data", "train")):
-        if Path(recipe[table][key]).is_absolute():
+    for table, key in (("model", "name"), ("model", "text"), ("data", "train")):
+        if key in recipe[table] and Path(recipe[table][key]).is_absolute():
             recipe[table][key] = Path(recipe[table][key]).name
     # The accuracies have to be those of the rounded weights that users get.
     models = [load_model(path) for path in (run, *average)]
