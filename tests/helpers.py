@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from PIL import Image, ImageDraw
 
@@ -30,6 +31,39 @@ VISION = {
 }
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "triangle", "bar")
+
+
+def small_timm(name: str, like: str, **arguments: Any) -> str:
+    """Register a small timm ViT of the family of `like`, for "timm_model_name": open_clip passes no sizes on."""
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, **arguments}
+
+    def build(pretrained: bool = False, **given: Any) -> torch.nn.Module:
+        wanted = {key: value for key, value in given.items() if not key.startswith("pretrained")}
+        return timm.create_model(like, **{**small, **wanted})
+
+    build.__name__ = name
+    if not timm.is_model(name):
+        timm.models.register_model(build)
+    return name
+
+
+def siglip_config() -> dict[str, Any]:
+    """SigLIP in small: attention pooling, no projection, a text tower of its own, a logit bias."""
+    vision = {
+        "image_size": 32,
+        "timm_model_name": small_timm("small_square_siglip", "vit_base_patch16_siglip_224"),
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+    text = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    return {
+        "embed_dim": 32,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": vision,
+        "text_cfg": text,
+    }
 
 
 def small_model(config: dict[str, Any], seed: int = 0, name: str = "small") -> CLIP:

@@ -4,31 +4,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
-from timm.models import register_model
 from torch import nn
 from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
-from helpers import TEXT, small_model
+from helpers import TEXT, small_model, small_timm
 
 # Not square, so that rows and columns cannot be mixed up: 3 × 4 patches.
 SIZE, PATCH, GRID = (24, 32), 8, (3, 4)
-SMALL = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 def _register(name: str, like: str, **other: Any) -> str:
-    """A small timm architecture of the family of `like`."""
-
-    def build(pretrained: bool = False, **keywords: Any) -> nn.Module:
-        kept = {key: value for key, value in keywords.items() if not key.startswith("pretrained")}
-        return timm.create_model(like, **{**SMALL, **other, **kept})
-
-    build.__name__ = name
-    register_model(build)
-    return name
+    return small_timm(name, like, img_size=SIZE, patch_size=PATCH, **other)
 
 
 OPEN_CLIP = {"image_size": SIZE, "patch_size": PATCH, "width": 32, "head_width": 16, "layers": 2}

@@ -28,7 +28,7 @@ class TrainConfig:
     device:        "auto", "cpu" or "cuda"
     deterministic: only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU)
     patience:      stop after so many validations without a better one; none never stops early
-    unfreeze:      what is trained: "vision" (the paper's), "vision+text", or "all" (also the logit scale)
+    unfreeze:      what is trained: "vision" (the paper's), "vision+text", or "all" (also the logit scale and bias)
     batch_norm:    "frozen" keeps the statistics of pretraining, "update" goes on estimating them
     """
 
