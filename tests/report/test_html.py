@@ -1,4 +1,6 @@
+import csv
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -9,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.jsonl import append_line
+from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.results import Cell, append_cell
+from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.model.clip import CLIP
 from advflyp.report.examples import examples, rule
 from advflyp.report.html import report_from_paths, write_report
 from advflyp.report.prose import duration, read_recipe_tree, run_summary, trained_seconds
 from advflyp.runlog import read_metrics
-from report.cells import cell, measured
+from report.cells import SETS, cell, measured
 
 VOID = {"meta", "img", "br"}
 PAIR = {"before": "mini", "after": "mini + robust"}
@@ -152,6 +157,80 @@ def test_two_models_are_before_and_after_in_their_order(tmp_path: Path, run_fold
     assert "second (before) and first (after)" in page.text
     assert "under PGD-10, ε\u00a0=\u00a02/255" in page.text, "the headline is at the training attack's radius"
     assert str(run_folder) in page.text
+
+
+def test_many_models_get_a_table_of_methods_and_the_trade_off(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d", "e", "f & g")
+    flagged = {"n": 5, "passed": False, "failed": ["noise beats PGD"]}
+    places = itertools.product(names, SETS, (0, 1, 2, 4))
+    found = [
+        cell(model, name, grey, 200 - number, 300, sanity=flagged if model == "a" and grey else None)
+        for number, (model, name, grey) in enumerate(places)
+    ]
+    for c in found:
+        append_cell(tmp_path / "r.jsonl", c)
+    page = Page(report_from_paths([tmp_path / "r.jsonl"], tmp_path / "out"))
+    assert "Up and right is better" in page.text and "Hollow" in page.text
+    assert "noise beats PGD" in page.text and "†" in page.text
+    files = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert {"methods.csv", "methods.tex", "means.csv", "sanity.csv", "model-6-f-g.csv"} <= files
+    with open(tmp_path / "out" / "tables" / "methods.csv") as file:
+        rows = list(csv.DictReader(file))
+    for c in found:
+        block = "clean images" if not c.norm else f"PGD-10, ε = {round(c.eps * 255)}/255"
+        row = next(row for row in rows if (row["block"], row["method"]) == (block, c.model))
+        assert float(row[c.set.removeprefix("mini/")]) == pytest.approx(100 * c.accuracy, abs=1e-3)
+
+
+def test_seeds_of_one_name(tmp_path: Path) -> None:
+    for seed in "012":
+        for c in measured(("m",)):
+            right = c.correct + int(seed)
+            changes = {"checkpoint_sha256": seed * 64, "correct": right, "accuracy": right / c.n}
+            append_cell(tmp_path / "r.jsonl", dataclasses.replace(c, **changes))
+    together = Page(report_from_paths([tmp_path / "r.jsonl"], tmp_path / "a", seeds=True))
+    assert f"±{100 * 1 / 97:.1f}" in together.text and "m (00000000)" not in together.text
+    apart = Page(report_from_paths([tmp_path / "r.jsonl"], tmp_path / "b"))
+    assert "m (00000000)" in apart.text and "±" not in apart.text
+
+
+def test_retrieval_results(tmp_path: Path, cells: list[Cell]) -> None:
+    recall = [
+        Recall(k=k, hits=hits, n=40, recall=hits / 40, ci95=[0.1, 0.9]) for k, hits in ((1, 11), (5, 23))
+    ]
+    found = [
+        RetrievalCell(
+            model=model,
+            checkpoint_sha256=model * 64,
+            pairs="my <pairs>",
+            captions_sha256="c" * 64,
+            subset={"of": 40},
+            n_images=40,
+            n_captions=40,
+            attack=attack,
+            attack_args={},
+            norm="linf" if eps else None,
+            eps=eps,
+            precision="fp32",
+            seed=0,
+            version="1",
+            image_to_text=recall,
+            text_to_image=recall,
+        )
+        for model in "ab"
+        for attack, eps in (("clean", 0.0), ("pgd10", 1 / 255))
+    ]
+    for one in found:
+        append_line(tmp_path / "retrieval.jsonl", dataclasses.asdict(one))
+    alone = Page(report_from_paths([tmp_path / "retrieval.jsonl"], tmp_path / "a"))
+    assert "Image–text retrieval of a, b." in alone.text
+    assert [row[1] for row in alone.rows if row[0].startswith("PGD-10")] == ["27.510–90"] * 2
+    for c in cells:
+        append_cell(tmp_path / "r.jsonl", c)
+    both = Page(report_from_paths([tmp_path / "r.jsonl", tmp_path / "retrieval.jsonl"], tmp_path / "b"))
+    assert "my <pairs>" in both.text and "Set by set" in both.text
+    assert (tmp_path / "b" / "tables" / "retrieval-2.csv").is_file()
+    assert "27.5 (10–90)" in (tmp_path / "b" / "results.md").read_text()
 
 
 def test_results_and_runs_together(tmp_path: Path, run_folder: Path, cells: list[Cell]) -> None:

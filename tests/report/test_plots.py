@@ -1,3 +1,4 @@
+import math
 import re
 import xml.etree.ElementTree as ET
 
@@ -5,8 +6,15 @@ import matplotlib
 import pytest
 
 from advflyp.evaluation.results import Cell
-from advflyp.report.curves import Line, accuracy_against_eps, loss_curve, training_lines, validation_curve
-from advflyp.report.dots import per_set
+from advflyp.report.curves import (
+    Line,
+    accuracy_against_eps,
+    against_pairs,
+    loss_curve,
+    training_lines,
+    validation_curve,
+)
+from advflyp.report.dots import dumbbells, per_set
 from advflyp.report.measured import Estimate, Results
 from advflyp.report.plots import INK, MODELS, VARIABLES, Look, svg
 from advflyp.runlog import read_metrics
@@ -65,6 +73,35 @@ def test_accuracy_against_eps() -> None:
     labels = {text.get_text(): text.xy[1] for text in axes.texts}  # type: ignore[attr-defined]
     assert labels["b"] - labels["a"] >= 3, "the labels do not overlap, though the lines end together"
     assert {"0", "1", "8", "accuracy (%)"} <= set(texts(svg(figure, "")))
+
+
+def test_accuracy_against_pairs() -> None:
+    lines = {
+        64: [
+            (1500, Estimate(0.3, 0.2, 0.4)),
+            (6000, Estimate(0.35, 0.3, 0.4)),
+            (math.inf, Estimate(0.4, 0.3, 0.5)),
+        ],
+        256: [(1500, Estimate(0.2, 0.2, 0.2)), (1_000_000, Estimate(0.4, 0.3, 0.5))],
+    }
+    figure = against_pairs(lines, width=420, height=300, title="clean images")
+    words = texts(svg(figure, ""))
+    assert {"1.5k", "6k", "1M", "all", "batch 64", "batch 256", "image–text pairs", "accuracy (%)"} <= set(
+        words
+    )
+    axes = figure.axes[0]
+    drawn = [line.get_ydata() for line in axes.lines if line.get_marker() != "None"]
+    assert [list(y) for y in drawn] == [pytest.approx([30, 35, 40]), pytest.approx([20, 40])]
+    labels = [text.xy[1] for text in axes.texts]  # type: ignore[attr-defined]
+    assert abs(labels[0] - labels[1]) > 0.5, "both lines end at 40"
+
+
+def test_dumbbells() -> None:
+    rows = [("a", Estimate(0.5, 0.4, 0.6), Estimate(0.2, 0.1, 0.3)), ("b", Estimate(0.3, 0.2, 0.4), None)]
+    figure = dumbbells(rows, Look.of(["a", "b"]), width=300, title="food", ceiling=60)
+    marks = [m for line in figure.axes[0].lines if len(m := line.get_xydata()) == 1]
+    assert [m[0].tolist() for m in marks] == [pytest.approx(p) for p in ([50, 0], [20, 0], [30, 1])]
+    assert {"a", "b", "food", "accuracy (%)"} <= set(texts(svg(figure, "")))
 
 
 def test_training_curves(run_folder) -> None:

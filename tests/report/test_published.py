@@ -1,9 +1,9 @@
 """The paper's figures, as its text states them, and ours only where all of a mean is there."""
 
 import pytest
-from cells import cell
 
 from advflyp.report.published import ACCURACIES, ANGLES, published_table
+from report.cells import cell
 
 # Copied from the text once more: Sec. 4.3, 8.1 and 10.
 STATED = {

@@ -143,12 +143,26 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
+        retrieval = "".join(map(sections.table, self._retrieval().values()))
+        return sections.document(
+            self.title,
+            self._headline(),
+            [
+                self._head(),
+                *(self._accuracy() if self.results.cells else []),
+                sections.section("Retrieval", retrieval),
+                sections.section("Training", sections.training(self.runs, self.recipes)),
+                *(self._explained() if self.results.cells else []),
+            ],
+        )
+
+    def _accuracy(self) -> list[str]:
         results, models, look = self.results, self.models, self.look
         trade = ""
         if len(models) > 2 and len(self.shown) == 2:
             trade = sections.tradeoffs(results, models, self.shown[0], self.shown[1], look)
         names = (f"before: {self.pair[0]}", f"after: {self.pair[1]}") if self.pair else ("before", "after")
-        parts = [
+        return [
             sections.section("Robust and accurate", trade),
             sections.section("Set by set", sections.set_by_set(results, models, self.shown, look)),
             sections.section(
@@ -157,19 +171,12 @@ class Page:
             sections.section("What it looks like", sections.before_after(self.examples, names)),
             self._numbers(),
         ]
-        made = prose.made(results, self.runs)
-        return sections.document(
-            self.title,
-            self._headline(),
-            [
-                self._head(),
-                *(parts if results.cells else []),
-                sections.section("Retrieval", "".join(map(sections.table, self._retrieval().values()))),
-                sections.section("Training", sections.training(self.runs, self.recipes)),
-                sections.section("What the numbers mean", prose.meaning(results) if results.cells else ""),
-                sections.section("How it was made", made if results.cells else ""),
-            ],
-        )
+
+    def _explained(self) -> list[str]:
+        return [
+            sections.section("What the numbers mean", prose.meaning(self.results)),
+            sections.section("How it was made", prose.made(self.results, self.runs)),
+        ]
 
     def files(self) -> dict[str, str]:
         """Every file of the report by its name."""

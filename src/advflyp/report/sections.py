@@ -66,7 +66,7 @@ def set_by_set(results: Results, models: Sequence[str], shown: Sequence[Conditio
         widths=WIDTHS,
     )
     right = " At the right, the change in points." if len(models) == 2 else ""
-    return f"<p>Each mark is the accuracy on one set, the bar behind it {spread_words(results)}.{right}</p>{draw}"
+    return f"<p>Each mark is the accuracy on one set, the bars behind are {spread_words(results)}.{right}</p>{draw}"
 
 
 def _dumbbells(
@@ -99,7 +99,7 @@ def _dumbbells(
         for title, found in rows.items()
     ]
     return (
-        f"<p>Hollow: accuracy on clean images; filled: under {escape(robust.title)}; the bars behind them "
+        f"<p>Hollow: accuracy on clean images; filled: under {escape(robust.title)}; the bars behind are "
         f"{spread_words(results)}. The most robust method stands on top. Each picture has its own scale.</p>"
         + elements.grid(plots, kind="roomy")
     )
@@ -303,7 +303,7 @@ def write(out: Path, contents: Mapping[str, str]) -> None:
 def spread_words(results: Results) -> str:
     """What the bars, bands and crosses of a picture are."""
     if not results.replicated:
-        return "its 95 % interval"
+        return "95 % intervals"
     return "± one standard deviation over seeds (95 % intervals where there is one seed)"
 
 

@@ -51,9 +51,8 @@ def tradeoff(
     axes.set_title(title, pad=10)
     xs = [100 * clean.value for clean, _ in points.values()]
     ys = [100 * hard.value for _, hard in points.values()]
-    # The limits follow the points and not their intervals: single images' 95 % would squeeze the points together.
-    axes.set_xlim(*_limits(xs))
-    axes.set_ylim(*_limits(ys))
+    axes.set_xlim(*_limits([clean for clean, _ in points.values()]))
+    axes.set_ylim(*_limits([hard for _, hard in points.values()]))
     axes.grid()
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
@@ -197,8 +196,10 @@ def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> list[Point]:
     return corners
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """A little room around the values, in [0, 100]: names stand there."""
-    low, high = min(values), max(values)
+def _limits(values: Sequence[Estimate]) -> tuple[float, float]:
+    """All intervals, and room around the points where names stand; in %, within [0, 100]."""
+    low, high = (100 * end(one.value for one in values) for end in (min, max))
     room = max(2.0, 0.16 * (high - low))
-    return max(0.0, low - room), min(100.0, high + room)
+    low = min(low - room, *(100 * one.low - 0.5 for one in values))
+    high = max(high + room, *(100 * one.high + 0.5 for one in values))
+    return max(0.0, low), min(100.0, high)
