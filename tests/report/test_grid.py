@@ -66,6 +66,8 @@ def test_what_is_missing_is_counted() -> None:
     assert table.rows[1][2] is None and table.rows[1][4] is None, "no mean over other sets than the others'"
     assert isinstance(table.rows[1][5], Estimate), "in proxy nothing is missing"
     assert table.rows[3] == ["d", *[None] * 6]
+    more = methods_table(results, [PGD], sets=[FOOD, "mini/travel"])
+    assert more.columns[:3] == ["method", "food", "travel"], "nobody was measured on the second"
 
 
 def test_numbers_of_images_and_settings_are_told() -> None:

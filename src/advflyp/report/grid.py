@@ -82,7 +82,7 @@ def methods_table(
     ]
     return Table(
         title=title,
-        columns=[*first, *(results.short.get(name, name) for name in columns), *headings],
+        columns=[*first, *(_short(results, name) for name in columns), *headings],
         rows=rows,
         groups=groups if split else [],
         blocks=blocks,
@@ -133,6 +133,11 @@ def means_table(
         unranked=unranked,
         note=" ".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
     )
+
+
+def _short(results: Results, name: str) -> str:
+    """As the results shorten it; a set that nobody was measured on likewise."""
+    return results.short.get(name, name.removeprefix(f"{results.group}/"))
 
 
 def _measured(results: Results, condition: Condition, sets: Sequence[str]) -> list[str]:

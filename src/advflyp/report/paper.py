@@ -159,8 +159,8 @@ class ComparisonPage:
         seeds = {len(hashes) for hashes in self.results.hashes.values() if hashes}
         scope = (
             f"{len(self.study.experiments)} experiments, {count} results, {' to '.join(map(str, _ends(seeds)))} "
-            f"{'seed' if seeds == {1} else 'seeds'} a method in the main one ({self.main.title}). The figures above "
-            "are the best method's mean over sets."
+            f"{'seed' if seeds == {1} else 'seeds'} a method in the main one ({self.main.title})."
+            + (" The figures above are the best method's mean over sets." if tiles else "")
         )
         return (
             f'<header>\n<p class="kicker">{TITLE}, {escape(self.study.scale)} scale</p>\n'
