@@ -225,7 +225,7 @@ def make_plan(
         seeds=seeds,
         steps=steps,
         precision="bf16" if mini else "fp32",
-        grid=(1e-4, 3e-4, 1e-3) if mini else (),
+        grid=(1e-4, 3e-4, 1e-3, 3e-3) if mini else (),
         runs=runs,
         experiments=_experiments(scale, tuple(run.name for run in scaling)),
     )

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from torch import Tensor
+from torch.nn import functional as F
 
 from advflyp.__about__ import __version__
 from advflyp.attack.pgd import pgd
@@ -195,7 +196,7 @@ class Trainer:
         """One update; the losses as device scalars, still unsynchronised."""
         recipe, model = self.recipe, self.model
         update_statistics = recipe.train.batch_norm == "update"
-        images = batch["images"] = batch["images"].to(model.device, non_blocking=True)
+        images = batch["images"] = self._fitted(batch["images"].to(model.device, non_blocking=True))
         model.train(update_statistics)
         self.embed_texts(batch)
         images_adv = images
@@ -231,6 +232,12 @@ class Trainer:
             assert self.embed_classes is not None
             labels = batch["labels"] = batch["labels"].to(self.model.device, non_blocking=True)
             batch.update(self.embed_classes(labels))
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """At the model's resolution: decoded pictures are, those of a mini corpus are 64×64 for any model."""
+        if tuple(images.shape[-2:]) == self.model.image_size:
+            return images
+        return F.interpolate(images, self.model.image_size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def attack(self, images: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: perturb the batch jointly; the random start depends on (seed, step) alone."""

@@ -1,0 +1,82 @@
+"""Weight interpolation against the mean written out, and the curve it gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from advflyp.evaluation.results import read_cells
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
+from advflyp.model.mix import curve, interpolate, mix, parse_alphas
+
+Pair = tuple[CLIP, CLIP]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    original, robust = load_model("mini"), load_model("mini")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in robust.state_dict().values():
+            if value.is_floating_point():
+                value += 0.01 * torch.rand(value.shape, generator=generator)
+            else:
+                value += 3
+    return original, robust
+
+
+def test_ends_are_the_models_to_the_bit(pair: Pair) -> None:
+    original, robust = pair
+    for alpha, model in ((0, original), (1, robust)):
+        for name, value in interpolate(original, robust, alpha).state_dict().items():
+            if value.is_floating_point():
+                assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_between_every_weight_and_statistic_lies_on_the_line(pair: Pair) -> None:
+    original, robust = pair
+    mixed = interpolate(original, robust, 0.3).state_dict()
+    assert any("running_mean" in name for name in mixed)
+    for name, value in mixed.items():
+        a, b = original.state_dict()[name], robust.state_dict()[name]
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                value.double(), a.double() + 0.3 * (b.double() - a.double()), rtol=1e-6, atol=1e-6
+            )
+        else:
+            assert torch.equal(value, b), "a counter is not a weight"
+
+
+def test_of_one_linear_layer_the_outputs_mix_as_the_weights(pair: Pair) -> None:
+    original, robust = pair
+    # The text projection is the last, linear step; only that differs here.
+    other = load_model("mini")
+    other.net.text_projection.data = robust.net.text_projection.data.clone()
+    mixed = interpolate(original, other, 0.25)
+    tokens = original.tokenizer(["a cat", "a red flag"])
+    raw = [model.net.encode_text(tokens).double() for model in (original, other, mixed)]
+    torch.testing.assert_close(raw[2], 0.75 * raw[0] + 0.25 * raw[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_models_stay_as_they_were(pair: Pair) -> None:
+    original, robust = pair
+    before = {name: value.clone() for name, value in robust.state_dict().items()}
+    mix([original, robust, robust], [0.5, 0.25, 0.25])
+    assert all(torch.equal(before[name], value) for name, value in robust.state_dict().items())
+
+
+def test_other_architectures_and_alphas_are_refused(pair: Pair) -> None:
+    with pytest.raises(ValueError, match="different architectures"):
+        interpolate(pair[0], load_model("mini-vit"), 0.5)
+    with pytest.raises(ValueError, match="alpha must lie between 0"):
+        interpolate(*pair, 1.5)
+    with pytest.raises(ValueError, match="not '0;1'"):
+        parse_alphas("0;1")
+
+
+def test_the_curve_measures_each_mixture(pair: Pair, tmp_path: Path) -> None:
+    settings = {"sets": ["mini/food"], "attacks": ["clean"], "limit": 40, "out": tmp_path / "c.jsonl"}
+    found = curve(*pair, [0, 1], name="run", **settings)
+    assert [cell.model for cell in read_cells(tmp_path / "c.jsonl")] == ["run, α = 0", "run, α = 1"]
+    assert found[0][0].checkpoint_sha256 != found[1][0].checkpoint_sha256
