@@ -16,6 +16,8 @@ from advflyp.training.checkpoint import checkpoints
 from advflyp.training.trainer import train
 
 RECIPE = "configs/mini/advflyp_full.toml"
+# The paper's ε. At the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
+ATTACK = {"attack.eps": "1/255", "attack.step_size": "1/255"}
 BEFORE, AFTER = "mini", "mini + AdvFLYP_full"
 EPS = 2 / 255
 EPS_CURVE = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -42,10 +44,10 @@ def quickstart(out: str | Path, *, console: Console | None = None) -> Outcome:
     run = out / "run"
     cells = _measure("mini", BEFORE, out, console)
     console.print(
-        "\nfinetuning with AdvFLYP_full: PGD-2 at ε=2/255 on the embedded image–text pairs", highlight=False
+        "\nfinetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs", highlight=False
     )
     with as_file(files("advflyp") / RECIPE) as recipe:
-        train(recipe, out=run, resume=bool(checkpoints(run / "checkpoints")), console=console)
+        train(recipe, ATTACK, out=run, resume=bool(checkpoints(run / "checkpoints")), console=console)
     cells += _measure(run, AFTER, out, console)
     sets = list(dict.fromkeys(cell.set for cell in cells))
     shown = examples(load_model("mini"), load_model(run), sets, eps=EPS)
