@@ -21,7 +21,7 @@ def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EPS_CURVE", (EPS, 4 / 255))
     real_train = module.train
     small = {"train.max_steps": 2, "validate.limit": 4, "data.limit": 256}
-    monkeypatch.setattr(module, "train", lambda recipe, **k: real_train(recipe, small, **k))
+    monkeypatch.setattr(module, "train", lambda recipe, over, **k: real_train(recipe, over | small, **k))
     console = Console(file=io.StringIO(), width=100)
     outcome = quickstart(tmp_path / "q", console=console)
     assert outcome.report == tmp_path / "q/report/index.html"
