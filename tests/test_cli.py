@@ -77,6 +77,15 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["eval", "{model}", "--optim.lr", "1"], "--optim.lr is a recipe key; it goes with `advflyp train`"),
         (["data", "mini"], "say what to make: --build, or --sets"),
         (["report", "{tmp}/nothing", "--out", "{tmp}/report"], "nothing"),
+        (["reproduce", "--out", "{tmp}/r", "--only", "table15"], "the plan has no experiment 'table15'"),
+        (["reproduce", "--out", "{tmp}/r", "--seeds", "0"], "--seeds must be at least 1"),
+        (["reproduce", "--out", "{tmp}/r", "--pairs", "x.tar"], "go with --scale paper"),
+        (["reproduce", "--out", "{tmp}/empty.tar"], "is a file; name a folder with --out"),
+        (["reproduce", "--out", "{tmp}/other"], "holds other things (best); name a new folder"),
+        (["reproduce", "--out", "{tmp}/r", "--report-only"], "plan.json"),
+        (["interpolate", "{model}", "mini", "--out", "{tmp}/c.jsonl"], "have different architectures"),
+        (["interpolate", "{model}", "{model}", "--alphas", "0,2"], "alpha"),
+        (["interpolate", "{model}", "{tmp}/nothing"], "nothing"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(
