@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from advflyp.evaluation.attacks import Attack
-from advflyp.reproduce.plan import Plan, make_plan
+from advflyp.reproduce.plan import Plan, Scale, make_plan
 from advflyp.reproduce.steps import recipe_file, steps_of
 from advflyp.training.recipe import Recipe, read_recipe
 
@@ -106,3 +106,12 @@ def test_written_plan_is_what_the_report_reads(plan: Plan, tmp_path: Path) -> No
 def test_impossible_plans(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan("mini", **keys)
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_a_part_finds_the_rates_of_its_runs_without_running_their_owners(scale: Scale) -> None:
+    for experiment in make_plan(scale).experiments:
+        part = make_plan(scale).only([experiment.id])
+        for run in part.runs:
+            assert part.run(run.rate_of or run.name).recipe == run.recipe
+        assert {step.run.name for step in steps_of(part)} == set(experiment.runs)

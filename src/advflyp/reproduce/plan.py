@@ -96,6 +96,8 @@ class Plan:
                 raise ValueError(f"the plan has no experiment '{name}'{suggest(name, known)}")
         chosen = tuple(e for e in self.experiments if e.id in wanted)
         needed = {name for experiment in chosen for name in experiment.runs}
+        # The search for a learning rate needs their recipes; they are measured by no chosen experiment, so not run.
+        needed |= {run.rate_of for run in self.runs if run.name in needed and run.rate_of}
         return Plan(
             **{
                 **vars(self),
