@@ -15,7 +15,7 @@ own answers, so that there is something to attack.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
@@ -27,11 +27,10 @@ from torch import Tensor
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.threat import Threat
 from advflyp.config import number
-from advflyp.data.labelled import load_set
-from advflyp.data.pairs import on_white
+from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
-from advflyp.model.clip import Precision
+from advflyp.model.clip import CLIP, Precision
 from advflyp.model.hub import load_model
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
@@ -63,7 +62,7 @@ def main() -> None:
         labelled.classes[:] = [*labelled.classes, *extra][: arguments.classes]
         labelled.templates[:] = ["This is a photo of a {}."]
     if arguments.model.endswith("/random"):
-        relabel(Judge(model, labelled), arguments.images)
+        labelled = relabel(model, labelled, arguments)
     threat = Threat(eps=number(arguments.eps, "--eps"))
     print(
         f"{arguments.model}, {len(labelled.classes)} class prompts, {arguments.images} images, "
@@ -97,16 +96,14 @@ def main() -> None:
         print(f"{name:12} " + "   ".join(cells), flush=True)
 
 
-def relabel(judge: Judge, images: int) -> None:
-    """Every picture gets the class the model sees in it; evaluation modules keep labels beside pictures."""
-    labelled = judge.labelled
-    pictures = [picture for picture, _ in labelled.pictures][:images]
-    answers: list[int] = []
-    for start in range(0, len(pictures), 16):
-        pixels = [judge.model.preprocess(on_white(p)) for p in pictures[start : start + 16]]
-        answers += judge.exact(torch.stack(pixels).to(judge.model.device)).argmax(1).tolist()
-    assert isinstance(labelled.pictures, list)
-    labelled.pictures[:] = list(zip(pictures, answers, strict=True))
+def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> LabelledSet:
+    """The pictures that are used, each with the class the model sees in it."""
+    judge = Judge(model, labelled)
+    index = labelled.subset(arguments.images, 0)
+    batches = labelled.batches(model.preprocess, arguments.batch_size, index)
+    answers = [judge.exact(images.to(model.device)).argmax(1) for _, images, _ in batches]
+    pictures = [labelled.pictures[place][0] for place in index]
+    return replace(labelled, pictures=list(zip(pictures, torch.cat(answers).tolist(), strict=True)))
 
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
