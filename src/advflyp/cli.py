@@ -159,7 +159,7 @@ class Retrieval:
     limit: int | None = None
     """Only so many pictures, with their captions."""
     out: Path | None = None
-    """JSON-lines file; cells it already holds are not computed again."""
+    """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Pictures at a time."""
     precision: Precision = "fp32"

@@ -56,7 +56,8 @@ def test_the_papers_step_size_and_one_for_l2() -> None:
         ("cw", "did you mean 'cw10'"),
         ("autoatack", "did you mean 'autoattack'"),
         ("pgd0", "there is no attack 'pgd0'"),
-        ("apgd-ce+pgd10", "there is no attack"),
+        ("apgd-ce+pgd10", "has no member 'pgd10'; known: apgd-ce,"),
+        ("apgd-ce+sqare", "has no member 'sqare'; did you mean 'square'"),
         ("fgsm", "known: clean, noise, pgdN"),
     ],
 )

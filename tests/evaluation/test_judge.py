@@ -1,6 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,6 +8,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.labelled import LabelledSet
 from advflyp.evaluation import judge as module
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.model.clip import CLIP
 from helpers import labelled_by
@@ -125,7 +126,7 @@ class Cut(Exception):
 
 def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Path) -> None:
     labelled = labelled_by(tiny, 50)
-    attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), tmp_path / "x.npz"
+    attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.npz")
     whole = Judge(tiny, labelled, batch_size=10).run(attack, threat)
     assert 0 < whole.correct.sum() < 50
 
@@ -147,13 +148,53 @@ def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Pa
         try:
             outcome = judge.run(attack, threat, journal=journal, watch=cut_after(batches))
         except Cut:
-            saved = np.load(journal)
+            saved = journal.read()
             assert (saved["survived"].sum() > 0) or (saved["attacked"] >= 0).any()
             outcome = None
         images_seen.append(count[0])
     assert isinstance(outcome, Outcome)
     assert torch.equal(outcome.attacked, whole.attacked)
     assert images_seen[2] < 100, "what was finished is not attacked again"
+
+
+class Unreadable(list):
+    """Pictures of which some cannot be decoded."""
+
+    bad: tuple[int, ...] = ()
+
+    def __getitem__(self, place):
+        if place in self.bad:
+            raise OSError("truncated")
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("bad", [(140,), (20,), (20, 140)])
+def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
+    tiny: CLIP, tmp_path: Path, bad: tuple[int, ...]
+) -> None:
+    """One of 150 is tolerated, though it is more than 1 % of the 40 that are left; two are not."""
+    labelled = labelled_by(tiny, 150)
+    pictures = Unreadable(labelled.pictures)
+    pictures.bad = bad
+    attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.npz")
+
+    def cut(standing: Standing) -> None:
+        if standing.finished > 75:
+            raise Cut
+
+    def judge() -> Judge:
+        return Judge(tiny, replace(labelled, pictures=pictures, unreadable={}), batch_size=10)
+
+    with pytest.raises(Cut):
+        judge().run(attack, threat, journal=journal, watch=cut)
+    if len(bad) > 1:
+        with pytest.raises(ValueError, match="more than 1% of"):
+            judge().run(attack, threat, journal=journal)
+        return
+    resumed = judge().run(attack, threat, journal=journal)
+    assert resumed.index.tolist() == [place for place in range(150) if place not in bad]
+    whole = Judge(tiny, labelled).run(attack, threat)
+    assert torch.equal(resumed.attacked, whole.attacked[resumed.index])
 
 
 def test_what_a_watcher_is_told(tiny: CLIP) -> None:

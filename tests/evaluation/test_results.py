@@ -61,6 +61,8 @@ def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "r.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result of ours"):
         read_cells(tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=r"is a folder; name a file, for example .*results\.jsonl"):
+        read_cells(tmp_path)
 
 
 def test_key_is_what_was_measured_not_what_came_out() -> None:

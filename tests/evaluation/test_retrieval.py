@@ -1,4 +1,7 @@
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from advflyp.attack.threat import Threat
 from advflyp.cli import main
 from advflyp.data.captioned import CaptionedPictures
 from advflyp.evaluation import retrieval as module
+from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.recall import cross_entropy, ranks
 from advflyp.evaluation.results import wilson
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval, retrieval
@@ -136,6 +140,90 @@ def test_finished_lines_are_kept(
     out.write_text("{}\n")
     with pytest.raises(ValueError, match="line 1 is not a result of ours"):
         retrieval(tiny, moved, ["clean"], out=out)
+
+
+KILLED = """
+import os, signal
+from advflyp.evaluation.retrieval import retrieval
+def watch(cell, done):
+    if cell.attack != "clean" and done >= 14:
+        os.kill(os.getpid(), signal.SIGKILL)
+retrieval({model!r}, {pairs!r}, ["clean", "pgd2"], [4 / 255], batch_size=7, out={out!r}, watch=watch)
+"""
+
+
+def check_continued(
+    model: Path, folder: Path, out: Path, known: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what was stored when the pictures `known` were attacked, the rest and no more; results as if in one go."""
+    (journal,) = out.with_suffix(".unfinished").iterdir()
+    assert Journal(journal).read()["places"].tolist() == known
+    assert len(read_retrieval(out)) == 1
+    attacked: list[int] = []
+    original = module.pgd
+    monkeypatch.setattr(
+        module, "pgd", lambda images, *a, **k: (attacked.append(len(images)), original(images, *a, **k))[1]
+    )
+    arguments = (model, folder, ["clean", "pgd2"], [4 / 255])
+    resumed = retrieval(*arguments, batch_size=7, out=out)
+    pictures = len(list(folder.glob("*.txt")))
+    unreadable = [f"{place:03d}.png" for place in range(known[0])]
+    assert sum(attacked) == pictures - len(unreadable) - len(known), "what is known is not attacked again"
+    whole = retrieval(*arguments, batch_size=7)
+    assert len(resumed) == 2 and resumed == read_retrieval(out)
+    for a, b in zip(resumed, whole, strict=True):
+        assert list(a.unreadable) == list(b.unreadable) == unreadable
+        same = {"seconds": 0, "unreadable": {}}
+        assert dataclasses.replace(a, **same) == dataclasses.replace(b, **same)
+    assert not out.with_suffix(".unfinished").exists()
+
+
+def test_an_interrupted_cell_is_continued(
+    tiny_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(cell: RetrievalCell, done: int) -> None:
+        if cell.attack != "clean" and done >= 10:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "r.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        retrieval(tiny_folder, folder, ["clean", "pgd2"], [4 / 255], batch_size=7, out=out, watch=stop)
+    check_continued(tiny_folder, folder, out, list(range(14)), monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_continued(
+    tiny_folder: Path, tmp_path: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 in the middle of an attacked cell; one picture, which comes first, cannot be read."""
+    folder, out = write_pairs(tmp_path / "pairs", tiny, n=101, candidates=300), tmp_path / "r.jsonl"
+    (folder / "000.png").write_bytes(b"broken")
+    script = KILLED.format(model=str(tiny_folder), pairs=str(folder), out=str(out))
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    check_continued(tiny_folder, folder, out, list(range(1, 15)), monkeypatch)
+
+
+def test_a_journal_of_other_pictures_is_not_used(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
+    (expected,) = retrieval(tiny, folder, ["pgd2"], [4 / 255])
+    path = Journal.beside(tmp_path / "r.jsonl", expected.slug())
+    for places in ([0, 2], range(25)):
+        path.write(places=np.array(places), embeddings=torch.zeros(len(places), 32))
+        (cell,) = retrieval(tiny, folder, ["pgd2"], [4 / 255], out=tmp_path / "r.jsonl")
+        assert dataclasses.replace(cell, seconds=expected.seconds) == expected
+        assert not (tmp_path / "r.unfinished").exists()
+        (tmp_path / "r.jsonl").unlink()
+
+
+def test_a_picture_that_vanishes_between_two_looks(
+    tiny: CLIP, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(cell: RetrievalCell, done: int) -> None:
+        if done == 24:
+            (folder / "020.png").write_bytes(b"broken")
+
+    monkeypatch.setattr("advflyp.data.captioned.TOLERATED", 0.5)
+    with pytest.raises(ValueError, match=r"cannot be read any more"):
+        retrieval(tiny, folder, ["pgd1"], watch=lose)
 
 
 def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Path) -> None:

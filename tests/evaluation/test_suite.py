@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -5,9 +9,12 @@ import pytest
 import torch
 
 import advflyp
+import helpers
 from advflyp.data.labelled import LabelledSet
+from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge
 from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import weights_sha256
@@ -85,6 +92,79 @@ def test_every_image_is_in_the_parquet_beside(tiny: CLIP, known_sets: LabelledSe
         for row in rows:
             assert row["predicted_clean"] == row["label"]
             assert (row["predicted_attacked"] == row["label"]) == row["correct"]
+
+
+def test_a_cell_whose_parquet_is_gone_is_measured_again(
+    tiny: CLIP, known_sets: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = (tiny, ["mini"], ["clean", "pgd2"], [1 / 255])
+    clean, attacked = evaluate(*arguments, out=out, sanity=True, name="first")
+    before = read_samples(out, attacked)
+    for path in (tmp_path / "r.samples").glob("*pgd2*"):
+        path.unlink()
+    measured = []
+    original = Judge.run
+    monkeypatch.setattr(
+        Judge,
+        "run",
+        lambda self, attack, *a, **k: (measured.append(attack.name), original(self, attack, *a, **k))[1],
+    )
+    again = evaluate(*arguments, out=out, name="second")
+    assert measured == ["pgd2"], "what has its Parquet file stays as it is"
+    assert again == [clean, replace(attacked, seconds=again[1].seconds)], "name and verdict are kept"
+    assert read_cells(out) == again
+    for a, b in zip(before, read_samples(out, again[1]), strict=True):
+        assert a.tolist() == b.tolist()
+    assert len(out.read_text().splitlines()) == 4, (
+        "clean, pgd2, its verdict, pgd2 again: no line is taken away"
+    )
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from helpers import labelled_by
+from advflyp.evaluation import suite
+from advflyp.model.hub import load_model
+tiny = load_model({model!r})
+suite.set_names, suite.load_set = lambda names: names, lambda name: labelled_by(tiny, 20)
+def watch(cell, standing):
+    if cell.attack != "clean" and standing.finished >= 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+suite.evaluate(tiny, ["mini/noise"], ["clean", "pgd3x2"], [1 / 255], batch_size=1, out={out!r}, watch=watch)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_continued(
+    tiny: CLIP, tiny_folder: Path, known_sets: LabelledSet, tmp_path: Path
+) -> None:
+    """kill -9 in the middle of an attacked cell."""
+    out = tmp_path / "r.jsonl"
+    script = KILLED.format(tests=str(Path(helpers.__file__).parent), model=str(tiny_folder), out=str(out))
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    (journal,) = (tmp_path / "r.unfinished").iterdir()
+    known = int((Journal(journal).read()["attacked"] >= 0).sum())
+    assert len(read_cells(out)) == 1 and 8 <= known < 20
+    told = []
+    arguments = (tiny, ["mini"], ["clean", "pgd3x2"], [1 / 255])
+    resumed = evaluate(*arguments, batch_size=1, out=out, watch=lambda cell, standing: told.append(standing))
+    whole = evaluate(*arguments, batch_size=1, out=tmp_path / "whole.jsonl")
+    assert told[0].finished >= known
+    for a, b in zip(resumed, whole, strict=True):
+        assert replace(a, seconds=0) == replace(b, seconds=0)
+        for one, other in zip(read_samples(out, a), read_samples(tmp_path / "whole.jsonl", b), strict=True):
+            assert one.tolist() == other.tolist()
+    assert not (tmp_path / "r.unfinished").exists()
+
+
+def test_a_cell_names_the_unreadable_pictures_of_its_own_part(
+    tiny: CLIP, known_sets: LabelledSet, tmp_path: Path
+) -> None:
+    known_sets.unreadable["00003"] = "in an evaluation of more of the set"
+    (cell,) = evaluate(tiny, ["mini"], ["clean"], out=tmp_path / "r.jsonl", limit=9)
+    assert cell.n == 9 and cell.unreadable == []
 
 
 def test_an_interrupted_cell_is_continued(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from advflyp.attack.pgd import pgd_points
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.config import nearest
+from advflyp.config import nearest, suggest
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
@@ -58,8 +58,11 @@ class Attack:
         members = tuple(name.split("+"))
         if all(member in MEMBERS for member in members):
             return cls(name=name, kind="autoattack", members=members)
-        hint = nearest(name, ["clean", "noise", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS])
-        raise ValueError(f"there is no attack '{name}'{hint}; known: {KNOWN}")
+        if len(members) > 1:
+            wrong = next(member for member in members if member not in MEMBERS)
+            raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
+        known = ["clean", "noise", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
+        raise ValueError(f"there is no attack '{name}'{nearest(name, known) or f'; known: {KNOWN}'}")
 
     @property
     def perturbs(self) -> bool:

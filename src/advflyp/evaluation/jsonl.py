@@ -23,8 +23,10 @@ def read_lines(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
     """`make` of every record of a JSON-lines file; none where there is no file.
 
     A last line without its newline was cut off by a crash and is left out. ValueError naming the line that is not
-    JSON or of which `make` raises a TypeError or KeyError.
+    JSON or of which `make` raises a TypeError or KeyError, and where `path` is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
     result = []
     text = path.read_text() if path.is_file() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):

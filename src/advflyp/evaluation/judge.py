@@ -4,17 +4,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
-from advflyp.data.labelled import LabelledSet
+from advflyp.data.labelled import TOLERATED, LabelledSet
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP, Precision
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
@@ -144,12 +143,12 @@ class Judge:
         *,
         precision: Precision = "fp32",
         seed: int = 0,
-        journal: Path | None = None,
+        journal: Journal | None = None,
         watch: Callable[[Standing], None] = lambda standing: None,
     ) -> Outcome:
         """Classify every image, after the attack if there is one.
 
-        journal: file that holds what is known so far; an interrupted run goes on from its last finished batch
+        journal: holds what is known so far; an interrupted run goes on from its last finished batch
         An image that is wrong when clean counts as wrong under attack; there is nothing to search.
         """
         with for_use(self.model):
@@ -174,7 +173,7 @@ class _Run:
         threat: Threat | None,
         precision: Precision,
         seed: int,
-        journal: Path | None,
+        journal: Journal | None,
         watch: Callable[[Standing], None],
     ) -> None:
         self.judge, self.threat, self.seed, self.journal, self.watch = judge, threat, seed, journal, watch
@@ -184,11 +183,10 @@ class _Run:
         self.attacked = torch.full_like(self.clean, UNKNOWN)
         self.survived = torch.zeros_like(self.clean)
         self.labels = judge.labelled.labels[judge.index]
-        if journal is not None and journal.is_file():
-            with np.load(journal) as saved:
-                self.clean[:] = torch.from_numpy(saved["clean"])
-                self.attacked[:] = torch.from_numpy(saved["attacked"])
-                self.survived[:] = torch.from_numpy(saved["survived"])
+        if saved := journal.read() if journal else {}:
+            self.clean[:] = torch.from_numpy(saved["clean"])
+            self.attacked[:] = torch.from_numpy(saved["attacked"])
+            self.survived[:] = torch.from_numpy(saved["survived"])
         self._settle(torch.arange(len(self.clean)))
         self.started, self.known_at_start = time.monotonic(), int(self._finished().sum())
 
@@ -199,8 +197,7 @@ class _Run:
         together: list[tuple[Tensor, Tensor]] = []
         place = {int(position): row for row, position in enumerate(judge.index.tolist())}
         read: list[int] = []
-        batches = judge.labelled.batches(judge.model.preprocess, judge.batch_size, judge.index[todo].tolist())
-        for positions, images, _ in batches:
+        for positions, images in self._batches(judge.index[todo].tolist()):
             rows = torch.tensor([place[position] for position in positions.tolist()])
             read += rows.tolist()
             images = images.to(judge.model.device)
@@ -222,6 +219,26 @@ class _Run:
             self._attack(together)
         missing = torch.tensor([row for row in todo.tolist() if row not in set(read)], dtype=torch.int64)
         self.clean[missing] = UNREADABLE
+
+    def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions and images of `todo`, without those that cannot be read.
+
+        What is left of an interrupted run may be few: whether more than 1 % cannot be read is asked of all its images.
+        """
+        judge, labelled, bad = self.judge, self.judge.labelled, 0
+        read: set[int] = set()
+        while True:
+            try:
+                for positions, images, _ in labelled.batches(judge.model.preprocess, judge.batch_size, todo):
+                    read.update(positions.tolist())
+                    yield positions, images
+                return
+            except ValueError:
+                unread = [position for position in todo if position not in read]
+                todo = [position for position in unread if labelled.key(position) not in labelled.unreadable]
+                bad += len(unread) - len(todo)
+                if len(unread) == len(todo) or bad > TOLERATED * len(self.clean):
+                    raise
 
     def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
         rows = torch.cat([rows for rows, _ in together])
@@ -259,11 +276,7 @@ class _Run:
     def _note(self) -> None:
         finished = self._finished()
         if self.journal is not None and self.stages:
-            draft = self.journal.with_suffix(".partial")
-            self.journal.parent.mkdir(parents=True, exist_ok=True)
-            with open(draft, "wb") as file:
-                np.savez(file, clean=self.clean, attacked=self.attacked, survived=self.survived)
-            draft.replace(self.journal)
+            self.journal.write(clean=self.clean, attacked=self.attacked, survived=self.survived)
         done = int(finished.sum())
         elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
         self.watch(

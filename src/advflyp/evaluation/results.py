@@ -52,16 +52,21 @@ class Cell:
     unreadable: list[str] = field(default_factory=list)
     sanity: dict[str, Any] | None = None
 
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[str, ...]:
         """What makes two cells the same measurement, whoever ran it and however long it took."""
         values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OUTCOME]
         return tuple(json.dumps(value, sort_keys=True) for value in values)
 
     def slug(self) -> str:
         """A file name for what belongs to this measurement of this model: readable, and unique by a hash."""
-        words = [self.model, self.set, self.attack] + ([f"{self.eps * 255:g}"] if self.eps else [])
-        digest = hashlib.sha256("\n".join(self.key()).encode()).hexdigest()
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
+        return slug(self.model, self.set, self.attack, eps=self.eps, key=self.key())
+
+
+def slug(*words: str, eps: float, key: tuple[str, ...]) -> str:
+    """A file name of words, ε in grey levels and a hash of `key`."""
+    words += (f"{eps * 255:g}",) if eps else ()
+    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
 
 
 def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Zero-shot search of pictures by captions and captions by pictures, clean and with the pictures attacked."""
 
+import copy
 import dataclasses
 import json
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +19,11 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.captioned import CaptionedPictures
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import append_line, read_lines
 from advflyp.evaluation.judge import for_use
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
+from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP, Precision
 from advflyp.model.hub import load_model, pick_device, weights_sha256
 
@@ -72,6 +76,10 @@ class RetrievalCell:
         values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OUTCOME]
         return tuple(json.dumps(value, sort_keys=True) for value in values)
 
+    def slug(self) -> str:
+        """A file name for what belongs to this measurement: readable, and unique by a hash."""
+        return slug(self.model, self.attack, eps=self.eps, key=self.key())
+
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
     """Every cell of a JSON-lines file; ValueError naming the line that is not one."""
@@ -106,7 +114,8 @@ def retrieval(
     attacks:   "clean", "pgdN" on −log Σ_own softmax of a picture's similarities τ⁻¹·cos to all captions, or "cwN" on
                the margin of the best foreign caption over the best own one; each picture for itself
     eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
-    out:       JSON-lines file; cells that it already holds are not computed again
+    out:       JSON-lines file; cells that it already holds are not computed again, an interrupted one goes on from
+               its last finished batch
     limit:     so many pictures, drawn by `seed`, with their captions
     precision: of the attack's search; pictures and captions are embedded in float32 all the same
     device:    where a model given by name is put: "auto", "cpu", "cuda"
@@ -148,6 +157,7 @@ def retrieval(
             seed=seed if threat else 0,
         )
         cell = known.get(blank.key())
+        journal = Journal.beside(store, blank.slug()) if store else None
         if cell is None:
             started = time.monotonic()
             with for_use(model):
@@ -158,7 +168,7 @@ def retrieval(
                 gallery = search.clean
                 if threat is not None:
                     gallery = search.attacked(
-                        attack, threat, precision, seed, lambda done, at=blank: watch(at, done)
+                        attack, threat, precision, seed, lambda done, at=blank: watch(at, done), journal
                     )
                 of_images, of_captions = ranks(gallery, search.captions, search.owner)
             cell = dataclasses.replace(
@@ -172,6 +182,8 @@ def retrieval(
             )
             if store:
                 append_line(store, dataclasses.asdict(cell))
+        if journal:
+            journal.remove()
         result.append(cell)
     return result
 
@@ -194,9 +206,15 @@ class _Search:
         self.logit_scale = model.logit_scale.detach()
 
     def attacked(
-        self, attack: Attack, threat: Threat, precision: Precision, seed: int, watch: Callable[[int], None]
+        self,
+        attack: Attack,
+        threat: Threat,
+        precision: Precision,
+        seed: int,
+        watch: Callable[[int], None],
+        journal: Journal | None = None,
     ) -> Tensor:
-        """(n, d): every picture after the attack."""
+        """(n, d): every picture after the attack; `journal` holds those that are known so far."""
         _, objective = LOSSES[attack.kind]
 
         def perturb(images: Tensor, rows: Tensor) -> Tensor:
@@ -219,20 +237,39 @@ class _Search:
             assert bool(threat.contains(images, found).all())
             return found
 
-        gallery = self._gallery(perturb, watch)
-        assert len(gallery) == len(self.clean)
+        gallery = self._gallery(perturb, watch, journal)
+        if len(gallery) < len(self.clean):
+            raise ValueError(
+                f"{self.pictures.name}: a picture that could be read cannot be read any more; try again"
+            )
         return gallery
 
-    def _gallery(self, change: Callable[[Tensor, Tensor], Tensor], watch: Callable[[int], None]) -> Tensor:
+    def _gallery(
+        self,
+        change: Callable[[Tensor, Tensor], Tensor],
+        watch: Callable[[int], None],
+        journal: Journal | None = None,
+    ) -> Tensor:
         """(n, d) float32 embeddings of the readable pictures, each batch after `change(images, rows)`."""
+        places, device = self.pictures.places, self.model.device
+        done: list[Tensor] = []
         parts: list[Tensor] = []
-        device = self.model.device
-        for rows, images in self.pictures.batches(self.model.preprocess, self.batch_size):
-            changed = change(images.to(device), rows.to(device))
+        saved = journal.read() if journal else {}
+        # Pictures are taken in order, so that what is known is a beginning; other pictures are another gallery.
+        if saved and np.array_equal(saved["places"], places[: len(saved["places"])]):
+            done = [torch.arange(len(saved["places"]))]
+            parts = [torch.from_numpy(saved["embeddings"])]
+        rest, begin = copy.copy(self.pictures), sum(map(len, done))
+        rest.entries = rest.entries[begin:]
+        for rows, images in rest.batches(self.model.preprocess, self.batch_size):
+            done.append(rows + begin)
+            changed = change(images.to(device), done[-1].to(device))
             with torch.no_grad(), self.model.computing_in("fp32"):
-                parts.append(self.model.encode_image(changed))
+                parts.append(self.model.encode_image(changed).cpu())
+            if journal:
+                journal.write(places=places[torch.cat(done)], embeddings=torch.cat(parts))
             watch(sum(map(len, parts)))
-        return torch.cat(parts)
+        return torch.cat(parts).to(device)
 
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> Tensor:

@@ -104,6 +104,11 @@ def write_samples(
     return path
 
 
+def has_samples(store: Path, cell: Cell) -> bool:
+    """Whether what became of the pictures of `cell` is stored."""
+    return _path(store, cell).is_file()
+
+
 def read_samples(store: Path, cell: Cell) -> Samples:
     """What became of the pictures of `cell`; ValueError where that was not stored."""
     path = _path(store, cell)
@@ -112,10 +117,12 @@ def read_samples(store: Path, cell: Cell) -> Samples:
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there, which says how {cell.model} did on each picture of {cell.set} ({cell.attack}); "
-            "keep that folder beside the results, or measure again with `advflyp eval` and a new --out"
+            "keep that folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); measure again with `advflyp eval`") from None
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it and measure again with `advflyp eval`"
+        ) from None
     names = SCHEMA.names[len(OF_CELL) :]
     return Samples(*(table[name].to_numpy(zero_copy_only=False) for name in names))
 

@@ -12,9 +12,10 @@ from advflyp.__about__ import __version__
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set, set_names
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
-from advflyp.evaluation.samples import write_samples
+from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP, Precision
 from advflyp.model.hub import load_model, pick_device, weights_sha256
@@ -46,7 +47,8 @@ def evaluate(
     attacks:   "clean", "pgd10", "cw10", "autoattack", …: `Attack` says which there are
     eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
     out:       JSON-lines file; cells that it already holds are not computed again, an interrupted one goes on from
-               its last finished batch. What every image was classified as goes to Parquet files beside it
+               its last finished batch. What every image was classified as goes to Parquet files beside it; a cell
+               whose Parquet file is gone is measured again
     limit:     so many images of each set, its classes evenly represented, drawn by `seed`
     precision: of the attack's search; every adversarial image is judged in float32 all the same
     compile:   torch.compile the image tower
@@ -85,9 +87,15 @@ def evaluate(
             for threat in threats if attack.perturbs else [None]:
                 blank = _blank(judge, attack, threat, precision, seed, name, sha256)
                 cell = known.get(blank.key())
-                if cell is None:
-                    cell = _measure(blank, judge, attack, threat, store, watch)
+                journal = Journal.beside(store, blank.slug()) if store else None
+                if cell is None or (store and not has_samples(store, cell)):
+                    # The new line takes the place of the known one: its name for the weights and its verdict stay.
+                    kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
+                    cell = dataclasses.replace(blank, **kept)
+                    cell = _measure(cell, judge, attack, threat, store, journal, watch)
                     save(cell)
+                if journal:
+                    journal.remove()
                 if sanity and threat and cell.sanity is None:
                     cell = dataclasses.replace(cell, sanity=sanity_check(judge, attack, threat, seed=seed))
                     save(cell)
@@ -136,10 +144,10 @@ def _measure(
     attack: Attack,
     threat: Threat | None,
     store: Path | None,
+    journal: Journal | None,
     watch: Callable[[Cell, Standing], None],
 ) -> Cell:
     started = time.monotonic()
-    journal = store.with_suffix(".unfinished") / f"{cell.slug()}.npz" if store else None
     precision: Precision = "bf16" if cell.precision == "bf16" else "fp32"
     outcome = judge.run(
         attack,
@@ -150,6 +158,7 @@ def _measure(
         watch=lambda standing: watch(cell, standing),
     )
     correct, n = int(outcome.correct.sum()), len(outcome.label)
+    keys = [judge.labelled.key(index) for index in outcome.index.tolist()]
     cell = dataclasses.replace(
         cell,
         n=n,
@@ -158,15 +167,10 @@ def _measure(
         ci95=wilson(correct, n),
         seconds=round(time.monotonic() - started, 3),
         per_class=_per_class(outcome),
-        unreadable=sorted(judge.labelled.unreadable),
+        unreadable=sorted({judge.labelled.key(index) for index in judge.index.tolist()} - set(keys)),
     )
     if store:
-        keys = [judge.labelled.key(index) for index in outcome.index.tolist()]
         write_samples(store, cell, **vars(outcome), keys=keys)
-        if journal is not None and journal.is_file():
-            journal.unlink()
-            if not any(journal.parent.iterdir()):
-                journal.parent.rmdir()
     return cell
 
 
