@@ -1,16 +1,15 @@
 """Labelled pictures as training batches, and what `data.train` can be read as."""
 
-import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from advflyp.cli import main
 from advflyp.data.classes import Classes, DecodedClasses, open_training, readings
+from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
 from advflyp.data.pairs import DataConfig
 from advflyp.model.clip import CLIP
@@ -41,9 +40,10 @@ def class_shards(folder: Path, n: int = 43) -> Path:
     return folder
 
 
-def opened(train: object, preprocess: Any, wanted: Any = "labelled", seed: int = 0, **config: Any) -> Any:
+def opened(train: object, model: Any, wanted: Any = "labelled", seed: int = 0, **config: Any) -> Any:
     config = {"batch_size": 8, "workers": 2, **config}
-    return open_training(DataConfig(train=str(train), **config), wanted, preprocess, seed=seed, device=CPU)
+    reader = model and PictureReader(model.config["preprocess_cfg"])
+    return open_training(DataConfig(train=str(train), **config), wanted, reader, seed=seed, device=CPU)
 
 
 @pytest.fixture(params=["folder", "shards"])
@@ -52,12 +52,12 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_batches(tiny: CLIP, source: Path) -> None:
-    stream = opened(source, tiny.preprocess)
+    stream = opened(source, tiny)
     assert isinstance(stream, Classes)
     assert sorted(stream.classes) == sorted(COLOURS)
     pictures = {}
     for index, (data, _) in enumerate(pairs(43)):
-        image = tiny.preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
+        image = PictureReader(tiny.config["preprocess_cfg"]).from_bytes(data).float() / 255
         pictures[image.numpy().tobytes()] = list(COLOURS)[index % 4]
     batches = list(stream.epoch(0))
     assert len(stream) == len(batches) == 5
@@ -69,13 +69,13 @@ def test_batches(tiny: CLIP, source: Path) -> None:
 
 
 def test_every_picture_at_most_once(tiny: CLIP, source: Path) -> None:
-    labels = torch.cat([batch["labels"] for batch in opened(source, tiny.preprocess, batch_size=43).epoch(0)])
+    labels = torch.cat([batch["labels"] for batch in opened(source, tiny, batch_size=43).epoch(0)])
     assert sorted(labels.bincount().tolist()) == [10, 11, 11, 11]
 
 
 def test_order_depends_on_seed_and_epoch_alone(tiny: CLIP, source: Path) -> None:
     def images(epoch: int, **how: Any) -> torch.Tensor:
-        return torch.cat([batch["images"] for batch in opened(source, tiny.preprocess, **how).epoch(epoch)])
+        return torch.cat([batch["images"] for batch in opened(source, tiny, **how).epoch(epoch)])
 
     first = images(1, workers=1)
     assert torch.equal(images(1, workers=4), first)
@@ -87,10 +87,10 @@ def test_resuming_counts_unreadable_pictures(tiny: CLIP, tmp_path: Path) -> None
     folder = class_tree(tmp_path / "c", 40)
     for path in sorted(folder.rglob("*.png"))[::7]:
         path.write_bytes(b"not a picture")
-    stream = opened(folder, tiny.preprocess)
+    stream = opened(folder, tiny)
     whole = list(stream.epoch(3))
-    assert len(whole) == 4 and stream.skipped == {"unreadable image": 6}
-    rest = list(opened(folder, tiny.preprocess).epoch(3, whole[1]["position"]))
+    assert len(whole) == 4 and stream.dirt.counts == {"unreadable image": 6}
+    rest = list(opened(folder, tiny).epoch(3, whole[1]["position"]))
     assert len(rest) == 2
     for batch, again in zip(whole[2:], rest, strict=True):
         assert torch.equal(batch["images"], again["images"])
@@ -98,7 +98,7 @@ def test_resuming_counts_unreadable_pictures(tiny: CLIP, tmp_path: Path) -> None
 
 
 def test_limit_is_balanced_and_the_same_in_every_epoch(tiny: CLIP, source: Path) -> None:
-    stream = opened(source, tiny.preprocess, limit=14, batch_size=14)
+    stream = opened(source, tiny, limit=14, batch_size=14)
     seen = []
     for epoch in range(2):
         (batch,) = stream.epoch(epoch)
@@ -110,7 +110,7 @@ def test_limit_is_balanced_and_the_same_in_every_epoch(tiny: CLIP, source: Path)
 def test_a_set_of_the_table(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVFLYP_DATA", str(tmp_path))
     BUILDERS["cifar10"](tmp_path)
-    stream = opened("CIFAR-10@train", tiny.preprocess, batch_size=4)
+    stream = opened("CIFAR-10@train", tiny, batch_size=4)
     assert isinstance(stream, DecodedClasses)
     assert stream.labelled.name == "cifar10@train" and stream.labelled.split == "train"
     batch = next(stream.epoch(0))
@@ -118,9 +118,9 @@ def test_a_set_of_the_table(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_images_alone_come_from_either(tiny: CLIP, source: Path, tmp_path: Path) -> None:
-    assert len(opened(source, tiny.preprocess, "images")) == 5
-    assert len(opened(write_folder(tmp_path / "p", 20), tiny.preprocess, "images")) == 2
-    assert len(opened(write_shards(tmp_path / "s", 20, 10), tiny.preprocess, "images")) == 2
+    assert len(opened(source, tiny, "images")) == 5
+    assert len(opened(write_folder(tmp_path / "p", 20), tiny, "images")) == 2
+    assert len(opened(write_shards(tmp_path / "s", 20, 10), tiny, "images")) == 2
 
 
 @pytest.mark.slow

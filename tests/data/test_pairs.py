@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from advflyp.data.pairs import DataConfig, find_shards, on_white, open_pairs
+from advflyp.data.images import PictureReader, on_white
+from advflyp.data.pairs import DataConfig, open_pairs
+from advflyp.data.sources import find_shards
 from advflyp.model.clip import CLIP
 from helpers import members, pairs, write_folder, write_shards, write_tar
 
@@ -15,7 +17,8 @@ CPU = torch.device("cpu")
 
 def opened(tiny: CLIP, train: object, seed: int = 0, **config: object):
     config = {"batch_size": 8, "workers": 2, **config}
-    return open_pairs(DataConfig(train=str(train), **config), tiny.preprocess, seed=seed, device=CPU)
+    reader = PictureReader(tiny.config["preprocess_cfg"])
+    return open_pairs(DataConfig(train=str(train), **config), reader, seed=seed, device=CPU)
 
 
 def captions(batches: list[dict]) -> list[str]:
@@ -39,7 +42,7 @@ def test_an_epoch_has_every_pair_at_most_once(tiny: CLIP, source: Path) -> None:
     assert batches[0]["images"].min() >= 0.0 and batches[0]["images"].max() <= 1
     expected = Counter(caption for _, caption in pairs(43))
     assert not Counter(captions(batches)) - expected
-    assert not stream.skipped
+    assert not stream.dirt.counts
 
 
 def test_pictures_keep_their_captions(tiny: CLIP, tmp_path: Path) -> None:
@@ -87,9 +90,11 @@ def test_unusable_samples_are_counted_by_reason(tiny: CLIP, tmp_path: Path) -> N
         ("d.txt", b"no picture"),
         ("e.png", image), ("e.txt", b"  \n "),
     ]  # fmt: skip
-    stream = opened(tiny, write_tar(tmp_path / "x.tar", good + bad))
+    stream = opened(tiny, write_tar(tmp_path / "x.tar", good + bad), max_bad_fraction=0.5)
     assert len(list(stream.epoch(0))) == 1
-    assert stream.skipped == {"unreadable image": 2, "no caption": 1, "no image": 1, "empty caption": 1}
+    reasons = ("not an image", "truncated image", "no caption", "no image", "empty caption")
+    assert stream.dirt.counts == dict.fromkeys(reasons, 1)
+    assert stream.dirt.examples["truncated image"] == "x.tar:b"
 
 
 def test_limit_is_the_same_subset_in_every_epoch(tiny: CLIP, source: Path) -> None:
@@ -136,7 +141,7 @@ def test_sources_that_cannot_be_used(tiny: CLIP, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"empty\.tar hold no pairs"):
         opened(tiny, write_tar(tmp_path / "empty.tar", []))
     (tmp_path / "fake.tar").write_bytes(b"x" * 2000)
-    with pytest.raises(ValueError, match="not a readable tar"):
+    with pytest.raises(ValueError, match=r"fake\.tar hold no pairs"):
         opened(tiny, tmp_path / "fake.tar")
     with pytest.raises(ValueError, match="holds 5 pairs, which do not fill one batch of 8"):
         opened(tiny, write_folder(tmp_path / "few", 5))

@@ -321,7 +321,9 @@ def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "broken", 20)
     for image in folder.glob("*.png"):
         image.write_bytes(b"?")
-    with pytest.raises(ValueError, match="no batch of 16 usable samples .*'unreadable image': 20"):
+    with pytest.raises(
+        ValueError, match="20 of 20 samples .* more than data.max_bad_fraction = 0.2: 20 not an image"
+    ):
         train(recipe, {"data.train": str(folder)}, out=tmp_path / "run")
 
 

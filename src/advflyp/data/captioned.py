@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
+from advflyp.data.images import IMAGE_SUFFIXES, on_white
 from advflyp.data.labelled import TOLERATED
-from advflyp.data.pairs import IMAGE_SUFFIXES, find_shards, on_white
 from advflyp.data.pictures import UNREADABLE, decode
+from advflyp.data.sources import find_shards
 
 
 @dataclass(frozen=True)

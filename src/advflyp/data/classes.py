@@ -4,23 +4,27 @@ Batches of labelled pictures have the order, the resuming and the counting of th
 read as for an evaluation.
 """
 
-import random
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from advflyp.data.addresses import is_remote
 from advflyp.data.catalogue import canonical
+from advflyp.data.dirt import Unusable
 from advflyp.data.embedded import PROXY
 from advflyp.data.folders import class_folders, has_shards
+from advflyp.data.images import PictureReader, on_white
 from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_folder
-from advflyp.data.pairs import DataConfig, Decoded, Pairs, find_shards, on_white, open_pairs
+from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
 from advflyp.data.pictures import SUFFIXES, UNREADABLE
+from advflyp.data.sources import find_shards
+from advflyp.data.stream import Position, permutation
+from advflyp.data.tables import SUFFIXES as TABLES
 
 Reading = Literal["pairs", "labelled"]
 
@@ -50,25 +54,35 @@ class DecodedClasses(Decoded[int, int]):
         self,
         labelled: LabelledSet,
         config: DataConfig,
-        preprocess: Callable[[Image.Image], Tensor],
+        reader: PictureReader,
         seed: int,
+        device: torch.device,
+        rank: int = 0,
+        ranks: int = 1,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self.labelled = labelled
         self.places = labelled.subset(config.limit, seed)
         self.labels = labelled.labels.tolist()
         self.classes, self.templates = labelled.classes, labelled.templates
-        super().__init__(config, preprocess, seed, len(self.places), "pictures")
+        self.rank, self.ranks = rank, ranks
+        super().__init__(config, reader, seed, len(self.places) // ranks, "pictures", device, agree)
 
-    def samples(self, rng: random.Random) -> Iterator[int]:
-        order = self.places.copy()
-        rng.shuffle(order)
-        return iter(order)
+    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
+        done = start["done"] if start else 0
+        order = permutation(len(self.places), self.seed, epoch)[self.rank :: self.ranks]
+        for number in order[done:].tolist():
+            done += 1
+            yield self.places[number], {"done": done}
 
-    def decode(self, sample: int) -> tuple[Tensor, int] | str:
+    def key(self, sample: int) -> str:
+        return self.labelled.key(sample)
+
+    def decode(self, sample: int, epoch: int) -> tuple[Tensor, int]:
         try:
-            return self.preprocess(on_white(self.labelled.pictures[sample][0])), self.labels[sample]
+            return self.reader.from_image(on_white(self.labelled.pictures[sample][0])), self.labels[sample]
         except UNREADABLE:
-            return "unreadable image"
+            raise Unusable("unreadable image") from None
 
     def collate(self, some: list[int]) -> dict[str, Any]:
         captions = [self.templates[0].format(self.classes[label]) for label in some]
@@ -78,10 +92,13 @@ class DecodedClasses(Decoded[int, int]):
 def open_training(
     config: DataConfig,
     wanted: Literal["pairs", "labelled", "images"],
-    preprocess: Callable[[Image.Image], Tensor],
+    reader: PictureReader,
     *,
     seed: int,
     device: torch.device,
+    rank: int = 0,
+    ranks: int = 1,
+    agree: Callable[[bool], bool] | None = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds too little.
 
@@ -92,7 +109,7 @@ def open_training(
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, concepts=concepts)
     if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
-        return open_pairs(config, preprocess, seed=seed, device=device)
+        return open_pairs(config, reader, seed=seed, device=device, rank=rank, ranks=ranks, agree=agree)
     labelled = load_set(config.train)
     if config.train == PROXY_SET:
         return MiniClasses(
@@ -103,7 +120,7 @@ def open_training(
             classes=labelled.classes,
             templates=labelled.templates,
         )
-    return DecodedClasses(labelled, config, preprocess, seed)
+    return DecodedClasses(labelled, config, reader, seed, device, rank, ranks, agree)
 
 
 def readings(train: str) -> set[Reading]:
@@ -115,6 +132,8 @@ def readings(train: str) -> set[Reading]:
         return {"pairs"}
     if train.startswith(("mini/", "folder:", "wds:")) or canonical(train) is not None:
         return {"labelled"}
+    if is_remote(train) or train.startswith("hf:") or train.lower().endswith(TABLES):
+        return {"pairs"}
     path = Path(train).expanduser()
     if path.is_dir():
         splits = sorted(SPLITS & set(class_folders(path)))

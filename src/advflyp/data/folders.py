@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from advflyp.data.pairs import find_shards
 from advflyp.data.pictures import SUFFIXES, Files, Shards
 from advflyp.data.prompts import words
+from advflyp.data.sources import find_shards
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")
 TEMPLATES = "zeroshot_classification_templates.txt"

@@ -16,8 +16,8 @@ from advflyp.config import suggest
 from advflyp.data.catalogue import GROUPS, TABLE, canonical, data_folder, open_set, parts
 from advflyp.data.embedded import PROXY, mini_set, mini_sets
 from advflyp.data.folders import has_shards, own_shards, own_templates, read_folder, read_shards
+from advflyp.data.images import on_white
 from advflyp.data.mini.sets import ON_DEMAND
-from advflyp.data.pairs import on_white
 from advflyp.data.pictures import UNREADABLE, Pictures, balanced
 from advflyp.data.prompts import PHOTO, choose_templates, describe
 

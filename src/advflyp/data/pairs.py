@@ -1,31 +1,27 @@
-"""Image–text pairs: webdataset shards, or a folder of name.jpg + name.txt, as shuffled batches.
+"""Image–text pairs as shuffled batches, wherever they are stored.
 
-The order of an epoch depends on (seed, epoch) alone, whatever the number of decoding threads, and a batch says
-how many raw samples were consumed up to its end: that number is all a resumed run needs.
+The order of an epoch depends on (seed, epoch) alone, whatever the number of decoding threads, and every batch says
+where the source stands behind it: that position is all a resumed run needs.
 """
 
-import random
-import tarfile
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
-import braceexpand
 import torch
-import webdataset
-from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext
 
-from advflyp.data.pictures import UNREADABLE
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-SHUFFLE_BUFFER = 2000
+from advflyp.data.dirt import ENOUGH, Dirt, Unusable
+from advflyp.data.images import PictureReader
+from advflyp.data.prefetch import prefetched
+from advflyp.data.samples import Sample
+from advflyp.data.sources import open_source
+from advflyp.data.stream import Mixed, Position, Stream, open_stream
+from advflyp.data.tables import Columns
 
 Raw = TypeVar("Raw")  # a sample before decoding
 With = TypeVar("With")  # what its picture comes with: a caption, a label
@@ -37,18 +33,37 @@ class DataConfig:
 
     train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled pictures
                 with their captions), a folder that `advflyp data mini --build` made, a folder of name.jpg + name.txt,
-                or webdataset shards: one file, a glob or "{000..099}.tar";
+                webdataset shards (one file, a folder, a glob or "{000..099}.tar"; also s3://, gs://, https://, hf://),
+                a CSV, TSV, JSONL or Parquet table, a Hugging Face dataset "hf:NAME";
                 labelled: "mini/proxy", any set of the table such as "imagenet@train", a folder of class folders,
                 webdataset shards with .cls members
+    also:       a second source of pairs, mixed into the first
+    also_share: of the samples that come from it
     batch_size: N of Eq. 1, pictures in a batch
     limit:      use only so many: the first pairs, or pictures with the classes evenly represented
+    size:       samples in the shards of `train`, where neither a manifest nor local files say so
     workers:    decoding threads
+    resize:     shorter side before the centre crop; none is the model's own preprocessing, which crops nothing off it
+    shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded
+    max_bad_fraction:  training stops when more of the samples than this cannot be used
+    image_column, caption_column: of tables, where they have no name that is known
+    text_cache: folder for embeddings of captions by a frozen text encoder, kept from run to run; none keeps them in
+                memory only
     """
 
     train: str
+    also: str | None = None
+    also_share: float = 0.5
     batch_size: int = 256
     limit: int | None = None
+    size: int | None = None
     workers: int = 4
+    resize: int | None = None
+    shuffle_buffer: int = 2000
+    max_bad_fraction: float = 0.2
+    image_column: str | None = None
+    caption_column: str | None = None
+    text_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -61,123 +76,57 @@ class DataConfig:
                 f"data.limit = {self.limit} does not fill one batch of {self.batch_size}; raise it or lower "
                 "data.batch_size"
             )
-        if self.workers < 1:
-            raise ValueError(f"data.workers must be at least 1, not {self.workers}")
+        for name in ("workers", "shuffle_buffer", "size", "resize"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {value}")
+        if not 0 < self.also_share < 1:
+            raise ValueError(f"data.also_share must be between 0 and 1, not {self.also_share}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction must be from 0 to 1, not {self.max_bad_fraction}")
 
 
 class Pairs(Protocol):
     """A source of training batches."""
 
-    skipped: Counter[str]  # unusable samples so far, by reason
+    dirt: Dirt  # samples that could not be used, of all epochs so far
 
     def __len__(self) -> int:
         """Full batches an epoch has if no sample is unusable."""
         ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Batches {"images": (N, 3, H, W) in [0, 1], "captions": [str], "position": int} of one epoch.
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
+        """Batches of one epoch: {"images": (N, 3, H, W) in [0, 1], "captions": [str], "position": {…}}.
 
         start: the "position" of the last batch already seen in this epoch
         """
         ...
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One pair before decoding; a missing half is None."""
-
-    key: str
-    image: bytes | Path | None
-    caption: bytes | Path | None
-
-
-class Source(Protocol):
-    """Undecoded pairs in an order that depends on the seed of the epoch alone."""
-
-    def __len__(self) -> int: ...
-
-    def samples(self, rng: random.Random) -> Iterator[Sample]: ...
-
-
-class FolderSource:
-    """Every image below `folder` that has a text file of the same name beside it."""
-
-    def __init__(self, folder: Path, limit: int | None) -> None:
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
-        self.pairs = [image for image in images if image.with_suffix(".txt").is_file()][:limit]
-        if not self.pairs:
-            found = f"{len(images)} images but no caption" if images else "no image"
-            raise ValueError(
-                f"{folder} holds {found}: put a name.txt beside every name.jpg, or name *.tar shards"
-            )
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def samples(self, rng: random.Random) -> Iterator[Sample]:
-        order = self.pairs.copy()
-        rng.shuffle(order)
-        for image in order:
-            yield Sample(image.stem, image, image.with_suffix(".txt"))
-
-
-class ShardSource:
-    """Webdataset tars (.tar, .tar.gz): members KEY.jpg and KEY.txt follow one another."""
-
-    def __init__(self, shards: list[Path], limit: int | None) -> None:
-        self.counts: dict[Path, int] = {}
-        left = limit
-        for shard in shards:
-            count = _count_keys(shard)
-            self.counts[shard] = count if left is None else min(count, left)
-            left = None if left is None else left - self.counts[shard]
-            if left == 0:
-                break
-        if not len(self):
-            raise ValueError(f"{shards[0]}{' and the others' if len(shards) > 1 else ''} hold no pairs")
-
-    def __len__(self) -> int:
-        return sum(self.counts.values())
-
-    def samples(self, rng: random.Random) -> Iterator[Sample]:
-        shards = list(self.counts)
-        rng.shuffle(shards)
-        in_order = (sample for shard in shards for sample in self._read(shard))
-        return iter(webdataset.filters.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=rng)(in_order))
-
-    def _read(self, shard: Path) -> Iterator[Sample]:
-        with open(shard, "rb") as stream:
-            files = webdataset.tariterators.tar_file_expander([{"url": str(shard), "stream": stream}])
-            groups = webdataset.tariterators.group_by_keys(files)
-            for _, group in zip(range(self.counts[shard]), groups, strict=False):
-                image = next((group[suffix] for suffix in IMAGE_SUFFIXES if suffix in group), None)
-                yield Sample(f"{shard.name}:{group['__key__']}", image, group.get("txt"))
-
-
-def _count_keys(shard: Path) -> int:
-    try:
-        with tarfile.open(shard) as tar:
-            return len({base_plus_ext(member.name)[0] for member in tar if member.isfile()})
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{shard} is not a readable tar file: {error}") from None
-
-
 class Decoded(ABC, Generic[Raw, With]):
-    """Batches of pictures decoded in threads; samples that cannot be used are counted in `skipped`."""
+    """Batches of pictures decoded in threads; samples that cannot be used are left out and counted in `dirt`.
+
+    device: where pictures become floats; they get there as bytes
+    agree:  in a run of several processes, whether all of them have another batch: they stop at the same one
+    """
 
     def __init__(
         self,
         config: DataConfig,
-        preprocess: Callable[[Image.Image], Tensor],
+        reader: PictureReader,
         seed: int,
         count: int,
         noun: str,
+        device: torch.device,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self.config = config
-        self.preprocess = preprocess
+        self.reader = reader
         self.seed = seed
         self.count = count
-        self.skipped: Counter[str] = Counter()
+        self.device = device
+        self.agree = agree
+        self.dirt = Dirt()
         if count < config.batch_size:
             raise ValueError(
                 f"{config.train} holds {count} {noun}, which do not fill one batch of {config.batch_size}; "
@@ -185,12 +134,16 @@ class Decoded(ABC, Generic[Raw, With]):
             )
 
     @abstractmethod
-    def samples(self, rng: random.Random) -> Iterator[Raw]:
-        """Undecoded, in an order that depends on `rng` alone."""
+    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Raw, Position]]:
+        """Undecoded samples, each with the position behind it, in an order that depends on (seed, epoch) alone."""
 
     @abstractmethod
-    def decode(self, sample: Raw) -> tuple[Tensor, With] | str:
-        """The picture and what it comes with, or why it cannot be used; called from several threads at once."""
+    def key(self, sample: Raw) -> str:
+        """What messages call it."""
+
+    @abstractmethod
+    def decode(self, sample: Raw, epoch: int) -> tuple[Tensor, With]:
+        """The picture (3, H, W) uint8 and what it comes with, or `Unusable`; called from several threads at once."""
 
     @abstractmethod
     def collate(self, some: list[With]) -> dict[str, Any]:
@@ -199,110 +152,149 @@ class Decoded(ABC, Generic[Raw, With]):
     def __len__(self) -> int:
         return self.count // self.config.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        samples = self.samples(random.Random(f"{self.seed}/{epoch}"))
-        for _ in zip(range(start), samples, strict=False):
-            pass
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
+        for batch in self._in_step(prefetched(self._batches(epoch, start))):
+            self.dirt = batch.pop("dirt")
+            if not batch:
+                return  # behind the last full batch
+            batch["images"] = batch["images"].to(self.device, non_blocking=True).float() / 255
+            yield batch
+
+    def _in_step(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        if self.agree is None:
+            yield from batches
+            return
+        try:
+            for batch in batches:
+                # Every process asks once a batch, also the one that has none left.
+                if not self.agree("images" in batch):
+                    yield {"dirt": batch["dirt"]}
+                    return
+                yield batch
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
+        """Batches with a copy of the dirt up to their end, and one of dirt alone at the end of the epoch."""
+        dirt = Dirt(self.dirt.counts.copy(), dict(self.dirt.examples))
+        seen = bad = 0
         images: list[Tensor] = []
         rest: list[With] = []
-        for position, decoded in enumerate(self._decoded(samples), start + 1):
+        for sample, position, decoded in self._decoded(epoch, start):
+            seen += 1
             if isinstance(decoded, str):
-                self.skipped[decoded] += 1
+                bad += 1
+                dirt.add(decoded, self.key(sample))
+                if seen >= ENOUGH:
+                    self._check(bad, seen, dirt)
                 continue
             images.append(decoded[0])
             rest.append(decoded[1])
             if len(images) == self.config.batch_size:
-                yield {"images": torch.stack(images), **self.collate(rest), "position": position}
+                about = {**self.collate(rest), "position": position}
+                yield {
+                    "images": torch.stack(images),
+                    **about,
+                    "dirt": Dirt(dirt.counts.copy(), dict(dirt.examples)),
+                }
                 images, rest = [], []
+        self._check(bad, seen, dirt)
+        yield {"dirt": dirt}
 
-    def _decoded(self, samples: Iterator[Raw]) -> Iterator[tuple[Tensor, With] | str]:
-        # Threads, not processes: Pillow decodes and resizes outside the interpreter lock, and the order stays ours.
-        ahead: deque[Future[tuple[Tensor, With] | str]] = deque()
-        with ThreadPoolExecutor(self.config.workers) as pool:
-            for sample in samples:
-                ahead.append(pool.submit(self.decode, sample))
+    def _check(self, bad: int, seen: int, dirt: Dirt) -> None:
+        most = self.config.max_bad_fraction
+        if bad > most * seen:
+            raise ValueError(
+                f"{bad:,} of {seen:,} samples of {self.config.train} cannot be used, more than data.max_bad_fraction "
+                f"= {most:g}: {dirt.describe()}; look at them with `advflyp data check`, or raise the fraction"
+            )
+
+    def _decoded(
+        self, epoch: int, start: Position | None
+    ) -> Iterator[tuple[Raw, Position, tuple[Tensor, With] | str]]:
+        def decode(sample: Raw) -> tuple[Tensor, With] | str:
+            try:
+                return self.decode(sample, epoch)
+            except Unusable as reason:
+                return str(reason)
+
+        # Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
+        ahead: deque[tuple[Raw, Position, Future[tuple[Tensor, With] | str]]] = deque()
+        pool = ThreadPoolExecutor(self.config.workers, "decode")
+        try:
+            for sample, position in self.samples(epoch, start):
+                ahead.append((sample, position, pool.submit(decode, sample)))
                 if len(ahead) > 2 * self.config.batch_size:
-                    yield ahead.popleft().result()
+                    sample, position, future = ahead.popleft()
+                    yield sample, position, future.result()
             while ahead:
-                yield ahead.popleft().result()
+                sample, position, future = ahead.popleft()
+                yield sample, position, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class DecodedPairs(Decoded[Sample, str]):
-    """Batches of the pairs of a `Source`."""
+    """Batches of the pairs of a stream. Of several captions one is drawn each epoch."""
 
     def __init__(
-        self, source: Source, config: DataConfig, preprocess: Callable[[Image.Image], Tensor], seed: int
+        self,
+        stream: Stream,
+        config: DataConfig,
+        reader: PictureReader,
+        seed: int,
+        device: torch.device,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
-        super().__init__(config, preprocess, seed, len(source), "pairs")
-        self.source = source
+        super().__init__(config, reader, seed, len(stream), "pairs", device, agree)
+        self.stream = stream
 
-    def samples(self, rng: random.Random) -> Iterator[Sample]:
-        return self.source.samples(rng)
+    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
+        return self.stream.samples(epoch, start)
 
-    def decode(self, sample: Sample) -> tuple[Tensor, str] | str:
-        if sample.image is None:
-            return "no image"
-        if sample.caption is None:
-            return "no caption"
-        raw = sample.caption.read_bytes() if isinstance(sample.caption, Path) else sample.caption
-        caption = " ".join(raw.decode("utf-8", errors="replace").split())
-        if not caption:
-            return "empty caption"
-        try:
-            stream = BytesIO(sample.image) if isinstance(sample.image, bytes) else sample.image
-            with Image.open(stream) as image:
-                return self.preprocess(on_white(image)), caption
-        except UNREADABLE:
-            return "unreadable image"
+    def key(self, sample: Sample) -> str:
+        return sample.key
+
+    def decode(self, sample: Sample, epoch: int) -> tuple[Tensor, str]:
+        captions = sample.captions()
+        pixels = self.reader.from_bytes(sample.image_bytes())
+        if len(captions) == 1:
+            return pixels, captions[0]
+        return pixels, Random(f"{self.seed}/{epoch}/{sample.key}").choice(captions)
 
     def collate(self, some: list[str]) -> dict[str, Any]:
         return {"captions": some}
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB, transparent parts white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
-
-
 def open_pairs(
-    config: DataConfig, preprocess: Callable[[Image.Image], Tensor], *, seed: int, device: torch.device
+    config: DataConfig,
+    reader: PictureReader,
+    *,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    ranks: int = 1,
+    agree: Callable[[bool], bool] | None = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
 
-    preprocess: a picture → (3, H, W) in [0, 1], the model's
-    device:     where a mini corpus keeps its pictures
+    device: where the batches are wanted
+    rank, ranks, agree: of this process in a run of several; see `Decoded`
     """
     from advflyp.data.mini.compose import MiniPairs, corpus_folder
 
     corpus = corpus_folder(config.train)
     if corpus is not None:
+        if config.also is not None:
+            raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
         return MiniPairs(corpus, config, seed=seed, device=device)
-    path = Path(config.train).expanduser()
-    if path.is_dir() and not list(path.glob("*.tar*")):
-        return DecodedPairs(FolderSource(path, config.limit), config, preprocess, seed)
-    return DecodedPairs(ShardSource(find_shards(config.train), config.limit), config, preprocess, seed)
+    columns = Columns(config.image_column, config.caption_column)
 
+    def stream(name: str, limit: int | None, size: int | None, seed: int) -> Stream:
+        source = open_source(name, limit=limit, size=size, columns=columns)
+        return open_stream(source, seed=seed, buffer=config.shuffle_buffer, rank=rank, ranks=ranks)
 
-def find_shards(pattern: str) -> list[Path]:
-    """Existing tar files for a file, a folder, a glob or a brace pattern, sorted."""
-    found: list[Path] = []
-    for one in braceexpand.braceexpand(str(Path(pattern).expanduser())):
-        path = Path(one)
-        if path.is_dir():
-            matches = sorted(path.glob("*.tar*"))
-        elif path.is_file():
-            matches = [path]
-        else:
-            anchor = Path(path.anchor) if path.is_absolute() else Path()
-            matches = sorted(anchor.glob(str(path.relative_to(path.anchor)))) if path.name else []
-        if not matches:
-            raise ValueError(
-                f"there are no training pairs at {one}; data.train is a folder of name.jpg + name.txt or "
-                'webdataset shards such as "shards/{000..099}.tar"'
-            )
-        found += matches
-    return list(dict.fromkeys(found))
+    found = stream(config.train, config.limit, config.size, seed)
+    if config.also is not None:
+        found = Mixed(found, stream(config.also, None, None, seed), config.also_share)
+    return DecodedPairs(found, config, reader, seed, device, agree)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.threat import Threat
+from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
-from advflyp.data.pairs import on_white
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ from torch.nn import functional as F
 from advflyp.__about__ import __version__
 from advflyp.attack.pgd import pgd
 from advflyp.data.classes import Classes, open_training, readings
+from advflyp.data.dirt import Dirt
+from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
+from advflyp.data.stream import Position
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.method import METHODS
@@ -58,7 +62,7 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    position: int = 0  # raw samples of this epoch already consumed, as its source counts them
+    position: Position | None = None  # of the data in this epoch, as its source counts
     pairs_seen: int = 0
     best: float | None = None
     validations_without_gain: int = 0
@@ -105,7 +109,11 @@ class Trainer:
         self.model.precision = recipe.train.precision
         self.method = method(recipe.method, self.model)
         self.pairs = open_training(
-            recipe.data, method.trains_on, self.model.preprocess, seed=recipe.train.seed, device=device
+            recipe.data,
+            method.trains_on,
+            PictureReader(self.model.config["preprocess_cfg"], recipe.data.resize),
+            seed=recipe.train.seed,
+            device=device,
         )
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
@@ -154,11 +162,15 @@ class Trainer:
     def _run_epoch(self, log: RunLog) -> None:
         progress, validate, checkpoint = self.progress, self.recipe.validate, self.recipe.checkpoint
         window = Window()
+        named = set(self.pairs.dirt.examples)
         for batch in self.pairs.epoch(progress.epoch, progress.position):
             window.add(self.step(batch), len(batch["captions"]))
             progress.step += 1
             progress.position = batch["position"]
             progress.pairs_seen += len(batch["captions"])
+            for reason in self.pairs.dirt.examples.keys() - named:
+                named.add(reason)
+                log.say(f"left out: {reason}, such as {self.pairs.dirt.examples[reason]}")
             if progress.step % LOG_EVERY == 0 or progress.step == self.total_steps:
                 metrics = window.means()
                 rate = self.optimizer.param_groups[0]["lr"]
@@ -176,16 +188,19 @@ class Trainer:
             if progress.step % checkpoint.every == 0:
                 self._save()
         else:
-            if progress.position == 0:
+            if progress.position is None:
                 raise ValueError(
                     f"no batch of {self.recipe.data.batch_size} usable samples in {self.recipe.data.train}: "
-                    f"{dict(self.pairs.skipped)}"
+                    f"{self.pairs.dirt.describe()}"
                 )
-        if self.pairs.skipped:
-            log.write("data", progress.step, epoch=progress.epoch, skipped=dict(self.pairs.skipped))
-            log.say(f"unusable samples so far: {dict(self.pairs.skipped)}")
+        dirt = self.pairs.dirt
+        if dirt.counts:
+            log.write(
+                "data", progress.step, epoch=progress.epoch, skipped=dict(dirt.counts), examples=dirt.examples
+            )
+            log.say(f"unusable samples so far: {dirt.describe()}")
         progress.epoch += 1
-        progress.position = 0
+        progress.position = None
         last = progress.step == self.total_steps or progress.epoch == self.recipe.train.epochs
         if not progress.finished:
             self._validate(log)
@@ -299,7 +314,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress).copy(),
-            "skipped": dict(self.pairs.skipped),
+            "dirt": {"counts": dict(self.pairs.dirt.counts), "examples": dict(self.pairs.dirt.examples)},
             "rng": torch.get_rng_state(),
             "recipe": self.recipe.toml(),
         }
@@ -319,7 +334,7 @@ class Trainer:
             self.method.original.load_state_dict(state["original"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-        self.pairs.skipped.update(state["skipped"])
+        self.pairs.dirt = Dirt(Counter(state["dirt"]["counts"]), dict(state["dirt"]["examples"]))
         torch.set_rng_state(state["rng"])
 
     def _check_folder(self, resume: bool) -> None:

@@ -182,7 +182,7 @@ def test_labelled_pictures_are_those_of_the_captioned_twin(concepts: Path) -> No
         assert one["captions"] == [f"a {['apple', 'boat'][label]}" for label in one["labels"].tolist()]
         assert all("grey" in caption or "icon" in caption for caption in other["captions"])
         assert one["position"] == other["position"]
-    (rest,) = labelled.epoch(1, 1)
+    (rest,) = labelled.epoch(1, {"batch": 1})
     assert torch.equal(rest["labels"], one["labels"]) and torch.equal(rest["images"], one["images"])
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import tarfile
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.data.dirt import Dirt
 from advflyp.data.mini.captions import caption
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
+from advflyp.data.stream import Position
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -110,7 +111,7 @@ class MiniPairs:
         self.batch_size = config.batch_size
         self.seed = seed
         self.device = device
-        self.skipped: Counter[str] = Counter()
+        self.dirt = Dirt()
         if len(metas) < config.batch_size:
             raise ValueError(
                 f"the corpus holds {len(metas)} pairs, which do not fill one batch of {config.batch_size}; "
@@ -120,18 +121,18 @@ class MiniPairs:
     def __len__(self) -> int:
         return len(self.metas) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"{self.seed}/{epoch}")
         draw = torch.Generator().manual_seed(rng.getrandbits(63))
         order = torch.multinomial(self.weights, len(self) * self.batch_size, replacement=True, generator=draw)
-        for batch in range(start, len(self)):
+        for batch in range(start["batch"] if start else 0, len(self)):
             rng = random.Random(f"{self.seed}/{epoch}/{batch}")
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             generator = torch.Generator(self.device).manual_seed(rng.getrandbits(63))
             on_device = index.to(self.device)
             images = compose(self.pictures[on_device], self.mono[on_device], generator)
             images = augment(images, self.mirror[on_device], generator)
-            yield {"images": images, **self.about(index, rng), "position": batch + 1}
+            yield {"images": images, **self.about(index, rng), "position": {"batch": batch + 1}}
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         """What the pictures at `index` come with."""

@@ -1,0 +1,64 @@
+"""Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …)."""
+
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import braceexpand
+import fsspec
+
+GLOB = set("*?[")
+
+
+def is_remote(address: str) -> bool:
+    """Whether it is fsspec's: s3://…, https://…"""
+    return "://" in address
+
+
+def open_binary(address: str) -> BinaryIO:
+    """Readable and seekable; ValueError where it cannot be opened."""
+    try:
+        return cast(
+            BinaryIO, fsspec.open(address, "rb").open() if is_remote(address) else open(address, "rb")
+        )
+    except FileNotFoundError:
+        raise ValueError(f"there is no {address}") from None
+    except ImportError as error:
+        raise ValueError(f"{address} needs another package: {error}") from None
+    except Exception as error:
+        # Every file system of fsspec has errors of its own.
+        raise ValueError(f"cannot open {address}: {type(error).__name__}: {error}") from None
+
+
+def expand(pattern: str, inside: str) -> list[str]:
+    """The files that a pattern with {braces} and *globs* names, sorted within each brace.
+
+    inside: glob of the files that a local folder stands for, such as "*.tar*"
+    ValueError, naming it, for a part that matches nothing. Remote names without a glob are taken as they are.
+    """
+    found: list[str] = []
+    for one in braceexpand.braceexpand(pattern):
+        matches = _remote(one) if is_remote(one) else _local(one, inside)
+        if not matches:
+            raise ValueError(f"there is nothing at {one}")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def _local(one: str, inside: str) -> list[str]:
+    path = Path(one).expanduser()
+    if path.is_dir():
+        return [str(p) for p in sorted(path.glob(inside))]
+    if path.is_file():
+        return [str(path)]
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    return [str(p) for p in sorted(anchor.glob(str(path.relative_to(path.anchor))))] if path.name else []
+
+
+def _remote(one: str) -> list[str]:
+    if not GLOB & set(one):
+        return [one]
+    try:
+        system, path = fsspec.url_to_fs(one)
+        return [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
+    except Exception as error:
+        raise ValueError(f"cannot list {one}: {type(error).__name__}: {error}") from None

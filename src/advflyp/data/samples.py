@@ -1,0 +1,134 @@
+"""One image–text pair before decoding, and the two kinds of places that pairs come from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.dirt import Unusable
+from advflyp.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+
+# Any text tower reads far less; what is longer is a page of HTML or worse.
+MAX_CAPTION_BYTES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One pair as it is stored.
+
+    key:     its name, for messages
+    image:   the encoded picture, or where it is
+    caption: every line is a caption; encoded text, a file, or the captions themselves
+    problem: why it cannot be used, where that is known without looking into it
+    """
+
+    key: str
+    image: bytes | str | None = None
+    caption: bytes | Path | tuple[str, ...] | None = None
+    problem: str | None = None
+
+    def image_bytes(self) -> bytes:
+        """The encoded picture; `Unusable` where there is none."""
+        if self.problem is not None:
+            raise Unusable(self.problem)
+        if self.image is None:
+            raise Unusable("no image")
+        if isinstance(self.image, bytes):
+            return self.image
+        try:
+            with open_binary(self.image) if is_remote(self.image) else open(self.image, "rb") as file:
+                return file.read()
+        except (OSError, ValueError):
+            raise Unusable("image file cannot be read") from None
+
+    def captions(self) -> tuple[str, ...]:
+        """At least one, each on one line; `Unusable` where there is none."""
+        if self.problem is not None:
+            raise Unusable(self.problem)
+        if self.caption is None:
+            raise Unusable("no caption")
+        if isinstance(self.caption, tuple):
+            lines: Sequence[str] = self.caption
+            if sum(map(len, lines)) > MAX_CAPTION_BYTES:
+                raise Unusable("caption is too long")
+        else:
+            lines = _text(self.caption).splitlines()
+        found = tuple(caption for line in lines if (caption := " ".join(line.split())))
+        if not found:
+            raise Unusable("empty caption")
+        return found
+
+
+def _text(caption: bytes | Path) -> str:
+    if isinstance(caption, Path):
+        try:
+            with open(caption, "rb") as file:
+                caption = file.read(MAX_CAPTION_BYTES + 1)
+        except OSError:
+            raise Unusable("caption file cannot be read") from None
+    if len(caption) > MAX_CAPTION_BYTES:
+        raise Unusable("caption is too long")
+    try:
+        return caption.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unusable("caption is not UTF-8") from None
+
+
+class Indexed(Protocol):
+    """Pairs that can be had in any order: an epoch is a permutation of all of them."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, number: int) -> Sample:
+        """Called from one thread; reads nothing large."""
+        ...
+
+
+class Shard(Protocol):
+    """Pairs that are read one after the other.
+
+    name:  for messages
+    count: how many, None where that is not known without reading them
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def count(self) -> int | None: ...
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
+        """Each pair with the offset behind it, from which a later call goes on. Damage is a `Sample.problem`."""
+        ...
+
+
+@dataclass
+class Sharded:
+    """Pairs in shards.
+
+    total: samples in all of them, None where that is not known
+    limit: only the first so many, in stored order
+    """
+
+    shards: Sequence[Shard]
+    total: int | None
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        assert self.total is not None
+        return self.total if self.limit is None else min(self.limit, self.total)
+
+
+def in_order(source: Indexed | Sharded) -> Iterator[Sample]:
+    """Every sample once, as stored."""
+    if not isinstance(source, Sharded):
+        yield from map(source.sample, range(len(source)))
+        return
+    left = source.limit
+    for shard in source.shards:
+        for sample, _ in shard.read():
+            if left == 0:
+                return
+            left = None if left is None else left - 1
+            yield sample

@@ -1,0 +1,109 @@
+"""What `data.train` names → a source of undecoded pairs."""
+
+from pathlib import Path
+
+from advflyp.data.addresses import expand, is_remote
+from advflyp.data.folder_pairs import FolderPairs
+from advflyp.data.manifest import read_manifest
+from advflyp.data.samples import Indexed, Sample, Sharded
+from advflyp.data.tables import SUFFIXES as TABLES
+from advflyp.data.tables import Columns, HubPairs, is_saved_dataset, open_parquet, open_table
+from advflyp.data.tars import TarShard, count_keys
+
+# The list of pairs in the paper's release.
+RELEASED = "laion_index.json"
+WHAT = (
+    'name a folder of name.jpg + name.txt, webdataset shards such as "shards/{000..099}.tar", a CSV, TSV, JSONL or '
+    "Parquet table, or hf:NAME"
+)
+
+
+class First:
+    """The first `limit` pairs of a source."""
+
+    def __init__(self, source: Indexed, limit: int) -> None:
+        self.source, self.limit = source, limit
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.source))
+
+    def sample(self, number: int) -> Sample:
+        return self.source.sample(number)
+
+
+def open_source(
+    train: str, *, limit: int | None = None, size: int | None = None, columns: Columns | None = None
+) -> Indexed | Sharded:
+    """The pairs that `train` names.
+
+    limit:   only the first so many, in stored order
+    size:    how many samples the shards hold, where neither a manifest nor the shards themselves say so
+    columns: of tables
+    ValueError where there are none or they cannot be read.
+    """
+    source = _open(train, size, columns or Columns())
+    if isinstance(source, Sharded):
+        unknown = next((shard.name for shard in source.shards if shard.count is None), None)
+        if limit is not None and unknown is not None:
+            raise ValueError(
+                f"a limit needs to know how many pairs each shard holds; nothing says so of {unknown}"
+            )
+        source.limit = limit
+        return source
+    return source if limit is None else First(source, limit)
+
+
+def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
+    if train.startswith("hf:"):
+        return HubPairs(train, columns)
+    path = Path(train).expanduser()
+    if not is_remote(train) and path.is_dir() and not any(path.glob("*.tar*")):
+        if is_saved_dataset(path):
+            return HubPairs(str(path), columns)
+        if (path / RELEASED).is_file():
+            return open_table(str(path / RELEASED), columns)
+        tables = sorted(str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet")
+        return open_parquet(tables, columns) if tables else FolderPairs(path)
+    try:
+        files = expand(str(path) if not is_remote(train) else train, "*.tar*")
+    except ValueError as error:
+        raise ValueError(f"there are no training pairs at {train} ({error}): {WHAT}") from None
+    if files[0].lower().endswith(".parquet"):
+        return open_parquet(files, columns)
+    if files[0].lower().endswith(TABLES):
+        if len(files) > 1:
+            raise ValueError(
+                f"{train} names {len(files)} tables; name one, or pack them with `advflyp data pack`"
+            )
+        return open_table(files[0], columns)
+    return open_shards(files, size)
+
+
+def open_shards(files: list[str], size: int | None = None) -> Sharded:
+    """Webdataset tars, counted by their manifest, by `size`, or, on this machine, by their headers."""
+    known: dict[str, int] = {}
+    for folder in {str(Path(file).parent) for file in files if not is_remote(file)}:
+        manifest = read_manifest(Path(folder))
+        if manifest is not None:
+            known |= {str(Path(folder) / shard.name): shard.pairs for shard in manifest.shards}
+    shards = [TarShard(file, known.get(file)) for file in files]
+    if size is None:
+        for shard in shards:
+            if shard.count is None and is_remote(shard.address):
+                raise ValueError(
+                    f"nothing says how many pairs {shard.address} holds; give their number with data.size"
+                )
+            if shard.count is None:
+                shard.count = count_keys(shard.address)
+        size = sum(shard.count or 0 for shard in shards)
+    if not size:
+        raise ValueError(f"{files[0]}{' and the others' if len(files) > 1 else ''} hold no pairs")
+    return Sharded(shards, size)
+
+
+def find_shards(pattern: str) -> list[Path]:
+    """Existing local tar files for a file, a folder, a glob or a brace pattern; ValueError where there are none."""
+    try:
+        return [Path(file) for file in expand(str(Path(pattern).expanduser()), "*.tar*")]
+    except ValueError as error:
+        raise ValueError(f"there are no training pairs at {pattern} ({error}): {WHAT}") from None

@@ -1,0 +1,164 @@
+"""The order of an epoch: shuffled, split over processes, continued exactly where it was left.
+
+Every order depends on (seed, epoch, rank) alone. A position is a small mapping of numbers that a checkpoint stores;
+only the stream that made it can read it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from advflyp.data.samples import Indexed, Sample, Shard, Sharded
+
+Position = dict[str, Any]
+
+
+class Stream(Protocol):
+    """Undecoded samples of an epoch."""
+
+    def __len__(self) -> int:
+        """Samples that this process gets from an epoch, as far as that is known."""
+        ...
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        """The samples of an epoch behind `position`, each with the position behind it."""
+        ...
+
+
+def open_stream(
+    source: Indexed | Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1
+) -> Stream:
+    """The stream of one of `ranks` processes; together they see each sample once an epoch."""
+    if isinstance(source, Sharded):
+        return ShardStream(source, seed=seed, buffer=buffer, rank=rank, ranks=ranks)
+    return IndexedStream(source, seed=seed, rank=rank, ranks=ranks)
+
+
+def permutation(n: int, *seed: Any) -> np.ndarray:
+    """(n,) a permutation that depends on the values of `seed` alone."""
+    digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(n)
+
+
+class IndexedStream:
+    """A permutation of all samples, of which every rank takes each `ranks`-th."""
+
+    def __init__(self, source: Indexed, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.source, self.seed, self.rank, self.ranks = source, seed, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.source) // self.ranks
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        done = position["done"] if position else 0
+        order = permutation(len(self.source), self.seed, epoch)[self.rank :: self.ranks]
+        for number in order[done:].tolist():
+            done += 1
+            yield self.source.sample(number), {"done": done}
+
+
+class ShardStream:
+    """Shards in a random order; within a block of `buffer` samples that follow one another, a random order.
+
+    Whole blocks instead of a reservoir, so that a position is where the block begins and how much of it is out:
+    resuming reads at most a block again. While a block goes out the next one comes in.
+    With fewer shards than ranks, every rank reads all of them and takes each `ranks`-th sample.
+    """
+
+    def __init__(self, source: Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1) -> None:
+        self.source, self.seed, self.buffer, self.rank, self.ranks = source, seed, buffer, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.source) // self.ranks
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        at = position or {"block": 0, "out": 0, "shard": 0, "number": 0, "offset": 0}
+        number, out = at["block"], at["out"]
+        begin = (at["shard"], at["number"], at["offset"])
+        incoming = self._unshuffled(epoch, *begin)
+        block = list(islice(incoming, self.buffer))
+        while block:
+            end = block[-1][1]
+            following: list[tuple[Sample, tuple[int, int, int]]] = []
+            order = permutation(len(block), self.seed, epoch, self.rank, number)
+            for place in order[out:].tolist():
+                following += islice(incoming, 1)
+                out += 1
+                names = zip(("shard", "number", "offset"), begin, strict=True)
+                yield block[place][0], {"block": number, "out": out, **dict(names)}
+            following += islice(incoming, len(block) - len(following))
+            block, begin, number, out = following, end, number + 1, 0
+
+    def _unshuffled(
+        self, epoch: int, first: int, number: int, offset: int
+    ) -> Iterator[tuple[Sample, tuple[int, int, int]]]:
+        """Samples of this rank with the place behind each: shard (in the epoch's order), number in it, offset."""
+        shards = self._order(epoch)
+        split = len(self.source.shards) < self.ranks
+        for place in range(first, len(shards)):
+            shard, most = shards[place]
+            for sample, offset in shard.read(offset):  # noqa: B020, a resumed stream begins within a shard
+                if most is not None and number >= most:
+                    break
+                number += 1
+                if not split or number % self.ranks == self.rank:
+                    yield sample, (place, number, offset)
+            number = offset = 0
+
+    def _order(self, epoch: int) -> list[tuple[Shard, int | None]]:
+        """The shards of this rank, each with how many of its samples are wanted; all of them where that is None."""
+        chosen: list[tuple[Shard, int | None]] = []
+        left = self.source.limit
+        for shard in self.source.shards:
+            if left is None:
+                chosen.append((shard, None))
+            elif left > 0:
+                assert shard.count is not None
+                chosen.append((shard, min(left, shard.count)))
+                left -= shard.count
+        order = permutation(len(chosen), self.seed, epoch, "shards").tolist()
+        if len(self.source.shards) >= self.ranks:
+            order = order[self.rank :: self.ranks]
+        return [chosen[number] for number in order]
+
+
+class Mixed:
+    """Two streams, the second making up a share of the samples, evenly spread.
+
+    An epoch is one of the main stream; the other begins its own epochs as often as it is needed.
+    """
+
+    def __init__(self, main: Stream, other: Stream, share: float) -> None:
+        self.main, self.other, self.share = main, other, share
+
+    def __len__(self) -> int:
+        return int(len(self.main) / (1 - self.share))
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        at: Position = dict(
+            position or {"n": 0, "main": None, "other": None, "round": self._first_round(epoch)}
+        )
+        main = self.main.samples(epoch, at["main"])
+        other = self.other.samples(at["round"], at["other"])
+        while True:
+            if int((at["n"] + 1) * self.share) > int(at["n"] * self.share):
+                found = next(other, None)
+                if found is None:
+                    at["round"] += 1
+                    other = self.other.samples(at["round"])
+                    found = next(other)
+                sample, at["other"] = found
+            else:
+                found = next(main, None)
+                if found is None:
+                    return
+                sample, at["main"] = found
+            at["n"] += 1
+            yield sample, dict(at)
+
+    def _first_round(self, epoch: int) -> int:
+        # Rounds of different epochs of the main stream must not be the same ones.
+        return epoch * 1_000_000
