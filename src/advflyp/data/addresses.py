@@ -1,7 +1,7 @@
 """Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …)."""
 
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import braceexpand
 import fsspec
@@ -17,9 +17,7 @@ def is_remote(address: str) -> bool:
 def open_binary(address: str) -> BinaryIO:
     """Readable and seekable; ValueError where it cannot be opened."""
     try:
-        return cast(
-            BinaryIO, fsspec.open(address, "rb").open() if is_remote(address) else open(address, "rb")
-        )
+        return cast(BinaryIO, _remote_file(address) if is_remote(address) else open(address, "rb"))
     except FileNotFoundError:
         raise ValueError(f"there is no {address}") from None
     except ImportError as error:
@@ -62,3 +60,8 @@ def _remote(one: str) -> list[str]:
         return [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
     except Exception as error:
         raise ValueError(f"cannot list {one}: {type(error).__name__}: {error}") from None
+
+
+def _remote_file(address: str) -> Any:
+    system, path = fsspec.url_to_fs(address)
+    return system.open(path, "rb")
