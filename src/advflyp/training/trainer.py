@@ -31,6 +31,7 @@ from advflyp.method import METHODS
 from advflyp.method.base import Batch, Method
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.hub import BEST, save_model, start_from
+from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.runlog import METRICS_FILE, RunLog
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -121,7 +122,11 @@ class Trainer:
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
         frozen = recipe.train.unfreeze == "vision"
         cached = frozen and not recipe.train.deterministic
-        self.embed_text = TextCache(self.model) if cached else self.model.encode_text
+        self.embed_text = self.model.encode_text
+        if cached and recipe.data.text_cache is not None:
+            self.embed_text = TextStore(self.model, recipe.data.text_cache)
+        elif cached:
+            self.embed_text = TextCache(self.model)
         self.embed_classes = None
         if isinstance(self.pairs, Classes):
             self.embed_classes = ClassTexts(

@@ -1,0 +1,99 @@
+"""Embeddings of captions by a frozen text tower, kept on disk from run to run.
+
+A folder per text tower, its name a hash of everything an embedding depends on: weights, tokenizer, precision. In it,
+files of records (digest of the text, embedding); every process appends to a file of its own and reads all of them.
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import state_sha256
+
+DIGEST = 16
+PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPER lower\ttab", "x" * 500]
+
+
+class TextStore:
+    """N texts → (N, d) float32 constants on the model's device, each text encoded once for all runs.
+
+    model:  its text tower must stay as it is
+    folder: where embeddings are kept, 4·d + 16 bytes each
+    ValueError where it cannot be written.
+    """
+
+    def __init__(self, model: CLIP, folder: str | Path) -> None:
+        self.model = model
+        with torch.no_grad():
+            self.width = model.encode_text(PROBE[:1]).shape[1]
+        self.record = np.dtype([("digest", f"V{DIGEST}"), ("embedding", np.float32, (self.width,))])
+        self.folder = Path(folder).expanduser() / text_key(model)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = self._own_file()
+        except OSError as error:
+            raise ValueError(f"cannot write to data.text_cache = {folder}: {error.strerror}") from None
+        self.blocks: list[np.ndarray] = []
+        self.places: dict[bytes, tuple[int, int]] = {}  # digest → block, row
+        for path in sorted(self.folder.glob("*.bin")):
+            # A record that was cut off by a crash is at the end, and is not counted.
+            whole = path.stat().st_size // self.record.itemsize
+            if whole:
+                self._know(np.memmap(path, self.record, "r", shape=(whole,)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        digests = [hashlib.blake2b(text.encode(), digest_size=DIGEST).digest() for text in texts]
+        missing = {d: text for d, text in zip(digests, texts, strict=True) if d not in self.places}
+        if missing:
+            fresh = np.empty(len(missing), self.record)
+            fresh["digest"] = np.array(list(missing), f"V{DIGEST}")
+            fresh["embedding"] = self.model.encode_text(list(missing.values())).float().cpu().numpy()
+            self.file.write(fresh.tobytes())
+            self.file.flush()
+            self._know(fresh)
+        places = [self.places[digest] for digest in digests]
+        rows = np.stack([self.blocks[block]["embedding"][row] for block, row in places])
+        return torch.from_numpy(rows).to(self.model.device, non_blocking=True)
+
+    def _know(self, records: np.ndarray) -> None:
+        block = len(self.blocks)
+        self.blocks.append(records)
+        self.places.update({digest.tobytes(): (block, row) for row, digest in enumerate(records["digest"])})
+
+    def _own_file(self) -> BinaryIO:
+        """The first file that no other running process appends to; the system unlocks it when this one ends."""
+        number = 0
+        while True:
+            file = open(self.folder / f"{number:03d}.bin", "ab")  # noqa: SIM115, open as long as the store
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                number += 1
+                continue
+            file.truncate(file.tell() // self.record.itemsize * self.record.itemsize)
+            return file
+
+
+def text_key(model: CLIP) -> str:
+    """A hash of what an embedding of a text depends on: the text tower, the tokenizer, the precision."""
+    tower = {
+        name: value
+        for name, value in model.net.state_dict().items()
+        if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias")
+    }
+    digest = hashlib.sha256(f"{model.precision} {state_sha256(tower)}".encode())
+    # What it makes of some texts, so that it does not matter how a tokenizer is built.
+    digest.update(model.tokenizer(PROBE).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

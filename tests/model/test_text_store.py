@@ -1,0 +1,89 @@
+"""Embeddings of captions on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
+from advflyp.model.text_store import TextStore, text_key
+from helpers import make_tiny
+
+TEXTS = ["a red square", "a blue circle", "a red square", "Ü"]
+
+
+def counted(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that the model encodes from now on."""
+    seen: list[str] = []
+    encode = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda texts: seen.extend(texts) or encode(texts))
+    return seen
+
+
+def test_embeddings_are_the_models(tiny: CLIP, tmp_path: Path) -> None:
+    store = TextStore(tiny, tmp_path)
+    with torch.no_grad():
+        expected = tiny.encode_text(TEXTS)
+    assert torch.allclose(store(TEXTS), expected, atol=1e-6)
+    assert torch.equal(store(TEXTS[::-1]), store(TEXTS).flip(0))
+    assert not store(TEXTS).requires_grad and len(store) == 3
+
+
+def test_another_run_encodes_nothing_again(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = TextStore(tiny, tmp_path)
+    kept = first(TEXTS)
+    first.file.close()
+    again = TextStore(tiny, tmp_path)
+    seen = counted(tiny, monkeypatch)
+    assert torch.equal(again(TEXTS), kept) and not seen
+    again(["new", *TEXTS])
+    assert seen == ["new"]
+
+
+def test_a_record_that_was_cut_off_is_made_again(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TextStore(tiny, tmp_path)
+    kept = store(TEXTS)
+    store.file.close()
+    (path,) = tmp_path.glob("*/*.bin")
+    path.write_bytes(path.read_bytes()[:-5])
+    for _ in range(2):
+        store = TextStore(tiny, tmp_path)
+        seen = counted(tiny, monkeypatch)
+        assert torch.allclose(store(TEXTS), kept, atol=1e-6)
+        store.file.close()
+    assert seen == []
+
+
+def test_two_processes_at_once_do_not_share_a_file(tiny: CLIP, tmp_path: Path) -> None:
+    one, other = TextStore(tiny, tmp_path), TextStore(tiny, tmp_path)
+    assert one.file.name != other.file.name
+    assert torch.allclose(one(TEXTS), other(TEXTS), atol=1e-6)
+    one.file.close(), other.file.close()
+    assert len(TextStore(tiny, tmp_path)) == 3
+
+
+def test_another_text_tower_has_another_folder(tiny: CLIP, tmp_path: Path) -> None:
+    other = load_model(make_tiny("vit", tmp_path / "other", seed=1))
+    assert text_key(tiny) != text_key(other)
+    with tiny.computing_in("bf16"):
+        bf16 = text_key(tiny)
+    key = text_key(tiny)
+    assert bf16 != key
+    with torch.no_grad():
+        next(tiny.visual.parameters()).add_(1)
+        tiny.net.logit_scale.add_(1)
+    assert text_key(tiny) == key
+    with torch.no_grad():
+        tiny.net.token_embedding.weight[5, 3] += 1e-3
+    assert text_key(tiny) != key
+
+
+def test_a_folder_that_cannot_be_written(tiny: CLIP, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"cannot write to data\.text_cache"):
+        TextStore(tiny, tmp_path / "file")
