@@ -84,6 +84,8 @@ class Listed:
 
     def sample(self, number: int) -> Sample:
         name, captions = self.rows[number]
+        if not name:
+            return Sample(f"row without a picture: {' '.join(captions)[:60]}", None, captions)
         if is_remote(name) or Path(name).is_absolute() or not self.where:
             return Sample(name, name, captions)
         joined = f"{self.where}/{name}" if is_remote(self.where) else str(Path(self.where) / name)
@@ -93,6 +95,7 @@ class Listed:
 def listed(rows: Iterable[Mapping[str, Any]], table: str, columns: Columns) -> Listed:
     """The rows of a table of picture files; ValueError where it has none or not the columns."""
     captions: dict[str, list[str]] = {}
+    lacking: list[tuple[str, tuple[str, ...]]] = []
     names: tuple[str, str] | None = None
     for row in rows:
         if not isinstance(row, Mapping):
@@ -100,13 +103,13 @@ def listed(rows: Iterable[Mapping[str, Any]], table: str, columns: Columns) -> L
         names = names or columns.find(row, table)
         image, caption = row.get(names[0]), row.get(names[1])
         if not image:
-            captions.setdefault("", [])
+            lacking.append(("", tuple(_captions(caption))))
             continue
         captions.setdefault(str(image), []).extend(_captions(caption))
-    if not captions:
+    if not captions and not lacking:
         raise ValueError(f"{table} holds no pairs")
     where = table.rpartition("/")[0] if is_remote(table) else str(Path(table).parent)
-    return Listed(where, [(image, tuple(texts)) for image, texts in captions.items()])
+    return Listed(where, [*((image, tuple(texts)) for image, texts in captions.items()), *lacking])
 
 
 def _captions(value: Any) -> list[str]:

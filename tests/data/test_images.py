@@ -1,0 +1,185 @@
+"""What a picture is, what it becomes, and what is refused."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from advflyp.data import images
+from advflyp.data.dirt import Unusable
+from advflyp.data.images import PictureReader, read_image
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
+from helpers import siglip_config, small_model
+
+CLIP_224 = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def photos() -> list[Image.Image]:
+    china, flower = (Image.fromarray(photo) for photo in load_sample_images().images)
+    return [
+        china,
+        flower,
+        china.crop((100, 0, 356, 300)),
+        flower.resize((512, 341)),
+        flower.rotate(90, expand=True),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pixels_are_those_of_open_clips_preprocessing(kind: str) -> None:
+    """On photographs: the mean difference is a hundredth of a grey level, the largest two."""
+    reader = PictureReader(CLIP_224)
+    for photo in photos():
+        data = encoded(photo, kind, quality=90) if kind != "PNG" else encoded(photo)
+        ours = reader.from_bytes(data)
+        assert ours.shape == (3, 224, 224) and ours.dtype == torch.uint8
+        theirs = reader.transform(Image.open(io.BytesIO(data)).convert("RGB")) * 255
+        difference = (ours.float() - theirs).abs()
+        assert difference.mean() < 0.02 and difference.max() <= 2.5
+
+
+def test_the_models_own_geometry(tiny: CLIP) -> None:
+    """SigLIP squashes, CLIP crops."""
+    squashing = small_model(siglip_config())
+    for model in (tiny, squashing):
+        reader = PictureReader(model.config["preprocess_cfg"])
+        for photo in photos():
+            difference = reader.from_bytes(encoded(photo)).float() - model.preprocess(photo) * 255
+            assert difference.abs().mean() < 0.1
+
+
+def test_a_fast_jpeg_is_pillows_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = PictureReader(CLIP_224)
+    data = [encoded(photo, "JPEG", quality=75) for photo in photos()]
+    data.append(encoded(photos()[0].convert("L"), "JPEG"))
+    fast = [reader.from_bytes(one) for one in data]
+    monkeypatch.setattr(images, "_is_plain_jpeg", lambda image: False)
+    assert all(torch.equal(reader.from_bytes(one), pixels) for one, pixels in zip(data, fast, strict=True))
+
+
+def test_resizing_before_the_crop() -> None:
+    """The paper's: shorter side 256, then the middle 224."""
+    photo = photos()[1].resize((600, 400))
+    ours = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    resized = photo.resize((384, 256), Image.Resampling.BICUBIC).crop((80, 16, 304, 240))
+    assert (ours - torch.from_numpy(np.array(resized)).permute(2, 0, 1)).abs().mean() < 0.02
+    with pytest.raises(ValueError, match=r"data\.resize must be at least the model's 224 pixels, not 100"):
+        PictureReader(CLIP_224, resize=100)
+    with pytest.raises(ValueError, match=r"data\.resize goes with models that crop"):
+        PictureReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
+
+
+def solid(mode: str, colour: object) -> Image.Image:
+    return Image.new(mode, (20, 10), colour)  # type: ignore[arg-type]
+
+
+RED = solid("RGB", (255, 0, 0))
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[images.ORIENTATION] = orientation
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "colour"),
+    [
+        ("CMYK", encoded(solid("CMYK", (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+        ("palette", encoded(solid("RGB", (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)), (10, 200, 30)),
+        ("grey", encoded(solid("L", 77)), (77, 77, 77)),
+        ("16 bits", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16))), (77, 77, 77)),
+        ("alpha", encoded(solid("RGBA", (255, 0, 0, 0))), (255, 255, 255)),
+        ("half alpha", encoded(solid("LA", (0, 128))), (127, 127, 127)),
+        ("one bit", encoded(solid("1", 1)), (255, 255, 255)),
+        ("bilevel tiff", encoded(solid("1", 0), "TIFF"), (0, 0, 0)),
+        ("animated", encoded(RED, "GIF", save_all=True, append_images=[solid("RGB", (0, 0, 255))]), (255, 0, 0)),
+    ],
+)  # fmt: skip
+def test_unusual_pictures_become_rgb(name: str, data: bytes, colour: tuple[int, int, int]) -> None:
+    image = read_image(data)
+    assert image.mode == "RGB" and image.size == (20, 10)
+    assert np.abs(np.array(image).astype(int) - colour).max() <= 4
+    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(orientation: int) -> None:
+    """A camera turned: the marked corner comes out where the viewer sees it."""
+    upright = Image.new("RGB", (40, 24), "white")
+    upright.paste((200, 0, 0), (0, 0, 10, 8))
+    undo = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }  # fmt: skip
+    stored = upright
+    for step in undo.get(orientation, []):
+        stored = stored.transpose(step)
+    data = encoded(stored, "JPEG", quality=98, exif=exif(orientation))
+    image = read_image(data)
+    assert image.size == (40, 24)
+    assert np.abs(np.array(image).astype(int) - np.array(upright)).mean() < 6
+    fast = PictureReader({"size": 24}).from_bytes(data).float()
+    assert (fast - PictureReader({"size": 24}).from_image(upright).float()).abs().mean() < 6
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that says it is huge, in a hundred bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+WHOLE = encoded(solid("RGB", (1, 2, 3)).resize((64, 64)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty image file"),
+        (b"<html>404</html>", "not an image"),
+        (bomb(30_000, 30_000), "image has too many pixels"),
+        (bomb(10_000, 9_999), "image has too many pixels"),
+        (encoded(Image.new("RGB", (1, 1))), "image is too small"),
+        (encoded(Image.new("RGB", (300, 2))), "image is too small"),
+        (encoded(photos()[0], "JPEG")[:20_000], "truncated image"),
+        (encoded(photos()[0])[:20_000], "truncated image"),
+        (WHOLE[:30], "not an image"),
+        (encoded(Image.new("F", (20, 20)), "TIFF"), "unreadable image"),
+    ],
+)
+def test_what_cannot_be_used(data: bytes, reason: str) -> None:
+    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+        with warnings.catch_warnings(), pytest.raises(Unusable) as caught:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            read(data)
+        assert str(caught.value) == reason
+
+
+def test_bytes_behind_a_jpeg_do_no_harm() -> None:
+    assert PictureReader({"size": 8}).from_bytes(WHOLE + b"\0\0trailer").shape == (3, 8, 8)
+
+
+def test_the_reader_of_a_loaded_model(tiny_folder: Path) -> None:
+    model = load_model(tiny_folder)
+    assert PictureReader(model.config["preprocess_cfg"]).size == model.image_size

@@ -1,0 +1,146 @@
+"""The order of an epoch: everything once, split, resumable at every sample, mixed."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advflyp.data.samples import Sample, Sharded
+from advflyp.data.sources import open_source
+from advflyp.data.stream import Mixed, open_stream, permutation
+from advflyp.data.tars import TarShard
+from helpers import write_shards
+
+
+class ListShard:
+    """A shard in memory, its offset the number of the sample."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count = name, count
+
+    def read(self, offset: int = 0):
+        for number in range(offset, self.count):
+            yield Sample(f"{self.name}/{number}"), number + 1
+
+
+class Numbers:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def sample(self, number: int) -> Sample:
+        return Sample(f"n/{number}")
+
+
+def sharded(counts: list[int], limit: int | None = None) -> Sharded:
+    shards = [ListShard(f"s{i}", count) for i, count in enumerate(counts)]
+    return Sharded(shards, sum(counts), limit)
+
+
+def keys(stream, epoch: int = 0, position=None) -> list[str]:
+    return [sample.key for sample, _ in stream.samples(epoch, position)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=8),
+    buffer=st.integers(1, 40),
+    ranks=st.integers(1, 5),
+    limit=st.none() | st.integers(1, 100),
+    indexed=st.booleans(),
+)
+def test_ranks_together_see_everything_once(
+    counts: list[int], buffer: int, ranks: int, limit: int | None, indexed: bool
+) -> None:
+    source = Numbers(sum(counts)) if indexed else sharded(counts, limit)
+    parts = [keys(open_stream(source, seed=1, buffer=buffer, rank=r, ranks=ranks), 3) for r in range(ranks)]
+    seen = [key for part in parts for key in part]
+    if indexed:
+        expected = [f"n/{i}" for i in range(sum(counts))]
+    else:
+        expected = [f"s{i}/{n}" for i, count in enumerate(counts) for n in range(count)][:limit]
+    assert sorted(seen) == sorted(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 20), min_size=1, max_size=6),
+    buffer=st.integers(1, 30),
+    ranks=st.integers(1, 3),
+    where=st.integers(0, 200),
+    indexed=st.booleans(),
+)
+def test_every_position_is_one_to_go_on_from(
+    counts: list[int], buffer: int, ranks: int, where: int, indexed: bool
+) -> None:
+    source = Numbers(sum(counts)) if indexed else sharded(counts)
+    stream = open_stream(source, seed=5, buffer=buffer, rank=ranks - 1, ranks=ranks)
+    whole = list(stream.samples(2))
+    if not whole:
+        return
+    where %= len(whole)
+    again = open_stream(source, seed=5, buffer=buffer, rank=ranks - 1, ranks=ranks)
+    assert keys(again, 2, whole[where][1]) == [sample.key for sample, _ in whole[where + 1 :]]
+
+
+def test_a_resumed_stream_of_tars_reads_only_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(write_shards(tmp_path / "s", 60, per_shard=10)))
+    stream = open_stream(source, seed=0, buffer=8)
+    whole = list(stream.samples(1))
+    reads: list[tuple[str, int]] = []
+    read = TarShard.read
+
+    def watched(self: TarShard, offset: int = 0):
+        reads.append((self.name, offset))
+        return read(self, offset)
+
+    monkeypatch.setattr(TarShard, "read", watched)
+    rest = list(stream.samples(1, whole[44][1]))
+    assert [s.key for s, _ in rest] == [s.key for s, _ in whole[45:]]
+    # Block 5 begins behind the last sample of the fourth shard; the first three are not opened again.
+    assert len(reads) == 3 and reads[0][1] > 0 and reads[1][1] == reads[2][1] == 0
+    assert all(isinstance(value, int) for value in whole[44][1].values())
+
+
+def test_epochs_and_seeds_differ_and_are_well_shuffled() -> None:
+    stream = open_stream(sharded([50] * 20), seed=0, buffer=200)
+    orders = [keys(stream, epoch) for epoch in range(2)]
+    assert orders[0] != orders[1] != keys(open_stream(sharded([50] * 20), seed=1, buffer=200), 1)
+    assert keys(stream, 0) == orders[0]
+    shards = [key.split("/")[0] for key in orders[0][:100]]
+    assert (
+        len(set(shards)) == 4 and max(Counter(shards).values()) < 45
+    )  # a block of 200 samples mixes four shards
+    everything = open_stream(Numbers(1000), seed=0, buffer=1)
+    assert len({int(k[2:]) // 100 for k in keys(everything)[:60]}) == 10
+
+
+def test_permutations_are_uniform_and_the_same_everywhere() -> None:
+    assert permutation(6, 0, 1, "x").tolist() == permutation(6, 0, 1, "x").tolist()
+    first = Counter(int(permutation(5, seed)[0]) for seed in range(2000))
+    assert all(320 < count < 480 for count in first.values())
+
+
+def test_mixing_keeps_the_share_everywhere() -> None:
+    main, other = open_stream(sharded([40, 40]), seed=0, buffer=16), open_stream(Numbers(7), seed=0, buffer=1)
+    mixed = Mixed(main, other, 0.3)
+    whole = list(mixed.samples(0))
+    names = ["n" if s.key.startswith("n") else "s" for s, _ in whole]
+    assert names.count("s") == 80 and sorted(s.key for s, _ in whole if s.key[0] == "s") == sorted(keys(main))
+    for end in range(10, len(names), 7):
+        assert abs(names[:end].count("n") - 0.3 * end) <= 1
+    # The smaller source begins again, each time in another order, and is used evenly.
+    rounds = [s.key for s, _ in whole if s.key[0] == "n"]
+    assert sorted(rounds[:7]) == sorted(rounds[7:14]) and rounds[:7] != rounds[7:14]
+    assert len(mixed) == pytest.approx(len(whole), abs=2)
+    for where in random.Random(0).sample(range(len(whole)), 20):
+        rest = [s.key for s, _ in mixed.samples(0, whole[where][1])]
+        assert rest == [s.key for s, _ in whole[where + 1 :]]
+    assert [s.key for s, _ in mixed.samples(1)] != [s.key for s, _ in whole]

@@ -1,0 +1,208 @@
+"""Pairs listed in tables: every form gives the same pairs."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from advflyp.data.samples import Sample, in_order
+from advflyp.data.sources import open_source
+from advflyp.data.tables import Columns
+from helpers import pairs, write_folder, write_shards
+
+PAIRS = pairs(6)
+
+
+def pictures(folder: Path) -> list[str]:
+    (folder / "img").mkdir(parents=True)
+    names = [f"img/{i}.png" for i in range(6)]
+    for name, (data, _) in zip(names, PAIRS, strict=True):
+        (folder / name).write_bytes(data)
+    return names
+
+
+def write_csv(folder: Path, names: list[str], image: str, caption: str, delimiter: str) -> Path:
+    path = folder / ("t.tsv" if delimiter == "\t" else "t.csv")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["id", image, caption])
+        writer.writerows(
+            [i, name, text] for i, (name, (_, text)) in enumerate(zip(names, PAIRS, strict=True))
+        )
+    return path
+
+
+def rows(names: list[Any], image: str = "image", caption: str = "caption") -> list[dict[str, Any]]:
+    return [{image: name, caption: text} for name, (_, text) in zip(names, PAIRS, strict=True)]
+
+
+def build(kind: str, folder: Path) -> Path:
+    names = pictures(folder)
+    if kind == "csv":
+        return write_csv(folder, names, "filepath", "title", ",")
+    if kind == "tsv":
+        return write_csv(folder, names, "Image_Path", "Text", "\t")
+    if kind == "csv, absolute":
+        return write_csv(folder, [str(folder / n) for n in names], "image", "caption", ",")
+    if kind == "jsonl":
+        (folder / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows(names)) + "\n\n")
+        return folder / "t.jsonl"
+    if kind == "json":
+        (folder / "t.json").write_text(json.dumps(rows(names)))
+        return folder / "t.json"
+    if kind == "the paper's release":
+        (folder / "laion_index.json").write_text(json.dumps(rows(names)))
+        return folder
+    data: list[Any] = [data for data, _ in PAIRS]
+    if kind == "parquet, paths":
+        pq.write_table(pa.Table.from_pylist(rows(names)), folder / "t.parquet")
+    elif kind == "parquet, bytes":
+        pq.write_table(pa.Table.from_pylist(rows(data, "jpg", "txt")), folder / "t.parquet", row_group_size=4)
+    else:  # as Hugging Face stores pictures
+        found = [{"bytes": one, "path": None} for one in data]
+        pq.write_table(pa.Table.from_pylist(rows(found)), folder / "t.parquet", row_group_size=2)
+    return folder / "t.parquet"
+
+
+def content(source: Any) -> list[tuple[bytes, tuple[str, ...]]]:
+    return [(sample.image_bytes(), sample.captions()) for sample in in_order(source)]
+
+
+KINDS = ["csv", "tsv", "csv, absolute", "jsonl", "json", "the paper's release"]
+KINDS += ["parquet, paths", "parquet, bytes", "parquet, structs"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_gives_the_same_pairs(tmp_path: Path, kind: str) -> None:
+    source = open_source(str(build(kind, tmp_path / "d")))
+    assert len(source) == 6
+    assert content(source) == [(data, (text,)) for data, text in PAIRS]
+    assert len(list(in_order(open_source(str(build(kind, tmp_path / "e")), limit=5)))) == 5
+
+
+def test_several_captions_of_a_picture(tmp_path: Path) -> None:
+    names = pictures(tmp_path)
+    table = [{"image": names[0], "caption": text} for text in ("one", "two")]
+    table += [{"image": names[1], "caption": ["three", "four"]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+    assert [c for _, c in content(open_source(str(tmp_path / "t.jsonl")))] == [
+        ("one", "two"),
+        ("three", "four"),
+    ]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, pictures(tmp_path), "wo", "was", ",")
+    with pytest.raises(
+        ValueError, match=r"no column of images by a known name; name one of id, wo, was with data\.im"
+    ):
+        open_source(str(path))
+    assert len(content(open_source(str(path), columns=Columns("wo", "was")))) == 6
+    with pytest.raises(ValueError, match=r"has no column 'wow'; did you mean 'wo'\?"):
+        open_source(str(path), columns=Columns("wow", "was"))
+
+
+def test_rows_that_lack_something_are_dirt(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    table = [
+        {"image": "img/0.png", "caption": None},
+        {"image": None, "caption": "x"},
+        {"image": "", "caption": None},
+        {"image": "gone.png", "caption": "x"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+    found = list(in_order(open_source(str(tmp_path / "t.jsonl"))))
+    assert [(s.image is None, s.caption) for s in found] == [
+        (False, ()),
+        (False, ("x",)),
+        (True, ("x",)),
+        (True, ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.csv", b"image,caption\n", "holds no pairs"),
+        ("t.jsonl", b'{"image": "a.png"', "is damaged"),
+        ("t.json", b'{"image": "a.png"}', "must hold a list of objects"),
+        ("t.jsonl", b'["a.png", "text"]\n', "must hold objects"),
+        ("t.csv", b"image,caption\na.png,\xfc\n", "is not UTF-8"),
+        ("t.parquet", b"PAR1 no", "is not a readable Parquet file"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / name))
+
+
+def test_the_layout_of_the_papers_release(tmp_path: Path) -> None:
+    for part in range(2):
+        for kind in ("images", "captions"):
+            (tmp_path / f"part{part}" / kind).mkdir(parents=True)
+        for i in range(3):
+            data, text = PAIRS[3 * part + i]
+            (tmp_path / f"part{part}" / "images" / f"{i}.jpg").write_bytes(data)
+            (tmp_path / f"part{part}" / "captions" / f"{i}.txt").write_text(text)
+    (tmp_path / "part1" / "captions" / "lonely.txt").write_text("x")
+    source = open_source(str(tmp_path))
+    assert len(source) == 7
+    samples = list(in_order(source))
+    assert [(s.image_bytes(), s.captions()) for s in samples[:6]] == [(d, (t,)) for d, t in PAIRS]
+    assert samples[6] == Sample(
+        "part1/captions/lonely.txt", None, tmp_path / "part1" / "captions" / "lonely.txt"
+    )
+
+
+def test_over_fsspec(tmp_path: Path) -> None:
+    """Shards and tables in fsspec's in-memory file system stand for any bucket."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    folder = write_shards(tmp_path / "s", 6, per_shard=3)
+    for path in folder.iterdir():
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    whole = [(data, (text,)) for data, text in PAIRS]
+    assert content(open_source("memory://bucket/{000..001}.tar", size=6)) == whole
+    assert content(open_source("memory://bucket/*.tar", size=6)) == whole
+    with pytest.raises(ValueError, match=r"nothing says how many pairs .*000\.tar holds; .* data\.size"):
+        open_source("memory://bucket/*.tar")
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows([data for data, _ in PAIRS])), stream)
+    memory.pipe("/bucket/t.parquet", stream.getvalue())
+    assert content(open_source("memory://bucket/t.parquet")) == whole
+    names = [f"memory://bucket/{i}.png" for i in range(6)]
+    for name, (data, _) in zip(names, PAIRS, strict=True):
+        memory.pipe(name.removeprefix("memory:/"), data)
+    memory.pipe("/bucket/t.jsonl", "\n".join(json.dumps(row) for row in rows(names)).encode())
+    assert content(open_source("memory://bucket/t.jsonl")) == whole
+    with pytest.raises(ValueError, match=r"there is no memory://bucket/gone\.csv"):
+        open_source("memory://bucket/gone.csv")
+
+
+def test_a_hugging_face_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list([{"image": {"bytes": d, "path": None}, "text": t} for d, t in PAIRS])
+    made = made.cast_column("image", datasets.Image())
+    made.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": made, "val": made.select(range(2))}).save_to_disk(tmp_path / "splits")
+    whole = [(data, (text,)) for data, text in PAIRS]
+    assert content(open_source(str(tmp_path / "plain"))) == whole
+    assert content(open_source(f"hf:{tmp_path / 'splits'}")) == whole
+    assert content(open_source(f"hf:{tmp_path / 'splits'}@val")) == whole[:2]
+    with pytest.raises(ValueError, match=r"has no split 'vla'; did you mean 'val'\?"):
+        open_source(f"hf:{tmp_path / 'splits'}@vla")
+
+
+def test_mixed_up_names(tmp_path: Path) -> None:
+    write_folder(tmp_path / "f", 3)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("image,caption\nx.png,y\n")
+    with pytest.raises(ValueError, match="names 2 tables; name one"):
+        open_source(f"{tmp_path}/*.csv")

@@ -1,0 +1,141 @@
+"""Tars as they come from the web: every damage is seen, nothing usable is lost."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advflyp.data.samples import Sample
+from advflyp.data.tars import TarShard, count_keys
+from helpers import members, pairs, write_tar
+
+PICTURE = pairs(1)[0][0]
+
+
+def read(path: Path, offset: int = 0) -> list[Sample]:
+    return [sample for sample, _ in TarShard(str(path)).read(offset)]
+
+
+def problems(path: Path) -> list[str]:
+    return [sample.problem for sample in read(path) if sample.problem]
+
+
+def good(path: Path) -> list[str]:
+    return [sample.key for sample in read(path) if not sample.problem]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_pairs_and_offsets(tmp_path: Path, name: str) -> None:
+    some = pairs(7)
+    path = write_tar(tmp_path / name, members(some))
+    found = list(TarShard(str(path)).read())
+    assert [(s.image, s.captions()) for s, _ in found] == [(image, (caption,)) for image, caption in some]
+    assert [s.key for s, _ in found] == [f"{name}:{i:04d}" for i in range(7)]
+    for number, (_, offset) in enumerate(found, 1):
+        assert read(path, offset) == [s for s, _ in found[number:]]
+    assert count_keys(path) == 7
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_every_tar_format_and_long_names(tmp_path: Path, form: int) -> None:
+    long = "a/" * 40 + "b" * 60 if form == tarfile.USTAR_FORMAT else "langer-ordner-ü/" * 12 + "b" * 150
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for name, data in (
+            (f"{long}1.png", PICTURE),
+            (f"{long}1.txt", b"one"),
+            ("2.png", PICTURE),
+            ("2.txt", b"two"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5  # a fraction makes an extended header
+            tar.addfile(info, io.BytesIO(data))
+    assert [(s.key, s.captions()) for s in read(tmp_path / "a.tar")] == [
+        (f"a.tar:{long}1", ("one",)), ("a.tar:2", ("two",)),
+    ]  # fmt: skip
+
+
+def test_halves_duplicates_and_strange_names(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.png", PICTURE), ("1.txt", b"one"), ("1.json", b"{}"),
+            ("2.png", PICTURE),
+            ("3.txt", b"three"),
+            ("1.png", PICTURE), ("1.txt", b"one again"),
+            ("dir/4.JPG", PICTURE), ("dir/4.TXT", b"four"),
+            ("/etc/5.png", PICTURE), ("../6.txt", b"six"), ("a/../../7.png", PICTURE),
+            ("._8.png", b"Finder"), ("README", b"text"),
+            ("9.png", PICTURE), ("9.txt", b"x" * 1_000_000),
+        ],
+    )  # fmt: skip
+    found = {s.key: s for s in read(path)}
+    assert found["a.tar:1"].problem == "duplicate key"
+    assert found["a.tar:2"].caption is None and found["a.tar:3"].image is None
+    assert found["a.tar:dir/4"].captions() == ("four",)
+    assert found["a.tar:9"].problem == "caption is too long"
+    assert problems(path).count("unsafe member name") == 3 and problems(path).count("duplicate key") == 1
+    assert set(good(path)) == {"a.tar:1", "a.tar:2", "a.tar:3", "a.tar:dir/4"}
+
+
+def test_links_are_no_files(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("1.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+        folder = tarfile.TarInfo("dir")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert problems(tmp_path / "a.tar") == ["link in place of a file"] and not good(tmp_path / "a.tar")
+
+
+def test_an_empty_file_is_a_damaged_shard(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    assert problems(tmp_path / "a.tar") == ["empty shard"]
+    (tmp_path / "b.tar").write_bytes(b"<html>" * 500)
+    assert problems(tmp_path / "b.tar") == ["damaged shard"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_wherever_a_shard_is_cut_off_the_pairs_before_it_stay(tmp_path: Path, packed: bool) -> None:
+    whole = write_tar(tmp_path / "w.tar", members(pairs(5)))
+    data = whole.read_bytes().rstrip(b"\0")
+    ends = [offset for _, offset in TarShard(str(whole)).read()]
+    for cut in range(700, len(data), 997):
+        part = tmp_path / "p.tar"
+        part.write_bytes(gzip.compress(data[:cut]) if packed else data[:cut])
+        assert problems(part) == ["truncated shard"]
+        assert len(good(part)) >= sum(end <= cut for end in ends)
+
+
+def test_a_gzip_that_breaks_off(tmp_path: Path) -> None:
+    data = gzip.compress(write_tar(tmp_path / "w.tar", members(pairs(20))).read_bytes())
+    (tmp_path / "p.tar.gz").write_bytes(data[: len(data) // 2])
+    assert problems(tmp_path / "p.tar.gz") == ["truncated shard"]
+
+
+def test_damage_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
+    """Python's tarfile takes a broken header for the end and says nothing."""
+    path = write_tar(tmp_path / "w.tar", members(pairs(5)))
+    data = bytearray(path.read_bytes())
+    offset = [offset for _, offset in TarShard(str(path)).read()][2]
+    data[offset : offset + 512] = b"\xff" * 512
+    path.write_bytes(data)
+    assert problems(path) == ["damaged shard"] and len(good(path)) == 3
+    with tarfile.open(path) as tar:
+        assert len(tar.getnames()) == 6  # three pairs, and no word of the other two
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_damage_raises_anything(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("t")
+    whole = bytearray(write_tar(folder / "w.tar", members(pairs(3))).read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=6)):
+        whole[place] = data.draw(st.integers(0, 255))
+    (folder / "w.tar").write_bytes(whole)
+    for sample in read(folder / "w.tar"):
+        assert sample.problem or sample.image is not None or sample.caption is not None
