@@ -145,3 +145,88 @@ def test_sources_that_cannot_be_used(tiny: CLIP, tmp_path: Path) -> None:
         opened(tiny, tmp_path / "fake.tar")
     with pytest.raises(ValueError, match="holds 5 pairs, which do not fill one batch of 8"):
         opened(tiny, write_folder(tmp_path / "few", 5))
+
+
+def test_one_of_several_captions_is_drawn_each_epoch(tiny: CLIP, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pairs", 8)
+    for text in folder.glob("*.txt"):
+        text.write_text(f"{text.stem} a\n{text.stem} b\n{text.stem} c\n")
+    stream = opened(tiny, folder)
+    drawn = [set(captions(list(stream.epoch(epoch)))) for epoch in range(12)]
+    assert all(len({caption[:4] for caption in epoch}) == 8 for epoch in drawn)
+    assert drawn[0] != drawn[1] and len(set.union(*drawn)) == 24
+    assert set(captions(list(opened(tiny, folder, workers=1).epoch(3)))) == drawn[3]
+
+
+def test_too_much_dirt_stops_training(tiny: CLIP, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pairs", 40)
+    for index in range(0, 40, 4):
+        (folder / f"{index:04d}.png").write_bytes(b"<html>")
+    assert len(list(opened(tiny, folder, max_bad_fraction=0.25).epoch(0))) == 3
+    with pytest.raises(
+        ValueError, match=r"10 of 40 samples .* more than data\.max_bad_fraction = 0\.2: 10 not an im"
+    ):
+        list(opened(tiny, folder).epoch(0))
+
+
+def test_much_dirt_stops_long_before_the_end_of_the_epoch(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advflyp.data.pairs.ENOUGH", 20)
+    folder = write_folder(tmp_path / "pairs", 200)
+    for index in range(0, 200, 2):
+        (folder / f"{index:04d}.png").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r" of (2\d|3\d) samples"):
+        list(opened(tiny, folder).epoch(0))
+
+
+def test_damaged_shards_are_counted_and_the_others_used(tiny: CLIP, tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", 40, per_shard=10)
+    data = (folder / "001.tar").read_bytes()
+    (folder / "001.tar").write_bytes(data[: len(data.rstrip(b"\0")) - 300])
+    (folder / "004.tar").write_bytes(b"")
+    stream = opened(tiny, folder, batch_size=13)
+    assert len(list(stream.epoch(0))) == 3
+    assert stream.dirt.counts == {"truncated shard": 1, "empty shard": 1}
+    assert stream.dirt.examples["truncated shard"] == "001.tar"
+
+
+def test_the_position_is_exact_although_decoding_runs_ahead(tiny: CLIP, tmp_path: Path) -> None:
+    """Dirt is what stands before a batch's end, not what the threads have met beyond it."""
+    folder = write_folder(tmp_path / "pairs", 80)
+    for index in range(0, 80, 9):
+        (folder / f"{index:04d}.png").write_bytes(b"x")
+    first = opened(tiny, folder, workers=4)
+    batches = first.epoch(0)
+    taken = [next(batches) for _ in range(3)]
+    halfway = first.dirt
+    batches.close()
+    second = opened(tiny, folder)
+    second.dirt = halfway
+    list(second.epoch(0, taken[-1]["position"]))
+    assert second.dirt.counts == {"not an image": 9}
+
+
+def test_two_sources(tiny: CLIP, tmp_path: Path) -> None:
+    main, other = write_shards(tmp_path / "a", 40, per_shard=10), write_folder(tmp_path / "b", 9)
+    for text in other.glob("*.txt"):
+        text.write_text("other")
+    stream = opened(tiny, main, also=str(other), also_share=0.25, shuffle_buffer=16)
+    whole = list(stream.epoch(0))
+    assert len(stream) == len(whole) == 6
+    assert captions(whole).count("other") == 12
+    rest = list(
+        opened(tiny, main, also=str(other), also_share=0.25, shuffle_buffer=16).epoch(0, whole[2]["position"])
+    )
+    assert captions(rest) == captions(whole[3:])
+    with pytest.raises(ValueError, match=r"data\.also mixes decoded pairs"):
+        opened(tiny, "mini", also=str(other))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"also_share": 1.0}, {"max_bad_fraction": 2.0}, {"shuffle_buffer": 0}, {"size": 0}, {"workers": 0}],
+)
+def test_impossible_settings(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"data\.{next(iter(bad))} must be"):
+        DataConfig(train="x", **bad)
