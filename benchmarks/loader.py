@@ -1,0 +1,234 @@
+"""From shards of JPEGs to batches of 224 pixels: images a second and core, beside the plain way.
+
+    python benchmarks/loader.py                     # decoders on one core, then the whole loader
+    python benchmarks/loader.py --workers 1 2 4 8   # on a machine with as many cores
+
+Pictures are crops of scikit-learn's two photographs, 256 to 512 pixels, JPEG quality 90. The plain way is Pillow,
+torchvision's transforms (open_clip's own preprocessing) and a DataLoader over files. One run alternates all
+candidates; rates are medians, in processor time where it says so (which other programs disturb less), and differences
+are against the plain way's pixels, in grey levels of 255.
+"""
+
+import io
+import json
+import random
+import resource
+import statistics
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import simplejpeg
+import torch
+import tyro
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+
+from advflyp.data.images import PictureReader
+from advflyp.data.pairs import DataConfig, open_pairs
+
+SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
+READER = PictureReader(SETTINGS)
+
+
+@dataclass
+class Arguments:
+    """What to time."""
+
+    images: int = 400
+    batch_size: int = 64
+    workers: tuple[int, ...] = (1, 2)
+    repeats: int = 5
+    stream: int = 20_000
+    """Images of the long stream whose memory is watched; 0 leaves it out."""
+
+
+def jpegs(n: int) -> list[bytes]:
+    rng = random.Random(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    made = []
+    for _ in range(n):
+        photo, short = rng.choice(photos), rng.randint(256, 512)
+        side = rng.randint(300, 427)
+        x, y = rng.randint(0, 640 - side), rng.randint(0, 427 - side)
+        crop = photo.crop((x, y, x + side, y + side)).resize((int(short * rng.uniform(1, 1.5)), short))
+        stream = io.BytesIO()
+        crop.save(stream, "JPEG", quality=90)
+        made.append(stream.getvalue())
+    return made
+
+
+def plain(data: bytes) -> Tensor:
+    return READER.transform(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def ours(data: bytes) -> Tensor:
+    return READER.from_bytes(data)
+
+
+def pillow(data: bytes) -> Tensor:
+    return READER.from_image(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def pillow_scaled(data: bytes) -> Tensor:
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (224, 224))
+    return READER.from_image(image.convert("RGB"))
+
+
+def turbo_scaled(data: bytes) -> Tensor:
+    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=224, min_width=224)
+    return READER._fit(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def torchvision(data: bytes) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    assert isinstance(pixels, Tensor)
+    return READER._fit(pixels)
+
+
+DECODERS: dict[str, Callable[[bytes], Tensor]] = {
+    "Pillow, open_clip's transform (plain)": plain,
+    "Pillow, resize of uint8": pillow,
+    "Pillow scaled decoding, resize of uint8": pillow_scaled,
+    "torchvision's decoder (deprecated), resize of uint8": torchvision,
+    "simplejpeg scaled decoding, resize of uint8": turbo_scaled,
+    "simplejpeg, resize of uint8 (ours)": ours,
+}
+
+
+def decoders(data: list[bytes], repeats: int) -> None:
+    times: dict[str, list[float]] = {name: [] for name in DECODERS}
+    for _ in range(repeats):
+        for name, decode in DECODERS.items():
+            start = process_time()
+            for one in data:
+                decode(one)
+            times[name].append(process_time() - start)
+    reference = [plain(one) * 255 for one in data]
+    base = statistics.median(times["Pillow, open_clip's transform (plain)"])
+    print(
+        f"{'one core, processor time':52} {'ms/image':>9} {'images/s':>9} {'ratio':>6} {'mean diff':>10} {'max':>5}"
+    )
+    for name, decode in DECODERS.items():
+        median = statistics.median(times[name])
+        images = [image if image.dtype != torch.uint8 else image.float() for image in map(decode, data)]
+        images = [image * 255 if decode is plain else image for image in images]
+        difference = [(image - one).abs() for image, one in zip(images, reference, strict=True)]
+        mean = statistics.fmean(d.mean().item() for d in difference)
+        most = max(d.max().item() for d in difference)
+        rate = len(data) / median
+        print(
+            f"{name:52} {1000 / rate:9.2f} {rate:9.0f} {base / median:6.2f} {mean:10.4f} {most:5.0f}",
+            flush=True,
+        )
+
+
+class Files(Dataset):
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        file = self.files[index]
+        return plain(file.read_bytes()), file.with_suffix(".txt").read_text()
+
+
+def write(folder: Path, data: list[bytes]) -> tuple[Path, Path]:
+    files, shards = folder / "files", folder / "shards"
+    files.mkdir()
+    shards.mkdir()
+    with tarfile.open(shards / "00000.tar", "w") as tar:
+        for number, one in enumerate(data):
+            about = json.dumps({"key": number}).encode()
+            for suffix, content in (("jpg", one), ("txt", b"a photograph"), ("json", about)):
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            (files / f"{number:06d}.jpg").write_bytes(one)
+            (files / f"{number:06d}.txt").write_text("a photograph")
+    return files, shards
+
+
+def loaders(files: Path, shards: Path, arguments: Arguments) -> None:
+    print(f"\n{'whole loaders, wall clock, images/s':36} {'plain':>8} {'ours':>8} {'ratio':>6}")
+    for workers in arguments.workers:
+        config = DataConfig(train=str(shards), batch_size=arguments.batch_size, workers=workers)
+        pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+        times: dict[str, list[float]] = {"plain": [], "ours": []}
+        for repeat in range(arguments.repeats):
+            for name, epoch in (
+                ("plain", lambda: DataLoader(Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True)),
+                ("ours", lambda repeat=repeat: pairs.epoch(repeat)),
+            ):  # fmt: skip
+                start = perf_counter()
+                count = sum(
+                    len(batch["images"] if isinstance(batch, dict) else batch[0]) for batch in epoch()
+                )
+                times[name].append((perf_counter() - start) / count)
+        plain_rate, our_rate = (1 / statistics.median(times[name]) for name in ("plain", "ours"))
+        label = f"{workers} decoding {'threads' if workers > 1 else 'thread'} or processes"
+        print(f"{label:36} {plain_rate:8.0f} {our_rate:8.0f} {our_rate / plain_rate:6.2f}", flush=True)
+
+
+def lock_share(data: list[bytes], shards: Path) -> None:
+    """How much of an image's time holds the interpreter lock: what limits one process however many cores it has."""
+    config = DataConfig(train=str(shards), batch_size=64, workers=1)
+    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    start = process_time()
+    for _ in pairs.samples(0, None):  # type: ignore[attr-defined]
+        pass
+    reading = (process_time() - start) / len(data)
+    start = process_time()
+    for one in data:
+        ours(one)
+    decoding = (process_time() - start) / len(data)
+    print(
+        f"\nreading and grouping tar members, all of it under the interpreter lock: {1e6 * reading:.0f} µs an image; "
+        f"decoding and resizing, nearly all of it outside: {1e6 * decoding:.0f} µs"
+    )
+    print(f"cores for 4,000 images/s, at this machine's speed: {4000 * (reading + decoding):.1f}")
+
+
+def memory(shards: Path, images: int, per_epoch: int) -> None:
+    """Peak memory after a tenth of a long stream and after all of it."""
+    config = DataConfig(train=str(shards), batch_size=64, workers=2, shuffle_buffer=100)
+    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    peaks = []
+    for epoch in range(max(10, images // per_epoch)):
+        for _ in pairs.epoch(epoch):
+            pass
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    early, late = peaks[len(peaks) // 10], peaks[-1]
+    print(
+        f"peak memory after {len(peaks) // 10 + 1} and {len(peaks)} epochs of {per_epoch}: {early:.0f} and {late:.0f} MiB"
+    )
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments)
+    torch.set_num_threads(1)
+    data = jpegs(arguments.images)
+    print(f"{len(data)} JPEGs of {sum(map(len, data)) / len(data) / 1000:.0f} kB, 256 to 512 pixels → 224")
+    decoders(data, arguments.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        files, shards = write(Path(folder), data)
+        loaders(files, shards, arguments)
+        lock_share(data, shards)
+        if arguments.stream:
+            memory(shards, arguments.stream, len(data))
+
+
+if __name__ == "__main__":
+    main()
