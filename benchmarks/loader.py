@@ -28,7 +28,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as F
 
 from advflyp.data.images import PictureReader
 from advflyp.data.pairs import DataConfig, open_pairs
@@ -167,14 +166,14 @@ def loaders(files: Path, shards: Path, arguments: Arguments) -> None:
         config = DataConfig(train=str(shards), batch_size=arguments.batch_size, workers=workers)
         pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
         times: dict[str, list[float]] = {"plain": [], "ours": []}
+        plainly = DataLoader(
+            Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True
+        )
         for repeat in range(arguments.repeats):
-            for name, epoch in (
-                ("plain", lambda: DataLoader(Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True)),
-                ("ours", lambda repeat=repeat: pairs.epoch(repeat)),
-            ):  # fmt: skip
+            for name, batches in (("plain", iter(plainly)), ("ours", pairs.epoch(repeat))):
                 start = perf_counter()
                 count = sum(
-                    len(batch["images"] if isinstance(batch, dict) else batch[0]) for batch in epoch()
+                    len(batch["images"] if isinstance(batch, dict) else batch[0]) for batch in batches
                 )
                 times[name].append((perf_counter() - start) / count)
         plain_rate, our_rate = (1 / statistics.median(times[name]) for name in ("plain", "ours"))
@@ -211,9 +210,8 @@ def memory(shards: Path, images: int, per_epoch: int) -> None:
             pass
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     early, late = peaks[len(peaks) // 10], peaks[-1]
-    print(
-        f"peak memory after {len(peaks) // 10 + 1} and {len(peaks)} epochs of {per_epoch}: {early:.0f} and {late:.0f} MiB"
-    )
+    some = len(peaks) // 10 + 1
+    print(f"peak memory after {some} and {len(peaks)} epochs of {per_epoch}: {early:.0f} and {late:.0f} MiB")
 
 
 def main() -> None:

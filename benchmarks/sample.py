@@ -52,7 +52,7 @@ def write(folder: Path, rows: int) -> int:
                 ids = rng.integers(0, 1 << 62, n)
                 chosen = words[rng.integers(0, len(words), (n, 7))]
                 columns = [
-                    [f"https://images.example{i % 9973}.com/media/{start + k}/{i:x}/picture.jpg" for k, i in enumerate(ids)],
+                    [f"https://images.example{i % 9973}.com/media/{i:x}/{i % 89}/picture.jpg" for i in ids.tolist()],
                     [" ".join(row) for row in chosen],
                     rng.random(n),
                     rng.integers(50, 3000, n),

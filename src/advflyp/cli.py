@@ -315,54 +315,12 @@ class Reproduce:
 
 @dataclass
 class Data:
-    """Training and test data: what there is, fetching it, and building the mini corpus anew."""
-
-    what: Positional[Literal["sets", "fetch", "mini"]]
-    """sets: list the labelled sets. fetch: download some. mini: the small corpus that comes with the package."""
-    names: Positional[tuple[str, ...]] = ()
-    """With fetch: sets or groups of sets, for example: eurosat caltech101@test paper."""
-    wds: bool = False
-    """With fetch: the copy in webdataset format on the Hugging Face hub, even where the authors' files can be had."""
-    build: bool = False
-    """With mini: fetch the packages and build the full corpus (about 37,600 pairs)."""
-    embedded: bool = False
-    """With mini --build: the smaller part that the package carries."""
-    sets: tuple[str, ...] = ()
-    """With mini: fetch test sets that are not embedded because of their licences: openmoji, stamps."""
-    out: Path | None = None
-    """With mini: folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
-    work: Path | None = None
-    """With mini: folder for the downloaded packages; by default the user's cache."""
+    """Training and test data, from nothing to shards; `advflyp data --help` lists its commands."""
 
     def run(self) -> None:
-        if self.what != "fetch" and self.names:
-            raise ValueError(f"`advflyp data {self.what}` takes no names; `advflyp data fetch` does")
-        if self.what == "sets":
-            from advflyp.data.fetch import overview
+        from advflyp.cli_data import data
 
-            _console().print(overview())
-        elif self.what == "fetch":
-            from advflyp.data.fetch import fetch
-
-            if not self.names:
-                raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
-            fetch(self.names, wds=self.wds)
-        else:
-            self._mini()
-
-    def _mini(self) -> None:
-        if not self.build and not self.sets:
-            raise ValueError("say what to make: --build, or --sets openmoji stamps")
-        from advflyp.data.mini.build import build, build_sets
-        from advflyp.data.mini.compose import full_corpus_folder
-
-        out = self.out or full_corpus_folder()
-        work = self.work or full_corpus_folder().with_name("mini-packages")
-        if self.build:
-            build(out, work=work, full=not self.embedded, sets=list(self.sets))
-        else:
-            build_sets(list(self.sets), out, work)
-        print(f"done: {out}")
+        data([])  # asks for a command; `main` passes one on itself
 
 
 DESCRIPTION = "Make CLIP-like models adversarially robust, and measure how robust they are."
@@ -387,6 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # open_clip announces every random initialisation as a warning.
     logging.getLogger().setLevel(logging.ERROR)
     try:
+        if arguments[:1] == ["data"]:
+            from advflyp.cli_data import data
+
+            data(arguments[1:])
+            return
         arguments, keys = split_recipe_keys(arguments)
         command = tyro.cli(Command, prog="advflyp", description=DESCRIPTION, args=arguments)  # type: ignore[call-overload]
         if isinstance(command, Train):

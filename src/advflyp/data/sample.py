@@ -46,8 +46,8 @@ KNOWN = {
 }
 NEEDED = ("url", "caption")
 BATCH_ROWS = 65_536
-# Bytes of a kept row (URL, caption, figures) with everything Arrow and the priorities add.
-ROW_BYTES = 600
+# Bytes of a kept row of LAION's kind with everything Arrow and the priorities add (`benchmarks/sample.py`).
+ROW_BYTES = 280
 
 
 @dataclass(frozen=True, kw_only=True)

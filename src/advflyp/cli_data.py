@@ -1,0 +1,221 @@
+"""`advflyp data …`: parse, call, print. Everything heavy is imported by the command that needs it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional, subcommand
+
+if TYPE_CHECKING:
+    from advflyp.data.manifest import Manifest
+
+
+@dataclass
+class Sets:
+    """List the labelled sets, and which of them are on this machine."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from advflyp.data.fetch import overview
+
+        Console().print(overview())
+
+
+@dataclass
+class Fetch:
+    """Download labelled sets."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Sets or groups of sets, for example: eurosat caltech101@test paper."""
+    wds: bool = False
+    """The copy in webdataset format on the Hugging Face hub, even where the authors' files can be had."""
+
+    def run(self) -> None:
+        from advflyp.data.fetch import fetch
+
+        if not self.names:
+            raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
+        fetch(self.names, wds=self.wds)
+
+
+@dataclass
+class Mini:
+    """Build the small corpus that comes with the package anew, or fetch its test sets that are not embedded."""
+
+    build: bool = False
+    """Fetch the packages and build the full corpus (about 37,600 pairs)."""
+    embedded: bool = False
+    """With --build: the smaller part that the package carries."""
+    sets: tuple[str, ...] = ()
+    """Fetch test sets that are not embedded because of their licences: openmoji, stamps."""
+    out: Path | None = None
+    """Folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
+    work: Path | None = None
+    """Folder for the downloaded packages; by default the user's cache."""
+
+    def run(self) -> None:
+        if not self.build and not self.sets:
+            raise ValueError("say what to make: --build, or --sets openmoji stamps")
+        from advflyp.data.mini.build import build, build_sets
+        from advflyp.data.mini.compose import full_corpus_folder
+
+        out = self.out or full_corpus_folder()
+        work = self.work or full_corpus_folder().with_name("mini-packages")
+        if self.build:
+            build(out, work=work, full=not self.embedded, sets=list(self.sets))
+        else:
+            build_sets(list(self.sets), out, work)
+        print(f"done: {out}")
+
+
+@dataclass
+class Sample:
+    """Draw a uniform sample of addresses and captions from metadata in Parquet, in one pass."""
+
+    metadata: Positional[tuple[str, ...]]
+    """Parquet files: names, globs, {braces}; here or at any address that fsspec knows (s3://, gs://, https://, hf://)."""
+    num: int = 1_000_000
+    """Good pairs that are wanted."""
+    out: Path = Path("urls.parquet")
+    """The list; its rows are in random order."""
+    seed: int = 0
+    """The same seed draws the same rows, whatever the order of the files."""
+    expect_success: float = 1.0
+    """Share of the links that still work (0.68 for LAION-400M in 2024): so many more rows are drawn."""
+    min_similarity: float | None = None
+    """Of picture and caption, as the metadata has it."""
+    min_side: int | None = None
+    """Pixels of the shorter side, as the metadata has it."""
+    max_aspect: float | None = None
+    """Longer side over shorter side."""
+    max_nsfw: float | None = None
+    """Of a score; of LAION's words UNLIKELY, UNSURE, NSFW the number of the word from 0."""
+    licences: tuple[str, ...] | None = None
+    """Only these."""
+    languages: tuple[str, ...] | None = None
+    """Only these."""
+    min_caption_words: int | None = None
+    max_caption_words: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns whose names are not known: url URL_COLUMN caption TEXT_COLUMN."""
+    dry_run: bool = False
+    """Only say what would be read: rows, columns, memory."""
+
+    def run(self) -> None:
+        from advflyp.data.sample import Filters, plan, sample
+
+        filters = Filters(
+            min_similarity=self.min_similarity,
+            min_side=self.min_side,
+            max_aspect=self.max_aspect,
+            licences=self.licences,
+            languages=self.languages,
+            max_nsfw=self.max_nsfw,
+            min_caption_words=self.min_caption_words,
+            max_caption_words=self.max_caption_words,
+        )
+        how = {
+            "num": self.num,
+            "expect_success": self.expect_success,
+            "filters": filters,
+            "columns": self.columns,
+        }
+        if self.dry_run:
+            found = plan(self.metadata, **how)
+            names = ", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())
+            print(
+                f"{found.rows:,} rows in {found.row_groups:,} row groups of {found.files:,} files; columns {names}"
+            )
+            print(
+                f"to read {found.bytes / 1e9:.2f} GB (compressed); memory about {found.memory / 1e9:.1f} GB"
+            )
+            return
+        with _counter("rows read") as count:
+            summary = sample(self.metadata, out=self.out, seed=self.seed, progress=count, **how)
+        left_out = "".join(
+            f", {number:,} without: {reason}" for reason, number in summary.dropped.most_common()
+        )
+        print(f"{summary.kept:,} of {summary.rows:,} rows in {self.out}{left_out}")
+        if summary.kept * self.expect_success < self.num:
+            print(f"fewer than the {self.num:,} good pairs that are wanted: there are no more rows to draw")
+
+
+@dataclass
+class Pack:
+    """Write any pairs as webdataset shards with a manifest."""
+
+    pairs: Positional[str]
+    """Whatever data.train takes: a folder, shards, a CSV, TSV, JSONL or Parquet table, hf:NAME."""
+    out: Path
+    """A new folder."""
+    per_shard: int = 10_000
+    """Pairs in a shard."""
+    resize: int | None = None
+    """Shorter side of larger pictures; by default every file stays as it is."""
+    limit: int | None = None
+    """Only the first so many."""
+    size: int | None = None
+    """How many there are, for remote shards without a manifest."""
+    image_column: str | None = None
+    """Of a table, where its name is not known."""
+    caption_column: str | None = None
+    """Of a table, where its name is not known."""
+
+    def run(self) -> None:
+        from advflyp.data.pack import pack
+        from advflyp.data.tables import Columns
+
+        with _counter("pairs packed") as count:
+            manifest = pack(
+                self.pairs,
+                self.out,
+                per_shard=self.per_shard,
+                resize=self.resize,
+                limit=self.limit,
+                size=self.size,
+                columns=Columns(self.image_column, self.caption_column),
+                progress=count,
+            )
+        _print_manifest(manifest, self.out)
+
+
+class _counter:
+    """Shows how far a long command is, on a terminal."""
+
+    def __init__(self, noun: str) -> None:
+        from rich.console import Console
+
+        self.noun = noun
+        self.status = Console().status(noun)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.status.start()
+        return lambda number: self.status.update(f"{number:,} {self.noun}")
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+
+def _print_manifest(manifest: "Manifest", out: Path) -> None:
+    size = sum(shard.bytes for shard in manifest.shards)
+    print(f"{manifest.pairs:,} pairs in {len(manifest.shards):,} shards of {out}, {size / 1e9:.2f} GB")
+    for reason, number in manifest.failures.items():
+        print(f"  {number:,} left out: {reason}")
+
+
+Command = (
+    Annotated[Sets, subcommand("sets")]
+    | Annotated[Fetch, subcommand("fetch")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Pack, subcommand("pack")]
+    | Annotated[Mini, subcommand("mini")]
+)
+DESCRIPTION = "Training and test data, from nothing to shards."
+
+
+def data(arguments: Sequence[str]) -> None:
+    """Run one of the commands of `advflyp data`."""
+    tyro.cli(Command, prog="advflyp data", description=DESCRIPTION, args=list(arguments)).run()  # type: ignore[call-overload]
