@@ -1,0 +1,174 @@
+"""The folder that `advflyp data caption` writes to: what it was begun with, and which shards of which part are done.
+
+All pictures, in one order, are dealt to the parts in turn, and each part is cut into shards of so many pictures.
+`OUT/.caption` holds the settings, a record of each finished shard with what it left out, locks, and drafts.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from advflyp.data.dirt import Dirt
+from advflyp.data.manifest import FILE, Manifest, describe_shards, read_manifest, write_manifest
+from advflyp.data.pack import check_new
+
+WORK = ".caption"
+
+
+class CaptionFolder:
+    """The state of a run of captioning.
+
+    name:     of the labelled set, for messages and the manifest
+    settings: "parts", "per_shard" (pictures), and whatever else changes the result
+    order:    positions of all pictures in the set
+    """
+
+    def __init__(self, out: Path, name: str, settings: dict[str, Any], order: Sequence[int]) -> None:
+        self.out, self.of, self.settings, self.order = out, name, settings, order
+        self.work = out / WORK
+
+    def check(self) -> None:
+        """ValueError unless `out` is new or was begun with the same settings. Writes nothing."""
+        path = self.work / "settings.json"
+        if not self.work.is_dir():
+            return check_new(self.out)
+        try:
+            begun = (
+                json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else self.settings
+            )
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is damaged; name another folder, or remove {self.out}") from None
+        for key, value in self.settings.items():
+            if begun.get(key) == value:
+                continue
+            if key == "pictures":
+                raise ValueError(
+                    f"{self.out} was begun with other pictures than {self.of} has now; name another folder"
+                )
+            what = "in" if key == "parts" else f"with --{key.replace('_', '-')}"
+            shown, now = (f"{x} parts" if key == "parts" else repr(x) for x in (begun.get(key), value))
+            raise ValueError(
+                f"{self.out} was begun {what} {shown}, not {now}; use the same, or name another folder"
+            )
+
+    def begin(self, versions: dict[str, str]) -> None:
+        """Write down the settings and versions, or hold the former against those of a process that was faster."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with _locked(self.work / "lock"):
+            self.check()
+            if not (self.work / "settings.json").is_file():
+                begun = {"set": self.of, "versions": versions, "settings": self.settings}
+                _write_json(self.work / "settings.json", begun)
+            # There is one where a shard was removed after the last was finished.
+            (self.out / FILE).unlink(missing_ok=True)
+
+    @contextmanager
+    def own(self, part: int) -> Iterator[None]:
+        """Hold a part; ValueError where another process does."""
+        with _locked(self.work / f"part{part}.lock", wait=False) as free:
+            if not free:
+                raise ValueError(
+                    f"another process is captioning part {part}/{self.settings['parts']} to {self.out}; wait for it, "
+                    "or give this one another --part"
+                )
+            yield
+
+    def shards(self, part: int) -> range:
+        """The numbers of a part's shards."""
+        mine = len(range(part, len(self.order), self.settings["parts"]))
+        return range(-(-mine // self.settings["per_shard"]))
+
+    def unfinished(self, part: int) -> list[int]:
+        return [shard for shard in self.shards(part) if self.record(part, shard) is None]
+
+    def places(self, part: int, shard: int) -> Sequence[int]:
+        """Positions of the pictures that a shard covers."""
+        size = self.settings["per_shard"]
+        return self.order[part :: self.settings["parts"]][shard * size :][:size]
+
+    def draft(self, part: int, shard: int) -> Path:
+        """Where a shard is until it is complete."""
+        return self.work / self.name(part, shard)
+
+    def name(self, part: int, shard: int) -> str:
+        return f"part{part}-{shard:05d}.tar"
+
+    def record(self, part: int, shard: int) -> dict[str, Any] | None:
+        """{"pairs", "left_out": {key: reason}} of a finished shard; a shard without a single pair has no tar."""
+        name = self.name(part, shard)
+        path = self.work / f"{name}.json"
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if not found["pairs"] or (self.out / name).is_file() else None
+
+    def finish_shard(self, part: int, shard: int, pairs: int, left_out: dict[str, str]) -> None:
+        """Give the draft its name."""
+        # The record first: without its tar it counts for nothing.
+        name = self.name(part, shard)
+        _write_json(self.work / f"{name}.json", {"pairs": pairs, "left_out": left_out})
+        if pairs:
+            os.replace(self.draft(part, shard), self.out / name)
+        else:
+            self.draft(part, shard).unlink()
+
+    def summary(self, parts: Sequence[int]) -> tuple[int, Dirt]:
+        """Pairs of some parts, and what they left out."""
+        dirt, pairs = Dirt(), 0
+        for part in parts:
+            for shard in self.shards(part):
+                record = self.record(part, shard) or {"pairs": 0, "left_out": {}}
+                pairs += record["pairs"]
+                for key, reason in record["left_out"].items():
+                    dirt.add(reason, key)
+        return pairs, dirt
+
+    def finish(self) -> Manifest | None:
+        """The manifest, written where all parts are done and nobody has; None where they are not.
+
+        ValueError, and nothing is left, where all pictures were left out.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)  # a part may be empty
+        parts = range(self.settings["parts"])
+        every = [(part, shard) for part in parts for shard in self.shards(part)]
+        with _locked(self.work / "lock"):
+            if any(self.record(part, shard) is None for part, shard in every):
+                return None
+            manifest = read_manifest(self.out)
+            if manifest is not None:
+                return manifest
+            pairs, dirt = self.summary(parts)
+            if not pairs:
+                shutil.rmtree(self.work)
+                if not any(self.out.iterdir()):
+                    self.out.rmdir()
+                raise ValueError(f"no picture of {self.of} could be captioned: {dirt.describe()}")
+            shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
+            versions = json.loads((self.work / "settings.json").read_text(encoding="utf-8"))["versions"]
+            source = {"captioned_from": self.of, **self.settings, "left_out": dirt.examples}
+            manifest = describe_shards(shards, failures=dirt.counts, source=source, versions=versions)
+            write_manifest(self.out, manifest)
+            return manifest
+
+
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock that ends with the process, however it ends; False where `wait` is False and another has it."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
