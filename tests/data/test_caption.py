@@ -33,6 +33,7 @@ SPECIAL = [
     f"<|{name}|>"
     for name in ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
 ]
+ENDS = ("<|endoftext|>", "<|im_end|>")
 WORDS = [f"w{number}" for number in range(40)]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -98,11 +99,13 @@ def write_vlm(folder: Path) -> Path:
     torch.manual_seed(0)
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **names)
     net = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    # As a trained model would, it answers without pictures of its own: their logit is 0, so never the largest.
+    net.lm_head.weight.data[[ids[token] for token in SPECIAL if token not in ENDS]] = 0
     net.generation_config = transformers.GenerationConfig(
         do_sample=True,
         temperature=5.0,
         repetition_penalty=1.5,
-        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
+        eos_token_id=[ids[token] for token in ENDS],
         pad_token_id=ids["<|endoftext|>"],
     )
     net.save_pretrained(folder)
@@ -187,10 +190,10 @@ def greedy(folder: str, image: Image.Image, steps: int) -> str:
         with torch.no_grad():
             out = net(input_ids=tokens, mm_token_type_ids=kinds, use_cache=False, **grid)
         best = int(out.logits[0, -1].argmax())
-        if best in (vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"]):
+        if names[best] in ENDS:
             break
         answer.append(best)
-    return " ".join(names[token] for token in answer if names[token] not in SPECIAL)
+    return " ".join(names[token] for token in answer)
 
 
 def test_answers_are_the_greedy_continuation_and_nothing_of_the_prompt(model: str) -> None:
