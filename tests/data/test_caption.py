@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from advflyp.data import labelled, vlm
 from advflyp.data.caption import MODEL, PROMPT, Captioned, caption, which_part
@@ -203,6 +204,46 @@ def test_answers_are_the_greedy_continuation_and_nothing_of_the_prompt(model: st
     assert answers == [greedy(model, image, 12) for image in pictures]
     assert len(set(answers)) > 4 and len({len(str(answer).split()) for answer in answers}) > 1
     assert captioner([]) == []
+
+
+def test_another_family_whose_tokenizer_begins_every_text(tmp_path: Path) -> None:
+    """LLaVA; its template writes the token that the tokenizer would put before it once more."""
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    ids = {word: number for number, word in enumerate([*special, "[UNK]", *PROMPT.split(), *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", ids["<s>"])]
+    )
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    side = {"height": 28, "width": 28}
+    transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=side),
+        tokenizer=wrapped,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="<s> {% for m in messages %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}",
+    ).save_pretrained(tmp_path)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**size, image_size=28, patch_size=14),
+        text_config=transformers.LlamaConfig(**size, vocab_size=len(ids), initializer_range=0.4),
+        image_token_id=ids["<image>"],
+    )
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    captioner = Captioner(str(tmp_path), PROMPT, max_new_tokens=8, dtype="fp32", device="cpu")
+    pictures = [drawn(index) for index in range(6)]
+    tokens = captioner._inputs(pictures)["input_ids"]
+    assert (tokens == ids["<s>"]).sum(dim=1).tolist() == [1] * 6
+    answers = captioner(pictures)
+    assert answers == [captioner([image])[0] for image in pictures] and len(set(answers)) > 3
+    assert all(answer and PROMPT not in answer for answer in answers)
 
 
 def test_shards_read_back_as_pairs(
@@ -440,7 +481,14 @@ def test_folders_that_are_no_captioning_model(
     text = tmp_path / "text"
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20)
     config.save_pretrained(text)
-    mute, bare = (Path(shutil.copytree(model, tmp_path / name)) for name in ("mute", "bare"))
+    mute, bare, gap, t5 = (
+        Path(shutil.copytree(model, tmp_path / name)) for name in ("mute", "bare", "gap", "t5")
+    )
+    weights = load_file(gap / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "visual.blocks.1." not in name}
+    save_file(kept, gap / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((t5 / "config.json").read_text())
+    (t5 / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
     (mute / "chat_template.json").unlink()
     (bare / "model.safetensors").write_bytes(b"cut off")
     for folder, message in (
@@ -448,6 +496,11 @@ def test_folders_that_are_no_captioning_model(
         (text, "a gpt2 model does not answer to a picture and a text"),
         (mute, "its processor has no chat template"),
         (bare, "cannot caption with "),
+        (
+            gap,
+            f"{len(weights) - len(kept)} of its weights are missing, such as .*visual.blocks.1.*; fetch it",
+        ),
+        (t5, "it is an encoder-decoder; name a model that continues its prompt"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             run(model=str(folder))
@@ -510,6 +563,21 @@ def test_one_process_a_part(tmp_path: Path, run: Callable[..., Captioned]) -> No
     assert run(progress=second, limit=4).pairs == 4
 
 
+def test_what_another_process_has_done_meanwhile_is_not_done_again(
+    tmp_path: Path, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Captioner.__init__
+
+    def slowly(self: Captioner, *given: Any, **named: Any) -> None:
+        load(self, *given, **named)
+        monkeypatch.undo()
+        assert run().fresh == 11
+
+    monkeypatch.setattr(Captioner, "__init__", slowly)
+    late = run()
+    assert (late.fresh, late.pairs) == (0, 11) and late.manifest == read_manifest(tmp_path / "out")
+
+
 def test_parts_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         MODEL == "Qwen/Qwen2.5-VL-3B-Instruct" and PROMPT == "Describe this image with no more than 50 words"
@@ -529,23 +597,31 @@ def test_parts_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path: Path, model: str, images: str, run: Callable[..., Captioned]) -> None:
+def test_torchrun_and_the_default_model(
+    tmp_path: Path, model: str, images: str, run: Callable[..., Captioned]
+) -> None:
+    cache = tmp_path / "cache" / f"models--{MODEL.replace('/', '--')}"
+    shutil.copytree(model, cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
     script = tmp_path / "script.py"
     script.write_text(
         f"from pathlib import Path\nfrom advflyp.data.caption import caption\ncaption({images!r}, "
-        f"out=Path({str(tmp_path / 'out')!r}), model={model!r}, max_new_tokens=10, dtype='fp32', device='cpu', "
-        "per_shard=4)\n"
+        f"out=Path({str(tmp_path / 'out')!r}), max_new_tokens=10, dtype='fp32', device='cpu', per_shard=4)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(script)], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None and manifest.pairs == 11 and len(manifest.shards) == 4
+    run("whole")
+    parts, whole = (
+        {name: text for shard in members(tmp_path / out).values() for name, text in shard.items()}
+        for out in ("out", "whole")
+    )
+    captions = {name: text for name, text in whole.items() if name.endswith("txt")}
+    assert len(captions) == 11 and captions.items() <= parts.items()
+    assert all(json.loads(text)["model"] == MODEL for name, text in parts.items() if name.endswith("json"))

@@ -106,14 +106,15 @@ def caption(
     }
     folder = CaptionFolder(out.expanduser(), name, settings, places)
     folder.check()
-    todo = folder.unfinished(number)
     fresh = 0
-    if todo:
+    if folder.unfinished(number):
         # Before anything is written: most mistakes show here.
         captioner = Captioner(model, prompt, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
         writer = _Writer(labelled, captioner, {"model": model, "prompt": prompt}, batch_size, max_pixels)
         folder.begin(captioner.versions)
         with folder.own(number):
+            # Asked again: another process may have had the part while this one loaded the model.
+            todo = folder.unfinished(number)
             total = len(places[number::parts])
             before = total - sum(len(folder.places(number, shard)) for shard in todo)
             for shard in todo:

@@ -88,8 +88,10 @@ class CaptionFolder:
 
     def places(self, part: int, shard: int) -> Sequence[int]:
         """Positions of the pictures that a shard covers."""
-        size = self.settings["per_shard"]
-        return self.order[part :: self.settings["parts"]][shard * size :][:size]
+        parts = self.settings["parts"]
+        step = parts * self.settings["per_shard"]
+        start = part + shard * step
+        return self.order[start : start + step : parts]
 
     def draft(self, part: int, shard: int) -> Path:
         """Where a shard is until it is complete."""

@@ -48,8 +48,19 @@ class Captioner:
             config = transformers.AutoConfig.from_pretrained(model)
             if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
                 raise ValueError(f"a {config.model_type} model does not answer to a picture and a text")
+            if getattr(config, "is_encoder_decoder", False):
+                # Its answers do not begin with the prompt, which is cut off below.
+                raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
             self.processor = transformers.AutoProcessor.from_pretrained(model)
-            self.net = transformers.AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype)
+            self.net, report = transformers.AutoModelForImageTextToText.from_pretrained(
+                model, dtype=self.dtype, output_loading_info=True
+            )
+            if report["missing_keys"]:
+                # transformers only warns, and draws them at random.
+                first = min(report["missing_keys"])
+                raise ValueError(
+                    f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
+                )
         except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
             raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
         self.net.to(self.device).eval()
