@@ -1,0 +1,210 @@
+"""The environment of its own in which img2dataset runs, because its pins clash with ours, and running it there."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+VERSION = "1.47.0"
+# What each way of spreading the work needs beside img2dataset.
+DISTRIBUTORS = {"multiprocessing": (), "pyspark": ("pyspark",), "ray": ("ray",)}
+SCRIPTS = Path(__file__).parent / "isolated"
+# img2dataset 1.47 imports `imghdr`, which Python 3.13 no longer has.
+NEWEST_PYTHON = (3, 12)
+
+
+@dataclass(frozen=True)
+class Img2dataset:
+    """An interpreter that has img2dataset.
+
+    parameters:   of `img2dataset.download`
+    distributors: for which everything is installed
+    """
+
+    python: Path
+    version: str
+    python_version: str
+    opencv: str
+    parameters: tuple[str, ...]
+    distributors: tuple[str, ...]
+
+
+def cache_folder() -> Path:
+    """Where the environments are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "advflyp" / "environments"
+
+
+def find_img2dataset(
+    given: str | None, distributor: str, say: Callable[[str], None] = lambda _: None
+) -> Img2dataset:
+    """The interpreter that a user names, or that of our own environment, which is made if it is not there yet.
+
+    given: a Python interpreter, or the command `img2dataset` that `uv tool install` or pip made
+    ValueError where there is none, and where it cannot be made.
+    """
+    if distributor not in DISTRIBUTORS:
+        raise ValueError(f"--distributor must be one of {', '.join(DISTRIBUTORS)}, not '{distributor}'")
+    python = interpreter(given) if given is not None else environment(distributor, say)
+    answer = subprocess.run(
+        [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
+        env=_variables(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"img2dataset does not run with {python} ({reason}); see --img2dataset")
+    found = json.loads(answer.stdout.strip().splitlines()[-1])
+    if distributor not in found["distributors"]:
+        raise ValueError(f"{python} has no {distributor}; install it there, or choose another --distributor")
+    return Img2dataset(
+        python,
+        found["version"],
+        found["python"],
+        found["opencv"],
+        tuple(found["parameters"]),
+        tuple(found["distributors"]),
+    )
+
+
+def interpreter(given: str) -> Path:
+    """The Python interpreter of a command, which is one itself or a script that names it in its first line."""
+    found = shutil.which(str(Path(given).expanduser()))
+    if found is None:
+        raise ValueError(f"there is no command {given}; name a Python interpreter that has img2dataset")
+    with open(found, "rb") as file:
+        first = file.readline(4096)
+    named = first[2:].decode("utf-8", "replace").strip() if first.startswith(b"#!") else ""
+    if "python" in Path(named.split(" ")[0]).name:
+        return Path(named)
+    # Not resolved: an environment's interpreter is a link, and knows by its own place which packages it has.
+    return Path(found)
+
+
+def environment(distributor: str, say: Callable[[str], None]) -> Path:
+    """The interpreter of our own environment, made at the first call (650 MB); ValueError where that fails."""
+    packages = [f"img2dataset=={VERSION}", *DISTRIBUTORS[distributor]]
+    folder = cache_folder() / "-".join(["img2dataset", VERSION, *DISTRIBUTORS[distributor]])
+    python = Path("bin", "python")
+    if (folder / python).exists():
+        return folder / python
+    say(f"installing {' and '.join(packages)} in an environment of its own: {folder}")
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".making-", dir=cache_folder()))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME, or see --img2dataset"
+        ) from None
+    try:
+        _install(draft, draft / python, packages)
+        # Whole or not at all; a process that was faster has made the same.
+        if not folder.exists():
+            draft.rename(folder)
+    except OSError as error:
+        if not (folder / python).exists():
+            raise ValueError(f"cannot make {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder / python
+
+
+def _install(folder: Path, python: Path, packages: list[str]) -> None:
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    new = sys.version_info[:2] > NEWEST_PYTHON
+    wanted = ".".join(map(str, NEWEST_PYTHON))
+    if uv is not None:
+        _call([uv, "venv", "-q", "--allow-existing", "--python", wanted if new else sys.executable, folder])
+        _call([uv, "pip", "install", "-q", "--python", python, *packages])
+        return
+    if new:
+        raise ValueError(
+            f"img2dataset needs Python {wanted} or older: install uv, which finds one, or see --img2dataset"
+        )
+    _call([sys.executable, "-m", "venv", folder])
+    _call([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages])
+
+
+def _call(command: list[Any]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        reason = " ".join(lines[-3:])[:300] or f"exit status {done.returncode}"
+        raise ValueError(
+            f"img2dataset could not be installed ({reason}): go online, or name an interpreter that has it with "
+            "--img2dataset"
+        )
+
+
+def _variables() -> dict[str, str]:
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")
+    }
+    return variables | {
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "WANDB_MODE": "disabled",
+        # The guard must be importable in every worker, and nothing else of ours.
+        "PYTHONPATH": str(SCRIPTS),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # As large as advflyp itself reads; OpenCV's own limit is a decoded size of 3 GB.
+        "OPENCV_IO_MAX_IMAGE_PIXELS": "89478485",
+    }
+
+
+class Running:
+    """A job of img2dataset in a process group of its own, its output in `log`; see `isolated/advflyp_fetch.py`.
+
+    hold: open files that stay open, and so locked, as long as it lives
+    """
+
+    def __init__(
+        self, python: Path, job: dict[str, Any], folder: Path, hold: tuple[IO[Any], ...] = ()
+    ) -> None:
+        path = folder / "job.json"
+        path.write_text(json.dumps(job))
+        self.log = folder / "log.txt"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [python, str(SCRIPTS / "advflyp_fetch.py"), str(path)],
+                env=_variables(),
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[file.fileno() for file in hold],
+            )
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit status, or None while it runs."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def last_line(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no output"
+
+    def stop(self) -> None:
+        """End it and all its workers, if they still run."""
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, kind)
+            except ProcessLookupError:
+                break
+            if self.wait(5) is not None and kind == signal.SIGTERM:
+                continue  # the first process is gone; its workers, too, must be
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
