@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, subcommand
@@ -144,6 +144,107 @@ class Sample:
 
 
 @dataclass
+class Caption:
+    """Caption the pictures of a labelled set with a vision-language model, to webdataset shards."""
+
+    images: Positional[str]
+    """A labelled set or a path, as `advflyp eval --sets` takes it."""
+    out: Path
+    """Folder for the shards; called again, it goes on at the first unfinished one."""
+    model: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """A folder, or a name on the Hugging Face hub: an image-text model with a chat template."""
+    prompt: str = "Describe this image with no more than 50 words"
+    """What the model is asked about each picture."""
+    batch_size: int = 16
+    """Pictures at a time."""
+    max_new_tokens: int = 96
+    """Where a caption is cut off."""
+    limit: int | None = None
+    """Only so many pictures, the classes evenly represented."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of the model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; under torchrun, each process has its own GPU."""
+    part: str | None = None
+    """i/n: this process does part i of n, from 0/n on; torchrun says so by itself."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from advflyp.data.caption import caption
+
+        with Console().status("loading the model") as status:
+            done = caption(
+                self.images,
+                out=self.out,
+                model=self.model,
+                prompt=self.prompt,
+                batch_size=self.batch_size,
+                max_new_tokens=self.max_new_tokens,
+                limit=self.limit,
+                dtype=self.dtype,
+                device=self.device,
+                part=self.part,
+                progress=lambda n, total: status.update(f"captions: {n:,} of {total:,} pictures"),
+            )
+        if done.dirt.counts:
+            print(f"left out: {done.dirt.describe()}")
+        i, n = done.part
+        which = "" if n == 1 else f"part {i}/{n}: "
+        rest = "" if done.manifest else "; the manifest follows when all parts are done"
+        print(f"{which}{done.pairs:,} pairs in {done.out}{rest}")
+
+
+@dataclass
+class Check:
+    """Read every pair as training would: what cannot be used and why, what the rest looks like."""
+
+    pairs: Positional[str]
+    """Whatever data.train takes: a folder, shards, a table, hf:NAME."""
+    out: Path | None = None
+    """Folder for index.html: reasons, lengths of captions, a sheet of random pairs."""
+    limit: int | None = None
+    """Only the first so many."""
+    size: int | None = None
+    """How many there are, for remote shards without a manifest."""
+    image_column: str | None = None
+    """Of a table, where its name is not known."""
+    caption_column: str | None = None
+    """Of a table, where its name is not known."""
+    workers: int = 4
+    """Decoding threads."""
+    seed: int = 0
+    """Of the sheet."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from advflyp.data.check import check
+        from advflyp.data.tables import Columns
+        from advflyp.report.console import as_rich
+        from advflyp.report.pairs_page import check_page, dirt_table, write_page
+
+        if self.out is not None and self.out.is_file():
+            raise ValueError(f"{self.out} is a file; name a folder with --out")
+        with _counter("pairs read") as count:
+            found = check(
+                self.pairs,
+                limit=self.limit,
+                size=self.size,
+                columns=Columns(self.image_column, self.caption_column),
+                seed=self.seed,
+                workers=self.workers,
+                progress=count,
+            )
+        if found.dirt.counts:
+            Console().print(as_rich(dirt_table(found)))
+        share = 100 * found.usable / max(1, found.seen)
+        print(f"{found.usable:,} of {found.seen:,} pairs can be used ({share:.1f} %)")
+        if self.out is not None:
+            print(f"look at {write_page(self.out, check_page(found))}")
+
+
+@dataclass
 class Pack:
     """Write any pairs as webdataset shards with a manifest."""
 
@@ -211,6 +312,8 @@ Command = (
     | Annotated[Fetch, subcommand("fetch")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Pack, subcommand("pack")]
+    | Annotated[Check, subcommand("check")]
+    | Annotated[Caption, subcommand("caption")]
     | Annotated[Mini, subcommand("mini")]
 )
 DESCRIPTION = "Training and test data, from nothing to shards."

@@ -98,7 +98,6 @@ def test_what_cannot_be_fetched(
     for arguments, message in (
         (["fetch"], "say what to fetch"),
         (["fetch", "eurosta"], "there is no set 'eurosta'; did you mean 'eurosat'?"),
-        (["sets", "eurosat"], "takes no names"),
         (["fetch", "mini/openmoji"], "fetch it with `advflyp data mini --sets openmoji`"),
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", str(root))
