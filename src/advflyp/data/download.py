@@ -199,18 +199,19 @@ def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int |
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[IO[Any]]:
+def _locked(out: Path, seconds: float = 10) -> Iterator[IO[Any]]:
     """Hold `out` for this process and img2dataset's; what was killed a moment ago is waited for."""
     (out / WORK).mkdir(parents=True, exist_ok=True)
     with open(out / WORK / "lock", "w") as lock:
-        for second in range(20):
+        end = time.monotonic() + seconds
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                if second == 19:
+                if time.monotonic() > end:
                     raise ValueError(f"another process is downloading to {out}; wait for it") from None
-                time.sleep(0.5)
+                time.sleep(0.1)
         yield lock
 
 

@@ -217,7 +217,7 @@ class Rounds:
 
     def _watch(self, running: Running) -> int | None:
         """Wait for img2dataset; its status, or None where it wrote nothing for so long that it must be stuck."""
-        told, shards, size, changed = time.monotonic(), -1, -1, time.monotonic()
+        told, shards, size, changed = time.monotonic(), 0, -1, time.monotonic()
         while (status := running.wait(1.0)) is None:
             now, grown = time.monotonic(), sum(path.stat().st_size for path in self.images.glob("*.*"))
             if grown != size:
