@@ -123,6 +123,21 @@ def write_folder(folder: Path, n: int, seed: int = 0) -> Path:
     return folder
 
 
+def encoded_png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "png")
+    return stream.getvalue()
+
+
+def class_folder(folder: Path, images: list[Image.Image]) -> Path:
+    """Pictures NN.png in two class folders, in turn."""
+    for index, image in enumerate(images):
+        place = folder / f"class{index % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index:02d}.png").write_bytes(encoded_png(image))
+    return folder
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
         for name, data in members:

@@ -1,5 +1,6 @@
 """`advflyp data …`: parse, call, print. Everything heavy is imported by the command that needs it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,6 +246,126 @@ class Check:
 
 
 @dataclass
+class Download:
+    """Download the pictures of a list to webdataset shards, by img2dataset in an environment of its own."""
+
+    urls: Positional[Path]
+    """Parquet, CSV, TSV or JSONL with a column of addresses; `advflyp data sample` makes one."""
+    out: Path
+    """Folder for the shards and manifest.json; the same command continues a download that ended in any way."""
+    num: int | None = None
+    """Good pairs wanted; by default what the list says of itself, else one attempt at every row."""
+    size: int = 256
+    """Pixels of the shorter side of larger pictures; smaller ones stay."""
+    quality: int = 95
+    """Of the JPEGs."""
+    resize_mode: str = "keep_ratio"
+    """keep_ratio, keep_ratio_largest, center_crop, border or no."""
+    shard_size: int | None = None
+    """Rows of the list in a shard; by default 10,000, and fewer for a small --num."""
+    processes: int | None = None
+    """By default one for each processor."""
+    threads: int = 64
+    """Downloads at a time, of each process."""
+    timeout: int = 10
+    """Seconds of silence before a download is given up."""
+    retries: int = 0
+    """Of each failed download."""
+    distributor: str = "multiprocessing"
+    """multiprocessing, pyspark or ray."""
+    allow_private: bool = False
+    """Also connect to addresses that are not on the public internet: your own network."""
+    max_bytes: int = 32 << 20
+    """Of one answer."""
+    img2dataset: str | None = None
+    """An interpreter that has img2dataset; by default an environment made for it."""
+    extra: tuple[str, ...] = ()
+    """Further arguments of img2dataset.download, key=value."""
+    url_column: str | None = None
+    """Where its name is not known."""
+    caption_column: str | None = None
+    """Where its name is not known."""
+
+    def run(self) -> None:
+        from advflyp.data.download import download
+
+        how = {key: value for key, value in vars(self).items() if key != "urls"}
+        _print_manifest(download(self.urls, say=lambda line: print(line, flush=True), **how), self.out)
+
+
+@dataclass
+class Overlap:
+    """Find training pictures that are near-duplicates of evaluation pictures, and drop them if you like."""
+
+    pairs: Positional[str]
+    """Whatever data.train takes: a folder, shards, a table, hf:NAME."""
+    against: tuple[str, ...] = ("paper",)
+    """Labelled sets, groups of sets or paths, as in `advflyp eval --sets`."""
+    model: str | None = None
+    """Confirms with its image embeddings what the perceptual hash proposes; without one the hash decides."""
+    bits: int | None = None
+    """Most bits of 64 in which two hashes may differ: 6, or 12 with a model."""
+    cosine: float = 0.95
+    """Least similarity of the embeddings."""
+    out: Path | None = None
+    """Folder for matches.jsonl and index.html, which shows them."""
+    drop: Path | None = None
+    """A new folder for the pairs without the matching ones, as shards."""
+    limit: int | None = None
+    """Only the first so many pairs."""
+    size: int | None = None
+    """How many there are, for remote shards without a manifest."""
+    image_column: str | None = None
+    """Of a table, where its name is not known."""
+    caption_column: str | None = None
+    """Of a table, where its name is not known."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Of the model."""
+
+    def run(self) -> None:
+        from advflyp.data.overlap import overlap, without
+        from advflyp.data.pack import check_new, write_shards
+        from advflyp.data.tables import Columns
+        from advflyp.model.hub import load_model, pick_device
+        from advflyp.report.pairs_page import overlap_page, write_matches, write_page
+
+        if self.drop is not None:
+            check_new(self.drop)
+            if self.limit is not None:
+                raise ValueError("--drop goes through all pairs; leave out --limit")
+        if self.out is not None and self.out.is_file():
+            raise ValueError(f"{self.out} is a file; name a folder with --out")
+        columns = Columns(self.image_column, self.caption_column)
+        model = None if self.model is None else load_model(self.model, device=pick_device(self.device))
+        with _counter("pairs compared") as count:
+            found = overlap(
+                self.pairs,
+                self.against,
+                model=model,
+                bits=self.bits,
+                cosine=self.cosine,
+                limit=self.limit,
+                size=self.size,
+                columns=columns,
+                progress=count,
+            )
+        sets = Counter(match.set for match in found.matches)
+        for name, number in found.against.items():
+            print(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")
+        print(
+            f"{len(found.keys):,} of {found.seen:,} training pairs are near-duplicates of evaluation pictures"
+        )
+        if self.out is not None:
+            print(
+                f"look at {write_page(self.out, overlap_page(found))}; {write_matches(self.out, found)} lists all"
+            )
+        if self.drop is not None:
+            about = {"dropped_from": self.pairs, "near_duplicates_of": list(found.against)}
+            samples = without(self.pairs, found.keys, size=self.size, columns=columns)
+            _print_manifest(write_shards(samples, self.drop, about=about), self.drop)
+
+
+@dataclass
 class Pack:
     """Write any pairs as webdataset shards with a manifest."""
 
@@ -311,8 +432,10 @@ Command = (
     Annotated[Sets, subcommand("sets")]
     | Annotated[Fetch, subcommand("fetch")]
     | Annotated[Sample, subcommand("sample")]
+    | Annotated[Download, subcommand("download")]
     | Annotated[Pack, subcommand("pack")]
     | Annotated[Check, subcommand("check")]
+    | Annotated[Overlap, subcommand("overlap")]
     | Annotated[Caption, subcommand("caption")]
     | Annotated[Mini, subcommand("mini")]
 )

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from advflyp.data.check import Checked
+from advflyp.data.overlap import Match, Overlap
 from advflyp.report.elements import picture, table
 from advflyp.report.plots import MODELS, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
@@ -25,6 +28,8 @@ LOCAL_STYLE = """
 .sheet img { display: block; width: 100%; height: 150px; object-fit: contain; background: var(--raised);
   border-radius: 8px; }
 .sheet figcaption { font-size: .8rem; line-height: 1.4; margin-top: .35rem; overflow-wrap: anywhere; }
+.sheet figcaption { color: var(--ink); }
+.sheet small { font-size: .72rem; }
 .sheet .two { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; }
 """
 
@@ -62,6 +67,44 @@ def check_page(found: Checked) -> str:
     return page(f"Pairs of {found.name}", parts)
 
 
+def overlap_page(found: Overlap) -> str:
+    """HTML of what `overlap` found."""
+    counts = Counter(match.set for match in found.matches)
+    tiles = [
+        (f"{len(found.keys):,}", "training pairs to look at", f"of {found.seen:,}"),
+        (
+            f"{len(found.matches):,}",
+            "near-duplicates",
+            f"of {sum(found.against.values()):,} evaluation pictures",
+        ),
+    ]
+    rows: list[list[Value]] = [
+        [name, f"{n:,}", f"{len({m.picture for m in found.matches if m.set == name}):,}", f"{counts[name]:,}"]
+        for name, n in found.against.items()
+    ]
+    columns = ["evaluation set", "pictures", "of which are in training", "pairs of pictures"]
+    parts = [_tiles(tiles), table(Table(title="Sets", columns=columns, rows=rows))]
+    if found.shown:
+        how = "training picture left, evaluation picture right"
+        parts.append(f"<h2>{len(found.shown)} of them, {how}</h2>")
+        parts.append(
+            _sheet(
+                [
+                    _card(f'<div class="two">{_image(one)}{_image(other)}</div>', _line(match), match.key)
+                    for one, other, match in found.shown
+                ]
+            )
+        )
+    return page(f"{found.name} against {', '.join(found.against)}", parts)
+
+
+def _line(match: Match) -> str:
+    seen = f", cosine {match.cosine:.3f}" if match.cosine is not None else ""
+    return (
+        f"{match.set}/{match.picture}: {match.bits} of 64 bits{' mirrored' if match.mirrored else ''}{seen}"
+    )
+
+
 def dirt_table(found: Checked) -> Table:
     """Reasons, counts, shares and an example of each."""
     rows: list[list[Value]] = [
@@ -97,14 +140,13 @@ def write_page(out: Path, html: str) -> Path:
     return path
 
 
-def pairs_of_pictures(shown: Sequence[tuple[Image.Image, Image.Image, str, str]]) -> str:
-    """Two pictures side by side, with a line and a smaller one below."""
-    return _sheet(
-        [
-            _card(f'<div class="two">{_image(one)}{_image(other)}</div>', line, small)
-            for one, other, line, small in shown
-        ]
-    )
+def write_matches(out: Path, found: Overlap) -> Path:
+    """`out`/matches.jsonl, a line a match."""
+    path = out / "matches.jsonl"
+    draft = path.with_suffix(".partial")
+    draft.write_text("".join(json.dumps(asdict(match), ensure_ascii=False) + "\n" for match in found.matches))
+    os.replace(draft, path)
+    return path
 
 
 def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:

@@ -1,0 +1,240 @@
+"""`advflyp data overlap`: training pictures that are near-duplicates of evaluation pictures.
+
+A perceptual hash (64 signs of low cosine frequencies of the grey picture) proposes pairs, mirrored ones too; a model's
+image embeddings confirm them where a model is given. The evaluation's hashes are in memory, the training pairs stream.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.fft import dctn
+
+from advflyp.data.dirt import Dirt, Unusable
+from advflyp.data.images import on_white, read_image
+from advflyp.data.labelled import LabelledSet, load_set, set_names
+from advflyp.data.pictures import UNREADABLE
+from advflyp.data.samples import Sample, in_order
+from advflyp.data.sources import open_source
+from advflyp.data.tables import Columns
+from advflyp.model.clip import CLIP
+
+# Chosen by looking at both sides on real pictures; tests/data/test_overlap.py holds what they find and leave.
+HASH_LIMIT = 6
+CANDIDATE_LIMIT = 12
+COSINE_LIMIT = 0.95
+THUMBNAIL = 160
+SHOWN = 60
+_BLOCK = 64
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A training picture and an evaluation picture that are nearly the same.
+
+    key:      of the training pair
+    set, picture: the evaluation set and the picture's name in it
+    bits:     of 64 in which the hashes differ, the mirrored picture's if that is nearer
+    mirrored: whether it was
+    cosine:   of the embeddings; None without a model
+    """
+
+    key: str
+    set: str
+    picture: str
+    bits: int
+    mirrored: bool
+    cosine: float | None
+
+
+@dataclass
+class Overlap:
+    """What was found.
+
+    seen:     training samples, unusable ones too
+    against:  {set: pictures}
+    matches:  in the order of the training pairs
+    shown:    thumbnails of some of them: training picture, evaluation picture, match
+    """
+
+    name: str
+    seen: int = 0
+    against: dict[str, int] = field(default_factory=dict)
+    matches: list[Match] = field(default_factory=list)
+    shown: list[tuple[Image.Image, Image.Image, Match]] = field(default_factory=list)
+    dirt: Dirt = field(default_factory=Dirt)
+
+    @property
+    def keys(self) -> set[str]:
+        """Of the training pairs that match anything."""
+        return {match.key for match in self.matches}
+
+
+def overlap(
+    pairs: str,
+    sets: Sequence[str],
+    *,
+    model: CLIP | None = None,
+    bits: int | None = None,
+    cosine: float = COSINE_LIMIT,
+    limit: int | None = None,
+    size: int | None = None,
+    columns: Columns | None = None,
+    workers: int = 4,
+    progress: Callable[[int], None] | None = None,
+) -> Overlap:
+    """Compare the pairs that `pairs` names (see `open_source`) with evaluation sets (see `load_set`).
+
+    model:  confirms what the hash proposes; without it the hash decides, and its limit is stricter
+    bits:   most bits in which the hashes may differ
+    cosine: least similarity of the embeddings
+    ValueError for pairs and sets that cannot be read.
+    """
+    allowed = bits if bits is not None else HASH_LIMIT if model is None else CANDIDATE_LIMIT
+    if not 0 <= allowed <= 32:
+        raise ValueError(f"--bits must be from 0 to 32, not {allowed}: unrelated pictures differ in about 32")
+    if not -1 <= cosine <= 1:
+        raise ValueError(f"--cosine must be from -1 to 1, not {cosine}")
+    labelled = [load_set(name) for name in set_names(list(sets))]
+    source = open_source(pairs, size=size or limit, columns=columns)
+    found = Overlap(pairs, against={one.name: len(one) for one in labelled})
+    places, hashes = _evaluation(labelled, workers)
+    confirm = None if model is None else _Confirm(model, labelled)
+    waiting: list[tuple[Sample, Image.Image, np.uint64]] = []
+
+    def compare() -> None:
+        distances, mirrored = nearest(np.array([code for _, _, code in waiting], np.uint64), hashes)
+        for (sample, image, _), row, flipped in zip(waiting, distances, mirrored, strict=True):
+            candidates = np.flatnonzero(row <= allowed).tolist()
+            embedding = confirm.embed(image) if confirm and candidates else None
+            for place in candidates:
+                number, index = places[place]
+                similarity = None
+                if confirm and embedding is not None:
+                    similarity = confirm(embedding, places[place], bool(flipped[place]))
+                    if similarity < cosine:
+                        continue
+                name, key = labelled[number].name, labelled[number].key(index)
+                match = Match(sample.key, name, key, int(row[place]), bool(flipped[place]), similarity)
+                found.matches.append(match)
+                if len(found.shown) < SHOWN:
+                    evaluated = on_white(labelled[number].pictures[index][0])
+                    found.shown.append((_small(image), _small(evaluated), match))
+        waiting.clear()
+
+    def look(sample: Sample) -> tuple[Image.Image, np.uint64] | str:
+        try:
+            image = read_image(sample.image_bytes())
+        except Unusable as reason:
+            return str(reason)
+        return image, picture_hash(image)
+
+    for sample, outcome in _threaded(islice(in_order(source), limit), look, workers):
+        found.seen += 1
+        if isinstance(outcome, str):
+            found.dirt.add(outcome, sample.key)
+            continue
+        waiting.append((sample, *outcome))
+        if len(waiting) == _BLOCK:
+            compare()
+            if progress is not None:
+                progress(found.seen)
+    if waiting:
+        compare()
+    return found
+
+
+def picture_hash(image: Image.Image) -> np.uint64:
+    """64 bits: which of the 8×8 lowest cosine frequencies of the grey 32×32 picture are above their median.
+
+    Re-encoding, resizing and changes of brightness leave most bits as they are.
+    """
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float32)
+    low = np.asarray(dctn(grey, norm="ortho"))[:8, :8].ravel()
+    low[0] = 0  # the mean brightness says nothing of what is shown
+    return np.packbits(low > np.median(low)).view(np.uint64)[0]
+
+
+def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hamming distances (N, M) of hashes (N,) to (M, 2), as they are and mirrored, and which of the two is nearer."""
+    distances = np.bitwise_count(queries[:, None, None] ^ references[None])
+    return distances.min(-1), distances[..., 1] < distances[..., 0]
+
+
+def _evaluation(labelled: Sequence[LabelledSet], workers: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """(set, picture) of every readable picture and their hashes (M, 2), mirrored ones second."""
+
+    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | None:
+        number, index = place
+        try:
+            image = on_white(labelled[number].pictures[index][0])
+        except UNREADABLE:
+            return None
+        return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+    every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
+    known = [(place, codes) for place, codes in _threaded(every, look, workers) if codes is not None]
+    return [place for place, _ in known], np.array([codes for _, codes in known], np.uint64).reshape(-1, 2)
+
+
+class _Confirm:
+    """Cosines of pictures' embeddings; those of evaluation pictures are kept, other candidates may need them."""
+
+    def __init__(self, model: CLIP, labelled: Sequence[LabelledSet]) -> None:
+        self.model, self.labelled = model, labelled
+        self.known: dict[tuple[int, int, bool], torch.Tensor] = {}
+
+    def __call__(self, training: torch.Tensor, place: tuple[int, int], mirrored: bool) -> float:
+        """training: its embedding (d,);  place: of the evaluation picture (set, number)"""
+        key = (*place, mirrored)
+        if key not in self.known:
+            image = on_white(self.labelled[place[0]].pictures[place[1]][0])
+            self.known[key] = self.embed(
+                image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+            )
+        return float(training @ self.known[key])
+
+    @torch.no_grad()
+    def embed(self, image: Image.Image) -> torch.Tensor:
+        """(d,) unit norm."""
+        return self.model.encode_image(self.model.preprocess(image)[None].to(self.model.device))[0].cpu()
+
+
+def _threaded(items: Iterable[A], work: Callable[[A], B], workers: int) -> Iterator[tuple[A, B]]:
+    """Each item with what `work` makes of it, in order, some ahead."""
+    ahead: deque[tuple[A, Future[B]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            ahead.append((item, pool.submit(work, item)))
+            if len(ahead) > 16 * workers:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
+
+
+def without(
+    pairs: str, keys: set[str], *, size: int | None = None, columns: Columns | None = None
+) -> Iterator[Sample]:
+    """The samples that `pairs` names but for those of these keys."""
+    return (
+        sample
+        for sample in in_order(open_source(pairs, size=size, columns=columns))
+        if sample.key not in keys
+    )
+
+
+def _small(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image

@@ -1,0 +1,143 @@
+"""Near-duplicates between training and evaluation: found through every usual change, and few others."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from advflyp.cli import main
+from advflyp.data.images import on_white
+from advflyp.data.labelled import load_set
+from advflyp.data.overlap import CANDIDATE_LIMIT, HASH_LIMIT, nearest, overlap, picture_hash
+from advflyp.data.samples import in_order
+from advflyp.data.sources import open_source
+from advflyp.model.hub import load_model
+from helpers import class_folder, encoded_png, pairs, write_tar
+
+SETS = ("mini/food", "mini/animals", "mini/objects-3d")
+
+
+def jpeg(image: Image.Image, quality: int = 50) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+CHANGES: dict[str, tuple[Callable[[Image.Image], Image.Image], float, float]] = {
+    # the change, the share that the hash alone finds, the share it proposes to a model
+    "compressed": (jpeg, 0.85, 0.95),
+    "resized": (lambda image: image.resize((43, 43), Image.Resampling.BICUBIC), 0.97, 1.0),
+    "darker": (lambda image: ImageEnhance.Brightness(image).enhance(0.8), 0.97, 1.0),
+    "paler": (lambda image: ImageEnhance.Color(image).enhance(0.3), 0.95, 1.0),
+    "mirrored": (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 1.0, 1.0),
+    "cropped by 3 %": (lambda image: image.crop((2, 2, image.width - 2, image.height - 2)), 0.25, 0.8),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, list[Image.Image]]:
+    return {name: [on_white(picture) for picture, _ in load_set(name).pictures[:80]] for name in SETS}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_are_found(pictures: dict[str, list[Image.Image]], change: str) -> None:
+    alter, alone, proposed = CHANGES[change]
+    for images in pictures.values():
+        hashes = codes(images)
+        bits = [
+            int(nearest(np.array([picture_hash(alter(image))], np.uint64), hashes[i : i + 1])[0][0, 0])
+            for i, image in enumerate(images)
+        ]
+        assert np.mean(np.array(bits) <= HASH_LIMIT) >= alone
+        assert np.mean(np.array(bits) <= CANDIDATE_LIMIT) >= proposed
+
+
+def test_other_pictures_are_left_alone(pictures: dict[str, list[Image.Image]]) -> None:
+    """Drawings on white resemble one another more than photographs do: at most one pair in a thousand."""
+    for images in pictures.values():
+        distances, _ = nearest(codes(images)[:, 0], codes(images))
+        others = distances[np.triu_indices(len(images), 1)]
+        assert np.mean(others <= HASH_LIMIT) < 0.001 and np.mean(others <= CANDIDATE_LIMIT) < 0.01
+
+
+def codes(images: list[Image.Image]) -> np.ndarray:
+    both = [(picture_hash(i), picture_hash(i.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) for i in images]
+    return np.array(both, np.uint64)
+
+
+def test_distances_are_hamming_distances() -> None:
+    rng = np.random.default_rng(0)
+    queries, references = rng.integers(0, 2**63, 5, np.uint64), rng.integers(0, 2**63, (7, 2), np.uint64)
+    distances, mirrored = nearest(queries, references)
+    for i, query in enumerate(queries.tolist()):
+        for j, (plain, flipped) in enumerate(references.tolist()):
+            one, other = bin(query ^ plain).count("1"), bin(query ^ flipped).count("1")
+            assert distances[i, j] == min(one, other) and mirrored[i, j] == (other < one)
+
+
+@pytest.fixture
+def leaked(tmp_path: Path) -> tuple[str, str]:
+    """Training shards that hold two pictures of an evaluation folder, one of them mirrored, and one broken file."""
+    foods = [on_white(picture) for picture, _ in load_set("mini/food").pictures[:12]]
+    test = class_folder(tmp_path / "test", foods)
+    others = [on_white(picture) for picture, _ in load_set("mini/animals-3d").pictures[:10]]
+    training = [*others, jpeg(foods[3], 95), foods[7].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    members = [(f"{i:02d}.png", encoded_png(image)) for i, image in enumerate(training)] + [("99.png", b"x")]
+    texts = [(name.replace("png", "txt"), b"caption") for name, _ in members]
+    return str(write_tar(tmp_path / "t.tar", sorted(members + texts))), str(test)
+
+
+def test_leaks_are_found_with_and_without_a_model(leaked: tuple[str, str]) -> None:
+    training, test = leaked
+    for model in (None, load_model("mini")):
+        found = overlap(training, [test], model=model)
+        assert found.seen == 13 and found.dirt.counts == {"not an image": 1}
+        assert [(match.key, match.mirrored) for match in found.matches] == [
+            ("t.tar:10", False),
+            ("t.tar:11", True),
+        ]
+        assert all((match.cosine is None) == (model is None) for match in found.matches)
+        assert found.matches[0].picture.endswith("03.png") and found.matches[1].picture.endswith("07.png")
+    assert all(match.cosine is not None and match.cosine > 0.95 for match in found.matches)
+    assert not overlap(training, [test], model=load_model("mini"), cosine=1.0, bits=2).keys - {"t.tar:11"}
+
+
+def test_the_command_reports_and_drops(
+    leaked: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training, test = leaked
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    main(["data", "overlap", training, "--against", test, "--out", str(out), "--drop", str(clean)])
+    printed = capsys.readouterr().out
+    assert "2 of 13 training pairs are near-duplicates" in printed and "10 pairs in 1 shards" in printed
+    matches = [json.loads(line) for line in (out / "matches.jsonl").read_text().splitlines()]
+    assert [match["key"] for match in matches] == ["t.tar:10", "t.tar:11"]
+    assert (out / "index.html").read_text().count("data:image/jpeg") == 4
+    assert len(list(in_order(open_source(str(clean))))) == 10
+    for arguments, message in (
+        (["--drop", str(clean)], "is there already"),
+        (["--bits", "40"], "--bits must be from 0 to 32"),
+        (["--drop", str(tmp_path / "x"), "--limit", "3"], "leave out --limit"),
+        (["--against", "mini/fod"], "did you mean 'mini/food'?"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(
+                [
+                    "data",
+                    "overlap",
+                    training,
+                    *(["--against", test] if "--against" not in arguments else []),
+                    *arguments,
+                ]
+            )
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_nothing_in_common(tmp_path: Path) -> None:
+    images = [image for image, _ in pairs(8)]
+    members = [part for i, image in enumerate(images) for part in ((f"{i}.png", image), (f"{i}.txt", b"x"))]
+    assert not overlap(str(write_tar(tmp_path / "a.tar", members)), ["mini/flags"]).matches
