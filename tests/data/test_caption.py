@@ -206,6 +206,13 @@ def test_answers_are_the_greedy_continuation_and_nothing_of_the_prompt(model: st
     assert captioner([]) == []
 
 
+def test_an_answer_is_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = Captioner(model, PROMPT, max_new_tokens=2, dtype="fp32", device="cpu")
+    said = [" A dog\n\n\ton\u00a0a  lawn.\r\n", "\n \t"]
+    monkeypatch.setattr(captioner.processor.tokenizer, "batch_decode", lambda *_, **__: said)
+    assert captioner([drawn(0), drawn(1)]) == ["A dog on a lawn.", ""]
+
+
 def test_another_family_whose_tokenizer_begins_every_text(tmp_path: Path) -> None:
     """LLaVA; its template writes the token that the tokenizer would put before it once more."""
     special = ["<pad>", "<s>", "</s>", "<image>"]
