@@ -112,7 +112,7 @@ def download(
     }
     state = _resumed(out, source.sha256(), settings, shard_size)
     if state is None:
-        rows = shard_size or min(10_000, max(100, (wanted or source.rows) // 32))
+        rows = shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
         state = State(source.sha256(), {**settings, "shard_size": rows})
     runner = find_img2dataset(img2dataset, distributor, say)
     for key in further:

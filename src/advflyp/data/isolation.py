@@ -55,7 +55,7 @@ def find_img2dataset(
     python = interpreter(given) if given is not None else environment(distributor, say)
     answer = subprocess.run(
         [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
-        env=_variables(),
+        env=_variables(python),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -146,7 +146,7 @@ def _call(command: list[Any]) -> None:
         )
 
 
-def _variables() -> dict[str, str]:
+def _variables(python: Path) -> dict[str, str]:
     variables = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")
     }
@@ -156,6 +156,9 @@ def _variables() -> dict[str, str]:
         # The guard must be importable in every worker, and nothing else of ours.
         "PYTHONPATH": str(SCRIPTS),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Spark's workers would take whatever python3 is first on the PATH.
+        "PYSPARK_PYTHON": str(python.absolute()),
+        "PYSPARK_DRIVER_PYTHON": str(python.absolute()),
         # As large as advflyp itself reads; OpenCV's own limit is a decoded size of 3 GB.
         "OPENCV_IO_MAX_IMAGE_PIXELS": "89478485",
     }
@@ -176,7 +179,7 @@ class Running:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [python, str(SCRIPTS / "advflyp_fetch.py"), str(path)],
-                env=_variables(),
+                env=_variables(python),
                 cwd=folder,
                 stdin=subprocess.PIPE,
                 stdout=log,
