@@ -88,7 +88,15 @@ def download(
     noindex, noimageindex) are left out, as img2dataset does unless `extra` says otherwise.
     ValueError for arguments that do not fit, a folder that holds something else, and img2dataset not being there.
     """
-    _check(num=num, size=size, shard_size=shard_size, processes=processes, threads=threads, timeout=timeout)
+    _check(
+        num=num,
+        size=size,
+        shard_size=shard_size,
+        processes=processes,
+        threads=threads,
+        timeout=timeout,
+        max_bytes=max_bytes,
+    )
     if not 0 <= quality <= 100:
         raise ValueError(f"--quality must be between 0 and 100, not {quality}")
     if retries < 0:
