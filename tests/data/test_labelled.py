@@ -11,7 +11,7 @@ from PIL import Image
 
 from advflyp.data import folders
 from advflyp.data.labelled import LabelledSet, load_set, mini_sets, set_names
-from advflyp.data.pictures import Encoded
+from advflyp.data.pictures import Encoded, decode
 from helpers import write_tar
 from layouts import colour, picture_number, png, put, put_text, tree, webdataset
 
@@ -135,7 +135,7 @@ def test_corrupt_pictures_are_left_out_and_recorded(tmp_path: Path) -> None:
     batches = list(labelled.batches(flat, 100))
     assert [len(places) for places, _, _ in batches] == [100, 100, 97]
     assert set(labelled.unreadable) == {"cat/7.jpg", "dog/11.jpg", "dog/12.jpg"}
-    assert all(labelled.unreadable.values()) and "cannot identify" in labelled.unreadable["cat/7.jpg"]
+    assert all(labelled.unreadable.values()) and "no picture of a known" in labelled.unreadable["cat/7.jpg"]
     missing = {labelled.key(i) for i in range(300)} - {labelled.key(int(i)) for b in batches for i in b[0]}
     assert missing == set(labelled.unreadable)
     (tmp_path / "dog" / "13.jpg").unlink()
@@ -283,3 +283,10 @@ def test_sequences_behave_like_lists() -> None:
     assert len(list(pictures)) == 4
     with pytest.raises(IndexError):
         pictures[4]
+
+
+def test_a_path_to_nothing_and_a_reason_without_addresses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"there is no folder and there are no shards at {tmp_path}/gone"):
+        set_names([f"{tmp_path}/gone"])
+    with pytest.raises(OSError, match="^no picture of a known format$"):
+        decode(b"<html>")

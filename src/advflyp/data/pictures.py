@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
@@ -217,7 +217,11 @@ def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
 
 def decode(data: bytes, border: int = 0) -> Image.Image:
     """The picture, decoded to the end, without `border` pixels on each side."""
-    image = Image.open(BytesIO(data))
+    try:
+        image = Image.open(BytesIO(data))
+    except UnidentifiedImageError:
+        # Pillow's own message holds an address in memory, another one each time.
+        raise UnidentifiedImageError("no picture of a known format") from None
     image.load()
     if border:
         image = image.crop((border, border, image.width - border, image.height - border))
