@@ -1,5 +1,6 @@
 """Sampling of metadata: uniform, exact, the same whatever the files look like."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import chisquare
+import xxhash
+from scipy.stats import chi2
 
 from advflyp.data.sample import Filters, find_columns, plan, sample
 
@@ -58,17 +60,41 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 def test_without_replacement_and_uniform(tmp_path: Path) -> None:
-    """Over seeds every row comes as often as any other."""
-    source = write(tmp_path / "m.parquet", rows(40))
+    """Over seeds every row comes as often as any other, and so does every pair of rows."""
+    n, k, seeds = 40, 10, 400
+    source = write(tmp_path / "m.parquet", rows(n))
     counts: Counter[str] = Counter()
-    for seed in range(400):
+    pairs: Counter[tuple[str, str]] = Counter()
+    for seed in range(seeds):
         out = tmp_path / f"{seed}.parquet"
-        sample([source], num=10, out=out, seed=seed)
-        assert len(set(drawn(out))) == 10
-        counts.update(drawn(out))
-    assert len(counts) == 40
-    # Without replacement the counts vary less than chi-square expects, so this is on the safe side.
-    assert chisquare(list(counts.values())).pvalue > 0.001
+        sample([source], num=k, out=out, seed=seed)
+        urls = drawn(out)
+        assert len(set(urls)) == k
+        counts.update(urls)
+        pairs.update(itertools.combinations(sorted(urls), 2))
+    share = k / n
+    assert len(counts) == n
+    # A row is in or out, and exactly k are in: variance seeds · share (1 − share), n − 1 degrees of freedom.
+    spread = sum((c - seeds * share) ** 2 for c in counts.values()) / (seeds * share * (1 - share))
+    assert 0.001 < chi2.sf(spread * (n - 1) / n, n - 1) < 0.999
+    all_pairs, share = n * (n - 1) // 2, share * (k - 1) / (n - 1)
+    missing = all_pairs - len(pairs)
+    spread = sum((c - seeds * share) ** 2 for c in pairs.values()) + missing * (seeds * share) ** 2
+    assert 0.001 < chi2.sf(spread / (seeds * share * (1 - share)), all_pairs - 1) < 0.999
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
+def test_the_order_is_that_of_the_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Against a sort of everything; compacted again and again, for want of room or for too many pieces."""
+    source = write(tmp_path / "m.parquet", rows(700) + rows(300))
+    urls = sorted(
+        {row["URL"] for row in rows(700)}, key=lambda url: xxhash.xxh3_64_intdigest(url.encode(), seed)
+    )
+    for number, (batch, pieces) in enumerate([(65_536, 4096), (13, 4096), (13, 3)]):
+        monkeypatch.setattr("advflyp.data.sample.BATCH_ROWS", batch)
+        monkeypatch.setattr("advflyp.data.sample.MAX_PIECES", pieces)
+        sample([source], num=120, out=tmp_path / f"{number}.parquet", seed=seed)
+        assert drawn(tmp_path / f"{number}.parquet") == urls[:120]
 
 
 def test_a_prefix_is_a_sample_of_its_own(tmp_path: Path) -> None:
@@ -101,6 +127,18 @@ def test_a_url_counts_once_and_the_first_caption_stays(
     table = pq.read_table(tmp_path / "o.parquet")
     assert summary.kept == 60 and len(set(table["url"].to_pylist())) == 60
     assert "later" not in table["caption"].to_pylist()
+
+
+def test_of_equal_urls_the_first_that_may_be_drawn_stays(tmp_path: Path) -> None:
+    """In the order in which the files are named."""
+    for name, similarity in (("a", 0.1), ("b", 0.5), ("c", 0.9)):
+        write(
+            tmp_path / f"{name}.parquet", [{"url": "https://a/1", "caption": name, "similarity": similarity}]
+        )
+    for files, expected in (("{a,b,c}", "b"), ("{c,b,a}", "c"), ("[ab]", "b")):
+        out = tmp_path / f"out-{expected}-{len(files)}.parquet"
+        sample([f"{tmp_path}/{files}.parquet"], num=5, out=out, filters=Filters(min_similarity=0.3))
+        assert pq.read_table(out)["caption"].to_pylist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +198,91 @@ def test_columns_by_known_or_given_names(tmp_path: Path) -> None:
 
 
 def test_files_of_different_columns_go_together(tmp_path: Path) -> None:
-    one = write(tmp_path / "a.parquet", [{"url": "https://a/1", "caption": "x", "similarity": 0.5}])
-    other = write(tmp_path / "b.parquet", [{"URL": "https://a/2", "TEXT": "y"}])
-    sample([one, other], num=9, out=tmp_path / "o.parquet")
-    assert set(drawn(tmp_path / "o.parquet")) == {"https://a/1", "https://a/2"}
+    """A column that only some have is empty for the others; words and scores become text."""
+    tables = [
+        {"url": ["https://a/1"], "caption": ["x"], "width": [300], "similarity": [0.5]},
+        {"URL": ["https://a/2"], "TEXT": pa.array(["y"]).dictionary_encode(), "WIDTH": [400.0], "punsafe": [0.5]},
+        {"url": pa.array(["https://a/3"], pa.large_string()), "text": [b"z"], "width": ["500"], "NSFW": ["NSFW"]},
+        {"url": ["https://a/4"], "text": ["w"], "width": pa.nulls(1), "height": [[1, 2]]},
+    ]  # fmt: skip
+    for i, table in enumerate(tables):
+        pq.write_table(pa.table(table), tmp_path / f"{i}.parquet")
+    sample([str(tmp_path)], num=9, out=tmp_path / "out" / "o.parquet")
+    found = sorted(pq.read_table(tmp_path / "out" / "o.parquet").to_pylist(), key=lambda row: row["url"])
+    assert [tuple(row.values()) for row in found] == [
+        ("https://a/1", "x", 0.5, 300, None),
+        ("https://a/2", "y", None, 400, "0.5"),
+        ("https://a/3", "z", None, 500, "NSFW"),
+        ("https://a/4", "w", None, None, None),
+    ]
+
+
+def test_a_missing_value_passes_no_filter(tmp_path: Path) -> None:
+    urls = [f"https://a/{i}" for i in range(6)]
+    table = {
+        "url": urls,
+        "caption": ["x"] * 6,
+        "width": ["500", None, "", "0", "nan", "500"],
+        "height": [500.0, 500, 500, 0, 500, float("nan")],
+        "nsfw": pa.array(["UNLIKELY", "unlikely", "0.2", "?", None, "NSFW"]).dictionary_encode(),
+        "license": ["?", "?", "a", "b", None, "?"],
+    }
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    for number, (filters, good) in enumerate(
+        [
+            (Filters(min_side=100), {0}),
+            (Filters(max_aspect=3), {0}),
+            (Filters(max_nsfw=0.5), {0, 1, 2}),
+            (Filters(licences=("?",)), {0, 1, 5}),
+        ]
+    ):
+        sample([str(tmp_path / "m.parquet")], num=9, out=tmp_path / f"{number}.parquet", filters=filters)
+        assert set(drawn(tmp_path / f"{number}.parquet")) == {urls[i] for i in good}
+
+
+def test_captions_come_out_as_one_line_of_utf8(tmp_path: Path) -> None:
+    texts = [
+        b"a\t\x0b b\r\nc",
+        "d\u2028e\u3000\x85f ".encode(),
+        "\u00a0\u2003".encode(),
+        b"g\xff",
+        "ünï ✓".encode(),
+    ]
+    column = pa.array(texts, pa.binary()).view(
+        pa.string()
+    )  # as a Parquet file may hold it: nothing was checked
+    table = pa.table({"url": [f" HTTPS://a/{i}\n" for i in range(5)], "caption": column})
+    pq.write_table(table, tmp_path / "m.parquet")
+    filters = Filters(min_caption_words=2, max_caption_words=3)
+    summary = sample([str(tmp_path / "m.parquet")], num=5, out=tmp_path / "o.parquet", filters=filters)
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert set(found["caption"].to_pylist()) == {"a b c", "d e f", "ünï ✓"}
+    assert set(found["url"].to_pylist()) == {f"HTTPS://a/{i}" for i in (0, 1, 4)}
+    assert found.schema.field("caption").type == pa.string() and summary.dropped == {"no caption": 2}
+
+
+def test_fewer_rows_than_asked_for_are_said_plainly(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.parquet", [*rows(20), {"URL": "ftp://a/b", "TEXT": "x"}])
+    few = sample([source], num=17, expect_success=0.5, out=tmp_path / "a.parquet").describe()
+    assert few.splitlines() == [
+        "20 of 21 rows, 1 without: no web address",
+        "there are no more rows to draw; 34 were asked for, to get 17 good pairs",
+    ]
+    assert (
+        sample([source], num=5, out=tmp_path / "b.parquet").describe().startswith("5 of 21 rows, 1 without")
+    )
+    assert "\n" not in sample([source], num=20, out=tmp_path / "c.parquet").describe()
+
+
+def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A plan, which reads the footer alone, does not notice."""
+    path = Path(write(tmp_path / "m.parquet", rows(5000)))
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])
+    assert plan([str(path)], num=3).rows == 5000
+    with pytest.raises(ValueError, match=r"m\.parquet cannot be read to its end; fetch it anew"):
+        sample([str(path)], num=3, out=tmp_path / "o.parquet")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_plan_of_400_million_rows_reads_footers_only(tmp_path: Path) -> None:
@@ -192,12 +311,29 @@ def test_over_fsspec(tmp_path: Path) -> None:
     assert drawn(tmp_path / "a.parquet") == drawn(tmp_path / "b.parquet")
 
 
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    source = write(tmp_path / "m.parquet", rows(20))
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(OSError, match="no space left"):
+        sample([source], num=3, out=tmp_path / "o.parquet")
+    assert list(tmp_path.iterdir()) == [Path(source)]
+
+
 def test_what_cannot_be_sampled(tmp_path: Path) -> None:
     source, out = write(tmp_path / "m.parquet", rows(5)), tmp_path / "o.parquet"
+    nested = write(tmp_path / "nested.parquet", [{"url": "https://a/b", "caption": ["x", "y"]}])
     (tmp_path / "no.parquet").write_bytes(b"x" * 100)
     for bad, message in (
         ({"num": 0}, "--num must be at least 1"),
         ({"expect_success": 0.0}, "--expect-success is a share above 0"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"seed": 2**64}, "--seed must be from 0"),
+        ({"metadata": [nested]}, "no column of captions by a known name.* it has url: name one"),
+        ({"out": Path(source) / "o.parquet"}, "cannot make the folder of .*name another --out"),
+        ({"columns": {"colour": "url"}}, "there is no column 'colour' to be named"),
         ({"out": tmp_path / "o.csv"}, r"must end in \.parquet"),
         ({"out": Path(source)}, "exists; remove it"),
         ({"metadata": [str(tmp_path / "gone.parquet")]}, "there is nothing at"),
@@ -206,6 +342,23 @@ def test_what_cannot_be_sampled(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sample(**{"metadata": [source], "num": 3, "out": out, **bad})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="min_caption_words is above max_caption_words"):
-        Filters(min_caption_words=5, max_caption_words=2)
     assert not out.exists()
+    with pytest.raises(ValueError, match="--num must be at least 1"):
+        plan([source], num=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_caption_words": 5, "max_caption_words": 2}, "min_caption_words is above max_caption_words"),
+        ({"max_caption_words": 0}, "max_caption_words must be at least 1"),
+        ({"min_side": 0}, "min_side must be at least 1"),
+        ({"max_aspect": 0.5}, "max_aspect is the longer side over the shorter"),
+        ({"min_similarity": float("nan")}, "min_similarity must be a finite number"),
+        ({"max_nsfw": -0.1}, "max_nsfw must be at least 0"),
+        ({"licences": ()}, "licences is empty"),
+    ],
+)
+def test_impossible_filters(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Filters(**values)
