@@ -24,11 +24,14 @@ GROUP = 250_000
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from advflyp.data.sample import sample
+from advflyp.data.sample import plan, sample
+planned = plan([sys.argv[1]], num=int(sys.argv[2]), expect_success=0.68)
 start = time.perf_counter()
 summary = sample([sys.argv[1]], num=int(sys.argv[2]), out=Path(sys.argv[3]), expect_success=0.68)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak, "rows": summary.rows, "kept": summary.kept}))
+seconds = time.perf_counter() - start
+found = {"seconds": seconds, "peak": peak, "rows": summary.rows, "kept": summary.kept, "planned": planned.memory}
+print(json.dumps(found))
 """
 
 
@@ -97,7 +100,8 @@ def main() -> None:
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(
             f"drew {found['kept']:,} of {found['rows']:,} rows in {found['seconds']:.0f} s, "
-            f"{found['rows'] / found['seconds']:,.0f} rows/s, peak memory {found['peak'] / 2**30:.2f} GiB"
+            f"{found['rows'] / found['seconds']:,.0f} rows/s, peak memory {found['peak'] / 2**30:.2f} GiB "
+            f"(foreseen by the plan: {found['planned'] / 2**30:.2f} GiB)"
         )
 
 

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
 from scipy.stats import chi2
 
-from advflyp.data.sample import Filters, find_columns, plan, sample
+from advflyp.data.sample import Filters, _write, find_columns, plan, sample
 
 
 def rows(n: int, first: int = 0) -> list[dict[str, Any]]:
@@ -309,6 +310,18 @@ def test_over_fsspec(tmp_path: Path) -> None:
     sample(["memory://metadata/*.parquet"], num=10, out=tmp_path / "a.parquet")
     sample([str(path)], num=10, out=tmp_path / "b.parquet")
     assert drawn(tmp_path / "a.parquet") == drawn(tmp_path / "b.parquet")
+
+
+def test_text_beyond_2_gib_is_written(tmp_path: Path) -> None:
+    """Three letters that lie so far out that only large strings reach them; of the rest no page is touched."""
+    far = 2**31 + 100
+    letters = np.zeros(far + 3, np.uint8)
+    letters[far:] = list(b"abc")
+    offsets = np.arange(far, far + 4, dtype=np.int64)
+    column = pa.Array.from_buffers(pa.large_string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(letters)])
+    _write(pa.table({"url": column}), {}, tmp_path / "o.parquet")
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert table["url"].to_pylist() == ["a", "b", "c"] and table.schema.field("url").type == pa.string()
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
