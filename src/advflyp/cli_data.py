@@ -136,12 +136,8 @@ class Sample:
             return
         with _counter("rows read") as count:
             summary = sample(self.metadata, out=self.out, seed=self.seed, progress=count, **how)
-        left_out = "".join(
-            f", {number:,} without: {reason}" for reason, number in summary.dropped.most_common()
-        )
-        print(f"{summary.kept:,} of {summary.rows:,} rows in {self.out}{left_out}")
-        if summary.kept * self.expect_success < self.num:
-            print(f"fewer than the {self.num:,} good pairs that are wanted: there are no more rows to draw")
+        print(summary.describe())
+        print(f"written to {self.out}")
 
 
 @dataclass
@@ -259,8 +255,8 @@ class Download:
     """Pixels of the shorter side of larger pictures; smaller ones stay."""
     quality: int = 95
     """Of the JPEGs."""
-    resize_mode: str = "keep_ratio"
-    """keep_ratio, keep_ratio_largest, center_crop, border or no."""
+    resize_mode: Literal["keep_ratio", "keep_ratio_largest", "center_crop", "border", "no"] = "keep_ratio"
+    """What --size means: the shorter side, the longer, a square crop, a padded square; no: pictures stay."""
     shard_size: int | None = None
     """Rows of the list in a shard; by default 10,000, and fewer for a small --num."""
     processes: int | None = None
@@ -271,8 +267,8 @@ class Download:
     """Seconds of silence before a download is given up."""
     retries: int = 0
     """Of each failed download."""
-    distributor: str = "multiprocessing"
-    """multiprocessing, pyspark or ray."""
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
+    """Spark and Ray are installed beside img2dataset when they are asked for."""
     allow_private: bool = False
     """Also connect to addresses that are not on the public internet: your own network."""
     max_bytes: int = 32 << 20

@@ -231,7 +231,7 @@ class HubPairs:
         if isinstance(found, datasets.DatasetDict):
             split = split or "train"
             if split not in found:
-                raise ValueError(f"{place} has no split '{split}'{suggest(split, found)}")
+                raise ValueError(f"{place} has no split '{split}'{suggest(split, map(str, found))}")
             found = found[split]
         self.image, self.caption = columns.find(found.column_names, name)
         if isinstance(found.features[self.image], datasets.Image):
