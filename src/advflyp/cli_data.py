@@ -106,7 +106,8 @@ class Sample:
     """Only say what would be read: rows, columns, memory."""
 
     def run(self) -> None:
-        from advflyp.data.sample import Filters, plan, sample
+        from advflyp.data.metadata import Filters
+        from advflyp.data.sample import plan, sample
 
         filters = Filters(
             min_similarity=self.min_similarity,

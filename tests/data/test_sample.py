@@ -13,7 +13,8 @@ import pytest
 import xxhash
 from scipy.stats import chi2
 
-from advflyp.data.sample import Filters, _write, find_columns, plan, sample
+from advflyp.data.metadata import Filters, find_columns
+from advflyp.data.sample import _write, plan, sample
 
 
 def rows(n: int, first: int = 0) -> list[dict[str, Any]]:
