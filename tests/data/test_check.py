@@ -1,18 +1,22 @@
 """A look at pairs: the counts are those of training."""
 
+import io
+import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from advflyp.cli import main
 from advflyp.data import check as module
 from advflyp.data.check import check
 from advflyp.data.images import PictureReader
 from advflyp.data.pairs import DataConfig, open_pairs
-from advflyp.report.pairs_page import check_page, histogram
+from advflyp.report.pairs_page import check_page, histogram, write_page
 from helpers import members, pairs, write_folder, write_tar
 
 
@@ -37,6 +41,58 @@ def test_the_counts_are_those_of_training(dirty: Path) -> None:
     assert found.sides == {48: 21} and found.words[3] == 21
     captions = Counter(caption for _, caption in pairs(20))
     assert found.repeated == sum(count - 1 for count in captions.values())
+
+
+def test_damaged_jpegs_count_as_in_training(tmp_path: Path) -> None:
+    """Training decodes JPEGs with libjpeg-turbo, the check with Pillow: both must refuse the same ones."""
+    rng = random.Random(0)
+    parts: list[tuple[str, bytes]] = []
+    for number in range(200):
+        stream = io.BytesIO()
+        image = Image.open(io.BytesIO(pairs(16)[number % 16][0])).convert("RGB").resize((96, 80))
+        image.save(stream, "JPEG", progressive=number % 2 == 0, quality=90)
+        data = bytearray(stream.getvalue())
+        place = rng.randrange(len(data))
+        if number % 3 == 0:
+            del data[place:]
+        elif number % 3 == 1:
+            data[place : place + 30] = rng.randbytes(30)
+        parts += [(f"{number:03d}.jpg", bytes(data)), (f"{number:03d}.txt", b"x")]
+    shard = str(write_tar(tmp_path / "j.tar", parts))
+    found = check(shard)
+    training = open_pairs(
+        DataConfig(train=shard, batch_size=2, max_bad_fraction=1),
+        PictureReader({"size": 16}),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    assert len(list(training.epoch(0))) == found.usable // 2
+    assert found.dirt.counts == training.dirt.counts
+    assert {"truncated image", "not an image", "unreadable image"} <= found.dirt.counts.keys()
+
+
+def test_half_a_character_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """JSON may hold a lone surrogate; UTF-8 may not."""
+    folder = write_folder(tmp_path, 1)
+    image = next(path.name for path in folder.iterdir() if path.suffix == ".png")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": image, "caption": "a cat \ud83d"}))
+    found = check(str(tmp_path / "t.jsonl"))
+    assert found.sheet[0].captions == ("a cat ?",)
+    assert "a cat ?" in write_page(tmp_path / "out", check_page(found)).read_text()
+
+
+def test_repeated_captions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWEST", 7)
+    monkeypatch.setattr(module, "REMEMBERED", 100)
+    rng = random.Random(0)
+    known, expected = module.Known(), set()
+    for _ in range(2000):
+        caption = f"caption {rng.randrange(300)}"
+        assert known.add(caption) == (caption in expected)
+        if len(expected) < 100:
+            expected.add(caption)
+    assert len(known.old) + len(known.new) == 100 and known.old.nbytes <= 8 * 100
+    assert bool((known.old[1:] > known.old[:-1]).all())
 
 
 def test_the_page_stands_alone_and_escapes_everything(dirty: Path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from advflyp.cli import main
-from advflyp.data.images import on_white
+from advflyp.data import overlap as module
+from advflyp.data.images import on_white, read_image
 from advflyp.data.labelled import load_set
-from advflyp.data.overlap import CANDIDATE_LIMIT, HASH_LIMIT, nearest, overlap, picture_hash
+from advflyp.data.overlap import CANDIDATE_LIMIT, HASH_LIMIT, overlap, picture_hash, within, without
 from advflyp.data.samples import in_order
 from advflyp.data.sources import open_source
 from advflyp.model.hub import load_model
@@ -48,10 +50,8 @@ def test_changed_copies_are_found(pictures: dict[str, list[Image.Image]], change
     alter, alone, proposed = CHANGES[change]
     for images in pictures.values():
         hashes = codes(images)
-        bits = [
-            int(nearest(np.array([picture_hash(alter(image))], np.uint64), hashes[i : i + 1])[0][0, 0])
-            for i, image in enumerate(images)
-        ]
+        changed = np.array([picture_hash(alter(image)) for image in images], np.uint64)
+        bits = [one for query, reference, one, _ in within(changed, hashes, 64) if query == reference]
         assert np.mean(np.array(bits) <= HASH_LIMIT) >= alone
         assert np.mean(np.array(bits) <= CANDIDATE_LIMIT) >= proposed
 
@@ -59,8 +59,9 @@ def test_changed_copies_are_found(pictures: dict[str, list[Image.Image]], change
 def test_other_pictures_are_left_alone(pictures: dict[str, list[Image.Image]]) -> None:
     """Drawings on white resemble one another more than photographs do: at most one pair in a thousand."""
     for images in pictures.values():
-        distances, _ = nearest(codes(images)[:, 0], codes(images))
-        others = distances[np.triu_indices(len(images), 1)]
+        found = within(codes(images)[:, 0], codes(images), 64)
+        others = np.array([bits for query, reference, bits, _ in found if query < reference])
+        assert len(others) == len(images) * (len(images) - 1) / 2
         assert np.mean(others <= HASH_LIMIT) < 0.001 and np.mean(others <= CANDIDATE_LIMIT) < 0.01
 
 
@@ -69,14 +70,19 @@ def codes(images: list[Image.Image]) -> np.ndarray:
     return np.array(both, np.uint64)
 
 
-def test_distances_are_hamming_distances() -> None:
+@pytest.mark.parametrize("piece", (3, 2048))
+def test_distances_are_hamming_distances(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", piece)
     rng = np.random.default_rng(0)
     queries, references = rng.integers(0, 2**63, 5, np.uint64), rng.integers(0, 2**63, (7, 2), np.uint64)
-    distances, mirrored = nearest(queries, references)
+    expected = []
     for i, query in enumerate(queries.tolist()):
         for j, (plain, flipped) in enumerate(references.tolist()):
             one, other = bin(query ^ plain).count("1"), bin(query ^ flipped).count("1")
-            assert distances[i, j] == min(one, other) and mirrored[i, j] == (other < one)
+            expected.append((i, j, min(one, other), other < one))
+    for bits in (0, 28, 30, 64):
+        assert within(queries, references, bits) == [found for found in expected if found[2] <= bits]
+    assert within(queries, np.empty((0, 2), np.uint64), 64) == []
 
 
 @pytest.fixture
@@ -103,7 +109,47 @@ def test_leaks_are_found_with_and_without_a_model(leaked: tuple[str, str]) -> No
         assert all((match.cosine is None) == (model is None) for match in found.matches)
         assert found.matches[0].picture.endswith("03.png") and found.matches[1].picture.endswith("07.png")
     assert all(match.cosine is not None and match.cosine > 0.95 for match in found.matches)
-    assert not overlap(training, [test], model=load_model("mini"), cosine=1.0, bits=2).keys - {"t.tar:11"}
+    assert not overlap(training, [test], model=load_model("mini"), cosine=1.0, bits=2).keys - {
+        (11, "t.tar:11")
+    }
+
+
+def test_shards_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    """They give two pairs one key: only the one that matches goes."""
+    leaked, other = (on_white(load_set(name).pictures[3][0]) for name in ("mini/food", "mini/animals-3d"))
+    for folder, image in (("a", other), ("b", leaked)):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", [("0.png", encoded_png(image)), ("0.txt", folder.encode())])
+    pairs = str(tmp_path / "{a,b}" / "0.tar")
+    found = overlap(pairs, [str(class_folder(tmp_path / "test", [leaked, leaked.rotate(90)]))])
+    assert found.keys == {(1, "0.tar:0")}
+    assert [sample.captions() for sample in without(pairs, found.keys)] == [("a",)]
+
+
+def test_cosines_are_those_of_each_pair_by_itself(
+    leaked: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is embedded together, and however often an evaluation picture comes."""
+    training, test = leaked
+    model = load_model("mini")
+    whole = overlap(training, [test], model=model, bits=32, cosine=-1).matches
+    monkeypatch.setattr(module, "_BLOCK", 5)
+    parts = overlap(training, [test], model=model, bits=32, cosine=-1).matches
+    assert len(whole) > 20 and {match.mirrored for match in whole} == {True, False}
+    evaluated = {load_set(test).key(i): on_white(load_set(test).pictures[i][0]) for i in range(12)}
+    samples = list(in_order(open_source(training)))
+    for one, other in zip(whole, parts, strict=True):
+        assert (one.number, one.picture) == (other.number, other.picture)
+        image = evaluated[one.picture]
+        if one.mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        both = torch.stack(
+            [model.preprocess(i) for i in (read_image(samples[one.number].image_bytes()), image)]
+        )
+        with torch.no_grad():
+            expected = model.encode_image(both)
+        assert one.cosine == pytest.approx(float(expected[0] @ expected[1]), abs=1e-4)
+        assert other.cosine == pytest.approx(one.cosine, abs=1e-4)
 
 
 def test_the_command_reports_and_drops(

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 from PIL import Image
 
 from advflyp.data.dirt import Dirt, Unusable
@@ -20,6 +21,7 @@ SHEET = 48
 THUMBNAIL = 160
 # Duplicates are counted among the first so many captions: eight bytes each are kept.
 REMEMBERED = 5_000_000
+NEWEST = 50_000
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def check(
 
     seed:     of the contact sheet
     progress: called with the samples seen so far
-    Memory does not grow with the pairs, but for eight bytes a caption. ValueError where there are no pairs.
+    Memory does not grow with the pairs, but for eight bytes a caption (see `Known`). ValueError where there are none.
     """
     # The samples are counted as they come, so that remote shards need no size.
     source = open_source(pairs, size=size or limit, columns=columns)
     found = Checked(pairs)
     rng = random.Random(seed)
-    known: set[int] = set()
+    known = Known()
     for sample, outcome in _decoded(islice(in_order(source), limit), workers):
         found.seen += 1
         if progress is not None and found.seen % 100 == 0:
@@ -94,12 +96,31 @@ def check(
         for caption in captions:
             found.captions += 1
             found.words[len(caption.split())] += 1
-            digest = int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big")
-            found.repeated += digest in known
-            if len(known) < REMEMBERED:
-                known.add(digest)
+            found.repeated += known.add(caption)
         _draw(found, Shown(sample.key, thumbnail, captions), rng)
     return found
+
+
+class Known:
+    """The first `REMEMBERED` different captions, as sorted 64-bit hashes; the newest are in a set, which is larger."""
+
+    def __init__(self) -> None:
+        self.old = np.empty(0, np.uint64)
+        self.new: set[int] = set()
+
+    def add(self, caption: str) -> bool:
+        """Whether it is there already."""
+        digest = int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big")
+        # As NumPy's own integer: Python's would be compared as a float.
+        place = int(np.searchsorted(self.old, np.uint64(digest)))
+        if digest in self.new or (place < len(self.old) and int(self.old[place]) == digest):
+            return True
+        if len(self.old) + len(self.new) < REMEMBERED:
+            self.new.add(digest)
+        if len(self.new) >= NEWEST:
+            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64, len(self.new))]))
+            self.new.clear()
+        return False
 
 
 def _draw(found: Checked, shown: Shown, rng: random.Random) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.fft import dctn
+from torch import Tensor
 
 from advflyp.data.dirt import Dirt, Unusable
 from advflyp.data.images import on_white, read_image
@@ -31,7 +32,9 @@ CANDIDATE_LIMIT = 12
 COSINE_LIMIT = 0.95
 THUMBNAIL = 160
 SHOWN = 60
+# Training pictures at a time, and evaluation hashes: what they make together stays in the processor's cache.
 _BLOCK = 64
+_PIECE = 2048
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -41,13 +44,15 @@ B = TypeVar("B")
 class Match:
     """A training picture and an evaluation picture that are nearly the same.
 
-    key:      of the training pair
+    number:   of the training pair, from 0 in stored order: shards of one name in two folders share their keys
+    key:      its name
     set, picture: the evaluation set and the picture's name in it
     bits:     of 64 in which the hashes differ, the mirrored picture's if that is nearer
     mirrored: whether it was
     cosine:   of the embeddings; None without a model
     """
 
+    number: int
     key: str
     set: str
     picture: str
@@ -74,9 +79,9 @@ class Overlap:
     dirt: Dirt = field(default_factory=Dirt)
 
     @property
-    def keys(self) -> set[str]:
-        """Of the training pairs that match anything."""
-        return {match.key for match in self.matches}
+    def keys(self) -> set[tuple[int, str]]:
+        """Number and key of the training pairs that match anything."""
+        return {(match.number, match.key) for match in self.matches}
 
 
 def overlap(
@@ -109,41 +114,41 @@ def overlap(
     found = Overlap(pairs, against={one.name: len(one) for one in labelled})
     places, hashes = _evaluation(labelled, workers)
     confirm = None if model is None else _Confirm(model, labelled)
-    waiting: list[tuple[Sample, Image.Image, np.uint64]] = []
+    waiting: list[tuple[int, Sample, np.uint64]] = []
 
     def compare() -> None:
-        distances, mirrored = nearest(np.array([code for _, _, code in waiting], np.uint64), hashes)
-        for (sample, image, _), row, flipped in zip(waiting, distances, mirrored, strict=True):
-            candidates = np.flatnonzero(row <= allowed).tolist()
-            embedding = confirm.embed(image) if confirm and candidates else None
-            for place in candidates:
-                number, index = places[place]
-                similarity = None
-                if confirm and embedding is not None:
-                    similarity = confirm(embedding, places[place], bool(flipped[place]))
-                    if similarity < cosine:
-                        continue
-                name, key = labelled[number].name, labelled[number].key(index)
-                match = Match(sample.key, name, key, int(row[place]), bool(flipped[place]), similarity)
-                found.matches.append(match)
-                if len(found.shown) < SHOWN:
-                    evaluated = on_white(labelled[number].pictures[index][0])
-                    found.shown.append((_small(image), _small(evaluated), match))
+        codes = np.array([code for _, _, code in waiting], np.uint64)
+        candidates = within(codes, hashes, allowed)
+        # Decoded a second time: pictures of any size that wait for the rest of the block would fill the memory.
+        images = {row: read_image(waiting[row][1].image_bytes()) for row, *_ in candidates}
+        cosines: list[float | None] = [None] * len(candidates)
+        if confirm and candidates:
+            cosines = confirm(images, [(row, places[place], flip) for row, place, _, flip in candidates])
+        for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
+            if similarity is not None and similarity < cosine:
+                continue
+            training, sample, _ = waiting[row]
+            number, index = places[place]
+            name, key = labelled[number].name, labelled[number].key(index)
+            match = Match(training, sample.key, name, key, differing, flip, similarity)
+            found.matches.append(match)
+            if len(found.shown) < SHOWN:
+                evaluated = on_white(labelled[number].pictures[index][0])
+                found.shown.append((_small(images[row]), _small(evaluated), match))
         waiting.clear()
 
-    def look(sample: Sample) -> tuple[Image.Image, np.uint64] | str:
+    def look(sample: Sample) -> np.uint64 | str:
         try:
-            image = read_image(sample.image_bytes())
+            return picture_hash(read_image(sample.image_bytes()))
         except Unusable as reason:
             return str(reason)
-        return image, picture_hash(image)
 
     for sample, outcome in _threaded(islice(in_order(source), limit), look, workers):
         found.seen += 1
         if isinstance(outcome, str):
             found.dirt.add(outcome, sample.key)
             continue
-        waiting.append((sample, *outcome))
+        waiting.append((found.seen - 1, sample, outcome))
         if len(waiting) == _BLOCK:
             compare()
             if progress is not None:
@@ -164,10 +169,21 @@ def picture_hash(image: Image.Image) -> np.uint64:
     return np.packbits(low > np.median(low)).view(np.uint64)[0]
 
 
-def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hamming distances (N, M) of hashes (N,) to (M, 2), as they are and mirrored, and which of the two is nearer."""
-    distances = np.bitwise_count(queries[:, None, None] ^ references[None])
-    return distances.min(-1), distances[..., 1] < distances[..., 0]
+def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple[int, int, int, bool]]:
+    """Pairs of hashes (N,) and (M, 2), as they are and mirrored, that differ in at most `bits` bits.
+
+    Each as query, reference, bits of the nearer of the two, whether that is the mirrored one.
+    """
+    found: list[tuple[int, int, int, bool]] = []
+    for start in range(0, len(references), _PIECE):
+        piece = references[start : start + _PIECE]
+        plain, mirrored = (np.bitwise_count(queries[:, None] ^ piece[:, side]) for side in (0, 1))
+        distances = np.minimum(plain, mirrored)
+        rows, columns = np.nonzero(distances <= bits)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            flip = bool(mirrored[row, column] < plain[row, column])
+            found.append((row, start + column, int(distances[row, column]), flip))
+    return sorted(found)
 
 
 def _evaluation(labelled: Sequence[LabelledSet], workers: int) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -191,22 +207,29 @@ class _Confirm:
 
     def __init__(self, model: CLIP, labelled: Sequence[LabelledSet]) -> None:
         self.model, self.labelled = model, labelled
-        self.known: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self.known: dict[tuple[tuple[int, int], bool], Tensor] = {}
 
-    def __call__(self, training: torch.Tensor, place: tuple[int, int], mirrored: bool) -> float:
-        """training: its embedding (d,);  place: of the evaluation picture (set, number)"""
-        key = (*place, mirrored)
-        if key not in self.known:
-            image = on_white(self.labelled[place[0]].pictures[place[1]][0])
-            self.known[key] = self.embed(
-                image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
-            )
-        return float(training @ self.known[key])
+    def __call__(
+        self, images: dict[int, Image.Image], candidates: Sequence[tuple[int, tuple[int, int], bool]]
+    ) -> list[float | None]:
+        """images: training pictures;  candidates: of which picture, (set, picture) of the evaluation, mirrored"""
+        new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
+        for start in range(0, len(new), _BLOCK):
+            some = new[start : start + _BLOCK]
+            embedded = self._embed([self._evaluated(*one) for one in some])
+            self.known.update(zip(some, embedded, strict=True))
+        training = dict(zip(images, self._embed(list(images.values())), strict=True))
+        return [float(training[row] @ self.known[place, flip]) for row, place, flip in candidates]
+
+    def _evaluated(self, place: tuple[int, int], mirrored: bool) -> Image.Image:
+        image = on_white(self.labelled[place[0]].pictures[place[1]][0])
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     @torch.no_grad()
-    def embed(self, image: Image.Image) -> torch.Tensor:
-        """(d,) unit norm."""
-        return self.model.encode_image(self.model.preprocess(image)[None].to(self.model.device))[0].cpu()
+    def _embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, d) unit norm."""
+        pixels = torch.stack([self.model.preprocess(image) for image in images])
+        return self.model.encode_image(pixels.to(self.model.device)).float().cpu()
 
 
 def _threaded(items: Iterable[A], work: Callable[[A], B], workers: int) -> Iterator[tuple[A, B]]:
@@ -224,14 +247,11 @@ def _threaded(items: Iterable[A], work: Callable[[A], B], workers: int) -> Itera
 
 
 def without(
-    pairs: str, keys: set[str], *, size: int | None = None, columns: Columns | None = None
+    pairs: str, keys: set[tuple[int, str]], *, size: int | None = None, columns: Columns | None = None
 ) -> Iterator[Sample]:
-    """The samples that `pairs` names but for those of these keys."""
-    return (
-        sample
-        for sample in in_order(open_source(pairs, size=size, columns=columns))
-        if sample.key not in keys
-    )
+    """The samples that `pairs` names but for those that `Overlap.keys` names."""
+    samples = in_order(open_source(pairs, size=size, columns=columns))
+    return (sample for number, sample in enumerate(samples) if (number, sample.key) not in keys)
 
 
 def _small(image: Image.Image) -> Image.Image:

@@ -49,7 +49,8 @@ class Sample:
         if self.caption is None:
             raise Unusable("no caption")
         if isinstance(self.caption, tuple):
-            lines: Sequence[str] = self.caption
+            # JSON can hold halves of a character, which nothing can write.
+            lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in self.caption]
             if sum(map(len, lines)) > MAX_CAPTION_BYTES:
                 raise Unusable("caption is too long")
         else:
