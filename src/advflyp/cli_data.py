@@ -198,7 +198,7 @@ class Check:
     """Read every pair as training would: what cannot be used and why, what the rest looks like."""
 
     pairs: Positional[str]
-    """Whatever data.train takes: a folder, shards, a table, hf:NAME."""
+    """A folder, shards, a table, hf:NAME."""
     out: Path | None = None
     """Folder for index.html: reasons, lengths of captions, a sheet of random pairs."""
     limit: int | None = None
@@ -299,7 +299,8 @@ class Overlap:
     against: tuple[str, ...] = ("paper",)
     """Labelled sets, groups of sets or paths, as in `advflyp eval --sets`."""
     model: str | None = None
-    """Confirms with its image embeddings what the perceptual hash proposes; without one the hash decides."""
+    """Confirms with its image embeddings what the perceptual hash proposes. Give one before --drop: alone, the hash also
+    takes different pictures of like shape for duplicates."""
     bits: int | None = None
     """Most bits of 64 in which two hashes may differ: 6, or 12 with a model."""
     cosine: float = 0.95

@@ -43,11 +43,14 @@ class FolderPairs:
     def sample(self, number: int) -> Sample:
         if number >= len(self.images):
             text = self.lonely[number - len(self.images)]
-            return Sample(os.path.relpath(text, self.folder), None, Path(text))
+            return Sample(self._key(text), None, Path(text))
         image = self.images[number]
         text = self._text(image)
-        key = os.path.relpath(image, self.folder)
-        return Sample(key, image, text if text.is_file() else None)
+        return Sample(self._key(image), image, text if text.is_file() else None)
+
+    def _key(self, path: str) -> str:
+        # A name that is not UTF-8 could be written nowhere.
+        return os.path.relpath(path, self.folder).encode("utf-8", "replace").decode()
 
     def _text(self, image: str) -> Path:
         path = Path(image)

@@ -82,7 +82,7 @@ def overlap_page(found: Overlap) -> str:
         [name, f"{n:,}", f"{len({m.picture for m in found.matches if m.set == name}):,}", f"{counts[name]:,}"]
         for name, n in found.against.items()
     ]
-    columns = ["evaluation set", "pictures", "of which are in training", "pairs of pictures"]
+    columns = ["evaluation set", "pictures", "of which resemble one in training", "pairs of pictures"]
     parts = [_tiles(tiles), table(Table(title="Sets", columns=columns, rows=rows))]
     if found.shown:
         how = "training picture left, evaluation picture right"
@@ -208,7 +208,7 @@ def histogram(counts: Counter[int], what: str, of: str, bins: int, width: int) -
     for value, count in counts.items():
         heights[(min(value, last) - first) // step] += count
     figure = sheet(width, 240)
-    axes = axes_in(figure, 56, 48, 12, 12)
+    axes = axes_in(figure, 28 + 7 * len(f"{max(heights.values()):,}"), 48, 12, 12)
     places = [first + step * (place + 0.5) - 0.5 for place in heights]
     axes.bar(places, list(heights.values()), width=0.88 * step, color=MODELS[1], linewidth=0)
     axes.set_xlabel(
