@@ -299,7 +299,7 @@ class Overlap:
     against: tuple[str, ...] = ("paper",)
     """Labelled sets, groups of sets or paths, as in `advflyp eval --sets`."""
     model: str | None = None
-    """Confirms with its image embeddings what the perceptual hash proposes. Give one before --drop: alone, the hash also
+    """Confirms with its embeddings what the perceptual hash proposes. Give one before --drop: alone, the hash also
     takes different pictures of like shape for duplicates."""
     bits: int | None = None
     """Most bits of 64 in which two hashes may differ: 6, or 12 with a model."""
