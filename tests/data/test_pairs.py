@@ -173,6 +173,22 @@ def test_too_much_dirt_stops_training(tiny: CLIP, tmp_path: Path) -> None:
         list(opened(tiny, folder).epoch(0))
 
 
+def test_a_few_bad_samples_at_the_end_do_not_stop_a_resumed_run(tiny: CLIP, tmp_path: Path) -> None:
+    """The run that was not interrupted saw 8 of 44; the one resumed at the last batch sees those alone."""
+    folder = write_folder(tmp_path / "pairs", 44)
+    order = [
+        int(sample.key[:4])
+        for sample, _ in open_stream(open_source(str(folder)), seed=0, buffer=1).samples(0)
+    ]
+    for index in order[-8:]:
+        (folder / f"{index:04d}.png").write_bytes(b"<html>")
+    whole = list(opened(tiny, folder).epoch(0))
+    assert len(whole) == 4
+    resumed = opened(tiny, folder)
+    assert not list(resumed.epoch(0, whole[-1]["position"]))
+    assert resumed.dirt.counts == {"not an image": 8}
+
+
 def test_much_dirt_stops_long_before_the_end_of_the_epoch(
     tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

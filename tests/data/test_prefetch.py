@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from advflyp.data.prefetch import prefetched
+from advflyp.data.prefetch import prefetched, threaded
 
 
 def test_the_items_in_order_some_of_them_ahead() -> None:
@@ -50,3 +50,29 @@ def test_a_consumer_that_stops_stops_the_thread() -> None:
     taken.close()
     assert closed.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_threads_keep_the_order_and_stay_within_bounds() -> None:
+    begun = 0
+
+    def items() -> Iterator[int]:
+        nonlocal begun
+        for number in range(50):
+            begun += 1
+            yield number
+
+    def slow_first(number: int) -> int:
+        if number % 7 == 0:
+            threading.Event().wait(0.01)
+        return number * number
+
+    done = threaded(items(), slow_first, 4, 6)
+    assert next(done) == (0, 0) and begun == 7
+    assert list(done) == [(n, n * n) for n in range(1, 50)]
+
+
+def test_an_error_in_a_thread_is_raised_at_its_place() -> None:
+    done = threaded(range(5), lambda n: 1 // (n - 2), 2, 3)
+    assert [next(done)[0] for _ in range(2)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(done)

@@ -144,3 +144,9 @@ def test_mixing_keeps_the_share_everywhere() -> None:
         rest = [s.key for s, _ in mixed.samples(0, whole[where][1])]
         assert rest == [s.key for s, _ in whole[where + 1 :]]
     assert [s.key for s, _ in mixed.samples(1)] != [s.key for s, _ in whole]
+
+
+def test_a_second_source_that_a_process_gets_nothing_of() -> None:
+    main = open_stream(Numbers(10), seed=0, buffer=1, rank=1, ranks=2)
+    with pytest.raises(ValueError, match=r"data\.also holds fewer pairs than there are processes"):
+        Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, rank=1, ranks=2), 0.5)

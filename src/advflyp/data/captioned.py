@@ -9,9 +9,7 @@ import hashlib
 import json
 import random
 import tarfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from webdataset.tariterators import base_plus_ext
 from advflyp.data.images import IMAGE_SUFFIXES, on_white
 from advflyp.data.labelled import TOLERATED
 from advflyp.data.pictures import UNREADABLE, decode
+from advflyp.data.prefetch import threaded
 from advflyp.data.sources import find_shards
 
 
@@ -136,14 +135,7 @@ class CaptionedPictures:
             except UNREADABLE as error:
                 return f"{type(error).__name__}: {error}"
 
-        pending: deque[Future[Tensor | str]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            for entry in self.entries:
-                pending.append(pool.submit(decoded, entry))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        return (image for _, image in threaded(self.entries, decoded, workers, ahead))
 
     def _from_folder(self, folder: Path) -> list[Entry]:
         files = sorted(

@@ -2,9 +2,8 @@
 
 import hashlib
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from advflyp.data.dirt import Dirt, Unusable
 from advflyp.data.images import read_image
+from advflyp.data.prefetch import threaded
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
@@ -147,13 +147,4 @@ def _decoded(samples: Iterator[Sample], workers: int) -> Iterator[tuple[Sample, 
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return captions, side, image
 
-    ahead: deque[tuple[Sample, Future[Outcome | str]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for sample in samples:
-            ahead.append((sample, pool.submit(look, sample)))
-            if len(ahead) > 16 * workers:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        while ahead:
-            first, future = ahead.popleft()
-            yield first, future.result()
+    return threaded(samples, look, workers, 16 * workers)

@@ -23,7 +23,7 @@ from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_f
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
 from advflyp.data.pictures import SUFFIXES, UNREADABLE
 from advflyp.data.sources import find_shards
-from advflyp.data.stream import Position, permutation
+from advflyp.data.stream import Position, permuted
 from advflyp.data.tables import SUFFIXES as TABLES
 
 Reading = Literal["pairs", "labelled"]
@@ -69,11 +69,8 @@ class DecodedClasses(Decoded[int, int]):
         super().__init__(config, reader, seed, len(self.places) // ranks, "pictures", device, agree)
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
-        done = start["done"] if start else 0
-        order = permutation(len(self.places), self.seed, epoch)[self.rank :: self.ranks]
-        for number in order[done:].tolist():
-            done += 1
-            yield self.places[number], {"done": done}
+        for number, at in permuted(len(self.places), self.seed, epoch, start, self.rank, self.ranks):
+            yield self.places[number], at
 
     def key(self, sample: int) -> str:
         return self.labelled.key(sample)

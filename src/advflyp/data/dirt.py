@@ -26,6 +26,10 @@ class Dirt:
         self.counts[reason] += 1
         self.examples.setdefault(reason, key)
 
+    def copy(self) -> "Dirt":
+        """One of its own: what is added to either does not reach the other."""
+        return Dirt(self.counts.copy(), dict(self.examples))
+
     def describe(self) -> str:
         """The reasons, the most frequent first: "12 truncated image (such as 00003.tar:0042), 1 no caption (…)"."""
         return ", ".join(

@@ -1,8 +1,6 @@
 """Labelled sets for zero-shot classification: one table, pictures decoded when they are needed."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from advflyp.data.folders import has_shards, own_shards, own_templates, read_fol
 from advflyp.data.images import on_white
 from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pictures import UNREADABLE, Pictures, balanced
+from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
 
 # A set with more unreadable pictures than this is not the set its name promises.
@@ -133,21 +132,7 @@ class LabelledSet:
                 return f"{error}" or type(error).__name__
             return preprocess(picture)
 
-        # Threads, not processes: Pillow decodes and resizes outside the interpreter lock.
-        waiting: deque[tuple[int, Future[Tensor | str]]] = deque()
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for place in wanted:
-                waiting.append((place, pool.submit(load, place)))
-                if len(waiting) > ahead:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            # A consumer that stops early does not wait for pictures nobody wants.
-            pool.shutdown(wait=False, cancel_futures=True)
+        return threaded(wanted, load, workers, ahead)
 
 
 def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:

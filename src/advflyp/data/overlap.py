@@ -4,12 +4,9 @@ A perceptual hash (64 signs of low cosine frequencies of the grey picture) propo
 image embeddings confirm them where a model is given. The evaluation's hashes are in memory, the training pairs stream.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +18,7 @@ from advflyp.data.dirt import Dirt, Unusable
 from advflyp.data.images import on_white, read_image
 from advflyp.data.labelled import LabelledSet, load_set, set_names
 from advflyp.data.pictures import UNREADABLE
+from advflyp.data.prefetch import threaded
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
@@ -35,9 +33,6 @@ SHOWN = 60
 # Training pictures at a time, and evaluation hashes: what they make together stays in the processor's cache.
 _BLOCK = 64
 _PIECE = 2048
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,7 @@ def overlap(
         except Unusable as reason:
             return str(reason)
 
-    for sample, outcome in _threaded(islice(in_order(source), limit), look, workers):
+    for sample, outcome in threaded(islice(in_order(source), limit), look, workers, 16 * workers):
         found.seen += 1
         if isinstance(outcome, str):
             found.dirt.add(outcome, sample.key)
@@ -198,7 +193,9 @@ def _evaluation(labelled: Sequence[LabelledSet], workers: int) -> tuple[list[tup
         return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
     every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
-    known = [(place, codes) for place, codes in _threaded(every, look, workers) if codes is not None]
+    known = [
+        (place, codes) for place, codes in threaded(every, look, workers, 16 * workers) if codes is not None
+    ]
     return [place for place, _ in known], np.array([codes for _, codes in known], np.uint64).reshape(-1, 2)
 
 
@@ -230,20 +227,6 @@ class _Confirm:
         """(N, d) unit norm."""
         pixels = torch.stack([self.model.preprocess(image) for image in images])
         return self.model.encode_image(pixels.to(self.model.device)).float().cpu()
-
-
-def _threaded(items: Iterable[A], work: Callable[[A], B], workers: int) -> Iterator[tuple[A, B]]:
-    """Each item with what `work` makes of it, in order, some ahead."""
-    ahead: deque[tuple[A, Future[B]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            ahead.append((item, pool.submit(work, item)))
-            if len(ahead) > 16 * workers:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        while ahead:
-            first, future = ahead.popleft()
-            yield first, future.result()
 
 
 def without(

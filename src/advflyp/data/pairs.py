@@ -5,9 +5,7 @@ where the source stands behind it: that position is all a resumed run needs.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from advflyp.data.dirt import ENOUGH, Dirt, Unusable
 from advflyp.data.images import PictureReader
-from advflyp.data.prefetch import prefetched
+from advflyp.data.prefetch import prefetched, threaded
 from advflyp.data.samples import Sample
 from advflyp.data.sources import open_source
 from advflyp.data.stream import Mixed, Position, Stream, open_stream
@@ -176,7 +174,7 @@ class Decoded(ABC, Generic[Raw, With]):
 
     def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
         """Batches with a copy of the dirt up to their end, and one of dirt alone at the end of the epoch."""
-        dirt = Dirt(self.dirt.counts.copy(), dict(self.dirt.examples))
+        dirt = self.dirt.copy()
         seen = bad = 0
         images: list[Tensor] = []
         rest: list[With] = []
@@ -195,10 +193,12 @@ class Decoded(ABC, Generic[Raw, With]):
                 yield {
                     "images": torch.stack(images),
                     **about,
-                    "dirt": Dirt(dirt.counts.copy(), dict(dirt.examples)),
+                    "dirt": dirt.copy(),
                 }
                 images, rest = [], []
-        self._check(bad, seen, dirt)
+        if start is None:
+            # The few samples that a resumed epoch may have left say nothing about the data.
+            self._check(bad, seen, dirt)
         yield {"dirt": dirt}
 
     def _check(self, bad: int, seen: int, dirt: Dirt) -> None:
@@ -218,20 +218,9 @@ class Decoded(ABC, Generic[Raw, With]):
             except Unusable as reason:
                 return str(reason)
 
-        # Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
-        ahead: deque[tuple[Raw, Position, Future[tuple[Tensor, With] | str]]] = deque()
-        pool = ThreadPoolExecutor(self.config.workers, "decode")
-        try:
-            for sample, position in self.samples(epoch, start):
-                ahead.append((sample, position, pool.submit(decode, sample)))
-                if len(ahead) > 2 * self.config.batch_size:
-                    sample, position, future = ahead.popleft()
-                    yield sample, position, future.result()
-            while ahead:
-                sample, position, future = ahead.popleft()
-                yield sample, position, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        ahead = 2 * self.config.batch_size
+        work = threaded(self.samples(epoch, start), lambda item: decode(item[0]), self.config.workers, ahead)
+        return ((sample, position, decoded) for (sample, position), decoded in work)
 
 
 class DecodedPairs(Decoded[Sample, str]):

@@ -1,11 +1,35 @@
-"""Batches made ahead of time in a thread, so that reading and decoding go on while the model computes."""
+"""Work done ahead of time: pictures decoded in threads, batches made while the model computes."""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def threaded(items: Iterable[T], work: Callable[[T], R], workers: int, ahead: int) -> Iterator[tuple[T, R]]:
+    """Each item with what `work` makes of it, in order, up to `ahead` of them begun before they are asked for.
+
+    Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
+    What `work` raises is raised here. A consumer that stops early does not wait for what nobody wants.
+    """
+    begun: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers, "decode")
+    try:
+        for item in items:
+            begun.append((item, pool.submit(work, item)))
+            if len(begun) > ahead:
+                first, future = begun.popleft()
+                yield first, future.result()
+        while begun:
+            first, future = begun.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:

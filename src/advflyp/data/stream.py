@@ -43,6 +43,16 @@ def permutation(n: int, *seed: Any) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(n)
 
 
+def permuted(
+    n: int, seed: int, epoch: int, position: Position | None, rank: int, ranks: int
+) -> Iterator[tuple[int, Position]]:
+    """The numbers below n in the order of an epoch, of which every rank takes each `ranks`-th, with positions."""
+    done = position["done"] if position else 0
+    for number in permutation(n, seed, epoch)[rank::ranks][done:].tolist():
+        done += 1
+        yield number, {"done": done}
+
+
 class IndexedStream:
     """A permutation of all samples, of which every rank takes each `ranks`-th."""
 
@@ -53,11 +63,8 @@ class IndexedStream:
         return len(self.source) // self.ranks
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
-        done = position["done"] if position else 0
-        order = permutation(len(self.source), self.seed, epoch)[self.rank :: self.ranks]
-        for number in order[done:].tolist():
-            done += 1
-            yield self.source.sample(number), {"done": done}
+        for number, at in permuted(len(self.source), self.seed, epoch, position, self.rank, self.ranks):
+            yield self.source.sample(number), at
 
 
 class ShardStream:
@@ -132,6 +139,10 @@ class Mixed:
     """
 
     def __init__(self, main: Stream, other: Stream, share: float) -> None:
+        if not len(other):
+            raise ValueError(
+                "data.also holds fewer pairs than there are processes; leave it out or name more"
+            )
         self.main, self.other, self.share = main, other, share
 
     def __len__(self) -> int:
