@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
 from advflyp.training.recipe import Recipe, read_recipe
-from advflyp.training.trainer import Trainer, derive_seed
+from advflyp.training.step import derive_seed
+from advflyp.training.trainer import Trainer
 
 RECIPE = """
 [model]

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,16 +39,18 @@ class Train:
     out: Path | None = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False
-    """Continue from the last checkpoint in the run folder."""
+    """Continue from the last whole checkpoint in the run folder; begin where there is none yet."""
     overrides: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
 
     def run(self) -> None:
+        from advflyp.distributed import is_first
         from advflyp.training.trainer import train
 
         out = self.out or Path("runs") / self.recipe.stem
         result = train(self.recipe, self.overrides, out=out, resume=self.resume, console=_console())
-        best = "" if result.best is None else f", best validation accuracy {100 * result.best:.1f} %"
-        print(f"{result.steps} steps{best}; the model is {result.out}")
+        if result.finished and is_first():
+            best = "" if result.best is None else f", best validation accuracy {100 * result.best:.1f} %"
+            print(f"{result.steps} steps{best}; the model is {result.out}")
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Eval:
 
     def run(self) -> None:
         from advflyp.config import number
+        from advflyp.distributed import is_first
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import EvaluationProgress, results_table, verdicts
 
@@ -114,7 +118,7 @@ class Eval:
         console.print(results_table(cells))
         for line in verdicts(cells):
             console.print(line, highlight=False)
-        if self.out is not None:
+        if self.out is not None and is_first():
             print(f"{len(cells)} results in {self.out}")
 
 
@@ -358,10 +362,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--{next(iter(keys))} is a recipe key; it goes with `advflyp train`")
         command.run()
     except ValueError as error:
-        print(f"advflyp: {error}", file=sys.stderr)
+        # Every process of a run sees a mistake; one of each machine says so.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"advflyp: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        # By its name: importing the class would import torch for every command.
+        if type(error).__name__ != "RunError":
+            raise
+        rank = os.environ.get("RANK")
+        print(f"advflyp{f' [process {rank}]' if rank else ''}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -384,4 +397,5 @@ def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    # One process of a run of several speaks.
+    return Console(quiet=os.environ.get("RANK", "0") != "0")

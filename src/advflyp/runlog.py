@@ -1,14 +1,46 @@
-"""What a run leaves to read: metrics.jsonl, always, and a progress bar on a terminal."""
+"""What a run leaves to read: metrics.jsonl, always; a progress bar on a terminal; trackers where they are asked for."""
 
+import importlib.util
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METRICS_FILE = "metrics.jsonl"
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Recipe table `log`.
+
+    every:    steps between lines of metrics.jsonl
+    trackers: where they go besides: "tensorboard" (into the run folder), "wandb", "trackio"
+    project:  what the last two file the run under
+    """
+
+    every: int = 10
+    trackers: tuple[str, ...] = ()
+    project: str = "advflyp"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every must be at least 1, not {self.every}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")
+            if importlib.util.find_spec(TRACKERS[name]) is None:
+                raise ValueError(f"log.trackers = '{name}' needs a package: pip install {TRACKERS[name]}")
+
+
+class Tracker(Protocol):
+    """Where numbers of a step go besides the file."""
+
+    def log(self, values: dict[str, Any], step: int) -> None: ...
 
 
 class RunLog:
@@ -17,10 +49,17 @@ class RunLog:
     total_steps: length of the bar
     resume_step: entries after this step are dropped, they will be written again
     console:     where the bar goes; none is silent
+    tracker:     is given the numbers of every line, too
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, *, resume_step: int = 0, console: Console | None = None
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        resume_step: int = 0,
+        console: Console | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         path = folder / METRICS_FILE
         kept = [line for line in read_metrics(folder) if line["step"] <= resume_step] if resume_step else []
@@ -28,6 +67,7 @@ class RunLog:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         draft.rename(path)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115, closed by __exit__
+        self.tracker = tracker
         self.started = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -54,6 +94,9 @@ class RunLog:
         """One line: `kind` is "train", "validate" or "data"."""
         line = {"kind": kind, "step": step, "time": round(time.monotonic() - self.started, 3), **values}
         self.file.write(json.dumps(line) + "\n")
+        if self.tracker is not None:
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)
 
     def advance(self, step: int, status: str = "") -> None:
         self.progress.update(self.task, completed=step, status=status)
@@ -62,6 +105,21 @@ class RunLog:
         """A line for the person watching; nothing where the run is silent."""
         if self.console is not None:
             self.progress.console.print(message, highlight=False)
+
+
+class SilentLog:
+    """A `RunLog` of a process that is not the first: nothing is written twice."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, kind: str, step: int, **values: Any) -> None: ...
+
+    def advance(self, step: int, status: str = "") -> None: ...
+
+    def say(self, message: str) -> None: ...
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,5 @@
 import io
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -250,34 +247,3 @@ def test_two_sources(tiny: CLIP, tmp_path: Path) -> None:
 def test_impossible_settings(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"data\.{next(iter(bad))} must be"):
         DataConfig(train="x", **bad)
-
-
-def test_processes_end_an_epoch_at_the_same_batch(tiny: CLIP, tmp_path: Path) -> None:
-    """Two ranks of uneven shards, one of them dirty; threads stand for processes, a barrier for their collective."""
-    folder = write_shards(tmp_path / "shards", 90, per_shard=30)
-    data = bytearray((folder / "000.tar").read_bytes())
-    (folder / "000.tar").write_bytes(data[: len(data) // 3])
-    barrier, ready = threading.Barrier(2, timeout=60), [False, False]
-
-    def agree(rank: int, mine: bool) -> bool:
-        ready[rank] = mine
-        barrier.wait()
-        both = all(ready)
-        barrier.wait()
-        return both
-
-    def run(rank: int) -> list[dict]:
-        config = DataConfig(train=str(folder), batch_size=8, workers=1, max_bad_fraction=1)
-        reader = PictureReader(tiny.config["preprocess_cfg"])
-        agreed = partial(agree, rank)
-        stream = open_pairs(config, reader, seed=0, device=CPU, rank=rank, ranks=2, agree=agreed)
-        return [batch for epoch in range(2) for batch in stream.epoch(epoch)]
-
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(run, range(2))
-    assert len(one) == len(other) > 0
-    alone = [
-        list(open_stream(open_source(str(folder)), seed=0, buffer=2000, rank=r, ranks=2).samples(0))
-        for r in (0, 1)
-    ]
-    assert len(alone[0]) // 8 != len(alone[1]) // 8  # one of them alone would have gone on

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advflyp.data.samples import Sample, Sharded
 from advflyp.data.sources import open_source
-from advflyp.data.stream import Mixed, open_stream, permutation
+from advflyp.data.stream import Mixed, Share, open_stream, permutation
 from advflyp.data.tars import TarShard
 from helpers import write_shards
 
@@ -51,14 +51,17 @@ def keys(stream, epoch: int = 0, position=None) -> list[str]:
     counts=st.lists(st.integers(0, 30), min_size=1, max_size=8),
     buffer=st.integers(1, 40),
     ranks=st.integers(1, 5),
+    more=st.integers(0, 20),
     limit=st.none() | st.integers(1, 100),
     indexed=st.booleans(),
 )
 def test_ranks_together_see_everything_once(
-    counts: list[int], buffer: int, ranks: int, limit: int | None, indexed: bool
+    counts: list[int], buffer: int, ranks: int, more: int, limit: int | None, indexed: bool
 ) -> None:
     source = Numbers(sum(counts)) if indexed else sharded(counts, limit)
-    parts = [keys(open_stream(source, seed=1, buffer=buffer, rank=r, ranks=ranks), 3) for r in range(ranks)]
+    shares = [Share(ranks + more, r, ranks) for r in range(ranks)]
+    assert sum(share.size for share in shares) == ranks + more
+    parts = [keys(open_stream(source, seed=1, buffer=buffer, share=share), 3) for share in shares]
     seen = [key for part in parts for key in part]
     if indexed:
         expected = [f"n/{i}" for i in range(sum(counts))]
@@ -79,12 +82,12 @@ def test_every_position_is_one_to_go_on_from(
     counts: list[int], buffer: int, ranks: int, where: int, indexed: bool
 ) -> None:
     source = Numbers(sum(counts)) if indexed else sharded(counts)
-    stream = open_stream(source, seed=5, buffer=buffer, rank=ranks - 1, ranks=ranks)
+    stream = open_stream(source, seed=5, buffer=buffer, share=Share(2 * ranks, ranks - 1, ranks))
     whole = list(stream.samples(2))
     if not whole:
         return
     where %= len(whole)
-    again = open_stream(source, seed=5, buffer=buffer, rank=ranks - 1, ranks=ranks)
+    again = open_stream(source, seed=5, buffer=buffer, share=Share(2 * ranks, ranks - 1, ranks))
     assert keys(again, 2, whole[where][1]) == [sample.key for sample, _ in whole[where + 1 :]]
 
 
@@ -147,6 +150,20 @@ def test_mixing_keeps_the_share_everywhere() -> None:
 
 
 def test_a_second_source_that_a_process_gets_nothing_of() -> None:
-    main = open_stream(Numbers(10), seed=0, buffer=1, rank=1, ranks=2)
+    share = Share(2, 1, 2)
+    main = open_stream(Numbers(10), seed=0, buffer=1, share=share)
     with pytest.raises(ValueError, match=r"data\.also holds fewer pairs than there are processes"):
-        Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, rank=1, ranks=2), 0.5)
+        Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, share=share), 0.5, ranks=2)
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(8, 2), (10, 4), (7, 3)])
+def test_the_batches_of_all_processes_are_those_of_one(batch: int, ranks: int) -> None:
+    source = Numbers(61)
+    whole = keys(open_stream(source, seed=2, buffer=1), 1)
+    shares = [Share(batch, rank, ranks) for rank in range(ranks)]
+    parts = [keys(open_stream(source, seed=2, buffer=1, share=share), 1) for share in shares]
+    for number in range(61 // batch):
+        rows = []
+        for share, part in zip(shares, parts, strict=True):
+            rows += part[number * share.size : (number + 1) * share.size]
+        assert rows == whole[number * batch : (number + 1) * batch]

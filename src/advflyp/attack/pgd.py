@@ -12,6 +12,9 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
 
+# A step has several temporaries of the size of the images; of more images than this they would fill a memory.
+UPDATED_TOGETHER = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
@@ -70,6 +73,22 @@ def pgd(
     check_pixels(images)
     if start is None:
         start = threat.random_start(images, generator) if random_start else images
+    return ascend(images, start, loss, threat, steps=steps, step_size=step_size)
+
+
+def ascend(
+    images: Tensor,
+    start: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """`pgd` from `start`, without looking at the pixels: on an accelerator the host does not wait for it.
+
+    images, start: (N, 3, H, W) detached
+    """
 
     def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
         (gradient,) = torch.autograd.grad(loss(candidates).sum(), candidates)
@@ -129,5 +148,8 @@ def _ascend(
             here, gradient = here[standing], gradient[standing]
             if not len(rows):
                 break
-        adversarial[rows] = threat.project(images[rows], threat.step(here, gradient, step_size))
+        for first in range(0, len(here), UPDATED_TOGETHER):
+            part = slice(first, first + UPDATED_TOGETHER)
+            at = part if isinstance(rows, slice) else rows[part]
+            adversarial[at] = threat.project(images[at], threat.step(here[part], gradient[part], step_size))
     return adversarial

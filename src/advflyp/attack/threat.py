@@ -35,21 +35,22 @@ class Threat:
 
         generator: of the whole batch, on its device; or a stream for each image
         """
+        return self.project(images, images + self.noise(images, generator))
+
+    def noise(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
+        """(N, 3, H, W): draws from the ball, uniform in volume; of `images` only shape, type and device matter."""
         of_batch = not isinstance(generator, Streams)
         if self.norm == "linf":
             if of_batch:
-                noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
-            else:
-                noise = (generator.uniform(*images.shape[1:]) * 2 - 1) * self.eps
+                return torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+            return (generator.uniform(*images.shape[1:]) * 2 - 1) * self.eps
+        if of_batch:
+            noise = torch.empty_like(images).normal_(generator=generator)
+            radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
         else:
-            if of_batch:
-                noise = torch.empty_like(images).normal_(generator=generator)
-                radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
-            else:
-                noise, radius = generator.normal(*images.shape[1:]), generator.uniform(1, 1, 1)
-            # The d-th root makes the draw uniform in volume.
-            noise = _unit(noise) * self.eps * radius ** (1 / images[0].numel())
-        return self.project(images, images + noise)
+            noise, radius = generator.normal(*images.shape[1:]), generator.uniform(1, 1, 1)
+        # The d-th root makes the draw uniform in volume.
+        return _unit(noise) * self.eps * radius ** (1 / images[0].numel())
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """One steepest-ascent step of length `step_size`, for all or (N, 1, 1, 1), in this norm; not yet projected."""

@@ -5,7 +5,7 @@ read as for an evaluation.
 """
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_f
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
 from advflyp.data.pictures import SUFFIXES, UNREADABLE
 from advflyp.data.sources import find_shards
-from advflyp.data.stream import Position, permuted
+from advflyp.data.stream import Position, Share, permuted
 from advflyp.data.tables import SUFFIXES as TABLES
 
 Reading = Literal["pairs", "labelled"]
@@ -57,19 +57,16 @@ class DecodedClasses(Decoded[int, int]):
         reader: PictureReader,
         seed: int,
         device: torch.device,
-        rank: int = 0,
-        ranks: int = 1,
-        agree: Callable[[bool], bool] | None = None,
+        share: Share,
     ) -> None:
         self.labelled = labelled
         self.places = labelled.subset(config.limit, seed)
         self.labels = labelled.labels.tolist()
         self.classes, self.templates = labelled.classes, labelled.templates
-        self.rank, self.ranks = rank, ranks
-        super().__init__(config, reader, seed, len(self.places) // ranks, "pictures", device, agree)
+        super().__init__(config, reader, seed, len(self.places), "pictures", device, share)
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
-        for number, at in permuted(len(self.places), self.seed, epoch, start, self.rank, self.ranks):
+        for number, at in permuted(len(self.places), self.seed, epoch, start, self.share):
             yield self.places[number], at
 
     def key(self, sample: int) -> str:
@@ -93,9 +90,7 @@ def open_training(
     *,
     seed: int,
     device: torch.device,
-    rank: int = 0,
-    ranks: int = 1,
-    agree: Callable[[bool], bool] | None = None,
+    share: Share | None = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds too little.
 
@@ -104,9 +99,9 @@ def open_training(
     """
     if config.train == PROXY_PAIRS:
         concepts = load_set(PROXY_SET).classes
-        return MiniPairs(EMBEDDED, config, seed=seed, device=device, concepts=concepts)
+        return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
     if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
-        return open_pairs(config, reader, seed=seed, device=device, rank=rank, ranks=ranks, agree=agree)
+        return open_pairs(config, reader, seed=seed, device=device, share=share)
     labelled = load_set(config.train)
     if config.train == PROXY_SET:
         return MiniClasses(
@@ -114,10 +109,11 @@ def open_training(
             config,
             seed=seed,
             device=device,
+            share=share,
             classes=labelled.classes,
             templates=labelled.templates,
         )
-    return DecodedClasses(labelled, config, reader, seed, device, rank, ranks, agree)
+    return DecodedClasses(labelled, config, reader, seed, device, share or Share(config.batch_size))
 
 
 def readings(train: str) -> set[Reading]:

@@ -5,7 +5,7 @@ where the source stands behind it: that position is all a resumed run needs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,7 +18,7 @@ from advflyp.data.images import PictureReader
 from advflyp.data.prefetch import prefetched, threaded
 from advflyp.data.samples import Sample
 from advflyp.data.sources import open_source
-from advflyp.data.stream import Mixed, Position, Stream, open_stream
+from advflyp.data.stream import Mixed, Position, Share, Stream, open_stream
 from advflyp.data.tables import Columns
 
 Raw = TypeVar("Raw")  # a sample before decoding
@@ -104,8 +104,9 @@ class Pairs(Protocol):
 class Decoded(ABC, Generic[Raw, With]):
     """Batches of pictures decoded in threads; samples that cannot be used are left out and counted in `dirt`.
 
+    count:  samples an epoch, of all processes together
     device: where pictures become floats; they get there as bytes
-    agree:  in a run of several processes, whether all of them have another batch: they stop at the same one
+    share:  which rows of a batch this process makes
     """
 
     def __init__(
@@ -116,14 +117,14 @@ class Decoded(ABC, Generic[Raw, With]):
         count: int,
         noun: str,
         device: torch.device,
-        agree: Callable[[bool], bool] | None = None,
+        share: Share,
     ) -> None:
         self.config = config
         self.reader = reader
         self.seed = seed
         self.count = count
         self.device = device
-        self.agree = agree
+        self.share = share
         self.dirt = Dirt()
         if count < config.batch_size:
             raise ValueError(
@@ -151,26 +152,12 @@ class Decoded(ABC, Generic[Raw, With]):
         return self.count // self.config.batch_size
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
-        for batch in self._in_step(prefetched(self._batches(epoch, start))):
+        for batch in prefetched(self._batches(epoch, start)):
             self.dirt = batch.pop("dirt")
             if not batch:
                 return  # behind the last full batch
             batch["images"] = batch["images"].to(self.device, non_blocking=True).float() / 255
             yield batch
-
-    def _in_step(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        if self.agree is None:
-            yield from batches
-            return
-        try:
-            for batch in batches:
-                # Every process asks once a batch, also the one that has none left.
-                if not self.agree("images" in batch):
-                    yield {"dirt": batch["dirt"]}
-                    return
-                yield batch
-        finally:
-            batches.close()  # type: ignore[attr-defined]
 
     def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
         """Batches with a copy of the dirt up to their end, and one of dirt alone at the end of the epoch."""
@@ -188,11 +175,14 @@ class Decoded(ABC, Generic[Raw, With]):
                 continue
             images.append(decoded[0])
             rest.append(decoded[1])
-            if len(images) == self.config.batch_size:
-                about = {**self.collate(rest), "position": position}
+            if len(images) == self.share.size:
+                stacked = torch.stack(images)
+                if self.device.type == "cuda":
+                    stacked = stacked.pin_memory()
                 yield {
-                    "images": torch.stack(images),
-                    **about,
+                    "images": stacked,
+                    **self.collate(rest),
+                    "position": position,
                     "dirt": dirt.copy(),
                 }
                 images, rest = [], []
@@ -218,7 +208,7 @@ class Decoded(ABC, Generic[Raw, With]):
             except Unusable as reason:
                 return str(reason)
 
-        ahead = 2 * self.config.batch_size
+        ahead = 2 * self.share.size
         work = threaded(self.samples(epoch, start), lambda item: decode(item[0]), self.config.workers, ahead)
         return ((sample, position, decoded) for (sample, position), decoded in work)
 
@@ -233,9 +223,9 @@ class DecodedPairs(Decoded[Sample, str]):
         reader: PictureReader,
         seed: int,
         device: torch.device,
-        agree: Callable[[bool], bool] | None = None,
+        share: Share,
     ) -> None:
-        super().__init__(config, reader, seed, len(stream), "pairs", device, agree)
+        super().__init__(config, reader, seed, len(stream), "pairs", device, share)
         self.stream = stream
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
@@ -261,14 +251,12 @@ def open_pairs(
     *,
     seed: int,
     device: torch.device,
-    rank: int = 0,
-    ranks: int = 1,
-    agree: Callable[[bool], bool] | None = None,
+    share: Share | None = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
 
     device: where the batches are wanted
-    rank, ranks, agree: of this process in a run of several; see `Decoded`
+    share:  which rows of them this process makes; all by default
     """
     from advflyp.data.mini.compose import MiniPairs, corpus_folder
 
@@ -276,14 +264,17 @@ def open_pairs(
     if corpus is not None:
         if config.also is not None:
             raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
-        return MiniPairs(corpus, config, seed=seed, device=device)
+        return MiniPairs(corpus, config, seed=seed, device=device, share=share)
+    share = share or Share(config.batch_size)
     columns = Columns(config.image_column, config.caption_column)
 
-    def stream(name: str, limit: int | None, size: int | None, seed: int) -> Stream:
+    def stream(name: str, limit: int | None, size: int | None, share: Share) -> Stream:
         source = open_source(name, limit=limit, size=size, columns=columns)
-        return open_stream(source, seed=seed, buffer=config.shuffle_buffer, rank=rank, ranks=ranks)
+        return open_stream(source, seed=seed, buffer=config.shuffle_buffer, share=share)
 
-    found = stream(config.train, config.limit, config.size, seed)
+    found = stream(config.train, config.limit, config.size, share)
     if config.also is not None:
-        found = Mixed(found, stream(config.also, None, None, seed), config.also_share)
-    return DecodedPairs(found, config, reader, seed, device, agree)
+        # Sample by sample: a small second source has something for every process.
+        also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
+        found = Mixed(found, also, config.also_share, share.ranks)
+    return DecodedPairs(found, config, reader, seed, device, share)

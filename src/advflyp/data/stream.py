@@ -1,11 +1,12 @@
 """The order of an epoch: shuffled, split over processes, continued exactly where it was left.
 
-Every order depends on (seed, epoch, rank) alone. A position is a small mapping of numbers that a checkpoint stores;
+Every order depends on (seed, epoch, share) alone. A position is a small mapping of numbers that a checkpoint stores;
 only the stream that made it can read it.
 """
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -16,11 +17,40 @@ from advflyp.data.samples import Indexed, Sample, Shard, Sharded
 Position = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of every batch: the rows from `first` to `last`, exclusive.
+
+    batch: N, pictures in a batch of all processes together
+    rank:  which of `ranks` processes
+    """
+
+    batch: int
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def first(self) -> int:
+        return self.rank * self.batch // self.ranks
+
+    @property
+    def last(self) -> int:
+        return (self.rank + 1) * self.batch // self.ranks
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+
+# One process has all rows, of however many a batch consists.
+WHOLE = Share(1)
+
+
 class Stream(Protocol):
     """Undecoded samples of an epoch."""
 
     def __len__(self) -> int:
-        """Samples that this process gets from an epoch, as far as that is known."""
+        """Samples that all processes together get from an epoch, as far as that is known."""
         ...
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
@@ -28,13 +58,11 @@ class Stream(Protocol):
         ...
 
 
-def open_stream(
-    source: Indexed | Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1
-) -> Stream:
-    """The stream of one of `ranks` processes; together they see each sample once an epoch."""
+def open_stream(source: Indexed | Sharded, *, seed: int, buffer: int, share: Share = WHOLE) -> Stream:
+    """The stream of one process; all of them together see each sample once an epoch."""
     if isinstance(source, Sharded):
-        return ShardStream(source, seed=seed, buffer=buffer, rank=rank, ranks=ranks)
-    return IndexedStream(source, seed=seed, rank=rank, ranks=ranks)
+        return ShardStream(source, seed=seed, buffer=buffer, rank=share.rank, ranks=share.ranks)
+    return IndexedStream(source, seed=seed, share=share)
 
 
 def permutation(n: int, *seed: Any) -> np.ndarray:
@@ -44,26 +72,31 @@ def permutation(n: int, *seed: Any) -> np.ndarray:
 
 
 def permuted(
-    n: int, seed: int, epoch: int, position: Position | None, rank: int, ranks: int
+    n: int, seed: int, epoch: int, position: Position | None, share: Share
 ) -> Iterator[tuple[int, Position]]:
-    """The numbers below n in the order of an epoch, of which every rank takes each `ranks`-th, with positions."""
+    """The numbers below n in the order of an epoch, of every batch the rows of `share`, with positions.
+
+    So the batches of all processes together are those of a single one, row by row, as long as no sample is left out.
+    """
     done = position["done"] if position else 0
-    for number in permutation(n, seed, epoch)[rank::ranks][done:].tolist():
+    row = np.arange(n) % share.batch
+    mine = permutation(n, seed, epoch)[(row >= share.first) & (row < share.last)]
+    for number in mine[done:].tolist():
         done += 1
         yield number, {"done": done}
 
 
 class IndexedStream:
-    """A permutation of all samples, of which every rank takes each `ranks`-th."""
+    """A permutation of all samples, of which every process takes its rows of every batch."""
 
-    def __init__(self, source: Indexed, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        self.source, self.seed, self.rank, self.ranks = source, seed, rank, ranks
+    def __init__(self, source: Indexed, *, seed: int, share: Share = WHOLE) -> None:
+        self.source, self.seed, self.share = source, seed, share
 
     def __len__(self) -> int:
-        return len(self.source) // self.ranks
+        return len(self.source)
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
-        for number, at in permuted(len(self.source), self.seed, epoch, position, self.rank, self.ranks):
+        for number, at in permuted(len(self.source), self.seed, epoch, position, self.share):
             yield self.source.sample(number), at
 
 
@@ -79,7 +112,7 @@ class ShardStream:
         self.source, self.seed, self.buffer, self.rank, self.ranks = source, seed, buffer, rank, ranks
 
     def __len__(self) -> int:
-        return len(self.source) // self.ranks
+        return len(self.source)
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
         at = position or {"block": 0, "out": 0, "shard": 0, "number": 0, "offset": 0}
@@ -138,8 +171,8 @@ class Mixed:
     An epoch is one of the main stream; the other begins its own epochs as often as it is needed.
     """
 
-    def __init__(self, main: Stream, other: Stream, share: float) -> None:
-        if not len(other):
+    def __init__(self, main: Stream, other: Stream, share: float, ranks: int = 1) -> None:
+        if len(other) < ranks:
             raise ValueError(
                 "data.also holds fewer pairs than there are processes; leave it out or name more"
             )

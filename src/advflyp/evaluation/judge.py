@@ -12,6 +12,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim
 from advflyp.data.labelled import TOLERATED, LabelledSet
+from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP, Precision
@@ -25,7 +26,7 @@ UNREADABLE = -2
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What somebody who watches is told after every batch.
+    """What somebody who watches is told after every batch, of the images of this process.
 
     finished:     images whose outcome is known, of `images`
     left:         images in work that no attack has fooled yet
@@ -63,6 +64,7 @@ class Judge:
     """A zero-shot classifier made of a model and a set's class names, encoded once.
 
     limit, seed: a class-balanced subset of the set;  batch_size: images at a time
+    ranks: the processes that share the images; each is told the outcome of all
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Judge:
         limit: int | None = None,
         seed: int = 0,
         batch_size: int = 128,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
+        self.ranks = ranks
         self.labelled = labelled
         self.batch_size = batch_size
         self.index = torch.tensor(labelled.subset(limit, seed))
@@ -107,10 +111,16 @@ class Judge:
             return self.logits(images)
 
     def correct(
-        self, attack: Attack, threat: Threat | None, *, precision: Precision = "fp32", seed: int = 0
+        self,
+        attack: Attack,
+        threat: Threat | None,
+        *,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        watch: Callable[[Standing], None] = lambda standing: None,
     ) -> Tensor:
         """(n,) bool: classified correctly in float32, after the attack if there is one."""
-        return self.run(attack, threat, precision=precision, seed=seed).correct
+        return self.run(attack, threat, precision=precision, seed=seed, watch=watch).correct
 
     def attack(
         self,
@@ -183,17 +193,20 @@ class _Run:
         self.attacked = torch.full_like(self.clean, UNKNOWN)
         self.survived = torch.zeros_like(self.clean)
         self.labels = judge.labelled.labels[judge.index]
+        # This process's images; the others' are unknown until all have finished.
+        self.mine = torch.zeros_like(self.clean, dtype=torch.bool)
+        self.mine[judge.ranks.rank :: judge.ranks.size] = True
         if saved := journal.read() if journal else {}:
             self.clean[:] = torch.from_numpy(saved["clean"])
             self.attacked[:] = torch.from_numpy(saved["attacked"])
             self.survived[:] = torch.from_numpy(saved["survived"])
         self._settle(torch.arange(len(self.clean)))
-        self.started, self.known_at_start = time.monotonic(), int(self._finished().sum())
+        self.started, self.known_at_start = time.monotonic(), int(self._finished()[self.mine].sum())
 
     def all_images(self) -> None:
         """Image by image of what is not known yet, some batches at a time."""
         judge = self.judge
-        todo = (~self._finished()).nonzero().squeeze(1)
+        todo = (self.mine & ~self._finished()).nonzero().squeeze(1)
         together: list[tuple[Tensor, Tensor]] = []
         place = {int(position): row for row, position in enumerate(judge.index.tolist())}
         read: list[int] = []
@@ -219,6 +232,9 @@ class _Run:
             self._attack(together)
         missing = torch.tensor([row for row in todo.tolist() if row not in set(read)], dtype=torch.int64)
         self.clean[missing] = UNREADABLE
+        for rank, (clean, attacked) in enumerate(judge.ranks.objects((self.clean, self.attacked))):
+            theirs = slice(rank, None, judge.ranks.size)
+            self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
 
     def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions and images of `todo`, without those that cannot be read.
@@ -274,18 +290,20 @@ class _Run:
         return self.attacked != UNKNOWN
 
     def _note(self) -> None:
-        finished = self._finished()
+        finished, mine = self._finished(), self.mine
         if self.journal is not None and self.stages:
             self.journal.write(clean=self.clean, attacked=self.attacked, survived=self.survived)
-        done = int(finished.sum())
+        images, done = int(mine.sum()), int(finished[mine].sum())
         elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
         self.watch(
             Standing(
-                images=len(finished),
+                images=images,
                 finished=done,
-                left=int(((self.clean == self.labels) & ~finished).sum()),
-                accuracy=float((self.attacked == self.labels)[finished].float().mean()) if done else 0.0,
-                seconds_left=elapsed / fresh * (len(finished) - done) if fresh else None,
+                left=int(((self.clean == self.labels) & mine & ~finished).sum()),
+                accuracy=float((self.attacked == self.labels)[mine & finished].float().mean())
+                if done
+                else 0.0,
+                seconds_left=elapsed / fresh * (images - done) if fresh else None,
             )
         )
 

@@ -3,14 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set, set_names
+from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
@@ -58,6 +61,7 @@ def evaluate(
     name:      what results call the model; its own name by default
     progress:  called with each cell as it is known
     watch:     called after every batch with the cell in work and how it stands
+    Started by torchrun or another launcher, its processes share the images of every set; the first one writes.
     Returns one cell per set × attack × ε. ValueError for unknown names or radii that are not above 0.
     """
     threats = [Threat(norm=norm, eps=value) for value in eps]
@@ -68,40 +72,67 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     store = Path(out) if out is not None else None
-    known = {cell.key(): cell for cell in read_cells(store)} if store else {}
-    if not isinstance(model, CLIP):
-        model = load_model(model, device=pick_device(device))
-    sha256 = weights_sha256(model)
     result: list[Cell] = []
-
-    def save(cell: Cell) -> None:
-        if store:
-            append_cell(store, cell)
-
-    if compile:
-        # Batches shrink as points leave an attack: one graph for every size.
-        model.visual.compile(dynamic=True)
-    for set_name in chosen:
-        judge = Judge(model, load_set(set_name), limit=limit, seed=seed, batch_size=batch_size)
-        for attack in parsed:
-            for threat in threats if attack.perturbs else [None]:
-                blank = _blank(judge, attack, threat, precision, seed, name, sha256)
-                cell = known.get(blank.key())
-                journal = Journal.beside(store, blank.slug()) if store else None
-                if cell is None or (store and not has_samples(store, cell)):
-                    # The new line takes the place of the known one: its name for the weights and its verdict stay.
-                    kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
-                    cell = dataclasses.replace(blank, **kept)
-                    cell = _measure(cell, judge, attack, threat, store, journal, watch)
-                    save(cell)
-                if journal:
-                    journal.remove()
-                if sanity and threat and cell.sanity is None:
-                    cell = dataclasses.replace(cell, sanity=sanity_check(judge, attack, threat, seed=seed))
-                    save(cell)
-                result.append(cell)
-                progress(cell)
+    with distributed.together(str(device)) as (ranks, place):
+        known = ranks.first(lambda: {cell.key(): cell for cell in read_cells(store)} if store else {})
+        if not isinstance(model, CLIP):
+            model = load_model(model, device=place or pick_device(device))
+        sha256 = weights_sha256(model)
+        if compile:
+            # Batches shrink as points leave an attack: one graph for every size.
+            model.visual.compile(dynamic=True)
+        for set_name in chosen:
+            judge = Judge(
+                model, load_set(set_name), limit=limit, seed=seed, batch_size=batch_size, ranks=ranks
+            )
+            for attack in parsed:
+                for threat in threats if attack.perturbs else [None]:
+                    blank = _blank(judge, attack, threat, precision, seed, name, sha256)
+                    cell = _cell(blank, known.get(blank.key()), judge, attack, threat, store, watch)
+                    if sanity and threat and cell.sanity is None:
+                        cell = dataclasses.replace(cell, sanity=_sanity(judge, attack, threat, seed))
+                        _save(cell, store, ranks)
+                    result.append(cell)
+                    if ranks.rank == 0:
+                        progress(cell)
     return result
+
+
+def _cell(
+    blank: Cell,
+    known: Cell | None,
+    judge: Judge,
+    attack: Attack,
+    threat: Threat | None,
+    store: Path | None,
+    watch: Callable[[Cell, Standing], None],
+) -> Cell:
+    """The cell that is stored already, or the one that is measured now and stored."""
+    ranks = judge.ranks
+    own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
+    journal = Journal.beside(store, own) if store else None
+    cell = known
+    if cell is None or not ranks.first(partial(_has_samples, store, cell)):
+        # The new line takes the place of the known one: its name for the weights and its verdict stay.
+        kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
+        cell = _measure(dataclasses.replace(blank, **kept), judge, attack, threat, store, journal, watch)
+        _save(cell, store, ranks)
+    if journal:
+        journal.remove()
+    return cell
+
+
+def _has_samples(store: Path | None, cell: Cell) -> bool:
+    return store is None or has_samples(store, cell)
+
+
+def _save(cell: Cell, store: Path | None, ranks: Ranks) -> None:
+    if store and ranks.rank == 0:
+        append_cell(store, cell)
+
+
+def _sanity(judge: Judge, attack: Attack, threat: Threat, seed: int) -> dict[str, Any]:
+    return judge.ranks.first(lambda: sanity_check(judge, attack, threat, seed=seed))
 
 
 def _blank(
@@ -169,7 +200,7 @@ def _measure(
         per_class=_per_class(outcome),
         unreadable=sorted({judge.labelled.key(index) for index in judge.index.tolist()} - set(keys)),
     )
-    if store:
+    if store and judge.ranks.rank == 0:
         write_samples(store, cell, **vars(outcome), keys=keys)
     return cell
 

@@ -5,6 +5,8 @@ Not in the paper: a model that was pretrained with SigLIP's sigmoid loss is fine
 The losses as functions of embeddings (unit-norm rows), then the method. Its regularisers are in `regularisers.py`.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch
+from advflyp.method.blocks import MOST_LOGITS, in_row_blocks
 from advflyp.method.regularisers import Regularised, RegularisedConfig
 from advflyp.model.clip import CLIP
 
@@ -23,18 +27,38 @@ def clip_loss(
     logit_scale: Tensor | float,
     *,
     ignore: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Eq. 1: the mean of the image-to-text and text-to-image cross-entropies of N pairs; a scalar.
 
     image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other
     logit_scale: τ⁻¹
     ignore:      (N, N) bool, pairs that are not counted as negatives; its diagonal must be False
+    ranks:       with several processes, image_embeddings and `ignore` are the n rows of this one, all texts are
+                 given, and the loss is that of all N pairs as a function of its own rows
     """
-    logits = logit_scale * image_embeddings @ text_embeddings.T
-    if ignore is not None:
-        logits = logits.masked_fill(ignore, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if ranks.size == 1 and len(image_embeddings) * len(text_embeddings) <= MOST_LOGITS:
+        logits = logit_scale * image_embeddings @ text_embeddings.T
+        if ignore is not None:
+            logits = logits.masked_fill(ignore, float("-inf"))
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    # A cross-entropy is a log-sum-exp less the pair's own logit. Those of the columns, the texts, go over the blocks
+    # of rows and over the processes: N numbers to exchange instead of N embeddings.
+    own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
+
+    def sums(images: Tensor, own: Tensor, *ignored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = logit_scale * images @ text_embeddings.T
+        for mask in ignored:
+            # Not −∞: a column of nothing else has no gradient, and NaN for one.
+            logits = logits.masked_fill(mask, torch.finfo(logits.dtype).min)
+        return logits.logsumexp(1), logits.logsumexp(0), logits.gather(1, own[:, None])[:, 0]
+
+    masks = [] if ignore is None else [ignore]
+    blocks = in_row_blocks(sums, image_embeddings, own, *masks, columns=len(text_embeddings))
+    rows, columns, pairs = zip(*blocks, strict=True)
+    per_text = ranks.logsumexp(torch.stack(columns).logsumexp(0))
+    return (ranks.mean(torch.cat(rows) - 2 * torch.cat(pairs)) + per_text.mean()) / 2
 
 
 def sigmoid_loss(
@@ -44,19 +68,27 @@ def sigmoid_loss(
     logit_bias: Tensor | float,
     *,
     ignore: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """SigLIP's −1/N Σ_ij log σ(z_ij·(τ⁻¹ x_i·t_j + b)) (Zhai et al. 2023), z_ij = 1 for a pair, else −1; a scalar.
 
     image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other
     logit_scale, logit_bias: τ⁻¹ and b
-    ignore:      (N, N) bool, pairs that are not counted as negatives; its diagonal must be False
+    ignore, ranks: as in `clip_loss`
     """
-    logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias
-    sign = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
-    terms = F.logsigmoid(sign * logits)
-    if ignore is not None:
-        terms = terms.masked_fill(ignore, 0)
-    return -terms.sum() / len(logits)
+    own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
+
+    def terms(images: Tensor, own: Tensor, *ignored: Tensor) -> Tensor:
+        logits = logit_scale * images @ text_embeddings.T + logit_bias
+        sign = torch.full_like(logits, -1).scatter_(1, own[:, None], 1)
+        result = F.logsigmoid(sign * logits)
+        for mask in ignored:
+            result = result.masked_fill(mask, 0)
+        return result.sum()
+
+    masks = [] if ignore is None else [ignore]
+    blocks = in_row_blocks(terms, image_embeddings, own, *masks, columns=len(text_embeddings))
+    return -ranks.total(torch.stack(blocks).sum()) / ranks.rows(len(image_embeddings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +141,27 @@ class AdvFLYP(Regularised):
         if self.config.mask_same_caption:
             # Once a batch: every step of the attack asks for it again.
             if "same_captions" not in batch:
-                batch["same_captions"] = same_captions(batch["captions"]).to(image_embeddings.device)
+                batch["same_captions"] = same_captions(batch["captions"], self.ranks, image_embeddings.device)
             ignore = batch["same_captions"]
         scale, bias = self.model.logit_scale, self.model.logit_bias
         if self.sigmoid:
             assert bias is not None
-            return sigmoid_loss(image_embeddings, text_embeddings, scale, bias, ignore=ignore)
-        return clip_loss(image_embeddings, text_embeddings, scale, ignore=ignore)
+            return sigmoid_loss(
+                image_embeddings, text_embeddings, scale, bias, ignore=ignore, ranks=self.ranks
+            )
+        return clip_loss(image_embeddings, text_embeddings, scale, ignore=ignore, ranks=self.ranks)
 
 
-def same_captions(captions: list[str]) -> Tensor:
-    """(N, N) bool: off-diagonal pairs whose captions are equal."""
-    first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
-    group = torch.tensor([first[caption] for caption in captions])
-    same = group[:, None] == group[None, :]
-    return same.fill_diagonal_(False)
+def same_captions(
+    captions: Sequence[str], ranks: Ranks = ALONE, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(n, N) bool: which captions of the batch are those of the n own pairs, themselves excluded."""
+    digests = (
+        hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8) for caption in captions
+    )
+    numbers = [int.from_bytes(digest.digest(), "big", signed=True) for digest in digests]
+    mine = torch.tensor(numbers, device=device)
+    same = mine[:, None] == ranks.gather(mine)[None, :]
+    row = torch.arange(len(mine), device=device)
+    same[row, ranks.first_row + row] = False
+    return same

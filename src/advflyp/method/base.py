@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from advflyp.distributed import ALONE, Ranks
 from advflyp.model.clip import CLIP
 
 # images (N, 3, H, W) in [0, 1]; captions: N texts; text_embeddings (N, d) unit-norm, those of the captions.
 # Of a labelled set also labels (N,) int64 and class_embeddings (K, d) unit-norm; a caption is its class's prompt.
+# With several processes, images, captions and labels are those of this one; text_embeddings are those of all.
 Batch = dict[str, Any]
 
 
@@ -20,6 +22,7 @@ class Method(ABC):
     config:   the method's own keys of the recipe table `method`
     model:    the one being trained
     original: a frozen copy of the model before training, where `needs_original`; else None
+    ranks:    the processes that share a batch
     """
 
     trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"
@@ -28,6 +31,7 @@ class Method(ABC):
         self.config = config
         self.model = model
         self.original: CLIP | None = None
+        self.ranks: Ranks = ALONE
 
     @property
     @abstractmethod
@@ -36,8 +40,12 @@ class Method(ABC):
 
     @abstractmethod
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """(N, 3, H, W) → (N,) or scalar, to be maximised."""
+        """(N, 3, H, W) → (N,), or a scalar for the whole batch; to be maximised."""
 
     @abstractmethod
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Weighted scalar terms by name; their sum is minimised."""
+        """Weighted scalar terms by name; their sum is minimised. The first is the attack's loss of what it found.
+
+        With several processes each term is that of the whole batch, as a function of the own rows: `self.ranks` has
+        the means and sums for it.
+        """

@@ -38,4 +38,4 @@ class FARE(Method):
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"embedding"}: the mean over the batch."""
-        return {"embedding": self.attack_loss(images_adv, batch).mean()}
+        return {"embedding": self.ranks.mean(self.attack_loss(images_adv, batch))}

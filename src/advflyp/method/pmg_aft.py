@@ -52,11 +52,13 @@ class PMGAFT(Method):
         adversarial, clean, original = encode_branches(
             self.model, images, images_adv, clean=self.config.clean_weight > 0, original=self.original
         )
-        result = {"ce": F.cross_entropy(class_logits(adversarial, classes, scale), batch["labels"])}
+        logits = class_logits(adversarial, classes, scale)
+        result = {"ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none"))}
         constant = classes.detach(), scale.detach()
         if original is not None:
-            divergence = logit_divergence(adversarial, original, *constant)
+            divergence = logit_divergence(adversarial, original, *constant, ranks=self.ranks)
             result["original"] = self.config.original_weight * divergence
         if clean is not None:
-            result["clean"] = self.config.clean_weight * logit_divergence(adversarial, clean, *constant)
+            divergence = logit_divergence(adversarial, clean, *constant, ranks=self.ranks)
+            result["clean"] = self.config.clean_weight * divergence
         return result

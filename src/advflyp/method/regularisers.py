@@ -11,33 +11,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Method
+from advflyp.method.blocks import in_row_blocks
 from advflyp.model.clip import CLIP
 
 
-def feature_deviation(a: Tensor, b: Tensor, *, norm: Literal["row", "frobenius"] = "row") -> Tensor:
+def feature_deviation(
+    a: Tensor, b: Tensor, *, norm: Literal["row", "frobenius"] = "row", ranks: Ranks = ALONE
+) -> Tensor:
     """One term of Eq. 8, a scalar: how far the (N, d) embeddings `a` lie from `b`.
 
     norm: "row", the mean of the rows' L2 distances (Algorithm 1 and the released code), or
           "frobenius", ‖a − b‖_F / N (the equation as printed)
+    ranks: with several processes, a and b are rows of this one, and the deviation is that of all rows
     """
     difference = a - b
     if norm == "frobenius":
-        return torch.linalg.vector_norm(difference) / len(a)
-    return torch.linalg.vector_norm(difference, dim=1).mean()
+        return torch.linalg.vector_norm(ranks.each(torch.linalg.vector_norm(difference))) / ranks.rows(len(a))
+    return ranks.mean(torch.linalg.vector_norm(difference, dim=1))
 
 
 def logit_divergence(
-    image_a: Tensor, image_b: Tensor, text: Tensor, logit_scale: Tensor | float = 1.0
+    image_a: Tensor,
+    image_b: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float = 1.0,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """One term of Eq. 12, a scalar: the mean over N images of KL(P_a ‖ P_b), P = softmax(τ⁻¹·X·Tᵀ), Eqs. 9–11.
 
     image_a, image_b: (N, d) embeddings;  text: (M, d)
     logit_scale: τ⁻¹; 1 gives the equations as printed
+    ranks: with several processes, the images are rows of this one, and the mean is over all
     """
-    log_a = F.log_softmax(logit_scale * image_a @ text.T, dim=-1)
-    log_b = F.log_softmax(logit_scale * image_b @ text.T, dim=-1)
-    return F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
+
+    def rows(a: Tensor, b: Tensor) -> Tensor:
+        log_a = F.log_softmax(logit_scale * a @ text.T, dim=-1)
+        log_b = F.log_softmax(logit_scale * b @ text.T, dim=-1)
+        return F.kl_div(log_b, log_a, reduction="none", log_target=True).sum(1)
+
+    return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
 
 
 def encode_branches(
@@ -45,9 +60,11 @@ def encode_branches(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """f_θ(x + δ), and where asked for f_θ(x) with gradients and F_θ₀(x + δ) without; each (N, d).
 
-    What gradients flow through is one forward pass over adversarial and clean images together.
+    What gradients flow through is one forward pass over adversarial and clean images together, unless it goes in parts.
     """
-    if clean:
+    if clean and model.micro_batch is not None:
+        adversarial, anchor = model.encode_image(images_adv), model.encode_image(images)
+    elif clean:
         adversarial, anchor = model.encode_image(torch.cat([images_adv, images])).chunk(2)
     else:
         adversarial, anchor = model.encode_image(images_adv), None
@@ -107,10 +124,14 @@ class Regularised(Method):
         config = self.config
         result = {}
         if config.feature_weight > 0:
-            deviation = [feature_deviation(adversarial, a, norm=config.feature_norm) for a in anchors]
+            deviation = [
+                feature_deviation(adversarial, a, norm=config.feature_norm, ranks=self.ranks) for a in anchors
+            ]
             result["feature"] = config.feature_weight * torch.stack(deviation).sum()
         if config.logit_weight > 0:
             scale: Any = config.logit_temperature or self.model.logit_scale.detach()
-            divergence = [logit_divergence(adversarial, a, text.detach(), scale) for a in anchors]
+            divergence = [
+                logit_divergence(adversarial, a, text.detach(), scale, ranks=self.ranks) for a in anchors
+            ]
             result["logit"] = config.logit_weight * torch.stack(divergence).sum()
         return result

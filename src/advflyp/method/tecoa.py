@@ -44,6 +44,6 @@ class TeCoA(Regularised):
         adversarial, anchors = self.branches(images, images_adv)
         logits = class_logits(adversarial, classes, self.model.logit_scale)
         return {
-            "ce": F.cross_entropy(logits, batch["labels"]),
+            "ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none")),
             **self.penalties(adversarial, anchors, classes),
         }

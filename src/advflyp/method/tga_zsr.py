@@ -79,7 +79,7 @@ class TGAZSR(Method):
         """{"ce", "refinement", "constraint"}, each already weighted; gradients flow through A_θ, not through A_θ₀."""
         config, labels, classes = self.config, batch["labels"], batch["class_embeddings"]
         if self.original is None:
-            return {"ce": class_loss(self.model, images_adv, batch).mean()}
+            return {"ce": self.ranks.mean(class_loss(self.model, images_adv, batch))}
         text = classes.detach()[labels]
 
         def attention(patches: Patches) -> Tensor:
@@ -92,9 +92,13 @@ class TGAZSR(Method):
         patches = self.model.encode_patches(torch.cat([images_adv, *clean]))
         maps = attention(patches).split(len(images))
         logits = class_logits(patches.image[: len(images)], classes, self.model.logit_scale)
-        result = {"ce": F.cross_entropy(logits, labels)}
+        result = {"ce": self.ranks.mean(F.cross_entropy(logits, labels, reduction="none"))}
+
+        def deviation(found: Tensor) -> Tensor:
+            return feature_deviation(found, target, ranks=self.ranks)
+
         if config.refinement_weight > 0:
-            result["refinement"] = config.refinement_weight * feature_deviation(maps[0], target)
+            result["refinement"] = config.refinement_weight * deviation(maps[0])
         if config.constraint_weight > 0:
-            result["constraint"] = config.constraint_weight * feature_deviation(maps[1], target)
+            result["constraint"] = config.constraint_weight * deviation(maps[1])
         return result

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from advflyp.model.patches import Patches, embed_patches, patch_grid
+from advflyp.model.recompute import in_parts
 
 Precision = Literal["fp32", "bf16"]
 
@@ -50,6 +51,8 @@ class CLIP(nn.Module):
         self.config = config
         self.name = name
         self.precision: Precision = "fp32"
+        # How many images go through the tower at a time; none: all. See `recompute.py`.
+        self.micro_batch: int | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
@@ -97,6 +100,9 @@ class CLIP(nn.Module):
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
         """`encode_image` before the normalisation: (N, d) float32 embeddings of any length."""
+        return self._in_parts(self._encode_image, images)
+
+    def _encode_image(self, images: Tensor) -> Tensor:
         with self._autocast(), _no_tensor_float32():
             # CoCa's would normalise unless told not to.
             features = self.net.encode_image(self._normalised(images), normalize=False)
@@ -113,9 +119,14 @@ class CLIP(nn.Module):
         ValueError for an architecture without patch tokens.
         """
         grid = self.patch_grid
+        embeddings = self._in_parts(self._encode_patches, images)
+        return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
+
+    def _encode_patches(self, images: Tensor) -> Tensor:
+        """(N, 1 + rows · columns, d), the image's embedding before those of its patches."""
         with self._autocast(), _no_tensor_float32():
             image, tokens = embed_patches(self.visual, self._normalised(images))
-        return Patches(F.normalize(image.float(), dim=-1), F.normalize(tokens.float(), dim=-1), grid)
+        return F.normalize(torch.cat([image[:, None], tokens], dim=1).float(), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""
@@ -123,6 +134,11 @@ class CLIP(nn.Module):
         with self._autocast():
             features = self.net.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
+
+    def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        if self.micro_batch is None:
+            return encode(images)
+        return in_parts(encode, images, self.micro_batch, list(self.visual.parameters()))
 
     def _normalised(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

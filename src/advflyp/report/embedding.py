@@ -23,6 +23,7 @@ from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.judge import Judge, for_use
 from advflyp.model.clip import CLIP
+from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import load_model, weights_sha256
 from advflyp.report.measured import attack_title, radius
 from advflyp.report.plots import MODELS, MUTED, axes_in, sheet, styled
@@ -61,17 +62,6 @@ class Cloud:
     def mean_phi(self) -> float:
         """φ of Eq. 14, averaged over the pictures, in radians."""
         return math.fsum(self.phi) / len(self.phi)
-
-
-def cosine_deviation(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """Eq. 14: the angle between each clean embedding and its adversarial one.
-
-    clean, adversarial: (N, d), of any length but zero (NaN then)
-    Returns (N,) float64 radians in [0, π]. Kahan's 2·atan2(‖a − b‖, ‖a + b‖) on unit vectors: arccos loses half of
-    the digits of a small angle.
-    """
-    a, b = (x.double() / x.double().norm(dim=-1, keepdim=True) for x in (clean, adversarial))
-    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
 
 
 def clouds(

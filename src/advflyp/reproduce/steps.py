@@ -22,8 +22,8 @@ from advflyp.data.labelled import set_names
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
+from advflyp.locks import locked
 from advflyp.model.hub import load_model, weights_sha256
-from advflyp.reproduce.locks import locked
 from advflyp.reproduce.plan import Measure, Plan, Run
 from advflyp.reproduce.tune import tuned_rate
 from advflyp.training.checkpoint import checkpoints

@@ -16,8 +16,8 @@ from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
+from advflyp.locks import locked
 from advflyp.model.hub import load_model
-from advflyp.reproduce.locks import locked
 from advflyp.training.trainer import train
 
 TUNING_FILE = "tuning.json"

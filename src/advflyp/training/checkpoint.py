@@ -1,11 +1,14 @@
-"""Training state on disk: written whole or not at all, the last few kept."""
+"""Training state on disk: written whole or not at all, the last few kept, each with a hash in its name."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+
+HEX = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +28,51 @@ class CheckpointConfig:
                 raise ValueError(f"checkpoint.{name} must be at least 1, not {getattr(self, name)}")
 
 
+class Damaged(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+class _Hashed:
+    """A file to write to, and the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `state` as step-00001000.pt (or so), then delete all but the last `keep`."""
+    """Write `state` as step-00001000-HASH.pt (or so), then delete all but the last `keep`.
+
+    A name with a hash, as torch.hub has them: file and hash appear together, in one renaming.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    draft = path.with_suffix(".partial")
-    with open(draft, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink()
+    draft = folder / f"step-{step:08d}.partial"
+    try:
+        with open(draft, "wb") as file:
+            hashed = _Hashed(file)
+            torch.save(state, hashed)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    path = folder / f"step-{step:08d}-{hashed.digest.hexdigest()[:HEX]}.pt"
+    draft.replace(path)
+    _sync(folder)
+    others = [other for other in checkpoints(folder) if other != path]
+    # Those that are not before this one are of a run that this one does again: damaged, or left by a signal.
+    before = [other for other in others if step_of(other) < step]
+    for other in others:
+        if other not in before[len(before) - keep + 1 :]:
+            other.unlink()
     return path
 
 
@@ -45,6 +81,40 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.name.split("-")[1].removesuffix(".pt"))
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved at `path`, on the CPU; only tensors and plain values are unpickled."""
+    """The state saved at `path`, on the CPU; only tensors and plain values are unpickled.
+
+    `Damaged` where the file is not the one that was written.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    if digest.hexdigest()[:HEX] != path.stem.split("-")[-1]:
+        raise Damaged(f"{path} is damaged: its contents have not the hash that its name says")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The last checkpoint that is whole, and what was wrong with those after it; `Damaged` where none is."""
+    wrong: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path), wrong
+        except Damaged as error:
+            wrong.append(str(error))
+    raise Damaged(f"no checkpoint in {folder} is whole: " + "; ".join(wrong))
+
+
+def _sync(folder: Path) -> None:
+    """The renaming on disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

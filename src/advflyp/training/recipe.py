@@ -1,5 +1,6 @@
 """A recipe: everything that defines a training run. One TOML table for each part of the program."""
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
 from advflyp.model.clip import Precision
 from advflyp.model.hub import ModelConfig
+from advflyp.runlog import LogConfig
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
 
@@ -30,6 +32,12 @@ class TrainConfig:
     patience:      stop after so many validations without a better one; none never stops early
     unfreeze:      what is trained: "vision" (the paper's), "vision+text", or "all" (also the logit scale and bias)
     batch_norm:    "frozen" keeps the statistics of pretraining, "update" goes on estimating them
+    micro_batch:   images that go through the tower at a time, in a process; their activations are computed twice.
+                   For batches larger than memory; the result is that of the whole batch
+    activation_checkpointing: keep no activations within the blocks of a tower, compute them again; for large towers
+    parallel:      over several processes: "ddp", a whole model in each, or "fsdp", its weights, gradients and
+                   optimiser state split over them (FSDP2), for towers that do not fit
+    compile:       run the image tower through torch.compile
     """
 
     epochs: int = 1
@@ -41,12 +49,26 @@ class TrainConfig:
     patience: int | None = None
     unfreeze: Literal["vision", "vision+text", "all"] = "vision"
     batch_norm: Literal["frozen", "update"] = "frozen"
+    micro_batch: int | None = None
+    activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "patience"):
+        for name in ("epochs", "max_steps", "patience", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {value}")
+        if self.micro_batch is not None and self.batch_norm == "update":
+            raise ValueError(
+                "train.micro_batch does not go with train.batch_norm = 'update': statistics are those of a whole "
+                "batch; leave one of them out"
+            )
+        if self.micro_batch is not None and self.parallel == "fsdp":
+            raise ValueError(
+                "train.micro_batch does not go with train.parallel = 'fsdp'; use train.activation_checkpointing, or "
+                "more processes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +107,7 @@ class Recipe:
     train: TrainConfig
     validate: ValidateConfig
     checkpoint: CheckpointConfig
+    log: LogConfig
 
     def tree(self) -> dict[str, Any]:
         """The recipe as nested tables, defaults filled in; `read_recipe` of it is the same recipe."""
@@ -104,7 +127,33 @@ TABLES: dict[str, type] = {
     "train": TrainConfig,
     "validate": ValidateConfig,
     "checkpoint": CheckpointConfig,
+    "log": LogConfig,
 }
+
+# What a resumed run may change: where, how fast and how loudly it computes, not what.
+CHANGEABLE = (
+    "log", "checkpoint", "data.workers", "train.micro_batch", "train.activation_checkpointing", "train.compile"
+)  # fmt: skip
+
+
+def difference(old: str, new: str) -> str:
+    """Which keys two resolved recipes (TOML) have otherwise, but for `CHANGEABLE` ones; empty where none."""
+    before, after = (leaves(tomllib.loads(text)) for text in (old, new))
+    changed = [
+        f"{key} was {_shown(before.get(key))}, is {_shown(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and not key.startswith(CHANGEABLE)
+    ]
+    return "; ".join(changed)
+
+
+def leaves(tree: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe's tree by their dotted keys."""
+    return {f"{table}.{name}": value for table, values in tree.items() for name, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -1,60 +1,65 @@
 """The training loop: data → attack → losses → step; nothing here knows a method by name."""
 
-import hashlib
+import gc
 import math
-import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advflyp import distributed
 from advflyp.__about__ import __version__
-from advflyp.attack.pgd import pgd
-from advflyp.data.classes import Classes, open_training, readings
+from advflyp.attack.pgd import ascend
+from advflyp.data.classes import Classes, open_training
 from advflyp.data.dirt import Dirt
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
-from advflyp.data.stream import Position
+from advflyp.data.stream import Position, Share
+from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.method import METHODS
-from advflyp.method.base import Batch, Method
-from advflyp.model.clip import CLIP, TextCache
+from advflyp.method.base import Batch
+from advflyp.model.clip import TextCache
+from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.runlog import METRICS_FILE, RunLog
-from advflyp.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from advflyp.runlog import RunLog, SilentLog
+from advflyp.training.checkpoint import checkpoints, load_last, save_checkpoint, step_of
+from advflyp.training.ending import Interrupted, RunError, Signals, explained, hold, writing
+from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
-from advflyp.training.recipe import Recipe, read_recipe
+from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
+from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE, check_data, check_folder, economise, unfreeze
+from advflyp.training.step import Objective, cap_logit_scale, constant, random_start
 
-LOG_EVERY = 10
-RECIPE_FILE = "recipe.toml"
-CHECKPOINTS = "checkpoints"
+# Pairs of a batch by which φ is measured.
+PHI_PAIRS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What `train` returns.
 
-    out:   the run folder; `load_model(out)` gives the best weights
-    steps: updates made, resumed ones included
-    best:  the best validation accuracy (0–1), None without validation
+    out:      the run folder; `load_model(out)` gives the best weights
+    steps:    updates made, resumed ones included
+    best:     the best validation accuracy (0–1), None without validation
+    finished: False where a signal ended the run early; `resume` goes on from there
     """
 
     out: Path
     steps: int
     best: float | None
+    finished: bool = True
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    position: Position | None = None  # of the data in this epoch, as its source counts
+    position: Position | None = None  # of this process's data in this epoch, as its source counts
     pairs_seen: int = 0
     best: float | None = None
     validations_without_gain: int = 0
@@ -83,11 +88,17 @@ def train(
 
     recipe:    a TOML file
     overrides: {"optim.lr": 1e-4, …}
-    resume:    continue the run in `out` from its last checkpoint
+    resume:    continue the run in `out` from its last whole checkpoint; begin it where it has none yet
     console:   where progress is shown; none is silent
-    ValueError for a recipe, data, model or folder that cannot be used.
+    Started by torchrun or another launcher, all its processes call this alike and share every batch.
+    SIGTERM and SIGUSR1 end the run after the step it is at, with a checkpoint.
+    ValueError for a recipe, data, model or folder that cannot be used; `RunError` for a run that cannot go on.
     """
-    return Trainer(read_recipe(recipe, overrides), Path(out), resume=resume, console=console).fit()
+    trainer = Trainer(read_recipe(recipe, overrides), Path(out), resume=resume, console=console)
+    try:
+        return trainer.fit()
+    finally:
+        trainer.close()
 
 
 class Trainer:
@@ -98,27 +109,32 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.out = out
-        self.console = console
-        self._check_folder(resume)
-        method, _ = METHODS[recipe.method_name]
-        self._check_data(method)
-        self.accelerator = _accelerator(recipe.train.device)
+        self.lock: TextIO | None = None
+        self.accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
         device = self.accelerator.device
+        self.ranks: Ranks = distributed.join(recipe.data.batch_size, device)
+        self.share = Share(recipe.data.batch_size, self.ranks.rank, self.ranks.size)
+        self.console = console if self.ranks.rank == 0 else None
+        self.ranks.first(lambda: self._claim(resume))
+        check_data(recipe)
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
+        method, _ = METHODS[recipe.method_name]
         self.model = start_from(recipe.model, device=device)
-        self.model.precision = recipe.train.precision
+        economise(self.model, recipe.train)
         self.method = method(recipe.method, self.model)
+        self.method.ranks = self.ranks
         self.pairs = open_training(
             recipe.data,
             method.trains_on,
             PictureReader(self.model.config["preprocess_cfg"], recipe.data.resize),
             seed=recipe.train.seed,
             device=device,
+            share=self.share,
         )
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
-        self.parameters = _unfreeze(self.model, recipe.train.unfreeze)
+        self.parameters = unfreeze(self.model, recipe.train.unfreeze)
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
         frozen = recipe.train.unfreeze == "vision"
         cached = frozen and not recipe.train.deterministic
@@ -132,6 +148,7 @@ class Trainer:
             self.embed_classes = ClassTexts(
                 self.model, self.pairs.classes, self.pairs.templates, frozen=frozen
             )
+        self.objective: nn.Module | None = distributed.replicated(Objective(self.method), self.ranks, device)
         self.optimizer = make_optimizer(self.parameters, recipe.optim)
         self.total_steps = recipe.train.epochs * len(self.pairs)
         if recipe.train.max_steps is not None:
@@ -140,77 +157,111 @@ class Trainer:
         if recipe.validate.set is not None:
             labelled = load_set(recipe.validate.set)
             self.judge = lambda: Judge(
-                self.model, labelled, limit=recipe.validate.limit, seed=recipe.train.seed
+                self.model, labelled, limit=recipe.validate.limit, seed=recipe.train.seed, ranks=self.ranks
             )
         self.progress = Progress()
+        self.dirt = self.pairs.dirt
+        self.meter = Meter()
+        self.signals = Signals()
+        self.says: list[str] = []
         if resume:
             self._restore()
 
     def fit(self) -> RunResult:
-        """Train to the end, or to the point where validation stops improving."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / RECIPE_FILE).write_text(self.recipe.toml())
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
+        """Train to the end, to the point where validation stops improving, or to a signal."""
+        self.ranks.first(self._begin)
         progress = self.progress
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(self.recipe.train.deterministic)
+        interrupted = False
         try:
-            with RunLog(self.out, self.total_steps, resume_step=progress.step, console=self.console) as log:
-                while not progress.finished:
-                    self._run_epoch(log)
+            with self.signals.heard(), self._explaining(), self._log() as log:
+                for line in self.says:
+                    log.say(line)
+                if progress.step == 0:
+                    # So that there is something to resume from, and a full disk is noticed at once.
+                    self._save()
+                try:
+                    while not progress.finished:
+                        self._run_epoch(log)
+                except Interrupted:
+                    interrupted = True
+                    self._save()
+                    log.say(
+                        f"{self.signals.name or 'another process'} ended the run after step {progress.step}; "
+                        "continue it with --resume"
+                    )
         finally:
             torch.use_deterministic_algorithms(before)
-        return RunResult(out=self.out, steps=progress.step, best=progress.best)
+        return RunResult(out=self.out, steps=progress.step, best=progress.best, finished=not interrupted)
 
-    def _run_epoch(self, log: RunLog) -> None:
-        progress, validate, checkpoint = self.progress, self.recipe.validate, self.recipe.checkpoint
-        window = Window()
-        named = set(self.pairs.dirt.examples)
-        for batch in self.pairs.epoch(progress.epoch, progress.position):
-            window.add(self.step(batch), len(batch["captions"]))
-            progress.step += 1
-            progress.position = batch["position"]
-            progress.pairs_seen += len(batch["captions"])
-            for reason in self.pairs.dirt.examples.keys() - named:
-                named.add(reason)
-                log.say(f"left out: {reason}, such as {self.pairs.dirt.examples[reason]}")
-            if progress.step % LOG_EVERY == 0 or progress.step == self.total_steps:
-                metrics = window.means()
-                rate = self.optimizer.param_groups[0]["lr"]
-                about = {"epoch": progress.epoch, "seen": progress.pairs_seen, "lr": rate}
-                log.write("train", progress.step, **about, **metrics)
-                speed = f"{metrics['pairs_per_second']:.0f} pairs/s"
-                log.advance(progress.step, f"loss {metrics['loss']:.3f}  {speed}")
-                window = Window()
-            if progress.step == self.total_steps:
+    def close(self) -> None:
+        """Let go of the folder and of the other processes."""
+        if self.lock is not None:
+            self.lock.close()
+        # A process whose gradient buckets outlive the connection may be aborted as it exits.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.objective = None
+        gc.collect()
+        self.ranks.close()
+
+    def _run_epoch(self, log: RunLog | SilentLog) -> None:
+        progress, recipe = self.progress, self.recipe
+        named = set(self.dirt.examples)
+        # A signal may have come between a step and its validation.
+        self._validate_on_the_way(log)
+        batches = self.pairs.epoch(progress.epoch, progress.position)
+        while progress.step < self.total_steps and not progress.finished:
+            with self.meter.waiting():
+                batch = next(batches, None)
+            more, stop = self.ranks.go_on(batch is not None, bool(self.signals))
+            if stop:
+                raise Interrupted
+            if batch is None or not more:
                 break
-            if validate.every is not None and progress.step % validate.every == 0:
-                self._validate(log)
-                if progress.finished:
-                    break
-            if progress.step % checkpoint.every == 0:
-                self._save()
-        else:
-            if progress.position is None:
-                raise ValueError(
-                    f"no batch of {self.recipe.data.batch_size} usable samples in {self.recipe.data.train}: "
-                    f"{self.pairs.dirt.describe()}"
-                )
-        dirt = self.pairs.dirt
-        if dirt.counts:
-            log.write(
-                "data", progress.step, epoch=progress.epoch, skipped=dict(dirt.counts), examples=dirt.examples
+            self._count(batch)
+            for reason in self.dirt.examples.keys() - named:
+                named.add(reason)
+                log.say(f"left out: {reason}, such as {self.dirt.examples[reason]}")
+            if progress.step % recipe.log.every == 0 or progress.step == self.total_steps:
+                self._write_line(batch, log)
+            if progress.step < self.total_steps:
+                self._validate_on_the_way(log)
+                if progress.step % recipe.checkpoint.every == 0 and not progress.finished:
+                    self._save()
+        if progress.position is None and not progress.finished:
+            raise ValueError(
+                f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: "
+                f"{self.pairs.dirt.describe()}"
             )
-            log.say(f"unusable samples so far: {dirt.describe()}")
-        progress.epoch += 1
-        progress.position = None
-        last = progress.step == self.total_steps or progress.epoch == self.recipe.train.epochs
+        self.dirt = self.pairs.dirt
+        if self.dirt.counts:
+            log.write(
+                "data",
+                progress.step,
+                epoch=progress.epoch,
+                skipped=dict(self.dirt.counts),
+                examples=self.dirt.examples,
+            )
+            log.say(f"unusable samples so far: {self.dirt.describe()}")
         if not progress.finished:
             self._validate(log)
+        progress.epoch += 1
+        progress.position = None
+        last = progress.step == self.total_steps or progress.epoch == recipe.train.epochs
         progress.finished = progress.finished or last
         self._save()
+
+    def _count(self, batch: Batch) -> None:
+        """A step, and what is known after it."""
+        progress = self.progress
+        position, pairs = batch["position"], self.recipe.data.batch_size
+        self.meter.add(self.step(batch), pairs)
+        progress.step += 1
+        progress.position = position
+        progress.pairs_seen += pairs
+        self.dirt = self.pairs.dirt
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One update; the losses as device scalars, still unsynchronised."""
@@ -221,22 +272,31 @@ class Trainer:
         self.embed_texts(batch)
         images_adv = images
         metrics: dict[str, Tensor] = {}
-        if recipe.attack.steps > 0:
-            model.eval()
-            images_adv = self.attack(images, batch)
-            model.train(update_statistics)
-        losses = self.method.losses(images, images_adv, batch)
-        loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        with self.meter.counting(recipe.train.compile):
+            if recipe.attack.steps > 0:
+                model.eval()
+                images_adv = self.attack(images, batch)
+                model.train(update_statistics)
+            assert self.objective is not None
+            losses = self.objective(images, images_adv, batch)
+            loss = torch.stack(list(losses.values())).sum()
+            # Gradients are averaged over the processes, and their parts add up to the whole.
+            (loss * self.ranks.size).backward()
+        if recipe.attack.steps > 0:
+            metrics["attack_gain"] = next(iter(losses.values())).detach() / batch["loss_at_start"]
+            batch["images_adv"] = images_adv
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        metrics["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         if recipe.optim.max_grad_norm is not None:
-            metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.max_grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, recipe.optim.max_grad_norm, metrics["grad_norm"]
+            )
         set_learning_rate(self.optimizer, learning_rate(recipe.optim, self.progress.step, self.total_steps))
         self.optimizer.step()
+        # Not SigLIP's, which comes with 117.
         if recipe.train.unfreeze == "all" and model.logit_bias is None:
-            with torch.no_grad():
-                # τ⁻¹ ≤ 100, as CLIP was pretrained. Not so SigLIP, which comes with 117.
-                self.model.net.logit_scale.clamp_(0, math.log(100))  # type: ignore[operator, union-attr]
+            cap_logit_scale(model.net)
         model.eval()
         return {
             "loss": loss.detach(),
@@ -247,11 +307,12 @@ class Trainer:
     def embed_texts(self, batch: Batch) -> None:
         """Add to the batch the embeddings that the method is promised (`Batch`)."""
         if self.method.trains_on == "pairs":
-            batch["text_embeddings"] = self.embed_text(batch["captions"])
+            batch["text_embeddings"] = self.ranks.gather(self.embed_text(batch["captions"]))
         elif self.method.trains_on == "labelled":
             assert self.embed_classes is not None
             labels = batch["labels"] = batch["labels"].to(self.model.device, non_blocking=True)
             batch.update(self.embed_classes(labels))
+            batch["text_embeddings"] = self.ranks.gather(batch["text_embeddings"])
 
     def _fitted(self, images: Tensor) -> Tensor:
         """At the model's resolution: decoded pictures are, those of a mini corpus are 64×64 for any model."""
@@ -262,33 +323,77 @@ class Trainer:
     def attack(self, images: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: perturb the batch jointly; the random start depends on (seed, step) alone."""
         attack = self.recipe.attack
-        generator = torch.Generator(images.device)
-        generator.manual_seed(derive_seed(self.recipe.train.seed, self.progress.step))
-        return pgd(
-            images,
-            lambda candidates: self.method.attack_loss(candidates, batch),
-            attack.threat,
-            steps=attack.steps,
-            step_size=attack.step_size,
-            generator=generator,
-        )
 
-    def _validate(self, log: RunLog) -> None:
+        def loss(candidates: Tensor) -> Tensor:
+            value = self.method.attack_loss(candidates, batch)
+            if "loss_at_start" not in batch:
+                found = value.detach()
+                batch["loss_at_start"] = self.ranks.mean(found) if found.ndim else found
+            return value
+
+        batch.pop("loss_at_start", None)
+        start = random_start(images, attack.threat, self.recipe.train.seed, self.progress.step, self.share)
+        with constant(self.parameters):
+            return ascend(images, start, loss, attack.threat, steps=attack.steps, step_size=attack.step_size)
+
+    def _write_line(self, batch: Batch, log: RunLog | SilentLog) -> None:
+        """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
+        progress, recipe = self.progress, self.recipe
+        means = self._finite_means()
+        metrics = self.meter.line(means, self.accelerator.device, recipe.train.precision)
+        if recipe.attack.steps > 0:
+            metrics["phi"] = self._phi(batch)
+        about = {"of": self.total_steps, "epoch": progress.epoch, "seen": progress.pairs_seen}
+        # A gain is none where the loss began at 0.
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        log.write("train", progress.step, **about, lr=self.optimizer.param_groups[0]["lr"], **metrics)
+        speed = f"{metrics['pairs_per_second']:.0f} pairs/s"
+        log.advance(progress.step, f"loss {metrics['loss']:.3f}  {speed}")
+
+    def _finite_means(self) -> dict[str, float]:
+        means = self.meter.means()
+        if wrong := not_finite(means):
+            named = ", ".join(f"{name} = {means[name]}" for name in wrong)
+            raise RunError(
+                f"{named} by step {self.progress.step}: the run diverged. {self._last_good()} Start again with a lower "
+                "optim.lr, longer optim.warmup_steps or an optim.max_grad_norm"
+            )
+        return means
+
+    @torch.no_grad()
+    def _phi(self, batch: Batch) -> float:
+        """φ (Eq. 14) on some pictures of the batch, in radians."""
+        some = (batch["images"][:PHI_PAIRS], batch["images_adv"][:PHI_PAIRS])
+        clean, adversarial = (self.model.encode_image(images) for images in some)
+        return round(cosine_deviation(clean, adversarial).mean().item(), 5)
+
+    def _validate_on_the_way(self, log: RunLog | SilentLog) -> None:
+        every = self.recipe.validate.every
+        if every is not None and self.progress.step and self.progress.step % every == 0:
+            self._validate(log)
+
+    def _validate(self, log: RunLog | SilentLog) -> None:
         """Measure, keep the weights if they are the best so far, and count towards patience."""
         progress, recipe = self.progress, self.recipe
         if progress.validated_at == progress.step:
             return  # `validate.every` fell on the end of the epoch
-        progress.validated_at = progress.step
+        self._finite_means()
         if self.judge is None:
             self._keep_best({"step": progress.step})
+            progress.validated_at = progress.step
             return
         judge = self.judge()
         attack = Attack.parse(recipe.validate.attack)
         seed = recipe.train.seed
-        outcome = {"clean": judge.correct(Attack.parse("clean"), None).float().mean().item()}
+        # Of several processes one cannot leave the others in the middle.
+        watch = self.signals.raise_if_any if self.ranks.size == 1 else (lambda *_: None)
+        outcome = {"clean": judge.correct(Attack.parse("clean"), None, watch=watch).float().mean().item()}
         if attack.perturbs:
-            robust = judge.correct(attack, recipe.attack.threat, precision=recipe.train.precision, seed=seed)
+            robust = judge.correct(
+                attack, recipe.attack.threat, precision=recipe.train.precision, seed=seed, watch=watch
+            )
             outcome["robust"] = robust.float().mean().item()
+        progress.validated_at = progress.step
         score = outcome.get("robust", outcome["clean"])
         better = progress.best is None or score > progress.best
         if better:
@@ -312,119 +417,116 @@ class Trainer:
             "version": __version__,
             "recipe": self.recipe.tree(),
         }
-        save_model(self.model, self.out / BEST, card)
+        if self.ranks.rank == 0:
+            with writing(self.out / BEST, self._last_good):
+                save_model(self.model, self.out / BEST, card)
 
     def _save(self) -> None:
+        self._finite_means()
+        progress = vars(self.progress).copy()
+        # What differs between the processes.
+        mine = {
+            "position": progress.pop("position"),
+            "dirt": {"counts": dict(self.dirt.counts), "examples": dict(self.dirt.examples)},
+            "rng": torch.get_rng_state(),
+        }
+        processes = self.ranks.objects(mine)
+        if self.ranks.rank != 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "progress": vars(self.progress).copy(),
-            "dirt": {"counts": dict(self.pairs.dirt.counts), "examples": dict(self.pairs.dirt.examples)},
-            "rng": torch.get_rng_state(),
+            "progress": progress,
+            "processes": processes,
             "recipe": self.recipe.toml(),
         }
         if self.method.original is not None:
             state["original"] = self.method.original.state_dict()
-        save_checkpoint(self.out / CHECKPOINTS, self.progress.step, state, keep=self.recipe.checkpoint.keep)
+        with writing(self.out / CHECKPOINTS, self._last_good):
+            save_checkpoint(
+                self.out / CHECKPOINTS, self.progress.step, state, keep=self.recipe.checkpoint.keep
+            )
 
     def _restore(self) -> None:
-        state = load_checkpoint(checkpoints(self.out / CHECKPOINTS)[-1])
-        if state["recipe"] != self.recipe.toml():
+        folder = self.out / CHECKPOINTS
+        if not self.ranks.first(lambda: bool(checkpoints(folder))):
+            self.says.append(f"{self.out} has no checkpoint yet: the run starts from the beginning")
+            return
+        state, wrong = load_last(folder)
+        self.says += [f"passed over: {reason}" for reason in wrong]
+        changed = difference(state["recipe"], self.recipe.toml())
+        if changed:
+            raise ValueError(f"the recipe differs from the one {self.out} was started with: {changed}")
+        processes = state["processes"]
+        if len(processes) != self.ranks.size:
             raise ValueError(
-                f"the recipe differs from the one {self.out} was started with: "
-                f"{_difference(state['recipe'], self.recipe.toml())}"
+                f"{self.out} was started with {len(processes)} process(es) and can only be resumed with as many, not "
+                f"{self.ranks.size}: each has its own place in the data"
             )
         self.model.load_state_dict(state["model"])
         if self.method.original is not None:
             self.method.original.load_state_dict(state["original"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
-        self.pairs.dirt = Dirt(Counter(state["dirt"]["counts"]), dict(state["dirt"]["examples"]))
-        torch.set_rng_state(state["rng"])
+        mine = processes[self.ranks.rank]
+        self.progress = Progress(**state["progress"], position=mine["position"])
+        self.dirt = self.pairs.dirt = Dirt(Counter(mine["dirt"]["counts"]), dict(mine["dirt"]["examples"]))
+        torch.set_rng_state(mine["rng"])
+        if self.progress.step:
+            self.says.append(f"resumed after step {self.progress.step}")
 
-    def _check_folder(self, resume: bool) -> None:
-        """ValueError before anything is loaded or written, if `out` cannot take this run."""
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} is a file; name a folder for the run")
+    def _claim(self, resume: bool) -> None:
+        """The folder for this run alone, if it is there already; ValueError where it cannot take the run."""
+        check_folder(self.out, resume)
+        if self.out.is_dir():
+            self.lock = hold(self.out)
+
+    def _begin(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = self.lock or hold(self.out)
+            (self.out / RECIPE_FILE).write_text(self.recipe.toml())
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
+
+    def _log(self) -> RunLog | SilentLog:
+        if self.ranks.rank != 0:
+            return SilentLog()
+        tracked = bool(self.recipe.log.trackers)
+        if tracked:
+            values = {
+                key: value if isinstance(value, int | float) else str(value)
+                for key, value in leaves(self.recipe.tree()).items()
+            }
+            self.accelerator.init_trackers(self.recipe.log.project, values)
+        return RunLog(
+            self.out,
+            self.total_steps,
+            resume_step=self.progress.step,
+            console=self.console,
+            tracker=self.accelerator if tracked else None,
+        )
+
+    def _last_good(self) -> str:
+        """The end of a message about a failure."""
         saved = checkpoints(self.out / CHECKPOINTS)
-        if resume and not saved:
-            raise ValueError(f"{self.out} has no checkpoint to resume from; start it without --resume")
-        if not resume and (saved or (self.out / BEST).exists()):
-            raise ValueError(
-                f"{self.out} holds another run; continue it with --resume or name another folder"
-            )
-        # What a run leaves that died before its first checkpoint may be overwritten.
-        ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS}
-        if not resume and self.out.is_dir() and {path.name for path in self.out.iterdir()} - ours:
-            raise ValueError(f"{self.out} is not empty; name a new folder for the run")
-        parent = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise ValueError(f"no permission to write to {parent}; name another folder for the run")
+        if not saved:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is that of step {step_of(saved[-1])}."
 
-    def _check_data(self, method: type[Method]) -> None:
-        """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
-        train, wanted = self.recipe.data.train, method.trains_on
-        found = readings(train)
-        if wanted == "images" or not found or wanted in found:
-            return
-        others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
-        has, lacks = (
-            ("labelled pictures", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
-        )
-        instead = "mini" if wanted == "pairs" else "mini/proxy"
-        raise ValueError(
-            f"method.name = '{self.recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
-            f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
-        )
-
-
-@dataclass
-class Window:
-    """Losses of the steps since the last log line, read from the device only when the line is written."""
-
-    rows: list[dict[str, Tensor]] = field(default_factory=list)
-    pairs: int = 0
-    started: float = field(default_factory=perf_counter)
-
-    def add(self, metrics: dict[str, Tensor], pairs: int) -> None:
-        self.rows.append(metrics)
-        self.pairs += pairs
-
-    def means(self) -> dict[str, float]:
-        means = {key: torch.stack([row[key] for row in self.rows]).mean().item() for key in self.rows[0]}
-        return {**means, "pairs_per_second": round(self.pairs / (perf_counter() - self.started), 1)}
-
-
-def derive_seed(*parts: Any) -> int:
-    """A 63-bit seed from any values, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _unfreeze(model: CLIP, what: str) -> list[torch.nn.Parameter]:
-    """Let gradients reach the named part only; the parameters to be trained."""
-    chosen = []
-    for name, parameter in model.net.named_parameters():
-        is_vision, is_scale = name.startswith("visual."), name in ("logit_scale", "logit_bias")
-        wanted = is_vision or (what == "all") or (what == "vision+text" and not is_scale)
-        # A parameter the architecture itself keeps constant (fixed position tables) stays so.
-        parameter.requires_grad_(wanted and parameter.requires_grad)
-        if parameter.requires_grad:
-            chosen.append(parameter)
-    return chosen
-
-
-def _accelerator(device: str) -> Accelerator:
-    # Accelerate keeps one state for the process; a second run may ask for another device.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device is 'cuda', but torch finds no CUDA device here; use 'auto' or 'cpu'")
-    return Accelerator(cpu=device == "cpu")
-
-
-def _difference(old: str, new: str) -> str:
-    removed, added = (
-        set(old.splitlines()) - set(new.splitlines()),
-        set(new.splitlines()) - set(old.splitlines()),
-    )
-    return "; ".join([f"was {line}" for line in sorted(removed)] + [f"is {line}" for line in sorted(added)])
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Failures of a step that have a known meaning become a `RunError`."""
+        try:
+            yield
+        except (RunError, Interrupted):
+            raise
+        except ValueError as error:
+            if self.ranks.size == 1:
+                raise
+            # Of the data of this process alone, for all we know.
+            raise RunError(str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            meaning = explained(error, ranks=self.ranks.size)
+            if meaning is None:
+                raise
+            raise RunError(f"step {self.progress.step + 1}: {meaning}. {self._last_good()}") from error

@@ -23,7 +23,7 @@ from advflyp.data.dirt import Dirt
 from advflyp.data.mini.captions import caption
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
-from advflyp.data.stream import Position
+from advflyp.data.stream import Position, Share
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -81,6 +81,7 @@ def read_shards(
 class MiniPairs:
     """Batches from a mini corpus; see `advflyp.data.pairs.Pairs`.
 
+    share:    which rows of a batch this process is given
     concepts: only the pictures of these; `config.limit` then takes them evenly
     An epoch draws as many pairs as the corpus has, with replacement, in proportion to their weights.
     """
@@ -92,6 +93,7 @@ class MiniPairs:
         *,
         seed: int,
         device: torch.device,
+        share: Share | None = None,
         concepts: Sequence[str] | None = None,
     ) -> None:
         label = None if concepts is None else {concept: number for number, concept in enumerate(concepts)}
@@ -109,6 +111,7 @@ class MiniPairs:
         self.mirror = torch.tensor([meta["mirror"] for meta in metas], device=device)
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
         self.batch_size = config.batch_size
+        self.share = share or Share(config.batch_size)
         self.seed = seed
         self.device = device
         self.dirt = Dirt()
@@ -132,7 +135,10 @@ class MiniPairs:
             on_device = index.to(self.device)
             images = compose(self.pictures[on_device], self.mono[on_device], generator)
             images = augment(images, self.mirror[on_device], generator)
-            yield {"images": images, **self.about(index, rng), "position": {"batch": batch + 1}}
+            # Made as a whole by every process, so that several see the pictures of one: composing costs little.
+            mine = slice(self.share.first, self.share.last)
+            about = {key: values[mine] for key, values in self.about(index, rng).items()}
+            yield {"images": images[mine], **about, "position": {"batch": batch + 1}}
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         """What the pictures at `index` come with."""
@@ -153,10 +159,11 @@ class MiniClasses(MiniPairs):
         *,
         seed: int,
         device: torch.device,
+        share: Share | None = None,
         classes: Sequence[str],
         templates: Sequence[str],
     ) -> None:
-        super().__init__(folder, config, seed=seed, device=device, concepts=classes)
+        super().__init__(folder, config, seed=seed, device=device, share=share, concepts=classes)
         self.classes = list(classes)
         self.templates = list(templates)
         number = {concept: label for label, concept in enumerate(classes)}

@@ -1,0 +1,284 @@
+"""The processes of a run, and what they exchange.
+
+Every process holds some rows of each batch: its pictures, of which it alone computes embeddings and gradients. The
+loss couples all rows. What a process needs of the others are constants to it, since their rows do not depend on its
+own; so it has the loss of the whole batch as a function of its own rows, and differentiates that:
+
+- the gradient of its own pictures is complete. No gradient is exchanged within an attack.
+- the gradient of the weights is its rows' part. The parts of all processes, added up, are the whole, by the chain
+  rule over the rows; that sum is the one exchange of gradients in a step.
+
+`Ranks` is one process alone, `Group` one of several; losses are written for either.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from advflyp.data.stream import Share
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+# How long a process waits for the others before it takes them for dead.
+TIMEOUT = timedelta(minutes=10)
+
+
+class Ranks:
+    """One process alone: it has every row, and there is nobody to exchange anything with.
+
+    rank, size: which process of how many;  first_row: where in the batch its own rows begin
+    """
+
+    rank = 0
+    size = 1
+    first_row = 0
+
+    def rows(self, own: int) -> int:
+        """Rows of the whole batch, where `own` are this process's."""
+        return own
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, …) own rows → (N, …) those of all processes, in the order of the batch. Gradients reach every row."""
+        return rows
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """(n,) → the mean over the N rows of the batch; gradients reach the own ones."""
+        return rows.mean()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes, element by element; gradients reach the own value."""
+        return value
+
+    def each(self, value: Tensor) -> Tensor:
+        """(…) → (processes, …) every process's value; gradients reach the own one."""
+        return value[None]
+
+    def logsumexp(self, value: Tensor) -> Tensor:
+        """log Σ exp over all processes, element by element; gradients reach the own value."""
+        return value
+
+    def objects(self, value: T) -> list[T]:
+        """Every process's `value`, in the order of the processes."""
+        return [value]
+
+    def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether every process has more to do, and whether any of them wants to stop."""
+        return more, stop
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the first process, for all of them; its ValueError is raised by all."""
+        return work()
+
+    def close(self) -> None:
+        """Leave the others, before the process ends."""
+
+
+ALONE = Ranks()
+
+
+class Group(Ranks):
+    """One of several processes, after torch.distributed was started.
+
+    batch: N, rows of a batch of all processes together
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.batch, self.device = batch, device
+        shares = [Share(batch, rank, self.size) for rank in range(self.size)]
+        self.sizes = [share.size for share in shares]
+        self.first_row = shares[self.rank].first
+        # What the host decides is exchanged by the hosts: reading it off a device would make that wait.
+        self.hosts: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def rows(self, own: int) -> int:
+        return self.batch
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return _Gather.apply(rows, self.sizes, self.rank)
+
+    def mean(self, rows: Tensor) -> Tensor:
+        return self.total(rows.sum()) / self.batch
+
+    def total(self, value: Tensor) -> Tensor:
+        whole = value.detach().clone()
+        dist.all_reduce(whole)
+        return _Shared.apply(value, whole)
+
+    def each(self, value: Tensor) -> Tensor:
+        every = [torch.empty_like(value, requires_grad=False) for _ in range(self.size)]
+        dist.all_gather(every, value.detach().contiguous())
+        every[self.rank] = value
+        return torch.stack(every)
+
+    def logsumexp(self, value: Tensor) -> Tensor:
+        highest = value.detach().clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        total = (value.detach() - highest).exp()
+        dist.all_reduce(total)
+        whole = highest + total.log()
+        return _Shared.apply((value - whole).exp(), whole)
+
+    def objects(self, value: T) -> list[T]:
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, value, group=self.hosts)
+        return every
+
+    def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
+        votes = torch.tensor([int(not more), int(stop)])
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
+        return not votes[0], bool(votes[1])
+
+    def first(self, work: Callable[[], T]) -> T:
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = work()
+            except ValueError as error:
+                found[1] = str(error)
+        dist.broadcast_object_list(found, src=0, group=self.hosts)
+        if found[1] is not None:
+            raise ValueError(found[1])
+        return found[0]
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _Shared(torch.autograd.Function):
+    """The value of a whole that is the same everywhere, with the gradient of the own part."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, whole: Tensor) -> Tensor:
+        return whole.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes. Each process's loss depends on them through its own rows only: their gradients are summed.
+
+    torch.distributed.nn has one that is deprecated in torch 2.15 and whose successor is absent in 2.11.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        assert len(rows) == sizes[rank]
+        # Collectives take equal shapes only.
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        every = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(every, padded)
+        return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        first = sum(ctx.sizes[: ctx.rank])
+        return gradient[first : first + ctx.sizes[ctx.rank]], None, None
+
+
+def launched() -> int:
+    """How many processes torchrun, accelerate or another launcher has started for this run; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its run."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def start(device: str, trackers: Sequence[str] = (), folder: Path | None = None) -> "Accelerator":
+    """The devices of this process, and the connection to the others where a launcher has started several.
+
+    device:   "auto", "cpu" or "cuda"
+    trackers: that the run is going to write to;  folder: where they put files
+    ValueError for "cuda" where torch finds none.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    # Accelerate keeps one state for the process; a second run may ask for another device.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("train.device is 'cuda', but torch finds no CUDA device here; use 'auto' or 'cpu'")
+    return Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+    )
+
+
+def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The module with the mean of its gradients over all processes, exchanged while they are being computed."""
+    if ranks.size == 1:
+        return module
+    # Buffers never change while training; torch 2.15 has another word for leaving them alone than 2.11.
+    known = inspect.signature(DistributedDataParallel).parameters
+    alone: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        # A step's graph is always the same one: parameters it leaves out are known after the first.
+        static_graph=True,
+        gradient_as_bucket_view=True,
+        **alone,
+    )
+
+
+@contextmanager
+def together(device: str) -> Iterator[tuple[Ranks, torch.device | None]]:
+    """The processes that work on something other than batches, and the device of this one if a launcher gave it one.
+
+    Those that are connected already stay so afterwards.
+    """
+    connected = dist.is_initialized()
+    if not connected and launched() == 1:
+        yield ALONE, None
+        return
+    own = (
+        torch.device(f"cuda:{torch.cuda.current_device()}")
+        if connected and torch.cuda.is_available()
+        else None
+    )
+    if not connected:
+        own = start(device).device
+    ranks = join(dist.get_world_size(), own or torch.device("cpu"))
+    try:
+        yield ranks, own
+    finally:
+        if not connected:
+            ranks.close()
+
+
+def join(batch: int, device: torch.device) -> Ranks:
+    """What this process is among those of its run, after `start`.
+
+    ValueError where a batch has fewer rows than there are processes.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return ALONE
+    if batch < dist.get_world_size():
+        raise ValueError(
+            f"data.batch_size = {batch} is less than the {dist.get_world_size()} processes of this run; raise it"
+        )
+    return Group(batch, device)

@@ -1,0 +1,15 @@
+"""How far an attack moves pictures in the embedding space."""
+
+import torch
+from torch import Tensor
+
+
+def cosine_deviation(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Eq. 14: the angle between each clean embedding and its adversarial one.
+
+    clean, adversarial: (N, d), of any length but zero (NaN then)
+    Returns (N,) float64 radians in [0, π]. Kahan's 2·atan2(‖a − b‖, ‖a + b‖) on unit vectors: arccos loses half of
+    the digits of a small angle.
+    """
+    a, b = (x.double() / x.double().norm(dim=-1, keepdim=True) for x in (clean, adversarial))
+    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))

@@ -1,0 +1,108 @@
+"""What can end a run before its time: signals, a second process, and failures that need one clear line."""
+
+import errno
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import torch
+
+from advflyp.locks import take
+
+LOCK_FILE = ".lock"
+# What a scheduler sends before it takes the machine away.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, through nothing that could have been seen before it began. The message is one line."""
+
+
+class Interrupted(Exception):
+    """A signal asked for the end in the middle of something that can be done again."""
+
+
+class Signals:
+    """Whether a signal has asked for the end of the run."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def raise_if_any(self, *_: object) -> None:
+        if self:
+            raise Interrupted
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within the block the signals are noted; outside it they do what they did before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets no other thread listen
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.name = signal.Signals(number).name
+
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def hold(folder: Path) -> TextIO:
+    """The folder's lock, held while the file is open; ValueError where another process has it."""
+    path = folder / LOCK_FILE
+    try:
+        lock = take(path, wait=False)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    if lock is None:
+        who = path.read_text().strip() or "another process"
+        raise ValueError(f"process {who} is at work on {folder}; wait for its end, or name another folder")
+    return lock
+
+
+@contextmanager
+def writing(where: Path, known_good: Callable[[], str]) -> Iterator[None]:
+    """Failures to write become a `RunError`: what, why, and what is still there.
+
+    known_good: the end of the message
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save passes some failures of the file on as an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+        free = (
+            " Free some space, then continue with --resume."
+            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+            else ""
+        )
+        raise RunError(f"cannot write to {where}: {reason}. {known_good()}{free}") from error
+
+
+def explained(error: BaseException, *, ranks: int) -> str | None:
+    """What a failure of a step means to who started the run; None for one that nobody foresaw.
+
+    ranks: processes of the run
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return (
+            "out of memory. Keep the batch and compute it in parts with --train.micro_batch 64 (or less), or set "
+            "--train.activation_checkpointing true or --train.precision bf16; or lower data.batch_size"
+        )
+    # Backends raise plain RuntimeErrors; what they say is all there is to tell them by.
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    if ranks > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in signs):
+        return "another process of this run has stopped or cannot be reached; its own message says why"
+    return None

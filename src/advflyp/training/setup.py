@@ -1,0 +1,83 @@
+"""What has to be right before a run begins: the folder, the data for the method, what of the model is trained."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from advflyp.data.classes import readings
+from advflyp.method import METHODS
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import BEST
+from advflyp.runlog import METRICS_FILE
+from advflyp.training.checkpoint import checkpoints
+from advflyp.training.ending import LOCK_FILE
+from advflyp.training.recipe import Recipe, TrainConfig
+
+RECIPE_FILE = "recipe.toml"
+CHECKPOINTS = "checkpoints"
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """ValueError before anything is loaded or written, if `out` cannot take this run."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder for the run")
+    saved = checkpoints(out / CHECKPOINTS)
+    if not resume and (saved or (out / BEST).exists()):
+        raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
+    # What a run leaves that died before its first checkpoint may be overwritten.
+    ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
+    if out.is_dir() and not saved:
+        others = {p.name for p in out.iterdir() if not p.name.endswith((".partial", ".old"))} - ours - {BEST}
+        if others:
+            raise ValueError(f"{out} is not empty; name a new folder for the run")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"no permission to write to {parent}; name another folder for the run")
+
+
+def check_data(recipe: Recipe) -> None:
+    """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
+    train, wanted = recipe.data.train, METHODS[recipe.method_name][0].trains_on
+    found = readings(train)
+    if wanted == "images" or not found or wanted in found:
+        return
+    others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
+    has, lacks = (
+        ("labelled pictures", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
+    )
+    instead = "mini" if wanted == "pairs" else "mini/proxy"
+    raise ValueError(
+        f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
+        f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
+    )
+
+
+def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:
+    """Let gradients reach the named part only; the parameters to be trained."""
+    chosen = []
+    for name, parameter in model.net.named_parameters():
+        is_vision, is_scale = name.startswith("visual."), name in ("logit_scale", "logit_bias")
+        wanted = is_vision or (what == "all") or (what == "vision+text" and not is_scale)
+        # A parameter the architecture itself keeps constant (fixed position tables) stays so.
+        parameter.requires_grad_(wanted and parameter.requires_grad)
+        if parameter.requires_grad:
+            chosen.append(parameter)
+    return chosen
+
+
+def economise(model: CLIP, config: TrainConfig) -> None:
+    """How the tower computes: in parts, with recomputed activations, compiled. ValueError where it cannot."""
+    model.precision = config.precision
+    model.micro_batch = config.micro_batch
+    if config.activation_checkpointing:
+        blocks = model.net.visual
+        blocks.set_grad_checkpointing(True)
+        flags = [getattr(m, "grad_checkpointing", False) for m in blocks.modules()]
+        if not any(flags):
+            raise ValueError(
+                f"train.activation_checkpointing: the image tower of {model.name} has no blocks to recompute; use "
+                "train.micro_batch"
+            )
+    if config.compile:
+        model.visual.compile()

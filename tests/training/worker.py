@@ -1,0 +1,55 @@
+"""What a process of a several-process test does; also run in the test's own process, for comparison."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advflyp.training.recipe import read_recipe
+from advflyp.training.trainer import Trainer
+from helpers import siglip_config
+
+
+def record(run: dict[str, Any]) -> dict[str, Any]:
+    """Some steps of a recipe: per step δ, metrics and gradients; at the end the weights."""
+    trainer = Trainer(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
+    if trainer.method.original is not None:
+        # At the first step model and original are the same, and distances between them have no slope.
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in trainer.method.original.parameters():
+                weight += 0.05 * torch.randn(weight.shape, generator=noise)
+    steps = []
+    batches = trainer.pairs.epoch(0)
+    for _ in range(run["steps"]):
+        batch = next(batches)
+        metrics = {name: value.clone() for name, value in trainer.step(batch).items()}
+        names = {id(p): name for name, p in trainer.model.named_parameters()}
+        gradients = {names[id(p)]: p.grad.clone() for p in trainer.parameters if p.grad is not None}
+        delta = batch["images_adv"] - batch["images"]
+        steps.append({"delta": delta, "metrics": metrics, "gradients": gradients, "rows": trainer.share})
+        trainer.progress.step += 1
+    return {"steps": steps, "weights": trainer.model.state_dict(), "trainer": trainer}
+
+
+def main() -> None:
+    siglip_config()  # makes its small tower known to timm
+    runs = json.loads(Path(sys.argv[1]).read_text())
+    last = None
+    for run in runs:
+        found = record(run)
+        last = found.pop("trainer")
+        rank = last.ranks.rank
+        for step in found["steps"]:
+            step["rows"] = [step["rows"].first, step["rows"].last]
+        folder = Path(run["out"])
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(found, folder / f"{rank}.pt")
+    if last is not None:
+        last.close()
+
+
+if __name__ == "__main__":
+    main()
