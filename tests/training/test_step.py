@@ -1,0 +1,93 @@
+"""The parts of a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import advflyp.training.step as step_module
+from advflyp.attack.threat import Threat
+from advflyp.data.stream import Share
+from advflyp.model.hub import load_model
+from advflyp.training.recipe import read_recipe
+from advflyp.training.step import constant, derive_seed, random_start
+from advflyp.training.trainer import Trainer, train
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("block", [256, 4])
+def test_shares_of_a_random_start_are_its_rows(
+    norm: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "STARTS", block)
+    images = torch.rand(11, 3, 8, 8)
+    threat = Threat(norm=norm, eps=0.5)  # type: ignore[arg-type]
+    whole = random_start(images, threat, 3, 7, Share(11))
+    shares = [Share(11, rank, 4) for rank in range(4)]
+    parts = [random_start(images[s.first : s.last], threat, 3, 7, s) for s in shares]
+    assert torch.equal(torch.cat(parts), whole)
+    assert threat.contains(images, whole).all()
+    assert (
+        len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
+    )
+    if block == 256:
+        generator = torch.Generator().manual_seed(derive_seed(3, 7))
+        assert torch.equal(whole, threat.random_start(images, generator)), "small batches have one generator"
+
+
+def test_constant_parameters_want_gradients_again() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(KeyError), constant([weight]):
+        assert not weight.requires_grad
+        raise KeyError
+    assert weight.requires_grad
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run).net.state_dict()
+
+
+@pytest.mark.parametrize(
+    "economy",
+    [{"train.micro_batch": "3"}, {"train.activation_checkpointing": "true"}, {"train.micro_batch": "16"}],
+)
+def test_economies_change_no_result(recipe: Path, tmp_path: Path, economy: dict[str, str]) -> None:
+    """Attack, losses and weights of batches computed in parts, or with recomputed activations."""
+    # L_feat has no slope at the first step, where the model is the original: it would be a direction of rounding.
+    base = {"optim.name": "sgd", "optim.lr": "0.05", "train.max_steps": "4", "method.feature_weight": "0"}
+    train(recipe, base, out=tmp_path / "plain")
+    train(recipe, {**base, **economy}, out=tmp_path / "economy")
+    for key, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "economy")[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_a_tower_without_blocks_says_so(recipe: Path, tmp_path: Path, tiny_rn_folder: Path) -> None:
+    overrides = {"model.name": str(tiny_rn_folder), "train.activation_checkpointing": "true"}
+    with pytest.raises(ValueError, match="has no blocks to recompute; use train.micro_batch"):
+        train(recipe, overrides, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_economies_that_exclude_each_other(recipe: Path) -> None:
+    with pytest.raises(ValueError, match="does not go with train.batch_norm = 'update'"):
+        read_recipe(recipe, {"train.micro_batch": "4", "train.batch_norm": "update"})
+    with pytest.raises(ValueError, match="does not go with train.parallel = 'fsdp'"):
+        read_recipe(recipe, {"train.micro_batch": "4", "train.parallel": "fsdp"})
+
+
+def test_the_attack_computes_no_gradient_of_a_weight(recipe: Path, tmp_path: Path) -> None:
+    """Nothing is kept for one either: the weights of the tower do not appear among what autograd saves of inputs."""
+    trainer = Trainer(read_recipe(recipe), tmp_path / "run")
+    batch = next(iter(trainer.pairs.epoch(0)))
+    trainer.embed_texts(batch)
+    asked: list[bool] = []
+    real = trainer.method.attack_loss
+
+    def loss(images: torch.Tensor, batch: dict) -> torch.Tensor:
+        asked.append(any(p.requires_grad for p in trainer.parameters))
+        return real(images, batch)
+
+    trainer.method.attack_loss = loss  # type: ignore[method-assign]
+    trainer.attack(batch["images"], batch)
+    assert asked == [False, False]
+    assert all(p.requires_grad and p.grad is None for p in trainer.parameters)
