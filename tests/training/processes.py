@@ -1,45 +1,90 @@
-"""Real processes that share a run, started as a launcher starts them."""
+"""Real processes, several of which may share a run as if a launcher had started them.
 
+They are forked from a server that has imported everything already: importing takes longer than what they do.
+"""
+
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
-ADVFLYP = [sys.executable, "-m", "advflyp"]
-WORKER = [sys.executable, str(Path(__file__).with_name("worker.py"))]
 PATIENCE = 240
+# Of multiprocessing, one server for all tests; it imports this module, and with it all that is imported below.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["training.preload"])
 
 
-def start(count: int, command: list[str], **options: object) -> list[subprocess.Popen[str]]:
-    """`count` processes of one run; `options` are those of Popen."""
+def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{output}/{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+    os.environ.update(environment)
+    if arguments[0] == "advflyp":
+        from advflyp.cli import main
+
+        main(arguments[1:])
+    else:
+        from training.worker import main as work
+
+        work(Path(arguments[1]))
+
+
+class Running:
+    """A process; its methods are those of subprocess.Popen."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self.output = tempfile.TemporaryDirectory()
+        self.process = FORKSERVER.Process(target=_child, args=(arguments, environment, self.output.name))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
+        """What it wrote to stdout and stderr until its end; TimeoutError where it goes on."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise TimeoutError
+        said = [Path(self.output.name) / name for name in ("out", "err")]
+        out, err = (path.read_text() if path.exists() else "" for path in said)
+        return out, err
+
+
+def start(count: int, arguments: list[str]) -> list[Running]:
+    """`count` processes of one run, of ["advflyp", …] or ["worker", FILE]; each has its place in the environment."""
+    if count == 1:
+        return [Running(arguments, {})]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for rank in range(count):
-        environment = {
-            **os.environ,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-        }
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-        processes.append(subprocess.Popen(command, env=environment, **pipes))  # type: ignore[call-overload]
-    return processes
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [
+        Running(
+            arguments, {**shared, "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(count)
+    ]
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(processes: list[Running]) -> list[tuple[int | None, str, str]]:
     """Exit code, stdout and stderr of each; whatever hangs is killed and fails the test."""
     results = []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=PATIENCE)
+            out, err = process.communicate()
             results.append((process.returncode, out, err))
     finally:
         for process in processes:
@@ -47,9 +92,9 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
     return results
 
 
-def run(count: int, command: list[str]) -> list[tuple[int, str, str]]:
+def run(count: int, arguments: list[str]) -> list[tuple[int | None, str, str]]:
     """As `start` and `finish`, all of which must succeed."""
-    results = finish(start(count, command))
+    results = finish(start(count, arguments))
     for code, out, err in results:
         assert code == 0, f"{out}\n{err}"
     return results

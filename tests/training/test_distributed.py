@@ -16,7 +16,7 @@ from advflyp.method import METHODS
 from advflyp.model.hub import save_model
 from data.test_classes import class_tree
 from helpers import RECIPE, make_tiny, siglip_config, small_model, write_folder
-from training.processes import WORKER, run
+from training.processes import run
 from training.worker import record
 
 STEPS = 3
@@ -33,6 +33,11 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "advflyp_both_towers": ("advflyp", {**BOTH, "train.unfreeze": "all"}),
     "advflyp_sigmoid": ("advflyp", {"train.unfreeze": "all"}),
     "advflyp_in_parts": ("advflyp", {**BOTH, "train.micro_batch": "3"}),
+    "advflyp_split": (
+        "advflyp",
+        {**BOTH, "train.parallel": "fsdp", "train.activation_checkpointing": "true"},
+    ),
+    "tga_zsr_split": ("tga_zsr", {"train.parallel": "fsdp", "optim.max_grad_norm": "0.01"}),
     "advflyp_clipped": ("advflyp", {"optim.max_grad_norm": "0.01"}),
     "tecoa_full": ("tecoa", BOTH),
     "pmg_aft": ("pmg_aft", {}),
@@ -74,13 +79,15 @@ def several(folder: Path) -> dict[int, Path]:
     for count, batch in BATCHES.items():
         runs = [described(folder, name, batch, f"several-{count}") for n, name in CASES if n == count]
         (folder / f"{count}.json").write_text(json.dumps(runs))
-        run(count, [*WORKER, str(folder / f"{count}.json")])
+        run(count, ["worker", str(folder / f"{count}.json")])
     return {count: folder / f"several-{count}" for count in BATCHES}
 
 
 @pytest.mark.parametrize(("count", "name"), CASES)
 def test_several_processes_are_one(name: str, count: int, folder: Path, several: dict[int, Path]) -> None:
-    alone = record(described(folder, name, BATCHES[count], f"alone-{count}"))
+    described_alone = described(folder, name, BATCHES[count], f"alone-{count}")
+    described_alone["overrides"].pop("train.parallel", None)
+    alone = record(described_alone)
     parts = [torch.load(several[count] / name / f"{rank}.pt") for rank in range(count)]
     for number, expected in enumerate(alone["steps"]):
         rows = [part["steps"][number]["rows"] for part in parts]

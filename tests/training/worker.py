@@ -1,13 +1,13 @@
 """What a process of a several-process test does; also run in the test's own process, for comparison."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from advflyp.training.recipe import read_recipe
+from advflyp.training.sharding import whole
 from advflyp.training.trainer import Trainer
 from helpers import siglip_config
 
@@ -27,16 +27,16 @@ def record(run: dict[str, Any]) -> dict[str, Any]:
         batch = next(batches)
         metrics = {name: value.clone() for name, value in trainer.step(batch).items()}
         names = {id(p): name for name, p in trainer.model.named_parameters()}
-        gradients = {names[id(p)]: p.grad.clone() for p in trainer.parameters if p.grad is not None}
+        gradients = {names[id(p)]: whole(p.grad).clone() for p in trainer.parameters if p.grad is not None}
         delta = batch["images_adv"] - batch["images"]
         steps.append({"delta": delta, "metrics": metrics, "gradients": gradients, "rows": trainer.share})
         trainer.progress.step += 1
-    return {"steps": steps, "weights": trainer.model.state_dict(), "trainer": trainer}
+    return {"steps": steps, "weights": whole(trainer.model.state_dict()), "trainer": trainer}
 
 
-def main() -> None:
+def main(file: Path) -> None:
     siglip_config()  # makes its small tower known to timm
-    runs = json.loads(Path(sys.argv[1]).read_text())
+    runs = json.loads(file.read_text())
     last = None
     for run in runs:
         found = record(run)
@@ -49,7 +49,3 @@ def main() -> None:
         torch.save(found, folder / f"{rank}.pt")
     if last is not None:
         last.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from advflyp.data.classes import readings
+from advflyp.distributed import Ranks
 from advflyp.method import METHODS
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST
@@ -51,6 +52,19 @@ def check_data(recipe: Recipe) -> None:
         f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
         f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
     )
+
+
+def check_split(recipe: Recipe, ranks: Ranks) -> None:
+    """ValueError where a tower cannot be split over the processes."""
+    if ranks.size == 1:
+        raise ValueError(
+            "train.parallel = 'fsdp' splits a tower over several processes, and this is one alone; start it with "
+            "torchrun --nproc-per-node N -m advflyp train …"
+        )
+    if recipe.train.unfreeze != "vision":
+        raise ValueError(
+            "train.parallel = 'fsdp' splits the image tower only; set train.unfreeze = 'vision', or use 'ddp'"
+        )
 
 
 def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:

@@ -28,18 +28,27 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.method import METHODS
 from advflyp.method.base import Batch
-from advflyp.model.clip import TextCache
+from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.runlog import RunLog, SilentLog
+from advflyp.training import sharding
 from advflyp.training.checkpoint import checkpoints, load_last, save_checkpoint, step_of
 from advflyp.training.ending import Interrupted, RunError, Signals, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
 from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
-from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE, check_data, check_folder, economise, unfreeze
+from advflyp.training.setup import (
+    CHECKPOINTS,
+    RECIPE_FILE,
+    check_data,
+    check_folder,
+    check_split,
+    economise,
+    unfreeze,
+)
 from advflyp.training.step import Objective, cap_logit_scale, constant, random_start
 
 # Pairs of a batch by which φ is measured.
@@ -135,6 +144,14 @@ class Trainer:
         if self.method.needs_original:
             self.method.original = deepcopy(self.model).requires_grad_(False)
         self.parameters = unfreeze(self.model, recipe.train.unfreeze)
+        # The model that is measured and saved: of one that is split, a whole copy.
+        self.complete = self.model
+        self.split = recipe.train.parallel == "fsdp"
+        if self.split:
+            check_split(recipe, self.ranks)
+            self.complete = deepcopy(self.model)
+            sharding.shard(self.model.visual, device, self.ranks.size)
+            self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
         frozen = recipe.train.unfreeze == "vision"
         cached = frozen and not recipe.train.deterministic
@@ -148,7 +165,10 @@ class Trainer:
             self.embed_classes = ClassTexts(
                 self.model, self.pairs.classes, self.pairs.templates, frozen=frozen
             )
-        self.objective: nn.Module | None = distributed.replicated(Objective(self.method), self.ranks, device)
+        objective = Objective(self.method)
+        self.objective: nn.Module | None = (
+            objective if self.split else distributed.replicated(objective, self.ranks, device)
+        )
         self.optimizer = make_optimizer(self.parameters, recipe.optim)
         self.total_steps = recipe.train.epochs * len(self.pairs)
         if recipe.train.max_steps is not None:
@@ -157,7 +177,11 @@ class Trainer:
         if recipe.validate.set is not None:
             labelled = load_set(recipe.validate.set)
             self.judge = lambda: Judge(
-                self.model, labelled, limit=recipe.validate.limit, seed=recipe.train.seed, ranks=self.ranks
+                self._whole_model(),
+                labelled,
+                limit=recipe.validate.limit,
+                seed=recipe.train.seed,
+                ranks=self.ranks,
             )
         self.progress = Progress()
         self.dirt = self.pairs.dirt
@@ -273,7 +297,7 @@ class Trainer:
         images_adv = images
         metrics: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.counting(recipe.train.compile):
+        with self.meter.counting(recipe.train.compile or self.split):
             if recipe.attack.steps > 0:
                 model.eval()
                 images_adv = self.attack(images, batch)
@@ -287,7 +311,7 @@ class Trainer:
             metrics["attack_gain"] = next(iter(losses.values())).detach() / batch["loss_at_start"]
             batch["images_adv"] = images_adv
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        metrics["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        metrics["grad_norm"] = sharding.whole(torch.nn.utils.get_total_norm(gradients))
         if recipe.optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
                 self.parameters, recipe.optim.max_grad_norm, metrics["grad_norm"]
@@ -333,7 +357,8 @@ class Trainer:
 
         batch.pop("loss_at_start", None)
         start = random_start(images, attack.threat, self.recipe.train.seed, self.progress.step, self.share)
-        with constant(self.parameters):
+        # Of a split tower the parameters in use are not these; autograd leaves their gradients out as well.
+        with constant([] if self.split else self.parameters):
             return ascend(images, start, loss, attack.threat, steps=attack.steps, step_size=attack.step_size)
 
     def _write_line(self, batch: Batch, log: RunLog | SilentLog) -> None:
@@ -417,9 +442,15 @@ class Trainer:
             "version": __version__,
             "recipe": self.recipe.tree(),
         }
+        model = self._whole_model()
         if self.ranks.rank == 0:
             with writing(self.out / BEST, self._last_good):
-                save_model(self.model, self.out / BEST, card)
+                save_model(model, self.out / BEST, card)
+
+    def _whole_model(self) -> CLIP:
+        if self.split:
+            self.complete.load_state_dict(sharding.whole(self.model.state_dict()))
+        return self.complete
 
     def _save(self) -> None:
         self._finite_means()
@@ -431,11 +462,12 @@ class Trainer:
             "rng": torch.get_rng_state(),
         }
         processes = self.ranks.objects(mine)
+        model, optimizer = self._whole_model().state_dict(), sharding.whole(self.optimizer.state_dict())
         if self.ranks.rank != 0:
             return
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "progress": progress,
             "processes": processes,
             "recipe": self.recipe.toml(),
@@ -463,10 +495,10 @@ class Trainer:
                 f"{self.out} was started with {len(processes)} process(es) and can only be resumed with as many, not "
                 f"{self.ranks.size}: each has its own place in the data"
             )
-        self.model.load_state_dict(state["model"])
+        sharding.load_weights(self.model, state["model"])
         if self.method.original is not None:
             self.method.original.load_state_dict(state["original"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"], self.parameters)
         mine = processes[self.ranks.rank]
         self.progress = Progress(**state["progress"], position=mine["position"])
         self.dirt = self.pairs.dirt = Dirt(Counter(mine["dirt"]["counts"]), dict(mine["dirt"]["examples"]))

@@ -1,0 +1,89 @@
+"""An image tower whose weights, gradients and optimiser state are split over the processes (FSDP2).
+
+For towers whose training state does not fit one device. What is frozen (the original, the text tower) stays whole in
+every process, and so does the copy that validation and checkpoints use.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+# A list of modules with less of the tower's weights than this is not one of its blocks.
+SHARE_OF_BLOCKS = 0.1
+
+
+def shard(tower: nn.Module, device: torch.device, processes: int) -> None:
+    """Split the tower's parameters, in place; each of its blocks is put together only while it computes."""
+    tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload], of channels-last it knows nothing
+    mesh = init_device_mesh(device.type, (processes,))
+    for block in blocks(tower):
+        fully_shard(block, mesh=mesh)
+    fully_shard(tower, mesh=mesh)
+
+
+def blocks(tower: nn.Module) -> list[nn.Module]:
+    """The elements of the tower's outermost lists of modules that hold a good part of its weights."""
+    total = _size(tower)
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module) -> None:
+        for child in module.children():
+            is_list = isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1
+            if is_list and _size(child) > SHARE_OF_BLOCKS * total:
+                found.extend(child.children())
+            else:
+                look(child)
+
+    look(tower)
+    return found
+
+
+def whole(value: Any) -> Any:
+    """State with every split tensor put together, on the CPU; all processes must call it at once."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        return {key: whole(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [whole(part) for part in value]
+    return value
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The reverse of `whole` for a module's state."""
+    module.load_state_dict({key: _split_as(state[key], old) for key, old in module.state_dict().items()})
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], parameters: Sequence[Tensor]
+) -> None:
+    """The reverse of `whole` for an optimiser's state; its parameters are numbered in the order of its groups."""
+    order = {id(p): p for p in parameters}
+    numbered = [order[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    split = {
+        number: {
+            name: _split_as(value, numbered[number]) if _like(value, numbered[number]) else value
+            for name, value in slots.items()
+        }
+        for number, slots in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": split})
+
+
+def _like(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _split_as(value: Tensor, like: Any) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
