@@ -1,14 +1,17 @@
 """Our AdvFLYP step beside a plain transcription of Algorithm 1, alternating in one process.
 
-    python benchmarks/train_step.py                         # mini and ViT-B/32 at batch 16, CPU, float32
-    python benchmarks/train_step.py --models ViT-B-32/random --batch-size 256 --device cuda --precision bf16
+    python benchmarks/train_step.py              # mini and ViT-B/32, CPU: batch 16; CUDA: 256 and 1,024
+    python benchmarks/train_step.py --models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile
 
-Prints the median seconds of each and the ratio of the medians; both do PGD-2 from the same start, the same losses,
-SGD with momentum, the same precision, and are checked to reach the same loss first. The transcription follows the
-pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through `loss.backward()`, and
-runs the adversarial, clean and original branches one after another.
+Prints, for the basic and the full method at each precision, the median seconds of each and the ratio of the medians.
+Both do PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are printed. The
+transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through
+`loss.backward()`, which computes the gradients of the weights too, and runs the adversarial, clean and original
+branches one after another.
 """
 
+import logging
+import platform
 import shutil
 import statistics
 import tempfile
@@ -16,7 +19,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 import tyro
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
 from advflyp.training.recipe import Recipe, read_recipe
-from advflyp.training.step import derive_seed
+from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer
 
 RECIPE = """
@@ -44,6 +46,7 @@ schedule = "constant"
 [train]
 precision = "{precision}"
 device = "{device}"
+compile = {compile}
 """
 
 
@@ -52,11 +55,14 @@ class Arguments:
     """What to time."""
 
     models: tuple[str, ...] = ("mini/random", "ViT-B-32/random")
-    batch_size: int = 16
+    batch_sizes: tuple[int, ...] = ()
+    """16 on a CPU, 256 and 1,024 on CUDA by default."""
+    precisions: tuple[str, ...] = ("fp32", "bf16")
     steps: int = 5
     """Timed steps of each kind, after one that is not counted."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    compile: bool = False
+    """Our image tower through torch.compile."""
 
 
 class Transcription:
@@ -102,19 +108,32 @@ class Transcription:
         return loss.item()
 
 
-def compare(name: str, regularised: bool, arguments: Arguments, folder: Path) -> None:
-    path = folder / "recipe.toml"
+@dataclass
+class Measured:
+    """Medians of one method at one precision, in seconds."""
+
+    ours: float
+    transcription: float
+    losses: tuple[float, float]
+
+
+def measure(
+    name: str, regularised: bool, batch_size: int, precision: str, arguments: Arguments, folder: Path
+) -> Measured:
+    path = folder / f"{precision}.toml"
     path.write_text(
         RECIPE.format(
             model=name,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size,
             weight=float(regularised),
-            precision=arguments.precision,
+            precision=precision,
             device=arguments.device,
+            compile=str(arguments.compile).lower(),
         )
     )
     recipe = read_recipe(path)
     trainer = Trainer(recipe, folder / "run")
+    trainer.meter.flops_per_step = 0  # nothing is counted here
     batches = iter(trainer.pairs.epoch(0))
     plain = Transcription(deepcopy(trainer.model), recipe, regularised)
     plain.f.requires_grad_(False).visual.requires_grad_(True)
@@ -122,43 +141,60 @@ def compare(name: str, regularised: bool, arguments: Arguments, folder: Path) ->
     sync = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
 
     times: dict[str, list[float]] = {"ours": [], "transcription": []}
+    ours = theirs = 0.0
     for index in range(arguments.steps + 1):
         batch = next(batches)
         images = batch["images"] = F.interpolate(batch["images"], size, mode="bilinear")
         captions = batch["captions"]
-        random = torch.Generator(images.device).manual_seed(derive_seed(recipe.train.seed, index))
-        start = recipe.attack.threat.random_start(images, random)
+        start = random_start(
+            images, recipe.attack.threat, recipe.train.seed, trainer.progress.step, trainer.share
+        )
         sync()
         begin = perf_counter()
-        ours = trainer.step(batch)["loss"].item()
+        metrics = trainer.step(batch)
         sync()
         middle = perf_counter()
         theirs = plain.step(images, captions, start)
         sync()
         end = perf_counter()
+        ours = metrics["loss"].item()
         trainer.progress.step += 1
         if index:
             times["ours"].append(middle - begin)
             times["transcription"].append(end - middle)
+    trainer.close()
     medians = {key: statistics.median(values) for key, values in times.items()}
-    print(
-        f"{name:16} {'AdvFLYP_full' if regularised else 'AdvFLYP':13} batch {arguments.batch_size} "
-        f"{arguments.precision} {arguments.device}: ours {medians['ours']:.3f} s, transcription "
-        f"{medians['transcription']:.3f} s, ratio {medians['transcription'] / medians['ours']:.2f}; "
-        f"last losses {ours:.4f} and {theirs:.4f}",
-        flush=True,
-    )
+    return Measured(medians["ours"], medians["transcription"], (ours, theirs))
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random initialisation
+    cuda = arguments.device == "cuda"
+    machine = (
+        torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    )
+    print(f"{machine}, torch {torch.__version__}, PGD-2, medians of {arguments.steps} steps", flush=True)
+    print(
+        f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>9} {'Algorithm 1':>12} {'ratio':>6} {'pairs/s':>8}"
+    )
     for name in arguments.models:
-        for regularised in (False, True):
-            folder = Path(tempfile.mkdtemp())
-            try:
-                compare(name, regularised, arguments, folder)
-            finally:
-                shutil.rmtree(folder)
+        for batch_size in arguments.batch_sizes or ((256, 1024) if cuda else (16,)):
+            for regularised in (False, True):
+                for precision in arguments.precisions:
+                    folder = Path(tempfile.mkdtemp())
+                    try:
+                        found = measure(name, regularised, batch_size, precision, arguments, folder)
+                    finally:
+                        shutil.rmtree(folder)
+                    print(
+                        f"{name:16} {'AdvFLYP_full' if regularised else 'AdvFLYP':13} {batch_size:5} {precision:5} "
+                        f"{found.ours:7.3f} s {found.transcription:10.3f} s {found.transcription / found.ours:6.2f} "
+                        f"{batch_size / found.ours:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":
