@@ -59,6 +59,23 @@ class Pretrain(Train):
 
 
 @dataclass
+class Watch:
+    """Show a run that another process is training: progress, losses, speed, validations. Ctrl-C ends the view only."""
+
+    folder: Positional[Path]
+    """A run folder, on this machine or on a shared file system."""
+    once: bool = False
+    """Print one frame and end; so does output that goes to no terminal."""
+    every: float = 2.0
+    """Seconds between frames."""
+
+    def run(self) -> None:
+        from advflyp.report.watch import watch
+
+        watch(self.folder, console=_console(), once=self.once, every=self.every)
+
+
+@dataclass
 class Eval:
     """Measure the zero-shot accuracy of a model, clean and under attack."""
 
@@ -333,6 +350,7 @@ Command = (
     Annotated[Quickstart, subcommand("quickstart")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Retrieval, subcommand("retrieval")]

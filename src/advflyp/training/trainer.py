@@ -529,7 +529,11 @@ class Trainer:
                 key: value if isinstance(value, int | float) else str(value)
                 for key, value in leaves(self.recipe.tree()).items()
             }
-            self.accelerator.init_trackers(self.recipe.log.project, values)
+            # A folder of one name, whatever the project is called: a run that begins anew there knows it as its own.
+            self.accelerator.project_configuration.logging_dir = str(self.out / "tensorboard")
+            # As in metrics.jsonl, what an interrupted run wrote after its checkpoint does not count.
+            purged = {"tensorboard": {"purge_step": self.progress.step + 1}}
+            self.accelerator.init_trackers(self.recipe.log.project, values, purged)
         return RunLog(
             self.out,
             self.total_steps,

@@ -1,0 +1,101 @@
+"""What a tracker is given, read back with the tracker's own reader."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from advflyp.runlog import read_metrics
+from advflyp.training.trainer import Trainer, train
+
+OVERRIDES = {"log.every": "1", "log.trackers": "tensorboard", "log.project": "my-project"}
+
+
+def scalars(run: Path) -> dict[str, dict[int, float]]:
+    """{tag: {step: value}} of the events in a run folder; a value seen twice fails."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard/my-project"))
+    events.Reload()
+    found: dict[str, dict[int, float]] = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        found[tag] = {point.step: point.value for point in points}
+        assert len(found[tag]) == len(points), f"{tag} has a step twice: {[p.step for p in points]}"
+    return found
+
+
+def logged(run: Path) -> dict[str, dict[int, float]]:
+    """The numbers of metrics.jsonl in the same form."""
+    found: dict[str, dict[int, float]] = {}
+    for line in read_metrics(run):
+        for key, value in line.items():
+            if key not in ("kind", "step", "time") and isinstance(value, int | float):
+                found.setdefault(f"{line['kind']}/{key}", {})[line["step"]] = float(value)
+    return found
+
+
+def check_agreement(run: Path) -> None:
+    assert scalars(run) == {tag: pytest.approx(points, rel=1e-5) for tag, points in logged(run).items()}
+
+
+def test_tensorboard_has_every_number_of_the_metrics(recipe: Path, tmp_path: Path) -> None:
+    validated = {"validate.set": "mini/val", "validate.limit": "12", "validate.attack": "pgd2"}
+    train(recipe, {**OVERRIDES, **validated}, out=tmp_path / "run")
+    found = scalars(tmp_path / "run")
+    assert list(found["train/loss"]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert {"train/loss/clip", "train/phi", "train/lr", "validate/clean", "validate/robust"} <= found.keys()
+    check_agreement(tmp_path / "run")
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_an_interrupted_run_goes_on_in_tensorboard_as_in_the_metrics(
+    recipe: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.step
+
+    def broken(self: Trainer, batch: dict) -> dict:
+        if self.progress.step == step:
+            raise AssertionError
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(AssertionError):
+        train(recipe, OVERRIDES, out=tmp_path / "run")
+    assert list(scalars(tmp_path / "run")["train/loss"]) == list(range(1, step + 1))
+    monkeypatch.setattr(Trainer, "step", real)
+    train(recipe, OVERRIDES, out=tmp_path / "run", resume=True)
+    assert list(scalars(tmp_path / "run")["train/loss"]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    check_agreement(tmp_path / "run")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker's folder is one of the run's own: it does not make the run folder a foreign one."""
+    real = Trainer._save
+
+    def broken(self: Trainer) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Trainer, "_save", broken)
+    with pytest.raises(AssertionError):
+        train(recipe, OVERRIDES, out=tmp_path / "run")
+    monkeypatch.setattr(Trainer, "_save", real)
+    assert train(recipe, OVERRIDES, out=tmp_path / "run").finished
+    check_agreement(tmp_path / "run")
+
+
+def test_a_missing_package_is_named(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "tensorboard" else real(name, *more)
+    )
+    message = "^log.trackers = 'tensorboard' needs a package: pip install tensorboard$"
+    with pytest.raises(ValueError, match=message):
+        train(recipe, OVERRIDES, out=tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="^log.trackers cannot be 'mlflow'; known: tensorboard, wandb, trackio$"
+    ):
+        train(recipe, {"log.trackers": "mlflow"}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
