@@ -6,6 +6,7 @@
     "hf-hub:org/repo"           an open_clip model on the Hugging Face hub
     runs/x                      a run of ours: its best weights
     a folder                    with open_clip_config.json and weights beside it, as open_clip saves them
+    fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
 
 What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
 """
@@ -34,6 +35,8 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
 BEST = "best"
+# What a tag of open_clip says of the pixels that its weights expect.
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +55,27 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
 
     ValueError where there is no such model.
     """
-    name = str(name)
+    return build_model(str(name)).to(device).eval()
+
+
+def build_model(name: str, *, weights: bool = True) -> CLIP:
+    """The model called `name`, on the CPU.
+
+    weights: False for any weights at all, where the right ones would have to be downloaded
+    ValueError where there is no such model.
+    """
+    from advflyp.model.checkpoints import load_checkpoint_file, split_name
+
     if "/" not in name and (BUNDLED / name).is_dir():
-        model = _from_folder(BUNDLED / name, name)
-    elif Path(name).is_dir():
-        model = _from_folder(_weights_folder(Path(name)), name)
-    elif name.startswith("hf-hub:"):
+        return _from_folder(BUNDLED / name, name)
+    if Path(name).is_dir():
+        return _from_folder(_weights_folder(Path(name)), name)
+    if name.startswith("hf-hub:"):
         net = open_clip.create_model(name)
-        model = _wrap(net, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name, name)
-    else:
-        model = _from_architecture(name)
-    return model.to(device).eval()
+        return _wrap(net, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name, name)
+    if (file := split_name(name)) is not None:
+        return load_checkpoint_file(*file, name)
+    return _from_architecture(name, weights)
 
 
 def pick_device(name: str | torch.device) -> str | torch.device:
@@ -157,7 +170,7 @@ def _weights_folder(path: Path) -> Path:
     )
 
 
-def _from_architecture(name: str) -> CLIP:
+def _from_architecture(name: str, weights: bool) -> CLIP:
     open_clip.add_model_config(ARCHITECTURES)
     architecture, slash, tag = name.rpartition("/")
     known = open_clip.list_models()
@@ -183,11 +196,16 @@ def _from_architecture(name: str) -> CLIP:
     if tag == "random":
         return _wrap(open_clip.create_model(architecture), model_cfg, name, architecture)
     # The tag says which activation its weights were trained with; open_clip would only warn.
-    quick_gelu = bool((open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu", False))
+    pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    quick_gelu = bool(pretrained.get("quick_gelu", False))
     if quick_gelu:
         model_cfg["quick_gelu"] = True
+    how: dict[str, Any] = {"pretrained": tag}
+    if not weights:
+        preprocessing = {key: pretrained[key] for key in PREPROCESSING if key in pretrained}
+        how = {"force_preprocess_cfg": preprocessing, "pretrained_text": False}
     try:
-        net = open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick_gelu)
+        net = open_clip.create_model(architecture, force_quick_gelu=quick_gelu, **how)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"the weights of {name} could not be fetched: {error}") from None
     return _wrap(net, model_cfg, name, architecture)
