@@ -173,7 +173,7 @@ def extrapolate() -> None:
         f"between nodes; a collective waits {LATENCY * 1e6:.0f} µs × log2(GPUs)"
     )
     names = ("GPUs", "batch", "towers", "logits", "texts", "log-sum-exps", "gradients", "step", "efficiency")
-    rows = [names]
+    rows: list[tuple[str, ...]] = [names]
     towers = PER_GPU * GFLOP_PER_PAIR * 1e9 / RATE
     for gpus in (1, 8, 64, 512):
         batch = PER_GPU * gpus
