@@ -80,7 +80,8 @@ class Eval:
     """Measure the zero-shot accuracy of a model, clean and under attack."""
 
     model: Positional[str]
-    """mini, ViT-B-32/openai, hf-hub:…, a run folder or a folder in open_clip's format."""
+    """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
+    finetuned from, such as fare.pt@ViT-L-14/openai."""
     sets: tuple[str, ...] = ("mini",)
     """Labelled sets, groups of sets or paths; `advflyp data sets` lists them."""
     attacks: tuple[str, ...] = ("clean", "pgd10")
@@ -168,7 +169,8 @@ class Retrieval:
     """Measure how well a model finds captions by pictures and pictures by captions, clean and under attack."""
 
     model: Positional[str]
-    """mini, ViT-B-32/openai, hf-hub:…, a run folder or a folder in open_clip's format."""
+    """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
+    finetuned from, such as fare.pt@ViT-L-14/openai."""
     pairs: Positional[str]
     """A folder of name.jpg + name.txt, or webdataset shards; each line of a text is a caption."""
     attacks: tuple[str, ...] = ("clean", "pgd10")

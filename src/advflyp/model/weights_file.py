@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,8 @@ def _read_zip(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(Ignored, name) for name in IGNORED]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
