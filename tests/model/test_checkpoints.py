@@ -201,6 +201,14 @@ def test_checkpoints_of_our_runs_say_what_they_are(recipe: Path, tmp_path: Path)
     assert again.steps == 1
 
 
+def test_a_run_with_the_text_tower_of_another_model(recipe: Path, tmp_path: Path) -> None:
+    other = make_tiny("vit", tmp_path / "other", seed=5)
+    run = train(recipe, {"model.text": str(other), "train.max_steps": 1}, out=tmp_path / "run")
+    loaded = load_model(sorted((run.out / "checkpoints").glob("step-*.pt"))[-1])
+    same(loaded, load_model(run.out))
+    assert torch.equal(loaded.encode_text(["a cat"]), load_model(other).encode_text(["a cat"]))
+
+
 def test_a_checkpoint_of_a_run_whose_base_is_gone(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
     base = make_tiny("vit", tmp_path / "base")
     run = train(recipe, {"model.name": str(base), "train.max_steps": 1}, out=tmp_path / "run")
