@@ -103,8 +103,8 @@ class Eval:
     """Of the attack's search; adversarial images are always judged in fp32."""
     compile: bool = False
     """Run the image tower through torch.compile."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
     seed: int = 0
     """Of the attacks and of --limit."""
 
@@ -187,8 +187,8 @@ class Retrieval:
     """Pictures at a time."""
     precision: Precision = "fp32"
     """Of the attack's search; attacked pictures are always embedded in fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
     seed: int = 0
     """Of the attacks and of --limit."""
 
@@ -253,7 +253,7 @@ class Interpolate:
     eps: tuple[str, ...] = ("1/255",)
     limit: int | None = None
     precision: Precision = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     out: Path | None = None
     """JSON-lines file for the results; `advflyp report` draws the curve from it."""
     save: tuple[float, Path] | None = None

@@ -161,8 +161,10 @@ class Caption:
     """Only so many pictures, the classes evenly represented."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Of the model."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; under torchrun, each process has its own GPU."""
+    per_shard: int = 1000
+    """Pictures of a shard, which is also what an interruption costs at most."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1; under torchrun, each process has its own GPU."""
     part: str | None = None
     """i/n: this process does part i of n, from 0/n on; torchrun says so by itself."""
 
@@ -181,6 +183,7 @@ class Caption:
                 max_new_tokens=self.max_new_tokens,
                 limit=self.limit,
                 dtype=self.dtype,
+                per_shard=self.per_shard,
                 device=self.device,
                 part=self.part,
                 progress=lambda n, total: status.update(f"captions: {n:,} of {total:,} pictures"),
@@ -317,8 +320,8 @@ class Overlap:
     """Of a table, where its name is not known."""
     caption_column: str | None = None
     """Of a table, where its name is not known."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Of the model."""
+    device: str = "auto"
+    """Of the model: auto, cpu, cuda, cuda:1."""
 
     def run(self) -> None:
         from advflyp.data.overlap import overlap, without
@@ -350,6 +353,11 @@ class Overlap:
         sets = Counter(match.set for match in found.matches)
         for name, number in found.against.items():
             print(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")
+            if bad := found.unreadable.get(name):
+                picture, why = next(iter(bad.items()))
+                print(
+                    f"{name}: {len(bad):,} pictures cannot be read and were not compared: {picture} ({why}), …"
+                )
         print(
             f"{len(found.keys):,} of {found.seen:,} training pairs are near-duplicates of evaluation pictures"
         )

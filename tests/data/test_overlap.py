@@ -187,3 +187,15 @@ def test_nothing_in_common(tmp_path: Path) -> None:
     images = [image for image, _ in pairs(8)]
     members = [part for i, image in enumerate(images) for part in ((f"{i}.png", image), (f"{i}.txt", b"x"))]
     assert not overlap(str(write_tar(tmp_path / "a.tar", members)), ["mini/flags"]).matches
+
+
+def test_evaluation_pictures_that_cannot_be_read_are_named(
+    leaked: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    training, test = leaked
+    bad = next(Path(test).rglob("*.png"))
+    bad.write_bytes(b"no picture")
+    main(["data", "overlap", training, "--against", test, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "1 pictures cannot be read and were not compared" in printed
+    assert str(bad.relative_to(test)) in printed

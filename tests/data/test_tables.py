@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from advflyp.data.manifest import describe_shards, write_manifest
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
@@ -173,6 +174,17 @@ def test_over_fsspec(tmp_path: Path) -> None:
     assert content(open_source("memory://bucket/*.tar", size=6)) == whole
     with pytest.raises(ValueError, match=r"nothing says how many pairs .*000\.tar holds; .* data\.size"):
         open_source("memory://bucket/*.tar")
+    # A manifest beside the shards says it, and then their folder is enough.
+    memory.pipe(
+        "/bucket/manifest.json", write_manifest(folder, describe_shards(folder.glob("*.tar"))).read_bytes()
+    )
+    for name in ("memory://bucket/", "memory://bucket/*.tar", "memory://bucket/{000..001}.tar"):
+        assert len(open_source(name)) == 6
+    assert content(open_source("memory://bucket/")) == whole
+    memory.pipe("/bucket/manifest.json", b'{"form')
+    with pytest.raises(ValueError, match=r"memory:///?bucket/manifest\.json is damaged"):
+        open_source("memory://bucket/")
+    memory.rm("/bucket/manifest.json")
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows([data for data, _ in PAIRS])), stream)
     memory.pipe("/bucket/t.parquet", stream.getvalue())

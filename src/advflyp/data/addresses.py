@@ -30,12 +30,14 @@ def open_binary(address: str) -> BinaryIO:
 def expand(pattern: str, inside: str) -> list[str]:
     """The files that a pattern with {braces} and *globs* names, sorted within each brace.
 
-    inside: glob of the files that a local folder stands for, such as "*.tar*"
-    ValueError, naming it, for a part that matches nothing. Remote names without a glob are taken as they are.
+    inside: glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/"
+    ValueError, naming it, for a part that matches nothing. Other remote names without a glob are taken as they are.
     """
     found: list[str] = []
     for one in braceexpand.braceexpand(pattern):
-        matches = _remote(one) if is_remote(one) else _local(one, inside)
+        matches = (
+            _remote(one + inside if one.endswith("/") else one) if is_remote(one) else _local(one, inside)
+        )
         if not matches:
             raise ValueError(f"there is nothing at {one}")
         found += matches

@@ -43,11 +43,13 @@ class PictureReader:
         height, width = self.size
         if resize is not None and resize < max(self.size):
             raise ValueError(
-                f"data.resize must be at least the model's {max(self.size)} pixels, not {resize}"
+                f"data.resize must be at least the model's {max(self.size)} pixels, not {resize}; "
+                "`--data.resize none` is the model's own preprocessing"
             )
         if resize is not None and parsed.resize_mode != "shortest":
             raise ValueError(
-                f"data.resize goes with models that crop; this one's pictures are resized to {size}"
+                f"data.resize goes with models that crop; this one's pictures are resized to {size}: "
+                "`--data.resize none`"
             )
         self.shorter = resize or min(self.size)
         self.interpolation = InterpolationMode(parsed.interpolation)

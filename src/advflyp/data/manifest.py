@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.__about__ import __version__
+from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
 from advflyp.data.images import open_image
 from advflyp.data.tars import TarShard
@@ -51,13 +52,22 @@ class Manifest:
     created: str = ""
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder of shards, None where there is none of ours; ValueError for a damaged one."""
-    path = folder / FILE
-    if not path.is_file():
+def read_manifest(folder: Path | str) -> Manifest | None:
+    """The manifest of a folder of shards, None where there is none of ours; ValueError for a damaged one.
+
+    folder: also an address of fsspec's; one whose manifest cannot be opened has none
+    """
+    path = f"{str(folder).rstrip('/')}/{FILE}"
+    if not is_remote(path) and not Path(path).is_file():
         return None
     try:
-        tree = json.loads(path.read_text())
+        with open_binary(path) as file:
+            data = file.read()
+    except ValueError:
+        # A bucket answers for what is not there in many ways.
+        return None
+    try:
+        tree = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the shards are counted instead"

@@ -62,6 +62,7 @@ class Overlap:
 
     seen:     training samples, unusable ones too
     against:  {set: pictures}
+    unreadable: {set: {picture: why}}, of the evaluation's pictures; nothing is compared with these
     matches:  in the order of the training pairs
     shown:    thumbnails of some of them: training picture, evaluation picture, match
     """
@@ -69,6 +70,7 @@ class Overlap:
     name: str
     seen: int = 0
     against: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
     shown: list[tuple[Image.Image, Image.Image, Match]] = field(default_factory=list)
     dirt: Dirt = field(default_factory=Dirt)
@@ -107,7 +109,7 @@ def overlap(
     labelled = [load_set(name) for name in set_names(list(sets))]
     source = open_source(pairs, size=size or limit, columns=columns)
     found = Overlap(pairs, against={one.name: len(one) for one in labelled})
-    places, hashes = _evaluation(labelled, workers)
+    places, hashes = _evaluation(labelled, workers, found.unreadable)
     confirm = None if model is None else _Confirm(model, labelled)
     waiting: list[tuple[int, Sample, np.uint64]] = []
 
@@ -181,21 +183,30 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
     return sorted(found)
 
 
-def _evaluation(labelled: Sequence[LabelledSet], workers: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """(set, picture) of every readable picture and their hashes (M, 2), mirrored ones second."""
+def _evaluation(
+    labelled: Sequence[LabelledSet], workers: int, unreadable: dict[str, dict[str, str]]
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """(set, picture) of every readable picture and their hashes (M, 2), mirrored ones second.
 
-    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | None:
+    The others are entered in `unreadable`.
+    """
+
+    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | str:
         number, index = place
         try:
             image = on_white(labelled[number].pictures[index][0])
-        except UNREADABLE:
-            return None
+        except UNREADABLE as error:
+            return f"{error}" or type(error).__name__
         return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
     every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
-    known = [
-        (place, codes) for place, codes in threaded(every, look, workers, 16 * workers) if codes is not None
-    ]
+    known: list[tuple[tuple[int, int], tuple[np.uint64, np.uint64]]] = []
+    for place, codes in threaded(every, look, workers, 16 * workers):
+        if isinstance(codes, str):
+            one = labelled[place[0]]
+            unreadable.setdefault(one.name, {})[one.key(place[1])] = codes
+        else:
+            known.append((place, codes))
     return [place for place, _ in known], np.array([codes for _, codes in known], np.uint64).reshape(-1, 2)
 
 

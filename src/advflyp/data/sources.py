@@ -82,11 +82,12 @@ def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
 def open_shards(files: list[str], size: int | None = None) -> Sharded:
     """Webdataset tars, counted by their manifest, by `size`, or, on this machine, by their headers."""
     known: dict[str, int] = {}
-    for folder in {str(Path(file).parent) for file in files if not is_remote(file)}:
-        manifest = read_manifest(Path(folder))
+    # Not Path: it would make one slash of the two in s3://.
+    for folder in dict.fromkeys(file.rpartition("/")[0] or "." for file in files):
+        manifest = read_manifest(folder)
         if manifest is not None:
-            known |= {str(Path(folder) / shard.name): shard.pairs for shard in manifest.shards}
-    shards = [TarShard(file, known.get(file)) for file in files]
+            known |= {f"{folder}/{shard.name}": shard.pairs for shard in manifest.shards}
+    shards = [TarShard(file, known.get(file, known.get(f"./{file}"))) for file in files]
     if size is None:
         for shard in shards:
             if shard.count is None and is_remote(shard.address):

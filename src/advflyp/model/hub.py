@@ -79,10 +79,16 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
 
 
 def pick_device(name: str | torch.device) -> str | torch.device:
-    """The device called `name`; "auto" is CUDA where there is one. ValueError for "cuda" where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device here; use --device auto or cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """The device called `name`; "auto" is CUDA where there is one. ValueError for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"there is no device '{name}'; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"torch finds no CUDA device '{name}' here; use --device auto or cpu")
+    return name
 
 
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:

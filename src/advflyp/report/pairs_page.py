@@ -79,10 +79,16 @@ def overlap_page(found: Overlap) -> str:
         ),
     ]
     rows: list[list[Value]] = [
-        [name, f"{n:,}", f"{len({m.picture for m in found.matches if m.set == name}):,}", f"{counts[name]:,}"]
+        [
+            name,
+            f"{n:,}",
+            f"{len(found.unreadable.get(name, {})):,}",
+            f"{len({m.picture for m in found.matches if m.set == name}):,}",
+            f"{counts[name]:,}",
+        ]
         for name, n in found.against.items()
     ]
-    columns = ["evaluation set", "pictures", "of which resemble one in training", "pairs of pictures"]
+    columns = ["evaluation set", "pictures", "unreadable", "resemble one in training", "pairs of pictures"]
     parts = [_tiles(tiles), table(Table(title="Sets", columns=columns, rows=rows))]
     if found.shown:
         how = "training picture left, evaluation picture right"
