@@ -41,7 +41,7 @@ quickstart: $(STAMP)  ## evaluate, finetune, evaluate again, write report/index.
 	$(BIN)/advflyp quickstart $(ARGS)
 
 test: lint types  ## every check but the slow tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(BIN)/python -m pytest -m 'slow and not network' $(ARGS)

@@ -1,5 +1,6 @@
 """`advflyp watch`: the view itself, and real runs seen through it."""
 
+import functools
 import os
 import re
 import select
@@ -36,7 +37,11 @@ class Viewer:
         self.screen, terminal = os.openpty()
         command = [sys.executable, "-m", "advflyp", "watch", str(folder), "--every", "0.05"]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-        self.process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+        # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(
+            command, stdout=terminal, stderr=terminal, env=environment, preexec_fn=heed
+        )
         os.close(terminal)
         self.text = ""
 
