@@ -1,6 +1,7 @@
 """Our AdvFLYP step beside a plain transcription of Algorithm 1, alternating in one process.
 
     python benchmarks/train_step.py              # mini and ViT-B/32, CPU: batch 16; CUDA: 256 and 1,024
+    python benchmarks/train_step.py --all        # and the last model at the last precision through torch.compile
     python benchmarks/train_step.py --models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile
 
 Prints, for the basic and the full method at each precision, the median seconds of each and the ratio of the medians.
@@ -10,11 +11,12 @@ transcription follows the pseudocode line by line: it encodes the texts wherever
 branches one after another.
 """
 
+import itertools
 import logging
 import platform
-import shutil
 import statistics
 import tempfile
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,17 @@ class Arguments:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False
     """Our image tower through torch.compile."""
+    all: bool = False
+    """Without torch.compile, and the last model at the last precision also with it."""
+
+    def runs(self, batch_sizes: Sequence[int]) -> Iterator[tuple[str, int, bool, str, bool]]:
+        """Model, batch size, regularised, precision, compiled."""
+        for name, size in itertools.product(self.models, batch_sizes):
+            for regularised, precision in itertools.product((False, True), self.precisions):
+                yield name, size, regularised, precision, self.compile and not self.all
+        if self.all:
+            for size, regularised in itertools.product(batch_sizes, (False, True)):
+                yield self.models[-1], size, regularised, self.precisions[-1], True
 
 
 class Transcription:
@@ -118,7 +131,13 @@ class Measured:
 
 
 def measure(
-    name: str, regularised: bool, batch_size: int, precision: str, arguments: Arguments, folder: Path
+    name: str,
+    regularised: bool,
+    batch_size: int,
+    precision: str,
+    compiled: bool,
+    arguments: Arguments,
+    folder: Path,
 ) -> Measured:
     path = folder / f"{precision}.toml"
     path.write_text(
@@ -128,7 +147,7 @@ def measure(
             weight=float(regularised),
             precision=precision,
             device=arguments.device,
-            compile=str(arguments.compile).lower(),
+            compile=str(compiled).lower(),
         )
     )
     recipe = read_recipe(path)
@@ -180,21 +199,17 @@ def main() -> None:
     print(
         f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>9} {'Algorithm 1':>12} {'ratio':>6} {'pairs/s':>8}"
     )
-    for name in arguments.models:
-        for batch_size in arguments.batch_sizes or ((256, 1024) if cuda else (16,)):
-            for regularised in (False, True):
-                for precision in arguments.precisions:
-                    folder = Path(tempfile.mkdtemp())
-                    try:
-                        found = measure(name, regularised, batch_size, precision, arguments, folder)
-                    finally:
-                        shutil.rmtree(folder)
-                    print(
-                        f"{name:16} {'AdvFLYP_full' if regularised else 'AdvFLYP':13} {batch_size:5} {precision:5} "
-                        f"{found.ours:7.3f} s {found.transcription:10.3f} s {found.transcription / found.ours:6.2f} "
-                        f"{batch_size / found.ours:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}",
-                        flush=True,
-                    )
+    sizes = arguments.batch_sizes or ((256, 1024) if cuda else (16,))
+    for name, batch_size, regularised, precision, compiled in arguments.runs(sizes):
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(name, regularised, batch_size, precision, compiled, arguments, Path(folder))
+        print(
+            f"{name:16} {'AdvFLYP_full' if regularised else 'AdvFLYP':13} {batch_size:5} {precision:5} "
+            f"{found.ours:7.3f} s {found.transcription:10.3f} s {found.transcription / found.ours:6.2f} "
+            f"{batch_size / found.ours:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
+            f"{', compiled' if compiled else ''}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

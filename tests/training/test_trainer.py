@@ -341,3 +341,18 @@ def test_the_paper_s_recipe_trains_a_vit_b_32(tmp_path: Path) -> None:
     model = load_model(tmp_path / "run")
     assert model.image_size == (224, 224)
     assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 512)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", ["none", "4"])
+def test_compiled_is_the_same_run(recipe: Path, tmp_path: Path, micro_batch: str) -> None:
+    """Without Eq. 8, whose gradient has no direction while the model still is the original, but for rounding."""
+    weights = []
+    for compiled in ("false", "true"):
+        keys = {"train.compile": compiled, "train.micro_batch": micro_batch, "method.feature_weight": "0"}
+        keys |= {"train.max_steps": "4", "optim.name": "sgd"}
+        found = load_model(train(recipe, keys, out=tmp_path / compiled).out)
+        weights.append(found.net.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=2e-6)
