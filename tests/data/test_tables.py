@@ -1,8 +1,11 @@
 """Pairs listed in tables: every form gives the same pairs."""
 
 import csv
+import functools
 import io
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,24 @@ def test_over_fsspec(tmp_path: Path) -> None:
     assert content(open_source("memory://bucket/t.jsonl")) == whole
     with pytest.raises(ValueError, match=r"there is no memory://bucket/gone\.csv"):
         open_source("memory://bucket/gone.csv")
+
+
+def test_over_http(tmp_path: Path) -> None:
+    """A plain web server: no ranges, folders listed as pages."""
+    pytest.importorskip("aiohttp", reason="fsspec needs it for http")
+    folder = write_shards(tmp_path / "s", 6, per_shard=3)
+    write_manifest(folder, describe_shards(sorted(folder.glob("*.tar"))))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        whole = [(data, (text,)) for data, text in PAIRS]
+        for name in (f"{url}/", f"{url}/*.tar", f"{url}/{{000..001}}.tar"):
+            source = open_source(name)
+            assert len(source) == 6 and content(source) == whole
+        with pytest.raises(ValueError, match=r"there is no http://.*/002\.tar"):
+            list(in_order(open_source(f"{url}/{{000..002}}.tar", size=9)))
+        server.shutdown()
 
 
 def test_a_hugging_face_dataset(tmp_path: Path) -> None:
