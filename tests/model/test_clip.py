@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from advflyp.model.clip import CLIP, Float32Conv2d, TextCache
+from advflyp.model.clip import CLIP, TextCache
+from advflyp.model.layers import Float32Conv2d
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
 

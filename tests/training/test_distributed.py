@@ -1,7 +1,7 @@
 """Several processes compute what one does: perturbations, losses, gradients and weights of the same global batches.
 
 Tolerances, float32: sums over a batch are added in another order, so losses agree to 1e-5 of their size, and gradients
-to 1e-5 of the largest entry of a step's gradient (they are differences of larger terms). A pixel of δ moves by the sign
+to 3e-5 of the largest entry of a step's gradient (they are differences of larger terms). A pixel of δ moves by the sign
 of a gradient; where that is rounding, it may move the other way: at most one in ten thousand does.
 """
 
@@ -101,9 +101,7 @@ def test_several_processes_are_one(name: str, count: int, folder: Path, several:
                 torch.testing.assert_close(found["metrics"][key], value, rtol=1e-5, atol=1e-6, msg=key)
             size = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
             for key, gradient in expected["gradients"].items():
-                torch.testing.assert_close(
-                    found["gradients"][key], gradient, rtol=1e-5, atol=1e-5 * size, msg=key
-                )
+                torch.testing.assert_close(found["gradients"][key], gradient, rtol=1e-5, atol=3e-5 * size)
     for part in parts:
         for key, weight in alone["weights"].items():
             torch.testing.assert_close(part["weights"][key], weight, rtol=1e-5, atol=1e-6, msg=key)

@@ -11,22 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.recompute import in_parts
 
 Precision = Literal["fp32", "bf16"]
-
-
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 whatever the autocast region around it.
-
-    Cast to bfloat16, normalised pixels lose a perturbation of 1/255 in rounding (14 % of its norm on random
-    8-bit pixels), so the attack would optimise something other than what the model sees.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
 
 
 class CLIP(nn.Module):
@@ -61,9 +50,7 @@ class CLIP(nn.Module):
         # open_clip's own evaluation transform, without its last step: the model normalises.
         transform: Any = image_transform_v2(settings, is_train=False)
         self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(transform.transforms[:-1])
-        first = next(m for m in self.visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-        # The class, not the module, is exchanged, so that parameter names stay open_clip's.
-        first.__class__ = Float32Conv2d
+        exchange(net, self.visual)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,75 @@
+"""Layers of open_clip's towers, computed in another way: the same parameters, names and results."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that computes in float32 whatever the autocast region around it.
+
+    Cast to bfloat16, normalised pixels lose a perturbation of 1/255 in rounding (14 % of its norm on random
+    8-bit pixels), so the attack would optimise something other than what the model sees.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            images = input.float()
+            return self._of_patches(images) if self._tiles(images) else super().forward(images)
+
+    def _tiles(self, images: Tensor) -> bool:
+        """Whether the kernel lies beside itself, as a ViT's: then it is a matrix."""
+        height, width = images.shape[-2:]
+        return (
+            self.stride == self.kernel_size
+            and self.padding in ((0, 0), "valid")
+            and self.dilation == (1, 1)
+            and self.groups == 1
+            and not (height % self.kernel_size[0] or width % self.kernel_size[1])
+        )
+
+    def _of_patches(self, images: Tensor) -> Tensor:
+        """A product with a matrix: its gradient by the pixels takes a tenth of the convolution's time on a CPU."""
+        rows, columns = self.kernel_size
+        number, _, height, width = images.shape
+        # As channels_last has them in memory, so that nothing but the patches is gathered.
+        patches = images.permute(0, 2, 3, 1).reshape(number, height // rows, rows, width // columns, -1)
+        patches = patches.permute(0, 1, 3, 2, 4).flatten(3)
+        kernel = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, kernel, self.bias).permute(0, 3, 1, 2)
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """Attention of a sequence to itself, whose projection reads contiguous rows.
+
+    PyTorch's own transposes a batch that comes first. A product of that with a weight that needs no gradient copies
+    the weight for each place of the sequence (50 times for a ViT-B/32), which makes an attack on a frozen model slow:
+    3 times as slow in bfloat16 on a CPU.
+    """
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        alone = key is query and value is query and how == {"need_weights": False}
+        if not alone or not self.batch_first or query.dim() != 3:
+            return super().forward(query, key, value, attn_mask=attn_mask, **how)
+        number, places, width = query.shape
+        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        heads = projected.view(number, places, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask)
+        return self.out_proj(found.transpose(1, 2).reshape(number, places, width)), None
+
+
+def exchange(net: nn.Module, visual: nn.Module) -> None:
+    """Give the layers of an open_clip model the classes of this module.
+
+    The class, not the module, is exchanged, so that parameter names stay open_clip's.
+    """
+    first = next(m for m in visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    first.__class__ = Float32Conv2d
+    for module in net.modules():
+        # open_clip uses it without dropout, additional keys or inputs of several widths.
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = SelfAttention
