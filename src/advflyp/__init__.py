@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from advflyp.method.advflyp import clip_loss as clip_loss
     from advflyp.method.regularisers import feature_deviation as feature_deviation
     from advflyp.method.regularisers import logit_divergence as logit_divergence
+    from advflyp.model.export import export_model as export_model
     from advflyp.model.hub import load_model as load_model
     from advflyp.training.trainer import train as train
 
@@ -20,6 +21,7 @@ _HOME = {
     "Threat": "advflyp.attack.threat",
     "clip_loss": "advflyp.method.advflyp",
     "evaluate": "advflyp.evaluation.suite",
+    "export_model": "advflyp.model.export",
     "feature_deviation": "advflyp.method.regularisers",
     "load_model": "advflyp.model.hub",
     "logit_divergence": "advflyp.method.regularisers",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "clip_loss",
     "evaluate",
+    "export_model",
     "feature_deviation",
     "load_model",
     "logit_divergence",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, Suppress, subcommand
 
+from advflyp.cli_models import Export
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -359,6 +361,7 @@ Command = (
     | Annotated[Report, subcommand("report")]
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Data, subcommand("data")]
 )
 

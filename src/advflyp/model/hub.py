@@ -3,9 +3,10 @@
     "mini", "mini-vit"          the small CLIPs that come with the package
     "ViT-B-32/openai"           an open_clip architecture and its pretrained weights
     "ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
-    "hf-hub:org/repo"           an open_clip model on the Hugging Face hub
+    "hf-hub:org/repo"           a model on the Hugging Face hub, open_clip's or transformers'
     runs/x                      a run of ours: its best weights
-    a folder                    with open_clip_config.json and weights beside it, as open_clip saves them
+    a folder                    with open_clip_config.json and weights beside it, as open_clip saves them, or of a CLIP
+                                or SigLIP that transformers saved
     fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
 
 What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
@@ -23,8 +24,10 @@ from typing import Any
 import open_clip
 import safetensors.torch
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from open_clip.factory import _get_hf_config
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from advflyp.config import nearest
 from advflyp.model.clip import CLIP
@@ -32,6 +35,7 @@ from advflyp.model.clip import CLIP
 ARCHITECTURES = Path(__file__).parent / "configs"
 BUNDLED = Path(__file__).parent / "weights"
 CONFIG_FILE = "open_clip_config.json"
+HF_CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
 BEST = "best"
@@ -69,10 +73,11 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
     if "/" not in name and (BUNDLED / name).is_dir():
         return _from_folder(BUNDLED / name, name)
     if Path(name).is_dir():
+        if (Path(name) / HF_CONFIG_FILE).is_file() and not (Path(name) / CONFIG_FILE).is_file():
+            return _from_transformers(Path(name), name)
         return _from_folder(_weights_folder(Path(name)), name)
     if name.startswith("hf-hub:"):
-        net = open_clip.create_model(name)
-        return _wrap(net, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name, name)
+        return _from_hub(name)
     if (file := split_name(name)) is not None:
         return load_checkpoint_file(*file, name)
     return _from_architecture(name, weights)
@@ -123,23 +128,33 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
     """
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    try:
+        _write(model, draft, card, half)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            draft.rename(folder)
+            shutil.rmtree(old)
+        else:
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
+    folder.mkdir(parents=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     # Not save_file: it makes files that only their owner can read.
-    (draft / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
-    (draft / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
+    if isinstance(model.tokenizer, HFTokenizer):
+        # open_clip looks for it beside the configuration.
+        model.tokenizer.tokenizer.save_pretrained(folder)
     card = {**card, "weights_sha256": state_sha256(state)}
-    (draft / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old)
-    else:
-        draft.rename(folder)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
 
 
 def weights_sha256(model: CLIP) -> str:
@@ -166,13 +181,35 @@ def _from_folder(folder: Path, name: str) -> CLIP:
     return _wrap(net, config["model_cfg"], name, f"local-dir:{folder}", folder)
 
 
+def _from_hub(name: str) -> CLIP:
+    """A repository in open_clip's format, or one that transformers saved."""
+    repository = name.removeprefix("hf-hub:")
+    try:
+        config = _get_hf_config(repository)
+    except EntryNotFoundError:
+        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+        return _from_transformers(Path(snapshot_download(repository, allow_patterns=patterns)), name)
+    return _wrap(open_clip.create_model(name), config["model_cfg"], name, name)
+
+
+def _from_transformers(folder: Path, name: str) -> CLIP:
+    from advflyp.model.hf_folder import load_hf_folder
+
+    net, config, tokenizer = load_hf_folder(folder)
+    return CLIP(_channels_last(net), tokenizer, config, name)
+
+
+def _channels_last(net: torch.nn.Module) -> torch.nn.Module:
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _weights_folder(path: Path) -> Path:
     for folder in (path / BEST, path):
         if (folder / CONFIG_FILE).is_file():
             return folder
     raise ValueError(
-        f"{path} holds no model: neither {CONFIG_FILE} (an open_clip folder) nor {BEST}/ (one of our runs; "
-        "it appears after the first validation)"
+        f"{path} holds no model: neither {CONFIG_FILE} (an open_clip folder) nor {HF_CONFIG_FILE} (transformers') nor "
+        f"{BEST}/ (one of our runs; it appears after the first validation)"
     )
 
 
@@ -240,4 +277,4 @@ def _wrap(
             tokenizer = open_clip.get_tokenizer(tokenizer_of)
     preprocess = dict(open_clip.get_model_preprocess_cfg(net))
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
-    return CLIP(net.to(memory_format=torch.channels_last), tokenizer, config, name)  # type: ignore[call-overload]
+    return CLIP(_channels_last(net), tokenizer, config, name)

@@ -1,0 +1,254 @@
+"""A Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import Tensor, nn
+
+from advflyp.model.hf import INTERPOLATIONS, NAMED
+from advflyp.model.hf_names import convert, correspondence
+from advflyp.model.weights_file import read_weights_file
+
+CONFIG_FILE = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# transformers' names of activations → whether they are QuickGELU, and what nn.GELU is asked for.
+ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
+
+
+def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
+    """An open_clip module with the weights in `folder`, its configuration as `CLIP` takes it, its tokenizer.
+
+    ValueError where the folder is of another kind of model, incomplete or damaged.
+    """
+    config = _json(folder / CONFIG_FILE)
+    kind = config.get("model_type")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(
+            f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
+            "'siglip' can be loaded, with both towers"
+        )
+    state = _weights(folder)
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    try:
+        names = correspondence(None, state)
+        vision, text = config["vision_config"], config["text_config"]
+        build = _clip if kind == "clip" else _siglip
+        net, model_cfg = build(folder, vision, text, state)
+        shapes = {key: value.shape for key, value in net.state_dict().items()}
+        found = convert(state, shapes, names, to_theirs=False)
+    except KeyError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit its {CONFIG_FILE}: one of them lacks {error}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if missing := sorted(shapes.keys() - found.keys()):
+        raise ValueError(
+            f"the weights in {folder} do not fit its {CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
+        )
+    net.load_state_dict(found, strict=True)
+    preprocess = _preprocess(folder, vision.get("image_size", 224))
+    set_model_preprocess_cfg(net, preprocess)
+    tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
+    return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+
+
+def _clip(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
+    quick = [_known(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text)]
+    if quick[0] != quick[1]:
+        raise ValueError(
+            f"{folder}: the towers have different activations, which open_clip's CLIP cannot have"
+        )
+    width, places = (
+        state["vision_model.embeddings.patch_embedding.weight"].shape[0],
+        vision.get("image_size", 224),
+    )
+    heads = vision.get("num_attention_heads", 12)
+    model_cfg: dict[str, Any] = {
+        "embed_dim": state["visual_projection.weight"].shape[0],
+        "vision_cfg": {
+            "image_size": places,
+            "layers": vision.get("num_hidden_layers", 12),
+            "width": width,
+            "head_width": width // heads,
+            "mlp_ratio": state["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0] / width,
+            "patch_size": vision.get("patch_size", 32),
+        },
+        "text_cfg": _text_cfg(text, state),
+    }
+    arguments = deepcopy(model_cfg)
+    if quick[0][0]:
+        model_cfg["quick_gelu"] = True
+    elif quick[0][1] == "tanh":
+        for tower in ("vision_cfg", "text_cfg"):
+            model_cfg[tower]["act_kwargs"] = arguments[tower]["act_kwargs"] = {"approximate": "tanh"}
+    return open_clip.CLIP(**arguments, quick_gelu=quick[0][0]), model_cfg
+
+
+def _known(activation: str) -> tuple[bool, str]:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"open_clip has no activation '{activation}'; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+def _text_cfg(text: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
+    return {
+        "context_length": state["text_model.embeddings.position_embedding.weight"].shape[0],
+        "vocab_size": vocabulary,
+        "width": width,
+        "heads": text.get("num_attention_heads", 8),
+        "layers": text.get("num_hidden_layers", 12),
+        "mlp_ratio": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0] / width,
+    }
+
+
+def _siglip(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's towers have names, not sizes: the one of open_clip's architectures that has these tensors."""
+    for architecture in open_clip.list_models():
+        model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
+        tower, words = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+        if tower.get("timm_pool") != "map" or not model_cfg.get("custom_text"):
+            continue
+        sizes = (tower["image_size"], words.get("vocab_size"), words.get("width"))
+        if sizes != (
+            vision.get("image_size", 224),
+            *state["text_model.embeddings.token_embedding.weight"].shape,
+        ):
+            continue
+        with torch.device("meta"):
+            shapes = _build_siglip(model_cfg).state_dict()
+        names = correspondence(shapes, None)
+        theirs = [name for same in names for name in same.theirs]
+        if sorted(theirs) == sorted(state) and all(
+            sum(shapes[name].numel() for name in same.ours)
+            == sum(state[name].numel() for name in same.theirs)
+            for same in names
+        ):
+            break
+    else:
+        raise ValueError("a SigLIP of shapes that none of open_clip's architectures has")
+    if _known(vision.get("hidden_act", "gelu_pytorch_tanh"))[1] == "tanh":
+        warnings.warn(
+            f"{folder}: its image tower has the tanh approximation of GELU; open_clip's {architecture} computes GELU, "
+            "as it does for the published weights",
+            stacklevel=2,
+        )
+    approximate = _known(text.get("hidden_act", "gelu_pytorch_tanh"))[1]
+    model_cfg["text_cfg"]["act_kwargs"] = {"approximate": approximate}
+    return _build_siglip(model_cfg), model_cfg
+
+
+def _build_siglip(model_cfg: dict[str, Any]) -> nn.Module:
+    arguments = deepcopy(model_cfg)
+    del arguments["custom_text"]
+    arguments["vision_cfg"]["timm_model_pretrained"] = False
+    return open_clip.CustomTextCLIP(**arguments)
+
+
+def _preprocess(folder: Path, size: int) -> dict[str, Any]:
+    """open_clip's settings for those of an image processor. ValueError for a resizing that open_clip has not."""
+    found = folder / "preprocessor_config.json"
+    settings = (
+        _json(found)
+        if found.is_file()
+        else _json(folder / "processor_config.json").get("image_processor", {})
+    )
+    crop = settings.get("crop_size", {})
+    crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
+    resize = settings.get("size", {})
+    resize = resize if isinstance(resize, dict) else {"shortest_edge": resize}
+    square = {"height": size, "width": size}
+    cropped = (
+        settings.get("do_center_crop", bool(crop)) and resize == {"shortest_edge": size} and crop == square
+    )
+    if not cropped and resize != square:
+        raise ValueError(
+            f"{folder} resizes pictures to {resize} and crops {crop or 'nothing'}; open_clip can resize to "
+            f"{size}×{size}, or the shorter side to {size} with a crop"
+        )
+    names = {number: name for name, number in INTERPOLATIONS.items()}
+    return {
+        "size": size,
+        "mode": "RGB",
+        "mean": settings["image_mean"],
+        "std": settings["image_std"],
+        "interpolation": names[settings.get("resample", 3)],
+        "resize_mode": "shortest" if cropped else "squash",
+        "fill_color": 0,
+    }
+
+
+def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> Any:
+    """open_clip's own where the vocabulary is CLIP's; another as transformers has it, and `text_cfg` says so."""
+    length = text_cfg["context_length"]
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs"):
+        text_cfg.pop(key, None)
+    own = SimpleTokenizer(context_length=length)
+    if _vocabulary(folder) == {NAMED.get(token, token): number for token, number in own.encoder.items()}:
+        return own
+    try:
+        tokenizer = HFTokenizer(str(folder), context_length=length)
+    except ImportError:
+        raise ValueError(
+            f"the tokenizer in {folder} needs transformers: pip install 'advflyp[export]'"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no readable tokenizer: {str(error).splitlines()[0]}") from None
+    end = text.get("eos_token_id")
+    highest = max(tokenizer.tokenizer.get_vocab().values())
+    if text_cfg.get("pool_type", "argmax") == "argmax" and end not in (2, highest):
+        raise ValueError(
+            f"{folder}: the text ends with token {end}, and open_clip takes the highest one, {highest}, for the end"
+        )
+    text_cfg["hf_tokenizer_name"] = "."
+    return tokenizer
+
+
+def _vocabulary(folder: Path) -> dict[str, int] | None:
+    if (folder / "vocab.json").is_file():
+        return _json(folder / "vocab.json")
+    if (folder / "tokenizer.json").is_file():
+        found = _json(folder / "tokenizer.json").get("model", {}).get("vocab")
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """In one file or in several, of safetensors or of torch."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_weights_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            state: dict[str, Tensor] = {}
+            for part in sorted(set(_json(index)["weight_map"].values())):
+                if not (folder / part).is_file():
+                    raise ValueError(f"{folder} lacks {part}, which its {index.name} names")
+                state |= read_weights_file(folder / part)
+            return state
+    raise ValueError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return found

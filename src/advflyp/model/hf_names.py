@@ -1,0 +1,136 @@
+"""Which tensors of open_clip's models are which of transformers' `CLIPModel` and `SiglipModel`, in both directions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Same:
+    """Tensors of open_clip that hold, one below the other, what others of transformers hold, one below the other.
+
+    turned: the one matrix is the other transposed
+    """
+
+    ours: Sequence[str]
+    theirs: Sequence[str]
+    turned: bool = False
+
+
+def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tensor] | None) -> list[Same]:
+    """Of a whole model, by the state dict of either side."""
+    if theirs is not None:
+        kind = "siglip" if "vision_model.head.probe" in theirs else "clip"
+        depths = [_layers(theirs, f"{tower}.encoder.layers.") for tower in ("vision_model", "text_model")]
+        text = "text." if kind == "siglip" else ""
+    else:
+        assert ours is not None
+        kind = "siglip" if "visual.trunk.attn_pool.latent" in ours else "clip"
+        text = "text." if "text.token_embedding.weight" in ours else ""
+        blocks = "visual.trunk.blocks." if kind == "siglip" else "visual.transformer.resblocks."
+        depths = [_layers(ours, blocks), _layers(ours, f"{text}transformer.resblocks.")]
+    return [
+        *_vision(kind, depths[0]),
+        *_text(kind, text, depths[1]),
+        Same(("logit_scale",), ("logit_scale",)),
+    ]
+
+
+def convert(
+    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], names: list[Same], *, to_theirs: bool
+) -> dict[str, Tensor]:
+    """A state dict under the other side's names.
+
+    shapes: of the other side's tensors
+    KeyError for a tensor that is missing, ValueError for numbers that do not fill the shapes.
+    """
+    result: dict[str, Tensor] = {}
+    for same in names:
+        sources, targets = (same.ours, same.theirs) if to_theirs else (same.theirs, same.ours)
+        whole = torch.cat([state[name] for name in sources]) if len(sources) > 1 else state[sources[0]]
+        whole = whole.T if same.turned else whole
+        wanted = [shapes[name] for name in targets]
+        if whole.numel() != sum(shape.numel() for shape in wanted):
+            raise ValueError(f"{sources[0]} {tuple(whole.shape)} instead of {tuple(wanted[0])}")
+        pieces = whole.reshape(-1).split([shape.numel() for shape in wanted])
+        for name, piece, shape in zip(targets, pieces, wanted, strict=True):
+            # A copy of its own: safetensors stores no views.
+            result[name] = piece.reshape(shape).clone()
+    return result
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    rest = (key.removeprefix(prefix) for key in state if key.startswith(prefix))
+    return 1 + max((int(key.split(".")[0]) for key in rest), default=-1)
+
+
+def _both(ours: str, theirs: str) -> Iterator[Same]:
+    for part in ("weight", "bias"):
+        yield Same((f"{ours}.{part}",), (f"{theirs}.{part}",))
+
+
+def _vision(kind: str, depth: int) -> Iterator[Same]:
+    inside = "vision_model.embeddings"
+    layers = "vision_model.encoder.layers"
+    if kind == "clip":
+        yield Same(("visual.class_embedding",), (f"{inside}.class_embedding",))
+        yield Same(("visual.conv1.weight",), (f"{inside}.patch_embedding.weight",))
+        yield Same(("visual.positional_embedding",), (f"{inside}.position_embedding.weight",))
+        yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")
+        for n in range(depth):
+            yield from _block(f"visual.transformer.resblocks.{n}", f"{layers}.{n}")
+        yield from _both("visual.ln_post", "vision_model.post_layernorm")
+        yield Same(("visual.proj",), ("visual_projection.weight",), turned=True)
+        return
+    yield Same(("visual.trunk.pos_embed",), (f"{inside}.position_embedding.weight",))
+    yield from _both("visual.trunk.patch_embed.proj", f"{inside}.patch_embedding")
+    for n in range(depth):
+        yield from _timm_block(f"visual.trunk.blocks.{n}", f"{layers}.{n}")
+    yield from _both("visual.trunk.norm", "vision_model.post_layernorm")
+    pool, head = "visual.trunk.attn_pool", "vision_model.head"
+    yield Same((f"{pool}.latent",), (f"{head}.probe",))
+    for part in ("weight", "bias"):
+        yield Same((f"{pool}.q.{part}", f"{pool}.kv.{part}"), (f"{head}.attention.in_proj_{part}",))
+    yield from _both(f"{pool}.proj", f"{head}.attention.out_proj")
+    yield from _both(f"{pool}.norm", f"{head}.layernorm")
+    for part in ("mlp.fc1", "mlp.fc2"):
+        yield from _both(f"{pool}.{part}", f"{head}.{part}")
+
+
+def _text(kind: str, text: str, depth: int) -> Iterator[Same]:
+    inside = "text_model.embeddings"
+    yield Same((f"{text}token_embedding.weight",), (f"{inside}.token_embedding.weight",))
+    yield Same((f"{text}positional_embedding",), (f"{inside}.position_embedding.weight",))
+    for n in range(depth):
+        yield from _block(f"{text}transformer.resblocks.{n}", f"text_model.encoder.layers.{n}")
+    yield from _both(f"{text}ln_final", "text_model.final_layer_norm")
+    if kind == "clip":
+        yield Same((f"{text}text_projection",), ("text_projection.weight",), turned=True)
+    else:
+        yield from _both(f"{text}text_projection", "text_model.head")
+        yield Same(("logit_bias",), ("logit_bias",))
+
+
+def _block(ours: str, theirs: str) -> Iterator[Same]:
+    for n in (1, 2):
+        yield from _both(f"{ours}.ln_{n}", f"{theirs}.layer_norm{n}")
+    yield from _projections(f"{ours}.attn.in_proj_", theirs)
+    yield from _both(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
+    yield from _both(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
+    yield from _both(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
+
+
+def _timm_block(ours: str, theirs: str) -> Iterator[Same]:
+    for n in (1, 2):
+        yield from _both(f"{ours}.norm{n}", f"{theirs}.layer_norm{n}")
+    yield from _projections(f"{ours}.attn.qkv.", theirs)
+    yield from _both(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
+    for part in ("mlp.fc1", "mlp.fc2"):
+        yield from _both(f"{ours}.{part}", f"{theirs}.{part}")
+
+
+def _projections(ours: str, theirs: str) -> Iterator[Same]:
+    for part in ("weight", "bias"):
+        yield Same((f"{ours}{part}",), tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv"))
