@@ -7,8 +7,8 @@
 Prints, for the basic and the full method at each precision, the median seconds of each and the ratio of the medians.
 Both do PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are printed. The
 transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through
-`loss.backward()`, which computes the gradients of the weights too, and runs the adversarial, clean and original
-branches one after another.
+`loss.backward()`, which computes the gradients of the weights too, runs the adversarial, clean and original
+branches one after another, and has open_clip's own layers.
 """
 
 import itertools
@@ -27,6 +27,7 @@ import tyro
 from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
+from advflyp.model.layers import Float32Conv2d, SelfAttention
 from advflyp.training.recipe import Recipe, read_recipe
 from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer
@@ -78,10 +79,23 @@ class Arguments:
                 yield self.models[-1], size, regularised, self.precisions[-1], True
 
 
+class PlainConv2d(torch.nn.Conv2d):
+    """As open_clip's, but in float32 also under bf16: perturbations would be lost in rounding."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
 class Transcription:
-    """Algorithm 1, PyTorch-style, as printed."""
+    """Algorithm 1, PyTorch-style, as printed, on open_clip's own layers."""
 
     def __init__(self, model: CLIP, recipe: Recipe, regularised: bool) -> None:
+        for module in model.modules():
+            if isinstance(module, SelfAttention):
+                module.__class__ = torch.nn.MultiheadAttention
+            elif isinstance(module, Float32Conv2d):
+                module.__class__ = PlainConv2d
         self.f = model
         self.F = deepcopy(model)
         self.recipe = recipe

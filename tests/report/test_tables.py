@@ -107,6 +107,8 @@ def test_the_same_cell_twice_is_one_but_other_settings_are_an_error(cells: list[
         (0.5 / 255, "linf", "0.5/255"),
         (0.5, "l2", "0.5 (L2)"),
         (0.01, "linf", "2.55/255"),
+        (0.0157, "linf", "0.0157"),  # not quite 4/255
+        (4 / 255 + 1e-9, "linf", "4/255"),
     ],
 )
 def test_radius(eps: float, norm: str, text: str) -> None:

@@ -229,10 +229,11 @@ def attack_title(attack: str) -> str:
 
 
 def radius(eps: float, norm: str | None) -> str:
-    """ε as people write it: "2/255" for L∞, "0.5 (L2)" for L2."""
+    """ε as people write it: "2/255" for L∞, "0.5 (L2)" for L2; what is no number of grey levels stays as it is."""
     if norm == "l2":
         return f"{eps:.4g} (L2)"
-    return f"{_trim(eps * 255)}/255"
+    levels = round(eps * 255, 2)
+    return f"{_trim(levels)}/255" if math.isclose(levels, eps * 255, rel_tol=1e-6) else f"{eps:.6g}"
 
 
 def signed(points: float, digits: int = 1) -> str:
