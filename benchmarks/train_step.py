@@ -21,6 +21,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 import tyro
@@ -91,11 +92,9 @@ class Transcription:
     """Algorithm 1, PyTorch-style, as printed, on open_clip's own layers."""
 
     def __init__(self, model: CLIP, recipe: Recipe, regularised: bool) -> None:
+        plain: dict[type, Any] = {SelfAttention: torch.nn.MultiheadAttention, Float32Conv2d: PlainConv2d}
         for module in model.modules():
-            if isinstance(module, SelfAttention):
-                module.__class__ = torch.nn.MultiheadAttention
-            elif isinstance(module, Float32Conv2d):
-                module.__class__ = PlainConv2d
+            module.__class__ = plain.get(type(module), type(module))
         self.f = model
         self.F = deepcopy(model)
         self.recipe = recipe

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, Suppress, subcommand
 
-from advflyp.cli_models import Export
+from advflyp.cli_models import Export, Publish
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -362,6 +362,7 @@ Command = (
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Publish, subcommand("publish")]
     | Annotated[Data, subcommand("data")]
 )
 

@@ -1,5 +1,6 @@
 """`advflyp export` and `advflyp publish`: models that leave."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,3 +28,50 @@ class Export:
         if found.pixels is not None:
             print(f"largest difference between preprocessed pixels: {found.pixels:.2f}/255")
         print(f"the model is {found.folder}" + "".join(f", its image tower {path}" for path in found.also))
+
+
+@dataclass
+class Publish:
+    """Show what a repository on the Hugging Face hub would hold, with a complete model card; --send publishes it."""
+
+    folder: Positional[Path]
+    """A run folder, or a folder that `advflyp export` wrote."""
+    repo: str
+    """USER/NAME."""
+    results: tuple[Path, ...] = ()
+    """Files of `advflyp eval --out`, for the card's table."""
+    licence: str | None = None
+    """Identifier of the hub's list, such as apache-2.0 or mit."""
+    card: Path | None = None
+    """Also write the card here."""
+    send: bool = False
+    """Publish, with the token of `hf auth login`."""
+    public: bool = False
+    """Of a new repository: everybody can see it. Otherwise only its owners can."""
+
+    def run(self) -> None:
+        from advflyp.publish import prepare, send
+
+        publication = prepare(self.folder, self.repo, results=self.results, licence=self.licence)
+        if self.card is not None:
+            try:
+                self.card.write_text(publication.written["README.md"])
+            except OSError as error:
+                raise ValueError(f"cannot write {self.card}: {error.strerror}") from None
+        for name, size, sha256 in publication.listing():
+            print(f"{size:>13,}  {sha256}  {name}")
+        if not publication.cells:
+            print(
+                "warning: no results, so that the card says nothing of robustness (--results)",
+                file=sys.stderr,
+            )
+        if self.licence is None:
+            if self.send:
+                raise ValueError("say under which licence: --licence apache-2.0, for example")
+            print("warning: no licence (--licence)", file=sys.stderr)
+        if self.send:
+            print(f"published: {send(publication, public=self.public)}")
+        else:
+            if self.card is None:
+                print(f"\n{publication.written['README.md']}")
+            print(f"Nothing was sent; --send publishes this as {self.repo}.")

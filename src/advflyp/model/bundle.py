@@ -20,8 +20,9 @@ import tyro
 from tyro.conf import Positional
 
 from advflyp.evaluation.suite import evaluate
-from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, save_model
+from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
+from advflyp.report.model_card import scrubbed
 from advflyp.runlog import read_metrics
 
 
@@ -42,12 +43,9 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
     """
     card = json.loads((run / BEST / CARD_FILE).read_text())
     folder = BUNDLED / name
-    recipe = card["recipe"]
-    before = _pairs_seen(recipe["model"]["name"])
     # A card is read elsewhere: no paths of this machine.
-    for table, key in (("model", "name"), ("model", "text"), ("data", "train")):
-        if key in recipe[table] and Path(recipe[table][key]).is_absolute():
-            recipe[table][key] = Path(recipe[table][key]).name
+    recipe = scrubbed(card["recipe"])
+    before = _pairs_seen(card["recipe"]["model"]["name"])
     # The accuracies have to be those of the rounded weights that users get.
     models = [load_model(path) for path in (run, *average)]
     save_model(mix(models, [1 / len(models)] * len(models)), folder, card, half=True)
@@ -87,10 +85,7 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
 
 def _pairs_seen(start: str) -> int:
     """How many pairs the model that a run started from had been trained on; 0 for random weights."""
-    for folder in (BUNDLED / start, Path(start), Path(start) / BEST):
-        if (folder / CARD_FILE).is_file():
-            return json.loads((folder / CARD_FILE).read_text()).get("pairs_seen", 0)
-    return 0
+    return read_card(start).get("pairs_seen", 0)
 
 
 def hardware() -> str:

@@ -28,7 +28,7 @@ from advflyp.config import nearest
 from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import CARD_FILE, CONFIG_FILE, load_model, save_model
+from advflyp.model.hub import CARD_FILE, CONFIG_FILE, load_model, read_card, save_model, weights_sha256
 from advflyp.training.ending import RunError
 
 # Between entries of unit-norm embeddings.
@@ -237,11 +237,9 @@ def _difference(ours: Tensor, theirs: Tensor, *, normalise: bool = True) -> floa
 
 
 def _card(model: CLIP) -> dict[str, Any]:
-    """What is known of the weights: the card of the folder they come from, or their name."""
-    for folder in (Path(model.name) / "best", Path(model.name)):
-        if (folder / CARD_FILE).is_file():
-            return json.loads((folder / CARD_FILE).read_text())
-    return {"name": Path(model.name).name if Path(model.name).is_absolute() else model.name}
+    known = read_card(model.name)
+    known = known or {"name": Path(model.name).name if Path(model.name).is_absolute() else model.name}
+    return {**known, "weights_sha256": weights_sha256(model)}
 
 
 def _tokenizer(model: CLIP) -> Any:

@@ -157,6 +157,21 @@ def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
 
 
+def read_card(name: str | Path) -> dict[str, Any]:
+    """What is known of the model called `name`, if it is in a folder that says so; {} for others.
+
+    ValueError for a damaged card.
+    """
+    for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
+        path = folder / CARD_FILE
+        if path.is_file():
+            try:
+                return json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}") from None
+    return {}
+
+
 def weights_sha256(model: CLIP) -> str:
     """A hash of every tensor of the model, whatever file it came from."""
     return state_sha256(model.net.state_dict())

@@ -98,7 +98,7 @@ def meaning(results: Results) -> str:
             "pixels from 0 to 1."
         )
     for cell in attacked:
-        terms.setdefault(attack_title(cell.attack), _attack_text(cell))
+        terms.setdefault(attack_title(cell.attack), attack_text(cell))
     if attacked:
         precisions = " and ".join(sorted({cell.precision for cell in attacked}))
         terms["Precision"] = (
@@ -247,7 +247,8 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper() if first in ('under', 'without') else text[:1]}{text[1:]}."
 
 
-def _attack_text(cell: Cell) -> str:
+def attack_text(cell: Cell) -> str:
+    """The attack of a cell with all its settings, in sentences."""
     arguments = dict(cell.attack_args)
     text = ""
     if {"steps", "step_size"} <= set(arguments):
