@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-slow lint format types build constraints clean distclean
+.PHONY: help install quickstart test test-slow lint format types docs build constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -56,6 +56,11 @@ format: $(STAMP)  ## let ruff mend what it can
 
 types: $(STAMP)  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)  ## the site in build/site
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .

@@ -19,6 +19,7 @@ from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pictures import UNREADABLE, Pictures, balanced
 from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
+from advflyp.own import is_own, own
 
 # A set with more unreadable pictures than this is not the set its name promises.
 TOLERATED = 0.01
@@ -168,7 +169,12 @@ def set_names(groups: list[str]) -> list[str]:
 
 
 def _is_own(name: str) -> bool:
-    return name.startswith(("folder:", "wds:")) or ".tar" in name or Path(name).expanduser().is_dir()
+    return (
+        name.startswith(("folder:", "wds:"))
+        or ".tar" in name
+        or Path(name).expanduser().is_dir()
+        or is_own(name)
+    )
 
 
 def load_set(name: str, templates: str | Sequence[str] | None = None) -> LabelledSet:
@@ -212,7 +218,12 @@ def _load(name: str, root: Path) -> LabelledSet:
 
 
 def _own_set(name: str) -> LabelledSet:
-    """A folder of class folders, or webdataset shards with .cls members, under the name it was called by."""
+    """A folder of class folders, webdataset shards with .cls members, or what a function of the user's returns.
+
+    Under the name it was called by.
+    """
+    if is_own(name) and not name.startswith(("folder:", "wds:")):
+        return replace(own(name)(), name=name)
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():

@@ -1,5 +1,7 @@
 """The attacks of an evaluation by name, each a list of stages run on the points still standing."""
 
+import hashlib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.config import nearest, suggest
+from advflyp.own import is_own, own
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
@@ -36,6 +39,7 @@ class Attack:
     autoattack          APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020)
     autoattack-rand     its variant for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients
     apgd-ce+square      some of AutoAttack's members, in this order; its name says which
+    my_module:my_attack a function of one's own, see docs/extend.md
 
     kind:     what the name begins with;  steps, restarts: of pgd and cw;  members: of AutoAttack
     """
@@ -55,6 +59,9 @@ class Attack:
             return cls(name=name, kind="autoattack", members=STANDARD if name == "autoattack" else RAND)
         if match := re.fullmatch(r"(pgd|cw)([1-9]\d*)(?:x([1-9]\d*))?", name):
             return cls(name=name, kind=match[1], steps=int(match[2]), restarts=int(match[3] or 1))
+        if is_own(name):
+            own(name)
+            return cls(name=name, kind="own")
         members = tuple(name.split("+"))
         if all(member in MEMBERS for member in members):
             return cls(name=name, kind="autoattack", members=members)
@@ -76,6 +83,10 @@ class Attack:
         """Every parameter that changes the outcome, as results record them."""
         if threat is None or self.kind == "noise":
             return {}
+        if self.kind == "own":
+            # The name alone would not say when the code has become another.
+            source = inspect.getsource(inspect.getmodule(own(self.name)) or own(self.name))
+            return {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
         if self.kind == "autoattack":
             return {member: arguments(member, classes) for member in self.members}
         return {
@@ -90,6 +101,8 @@ class Attack:
         """What is run one after another, each on the points that still stand."""
         if self.kind == "noise":
             return [_noise]
+        if self.kind == "own":
+            return [own(self.name)]
         if self.kind == "autoattack":
             return [MEMBERS[member] for member in self.members]
         _, loss = LOSSES[self.kind]

@@ -1,6 +1,6 @@
 """One file per paper; each reads like its equations. `METHODS` names them for recipes."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 from advflyp.config import build, suggest
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
@@ -10,6 +10,7 @@ from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.method.pmg_aft import PMGAFT, PMGAFTConfig
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
 from advflyp.method.tga_zsr import TGAZSR, TGAZSRConfig
+from advflyp.own import is_own, own
 
 METHODS: dict[str, tuple[type[Method], type]] = {
     "advflyp": (AdvFLYP, AdvFLYPConfig),
@@ -21,15 +22,25 @@ METHODS: dict[str, tuple[type[Method], type]] = {
 }
 
 
+def find_method(name: str) -> tuple[type[Method], type]:
+    """A method and its configuration, by a name of `METHODS` or "module:Class"; ValueError where there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    if not is_own(name):
+        raise ValueError(f"unknown method '{name}'{suggest(name, METHODS)}")
+    method = own(name)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ValueError(f"'{name}' is no subclass of advflyp.method.Method")
+    return method, get_type_hints(method)["config"]
+
+
 def method_config(table: dict[str, Any]) -> tuple[str, Any]:
     """The recipe table `method` as (name, that method's config); ValueError for an unknown name or key."""
     table = dict(table)
     name = table.pop("name", None)
     if name is None:
         raise ValueError(f"the recipe lacks method.name; known: {', '.join(sorted(METHODS))}")
-    if name not in METHODS:
-        raise ValueError(f"unknown method '{name}'{suggest(str(name), METHODS)}")
-    return name, build(METHODS[name][1], table, at="method.")
+    return name, build(find_method(str(name))[1], table, at="method.")
 
 
-__all__ = ["METHODS", "Batch", "Method", "method_config"]
+__all__ = ["METHODS", "Batch", "Method", "find_method", "method_config"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
-from advflyp.method import METHODS
+from advflyp.method import METHODS, find_method
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST
 from advflyp.runlog import METRICS_FILE
@@ -39,7 +39,7 @@ def check_folder(out: Path, resume: bool) -> None:
 
 def check_data(recipe: Recipe) -> None:
     """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
-    train, wanted = recipe.data.train, METHODS[recipe.method_name][0].trains_on
+    train, wanted = recipe.data.train, find_method(recipe.method_name)[0].trains_on
     found = readings(train)
     if wanted == "images" or not found or wanted in found:
         return

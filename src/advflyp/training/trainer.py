@@ -26,7 +26,7 @@ from advflyp.data.stream import Position, Share
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
-from advflyp.method import METHODS
+from advflyp.method import find_method
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.deviation import cosine_deviation
@@ -128,7 +128,7 @@ class Trainer:
         check_data(recipe)
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
-        method, _ = METHODS[recipe.method_name]
+        method, _ = find_method(recipe.method_name)
         self.model = start_from(recipe.model, device=device)
         economise(self.model, recipe.train)
         self.method = method(recipe.method, self.model)

@@ -1,0 +1,124 @@
+"""The examples of docs/extend.md, run as they stand there; and names that lead nowhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.cli import main
+from advflyp.evaluation.results import read_cells
+from advflyp.own import own
+from advflyp.runlog import read_metrics
+from helpers import RECIPE, write_folder
+
+PAGE = Path(__file__).parents[1] / "docs/extend.md"
+BLOCK = re.compile(r'```python title="(\w+)\.py"\n(.*?)```', re.DOTALL)
+MOST_LINES = 40
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's files in the current folder."""
+    found = BLOCK.findall(PAGE.read_text())
+    assert [name for name, _ in found] == ["my_method", "my_set", "my_attack"]
+    for name, code in found:
+        assert code.count("\n") < MOST_LINES
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_method_trains_and_resumes(examples: Path, tiny_folder: Path) -> None:
+    data = write_folder(examples / "pairs", 64)
+    text = RECIPE.format(model=tiny_folder, data=data).replace(
+        "feature_weight = 1.0\nlogit_weight = 1.0\n", ""
+    )
+    (examples / "recipe.toml").write_text(text)
+    command = [
+        "train",
+        "recipe.toml",
+        "--method.name",
+        "my_method:Anchor",
+        "--method.weight",
+        "3.0",
+        "--out",
+        "run",
+    ]
+    main([*command, "--log.every", "1", "--train.max_steps", "6"])
+    losses = [line["loss/anchor"] for line in read_metrics(Path("run")) if line["kind"] == "train"]
+    assert len(losses) == 6 and min(losses) > 0
+    gains = [line["attack_gain"] for line in read_metrics(Path("run")) if line["kind"] == "train"]
+    assert min(gains) > 1, "the attack raises the method's own loss"
+    main([*command, "--log.every", "1", "--train.max_steps", "6", "--resume"])
+
+
+def test_the_set_is_measured(examples: Path) -> None:
+    main(["eval", "mini", "--sets", "my_set:colours", "--attacks", "clean", "pgd2", "--out", "r.jsonl"])
+    clean, attacked = read_cells(Path("r.jsonl"))
+    assert clean.set == attacked.set == "my_set:colours" and clean.n == 3
+    assert clean.correct >= attacked.correct
+
+
+def test_the_attack_measures_and_stays_in_the_ball(examples: Path, tiny_folder: Path) -> None:
+    sets = ["--sets", "mini/food", "--limit", "40", "--eps", "16/255", "--out", "r.jsonl"]
+    main(["eval", "mini", *sets, "--attacks", "noise", "my_attack:draws"])
+    noise, draws = read_cells(Path("r.jsonl"))
+    assert draws.attack == "my_attack:draws" and draws.correct < noise.correct, (
+        "twenty draws find more than one"
+    )
+    assert len(draws.attack_args["source_sha256"]) == 64
+
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 3, 4, 4), torch.arange(8) % 3
+    weights = torch.randn(48, 3)
+    for norm, eps in (("linf", 8 / 255), ("l2", 0.5)):
+        threat = Threat(norm=norm, eps=eps)  # type: ignore[arg-type]
+        found = [
+            own("my_attack:draws")(
+                Victim(lambda x: x.flatten(1) @ weights),
+                images,
+                labels,
+                threat,
+                streams=Streams(0, torch.arange(8)),
+            )
+            for _ in range(2)
+        ]
+        assert torch.equal(*found)
+        assert (
+            threat.distance(found[0], images).max() <= eps + 1e-6
+            and 0 <= found[0].min() <= found[0].max() <= 1
+        )
+
+
+def test_other_code_is_another_measurement(examples: Path) -> None:
+    from advflyp.evaluation.attacks import Attack
+
+    attack, threat = Attack.parse("my_attack:draws"), Threat(norm="linf", eps=0.1)
+    before = attack.arguments(threat, 3)
+    code = Path("my_other_attack.py")
+    code.write_text(Path("my_attack.py").read_text().replace("range(20)", "range(30)"))
+    assert Attack.parse("my_other_attack:draws").arguments(threat, 3) != before
+
+
+def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_broken.py").write_text("import a_package_that_is_not_there\n")
+    train = ["train", str(recipe), "--out", "run", "--method.name"]
+    evaluate = ["eval", "mini", "--sets", "mini/food", "--attacks"]
+    for arguments, message in (
+        ([*train, "nothing:Here"], "'nothing:Here': there is no module nothing, neither installed nor in"),
+        ([*train, "my_method:Anker"], "my_method.py has no Anker"),
+        ([*train, "my_set:colours"], "'my_set:colours' is no subclass of advflyp.method.Method"),
+        ([*train, "my_method:Anchor"], "unknown key"),
+        ([*evaluate, "nothing:here"], "there is no module nothing"),
+        (["eval", "mini", "--sets", "nothing:here"], "there is no module nothing"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error, error
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        main([*evaluate, "my_broken:attack"])
