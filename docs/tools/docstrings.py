@@ -16,6 +16,7 @@ class Parameters(griffe.Extension):
 
 
 def as_list(text: str) -> str:
+    """The docstring with its lines of parameters as a list."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():
