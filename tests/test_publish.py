@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -47,21 +46,42 @@ def run(recipe: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@dataclass
+class Done:
+    """How the command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
 def publish(
-    folder: Path, *arguments: str, hub: Hub | None = None, token: str = TOKEN
-) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: the hub's address is read where its client is imported."""
-    url = hub.url if hub is not None else "http://127.0.0.1:9"
-    environment = {**os.environ, "HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(folder.parent / "hf")}
-    command = [sys.executable, "-m", "advflyp", "publish", str(folder), "--repo", "user/robust", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
+    """The command, with another hub than the real one."""
+
+    def run(folder: Path, *arguments: str, hub: Hub | None = None, token: str = TOKEN) -> Done:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url if hub else "http://127.0.0.1:9")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", token)
+        capsys.readouterr()
+        status = 0
+        try:
+            main(["publish", str(folder), "--repo", "user/robust", *arguments])
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run
 
 
 LISTED = re.compile(r"^ *([\d,]+)  ([0-9a-f]{64})  (\S+)$", re.MULTILINE)
 
 
-def test_what_arrives_is_what_was_shown(run: Path, hub: Hub, tmp_path: Path) -> None:
+def test_what_arrives_is_what_was_shown(
+    run: Path, hub: Hub, tmp_path: Path, publish: Callable[..., Done]
+) -> None:
     (run / "best/secret.env").write_text("TOKEN=1")
     options = ("--results", str(run.parent / "r.jsonl"), "--licence", "mit")
     shown = publish(run, *options, hub=hub)
@@ -117,7 +137,7 @@ def is_private(hub: Hub, name: str) -> bool:
     return made.get("visibility") == "private" or made.get("private") is True
 
 
-def test_public_only_where_it_is_said(run: Path, hub: Hub) -> None:
+def test_public_only_where_it_is_said(run: Path, hub: Hub, publish: Callable[..., Done]) -> None:
     done = publish(run, "--licence", "mit", "--send", "--public", hub=hub)
     assert done.returncode == 0 and not is_private(hub, "user/robust")
 
@@ -179,7 +199,7 @@ def test_exported_folders(kind: str, tmp_path: Path) -> None:
     assert {"README.md", "card.json", "results.jsonl"} < names
 
 
-def test_the_hub_says_no(run: Path, hub: Hub) -> None:
+def test_the_hub_says_no(run: Path, hub: Hub, publish: Callable[..., Done]) -> None:
     for token, arguments, message, status in (
         ("hf_wrong", [], "does not let this token write to user/robust (answer 401): `hf auth login`", 2),
         (
