@@ -14,28 +14,34 @@ if TYPE_CHECKING:
     from advflyp.method.regularisers import logit_divergence as logit_divergence
     from advflyp.model.hub import load_model as load_model
     from advflyp.training.trainer import train as train
+    from advflyp.use.attack_image import attack_image as attack_image
+    from advflyp.use.predict import predict as predict
 
 # Imported on first use: torch alone takes seconds, and `advflyp --help` needs none of it.
 _HOME = {
     "Threat": "advflyp.attack.threat",
+    "attack_image": "advflyp.use.attack_image",
     "clip_loss": "advflyp.method.advflyp",
     "evaluate": "advflyp.evaluation.suite",
     "feature_deviation": "advflyp.method.regularisers",
     "load_model": "advflyp.model.hub",
     "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
+    "predict": "advflyp.use.predict",
     "train": "advflyp.training.trainer",
 }
 
 __all__ = [
     "Threat",
     "__version__",
+    "attack_image",
     "clip_loss",
     "evaluate",
     "feature_deviation",
     "load_model",
     "logit_divergence",
     "pgd",
+    "predict",
     "train",
 ]
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, Suppress, subcommand
 
+from advflyp.cli_use import Attack, Demo, Predict
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -359,6 +361,9 @@ Command = (
     | Annotated[Report, subcommand("report")]
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reproduce, subcommand("reproduce")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Attack, subcommand("attack")]
+    | Annotated[Demo, subcommand("demo")]
     | Annotated[Data, subcommand("data")]
 )
 
