@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advflyp.cli import main
-from helpers import write_folder
+from helpers import pairs, write_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,6 +39,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "tiny").symlink_to(tiny_folder)
     write_folder(tmp_path / "my-pairs", 48)
+    (tmp_path / "photo.png").write_bytes(pairs(1)[0][0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,8 +63,8 @@ def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             )
             continue
         assert words[0] == "advflyp", f"the README has a command this test cannot run: {command}"
-        if words[1] == "quickstart":
-            continue  # tests/test_quickstart.py
+        if words[1] in ("quickstart", "demo"):
+            continue  # tests/test_quickstart.py, tests/use/test_demo.py
         main([*words[1:], *SMALLER.get(" ".join(words[:2]), [])])
 
 

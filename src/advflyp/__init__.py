@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from advflyp.model.export import export_model as export_model
     from advflyp.model.hub import load_model as load_model
     from advflyp.training.trainer import train as train
+    from advflyp.use.attack_image import attack_image as attack_image
+    from advflyp.use.predict import predict as predict
 
 # Imported on first use: torch alone takes seconds, and `advflyp --help` needs none of it.
 _HOME = {
     "Threat": "advflyp.attack.threat",
+    "attack_image": "advflyp.use.attack_image",
     "clip_loss": "advflyp.method.advflyp",
     "evaluate": "advflyp.evaluation.suite",
     "export_model": "advflyp.model.export",
@@ -26,12 +29,14 @@ _HOME = {
     "load_model": "advflyp.model.hub",
     "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
+    "predict": "advflyp.use.predict",
     "train": "advflyp.training.trainer",
 }
 
 __all__ = [
     "Threat",
     "__version__",
+    "attack_image",
     "clip_loss",
     "evaluate",
     "export_model",
@@ -39,6 +44,7 @@ __all__ = [
     "load_model",
     "logit_divergence",
     "pgd",
+    "predict",
     "train",
 ]
 

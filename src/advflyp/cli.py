@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional, Suppress, subcommand
 
 from advflyp.cli_models import Export, Publish
+from advflyp.cli_use import Attack, Demo, Predict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -363,6 +364,9 @@ Command = (
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Publish, subcommand("publish")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Attack, subcommand("attack")]
+    | Annotated[Demo, subcommand("demo")]
     | Annotated[Data, subcommand("data")]
 )
 

@@ -63,8 +63,8 @@ def test_the_amplified_perturbation_fills_the_range(
 ) -> None:
     (example,) = examples(tiny, other, NAMES, eps=2 / 255 if norm == "linf" else 0.5, n=1, norm=norm)  # type: ignore[arg-type]
     view = example.before
-    picture = perturbation(example, view)
-    factor = amplification(example, view)
+    picture = perturbation(view.clean, view.adversarial, example.threat)
+    factor = amplification(view.clean, view.adversarial, example.threat)
     if norm == "linf":
         assert factor == pytest.approx(63.75)
     assert picture.min() >= 0 and picture.max() <= 1

@@ -2,21 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
-from advflyp.attack.victim import Victim
 from advflyp.data.labelled import TOLERATED, LabelledSet
 from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import Classifier, for_use, stage_seed
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP, Precision
-from advflyp.model.zeroshot import class_embeddings, class_logits
 
 # Survivors of so many batches are put together for an attack's next stage, so that its batches are full again.
 BATCHES_TOGETHER = 8
@@ -60,8 +58,8 @@ class Outcome:
         return self.attacked == self.label
 
 
-class Judge:
-    """A zero-shot classifier made of a model and a set's class names, encoded once.
+class Judge(Classifier):
+    """A zero-shot classifier made of a model and a set's class names, and the set's pictures.
 
     limit, seed: a class-balanced subset of the set;  batch_size: images at a time
     ranks: the processes that share the images; each is told the outcome of all
@@ -77,38 +75,16 @@ class Judge:
         batch_size: int = 128,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.model = model
+        self.index = torch.tensor(labelled.subset(limit, seed))
+        super().__init__(model, labelled.classes, labelled.templates)
         self.ranks = ranks
         self.labelled = labelled
         self.batch_size = batch_size
-        self.index = torch.tensor(labelled.subset(limit, seed))
-        with for_use(model):
-            self.weights = class_embeddings(model, labelled.classes, labelled.templates)
-        self.logit_scale = model.logit_scale.detach()
         # Clean predictions serve every attack on the set.
         self.clean = torch.full((len(self.index),), UNKNOWN)
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, K)."""
-        return class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
-
-    def victim(self, precision: Precision = "fp32") -> Victim:
-        """The classifier as attacks see it: searched in `precision`, judged in float32."""
-
-        def search(images: Tensor) -> Tensor:
-            with self.model.computing_in(precision):
-                return self.logits(images)
-
-        return Victim(search, None if precision == "fp32" else self.exact)
-
-    @torch.no_grad()
-    def exact(self, images: Tensor) -> Tensor:
-        """Float32 logits, whatever precision the model is set to."""
-        with self.model.computing_in("fp32"):
-            return self.logits(images)
 
     def correct(
         self,
@@ -121,30 +97,6 @@ class Judge:
     ) -> Tensor:
         """(n,) bool: classified correctly in float32, after the attack if there is one."""
         return self.run(attack, threat, precision=precision, seed=seed, watch=watch).correct
-
-    def attack(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        attack: Attack,
-        threat: Threat,
-        precision: Precision = "fp32",
-        seed: int = 0,
-        index: Tensor | None = None,
-    ) -> Tensor:
-        """Adversarial images for (N, 3, H, W) `images`; `index` are their places in the set."""
-        index = torch.arange(len(images)) if index is None else index
-        result = images.clone()
-        rows = torch.arange(len(images), device=images.device)
-        with for_use(self.model):
-            for number, stage in enumerate(attack.stages(threat)):
-                streams = Streams(_stage_seed(seed, number), index.to(images.device)[rows])
-                found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
-                result[rows] = found
-                rows = rows[self.exact(found).argmax(1) == labels[rows]]
-                if not len(rows):
-                    break
-        return result
 
     def run(
         self,
@@ -270,7 +222,7 @@ class _Run:
         judge, threat = self.judge, self.threat
         assert threat is not None
         labels = self.labels[rows].to(images.device)
-        streams = Streams(_stage_seed(self.seed, number), judge.index[rows].to(images.device))
+        streams = Streams(stage_seed(self.seed, number), judge.index[rows].to(images.device))
         found = self.stages[number](self.victim, images, labels, threat, streams=streams)
         assert bool(threat.contains(images, found).all())
         predicted = judge.exact(found).argmax(1).cpu()
@@ -306,19 +258,3 @@ class _Run:
                 seconds_left=elapsed / fresh * (images - done) if fresh else None,
             )
         )
-
-
-@contextmanager
-def for_use(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _stage_seed(seed: int, number: int) -> int:
-    return seed * 1_000_003 + number

@@ -19,9 +19,9 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.captioned import CaptionedPictures
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import append_line, read_lines
-from advflyp.evaluation.judge import for_use
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP, Precision

@@ -18,7 +18,8 @@ from advflyp.attack.square import square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.evaluation.attacks import LOSSES, Attack
-from advflyp.evaluation.judge import Judge, for_use
+from advflyp.evaluation.classifier import for_use
+from advflyp.evaluation.judge import Judge
 
 STEPS = (1, 5, 10, 40)
 QUERIES = 200

@@ -93,8 +93,9 @@ def example_card(example: Example, names: tuple[str, str]) -> str:
     for name, view in zip(names, (example.before, example.after), strict=True):
         label = escape(example.label)
         clean = _figure("clean", image(view.clean, f"{label}, clean"))
-        factor = f"change ×{amplification(example, view):.0f}"
-        change = _figure(factor, image(perturbation(example, view), "the perturbation, amplified"))
+        seen = view.clean, view.adversarial, example.threat
+        factor = f"change ×{amplification(*seen):.0f}"
+        change = _figure(factor, image(perturbation(*seen), "the perturbation, amplified"))
         attacked = _figure("attacked", image(view.adversarial, f"{label}, after {escape(attack)}"))
         parts.append(
             f'<h4>{escape(name)}</h4><div class="views">'

@@ -21,7 +21,8 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import LOSSES, Attack
-from advflyp.evaluation.judge import Judge, for_use
+from advflyp.evaluation.classifier import for_use
+from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import load_model, weights_sha256

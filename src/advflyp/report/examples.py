@@ -58,6 +58,10 @@ class Example:
     before: View
     after: View
 
+    @property
+    def threat(self) -> Threat:
+        return Threat(norm=self.norm, eps=self.eps)
+
 
 def examples(
     before: CLIP,
@@ -117,16 +121,15 @@ def examples(
     return result
 
 
-def amplification(example: Example, view: View) -> float:
+def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
     """The factor that makes the perturbation fill the range of a picture whose middle grey is no change."""
-    largest = (view.adversarial - view.clean).abs().max().item()
-    reach = example.eps if example.norm == "linf" else largest
+    reach = threat.eps if threat.norm == "linf" else (adversarial - clean).abs().max().item()
     return 0.5 / reach if reach > 0 else 1.0
 
 
-def perturbation(example: Example, view: View) -> Tensor:
+def perturbation(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
     """(3, H, W) pixels: the amplified perturbation around middle grey."""
-    return (0.5 + amplification(example, view) * (view.adversarial - view.clean)).clamp(0, 1)
+    return (0.5 + amplification(clean, adversarial, threat) * (adversarial - clean)).clamp(0, 1)
 
 
 def rule(seed: int) -> str:

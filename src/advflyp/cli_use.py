@@ -1,0 +1,126 @@
+"""The commands that use a model on pictures: predict, attack, demo."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+@dataclass
+class Predict:
+    """Say what pictures show, among labels of your own."""
+
+    model: Positional[str]
+    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
+    images: Positional[tuple[Path, ...]]
+    """Picture files."""
+    labels: str
+    """At least two, separated by commas (cat,dog); or a file with one a line; or a set, whose class names and prompts
+    are taken (mini/food)."""
+    template: tuple[str, ...] = ()
+    """Prompts with {} for the label, or openai (80 prompts); by default the set's, else "This is a photo of a {}."."""
+    top: int = 5
+    """How many labels to show of each picture."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from advflyp.use.predict import predict
+        from advflyp.use.shown import predictions_table
+
+        found = predict(
+            self.model, self.images, self.labels, templates=self.template, top=self.top, device=self.device
+        )
+        if self.json:
+            print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        else:
+            Console().print(predictions_table(found))
+
+
+@dataclass
+class Attack:
+    """Make a picture adversarial and write it as a picture file, with the perturbation and what models say of both."""
+
+    model: Positional[str]
+    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
+    image: Positional[Path]
+    """A picture file."""
+    labels: str
+    """What the model chooses among, as in `advflyp predict`."""
+    label: str | None = None
+    """What the picture shows; by default what the model says of it."""
+    eps: str = "4/255"
+    """Radius in pixels of [0, 1], at least one grey level, 1/255."""
+    attack: str = "pgd10"
+    """As in `advflyp eval`: pgdN, cwN, autoattack, …"""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the threat model."""
+    against: str | None = None
+    """A second model: each is attacked for itself, and each says what it sees in both adversarial pictures."""
+    template: tuple[str, ...] = ()
+    """As in `advflyp predict`."""
+    out: Path = Path("attack")
+    """Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json."""
+    seed: int = 0
+    """Of the attack's random start."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from advflyp.config import number
+        from advflyp.use.attack_files import draft_of, write_files
+        from advflyp.use.attack_image import attack_image
+        from advflyp.use.pictures import sha256_of
+        from advflyp.use.shown import attacked_table, title, verdict
+
+        eps = number(self.eps, "--eps")
+        asked = {name: str(value) for name, value in vars(self).items() if name not in ("out", "device")}
+        asked["image_sha256"] = sha256_of(self.image)
+        with draft_of(self.out, asked) as draft:
+            found = attack_image(
+                self.model,
+                self.image,
+                self.labels,
+                eps=eps,
+                label=self.label,
+                attack=self.attack,
+                norm=self.norm,
+                against=self.against,
+                templates=self.template,
+                seed=self.seed,
+                device=self.device,
+            )
+            write_files(found, draft, asked)
+        console = Console()
+        console.print(title(found), highlight=False, markup=False)
+        console.print(attacked_table(found))
+        for place in range(len(found.made)):
+            console.print(verdict(found, place), highlight=False, markup=False)
+        print(f"the pictures are in {self.out}")
+
+
+@dataclass
+class Demo:
+    """Show a page on this machine: pick or upload a picture, attack it, see one model or two side by side."""
+
+    model: Positional[str] = "mini"
+    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
+    against: str | None = None
+    """A second model to compare, for example the run folder of a robust one."""
+    port: int = 8765
+    """Of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
+
+    def run(self) -> None:
+        from advflyp.use.demo import serve
+
+        serve(self.model, self.against, port=self.port, device=self.device)

@@ -1,0 +1,87 @@
+"""A zero-shot classifier as evaluations and attacks use it: logits, float32 verdicts, an attack's stages."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.evaluation.attacks import Attack
+from advflyp.model.clip import CLIP, Precision
+from advflyp.model.zeroshot import class_embeddings, class_logits
+
+
+class Classifier:
+    """A model and K class names, encoded once with their templates.
+
+    classes, templates: as in `class_embeddings`
+    """
+
+    def __init__(self, model: CLIP, classes: Sequence[str], templates: Sequence[str]) -> None:
+        self.model = model
+        with for_use(model):
+            self.weights = class_embeddings(model, classes, templates)
+        self.logit_scale = model.logit_scale.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, K)."""
+        return class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
+
+    def victim(self, precision: Precision = "fp32") -> Victim:
+        """The classifier as attacks see it: searched in `precision`, judged in float32."""
+
+        def search(images: Tensor) -> Tensor:
+            with self.model.computing_in(precision):
+                return self.logits(images)
+
+        return Victim(search, None if precision == "fp32" else self.exact)
+
+    @torch.no_grad()
+    def exact(self, images: Tensor) -> Tensor:
+        """Float32 logits, whatever precision the model is set to."""
+        with self.model.computing_in("fp32"):
+            return self.logits(images)
+
+    def attack(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        attack: Attack,
+        threat: Threat,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial images for (N, 3, H, W) `images`; `index` are their places in the set."""
+        index = torch.arange(len(images)) if index is None else index
+        result = images.clone()
+        rows = torch.arange(len(images), device=images.device)
+        with for_use(self.model):
+            for number, stage in enumerate(attack.stages(threat)):
+                streams = Streams(stage_seed(seed, number), index.to(images.device)[rows])
+                found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
+                result[rows] = found
+                rows = rows[self.exact(found).argmax(1) == labels[rows]]
+                if not len(rows):
+                    break
+        return result
+
+
+@contextmanager
+def for_use(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """The seed of an attack's stage `number`."""
+    return seed * 1_000_003 + number

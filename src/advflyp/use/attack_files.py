@@ -1,0 +1,80 @@
+"""The folder of `advflyp attack`: pictures and attack.json, never over somebody else's files."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from advflyp.__about__ import __version__
+from advflyp.use.attack_image import AttackedPicture
+
+RECORD = "attack.json"
+PICTURES = ("clean", "adversarial", "difference")
+OURS = {RECORD, *(f"{name}{end}.png" for name in PICTURES for end in ("", "-2"))}
+
+
+@contextmanager
+def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write into that takes the place of `out` when the block ends, and vanishes if it fails.
+
+    asked: what was asked for; a folder that answers this already is written anew
+    ValueError where `out` holds anything else, or cannot be written.
+    """
+    _check(out, asked)
+    # Beside `out`, or as near as there is a folder already, so that failing leaves nothing.
+    place = out.resolve()
+    near = next(parent for parent in place.parents if parent.exists())
+    draft = near / f".{place.name}.partial"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    try:
+        yield draft
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            # The record last: pictures without one are nobody's answer.
+            for path in sorted(draft.iterdir(), key=lambda path: path.name == RECORD):
+                path.replace(out / path.name)
+        except OSError as error:
+            raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> None:
+    """Each model's pictures as PNG files, NAME.png for the first and NAME-2.png for the second; attack.json."""
+    record: dict[str, Any] = {"version": __version__, "asked": asked, **asdict(found)}
+    try:
+        for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
+            for name in PICTURES:
+                entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
+                (folder / entry[name]).write_bytes(getattr(made, name))
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _check(out: Path, asked: dict[str, Any]) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder with --out")
+    there = {path.name for path in out.iterdir()}
+    if strange := sorted(there - OURS):
+        raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+    if not there:
+        return
+    try:
+        before = json.loads((out / RECORD).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{out} holds pictures that no {RECORD} explains; name a new folder with --out"
+        ) from None
+    if before != asked:
+        raise ValueError(f"{out} holds the answer to another attack; name a new folder with --out")

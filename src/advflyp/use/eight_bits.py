@@ -1,0 +1,80 @@
+"""Adversarial images as picture files hold them: whole grey levels, inside the same ball."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.evaluation.classifier import Classifier
+from advflyp.model.clip import CLIP, Precision
+
+BISECTIONS = 40
+
+
+def check_reach(threat: Threat) -> None:
+    """ValueError where no picture of 8 bits but the original is inside the ball."""
+    if levels(threat) < 1:
+        raise ValueError(
+            f"eps must be at least 1/255, one grey level of a picture file, not {255 * threat.eps:.3g}/255"
+        )
+
+
+def levels(threat: Threat) -> int:
+    """ε in whole grey levels of one pixel."""
+    return math.floor(255 * threat.eps + 1e-9)
+
+
+def eight_bits(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
+    """(N, 3, H, W): `adversarial` rounded to multiples of 1/255 without leaving the ball around `clean`.
+
+    clean: (1 or N, 3, H, W), multiples of 1/255 already, as every model's preprocessing gives them
+    L∞: each pixel is rounded, and held to ε in whole levels. L2: rounding may lengthen a perturbation; it is then
+    shortened until what it rounds to is short enough.
+    """
+    origin = (clean.double() * 255).round()
+    delta = adversarial.double() * 255 - origin
+    if threat.norm == "linf":
+        whole = delta.round().clamp(-levels(threat), levels(threat))
+    else:
+        whole = torch.stack([_within(one, 255 * threat.eps) for one in delta])
+    return ((origin + whole).clamp(0, 255) / 255).float()
+
+
+def _within(delta: Tensor, radius: float) -> Tensor:
+    """round(t·δ) for the largest t ≤ 1 at which it is no longer than `radius`: every level is monotone in t."""
+    low, high = 0.0, 1.0
+    if delta.round().norm() <= radius:
+        return delta.round()
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (middle * delta).round().norm() <= radius else (low, middle)
+    return (low * delta).round()
+
+
+class EightBitClassifier(Classifier):
+    """A classifier that is fooled only by what is left of an image when it is rounded to 8 bits.
+
+    The attacks' gradients are those of the image as it is; a point leaves an attack when its rounding is misclassified.
+
+    plain:      whose model and class weights these are;  clean: (1, 3, H, W), the one image that is attacked
+    last_found: (1, 3, H, W), the last image of float pixels that was misclassified, whatever its rounding was
+    """
+
+    def __init__(self, plain: Classifier, clean: Tensor, threat: Threat) -> None:
+        self.model: CLIP = plain.model
+        self.weights, self.logit_scale = plain.weights, plain.logit_scale
+        self.clean, self.threat = clean, threat
+        self.last_found: Tensor | None = None
+
+    def exact(self, images: Tensor) -> Tensor:
+        return super().exact(eight_bits(self.clean, images, self.threat))
+
+    def victim(self, precision: Precision = "fp32") -> Victim:
+        return Victim(super().victim(precision).search, self._confirm)
+
+    def _confirm(self, images: Tensor) -> Tensor:
+        # A victim asks only for images whose float pixels are misclassified.
+        self.last_found = images[-1:]
+        return self.exact(images)

@@ -1,0 +1,105 @@
+"""What a user lets a model choose among: labels from a list, a file or a known set, and prompts for them."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advflyp.data.labelled import load_set, set_names
+from advflyp.data.prompts import PHOTO, choose_templates
+from advflyp.evaluation.classifier import Classifier
+from advflyp.model.clip import CLIP
+
+HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp data sets`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """K names and the prompt templates that hold them; `choose_labels` makes one.
+
+    own: whether they are the user's; a set's class names are taken as they are
+    """
+
+    names: list[str]
+    templates: list[str]
+    own: bool
+
+    def classifier(self, model: CLIP) -> Classifier:
+        """ValueError where two labels are the same text to the model."""
+        if self.own:
+            self._tell_apart(model)
+        return Classifier(model, self.names, self.templates)
+
+    def index(self, label: str) -> int:
+        """The place of a label; ValueError where it is not among them."""
+        wanted = _clean(label)
+        if wanted not in self.names:
+            shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
+            raise ValueError(f"the label '{wanted}' is not among the labels: {shown}")
+        return self.names.index(wanted)
+
+    def _tell_apart(self, model: CLIP) -> None:
+        tokens = model.tokenizer([self.templates[0].format(name) for name in self.names]).tolist()
+        first: dict[tuple[int, ...], str] = {}
+        for name, row in zip(self.names, tokens, strict=True):
+            other = first.setdefault(tuple(row), name)
+            if other != name:
+                raise ValueError(
+                    f"'{other}' and '{name}' are the same text to {model.name}: its tokenizer ignores case and the "
+                    "end of long texts; keep one"
+                )
+
+
+def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | None = None) -> Labels:
+    """Labels as a list, or as text: "cat,dog", a file with one a line, "mini/food" or another known set.
+
+    templates: prompts with one "{}" each, or ["openai"]; by default the set's own, else "This is a photo of a {}."
+    ValueError for fewer than two labels, one that comes twice, an unreadable file, an unknown set.
+    """
+    prompts = choose_templates(templates[0] if len(templates) == 1 else templates) if templates else None
+    names = _clean_all(labels) if not isinstance(labels, str) else _from_text(labels)
+    if names is None:
+        labelled = load_set(str(labels))
+        return Labels(names=labelled.classes, templates=prompts or labelled.templates, own=False)
+    if len(names) < 2:
+        found = f"'{names[0]}' is one label" if names else "there are no labels"
+        raise ValueError(f"{found}; a model needs at least two to choose among: {HOW}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the label '{twice[0]}' comes twice; keep one")
+    return Labels(names=names, templates=prompts or [PHOTO], own=True)
+
+
+def _from_text(text: str) -> list[str] | None:
+    """None where the text names a set."""
+    if Path(text).is_file():
+        return _from_file(Path(text))
+    if "," in text:
+        return _clean_all(text.split(","))
+    try:
+        set_names([text])
+    except ValueError as error:
+        if text.endswith(".txt"):
+            raise ValueError(f"there is no file {text} with labels") from None
+        if "/" in text:
+            raise ValueError(f"there is no file {text} with labels, and {error}") from None
+        return _clean_all([text])
+    return None
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        return _clean_all(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; write one label a line") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the labels in {path}: {error.strerror}") from None
+
+
+def _clean_all(names: Sequence[str]) -> list[str]:
+    return [name for name in map(_clean, names) if name]
+
+
+def _clean(name: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(name.split()))

@@ -1,0 +1,89 @@
+"""A user's picture files: read as training reads pictures, refused in one sentence that names the file."""
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from advflyp.data.dirt import Unusable
+from advflyp.data.images import MAX_PIXELS, MIN_SIDE, finish_image, on_white, open_image
+
+Picture = str | Path | Image.Image
+# Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+SENTENCES = {
+    "empty image file": "is empty",
+    "not an image": f"is not a picture that can be read ({KINDS})",
+    "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
+    "image is too small": f"is smaller than {MIN_SIDE} pixels on a side",
+    "truncated image": "is cut off before its end; copy it again",
+    "unreadable image": "is damaged, or pixels of a kind that has no agreed colours",
+}
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """RGB, upright, transparent parts white, the first frame. ValueError where there is no such picture."""
+    if isinstance(picture, Image.Image):
+        return on_white(picture)
+    return from_bytes(_bytes(Path(picture)), str(picture))
+
+
+def check_picture(picture: Picture) -> None:
+    """ValueError for a file that is missing or does not begin like a picture; cheap, nothing is decoded."""
+    if not isinstance(picture, Image.Image):
+        _opened(_bytes(Path(picture)), str(picture))
+
+
+def from_bytes(data: bytes, name: str) -> Image.Image:
+    """An encoded picture as `read_picture` gives it; `name` is what a ValueError calls it."""
+    image = _opened(data, name)
+    try:
+        return finish_image(image)
+    except Unusable as error:
+        raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
+
+
+def as_png(pixels: Tensor) -> bytes:
+    """(3, H, W) pixels in [0, 1] → a PNG file; exact where they are multiples of 1/255."""
+    stream = io.BytesIO()
+    to_pil_image((pixels.detach().cpu() * 255).round().byte()).save(stream, "png", optimize=True)
+    return stream.getvalue()
+
+
+def name_of(picture: Picture) -> str:
+    """What results call it."""
+    return "picture" if isinstance(picture, Image.Image) else str(picture)
+
+
+def sha256_of(path: Path) -> str:
+    """Of the file; ValueError where there is none."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name picture files, for example {path}/*.jpg")
+    if not path.is_file():
+        raise ValueError(f"there is no picture {path}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Refused anyway.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = open_image(data)
+    except Unusable as error:
+        raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
+    if image.format not in FORMATS:
+        raise ValueError(f"{name} {SENTENCES['not an image']}")
+    return image

@@ -1,0 +1,152 @@
+"""`advflyp predict` and `advflyp attack`: what is said of pictures, and what is in the files."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import advflyp
+from advflyp.attack.threat import Threat
+from advflyp.cli import main
+from advflyp.data.images import on_white
+from advflyp.data.labelled import load_set
+from advflyp.model.hub import load_model
+from advflyp.model.zeroshot import class_embeddings
+from advflyp.use.eight_bits import eight_bits
+from advflyp.use.predict import predict
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    food = load_set("mini/food")
+    paths = []
+    for index in (2, 5):
+        paths.append(tmp_path / f"{food.classes[food.pictures[index][1]]}.png")
+        on_white(food.pictures[index][0]).save(paths[-1])
+    return paths
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), int)
+
+
+def test_predictions_are_those_of_the_equation(
+    pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", "mini", *map(str, pictures), "--labels", "cat,dog,pizza", "--top", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    model = load_model("mini")
+    texts = class_embeddings(model, ["cat", "dog", "pizza"], ["This is a photo of a {}."])
+    for path, one in zip(pictures, found, strict=True):
+        pixels = model.preprocess(Image.open(path).convert("RGB"))[None]
+        with torch.no_grad():
+            expected = (model.logit_scale * model.encode_image(pixels) @ texts.T).softmax(1)[0]
+        order = expected.argsort(descending=True)[:2]
+        assert [guess["label"] for guess in one["guesses"]] == [["cat", "dog", "pizza"][i] for i in order]
+        assert [guess["probability"] for guess in one["guesses"]] == pytest.approx(
+            expected[order].tolist(), abs=1e-5
+        )
+
+
+def test_labels_of_a_set_and_of_a_file(pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(load_set("mini/food").classes) + "\n")
+    for labels in ("mini/food", str(tmp_path / "labels.txt")):
+        for path, one in zip(pictures, predict("mini", pictures, labels), strict=True):
+            # A file has no prompts of its own: the default one is worse for drawings.
+            assert len(one.guesses) == 5 and (labels != "mini/food" or one.guesses[0].label == path.stem)
+            assert all(a.probability >= b.probability for a, b in pairwise(one.guesses))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "4/255"), ("l2", "1.0")])
+def test_the_files_hold_what_is_said(
+    norm: str, eps: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["attack", "mini", str(pictures[0]), "--labels", "mini/food", "--eps", eps, "--norm", norm]
+    main([*command, "--against", "mini-vit", "--out", str(out)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "is fooled" in printed
+    for end, model in (("", "mini"), ("-2", "mini-vit")):
+        clean, adversarial = read(out / f"clean{end}.png"), read(out / f"adversarial{end}.png")
+        delta = adversarial - clean
+        assert delta.any()
+        length = abs(delta).max() if norm == "linf" else np.sqrt((delta**2).sum())
+        assert length <= (4 if norm == "linf" else 255) + 1e-9
+        # What the files themselves are taken for, by a model that knows nothing of the attack.
+        (before, after) = predict(
+            model, [out / f"clean{end}.png", out / f"adversarial{end}.png"], "mini/food"
+        )
+        fooled = (
+            f"{model} is fooled: '{before.guesses[0].label}' becomes '{after.guesses[0].label}'" in printed
+        )
+        assert fooled == (after.guesses[0].label != pictures[0].stem)
+        assert Image.open(out / f"difference{end}.png").size == clean.shape[:2]
+    told = json.loads((out / "attack.json").read_text())
+    assert str(told).count("probability") >= 6
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 2.7 / 255), ("l2", 0.3)])
+def test_rounding_stays_in_the_ball(norm: str, eps: float) -> None:
+    torch.manual_seed(0)
+    threat = Threat(norm=norm, eps=eps)  # type: ignore[arg-type]
+    clean = (torch.rand(5, 3, 8, 8) * 255).round() / 255
+    adversarial = threat.project(clean, (clean + 0.1 * torch.randn(5, 3, 8, 8)).clamp(0, 1))
+    rounded = eight_bits(clean, adversarial, threat)
+    levels = rounded.double() * 255
+    assert (levels - levels.round()).abs().max() < 1e-4
+    assert threat.distance(clean, rounded).max() <= eps + 1e-6 and 0 <= rounded.min() <= rounded.max() <= 1
+    assert (rounded != clean).any()
+
+
+def test_no_folder_is_written_over(
+    pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "adversarial.png").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["attack", "mini", str(pictures[0]), "--labels", "cat,dog", "--out", str(own)])
+    assert stopped.value.code == 2 and str(own) in capsys.readouterr().err
+    assert (own / "adversarial.png").read_text() == "mine" and len(list(own.iterdir())) == 1
+
+
+def test_wrong_input(pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    half = tmp_path / "half.png"
+    half.write_bytes(pictures[0].read_bytes()[:400])
+    picture = str(pictures[0])
+    for arguments, message in (
+        (["predict", "minni", picture, "--labels", "cat,dog"], "there is no model 'minni'"),
+        (["predict", "mini", str(tmp_path / "none.png"), "--labels", "cat,dog"], "none.png"),
+        (["predict", "mini", str(text), "--labels", "cat,dog"], "text.png is not a picture that can be read"),
+        (["predict", "mini", str(half), "--labels", "cat,dog"], "half.png"),
+        (["predict", "mini", picture, "--labels", "cat"], "'cat' is one label; a model needs at least two"),
+        (["predict", "mini", picture, "--labels", "cat,cat"], "cat"),
+        (
+            ["attack", "mini", picture, "--labels", "cat,dog", "--label", "cow"],
+            "the label 'cow' is not among",
+        ),
+        (["attack", "mini", picture, "--labels", "cat,dog", "--eps", "0"], "eps must be above 0"),
+        (
+            ["attack", "mini", picture, "--labels", "cat,dog", "--eps", "0.5/255"],
+            "eps must be at least 1/255",
+        ),
+        (["attack", "mini", picture, "--labels", "cat,dog", "--eps", "much"], "--eps"),
+        (["attack", "mini", picture, "--labels", "cat,dog", "--attack", "pgdd"], "there is no attack 'pgdd'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, *(["--out", str(tmp_path / "out")] if arguments[0] == "attack" else [])])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_from_python(pictures: list[Path]) -> None:
+    model = advflyp.load_model("mini")
+    (found,) = advflyp.predict(model, Image.open(pictures[0]), ["pizza", pictures[0].stem])
+    assert found.guesses[0].label == pictures[0].stem
