@@ -30,8 +30,9 @@ from advflyp.config import number
 from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
+from advflyp.model.precision import Precision
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
 
@@ -47,7 +48,7 @@ class Arguments:
     images: int = 64
     batch_size: int = 64
     eps: str = "1/255"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     """Of our search; the others run in float32."""
     device: Literal["cpu", "cuda"] = "cpu"
     repeats: int = 3

@@ -206,6 +206,7 @@ lr = 1e-3
 warmup_steps = 2
 [train]
 device = "cpu"
+precision = "fp32"
 deterministic = true
 epochs = 2
 [checkpoint]

@@ -15,9 +15,10 @@ from advflyp.cli_models import Export, Publish
 from advflyp.cli_use import Attack, Demo, Predict
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
-Precision = Literal["fp32", "bf16"]
+    from advflyp.model.precision import Precision
 
 
 @dataclass
@@ -102,8 +103,9 @@ class Eval:
     """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Images at a time."""
-    precision: Precision = "fp32"
-    """Of the attack's search; adversarial images are always judged in fp32."""
+    precision: str = "auto"
+    """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Adversarial images
+    are always judged in fp32."""
     compile: bool = False
     """Run the image tower through torch.compile."""
     device: str = "auto"
@@ -119,6 +121,7 @@ class Eval:
 
         radii = [number(value, "--eps") for value in self.eps]
         console = _console()
+        precision = _precision(self.precision, self.device, console)
         with EvaluationProgress(console) as progress:
             cells = evaluate(
                 self.model,
@@ -129,7 +132,7 @@ class Eval:
                 norm=self.norm,
                 limit=self.limit,
                 batch_size=self.batch_size,
-                precision=self.precision,
+                precision=precision,
                 compile=self.compile,
                 device=self.device,
                 seed=self.seed,
@@ -188,8 +191,9 @@ class Retrieval:
     """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Pictures at a time."""
-    precision: Precision = "fp32"
-    """Of the attack's search; attacked pictures are always embedded in fp32."""
+    precision: str = "auto"
+    """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Attacked images
+    are always embedded in fp32."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1."""
     seed: int = 0
@@ -203,6 +207,7 @@ class Retrieval:
 
         radii = [number(value, "--eps") for value in self.eps]
         console = _console()
+        precision = _precision(self.precision, self.device, console)
         with console.status("retrieval") as status:
             cells = retrieval(
                 self.model,
@@ -213,7 +218,7 @@ class Retrieval:
                 norm=self.norm,
                 limit=self.limit,
                 batch_size=self.batch_size,
-                precision=self.precision,
+                precision=precision,
                 device=self.device,
                 seed=self.seed,
                 watch=lambda cell, done: status.update(f"{cell.attack}: {done} of {cell.n_images} pictures"),
@@ -255,7 +260,7 @@ class Interpolate:
     attacks: tuple[str, ...] = ("clean", "pgd10")
     eps: tuple[str, ...] = ("1/255",)
     limit: int | None = None
-    precision: Precision = "fp32"
+    precision: str = "auto"
     device: str = "auto"
     out: Path | None = None
     """JSON-lines file for the results; `advflyp report` draws the curve from it."""
@@ -279,6 +284,7 @@ class Interpolate:
             print(f"the model is {folder}")
             return
         console = _console()
+        precision = _precision(self.precision, device, console)
         cells = curve(
             original,
             robust,
@@ -289,7 +295,7 @@ class Interpolate:
             attacks=self.attacks,
             eps=[number(value, "--eps") for value in self.eps],
             limit=self.limit,
-            precision=self.precision,
+            precision=precision,
         )
         results = Results([cell for found in cells.values() for cell in found])
         title = "Interpolated weights: means over sets in %"
@@ -420,6 +426,16 @@ def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
             value = pending.pop(0)
         keys[name[2:]] = value
     return others, keys
+
+
+def _precision(asked: str, device: "str | torch.device", console: "Console") -> "Precision":
+    """`asked`, checked, after printing what "auto" is on the device, or how slow what was asked for."""
+    from advflyp.model.hub import pick_device
+    from advflyp.model.precision import check_precision, choose_precision
+
+    precision = check_precision(asked, "--precision")
+    console.print(str(choose_precision(precision, pick_device(device))), highlight=False)
+    return precision
 
 
 def _console() -> "Console":

@@ -10,7 +10,8 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import Attack
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
+from advflyp.model.precision import Precision, resolve
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
 
@@ -30,14 +31,15 @@ class Classifier:
         """(N, 3, H, W) → (N, K)."""
         return class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
 
-    def victim(self, precision: Precision = "fp32") -> Victim:
+    def victim(self, precision: Precision = "auto") -> Victim:
         """The classifier as attacks see it: searched in `precision`, judged in float32."""
+        resolved = resolve(precision, self.model.device)
 
         def search(images: Tensor) -> Tensor:
-            with self.model.computing_in(precision):
+            with self.model.computing_in(resolved):
                 return self.logits(images)
 
-        return Victim(search, None if precision == "fp32" else self.exact)
+        return Victim(search, None if resolved == "fp32" else self.exact)
 
     @torch.no_grad()
     def exact(self, images: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class Classifier:
         labels: Tensor,
         attack: Attack,
         threat: Threat,
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         seed: int = 0,
         index: Tensor | None = None,
     ) -> Tensor:

@@ -14,7 +14,8 @@ from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier, for_use, stage_seed
 from advflyp.evaluation.journal import Journal
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
+from advflyp.model.precision import Precision
 
 # Survivors of so many batches are put together for an attack's next stage, so that its batches are full again.
 BATCHES_TOGETHER = 8
@@ -91,7 +92,7 @@ class Judge(Classifier):
         attack: Attack,
         threat: Threat | None,
         *,
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         seed: int = 0,
         watch: Callable[[Standing], None] = lambda standing: None,
     ) -> Tensor:
@@ -103,7 +104,7 @@ class Judge(Classifier):
         attack: Attack,
         threat: Threat | None,
         *,
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         seed: int = 0,
         journal: Journal | None = None,
         watch: Callable[[Standing], None] = lambda standing: None,

@@ -12,7 +12,9 @@ from typing import Any
 
 from advflyp.evaluation.jsonl import append_line, read_lines
 
-OUTCOME = ("model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity")
+OUTCOME = (
+    "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Cell:
     per_class:  [correct, n] of each class that has images, by its index
     unreadable: pictures that could not be read, by name; they are not among the n
     sanity:     verdict of the checks for masked gradients, where they were asked for
+    precision_reason: why `precision` was chosen; empty where nothing was searched for
     """
 
     model: str
@@ -51,6 +54,7 @@ class Cell:
     per_class: dict[str, list[int]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     sanity: dict[str, Any] | None = None
+    precision_reason: str = ""
 
     def key(self) -> tuple[str, ...]:
         """What makes two cells the same measurement, whoever ran it and however long it took."""

@@ -24,8 +24,9 @@ from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import append_line, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, pick_device, weights_sha256
+from advflyp.model.precision import Precision, Resolved, choose_precision
 
 LOSSES = {"pgd": ("multi-positive cross-entropy", cross_entropy), "cw": ("margin", margin)}
 OUTCOME = (
@@ -37,6 +38,7 @@ OUTCOME = (
     "text_to_image",
     "unreadable",
     "seconds",
+    "precision_reason",
 )
 
 
@@ -70,6 +72,7 @@ class RetrievalCell:
     text_to_image: list[Recall] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    precision_reason: str = ""
 
     def key(self) -> tuple[str, ...]:
         """What makes two cells the same measurement."""
@@ -101,7 +104,7 @@ def retrieval(
     norm: Literal["linf", "l2"] = "linf",
     limit: int | None = None,
     batch_size: int = 128,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     device: str | torch.device = "auto",
     seed: int = 0,
     name: str | None = None,
@@ -117,7 +120,7 @@ def retrieval(
     out:       JSON-lines file; cells that it already holds are not computed again, an interrupted one goes on from
                its last finished batch
     limit:     so many pictures, drawn by `seed`, with their captions
-    precision: of the attack's search; pictures and captions are embedded in float32 all the same
+    precision: of the search for adversarial pictures: "auto", "fp32", "bf16"; embeddings are float32 all the same
     device:    where a model given by name is put: "auto", "cpu", "cuda"
     name:      what results call the model; its own name by default
     watch:     called after every batch with the cell in work and how many of its pictures are embedded
@@ -133,6 +136,7 @@ def retrieval(
     pictures = CaptionedPictures(pairs, limit=limit, seed=seed)
     if not isinstance(model, CLIP):
         model = load_model(model, device=pick_device(device))
+    chosen = choose_precision(precision, model.device)
     part = {} if len(pictures) == pictures.usable else {"limit": len(pictures), "seed": seed}
     same = {
         "model": name or model.name,
@@ -153,7 +157,8 @@ def retrieval(
             attack_args=_arguments(attack, threat),
             norm=threat.norm if threat else None,
             eps=threat.eps if threat else 0.0,
-            precision=precision if threat else "fp32",
+            precision=chosen.precision if threat else "fp32",
+            precision_reason=chosen.reason if threat else "",
             seed=seed if threat else 0,
         )
         cell = known.get(blank.key())
@@ -168,7 +173,12 @@ def retrieval(
                 gallery = search.clean
                 if threat is not None:
                     gallery = search.attacked(
-                        attack, threat, precision, seed, lambda done, at=blank: watch(at, done), journal
+                        attack,
+                        threat,
+                        chosen.precision,
+                        seed,
+                        lambda done, at=blank: watch(at, done),
+                        journal,
                     )
                 of_images, of_captions = ranks(gallery, search.captions, search.owner)
             cell = dataclasses.replace(
@@ -209,7 +219,7 @@ class _Search:
         self,
         attack: Attack,
         threat: Threat,
-        precision: Precision,
+        precision: Resolved,
         seed: int,
         watch: Callable[[int], None],
         journal: Journal | None = None,

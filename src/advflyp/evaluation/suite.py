@@ -20,8 +20,9 @@ from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, pick_device, weights_sha256
+from advflyp.model.precision import Precision, PrecisionChoice, choose_precision
 
 
 def evaluate(
@@ -34,7 +35,7 @@ def evaluate(
     norm: Literal["linf", "l2"] = "linf",
     limit: int | None = None,
     batch_size: int = 128,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     compile: bool = False,
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -53,7 +54,7 @@ def evaluate(
                its last finished batch. What every image was classified as goes to Parquet files beside it; a cell
                whose Parquet file is gone is measured again
     limit:     so many images of each set, its classes evenly represented, drawn by `seed`
-    precision: of the attack's search; every adversarial image is judged in float32 all the same
+    precision: of the attack's search: "auto", "fp32", "bf16"; every adversarial image is judged in float32 all the same
     compile:   torch.compile the image tower
     device:    where a model given by name is put: "auto", "cpu", "cuda"
     seed:      of the attacks and of `limit`
@@ -78,6 +79,7 @@ def evaluate(
         if not isinstance(model, CLIP):
             model = load_model(model, device=place or pick_device(device))
         sha256 = weights_sha256(model)
+        search = choose_precision(precision, model.device)
         if compile:
             # Batches shrink as points leave an attack: one graph for every size.
             model.visual.compile(dynamic=True)
@@ -87,7 +89,7 @@ def evaluate(
             )
             for attack in parsed:
                 for threat in threats if attack.perturbs else [None]:
-                    blank = _blank(judge, attack, threat, precision, seed, name, sha256)
+                    blank = _blank(judge, attack, threat, search, seed, name, sha256)
                     cell = _cell(blank, known.get(blank.key()), judge, attack, threat, store, watch)
                     if sanity and threat and cell.sanity is None:
                         cell = dataclasses.replace(cell, sanity=_sanity(judge, attack, threat, seed))
@@ -139,7 +141,7 @@ def _blank(
     judge: Judge,
     attack: Attack,
     threat: Threat | None,
-    precision: Precision,
+    search: PrecisionChoice,
     seed: int,
     name: str | None,
     sha256: str,
@@ -158,7 +160,8 @@ def _blank(
         attack_args=attack.arguments(threat, len(labelled.classes)),
         norm=threat.norm if threat else None,
         eps=threat.eps if threat else 0.0,
-        precision=precision if threat else "fp32",
+        precision=search.precision if threat else "fp32",
+        precision_reason=search.reason if threat else "",
         seed=seed if threat else 0,
         version=__version__,
         correct=0,

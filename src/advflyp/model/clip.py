@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -13,9 +13,8 @@ from torchvision import transforms
 
 from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
+from advflyp.model.precision import Resolved
 from advflyp.model.recompute import in_parts
-
-Precision = Literal["fp32", "bf16"]
 
 
 class CLIP(nn.Module):
@@ -39,7 +38,7 @@ class CLIP(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
-        self.precision: Precision = "fp32"
+        self.precision: Resolved = "fp32"
         # How many images go through the tower at a time; none: all. See `recompute.py`.
         self.micro_batch: int | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
@@ -73,7 +72,7 @@ class CLIP(nn.Module):
         return None if bias is None else bias.float()
 
     @contextmanager
-    def computing_in(self, precision: Precision) -> Iterator[None]:
+    def computing_in(self, precision: Resolved) -> Iterator[None]:
         """Run the towers in this precision; pixels, patch embedding and embeddings stay float32."""
         before, self.precision = self.precision, precision
         try:

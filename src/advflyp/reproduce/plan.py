@@ -6,11 +6,14 @@ ImageNet and ViT-B/32.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from advflyp.config import suggest
+from advflyp.model.precision import Precision, resolve
 
 Scale = Literal["mini", "paper"]
 PLAN_FILE = "plan.json"
@@ -73,14 +76,15 @@ class Experiment:
 class Plan:
     """Everything that is to be run, the most important first.
 
-    precision: of the search for adversarial images; they are judged in float32
+    precision: of training and of the search for adversarial images, which are judged in float32; "auto" is settled
+               when the study begins, so that all of it is of one precision
     grid:      learning rates that are tried for each method; empty keeps those of the recipes
     """
 
     scale: Scale
     seeds: int
     steps: int | None
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     grid: tuple[float, ...]
     runs: tuple[Run, ...]
     experiments: tuple[Experiment, ...]
@@ -114,6 +118,12 @@ class Plan:
     def seeds_of(self, run: Run) -> range:
         """A model that is not trained has one."""
         return range(self.seeds if run.recipe else 1)
+
+    def settled(self, folder: Path, device: str | torch.device) -> "Plan":
+        """The plan with the precision that the study in `folder` was begun with, or, at its beginning, the device's."""
+        begun = folder / PLAN_FILE
+        precision = json.loads(begun.read_text())["precision"] if begun.is_file() else self.precision
+        return replace(self, precision=resolve(precision, device))
 
     def write(self, folder: Path) -> None:
         """`folder`/plan.json, from which the report learns what belongs together."""
@@ -226,7 +236,7 @@ def make_plan(
         scale=scale,
         seeds=seeds,
         steps=steps,
-        precision="bf16" if mini else "fp32",
+        precision="auto",
         grid=(1e-4, 3e-4, 1e-3, 3e-3) if mini else (),
         runs=runs,
         experiments=_experiments(scale, tuple(run.name for run in scaling)),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from advflyp.data.labelled import load_set, set_names
+from advflyp.model.hub import pick_device
 from advflyp.report.console import as_rich
 from advflyp.report.embedding import FILE as CLOUDS
 from advflyp.report.embedding import read_clouds
@@ -41,14 +42,16 @@ def reproduce(
     """
     console = console or Console(quiet=True)
     whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
-    plan = whole.only(only) if only else whole
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     if out.is_dir() and (strange := sorted({path.name for path in out.iterdir()} - OURS)):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+    whole = whole.settled(out, pick_device("auto"))
+    plan = whole.only(only) if only else whole
     if dry_run:
         _print_cost(plan, out, console)
         return {}
+    console.print(f"precision {whole.precision}", highlight=False)
     failed = {} if report_only else carry_out(plan, whole, out, console)
     page = paper_report(out, out / "report")
     console.print(Markdown((page.parent / "results.md").read_text()))

@@ -166,11 +166,18 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
 def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) -> None:
     if (out / FINISHED).is_file():
         return
-    overrides = step.run.overrides | {"train.seed": step.seed}
+    overrides = step.run.overrides | {"train.seed": step.seed, "train.precision": plan.precision}
     if plan.grid:
         source = plan.run(step.run.rate_of or step.run.name)
         with recipe_file(plan, source) as path:
-            rate = tuned_rate(source.name, path, source.overrides, plan.grid, folder, console)
+            rate = tuned_rate(
+                source.name,
+                path,
+                source.overrides | {"train.precision": plan.precision},
+                plan.grid,
+                folder,
+                console,
+            )
         overrides["optim.lr"] = rate
     with recipe_file(plan, step.run) as path:
         train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)

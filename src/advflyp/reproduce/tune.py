@@ -18,6 +18,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.locks import locked
 from advflyp.model.hub import load_model
+from advflyp.model.precision import Precision
 from advflyp.training.trainer import train
 
 TUNING_FILE = "tuning.json"
@@ -37,7 +38,7 @@ def tuned_rate(
 ) -> float:
     """The learning rate for the run `name`, searched once and kept in `folder`/tuning.json.
 
-    recipe, overrides: as the run is trained
+    recipe, overrides: as the run is trained, "train.precision" among them
     grid: rates to try, ascending
     """
     with locked(folder / "locks" / f"tune-{name}", wait=True):
@@ -50,7 +51,7 @@ def tuned_rate(
             # What an interrupted search left is too short to be worth resuming.
             _remove(out)
             train(recipe, keys, out=out)
-            scores[f"{rate:g}"] = _score(out)
+            scores[f"{rate:g}"] = _score(out, overrides["train.precision"])
             _remove(out)
             _keep(folder, name, scores)
             console.print(f"  {name}: learning rate {rate:g} scores {scores[f'{rate:g}']['score']:.3f}")
@@ -63,10 +64,10 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _score(run: Path) -> dict[str, float]:
+def _score(run: Path, precision: Precision) -> dict[str, float]:
     judge = Judge(load_model(run), load_set(SET), limit=PICTURES)
     clean = judge.correct(Attack.parse("clean"), None).float().mean().item()
-    robust = judge.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision="bf16").float().mean().item()
+    robust = judge.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
     return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 
 

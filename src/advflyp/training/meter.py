@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from advflyp.model.clip import Precision
+from advflyp.model.precision import Resolved
 
 
 class Meter:
@@ -59,7 +59,7 @@ class Meter:
         table = torch.stack([torch.stack([row[name] for name in names]) for row in self.rows])
         return dict(zip(names, table.mean(0).tolist(), strict=True))
 
-    def line(self, means: dict[str, float], device: torch.device, precision: Precision) -> dict[str, float]:
+    def line(self, means: dict[str, float], device: torch.device, precision: Resolved) -> dict[str, float]:
         """`means` and what the steps took; begins anew.
 
         utilisation: arithmetic done, as a share of what the device does in plain matrix products at this precision
@@ -106,7 +106,7 @@ class Flops(TorchDispatchMode):
         return result
 
 
-def matrix_rate(device: torch.device, precision: Precision) -> float:
+def matrix_rate(device: torch.device, precision: Resolved) -> float:
     """Floating-point operations a second of this device in large matrix products, measured now."""
     cuda = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.bfloat16)

@@ -13,8 +13,8 @@ from advflyp.config import as_tree, build, override, read_toml, unknown
 from advflyp.data.pairs import DataConfig
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
-from advflyp.model.clip import Precision
 from advflyp.model.hub import ModelConfig
+from advflyp.model.precision import check_precision
 from advflyp.runlog import LogConfig
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
@@ -25,7 +25,8 @@ class TrainConfig:
     """Recipe table `train`.
 
     epochs, max_steps: whichever ends first
-    precision:     "fp32" or "bf16" (weights, pixels, patch embedding and losses stay float32)
+    precision:     "fp32", "bf16" (weights, pixels, patch embedding and losses stay float32), or "auto": bf16 where the
+                   device is faster in it. A resumed run keeps what it was started with
     seed:          of data order, captions and perturbations
     device:        "auto", "cpu" or "cuda"
     deterministic: only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU)
@@ -42,7 +43,7 @@ class TrainConfig:
 
     epochs: int = 1
     max_steps: int | None = None
-    precision: Precision = "fp32"
+    precision: str = "auto"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
@@ -55,6 +56,7 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_precision(self.precision, "train.precision")
         for name in ("epochs", "max_steps", "patience", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

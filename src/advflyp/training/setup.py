@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from advflyp.config import read_toml
 from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST
+from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.runlog import METRICS_FILE
 from advflyp.training.checkpoint import checkpoints
 from advflyp.training.ending import LOCK_FILE
@@ -54,6 +57,16 @@ def check_data(recipe: Recipe) -> None:
     )
 
 
+def settle_precision(recipe: Recipe, out: Path, device: torch.device, resume: bool) -> PrecisionChoice:
+    """What "auto" means for this run: what it was started with, on whatever machine, or the device's best."""
+    asked, begun = recipe.train.precision, out / RECIPE_FILE
+    if not (resume and asked == "auto" and begun.is_file()):
+        return choose_precision(asked, device)
+    started = read_toml(begun).get("train", {}).get("precision", "auto")
+    choice = choose_precision(started, device)
+    return choice if started == "auto" else PrecisionChoice(choice.precision, "the run was started with it")
+
+
 def check_split(recipe: Recipe, ranks: Ranks) -> None:
     """ValueError where a tower cannot be split over the processes."""
     if ranks.size == 1:
@@ -82,7 +95,6 @@ def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:
 
 def economise(model: CLIP, config: TrainConfig) -> None:
     """How the tower computes: in parts, with recomputed activations, compiled. ValueError where it cannot."""
-    model.precision = config.precision
     model.micro_batch = config.micro_batch
     if config.activation_checkpointing:
         blocks = model.net.visual

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,6 +47,7 @@ from advflyp.training.setup import (
     check_folder,
     check_split,
     economise,
+    settle_precision,
     unfreeze,
 )
 from advflyp.training.step import Objective, cap_logit_scale, constant, random_start
@@ -116,7 +117,6 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, out: Path, *, resume: bool = False, console: Console | None = None
     ) -> None:
-        self.recipe = recipe
         self.out = out
         self.lock: TextIO | None = None
         self.accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
@@ -125,11 +125,16 @@ class Trainer:
         self.share = Share(recipe.data.batch_size, self.ranks.rank, self.ranks.size)
         self.console = console if self.ranks.rank == 0 else None
         self.ranks.first(lambda: self._claim(resume))
+        self.precision = self.ranks.first(lambda: settle_precision(recipe, out, device, resume))
+        # The run folder and its checkpoints hold what was chosen, not "auto".
+        recipe = replace(recipe, train=replace(recipe.train, precision=self.precision.precision))
+        self.recipe = recipe
         check_data(recipe)
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
         method, _ = find_method(recipe.method_name)
         self.model = start_from(recipe.model, device=device)
+        self.model.precision = self.precision.precision
         economise(self.model, recipe.train)
         self.method = method(recipe.method, self.model)
         self.method.ranks = self.ranks
@@ -187,7 +192,7 @@ class Trainer:
         self.dirt = self.pairs.dirt
         self.meter = Meter()
         self.signals = Signals()
-        self.says: list[str] = []
+        self.says = [str(self.precision)]
         if resume:
             self._restore()
 
@@ -365,7 +370,7 @@ class Trainer:
         """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
         progress, recipe = self.progress, self.recipe
         means = self._finite_means()
-        metrics = self.meter.line(means, self.accelerator.device, recipe.train.precision)
+        metrics = self.meter.line(means, self.accelerator.device, self.precision.precision)
         if recipe.attack.steps > 0:
             metrics["phi"] = self._phi(batch)
         about = {"of": self.total_steps, "epoch": progress.epoch, "seen": progress.pairs_seen}
@@ -415,7 +420,7 @@ class Trainer:
         outcome = {"clean": judge.correct(Attack.parse("clean"), None, watch=watch).float().mean().item()}
         if attack.perturbs:
             robust = judge.correct(
-                attack, recipe.attack.threat, precision=recipe.train.precision, seed=seed, watch=watch
+                attack, recipe.attack.threat, precision=self.precision.precision, seed=seed, watch=watch
             )
             outcome["robust"] = robust.float().mean().item()
         progress.validated_at = progress.step
@@ -440,6 +445,7 @@ class Trainer:
             **about,
             "pairs_seen": self.progress.pairs_seen,
             "version": __version__,
+            "precision": vars(self.precision),
             "recipe": self.recipe.tree(),
         }
         model = self._whole_model()
@@ -516,7 +522,7 @@ class Trainer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = self.lock or hold(self.out)
-            (self.out / RECIPE_FILE).write_text(self.recipe.toml())
+            (self.out / RECIPE_FILE).write_text(f"# {self.precision}\n{self.recipe.toml()}")
         except OSError as error:
             raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
 

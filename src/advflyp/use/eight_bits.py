@@ -8,7 +8,8 @@ from torch import Tensor
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.classifier import Classifier
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
+from advflyp.model.precision import Precision
 
 BISECTIONS = 40
 
@@ -71,7 +72,7 @@ class EightBitClassifier(Classifier):
     def exact(self, images: Tensor) -> Tensor:
         return super().exact(eight_bits(self.clean, images, self.threat))
 
-    def victim(self, precision: Precision = "fp32") -> Victim:
+    def victim(self, precision: Precision = "auto") -> Victim:
         return Victim(super().victim(precision).search, self._confirm)
 
     def _confirm(self, images: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""In which precision the towers compute: asked for by name, or "auto", what the device multiplies fastest."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+Resolved = Literal["fp32", "bf16"]
+
+# The side of the matrices that are multiplied to time a device: 0.05 s even where bf16 is emulated.
+TIMED = 256
+# bf16 has to be this much faster than float32 before a timing decides for it: near 1, chance would decide.
+MARGIN = 1.25
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What was chosen and why.
+
+    Attributes:
+        precision: "fp32" or "bf16".
+        reason: Why, a clause to print and to store: "this processor has AMX instructions for bf16".
+    """
+
+    precision: Resolved
+    reason: str
+
+    def __str__(self) -> str:
+        return f"precision {self.precision}: {self.reason}"
+
+
+def choose_precision(asked: str, device: str | torch.device) -> PrecisionChoice:
+    """The precision that `asked` means on `device`.
+
+    "auto" is bf16 where the device multiplies bf16 matrices faster than float32: CUDA devices of capability 8.0 and
+    above, x86 processors with AVX512-BF16 or AMX, Arm processors with BF16. A processor that torch knows nothing about
+    is timed once on a small product; every other device computes in float32.
+
+    Args:
+        asked: "auto", "fp32" or "bf16".
+        device: Where the model computes.
+
+    Returns:
+        The choice. "bf16" asked for by name is kept where it is slower; the reason then says how slow it is.
+
+    Raises:
+        ValueError: For any other precision.
+    """
+    device = torch.device(device)
+    check_precision(asked)
+    if asked == "fp32":
+        return PrecisionChoice("fp32", "asked for")
+    fast, reason = _bf16_is_fast(device)
+    if asked == "auto":
+        return PrecisionChoice("bf16" if fast else "fp32", reason)
+    return PrecisionChoice(
+        "bf16", "asked for" if fast else f"asked for, but slow: {reason}{_how_slow(device)}"
+    )
+
+
+def resolve(precision: Precision, device: str | torch.device) -> Resolved:
+    """`precision` with what "auto" means on `device` in its place."""
+    return choose_precision("auto", device).precision if precision == "auto" else precision
+
+
+def check_precision(asked: str, key: str = "precision") -> Precision:
+    """`asked`, or a ValueError if it is no precision; `key` is what the user calls it."""
+    if asked == "auto" or asked == "fp32" or asked == "bf16":
+        return asked
+    if asked in ("fp16", "float16", "half"):
+        raise ValueError(
+            f'{key} "{asked}" is not offered: gradients underflow in float16; use "auto", or "bf16", which has '
+            "float32's range"
+        )
+    raise ValueError(f'{key} cannot be "{asked}"; it is one of auto, fp32, bf16')
+
+
+def _bf16_is_fast(device: torch.device) -> tuple[bool, str]:
+    """Whether bf16 products are faster than float32 ones, and the reason."""
+    if device.type == "cuda":
+        # Not torch.cuda.is_bf16_supported(), which counts emulation.
+        major, minor = torch.cuda.get_device_capability(device)
+        return major >= 8, f"{torch.cuda.get_device_name(device)} has CUDA capability {major}.{minor}"
+    if device.type != "cpu":
+        return False, f"bf16 has not been shown to be faster on {device.type}"
+    return _cpu_multiplies_bf16()
+
+
+@cache
+def _cpu_multiplies_bf16() -> tuple[bool, str]:
+    # torch.cpu.get_capabilities came with 2.11.
+    known: Callable[[], Any] = getattr(torch.cpu, "get_capabilities", dict)
+    has = known()
+    if has.get("architecture") == "x86_64":
+        # What the environment variable ATEN_CPU_CAPABILITY leaves of the processor.
+        wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
+        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
+            if wide and has.get(flag):
+                return True, f"this processor has {name} instructions for bf16"
+        return False, "this processor has no instructions for bf16"
+    if "neon" in has:
+        if has.get("bf16"):
+            return True, "this processor has BF16 instructions"
+        return False, "this processor has no instructions for bf16"
+    ratio = _time_ratio(torch.device("cpu"))
+    if ratio * MARGIN < 1:
+        return True, f"matrix products are {1 / ratio:.1f} times as fast in bf16 on this processor"
+    return False, "matrix products are no faster in bf16 on this processor"
+
+
+def _how_slow(device: torch.device) -> str:
+    """The end of the reason, where the product can be timed without waiting for an accelerator."""
+    if device.type != "cpu":
+        return ""
+    return f"; a small matrix product takes {_time_ratio(device):.1f} times as long as in fp32"
+
+
+@cache
+def _time_ratio(device: torch.device) -> float:
+    """Seconds of a small matrix product in bf16, relative to float32."""
+    bf16, fp32 = (_seconds(dtype, device) for dtype in (torch.bfloat16, torch.float32))
+    return bf16 / fp32
+
+
+def _seconds(dtype: torch.dtype, device: torch.device) -> float:
+    a = torch.ones(TIMED, TIMED, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(4):
+        begun = time.perf_counter()
+        _ = a @ a
+        best = min(best, time.perf_counter() - begun)
+    return best
