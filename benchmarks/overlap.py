@@ -77,7 +77,7 @@ def main() -> None:
         print(f"{name:18}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
     pixels, _ = read_shards(EMBEDDED)
-    training = np.array([picture_hash(on_white(Image.fromarray(one))) for one in pixels], np.uint64)
+    training = np.array([picture_hash(on_white(Image.fromarray(one))) for one in pixels[:]], np.uint64)
     test = np.concatenate([both([on_white(p) for p, _ in load_set(name).pictures]) for name in names])
     flagged = {row for start in range(0, len(training), 64) for row in _rows(training, test, start)}
     print(

@@ -9,9 +9,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from advflyp.model import precision
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
 from helpers import RECIPE, make_tiny, write_folder
+
+
+@pytest.fixture(autouse=True)
+def auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """precision = "auto" means the same on every processor that runs the tests; those about bf16 ask for it by name."""
+    monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: (False, "tests compute in float32"))
 
 
 @pytest.fixture(scope="session")

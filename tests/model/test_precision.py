@@ -15,6 +15,11 @@ from advflyp.training.trainer import train
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def auto_is_float32() -> None:
+    """Not here."""
+
+
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch):
     """Pretend to be a processor: what torch says of it, how wide its kernels may be, how long a product takes."""

@@ -92,7 +92,9 @@ def build_sets(
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     plans = [
-        without(plan, {match.query for match in neardup.find(_pictures(plan, material.pictures), training)})
+        without(
+            plan, {match.query for match in neardup.find(_pictures(plan, material.pictures), training[:])}
+        )
         for plan in on_demand_sets(names, material.items, seed)
     ]
     with _staging(out) as staging:

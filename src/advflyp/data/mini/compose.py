@@ -1,15 +1,16 @@
-"""The mini corpus in memory: RGBA pictures composed on varied backgrounds, captions drawn anew each epoch.
+"""The mini corpus in memory: RGBA images composed on varied backgrounds, captions drawn anew each epoch.
 
-Pictures stay uint8 on the training device, where a whole batch is composed and augmented at once; decoding a
-file per sample would cost more than the model's own step.
+An image is decoded once in a run, when a batch first asks for it; a whole batch is composed and augmented at once, on
+the training device.
 """
 
+import gzip
 import io
 import json
 import os
 import random
-import tarfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from advflyp.data.mini.captions import caption
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
 from advflyp.data.stream import Position, Share
+from advflyp.data.tars import members
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -50,32 +52,58 @@ def full_corpus_folder() -> Path:
     return Path(cache) / "advflyp" / "mini"
 
 
-def read_shards(
-    folder: Path, concepts: Container[str] | None = None
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(N, 64, 64, 4) uint8 pictures with straight alpha, and N dicts (name, tags, group, style, …).
-
-    concepts: only the pictures of these; others are not decoded
-    """
+def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
+    """The images of a corpus, and a dict (name, tags, group, style, …) for each."""
     files: list[bytes] = []
     metas: list[dict[str, Any]] = []
     for shard in sorted(folder.glob("train-*.tar.gz")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                data = tar.extractfile(member)
-                assert data is not None
-                if member.name.endswith(".webp"):
-                    files.append(data.read())
-                elif member.name.endswith(".json"):
-                    metas.append(json.loads(data.read()))
+        for member in members(io.BytesIO(gzip.decompress(shard.read_bytes()))):
+            assert member.data is not None
+            if member.name.endswith(".webp"):
+                files.append(member.data)
+            elif member.name.endswith(".json"):
+                metas.append(json.loads(member.data))
     if not files:
         raise ValueError(
             f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`"
         )
     assert len(files) == len(metas)
-    rows = [row for row, meta in enumerate(metas) if concepts is None or meta["concept"] in concepts]
-    pictures = [np.asarray(Image.open(io.BytesIO(files[row])).convert("RGBA")) for row in rows]
-    return np.stack(pictures), [metas[row] for row in rows]
+    return LazyImages(files), metas
+
+
+class LazyImages:
+    """Encoded RGBA images of one size, each decoded when it is first asked for: a short run needs few of them.
+
+    Args:
+        files: N encoded images.
+    """
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self.files = files
+        width, height = Image.open(io.BytesIO(files[0])).size
+        # Memory that is not written to is not taken.
+        self.pixels = np.empty((len(files), height, width, 4), np.uint8)
+        self.decoded = np.zeros(len(files), bool)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(n, H, W, 4) uint8 with straight alpha, for n indices or a slice."""
+        wanted = np.arange(len(self))[rows]
+        missing = np.unique(wanted[~self.decoded[wanted]]).tolist()
+        # Pillow lets other threads run while it decodes.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for row, image in zip(missing, threads.map(self._decode, missing), strict=True):
+                self.pixels[row] = image
+        self.decoded[missing] = True
+        return self.pixels[wanted]
+
+    def subset(self, rows: Sequence[int]) -> "LazyImages":
+        return LazyImages([self.files[row] for row in rows])
+
+    def _decode(self, row: int) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(self.files[row])).convert("RGBA"))
 
 
 class MiniPairs:
@@ -97,15 +125,18 @@ class MiniPairs:
         concepts: Sequence[str] | None = None,
     ) -> None:
         label = None if concepts is None else {concept: number for number, concept in enumerate(concepts)}
-        pictures, metas = read_shards(folder, label)
+        images, metas = read_shards(folder)
+        if label is not None:
+            keep = [row for row, meta in enumerate(metas) if meta["concept"] in label]
+            images, metas = images.subset(keep), [metas[row] for row in keep]
         if config.limit is not None and config.limit < len(metas):
             if label is None:
                 # The shards are grouped by source: a random subset, not the first source.
                 keep = random.Random(f"{seed}/limit").sample(range(len(metas)), config.limit)
             else:
                 keep = balanced([label[meta["concept"]] for meta in metas], config.limit, seed)
-            pictures, metas = pictures[keep], [metas[row] for row in keep]
-        self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(device)
+            images, metas = images.subset(keep), [metas[row] for row in keep]
+        self.images = images
         self.metas = metas
         self.mono = torch.tensor([meta["mono"] for meta in metas], device=device)
         self.mirror = torch.tensor([meta["mirror"] for meta in metas], device=device)
@@ -133,7 +164,8 @@ class MiniPairs:
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             generator = torch.Generator(self.device).manual_seed(rng.getrandbits(63))
             on_device = index.to(self.device)
-            images = compose(self.pictures[on_device], self.mono[on_device], generator)
+            rgba = torch.from_numpy(self.images[index.numpy()]).permute(0, 3, 1, 2).to(self.device)
+            images = compose(rgba, self.mono[on_device], generator)
             images = augment(images, self.mirror[on_device], generator)
             # Made as a whole by every process, so that several see the pictures of one: composing costs little.
             mine = slice(self.share.first, self.share.last)
