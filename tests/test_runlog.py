@@ -1,8 +1,10 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from advflyp import runlog
 from advflyp.runlog import METRICS_FILE, RunLog, read_metrics
 
 
@@ -44,3 +46,26 @@ def test_talks_only_to_who_listens(tmp_path: Path) -> None:
     assert stream.getvalue() == "step 5: fine\n"
     with RunLog(tmp_path, 10) as log:
         log.say("nobody hears this")
+
+
+def test_a_log_is_told_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal there is no bar: 100 steps of 2 s make a line for every five of them."""
+    now = 0.0
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    with RunLog(tmp_path, 100, console=Console(file=stream, width=100)) as log:
+        for step in range(1, 101):
+            now += 2.0
+            log.advance(step, f"loss {step // 10}" if step % 10 == 0 else None)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 20
+    assert lines[0] == "step 5 of 100    3 min 10 s to go"
+    assert lines[2] == "step 15 of 100  loss 1  2 min 50 s to go"
+
+
+def test_a_terminal_has_its_bar_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now)
+    pulse = runlog.Pulse(Console(file=io.StringIO(), force_terminal=True))
+    now = 60.0
+    pulse.say(lambda: pytest.fail("a line beside the bar"))

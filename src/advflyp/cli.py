@@ -27,11 +27,16 @@ class Quickstart:
 
     out: Path = Path("quickstart")
     """Folder for the run, the results and report/index.html."""
+    minutes: float = 5
+    """Shorten the training on a machine on which all of it would take longer."""
 
     def run(self) -> None:
+        console = _console()
+        # The imports take longer than anybody waits without a word.
+        console.print("loading torch and open_clip")
         from advflyp.quickstart import quickstart
 
-        quickstart(self.out, console=_console())
+        quickstart(self.out, minutes=self.minutes, console=console)
 
 
 @dataclass

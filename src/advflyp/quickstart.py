@@ -1,19 +1,26 @@
 """`advflyp quickstart`: the paper's claim in miniature, on real pictures, in a few minutes on a CPU."""
 
+import shutil
+import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from advflyp.config import read_toml
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import load_model
-from advflyp.report.console import before_after_table
+from advflyp.report.console import EvaluationProgress, before_after_table
 from advflyp.report.examples import examples
 from advflyp.report.html import write_report
+from advflyp.runlog import duration
 from advflyp.training.checkpoint import checkpoints
-from advflyp.training.trainer import train
+from advflyp.training.recipe import read_recipe
+from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE
+from advflyp.training.trainer import Trainer, train
 
 RECIPE = "configs/mini/advflyp_full.toml"
 # The paper's ε. At the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
@@ -22,6 +29,13 @@ BEFORE, AFTER = "mini", "mini + AdvFLYP_full"
 EPS = 2 / 255
 EPS_CURVE = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 IMAGES_PER_SET = 150
+# The original's results come with its weights. `evaluate` takes those up that it would measure itself, so of these
+# weights, and measures what is missing.
+MEASURED = "model/weights/mini/measured"
+RESULTS = "results.jsonl"
+STEPS, FEWEST_STEPS = 100, 20
+# What follows the training takes about as long as this many of its steps (the second evaluation), and these seconds.
+EVALUATION_STEPS, REPORT_SECONDS = 20, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +46,39 @@ class Outcome:
     cells: list[Cell]
 
 
-def quickstart(out: str | Path, *, console: Console | None = None) -> Outcome:
+def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None = None) -> Outcome:
     """Evaluate the mini CLIP, finetune it with AdvFLYP_full, evaluate again, write `out`/report/index.html.
 
-    Called again on the same folder it goes on where it was stopped.
+    Called again on the same folder it resumes.
+
+    Args:
+        out: Folder for the run, the results and the report.
+        minutes: On a machine on which all of it would take longer, the training is shortened.
+        console: Where progress goes; none is silent.
+
+    Raises:
+        ValueError: For a file in the place of the folder.
     """
+    begun = time.monotonic()
     out = Path(out)
     console = console or Console(quiet=True)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     run = out / "run"
+    if not (out / RESULTS).exists():
+        with as_file(files("advflyp") / MEASURED) as measured:
+            shutil.copytree(measured, out, dirs_exist_ok=True)
     cells = _measure("mini", BEFORE, out, console)
     console.print(
         "\nfinetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs", highlight=False
     )
     with as_file(files("advflyp") / RECIPE) as recipe:
-        train(recipe, ATTACK, out=run, resume=bool(checkpoints(run / "checkpoints")), console=console)
+        resume = bool(checkpoints(run / CHECKPOINTS))
+        if resume:
+            steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
+        else:
+            steps = _affordable(recipe, 60 * minutes - (time.monotonic() - begun), console)
+        train(recipe, ATTACK | {"train.max_steps": steps}, out=run, resume=resume, console=console)
     cells += _measure(run, AFTER, out, console)
     sets = list(dict.fromkeys(cell.set for cell in cells))
     shown = examples(load_model("mini"), load_model(run), sets, eps=EPS)
@@ -62,21 +93,54 @@ def quickstart(out: str | Path, *, console: Console | None = None) -> Outcome:
         eps=EPS,
     )
     console.print(before_after_table(cells, BEFORE, AFTER, EPS))
-    console.print(f"\nresults {out / 'results.jsonl'}   model {run}   report {report}", highlight=False)
+    console.print(f"\nresults {out / RESULTS}   model {run}   report {report}", highlight=False)
     return Outcome(report=report, cells=cells)
 
 
+def _affordable(recipe: Path, seconds: float, console: Console) -> int:
+    """How many steps of the recipe fit into what is left of the time, after a look at the pace."""
+    pace = _seconds_per_step(recipe)
+    steps = int((seconds - REPORT_SECONDS) / pace) - EVALUATION_STEPS
+    chosen = min(STEPS, max(FEWEST_STEPS, steps))
+    rest = duration((chosen + EVALUATION_STEPS) * pace + REPORT_SECONDS)
+    console.print(
+        f"a step takes {pace:.2f} s here: {chosen} steps; all of it ends in about {rest}", highlight=False
+    )
+    if chosen < STEPS:
+        console.print(
+            f"the training is shortened from {STEPS} steps, so the effect is smaller; --minutes gives it more time",
+            highlight=False,
+        )
+    return chosen
+
+
+def _seconds_per_step(recipe: Path) -> float:
+    """Of the second and third step of the real trainer; the first one warms up."""
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(read_recipe(recipe, ATTACK), Path(folder))
+        try:
+            batches = trainer.pairs.epoch(0)
+            trainer.step(next(batches))
+            begun = time.monotonic()
+            for _ in range(2):
+                trainer.step(next(batches))["loss"].item()
+            return (time.monotonic() - begun) / 2
+        finally:
+            trainer.close()
+
+
 def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[Cell]:
-    with console.status(f"evaluating {name}") as status:
+    console.print(f"evaluating {name}", highlight=False)
+    with EvaluationProgress(console) as progress:
         return evaluate(
             model,
             ["mini"],
             ["clean", "pgd10"],
             EPS_CURVE,
-            out=out / "results.jsonl",
+            out=out / RESULTS,
             limit=IMAGES_PER_SET,
+            # Whatever the machine, as the results that come with the weights.
+            precision="fp32",
             name=name,
-            progress=lambda cell: status.update(
-                f"evaluating {name}: {cell.set} {cell.attack} {100 * cell.accuracy:.1f} %"
-            ),
+            watch=progress.watch,
         )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,34 @@ class LogConfig:
                 raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")
             if importlib.util.find_spec(TRACKERS[name]) is None:
                 raise ValueError(f"log.trackers = '{name}' needs a package: pip install {TRACKERS[name]}")
+
+
+class Pulse:
+    """Lines that say how far something is, for a console that is no terminal: a log shows no progress bar.
+
+    Args:
+        console: Where they go; a terminal and none get no lines.
+        every: Seconds from one line to the next, at least.
+    """
+
+    def __init__(self, console: Console | None, every: float = 10.0) -> None:
+        self.console = None if console is None or console.is_terminal else console
+        self.every = every
+        self.last = time.monotonic()
+
+    def say(self, message: Callable[[], str]) -> None:
+        """Print what `message` returns, if it is time for a line."""
+        now = time.monotonic()
+        if self.console is not None and now - self.last >= self.every:
+            self.last = now
+            self.console.print(message(), highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """ "2 min 16 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class Tracker(Protocol):
@@ -81,6 +110,9 @@ class RunLog:
         )
         self.task = self.progress.add_task("training", total=total_steps, completed=resume_step, status="")
         self.console = console
+        self.pulse = Pulse(console)
+        self.status = ""
+        self.steps = (resume_step, total_steps)
 
     def __enter__(self) -> "RunLog":
         self.progress.start()
@@ -98,8 +130,13 @@ class RunLog:
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)
 
-    def advance(self, step: int, status: str = "") -> None:
-        self.progress.update(self.task, completed=step, status=status)
+    def advance(self, step: int, status: str | None = None) -> None:
+        """Show that `step` is done; `status` stays until there is another."""
+        self.status = self.status if status is None else status
+        self.progress.update(self.task, completed=step, status=self.status)
+        first, total = self.steps
+        left = (time.monotonic() - self.started) / max(1, step - first) * (total - step)
+        self.pulse.say(lambda: f"step {step} of {total}  {self.status}  {duration(left)} to go")
 
     def say(self, message: str) -> None:
         """A line for the person watching; nothing where the run is silent."""
@@ -117,7 +154,7 @@ class SilentLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None: ...
 
-    def advance(self, step: int, status: str = "") -> None: ...
+    def advance(self, step: int, status: str | None = None) -> None: ...
 
     def say(self, message: str) -> None: ...
 

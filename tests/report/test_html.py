@@ -18,8 +18,8 @@ from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.model.clip import CLIP
 from advflyp.report.examples import examples, rule
 from advflyp.report.html import report_from_paths, write_report
-from advflyp.report.prose import duration, read_recipe_tree, run_summary, trained_seconds
-from advflyp.runlog import read_metrics
+from advflyp.report.prose import read_recipe_tree, run_summary, trained_seconds
+from advflyp.runlog import duration, read_metrics
 from report.cells import SETS, cell, measured
 
 VOID = {"meta", "img", "br"}

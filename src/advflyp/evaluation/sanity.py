@@ -86,7 +86,7 @@ def _check(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) 
             victim, images, labels, threat, streams=streams, loss=loss, steps=STEPS[-1], step_size=step_size
         )
 
-    victim = judge.victim()
+    victim = judge.victim("fp32")
     everything = Threat(norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel()))
     by_steps = [survivors(partial(last_iterate, steps=steps)) for steps in STEPS]
     unbounded = survivors(anywhere)

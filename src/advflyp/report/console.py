@@ -12,6 +12,7 @@ from advflyp.evaluation.judge import Standing
 from advflyp.evaluation.results import Cell
 from advflyp.report.measured import Condition, Results, attack_title, radius
 from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table, mean_change
+from advflyp.runlog import Pulse, duration
 
 INTERVALS = "each accuracy is followed by its 95 % interval"
 
@@ -87,7 +88,10 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
 
 
 class EvaluationProgress:
-    """A line on a terminal while `evaluate` works: how far, how many points are left, the accuracy so far."""
+    """A line while `evaluate` works: how far, how many points are left, the accuracy so far.
+
+    On a terminal it is a bar; elsewhere a line comes every ten seconds.
+    """
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -98,6 +102,7 @@ class EvaluationProgress:
             disable=not console.is_terminal,
             transient=True,
         )
+        self.pulse = Pulse(console)
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "EvaluationProgress":
@@ -114,15 +119,11 @@ class EvaluationProgress:
             for task in self.tasks.values():
                 self.progress.update(task, visible=False)
             self.tasks[title] = self.progress.add_task(title, total=standing.images, status="")
-        left = "" if standing.seconds_left is None else f"  {_duration(standing.seconds_left)} to go"
+        left = "" if standing.seconds_left is None else f"  {duration(standing.seconds_left)} to go"
         so_far = f"{100 * standing.accuracy:.1f} % so far" if standing.finished else ""
-        status = f"{standing.finished}/{standing.images}  {standing.left} standing  {so_far}{left}"
+        status = f"{standing.finished}/{standing.images}  {standing.left} left  {so_far}{left}"
         self.progress.update(self.tasks[title], completed=standing.finished, status=status)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        self.pulse.say(lambda: f"{title}  {status}")
 
 
 def as_rich(table: Table) -> RichTable:

@@ -18,6 +18,7 @@ from advflyp.report import elements
 from advflyp.report.grid import sides
 from advflyp.report.measured import Condition, Results, attack_title, radius
 from advflyp.report.tables import Table, Value, set_heading
+from advflyp.runlog import duration
 
 PAPER = "https://arxiv.org/abs/2604.11576"
 PAPER_TITLE = (
@@ -228,13 +229,6 @@ def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
             total += previous
         previous = entry["time"]
     return total + previous
-
-
-def duration(seconds: float) -> str:
-    """ "2 min 16 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _where(condition: Condition) -> str:

@@ -250,6 +250,7 @@ class Trainer:
             if batch is None or not more:
                 break
             self._count(batch)
+            log.advance(progress.step)
             for reason in self.dirt.examples.keys() - named:
                 named.add(reason)
                 log.say(f"left out: {reason}, such as {self.dirt.examples[reason]}")
