@@ -14,7 +14,7 @@ from PIL import Image
 from advflyp.data.mini.build import proxy_concepts, statistics
 from advflyp.data.mini.compose import EMBEDDED, read_shards
 from advflyp.data.mini.neardup import COLOUR_LIMIT, EDGE_LIMIT, find
-from advflyp.data.mini.shards import sha256
+from advflyp.data.mini.shards import read_tar, sha256
 from advflyp.data.mini.sources import SOURCES, source
 
 MANIFEST = json.loads((EMBEDDED / "manifest.json").read_text("utf-8"))
@@ -70,6 +70,7 @@ def test_shards_hold_picture_metadata_and_caption_of_each_key() -> None:
     keys = []
     for path in shards:
         found = members(path)
+        assert list(read_tar(path)) == found
         assert len(found) == 3 * MANIFEST["files"][path.name]["count"] <= 6000
         for start in range(0, len(found), 3):
             (webp, _), (meta, _), (txt, caption) = found[start : start + 3]

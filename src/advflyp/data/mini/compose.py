@@ -4,7 +4,6 @@ An image is decoded once in a run, when a batch first asks for it; a whole batch
 the training device.
 """
 
-import gzip
 import io
 import json
 import os
@@ -22,10 +21,10 @@ from torch.nn import functional as F
 
 from advflyp.data.dirt import Dirt
 from advflyp.data.mini.captions import caption
+from advflyp.data.mini.shards import read_tar
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
 from advflyp.data.stream import Position, Share
-from advflyp.data.tars import members
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -55,20 +54,19 @@ def full_corpus_folder() -> Path:
 def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
     """The images of a corpus, and a dict (name, tags, group, style, …) for each."""
     files: list[bytes] = []
-    metas: list[dict[str, Any]] = []
+    metas: list[bytes] = []
     for shard in sorted(folder.glob("train-*.tar.gz")):
-        for member in members(io.BytesIO(gzip.decompress(shard.read_bytes()))):
-            assert member.data is not None
-            if member.name.endswith(".webp"):
-                files.append(member.data)
-            elif member.name.endswith(".json"):
-                metas.append(json.loads(member.data))
+        for name, data in read_tar(shard):
+            if name.endswith(".webp"):
+                files.append(data)
+            elif name.endswith(".json"):
+                metas.append(data)
     if not files:
         raise ValueError(
             f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`"
         )
     assert len(files) == len(metas)
-    return LazyImages(files), metas
+    return LazyImages(files), json.loads(b"[" + b",".join(metas) + b"]")
 
 
 class LazyImages:
