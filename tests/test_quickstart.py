@@ -31,7 +31,7 @@ def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing.mkdir()
     monkeypatch.setattr(module, "MEASURED", nothing)
     real_train = module.train
-    small = {"train.max_steps": 2, "validate.limit": 4, "data.limit": 256}
+    small = {"train.max_steps": 2, "validate.limit": 4, "data.limit": 256, "data.batch_size": 16}
     monkeypatch.setattr(module, "train", lambda recipe, over, **k: real_train(recipe, over | small, **k))
     console = Console(file=io.StringIO(), width=100)
     outcome = quickstart(tmp_path / "q", console=console)
@@ -103,6 +103,7 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     """Whatever the pace is by then: a run of another length would be another run."""
     monkeypatch.setattr(module, "IMAGES_PER_SET", 3)
     monkeypatch.setattr(module, "EPS_CURVE", (EPS,))
+    monkeypatch.setattr(module, "SETS", ("mini/food",))
     monkeypatch.setattr(module, "FEWEST_STEPS", 2)
     monkeypatch.setattr(
         module, "ATTACK", module.ATTACK | {"validate.limit": 4, "data.limit": 256, "checkpoint.every": 1}
@@ -125,7 +126,8 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     assert "max_steps = 2" in (tmp_path / "run/recipe.toml").read_text()
 
 
-def test_the_pace_is_that_of_the_real_trainer() -> None:
+def test_the_pace_is_that_of_the_real_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ATTACK", module.ATTACK | {"data.batch_size": 8})
     with as_file(files("advflyp") / module.RECIPE) as recipe:
         assert 0 < module._seconds_per_step(recipe) < 60
 

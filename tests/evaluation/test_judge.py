@@ -229,3 +229,18 @@ def test_pixels_that_are_no_numbers(
     monkeypatch.setattr(tiny, "preprocess", lambda picture: torch.full((3, 32, 32), float("nan")))
     with pytest.raises(ValueError, match="mini/noise, at 00000: pixels must be numbers from 0 to 1"):
         Judge(tiny, noise_set).run(CLEAN, None)
+
+
+def test_classes_are_encoded_when_an_image_is_and_in_float32(
+    tiny: CLIP, noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation whose results are known encodes no text; a search in bf16 sees float32 embeddings."""
+    expected = Judge(tiny, noise_set).weights
+    seen: list[str] = []
+    original = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda texts: (seen.append(tiny.precision), original(texts))[1])
+    judge = Judge(tiny, noise_set)
+    assert seen == []
+    judge.victim("bf16").search(torch.rand(2, 3, 32, 32))
+    assert seen and set(seen) == {"fp32"}
+    assert torch.equal(judge.weights, expected)

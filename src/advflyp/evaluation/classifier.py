@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,21 @@ from advflyp.model.zeroshot import class_embeddings, class_logits
 
 
 class Classifier:
-    """A model and K class names, encoded once with their templates.
+    """A model and K class names, encoded with their templates when the first image is classified.
 
     classes, templates: as in `class_embeddings`
     """
 
     def __init__(self, model: CLIP, classes: Sequence[str], templates: Sequence[str]) -> None:
         self.model = model
-        with for_use(model):
-            self.weights = class_embeddings(model, classes, templates)
+        self.classes, self.templates = classes, templates
         self.logit_scale = model.logit_scale.detach()
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """(K, d) class embeddings, in float32 whatever the search that asks for them first computes in."""
+        with for_use(self.model), self.model.computing_in("fp32"):
+            return class_embeddings(self.model, self.classes, self.templates)
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K)."""
