@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from advflyp.reproduce.plan import Measure, Plan, make_plan
 from advflyp.reproduce.reproduce import reproduce
 from advflyp.reproduce.steps import carry_out, is_done, steps_of
 from advflyp.reproduce.tune import read_tuning, tuned_rate
+from advflyp.training.ending import RunError
+from advflyp.training.trainer import Trainer
 
 SETS = ("mini/food", "mini/flags")
 
@@ -89,6 +92,27 @@ def test_goes_on_where_it_was_stopped(tiny_folder: Path, tmp_path: Path, quiet: 
     # Half of a result file, as an interruption leaves it.
     store = tmp_path / "parts/results/original-s0.jsonl"
     store.write_text("".join(store.read_text().splitlines(keepends=True)[:2]))
+    carry_out(plan, plan, tmp_path / "parts", quiet)
+    assert accuracies(tmp_path / "parts") == accuracies(tmp_path / "whole")
+
+
+def test_a_training_that_a_signal_stopped_is_continued(
+    tiny_folder: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small(tiny_folder)
+    carry_out(plan, plan, tmp_path / "whole", quiet)
+    real_step = Trainer.step
+
+    def stopped(trainer: Trainer, batch: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real_step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(RunError, match="stopped the training of advflyp_full-s0; the same command continues"):
+        carry_out(plan, plan, tmp_path / "parts", quiet)
+    # One of two steps is made: these weights are no result.
+    assert sorted(accuracies(tmp_path / "parts")) == ["original-s0"]
+    monkeypatch.undo()
     carry_out(plan, plan, tmp_path / "parts", quiet)
     assert accuracies(tmp_path / "parts") == accuracies(tmp_path / "whole")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from advflyp.config import suggest
+from advflyp.locks import locked
 from advflyp.model.precision import Precision, resolve
 
 Scale = Literal["mini", "paper"]
@@ -127,7 +128,6 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """`folder`/plan.json, from which the report learns what belongs together."""
-        folder.mkdir(parents=True, exist_ok=True)
         labels = {run.name: run.label for run in self.runs}
         experiments = [
             {
@@ -152,7 +152,11 @@ class Plan:
             "runs": [asdict(run) for run in self.runs],
             "experiments": experiments,
         }
-        (folder / PLAN_FILE).write_text(json.dumps(tree, indent=1) + "\n")
+        # Several processes may begin on the folder at once, and none may read half a plan.
+        with locked(folder / "locks" / "plan", wait=True):
+            draft = folder / "locks" / PLAN_FILE
+            draft.write_text(json.dumps(tree, indent=1) + "\n")
+            draft.replace(folder / PLAN_FILE)
 
 
 def make_plan(

@@ -23,10 +23,11 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.locks import locked
-from advflyp.model.hub import load_model, weights_sha256
+from advflyp.model.hub import load_model, pick_device, weights_sha256
 from advflyp.reproduce.plan import Measure, Plan, Run
 from advflyp.reproduce.tune import tuned_rate
 from advflyp.training.checkpoint import checkpoints
+from advflyp.training.ending import RunError
 from advflyp.training.trainer import CHECKPOINTS, train
 
 FINISHED = "finished"
@@ -141,7 +142,7 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
     if step.run.recipe:
         model = folder / "runs" / step.name
         _train(plan, step, model, folder, console)
-    loaded = load_model(model)
+    loaded = load_model(model, device=pick_device("auto"))
     store = folder / "results" / f"{step.name}.jsonl"
     sha256 = weights_sha256(loaded)
     if any(cell.checkpoint_sha256 != sha256 for cell in read_cells(store)):
@@ -180,7 +181,9 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
             )
         overrides["optim.lr"] = rate
     with recipe_file(plan, step.run) as path:
-        train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
+        result = train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
+    if not result.finished:
+        raise RunError(f"a signal stopped the training of {step.name}; the same command continues it")
     (out / FINISHED).touch()
     # The weights are kept, what a resumed training would need is not.
     shutil.rmtree(out / CHECKPOINTS)

@@ -17,8 +17,9 @@ from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.locks import locked
-from advflyp.model.hub import load_model
+from advflyp.model.hub import load_model, pick_device
 from advflyp.model.precision import Precision
+from advflyp.training.ending import RunError
 from advflyp.training.trainer import train
 
 TUNING_FILE = "tuning.json"
@@ -50,7 +51,8 @@ def tuned_rate(
             keys = dict(overrides) | {"train.max_steps": UPDATES, "train.seed": SEED, "optim.lr": rate}
             # What an interrupted search left is too short to be worth resuming.
             _remove(out)
-            train(recipe, keys, out=out)
+            if not train(recipe, keys, out=out).finished:
+                raise RunError(f"a signal stopped the search for the learning rate of {name}; start it again")
             scores[f"{rate:g}"] = _score(out, overrides["train.precision"])
             _remove(out)
             _keep(folder, name, scores)
@@ -65,7 +67,7 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
-    judge = Judge(load_model(run), load_set(SET), limit=PICTURES)
+    judge = Judge(load_model(run, device=pick_device("auto")), load_set(SET), limit=PICTURES)
     clean = judge.correct(Attack.parse("clean"), None).float().mean().item()
     robust = judge.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
     return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
@@ -74,7 +76,8 @@ def _score(run: Path, precision: Precision) -> dict[str, float]:
 def _keep(folder: Path, name: str, scores: Mapping[str, Any]) -> None:
     with locked(folder / "locks" / "tuning", wait=True):
         everything = read_tuning(folder) | {name: dict(scores)}
-        draft = (folder / TUNING_FILE).with_suffix(".tmp")
+        # Not beside the file: another process that begins on the folder would find it there.
+        draft = folder / "locks" / TUNING_FILE
         draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
         draft.replace(folder / TUNING_FILE)
 
