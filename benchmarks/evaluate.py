@@ -1,27 +1,28 @@
 """Our evaluation attacks beside the obvious implementation and beside AutoAttack by its authors, in one run.
 
-    python benchmarks/evaluate.py                                    # mini, CPU
+    python benchmarks/evaluate.py                                    # mini
     python benchmarks/evaluate.py --model ViT-B-32/random --classes 1000 --images 16 --attacks pgd10 cw10
-    python benchmarks/evaluate.py --model ViT-B-32/openai --classes 1000 --images 256 --device cuda --precision bf16
+    python benchmarks/evaluate.py --model mini-vit --set mini/flags --attacks autoattack --ours-only
 
 (a) the obvious implementation: every step encodes the class prompts again and attacks every image of the batch to the
-end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget. Each row is
-the median of `repeats` alternating runs on the same images, and the ratio of the medians; robust accuracy is judged in
-float32 for all.
+end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget; left out
+where it is not installed. Images are decoded anew in every run of all three. PGD-10 runs once untimed, which loads
+kernels and files; then the candidates are interleaved. Each row has the medians, the ratio of the medians, and the
+robust accuracy, which is judged in float32 for all.
 
-Images are those of mini/emoji-groups (for another resolution enlarged). For random weights the labels are the model's
-own answers, so that there is something to attack.
+Images are those of a mini set (for another resolution enlarged). For random weights the labels are the model's own
+answers, so that there is something to attack.
 """
 
-import statistics
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
+from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from pyautoattack import AutoAttack
+from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy, margin
@@ -31,9 +32,12 @@ from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.hub import load_model, pick_device
 from advflyp.model.precision import Precision
 from advflyp.model.zeroshot import class_embeddings, class_logits
+
+WARMUP = "pgd10"
+CANDIDATES = {"ours": "ours", "obvious": "(a) obvious", "official": "(b) pyautoattack"}
 
 
 @dataclass
@@ -48,16 +52,22 @@ class Arguments:
     images: int = 64
     batch_size: int = 64
     eps: str = "1/255"
-    precision: Precision = "auto"
-    """Of our search; the others run in float32."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Precision = "fp32"
+    """Of our search. The others run in float32, so anything else compares more than the implementations."""
+    ours_only: bool = False
+    """Time nothing beside our implementation."""
     repeats: int = 3
+    """Timed runs of each."""
+    device: str = "auto"
+    json: Path | None = None
+    """File for the results."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
+    device = str(pick_device(arguments.device))
     # Frozen for all: a graph through the text tower would only cost (a) memory, 40 GB for 1,000 prompts.
-    model = load_model(arguments.model, device=arguments.device).requires_grad_(False)
+    model = load_model(arguments.model, device=device).requires_grad_(False)
     labelled = load_set(arguments.set)
     if arguments.classes is not None:
         extra = [f"thing number {i}" for i in range(arguments.classes - len(labelled.classes))]
@@ -65,37 +75,56 @@ def main() -> None:
         labelled.templates[:] = ["This is a photo of a {}."]
     if arguments.model.endswith("/random"):
         labelled = relabel(model, labelled, arguments)
-    threat = Threat(eps=number(arguments.eps, "--eps"))
+    record = Record("evaluate", arguments.json, arguments, describe_machine(device))
     print(
         f"{arguments.model}, {len(labelled.classes)} class prompts, {arguments.images} images, "
-        f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {arguments.device}, "
+        f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {record.machine['device']}, "
         f"our search in {arguments.precision}; medians of {arguments.repeats} runs"
     )
-    print(f"{'':12} {'ours':>16}   {'(a) obvious':>22}   {'(b) pyautoattack':>22}")
+    print(f"{'':12}" + "".join(f"{title:>25}" for title in CANDIDATES.values()))
+    for run in candidates(model, labelled, WARMUP, arguments).values():
+        run()
     for name in arguments.attacks:
-        runs: dict[str, Callable[[], float]] = {
-            "ours": lambda name=name: ours(model, labelled, name, threat, arguments)
-        }
-        if name == "autoattack":
-            runs["b"] = lambda: official(model, labelled, threat, arguments)
-        else:
-            runs["a"] = lambda name=name: obvious(model, labelled, name, threat, arguments)
-        seconds: dict[str, list[float]] = {key: [] for key in runs}
-        accuracy: dict[str, float] = {}
-        for _ in range(arguments.repeats):
-            for key, run in runs.items():
-                start = perf_counter()
-                accuracy[key] = run()
-                seconds[key].append(perf_counter() - start)
-        median = {key: statistics.median(values) for key, values in seconds.items()}
-        cells = [f"{median['ours']:8.2f} s {100 * accuracy['ours']:5.1f} %"]
-        for key in "ab":
-            cells.append(
-                f"{median[key]:8.2f} s {100 * accuracy[key]:5.1f} % ×{median[key] / median['ours']:.2f}"
-                if key in runs
-                else " " * 22
-            )
-        print(f"{name:12} " + "   ".join(cells), flush=True)
+        row = measure(candidates(model, labelled, name, arguments), arguments.repeats)
+        record.add(attack=name, classes=len(labelled.classes), **row)
+        print(f"{name:12}" + "".join(f"{cell(row, key):>25}" for key in CANDIDATES), flush=True)
+
+
+def candidates(
+    model: CLIP, labelled: LabelledSet, attack: str, arguments: Arguments
+) -> dict[str, Callable[[], float]]:
+    """What is compared on an attack: each returns a robust accuracy, and so waits for the device."""
+    threat = Threat(eps=number(arguments.eps, "--eps"))
+    runs = {"ours": lambda: ours(model, labelled, attack, threat, arguments)}
+    if arguments.ours_only:
+        return runs
+    if attack != "autoattack":
+        runs["obvious"] = lambda: obvious(model, labelled, attack, threat, arguments)
+    elif importlib.util.find_spec("pyautoattack") is not None:
+        runs["official"] = lambda: official(model, labelled, threat, arguments)
+    return runs
+
+
+def measure(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+    """{candidate: {"seconds", "accuracy", "ratio"}}, the ratio being that of the medians to ours."""
+    accuracy: dict[str, float] = {}
+
+    def noted(name: str) -> Callable[[], None]:
+        return lambda: accuracy.update({name: runs[name]()})
+
+    median = medians(interleaved({name: noted(name) for name in runs}, repeats, warmup=0))
+    return {
+        name: {"seconds": median[name], "accuracy": accuracy[name], "ratio": median[name] / median["ours"]}
+        for name in runs
+    }
+
+
+def cell(row: dict[str, dict[str, float]], candidate: str) -> str:
+    if candidate not in row:
+        return ""
+    found = row[candidate]
+    text = f"{found['seconds']:.2f} s {100 * found['accuracy']:5.1f} %"
+    return text if candidate == "ours" else f"{text} ×{found['ratio']:.2f}"
 
 
 def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> LabelledSet:
@@ -141,6 +170,8 @@ def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) ->
 
 
 def official(model, labelled, threat: Threat, arguments: Arguments) -> float:
+    from pyautoattack import AutoAttack
+
     weights = class_embeddings(model, labelled.classes, labelled.templates)
     scale = model.logit_scale.detach()
 
@@ -151,7 +182,7 @@ def official(model, labelled, threat: Threat, arguments: Arguments) -> float:
     judge = Classifier().eval()
     columns = zip(*batches(model, labelled, arguments), strict=True)
     images, labels = (torch.cat(column) for column in columns)
-    attack = AutoAttack(judge, norm="Linf", eps=threat.eps, version="standard", device=arguments.device)
+    attack = AutoAttack(judge, norm="Linf", eps=threat.eps, version="standard", device=str(images.device))
     adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
     right = 0
     with torch.no_grad():

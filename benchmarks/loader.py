@@ -3,10 +3,10 @@
     python benchmarks/loader.py                     # decoders on one core, then the whole loader
     python benchmarks/loader.py --workers 1 2 4 8   # on a machine with as many cores
 
-Pictures are crops of scikit-learn's two photographs, 256 to 512 pixels, JPEG quality 90. The plain way is Pillow,
-torchvision's transforms (open_clip's own preprocessing) and a DataLoader over files. One run alternates all
-candidates; rates are medians, in processor time where it says so (which other programs disturb less), and differences
-are against the plain way's pixels, in grey levels of 255.
+Images are crops of scikit-learn's two photographs, 256 to 512 pixels, JPEG quality 90. The plain way is Pillow,
+torchvision's transforms (open_clip's own preprocessing) and a DataLoader over files. The candidates are interleaved
+after one untimed run of each; rates are medians, in processor time where it says so (which other programs disturb
+less), and differences are against the plain way's pixels, in grey levels of 255.
 """
 
 import io
@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import cast
 
 import simplejpeg
@@ -27,11 +27,12 @@ import torch
 import tyro
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advflyp.data.images import PictureReader
-from advflyp.data.pairs import DataConfig, open_pairs
+from advflyp.data.pairs import DataConfig, Pairs, open_pairs
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
 READER = PictureReader(SETTINGS)
@@ -45,6 +46,9 @@ class Arguments:
     batch_size: int = 64
     workers: tuple[int, ...] = (1, 2)
     repeats: int = 5
+    """Timed runs of each."""
+    json: Path | None = None
+    """File for the results."""
     stream: int = 20_000
     """Images of the long stream whose memory is watched; 0 leaves it out."""
 
@@ -106,31 +110,30 @@ DECODERS: dict[str, Callable[[bytes], Tensor]] = {
 }
 
 
-def decoders(data: list[bytes], repeats: int) -> None:
-    times: dict[str, list[float]] = {name: [] for name in DECODERS}
-    for _ in range(repeats):
-        for name, decode in DECODERS.items():
-            start = process_time()
+def decoders(data: list[bytes], repeats: int, record: Record) -> None:
+    def over(decode: Callable[[bytes], Tensor]) -> Callable[[], None]:
+        def run() -> None:
             for one in data:
                 decode(one)
-            times[name].append(process_time() - start)
+
+        return run
+
+    runs = {name: over(decode) for name, decode in DECODERS.items()}
+    median = medians(interleaved(runs, repeats, clock=process_time))
     reference = [plain(one) * 255 for one in data]
-    base = statistics.median(times["Pillow, open_clip's transform (plain)"])
+    base = median["Pillow, open_clip's transform (plain)"]
     print(
         f"{'one core, processor time':52} {'ms/image':>9} {'images/s':>9} {'ratio':>6} {'mean diff':>10} {'max':>5}"
     )
     for name, decode in DECODERS.items():
-        median = statistics.median(times[name])
         images = [image if image.dtype != torch.uint8 else image.float() for image in map(decode, data)]
         images = [image * 255 if decode is plain else image for image in images]
         difference = [(image - one).abs() for image, one in zip(images, reference, strict=True)]
         mean = statistics.fmean(d.mean().item() for d in difference)
         most = max(d.max().item() for d in difference)
-        rate = len(data) / median
-        print(
-            f"{name:52} {1000 / rate:9.2f} {rate:9.0f} {base / median:6.2f} {mean:10.4f} {most:5.0f}",
-            flush=True,
-        )
+        rate, ratio = len(data) / median[name], base / median[name]
+        record.add(what="decoder", name=name, images_per_second=rate, ratio=ratio, mean_difference=mean)
+        print(f"{name:52} {1000 / rate:9.2f} {rate:9.0f} {ratio:6.2f} {mean:10.4f} {most:5.0f}", flush=True)
 
 
 class Files(Dataset):
@@ -161,25 +164,28 @@ def write(folder: Path, data: list[bytes]) -> tuple[Path, Path]:
     return files, shards
 
 
-def loaders(files: Path, shards: Path, arguments: Arguments) -> None:
+def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> None:
     print(f"\n{'whole loaders, wall clock, images/s':36} {'plain':>8} {'ours':>8} {'ratio':>6}")
     for workers in arguments.workers:
         config = DataConfig(train=str(shards), batch_size=arguments.batch_size, workers=workers)
         pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
-        times: dict[str, list[float]] = {"plain": [], "ours": []}
         plainly = DataLoader(
             Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True
         )
-        for repeat in range(arguments.repeats):
-            for name, batches in (("plain", iter(plainly)), ("ours", pairs.epoch(repeat))):
-                start = perf_counter()
-                count = sum(
-                    len(batch["images"] if isinstance(batch, dict) else batch[0]) for batch in batches
-                )
-                times[name].append((perf_counter() - start) / count)
-        plain_rate, our_rate = (1 / statistics.median(times[name]) for name in ("plain", "ours"))
+        images: dict[str, int] = {}
+
+        def plain_epoch(loader: DataLoader = plainly, images: dict[str, int] = images) -> None:
+            images["plain"] = sum(len(batch) for batch, _ in loader)
+
+        def our_epoch(pairs: Pairs = pairs, images: dict[str, int] = images) -> None:
+            images["ours"] = sum(len(batch["images"]) for batch in pairs.epoch(0))
+
+        median = medians(interleaved({"plain": plain_epoch, "ours": our_epoch}, arguments.repeats))
+        rates = {name: images[name] / seconds for name, seconds in median.items()}
+        ratio = rates["ours"] / rates["plain"]
+        record.add(what="loader", workers=workers, images_per_second=rates, ratio=ratio)
         label = f"{workers} decoding {'threads' if workers > 1 else 'thread'} or processes"
-        print(f"{label:36} {plain_rate:8.0f} {our_rate:8.0f} {our_rate / plain_rate:6.2f}", flush=True)
+        print(f"{label:36} {rates['plain']:8.0f} {rates['ours']:8.0f} {ratio:6.2f}", flush=True)
 
 
 def lock_share(data: list[bytes], shards: Path) -> None:
@@ -220,10 +226,11 @@ def main() -> None:
     torch.set_num_threads(1)
     data = jpegs(arguments.images)
     print(f"{len(data)} JPEGs of {sum(map(len, data)) / len(data) / 1000:.0f} kB, 256 to 512 pixels → 224")
-    decoders(data, arguments.repeats)
+    record = Record("loader", arguments.json, arguments, describe_machine("cpu"))
+    decoders(data, arguments.repeats, record)
     with tempfile.TemporaryDirectory() as folder:
         files, shards = write(Path(folder), data)
-        loaders(files, shards, arguments)
+        loaders(files, shards, arguments, record)
         lock_share(data, shards)
         if arguments.stream:
             memory(shards, arguments.stream, len(data))

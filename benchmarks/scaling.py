@@ -52,7 +52,9 @@ class Arguments:
     processes: tuple[int, ...] = (1, 2, 4)
     precision: str = "fp32"
     steps: int = 6
-    """Timed steps, after two that are not counted."""
+    """Timed steps of a round, after two that are not."""
+    rounds: int = 2
+    """Rounds over all numbers of processes; the medians are over the steps of all rounds."""
     extrapolate: bool = False
     """Print the table for 8, 64 and 512 GPUs instead."""
 
@@ -100,7 +102,7 @@ def work(folder: Path, steps: int) -> None:
     if trainer.ranks.rank == 0:
         gradients = sum(p.nbytes for p in trainer.parameters) if trainer.ranks.size > 1 else 0
         found = {name: total / steps for name, total in sent.items()}
-        result = {"seconds": statistics.median(times), "bytes": {**found, "gradients (DDP)": gradients}}
+        result = {"seconds": times, "bytes": {**found, "gradients (DDP)": gradients}}
         (folder / "result.json").write_text(json.dumps(result))
     trainer.close()
 
@@ -136,18 +138,23 @@ def measure(count: int, arguments: Arguments) -> dict[str, Any]:
 def scaling(arguments: Arguments) -> None:
     print(
         f"{arguments.model}, AdvFLYP_full, PGD-2, {arguments.per_process} pairs a process, {arguments.precision}, "
-        f"{os.cpu_count()} cores; medians of {arguments.steps} steps"
+        f"{os.cpu_count()} cores; medians of {arguments.rounds} × {arguments.steps} steps"
     )
-    alone = None
-    for count in arguments.processes:
-        found = measure(count, arguments)
-        alone = alone or found["seconds"]
-        speed = count * arguments.per_process / found["seconds"]
+    seconds: dict[int, list[float]] = {count: [] for count in arguments.processes}
+    sent: dict[int, dict[str, float]] = {}
+    for _ in range(arguments.rounds):
+        for count in arguments.processes:
+            found = measure(count, arguments)
+            seconds[count] += found["seconds"]
+            sent[count] = found["bytes"]
+    median = {count: statistics.median(values) for count, values in seconds.items()}
+    alone = median[arguments.processes[0]]
+    for count, step in median.items():
         print(
-            f"{count:3} process(es): {found['seconds']:.3f} s a step, {speed:.1f} pairs/s, "
-            f"efficiency {alone / found['seconds']:.2f}"
+            f"{count:3} process(es): {step:.3f} s a step, {count * arguments.per_process / step:.1f} pairs/s, "
+            f"efficiency {alone / step:.2f}"
         )
-        for name, size in found["bytes"].items():
+        for name, size in sent[count].items():
             print(f"       {size:12,.0f} bytes sent a step and process: {name}")
 
 

@@ -1,6 +1,6 @@
 """Our AdvFLYP step beside a plain transcription of Algorithm 1, alternating in one process.
 
-    python benchmarks/train_step.py              # mini and ViT-B/32, CPU: batch 16; CUDA: 256 and 1,024
+    python benchmarks/train_step.py              # mini and ViT-B/32; batch 16 on a CPU, 256 and 1,024 on CUDA
     python benchmarks/train_step.py --all        # and the last model at the last precision through torch.compile
     python benchmarks/train_step.py --models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile
 
@@ -13,21 +13,23 @@ branches one after another, and has open_clip's own layers.
 
 import itertools
 import logging
-import platform
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import tyro
+from timing import Record, describe_machine, medians
 from torch.nn import functional as F
 
+from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
+from advflyp.model.hub import pick_device
 from advflyp.model.layers import Float32Conv2d, SelfAttention
 from advflyp.training.recipe import Recipe, read_recipe
 from advflyp.training.step import random_start
@@ -63,8 +65,12 @@ class Arguments:
     """16 on a CPU, 256 and 1,024 on CUDA by default."""
     precisions: tuple[str, ...] = ("fp32", "bf16")
     steps: int = 5
-    """Timed steps of each kind, after one that is not counted."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Timed steps of each."""
+    warmup: int = 2
+    """Steps of each before the first that is timed; with `compile` the model is compiled in them."""
+    device: str = "auto"
+    json: Path | None = None
+    """File for the results."""
     compile: bool = False
     """Our image tower through torch.compile."""
     all: bool = False
@@ -152,7 +158,7 @@ def measure(
     arguments: Arguments,
     folder: Path,
 ) -> Measured:
-    path = folder / f"{precision}.toml"
+    path = folder / "recipe.toml"
     path.write_text(
         RECIPE.format(
             model=name,
@@ -170,11 +176,11 @@ def measure(
     plain = Transcription(deepcopy(trainer.model), recipe, regularised)
     plain.f.requires_grad_(False).visual.requires_grad_(True)
     size = trainer.model.image_size
-    sync = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
+    sync = torch.cuda.synchronize if trainer.accelerator.device.type == "cuda" else lambda: None
 
     times: dict[str, list[float]] = {"ours": [], "transcription": []}
     ours = theirs = 0.0
-    for index in range(arguments.steps + 1):
+    for index in range(arguments.warmup + arguments.steps):
         batch = next(batches)
         images = batch["images"] = F.interpolate(batch["images"], size, mode="bilinear")
         captions = batch["captions"]
@@ -191,33 +197,48 @@ def measure(
         end = perf_counter()
         ours = metrics["loss"].item()
         trainer.progress.step += 1
-        if index:
+        if index >= arguments.warmup:
             times["ours"].append(middle - begin)
             times["transcription"].append(end - middle)
     trainer.close()
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    return Measured(medians["ours"], medians["transcription"], (ours, theirs))
+    median = medians(times)
+    return Measured(median["ours"], median["transcription"], (ours, theirs))
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random initialisation
-    cuda = arguments.device == "cuda"
-    machine = (
-        torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    # The corpus takes longer to decode than most measurements take: once for all of them.
+    compose.read_shards = cache(compose.read_shards)
+    device = str(pick_device(arguments.device))
+    record = Record("train_step", arguments.json, arguments, describe_machine(device))
+    about = record.machine
+    print(
+        f"{about['device']}, {about['processor']}, {about['threads']} thread(s), torch {about['torch']}, PGD-2, "
+        f"medians of {arguments.steps} steps",
+        flush=True,
     )
-    print(f"{machine}, torch {torch.__version__}, PGD-2, medians of {arguments.steps} steps", flush=True)
     print(
         f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>9} {'Algorithm 1':>12} {'ratio':>6} {'pairs/s':>8}"
     )
-    sizes = arguments.batch_sizes or ((256, 1024) if cuda else (16,))
+    sizes = arguments.batch_sizes or ((256, 1024) if device.startswith("cuda") else (16,))
     for name, batch_size, regularised, precision, compiled in arguments.runs(sizes):
         with tempfile.TemporaryDirectory() as folder:
             found = measure(name, regularised, batch_size, precision, compiled, arguments, Path(folder))
+        method = "AdvFLYP_full" if regularised else "AdvFLYP"
+        record.add(
+            model=name,
+            method=method,
+            batch_size=batch_size,
+            precision=precision,
+            compiled=compiled,
+            seconds=found.ours,
+            algorithm_1_seconds=found.transcription,
+            ratio=found.transcription / found.ours,
+            losses=found.losses,
+        )
         print(
-            f"{name:16} {'AdvFLYP_full' if regularised else 'AdvFLYP':13} {batch_size:5} {precision:5} "
+            f"{name:16} {method:13} {batch_size:5} {precision:5} "
             f"{found.ours:7.3f} s {found.transcription:10.3f} s {found.transcription / found.ours:6.2f} "
             f"{batch_size / found.ours:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
             f"{', compiled' if compiled else ''}",
