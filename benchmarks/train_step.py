@@ -208,7 +208,7 @@ def measure(
 def main() -> None:
     arguments = tyro.cli(Arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random initialisation
-    # The corpus takes longer to decode than most measurements take: once for all of them.
+    # The corpus is read, and an image decoded, once for all measurements.
     compose.read_shards = cache(compose.read_shards)
     device = str(pick_device(arguments.device))
     record = Record("train_step", arguments.json, arguments, describe_machine(device))
