@@ -99,11 +99,20 @@ CHECK = (
     ),
     Stage(
         name="train_step",
-        limit=100,
-        command=STEP + "--models ViT-B-32/random",
+        limit=60,
+        command=STEP + "--models ViT-B-32/random --precisions bf16",
         tiny=STEP + "--models mini/random --batch-sizes 8 --precisions fp32 --steps 1 --warmup 1",
         output="--json {work}/train_step.json",
         result="train_step.json",
+        read=figures.train_step,
+    ),
+    Stage(
+        name="train_step float32",
+        limit=45,
+        command=STEP + "--models ViT-B-32/random --precisions fp32 --batch-sizes 256",
+        tiny="",
+        output="--json {work}/train_step_float32.json",
+        result="train_step_float32.json",
         read=figures.train_step,
     ),
     Stage(

@@ -223,9 +223,13 @@ def main() -> None:
     )
     sizes = arguments.batch_sizes or ((256, 1024) if device.startswith("cuda") else (16,))
     for name, batch_size, regularised, precision, compiled in arguments.runs(sizes):
-        with tempfile.TemporaryDirectory() as folder:
-            found = measure(name, regularised, batch_size, precision, compiled, arguments, Path(folder))
         method = "AdvFLYP_full" if regularised else "AdvFLYP"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure(name, regularised, batch_size, precision, compiled, arguments, Path(folder))
+        except torch.OutOfMemoryError:
+            print(f"{name:16} {method:13} {batch_size:5} {precision:5} out of memory", flush=True)
+            continue
         record.add(
             model=name,
             method=method,
