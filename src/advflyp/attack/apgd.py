@@ -11,6 +11,7 @@ from advflyp.attack.points import Points, Standing, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.dtypes import at_least_float32
 
 RHO = 0.75  # a step size stays while more than this share of the steps raised the loss
 MOMENTUM = 0.75  # α: the share of the new step; the rest repeats the one before
@@ -31,7 +32,7 @@ def apgd(
 ) -> Tensor:
     """Untargeted APGD from one random start.
 
-    images:  (N, 3, H, W) float32 pixels in [0, 1]
+    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
     labels:  (N,) int64
     streams: the images' random numbers
     loss:    logits (N, K), labels (N,) → (N,), raised
@@ -114,7 +115,7 @@ def _climb(
         best=start,
         best_loss=loss,
         best_gradient=gradient,
-        step_size=torch.full((len(points), 1, 1, 1), 2 * threat.eps, device=start.device),
+        step_size=start.new_full((len(points), 1, 1, 1), 2 * threat.eps),
         rises=torch.zeros_like(points.labels),
         checked_loss=loss,
         halved=torch.ones_like(points.labels, dtype=torch.bool),
@@ -174,7 +175,7 @@ def _evaluate(
     for _ in range(eot):
         leaf = images.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = victim(leaf).float()
+            logits = at_least_float32(victim(leaf))
             loss = objective(logits, labels, targets)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         passes.append((logits.detach(), loss.detach(), gradient))
@@ -188,10 +189,10 @@ def _random_start(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     """On the surface of the ball (unlike PGD's start): uniform noise scaled to it, Gaussian noise in L2."""
     shape = images.shape[1:]
     if threat.norm == "linf":
-        noise = 2 * streams.uniform(*shape) - 1
+        noise = 2 * streams.uniform(*shape, dtype=images.dtype) - 1
         noise = noise / noise.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
     else:
-        noise = streams.normal(*shape)
+        noise = streams.normal(*shape, dtype=images.dtype)
         noise = noise / noise.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     return threat.project(images, images + threat.eps * noise)
 

@@ -42,7 +42,7 @@ def autoattack(
 ) -> Tensor:
     """The members one after the other, each on the images that still stand.
 
-    images:  (N, 3, H, W) float32 pixels in [0, 1]
+    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
     labels:  (N,) int64
     seed:    of all random numbers
     index:   (N,) int64, the images' places in their set: the result for an image depends on the seed and its place,

@@ -10,6 +10,7 @@ from advflyp.attack.points import Points, Standing, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.dtypes import at_least_float32, in_float64
 
 ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
 ETA = 1.05  # overshoot across the boundary
@@ -36,7 +37,7 @@ def fab_targeted(
 
     The distance is minimised, whatever ε is; an image leaves as soon as an adversarial one is within ε.
 
-    images:  (N, 3, H, W) float32 pixels in [0, 1]
+    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
     labels:  (N,) int64
     streams: not used, the attack begins at the image
     targets: how many classes, the likeliest on the clean image first; all wrong ones where these are fewer
@@ -62,7 +63,8 @@ def _approach(
             break
         value, gradient = _difference(victim, at)
         # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
-        at_image = value + (gradient * (at.images - at.current)).double().flatten(1).sum(1)
+        rise = in_float64(gradient * (at.images - at.current)).flatten(1).sum(1)
+        at_image = in_float64(value) + rise
         across = to_boundary(at.current, gradient, value, threat.norm)
         from_image = to_boundary(at.images, gradient, at_image, threat.norm)
         length = _length(across, threat.norm)
@@ -71,14 +73,13 @@ def _approach(
         at.current = moved.clamp(0, 1)
 
         with torch.no_grad():
-            logits = victim(at.current).float()
+            logits = at_least_float32(victim(at.current))
         adversarial = logits.argmax(1) != at.labels
         found = adversarial & threat.contains(at.images, at.current)
         if found.any():
             found[found.clone()] = victim.fooled(at.current[found], at.labels[found], logits[found])
-        back = torch.where(adversarial, BETA, 1.0).view(-1, 1, 1, 1)
-        before = at.current
-        at.current = at.images + back * (at.current - at.images)
+        before, delta = at.current, at.current - at.images
+        at.current = at.images + torch.where(adversarial.view(-1, 1, 1, 1), BETA * delta, delta)
         at.leave(found, before, result)
     return at.rows
 
@@ -87,7 +88,7 @@ def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor]:
     """z_t − z_y (M,), below 0 on the image's own side of the boundary, and its gradient (M, 3, H, W)."""
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = victim(leaf).float()
+        logits = at_least_float32(victim(leaf))
         value = logits.gather(1, at.targets[:, None]) - logits.gather(1, at.labels[:, None])
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach().squeeze(1), gradient
@@ -106,7 +107,7 @@ def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> T
     room_i / s_i; between two kinks λ is a division.
     """
     # Sums over 10⁵ pixels are differences of nearly equal numbers below: float64.
-    w, x, wanted = gradient.flatten(1).double(), points.flatten(1).double(), -value.double()
+    w, x, wanted = in_float64(gradient).flatten(1), in_float64(points).flatten(1), -in_float64(value)
     towards = w.sign() * wanted.sign()[:, None]
     weight = w.abs()
     room = torch.where(towards > 0, 1 - x, x) * towards.abs()
@@ -127,7 +128,7 @@ def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> T
     scale = torch.where(piece < w.shape[1], torch.minimum(scale, kinks.gather(1, last)), torch.inf)
     # 0 · ∞ where a pixel has no part in the hyperplane
     length = torch.minimum(torch.where(weight > 0, scale * speed, 0.0), room)
-    return (towards * length).to(points.dtype).view_as(points)
+    return (towards * length).to(points).view_as(points)
 
 
 def _length(x: Tensor, norm: str) -> Tensor:

@@ -59,7 +59,7 @@ def pgd(
 ) -> Tensor:
     """Images inside `threat` that raise `loss` (Eqs. 4 and 6).
 
-    images:       (N, 3, H, W) float32 pixels in [0, 1]
+    images:       (N, 3, H, W) float32 or float64 pixels in [0, 1]
     loss:         (N, 3, H, W) → (N,) or scalar, maximised; may couple the images of the batch
     steps:        number of ascent steps; each is projected onto the ball and the pixel range
     step_size:    α in pixels, 1/255 is one grey level
@@ -111,7 +111,7 @@ def pgd_points(
 ) -> Tensor:
     """The same ascent for an evaluation: each image for itself, and an image that is misclassified leaves at once.
 
-    images:  (N, 3, H, W) float32 pixels in [0, 1];  labels: (N,)
+    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1];  labels: (N,)
     loss:    (N, K) logits, (N,) labels → (N,), maximised
     streams: the random starts, one stream an image
     Returns adversarial images, detached: for each image the first misclassified iterate, else the last one.

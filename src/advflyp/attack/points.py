@@ -7,6 +7,7 @@ from torch import Tensor
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.victim import Victim
+from advflyp.dtypes import at_least_float32
 
 
 @dataclass
@@ -52,6 +53,6 @@ class Standing(Points):
 @torch.no_grad()
 def standing(victim: Victim, images: Tensor, labels: Tensor, streams: Streams) -> Standing:
     """Those of (N, 3, H, W) images that need attacking. `streams` itself stays where it stands."""
-    logits = victim(images).float()
+    logits = at_least_float32(victim(images))
     rows = (~victim.fooled(images, labels, logits)).nonzero().squeeze(1)
     return Standing(rows, images[rows], labels[rows], logits[rows], streams[rows])

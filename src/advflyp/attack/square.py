@@ -11,6 +11,7 @@ from advflyp.attack.points import Points, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.dtypes import at_least_float32
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -37,7 +38,7 @@ def square(
 ) -> Tensor:
     """Square Attack on the margin loss. Each image draws its own squares.
 
-    images:  (N, 3, H, W) float32 pixels in [0, 1]
+    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
     labels:  (N,) int64
     streams: the images' random numbers
     queries: proposals an image, after the start
@@ -51,7 +52,7 @@ def square(
         return result
     begin, propose = (_stripes, _linf_proposal) if threat.norm == "linf" else (_tiles, _l2_proposal)
     best = begin(points.images, threat, points.streams)
-    logits = victim(best).float()
+    logits = at_least_float32(victim(best))
     loss = margin(logits, points.labels)
     at = _Search(points.rows, points.images, points.labels, points.streams, best, loss)
     at.leave(victim.fooled(best, at.labels, logits), best, result)
@@ -63,7 +64,7 @@ def square(
         stage = sum((query * 10_000 // queries if rescale else query) > start for start in SCHEDULE)
         side = round(math.sqrt(p_init / 2**stage * height * width))
         proposal = propose(at, threat, side)
-        logits = victim(proposal).float()
+        logits = at_least_float32(victim(proposal))
         loss = margin(logits, at.labels)
         better = loss > at.best_loss
         at.best = torch.where(better.view(-1, 1, 1, 1), proposal, at.best)
@@ -75,7 +76,7 @@ def square(
 def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     """Vertical stripes one pixel wide, each ±ε in each colour."""
     _, channels, _, width = images.shape
-    return threat.project(images, images + threat.eps * streams.signs(channels, 1, width))
+    return threat.project(images, images + threat.eps * streams.signs(channels, 1, width, dtype=images.dtype))
 
 
 def _linf_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
@@ -84,7 +85,7 @@ def _linf_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
     side = min(max(side, 1), height, width)
     rows, columns = _window(at, side)
     inside = _within(rows, height)[:, None, :, None] & _within(columns, width)[:, None, None, :]
-    colour = at.images + threat.eps * at.streams.signs(channels, 1, 1)
+    colour = at.images + threat.eps * at.streams.signs(channels, 1, 1, dtype=at.images.dtype)
     return threat.project(at.images, torch.where(inside, colour, at.best))
 
 
@@ -93,7 +94,8 @@ def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     _, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    bumps = _bumps(side, streams, 1, down, across) * streams.signs(channels, down, across)[..., None, None]
+    bumps = _bumps(side, streams, 1, down, across, dtype=images.dtype)
+    bumps = bumps * streams.signs(channels, down, across)[..., None, None]
     delta = torch.zeros_like(images)
     top, left = (height - down * side) // 2, (width - across * side) // 2
     grid = bumps.transpose(3, 4).flatten(4, 5).flatten(2, 3)
@@ -119,7 +121,7 @@ def _l2_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
     delta[window] = 0
     delta[other] = 0
     budget = (spare + before - delta.square().sum((2, 3), keepdim=True)).clamp_min(0).sqrt()
-    bump = _bumps(side, at.streams, 1) * at.streams.signs(channels, 1, 1)
+    bump = _bumps(side, at.streams, 1, dtype=delta.dtype) * at.streams.signs(channels, 1, 1)
     delta[window] = budget * _unit(bump + _unit(old, (2, 3)), (2, 3))
     return _fill(at.images, delta, threat)
 
@@ -138,20 +140,20 @@ def _within(places: Tensor, size: int) -> Tensor:
     return (pixels >= places[:, :1]) & (pixels <= places[:, -1:])
 
 
-def _bumps(side: int, streams: Streams, *shape: int) -> Tensor:
+def _bumps(side: int, streams: Streams, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, *shape, side, side): two opposite pyramids of length 1 together, side by side or one above the other."""
     half = side // 2
-    bump = torch.cat([_pyramid(half, side), -_pyramid(side - half, side)])
+    bump = torch.cat([_pyramid(half, side, dtype), -_pyramid(side - half, side, dtype)])
     bump = (bump / bump.norm()).to(streams.index.device)
     upright = streams.uniform(*shape)[..., None, None] < 0.5
     return torch.where(upright, bump, bump.T)
 
 
-def _pyramid(height: int, width: int) -> Tensor:
+def _pyramid(height: int, width: int, dtype: torch.dtype) -> Tensor:
     """(height, width), length 1: Σ_k 1/(k + 1)² over the squares of radius k about the centre that hold the pixel."""
     rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
     radius = torch.maximum(rows.abs()[:, None], columns.abs())
-    rings = 1 / torch.arange(1, max(height, width) // 2 + 2).square()
+    rings = 1 / torch.arange(1, max(height, width) // 2 + 2, dtype=dtype).square()
     sums = rings.flip(0).cumsum(0).flip(0)[radius]
     return sums / sums.norm().clamp_min(1e-12)
 

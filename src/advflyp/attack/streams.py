@@ -37,23 +37,23 @@ class Streams:
         """The streams of some of the images, by position or mask, where these now stand."""
         return Streams(self.seed, self.index[rows], self.draws)
 
-    def uniform(self, *shape: int) -> Tensor:
-        """(N, *shape) float32 in [0, 1)."""
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, *shape) in [0, 1), the same numbers in float32 and float64."""
         # 24 bits fill a float32 mantissa; every value is a multiple of 2⁻²⁴.
-        return _shift(self._bits(math.prod(shape)), 40).float().mul_(2.0**-24).view(-1, *shape)
+        return _shift(self._bits(math.prod(shape)), 40).to(dtype).mul_(2.0**-24).view(-1, *shape)
 
-    def normal(self, *shape: int) -> Tensor:
-        """(N, *shape) float32, standard normal (Box–Muller)."""
-        u, v = self.uniform(2, *shape).unbind(1)
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, *shape) standard normal (Box–Muller), the same numbers in float32 and float64 up to rounding."""
+        u, v = self.uniform(2, *shape, dtype=dtype).unbind(1)
         return torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """(N, *shape) int64 in [0, high)."""
         return (self.uniform(*shape) * high).long().clamp_max_(high - 1)
 
-    def signs(self, *shape: int) -> Tensor:
-        """(N, *shape) float32, −1 or 1."""
-        return (self.uniform(*shape) < 0.5).float().mul_(2).sub_(1)
+    def signs(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, *shape), −1 or 1."""
+        return (self.uniform(*shape) < 0.5).to(dtype).mul_(2).sub_(1)
 
     def _bits(self, count: int) -> Tensor:
         """(N, count) int64, the next draw."""

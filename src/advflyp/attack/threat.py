@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.streams import Streams
+from advflyp.dtypes import in_float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,13 @@ class Threat:
         if self.norm == "linf":
             if of_batch:
                 return torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
-            return (generator.uniform(*images.shape[1:]) * 2 - 1) * self.eps
+            return (generator.uniform(*images.shape[1:], dtype=images.dtype) * 2 - 1) * self.eps
         if of_batch:
             noise = torch.empty_like(images).normal_(generator=generator)
-            radius = torch.rand(len(images), 1, 1, 1, device=images.device, generator=generator)
+            radius = images.new_empty(len(images), 1, 1, 1).uniform_(generator=generator)
         else:
-            noise, radius = generator.normal(*images.shape[1:]), generator.uniform(1, 1, 1)
+            noise = generator.normal(*images.shape[1:], dtype=images.dtype)
+            radius = generator.uniform(1, 1, 1, dtype=images.dtype)
         # The d-th root makes the draw uniform in volume.
         return _unit(noise) * self.eps * radius ** (1 / images[0].numel())
 
@@ -68,7 +70,7 @@ class Threat:
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         """(N,) float64 distances in this norm."""
-        delta = (adversarial.double() - images.double()).flatten(1)
+        delta = (in_float64(adversarial) - in_float64(images)).flatten(1)
         return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
 
     def contains(self, images: Tensor, adversarial: Tensor) -> Tensor:
@@ -76,7 +78,8 @@ class Threat:
         # x + δ is rounded to 2⁻²⁴ relative per pixel; over d pixels that adds up to √d times it in L2.
         slack = 2**-23 * (1 if self.norm == "linf" else images[0].numel() ** 0.5)
         valid = ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1)
-        return valid & (self.distance(images, adversarial) <= self.eps + slack)
+        near = self.distance(images, adversarial) <= self.eps + slack
+        return valid & near.to(valid.device)
 
 
 def check_pixels(images: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from advflyp.dtypes import at_least_float32
 from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import Resolved
@@ -24,6 +25,8 @@ class CLIP(nn.Module):
     tokenizer: list of N texts → (N, context) int64 tokens
     config:    {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores
     name:      what the user asked for; recorded in results
+
+    `model.double()` makes one that computes everything in float64; where float32 stands below, that is meant then.
     """
 
     net: Any  # open_clip's classes share methods, not a base
@@ -56,20 +59,25 @@ class CLIP(nn.Module):
         return self.mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of pixels, embeddings and losses: float32, or float64 of a model in float64."""
+        return self.mean.dtype
+
+    @property
     def visual(self) -> nn.Module:
         """The image tower, projection included."""
         return self.net.visual
 
     @property
     def logit_scale(self) -> Tensor:
-        """τ⁻¹, a float32 scalar; the exponential is already applied."""
-        return self.net.logit_scale.float().exp()
+        """τ⁻¹, a scalar; the exponential is already applied."""
+        return at_least_float32(self.net.logit_scale).exp()
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """b of the sigmoid loss, a float32 scalar; none for a model that was pretrained with another loss."""
+        """b of the sigmoid loss, a scalar; none for a model that was pretrained with another loss."""
         bias = getattr(self.net, "logit_bias", None)
-        return None if bias is None else bias.float()
+        return None if bias is None else at_least_float32(bias)
 
     @contextmanager
     def computing_in(self, precision: Resolved) -> Iterator[None]:
@@ -89,10 +97,10 @@ class CLIP(nn.Module):
         return self._in_parts(self._encode_image, images)
 
     def _encode_image(self, images: Tensor) -> Tensor:
-        with self._autocast(), _no_tensor_float32():
+        with self._autocast():
             # CoCa's would normalise unless told not to.
             features = self.net.encode_image(self._normalised(images), normalize=False)
-        return features.float()
+        return at_least_float32(features)
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -110,16 +118,16 @@ class CLIP(nn.Module):
 
     def _encode_patches(self, images: Tensor) -> Tensor:
         """(N, 1 + rows · columns, d), the image's embedding before those of its patches."""
-        with self._autocast(), _no_tensor_float32():
+        with self._autocast():
             image, tokens = embed_patches(self.visual, self._normalised(images))
-        return F.normalize(torch.cat([image[:, None], tokens], dim=1).float(), dim=-1)
+        return F.normalize(at_least_float32(torch.cat([image[:, None], tokens], dim=1)), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""
         tokens = self.tokenizer(list(texts)).to(self.device)
         with self._autocast():
             features = self.net.encode_text(tokens)
-        return F.normalize(features.float(), dim=-1)
+        return F.normalize(at_least_float32(features), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self.micro_batch is None:
@@ -132,17 +140,6 @@ class CLIP(nn.Module):
     def _autocast(self) -> torch.autocast:
         # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-@contextmanager
-def _no_tensor_float32() -> Iterator[None]:
-    """Convolutions on CUDA round float32 to 10 bits by default, as coarse as float16."""
-    flags = torch.backends.cudnn
-    before, flags.allow_tf32 = flags.allow_tf32, False
-    try:
-        yield
-    finally:
-        flags.allow_tf32 = before
 
 
 class TextCache:

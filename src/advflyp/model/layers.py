@@ -8,16 +8,24 @@ from torch.nn import functional as F
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 whatever the autocast region around it.
+    """A convolution that computes in float32 at least, whatever autocast or torch's settings say.
 
     Cast to bfloat16, normalised pixels lose a perturbation of 1/255 in rounding (14 % of its norm on random
-    8-bit pixels), so the attack would optimise something other than what the model sees.
+    8-bit pixels), so the attack would optimise something other than what the model sees. TF32 loses 2 %: where torch
+    is set to round the factors of float32 products, this layer computes in float64. To turn that setting off for the
+    time of a forward would turn it off for other threads too, would not reach the backward, and could not be undone
+    exactly: a setting that was inherited reads as one of its own.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            images = input.float()
-            return self._of_patches(images) if self._tiles(images) else super().forward(images)
+        kind, tiles = input.device.type, self._tiles(input)
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        if rounds_products(kind, convolution=not tiles):
+            exact = torch.float64
+        with torch.autocast(kind, enabled=False):
+            bias = None if self.bias is None else self.bias.to(exact)
+            compute = self._of_patches if tiles else self._conv_forward
+            return compute(input.to(exact), self.weight.to(exact), bias).to(self.weight.dtype)
 
     def _tiles(self, images: Tensor) -> bool:
         """Whether the kernel lies beside itself, as a ViT's: then it is a matrix."""
@@ -30,15 +38,30 @@ class Float32Conv2d(nn.Conv2d):
             and not (height % self.kernel_size[0] or width % self.kernel_size[1])
         )
 
-    def _of_patches(self, images: Tensor) -> Tensor:
+    def _of_patches(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A product with a matrix: its gradient by the pixels takes a tenth of the convolution's time on a CPU."""
         rows, columns = self.kernel_size
         number, _, height, width = images.shape
         # As channels_last has them in memory, so that nothing but the patches is gathered.
         patches = images.permute(0, 2, 3, 1).reshape(number, height // rows, rows, width // columns, -1)
         patches = patches.permute(0, 1, 3, 2, 4).flatten(3)
-        kernel = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, kernel, self.bias).permute(0, 3, 1, 2)
+        kernel = weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, kernel, bias).permute(0, 3, 1, 2)
+
+
+@torch.compiler.assume_constant_result
+def rounds_products(device: str, *, convolution: bool) -> bool:
+    """Whether torch is set to round the factors of float32 products on this type of device, to TF32 or bfloat16.
+
+    It asks by the names of torch 2.9: the older ones (`allow_tf32`) set these too, and raise when they are read after
+    somebody has used the new ones. A compiled tower keeps the answer of the time at which it was compiled.
+    """
+    backends = torch.backends
+    settings: dict[str, tuple[Any, Any]] = {
+        "cuda": (backends.cuda.matmul, backends.cudnn.conv),
+        "cpu": (backends.mkldnn.matmul, backends.mkldnn.conv),
+    }
+    return device in settings and settings[device][convolution].fp32_precision not in ("none", "ieee")
 
 
 class SelfAttention(nn.MultiheadAttention):

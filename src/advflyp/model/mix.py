@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from advflyp.dtypes import in_float64
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
@@ -37,8 +38,8 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         if not values[-1].is_floating_point():
             return values[-1]
         # In double precision: a weight of 1 then gives a model back to the bit.
-        total = sum(weight * value.double() for weight, value in zip(weights, values, strict=True) if weight)
-        return total.to(values[-1].dtype)  # type: ignore[union-attr]
+        total = sum(weight * in_float64(value) for weight, value in zip(weights, values, strict=True) if weight)
+        return total.to(values[-1])  # type: ignore[union-attr]
 
     result = deepcopy(models[-1])
     result.load_state_dict({name: mixed(name) for name in states[0]})

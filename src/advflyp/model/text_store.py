@@ -22,7 +22,7 @@ PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPE
 
 
 class TextStore:
-    """N texts → (N, d) float32 constants on the model's device, each text encoded once for all runs.
+    """N texts → (N, d) constants on the model's device, each text encoded once for all runs.
 
     model:  its text tower must stay as it is
     folder: where embeddings are kept, 4·d + 16 bytes each
@@ -32,8 +32,8 @@ class TextStore:
     def __init__(self, model: CLIP, folder: str | Path) -> None:
         self.model = model
         with torch.no_grad():
-            self.width = model.encode_text(PROBE[:1]).shape[1]
-        self.record = np.dtype([("digest", f"V{DIGEST}"), ("embedding", np.float32, (self.width,))])
+            probe = model.encode_text(PROBE[:1]).cpu().numpy()
+        self.record = np.dtype([("digest", f"V{DIGEST}"), ("embedding", probe.dtype, probe.shape[1:])])
         self.folder = Path(folder).expanduser() / text_key(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class TextStore:
         if missing:
             fresh = np.empty(len(missing), self.record)
             fresh["digest"] = np.array(list(missing), f"V{DIGEST}")
-            fresh["embedding"] = self.model.encode_text(list(missing.values())).float().cpu().numpy()
+            fresh["embedding"] = self.model.encode_text(list(missing.values())).cpu().numpy()
             self.file.write(fresh.tobytes())
             self.file.flush()
             self._know(fresh)

@@ -297,7 +297,8 @@ class Trainer:
         """One update; the losses as device scalars, still unsynchronised."""
         recipe, model = self.recipe, self.model
         update_statistics = recipe.train.batch_norm == "update"
-        images = batch["images"] = self._fitted(batch["images"].to(model.device, non_blocking=True))
+        images = batch["images"].to(model.device, model.dtype, non_blocking=True)
+        images = batch["images"] = self._fitted(images)
         model.train(update_statistics)
         self.embed_texts(batch)
         images_adv = images

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.threat import Threat
+from advflyp.dtypes import in_float64
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
@@ -150,7 +151,7 @@ def attack_with(
                 difference=as_png(perturbation(origin[0], adversarial, threat)),
                 amplification=amplification(origin[0], adversarial, threat),
                 largest=round(255 * change.abs().max().item()),
-                length=change.double().norm().item(),
+                length=in_float64(change).norm().item(),
                 guesses=[
                     guess(one, one.model.preprocess(again)[None], labels.names, TOP)[0] for one in classifiers
                 ],

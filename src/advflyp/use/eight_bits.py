@@ -7,6 +7,7 @@ from torch import Tensor
 
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.dtypes import in_float64
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision
@@ -34,13 +35,13 @@ def eight_bits(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
     L∞: each pixel is rounded, and held to ε in whole levels. L2: rounding may lengthen a perturbation; it is then
     shortened until what it rounds to is short enough.
     """
-    origin = (clean.double() * 255).round()
-    delta = adversarial.double() * 255 - origin
+    origin = (in_float64(clean) * 255).round()
+    delta = in_float64(adversarial) * 255 - origin
     if threat.norm == "linf":
         whole = delta.round().clamp(-levels(threat), levels(threat))
     else:
         whole = torch.stack([_within(one, 255 * threat.eps) for one in delta])
-    return ((origin + whole).clamp(0, 255) / 255).float()
+    return ((origin + whole).clamp(0, 255) / 255).to(adversarial)
 
 
 def _within(delta: Tensor, radius: float) -> Tensor:
