@@ -4,6 +4,7 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import timm
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from advflyp.data.labelled import LabelledSet
 from advflyp.evaluation.judge import Judge
@@ -31,6 +33,25 @@ VISION = {
 }
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "triangle", "bar")
+
+
+def assert_equal64(
+    found: Tensor | Mapping[str, Tensor], expected: Tensor | Mapping[str, Tensor], scale: float | None = None
+) -> None:
+    """The same float64 values up to the order in which terms are added: to 1e-9 of the largest, or of `scale`.
+
+    A thousand terms in another order differ by some 1000·2⁻⁵³ = 1e-13, on every processor; anything that passed
+    through float32 differs by 1e-8. Of tensors by name, all have one scale: a gradient that is zero is rounding.
+    """
+    found, expected = (
+        dict(x) if isinstance(x, Mapping) else {"value": x} for x in (found, expected)
+    )
+    assert found.keys() == expected.keys()
+    assert {x.dtype for x in (*found.values(), *expected.values())} == {torch.float64}
+    if scale is None:
+        scale = max(float(x.detach().abs().max()) for x in expected.values())
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x, rtol=0, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def small_timm(name: str, like: str, **arguments: Any) -> str:

@@ -61,7 +61,14 @@ def _approach(
     for _ in range(steps):
         if not len(at):
             break
-        value, gradient = _difference(victim, at)
+        logits, value, gradient = _difference(victim, at)
+        found = _found(victim, at, threat, logits)
+        if found.any():
+            # Across the boundary already; the step back went into the ball.
+            at.leave(found, at.current, result)
+            value, gradient = value[~found], gradient[~found]
+            if not len(at):
+                break
         # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
         rise = in_float64(gradient * (at.images - at.current)).flatten(1).sum(1)
         at_image = in_float64(value) + rise
@@ -74,24 +81,30 @@ def _approach(
 
         with torch.no_grad():
             logits = at_least_float32(victim(at.current))
-        adversarial = logits.argmax(1) != at.labels
-        found = adversarial & threat.contains(at.images, at.current)
-        if found.any():
-            found[found.clone()] = victim.fooled(at.current[found], at.labels[found], logits[found])
+        found = _found(victim, at, threat, logits)
         before, delta = at.current, at.current - at.images
-        at.current = at.images + torch.where(adversarial.view(-1, 1, 1, 1), BETA * delta, delta)
+        adversarial = (logits.argmax(1) != at.labels).view(-1, 1, 1, 1)
+        at.current = at.images + torch.where(adversarial, BETA * delta, delta)
         at.leave(found, before, result)
     return at.rows
 
 
-def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor]:
-    """z_t − z_y (M,), below 0 on the image's own side of the boundary, and its gradient (M, 3, H, W)."""
+def _found(victim: Victim, at: _Search, threat: Threat, logits: Tensor) -> Tensor:
+    """(M,) bool: which of the current points, that have these logits, fool the victim and are inside `threat`."""
+    found = (logits.argmax(1) != at.labels) & threat.contains(at.images, at.current)
+    if found.any():
+        found[found.clone()] = victim.fooled(at.current[found], at.labels[found], logits[found])
+    return found
+
+
+def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (M, K); z_t − z_y (M,), below 0 on the image's own side of the boundary; its gradient (M, 3, H, W)."""
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = at_least_float32(victim(leaf))
         value = logits.gather(1, at.targets[:, None]) - logits.gather(1, at.labels[:, None])
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach().squeeze(1), gradient
+    return logits.detach(), value.detach().squeeze(1), gradient
 
 
 def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:
