@@ -43,15 +43,15 @@ def assert_equal64(
     A thousand terms in another order differ by some 1000·2⁻⁵³ = 1e-13, on every processor; anything that passed
     through float32 differs by 1e-8. Of tensors by name, all have one scale: a gradient that is zero is rounding.
     """
-    found, expected = (
-        dict(x) if isinstance(x, Mapping) else {"value": x} for x in (found, expected)
-    )
+    found, expected = (dict(x) if isinstance(x, Mapping) else {"value": x} for x in (found, expected))
     assert found.keys() == expected.keys()
     assert {x.dtype for x in (*found.values(), *expected.values())} == {torch.float64}
     if scale is None:
         scale = max(float(x.detach().abs().max()) for x in expected.values())
     for name, x in expected.items():
-        torch.testing.assert_close(found[name], x, rtol=0, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], x, rtol=0, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def small_timm(name: str, like: str, **arguments: Any) -> str:

@@ -38,7 +38,9 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         if not values[-1].is_floating_point():
             return values[-1]
         # In double precision: a weight of 1 then gives a model back to the bit.
-        total = sum(weight * in_float64(value) for weight, value in zip(weights, values, strict=True) if weight)
+        total = sum(
+            weight * in_float64(value) for weight, value in zip(weights, values, strict=True) if weight
+        )
         return total.to(values[-1])  # type: ignore[union-attr]
 
     result = deepcopy(models[-1])
