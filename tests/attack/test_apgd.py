@@ -71,8 +71,8 @@ def test_visits_the_points_that_the_published_code_visits(
         apgd(Victim(ours), images, labels, threat, streams=streams)
 
     assert len(ours.seen) == len(theirs.seen) == 101
-    # A gradient of the cross-entropy is as exact as 1 − p, here 3e-5 at the least: 2⁻⁵³/3e-5 of its direction. 100 steps
-    # of at most 2ε add up to 2e-10, and those that overshoot enlarge what is there. Another choice moves by 1e-4.
+    # A gradient of the cross-entropy is as exact as 1 − p, here 3e-5 at the least: 2⁻⁵³/3e-5 of its direction. 100
+    # steps of at most 2ε add up to 2e-10, and those that overshoot enlarge what is there. Another choice moves by 1e-4.
     torch.testing.assert_close(torch.stack(ours.seen), torch.stack(theirs.seen), rtol=0, atol=1e-8)
 
 

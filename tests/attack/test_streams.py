@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from advflyp.attack.streams import Streams, _mix
