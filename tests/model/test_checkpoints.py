@@ -3,6 +3,7 @@
 import io
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from advflyp.model.checkpoints import split_name
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, save_model
 from advflyp.training.trainer import train
-from helpers import TEXT, VISION, make_tiny, siglip_config, small_model
+from helpers import TEXT, VISION, assert_equal64, make_tiny, siglip_config, small_model
 
 State = dict[str, Tensor]
 
@@ -106,13 +107,16 @@ def robust(tiny_folder: Path) -> CLIP:
     return model
 
 
-def same(one: CLIP, other: CLIP, atol: float = 1e-6) -> None:
-    images = torch.rand(3, 3, *one.image_size, generator=torch.Generator().manual_seed(0))
+def same(one: CLIP, other: CLIP) -> None:
+    images = torch.rand(
+        3, 3, *one.image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     texts = ["a red circle", "two blue bars"]
+    one, other = (deepcopy(model).double() for model in (one, other))
     with torch.no_grad():
         embeddings = [torch.cat([m.encode_image(images), m.encode_text(texts)]) for m in (one, other)]
-    torch.testing.assert_close(*embeddings, rtol=0, atol=atol)
-    assert one.logit_scale.item() == pytest.approx(other.logit_scale.item(), rel=1e-5)
+    assert_equal64(*embeddings)
+    assert_equal64(one.logit_scale, other.logit_scale)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
@@ -144,7 +148,8 @@ def test_half_precision_becomes_float32(
     torch.save({key: value.to(dtype) for key, value in robust.visual.state_dict().items()}, path)
     loaded = load_model(f"{path}@{tiny_folder}")
     assert {value.dtype for value in loaded.net.state_dict().values()} == {torch.float32}
-    same(loaded, robust, atol=0.05)
+    robust.visual.to(dtype).float()
+    same(loaded, robust)
 
 
 def test_what_was_not_trained_comes_from_the_base(tiny_folder: Path, tmp_path: Path) -> None:
@@ -387,9 +392,7 @@ def test_vit_b_32_in_each_form(tmp_path: Path) -> None:
     torch.save(robust.net.state_dict(), buffer)
     net: Any = open_clip.create_model("ViT-B-32-quickgelu")
     net.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
-    torch.testing.assert_close(
-        loaded.encode_image_raw(images),
-        net.eval().encode_image((images - loaded.mean) / loaded.std),
-        atol=1e-5,
-        rtol=0,
+    loaded, images = loaded.double(), images.double()
+    assert_equal64(
+        loaded.encode_image_raw(images), net.double().eval().encode_image((images - loaded.mean) / loaded.std)
     )

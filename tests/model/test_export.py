@@ -18,23 +18,23 @@ from advflyp.model.clip import CLIP
 from advflyp.model.export import TEXTS, export_model
 from advflyp.model.hub import load_model, save_model
 from advflyp.training.ending import RunError
-from helpers import siglip_config, small_model
+from helpers import assert_equal64, siglip_config, small_model
 
 pytest.importorskip("transformers")
 
-# What a user of the formats writes; pixels.pt holds pixels in [0, 1].
+# What a user of the formats writes, but for `double`: in float64 what is the same is equal to nine digits.
 LOADERS = {
     "open_clip": """
 import open_clip
 model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-model.eval()
+model.double().eval()
 tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
 images = model.encode_image((pixels - mean) / std, normalize=True)
 texts = model.encode_text(tokens, normalize=True)
 """,
     "hf": """
 from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained(folder).eval()
+model = AutoModel.from_pretrained(folder).double().eval()
 processor = AutoProcessor.from_pretrained(folder)
 inputs = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
 images = model.get_image_features(pixel_values=(pixels - mean) / std).pooler_output
@@ -43,9 +43,9 @@ images, texts = (x / x.norm(dim=-1, keepdim=True) for x in (images, texts))
 """,
     "vision": """
 from transformers import AutoImageProcessor, AutoModel
-model = AutoModel.from_pretrained(folder + "/vision").eval()
+model = AutoModel.from_pretrained(folder + "/vision").double().eval()
 read = AutoImageProcessor.from_pretrained(folder + "/vision")
-assert torch.allclose(torch.tensor(read.image_mean), mean.flatten())
+assert torch.equal(torch.tensor(read.image_mean), mean.flatten().float())
 # As LLaVA takes it: patches of the last layer but one.
 found = model(pixel_values=(pixels - mean) / std, output_hidden_states=True)
 images, texts = found.hidden_states[-2], None
@@ -63,8 +63,8 @@ torch.save([images, texts], {file!r})
 
 
 def loaded_elsewhere(kind: str, folder: Path, model: CLIP, tmp_path: Path) -> tuple[Any, Any, torch.Tensor]:
-    """Embeddings of pixels and texts by a program that knows only the folder."""
-    pixels = torch.rand(3, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    """Embeddings of pixels and texts by a program that knows only the folder; `model` is one in float64."""
+    pixels = torch.rand(3, 3, *model.image_size, dtype=torch.float64)
     file = str(tmp_path / "data.pt")
     torch.save({"pixels": pixels, "mean": model.mean, "std": model.std, "texts": list(TEXTS)}, file)
     body = "".join(f"    {line}\n" for line in LOADERS[kind].strip().splitlines())
@@ -118,8 +118,10 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def exported(name: str | Path, kind: str, tmp_path: Path) -> tuple[CLIP, Path]:
+    """The model, by now in float64, and the folder of what was exported."""
     model = load_model(name)
-    return model, export_model(model, "hf" if kind == "vision" else kind, tmp_path / "out").folder
+    folder = export_model(model, "hf" if kind == "vision" else kind, tmp_path / "out").folder
+    return model.double(), folder
 
 
 # timm knows the small SigLIP in this process only.
@@ -127,8 +129,8 @@ def exported(name: str | Path, kind: str, tmp_path: Path) -> tuple[CLIP, Path]:
 def test_loaded_by_others(name: str, kind: str, tmp_path: Path, siglip_folder: Path) -> None:
     model, folder = exported(siglip_folder if name == "siglip" else name, kind, tmp_path)
     images, texts, pixels = loaded_elsewhere(kind, folder, model, tmp_path)
-    torch.testing.assert_close(images, model.encode_image(pixels), rtol=0, atol=1e-5)
-    torch.testing.assert_close(texts, model.encode_text(TEXTS), rtol=0, atol=1e-5)
+    assert_equal64(images, model.encode_image(pixels))
+    assert_equal64(texts, model.encode_text(TEXTS))
 
 
 def test_the_image_tower_alone(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_the_image_tower_alone(tmp_path: Path) -> None:
     blocks = model.visual.get_submodule("transformer.resblocks")
     blocks[-2].register_forward_hook(lambda module, inputs, output: layers.append(output))  # type: ignore[index]
     model.encode_image(pixels)
-    torch.testing.assert_close(found, layers[0], rtol=1e-4, atol=1e-4)
+    assert_equal64(found, layers[0])
 
 
 @pytest.mark.parametrize("name", ["mini-vit", "siglip", "mini"])
@@ -147,12 +149,12 @@ def test_there_and_back(name: str, tmp_path: Path, siglip_folder: Path) -> None:
     source = load_model(siglip_folder if name == "siglip" else name)
     first = export_model(source, "open_clip", tmp_path / "a").folder
     second = first if name == "mini" else export_model(str(first), "hf", tmp_path / "b").folder
-    last = load_model(export_model(str(second), "open_clip", tmp_path / "c").folder)
-    pixels = torch.rand(2, 3, *source.image_size)
-    torch.testing.assert_close(last.encode_image(pixels), source.encode_image(pixels), rtol=0, atol=1e-5)
+    last = load_model(export_model(str(second), "open_clip", tmp_path / "c").folder).double()
+    source, pixels = source.double(), torch.rand(2, 3, *source.image_size, dtype=torch.float64)
+    assert_equal64(last.encode_image(pixels), source.encode_image(pixels))
     texts = [*TEXTS, "A cat,  a DOG; it's 3 o'clock!", "é ü 猫", " ".join(["word"] * 40)]
-    torch.testing.assert_close(last.encode_text(texts), source.encode_text(texts), rtol=0, atol=1e-5)
-    torch.testing.assert_close(last.logit_scale, source.logit_scale)
+    assert_equal64(last.encode_text(texts), source.encode_text(texts))
+    assert_equal64(last.logit_scale, source.logit_scale)
     assert (last.logit_bias is None) == (source.logit_bias is None)
     before, after = (model.config["preprocess_cfg"] for model in (source, last))
     assert {**before, "mean": list(before["mean"]), "std": list(before["std"])} == {
@@ -171,6 +173,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     for number in (1, 5):
         pixels = torch.rand(number, 3, *model.image_size)
         (embedding,) = session.run(["embedding"], {"pixels": pixels.numpy()})
+        # Float32 in either: some 100 operations one after the other, each in error by up to 2⁻²⁴ of a number.
         torch.testing.assert_close(torch.from_numpy(embedding), model.encode_image(pixels), rtol=0, atol=1e-5)
     settings = json.loads((tmp_path / "out/preprocessing.json").read_text())
     assert (
@@ -188,12 +191,13 @@ def test_a_real_siglip(tmp_path: Path, siglip_folder: Path) -> None:
     for kind in ("open_clip", "hf"):
         found = export_model(source, kind, tmp_path / kind)
         assert found.images <= 1e-5 and found.texts is not None and found.texts <= 1e-5
-        images, texts, pixels = loaded_elsewhere(kind, found.folder, source, tmp_path)
-        for one, other in ((images, source.encode_image(pixels)), (texts, source.encode_text(TEXTS))):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-        back = load_model(found.folder)
-        torch.testing.assert_close(back.encode_image(pixels), source.encode_image(pixels), rtol=0, atol=1e-5)
-        torch.testing.assert_close(back.encode_text(TEXTS), source.encode_text(TEXTS), rtol=0, atol=1e-5)
+        exact = deepcopy(source).double()
+        images, texts, pixels = loaded_elsewhere(kind, found.folder, exact, tmp_path)
+        for one, other in ((images, exact.encode_image(pixels)), (texts, exact.encode_text(TEXTS))):
+            assert_equal64(one, other)
+        back = load_model(found.folder).double()
+        assert_equal64(back.encode_image(pixels), exact.encode_image(pixels))
+        assert_equal64(back.encode_text(TEXTS), exact.encode_text(TEXTS))
 
 
 @pytest.mark.slow
@@ -213,12 +217,11 @@ def test_real_sizes(name: str, formats: tuple[str, ...], tmp_path: Path) -> None
         assert found.images <= 1e-5 and (found.texts or 0) <= 1e-5
         if kind == "onnx":
             continue
-        pixels = torch.rand(2, 3, *source.image_size)
-        back = load_model(found.folder)
-        torch.testing.assert_close(back.encode_image(pixels), source.encode_image(pixels), rtol=0, atol=1e-5)
-        torch.testing.assert_close(back.encode_text(TEXTS), source.encode_text(TEXTS), rtol=0, atol=1e-5)
-        images, _, pixels = loaded_elsewhere(kind, found.folder, source, tmp_path)
-        torch.testing.assert_close(images, source.encode_image(pixels), rtol=0, atol=1e-5)
+        exact, back = deepcopy(source).double(), load_model(found.folder).double()
+        images, _, pixels = loaded_elsewhere(kind, found.folder, exact, tmp_path)
+        assert_equal64(images, exact.encode_image(pixels))
+        assert_equal64(back.encode_image(pixels), exact.encode_image(pixels))
+        assert_equal64(back.encode_text(TEXTS), exact.encode_text(TEXTS))
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "hf", "onnx"])

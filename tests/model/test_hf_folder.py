@@ -1,6 +1,7 @@
 """Folders that transformers wrote, from its own random models: what we load computes the same."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from advflyp.cli import main
 from advflyp.model import hub
 from advflyp.model.hub import load_model, save_model
+from helpers import assert_equal64
 
 pytest.importorskip("transformers")
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -41,15 +43,15 @@ def write(folder: Path, activation: str = "quick_gelu", **processor: Any) -> CLI
 
 
 def assert_same(model: CLIPModel, folder: Path) -> None:
-    found = load_model(folder)
-    pixels = torch.rand(3, 3, 32, 32)
+    model, found = deepcopy(model).double(), load_model(folder).double()
+    pixels = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     inputs = clip_tokenizer()(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         images = model.get_image_features(pixel_values=(pixels - found.mean) / found.std).pooler_output
         texts = model.get_text_features(**inputs).pooler_output
         for ours, theirs in ((found.encode_image(pixels), images), (found.encode_text(TEXTS), texts)):
-            torch.testing.assert_close(ours, theirs / theirs.norm(dim=-1, keepdim=True), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.logit_scale, model.logit_scale.exp())
+            assert_equal64(ours, theirs / theirs.norm(dim=-1, keepdim=True))
+    assert_equal64(found.logit_scale, model.logit_scale.exp())
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_pytorch_tanh"])

@@ -122,8 +122,8 @@ def test_whatever_torch_is_set_to_the_pixels_keep_a_perturbation(
     for rounds, expected in zip(found["rounds"][:4], ROUNDED[name], strict=True):
         assert expected is None or rounds == expected
     assert found["rounds"][4:] == [False, False], "Apple's GPUs have nothing of the kind"
-    # A sum of n = 192 products is in error by √n·2⁻²⁴ of their sizes' sum, n/20; the effect is √n/20 of 1/64. So float32
-    # may lose √n·2⁻²⁴·√n·64 = 7e-4 (and loses 3e-5), where TF32 and bfloat16 lose 2e-2.
+    # A sum of n = 192 products is in error by √n·2⁻²⁴ of their sizes' sum, n/20; the effect is √n/20 of 1/64. So
+    # float32 may lose √n·2⁻²⁴·√n·64 = 7e-4 (and loses 3e-5), where TF32 and bfloat16 lose 2e-2.
     assert max(found["errors"]) < 7e-4
     assert found["kept"]
 

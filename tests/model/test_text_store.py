@@ -1,5 +1,6 @@
 """Embeddings of captions on disk."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
 from advflyp.model.text_store import TextStore, text_key
-from helpers import make_tiny
+from helpers import assert_equal64, make_tiny
 
 TEXTS = ["a red square", "a blue circle", "a red square", "Ü"]
 
@@ -22,10 +23,10 @@ def counted(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_embeddings_are_the_models(tiny: CLIP, tmp_path: Path) -> None:
-    store = TextStore(tiny, tmp_path)
+    store = TextStore(tiny.double(), tmp_path)
     with torch.no_grad():
         expected = tiny.encode_text(TEXTS)
-    assert torch.allclose(store(TEXTS), expected, atol=1e-6)
+    assert_equal64(store(TEXTS), expected)
     assert torch.equal(store(TEXTS[::-1]), store(TEXTS).flip(0))
     assert not store(TEXTS).requires_grad and len(store) == 3
 
@@ -46,7 +47,7 @@ def test_another_run_encodes_nothing_again(
 def test_a_record_that_was_cut_off_is_made_again(
     tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = TextStore(tiny, tmp_path)
+    store = TextStore(tiny.double(), tmp_path)
     kept = store(TEXTS)
     store.file.close()
     (path,) = tmp_path.glob("*/*.bin")
@@ -54,7 +55,7 @@ def test_a_record_that_was_cut_off_is_made_again(
     for _ in range(2):
         store = TextStore(tiny, tmp_path)
         seen = counted(tiny, monkeypatch)
-        assert torch.allclose(store(TEXTS), kept, atol=1e-6)
+        assert_equal64(store(TEXTS), kept)
         store.file.close()
     assert seen == []
 
@@ -62,7 +63,7 @@ def test_a_record_that_was_cut_off_is_made_again(
 def test_two_processes_at_once_do_not_share_a_file(tiny: CLIP, tmp_path: Path) -> None:
     one, other = TextStore(tiny, tmp_path), TextStore(tiny, tmp_path)
     assert one.file.name != other.file.name
-    assert torch.allclose(one(TEXTS), other(TEXTS), atol=1e-6)
+    assert torch.equal(one(TEXTS), other(TEXTS)), "the same texts at once, in the same order"
     one.file.close(), other.file.close()
     assert len(TextStore(tiny, tmp_path)) == 3
 
@@ -73,7 +74,7 @@ def test_another_text_tower_has_another_folder(tiny: CLIP, tmp_path: Path) -> No
     with tiny.computing_in("bf16"):
         bf16 = text_key(tiny)
     key = text_key(tiny)
-    assert bf16 != key
+    assert bf16 != key != text_key(deepcopy(tiny).double())
     with torch.no_grad():
         next(tiny.visual.parameters()).add_(1)
         tiny.net.logit_scale.add_(1)
