@@ -1,4 +1,4 @@
-"""A labelled batch, and an original that differs from the model as it does after some steps."""
+"""In float64: a labelled batch, and an original that differs from the model as it does after some steps."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def original(other_folder: Path) -> CLIP:
-    return load_model(other_folder).requires_grad_(False)
+    return load_model(other_folder).double().requires_grad_(False)
 
 
 @pytest.fixture
 def vision(tiny: CLIP) -> CLIP:
     """The tiny CLIP as a trainer has it: only its image tower learns."""
-    tiny.requires_grad_(False)
+    tiny.double().requires_grad_(False)
     tiny.visual.requires_grad_(True)
     return tiny
 
@@ -39,7 +39,9 @@ def labelled(vision: CLIP) -> dict[str, Any]:
     classes = class_embeddings(vision, CLASSES, ["a {}", "the {}"])
     captions = [f"a {CLASSES[label]}" for label in LABELS]
     return {
-        "images": torch.rand(len(LABELS), 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "images": torch.rand(
+            len(LABELS), 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        ),
         "labels": labels,
         "captions": captions,
         "class_embeddings": classes,
@@ -49,5 +51,7 @@ def labelled(vision: CLIP) -> dict[str, Any]:
 
 @pytest.fixture
 def images_adv(labelled: dict[str, Any]) -> torch.Tensor:
-    noise = torch.rand(labelled["images"].shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.rand(
+        labelled["images"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     return (labelled["images"] + 0.2 * (noise - 0.5)).clamp(0, 1)

@@ -7,6 +7,7 @@ import advflyp.method.advflyp as contrastive
 import advflyp.method.blocks as blocks
 from advflyp.method.advflyp import clip_loss, same_captions, sigmoid_loss
 from advflyp.method.regularisers import logit_divergence
+from helpers import assert_equal64
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -36,9 +37,9 @@ def test_blocks_change_nothing(kind: str, most: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(blocks, "MOST_LOGITS", most)
     monkeypatch.setattr(contrastive, "MOST_LOGITS", most)
     found = loss()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert_equal64(found, expected)
     for a, b in zip(torch.autograd.grad(found, [images, text, scale]), slopes, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        assert_equal64(a, b)
 
 
 def test_no_matrix_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:

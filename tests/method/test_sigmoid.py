@@ -17,8 +17,8 @@ from advflyp.model.hub import load_model, save_model
 from advflyp.runlog import read_metrics
 from advflyp.training.recipe import read_recipe
 from advflyp.training.trainer import Trainer, train
-from helpers import RECIPE, siglip_config, small_model, write_folder
-from method.oracle import check, numeric_gradient
+from helpers import RECIPE, assert_equal64, siglip_config, small_model, write_folder
+from method.oracle import DIFFERENCES, check, numeric_gradient
 
 N, D, SCALE, BIAS = 5, 7, 14.0, -9.0
 
@@ -56,15 +56,13 @@ def test_value_and_gradient(of: str) -> None:
     assert value.item() == pytest.approx(slow_sigmoid(**ARGUMENTS), rel=1e-12)
     value.backward()
     expected = numeric_gradient(lambda x: slow_sigmoid(**{**ARGUMENTS, of: x}), ARGUMENTS[of])
-    np.testing.assert_allclose(leaf.grad.numpy(), expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(leaf.grad.numpy(), expected, rtol=0, atol=DIFFERENCES)
 
 
 def test_open_clips_own_loss() -> None:
-    images, texts = torch.tensor(unit_rows(2)).float(), torch.tensor(unit_rows(3)).float()
+    images, texts = torch.tensor(unit_rows(2)), torch.tensor(unit_rows(3))
     scale, bias = torch.tensor(117.3), torch.tensor(-12.9)
-    torch.testing.assert_close(
-        sigmoid_loss(images, texts, scale, bias), SigLipLoss()(images, texts, scale, bias)
-    )
+    assert_equal64(sigmoid_loss(images, texts, scale, bias), SigLipLoss()(images, texts, scale, bias))
 
 
 def test_ignored_pairs_are_no_negatives() -> None:
@@ -89,7 +87,8 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def siglip(siglip_folder: Path) -> CLIP:
-    model = load_model(siglip_folder)
+    """In float64."""
+    model = load_model(siglip_folder).double()
     model.requires_grad_(False)
     model.visual.requires_grad_(True)
     return model
@@ -97,14 +96,15 @@ def siglip(siglip_folder: Path) -> CLIP:
 
 def batch_of(model: CLIP) -> dict[str, Any]:
     captions = ["a cat", "a dog", "a cat", "the sea"]
-    images = torch.rand(4, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, *model.image_size, generator=g, dtype=model.dtype)
     text = model.encode_text(captions).detach()
     return {"images": images, "captions": captions, "text_embeddings": text}
 
 
 def test_a_siglip_has_a_bias_and_keeps_it(siglip: CLIP, tiny: CLIP, tmp_path: Path) -> None:
     assert siglip.logit_bias is not None
-    assert siglip.logit_bias.item() == -10 and siglip.logit_bias.dtype == torch.float32
+    assert siglip.logit_bias.item() == -10
     assert tiny.logit_bias is None
     siglip.net.logit_bias.data.fill_(-3)
     save_model(siglip, tmp_path / "saved", {})
@@ -212,7 +212,8 @@ def test_a_large_scale_is_clamped_as_clip_was_pretrained_and_not_siglip(
         train(siglip_recipe, overrides, out=tmp_path / folder.name)
         after = load_model(tmp_path / folder.name)
         if most is None:
-            assert after.logit_scale.item() == pytest.approx(117.3, rel=0.01)
+            # Two steps of Adam move ln τ⁻¹ by its learning rate at most.
+            assert abs(after.net.logit_scale.item() - math.log(117.3)) <= 2 * 1e-3 + 1e-6
             assert after.logit_scale.item() != model.logit_scale.item()
             assert after.logit_bias is not None and after.logit_bias != model.logit_bias
         else:
@@ -223,8 +224,6 @@ def test_the_embeddings_of_a_siglip_are_its_own(siglip: CLIP) -> None:
     images = batch_of(siglip)["images"]
     own: Any = siglip.net
     expected = own.encode_image((images - siglip.mean) / siglip.std, normalize=True)
-    torch.testing.assert_close(siglip.encode_image(images), expected)
+    assert_equal64(siglip.encode_image(images), expected)
     texts = ["a cat", "the sea"]
-    torch.testing.assert_close(
-        siglip.encode_text(texts), F.normalize(own.encode_text(siglip.tokenizer(texts)), dim=-1)
-    )
+    assert_equal64(siglip.encode_text(texts), F.normalize(own.encode_text(siglip.tokenizer(texts)), dim=-1))

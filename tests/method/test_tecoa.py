@@ -40,7 +40,7 @@ def test_the_attack_raises_each_pictures_own_cross_entropy(
         x.detach().double().numpy() for x in (vision.encode_image(images_adv), labelled["class_embeddings"])
     )
     expected = [cross_entropy(z[i : i + 1], t, [y], scale) for i, y in enumerate(labelled["labels"].tolist())]
-    assert values.tolist() == pytest.approx(expected, rel=5e-4)
+    assert values.tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_attack_sends_no_gradient_to_the_text_tower(
@@ -91,4 +91,4 @@ def test_the_logit_regulariser_makes_it_pmg_aft(
     other = PMGAFT(PMGAFTConfig(), vision)
     other.original = original
     theirs = other.losses(labelled["images"], images_adv, labelled)
-    assert sum(ours.values()).item() == pytest.approx(sum(theirs.values()).item(), rel=1e-5)
+    assert sum(ours.values()).item() == pytest.approx(sum(theirs.values()).item(), rel=1e-9)
