@@ -4,11 +4,13 @@ import io
 import json
 import random
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import timm
 import torch
 from PIL import Image, ImageDraw
@@ -52,6 +54,17 @@ def assert_equal64(
         torch.testing.assert_close(
             found[name], x, rtol=0, atol=1e-9 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@contextmanager
+def models_in_float64() -> Iterator[None]:
+    """Runs that are set up within train in float64: model, pixels, losses and optimiser."""
+    from advflyp.training import trainer
+
+    start_from = trainer.start_from
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "start_from", lambda *model, **how: start_from(*model, **how).double())
+        yield
 
 
 def small_timm(name: str, like: str, **arguments: Any) -> str:

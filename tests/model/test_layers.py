@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from advflyp.model.clip import CLIP, Precision
+from advflyp.model.clip import CLIP
 from advflyp.model.layers import Float32Conv2d, SelfAttention, exchange
+from advflyp.model.precision import Resolved
 from helpers import assert_equal64
 
 
@@ -154,7 +155,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.usefixtures("rounding_on_the_cpu")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_only_the_first_layer_goes_another_way(any_tiny: CLIP, precision: Precision) -> None:
+def test_only_the_first_layer_goes_another_way(any_tiny: CLIP, precision: Resolved) -> None:
     """Forward and backward; the rest of the tower is left to what the user has set."""
     images = torch.rand(2, 3, *any_tiny.image_size, requires_grad=True)
     with any_tiny.computing_in(precision):
@@ -204,7 +205,7 @@ class Called(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_attack_on_frozen_weights_copies_them_for_no_place_of_the_sequence(
-    tiny: CLIP, precision: Precision
+    tiny: CLIP, precision: Resolved
 ) -> None:
     """A batch of products is what becomes of the projection where it does: see `SelfAttention`."""
 

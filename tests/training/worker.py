@@ -9,12 +9,13 @@ import torch
 from advflyp.training.recipe import read_recipe
 from advflyp.training.sharding import whole
 from advflyp.training.trainer import Trainer
-from helpers import siglip_config
+from helpers import models_in_float64, siglip_config
 
 
 def record(run: dict[str, Any]) -> dict[str, Any]:
-    """Some steps of a recipe: per step δ, metrics and gradients; at the end the weights."""
-    trainer = Trainer(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
+    """Some steps of a recipe in float64: per step δ, metrics and gradients; at the end the weights."""
+    with models_in_float64():
+        trainer = Trainer(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
     if trainer.method.original is not None:
         # At the first step model and original are the same, and distances between them have no slope.
         noise = torch.Generator().manual_seed(0)

@@ -56,8 +56,8 @@ def rounds_products(device: str, *, convolution: bool) -> bool:
     It asks by the names of torch 2.9: the older ones (`allow_tf32`) set these too, and raise when they are read after
     somebody has used the new ones. A compiled tower keeps the answer of the time at which it was compiled.
     """
-    backends = torch.backends
-    settings: dict[str, tuple[Any, Any]] = {
+    backends: Any = torch.backends
+    settings = {
         "cuda": (backends.cuda.matmul, backends.cudnn.conv),
         "cpu": (backends.mkldnn.matmul, backends.mkldnn.conv),
     }
