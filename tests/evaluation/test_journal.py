@@ -7,41 +7,75 @@ import torch
 from advflyp.evaluation.journal import Journal
 
 
-def test_round_trip_and_removal(tmp_path: Path) -> None:
+def test_records_follow_one_another(tmp_path: Path) -> None:
     one, two = (Journal.beside(tmp_path / "deep" / "r.jsonl", name) for name in ("one", "two"))
     assert one.read() == {}
-    one.write(a=torch.arange(3), b=np.ones((2, 2), np.float32))
-    one.write(a=torch.arange(4), b=np.ones((2, 2), np.float32))
-    two.write(a=np.zeros(1))
-    found = one.read()
-    assert found["a"].tolist() == [0, 1, 2, 3] and found["b"].dtype == np.float32 and len(found) == 2
-    assert one.path == tmp_path / "deep" / "r.unfinished" / "one.npz"
+    one.append(a=torch.arange(3), b=np.ones((3, 2), np.float32))
+    one.append(a=torch.arange(2), b=np.zeros((2, 2), np.float32))
+    two.append(a=np.zeros(1))
+    found = Journal(one.path).read()
+    assert found["a"].tolist() == [0, 1, 2, 0, 1] and found["b"].sum() == 6
+    assert found["b"].dtype == np.float32 and found["b"].shape == (5, 2) and len(found) == 2
+    assert one.path == tmp_path / "deep" / "r.unfinished" / "one.journal"
     one.remove()
     assert one.read() == {} and two.read().keys() == {"a"}
+    one.append(a=np.zeros(2))
+    assert one.read()["a"].tolist() == [0, 0]
+    one.remove()
     two.remove()
     two.remove()
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+def test_a_record_costs_the_same_however_many_came_before(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x.journal")
+    sizes = [0]
+    for _ in range(50):
+        journal.append(a=np.arange(128))
+        sizes.append(journal.path.stat().st_size)
+    assert len(set(np.diff(sizes))) == 1
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal.beside(tmp_path / "r.jsonl", "x")
-    journal.write(a=np.arange(3))
+    journal.append(a=np.arange(3))
+    whole = journal.path.read_bytes()
 
-    def fail(file, **_) -> None:
-        file.write(b"PK")
+    def full(file, **_) -> None:
+        journal.path.write_bytes(whole + b"half a rec")
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(OSError, match="disk full"):
-        journal.write(a=np.arange(5))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(np, "savez", full)
+        journal.append(a=np.arange(5))
     assert journal.read()["a"].tolist() == [0, 1, 2]
+    journal.append(a=np.arange(2))
+    assert journal.read()["a"].tolist() == Journal(journal.path).read()["a"].tolist() == [0, 1, 2, 0, 1]
     journal.remove()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("length", [0, 3, 60, -10])
-def test_a_damaged_file_is_none(tmp_path: Path, length: int) -> None:
-    journal = Journal(tmp_path / "x.npz")
-    journal.write(a=np.arange(30))
-    journal.path.write_bytes(journal.path.read_bytes()[:length])
-    assert journal.read() == {}
+@pytest.mark.parametrize("damage", ["cut", "head", "bit", "zeros", "other"])
+def test_what_is_behind_a_damage_does_not_count(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.journal"
+    journal = Journal(path)
+    journal.append(a=np.arange(30))
+    first = path.stat().st_size
+    journal.append(a=np.arange(20))
+    data = path.read_bytes()
+    middle = (first + len(data)) // 2
+    path.write_bytes(
+        {
+            "cut": data[:-10],
+            "head": data[: first + 5],
+            "bit": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "zeros": data[:first] + bytes(len(data) - first),
+            "other": b"PK" + data,
+        }[damage]
+    )
+    kept = [] if damage == "other" else list(range(30))
+    again = Journal(path)
+    assert again.read().get("a", np.zeros(0)).tolist() == kept
+    # A process that goes on writes over it, also without having looked.
+    Journal(path).append(a=np.arange(2))
+    assert again.read()["a"].tolist() == [*kept, 0, 1]

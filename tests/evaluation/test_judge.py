@@ -126,7 +126,7 @@ class Cut(Exception):
 
 def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Path) -> None:
     labelled = labelled_by(tiny, 50)
-    attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.npz")
+    attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.journal")
     whole = Judge(tiny, labelled, batch_size=10).run(attack, threat)
     assert 0 < whole.correct.sum() < 50
 
@@ -176,7 +176,7 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
     labelled = labelled_by(tiny, 150)
     pictures = Unreadable(labelled.pictures)
     pictures.bad = bad
-    attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.npz")
+    attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
 
     def cut(standing: Standing) -> None:
         if standing.finished > 75:

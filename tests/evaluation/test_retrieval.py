@@ -207,7 +207,7 @@ def test_a_journal_of_other_pictures_is_not_used(tiny: CLIP, folder: Path, tmp_p
     (expected,) = retrieval(tiny, folder, ["pgd2"], [4 / 255])
     path = Journal.beside(tmp_path / "r.jsonl", expected.slug())
     for places in ([0, 2], range(25)):
-        path.write(places=np.array(places), embeddings=torch.zeros(len(places), 32))
+        path.append(places=np.array(places), embeddings=torch.zeros(len(places), 32))
         (cell,) = retrieval(tiny, folder, ["pgd2"], [4 / 255], out=tmp_path / "r.jsonl")
         assert dataclasses.replace(cell, seconds=expected.seconds) == expected
         assert not (tmp_path / "r.unfinished").exists()

@@ -210,9 +210,14 @@ def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
     random.Random(f"{seed}/classes").shuffle(classes)
     for label in classes:
         random.Random(f"{seed}/{label}").shuffle(members[label])
-    rounds = range(max(map(len, members.values())))
-    turns = (members[label][turn] for turn in rounds for label in classes if turn < len(members[label]))
-    return sorted(index for index, _ in zip(turns, range(limit), strict=False))
+    chosen: list[int] = []
+    turn = 0
+    while len(chosen) < limit:
+        # Without the classes that are used up, which would be asked in vain every time.
+        classes = [label for label in classes if turn < len(members[label])]
+        chosen += [members[label][turn] for label in classes[: limit - len(chosen)]]
+        turn += 1
+    return sorted(chosen)
 
 
 def decode(data: bytes, border: int = 0) -> Image.Image:

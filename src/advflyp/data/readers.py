@@ -124,7 +124,8 @@ def food101(folder: Path, split: str) -> Opened:
     """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
     lists = json.loads((folder / "meta" / f"{split}.json").read_text())
     classes = sorted(lists)
-    rows = [(path, classes.index(name)) for name, paths in lists.items() for path in paths]
+    index = {name: label for label, name in enumerate(classes)}
+    rows = [(path, index[name]) for name, paths in lists.items() for path in paths]
     return (
         Files(folder, [f"images/{path}.jpg" for path, _ in rows], [label for _, label in rows]),
         [words(name) for name in classes],
@@ -182,7 +183,8 @@ def dtd(folder: Path, split: str) -> Opened:
     """labels/test1.txt, the first of the authors' ten partitions: lines "banded/banded_0002.jpg"."""
     paths = read_lines(folder / "labels" / f"{split}1.txt")
     classes = sorted({path.split("/")[0] for path in paths})
-    labels = [classes.index(path.split("/")[0]) for path in paths]
+    index = {name: label for label, name in enumerate(classes)}
+    labels = [index[path.split("/")[0]] for path in paths]
     return Files(folder, [f"images/{path}" for path in paths], labels), [words(name) for name in classes]
 
 

@@ -1,22 +1,36 @@
 """JSON lines that a crash cannot spoil: one record a line, a line that was cut off does not count."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
+
+BLOCK = 1 << 16
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Add one line to a JSON-lines file, made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
-        file.seek(0)
-        text = file.read()
         # A line that a crash cut off would swallow this one.
-        file.truncate(text.rfind(b"\n") + 1)
+        file.truncate(_end_of_lines(file))
         file.write(json.dumps(record).encode() + b"\n")
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line ends, sought from the end of the file: what is before it is not read."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - BLOCK)
+        file.seek(begin)
+        place = file.read(end - begin).rfind(b"\n")
+        if place >= 0:
+            return begin + place + 1
+        end = begin
+    return 0
 
 
 def read_lines(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:

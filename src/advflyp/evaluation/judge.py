@@ -21,6 +21,8 @@ from advflyp.model.precision import Precision
 BATCHES_TOGETHER = 8
 UNKNOWN = -1
 UNREADABLE = -2
+# What the journal holds of an image.
+STATE = ("clean", "attacked", "survived")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,22 +152,31 @@ class _Run:
         self.mine = torch.zeros_like(self.clean, dtype=torch.bool)
         self.mine[judge.ranks.rank :: judge.ranks.size] = True
         if saved := journal.read() if journal else {}:
-            self.clean[:] = torch.from_numpy(saved["clean"])
-            self.attacked[:] = torch.from_numpy(saved["attacked"])
-            self.survived[:] = torch.from_numpy(saved["survived"])
+            # Of an image that is there several times NumPy keeps the last.
+            for name in STATE:
+                getattr(self, name).numpy()[saved["row"]] = saved[name]
         self._settle(torch.arange(len(self.clean)))
-        self.started, self.known_at_start = time.monotonic(), int(self._finished()[self.mine].sum())
+        # Finished, right, still standing: of each image of this process, and in all. Counted as images change: to go
+        # over the whole set after every batch would take longer the larger the set is.
+        self.counted = torch.zeros(len(self.clean), 3, dtype=torch.int64)
+        self.counts = self.counted.sum(0)
+        self._count(self.mine.nonzero().squeeze(1))
+        self.started, self.known_at_start = time.monotonic(), int(self.counts[0])
+        # Rows whose state the journal does not hold yet.
+        unsaved = self.mine & (self.clean != UNKNOWN)
+        if saved:
+            unsaved[torch.from_numpy(saved["row"])] = False
+        self.changed = [unsaved.nonzero().squeeze(1)]
 
     def all_images(self) -> None:
         """Image by image of what is not known yet, some batches at a time."""
         judge = self.judge
-        todo = (self.mine & ~self._finished()).nonzero().squeeze(1)
+        todo = (self.mine & (self.attacked == UNKNOWN)).nonzero().squeeze(1)
         together: list[tuple[Tensor, Tensor]] = []
-        place = {int(position): row for row, position in enumerate(judge.index.tolist())}
-        read: list[int] = []
+        read = torch.zeros_like(self.mine)
         for positions, images in self._batches(judge.index[todo].tolist()):
-            rows = torch.tensor([place[position] for position in positions.tolist()])
-            read += rows.tolist()
+            rows = torch.searchsorted(judge.index, positions)
+            read[rows] = True
             images = images.to(judge.model.device)
             try:
                 check_pixels(images)
@@ -177,14 +188,14 @@ class _Run:
             if unknown.any():
                 self.clean[rows[unknown]] = judge.exact(images[unknown]).argmax(1).cpu()
                 self._settle(rows)
+            self.changed.append(rows)
             together.append((rows, images))
             if len(together) == BATCHES_TOGETHER:
                 self._attack(together)
                 together = []
         if together:
             self._attack(together)
-        missing = torch.tensor([row for row in todo.tolist() if row not in set(read)], dtype=torch.int64)
-        self.clean[missing] = UNREADABLE
+        self.clean[todo[~read[todo]]] = UNREADABLE
         for rank, (clean, attacked) in enumerate(judge.ranks.objects((self.clean, self.attacked))):
             theirs = slice(rank, None, judge.ranks.size)
             self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
@@ -214,7 +225,7 @@ class _Run:
         images = torch.cat([images for _, images in together])
         for number in range(len(self.stages)):
             # After an interruption some images are further than others.
-            here = (~self._finished()[rows] & (self.survived[rows] == number)).nonzero().squeeze(1)
+            here = ((self.attacked[rows] == UNKNOWN) & (self.survived[rows] == number)).nonzero().squeeze(1)
             for part in here.split(self.judge.batch_size) if len(here) else ():
                 self._stage(number, rows[part], images[part.to(images.device)])
         self._note()
@@ -230,6 +241,7 @@ class _Run:
         fooled = predicted != self.labels[rows]
         self.attacked[rows[fooled]] = predicted[fooled]
         self.survived[rows] += 1
+        self.changed.append(rows)
         self._settle(rows)
         self._note()
 
@@ -239,23 +251,30 @@ class _Run:
         over &= (self.clean[rows] != UNKNOWN) & (self.attacked[rows] == UNKNOWN)
         self.attacked[rows[over]] = self.clean[rows[over]]
 
-    def _finished(self) -> Tensor:
-        return self.attacked != UNKNOWN
+    def _count(self, rows: Tensor) -> None:
+        finished = self.attacked[rows] != UNKNOWN
+        right = finished & (self.attacked[rows] == self.labels[rows])
+        standing = ~finished & (self.clean[rows] == self.labels[rows])
+        now = torch.stack([finished, right, standing], dim=1).long()
+        self.counts += (now - self.counted[rows]).sum(0)
+        self.counted[rows] = now
 
     def _note(self) -> None:
-        finished, mine = self._finished(), self.mine
-        if self.journal is not None and self.stages:
-            self.journal.write(clean=self.clean, attacked=self.attacked, survived=self.survived)
-        images, done = int(mine.sum()), int(finished[mine].sum())
+        if self.changed:
+            rows = torch.cat(self.changed).unique()
+            self.changed = []
+            self._count(rows)
+            if self.journal is not None and self.stages:
+                self.journal.append(row=rows, **{name: getattr(self, name)[rows] for name in STATE})
+        images = len(self.clean[self.judge.ranks.rank :: self.judge.ranks.size])
+        done, right, left = self.counts.tolist()
         elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
         self.watch(
             Standing(
                 images=images,
                 finished=done,
-                left=int(((self.clean == self.labels) & mine & ~finished).sum()),
-                accuracy=float((self.attacked == self.labels)[mine & finished].float().mean())
-                if done
-                else 0.0,
+                left=left,
+                accuracy=right / done if done else 0.0,
                 seconds_left=elapsed / fresh * (images - done) if fresh else None,
             )
         )

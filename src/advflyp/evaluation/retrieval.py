@@ -262,23 +262,26 @@ class _Search:
     ) -> Tensor:
         """(n, d) float32 embeddings of the readable pictures, each batch after `change(images, rows)`."""
         places, device = self.pictures.places, self.model.device
-        done: list[Tensor] = []
         parts: list[Tensor] = []
         saved = journal.read() if journal else {}
         # Pictures are taken in order, so that what is known is a beginning; other pictures are another gallery.
+        begin = 0
         if saved and np.array_equal(saved["places"], places[: len(saved["places"])]):
-            done = [torch.arange(len(saved["places"]))]
+            begin = len(saved["places"])
             parts = [torch.from_numpy(saved["embeddings"])]
-        rest, begin = copy.copy(self.pictures), sum(map(len, done))
+        elif saved and journal:
+            journal.remove()
+        rest, done = copy.copy(self.pictures), begin
         rest.entries = rest.entries[begin:]
         for rows, images in rest.batches(self.model.preprocess, self.batch_size):
-            done.append(rows + begin)
-            changed = change(images.to(device), done[-1].to(device))
+            rows = rows + begin
+            changed = change(images.to(device), rows.to(device))
             with torch.no_grad(), self.model.computing_in("fp32"):
                 parts.append(self.model.encode_image(changed).cpu())
             if journal:
-                journal.write(places=places[torch.cat(done)], embeddings=torch.cat(parts))
-            watch(sum(map(len, parts)))
+                journal.append(places=places[rows], embeddings=parts[-1])
+            done += len(rows)
+            watch(done)
         return torch.cat(parts).to(device)
 
     @torch.no_grad()

@@ -106,6 +106,9 @@ class Results:
         self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
+        self.counts: dict[str, set[int]] = {name: set() for name in self.sets}
+        for (_, name, _), runs in self.runs.items():
+            self.counts[name].update(cell.n for cell in runs.values())
         conditions = list(dict.fromkeys(condition for _, _, condition in self.cells))
         attacks = list(dict.fromkeys((c.attack, c.norm) for c in conditions))
         # What all names share ("mini/") is said once, in a heading.
@@ -154,10 +157,7 @@ class Results:
 
     def images(self, set_name: str) -> str:
         """How many images of the set were judged ("150", or "100, 150" where it varies)."""
-        counts = {
-            cell.n for (_, name, _), runs in self.runs.items() if name == set_name for cell in runs.values()
-        }
-        return ", ".join(str(n) for n in sorted(counts))
+        return ", ".join(str(n) for n in sorted(self.counts.get(set_name, ())))
 
     @property
     def replicated(self) -> bool:
