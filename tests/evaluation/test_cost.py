@@ -107,7 +107,9 @@ def bookkeeping(model: CLIP, n: int, folder: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(journal.np, "savez", savez)
         for kind in (set, list, dict, sorted):
             patch.setattr(judge, kind.__name__, counting(kind, held), raising=False)
-        outcome = one.run(Idle(name="idle", kind="own"), Threat(eps=1 / 255), journal=Journal(folder / str(n)))
+        outcome = one.run(
+            Idle(name="idle", kind="own"), Threat(eps=1 / 255), journal=Journal(folder / str(n))
+        )
     assert len(outcome.label) == n and outcome.correct.all()
     assert len(written) > n // 16
     return elements.count + sum(held), sum(written)
@@ -127,7 +129,7 @@ def test_a_line_is_appended_without_reading_those_before(
     read: list[int] = []
 
     def counted(path: Path, mode: str) -> Any:
-        file = open(path, mode)
+        file = open(path, mode)  # noqa: SIM115, closed by who opens it
         real = file.read
         file.read = lambda size: (read.append(size), real(size))[1]  # type: ignore[method-assign]
         return file
@@ -136,7 +138,10 @@ def test_a_line_is_appended_without_reading_those_before(
     path.write_text('{"a": "' + "x" * 300_000 + '"}\n' + '{"cut off": "' + "y" * 200_000)
     monkeypatch.setattr(jsonl, "open", counted, raising=False)
     jsonl.append_line(path, {"a": 1})
-    assert [len(record["a"]) if record["a"] != 1 else 1 for record in jsonl.read_lines(path, dict)] == [300_000, 1]
+    assert [len(record["a"]) if record["a"] != 1 else 1 for record in jsonl.read_lines(path, dict)] == [
+        300_000,
+        1,
+    ]
     read.clear()
     jsonl.append_line(path, {"a": 2})
     assert 0 < sum(read) <= jsonl.BLOCK

@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from advflyp.model.hub import load_model, weights_sha256
 from advflyp.runlog import read_metrics
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.recipe import read_recipe
+from advflyp.training.setup import copied
 from advflyp.training.trainer import Trainer, train
 from helpers import assert_equal64, models_in_float64, write_folder
 
@@ -358,3 +361,33 @@ def test_compiled_is_the_same_run(recipe: Path, tmp_path: Path, micro_batch: str
             train(recipe, keys, out=tmp_path / compiled)
         weights.append(load_last(tmp_path / compiled / "checkpoints")[0]["model"])
     assert_equal64(weights[1], weights[0])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_tower_of_a_compiled_run_is_compiled(
+    recipe: Path, tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frozen original too, and the whole copy of a tower that is split: deep copies lose the compiled call."""
+    ran: Counter[int] = Counter()
+    compiler: Any = torch.compile
+
+    def compile_counted(call: Any, **how: Any) -> Any:
+        def backend(graph: Any, inputs: Any) -> Any:
+            def run(*given: Any) -> Any:
+                ran[id(call.__self__)] += 1
+                return graph(*given)
+
+            return run
+
+        return compiler(call, **how, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_counted)
+    config = read_recipe(recipe, {"train.compile": str(compiled).lower()})
+    trainer = Trainer(config, tmp_path / "run")
+    original, whole = trainer.method.original, copied(trainer.model, config.train)
+    assert original is not None and not any(p.requires_grad for p in original.parameters())
+    for model in (trainer.model, original, whole):
+        with torch.no_grad():
+            model.encode_image(torch.rand(2, 3, *whole.image_size))
+        assert (ran[id(model.visual)] > 0) == compiled
+    trainer.close()

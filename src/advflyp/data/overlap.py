@@ -22,6 +22,7 @@ from advflyp.data.prefetch import threaded
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
+from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
 # Chosen by looking at both sides on real pictures; tests/data/test_overlap.py holds what they find and leave.
@@ -237,7 +238,8 @@ class _Confirm:
     def _embed(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, d) unit norm."""
         pixels = torch.stack([self.model.preprocess(image) for image in images])
-        return self.model.encode_image(pixels.to(self.model.device)).float().cpu()
+        with for_use(self.model), self.model.computing_in("fp32"):
+            return self.model.encode_image(pixels.to(self.model.device)).cpu()
 
 
 def without(

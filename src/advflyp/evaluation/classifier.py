@@ -90,6 +90,19 @@ def for_use(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def compiled(model: CLIP) -> Iterator[None]:
+    """The image tower through torch.compile, one graph for batches of any size; afterwards it is called as before."""
+    tower = model.visual
+    # Where `Module.compile` puts it; torch has no way to take it back.
+    before = tower._compiled_call_impl
+    tower.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        tower._compiled_call_impl = before
+
+
 def stage_seed(seed: int, number: int) -> int:
     """The seed of an attack's stage `number`."""
     return seed * 1_000_003 + number

@@ -46,7 +46,11 @@ class Journal:
                 with np.load(io.BytesIO(data)) as arrays:
                     records.append(dict(arrays))
                 self._end = file.tell()
-        return {name: np.concatenate([record[name] for record in records]) for name in records[0]} if records else {}
+        return (
+            {name: np.concatenate([record[name] for record in records]) for name in records[0]}
+            if records
+            else {}
+        )
 
     def append(self, **arrays: Any) -> None:
         """Add a record of arrays, numpy's or torch's (on the CPU), with the same names as the records before."""

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
@@ -46,7 +48,7 @@ def evaluate(
 ) -> list[Cell]:
     """Zero-shot accuracy, clean and under attack.
 
-    model:     a model or the name of one
+    model:     a model, which is left as it was, or the name of one
     sets:      names of sets or groups
     attacks:   "clean", "pgd10", "cw10", "autoattack", …: `Attack` says which there are
     eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
@@ -74,15 +76,15 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     store = Path(out) if out is not None else None
     result: list[Cell] = []
-    with distributed.together(str(device)) as (ranks, place):
+    with distributed.together(str(device)) as (ranks, place), ExitStack() as stack:
         known = ranks.first(lambda: {cell.key(): cell for cell in read_cells(store)} if store else {})
         if not isinstance(model, CLIP):
             model = load_model(model, device=place or pick_device(device))
         sha256 = weights_sha256(model)
         search = choose_precision(precision, model.device)
+        # Batches shrink as points leave an attack.
         if compile:
-            # Batches shrink as points leave an attack: one graph for every size.
-            model.visual.compile(dynamic=True)
+            stack.enter_context(compiled(model))
         for set_name in chosen:
             judge = Judge(
                 model, load_set(set_name), limit=limit, seed=seed, batch_size=batch_size, ranks=ranks

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -57,7 +58,7 @@ class Exported:
 
 
 def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Exported:
-    """Write `model`, or the one of that name, to the new folder `out` and verify it.
+    """Write `model`, which is left as it is, or the one of that name, to the new folder `out` and verify it.
 
     format: "open_clip", "hf", "onnx"
     ValueError for an unknown format, a model that the format has no class for, a folder that is there or cannot be
@@ -70,9 +71,9 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a new folder")
-    if not isinstance(model, CLIP):
-        model = load_model(model)
-    model = model.cpu().eval()
+    # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
+    model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
+    model.precision, model.micro_batch = "fp32", None
     draft = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -205,14 +206,15 @@ def _quiet() -> Iterator[None]:
     """Without transformers' progress bars and reports; it reports the text tower of a file as unexpected."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _pictures() -> list[Image.Image]:

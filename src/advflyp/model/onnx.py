@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,9 +28,8 @@ def write_onnx(model: CLIP, folder: Path) -> Path:
     """(N, 3, H, W) float32 "pixels" in [0, 1] → (N, d) float32 unit-norm "embedding", for any N."""
     path = folder / FILE
     example = torch.rand(2, 3, *model.image_size)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet(logging.getLogger("torch.onnx")):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             _Tower(model).eval(),
             (example,),
@@ -42,6 +43,16 @@ def write_onnx(model: CLIP, folder: Path) -> Path:
             external_data=False,
         )
     return path
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def run_onnx(path: Path, pixels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
 
@@ -109,7 +110,7 @@ def examples(
             Example(
                 set=name,
                 index=index,
-                label=labelled.classes[labelled.pictures[index][1]],
+                label=labelled.classes[int(labelled.labels[index])],
                 attack=search.name,
                 norm=norm,
                 eps=eps,
@@ -137,28 +138,27 @@ def rule(seed: int) -> str:
     return RULE.format(seed=seed)
 
 
-@torch.no_grad()
 def _correct(make_judge: Callable[[], Judge], seed: int) -> Iterator[int]:
     """Places of the pictures that the model classifies correctly, in a shuffled order.
 
     The judge is made when the first is asked for: a set that is not needed costs nothing.
     """
     judge = make_judge()
+    labels = judge.labelled.labels.tolist()
     places = list(range(len(judge)))
     random.Random(seed).shuffle(places)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
         images = torch.stack([_pixels(judge, place) for place in chunk])
-        predicted = judge.logits(images.to(judge.model.device)).argmax(1).tolist()
-        for place, label in zip(chunk, predicted, strict=True):
-            if judge.labelled.pictures[place][1] == label:
-                yield place
+        with for_use(judge.model):
+            predicted = judge.exact(images.to(judge.model.device)).argmax(1).tolist()
+        yield from (place for place, label in zip(chunk, predicted, strict=True) if labels[place] == label)
 
 
 def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -> View:
     device = judge.model.device
     clean = _pixels(judge, index)[None].to(device)
-    label = torch.tensor([judge.labelled.pictures[index][1]], device=device)
+    label = judge.labelled.labels[index : index + 1].to(device)
     adversarial = judge.attack(clean, label, attack, threat, "fp32", seed, torch.tensor([index]))
     return View(
         clean=clean[0].cpu(),
@@ -172,10 +172,10 @@ def _pixels(judge: Judge, index: int) -> Tensor:
     return judge.model.preprocess(on_white(judge.labelled.pictures[index][0]))
 
 
-@torch.no_grad()
 def _top(judge: Judge, images: Tensor) -> list[tuple[str, float]]:
     """The three likeliest classes of the one picture."""
-    probabilities = judge.logits(images).softmax(1)[0]
+    with for_use(judge.model):
+        probabilities = judge.exact(images).softmax(1)[0]
     values, indices = probabilities.topk(min(3, len(probabilities)))
     names = judge.labelled.classes
     return [(names[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True)]

@@ -1,6 +1,7 @@
 """What has to be right before a run begins: the folder, the data for the method, what of the model is trained."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -107,3 +108,11 @@ def economise(model: CLIP, config: TrainConfig) -> None:
             )
     if config.compile:
         model.visual.compile()
+
+
+def copied(model: CLIP, config: TrainConfig) -> CLIP:
+    """A copy that computes as the model does after `economise`: a deep copy leaves the compiled call behind."""
+    copy = deepcopy(model)
+    if config.compile:
+        copy.visual.compile()
+    return copy

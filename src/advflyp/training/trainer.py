@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,6 +45,7 @@ from advflyp.training.setup import (
     check_data,
     check_folder,
     check_split,
+    copied,
     economise,
     settle_precision,
     unfreeze,
@@ -147,14 +147,14 @@ class Trainer:
             share=self.share,
         )
         if self.method.needs_original:
-            self.method.original = deepcopy(self.model).requires_grad_(False)
+            self.method.original = copied(self.model, recipe.train).requires_grad_(False)
         self.parameters = unfreeze(self.model, recipe.train.unfreeze)
         # The model that is measured and saved: of one that is split, a whole copy.
         self.complete = self.model
         self.split = recipe.train.parallel == "fsdp"
         if self.split:
             check_split(recipe, self.ranks)
-            self.complete = deepcopy(self.model)
+            self.complete = copied(self.model, recipe.train)
             sharding.shard(self.model.visual, device, self.ranks.size)
             self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
