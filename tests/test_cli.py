@@ -70,7 +70,7 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "{recipe}", "--model.name", "no-such-model"], "there is no model 'no-such-model'"),
         (["train", "{recipe}", "--out", "{tmp}/other"], "holds another run"),
         (["train", "{recipe}", "--out", "/proc/advflyp"], "/proc"),
-        (["train", "{recipe}", "--train.device", "cuda"], "torch finds no CUDA device"),
+        (["train", "{recipe}", "--train.device", "cuda"], "there is no device 'cuda' here"),
         (["eval", "no-such-model"], "there is no model 'no-such-model'"),
         (["eval", "{model}", "--eps", "0"], "eps must be above 0"),
         (["eval", "{model}", "--sets", "mini/foot"], "there is no set 'mini/foot'; did you mean 'mini/food'"),

@@ -114,7 +114,7 @@ class Eval:
     compile: bool = False
     """Run the image tower through torch.compile."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
     """Of the attacks and of --limit."""
 
@@ -200,7 +200,7 @@ class Retrieval:
     """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Attacked images
     are always embedded in fp32."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
     """Of the attacks and of --limit."""
 

@@ -164,7 +164,7 @@ class Caption:
     per_shard: int = 1000
     """Pictures of a shard, which is also what an interruption costs at most."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1; under torchrun, each process has its own GPU."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps; under torchrun, each process has its own GPU."""
     part: str | None = None
     """i/n: this process does part i of n, from 0/n on; torchrun says so by itself."""
 
@@ -321,7 +321,7 @@ class Overlap:
     caption_column: str | None = None
     """Of a table, where its name is not known."""
     device: str = "auto"
-    """Of the model: auto, cpu, cuda, cuda:1."""
+    """Of the model: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         from advflyp.data.overlap import overlap, without
@@ -336,8 +336,9 @@ class Overlap:
                 raise ValueError("--drop goes through all pairs; leave out --limit")
         if self.out is not None and self.out.is_file():
             raise ValueError(f"{self.out} is a file; name a folder with --out")
+        place = pick_device(self.device)
         columns = Columns(self.image_column, self.caption_column)
-        model = None if self.model is None else load_model(self.model, device=pick_device(self.device))
+        model = None if self.model is None else load_model(self.model, device=place)
         with _counter("pairs compared") as count:
             found = overlap(
                 self.pairs,

@@ -26,7 +26,7 @@ class Predict:
     json: bool = False
     """Print JSON instead of a table."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         from rich.console import Console
@@ -70,7 +70,7 @@ class Attack:
     seed: int = 0
     """Of the attack's random start."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         from rich.console import Console
@@ -118,7 +118,7 @@ class Demo:
     port: int = 8765
     """Of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         from advflyp.use.demo import serve

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advflyp.data.stream import Share
+from advflyp.devices import pick_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -205,12 +206,14 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def start(device: str, trackers: Sequence[str] = (), folder: Path | None = None) -> "Accelerator":
-    """The devices of this process, and the connection to the others where a launcher has started several.
+def start(
+    device: str | torch.device, trackers: Sequence[str] = (), folder: Path | None = None
+) -> "Accelerator":
+    """The device of this process, and the connection to the others where a launcher has started several.
 
     device:   "auto", "cpu" or "cuda"
     trackers: that the run is going to write to;  folder: where they put files
-    ValueError for "cuda" where torch finds none.
+    ValueError for a device that is not there, or is none for several processes, and for more of them than GPUs.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -218,10 +221,16 @@ def start(device: str, trackers: Sequence[str] = (), folder: Path | None = None)
 
     # Accelerate keeps one state for the process; a second run may ask for another device.
     AcceleratorState._reset_state(reset_partial_state=True)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device is 'cuda', but torch finds no CUDA device here; use 'auto' or 'cpu'")
+    place = pick_device(device)
+    if place.type not in ("cpu", "cuda") or place.index is not None:
+        raise ValueError(f"the processes of a run share no '{device}'; use cpu, or cuda for a GPU for each")
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place.type == "cuda" and local >= gpus:
+        raise ValueError(
+            f"process {local} of this machine has no GPU, there are {gpus}; start no more processes"
+        )
     return Accelerator(
-        cpu=device == "cpu" or not torch.cuda.is_available(),
+        cpu=place.type == "cpu",
         log_with=list(trackers) or None,
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
@@ -246,7 +255,7 @@ def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Modu
 
 
 @contextmanager
-def together(device: str) -> Iterator[tuple[Ranks, torch.device | None]]:
+def together(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device | None]]:
     """The processes that work on something other than batches, and the device of this one if a launcher gave it one.
 
     Those that are connected already stay so afterwards.

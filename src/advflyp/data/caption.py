@@ -27,7 +27,7 @@ from advflyp.data.manifest import Manifest
 from advflyp.data.pack import SUFFIXES
 from advflyp.data.pictures import UNREADABLE, Encoded, Files, Part, Shards
 from advflyp.data.prefetch import prefetched
-from advflyp.data.vlm import Captioner
+from advflyp.data.vlm import Captioner, own_device
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PROMPT = "Describe this image with no more than 50 words"
@@ -88,6 +88,7 @@ def caption(
     _check(batch_size=batch_size, max_new_tokens=max_new_tokens, per_shard=per_shard, max_pixels=max_pixels)
     if not prompt.strip():
         raise ValueError("--prompt is empty; say what the model is to do with a picture")
+    own_device(device)  # a mistake shows before the pictures are looked at
     number, parts = which_part(part)
     labelled = load_set(name)
     places = labelled.subset(limit, seed=0)

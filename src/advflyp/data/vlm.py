@@ -124,7 +124,7 @@ class Captioner:
 
 def own_device(name: str) -> torch.device:
     """As `pick_device`, but "auto" and "cuda" are a GPU for each process of torchrun."""
-    device = torch.device(pick_device(name))
+    device = pick_device(name)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return device

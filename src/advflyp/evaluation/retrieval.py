@@ -121,7 +121,7 @@ def retrieval(
                its last finished batch
     limit:     so many pictures, drawn by `seed`, with their captions
     precision: of the search for adversarial pictures: "auto", "fp32", "bf16"; embeddings are float32 all the same
-    device:    where a model given by name is put: "auto", "cpu", "cuda"
+    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
     name:      what results call the model; its own name by default
     watch:     called after every batch with the cell in work and how many of its pictures are embedded
     Returns one cell per attack × ε. ValueError for unknown attacks, radii that are not above 0, fewer than two
@@ -131,11 +131,12 @@ def retrieval(
     wanted = [(a, t) for a in map(_attack, attacks) for t in (threats if a.perturbs else [None])]
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    place = pick_device(device)
     store = Path(out) if out is not None else None
     known = {cell.key(): cell for cell in read_retrieval(store)} if store else {}
     pictures = CaptionedPictures(pairs, limit=limit, seed=seed)
     if not isinstance(model, CLIP):
-        model = load_model(model, device=pick_device(device))
+        model = load_model(model, device=place)
     chosen = choose_precision(precision, model.device)
     part = {} if len(pictures) == pictures.usable else {"limit": len(pictures), "seed": seed}
     same = {

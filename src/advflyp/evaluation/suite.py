@@ -58,7 +58,7 @@ def evaluate(
     limit:     so many images of each set, its classes evenly represented, drawn by `seed`
     precision: of the attack's search: "auto", "fp32", "bf16"; every adversarial image is judged in float32 all the same
     compile:   torch.compile the image tower
-    device:    where a model given by name is put: "auto", "cpu", "cuda"
+    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
     seed:      of the attacks and of `limit`
     sanity:    check each attacked cell for masked gradients; the verdict is in the cell
     name:      what results call the model; its own name by default
@@ -74,12 +74,13 @@ def evaluate(
         raise ValueError(f"limit must be at least 1, not {limit}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    place = pick_device(device)
     store = Path(out) if out is not None else None
     result: list[Cell] = []
-    with distributed.together(str(device)) as (ranks, place), ExitStack() as stack:
+    with distributed.together(place) as (ranks, own), ExitStack() as stack:
         known = ranks.first(lambda: {cell.key(): cell for cell in read_cells(store)} if store else {})
         if not isinstance(model, CLIP):
-            model = load_model(model, device=place or pick_device(device))
+            model = load_model(model, device=own or place)
         sha256 = weights_sha256(model)
         search = choose_precision(precision, model.device)
         # Batches shrink as points leave an attack.

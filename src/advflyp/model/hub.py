@@ -30,6 +30,7 @@ from open_clip.factory import _get_hf_config
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from advflyp.config import nearest
+from advflyp.devices import pick_device as pick_device
 from advflyp.model.clip import CLIP
 
 ARCHITECTURES = Path(__file__).parent / "configs"
@@ -81,19 +82,6 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
     if (file := split_name(name)) is not None:
         return load_checkpoint_file(*file, name)
     return _from_architecture(name, weights)
-
-
-def pick_device(name: str | torch.device) -> str | torch.device:
-    """The device called `name`; "auto" is CUDA where there is one. ValueError for one that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"there is no device '{name}'; use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"torch finds no CUDA device '{name}' here; use --device auto or cpu")
-    return name
 
 
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:

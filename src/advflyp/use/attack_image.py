@@ -98,10 +98,10 @@ def attack_image(
     label:     what the picture shows; by default what `model` says of it
     attack:    any attack of `advflyp eval`, norm "linf" or "l2"
     seed:      of its random start
-    device:    where models given by name are put
+    device:    where models given by name are put: "auto", "cpu", "cuda", "cuda:1", "mps"
     ValueError for anything unknown or unreadable, and where every model is wrong without an attack.
     """
-    search = _attack(attack)
+    search, place = _attack(attack), pick_device(device)
     threat = Threat(norm=norm, eps=eps)
     check_reach(threat)
     chosen = choose_labels(labels, templates)
@@ -109,7 +109,7 @@ def attack_image(
         chosen.index(label)
     check_picture(image)
     pair = [one for one in (model, against) if one is not None]
-    models = [one if isinstance(one, CLIP) else load_model(one, device=pick_device(device)) for one in pair]
+    models = [one if isinstance(one, CLIP) else load_model(one, device=place) for one in pair]
     classifiers = [chosen.classifier(one) for one in models]
     found = attack_with(classifiers, chosen, image, label, search, threat, seed)
     if all(made.outcome == "wrong" for made in found.made):

@@ -147,11 +147,11 @@ def serve(
     model: str, against: str | None = None, *, port: int = 8765, device: str | torch.device = "auto"
 ) -> None:
     """Show the page at http://127.0.0.1:PORT/ until Ctrl-C; ValueError for an unknown model or a port in use."""
-    console = Console()
+    console, place = Console(), pick_device(device)
     with LocalServer(port) as server:
         with console.status("loading"):
             names = [name for name in (model, against) if name is not None]
-            open_demo(server, [load_model(name, device=pick_device(device)) for name in names])
+            open_demo(server, [load_model(name, device=place) for name in names])
         console.print(f"the demo is at {server.url} (Ctrl-C ends it)", highlight=False)
         try:
             server.serve_forever()

@@ -56,11 +56,12 @@ def predict(
     images:    files or PIL images, one or several
     labels:    two or more names, or a text that says where they are; see `choose_labels`, also for `templates`
     top:       how many guesses of each picture
-    device:    where a model given by name is put: "auto", "cpu", "cuda"
+    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
     ValueError for an unknown model, unusable labels, a file that is no readable picture.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
+    place = pick_device(device)
     pictures = [images] if isinstance(images, str | Path | Image.Image) else list(images)
     if not pictures:
         raise ValueError("name at least one picture")
@@ -68,7 +69,7 @@ def predict(
     for picture in pictures:
         check_picture(picture)
     if not isinstance(model, CLIP):
-        model = load_model(model, device=pick_device(device))
+        model = load_model(model, device=place)
     classifier = chosen.classifier(model)
     result = []
     for start in range(0, len(pictures), batch_size):

@@ -1,0 +1,33 @@
+"""Devices by name: which there are, and which one a name means."""
+
+import torch
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device called `name`.
+
+    Args:
+        name: "auto" is the current CUDA device where there is one and otherwise the CPU: MPS is untested and has to be
+            asked for. "cpu", "cuda", "cuda:1", "mps", or a device of torch's.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: For a device that is not there, or that is no place to compute.
+    """
+    there = available_devices()
+    if str(name) == "auto":
+        return torch.device("cuda" if "cuda:0" in there else "cpu")
+    if str(name) in there or f"{name}:0" in there:
+        return torch.device(name)
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    reason = " (torch was installed without CUDA)" if str(name).startswith("cuda") and not built else ""
+    raise ValueError(f"there is no device '{name}' here{reason}; use {', '.join(there)} or auto")
+
+
+def available_devices() -> list[str]:
+    """The names of the devices that a model can compute on: "cpu", "cuda:0", "cuda:1", …, "mps:0"."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    return ["cpu", *(f"cuda:{number}" for number in range(cuda)), *(["mps:0"] if mps else [])]
