@@ -83,8 +83,8 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pace", "left", "steps"),
-    # 100 steps, 20 steps' worth of evaluation and 20 s of report take 260 s at 2 s a step.
-    [(2.0, 261.0, 100), (2.0, 221.0, 80), (0.1, 260.0, 100), (60.0, 260.0, 20), (2.0, -10.0, 20)],
+    # 80 steps, 20 steps' worth of evaluation and 20 s of report take 220 s at 2 s a step.
+    [(2.0, 221.0, 80), (2.0, 181.0, 60), (0.1, 220.0, 80), (60.0, 220.0, 20), (2.0, -10.0, 20)],
 )
 def test_a_slow_machine_trains_less_and_says_so(
     monkeypatch: pytest.MonkeyPatch, pace: float, left: float, steps: int
@@ -94,7 +94,7 @@ def test_a_slow_machine_trains_less_and_says_so(
     assert module._affordable(Path("recipe.toml"), left, console) == steps
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{pace:.2f} s here: {steps} steps" in said
-    assert ("shortened from 100 steps" in said) == (steps < 100)
+    assert ("shortened from 80 steps" in said) == (steps < 80)
 
 
 def test_a_stopped_quickstart_keeps_the_length_it_chose(
@@ -105,9 +105,8 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     monkeypatch.setattr(module, "EPS_CURVE", (EPS,))
     monkeypatch.setattr(module, "SETS", ("mini/food",))
     monkeypatch.setattr(module, "FEWEST_STEPS", 2)
-    monkeypatch.setattr(
-        module, "ATTACK", module.ATTACK | {"validate.limit": 4, "data.limit": 256, "checkpoint.every": 1}
-    )
+    small = {"validate.limit": 4, "data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
+    monkeypatch.setattr(module, "KEYS", module.KEYS | small)
     monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: 1000.0)
     real, done = Trainer.step, []
 
@@ -127,7 +126,7 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
 
 
 def test_the_pace_is_that_of_the_real_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ATTACK", module.ATTACK | {"data.batch_size": 8})
+    monkeypatch.setattr(module, "KEYS", module.KEYS | {"data.batch_size": 8})
     with as_file(files("advflyp") / module.RECIPE) as recipe:
         assert 0 < module._seconds_per_step(recipe) < 60
 

@@ -23,8 +23,14 @@ from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE
 from advflyp.training.trainer import Trainer, train
 
 RECIPE = "configs/mini/advflyp_full.toml"
-# The paper's ε. At the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
-ATTACK = {"attack.eps": "1/255", "attack.step_size": "1/255"}
+# The paper's ε: at the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
+# 80 steps at this learning rate do more than 100 at the recipe's.
+KEYS = {
+    "attack.eps": "1/255",
+    "attack.step_size": "1/255",
+    "optim.lr": 5e-4,
+    "validate.every": 40,
+}
 BEFORE, AFTER = "mini", "mini + AdvFLYP_full"
 SETS = ("mini",)
 EPS = 2 / 255
@@ -34,7 +40,7 @@ IMAGES_PER_SET = 150
 # weights, and measures what is missing.
 MEASURED = "model/weights/mini/measured"
 RESULTS = "results.jsonl"
-STEPS, FEWEST_STEPS = 100, 20
+STEPS, FEWEST_STEPS = 80, 20
 # What follows the training takes about as long as this many of its steps (the second evaluation), and these seconds.
 EVALUATION_STEPS, REPORT_SECONDS = 20, 20
 
@@ -79,7 +85,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
             steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
         else:
             steps = _affordable(recipe, 60 * minutes - (time.monotonic() - begun), console)
-        train(recipe, ATTACK | {"train.max_steps": steps}, out=run, resume=resume, console=console)
+        train(recipe, KEYS | {"train.max_steps": steps}, out=run, resume=resume, console=console)
     cells += _measure(run, AFTER, out, console)
     sets = list(dict.fromkeys(cell.set for cell in cells))
     shown = examples(load_model("mini"), load_model(run), sets, eps=EPS)
@@ -118,7 +124,7 @@ def _affordable(recipe: Path, seconds: float, console: Console) -> int:
 def _seconds_per_step(recipe: Path) -> float:
     """Of the second and third step of the real trainer; the first one warms up."""
     with TemporaryDirectory() as folder:
-        trainer = Trainer(read_recipe(recipe, ATTACK), Path(folder))
+        trainer = Trainer(read_recipe(recipe, KEYS), Path(folder))
         try:
             batches = trainer.pairs.epoch(0)
             trainer.step(next(batches))
