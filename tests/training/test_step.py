@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import advflyp.training.step as step_module
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.stream import Share
 from advflyp.training.checkpoint import load_last
@@ -16,24 +17,24 @@ from helpers import assert_equal64, models_in_float64
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("block", [256, 4])
-def test_shares_of_a_random_start_are_its_rows(
-    norm: str, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step_module, "STARTS", block)
+def test_a_random_start_is_drawn_row_by_row(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is a function of seed, step and its place in the whole batch, however many are drawn together."""
     images = torch.rand(11, 3, 8, 8)
     threat = Threat(norm=norm, eps=0.5)  # type: ignore[arg-type]
     whole = random_start(images, threat, 3, 7, Share(11))
-    shares = [Share(11, rank, 4) for rank in range(4)]
-    parts = [random_start(images[s.first : s.last], threat, 3, 7, s) for s in shares]
-    assert torch.equal(torch.cat(parts), whole)
+    streams = Streams(derive_seed(3, 7), torch.arange(11))
+    assert torch.equal(whole, threat.random_start(images, streams))
     assert threat.contains(images, whole).all()
-    assert (
-        len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
-    )
-    if block == 256:
-        generator = torch.Generator().manual_seed(derive_seed(3, 7))
-        assert torch.equal(whole, threat.random_start(images, generator)), "small batches have one generator"
+    assert len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
+    for other in ((4, 7), (3, 8)):
+        assert not torch.equal(random_start(images, threat, *other, Share(11)), whole)
+
+    shares = [Share(11, rank, 4) for rank in range(4)]
+    for drawn in (1, 400, 10_000):
+        monkeypatch.setattr(step_module, "DRAWN_ON_CPU", drawn)
+        assert torch.equal(random_start(images, threat, 3, 7, Share(11)), whole)
+        parts = [random_start(images[s.first : s.last], threat, 3, 7, s) for s in shares]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 def test_constant_parameters_want_gradients_again() -> None:

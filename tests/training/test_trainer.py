@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from advflyp.attack.pgd import pgd
+from advflyp.data.stream import Share
 from advflyp.method.advflyp import clip_loss
 from advflyp.model.hub import load_model, weights_sha256
 from advflyp.runlog import read_metrics
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.recipe import read_recipe
 from advflyp.training.setup import copied
+from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer, train
 from helpers import assert_equal64, models_in_float64, write_folder
 
@@ -157,11 +159,9 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
     def loss(x: torch.Tensor) -> torch.Tensor:
         return clip_loss(reference.encode_image(x), text, reference.logit_scale)
 
-    from advflyp.training.step import derive_seed
-
-    generator = torch.Generator().manual_seed(derive_seed(0, 0))
     threat = trainer.recipe.attack.threat
-    found = pgd(images, loss, threat, steps=2, step_size=4 / 255, generator=generator)
+    start = random_start(images, threat, 0, 0, Share(16))
+    found = pgd(images, loss, threat, steps=2, step_size=4 / 255, start=start)
     parameters = dict(reference.net.visual.named_parameters())
     gradients = torch.autograd.grad(loss(found), list(parameters.values()))
     trainer.step(batch)

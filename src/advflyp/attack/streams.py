@@ -64,12 +64,12 @@ class Streams:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64; int64 products wrap around as unsigned ones do."""
-    x = (x ^ _shift(x, 30)) * _MIX[0]
-    x = (x ^ _shift(x, 27)) * _MIX[1]
-    return x ^ _shift(x, 31)
+    """The finaliser of splitmix64, in place; int64 products wrap around as unsigned ones do."""
+    x.bitwise_xor_(_shift(x, 30)).mul_(_MIX[0])
+    x.bitwise_xor_(_shift(x, 27)).mul_(_MIX[1])
+    return x.bitwise_xor_(_shift(x, 31))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical shift to the right; torch's own repeats the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

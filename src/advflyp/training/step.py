@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.stream import Share
 from advflyp.method.base import Batch, Method
 
-# Rows of a batch whose random starts come from one generator.
-STARTS = 256
+# Pixels drawn at a time, whose temporaries are int64: a processor wants what fits its cache, an accelerator few kernels.
+DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
 
 
 class Objective(nn.Module):
@@ -30,19 +31,27 @@ class Objective(nn.Module):
 
 
 def random_start(images: Tensor, threat: Threat, seed: int, step: int, share: Share) -> Tensor:
-    """(n, 3, H, W): the rows of `share` of a random start for the whole batch, a function of (seed, step) alone.
+    """The rows of `share` of a random start for the whole batch.
 
-    images: the n own rows. Of other rows only those are drawn that share a block with them.
+    A row's draw is a function of the seed, the step and the row's place in the whole batch alone, so that δ₀ does not
+    depend on the number of processes, nor on the device: equal to the last bit in L∞, up to rounding in L2.
+
+    Args:
+        images: The process's own n rows, (n, 3, H, W) pixels in [0, 1].
+        threat: The ball to draw from.
+        seed: The run's seed.
+        step: Updates made so far.
+        share: Which rows of the whole batch these are.
+
+    Returns:
+        (n, 3, H, W) images inside `threat`.
     """
-    parts = []
-    for block in range(share.first // STARTS, (share.last - 1) // STARTS + 1):
-        generator = torch.Generator(images.device)
-        generator.manual_seed(derive_seed(seed, step, *([block] if block else [])))
-        begin = block * STARTS
-        rows = min(STARTS, share.batch - begin)
-        noise = threat.noise(images[:1].expand(rows, *images.shape[1:]).contiguous(), generator)
-        parts.append(noise[max(0, share.first - begin) : share.last - begin])
-    return threat.project(images, images + torch.cat(parts))
+    drawn = DRAWN_ON_CPU if images.device.type == "cpu" else DRAWN_ON_ACCELERATOR
+    size = max(1, drawn // images[0].numel())
+    places = torch.arange(share.first, share.last, device=images.device)
+    parts = zip(images.split(size), places.split(size), strict=True)
+    key = derive_seed(seed, step)
+    return torch.cat([threat.random_start(part, Streams(key, at)) for part, at in parts])
 
 
 @contextmanager
