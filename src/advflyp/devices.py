@@ -1,6 +1,7 @@
-"""Devices by name: which there are, and which one a name means."""
+"""Devices by name: which there are, and which one a name means; and tensors on their way there."""
 
 import torch
+from torch import Tensor
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -31,3 +32,21 @@ def available_devices() -> list[str]:
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     return ["cpu", *(f"cuda:{number}" for number in range(cuda)), *(["mps:0"] if mps else [])]
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Move a tensor to a device without making the host wait for the device.
+
+    A copy out of ordinary host memory may wait until the accelerator has done all it was given before; a copy out of
+    page-locked memory is queued like any other work.
+
+    Args:
+        tensor: Of any shape and type, usually on the host.
+        device: Where it is wanted.
+
+    Returns:
+        The tensor itself where it is on `device` already, otherwise a copy.
+    """
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

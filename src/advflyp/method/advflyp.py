@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.devices import to_device
 from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch
 from advflyp.method.blocks import MOST_LOGITS, in_row_blocks
@@ -160,8 +161,7 @@ def same_captions(
         hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8) for caption in captions
     )
     numbers = [int.from_bytes(digest.digest(), "big", signed=True) for digest in digests]
-    mine = torch.tensor(numbers, device=device)
-    same = mine[:, None] == ranks.gather(mine)[None, :]
-    row = torch.arange(len(mine), device=device)
-    same[row, ranks.first_row + row] = False
-    return same
+    mine = to_device(torch.tensor(numbers), device)
+    every = ranks.gather(mine)
+    own = ranks.first_row + torch.arange(len(mine), device=device)
+    return (mine[:, None] == every) & (own[:, None] != torch.arange(len(every), device=device))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
@@ -124,7 +125,7 @@ class CLIP(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        tokens = to_device(self.tokenizer(list(texts)), self.device)
         with self._autocast():
             features = self.net.encode_text(tokens)
         return F.normalize(at_least_float32(features), dim=-1)
@@ -164,4 +165,4 @@ class TextCache:
             room = max(0, self.capacity - len(self.known))
             self.known.update({text: fresh[text] for text in missing[:room]})
         rows = [fresh[text] if text in fresh else self.known[text] for text in texts]
-        return torch.stack(rows).to(self.model.device, non_blocking=True)
+        return to_device(torch.stack(rows), self.model.device)

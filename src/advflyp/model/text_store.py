@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advflyp.devices import to_device
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import state_sha256
 
@@ -64,7 +65,7 @@ class TextStore:
             self._know(fresh)
         places = [self.places[digest] for digest in digests]
         rows = np.stack([self.blocks[block]["embedding"][row] for block, row in places])
-        return torch.from_numpy(rows).to(self.model.device, non_blocking=True)
+        return to_device(torch.from_numpy(rows), self.model.device)
 
     def _know(self, records: np.ndarray) -> None:
         block = len(self.blocks)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,6 +99,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if digest.hexdigest()[:HEX] != path.stem.split("-")[-1]:
         raise Damaged(f"{path} is damaged: its contents have not the hash that its name says")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's own generators, that of the CPU and that of the device in use: what `set_random_state` takes."""
+    state = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["rng_cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore what `random_state` returned; a checkpoint of another device, or of an older version, has only a part."""
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda" and "rng_cuda" in state:
+        torch.cuda.set_rng_state(state["rng_cuda"], device)
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:

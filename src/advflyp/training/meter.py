@@ -14,6 +14,11 @@ from torch.utils.flop_counter import flop_registry
 
 from advflyp.model.precision import Resolved
 
+# The square matrices by which a device's rate is measured; for how many seconds that may go on in all, and from how many
+# on a product is not repeated.
+SIDES = (128, 256, 512, 1024, 2048, 4096, 8192)
+PATIENCE, LONG = 0.18, 0.01
+
 
 class Meter:
     """Metrics of the steps since the last line."""
@@ -107,22 +112,42 @@ class Flops(TorchDispatchMode):
 
 
 def matrix_rate(device: torch.device, precision: Resolved) -> float:
-    """Floating-point operations a second of this device in large matrix products, measured now."""
-    cuda = device.type == "cuda"
-    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.bfloat16)
-    if precision == "fp32":
-        dtype = torch.float32
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(4):
-        if cuda:
-            torch.cuda.synchronize(device)
+    """Measure how many floating-point operations a second the device does in matrix products.
+
+    Larger products follow for as long as the next one fits into `PATIENCE`: what some processors do in a hundredth of a
+    second takes others ten, above all in bf16.
+
+    Returns:
+        The rate of the fastest product.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    began, best = perf_counter(), 0.0
+    for side in SIDES:
+        seconds = _seconds_of_product(torch.ones(side, side, device=device, dtype=dtype))
+        best = max(best, 2 * side**3 / seconds)
+        # Twice the side is eight times the work.
+        if perf_counter() - began + 8 * seconds > PATIENCE:
+            break
+    return best
+
+
+def _seconds_of_product(a: Tensor) -> float:
+    """The shortest of three; what happens once, such as loading a kernel, does not show in a long one."""
+    shortest = math.inf
+    for _ in range(3):
+        _wait_for(a.device)
         begun = perf_counter()
         _ = a @ a
-        if cuda:
-            torch.cuda.synchronize(device)
-        best = min(best, perf_counter() - begun)
-    return 2 * size**3 / best
+        _wait_for(a.device)
+        shortest = min(shortest, perf_counter() - begun)
+        if shortest > LONG:
+            break
+    return shortest
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:

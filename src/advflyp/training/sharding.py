@@ -43,10 +43,15 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
     return found
 
 
+def unsharded(value: Tensor) -> Tensor:
+    """A split tensor put together, on the device it is on, without waiting for it; all processes must call it at once."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def whole(value: Any) -> Any:
     """State with every split tensor put together, on the CPU; all processes must call it at once."""
     if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
+        return unsharded(value).cpu()
     if isinstance(value, Mapping):
         return {key: whole(part) for key, part in value.items()}
     if isinstance(value, list):

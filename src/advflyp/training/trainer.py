@@ -22,6 +22,7 @@ from advflyp.data.dirt import Dirt
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
 from advflyp.data.stream import Position, Share
+from advflyp.devices import to_device
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
@@ -34,7 +35,14 @@ from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.runlog import RunLog, SilentLog
 from advflyp.training import sharding
-from advflyp.training.checkpoint import checkpoints, load_last, save_checkpoint, step_of
+from advflyp.training.checkpoint import (
+    checkpoints,
+    load_last,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+    step_of,
+)
 from advflyp.training.ending import Interrupted, RunError, Signals, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -297,7 +305,7 @@ class Trainer:
         """One update; the losses as device scalars, still unsynchronised."""
         recipe, model = self.recipe, self.model
         update_statistics = recipe.train.batch_norm == "update"
-        images = batch["images"].to(model.device, model.dtype, non_blocking=True)
+        images = to_device(batch["images"], model.device).to(model.dtype)
         images = batch["images"] = self._fitted(images)
         model.train(update_statistics)
         self.embed_texts(batch)
@@ -318,7 +326,7 @@ class Trainer:
             metrics["attack_gain"] = next(iter(losses.values())).detach() / batch["loss_at_start"]
             batch["images_adv"] = images_adv
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        metrics["grad_norm"] = sharding.whole(torch.nn.utils.get_total_norm(gradients))
+        metrics["grad_norm"] = sharding.unsharded(torch.nn.utils.get_total_norm(gradients))
         if recipe.optim.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
                 self.parameters, recipe.optim.max_grad_norm, metrics["grad_norm"]
@@ -341,7 +349,7 @@ class Trainer:
             batch["text_embeddings"] = self.ranks.gather(self.embed_text(batch["captions"]))
         elif self.method.trains_on == "labelled":
             assert self.embed_classes is not None
-            labels = batch["labels"] = batch["labels"].to(self.model.device, non_blocking=True)
+            labels = batch["labels"] = to_device(batch["labels"], self.model.device)
             batch.update(self.embed_classes(labels))
             batch["text_embeddings"] = self.ranks.gather(batch["text_embeddings"])
 
@@ -467,7 +475,7 @@ class Trainer:
         mine = {
             "position": progress.pop("position"),
             "dirt": {"counts": dict(self.dirt.counts), "examples": dict(self.dirt.examples)},
-            "rng": torch.get_rng_state(),
+            **random_state(self.accelerator.device),
         }
         processes = self.ranks.objects(mine)
         model, optimizer = self._whole_model().state_dict(), sharding.whole(self.optimizer.state_dict())
@@ -510,7 +518,7 @@ class Trainer:
         mine = processes[self.ranks.rank]
         self.progress = Progress(**state["progress"], position=mine["position"])
         self.dirt = self.pairs.dirt = Dirt(Counter(mine["dirt"]["counts"]), dict(mine["dirt"]["examples"]))
-        torch.set_rng_state(mine["rng"])
+        set_random_state(mine, self.accelerator.device)
         if self.progress.step:
             self.says.append(f"resumed after step {self.progress.step}")
 

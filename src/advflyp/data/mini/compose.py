@@ -25,6 +25,7 @@ from advflyp.data.mini.shards import read_tar
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
 from advflyp.data.stream import Position, Share
+from advflyp.devices import to_device
 
 EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
@@ -136,8 +137,8 @@ class MiniPairs:
             images, metas = images.subset(keep), [metas[row] for row in keep]
         self.images = images
         self.metas = metas
-        self.mono = torch.tensor([meta["mono"] for meta in metas], device=device)
-        self.mirror = torch.tensor([meta["mirror"] for meta in metas], device=device)
+        self.mono = torch.tensor([meta["mono"] for meta in metas])
+        self.mirror = torch.tensor([meta["mirror"] for meta in metas])
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
         self.batch_size = config.batch_size
         self.share = share or Share(config.batch_size)
@@ -160,11 +161,11 @@ class MiniPairs:
         for batch in range(start["batch"] if start else 0, len(self)):
             rng = random.Random(f"{self.seed}/{epoch}/{batch}")
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            generator = torch.Generator(self.device).manual_seed(rng.getrandbits(63))
-            on_device = index.to(self.device)
-            rgba = torch.from_numpy(self.images[index.numpy()]).permute(0, 3, 1, 2).to(self.device)
-            images = compose(rgba, self.mono[on_device], generator)
-            images = augment(images, self.mirror[on_device], generator)
+            # On the CPU whatever the device: the same seed then means the same pictures everywhere.
+            generator = torch.Generator().manual_seed(rng.getrandbits(63))
+            rgba = to_device(torch.from_numpy(self.images[index.numpy()]), self.device).permute(0, 3, 1, 2)
+            images = compose(rgba, self.mono[index], generator)
+            images = augment(images, self.mirror[index], generator)
             # Made as a whole by every process, so that several see the pictures of one: composing costs little.
             mine = slice(self.share.first, self.share.last)
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
@@ -208,55 +209,74 @@ class MiniClasses(MiniPairs):
 
 
 def compose(pictures: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, 4, H, W) uint8 RGBA on random backgrounds → (N, 3, H, W) float32 in [0, 1].
+    """RGBA pictures on random backgrounds.
 
-    mono: (N,) bool, shapes without a colour of their own; they get one that contrasts with the background
+    Args:
+        pictures: (N, 4, H, W) uint8, on any device.
+        mono: (N,) bool, on the CPU: shapes without a colour of their own; they get one that contrasts with the
+            background.
+        generator: The source of the colours, on the CPU.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1], on the device of `pictures`.
     """
-    n, _, height, _ = pictures.shape
-    device = pictures.device
+    colours = (*_backdrops(len(pictures), pictures.shape[2], generator), mono.view(-1, 1, 1, 1))
+    background, ink, mono = (to_device(part, pictures.device) for part in colours)
+    alpha = pictures[:, 3:].float() / 255
+    colour = torch.where(mono, ink, pictures[:, :3].float() / 255)
+    return colour * alpha + background * (1 - alpha)
+
+
+def _backdrops(n: int, height: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(n, 3, height, 1) colours of each row of a background, and (n, 3, 1, 1) of an ink that stands out from it."""
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
+        return torch.rand(*shape, generator=generator)
 
     kind = uniform(n, 1, 1, 1)
     white_or_pale = torch.where(uniform(n, 1, 1, 1) < 0.45, 1.0, 0.72 + 0.28 * uniform(n, 3, 1, 1))
     black_or_dark = torch.where(uniform(n, 1, 1, 1) < 0.4, 0.0, 0.3 * uniform(n, 3, 1, 1))
     background = torch.where(kind < 0.2, black_or_dark, white_or_pale)
     background = torch.where(kind > 0.88, uniform(n, 3, 1, 1), background)
-    slope = torch.randn(n, 3, 1, 1, device=device, generator=generator) * (uniform(n, 1, 1, 1) < 0.25)
-    ramp = torch.linspace(-0.25, 0.25, height, device=device).view(1, 1, height, 1)
+    slope = torch.randn(n, 3, 1, 1, generator=generator) * (uniform(n, 1, 1, 1) < 0.25)
+    ramp = torch.linspace(-0.25, 0.25, height).view(1, 1, height, 1)
     background = (background + ramp * slope).clamp(0, 1)
 
     dark = torch.where(uniform(n, 1, 1, 1) < 0.4, 0.0, 0.6 * uniform(n, 3, 1, 1))
-    ink = torch.where(background.mean((1, 2, 3), keepdim=True) > 0.5, dark, 1 - dark)
-
-    alpha = pictures[:, 3:].float() / 255
-    colour = torch.where(mono.view(n, 1, 1, 1), ink, pictures[:, :3].float() / 255)
-    return colour * alpha + background * (1 - alpha)
+    return background, torch.where(background.mean((1, 2, 3), keepdim=True) > 0.5, dark, 1 - dark)
 
 
 def augment(images: Tensor, mirror: Tensor, generator: torch.Generator) -> Tensor:
-    """Random scale, aspect, rotation, shift, mirroring (where allowed), brightness and grey-scale; same shape.
+    """Random scale, aspect, rotation, shift, mirroring (where allowed), brightness and grey-scale.
 
-    mirror: (N,) bool, False for flags and letters, which mean something else mirrored
+    Args:
+        images: (N, 3, H, W) in [0, 1], on any device.
+        mirror: (N,) bool, on the CPU; False for flags and letters, which mean something else mirrored.
+        generator: The source of all of it, on the CPU.
+
+    Returns:
+        (N, 3, H, W) in [0, 1], on the device of `images`.
     """
     n = len(images)
-    device = images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(n, *shape, device=device, generator=generator) * (high - low) + low
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
     scale, aspect = uniform(0.8, 1.15), uniform(0.88, 1.14)
-    angle = torch.randn(n, device=device, generator=generator) * 0.12
+    angle = torch.randn(n, generator=generator) * 0.12
     flip = torch.where((uniform(0, 1) < 0.3) & mirror, -1.0, 1.0)
-    affine = torch.zeros(n, 2, 3, device=device)
+    affine = torch.zeros(n, 2, 3)
     affine[:, 0, 0] = scale * aspect * torch.cos(angle) * flip
     affine[:, 0, 1] = -scale * torch.sin(angle)
     affine[:, 1, 0] = scale * torch.sin(angle) * flip
     affine[:, 1, 1] = scale / aspect * torch.cos(angle)
     affine[:, :, 2] = uniform(-0.15, 0.15, 2)
+    gain, offset = uniform(0.8, 1.15, 1, 1, 1), uniform(-0.08, 0.08, 1, 1, 1)
+    drawn = (affine, gain, offset, uniform(0, 1, 1, 1, 1) < 0.1)
+    affine, gain, offset, is_grey = (to_device(part, images.device) for part in drawn)
+
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    images = images * uniform(0.8, 1.15, 1, 1, 1) + uniform(-0.08, 0.08, 1, 1, 1)
+    images = images * gain + offset
     grey = images.mean(1, keepdim=True).expand_as(images)
-    return torch.where(uniform(0, 1, 1, 1, 1) < 0.1, grey, images).clamp(0, 1)
+    return torch.where(is_grey, grey, images).clamp(0, 1)
