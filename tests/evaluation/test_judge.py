@@ -29,7 +29,7 @@ def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
 
 def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
     attack, threat = Attack.parse("pgd3x2"), Threat(eps=4 / 255)
-    judge = Judge(tiny, noise_set, limit=11, seed=3)
+    judge = Judge(tiny.double(), noise_set, limit=11, seed=3)
     outcome = judge.run(attack, threat)
     assert outcome.index.tolist() == noise_set.subset(11, 3)
     assert torch.equal(outcome.label, noise_set.labels[outcome.index])
@@ -43,7 +43,7 @@ def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
 
 
 def test_batch_size_and_company_change_nothing(tiny: CLIP) -> None:
-    labelled = labelled_by(tiny, 40)
+    labelled = labelled_by(tiny.double(), 40)
     for name in ("pgd3", "noise", "cw4x2"):
         attack, threat = Attack.parse(name), Threat(eps=2 / 255)
         outcomes = [Judge(tiny, labelled, batch_size=b).run(attack, threat) for b in (3, 40)]
@@ -84,8 +84,10 @@ def test_bf16_and_fp32_searches_agree(tiny: CLIP) -> None:
     left = [judge.correct(Attack.parse("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
     share = [x.float().mean().item() for x in left]
     assert 0.1 < share[0] < 0.9
+    # Of m images that only one of the searches fools, by chance either fools half, with a standard deviation of √m of
+    # the difference; three of these.
     discordant = (left[0] != left[1]).sum().item()
-    assert abs(share[0] - share[1]) * 300 <= 2 * max(1, discordant) ** 0.5 + 1
+    assert abs(share[0] - share[1]) * 300 <= 3 * max(1, discordant) ** 0.5
 
 
 def test_an_image_that_is_wrong_when_clean_stays_wrong_and_is_not_attacked(
@@ -125,7 +127,7 @@ class Cut(Exception):
 
 
 def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Path) -> None:
-    labelled = labelled_by(tiny, 50)
+    labelled = labelled_by(tiny.double(), 50)
     attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.journal")
     whole = Judge(tiny, labelled, batch_size=10).run(attack, threat)
     assert 0 < whole.correct.sum() < 50
@@ -173,7 +175,7 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
     tiny: CLIP, tmp_path: Path, bad: tuple[int, ...]
 ) -> None:
     """One of 150 is tolerated, though it is more than 1 % of the 40 that are left; two are not."""
-    labelled = labelled_by(tiny, 150)
+    labelled = labelled_by(tiny.double(), 150)
     pictures = Unreadable(labelled.pictures)
     pictures.bad = bad
     attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
@@ -206,7 +208,7 @@ def test_what_a_watcher_is_told(tiny: CLIP) -> None:
     finished = [standing.finished for standing in told]
     assert finished == sorted(finished) and finished[-1] == 30
     assert told[-1].left == 0 and told[-1].images == 30
-    assert told[-1].accuracy == pytest.approx(outcome.correct.float().mean().item())
+    assert told[-1].accuracy == outcome.correct.float().mean().item()
     assert told[-1].seconds_left == 0
     assert all(standing.left + standing.finished <= 30 for standing in told)
 

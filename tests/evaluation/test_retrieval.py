@@ -19,6 +19,7 @@ from advflyp.evaluation.results import wilson
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval, retrieval
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import weights_sha256
+from helpers import assert_equal64
 
 
 def write_pairs(folder: Path, model: CLIP, n: int = 24, candidates: int = 200) -> Path:
@@ -82,6 +83,7 @@ def test_an_attack_spoils_both_directions(
 def test_the_attack_raises_its_loss_inside_the_ball(
     tiny: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny.double()
     seen = []
     original = module.pgd
 
@@ -99,11 +101,11 @@ def test_the_attack_raises_its_loss_inside_the_ball(
     with torch.no_grad():
         logits = tiny.logit_scale * tiny.encode_image(images) @ tiny.encode_text(pictures.captions).T
     own = pictures.owner == torch.arange(24)[:, None]
-    torch.testing.assert_close(before, cross_entropy(logits, own), atol=1e-4, rtol=1e-4)
+    assert_equal64(before, cross_entropy(logits, own))
 
 
 def test_batch_size_changes_nothing(tiny: CLIP, folder: Path) -> None:
-    cells = [retrieval(tiny, folder, ["pgd2"], [4 / 255], batch_size=size) for size in (5, 24)]
+    cells = [retrieval(tiny.double(), folder, ["pgd2"], [4 / 255], batch_size=size) for size in (5, 24)]
     assert recall_at(cells[0][0], "image_to_text") == recall_at(cells[1][0], "image_to_text")
     assert recall_at(cells[0][0], "text_to_image") == recall_at(cells[1][0], "text_to_image")
 
@@ -145,15 +147,17 @@ def test_finished_lines_are_kept(
 KILLED = """
 import os, signal
 from advflyp.evaluation.retrieval import retrieval
+from advflyp.model.hub import load_model
 def watch(cell, done):
     if cell.attack != "clean" and done >= 14:
         os.kill(os.getpid(), signal.SIGKILL)
-retrieval({model!r}, {pairs!r}, ["clean", "pgd2"], [4 / 255], batch_size=7, out={out!r}, watch=watch)
+model = load_model({model!r}).double()
+retrieval(model, {pairs!r}, ["clean", "pgd2"], [4 / 255], batch_size=7, out={out!r}, watch=watch)
 """
 
 
 def check_continued(
-    model: Path, folder: Path, out: Path, known: list[int], monkeypatch: pytest.MonkeyPatch
+    model: CLIP, folder: Path, out: Path, known: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From what was stored when the pictures `known` were attacked, the rest and no more; results as if in one go."""
     (journal,) = out.with_suffix(".unfinished").iterdir()
@@ -179,16 +183,18 @@ def check_continued(
 
 
 def test_an_interrupted_cell_is_continued(
-    tiny_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: CLIP, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny.double()
+
     def stop(cell: RetrievalCell, done: int) -> None:
         if cell.attack != "clean" and done >= 10:
             raise KeyboardInterrupt
 
     out = tmp_path / "r.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        retrieval(tiny_folder, folder, ["clean", "pgd2"], [4 / 255], batch_size=7, out=out, watch=stop)
-    check_continued(tiny_folder, folder, out, list(range(14)), monkeypatch)
+        retrieval(tiny, folder, ["clean", "pgd2"], [4 / 255], batch_size=7, out=out, watch=stop)
+    check_continued(tiny, folder, out, list(range(14)), monkeypatch)
 
 
 @pytest.mark.slow
@@ -200,7 +206,7 @@ def test_a_killed_process_is_continued(
     (folder / "000.png").write_bytes(b"broken")
     script = KILLED.format(model=str(tiny_folder), pairs=str(folder), out=str(out))
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
-    check_continued(tiny_folder, folder, out, list(range(1, 15)), monkeypatch)
+    check_continued(tiny.double(), folder, out, list(range(1, 15)), monkeypatch)
 
 
 def test_a_journal_of_other_pictures_is_not_used(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
@@ -233,7 +239,7 @@ def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Pa
     for suffix in ("png", "txt"):
         (without / f"040.{suffix}").unlink()
     # A random start would be another one, since places differ.
-    (cell,), (expected,) = (retrieval(tiny, source, ["clean"]) for source in (folder, without))
+    (cell,), (expected,) = (retrieval(tiny.double(), source, ["clean"]) for source in (folder, without))
     assert list(cell.unreadable) == ["040.png"] and cell.unreadable["040.png"].startswith("Unidentified")
     same = {"pairs": "", "captions_sha256": "", "subset": {}, "unreadable": {}, "seconds": 0.0}
     assert dataclasses.replace(cell, **same) == dataclasses.replace(expected, **same)

@@ -41,8 +41,9 @@ def test_a_run_leaves_what_it_promises(recipe: Path, tmp_path: Path) -> None:
     assert lines[-1]["seen"] == 128
     terms = {"loss", "loss/clip", "loss/feature", "loss/logit", "pairs_per_second", "lr"}
     assert terms <= lines[-1].keys()
+    # Float32: the means over eight steps of three terms.
     assert lines[-1]["loss"] == pytest.approx(
-        sum(v for k, v in lines[-1].items() if k.startswith("loss/")), rel=1e-5
+        sum(v for k, v in lines[-1].items() if k.startswith("loss/")), rel=1e-6
     )
     assert [step_of(path) for path in checkpoints(run / "checkpoints")] == [6, 8]
     card = json.loads((run / "best/card.json").read_text())
