@@ -11,10 +11,10 @@ checkout is used as it is. This file needs only the standard library.
 """
 
 import argparse
+import ast
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -109,12 +109,22 @@ class Call:
 
 
 def gpu_tests(folder: Path) -> list[str]:
-    """The test files that mark something `gpu`. Others are not even imported: they may need what is not there."""
-    mark = re.compile(r"\bmark\.gpu\b")
-    paths = sorted(
-        path for path in folder.rglob("test_*.py") if mark.search(path.read_text(encoding="utf-8"))
+    """The test files that mark something `gpu`, and the folders whose fixtures do.
+
+    Others are not even imported: they may need what is not there.
+    """
+    marked = [path for path in folder.rglob("*.py") if marks_gpu(path.read_text(encoding="utf-8"))]
+    found = [path.parent if path.name == "conftest.py" else path for path in marked]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def marks_gpu(program: str) -> bool:
+    """Whether `mark.gpu` is in the code, not only in a string of it."""
+    attributes = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Attribute)]
+    return any(
+        node.attr == "gpu" and isinstance(node.value, ast.Attribute) and node.value.attr == "mark"
+        for node in attributes
     )
-    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 @dataclass(frozen=True, kw_only=True)

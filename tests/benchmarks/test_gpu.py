@@ -137,7 +137,10 @@ def test_only_files_with_gpu_tests_are_collected(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_a.py").write_text("import pytest\npytestmark = pytest.mark.gpu\n")
     (tmp_path / "tests/test_b.py").write_text("import not_installed\n")
-    assert gpu.gpu_tests(tmp_path / "tests") == ["tests/test_a.py"]
+    (tmp_path / "tests/test_c.py").write_text("text = 'pytest.mark.gpu'\n")
+    (tmp_path / "tests/cuda").mkdir()
+    (tmp_path / "tests/cuda/conftest.py").write_text("p = pytest.param('cuda', marks=pytest.mark.gpu)\n")
+    assert gpu.gpu_tests(tmp_path / "tests") == ["tests/cuda", "tests/test_a.py"]
 
 
 def test_a_command_is_shown_as_it_can_be_typed(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_reproduce_with_tiny_sizes(tmp_path: Path, capsys: pytest.CaptureFixture
     with tarfile.open(tmp_path / "out/reproduce.tar.gz") as tar:
         tar.extractall(tmp_path / "study", filter="data")
     main(["reproduce", "--scale", "mini", "--out", str(tmp_path / "study"), "--report-only"])
-    assert "AdvFLYP_full" in (tmp_path / "study/report/results.md").read_text()
+    assert "AdvFLYP\\_full" in (tmp_path / "study/report/results.md").read_text()
 
 
 @pytest.mark.network
