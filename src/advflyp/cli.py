@@ -409,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except RuntimeError as error:
         # By its name: importing the class would import torch for every command.
-        if type(error).__name__ != "RunError":
+        if "RunError" not in (kind.__name__ for kind in type(error).__mro__):
             raise
         rank = os.environ.get("RANK")
         print(f"advflyp{f' [process {rank}]' if rank else ''}: {error}", file=sys.stderr)

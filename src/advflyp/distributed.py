@@ -9,12 +9,18 @@ own; so it has the loss of the whole batch as a function of its own rows, and di
   rule over the rows; that sum is the one exchange of gradients in a step.
 
 `Ranks` is one process alone, `Group` one of several; losses are written for either.
+
+A process may be at something for hours while the others wait: an attack on its share of the images, a download, a
+checkpoint on a slow disk. So what the hosts exchange begins with a meeting that waits for as long as all are alive, and
+whether they are alive is asked every second by threads of their own (`_Pulse`). Only what follows has a time limit.
 """
 
 import inspect
 import os
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,18 +28,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
 from advflyp.data.stream import Share
 from advflyp.devices import pick_device
+from advflyp.errors import LostRank
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
 
-# How long a process waits for the others before it takes them for dead.
+# How long a process that is alive may keep silent, and how long an exchange may take once all are there for it.
 TIMEOUT = timedelta(minutes=10)
+# Seconds between two signs of life.
+BEAT = 1.0
+# Seconds that the result of a meeting may be on its way after one of the processes has left.
+GRACE = 2.0
+# A store's counter holds so many bits for each of the things that are counted.
+BITS = 20
+FOREVER = timedelta(days=365)
 
 
 class Ranks:
@@ -82,6 +97,12 @@ class Ranks:
         """What `work` returns on the first process, for all of them; its ValueError is raised by all."""
         return work()
 
+    def wait_for_all(self) -> None:
+        """Go on when every process has come here, however long one takes; `LostRank` where one is gone."""
+
+    def leave(self) -> None:
+        """Stop asking whether the others are alive, and letting them know."""
+
     def close(self) -> None:
         """Leave the others, before the process ends."""
 
@@ -103,6 +124,14 @@ class Group(Ranks):
         self.first_row = shares[self.rank].first
         # What the host decides is exchanged by the hosts: reading it off a device would make that wait.
         self.hosts: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        # A connection of its own: another thread may wait for an answer on the group's.
+        store = _get_default_store().clone()
+        store.set_timeout(FOREVER)
+        self.store = dist.PrefixStore(f"advflyp/{self.hosts.group_name}", store)
+        self.meetings = 0
+        self.pulse = _Pulse()
+        # Also where the process ends without `close`: a thread that is in the middle of an exchange would abort it.
+        weakref.finalize(self, self.pulse.leave)
 
     def rows(self, own: int) -> int:
         return self.batch
@@ -134,13 +163,17 @@ class Group(Ranks):
 
     def objects(self, value: T) -> list[T]:
         every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, value, group=self.hosts)
+        self._meet()
+        with _losses():
+            dist.all_gather_object(every, value, group=self.hosts)
         return every
 
     def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
-        votes = torch.tensor([int(not more), int(stop)])
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
-        return not votes[0], bool(votes[1])
+        ended, stopped = self._meet(not more, stop)
+        return not ended, bool(stopped)
+
+    def wait_for_all(self) -> None:
+        self._meet()
 
     def first(self, work: Callable[[], T]) -> T:
         found: list[Any] = [None, None]
@@ -149,14 +182,92 @@ class Group(Ranks):
                 found[0] = work()
             except ValueError as error:
                 found[1] = str(error)
-        dist.broadcast_object_list(found, src=0, group=self.hosts)
+        self._meet()
+        with _losses():
+            dist.broadcast_object_list(found, src=0, group=self.hosts)
         if found[1] is not None:
             raise ValueError(found[1])
         return found[0]
 
+    def leave(self) -> None:
+        self.pulse.leave()
+
     def close(self) -> None:
+        self.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _meet(self, *votes: bool) -> list[int]:
+        """How many processes gave each vote, when all have come here; `LostRank` where one is gone.
+
+        By a counter in the store, not by a collective: one that waits for a machine that has vanished keeps the
+        process from ending.
+        """
+        self.meetings += 1
+        ballot = sum(vote << (BITS * place) for place, vote in enumerate([True, *votes]))
+        counted: list[int] = []
+        # The store's machine may vanish as well, and no call of it ends then.
+        clerk = threading.Thread(target=self._count, args=(self.meetings, ballot, counted), daemon=True)
+        clerk.start()
+        clerk.join(BEAT)
+        while clerk.is_alive() and self.pulse.all_alive:
+            clerk.join(BEAT)
+        clerk.join(GRACE)
+        if not counted:
+            raise LostRank
+        return [counted[0] >> (BITS * (place + 1)) & (1 << BITS) - 1 for place in range(len(votes))]
+
+    def _count(self, meeting: int, ballot: int, counted: list[int]) -> None:
+        with suppress(RuntimeError):  # the store is gone, and its process with it
+            total = self.store.add(f"{meeting}", ballot)
+            if total & (1 << BITS) - 1 == self.size:
+                self.store.set(f"{meeting}/all", str(total))
+            counted.append(int(self.store.get(f"{meeting}/all")))
+            if self.rank == 0:
+                # Whoever came to this meeting has left the last one.
+                for key in (f"{meeting - 1}", f"{meeting - 1}/all"):
+                    self.store.delete_key(key)
+
+
+class _Pulse:
+    """Tells processes that are slow from those that are gone: a thread in each, which meets those of the others.
+
+    A process that has been killed closes its connections, and the threads of the others see that at once; from one
+    whose machine has vanished they hear nothing for `TIMEOUT`.
+
+    all_alive: no process has been lost, or has left
+    """
+
+    def __init__(self) -> None:
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.all_alive = True
+        self.leaving = threading.Event()
+        self.thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self.thread.start()
+
+    def leave(self) -> None:
+        """Tell the others, whose threads end as well: from here on processes end one after the other."""
+        self.leaving.set()
+        self.thread.join(2 * BEAT)
+
+    def _beat(self) -> None:
+        while self.all_alive:
+            leaving = torch.tensor(int(self.leaving.wait(BEAT)))
+            try:
+                dist.all_reduce(leaving, dist.ReduceOp.MAX, group=self.group)
+            except RuntimeError:
+                self.all_alive = False
+            else:
+                self.all_alive = not leaving
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """What a backend raises where another process is gone, in our words."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRank from error
 
 
 class _Shared(torch.autograd.Function):
@@ -241,6 +352,8 @@ def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Modu
     """The module with the mean of its gradients over all processes, exchanged while they are being computed."""
     if ranks.size == 1:
         return module
+    # DDP compares the parameters in a limited time, and one process may have had to fetch what the others had.
+    ranks.wait_for_all()
     # Buffers never change while training; torch 2.15 has another word for leaving them alone than 2.11.
     known = inspect.signature(DistributedDataParallel).parameters
     alone: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
@@ -275,7 +388,9 @@ def together(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device |
     try:
         yield ranks, own
     finally:
-        if not connected:
+        if connected:
+            ranks.leave()
+        else:
             ranks.close()
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from advflyp.data.manifest import file_sha256
+from advflyp.errors import RunError
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.hub import (
     BEST,
@@ -18,7 +19,6 @@ from advflyp.model.hub import (
     weights_sha256,
 )
 from advflyp.report.model_card import model_card, scrubbed
-from advflyp.training.ending import RunError
 
 ONNX_FILE = "image_tower.onnx"
 CARD = "README.md"

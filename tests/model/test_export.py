@@ -13,11 +13,11 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 
 from advflyp.cli import main
+from advflyp.errors import RunError
 from advflyp.model import export
 from advflyp.model.clip import CLIP
 from advflyp.model.export import TEXTS, export_model
 from advflyp.model.hub import load_model, save_model
-from advflyp.training.ending import RunError
 from helpers import assert_equal64, siglip_config, small_model
 
 pytest.importorskip("transformers")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from advflyp.errors import RunError
 from advflyp.evaluation.results import read_cells
 from advflyp.reproduce import reproduce as module
 from advflyp.reproduce import tune
@@ -22,7 +23,6 @@ from advflyp.reproduce.plan import Measure, Plan, make_plan
 from advflyp.reproduce.reproduce import reproduce
 from advflyp.reproduce.steps import carry_out, is_done, steps_of
 from advflyp.reproduce.tune import read_tuning, tuned_rate
-from advflyp.training.ending import RunError
 from advflyp.training.trainer import Trainer
 
 SETS = ("mini/food", "mini/flags")

@@ -24,6 +24,10 @@ def _child(arguments: list[str], environment: dict[str, str], output: str) -> No
         from advflyp.cli import main
 
         main(arguments[1:])
+    elif arguments[0] == "waiting":
+        from waiting import main
+
+        main(arguments[1])
     else:
         from training.worker import main as work
 
@@ -64,7 +68,7 @@ class Running:
 
 
 def start(count: int, arguments: list[str]) -> list[Running]:
-    """`count` processes of one run, of ["advflyp", …] or ["worker", FILE]; each has its place in the environment."""
+    """`count` processes of one run, of ["advflyp", …], ["worker", FILE] or ["waiting", WHAT]; each has its place in the environment."""
     if count == 1:
         return [Running(arguments, {})]
     with socket.socket() as probe:

@@ -25,7 +25,9 @@ def test_a_random_start_is_drawn_row_by_row(norm: str, monkeypatch: pytest.Monke
     streams = Streams(derive_seed(3, 7), torch.arange(11))
     assert torch.equal(whole, threat.random_start(images, streams))
     assert threat.contains(images, whole).all()
-    assert len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
+    assert (
+        len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
+    )
     for other in ((4, 7), (3, 8)):
         assert not torch.equal(random_start(images, threat, *other, Share(11)), whole)
 

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from advflyp.config import nearest
 from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
+from advflyp.errors import RunError
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import CARD_FILE, CONFIG_FILE, load_model, read_card, save_model, weights_sha256
-from advflyp.training.ending import RunError
 
 # Between entries of unit-norm embeddings.
 TOLERANCE = 1e-5

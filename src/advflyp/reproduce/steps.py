@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from advflyp.data.labelled import set_names
+from advflyp.errors import RunError
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
@@ -27,7 +28,6 @@ from advflyp.model.hub import load_model, pick_device, weights_sha256
 from advflyp.reproduce.plan import Measure, Plan, Run
 from advflyp.reproduce.tune import tuned_rate
 from advflyp.training.checkpoint import checkpoints
-from advflyp.training.ending import RunError
 from advflyp.training.trainer import CHECKPOINTS, train
 
 FINISHED = "finished"

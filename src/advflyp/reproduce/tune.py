@@ -14,12 +14,12 @@ from rich.console import Console
 
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set
+from advflyp.errors import RunError
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.locks import locked
 from advflyp.model.hub import load_model, pick_device
 from advflyp.model.precision import Precision
-from advflyp.training.ending import RunError
 from advflyp.training.trainer import train
 
 TUNING_FILE = "tuning.json"

@@ -11,15 +11,12 @@ from typing import TextIO
 
 import torch
 
+from advflyp.errors import GONE, RunError
 from advflyp.locks import take
 
 LOCK_FILE = ".lock"
 # What a scheduler sends before it takes the machine away.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on, through nothing that could have been seen before it began. The message is one line."""
 
 
 class Interrupted(Exception):
@@ -104,5 +101,5 @@ def explained(error: BaseException, *, ranks: int) -> str | None:
     # Backends raise plain RuntimeErrors; what they say is all there is to tell them by.
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if ranks > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in signs):
-        return "another process of this run has stopped or cannot be reached; its own message says why"
+        return GONE
     return None

@@ -24,6 +24,7 @@ from advflyp.data.labelled import load_set
 from advflyp.data.stream import Position, Share
 from advflyp.devices import to_device
 from advflyp.distributed import Ranks
+from advflyp.errors import LostRank, RunError
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.method import find_method
@@ -43,7 +44,7 @@ from advflyp.training.checkpoint import (
     set_random_state,
     step_of,
 )
-from advflyp.training.ending import Interrupted, RunError, Signals, explained, hold, writing
+from advflyp.training.ending import Interrupted, Signals, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
 from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
@@ -163,6 +164,7 @@ class Trainer:
         if self.split:
             check_split(recipe, self.ranks)
             self.complete = copied(self.model, recipe.train)
+            self.ranks.wait_for_all()
             sharding.shard(self.model.visual, device, self.ranks.size)
             self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
@@ -501,6 +503,7 @@ class Trainer:
             self.says.append(f"{self.out} has no checkpoint yet: the run starts from the beginning")
             return
         state, wrong = load_last(folder)
+        self.ranks.wait_for_all()
         self.says += [f"passed over: {reason}" for reason in wrong]
         changed = difference(state["recipe"], self.recipe.toml())
         if changed:
@@ -570,6 +573,8 @@ class Trainer:
         """Failures of a step that have a known meaning become a `RunError`."""
         try:
             yield
+        except LostRank as error:
+            raise RunError(f"step {self.progress.step + 1}: {error}. {self._last_good()}") from error
         except (RunError, Interrupted):
             raise
         except ValueError as error:
