@@ -31,7 +31,7 @@ def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing.mkdir()
     monkeypatch.setattr(module, "MEASURED", nothing)
     real_train = module.train
-    small = {"train.max_steps": 2, "validate.limit": 4, "data.limit": 256, "data.batch_size": 16}
+    small = {"train.max_steps": 2, "data.limit": 256, "data.batch_size": 16}
     monkeypatch.setattr(module, "train", lambda recipe, over, **k: real_train(recipe, over | small, **k))
     console = Console(file=io.StringIO(), width=100)
     outcome = quickstart(tmp_path / "q", console=console)
@@ -83,8 +83,8 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pace", "left", "steps"),
-    # 60 steps, 20 steps' worth of evaluation and 20 s of report take 180 s at 2 s a step.
-    [(2.0, 181.0, 60), (2.0, 141.0, 40), (0.1, 180.0, 60), (60.0, 180.0, 20), (2.0, -10.0, 20)],
+    # 60 steps, 40 steps' worth of evaluation and 20 s of report take 220 s at 2 s a step.
+    [(2.0, 221.0, 60), (2.0, 181.0, 40), (0.1, 220.0, 60), (60.0, 220.0, 20), (2.0, -10.0, 20)],
 )
 def test_a_slow_machine_trains_less_and_says_so(
     monkeypatch: pytest.MonkeyPatch, pace: float, left: float, steps: int
@@ -105,7 +105,7 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     monkeypatch.setattr(module, "EPS_CURVE", (EPS,))
     monkeypatch.setattr(module, "SETS", ("mini/food",))
     monkeypatch.setattr(module, "FEWEST_STEPS", 2)
-    small = {"validate.limit": 4, "data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
+    small = {"data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
     monkeypatch.setattr(module, "KEYS", module.KEYS | small)
     monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: 1000.0)
     real, done = Trainer.step, []
