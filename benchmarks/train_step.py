@@ -182,7 +182,8 @@ def measure(
     ours = theirs = 0.0
     for index in range(arguments.warmup + arguments.steps):
         batch = next(batches)
-        images = batch["images"] = F.interpolate(batch["images"], size, mode="bilinear")
+        images = batch["images"].to(trainer.model.device)
+        images = batch["images"] = F.interpolate(images, size, mode="bilinear")
         captions = batch["captions"]
         start = random_start(
             images, recipe.attack.threat, recipe.train.seed, trainer.progress.step, trainer.share
