@@ -1,10 +1,22 @@
 """Fixtures that many tests share; what they are made of is in helpers.py."""
 
 import os
+import re
 from pathlib import Path
 
-# Tiny models gain nothing from threads, and threads that wait for a busy processor cost minutes. Before torch is
-# imported, so that it holds in processes that tests start, too.
+# What a user, a launcher or a scheduler has set is no part of a test. Before the imports below, some of which read it,
+# and so for processes that tests start, too.
+FOREIGN = re.compile(
+    r"(HF|HUGGING_?FACE|TRANSFORMERS|XDG|LC|ACCELERATE|TORCHELASTIC|SLURM|OMPI|PMI|WANDB|TRACKIO|MAKE)_.*"
+    r"|.*_PROXY|(GROUP_|LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|CUDA_VISIBLE_DEVICES|LANG(UAGE)?|MAKEFLAGS"
+    r"|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|TTY_\w+|MPL\w+|MATPLOTLIBRC|TORCH_HOME|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+    r"|(ONEDNN|DNNL)_DEFAULT_FPMATH_MODE",
+    re.IGNORECASE,
+)
+for name in filter(FOREIGN.fullmatch, list(os.environ)):
+    del os.environ[name]
+
+# Tiny models gain nothing from threads, and threads that wait for a busy processor cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -13,6 +25,13 @@ from advflyp.model import precision
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
 from helpers import RECIPE, make_tiny, write_folder
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short and the same in every process: not the bytes of a file, nor a whole message."""
+    if isinstance(val, bytes):
+        return f"{len(val)} bytes"
+    return val[:40] if isinstance(val, str) else None
 
 
 @pytest.fixture(autouse=True)

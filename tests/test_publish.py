@@ -20,6 +20,7 @@ from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import load_model, save_model
 from advflyp.publish import prepare
 from advflyp.training.trainer import train
+from helpers import assert_equal64
 from hubserver import TOKEN, Hub
 
 
@@ -113,14 +114,15 @@ def test_what_arrives_is_what_was_shown(
         (folder / name).write_bytes(data)
     code = (
         "import open_clip, sys, torch; torch.manual_seed(0); "
-        f"model = open_clip.create_model('local-dir:{folder}').eval(); "
-        "x = torch.rand(2, 3, 32, 32); torch.save([x, model.encode_image(x, normalize=True).detach()], 'e.pt'); "
+        f"model = open_clip.create_model('local-dir:{folder}').double().eval(); "
+        "x = torch.rand(2, 3, 32, 32, dtype=torch.float64); "
+        "torch.save([x, model.encode_image(x, normalize=True).detach()], 'e.pt'); "
         "assert 'advflyp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
     x, embeddings = torch.load(tmp_path / "e.pt")
-    model = load_model(run)
-    torch.testing.assert_close(model.encode_image(x * model.std + model.mean), embeddings, rtol=0, atol=1e-5)
+    model = load_model(run).double()
+    assert_equal64(model.encode_image(x * model.std + model.mean), embeddings)
     assert {cell.model for cell in read_cells(folder / "results.jsonl")} == {"user/robust"}
 
     again = publish(run, *options, "--send", hub=hub)

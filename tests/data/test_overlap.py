@@ -131,7 +131,7 @@ def test_cosines_are_those_of_each_pair_by_itself(
 ) -> None:
     """Whatever is embedded together, and however often an evaluation picture comes."""
     training, test = leaked
-    model = load_model("mini")
+    model = load_model("mini").double()
     whole = overlap(training, [test], model=model, bits=32, cosine=-1).matches
     monkeypatch.setattr(module, "_BLOCK", 5)
     parts = overlap(training, [test], model=model, bits=32, cosine=-1).matches
@@ -148,8 +148,8 @@ def test_cosines_are_those_of_each_pair_by_itself(
         )
         with torch.no_grad():
             expected = model.encode_image(both)
-        assert one.cosine == pytest.approx(float(expected[0] @ expected[1]), abs=1e-4)
-        assert other.cosine == pytest.approx(one.cosine, abs=1e-4)
+        assert one.cosine == pytest.approx(float(expected[0] @ expected[1]), abs=1e-9)
+        assert other.cosine == pytest.approx(one.cosine, abs=1e-9)
 
 
 def test_the_command_reports_and_drops(

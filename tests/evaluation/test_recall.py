@@ -84,9 +84,11 @@ def test_losses_against_their_definitions() -> None:
     own[:, 0], own[:, 8] = True, False
     softmax = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     expected = [-math.log(sum(softmax[i, j] for j in range(9) if own[i, j])) for i in range(5)]
-    assert cross_entropy(torch.tensor(z), torch.tensor(own)).tolist() == pytest.approx(expected)
+    assert cross_entropy(torch.tensor(z), torch.tensor(own)).tolist() == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
     expected = [
         max(z[i, j] for j in range(9) if not own[i, j]) - max(z[i, j] for j in range(9) if own[i, j])
         for i in range(5)
     ]
-    assert margin(torch.tensor(z), torch.tensor(own)).tolist() == pytest.approx(expected)
+    assert margin(torch.tensor(z), torch.tensor(own)).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -26,7 +26,8 @@ def cell(**changes: object) -> Cell:
     ],
 )
 def test_wilson(correct: int, n: int, low: float, high: float) -> None:
-    assert wilson(correct, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    # To the digits that were printed.
+    assert wilson(correct, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
 def test_mean_interval_is_narrower_than_a_set_s_and_holds_the_mean() -> None:

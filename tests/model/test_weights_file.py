@@ -126,33 +126,40 @@ def zipped(*names: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "x.pt is empty"),
-        (
-            b"these are\nmy weights",
-            "neither a checkpoint of torch nor safetensors: it begins with 'these are'",
-        ),
-        (bytes(range(1, 60)), "begins with the bytes 01 02 03 04 05 06 07 08"),
-        (b"\n", "neither a checkpoint of torch nor safetensors"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
-        (b"<!DOCTYPE html><html>", "a web page"),
-        (saved(STATE)[:-200], "damaged or cut off"),
-        (saved(STATE)[:40], "damaged or cut off"),
-        (saved(STATE, legacy=True)[:-100], "damaged or no checkpoint"),
-        (saved(STATE, legacy=True)[:60], "damaged or no checkpoint|cannot be read"),
-        (safetensors.torch.save(STATE)[:-8], "damaged or cut off"),
-        (safetensors.torch.save(STATE)[:30], "damaged or cut off"),
-        (pickle.dumps(np.ones(3), protocol=4), "cannot be read as a checkpoint|damaged or no checkpoint"),
-        (saved([1, 2]), "holds a list, not a state dict"),
-        (saved(torch.ones(2)), "holds a Tensor, not a state dict"),
-        (zipped("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"), "a TorchScript archive"),
-        (zipped("model.pt"), "a zip archive but not a checkpoint"),
-    ],
-)
-def test_one_sentence_for_each_kind_of_wrong_file(data: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
+# What it is → its bytes, and what is said of it.
+WRONG: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "x.pt is empty"),
+    "text": (
+        b"these are\nmy weights",
+        "neither a checkpoint of torch nor safetensors: it begins with 'these are'",
+    ),
+    "bytes": (bytes(range(1, 60)), "begins with the bytes 01 02 03 04 05 06 07 08"),
+    "newline": (b"\n", "neither a checkpoint of torch nor safetensors"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+    "web page": (b"<!DOCTYPE html><html>", "a web page"),
+    "cut zip": (saved(STATE)[:-200], "damaged or cut off"),
+    "beginning of a zip": (saved(STATE)[:40], "damaged or cut off"),
+    "cut legacy": (saved(STATE, legacy=True)[:-100], "damaged or no checkpoint"),
+    "beginning of a legacy": (saved(STATE, legacy=True)[:60], "damaged or no checkpoint|cannot be read"),
+    "cut safetensors": (safetensors.torch.save(STATE)[:-8], "damaged or cut off"),
+    "beginning of safetensors": (safetensors.torch.save(STATE)[:30], "damaged or cut off"),
+    "pickle": (
+        pickle.dumps(np.ones(3), protocol=4),
+        "cannot be read as a checkpoint|damaged or no checkpoint",
+    ),
+    "list": (saved([1, 2]), "holds a list, not a state dict"),
+    "tensor": (saved(torch.ones(2)), "holds a Tensor, not a state dict"),
+    "TorchScript": (
+        zipped("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"),
+        "a TorchScript archive",
+    ),
+    "other zip": (zipped("model.pt"), "a zip archive but not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_one_sentence_for_each_kind_of_wrong_file(kind: str, tmp_path: Path) -> None:
+    path, (data, message) = tmp_path / "x.pt", WRONG[kind]
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as error:
         read_weights_file(path)
