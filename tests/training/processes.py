@@ -68,7 +68,10 @@ class Running:
 
 
 def start(count: int, arguments: list[str]) -> list[Running]:
-    """`count` processes of one run, of ["advflyp", …], ["worker", FILE] or ["waiting", WHAT]; each has its place in the environment."""
+    """`count` processes of one run, each with its place in the environment.
+
+    arguments: ["advflyp", …], ["worker", FILE] or ["waiting", WHAT]
+    """
     if count == 1:
         return [Running(arguments, {})]
     with socket.socket() as probe:

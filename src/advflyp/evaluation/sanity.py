@@ -5,7 +5,7 @@ attacks that follow them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -45,17 +45,50 @@ def sanity_check(
         and the figure behind each check.
     """
     with for_use(judge.model):
-        return _check(judge, attack, threat, seed, limit)
+        own = _look(judge, attack, threat, seed, limit)
+    every = judge.ranks.objects(own)
+    return _verdict({name: sum(figures[name] for figures in every) for name in own})
 
 
-def _check(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, Any]:
-    images, labels, streams = _correct_images(judge, seed, limit)
-    n = len(images)
+def _verdict(found: dict[str, float]) -> dict[str, Any]:
+    n = int(found["n"])
     if n == 0:
         return {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}
+    by_steps = [int(found[f"steps {steps}"]) for steps in STEPS]
+    unbounded, white_box, black_box, noise = (
+        int(found[name]) for name in ("unbounded", "white box", "black box", "noise")
+    )
+    zero, rise = found["zeros"] / found["pixels"], found["rise"] / n
+    slack = max(1, round(SLACK * n))
+    checks = {
+        "more steps help the defender": any(b > a + slack for a, b in pairwise(by_steps)),
+        "survives a ball of every image": unbounded > slack,
+        "Square beats PGD": white_box > black_box + slack,
+        "noise beats PGD": white_box > noise + slack,
+        "gradients are zero": zero > 0.1,
+        "the loss does not rise": not rise > 0,
+    }
+    failed = [name for name, bad in checks.items() if bad]
+    return {
+        "n": n,
+        "passed": not failed,
+        "failed": failed,
+        "survivors_by_steps": dict(zip(map(str, STEPS), by_steps, strict=True)),
+        "survivors_unbounded": unbounded,
+        "survivors_pgd40": white_box,
+        f"survivors_square{QUERIES}": black_box,
+        "survivors_noise": noise,
+        "zero_gradient_share": round(zero, 4),
+        "loss_rise": round(rise, 4),
+    }
+
+
+def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
+    """Figures of this process's images that add up to those of all: how many survive what, …"""
+    images, labels, streams = _correct_images(judge, seed, limit)
     loss = LOSSES.get(attack.kind, LOSSES["pgd"])[1]
-    size = judge.batch_size
-    parts = [torch.arange(i, min(i + size, n), device=images.device) for i in range(0, n, size)]
+    every = torch.arange(len(images), device=images.device)
+    parts = every.split(judge.batch_size) if len(every) else ()
 
     def survivors(run: Any) -> int:
         left = 0
@@ -72,6 +105,9 @@ def _check(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) 
 
     def anywhere(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
         # From the image itself: a random one would be misclassified already.
+        everything = Threat(
+            norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel())
+        )
         step_size = _step_size(everything, STEPS[-1])
         return pgd(
             images, ascent(labels), everything, steps=STEPS[-1], step_size=step_size, random_start=False
@@ -86,52 +122,39 @@ def _check(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) 
             victim, images, labels, threat, streams=streams, loss=loss, steps=STEPS[-1], step_size=step_size
         )
 
-    victim = judge.victim("fp32")
-    everything = Threat(norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel()))
-    by_steps = [survivors(partial(last_iterate, steps=steps)) for steps in STEPS]
-    unbounded = survivors(anywhere)
-    found = survivors(white_box)
-    black_box = survivors(
-        lambda images, labels, streams: square(
-            victim, images, labels, threat, streams=streams, queries=QUERIES
-        )
-    )
-    noise = survivors(lambda images, labels, streams: threat.random_start(images, streams))
-    zero, rise = _gradients(judge, images, labels, streams, loss, threat, parts)
-    slack = max(1, round(SLACK * n))
-    checks = {
-        "more steps help the defender": any(b > a + slack for a, b in pairwise(by_steps)),
-        "survives a ball of every image": unbounded > slack,
-        "Square beats PGD": found > black_box + slack,
-        "noise beats PGD": found > noise + slack,
-        "gradients are zero": zero > 0.1,
-        "the loss does not rise": not rise > 0,
-    }
-    failed = [name for name, bad in checks.items() if bad]
+    def black_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        return square(victim, images, labels, threat, streams=streams, queries=QUERIES)
+
+    def noise(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
+        return threat.random_start(images, streams)
+
+    victim = judge.victim()
     return {
-        "n": n,
-        "passed": not failed,
-        "failed": failed,
-        "survivors_by_steps": dict(zip(map(str, STEPS), by_steps, strict=True)),
-        "survivors_unbounded": unbounded,
-        "survivors_pgd40": found,
-        f"survivors_square{QUERIES}": black_box,
-        "survivors_noise": noise,
-        "zero_gradient_share": round(zero, 4),
-        "loss_rise": round(rise, 4),
+        "n": len(images),
+        **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},
+        "unbounded": survivors(anywhere),
+        "white box": survivors(white_box),
+        "black box": survivors(black_box),
+        "noise": survivors(noise),
+        "pixels": images.numel(),
+        **_gradients(judge, images, labels, streams, loss, threat, parts),
     }
 
 
 def _correct_images(judge: Judge, seed: int, limit: int) -> tuple[Tensor, Tensor, Streams]:
+    """Of this process's share."""
     chosen = judge.labelled.subset(limit, seed)
     wanted = set(judge.index.tolist())
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
     inside = [index for index in chosen if index in wanted] or judge.index[:limit].tolist()
-    for places, images, labels in judge.labelled.batches(judge.model.preprocess, judge.batch_size, inside):
-        images, labels = images.to(judge.model.device), labels.to(judge.model.device)
-        right = judge.exact(images).argmax(1) == labels
-        kept.append((places.to(images.device)[right], images[right], labels[right]))
-    places, images, labels = (torch.cat(column) for column in zip(*kept, strict=True))
+    own = inside[judge.ranks.rank :: judge.ranks.size]
+    device = judge.model.device
+    # A process may have none.
+    none = torch.empty(0, dtype=torch.int64)
+    kept = [(none, torch.empty(0), none)]
+    for places, images, labels in judge.labelled.batches(judge.model.preprocess, judge.batch_size, own):
+        right = (judge.exact(images.to(device)).argmax(1) == labels.to(device)).cpu()
+        kept.append((places[right], images[right], labels[right]))
+    places, images, labels = (torch.cat(column).to(device) for column in zip(*kept, strict=True))
     return images, labels, Streams(seed, places)
 
 
@@ -146,10 +169,10 @@ def _gradients(
     streams: Streams,
     loss: Any,
     threat: Threat,
-    parts: list[Tensor],
-) -> tuple[float, float]:
-    """The share of exactly-zero components of the gradient at the images; how far ten steps raise the mean loss."""
-    zeros, before, after = 0.0, 0.0, 0.0
+    parts: Sequence[Tensor],
+) -> dict[str, float]:
+    """How many components of the gradient at the images are exactly zero; by how much ten steps raise the loss."""
+    zeros, rise = 0.0, 0.0
     for part in parts:
 
         def value(x: Tensor, labels: Tensor = labels[part]) -> Tensor:
@@ -162,5 +185,5 @@ def _gradients(
         start = threat.random_start(images[part], streams[part])
         end = pgd(images[part], value, threat, steps=10, step_size=_step_size(threat, 10), start=start)
         with torch.no_grad():
-            before, after = before + float(value(start).sum()), after + float(value(end).sum())
-    return zeros / images.numel(), (after - before) / len(images)
+            rise += float(value(end).sum()) - float(value(start).sum())
+    return {"zeros": zeros, "rise": rise}

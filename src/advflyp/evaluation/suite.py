@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -95,7 +95,9 @@ def evaluate(
                     blank = _blank(judge, attack, threat, search, seed, name, sha256)
                     cell = _cell(blank, known.get(blank.key()), judge, attack, threat, store, watch)
                     if sanity and threat and cell.sanity is None:
-                        cell = dataclasses.replace(cell, sanity=_sanity(judge, attack, threat, seed))
+                        cell = dataclasses.replace(
+                            cell, sanity=sanity_check(judge, attack, threat, seed=seed)
+                        )
                         _save(cell, store, ranks)
                     result.append(cell)
                     if ranks.rank == 0:
@@ -134,10 +136,6 @@ def _has_samples(store: Path | None, cell: Cell) -> bool:
 def _save(cell: Cell, store: Path | None, ranks: Ranks) -> None:
     if store and ranks.rank == 0:
         append_cell(store, cell)
-
-
-def _sanity(judge: Judge, attack: Attack, threat: Threat, seed: int) -> dict[str, Any]:
-    return judge.ranks.first(lambda: sanity_check(judge, attack, threat, seed=seed))
 
 
 def _blank(
