@@ -37,8 +37,8 @@ def available_devices() -> list[str]:
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Move a tensor to a device without making the host wait for the device.
 
-    A copy out of ordinary host memory may wait until the accelerator has done all it was given before; a copy out of
-    page-locked memory is queued like any other work.
+    A copy from pageable memory may wait until the accelerator has done all it was given before; one from pinned memory
+    is queued like any other work.
 
     Args:
         tensor: Of any shape and type, usually on the host.

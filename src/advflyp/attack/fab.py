@@ -63,10 +63,11 @@ def _approach(
             break
         logits, value, gradient = _difference(victim, at)
         found = _found(victim, at, threat, logits)
-        if found.any():
+        stay = (~found).nonzero().squeeze(1)
+        if len(stay) < len(at):
             # Across the boundary already; the step back went into the ball.
             at.leave(found, at.current, result)
-            value, gradient = value[~found], gradient[~found]
+            value, gradient = value[stay], gradient[stay]
             if not len(at):
                 break
         # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
@@ -92,8 +93,9 @@ def _approach(
 def _found(victim: Victim, at: _Search, threat: Threat, logits: Tensor) -> Tensor:
     """(M,) bool: which of the current points, that have these logits, fool the victim and are inside `threat`."""
     found = (logits.argmax(1) != at.labels) & threat.contains(at.images, at.current)
-    if found.any():
-        found[found.clone()] = victim.fooled(at.current[found], at.labels[found], logits[found])
+    rows = found.nonzero().squeeze(1)
+    if len(rows):
+        found[rows] = victim.fooled(at.current[rows], at.labels[rows], logits[rows])
     return found
 
 

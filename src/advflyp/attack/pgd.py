@@ -143,9 +143,10 @@ def _ascend(
         with torch.enable_grad():
             gradient, standing = slope(leaf, rows)
         here = leaf.detach()
-        if standing is not None and not standing.all():
-            rows = torch.arange(len(images), device=images.device)[rows][standing]
-            here, gradient = here[standing], gradient[standing]
+        stay = None if standing is None else standing.nonzero().squeeze(1)
+        if stay is not None and len(stay) < len(here):
+            rows = torch.arange(len(images), device=images.device)[rows][stay]
+            here, gradient = here[stay], gradient[stay]
             if not len(rows):
                 break
         for first in range(0, len(here), UPDATED_TOGETHER):

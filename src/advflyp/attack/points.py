@@ -28,13 +28,16 @@ class Points:
 
     def keep(self, mask: Tensor) -> None:
         """Only the images where `mask` (M,) is true stay."""
+        # Each choice by a mask would wait for the device, to know how many there are.
+        stay = mask.nonzero().squeeze(1)
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[mask])
+            setattr(self, field.name, getattr(self, field.name)[stay])
 
     def leave(self, found: Tensor, adversarial: Tensor, result: Tensor) -> None:
         """Images where `found` (M,) is true go; their `adversarial` (M, 3, H, W) is written into `result`."""
-        if found.any():
-            result[self.rows[found]] = adversarial[found]
+        gone = found.nonzero().squeeze(1)
+        if len(gone):
+            result[self.rows[gone]] = adversarial[gone]
             self.keep(~found)
 
 

@@ -11,6 +11,7 @@ from advflyp.attack.points import Points, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
@@ -118,8 +119,9 @@ def _l2_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
     spare = (threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / channels
     before = delta.square().sum((2, 3), keepdim=True)
     old = delta[window]
-    delta[window] = 0
-    delta[other] = 0
+    zero = delta.new_zeros(())
+    delta[window] = zero
+    delta[other] = zero
     budget = (spare + before - delta.square().sum((2, 3), keepdim=True)).clamp_min(0).sqrt()
     bump = _bumps(side, at.streams, 1, dtype=delta.dtype) * at.streams.signs(channels, 1, 1)
     delta[window] = budget * _unit(bump + _unit(old, (2, 3)), (2, 3))
@@ -144,7 +146,7 @@ def _bumps(side: int, streams: Streams, *shape: int, dtype: torch.dtype = torch.
     """(N, *shape, side, side): two opposite pyramids of length 1 together, side by side or one above the other."""
     half = side // 2
     bump = torch.cat([_pyramid(half, side, dtype), -_pyramid(side - half, side, dtype)])
-    bump = (bump / bump.norm()).to(streams.index.device)
+    bump = to_device(bump / bump.norm(), streams.index.device)
     upright = streams.uniform(*shape)[..., None, None] < 0.5
     return torch.where(upright, bump, bump.T)
 

@@ -32,7 +32,8 @@ class Victim:
         the attack for a rounding error, and count as robust afterwards.
         """
         found = logits.argmax(1) != labels
-        if self.judge is not None and found.any():
-            found = found.clone()
-            found[found.clone()] = self.judge(images[found]).argmax(1) != labels[found]
+        if self.judge is not None:
+            rows = found.nonzero().squeeze(1)
+            if len(rows):
+                found[rows] = self.judge(images[rows]).argmax(1) != labels[rows]
         return found

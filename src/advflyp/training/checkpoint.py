@@ -102,7 +102,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The state of torch's own generators, that of the CPU and that of the device in use: what `set_random_state` takes."""
+    """The states of torch's default generators, of the CPU and of the device in use, for `set_random_state`."""
     state = {"rng": torch.get_rng_state()}
     if device.type == "cuda":
         state["rng_cuda"] = torch.cuda.get_rng_state(device)
@@ -110,7 +110,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` returned; a checkpoint of another device, or of an older version, has only a part."""
+    """Restore what `random_state` returned; a checkpoint of another device or of an older version has a part of it."""
     torch.set_rng_state(state["rng"])
     if device.type == "cuda" and "rng_cuda" in state:
         torch.cuda.set_rng_state(state["rng_cuda"], device)

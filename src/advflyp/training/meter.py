@@ -14,8 +14,8 @@ from torch.utils.flop_counter import flop_registry
 
 from advflyp.model.precision import Resolved
 
-# The square matrices by which a device's rate is measured; for how many seconds that may go on in all, and from how many
-# on a product is not repeated.
+# The square matrices by which a device's rate is measured; the seconds that may take in all, and from how many on a
+# product is not repeated.
 SIDES = (128, 256, 512, 1024, 2048, 4096, 8192)
 PATIENCE, LONG = 0.18, 0.01
 

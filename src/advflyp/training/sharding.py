@@ -44,7 +44,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def unsharded(value: Tensor) -> Tensor:
-    """A split tensor put together, on the device it is on, without waiting for it; all processes must call it at once."""
+    """A split tensor put together, where it is, without waiting for the device; all processes must call it at once."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

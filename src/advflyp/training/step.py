@@ -14,7 +14,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.stream import Share
 from advflyp.method.base import Batch, Method
 
-# Pixels drawn at a time, whose temporaries are int64: a processor wants what fits its cache, an accelerator few kernels.
+# Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
 DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
 
 

@@ -1,0 +1,154 @@
+"""Evaluations on a GPU: every attack finds what it finds on a CPU, in float64; retrieval; classification of a set."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from advflyp.attack.apgd import apgd, apgd_targeted
+from advflyp.attack.autoattack import autoattack
+from advflyp.attack.fab import fab_targeted
+from advflyp.attack.losses import dlr, margin
+from advflyp.attack.pgd import pgd_points
+from advflyp.attack.square import square
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import Classifier
+from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.retrieval import retrieval
+from advflyp.model.hub import load_model
+from devices.conftest import Gpu
+from devices.sham import Sync
+from evaluation.test_retrieval import write_pairs
+from helpers import labelled_by
+
+CLASSES, TEMPLATES = ["cat", "dog", "house", "tree", "boat"], ["a {}"]
+# At these radii each attack fools the tiny model on some of the images, not on all.
+EPS = {"linf": 2 / 255, "l2": 0.3}
+EPS_WITHOUT_GRADIENTS = {"linf": 24 / 255, "l2": 9.0}
+ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "pgd": partial(pgd_points, steps=3),
+    "cw": partial(pgd_points, loss=margin, steps=3),
+    "apgd-ce": partial(apgd, steps=6),
+    "apgd-dlr-eot2": partial(apgd, loss=dlr, steps=4, eot=2),
+    "apgd-t": partial(apgd_targeted, targets=2, steps=4),
+    "fab-t": partial(fab_targeted, targets=2, steps=3),
+    "square": partial(square, queries=12),
+}
+
+
+def images(n: int = 12) -> Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, tiny_folder: Path) -> None:
+    threat = Threat(norm=norm, eps=(EPS_WITHOUT_GRADIENTS if name == "square" else EPS)[norm])
+    step = {"step_size": threat.eps / 2} if name in ("pgd", "cw") else {}
+    host = load_model(tiny_folder).double()
+    found = []
+    for device in (torch.device("cpu"), gpu.device):
+        classifier = Classifier(deepcopy(host).to(device), CLASSES, TEMPLATES)
+        pixels = images().to(device)
+        labels = classifier.logits(pixels).argmax(1)
+        streams = Streams(3, torch.arange(len(pixels), device=device))
+        found.append(
+            ATTACKS[name](Victim(classifier.logits), pixels, labels, threat, streams=streams, **step)
+        )
+        assert found[-1].device == device and threat.contains(pixels, found[-1]).all()
+        assert 0 < (classifier.logits(found[-1]).argmax(1) != labels).sum() < len(pixels)
+    torch.testing.assert_close(found[1].cpu(), found[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_set_is_judged_on_a_gpu(precision: Any, gpu: Gpu, tiny_folder: Path) -> None:
+    """A search in bf16 finds other points than a CPU's; what it says of them is said in float32."""
+    labelled = labelled_by(load_model(tiny_folder), 12)
+    model = load_model(tiny_folder, device=gpu.device)
+    judge = Judge(model, labelled, batch_size=5)
+    threat = Threat(eps=64 / 255)
+    clean = judge.run(Attack.parse("clean"), None)
+    assert torch.equal(clean.attacked, clean.label)
+    outcome = judge.run(Attack.parse("pgd3"), threat, precision=precision)
+    assert outcome.attacked.device.type == "cpu" and (~outcome.correct).any()
+    _, pixels, labels = next(iter(labelled.batches(model.preprocess, 12)))
+    pixels, labels = pixels.to(gpu.device), labels.to(gpu.device)
+    found = judge.attack(pixels, labels, Attack.parse("pgd3"), threat, precision)
+    assert torch.equal(judge.exact(found).argmax(1).cpu(), outcome.attacked)
+
+
+def test_autoattack_takes_any_classifier(gpu: Gpu, tiny_folder: Path) -> None:
+    classifier = Classifier(load_model(tiny_folder, device=gpu.device), CLASSES, TEMPLATES)
+    pixels = images(4).float().to(gpu.device)
+    labels = classifier.logits(pixels).argmax(1)
+    threat = Threat(eps=32 / 255)
+    found = autoattack(Victim(classifier.logits), pixels, labels, threat, members=("apgd-ce",))
+    assert threat.contains(pixels, found).all() and (classifier.logits(found).argmax(1) != labels).all()
+
+
+def test_retrieval_on_a_gpu(gpu: Gpu, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", load_model(tiny_folder), n=12, candidates=100)
+    cells = [
+        retrieval(
+            load_model(tiny_folder, device=device),
+            folder,
+            ["clean", "pgd2", "cw2"],
+            [16 / 255],
+            batch_size=5,
+            precision="fp32",
+        )
+        for device in (torch.device("cpu"), gpu.device)
+    ]
+    for on_cpu, on_gpu in zip(*cells, strict=True):
+        assert on_gpu.checkpoint_sha256 == on_cpu.checkpoint_sha256
+        # Cosines are as exact as float32: of twelve images at most one changes places.
+        for way in ("image_to_text", "text_to_image"):
+            hits = zip(getattr(on_cpu, way), getattr(on_gpu, way), strict=True)
+            assert all(abs(one.hits - other.hits) <= 1 for one, other in hits)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("judged", [False, True])
+def test_an_attack_synchronises_once_an_iteration(
+    judged: bool, name: str, norm: Any, gpu: Gpu, tiny_folder: Path
+) -> None:
+    """To know whether anything was found, and a second time where the finds are judged in another precision."""
+    classifier = Classifier(load_model(tiny_folder, device=gpu.device), CLASSES, TEMPLATES)
+    pixels = images(3).float().to(gpu.device)
+    labels = classifier.logits(pixels).argmax(1)
+    victim = Victim(classifier.logits, classifier.exact if judged else None)
+    few, many = (
+        syncs_of(gpu, ATTACKS[name], steps, victim, pixels, labels, Threat(norm=norm, eps=1e-4))
+        for steps in (2, 4)
+    )
+    targets, passes = (2 if name.endswith("-t") else 1), (2 if name == "fab-t" else 1)
+    assert len(many) - len(few) == 2 * targets * passes * (2 if judged or name == "fab-t" else 1), "\n".join(
+        map(str, many)
+    )
+
+
+def syncs_of(
+    gpu: Gpu,
+    attack: Callable[..., Tensor],
+    steps: int,
+    victim: Victim,
+    pixels: Tensor,
+    labels: Tensor,
+    threat: Threat,
+) -> list[Sync]:
+    streams = Streams(0, torch.arange(len(pixels), device=gpu.device))
+    count = {"queries" if attack.func is square else "steps": steps}  # type: ignore[attr-defined]
+    step = {"step_size": threat.eps / 2} if attack.func is pgd_points else {}  # type: ignore[attr-defined]
+    with gpu.recording() as syncs:
+        found = attack(victim, pixels, labels, threat, streams=streams, **count, **step)
+    assert torch.equal(victim(found).argmax(1), labels)
+    return syncs

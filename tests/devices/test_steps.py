@@ -1,0 +1,136 @@
+"""Training steps on a GPU: where they are computed, and that they do not synchronise.
+
+A step of AdvFLYP_full on a ViT-B/32 launches some 3,000 kernels, which takes the host longer than a fast GPU needs to
+run them. While the host waits it launches none.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advflyp.attack.threat import Threat
+from advflyp.data.mini.compose import EMBEDDED, MiniPairs
+from advflyp.data.pairs import DataConfig
+from advflyp.data.stream import Share
+from advflyp.method import METHODS
+from advflyp.model.clip import TextCache
+from advflyp.model.text_store import TextStore
+from advflyp.training.step import random_start
+from advflyp.training.trainer import Trainer
+from devices.conftest import Gpu
+
+FULL = {"method.feature_weight": 1.0, "method.logit_weight": 1.0}
+STEPS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "float32": ("advflyp", {"train.precision": "fp32"}),
+    "masked": ("advflyp", {"method.mask_same_caption": True}),
+    "printed equations": ("advflyp", {"method.feature_norm": "frobenius", "method.logit_temperature": 1.0}),
+    "micro-batches": ("advflyp", {"train.micro_batch": 3}),
+    "recomputed": ("advflyp", {"train.activation_checkpointing": True}),
+    "everything trained": ("advflyp", {"train.unfreeze": "all"}),
+    "prompts trained": ("tecoa", {"train.unfreeze": "vision+text"}),
+    "sgd": ("advflyp", {"optim.name": "sgd"}),
+    "clipped": ("advflyp", {"optim.max_grad_norm": 0.1}),
+    "l2": ("advflyp", {"attack.norm": "l2", "attack.eps": 0.5, "attack.step_size": 0.5}),
+    "clean": ("advflyp", {"attack.steps": 0}),
+}
+# where → why a step may synchronise there
+ALLOWED = {
+    "model/clip.py:__call__": "a caption is new: its embedding is kept in host memory; the step has queued nothing",
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_does_not_synchronise(name: str, gpu: Gpu, open_trainer: Callable[..., Trainer]) -> None:
+    """What repeats: a batch, the attack, the losses, the update."""
+    method, keys = STEPS[name]
+    trainer = open_trainer(method, **keys)
+    with gpu.recording() as at_first:
+        trainer.step(next(trainer.pairs.epoch(0)))
+    trainer.progress.step += 1
+    assert {sync.where for sync in at_first} <= ALLOWED.keys(), "\n".join(map(str, at_first))
+
+    before = {name: weight.clone() for name, weight in trainer.model.net.named_parameters()}
+    with gpu.recording() as syncs:
+        batches = trainer.pairs.epoch(0)  # the same captions
+        batch = next(batches)
+        metrics = trainer.step(batch)
+    assert syncs == [], "\n".join(map(str, syncs))
+    assert all(value.device == gpu.device for value in metrics.values())
+    assert all(
+        value.device == gpu.device for slots in trainer.optimizer.state.values() for value in slots.values()
+    )
+    assert all(torch.isfinite(value) for value in metrics.values())
+    for name, weight in trainer.model.net.named_parameters():
+        assert weight.device == gpu.device and weight.dtype == torch.float32
+        trained = weight.requires_grad and weight.grad is not None and weight.grad.abs().sum() > 0
+        assert torch.equal(weight, before[name]) != bool(trained)
+    assert trainer.model.net.visual.conv1.weight.grad is not None
+    if trainer.recipe.attack.steps:
+        assert trainer.recipe.attack.threat.contains(batch["images"], batch["images_adv"]).all()
+
+
+def test_updating_batch_norm_statistics_does_not_synchronise(
+    gpu: Gpu, open_trainer: Callable[..., Trainer], tiny_rn_folder: Path
+) -> None:
+    trainer = open_trainer(**{"model.name": str(tiny_rn_folder), "train.batch_norm": "update"})
+    batch = next(trainer.pairs.epoch(0))
+    trainer.step(batch)
+    before = trainer.model.net.visual.bn1.running_mean.clone()
+    with gpu.recording() as syncs:
+        trainer.step(batch)
+    assert syncs == []
+    assert not torch.equal(trainer.model.net.visual.bn1.running_mean, before)
+
+
+def test_known_captions_do_not_synchronise(
+    gpu: Gpu, open_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    model = open_trainer().model
+    texts = ["a cat", "a dog", "a cat"]
+    expected = model.encode_text(texts)
+    caches: list[Any] = [
+        TextCache(model),
+        TextStore(model, tmp_path / "store"),
+        TextStore(model, tmp_path / "store"),
+    ]
+    for cache in caches:
+        cache(texts)
+        with gpu.recording() as syncs:
+            found = cache(texts)
+        assert syncs == []
+        assert found.device == gpu.device
+        # Of two texts encoded together, and of three: products of other shapes round otherwise.
+        torch.testing.assert_close(found, expected, rtol=0, atol=2**-7)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_seed_means_the_same_start_as_on_a_cpu(norm: str, gpu: Gpu) -> None:
+    images = torch.rand(9, 3, 8, 8)
+    threat = Threat(norm=norm, eps=0.25)  # type: ignore[arg-type]
+    with gpu.recording() as syncs:
+        found = random_start(images.pin_memory().to(gpu.device, non_blocking=True), threat, 3, 7, Share(9))
+    assert syncs == []
+    on_cpu = random_start(images, threat, 3, 7, Share(9))
+    if norm == "linf":
+        assert torch.equal(found.cpu(), on_cpu)
+    # L2 takes a logarithm, a cosine and a root, each to a few units in the last place, and divides by a length.
+    torch.testing.assert_close(found.cpu(), on_cpu, rtol=0, atol=32 * 2**-24)
+
+
+def test_a_seed_means_the_same_mini_images_as_on_a_cpu(gpu: Gpu) -> None:
+    def first(device: torch.device) -> dict[str, Any]:
+        config = DataConfig(train="mini", batch_size=8, limit=40)
+        return next(MiniPairs(EMBEDDED, config, seed=5, device=device).epoch(0))
+
+    with gpu.recording() as syncs:
+        found = first(gpu.device)
+    assert syncs == []
+    on_cpu = first(torch.device("cpu"))
+    assert found["captions"] == on_cpu["captions"]
+    assert found["images"].device == gpu.device
+    # Where a pixel is looked up, times 64 pixels, moves by a few units in the last place; its value by less than that.
+    torch.testing.assert_close(found["images"].cpu(), on_cpu["images"], rtol=0, atol=64 * 8 * 2**-24)
