@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
 from advflyp.data.stream import Share
@@ -127,7 +127,7 @@ class Group(Ranks):
         # A connection of its own: another thread may wait for an answer on the group's.
         store = _get_default_store().clone()
         store.set_timeout(FOREVER)
-        self.store = dist.PrefixStore(f"advflyp/{self.hosts.group_name}", store)
+        self.store: Any = PrefixStore(f"advflyp/{self.hosts.group_name}", store)
         self.meetings = 0
         self.pulse = _Pulse()
         # Also where the process ends without `close`: a thread that is in the middle of an exchange would abort it.
@@ -239,7 +239,7 @@ class _Pulse:
     """
 
     def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.all_alive = True
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
