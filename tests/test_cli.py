@@ -1,5 +1,6 @@
 """The command as a user runs it: exit codes, one clear line, nothing half-written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,12 @@ def test_recipe_keys_are_told_from_options() -> None:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, _ = run("trian", capsys=capsys)
     assert code == 2
+
+
+def test_a_command_uses_no_tf32_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, used in ((None, "0"), ("1", "1")):
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+        if given is not None:
+            monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", given)
+        main(["models"])
+        assert os.environ["NVIDIA_TF32_OVERRIDE"] == used

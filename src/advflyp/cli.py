@@ -387,6 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # open_clip announces every random initialisation as a warning.
     logging.getLogger().setLevel(logging.ERROR)
+    # A command judges in float32, and torch would have NVIDIA's libraries round convolutions. They read it once, later.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     try:
         if arguments[:1] == ["data"]:
             from advflyp.cli_data import data
