@@ -209,6 +209,21 @@ def test_a_killed_process_is_continued(
     check_continued(tiny.double(), folder, out, list(range(1, 15)), monkeypatch)
 
 
+def test_a_batch_is_written_once(
+    tiny: CLIP, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, int]] = []
+    real = Journal.append
+
+    def append(self: Journal, **arrays: torch.Tensor) -> None:
+        written.append((len(arrays["places"]), len(arrays["embeddings"])))
+        real(self, **arrays)
+
+    monkeypatch.setattr(Journal, "append", append)
+    retrieval(tiny, folder, ["pgd1"], [4 / 255], batch_size=7, out=tmp_path / "r.jsonl")
+    assert written == [(7, 7), (7, 7), (7, 7), (3, 3)]
+
+
 def test_a_journal_of_other_pictures_is_not_used(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
     (expected,) = retrieval(tiny, folder, ["pgd2"], [4 / 255])
     path = Journal.beside(tmp_path / "r.jsonl", expected.slug())
