@@ -1,7 +1,6 @@
 """What is read off the files of a run: is it alive, is it finished, how fast is it."""
 
 import fcntl
-import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,20 +118,22 @@ def test_the_pace_of_a_real_run_that_was_resumed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Time to go, whatever the clock of the log says: it is a monotonic one that begins with each process."""
-    clock = itertools.count()
+    now, dies_at = 0.0, 5
     real = Trainer.step
 
-    def broken(self: Trainer, batch: dict) -> dict:
-        if self.progress.step == 5:
+    def step(self: Trainer, batch: dict) -> dict:
+        nonlocal now
+        if self.progress.step == dies_at:
             raise AssertionError
+        now += 1.0
         return real(self, batch)
 
     # Only the log's own clock: other threads (a progress bar's) read time.monotonic when they please.
-    monkeypatch.setattr("advflyp.runlog.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    monkeypatch.setattr(Trainer, "step", broken)
+    monkeypatch.setattr("advflyp.runlog.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(AssertionError):
         train(recipe, {"log.every": "1"}, out=tmp_path / "run")
-    monkeypatch.setattr(Trainer, "step", real)
+    now, dies_at = 0.0, -1
     train(recipe, {"log.every": "1"}, out=tmp_path / "run", resume=True)
     run = look(tmp_path / "run", Lock(tmp_path / "run/.lock"))
     times = [found["time"] for found in run.of("train")]
