@@ -136,8 +136,9 @@ def test_a_run_on_a_gpu_goes_on_on_a_cpu(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         drawing(patch, dies_at=2)
         train(recipe, keys, out=tmp_path / "run")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train(recipe, keys, out=tmp_path / "run", resume=True).steps == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert train(recipe, keys, out=tmp_path / "run", resume=True).steps == 3
     assert load_checkpoint(checkpoints(tmp_path / "run/checkpoints")[-1])["processes"][0].keys() == {
         "position",
         "dirt",

@@ -19,6 +19,16 @@ from advflyp.model.precision import Resolved
 SIDES = (128, 256, 512, 1024, 2048, 4096, 8192)
 PATIENCE, LONG = 0.18, 0.01
 
+_aten = torch.ops.aten
+# torch 2.11 knows attention on accelerators only.
+_FORMULAS = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+    **flop_registry,
+}
+
 
 class Meter:
     """Metrics of the steps since the last line."""
@@ -105,7 +115,7 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
