@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,15 +103,18 @@ class Sham(Tensor):
     def __repr__(self) -> str:
         return f"Sham({self.host!r})"
 
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(_on_host(index))
+
     def __setitem__(self, index: Any, value: Any) -> None:
         device = ShamDevice.active()
-        parts = index if isinstance(index, tuple) else (index,)
+        parts = _on_host(index)
         tensors = [part for part in parts if isinstance(part, Tensor)]
         if not tensors or not isinstance(value, bool | int | float):
-            super().__setitem__(index, value)
+            super().__setitem__(parts, value)
             return
         with device.silent():
-            super().__setitem__(index, value)
+            super().__setitem__(parts, value)
         # CUDA fills where a mask says so; for any other index it copies the number to the device.
         if [part.dtype for part in tensors] != [torch.bool]:
             device.log("a number is written at an index: it is copied from the host")
@@ -199,6 +203,10 @@ class ShamDevice(TorchDispatchMode):
         any_sham = any(isinstance(leaf, Sham) for leaf in leaves)
         hosts = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Sham)]
         on_device = _is_result_on_device(func, args, kwargs, any_sham)
+        if any(host.is_meta for host in hosts):
+            raise DeviceError(
+                f"a tensor on meta cannot be used beside the sham device ({func} in {caller()[0]})"
+            )
 
         generator = next((leaf for leaf in leaves if isinstance(leaf, torch._C.Generator)), None)
         if generator is not None:
@@ -319,6 +327,12 @@ def _written(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
     pairs = zip(args, func._schema.arguments, strict=False)
     changed = [value for value, argument in pairs if argument.alias_info and argument.alias_info.is_write]
     return [leaf for leaf in _leaves(changed) if isinstance(leaf, Tensor)]
+
+
+def _on_host(index: Any) -> tuple[Any, ...]:
+    """An index whose lists are host tensors, as with CUDA; C++ would make them where it believes a Sham to be."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(torch.tensor(part) if isinstance(part, list | np.ndarray) else part for part in parts)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -107,12 +107,15 @@ def test_retrieval_on_a_gpu(gpu: Gpu, tiny_folder: Path, tmp_path: Path) -> None
         )
         for device in (torch.device("cpu"), gpu.device)
     ]
-    for on_cpu, on_gpu in zip(*cells, strict=True):
-        assert on_gpu.checkpoint_sha256 == on_cpu.checkpoint_sha256
-        # Cosines are as exact as float32: of twelve images at most one changes places.
-        for way in ("image_to_text", "text_to_image"):
-            hits = zip(getattr(on_cpu, way), getattr(on_gpu, way), strict=True)
-            assert all(abs(one.hits - other.hits) <= 1 for one, other in hits)
+    hits = [
+        [sum(one.hits for one in (*cell.image_to_text, *cell.text_to_image)) for cell in on_device]
+        for on_device in cells
+    ]
+    assert cells[0][0].checkpoint_sha256 == cells[1][0].checkpoint_sha256
+    # A difference of cosines that float32 might round away does not count.
+    assert hits[1][0] == hits[0][0]
+    assert max(hits[1][1:]) < hits[1][0], "attacked images are found less often"
+    assert gpu.sham is None or hits[1] == hits[0]
 
 
 @pytest.mark.parametrize("norm", EPS)

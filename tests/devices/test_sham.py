@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,29 @@ def test_it_says_that_it_is_on_cuda(sham: ShamDevice) -> None:
         assert type(tensor.cpu()) is Tensor
     assert tensor.to("cuda") is tensor and tensor.to(torch.device("cuda", 0), torch.float32) is tensor
     assert tensor.to("cuda", torch.float64).dtype == torch.float64
+
+
+def test_indices_choose_what_they_choose_on_a_cpu(gpu: Gpu) -> None:
+    host = torch.arange(12.0).view(3, 4)
+    device = host.to("cuda")
+    rows, mask = torch.tensor([2, 0]), host[:, 0] > 0
+    for index in (
+        1,
+        slice(1, 3),
+        [2, 0, 2],
+        (slice(None), [1, 3]),
+        rows,
+        (rows, rows),
+        np.array([1, 0]),
+        mask,
+        ...,
+        None,
+    ):
+        assert torch.equal(device[index].cpu(), host[index])
+        changed, expected = device.clone(), host.clone()
+        changed[index], expected[index] = 7.0, 7.0
+        assert torch.equal(changed.cpu(), expected)
+    assert torch.equal(device[rows.to("cuda")].cpu(), host[rows])
 
 
 def test_training_steps_are_those_of_a_cpu(sham: ShamDevice) -> None:
@@ -196,6 +220,7 @@ SYNCHRONISING: dict[str, Callable[[Tensor], Any]] = {
     "made of a list": lambda x: torch.tensor([1.0, 2.0], device="cuda"),
     "copied from the host": lambda x: x.copy_(torch.ones(4)),
     "a host index": lambda x: x[torch.tensor([0])],
+    "an index as a list": lambda x: x[[0, 2]],
     "a number at an index": lambda x: x.__setitem__(
         torch.zeros(1, dtype=torch.int64).pin_memory().to("cuda", non_blocking=True), 3.0
     ),
