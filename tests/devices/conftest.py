@@ -1,7 +1,7 @@
 """The GPU of the device tests: a sham one, or with `-m gpu` a real one."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +16,16 @@ from data.test_classes import class_tree
 from devices.pretend import sham_cuda
 from devices.sham import CUDA, ShamDevice, Sync, caller
 from helpers import RECIPE, write_folder
+
+
+IS_AVAILABLE = torch.cuda.is_available
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Fixtures end in the reverse order of their beginning, and monkeypatch may have begun before the sham device."""
+    yield
+    assert torch.cuda.is_available is IS_AVAILABLE, "undo a patch of torch.cuda in the test: monkeypatch.context()"
 
 
 @dataclass
