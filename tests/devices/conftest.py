@@ -17,7 +17,6 @@ from devices.pretend import sham_cuda
 from devices.sham import CUDA, ShamDevice, Sync, caller
 from helpers import RECIPE, write_folder
 
-
 IS_AVAILABLE = torch.cuda.is_available
 
 
@@ -25,7 +24,9 @@ IS_AVAILABLE = torch.cuda.is_available
 def pytest_runtest_teardown() -> Generator[None, None, None]:
     """Fixtures end in the reverse order of their beginning, and monkeypatch may have begun before the sham device."""
     yield
-    assert torch.cuda.is_available is IS_AVAILABLE, "undo a patch of torch.cuda in the test: monkeypatch.context()"
+    assert torch.cuda.is_available is IS_AVAILABLE, (
+        "undo a patch of torch.cuda in the test: monkeypatch.context()"
+    )
 
 
 @dataclass

@@ -118,8 +118,9 @@ def test_retrieval_on_a_gpu(gpu: Gpu, tiny_folder: Path, tmp_path: Path) -> None
     assert gpu.sham is None or hits[1] == hits[0]
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    ("name", "norm"), [*((name, "linf") for name in ATTACKS), ("fab-t", "l2"), ("square", "l2")]
+)
 @pytest.mark.parametrize("judged", [False, True])
 def test_an_attack_synchronises_once_an_iteration(
     judged: bool, name: str, norm: Any, gpu: Gpu, tiny_folder: Path
@@ -131,10 +132,10 @@ def test_an_attack_synchronises_once_an_iteration(
     victim = Victim(classifier.logits, classifier.exact if judged else None)
     few, many = (
         syncs_of(gpu, ATTACKS[name], steps, victim, pixels, labels, Threat(norm=norm, eps=1e-4))
-        for steps in (2, 4)
+        for steps in (1, 2)
     )
     targets, passes = (2 if name.endswith("-t") else 1), (2 if name == "fab-t" else 1)
-    assert len(many) - len(few) == 2 * targets * passes * (2 if judged or name == "fab-t" else 1), "\n".join(
+    assert len(many) - len(few) == targets * passes * (2 if judged or name == "fab-t" else 1), "\n".join(
         map(str, many)
     )
 

@@ -22,7 +22,9 @@ PATIENCE, LONG = 0.18, 0.01
 _aten = torch.ops.aten
 # torch 2.11 knows attention on accelerators only.
 _FORMULAS = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _aten._scaled_dot_product_flash_attention_backward
     ],
