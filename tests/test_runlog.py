@@ -22,11 +22,17 @@ def test_lines_are_there_at_once_and_typed(tmp_path: Path) -> None:
 
 def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
     with RunLog(tmp_path, 10) as log:
-        for step in range(1, 6):
+        for step in range(1, 4):
             log.write("train", step)
-    with RunLog(tmp_path, 10, resume_step=3) as log:
+        size = log.sync()
+        log.write("validate", 3)
         log.write("train", 4)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    with RunLog(tmp_path, 10, resume_step=3, kept=size) as log:
+        log.write("validate", 3)
+    assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [
+        *(("train", step) for step in (1, 2, 3)),
+        ("validate", 3),
+    ]
     with RunLog(tmp_path, 10):
         pass
     assert read_metrics(tmp_path) == [], "a new run in the folder starts from nothing"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class RunLog:
     """Appends one JSON object a line to `folder`/metrics.jsonl and shows progress.
 
     total_steps: length of the bar
-    resume_step: entries after this step are dropped, they will be written again
+    resume_step: where the run continues
+    kept:        what remains of an earlier file, in bytes (as `sync` returned them); the rest will be written again
     console:     where the bar goes; none is silent
     tracker:     is given the numbers of every line, too
     """
@@ -87,15 +89,12 @@ class RunLog:
         total_steps: int,
         *,
         resume_step: int = 0,
+        kept: int = 0,
         console: Console | None = None,
         tracker: Tracker | None = None,
     ) -> None:
-        path = folder / METRICS_FILE
-        kept = [line for line in read_metrics(folder) if line["step"] <= resume_step] if resume_step else []
-        draft = path.with_suffix(".partial")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        draft.rename(path)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115, closed by __exit__
+        self.file = open(folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115, closed by __exit__
+        self.file.truncate(min(kept, self._size()))
         self.tracker = tracker
         self.started = time.monotonic()
         self.progress = Progress(
@@ -130,6 +129,14 @@ class RunLog:
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)
 
+    def sync(self) -> int:
+        """Bring every line to the disk; the size of the file in bytes."""
+        os.fsync(self.file.fileno())
+        return self._size()
+
+    def _size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
     def advance(self, step: int, status: str | None = None) -> None:
         """Show that `step` is done; `status` stays until there is another."""
         self.status = self.status if status is None else status
@@ -153,6 +160,9 @@ class SilentLog:
     def __exit__(self, *_: object) -> None: ...
 
     def write(self, kind: str, step: int, **values: Any) -> None: ...
+
+    def sync(self) -> int:
+        return 0
 
     def advance(self, step: int, status: str | None = None) -> None: ...
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advflyp import distributed
 from advflyp.distributed import Group
+from advflyp.runlog import SilentLog
 from advflyp.training import trainer as module
 from advflyp.training.trainer import Trainer
 from helpers import assert_equal64, models_in_float64
@@ -120,5 +121,5 @@ def test_steps_of_a_group_are_those_of_one_alone(
     assert isinstance(together.ranks, Group) and together.ranks.size == 1
     assert_equal64(steps(together), alone)
     together.progress.step = 0
-    together._save()
+    together._save(SilentLog())
     assert len(list((together.out / "checkpoints").iterdir())) == 1

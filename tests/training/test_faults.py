@@ -35,6 +35,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_model(run).net.state_dict()
 
 
+def logged(run: Path) -> list[tuple[str, int]]:
+    return [(line["kind"], line["step"]) for line in read_metrics(run)]
+
+
 def same(a: Path, b: Path) -> bool:
     return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
 
@@ -92,9 +96,32 @@ def test_kill_9_at_any_moment(expected: tuple[Path, Path], tmp_path: Path, kills
     assert found["progress"] == wanted["progress"]
     for key, value in wanted["model"].items():
         assert torch.equal(found["model"][key], value), key
-    lines = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "run")]
-    assert lines == [(line["kind"], line["step"]) for line in read_metrics(whole)]
+    assert logged(tmp_path / "run") == logged(whole)
     assert not list((tmp_path / "run").rglob("*.partial")), "drafts are taken away by the next one who writes"
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(
+    expected: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of epoch 1 validates at step 4, of which there is a checkpoint already; the one after it never comes."""
+    recipe, whole = expected
+    save = Trainer._save
+
+    def gone(trainer: Trainer, *args: object) -> None:
+        if trainer.progress.validated_at == 4:
+            raise KeyboardInterrupt
+        save(trainer, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_save", gone)
+        train(recipe, VALIDATED, out=tmp_path / "run")
+    assert (
+        read_metrics(tmp_path / "run")[-1]["step"]
+        == step_of(checkpoints(tmp_path / "run/checkpoints")[-1])
+        == 4
+    )
+    train(recipe, VALIDATED, out=tmp_path / "run", resume=True)
+    assert logged(tmp_path / "run") == logged(whole)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

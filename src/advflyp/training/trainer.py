@@ -2,6 +2,7 @@
 
 import gc
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -199,6 +200,7 @@ class Trainer:
                 ranks=self.ranks,
             )
         self.progress = Progress()
+        self.logged = 0  # bytes of metrics.jsonl when the checkpoint was written
         self.dirt = self.pairs.dirt
         self.meter = Meter()
         self.signals = Signals()
@@ -219,13 +221,13 @@ class Trainer:
                     log.say(line)
                 if progress.step == 0:
                     # So that there is something to resume from, and a full disk is noticed at once.
-                    self._save()
+                    self._save(log)
                 try:
                     while not progress.finished:
                         self._run_epoch(log)
                 except Interrupted:
                     interrupted = True
-                    self._save()
+                    self._save(log)
                     log.say(
                         f"{self.signals.name or 'another process'} ended the run after step {progress.step}; "
                         "continue it with --resume"
@@ -269,7 +271,7 @@ class Trainer:
             if progress.step < self.total_steps:
                 self._validate_on_the_way(log)
                 if progress.step % recipe.checkpoint.every == 0 and not progress.finished:
-                    self._save()
+                    self._save(log)
         if progress.position is None and not progress.finished:
             raise ValueError(
                 f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: "
@@ -291,7 +293,7 @@ class Trainer:
         progress.position = None
         last = progress.step == self.total_steps or progress.epoch == recipe.train.epochs
         progress.finished = progress.finished or last
-        self._save()
+        self._save(log)
 
     def _count(self, batch: Batch) -> None:
         """A step, and what is known after it."""
@@ -470,7 +472,7 @@ class Trainer:
             self.complete.load_state_dict(sharding.whole(self.model.state_dict()))
         return self.complete
 
-    def _save(self) -> None:
+    def _save(self, log: RunLog | SilentLog) -> None:
         self._finite_means()
         progress = vars(self.progress).copy()
         # What differs between the processes.
@@ -489,6 +491,7 @@ class Trainer:
             "progress": progress,
             "processes": processes,
             "recipe": self.recipe.toml(),
+            "logged": log.sync(),
         }
         if self.method.original is not None:
             state["original"] = self.method.original.state_dict()
@@ -520,6 +523,8 @@ class Trainer:
         sharding.load_optimizer(self.optimizer, state["optimizer"], self.parameters)
         mine = processes[self.ranks.rank]
         self.progress = Progress(**state["progress"], position=mine["position"])
+        # A checkpoint of an older version does not say it: every line stays.
+        self.logged = state.get("logged", sys.maxsize)
         self.dirt = self.pairs.dirt = Dirt(Counter(mine["dirt"]["counts"]), dict(mine["dirt"]["examples"]))
         set_random_state(mine, self.accelerator.device)
         if self.progress.step:
@@ -557,6 +562,7 @@ class Trainer:
             self.out,
             self.total_steps,
             resume_step=self.progress.step,
+            kept=self.logged,
             console=self.console,
             tracker=self.accelerator if tracked else None,
         )
