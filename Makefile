@@ -40,10 +40,8 @@ install: $(STAMP)  ## create .venv and install advflyp and its tools into it
 quickstart: $(STAMP)  ## evaluate, finetune, evaluate again, write report/index.html
 	$(BIN)/advflyp quickstart $(ARGS)
 
-# The device that tests/devices pretends to have is remembered by parts of torch: its tests have processes of their own.
 test: lint types  ## every check but the slow tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --ignore tests/devices $(ARGS)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/devices
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 # The libraries' own switches narrow this processor to others: equality of results must hold on all of them.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
