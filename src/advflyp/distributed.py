@@ -15,6 +15,7 @@ checkpoint on a slow disk. So what the hosts exchange begins with a meeting that
 whether they are alive is asked every second by threads of their own (`_Pulse`). Only what follows has a time limit.
 """
 
+import gc
 import inspect
 import os
 import threading
@@ -194,6 +195,8 @@ class Group(Ranks):
 
     def close(self) -> None:
         self.leave()
+        # A process whose gradient buckets outlive the connection may be aborted as it exits.
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,10 @@ def get(url: str, timeout: float = 5) -> bytes:
 def error(url: str, timeout: float = 5) -> str:
     with pytest.raises(Exception) as raised:
         get(url, timeout)
-    return str(raised.value)
+    message = str(raised.value)
+    if isinstance(raised.value, urllib.error.HTTPError):
+        raised.value.close()  # it holds the answer
+    return message
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     """The tracker's folder is one of the run's own: it does not make the run folder a foreign one."""
     real = Trainer._save
 
-    def broken(self: Trainer) -> None:
+    def broken(self: Trainer, *_: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(Trainer, "_save", broken)

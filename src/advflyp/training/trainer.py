@@ -1,6 +1,5 @@
 """The training loop: data → attack → losses → step; nothing here knows a method by name."""
 
-import gc
 import math
 import sys
 from collections import Counter
@@ -48,6 +47,7 @@ from advflyp.training.checkpoint import (
 from advflyp.training.ending import Interrupted, Signals, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
+from advflyp.training.outcome import changes, shown
 from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
 from advflyp.training.setup import (
     CHECKPOINTS,
@@ -73,12 +73,16 @@ class RunResult:
     out:      the run folder; `load_model(out)` gives the best weights
     steps:    updates made, resumed ones included
     best:     the best validation accuracy (0–1), None without validation
+    before:   accuracies (0–1) of the model that the run began with: "clean" and, under attack, "robust"
+    after:    those of the best weights
     finished: False where a signal ended the run early; `resume` goes on from there
     """
 
     out: Path
     steps: int
     best: float | None
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
     finished: bool = True
 
 
@@ -91,6 +95,8 @@ class Progress:
     position: Position | None = None  # of this process's data in this epoch, as its source counts
     pairs_seen: int = 0
     best: float | None = None
+    before: dict[str, float] | None = None  # accuracies of the model that the run began with
+    after: dict[str, float] | None = None  # accuracies of the best weights
     validations_without_gain: int = 0
     validated_at: int | None = None  # step of the last validation
     finished: bool = False
@@ -223,8 +229,12 @@ class Trainer:
                     # So that there is something to resume from, and a full disk is noticed at once.
                     self._save(log)
                 try:
+                    if progress.step == 0 and self.judge is not None:
+                        self._validate_original(log)
                     while not progress.finished:
                         self._run_epoch(log)
+                    for line in changes(progress.before, progress.after, self.recipe):
+                        log.say(line)
                 except Interrupted:
                     interrupted = True
                     self._save(log)
@@ -234,17 +244,22 @@ class Trainer:
                     )
         finally:
             torch.use_deterministic_algorithms(before)
-        return RunResult(out=self.out, steps=progress.step, best=progress.best, finished=not interrupted)
+        return RunResult(
+            out=self.out,
+            steps=progress.step,
+            best=progress.best,
+            before=progress.before,
+            after=progress.after,
+            finished=not interrupted,
+        )
 
     def close(self) -> None:
         """Let go of the folder and of the other processes."""
         if self.lock is not None:
             self.lock.close()
-        # A process whose gradient buckets outlive the connection may be aborted as it exits.
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.objective = None
-        gc.collect()
         self.ranks.close()
 
     def _run_epoch(self, log: RunLog | SilentLog) -> None:
@@ -416,6 +431,30 @@ class Trainer:
         if every is not None and self.progress.step and self.progress.step % every == 0:
             self._validate(log)
 
+    def _validate_original(self, log: RunLog | SilentLog) -> None:
+        """What the run begins with; never the best, which is one of the trained."""
+        self.progress.before = self._accuracies()
+        log.write("validate", 0, epoch=0, best=False, **self.progress.before)
+        log.say(f"step 0: {self.recipe.validate.set} {shown(self.progress.before)}")
+
+    def _accuracies(self) -> dict[str, float]:
+        """Clean and robust accuracy (0–1) of the model as it is now on the validation set."""
+        assert self.judge is not None
+        recipe, judge = self.recipe, self.judge()
+        attack = Attack.parse(recipe.validate.attack)
+        # Of several processes one cannot leave the others in the middle.
+        watch = self.signals.raise_if_any if self.ranks.size == 1 else (lambda *_: None)
+        found = {"clean": judge.correct(Attack.parse("clean"), None, watch=watch)}
+        if attack.perturbs:
+            found["robust"] = judge.correct(
+                attack,
+                recipe.attack.threat,
+                precision=self.precision.precision,
+                seed=recipe.train.seed,
+                watch=watch,
+            )
+        return {name: correct.float().mean().item() for name, correct in found.items()}
+
     def _validate(self, log: RunLog | SilentLog) -> None:
         """Measure, keep the weights if they are the best so far, and count towards patience."""
         progress, recipe = self.progress, self.recipe
@@ -426,29 +465,18 @@ class Trainer:
             self._keep_best({"step": progress.step})
             progress.validated_at = progress.step
             return
-        judge = self.judge()
-        attack = Attack.parse(recipe.validate.attack)
-        seed = recipe.train.seed
-        # Of several processes one cannot leave the others in the middle.
-        watch = self.signals.raise_if_any if self.ranks.size == 1 else (lambda *_: None)
-        outcome = {"clean": judge.correct(Attack.parse("clean"), None, watch=watch).float().mean().item()}
-        if attack.perturbs:
-            robust = judge.correct(
-                attack, recipe.attack.threat, precision=self.precision.precision, seed=seed, watch=watch
-            )
-            outcome["robust"] = robust.float().mean().item()
+        outcome = self._accuracies()
         progress.validated_at = progress.step
         score = outcome.get("robust", outcome["clean"])
         better = progress.best is None or score > progress.best
         if better:
-            progress.best = score
+            progress.best, progress.after = score, outcome
             progress.validations_without_gain = 0
-            self._keep_best({"step": progress.step, "validation": outcome})
+            self._keep_best({"step": progress.step, "validation": outcome, "original": progress.before})
         else:
             progress.validations_without_gain += 1
         log.write("validate", progress.step, epoch=progress.epoch, best=better, **outcome)
-        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in outcome.items())
-        log.say(f"step {progress.step}: {recipe.validate.set} {shown}{' (best)' if better else ''}")
+        log.say(f"step {progress.step}: {recipe.validate.set} {shown(outcome)}{' (best)' if better else ''}")
         patience = recipe.train.patience
         if patience is not None and progress.validations_without_gain >= patience:
             log.say(f"no gain in {patience} validations: stopped")
