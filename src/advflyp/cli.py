@@ -58,8 +58,7 @@ class Train:
         out = self.out or Path("runs") / self.recipe.stem
         result = train(self.recipe, self.overrides, out=out, resume=self.resume, console=_console())
         if result.finished and is_first():
-            best = "" if result.best is None else f", best validation accuracy {100 * result.best:.1f} %"
-            print(f"{result.steps} steps{best}; the model is {result.out}")
+            print(f"{result.steps} steps; the model is {result.out}")
 
 
 @dataclass

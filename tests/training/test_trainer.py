@@ -12,7 +12,7 @@ import torch
 from advflyp.attack.pgd import pgd
 from advflyp.data.stream import Share
 from advflyp.method.advflyp import clip_loss
-from advflyp.model.hub import load_model, weights_sha256
+from advflyp.model.hub import load_model, read_card, weights_sha256
 from advflyp.runlog import read_metrics
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.recipe import read_recipe
@@ -176,7 +176,8 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
 def test_validation_decides_the_best_and_patience_ends_the_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    # The original's is higher than any: only the trained weights compete.
+    scores = iter([0.9, 0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
     class FakeJudge:
@@ -194,9 +195,16 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     result = train(recipe, overrides, out=tmp_path / "run")
     assert result.best == 0.5
     assert result.steps == 16, "two epochs without gain after the second"
-    assert weights_sha256(load_model(tmp_path / "run")) == weights[1]
+    assert weights_sha256(load_model(tmp_path / "run")) == weights[2]
+    assert (
+        result.before
+        == read_card(tmp_path / "run")["original"]
+        == {"clean": 1.0, "robust": pytest.approx(0.9)}
+    )
+    assert result.after == {"clean": 1.0, "robust": 0.5}
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
-    assert [line["best"] for line in lines] == [True, True, False, False]
+    assert [line["best"] for line in lines] == [False, True, True, False, False]
+    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16]
 
 
 def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
@@ -251,7 +259,7 @@ def test_validations_inside_an_epoch_count_once(
     overrides = {"validate.set": "mini/val", "validate.every": 2, "validate.attack": "clean"}
     train(recipe, overrides, out=tmp_path / "run")
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
-    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6, 8]
     assert "robust" not in lines[0]
 
 

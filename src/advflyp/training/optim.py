@@ -15,15 +15,18 @@ class OptimConfig:
 
     name:         "sgd" (the paper's) or "adamw"
     lr:           peak learning rate
+    lr_steps:     what `lr` is meant for: a run of fewer steps has a rate lower in proportion. An `lr` that overrides
+                  the recipe's is taken as it is
     momentum:     of SGD
     weight_decay: of matrices and convolutions; biases, norms and the logit scale have none
-    warmup_steps: linear rise from 0
+    warmup_steps: linear rise from 0, in a fifth of the run at most
     schedule:     "cosine" to 0 at the last step, or "constant"
     max_grad_norm: clip the gradient's norm; none does not
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-4
+    lr_steps: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     warmup_steps: int = 1000
@@ -36,6 +39,8 @@ class OptimConfig:
         for name in ("momentum", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} must be 0 or above, not {getattr(self, name)}")
+        if self.lr_steps is not None and self.lr_steps < 1:
+            raise ValueError(f"optim.lr_steps must be at least 1, not {self.lr_steps}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm must be above 0, not {self.max_grad_norm}")
 
@@ -54,14 +59,20 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=fused)
 
 
+def peak_rate(config: OptimConfig, total_steps: int) -> float:
+    """The highest learning rate of a run."""
+    return config.lr * min(1.0, total_steps / (config.lr_steps or total_steps))
+
+
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The rate of the update that follows `step` finished updates."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+    peak, warmup = peak_rate(config, total_steps), min(config.warmup_steps, total_steps // 5)
+    if step < warmup:
+        return peak * (step + 1) / warmup
     if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return peak
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

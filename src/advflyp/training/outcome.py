@@ -23,7 +23,7 @@ def changes(before: dict[str, float] | None, after: dict[str, float] | None, rec
     lines = [f"{recipe.validate.set} before and after: {', '.join(moved)}"]
     lower = f"a lower optim.lr (it was {recipe.optim.lr:g})"
     if points["clean"] < -LOSS:
-        attacked = f" or attack.eps (it was {recipe.attack.eps:.4g})" if recipe.attack.steps else ""
+        attacked = f" or attack.eps (it was {_radius(recipe)})" if recipe.attack.steps else ""
         lines.append(
             f"warning: clean accuracy fell by {-points['clean']:.1f} points; {lower}{attacked} keeps more of it"
         )
@@ -32,3 +32,8 @@ def changes(before: dict[str, float] | None, after: dict[str, float] | None, rec
             f"warning: the run made the model no more robust; it needs more steps, more data or {lower}"
         )
     return lines
+
+
+def _radius(recipe: Recipe) -> str:
+    eps = recipe.attack.eps
+    return f"{round(255 * eps, 2):g}/255" if recipe.attack.norm == "linf" else f"{eps:g}"

@@ -163,7 +163,10 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     ValueError, naming the key, for an unreadable file, an unknown key, a wrong type or an impossible value.
     """
-    tree = override(read_toml(path), overrides or {})
+    overrides = overrides or {}
+    tree = override(read_toml(path), overrides)
+    if "optim.lr" in overrides and "optim.lr_steps" not in overrides:
+        tree["optim"].pop("lr_steps", None)
     unknown(tree, [*TABLES, "method"])
     for name, table in tree.items():
         if not isinstance(table, dict):

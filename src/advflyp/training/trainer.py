@@ -46,7 +46,7 @@ from advflyp.training.checkpoint import (
 )
 from advflyp.training.ending import Interrupted, Signals, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
-from advflyp.training.optim import learning_rate, make_optimizer, set_learning_rate
+from advflyp.training.optim import learning_rate, make_optimizer, peak_rate, set_learning_rate
 from advflyp.training.outcome import changes, shown
 from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
 from advflyp.training.setup import (
@@ -211,6 +211,12 @@ class Trainer:
         self.meter = Meter()
         self.signals = Signals()
         self.says = [str(self.precision)]
+        peak = peak_rate(recipe.optim, self.total_steps)
+        if peak < recipe.optim.lr:
+            self.says.append(
+                f"learning rate {peak:.3g}: {recipe.optim.lr:g} is for {recipe.optim.lr_steps} steps, and this run has "
+                f"{self.total_steps}; --optim.lr sets another"
+            )
         if resume:
             self._restore()
 

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from advflyp.training.outcome import changes
+from advflyp.training.recipe import Recipe, read_recipe
+
+BEFORE = {"clean": 0.305, "robust": 0.01}
+
+
+@pytest.fixture
+def read(recipe: Path) -> Recipe:
+    keys = {"validate.set": "mini/val", "optim.lr": 3e-4, "attack.eps": "2/255"}
+    return read_recipe(recipe, keys)
+
+
+def test_a_run_that_did_good(read: Recipe) -> None:
+    assert changes(BEFORE, {"clean": 0.28, "robust": 0.21}, read) == [
+        "mini/val before and after: clean 30.5 → 28.0 % (-2.5), robust 1.0 → 21.0 % (+20.0)"
+    ]
+
+
+def test_a_run_that_ruined_the_model(read: Recipe) -> None:
+    _, clean, robust = changes(BEFORE, {"clean": 0.035, "robust": 0.005}, read)
+    assert clean == (
+        "warning: clean accuracy fell by 27.0 points; a lower optim.lr (it was 0.0003) or attack.eps (it was 2/255) "
+        "keeps more of it"
+    )
+    assert robust.startswith("warning: the run made the model no more robust")
+
+
+def test_training_on_clean_images_promises_no_robustness(recipe: Path) -> None:
+    read = read_recipe(recipe, {"validate.set": "mini/val", "attack.steps": 0})
+    assert len(changes(BEFORE, {"clean": 0.31, "robust": 0.0}, read)) == 1
+    assert "attack.eps" not in changes(BEFORE, {"clean": 0.1, "robust": 0.0}, read)[1]
+
+
+def test_nothing_to_compare(read: Recipe) -> None:
+    assert changes(None, None, read) == []
