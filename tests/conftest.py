@@ -19,12 +19,15 @@ for name in filter(FOREIGN.fullmatch, list(os.environ)):
 # Tiny models gain nothing from threads, and threads that wait for a busy processor cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
 
 from advflyp.model import precision
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
 from helpers import RECIPE, make_tiny, write_folder
+from hubserver import Hub, running_hub
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -67,3 +70,10 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.format(model=tiny_folder, data=data))
     return path
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A server in place of the Hugging Face hub; `use_hub` points the client at it."""
+    with running_hub() as server:
+        yield server

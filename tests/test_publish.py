@@ -5,8 +5,7 @@ import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,15 +20,7 @@ from advflyp.model.hub import load_model, save_model
 from advflyp.publish import prepare
 from advflyp.training.trainer import train
 from helpers import assert_equal64
-from hubserver import TOKEN, Hub
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+from hubserver import NOWHERE, TOKEN, Hub, use_hub
 
 
 @pytest.fixture
@@ -63,9 +54,7 @@ def publish(
     """The command, with another hub than the real one."""
 
     def run(folder: Path, *arguments: str, hub: Hub | None = None, token: str = TOKEN) -> Done:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url if hub else "http://127.0.0.1:9")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", token)
+        use_hub(monkeypatch, hub.url if hub else NOWHERE, token=token)
         capsys.readouterr()
         status = 0
         try:

@@ -10,7 +10,6 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from advflyp.cli import main
-from advflyp.model import hub
 from advflyp.model.hub import load_model, save_model
 from helpers import assert_equal64
 
@@ -78,19 +77,6 @@ def test_files_of_weights(tmp_path: Path) -> None:
         path.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     assert_same(model, tmp_path)
-
-
-def test_a_repository_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hub's client answers, without the hub: no configuration of open_clip, the folder of a snapshot."""
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def missing(repository: str) -> None:
-        raise EntryNotFoundError(f"no {repository}")
-
-    model = write(tmp_path)
-    monkeypatch.setattr(hub, "_get_hf_config", missing)
-    monkeypatch.setattr(hub, "snapshot_download", lambda repository, **_: {"some/clip": tmp_path}[repository])
-    assert_same(model, "hf-hub:some/clip")  # type: ignore[arg-type]
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -45,15 +45,16 @@ class Captioner:
             )
         safetensors: Any = import_module("safetensors")
         try:
-            config = transformers.AutoConfig.from_pretrained(model)
+            # Otherwise transformers asks on the terminal whether to run a stranger's code.
+            config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
             if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
                 raise ValueError(f"a {config.model_type} model does not answer to a picture and a text")
             if getattr(config, "is_encoder_decoder", False):
                 # Its answers do not begin with the prompt, which is cut off below.
                 raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
-            self.processor = transformers.AutoProcessor.from_pretrained(model)
+            self.processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
             self.net, report = transformers.AutoModelForImageTextToText.from_pretrained(
-                model, dtype=self.dtype, output_loading_info=True
+                model, dtype=self.dtype, output_loading_info=True, trust_remote_code=False
             )
             if report["missing_keys"]:
                 # transformers only warns, and draws them at random.

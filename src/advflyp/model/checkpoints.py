@@ -22,6 +22,7 @@ from torch import Tensor
 from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import CONFIG_FILE, ModelConfig, build_model
+from advflyp.model.repository import HUB_PREFIX
 from advflyp.model.weights_file import read_weights_file
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
@@ -167,6 +168,11 @@ def _recipe_start(recipe: str, path: Path) -> ModelConfig:
 
 def _start_of(start: ModelConfig, path: Path) -> CLIP:
     """The model that a run of ours started from, for its architecture and tokenizer."""
+    if named := next((one for one in (start.name, start.text) if one and HUB_PREFIX in one), None):
+        # Whoever made the file would decide what is fetched.
+        raise ValueError(
+            f"{path} is of a run that started from {named}; name that model, so that it is fetched: {path}@{start.name}"
+        )
     try:
         model = build_model(start.name, weights=False)
         if start.text is not None:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import set_model_preprocess_cfg
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from advflyp.model.build import HF_CONFIG_FILE, hf_tokenizer
 from advflyp.model.hf import INTERPOLATIONS, NAMED
 from advflyp.model.hf_names import convert, correspondence
 from advflyp.model.weights_file import read_weights_file
 
-CONFIG_FILE = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # transformers' names of activations → whether they are QuickGELU, and what nn.GELU is asked for.
 ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
@@ -28,13 +28,8 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
 
     ValueError where the folder is of another kind of model, incomplete or damaged.
     """
-    config = _json(folder / CONFIG_FILE)
-    kind = config.get("model_type")
-    if kind not in ("clip", "siglip"):
-        raise ValueError(
-            f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
-            "'siglip' can be loaded, with both towers"
-        )
+    config = read_hf_config(folder)
+    kind = config["model_type"]
     state = _weights(folder)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     try:
@@ -46,19 +41,31 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
         found = convert(state, shapes, names, to_theirs=False)
     except KeyError as error:
         raise ValueError(
-            f"the weights in {folder} do not fit its {CONFIG_FILE}: one of them lacks {error}"
+            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: one of them lacks {error}"
         ) from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     if missing := sorted(shapes.keys() - found.keys()):
         raise ValueError(
-            f"the weights in {folder} do not fit its {CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
+            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
         )
     net.load_state_dict(found, strict=True)
     preprocess = _preprocess(folder, vision.get("image_size", 224))
     set_model_preprocess_cfg(net, preprocess)
     tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """The configuration in `folder`. ValueError where it is of another kind of model."""
+    config = _json(folder / HF_CONFIG_FILE)
+    kind = config.get("model_type")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(
+            f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
+            "'siglip' can be loaded, with both towers"
+        )
+    return config
 
 
 def _clip(
@@ -199,14 +206,7 @@ def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> 
     own = SimpleTokenizer(context_length=length)
     if _vocabulary(folder) == {NAMED.get(token, token): number for token, number in own.encoder.items()}:
         return own
-    try:
-        tokenizer = HFTokenizer(str(folder), context_length=length)
-    except ImportError:
-        raise ValueError(
-            f"the tokenizer in {folder} needs transformers: pip install 'advflyp[export]'"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} holds no readable tokenizer: {str(error).splitlines()[0]}") from None
+    tokenizer: Any = hf_tokenizer(folder, length)
     end = text.get("eos_token_id")
     highest = max(tokenizer.tokenizer.get_vocab().values())
     if text_cfg.get("pool_type", "argmax") == "argmax" and end not in (2, highest):
@@ -226,20 +226,31 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
     return None
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """In one file or in several, of safetensors or of torch."""
+def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
+    """Which files hold the weights: one, or the parts of an index, of safetensors or else of torch.
+
+    folder: where the indices are
+    names:  of all files that there are
+    ValueError where none does, or an index cannot be read.
+    """
     for name in WEIGHTS:
-        if (folder / name).is_file():
-            return read_weights_file(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            state: dict[str, Tensor] = {}
-            for part in sorted(set(_json(index)["weight_map"].values())):
-                if not (folder / part).is_file():
-                    raise ValueError(f"{folder} lacks {part}, which its {index.name} names")
-                state |= read_weights_file(folder / part)
-            return state
+        if name in names:
+            return [name]
+        if (index := f"{name}.index.json") in names:
+            parts = _json(folder / index).get("weight_map")
+            if not isinstance(parts, dict):
+                raise ValueError(f"{folder / index} is damaged: it has no weight_map")
+            if missing := sorted(set(map(str, parts.values())) - set(names)):
+                raise ValueError(f"{folder} lacks {missing[0]}, which its {index} names")
+            return sorted(set(parts.values()))
     raise ValueError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}")
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name in hf_weights(folder, {path.name for path in folder.iterdir()}):
+        state |= read_weights_file(folder / name)
+    return state
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
 
 import hashlib
 import json
+import re
 import shutil
-import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +24,37 @@ from typing import Any
 import open_clip
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
-from open_clip.factory import _get_hf_config
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
 
 from advflyp.config import nearest
 from advflyp.devices import pick_device as pick_device
+from advflyp.model.build import (
+    ARCHITECTURES,
+    CONFIG_FILE,
+    HF_CONFIG_FILE,
+    build_net,
+    load_open_clip_folder,
+    load_tokenizer,
+    open_clip_weights,
+    read_open_clip_config,
+)
 from advflyp.model.clip import CLIP
+from advflyp.model.repository import HUB_PREFIX, open_repository
 
-ARCHITECTURES = Path(__file__).parent / "configs"
+# As open_clip writes them.
+LOCAL_PREFIX = "local-dir:"
 BUNDLED = Path(__file__).parent / "weights"
-CONFIG_FILE = "open_clip_config.json"
-HF_CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
 BEST = "best"
 # What a tag of open_clip says of the pixels that its weights expect.
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# Configurations and vocabularies.
+SMALL_FILES = (".json", ".txt", ".model", ".txt.gz")
+# How open_clip names the weights that a tag stands for, where the tag names no file.
+TAG_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# OWNER/NAME as users write it, and as others do.
+HUB_NAME = re.compile(r"(?:\w+:/{0,2}|https?://[^/]+/)?([\w.-]+/[\w.-]+)/?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +84,14 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
     """
     from advflyp.model.checkpoints import load_checkpoint_file, split_name
 
+    name = name.removeprefix(LOCAL_PREFIX)
     if "/" not in name and (BUNDLED / name).is_dir():
         return _from_folder(BUNDLED / name, name)
     if Path(name).is_dir():
         if (Path(name) / HF_CONFIG_FILE).is_file() and not (Path(name) / CONFIG_FILE).is_file():
             return _from_transformers(Path(name), name)
         return _from_folder(_weights_folder(Path(name)), name)
-    if name.startswith("hf-hub:"):
+    if name.startswith(HUB_PREFIX):
         return _from_hub(name)
     if (file := split_name(name)) is not None:
         return load_checkpoint_file(*file, name)
@@ -175,24 +189,10 @@ def state_sha256(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _from_folder(folder: Path, name: str) -> CLIP:
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        net = open_clip.create_model(f"local-dir:{folder}")
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not hold a readable open_clip model: {error}") from None
-    return _wrap(net, config["model_cfg"], name, f"local-dir:{folder}", folder)
-
-
-def _from_hub(name: str) -> CLIP:
-    """A repository in open_clip's format, or one that transformers saved."""
-    repository = name.removeprefix("hf-hub:")
-    try:
-        config = _get_hf_config(repository)
-    except EntryNotFoundError:
-        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-        return _from_transformers(Path(snapshot_download(repository, allow_patterns=patterns)), name)
-    return _wrap(open_clip.create_model(name), config["model_cfg"], name, name)
+def _from_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
+    """A folder in open_clip's format. repository: where it is from on the hub, if it is."""
+    net, config, tokenizer = load_open_clip_folder(folder, repository)
+    return CLIP(_channels_last(net), tokenizer, config, name)
 
 
 def _from_transformers(folder: Path, name: str) -> CLIP:
@@ -200,6 +200,35 @@ def _from_transformers(folder: Path, name: str) -> CLIP:
 
     net, config, tokenizer = load_hf_folder(folder)
     return CLIP(_channels_last(net), tokenizer, config, name)
+
+
+def _from_hub(name: str) -> CLIP:
+    """A repository in open_clip's format, or one that transformers saved.
+
+    The weights are fetched last: what cannot be loaded is not downloaded.
+    """
+    repository = open_repository(name.removeprefix(HUB_PREFIX))
+    files = repository.files
+    if CONFIG_FILE not in files and HF_CONFIG_FILE not in files:
+        raise ValueError(
+            f"{name} holds no model that can be loaded: neither {CONFIG_FILE} (open_clip's) nor {HF_CONFIG_FILE} "
+            "(transformers')"
+        )
+    small = [file for file in files if file.endswith(SMALL_FILES)]
+    folder = repository.fetch(small)
+    try:
+        if CONFIG_FILE in files:
+            read_open_clip_config(folder)
+            folder = repository.fetch([*small, open_clip_weights(files)])
+            return _from_folder(folder, name, repository.name)
+        from advflyp.model.hf_folder import hf_weights, read_hf_config
+
+        read_hf_config(folder)
+        folder = repository.fetch([*small, *hf_weights(folder, files)])
+        return _from_transformers(folder, name)
+    except ValueError as error:
+        partly = " (the hub did not answer; its cache may lack files)" if repository.cached else ""
+        raise ValueError(f"{name}{partly}: {error}") from None
 
 
 def _channels_last(net: torch.nn.Module) -> torch.nn.Module:
@@ -216,10 +245,11 @@ def _weights_folder(path: Path) -> Path:
     )
 
 
-def _from_architecture(name: str, weights: bool) -> CLIP:
+def _from_architecture(given: str, weights: bool) -> CLIP:
     open_clip.add_model_config(ARCHITECTURES)
-    architecture, slash, tag = name.rpartition("/")
     known = open_clip.list_models()
+    name = _open_clip_name(given, known)
+    architecture, slash, tag = name.rpartition("/")
     if not slash:
         if name in known:
             raise ValueError(f"say which weights of {name}: {_choices(name)}")
@@ -229,9 +259,11 @@ def _from_architecture(name: str, weights: bool) -> CLIP:
             f"written as ViT-B-32/openai{nearest(name, [*known, *bundled])}"
         )
     if architecture not in known:
+        hint = nearest(architecture, known)
+        if not hint and (repository := HUB_NAME.fullmatch(name)):
+            hint = f"; a model on the Hugging Face hub is written as {HUB_PREFIX}{repository[1]}"
         raise ValueError(
-            f"there is neither a folder {name} nor an open_clip architecture '{architecture}'"
-            f"{nearest(architecture, known)}"
+            f"there is neither a folder {name} nor an open_clip architecture '{architecture}'{hint}"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag != "random" and tag not in tags:
@@ -239,45 +271,39 @@ def _from_architecture(name: str, weights: bool) -> CLIP:
             f"{architecture} has no weights '{tag}', only {_choices(architecture)}{nearest(tag, tags)}"
         )
     model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
-    if tag == "random":
-        return _wrap(open_clip.create_model(architecture), model_cfg, name, architecture)
-    # The tag says which activation its weights were trained with; open_clip would only warn.
+    # The tag says which activation its weights were trained with, and which pixels.
     pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    quick_gelu = bool(pretrained.get("quick_gelu", False))
-    if quick_gelu:
+    if pretrained.get("quick_gelu", False):
         model_cfg["quick_gelu"] = True
-    how: dict[str, Any] = {"pretrained": tag}
-    if not weights:
-        preprocessing = {key: pretrained[key] for key in PREPROCESSING if key in pretrained}
-        how = {"force_preprocess_cfg": preprocessing, "pretrained_text": False}
+    preprocess = {key: pretrained[key] for key in PREPROCESSING if key in pretrained}
     try:
-        net = open_clip.create_model(architecture, force_quick_gelu=quick_gelu, **how)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"the weights of {name} could not be fetched: {error}") from None
-    return _wrap(net, model_cfg, name, architecture)
+        tokenizer = load_tokenizer(model_cfg["text_cfg"], ARCHITECTURES)
+        file = _tag_weights(pretrained["hf_hub"]) if pretrained and weights else None
+        net = build_net(model_cfg, preprocess, file)
+    except ValueError as error:
+        raise ValueError(f"{name} could not be fetched: {error}") from None
+    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(open_clip.get_model_preprocess_cfg(net))}
+    return CLIP(_channels_last(net), tokenizer, config, name)
+
+
+def _open_clip_name(name: str, known: list[str]) -> str:
+    """ARCHITECTURE/TAG for one of OpenAI's own names, such as ViT-L/14@336px, with or without a tag; else `name`."""
+    for theirs, tag in ((name, "openai"), name.rpartition("/")[::2]):
+        architecture = theirs.replace("/", "-").replace("@336px", "-336")
+        if "/" in theirs and architecture in known:
+            return f"{architecture}/{tag}"
+    return name
+
+
+def _tag_weights(address: str) -> Path:
+    """The file of weights at OWNER/NAME/FILE on the hub, or OWNER/NAME/ for open_clip's usual names."""
+    name, _, file = address.rpartition("/")
+    repository = open_repository(name)
+    wanted = [f"{Path(file).stem}.safetensors", file] if file else TAG_WEIGHTS
+    file = next((one for one in wanted if one in repository.files), wanted[-1])
+    return repository.fetch([file]) / file
 
 
 def _choices(architecture: str) -> str:
     tags = [*open_clip.list_pretrained_tags_by_model(architecture), "random"]
     return ", ".join(f"{architecture}/{tag}" for tag in tags)
-
-
-def _wrap(
-    net: torch.nn.Module,
-    model_cfg: dict[str, Any],
-    name: str,
-    tokenizer_of: str,
-    folder: Path = ARCHITECTURES,
-) -> CLIP:
-    text = model_cfg["text_cfg"]
-    bpe = text.get("tokenizer_kwargs", {}).get("bpe_path")
-    if bpe:
-        path = folder / bpe if (folder / bpe).is_file() else ARCHITECTURES / bpe
-        tokenizer: Any = SimpleTokenizer(bpe_path=str(path), context_length=text["context_length"])
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            tokenizer = open_clip.get_tokenizer(tokenizer_of)
-    preprocess = dict(open_clip.get_model_preprocess_cfg(net))
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
-    return CLIP(_channels_last(net), tokenizer, config, name)
