@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from advflyp.publish import prepare
 from advflyp.training.trainer import train
 from helpers import assert_equal64
 from hubserver import NOWHERE, TOKEN, Hub, use_hub
+
+pytest.importorskip("transformers")
 
 
 @pytest.fixture
@@ -92,6 +95,7 @@ def test_what_arrives_is_what_was_shown(
     }
     assert set(listed) == {
         "README.md", "card.json", "open_clip_config.json", "open_clip_model.safetensors", "results.jsonl",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert not [name for name, data in arrived.items() if str(tmp_path).encode() in data], (
         "no path of this machine"
@@ -120,6 +124,45 @@ def test_what_arrives_is_what_was_shown(
     other = publish(run, *options, "--send", hub=hub)
     assert other.returncode == 2 and hub.commits == 2
     assert "user/robust holds 1 files that are none of this model's, other.bin for one" in other.stderr
+
+
+# What a reader of the card goes on to do, in a process that does not know this package.
+AND_THEN = {
+    "open_clip": "tokens = tokenizer(texts); found = model.eval().encode_text(tokens, normalize=True)",
+    "hf": """
+tokens = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
+found = model.get_text_features(**tokens).pooler_output
+found = found / found.norm(dim=-1, keepdim=True)
+""",
+}
+
+
+@pytest.mark.parametrize("kind", AND_THEN)
+def test_the_code_on_the_card(kind: str, hub: Hub, tmp_path: Path, publish: Callable[..., Done]) -> None:
+    """From the hub: the weights of a run of mini, whose vocabulary is its own, and an export for transformers."""
+    from advflyp.model.export import export_model
+
+    name = "mini" if kind == "open_clip" else "mini-vit"
+    if kind == "open_clip":
+        save_model(load_model(name), tmp_path / "model/best", {})
+    else:
+        export_model(name, kind, tmp_path / "model")
+    done = publish(tmp_path / "model", "--licence", "mit", "--send", "--public", hub=hub)
+    assert done.returncode == 0, done.stderr
+    (code,) = re.findall(r"```python\n(.*?)```", hub.repos["user/robust"]["README.md"].decode(), re.DOTALL)
+    texts = ["a photo of a cat", "Two dogs,  one bone!", "naïve café"]
+    program = tmp_path / "card.py"
+    program.write_text(
+        f"import sys, torch\n{code}\ntexts = {texts!r}\n{AND_THEN[kind]}\n"
+        "assert 'advflyp' not in sys.modules\ntorch.save(found.detach(), 'found.pt')\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+    ran = subprocess.run(
+        [sys.executable, program.name], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(found, load_model(name).encode_text(texts), rtol=0, atol=1e-6)
 
 
 def is_private(hub: Hub, name: str) -> bool:
@@ -176,7 +219,8 @@ def test_masked_gradients_are_said(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["hf", "onnx"])
 def test_exported_folders(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers" if kind == "hf" else "onnxscript")
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
     from advflyp.model.export import export_model
 
     folder = export_model("mini-vit", kind, tmp_path / "out").folder

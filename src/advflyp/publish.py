@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from advflyp.data.manifest import file_sha256
 from advflyp.errors import RunError
 from advflyp.evaluation.results import Cell, read_cells
+from advflyp.model.build import TOKENIZER_FILES, has_tokenizer
+from advflyp.model.clip import CLIP
+from advflyp.model.export import has_vocabulary_file, store_tokenizer
 from advflyp.model.hub import (
     BEST,
     CARD_FILE,
@@ -31,11 +37,7 @@ PUBLISHED = (
     "model.safetensors.index.json",
     "generation_config.json",
     "pr*processor_config.json",
-    "tokenizer*.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
+    *TOKENIZER_FILES,
     ONNX_FILE,
     "preprocessing.json",
 )
@@ -84,16 +86,37 @@ def prepare(
         raise ValueError(f"{folder} holds no model: name a run folder, or what `advflyp export` wrote")
     files = {path.relative_to(folder).as_posix(): path for path in _allowed(folder)}
     card = scrubbed(read_card(folder))
-    sha256 = card.get("weights_sha256", "") if kind == "onnx" else weights_sha256(load_model(folder))
+    model = load_model(folder) if kind != "onnx" else None
+    sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
     cells = _cells(results, sha256, folder)
     vision = any(name.startswith("vision/") for name in files)
     written = {CARD: model_card(repo, kind, card, sha256, cells, licence, vision)}
+    if kind == "open_clip" and model is not None:
+        written |= _loadable_by_name(model, folder, repo)
     if card:
         written[CARD_FILE] = json.dumps(card, indent=2) + "\n"
     if cells:
         lines = [json.dumps(scrubbed({**vars(cell), "model": repo})) for cell in cells]
         written["results.jsonl"] = "\n".join(lines) + "\n"
+    files = {name: path for name, path in files.items() if name not in written}
     return Publication(repo, files, written, cells)
+
+
+def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
+    """What makes open_clip find the tokenizer in the repository: its configuration, and files that `folder` lacks.
+
+    On the hub, open_clip looks for a tokenizer that is not its own under the name that the configuration gives.
+    """
+    if has_vocabulary_file(model):
+        with TemporaryDirectory() as draft:
+            config = store_tokenizer(model, Path(draft), repo)
+            written = {path.name: path.read_text(encoding="utf-8") for path in Path(draft).iterdir()}
+    else:
+        config, written = deepcopy(model.config), {}
+        text: dict[str, Any] = config["model_cfg"]["text_cfg"]
+        if text.get("hf_tokenizer_name") and has_tokenizer(folder):
+            text["hf_tokenizer_name"] = repo
+    return {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **written}
 
 
 def send(publication: Publication, *, public: bool = False) -> str:

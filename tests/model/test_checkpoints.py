@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
+import tomli_w
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, save_model
 from advflyp.training.trainer import train
 from helpers import TEXT, VISION, assert_equal64, make_tiny, siglip_config, small_model
+from hubserver import Hub, use_hub
 
 State = dict[str, Tensor]
 
@@ -226,6 +228,23 @@ def test_a_checkpoint_of_a_run_whose_base_is_gone(recipe: Path, tmp_path: Path, 
     same(load_model(f"{last}@{tmp_path / 'moved'}"), load_model(run.out))
 
 
+@pytest.mark.parametrize("key", ["name", "text"])
+def test_a_checkpoint_decides_nothing_that_is_fetched(
+    key: str, tiny_folder: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("some/clip", tiny_folder)
+    use_hub(monkeypatch, hub.url, tmp_path / "cache")
+    table = {"name": str(tiny_folder), key: "hf-hub:some/clip"}
+    recipe = tomli_w.dumps({"model": table})
+    torch.save({"model": load_model(tiny_folder).net.state_dict(), "recipe": recipe}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match=r"started from hf-hub:some/clip; name that model, so that it is fetched"
+    ):
+        load_model(tmp_path / "x.pt")
+    assert not hub.served
+    same(load_model(f"{tmp_path / 'x.pt'}@hf-hub:some/clip"), load_model(tiny_folder))
+
+
 def exit_code(*arguments: object) -> int:
     try:
         main([str(argument) for argument in arguments])
@@ -334,6 +353,10 @@ def test_another_width(tmp_path: Path, tiny_folder: Path) -> None:
         ({"vision_model.embeddings.class_embedding": torch.ones(2)}, "transformers' CLIP; name the folder"),
         (
             {"model": torch.nn.Linear(1, 1).state_dict(), "recipe": "x ="},
+            "holds a recipe that cannot be read",
+        ),
+        (
+            {"model": torch.nn.Linear(1, 1).state_dict(), "recipe": "[model]\nname = 3"},
             "holds a recipe that cannot be read",
         ),
         (

@@ -8,6 +8,7 @@ import torch
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
 from helpers import assert_equal64, make_tiny
+from hubserver import NOWHERE, use_hub
 
 
 def test_save_and_load(any_tiny: CLIP, tmp_path: Path) -> None:
@@ -79,11 +80,46 @@ def test_bundled_models(name: str) -> None:
         ("no such thing", "there is no model 'no such thing': it is neither mini"),
         ("ViT-B-33/openai", "did you mean 'ViT-B-32'"),
         ("runs/nothing-here", "neither a folder runs/nothing-here"),
+        (
+            "openai/clip-vit-base-patch32",
+            "on the Hugging Face hub is written as hf-hub:openai/clip-vit-base-patch32",
+        ),
+        ("https://huggingface.co/openai/clip-vit-base-patch32/", "as hf-hub:openai/clip-vit-base-patch32$"),
+        (
+            "hf:laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K",
+            "as hf-hub:laion/CLIP-ViT-B-32-256x256-DataComp-s34B",
+        ),
+        ("ViT-H/14", "ViT-H-14 has no weights 'openai', only ViT-H-14/laion2b_s32b_b79k"),
+        ("ViT-B/32/opena", "ViT-B-32 has no weights 'opena', only .*; did you mean 'openai'"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("ViT-L/14@336px", "ViT-L-14-336/openai"),
+        ("ViT-B/32", "ViT-B-32/openai"),
+        ("ViT-B/16/laion2b_s34b_b88k", "ViT-B-16/laion2b_s34b_b88k"),
+        ("ViT-L/14@336px/openai", "ViT-L-14-336/openai"),
+        ("hf-hub:some/clip", "hf-hub:some/clip"),
+    ],
+)
+def test_openais_own_names(name: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked for, where nothing can be fetched; also as the base of a checkpoint."""
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    torch.save({"visual.proj": torch.ones(1)}, tmp_path / "x.pt")
+    message = "" if name.startswith("hf-hub:") else f"{found} could not be fetched: "
+    for given in (name, f"{tmp_path / 'x.pt'}@{name}"):
+        with pytest.raises(ValueError, match=f"^{message}the hub .* cannot be reached"):
+            load_model(given)
+
+
+def test_open_clips_prefix_of_folders(tiny_folder: Path) -> None:
+    assert weights_sha256(load_model(f"local-dir:{tiny_folder}")) == weights_sha256(load_model(tiny_folder))
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "*.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
 )
 CLEANING = ("canonicalize", "lower", "whitespace")
 # The keys of `tokenizer_kwargs` that are passed on; transformers' `trust_remote_code`, for one, is not.
@@ -104,8 +105,12 @@ def _text_tower_folder(name: str) -> Path:
     except ImportError:
         raise ValueError(f"the text tower {name} {NEEDS_TRANSFORMERS}") from None
     folder = open_repository(name).fetch([HF_CONFIG_FILE])
-    # open_clip leaves the question open, and transformers then asks on the terminal whether to run code.
-    AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        # open_clip leaves the question open, and transformers then asks on the terminal whether to run code.
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # transformers may raise anything for a wrong one
+        wrong = f"the text tower {name} is of no type that transformers has, and no code of it is run"
+        raise ValueError(wrong) from None
     return folder
 
 
@@ -194,12 +199,7 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
 
 def has_tokenizer(folder: Path) -> bool:
     """There are files of a tokenizer of transformers."""
-    return any(is_tokenizer_file(path.name) for path in folder.iterdir())
-
-
-def is_tokenizer_file(name: str) -> bool:
-    """A tokenizer of transformers is stored in files with such names."""
-    return any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokenizer:
@@ -220,7 +220,7 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
 
 def _fetch_tokenizer(name: str) -> Path:
     repository = open_repository(name)
-    files = [file for file in repository.files if is_tokenizer_file(file)]
+    files = repository.files & {*TOKENIZER_FILES}
     if not files:
         raise ValueError(f"{name} holds no tokenizer")
     # By its type transformers knows the class, where the tokenizer's own configuration does not say it.

@@ -160,10 +160,13 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _recipe_start(recipe: str, path: Path) -> ModelConfig:
     try:
-        table = tomllib.loads(recipe)["model"]
-        return ModelConfig(name=table["name"], text=table.get("text"))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} holds a recipe that cannot be read; name its model: {path}@MODEL") from None
+        table = tomllib.loads(recipe).get("model")
+    except tomllib.TOMLDecodeError:
+        table = None
+    name, text = (table.get("name"), table.get("text")) if isinstance(table, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(text, str | None):
+        raise ValueError(f"{path} holds a recipe that cannot be read; name its model: {path}@MODEL")
+    return ModelConfig(name=name, text=text)
 
 
 def _start_of(start: ModelConfig, path: Path) -> CLIP:

@@ -98,14 +98,10 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
 
 def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
     save_model(model, folder, _card(model))
-    text = model.config["model_cfg"]["text_cfg"]
-    if text.get("tokenizer_kwargs", {}).get("bpe_path"):
-        # open_clip resolves that path where its user stands; a tokenizer of transformers is found beside the weights.
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"]
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "."
+    if has_vocabulary_file(model):
+        # Beside the weights, open_clip finds it by any name.
+        config = store_tokenizer(model, folder, ".")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        _tokenizer(model).save_pretrained(folder)
     net: Any
     net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     net.eval()
@@ -244,11 +240,24 @@ def _card(model: CLIP) -> dict[str, Any]:
     return {**known, "weights_sha256": weights_sha256(model)}
 
 
-def _tokenizer(model: CLIP) -> Any:
+def has_vocabulary_file(model: CLIP) -> bool:
+    """The vocabulary is a file that the configuration names: open_clip looks for it where its user stands."""
+    return bool(model.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path"))
+
+
+def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
+    """Write the tokenizer into `folder` as one of transformers; the model's configuration with that.
+
+    name: what open_clip calls it: on the hub, the repository that holds it
+    """
     _need("transformers", "open_clip, for the tokenizer of this model,")
     from advflyp.model.hf import tokenizer_of
 
-    return tokenizer_of(model)
+    tokenizer_of(model).save_pretrained(folder)
+    config = deepcopy(model.config)
+    text = config["model_cfg"]["text_cfg"]
+    text["tokenizer_kwargs"].pop("bpe_path", None)
+    return {**config, "model_cfg": {**config["model_cfg"], "text_cfg": {**text, "hf_tokenizer_name": name}}}
 
 
 def _need(package: str, what: str) -> None:
