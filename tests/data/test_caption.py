@@ -514,6 +514,21 @@ def test_folders_that_are_no_captioning_model(
         assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_a_captioning_model_that_is_a_program(
+    tmp_path: Path, model: str, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not run, not even where the terminal is asked and somebody says yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    evil = Path(shutil.copytree(model, tmp_path / "evil"))
+    settings = json.loads((evil / "config.json").read_text())
+    changed = {"model_type": "evil", "auto_map": {"AutoConfig": "code.Evil"}}
+    (evil / "config.json").write_text(json.dumps(settings | changed))
+    (evil / "code.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"cannot caption with .*evil: The repository .* custom code"):
+        run(model=str(evil))
+    assert not (tmp_path / "run").exists()
+
+
 def test_transformers_missing(
     tmp_path: Path, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
