@@ -182,7 +182,8 @@ class Retrieval:
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
     finetuned from, such as fare.pt@ViT-L-14/openai."""
     pairs: Positional[str]
-    """A folder of name.jpg + name.txt, or webdataset shards; each line of a text is a caption."""
+    """A folder of name.jpg + name.txt, webdataset shards, a CSV, TSV, JSONL or Parquet table, hf:NAME; each line of a
+    text is a caption."""
     attacks: tuple[str, ...] = ("clean", "pgd10")
     """clean, pgdN or cwN (N steps), on every picture of the gallery."""
     eps: tuple[str, ...] = ("1/255",)
@@ -198,6 +199,10 @@ class Retrieval:
     precision: str = "auto"
     """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Attacked images
     are always embedded in fp32."""
+    image_column: str | None = None
+    """Of a table: column of images, if not detected."""
+    caption_column: str | None = None
+    """Of a table: column of captions, if not detected."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
@@ -205,6 +210,7 @@ class Retrieval:
 
     def run(self) -> None:
         from advflyp.config import number
+        from advflyp.data.tables import Columns
         from advflyp.evaluation.retrieval import retrieval
         from advflyp.report.console import as_rich
         from advflyp.report.recall import recall_table
@@ -225,6 +231,7 @@ class Retrieval:
                 precision=precision,
                 device=self.device,
                 seed=self.seed,
+                columns=Columns(self.image_column, self.caption_column),
                 watch=lambda cell, done: status.update(f"{cell.attack}: {done} of {cell.n_images} pictures"),
             )
         console.print(as_rich(recall_table(cells)))

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -54,6 +56,35 @@ def test_img2dataset_and_folder_hold_the_same_pictures(tmp_path: Path, tiny: CLI
     assert folder.sha256() == CaptionedPictures(write_folder(tmp_path / "copy", 5)).sha256() != shard.sha256()
 
 
+def test_every_source_of_pairs_will_do(tmp_path: Path, tiny: CLIP) -> None:
+    folder, texts = write_folder(tmp_path / "folder", 7), [caption for _, caption in pairs(7)]
+    names = [f"folder/{index:04d}.png" for index in range(7)]
+    lines = [f'{name},"{text}"' for name, text in zip(names, texts, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["filepath,title", *lines]))
+    images = [data for data, _ in pairs(7)]
+    table = pa.table({"caption": [[text, f"also {text}"] for text in texts], "image": images})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=3)
+    write_tar(tmp_path / "t.tar.gz", coco_members(7))
+    ((_, expected),) = CaptionedPictures(folder).batches(tiny.preprocess, 9)
+    for name in ("t.csv", "t.parquet", "t.tar.gz"):
+        ((_, images),) = CaptionedPictures(tmp_path / name).batches(tiny.preprocess, 9)
+        assert torch.equal(images, expected)
+        part = CaptionedPictures(tmp_path / name, limit=3, seed=1)
+        ((_, some),) = part.batches(tiny.preprocess, 9)
+        assert torch.equal(some, expected[part.places])
+    assert CaptionedPictures(tmp_path / "t.csv").captions == texts
+    both = CaptionedPictures(tmp_path / "t.parquet")
+    assert both.captions == [caption for text in texts for caption in (text, f"also {text}")]
+    assert both.owner.tolist() == [row for row in range(7) for _ in range(2)]
+
+
+def test_a_shard_that_breaks_off_is_no_smaller_set(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", coco_members(200))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 + 700])
+    with pytest.raises(ValueError, match=r"a\.tar is a truncated shard; fetch it again"):
+        CaptionedPictures(shard)
+
+
 def test_a_limit_draws_a_nested_subset(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "p", 30)
 
@@ -72,11 +103,11 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, tiny: CLIP) -> None:
     broken += [("x4.png", members[0][1]), ("x4.txt", b" \n\n")]
     pictures = CaptionedPictures(write_tar(tmp_path / "a.tar", members + broken))
     assert pictures.unreadable == {
-        "a.tar:x2": "no caption", "a.tar:x3": "no picture", "a.tar:x4": "empty caption",
+        "a.tar:x2": "no caption", "a.tar:x3": "no image", "a.tar:x4": "empty caption",
     }  # fmt: skip
     rows = torch.cat([rows for rows, _ in pictures.batches(tiny.preprocess, 64)])
     assert rows.tolist() == list(range(400)), "x1 is the last one"
-    assert pictures.unreadable["a.tar:x1"].startswith("UnidentifiedImageError")
+    assert pictures.unreadable["a.tar:x1"] == "not an image"
     pictures.drop_unreadable()
     assert len(pictures) == 400 and pictures.owner.max() == 399
 
@@ -85,7 +116,7 @@ def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
     members = coco_members(60)
     pictures = CaptionedPictures(write_tar(tmp_path / "a.tar", [*members, ("x.png", b""), ("x.txt", b"a")]))
     with pytest.raises(
-        ValueError, match=r"more than 1% of 61 pairs cannot be used; .* a\.tar:x \(Unidentified"
+        ValueError, match=r"more than 1% of 61 pairs cannot be used; .* a\.tar:x \(empty image file\)"
     ):
         list(pictures.batches(tiny.preprocess, 16))
     with pytest.raises(
@@ -95,22 +126,20 @@ def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no pairs at nowhere; name a folder of name.jpg"):
+    with pytest.raises(ValueError, match=r"there are no pairs at nowhere .*: name a folder of name\.jpg"):
         CaptionedPictures("nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no picture: put a name.txt beside every name.jpg"):
+    with pytest.raises(ValueError, match="holds no image: put a name.txt beside every name.jpg"):
         CaptionedPictures(tmp_path / "empty")
     (tmp_path / "empty" / "a.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds 1 pictures but no caption"):
+    with pytest.raises(ValueError, match="holds 1 images but no caption"):
         CaptionedPictures(tmp_path / "empty")
-    with pytest.raises(ValueError, match="hold no pairs"):
+    with pytest.raises(ValueError, match=r"of 1 pairs cannot be used; .*: none\.tar:a \(no caption\)"):
         CaptionedPictures(write_tar(tmp_path / "none.tar", [("a.json", b"{}")]))
-    with pytest.raises(ValueError, match="unpack it with gunzip first"):
-        CaptionedPictures(write_tar(tmp_path / "a.tar.gz", coco_members(2)))
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
-    with pytest.raises(ValueError, match=r"bad\.tar is not a readable tar file"):
+    with pytest.raises(ValueError, match=r"bad\.tar is a damaged shard; fetch it again"):
         CaptionedPictures(tmp_path / "bad.tar")
-    with pytest.raises(ValueError, match="holds 1 pictures with captions; retrieval needs two"):
+    with pytest.raises(ValueError, match="holds 1 image with captions; retrieval needs two"):
         CaptionedPictures(write_folder(tmp_path / "one", 1))
     with pytest.raises(ValueError, match="limit must be at least 2"):
         CaptionedPictures(write_folder(tmp_path / "p", 3), limit=1)

@@ -130,7 +130,7 @@ def test_the_command(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "21 of 27 pairs can be used (77.8 %)" in out and "caption is not UTF-8" in out
     assert (tmp_path / "out" / "index.html").is_file()
     for arguments, message in (
-        ([str(tmp_path / "gone")], "there are no training pairs at"),
+        ([str(tmp_path / "gone")], "there are no pairs at"),
         ([str(dirty), "--out", str(dirty)], "is a file; name a folder with --out"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -67,7 +67,7 @@ def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
     try:
         files = expand(str(path) if not is_remote(train) else train, "*.tar*")
     except ValueError as error:
-        raise ValueError(f"there are no training pairs at {train} ({error}): {WHAT}") from None
+        raise ValueError(f"there are no pairs at {train} ({error}): {WHAT}") from None
     if files[0].lower().endswith(".parquet"):
         return open_parquet(files, columns)
     if files[0].lower().endswith(TABLES):
@@ -107,4 +107,4 @@ def find_shards(pattern: str) -> list[Path]:
     try:
         return [Path(file) for file in expand(str(Path(pattern).expanduser()), "*.tar*")]
     except ValueError as error:
-        raise ValueError(f"there are no training pairs at {pattern} ({error}): {WHAT}") from None
+        raise ValueError(f"there are no pairs at {pattern} ({error}): {WHAT}") from None

@@ -18,6 +18,7 @@ from advflyp.attack.pgd import pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.captioned import CaptionedPictures
+from advflyp.data.tables import Columns
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
@@ -108,12 +109,13 @@ def retrieval(
     device: str | torch.device = "auto",
     seed: int = 0,
     name: str | None = None,
+    columns: Columns | None = None,
     watch: Callable[[RetrievalCell, int], None] = lambda cell, done: None,
 ) -> list[RetrievalCell]:
     """Recall at 1, 5 and 10 in both directions, clean and with every picture attacked.
 
     model:     a model or the name of one
-    pairs:     a folder of name.jpg + name.txt, or webdataset shards; a text's lines are captions of their own
+    pairs:     whatever `data.train` takes: a folder, shards, a table, hf:NAME; a text's lines are captions of their own
     attacks:   "clean", "pgdN" on −log Σ_own softmax of a picture's similarities τ⁻¹·cos to all captions, or "cwN" on
                the margin of the best foreign caption over the best own one; each picture for itself
     eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
@@ -123,6 +125,7 @@ def retrieval(
     precision: of the search for adversarial pictures: "auto", "fp32", "bf16"; embeddings are float32 all the same
     device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
     name:      what results call the model; its own name by default
+    columns:   of a table of pairs
     watch:     called after every batch with the cell in work and how many of its pictures are embedded
     Returns one cell per attack × ε. ValueError for unknown attacks, radii that are not above 0, fewer than two
     pictures, and when more than 1 % of the pairs cannot be used.
@@ -134,7 +137,7 @@ def retrieval(
     place = pick_device(device)
     store = Path(out) if out is not None else None
     known = {cell.key(): cell for cell in read_retrieval(store)} if store else {}
-    pictures = CaptionedPictures(pairs, limit=limit, seed=seed)
+    pictures = CaptionedPictures(pairs, limit=limit, seed=seed, columns=columns)
     if not isinstance(model, CLIP):
         model = load_model(model, device=place)
     chosen = choose_precision(precision, model.device)
