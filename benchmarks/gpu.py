@@ -39,8 +39,7 @@ UNREADABLE = (LookupError, TypeError, ValueError, ElementTree.ParseError)
 AROUND_HEADLINE = 45.0
 # What an image with torch, torchvision, timm, accelerate, transformers, pyarrow, scikit-learn and pytest lacks.
 PACKAGES = (
-    "braceexpand", "docstring-parser", "ftfy", "open-clip-torch", "simplejpeg", "tomli-w", "typeguard", "tyro",
-    "wcwidth", "webdataset",
+    "braceexpand", "ftfy", "open-clip-torch", "simplejpeg", "tomli-w", "wcwidth", "webdataset",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 

@@ -19,9 +19,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from figures import headline_table
 from timing import ROOT, Record, describe_machine
+
+from advflyp.cli_parse import arguments as parsed
 
 if TYPE_CHECKING:
     from advflyp.reproduce.plan import Plan
@@ -171,7 +172,7 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = parsed(Arguments)
     plan = headline_plan(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rates = arguments.out / KNOWN_RATES.name

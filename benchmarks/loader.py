@@ -24,13 +24,13 @@ from typing import cast
 
 import simplejpeg
 import torch
-import tyro
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from advflyp.cli_parse import arguments as parsed
 from advflyp.data.images import PictureReader
 from advflyp.data.pairs import DataConfig, Pairs, open_pairs
 
@@ -222,7 +222,7 @@ def memory(shards: Path, images: int, per_epoch: int) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = parsed(Arguments)
     torch.set_num_threads(1)
     data = jpegs(arguments.images)
     print(f"{len(data)} JPEGs of {sum(map(len, data)) / len(data) / 1000:.0f} kB, 256 to 512 pixels → 224")

@@ -17,7 +17,8 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
+
+from advflyp.cli_parse import arguments as parsed
 
 PER_FILE = 2_500_000
 GROUP = 250_000
@@ -79,7 +80,7 @@ SCHEMA = pa.schema(
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = parsed(Arguments)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "metadata"
         place.mkdir()

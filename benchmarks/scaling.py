@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import tyro
+from advflyp.cli_parse import arguments as parsed
 
 RECIPE = """
 [model]
@@ -219,7 +219,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         work(Path(sys.argv[2]), int(sys.argv[3]))
         return
-    arguments = tyro.cli(Arguments)
+    arguments = parsed(Arguments)
     if arguments.extrapolate:
         extrapolate()
     else:

@@ -160,7 +160,6 @@ def _installed(name: str) -> bool:
 
 
 def main() -> None:
-    # Not tyro: it is one of the packages that may be missing.
     parser = argparse.ArgumentParser(description="Describe this machine.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--commit", help="the measured commit, where there is no git history")

@@ -1,18 +1,21 @@
 """The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
 
+import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-import tyro
-from tyro.conf import Positional, Suppress, subcommand
-
+from advflyp.__about__ import __version__
+from advflyp.cli_data import DATA
 from advflyp.cli_models import Export, Publish
+from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
+from advflyp.errors import RunError
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 class Quickstart:
     """Make a small CLIP robust and show it: evaluate, finetune with AdvFLYP_full, evaluate again, report."""
 
-    out: Path = Path("quickstart")
+    out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("quickstart")
     """Folder for the run, the results and report/index.html."""
     minutes: float = 5
     """Shorten the training on a machine on which all of it would take longer."""
@@ -43,20 +46,38 @@ class Quickstart:
 class Train:
     """Run a recipe. Any recipe key can follow as --table.key value, for example --optim.lr 1e-4."""
 
-    recipe: Positional[Path]
-    """A TOML file; configs/ has one for each published run."""
-    out: Path | None = None
+    recipe: Annotated[str, Arg("RECIPE", positional=True)]
+    """The name of a recipe that comes with the package (`advflyp recipes` lists them), or a TOML file."""
+    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False
     """Continue from the last whole checkpoint in the run folder; begin where there is none yet."""
-    overrides: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
+    overrides: Annotated[dict[str, str], Arg(hidden=True)] = field(default_factory=dict)
+
+    @staticmethod
+    def notes() -> str:
+        """The end of --help."""
+        from advflyp.recipes import summarise_keys
+
+        return summarise_keys()
+
+    @staticmethod
+    def also_known() -> list[str]:
+        """What else a misspelled option may have meant."""
+        from advflyp.recipes import known_keys
+
+        return [f"--{key}" for key in known_keys()]
 
     def run(self) -> None:
+        from advflyp.recipes import check_keys, find_recipe
+
+        recipe = find_recipe(self.recipe)
+        check_keys(recipe, self.overrides)
         from advflyp.distributed import is_first
         from advflyp.training.trainer import train
 
-        out = self.out or Path("runs") / self.recipe.stem
-        result = train(self.recipe, self.overrides, out=out, resume=self.resume, console=_console())
+        out = self.out or Path("runs") / recipe.stem
+        result = train(recipe, self.overrides, out=out, resume=self.resume, console=_console())
         if result.finished and is_first():
             print(f"{result.steps} steps; the model is {result.out}")
 
@@ -70,7 +91,7 @@ class Pretrain(Train):
 class Watch:
     """Show a run that another process is training: progress, losses, speed, validations. Ctrl-C ends the view only."""
 
-    folder: Positional[Path]
+    folder: Annotated[Path, Arg("FOLDER", positional=True, input="there is no run folder")]
     """A run folder, on this machine or on a shared file system."""
     once: bool = False
     """Print one frame and end; so does output that goes to no terminal."""
@@ -87,12 +108,12 @@ class Watch:
 class Eval:
     """Measure the zero-shot accuracy of a model, clean and under attack."""
 
-    model: Positional[str]
+    model: Annotated[str, Arg("MODEL", positional=True)]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
     finetuned from, such as fare.pt@ViT-L-14/openai."""
-    sets: tuple[str, ...] = ("mini",)
+    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ("mini",)
     """Labelled sets, groups of sets or paths; `advflyp data sets` lists them."""
-    attacks: tuple[str, ...] = ("clean", "pgd10")
+    attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
     """clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack
     such as apgd-ce+square."""
     eps: tuple[str, ...] = ("1/255",)
@@ -103,7 +124,7 @@ class Eval:
     """Only so many images of each set, its classes evenly represented."""
     sanity: bool = False
     """Check every attacked result for masked gradients."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Images at a time."""
@@ -154,11 +175,11 @@ class Eval:
 class Compare:
     """Compare two models on the same pictures: differences with intervals, McNemar's exact test."""
 
-    a: Positional[str]
+    a: Annotated[str, Arg("RESULTS_A", positional=True, input="there are no results at")]
     """Results of `advflyp eval --out`: FILE, or FILE::MODEL where it holds several models."""
-    b: Positional[str]
+    b: Annotated[str, Arg("RESULTS_B", positional=True, input="there are no results at")]
     """The same for the other model."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """Also write the table here: .json or .md."""
 
     def run(self) -> None:
@@ -178,13 +199,13 @@ class Compare:
 class Retrieval:
     """Measure how well a model finds captions by pictures and pictures by captions, clean and under attack."""
 
-    model: Positional[str]
+    model: Annotated[str, Arg("MODEL", positional=True)]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
     finetuned from, such as fare.pt@ViT-L-14/openai."""
-    pairs: Positional[str]
+    pairs: Annotated[str, Arg("PAIRS", positional=True, input="there are no pairs at")]
     """A folder of name.jpg + name.txt, webdataset shards, a CSV, TSV, JSONL or Parquet table, hf:NAME; each line of a
     text is a caption."""
-    attacks: tuple[str, ...] = ("clean", "pgd10")
+    attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
     """clean, pgdN or cwN (N steps), on every picture of the gallery."""
     eps: tuple[str, ...] = ("1/255",)
     """Radii in pixels of [0, 1], for example 1/255 4/255."""
@@ -192,7 +213,7 @@ class Retrieval:
     """Norm of the threat model."""
     limit: int | None = None
     """Only so many pictures, with their captions."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Pictures at a time."""
@@ -243,9 +264,9 @@ class Retrieval:
 class Report:
     """Write a self-contained report/index.html from results and runs."""
 
-    paths: Positional[tuple[Path, ...]]
+    paths: Annotated[tuple[Path, ...], Arg("PATH", positional=True, input="there are neither results nor a run at")]
     """Result files (*.jsonl) of `eval` and `retrieval`, and run folders."""
-    out: Path = Path("report")
+    out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("report")
     """Folder for index.html, results.md and tables/ (CSV, LaTeX)."""
     seeds: bool = False
     """Several checkpoints of one name are training seeds of one method: mean ± standard deviation."""
@@ -260,28 +281,28 @@ class Report:
 class Interpolate:
     """Mix the weights of the original and a robust model, and measure the trade-off between clean and robust."""
 
-    original: Positional[str]
+    original: Annotated[str, Arg("ORIGINAL", positional=True)]
     """The model that the robust one began as."""
-    robust: Positional[str]
+    robust: Annotated[str, Arg("ROBUST", positional=True)]
     """A run folder, for example."""
-    alphas: str = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
+    alphas: Annotated[tuple[float, ...], Arg("ALPHA")] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
     """Shares of the robust weights: 0 is the original."""
-    sets: tuple[str, ...] = ("mini",)
+    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ("mini",)
     """As in `advflyp eval`, and so are the following."""
-    attacks: tuple[str, ...] = ("clean", "pgd10")
+    attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
     eps: tuple[str, ...] = ("1/255",)
     limit: int | None = None
     precision: str = "auto"
     device: str = "auto"
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """JSON-lines file for the results; `advflyp report` draws the curve from it."""
-    save: tuple[float, Path] | None = None
+    save: Annotated[tuple[float, Path] | None, Arg("ALPHA FOLDER", output="folder")] = None
     """Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing."""
 
     def run(self) -> None:
         from advflyp.config import number
         from advflyp.model.hub import load_model, pick_device, save_model
-        from advflyp.model.mix import curve, interpolate, parse_alphas
+        from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
         from advflyp.report.grid import means_table
         from advflyp.report.measured import Results
@@ -299,7 +320,7 @@ class Interpolate:
         cells = curve(
             original,
             robust,
-            parse_alphas(self.alphas),
+            list(dict.fromkeys(self.alphas)),
             name=Path(self.robust).name,
             out=self.out,
             sets=self.sets,
@@ -319,14 +340,14 @@ class Reproduce:
 
     scale: Literal["mini", "paper"] = "mini"
     """mini: on the embedded corpus, on a CPU. paper: the same plan on the real data, published figures beside ours."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Folder for runs, results and report; runs/reproduce-SCALE by default. Called again it goes on; several
     processes may share it."""
     seeds: int = 1
     """Trainings of each method."""
     steps: int | None = None
     """Updates of each training: 100 at mini scale, the recipes' epochs at paper scale."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], Arg("EXPERIMENT")] = ()
     """Only these experiments: table1 … table14, figure3, figure5."""
     pairs: str | None = None
     """With --scale paper: the web pairs, for example "shards/{000..099}.tar"."""
@@ -357,71 +378,132 @@ class Reproduce:
 
 
 @dataclass
-class Data:
-    """Training and test data, from nothing to shards; `advflyp data --help` lists its commands."""
+class Recipes:
+    """List the recipes that come with the package, show one, or explain every recipe key."""
+
+    name: Annotated[str | None, Arg("RECIPE", positional=True)] = None
+    """Print this recipe, ready to be copied and changed."""
+    keys: bool = False
+    """Explain every key of a recipe, with its default."""
 
     def run(self) -> None:
-        from advflyp.cli_data import data
+        from advflyp.recipes import describe_keys, find_recipe, recipe_table
 
-        data([])  # asks for a command; `main` passes one on itself
+        if self.keys:
+            print(describe_keys())
+        elif self.name is not None:
+            path = find_recipe(self.name)
+            print(f"# {path}\n{path.read_text(encoding='utf-8')}", end="")
+        else:
+            _console().print(recipe_table())
 
 
-DESCRIPTION = "Make CLIP-like models adversarially robust, and measure how robust they are."
+@dataclass
+class Env:
+    """Print what a bug report needs: versions, processor, GPUs, the precision that auto chooses, threads, system."""
 
-Command = (
-    Annotated[Quickstart, subcommand("quickstart")]
-    | Annotated[Train, subcommand("train")]
-    | Annotated[Pretrain, subcommand("pretrain")]
-    | Annotated[Watch, subcommand("watch")]
-    | Annotated[Eval, subcommand("eval")]
-    | Annotated[Compare, subcommand("compare")]
-    | Annotated[Retrieval, subcommand("retrieval")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Interpolate, subcommand("interpolate")]
-    | Annotated[Reproduce, subcommand("reproduce")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Publish, subcommand("publish")]
-    | Annotated[Predict, subcommand("predict")]
-    | Annotated[Attack, subcommand("attack")]
-    | Annotated[Demo, subcommand("demo")]
-    | Annotated[Data, subcommand("data")]
+    def run(self) -> None:
+        from advflyp.environment import describe_environment
+
+        for name, value in describe_environment().items():
+            print(f"{name:16} {value}")
+
+
+CLI = Group(
+    "Make CLIP-like models adversarially robust, and measure how robust they are.",
+    {
+        "quickstart": Quickstart,
+        "train": Train,
+        "pretrain": Pretrain,
+        "recipes": Recipes,
+        "watch": Watch,
+        "eval": Eval,
+        "compare": Compare,
+        "retrieval": Retrieval,
+        "report": Report,
+        "interpolate": Interpolate,
+        "reproduce": Reproduce,
+        "export": Export,
+        "publish": Publish,
+        "predict": Predict,
+        "attack": Attack,
+        "demo": Demo,
+        "data": DATA,
+        "env": Env,
+    },
 )
+# What the system says where the user has to mend something, and a longer message would not help.
+USERS_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+    errno.EINVAL,
+}  # fmt: skip
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+# A value that somebody pasted by mistake can be a megabyte long.
+LONGEST_LINE = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+        # `advflyp … | head`: what is still in the buffer fails here rather than while Python exits.
+        sys.stdout.flush()
+    except ValueError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RunError as error:
+        _fail(error, 1)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in USERS_ERRORS | DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename is not None else ""
+        _fail(f"{error.strerror}{where}", 2 if error.errno in USERS_ERRORS else 1)
+
+
+def _run(words: list[str]) -> None:
     # open_clip announces every random initialisation as a warning.
     logging.getLogger().setLevel(logging.ERROR)
     # A command judges in float32, and torch would have NVIDIA's libraries round convolutions. They read it once, later.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    try:
-        if arguments[:1] == ["data"]:
-            from advflyp.cli_data import data
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"advflyp {__version__}")
+        return
+    words, keys = split_recipe_keys(words)
+    found, words, prog = find_command(CLI, words, "advflyp")
+    if keys and not issubclass(found, Train):
+        raise ValueError(f"--{next(iter(keys))} is a recipe key; it goes with `advflyp train`")
+    command = parse(found, words, prog)
+    if isinstance(command, Train):
+        command.overrides = keys
+    command.run()
 
-            data(arguments[1:])
-            return
-        arguments, keys = split_recipe_keys(arguments)
-        command = tyro.cli(Command, prog="advflyp", description=DESCRIPTION, args=arguments)  # type: ignore[call-overload]
-        if isinstance(command, Train):
-            command.overrides = keys
-        elif keys:
-            raise ValueError(f"--{next(iter(keys))} is a recipe key; it goes with `advflyp train`")
-        command.run()
-    except ValueError as error:
-        # Every process of a run sees a mistake; one of each machine says so.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"advflyp: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RuntimeError as error:
-        # By its name: importing the class would import torch for every command.
-        if "RunError" not in (kind.__name__ for kind in type(error).__mro__):
-            raise
-        rank = os.environ.get("RANK")
-        print(f"advflyp{f' [process {rank}]' if rank else ''}: {error}", file=sys.stderr)
-        sys.exit(1)
+
+def _fail(error: Exception | str, code: int) -> NoReturn:
+    """One line on stderr, and the end."""
+    line = " ".join(str(error).splitlines())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
+    rank = os.environ.get("RANK") if code == 1 else None
+    # Every process of a run sees a mistake; one of each machine says so.
+    if code == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"advflyp{f' [process {rank}]' if rank else ''}: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is left of the output is dropped then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more as it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

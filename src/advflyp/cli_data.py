@@ -1,13 +1,12 @@
 """`advflyp data …`: parse, call, print. Everything heavy is imported by the command that needs it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-from tyro.conf import Positional, subcommand
+from advflyp.cli_parse import Arg, Group
 
 if TYPE_CHECKING:
     from advflyp.data.manifest import Manifest
@@ -29,7 +28,7 @@ class Sets:
 class Fetch:
     """Download labelled sets."""
 
-    names: Positional[tuple[str, ...]] = ()
+    names: Annotated[tuple[str, ...], Arg("DATASET", positional=True)] = ()
     """Sets or groups of sets, for example: eurosat caltech101@test paper."""
     wds: bool = False
     """The copy in webdataset format on the Hugging Face hub, even where the authors' files can be had."""
@@ -50,11 +49,11 @@ class Mini:
     """Fetch the packages and build the full corpus (about 37,600 pairs)."""
     embedded: bool = False
     """With --build: the smaller part that the package carries."""
-    sets: tuple[str, ...] = ()
+    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ()
     """Fetch test sets that are not embedded because of their licences: openmoji, stamps."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
-    work: Path | None = None
+    work: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Folder for the downloaded packages; by default the user's cache."""
 
     def run(self) -> None:
@@ -76,11 +75,11 @@ class Mini:
 class Sample:
     """Draw a uniform sample of addresses and captions from metadata in Parquet, in one pass."""
 
-    metadata: Positional[tuple[str, ...]]
+    metadata: Annotated[tuple[str, ...], Arg("FILE", positional=True, input="there is no metadata at")]
     """Parquet files: names, globs, {braces}; here or at any address that fsspec knows (s3://, gs://, https://, hf://)."""
     num: int = 1_000_000
     """Good pairs that are wanted."""
-    out: Path = Path("urls.parquet")
+    out: Annotated[Path, Arg("FILE", output="file")] = Path("urls.parquet")
     """The list; its rows are in random order."""
     seed: int = 0
     """The same seed draws the same rows, whatever the order of the files."""
@@ -94,14 +93,14 @@ class Sample:
     """Longer side over shorter side."""
     max_nsfw: float | None = None
     """Of a score; of LAION's words UNLIKELY, UNSURE, NSFW the number of the word from 0."""
-    licences: tuple[str, ...] | None = None
+    licences: Annotated[tuple[str, ...] | None, Arg("LICENCE")] = None
     """Only these."""
-    languages: tuple[str, ...] | None = None
+    languages: Annotated[tuple[str, ...] | None, Arg("LANGUAGE")] = None
     """Only these."""
     min_caption_words: int | None = None
     max_caption_words: int | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    """Columns whose names are not known: url URL_COLUMN caption TEXT_COLUMN."""
+    columns: Annotated[dict[str, str], Arg("NAME=COLUMN")] = field(default_factory=dict)
+    """Columns whose names are not known: url=URL_COLUMN caption=TEXT_COLUMN."""
     dry_run: bool = False
     """Only say what would be read: rows, columns, memory."""
 
@@ -145,11 +144,11 @@ class Sample:
 class Caption:
     """Caption the pictures of a labelled set with a vision-language model, to webdataset shards."""
 
-    images: Positional[str]
+    images: Annotated[str, Arg("DATASET", positional=True)]
     """A labelled set or a path, as `advflyp eval --sets` takes it."""
-    out: Path
+    out: Annotated[Path, Arg("FOLDER", output="folder")]
     """Folder for the shards; called again, it goes on at the first unfinished one."""
-    model: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    model: Annotated[str, Arg("MODEL")] = "Qwen/Qwen2.5-VL-3B-Instruct"
     """A folder, or a name on the Hugging Face hub: an image-text model with a chat template."""
     prompt: str = "Describe this image with no more than 50 words"
     """What the model is asked about each picture."""
@@ -165,7 +164,7 @@ class Caption:
     """Pictures of a shard, which is also what an interruption costs at most."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps; under torchrun, each process has its own GPU."""
-    part: str | None = None
+    part: Annotated[str | None, Arg("I/N")] = None
     """i/n: this process does part i of n, from 0/n on; torchrun says so by itself."""
 
     def run(self) -> None:
@@ -200,17 +199,17 @@ class Caption:
 class Check:
     """Read every pair as training would: what cannot be used and why, what the rest looks like."""
 
-    pairs: Positional[str]
+    pairs: Annotated[str, Arg("PAIRS", positional=True, input="there are no pairs at")]
     """A folder, shards, a table, hf:NAME."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Folder for index.html: reasons, lengths of captions, a sheet of random pairs."""
     limit: int | None = None
     """Only the first so many."""
     size: int | None = None
     """How many there are, for remote shards without a manifest."""
-    image_column: str | None = None
+    image_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
-    caption_column: str | None = None
+    caption_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
     workers: int = 4
     """Decoding threads."""
@@ -225,8 +224,6 @@ class Check:
         from advflyp.report.console import as_rich
         from advflyp.report.pairs_page import check_page, dirt_table, write_page
 
-        if self.out is not None and self.out.is_file():
-            raise ValueError(f"{self.out} is a file; name a folder with --out")
         with _counter("pairs read") as count:
             found = check(
                 self.pairs,
@@ -249,9 +246,9 @@ class Check:
 class Download:
     """Download the pictures of a list to webdataset shards, by img2dataset in an environment of its own."""
 
-    urls: Positional[Path]
+    urls: Annotated[Path, Arg("LIST", positional=True, input="there is no list")]
     """Parquet, CSV, TSV or JSONL with a column of addresses; `advflyp data sample` makes one."""
-    out: Path
+    out: Annotated[Path, Arg("FOLDER", output="folder")]
     """Folder for the shards and manifest.json; the same command continues a download that ended in any way."""
     num: int | None = None
     """Good pairs wanted; by default what the list says of itself, else one attempt at every row."""
@@ -277,13 +274,13 @@ class Download:
     """Also connect to addresses that are not on the public internet: your own network."""
     max_bytes: int = 32 << 20
     """Of one answer."""
-    img2dataset: str | None = None
+    img2dataset: Annotated[str | None, Arg("COMMAND")] = None
     """An interpreter that has img2dataset; by default an environment made for it."""
-    extra: tuple[str, ...] = ()
+    extra: Annotated[tuple[str, ...], Arg("KEY=VALUE", commas=False)] = ()
     """Further arguments of img2dataset.download, key=value."""
-    url_column: str | None = None
+    url_column: Annotated[str | None, Arg("COLUMN")] = None
     """Where its name is not known."""
-    caption_column: str | None = None
+    caption_column: Annotated[str | None, Arg("COLUMN")] = None
     """Where its name is not known."""
 
     def run(self) -> None:
@@ -297,9 +294,9 @@ class Download:
 class Overlap:
     """Find training pictures that are near-duplicates of evaluation pictures, and drop them if you like."""
 
-    pairs: Positional[str]
+    pairs: Annotated[str, Arg("PAIRS", positional=True, input="there are no pairs at")]
     """Whatever data.train takes: a folder, shards, a table, hf:NAME."""
-    against: tuple[str, ...] = ("paper",)
+    against: Annotated[tuple[str, ...], Arg("DATASET")] = ("paper",)
     """Labelled sets, groups of sets or paths, as in `advflyp eval --sets`."""
     model: str | None = None
     """Confirms with its embeddings what the perceptual hash proposes. Give one before --drop: alone, the hash also
@@ -308,17 +305,17 @@ class Overlap:
     """Most bits of 64 in which two hashes may differ: 6, or 12 with a model."""
     cosine: float = 0.95
     """Least similarity of the embeddings."""
-    out: Path | None = None
+    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """Folder for matches.jsonl and index.html, which shows them."""
-    drop: Path | None = None
+    drop: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
     """A new folder for the pairs without the matching ones, as shards."""
     limit: int | None = None
     """Only the first so many pairs."""
     size: int | None = None
     """How many there are, for remote shards without a manifest."""
-    image_column: str | None = None
+    image_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
-    caption_column: str | None = None
+    caption_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
     device: str = "auto"
     """Of the model: auto, cpu, cuda, cuda:1, mps."""
@@ -334,8 +331,6 @@ class Overlap:
             check_new(self.drop)
             if self.limit is not None:
                 raise ValueError("--drop goes through all pairs; leave out --limit")
-        if self.out is not None and self.out.is_file():
-            raise ValueError(f"{self.out} is a file; name a folder with --out")
         place = pick_device(self.device)
         columns = Columns(self.image_column, self.caption_column)
         model = None if self.model is None else load_model(self.model, device=place)
@@ -376,9 +371,9 @@ class Overlap:
 class Pack:
     """Write any pairs as webdataset shards with a manifest."""
 
-    pairs: Positional[str]
+    pairs: Annotated[str, Arg("PAIRS", positional=True, input="there are no pairs at")]
     """Whatever data.train takes: a folder, shards, a CSV, TSV, JSONL or Parquet table, hf:NAME."""
-    out: Path
+    out: Annotated[Path, Arg("FOLDER", output="folder")]
     """A new folder."""
     per_shard: int = 10_000
     """Pairs in a shard."""
@@ -388,9 +383,9 @@ class Pack:
     """Only the first so many."""
     size: int | None = None
     """How many there are, for remote shards without a manifest."""
-    image_column: str | None = None
+    image_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
-    caption_column: str | None = None
+    caption_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table, where its name is not known."""
 
     def run(self) -> None:
@@ -435,20 +430,17 @@ def _print_manifest(manifest: "Manifest", out: Path) -> None:
         print(f"  {number:,} left out: {reason}")
 
 
-Command = (
-    Annotated[Sets, subcommand("sets")]
-    | Annotated[Fetch, subcommand("fetch")]
-    | Annotated[Sample, subcommand("sample")]
-    | Annotated[Download, subcommand("download")]
-    | Annotated[Pack, subcommand("pack")]
-    | Annotated[Check, subcommand("check")]
-    | Annotated[Overlap, subcommand("overlap")]
-    | Annotated[Caption, subcommand("caption")]
-    | Annotated[Mini, subcommand("mini")]
+DATA = Group(
+    "Training and test data, from nothing to shards.",
+    {
+        "sets": Sets,
+        "fetch": Fetch,
+        "sample": Sample,
+        "download": Download,
+        "pack": Pack,
+        "check": Check,
+        "overlap": Overlap,
+        "caption": Caption,
+        "mini": Mini,
+    },
 )
-DESCRIPTION = "Training and test data, from nothing to shards."
-
-
-def data(arguments: Sequence[str]) -> None:
-    """Run one of the commands of `advflyp data`."""
-    tyro.cli(Command, prog="advflyp data", description=DESCRIPTION, args=list(arguments)).run()  # type: ignore[call-overload]

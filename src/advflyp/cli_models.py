@@ -3,19 +3,20 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from advflyp.cli_parse import Arg
 
 
 @dataclass
 class Export:
     """Write a model in a format that others load, and verify that it computes the same."""
 
-    model: Positional[str]
+    model: Annotated[str, Arg("MODEL", positional=True)]
     """As in `advflyp eval`: mini, a run folder, ViT-B-32/openai, …"""
     format: str = "open_clip"
     """open_clip, hf (transformers, with the image tower alone in vision/), onnx (the image tower)."""
-    out: Path = Path("exported")
+    out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("exported")
     """A new folder."""
 
     def run(self) -> None:
@@ -34,15 +35,15 @@ class Export:
 class Publish:
     """Show what a repository on the Hugging Face hub would hold, with a complete model card; --send publishes it."""
 
-    folder: Positional[Path]
+    folder: Annotated[Path, Arg("FOLDER", positional=True, input="there is no folder")]
     """A run folder, or a folder that `advflyp export` wrote."""
-    repo: str
-    """USER/NAME."""
-    results: tuple[Path, ...] = ()
+    repo: Annotated[str, Arg("USER/NAME")]
+    """The repository's name on the hub."""
+    results: Annotated[tuple[Path, ...], Arg("FILE", input="there are no results at")] = ()
     """Files of `advflyp eval --out`, for the card's table."""
     licence: str | None = None
     """Identifier of the hub's list, such as apache-2.0 or mit."""
-    card: Path | None = None
+    card: Annotated[Path | None, Arg("FILE")] = None
     """Also write the card here."""
     send: bool = False
     """Publish, with the token of `hf auth login`."""

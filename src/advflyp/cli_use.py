@@ -3,23 +3,23 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from advflyp.cli_parse import Arg
 
 
 @dataclass
 class Predict:
     """Say what pictures show, among labels of your own."""
 
-    model: Positional[str]
+    model: Annotated[str, Arg("MODEL", positional=True)]
     """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
-    images: Positional[tuple[Path, ...]]
+    images: Annotated[tuple[Path, ...], Arg("IMAGE", positional=True, input="there is no picture")]
     """Picture files."""
-    labels: str
-    """At least two, separated by commas (cat,dog); or a file with one a line; or a set, whose class names and prompts
-    are taken (mini/food)."""
-    template: tuple[str, ...] = ()
+    labels: Annotated[tuple[str, ...], Arg("LABEL")]
+    """At least two: cat,dog or cat dog; or a file with one a line; or a dataset (mini/food), whose class names and
+    prompts are taken."""
+    template: Annotated[tuple[str, ...], Arg("PROMPT", commas=False)] = ()
     """Prompts with {} for the label, or openai (80 prompts); by default the set's, else "This is a photo of a {}."."""
     top: int = 5
     """How many labels to show of each picture."""
@@ -35,7 +35,12 @@ class Predict:
         from advflyp.use.shown import predictions_table
 
         found = predict(
-            self.model, self.images, self.labels, templates=self.template, top=self.top, device=self.device
+            self.model,
+            self.images,
+            _chosen(self.labels),
+            templates=self.template,
+            top=self.top,
+            device=self.device,
         )
         if self.json:
             print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
@@ -47,11 +52,11 @@ class Predict:
 class Attack:
     """Make a picture adversarial and write it as a picture file, with the perturbation and what models say of both."""
 
-    model: Positional[str]
+    model: Annotated[str, Arg("MODEL", positional=True)]
     """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
-    image: Positional[Path]
+    image: Annotated[Path, Arg("IMAGE", positional=True, input="there is no picture")]
     """A picture file."""
-    labels: str
+    labels: Annotated[tuple[str, ...], Arg("LABEL")]
     """What the model chooses among, as in `advflyp predict`."""
     label: str | None = None
     """What the picture shows; by default what the model says of it."""
@@ -63,9 +68,9 @@ class Attack:
     """Norm of the threat model."""
     against: str | None = None
     """A second model: each is attacked for itself, and each says what it sees in both adversarial pictures."""
-    template: tuple[str, ...] = ()
+    template: Annotated[tuple[str, ...], Arg("PROMPT", commas=False)] = ()
     """As in `advflyp predict`."""
-    out: Path = Path("attack")
+    out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("attack")
     """Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json."""
     seed: int = 0
     """Of the attack's random start."""
@@ -88,7 +93,7 @@ class Attack:
             found = attack_image(
                 self.model,
                 self.image,
-                self.labels,
+                _chosen(self.labels),
                 eps=eps,
                 label=self.label,
                 attack=self.attack,
@@ -107,11 +112,16 @@ class Attack:
         print(f"the pictures are in {self.out}")
 
 
+def _chosen(labels: tuple[str, ...]) -> str | tuple[str, ...]:
+    """Several are the labels themselves; one is where they are, a file or a dataset."""
+    return labels[0] if len(labels) == 1 else labels
+
+
 @dataclass
 class Demo:
     """Show a page on this machine: pick or upload a picture, attack it, see one model or two side by side."""
 
-    model: Positional[str] = "mini"
+    model: Annotated[str, Arg("MODEL", positional=True)] = "mini"
     """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
     against: str | None = None
     """A second model to compare, for example the run folder of a robust one."""

@@ -23,7 +23,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ValueError(f"there is no recipe at {path}; the ones we ship are in configs/") from None
+        raise ValueError(
+            f"there is no recipe at {path}; `advflyp recipes` lists those that come along"
+        ) from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None
     except OSError as error:

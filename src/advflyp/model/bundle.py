@@ -9,16 +9,15 @@ counts their pairs, too. `--average RUN …` takes the mean of its weights and t
 
 import json
 import os
-import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
-from tyro.conf import Positional
 
+from advflyp.cli_parse import Arg, arguments
+from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
@@ -30,8 +29,8 @@ from advflyp.runlog import read_metrics
 class Arguments:
     """Which run becomes which model."""
 
-    run: Positional[Path]
-    name: Positional[str]
+    run: Annotated[Path, Arg("RUN", positional=True, input="there is no run folder")]
+    name: Annotated[str, Arg("NAME", positional=True)]
     average: tuple[Path, ...] = ()
     """Other run folders or models of the same start, whose weights are averaged with those of `run`."""
 
@@ -92,12 +91,10 @@ def hardware() -> str:
     """The accelerator's name, or the processor's with its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
-    return f"{match[1] if match else platform.machine()}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Arguments)
-    for key, value in bundle(arguments.run, arguments.name, arguments.average).items():
+    given = arguments(Arguments)
+    for key, value in bundle(given.run, given.name, given.average).items():
         print(f"{key:20} {100 * value:5.1f} %")

@@ -15,6 +15,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
 from advflyp.model.hub import ModelConfig
 from advflyp.model.precision import check_precision
+from advflyp.recipes import find_recipe
 from advflyp.runlog import LogConfig
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
@@ -159,12 +160,12 @@ def _shown(value: Any) -> str:
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe file at `path` with dotted `overrides` ("optim.lr") on top.
+    """The recipe file at `path`, or the one of that name that comes with the package, with dotted `overrides` on top.
 
     ValueError, naming the key, for an unreadable file, an unknown key, a wrong type or an impossible value.
     """
     overrides = overrides or {}
-    tree = override(read_toml(path), overrides)
+    tree = override(read_toml(find_recipe(path)), overrides)
     if "optim.lr" in overrides and "optim.lr_steps" not in overrides:
         tree["optim"].pop("lr_steps", None)
     unknown(tree, [*TABLES, "method"])

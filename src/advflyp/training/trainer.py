@@ -112,7 +112,7 @@ def train(
 ) -> RunResult:
     """Run a recipe; `out` receives the resolved recipe, metrics, checkpoints and the best weights.
 
-    recipe:    a TOML file
+    recipe:    a TOML file, or the name of a recipe that comes with the package: "mini/advflyp_full"
     overrides: {"optim.lr": 1e-4, …}
     resume:    continue the run in `out` from its last whole checkpoint; begin it where it has none yet
     console:   where progress is shown; none is silent
