@@ -56,7 +56,7 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "no.toml"], "there is no recipe at no.toml"),
+        (["train", "no.toml"], "there is no recipe no.toml; `advflyp recipes` lists"),
         (["train", "{recipe}", "--optim.lrr", "1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["train", "{recipe}", "--optim.lr", "fast"], "optim.lr must be a number or a fraction"),
         (["train", "{recipe}", "--optim.lr"], "--optim.lr needs a value"),

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from advflyp.config import build, convert, override, read_toml
+from advflyp.config import Typed, build, convert, override, read_text, read_toml
 from advflyp.training.recipe import read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -34,13 +34,9 @@ def test_fills_nested_dataclasses() -> None:
 
 
 def test_texts_from_the_command_line() -> None:
-    tree = {
-        "name": "x",
-        "inner": {"eps": "1e-2", "steps": "7"},
-        "limit": "none",
-        "names": "p,q",
-        "flag": "true",
-    }
+    typed = {"inner.eps": "1e-2", "inner.steps": "7"}
+    tree = {"name": "x", **override({}, typed)}
+    tree |= {"limit": Typed("none"), "names": Typed("p, q"), "flag": Typed("true")}
     assert build(Outer, tree) == Outer(name="x", inner=Inner(eps=0.01, steps=7), names=("p", "q"), flag=True)
 
 
@@ -54,6 +50,11 @@ def test_texts_from_the_command_line() -> None:
         ({"name": 3}, "name must be a text, not 3"),
         ({"name": "x", "inner": {"steps": 1.5}}, "inner.steps must be a whole number, not 1.5"),
         ({"name": "x", "inner": {"steps": True}}, "inner.steps must be a whole number, not True"),
+        ({"name": "x", "inner": {"steps": "7"}}, 'inner.steps is the text "7"; write it without quotes: 7'),
+        ({"name": "x", "inner": {"eps": "0.1"}}, 'inner.eps is the text "0.1"; write it without quotes: 0.1'),
+        ({"name": "x", "flag": "true"}, 'flag is the text "true"; write it without quotes: true'),
+        ({"name": "x", "limit": "none"}, "limit must be a whole number, not 'none'"),
+        ({"name": "x", "names": "p,q"}, "names must be a list, not 'p,q'"),
         ({"name": "x", "inner": {"steps": "two"}}, "inner.steps must be a whole number, not 'two'"),
         ({"name": "x", "inner": {"eps": "1/0"}}, "inner.eps must be a number or a fraction"),
         ({"name": "x", "inner": {"eps": "nan"}}, "inner.eps must be a number, not nan"),
@@ -81,6 +82,23 @@ def test_overrides_do_not_change_the_original() -> None:
 def test_fractions() -> None:
     assert convert("8/255", float, "x") == 8 / 255
     assert convert(1, float, "x") == 1.0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_text(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes('[a]\nx = "é"\n'.encode(encoding))
+    assert read_toml(path) == {"a": {"x": "é"}}
+    assert read_text(path).startswith("[a]")
+
+
+def test_a_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_bytes("cat\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"labels.txt is not UTF-8 \(byte 0xe9 in line 2\); save it as UTF-8"
+    ):
+        read_text(path)
 
 
 def test_unreadable_recipes(tmp_path: Path) -> None:

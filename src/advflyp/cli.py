@@ -139,12 +139,12 @@ class Eval:
     """Of the attacks and of --limit."""
 
     def run(self) -> None:
-        from advflyp.config import number
+        radii = _asked(self.attacks, self.eps, self.norm)
+        _at_least_one(limit=self.limit, batch_size=self.batch_size)
         from advflyp.distributed import is_first
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import EvaluationProgress, results_table, verdicts
 
-        radii = [number(value, "--eps") for value in self.eps]
         console = _console()
         precision = _precision(self.precision, self.device, console)
         with EvaluationProgress(console) as progress:
@@ -230,13 +230,13 @@ class Retrieval:
     """Of the attacks and of --limit."""
 
     def run(self) -> None:
-        from advflyp.config import number
+        radii = _asked(self.attacks, self.eps, self.norm)
+        _at_least_one(limit=self.limit, batch_size=self.batch_size)
         from advflyp.data.tables import Columns
         from advflyp.evaluation.retrieval import retrieval
         from advflyp.report.console import as_rich
         from advflyp.report.recall import recall_table
 
-        radii = [number(value, "--eps") for value in self.eps]
         console = _console()
         precision = _precision(self.precision, self.device, console)
         with console.status("retrieval") as status:
@@ -264,7 +264,9 @@ class Retrieval:
 class Report:
     """Write a self-contained report/index.html from results and runs."""
 
-    paths: Annotated[tuple[Path, ...], Arg("PATH", positional=True, input="there are neither results nor a run at")]
+    paths: Annotated[
+        tuple[Path, ...], Arg("PATH", positional=True, input="there are neither results nor a run at")
+    ]
     """Result files (*.jsonl) of `eval` and `retrieval`, and run folders."""
     out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("report")
     """Folder for index.html, results.md and tables/ (CSV, LaTeX)."""
@@ -300,7 +302,13 @@ class Interpolate:
     """Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing."""
 
     def run(self) -> None:
-        from advflyp.config import number
+        radii = _asked(self.attacks, self.eps, "linf")
+        _at_least_one(limit=self.limit)
+        alphas = [*self.alphas, *([] if self.save is None else [self.save[0]])]
+        if wrong := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
+            raise ValueError(
+                f"alpha must lie between 0 (the original) and 1 (the robust model), not {wrong[0]:g}"
+            )
         from advflyp.model.hub import load_model, pick_device, save_model
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
@@ -325,7 +333,7 @@ class Interpolate:
             out=self.out,
             sets=self.sets,
             attacks=self.attacks,
-            eps=[number(value, "--eps") for value in self.eps],
+            eps=radii,
             limit=self.limit,
             precision=precision,
         )
@@ -521,6 +529,28 @@ def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
             value = pending.pop(0)
         keys[name[2:]] = value
     return others, keys
+
+
+def _asked(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
+    """The radii, once the names of the attacks and they themselves are ones that an evaluation can use."""
+    from advflyp.attack.names import read_attack_name
+    from advflyp.config import number
+
+    for name in attacks:
+        read_attack_name(name)
+    radii = [number(value, "--eps") for value in eps]
+    for value in radii:
+        if not value > 0:
+            raise ValueError(f"--eps must be above 0, for example 1/255, not {value:g}")
+        if norm == "linf" and value > 1:
+            raise ValueError(f"--eps is in pixels of [0, 1], write 4/255 for four grey levels, not {value:g}")
+    return radii
+
+
+def _at_least_one(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 def _precision(asked: str, device: "str | torch.device", console: "Console") -> "Precision":

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from advflyp.config import convert, nearest, suggest
+from advflyp.config import Typed, convert, nearest, suggest
 
 T = TypeVar("T")
 
@@ -390,7 +390,7 @@ def _one(word: str, hint: Any, name: str) -> Any:
         if word.lower() not in choices:
             raise ValueError(f"{name} cannot be '{word}'{suggest(word, choices)}")
         return word.lower()
-    return convert(word, hint, name)
+    return convert(Typed(word), hint, name)
 
 
 def _path(word: str, name: str) -> Path:

@@ -4,6 +4,7 @@ Every configuration dataclass stands beside the code it configures; this module 
 Unknown keys, wrong types and unreadable files are a `ValueError` with one sentence that names the key.
 """
 
+import codecs
 import dataclasses
 import difflib
 import math
@@ -17,11 +18,17 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 
+class Typed(str):
+    """A value as a text that is still to be read as what it has to be: one from a command line.
+
+    In a file the quotes of "128" are a mistake that may have followers; on a command line there is nothing but text.
+    """
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The recipe at `path` as a nested dict; ValueError where it is missing, unreadable or not TOML."""
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(decode(Path(path).read_bytes()))
     except FileNotFoundError:
         raise ValueError(
             f"there is no recipe at {path}; `advflyp recipes` lists those that come along"
@@ -34,6 +41,25 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
+def read_text(path: Path) -> str:
+    """A text file of the user's; ValueError where it cannot be read or is in no Unicode encoding."""
+    try:
+        return decode(path.read_bytes())
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def decode(data: bytes) -> str:
+    """UTF-8, or what a byte order mark says, as editors of Windows write it; the mark is no part of the text."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
 def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `tree` with keys such as "optim.lr" set; the values may still be strings."""
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
@@ -43,7 +69,7 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"'{key}' is not a recipe key; write it as table.key, for example optim.lr")
         if not isinstance(tree.setdefault(table, {}), dict):
             raise ValueError(f"'{table}' must be a table in the recipe, not a single value")
-        tree[table][name] = value
+        tree[table][name] = Typed(value) if isinstance(value, str) else value
     return tree
 
 
@@ -81,14 +107,14 @@ def nearest(word: str, known: Iterable[str], at: str = "") -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`; numbers may be strings, floats also fractions such as "4/255"."""
+    """`value` as the type `hint`; a float may be a fraction such as "4/255", a `Typed` text any value."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{key} must be a table, not {value!r}")
         return build(typing.cast(type, hint), value, at=f"{key}.")
     if origin in (types.UnionType, typing.Union):
-        if value is None or value == "none":
+        if value is None or (value == "none" and (isinstance(value, Typed) or str in arguments)):
             return None
         return convert(value, next(a for a in arguments if a is not types.NoneType), key)
     if origin is Literal:
@@ -96,10 +122,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             raise ValueError(f"{key} cannot be {value!r}; it is one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = [Typed(part.strip()) for part in value.split(",")] if isinstance(value, Typed) else value
         if not isinstance(parts, list | tuple):
             raise ValueError(f"{key} must be a list, not {value!r}")
         return tuple(convert(part, arguments[0], key) for part in parts)
+    if hint is not str and isinstance(value, str) and not isinstance(value, Typed):
+        _check_unquoted(value, hint, key)
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -111,8 +139,19 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if hint is float:
         return number(value, key)
     if hint is str and isinstance(value, str):
-        return value
+        return str(value)
     raise ValueError(f"{key} must be a text, not {value!r}")
+
+
+def _check_unquoted(value: str, hint: Any, key: str) -> None:
+    """ValueError for a text in a file where there has to be a number, true or false."""
+    if hint is float and "/" in value:
+        return
+    try:
+        convert(Typed(value), hint, key)
+    except ValueError as error:
+        raise ValueError(f"{error}") from None
+    raise ValueError(f'{key} is the text "{value}"; write it without quotes: {value}')
 
 
 def integer(value: Any, key: str) -> int:

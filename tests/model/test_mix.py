@@ -9,7 +9,7 @@ import torch
 from advflyp.evaluation.results import read_cells
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
-from advflyp.model.mix import curve, interpolate, mix, parse_alphas
+from advflyp.model.mix import curve, interpolate, mix
 from helpers import assert_equal64
 
 Pair = tuple[CLIP, CLIP]
@@ -71,8 +71,6 @@ def test_other_architectures_and_alphas_are_refused(pair: Pair) -> None:
         interpolate(pair[0], load_model("mini-vit"), 0.5)
     with pytest.raises(ValueError, match="alpha must lie between 0"):
         interpolate(*pair, 1.5)
-    with pytest.raises(ValueError, match="not '0;1'"):
-        parse_alphas("0;1")
 
 
 def test_the_curve_measures_each_mixture(pair: Pair, tmp_path: Path) -> None:

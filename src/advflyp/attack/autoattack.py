@@ -10,6 +10,8 @@ from torch import Tensor
 from advflyp.attack.apgd import apgd, apgd_targeted
 from advflyp.attack.fab import fab_targeted
 from advflyp.attack.losses import count_targets, cross_entropy, dlr
+from advflyp.attack.names import RAND as RAND
+from advflyp.attack.names import STANDARD as STANDARD
 from advflyp.attack.square import square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
@@ -26,8 +28,6 @@ MEMBERS: dict[str, Callable[..., Tensor]] = {
     "apgd-ce-eot20": partial(apgd, loss=cross_entropy, eot=20),
     "apgd-dlr-eot20": partial(apgd, loss=dlr, eot=20),
 }
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")  # for models that draw random numbers themselves
 
 
 def autoattack(

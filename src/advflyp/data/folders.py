@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from advflyp.config import read_text
 from advflyp.data.pictures import SUFFIXES, Files, Shards
 from advflyp.data.prompts import words
 from advflyp.data.sources import find_shards
@@ -124,7 +125,7 @@ def own_classes(folder: Path) -> list[str] | None:
         return read_lines(text)
     if not listed.is_file():
         return None
-    names = json.loads(listed.read_text(encoding="utf-8"))
+    names = json.loads(read_text(listed))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{listed} must be a list of class names, in the order of the labels")
     return names
@@ -137,5 +138,5 @@ def own_templates(folder: Path) -> list[str] | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The lines of a text file that are not empty; ValueError where it is not UTF-8."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

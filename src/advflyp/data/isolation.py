@@ -15,7 +15,7 @@ from typing import IO, Any
 VERSION = "1.47.0"
 # What each way of spreading the work needs beside img2dataset.
 DISTRIBUTORS = {"multiprocessing": (), "pyspark": ("pyspark",), "ray": ("ray",)}
-SCRIPTS = Path(__file__).parent / "isolated"
+SCRIPTS = Path(__file__).resolve().parent / "isolated"
 # img2dataset 1.47 imports `imghdr`, which Python 3.13 no longer has.
 NEWEST_PYTHON = (3, 12)
 
@@ -173,12 +173,14 @@ class Running:
     def __init__(
         self, python: Path, job: dict[str, Any], folder: Path, hold: tuple[IO[Any], ...] = ()
     ) -> None:
+        # It runs elsewhere, where a path relative to this process's folder would mean another place.
+        folder = folder.resolve()
         path = folder / "job.json"
         path.write_text(json.dumps(job))
         self.log = folder / "log.txt"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [python, str(SCRIPTS / "advflyp_fetch.py"), str(path)],
+                [python.absolute(), str(SCRIPTS / "advflyp_fetch.py"), str(path)],
                 env=_variables(python),
                 cwd=folder,
                 stdin=subprocess.PIPE,

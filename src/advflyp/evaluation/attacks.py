@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,22 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-from advflyp.attack.autoattack import MEMBERS, RAND, STANDARD, arguments
+from advflyp.attack.autoattack import MEMBERS, arguments
 from advflyp.attack.losses import cross_entropy, margin
+from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import pgd_points
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.config import nearest, suggest
-from advflyp.own import is_own, own
+from advflyp.own import own
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
 LOSSES = {"pgd": ("cross-entropy", cross_entropy), "cw": ("margin", margin)}
-KNOWN = (
-    "clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack "
-    "joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +47,11 @@ class Attack:
 
     @classmethod
     def parse(cls, name: str) -> "Attack":
-        """ValueError for a name that is no attack."""
-        if name in ("clean", "noise"):
-            return cls(name=name, kind=name)
-        if name in ("autoattack", "autoattack-rand"):
-            return cls(name=name, kind="autoattack", members=STANDARD if name == "autoattack" else RAND)
-        if match := re.fullmatch(r"(pgd|cw)([1-9]\d*)(?:x([1-9]\d*))?", name):
-            return cls(name=name, kind=match[1], steps=int(match[2]), restarts=int(match[3] or 1))
-        if is_own(name):
+        """The attack of a name, also as tables print it ("PGD-10"); ValueError for a name that is no attack."""
+        found = cls(**read_attack_name(name))
+        if found.kind == "own":
             own(name)
-            return cls(name=name, kind="own")
-        members = tuple(name.split("+"))
-        if all(member in MEMBERS for member in members):
-            return cls(name=name, kind="autoattack", members=members)
-        if len(members) > 1:
-            wrong = next(member for member in members if member not in MEMBERS)
-            raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
-        known = ["clean", "noise", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
-        raise ValueError(f"there is no attack '{name}'{nearest(name, known) or f'; known: {KNOWN}'}")
+        return found
 
     @property
     def perturbs(self) -> bool:

@@ -81,11 +81,3 @@ def curve(
         )
         for alpha in alphas
     }
-
-
-def parse_alphas(text: str) -> list[float]:
-    """ "0,0.5,1" → [0.0, 0.5, 1.0]; ValueError for what is no list of numbers."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--alphas is a list such as 0,0.25,0.5,1, not '{text}'") from None

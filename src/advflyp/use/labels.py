@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advflyp.config import read_text
 from advflyp.data.labelled import load_set, set_names
 from advflyp.data.prompts import PHOTO, choose_templates
 from advflyp.evaluation.classifier import Classifier
@@ -89,12 +90,7 @@ def _from_text(text: str) -> list[str] | None:
 
 
 def _from_file(path: Path) -> list[str]:
-    try:
-        return _clean_all(path.read_text(encoding="utf-8-sig").splitlines())
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8; write one label a line") from None
-    except OSError as error:
-        raise ValueError(f"cannot read the labels in {path}: {error.strerror}") from None
+    return _clean_all(read_text(path).splitlines())
 
 
 def _clean_all(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,41 @@
+"""What attacks are called. Without torch, so that a misspelled one is refused at once."""
+
+import re
+from typing import Any
+
+from advflyp.config import nearest, suggest
+from advflyp.own import is_own
+
+# AutoAttack's; those of the published ensembles are `STANDARD`, and `RAND` for models that draw random numbers.
+MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", "apgd-dlr-eot20")
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
+KNOWN = (
+    "clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack "
+    "joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
+)
+
+
+def read_attack_name(name: str) -> dict[str, Any]:
+    """The fields of `evaluation.attacks.Attack` for a name, also as tables print it: "PGD-10×5", "AutoAttack (rand)".
+
+    ValueError for a name that is no attack; of one's own, "module:function", only the form is looked at.
+    """
+    if is_own(name):
+        return {"name": name, "kind": "own"}
+    plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")
+    plain = re.sub(r"^(pgd|cw)-", r"\1", plain)
+    if plain in ("clean", "noise"):
+        return {"name": plain, "kind": plain}
+    if plain in ("autoattack", "autoattack-rand"):
+        return {"name": plain, "kind": "autoattack", "members": STANDARD if plain == "autoattack" else RAND}
+    if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
+        return {"name": plain, "kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
+    members = tuple(plain.split("+"))
+    if all(member in MEMBERS for member in members):
+        return {"name": plain, "kind": "autoattack", "members": members}
+    if len(members) > 1:
+        wrong = next(member for member in members if member not in MEMBERS)
+        raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
+    known = ["clean", "noise", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
+    raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")
