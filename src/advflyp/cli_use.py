@@ -59,7 +59,7 @@ class Attack:
     labels: Annotated[tuple[str, ...], Arg("LABEL")]
     """What the model chooses among, as in `advflyp predict`."""
     label: str | None = None
-    """What the picture shows; by default what the model says of it."""
+    """What the picture shows; by default each model is moved away from its own answer."""
     eps: str = "4/255"
     """Radius in pixels of [0, 1], at least one grey level, 1/255."""
     attack: str = "pgd10"
@@ -84,7 +84,7 @@ class Attack:
         from advflyp.use.attack_files import draft_of, write_files
         from advflyp.use.attack_image import attack_image
         from advflyp.use.pictures import sha256_of
-        from advflyp.use.shown import attacked_table, title, verdict
+        from advflyp.use.shown import attacked_table, legend, title, verdict
 
         eps = number(self.eps, "--eps")
         asked = {name: str(value) for name, value in vars(self).items() if name not in ("out", "device")}
@@ -107,6 +107,7 @@ class Attack:
         console = Console()
         console.print(title(found), highlight=False, markup=False)
         console.print(attacked_table(found))
+        console.print(legend(found), style="dim", highlight=False, markup=False)
         for place in range(len(found.made)):
             console.print(verdict(found, place), highlight=False, markup=False)
         print(f"the pictures are in {self.out}")

@@ -115,6 +115,23 @@ def test_questions(server: LocalServer) -> None:
     assert ask(server, b"{")[0] == 400 and ask(server, [1])[0] == 400
 
 
+@needs_browser
+def test_no_model_is_wrong_where_nobody_said_what_is_right(server: LocalServer, browser: Browser) -> None:
+    browser.window(1280, 900)
+    browser.open(server.url)
+    browser.wait(ANSWERED)
+    # The labels lack what the first image shows, so that the models only guess.
+    browser.js("document.querySelector('#more').open = true; at('labels').value = 'cat\\nhouse\\nteddy bear\\ncar';")
+    browser.js("at('labels').dispatchEvent(new Event('input'))")
+    browser.wait(f"at('label').value === '' && !state.running && state.answer.labels.length === 4 && {ANSWERED}")
+    assert browser.js("state.answer.label") is None
+    first, second = browser.js("state.answer.clean.map((guesses) => guesses[0].label)")
+    assert first != second, "else this shows nothing"
+    texts = browser.js("[...document.querySelectorAll('.said')].map((p) => p.innerText)")
+    assert len(texts) == 2 and not any("wrong" in text for text in texts), texts
+    assert first in texts[0] and second in texts[1]
+
+
 def test_only_this_page_is_answered(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.server_address[0] == "127.0.0.1"
     assert ask(server, QUESTION, Host="evil.example")[0] == 403

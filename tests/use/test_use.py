@@ -1,6 +1,7 @@
 """`advflyp predict` and `advflyp attack`: what is said of pictures, and what is in the files."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 import advflyp
 from advflyp.attack.threat import Threat
@@ -16,8 +19,10 @@ from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.model.hub import load_model
 from advflyp.model.zeroshot import class_embeddings
+from advflyp.use.attack_image import AttackedPicture, Made, attack_image
 from advflyp.use.eight_bits import eight_bits
-from advflyp.use.predict import predict
+from advflyp.use.predict import Guess, Prediction, predict
+from advflyp.use.shown import attacked_table, legend, predictions_table, title, verdict
 
 
 @pytest.fixture
@@ -81,13 +86,96 @@ def test_the_files_hold_what_is_said(
         (before, after) = predict(
             model, [out / f"clean{end}.png", out / f"adversarial{end}.png"], "mini/food"
         )
-        fooled = (
-            f"{model} is fooled: '{before.guesses[0].label}' becomes '{after.guesses[0].label}'" in printed
-        )
-        assert fooled == (after.guesses[0].label != pictures[0].stem)
+        fooled = f"{model} is fooled: its answer '{before.label}' becomes '{after.label}'" in printed
+        assert fooled == (after.label != before.label)
         assert Image.open(out / f"difference{end}.png").size == clean.shape[:2]
     told = json.loads((out / "attack.json").read_text())
     assert str(told).count("probability") >= 6
+
+
+def said(label: str | None, answers: list[list[str]], outcomes: list[str]) -> AttackedPicture:
+    """What two models say: of the clean image, of the one made against the first, of that against the second."""
+    guesses = [[[Guess(label=answer, probability=0.75)] for answer in row] for row in answers]
+    made = [
+        Made(
+            against=model,
+            label=label or answers[0][place],
+            outcome=outcomes[place],  # type: ignore[arg-type]
+            clean=b"",
+            adversarial=b"",
+            difference=b"",
+            amplification=1.0,
+            largest=4,
+            length=1.0,
+            guesses=guesses[1 + place],
+        )
+        for place, model in enumerate(("one", "two"))
+    ]
+    about = {
+        "image": "frog.png",
+        "models": ["one", "two"],
+        "labels": ["frog", "pizza", "cat"],
+        "templates": ["{}"],
+    }
+    attack = {"attack": "pgd10", "norm": "linf", "eps": 4 / 255, "seed": 0}
+    return AttackedPicture(**about, **attack, label=label, clean=guesses[0], made=made)  # type: ignore[arg-type]
+
+
+def lines(table: Table) -> list[str]:
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line for line in capture.get().splitlines() if line.strip("─ ")]
+
+
+def test_an_answer_is_right_only_where_somebody_said_what_the_image_shows() -> None:
+    answers = [["pizza", "cat"], ["cat", "cat"], ["pizza", "frog"]]
+    unknown = said(None, answers, ["fooled", "fooled"])
+    rows = lines(attacked_table(unknown))
+    assert not re.search("[✓✗]", "".join([*rows, title(unknown), legend(unknown)]))
+    assert [re.findall("same|changed", row) for row in rows[1:]] == [
+        [],
+        ["changed", "same"],
+        ["same", "changed"],
+    ]
+    assert "is fooled: its answer 'pizza' becomes 'cat'" in verdict(unknown, 0)
+    assert "is fooled: its answer 'cat' becomes 'frog'" in verdict(unknown, 1), "not wrong: nobody knows"
+    known = said("frog", answers, ["wrong", "wrong"])
+    assert [re.findall("[✓✗]", row) for row in lines(attacked_table(known))[1:]] == [["✗", "✗"]] * 2 + [
+        ["✗", "✓"]
+    ]
+    assert "'frog'" in legend(known) and "two says 'cat' without an attack" in verdict(known, 1)
+
+
+def test_each_model_is_moved_away_from_its_own_answer_or_from_the_label(pictures: list[Path]) -> None:
+    labels = load_set("mini/food").classes
+    models = [load_model("mini"), load_model("mini-vit")]
+    wanted = {}
+    for path in pictures:
+        mine = [predict(model, path, labels, top=1)[0].label for model in models]
+        found = attack_image(models[0], path, labels, eps=1 / 255, attack="noise", against=models[1])
+        assert found.label is None and [made.label for made in found.made] == mine
+        assert "wrong" not in [made.outcome for made in found.made]
+        wanted[path] = mine
+    assert any(one != two for one, two in wanted.values()), "the models disagree on one of them"
+    path, one = next((path, pair[0]) for path, pair in wanted.items() if pair[0] != pair[1])
+    found = attack_image(models[0], path, labels, eps=1 / 255, attack="noise", against=models[1], label=one)
+    assert found.label == one and [made.label for made in found.made] == [one, one]
+    assert found.made[1].outcome == "wrong" and found.made[0].outcome != "wrong"
+
+
+def test_headings_stand_over_their_columns() -> None:
+    head, *rows = lines(
+        predictions_table([Prediction(image="a.png", guesses=[Guess(label="cat", probability=0.5)])])
+    )
+    assert head.split() == ["image", "label", "probability"]
+    assert head.index("label") == rows[0].index("cat") and head.index("image") == rows[0].index("a.png") == 0
+    assert head.index("probability") + len("probability") == rows[0].index("50.0 %") + len("50.0 %")
+    head, *rows = lines(attacked_table(said("frog", [["pizza", "cat"]] * 3, ["wrong", "wrong"])))
+    assert head.split() == ["image", "one", "two"]
+    assert all(
+        (row.index("pizza"), row.index("cat")) == (head.index("one"), head.index("two")) for row in rows
+    )
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 2.7 / 255), ("l2", 0.3)])

@@ -28,8 +28,10 @@ class Made:
     """The adversarial picture made against one model, at that model's input resolution.
 
     against:       the model's name
-    outcome:       "fooled"; "withstood"; "rounding": fooled by float pixels, not by any 8-bit picture that was found;
-                   "wrong": it was wrong without an attack, so that there was nothing to attack
+    label:         what the attack moves the model away from: what the image shows, where that was said, else the
+                   model's own answer for the clean image
+    outcome:       "fooled"; "withstood"; "rounding": fooled by float pixels, not by any 8-bit image that was found;
+                   "wrong": its answer was not `label` without an attack, so that there was nothing to attack
     clean, adversarial, difference: PNG files; the difference is amplified around middle grey
     amplification: by this factor
     largest:       the largest change of a pixel, in grey levels of 255
@@ -38,6 +40,7 @@ class Made:
     """
 
     against: str
+    label: str
     outcome: Literal["fooled", "withstood", "rounding", "wrong"]
     clean: bytes
     adversarial: bytes
@@ -52,7 +55,7 @@ class Made:
 class AttackedPicture:
     """One picture before and after.
 
-    image:          its file;  label: what it shows
+    image:          its file;  label: what it shows, None where nobody said so
     models:         one or two names
     labels, templates: what the models choose among, and the prompts
     attack, norm, eps, seed: how it was attacked, as in `advflyp.evaluate`
@@ -62,7 +65,7 @@ class AttackedPicture:
     """
 
     image: str
-    label: str
+    label: str | None
     models: list[str]
     labels: list[str]
     templates: list[str]
@@ -95,7 +98,7 @@ def attack_image(
     image:     a file or a PIL image
     labels, templates: see `choose_labels`
     eps:       radius in pixels of [0, 1], at least 1/255
-    label:     what the picture shows; by default what `model` says of it
+    label:     what the picture shows; by default each model is moved away from its own answer
     attack:    any attack of `advflyp eval`, norm "linf" or "l2"
     seed:      of its random start
     device:    where models given by name are put: "auto", "cpu", "cuda", "cuda:1", "mps"
@@ -113,6 +116,7 @@ def attack_image(
     classifiers = [chosen.classifier(one) for one in models]
     found = attack_with(classifiers, chosen, image, label, search, threat, seed)
     if all(made.outcome == "wrong" for made in found.made):
+        # Only where a label was given: a model's own answer is never wrong.
         answer = found.clean[0][0].label
         raise ValueError(
             f"{found.image}: {found.models[0]} says '{answer}' without an attack, so '{found.label}' need not be "
@@ -135,9 +139,11 @@ def attack_with(
     models = [one.model for one in classifiers]
     pixels = [model.preprocess(picture)[None].to(model.device) for model in models]
     clean = [guess(*pair, labels.names, TOP)[0] for pair in zip(classifiers, pixels, strict=True)]
-    place = labels.index(clean[0][0].label if label is None else label)
+    shows = None if label is None else labels.names[labels.index(label)]
     made = []
     for number, (classifier, origin) in enumerate(zip(classifiers, pixels, strict=True)):
+        target = clean[number][0].label if shows is None else shows
+        place = labels.index(target)
         adversarial, outcome = _search(classifier, origin, place, attack, threat, seed)
         file = as_png(adversarial)
         again = from_bytes(file, "the adversarial picture")
@@ -145,6 +151,7 @@ def attack_with(
         made.append(
             Made(
                 against=models[number].name,
+                label=target,
                 outcome=outcome,
                 clean=as_png(origin[0]),
                 adversarial=file,
@@ -159,7 +166,7 @@ def attack_with(
         )
     return AttackedPicture(
         image=name_of(image),
-        label=labels.names[place],
+        label=shows,
         models=[model.name for model in models],
         labels=labels.names,
         templates=labels.templates,

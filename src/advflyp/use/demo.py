@@ -53,7 +53,7 @@ class Question:
     """What the page asks.
 
     sample: which of the bundled pictures;  file, name: else an encoded picture in base64, and what it is called
-    label:  what it shows; "" for what the first model says
+    label:  what it shows; "" where nobody says so: each model is moved away from its own answer
     """
 
     labels: tuple[str, ...]

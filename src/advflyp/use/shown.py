@@ -15,7 +15,7 @@ BAR = 16
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
     """A line for each guess."""
-    table = _table("picture", "label", "probability", "")
+    table = _table("image", "label", "probability", "")
     table.columns[2].justify = "right"
     for prediction in predictions:
         for rank, guess in enumerate(prediction.guesses):
@@ -29,19 +29,38 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
 
 
 def attacked_table(found: AttackedPicture) -> Table:
-    """What each model says of the clean picture and of each adversarial one; ✓ where it is the label."""
-    table = _table("picture", *found.models)
-    table.add_row(Text("clean"), *(_answer(guesses[0], found.label) for guesses in found.clean))
+    """What each model says of the clean image and of each adversarial one.
+
+    ✓ and ✗ say whether an answer is right, which takes somebody who said what the image shows. Otherwise all that can
+    be said of an answer to an adversarial image is whether the attack has changed it.
+    """
+    table = _table("image", *found.models)
+    clean = [guesses[0] for guesses in found.clean]
+    table.add_row(Text("clean"), *(_answer(guess, found.label) for guess in clean))
     for made in found.made:
         name = f"made against {made.against}" if len(found.made) > 1 else "attacked"
-        table.add_row(Text(name), *(_answer(guesses[0], found.label) for guesses in made.guesses))
+        answers = (guesses[0] for guesses in made.guesses)
+        table.add_row(
+            Text(name),
+            *(_answer(guess, found.label, was.label) for guess, was in zip(answers, clean, strict=True)),
+        )
     return table
 
 
 def title(found: AttackedPicture) -> str:
     """The picture and what was done to it."""
     attack = f"{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}"
-    return f"{found.image}, '{found.label}' among {len(found.labels)} labels; {attack}"
+    shows = "" if found.label is None else f" '{found.label}'"
+    return f"{found.image}:{shows} among {len(found.labels)} labels; {attack}"
+
+
+def legend(found: AttackedPicture) -> str:
+    """What the marks of `attacked_table` mean."""
+    if found.label is not None:
+        return f"✓: '{found.label}', as --label says; ✗: anything else"
+    return (
+        "same, changed: against the model's answer for the clean image; what is right was not said (--label)"
+    )
 
 
 def verdict(found: AttackedPicture, number: int) -> str:
@@ -49,9 +68,7 @@ def verdict(found: AttackedPicture, number: int) -> str:
     made = found.made[number]
     within = f"within ε = {radius(found.eps, found.norm)}"
     if made.outcome == "wrong":
-        return (
-            f"{made.against} says '{found.clean[number][0].label}' without an attack: there was nothing to do"
-        )
+        return f"{made.against} says '{found.clean[number][0].label}' without an attack: there was nothing to attack"
     if made.outcome == "withstood":
         return f"{made.against} withstands: {found.attack} finds no picture {within} that it takes for something else"
     if made.outcome == "rounding":
@@ -60,9 +77,9 @@ def verdict(found: AttackedPicture, number: int) -> str:
             "effect is lost"
         )
     changed = f"no pixel changes by more than {made.largest} of 255 grey levels"
-    return (
-        f"{made.against} is fooled: '{found.label}' becomes '{made.guesses[number][0].label}', and {changed}"
-    )
+    whose = "its answer " if found.label is None else ""
+    answer = made.guesses[number][0].label
+    return f"{made.against} is fooled: {whose}'{made.label}' becomes '{answer}', and {changed}"
 
 
 def percent(probability: float) -> str:
@@ -70,17 +87,19 @@ def percent(probability: float) -> str:
     return f"{100 * probability:.1f} %"
 
 
-def _answer(guess: Guess, label: str) -> Text:
-    right = guess.label == label
-    return Text.assemble(
-        f"{guess.label} ", (percent(guess.probability), "dim"), (" ✓", "green") if right else (" ✗", "red")
-    )
+def _answer(guess: Guess, label: str | None, before: str | None = None) -> Text:
+    """label: the right one, None where nobody knows;  before: the answer for the clean image"""
+    if label is not None:
+        mark = (" ✓", "green") if guess.label == label else (" ✗", "red")
+    elif before is None:
+        mark = ("", "")
+    else:
+        mark = (" same", "green") if guess.label == before else (" changed", "red")
+    return Text.assemble(f"{guess.label} ", (percent(guess.probability), "dim"), mark)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(Text(column))
     return table

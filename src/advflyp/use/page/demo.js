@@ -36,7 +36,7 @@ function pick(index) {
 
 function showLabels(chosen) {
   const names = labels();
-  const first = make("option", { value: "", textContent: `what ${setup.models[0]} says it is` });
+  const first = make("option", { value: "", textContent: "not said" });
   at("label").replaceChildren(first, ...names.map((name) => make("option", { value: name, textContent: name })));
   at("label").value = names.includes(chosen) ? chosen : "";
   at("count").textContent = names.length;
@@ -44,7 +44,7 @@ function showLabels(chosen) {
 }
 
 function sayLabel() {
-  at("shows").textContent = at("label").value ? `“${at("label").value}”` : `${setup.models[0]}’s answer`;
+  at("shows").textContent = at("label").value ? `“${at("label").value}”` : "each model’s own answer";
 }
 
 async function upload(file) {
@@ -129,19 +129,21 @@ function show() {
 function card(answer, model, made) {
   const picture = answer.made[made];
   const [clean, attacked] = [answer.clean[model], picture.guesses[model]];
+  /* Where nobody said what the picture shows, no answer is wrong: each model is held to its own. */
+  const label = answer.made[model].label;
   const outcome = made === model ? picture.outcome
-    : clean[0].label !== answer.label ? "wrong" : attacked[0].label === answer.label ? "withstood" : "fooled";
-  const [mood, words] = sentence(outcome, answer.label, clean[0].label, attacked[0].label);
+    : clean[0].label !== label ? "wrong" : attacked[0].label === label ? "withstood" : "fooled";
+  const [mood, words] = sentence(outcome, label, clean[0].label, attacked[0].label);
   const change = outcome === "wrong" && made === model ? "nothing to attack"
     : `at most ${picture.largest} of 255 grey levels, shown ×${Math.round(picture.amplification)}`;
   const save = make("a", { class: "save", href: picture.adversarial, download: "adversarial.png", textContent: "Save as PNG" });
   return make("article", { class: "card" },
     make("h2", { class: `c${model}` }, make("span", { textContent: answer.models[model] })),
     make("p", { class: `said ${mood}`, textContent: words }),
-    row(picture, picture.clean, "the picture", "Clean", guesses(clean, answer.label)),
+    row(picture, picture.clean, "the picture", "Clean", guesses(clean, label)),
     row(picture, picture.difference, "the change, amplified", "The change", make("p", { class: "note", textContent: change })),
     row(picture, picture.adversarial, "the attacked picture", made === model ? "Attacked" : `Attacked, made against ${answer.models[made]}`,
-      guesses(attacked, answer.label), save));
+      guesses(attacked, label), save));
 }
 
 function sentence(outcome, label, clean, attacked) {
