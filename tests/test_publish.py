@@ -192,7 +192,7 @@ def test_the_card(run: Path) -> None:
     low, high = (round(100 * bound) for bound in food.ci95)
     assert f"| food | 20 | {100 * food.accuracy:.1f} ({low}–{high}) |" in text
     assert "2 steps of α = 1/255 from a random start" in text and "AutoAttack was not run" in text
-    assert "method `advflyp`" in text and '[method]\nname = "advflyp"' in text and "- pairs seen: 32" in text
+    assert "method `advflyp`" in text and '[method]\nname = "advflyp"' in text and "- images seen: 32" in text
     assert load_sha(run) in text and "hub.load" not in text
 
 

@@ -99,8 +99,9 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         runs={AFTER: run},
         examples=shown,
         eps=EPS,
+        stores=[out / RESULTS],
     )
-    console.print(before_after_table(cells, BEFORE, AFTER, EPS))
+    console.print(before_after_table(cells, BEFORE, AFTER, EPS, [out / RESULTS]))
     console.print(f"\nresults {out / RESULTS}   model {run}   report {report}", highlight=False)
     return Outcome(report=report, cells=cells)
 

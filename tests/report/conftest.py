@@ -53,6 +53,7 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "recipe.toml").write_text(
         '[attack]\neps = 0.00784313725490196\nsteps = 2\n# <script>alert("no")</script>\n'
+        '[method]\nname = "advflyp"\n'
     )
     return folder
 

@@ -1,12 +1,16 @@
+import dataclasses
+
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from advflyp.evaluation.results import Cell
-from advflyp.report.console import before_after_table, results_table
+from advflyp.report.console import Fitted, as_rich, before_after_table, results_table
+from advflyp.report.grid import MARKS, means_table, methods_table
+from advflyp.report.measured import Results
+from advflyp.report.tables import comparison_table
 
 
-def printed(table: Table, width: int = 80) -> str:
+def printed(table: Fitted, width: int = 80) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)
@@ -46,3 +50,31 @@ def test_before_after_mistakes(cells: list[Cell]) -> None:
         before_after_table(cells, "mini", "nobody", 2 / 255)
     with pytest.raises(ValueError, match="no results of an attack at ε = 3/255"):
         before_after_table(cells, "mini", "mini + robust", 3 / 255)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_what_does_not_fit_stands_below_and_is_never_cut(cells: list[Cell], width: int) -> None:
+    """Seven conditions of a model with a long name: every number is there, whole, on a line with its set's name."""
+    more = [dataclasses.replace(c, attack="cw10", correct=c.correct + 1) for c in cells if c.norm]
+    mine = [c for c in [*cells, *more] if c.model == "mini"]
+    text = printed(results_table(mine), width)
+    lines = text.splitlines()
+    assert "…" not in text and max(map(len, lines)) <= width
+    for c in mine:
+        number = f"{100 * c.accuracy:.1f} {f'{100 * c.ci95[0]:.0f}–{100 * c.ci95[1]:.0f}':>5}"
+        assert any(line.startswith(c.set.removeprefix("mini/")) and number in line for line in lines), number
+    assert text.count("each accuracy is followed by") == 1 and (text.count("mini set") > 1) == (width <= 80)
+
+
+def test_a_comparison_of_many_methods_fits(cells: list[Cell]) -> None:
+    results = Results(
+        [dataclasses.replace(c, model=f"{c.model} with a very long name indeed") for c in cells]
+    )
+    for table in (
+        methods_table(results),
+        means_table(results),
+        comparison_table(results, *results.models, results.conditions),
+    ):
+        text = printed(as_rich(table), 80)
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80, table.title
+        assert MARKS not in " ".join(text.split()), "there are none on a terminal"

@@ -11,15 +11,18 @@ from advflyp.data.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.report import embedding
 from advflyp.report.embedding import (
+    about_maps,
     cloud_plot,
     clouds,
     cosine_deviation,
+    phi_plot,
     phi_table,
     read_clouds,
     tsne,
     write_clouds,
 )
-from advflyp.report.plots import svg
+from advflyp.report.plots import Look, svg
+from report.sample import cloud
 
 
 def by_definition(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -102,12 +105,29 @@ def test_stored_and_read(found, tmp_path: Path) -> None:
 
 
 def test_picture_and_table(found) -> None:
-    picture = svg(cloud_plot(found[0], width=300, height=320), "")
+    picture = svg(cloud_plot(found[0], width=300, height=320, largest=1.0), "")
     assert f"φ = {found[0].mean_phi:.4f} rad" in picture
+    words = svg(phi_plot(found, Look.of([cloud.label for cloud in found]), width=500), "")
+    assert all(f">{cloud.label}<" in words and f"{cloud.mean_phi:.4f}" in words for cloud in found)
+    assert 0 <= found[0].nearest_to_own <= 21
+    assert f"{found[0].label} {found[0].nearest_to_own} of 21" in about_maps(found)
     table = phi_table(found, title="t")
     assert table.rows[1][:2] == ["two", f"{found[1].mean_phi:.4f}"] and "21 pictures" in table.note
     error = np.std(found[0].phi, ddof=1) / math.sqrt(21)
     assert table.rows[0][2] == f"{error:.4f}"
+
+
+def test_marks_grow_with_the_angle_on_one_scale() -> None:
+    """Maps look alike, since t-SNE keeps no distances: the angles must be seen all the same."""
+    calm, moved = (cloud(str(move), move) for move in (0.05, 0.6))
+    largest = max(*calm.phi, *moved.phi)
+    areas = [
+        cloud_plot(one, width=300, height=320, largest=largest).axes[0].collections[0].get_sizes()  # type: ignore[attr-defined]
+        for one in (calm, moved)
+    ]
+    assert (np.sqrt(areas[1]).mean() - 2) / (np.sqrt(areas[0]).mean() - 2) == pytest.approx(
+        moved.mean_phi / calm.mean_phi, rel=1e-6
+    )
 
 
 def test_mistakes(tiny: CLIP) -> None:

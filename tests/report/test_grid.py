@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_table, sides
-from advflyp.report.measured import Condition, Estimate, Results
+from advflyp.report.grid import IN, MIXED, OUT, means_table, methods_table, sanity_table, sides
+from advflyp.report.measured import Condition, Estimate, Replicated, Results
 from advflyp.report.tables import Table
 from report.cells import cell
 
@@ -106,8 +106,40 @@ def test_seeds() -> None:
     more = [*cells(), cell("a", FOOD, 1, 33, checkpoint_sha256="f" * 64)]
     table = methods_table(Results(more, seeds=True))
     assert table.columns[:2] == ["method", "seeds"] and [row[1] for row in table.rows[3:6]] == ["2", "1", "1"]
-    assert "Not of every seed: a (5 results)." in table.note
+    assert [row[1] for row in table.rows[:3]] == ["1"] * 3, "clean, of one seed"
+    assert "Not of every seed: a (2 results)." in table.note and "clean: 1 seed only." in table.note
     assert "±" in table.note and "Ranges" in table.note
+
+
+def test_means_of_seeds_are_not_ranked_against_single_runs() -> None:
+    """a would be the second best everywhere under attack; of the most trainings there is only a itself."""
+    more = [*cells(), *(cell("a", s, 1, 40, checkpoint_sha256="f" * 64) for s in (FOOD, FLAGS, FASHION))]
+    for table in (methods_table(Results(more, seeds=True)), means_table(Results(more, seeds=True))):
+        assert MIXED in table.note
+        seeds = {place for place, row in enumerate(table.rows) for v in row if isinstance(v, Replicated)}
+        ranked = table.ranks()
+        mixed = {
+            column
+            for place in seeds
+            for column, v in enumerate(table.rows[place])
+            if isinstance(v, Replicated)
+        }
+        under_attack = range(3, 6) if len(table.rows) == 6 else range(3)
+        assert not any((place, column) in ranked for place in under_attack for column in mixed)
+        assert any(rank == 1 for rank in ranked.values()), "clean, of one seed each"
+    again = [*more, *(cell("b", s, 1, 41, checkpoint_sha256="e" * 64) for s in (FOOD, FLAGS, FASHION))]
+    table = methods_table(Results(again, seeds=True))
+    assert {place for place, _ in table.ranks() if place >= 3} == {3, 4}, "a and b, not c"
+    fair = methods_table(Results(cells(), seeds=True))
+    assert MIXED not in fair.note and fair.ranks()
+
+
+def test_a_part_of_all_sets_is_said_once() -> None:
+    limited = [dataclasses.replace(c, subset={"of": 1000, "limit": 97, "seed": 0}) for c in cells()]
+    assert "97 images of each set, evenly of each class." in methods_table(Results(limited)).note
+    few = [cell(m, s, 1, 3, 10, attack="autoattack") for m in "abc" for s in (FOOD, FLAGS, FASHION)]
+    note = methods_table(Results([*limited, *few])).note
+    assert "Not everywhere the same number of images: 10 or 97 of each set." in note
 
 
 def test_sanity() -> None:

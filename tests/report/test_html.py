@@ -18,7 +18,15 @@ from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.model.clip import CLIP
 from advflyp.report.examples import examples, rule
 from advflyp.report.html import report_from_paths, write_report
-from advflyp.report.prose import read_recipe_tree, run_summary, trained_seconds
+from advflyp.report.measured import Results
+from advflyp.report.prose import (
+    attack_text,
+    headline,
+    read_recipe_tree,
+    run_summary,
+    scope,
+    trained_seconds,
+)
 from advflyp.runlog import duration, read_metrics
 from report.cells import SETS, cell, measured
 
@@ -296,9 +304,49 @@ def test_an_interrupted_write_leaves_the_old_report(
     assert "<title>old</title>" in unescape(path.read_text())
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("tecoa", "320 labelled images"),
+        ("fare", "320 images"),
+        ("advflyp", "320 image–text pairs"),
+        ("mine:Own", "320 images"),
+    ],
+)
+def test_what_was_seen_is_what_the_method_trains_on(run_folder: Path, method: str, words: str) -> None:
+    summary = run_summary(read_metrics(run_folder), {"method": {"name": method}})
+    assert f"20 steps, {words}, " in summary and "pairs/s" not in summary
+
+
+def test_the_scope_of_means() -> None:
+    every = [cell(m, s, grey, 10 + grey, 60) for m in "ab" for s in ("x/1", "x/2", "x/3") for grey in (0, 1)]
+    assert scope(Results(every)).startswith("Zero-shot accuracy, mean over 3 sets (60 images each); ranges")
+    part = [*every, cell("a", "x/2", 1, 3, 30, attack="square")]
+    found = scope(Results(part))
+    assert "mean over 1 of 3 sets (30 to 60 images, those measured for every model and attack)" in found
+    none = [*every, cell("a", "x/4", 1, 1, 1, attack="square")]
+    results = Results(none)
+    assert "on 4 sets, 1 to 60 images each; no set was measured for every model and attack" in scope(results)
+    assert "over 0" not in scope(results)
+    for pair in (("a", "b"), None):
+        assert headline(results, ["a", "b"], pair, results.conditions[:2]) == "2 models on 4 sets."
+    apart = Results([cell("a", "x/1", 0, 3), cell("b", "x/1", 1, 3)])
+    assert headline(apart, ["a", "b"], ("a", "b"), apart.conditions) == "2 models on 1 set."
+
+
+def test_the_settings_of_an_attack_are_words() -> None:
+    auto = {"apgd-ce": {"loss": "cross_entropy", "steps": 100}, "square": {"queries": 5000, "rescale": False}}
+    assert attack_text(cell("m", "x", 1, 3, attack="autoattack", attack_args=auto)) == (
+        "Settings: apgd-ce (loss cross-entropy, steps 100), square (queries 5000, rescale no)."
+    )
+    cw = {"loss": "margin", "steps": 10, "step_size": 1 / 255}
+    text = attack_text(cell("m", "x", 1, 3, attack="cw10", attack_args=cw))
+    assert text.startswith("Projected gradient ascent on the margin") and "cross-entropy" not in text
+
+
 def test_run_summary(run_folder: Path) -> None:
     entries = read_metrics(run_folder)
     assert trained_seconds(entries) == 35.5
     summary = run_summary(entries, read_recipe_tree(run_folder))
-    assert re.fullmatch(r"20 steps, 320 .*, training attack PGD-2 at ε = 2/255, 85 pairs/s, 36 s\.", summary)
+    assert re.fullmatch(r"20 steps, 320 .*, training attack PGD-2 at ε = 2/255, 85 images/s, 36 s\.", summary)
     assert [duration(s) for s in (5, 61, 7260)] == ["5 s", "1 min 1 s", "2 h 1 min"]

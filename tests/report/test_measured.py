@@ -1,10 +1,21 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from advflyp.evaluation.results import mean_interval
-from advflyp.report.measured import Change, Condition, Estimate, Replicated, Results, difference, together
+from advflyp.evaluation.compare import compare
+from advflyp.evaluation.results import Cell, append_cell, mean_interval
+from advflyp.evaluation.samples import write_samples
+from advflyp.report.measured import (
+    Change,
+    Condition,
+    Estimate,
+    Replicated,
+    ReplicatedChange,
+    Results,
+    competitors,
+)
 from report.cells import SETS, cell
 
 PGD = Condition("pgd10", "linf", 2 / 255)
@@ -87,16 +98,71 @@ def test_masked_gradients_flag_the_value_and_the_mean() -> None:
     assert mean and mean.flagged and other and not other.flagged
 
 
-def test_difference_of_seeds() -> None:
-    def of(values: list[float]) -> Estimate:
-        found = together([Estimate(value, 0.0, 1.0) for value in values])
-        assert found is not None
-        return found
+def test_a_change_of_seeds_has_a_standard_deviation() -> None:
+    more = [*seeded(), *(cell("b", name, 2, 30, checkpoint_sha256="b1".ljust(64, "0")) for name in SETS)]
+    results = Results(more, seeds=True)
+    change = results.change("b", "a", PGD, SETS[0])
+    before, after = np.array([20, 30]) / 97, np.array([run[0] for run in COUNTS["a"]]) / 97
+    assert isinstance(change, ReplicatedChange) and change.value == pytest.approx(
+        after.mean() - before.mean()
+    )
+    assert change.deviation == pytest.approx(np.hypot(before.std(ddof=1), after.std(ddof=1)))
+    assert change.number.startswith("+") and change.interval.startswith("±"), "no 95 % interval: it is none"
+    alone = Results(seeded(), seeds=True).change("b", "a", PGD, SETS[0])
+    assert isinstance(alone, ReplicatedChange) and alone.deviation == pytest.approx(after.std(ddof=1))
 
-    before, after = [0.2, 0.24, 0.28], [0.4, 0.5]
-    change = difference(of(before), of(after))
-    reach = np.hypot(np.std(before, ddof=1), np.std(after, ddof=1))
-    assert isinstance(change, Change) and change.value == pytest.approx(0.21)
-    assert (change.high - change.value, change.value - change.low) == (pytest.approx(reach),) * 2
-    alone = difference(Estimate(0.3, 0.1, 0.5), of(after))
-    assert alone.high - alone.value == pytest.approx(np.std(after, ddof=1))
+
+def outcomes(folder: Path, n: int = 97) -> tuple[Path, list[Cell]]:
+    """Two models on the same n images of each set, with what became of each."""
+    generator = np.random.default_rng(0)
+    cells, label = [], np.arange(n) % 3
+    for name in SETS:
+        for model, shift in (("a", 0.0), ("b", 0.3)):
+            right = np.where(np.arange(n) < 40, True, generator.random(n) < 0.2 + shift)
+            one = cell(model, name, 2, int(right.sum()), n)
+            predicted = np.where(right, label, label + 1)
+            write_samples(
+                folder / "r.jsonl", one, index=np.arange(n), label=label, clean=label, attacked=predicted
+            )
+            append_cell(folder / "r.jsonl", one)
+            cells.append(one)
+    return folder / "r.jsonl", cells
+
+
+def test_a_change_has_the_interval_of_compare(tmp_path: Path) -> None:
+    store, cells = outcomes(tmp_path)
+    results = Results(cells, stores=[tmp_path / "other.jsonl", store])
+    rows = compare(f"{store}::a", f"{store}::b")
+    for row, name in zip(rows, (*SETS, None), strict=True):
+        change = results.change("a", "b", PGD, name)
+        assert isinstance(change, Change)
+        assert (change.value, change.low, change.high) == pytest.approx(
+            (row.difference, *row.ci95), abs=1e-12
+        )
+    unknown = Results(cells).change("a", "b", PGD, SETS[0])
+    assert unknown and unknown.interval == "" and unknown.value == pytest.approx(rows[0].difference)
+
+
+def test_a_change_between_different_images_has_no_interval(tmp_path: Path) -> None:
+    store, cells = outcomes(tmp_path)
+    other = cell("b", SETS[0], 2, 40, 97, subset={"of": 200, "limit": 97, "seed": 1})
+    index, label = np.arange(97) + 5, np.arange(97) % 3
+    write_samples(store, other, index=index, label=label, clean=label, attacked=label)
+    change = Results([cells[0], other], stores=[store]).change("a", "b", PGD, SETS[0])
+    assert change and change.interval == "" and change.value == pytest.approx((40 - cells[0].correct) / 97)
+
+
+def test_a_picture_has_bars_of_one_kind() -> None:
+    results = Results(seeded(), seeds=True)
+    many, one = results.get("a", SETS[0], PGD), results.get("b", SETS[0], PGD)
+    assert results.drawn(many) == many and one and one.low < one.value < one.high
+    assert results.drawn(one) == Estimate(one.value, one.value, one.value) and results.drawn(None) is None
+    alone = Results([c for c in seeded() if c.model == "b"])
+    assert alone.drawn(one) == one, "no standard deviations here: intervals may be drawn"
+
+
+def test_a_mean_of_trainings_competes_with_others_like_it() -> None:
+    single, mean = Estimate(0.9, 0.8, 1.0), Replicated(0.5, 0.4, 0.6, trainings=3)
+    other = Replicated(0.4, 0.3, 0.5, trainings=2)
+    assert competitors({"a": single, "b": mean, "c": mean, "d": other}) == {"b": mean, "c": mean}
+    assert competitors({"a": single}) == {"a": single} and competitors({}) == {}

@@ -15,8 +15,9 @@ from advflyp.report.curves import (
     validation_curve,
 )
 from advflyp.report.dots import dumbbells, per_set
+from advflyp.report.elements import SHAPES
 from advflyp.report.measured import Estimate, Results
-from advflyp.report.plots import INK, MODELS, VARIABLES, Look, svg
+from advflyp.report.plots import INK, MARKERS, MODELS, REFERENCE, VARIABLES, Look, svg
 from advflyp.runlog import read_metrics
 
 
@@ -56,7 +57,12 @@ def test_colours_are_the_pages_and_ids_are_unique(cells: list[Cell]) -> None:
 
 def test_every_colour_has_a_variable() -> None:
     assert len(VARIABLES) == len(set(VARIABLES.values())) == 3 + len(MODELS)
-    assert len({(c, m) for c, m in zip(MODELS, "osD^v" * 2, strict=False)}) == len(MODELS)
+    names = [str(i) for i in range(56)]
+    many = Look.of(["original", *names], references=["original"])
+    assert len({(many.colours[n], many.markers[n]) for n in names}) == 56
+    assert len({many.colours[n] for n in ["original", *names[:8]]}) == 9
+    assert (many.colours["original"], many.markers["original"]) == (INK, REFERENCE)
+    assert set(MARKERS) | {REFERENCE} == set(SHAPES)
     look = Look.of(["a", "b", "c"], {"a": "before"})
     assert look.names == {"a": "before", "b": "b", "c": "c"} and len(set(look.colours.values())) == 3
 

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from advflyp.evaluation.results import Cell, mean_interval, wilson
-from advflyp.report.measured import Condition, Estimate, Results, difference, radius, signed
-from advflyp.report.render import markdown, plain
+from advflyp.evaluation.results import Cell, mean_interval
+from advflyp.report.measured import Condition, Estimate, Results, radius, signed
+from advflyp.report.render import as_csv, markdown, plain
 from advflyp.report.tables import accuracy_table, comparison_table, models_table
 
 
@@ -57,14 +57,6 @@ def test_one_set_has_no_mean_row(cells: list[Cell]) -> None:
     assert accuracy_table(Results(c for c in cells if c.set == "mini/food"), "mini").footer == []
 
 
-def test_difference_is_newcombes() -> None:
-    """Newcombe (1998), the worked example of method 10: 56/70 against 48/80."""
-    before, after = (Estimate(c / n, *wilson(c, n)) for c, n in ((48, 80), (56, 70)))
-    change = difference(before, after)
-    assert change.value == pytest.approx(0.2)
-    assert (change.low, change.high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
-
-
 def test_comparison(cells: list[Cell]) -> None:
     results = Results(cells)
     table = comparison_table(results, "mini", "mini + robust", results.conditions[:2])
@@ -72,7 +64,9 @@ def test_comparison(cells: list[Cell]) -> None:
     _, before, after, change, *_ = table.rows[0]
     assert isinstance(before, Estimate) and isinstance(after, Estimate) and isinstance(change, Estimate)
     assert change.value == after.value - before.value
-    assert change.low < change.value < change.high
+    # Of these nothing is stored but how many were right: as if the images were independent it would be too wide.
+    assert plain(change) == change.number and math.isnan(change.low)
+    assert as_csv(table).splitlines()[0].count("low") == 4, "none of the changes"
 
 
 def test_markdown_keeps_names_from_being_markup(cells: list[Cell]) -> None:

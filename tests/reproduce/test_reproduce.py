@@ -16,6 +16,8 @@ from rich.console import Console
 
 from advflyp.errors import RunError
 from advflyp.evaluation.results import read_cells
+from advflyp.report.paper import experiment_means, main_experiment
+from advflyp.report.study import read_study
 from advflyp.reproduce import reproduce as module
 from advflyp.reproduce import tune
 from advflyp.reproduce.cost import cost
@@ -24,6 +26,7 @@ from advflyp.reproduce.reproduce import reproduce
 from advflyp.reproduce.steps import carry_out, is_done, steps_of
 from advflyp.reproduce.tune import read_tuning, tuned_rate
 from advflyp.training.trainer import Trainer
+from report.sample import write_sample
 
 SETS = ("mini/food", "mini/flags")
 
@@ -229,3 +232,22 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no .*plan.json"):
         reproduce(tmp_path / "none", report_only=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
+
+
+@pytest.mark.parametrize("only", [(), ("table6", "figure3")])
+def test_what_is_printed_fits_a_terminal(tmp_path: Path, only: tuple[str, ...]) -> None:
+    """The means of the main experiment or of those asked for, whole; all tables are in the report."""
+    write_sample(tmp_path, seeds=1, embedding=False)
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        module._print_means(tmp_path, only, console)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 100 and not any("…" in line for line in lines)
+    text = "\n".join(lines)
+    titles = ("Table 6: tunable modules", "Fig. 3: amount of data") if only else ("Table 1: robust accuracy",)
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places) and text.count("means over sets in %") == len(titles)
+    table = experiment_means(read_study(tmp_path), main_experiment(read_study(tmp_path)))
+    for row in [] if only else table.rows:
+        for value in row:
+            assert isinstance(value, str) or value is None or value.number in text

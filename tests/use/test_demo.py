@@ -121,9 +121,13 @@ def test_no_model_is_wrong_where_nobody_said_what_is_right(server: LocalServer, 
     browser.open(server.url)
     browser.wait(ANSWERED)
     # The labels lack what the first image shows, so that the models only guess.
-    browser.js("document.querySelector('#more').open = true; at('labels').value = 'cat\\nhouse\\nteddy bear\\ncar';")
+    browser.js(
+        "document.querySelector('#more').open = true; at('labels').value = 'cat\\nhouse\\nteddy bear\\ncar';"
+    )
     browser.js("at('labels').dispatchEvent(new Event('input'))")
-    browser.wait(f"at('label').value === '' && !state.running && state.answer.labels.length === 4 && {ANSWERED}")
+    browser.wait(
+        f"at('label').value === '' && !state.running && state.answer.labels.length === 4 && {ANSWERED}"
+    )
     assert browser.js("state.answer.label") is None
     first, second = browser.js("state.answer.clean.map((guesses) => guesses[0].label)")
     assert first != second, "else this shows nothing"

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from advflyp.config import suggest
 from advflyp.evaluation.results import Cell, read_cells
-from advflyp.evaluation.samples import Samples, read_samples
+from advflyp.evaluation.samples import Samples, has_samples, read_samples
 
 # What two cells may differ in and still be compared; the reader is told.
 SETTINGS = ("prompt", "precision", "seed", "version")
@@ -107,6 +107,25 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
             rows.append(_over_sets(group))
     adjusted = holm([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, int] | None:
+    """How many images A alone and B alone classify correctly, and n, where both were measured on the same n images.
+
+    None where they were not, or where what became of single images is stored beside none of the result files `stores`.
+    """
+    found = []
+    for cell in (a, b):
+        store = next((store for store in stores if has_samples(store, cell)), None)
+        if store is None:
+            return None
+        samples = read_samples(store, cell)
+        order = samples.index.argsort()
+        found.append((samples.index[order], samples.label[order], samples.correct[order]))
+    (index, label, right_a), (index_b, label_b, right_b) = found
+    if not (np.array_equal(index, index_b) and np.array_equal(label, label_b)):
+        return None
+    return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(index)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -1,23 +1,27 @@
-"""Results on the terminal, as rich tables that fit 80–100 columns."""
+"""Results on the terminal, as rich tables: what is wider than it is printed in parts, never cut."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from advflyp.evaluation.judge import Standing
 from advflyp.evaluation.results import Cell
+from advflyp.report.grid import MARKS, MIXED
 from advflyp.report.measured import Condition, Results, attack_title, radius
-from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table, mean_change
+from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table
 from advflyp.runlog import Pulse, duration
 
 INTERVALS = "each accuracy is followed by its 95 % interval"
 
 
-def results_table(cells: Sequence[Cell]) -> RichTable:
+def results_table(cells: Sequence[Cell]) -> "Fitted":
     """What `advflyp eval` prints: set, n and each attack at each ε, the mean over sets last.
 
     Cells of several models make one block of rows for each.
@@ -27,22 +31,25 @@ def results_table(cells: Sequence[Cell]) -> RichTable:
     tables = [accuracy_table(results, model, name_model=not several) for model in results.models]
     # One heading for all: a model that was not attacked at some ε shows a dash there.
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
-    shown = _frame(tables[0].title, columns, [tables[0].note, INTERVALS])
+    shown = Fitted(tables[0].title, columns, [tables[0].note, INTERVALS])
     for model, table in zip(results.models, tables, strict=True):
         if several:
-            shown.add_row(Text(model, "bold"))
+            shown.add_block(model)
         place = [table.columns.index(column) if column in table.columns else None for column in columns]
         _fill(shown, table, place)
     return shown
 
 
-def before_after_table(cells: Sequence[Cell], before: str, after: str, eps: float) -> RichTable:
+def before_after_table(
+    cells: Sequence[Cell], before: str, after: str, eps: float, stores: Sequence[Path] = ()
+) -> "Fitted":
     """What `advflyp quickstart` ends with: clean and attacked accuracy of two models, set by set.
 
-    eps: in pixels of [0, 1]; the strongest attack measured at it is shown
+    eps:    in pixels of [0, 1]; the strongest attack measured at it is shown
+    stores: files of `cells`, as in `Results`
     ValueError where there are no results of one of the models at that ε.
     """
-    results = Results(cells)
+    results = Results(cells, stores=stores)
     check_models(results, before, after)
     attacked = results.strongest(eps)
     if attacked is None:
@@ -50,12 +57,12 @@ def before_after_table(cells: Sequence[Cell], before: str, after: str, eps: floa
     conditions = [c for c in (results.clean, attacked) if c]
     table = comparison_table(results, before, after, conditions, intervals=False)
     changes = [
-        f"{_short(condition)} {change.number} ({change.interval})"
+        f"{_short(condition)} {change.number}" + (f" ({change.interval})" if change.interval else "")
         for condition in conditions
-        if (change := mean_change(results, before, after, condition))
+        if (change := results.change(before, after, condition))
     ]
     counts = ", ".join(dict.fromkeys(results.images(name) for name in results.sets))
-    shown = _frame(
+    shown = Fitted(
         f"Zero-shot accuracy in %, {attacked.title}\nbefore: {before}   after: {after}",
         [column.replace(_long(attacked), attack_title(attacked.attack)) for column in table.columns],
         [
@@ -126,38 +133,111 @@ class EvaluationProgress:
         self.pulse.say(lambda: f"{title}  {status}")
 
 
-def as_rich(table: Table) -> RichTable:
+def as_rich(table: Table) -> "Fitted":
     """Any of the report's tables, for a terminal."""
-    shown = _frame(table.title, table.columns, [table.note])
-    _fill(shown, table, range(len(table.columns)))
+    over = [title for title, count in table.groups for _ in range(count)] or [""] * len(table.columns)
+    columns = [
+        "\n".join([*title.split(", "), name]) if title else name
+        for title, name in zip(over, table.columns, strict=True)
+    ]
+    # A terminal shows no marks, and a file of what was printed could not.
+    shown = Fitted(table.title, columns, [table.note.replace(MARKS, "").replace(MIXED, "").strip()])
+    for title, _, rows in table.parts():
+        if title:
+            shown.add_block(title.replace(", ε = ", " "))
+        _fill(shown, replace(table, rows=rows, blocks=[]), range(len(columns)))
     return shown
 
 
-def _frame(title: str, columns: Sequence[str], notes: Sequence[str]) -> RichTable:
-    table = RichTable(
-        title=title,
-        caption="\n".join(["", *(note for note in notes if note)]),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=index > 0)
-    return table
+class Fitted:
+    """A table for a terminal of any width: columns that do not fit stand in further tables below the first.
+
+    The first column, the names of the rows, is repeated in each. The rest is as short as numbers are, and never wraps.
+    """
+
+    def __init__(self, title: str, columns: Sequence[str], notes: Sequence[str]) -> None:
+        self.title = title
+        self.columns = [Text(column) for column in columns]
+        self.notes = [note for note in notes if note]
+        # A row, or a line below it (None), or the title of the rows that follow.
+        self.lines: list[list[Text] | Text | None] = []
+        self.bold: set[int] = set()
+
+    def add_row(self, row: Sequence[Text], *, bold: bool = False) -> None:
+        if bold:
+            self.bold.add(len(self.lines))
+        self.lines.append(list(row))
+
+    def add_section(self) -> None:
+        self.lines.append(None)
+
+    def add_block(self, title: str) -> None:
+        self.lines.append(Text(title, "bold"))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        parts = self._parts(options.max_width)
+        yield Text(self.title, "italic")
+        for place, part in enumerate(parts):
+            if place:
+                yield Text()
+            yield self._table(part)
+        if self.notes:
+            yield Text("\n" + "\n".join(self.notes), "dim italic")
+
+    def _parts(self, width: int) -> list[list[int]]:
+        """The columns of each table, the first in all of them."""
+        rows = [line for line in self.lines if isinstance(line, list)]
+        # What stands between two columns is two spaces.
+        widths = [
+            2 + max(measure(cell) for cell in (self.columns[column], *(row[column] for row in rows)))
+            for column in range(len(self.columns))
+        ]
+        # A long name wraps before it takes the room of the numbers.
+        first = min(widths[0], max(width // 3, width - sum(widths[1:])))
+        parts: list[list[int]] = [[0]]
+        used = first
+        for column in range(1, len(widths)):
+            if len(parts[-1]) > 1 and used + widths[column] - 2 > width:
+                parts.append([0])
+                used = first
+            parts[-1].append(column)
+            used += widths[column]
+        return parts
+
+    def _table(self, part: Sequence[int]) -> RichTable:
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for column in part:
+            heading = self.columns[column]
+            if column:
+                table.add_column(heading, justify="right", no_wrap=True)
+            else:
+                table.add_column(heading, overflow="fold")
+        for place, line in enumerate(self.lines):
+            if line is None:
+                table.add_section()
+            elif isinstance(line, Text):
+                table.add_row(line)
+            else:
+                table.add_row(
+                    *(line[column] for column in part), style="bold" if place in self.bold else None
+                )
+        return table
 
 
-def _fill(shown: RichTable, table: Table, place: Sequence[int | None]) -> None:
+def measure(text: Text) -> int:
+    """The width of its longest line on a terminal."""
+    return max(map(cell_len, text.plain.splitlines() or [""]))
+
+
+def _fill(shown: Fitted, table: Table, place: Sequence[int | None]) -> None:
     def pick(row: Sequence[Value]) -> list[Text]:
         return [_text(None if index is None else row[index]) for index in place]
 
     for row in table.rows:
-        shown.add_row(*pick(row))
+        shown.add_row(pick(row))
     if table.footer:
         shown.add_section()
-        shown.add_row(*pick(table.footer), style="bold")
+        shown.add_row(pick(table.footer), bold=True)
     shown.add_section()
 
 
@@ -166,7 +246,8 @@ def _text(value: Value) -> Text:
         return Text("–", "dim")
     if isinstance(value, str):
         return Text(value)
-    return Text.assemble(value.number, (f" {value.interval:>5}", "dim not bold"))
+    spread = f" {value.interval:>5}" if value.interval else ""
+    return Text.assemble(value.number, (spread, "dim not bold"))
 
 
 def _short(condition: Condition) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.measured import Condition, Estimate, Results, difference, signed
+from advflyp.report.measured import Change, Condition, Estimate, Results
 from advflyp.report.plots import INK, MUTED, Look, axes_in, sheet, styled
 
 DOT_STEP = 11  # between the dots of two models in one row
@@ -21,9 +21,10 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
     models = list(look.colours)
     sets = ordered_sets(results, conditions, look)[::-1]
     ordinary = [
-        (results.short[s], [[results.get(m, s, c) for m in models] for c in conditions]) for s in sets
+        (results.short[s], [[results.drawn(results.get(m, s, c)) for m in models] for c in conditions])
+        for s in sets
     ]
-    means = [[results.mean(m, c) for m in models] for c in conditions]
+    means = [[results.drawn(results.mean(m, c)) for m in models] for c in conditions]
     rows: list[tuple[str, list[list[Estimate | None]]]] = list(ordinary)
     if len(results.sets) > 1 and any(value for panel in means for value in panel):
         rows.append((f"mean of {len(results.mean_sets)}", means))
@@ -84,7 +85,8 @@ def _dots(
         if value is None:
             continue
         colour, y = look.colours[model], level + offset
-        axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
+        if value.low < value.high:
+            axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
         axes.plot(
             [100 * value.value],
             [y],
@@ -94,9 +96,8 @@ def _dots(
             clip_on=False,
         )
     if len(values) == 2 and values[0] is not None and values[1] is not None:
-        change = difference(values[0], values[1])
         axes.annotate(
-            signed(100 * change.value),
+            Change(values[1].value - values[0].value).number,
             (1, level),
             (46, 0),
             xycoords=("axes fraction", "data"),
@@ -153,7 +154,8 @@ def dumbbells(
         for value, face in ((clean, "none"), (robust, colour)):
             if value is None:
                 continue
-            axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.3, linewidth=5)
+            if value.low < value.high:
+                axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.3, linewidth=5)
             axes.plot(
                 [100 * value.value],
                 [y],

@@ -11,17 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.report.examples import Example, View, amplification, perturbation
-from advflyp.report.measured import Change, attack_title, radius
+from advflyp.report.measured import Change, ReplicatedChange, attack_title, radius
 from advflyp.report.plots import MODELS, Look, svg
 from advflyp.report.render import FLAG
 from advflyp.report.tables import Table, Value
 
+# With more of them a number's interval stands below it, or the table would not fit beside the text.
+MOST_COLUMNS = 8
 SHAPES = {
     "o": '<circle cx="5" cy="5" r="4.4"/>',
     "s": '<rect x="1" y="1" width="8" height="8"/>',
     "D": '<path d="M5 0 10 5 5 10 0 5z"/>',
     "^": '<path d="M5 .5 9.8 9.3 .2 9.3z"/>',
     "v": '<path d="M5 9.5 .2 .7 9.8 .7z"/>',
+    "P": '<path d="M3.3 .4h3.4v2.9h2.9v3.4H6.7v2.9H3.3V6.7H.4V3.3h2.9z"/>',
+    "X": '<path d="M2.6.2 5 2.6 7.4.2l2.4 2.4L7.4 5l2.4 2.4-2.4 2.4L5 7.4 2.6 9.8.2 7.4 2.6 5 .2 2.6z"/>',
+    "h": '<path d="M5 .4 9 2.7v4.6L5 9.6 1 7.3V2.7z"/>',
 }
 
 
@@ -47,10 +52,11 @@ def table(data: Table, *, words: bool = False) -> str:
     body = ""
     for title, start, rows in data.parts():
         if title:
-            body += f'<tr class="block"><td>{escape(title)}</td><td colspan="{len(data.columns) - 1}"></td></tr>\n'
+            # Across all columns: it is not to make the first one as wide as it is.
+            body += f'<tr class="block"><td colspan="{len(data.columns)}"><span>{escape(title)}</span></td></tr>\n'
         body += "".join(f"{row(values, start + place)}\n" for place, values in enumerate(rows))
     foot = f"<tfoot>{row(data.footer)}</tfoot>" if data.footer else ""
-    kind = ' class="words"' if words else ""
+    kind = ' class="words"' if words else ' class="dense"' if len(data.columns) > MOST_COLUMNS else ""
     lines = "<br>".join(map(escape, data.note.splitlines()))
     note = f'<p class="note">{lines}</p>' if lines else ""
     above = f"<tr>{groups}</tr>" if groups else ""
@@ -67,7 +73,8 @@ def key(look: Look) -> str:
         short = look.names[model]
         name = f"<b>{escape(short)}</b>" + (f" {escape(model)}" if short != model else "")
         mark = f'<svg viewBox="0 0 10 10" fill="currentColor" aria-hidden="true">{SHAPES[look.markers[model]]}</svg>'
-        items.append(f'<li><span class="c{MODELS.index(colour)}">{mark}</span>{name}</li>')
+        kind = MODELS.index(colour) if colour in MODELS else "-ink"
+        items.append(f'<li><span class="c{kind}">{mark}</span>{name}</li>')
     return f'<ul class="key">{"".join(items)}</ul>'
 
 
@@ -156,7 +163,7 @@ def _cell(value: Value) -> str:
         return "–"
     if isinstance(value, str):
         return "<br>".join(map(escape, value.split("\n")))
-    joint = " " if isinstance(value, Change) else ""
+    joint = " " if isinstance(value, Change | ReplicatedChange) else ""
     flag = f'<b class="flag" title="gradients look masked">{FLAG}</b>' if value.flagged else ""
     return f'<span class="v">{value.number}</span>{flag}{joint}<span class="ci">{value.interval}</span>'
 

@@ -27,7 +27,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import load_model, weights_sha256
 from advflyp.report.measured import attack_title, radius
-from advflyp.report.plots import MODELS, MUTED, axes_in, sheet, styled
+from advflyp.report.plots import INK, MODELS, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
 
 FILE = "embedding.json"
@@ -58,6 +58,13 @@ class Cloud:
     clean: list[list[float]]
     adversarial: list[list[float]]
     perplexity: float
+
+    @property
+    def nearest_to_own(self) -> int:
+        """How many attacked pictures have, in the map, their own clean picture as the nearest clean one."""
+        clean, adversarial = np.array(self.clean), np.array(self.adversarial)
+        distances = np.linalg.norm(adversarial[:, None] - clean[None], axis=2)
+        return int((distances.argmin(axis=1) == np.arange(len(clean))).sum())
 
     @property
     def mean_phi(self) -> float:
@@ -154,16 +161,54 @@ def read_clouds(path: Path) -> list[Cloud]:
 
 
 @styled
-def cloud_plot(cloud: Cloud, *, width: int, height: int) -> Figure:
-    """Both point clouds, each picture's two places joined, φ in the title."""
+def phi_plot(found: Sequence[Cloud], look: Look, *, width: int) -> Figure:
+    """The angle of every picture, a row of dots for each model on one axis; the mean as a line."""
+    left, right, top, bottom, row = 14 + 7.4 * max(len(cloud.label) for cloud in found), 74, 12, 46, 54
+    figure = sheet(width, top + bottom + row * len(found))
+    axes = axes_in(figure, left, bottom, right, top)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlim(0, 1.04 * max(max(cloud.phi) for cloud in found))
+    axes.set_yticks(range(len(found)), [cloud.label for cloud in found])
+    axes.set_xlabel("φ, angle between clean and attacked embedding (rad)")
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    # Places within a row tell dots of nearly the same angle apart, and mean nothing.
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, max(len(cloud.phi) for cloud in found))
+    for place, cloud in enumerate(found):
+        colour = look.colours.get(cloud.label, INK)
+        axes.plot(
+            cloud.phi, place + jitter[: len(cloud.phi)], "o", color=colour, alpha=0.45, markersize=3.4, mew=0
+        )
+        axes.plot([cloud.mean_phi] * 2, [place - 0.4, place + 0.4], color=colour, linewidth=2.6)
+        axes.annotate(
+            f"{cloud.mean_phi:.4f}",
+            (1, place),
+            (8, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+        )
+    return figure
+
+
+@styled
+def cloud_plot(cloud: Cloud, *, width: int, height: int, largest: float) -> Figure:
+    """Both point clouds, φ in the title; the attacked pictures' marks grow with their angles.
+
+    largest: the angle of the largest mark, the same for all maps that stand together
+    """
     figure = sheet(width, height)
     axes = axes_in(figure, 10, 34, 10, 50)
     axes.set_title(f"{cloud.label}\nφ = {cloud.mean_phi:.4f} rad", pad=8)
     a, b = np.array(cloud.clean), np.array(cloud.adversarial)
     lines = np.stack([a, b, np.full_like(a, np.nan)], axis=1).reshape(-1, 2)
     axes.plot(lines[:, 0], lines[:, 1], color=MUTED, alpha=0.35, linewidth=0.7, zorder=1)
-    axes.plot(a[:, 0], a[:, 1], "o", color=MODELS[1], markersize=3.6, alpha=0.85, mew=0)
-    axes.plot(b[:, 0], b[:, 1], "^", color=MODELS[0], markersize=3.8, alpha=0.85, mew=0)
+    # The mark's width, not its area: twice the angle is to look like twice as much.
+    size = (2 + 12 * np.minimum(np.array(cloud.phi) / largest, 1)) ** 2
+    axes.scatter(b[:, 0], b[:, 1], s=size, marker="^", color=MODELS[0], alpha=0.5, linewidths=0, zorder=2)
+    axes.plot(a[:, 0], a[:, 1], "o", color=MODELS[1], markersize=2.6, alpha=0.9, mew=0, zorder=3)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
@@ -189,15 +234,23 @@ def phi_table(found: Sequence[Cloud], *, title: str) -> Table:
     return Table(title=title, columns=columns, rows=rows, note=about(found[0]))
 
 
+def about_maps(found: Sequence[Cloud]) -> str:
+    """What the maps can and cannot show, as a few sentences."""
+    own = ", ".join(f"{cloud.label} {cloud.nearest_to_own} of {len(cloud.phi)}" for cloud in found)
+    return (
+        "t-SNE of the same embeddings, a map for each model: the larger an attacked picture's mark, the larger its φ, "
+        "on one scale for all maps. t-SNE keeps neighbours and no distances, so that the maps look much alike: of the "
+        f"attacked pictures that many lie nearest to their own clean one: {own}."
+    )
+
+
 def about(cloud: Cloud) -> str:
-    """What the picture shows, as a sentence or two."""
+    """What φ is of, as a sentence."""
     sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in cloud.sets))
     attack = f"{attack_title(cloud.attack)} at ε = {radius(cloud.eps, cloud.norm)}"
     return (
-        f"t-SNE of the embeddings of {len(cloud.phi)} pictures ({sets}), clean and after {attack} against that very "
-        "model; a line joins the two of one picture. Each model has a map of its own: distances mean nothing across "
-        "maps. φ is Eq. 14: the angle between the clean and the attacked picture's embedding, mean over pictures, in "
-        "radians (0: the attack moves nothing)."
+        f"φ is Eq. 14: the angle between the embeddings of a clean picture and of the attacked one, in radians (0: the "
+        f"attack moves nothing), of {len(cloud.phi)} pictures ({sets}) after {attack} against that very model."
     )
 
 

@@ -1,6 +1,7 @@
 """The table of a comparison: methods down, sets and their means across, a block for each attack at each ε."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from advflyp.data.embedded import mini_sets
@@ -9,6 +10,10 @@ from advflyp.report.measured import Condition, Results, is_flagged
 from advflyp.report.tables import Table, Value
 
 IN, OUT = "in proxy", "out of proxy"
+MARKS = "Bold: the best of a block; underlined: the second best; equal figures share."
+MIXED = (
+    "Marked are only methods with the most trainings: a mean of several is not ranked against a single one."
+)
 # What may differ between cells that stand in one column, so that the reader has to be told.
 TOLD = {
     "prompt": "prompts",
@@ -62,7 +67,7 @@ def methods_table(
     for condition in found:
         here = _measured(results, condition, columns)
         for model in results.models:
-            row: list[Value] = [model, *_seeds(results, model)]
+            row: list[Value] = [model, *_seeds(results, model, [condition], columns)]
             row += [results.get(model, name, condition) for name in columns]
             row += [
                 results.mean(model, condition, part) if (part := [s for s in names if s in here]) else None
@@ -80,7 +85,7 @@ def methods_table(
         else f"{name}\n({len(names)})"
         for name, names in means.items()
     ]
-    return Table(
+    table = Table(
         title=title,
         columns=[*first, *(_short(results, name) for name in columns), *headings],
         rows=rows,
@@ -90,6 +95,7 @@ def methods_table(
         unranked=unranked,
         note=" ".join([*_about(results, wanted, found, columns), *_partial(results, found, columns)]),
     )
+    return _told_of_seeds(table)
 
 
 def means_table(
@@ -110,7 +116,7 @@ def means_table(
     kinds = {"all": chosen, **sides(chosen)}
     rows: list[list[Value]] = []
     for model in results.models:
-        row: list[Value] = [model, *_seeds(results, model)]
+        row: list[Value] = [model, *_seeds(results, model, found, chosen)]
         for condition in found:
             here = _measured(results, condition, chosen)
             row += [
@@ -124,7 +130,7 @@ def means_table(
         for title in titles
         for kind, names in kinds.items()
     ]
-    return Table(
+    table = Table(
         title=title,
         columns=[*first, *columns],
         rows=rows,
@@ -133,6 +139,11 @@ def means_table(
         unranked=unranked,
         note=" ".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
     )
+    return _told_of_seeds(table)
+
+
+def _told_of_seeds(table: Table) -> Table:
+    return replace(table, note=f"{table.note} {MIXED}") if table.mixes_seeds() else table
 
 
 def _short(results: Results, name: str) -> str:
@@ -144,10 +155,12 @@ def _measured(results: Results, condition: Condition, sets: Sequence[str]) -> li
     return [s for s in sets if any((m, s, condition) in results.cells for m in results.models)]
 
 
-def _seeds(results: Results, model: str) -> list[Value]:
-    """How many seeds the model has, in tables where some have several."""
-    count = len(results.hashes[model])
-    return [str(count) if count else None] if results.replicated else []
+def _seeds(results: Results, model: str, conditions: Sequence[Condition], sets: Sequence[str]) -> list[Value]:
+    """How many seeds of the model were measured, in tables where some have several."""
+    if not results.replicated:
+        return []
+    found = {sha for s in sets for c in conditions for sha in results.runs.get((model, s, c), ())}
+    return [str(len(found)) if found else None]
 
 
 def _partial(results: Results, found: Sequence[Condition], sets: Sequence[str]) -> list[str]:
@@ -197,7 +210,7 @@ def _about(
     total = len(results.models) * len(sets) * len(wanted)
     lines = []
     if len(results.models) > 1:
-        lines.append("Bold: the best of a block; underlined: the second best; equal figures share.")
+        lines.append(MARKS)
     if any(len(runs) > 1 for runs in shown.values()):
         lines.append("±: one sample standard deviation over training seeds.")
     if any(len(runs) == 1 for runs in shown.values()):
@@ -225,25 +238,41 @@ Shown = dict[tuple[str, str, Condition], dict]
 
 
 def _seeds_missing(results: Results, shown: Shown) -> list[str]:
-    fewer: dict[str, int] = {}
-    for (model, _, _), runs in shown.items():
-        if len(runs) < len(results.hashes[model]):
-            fewer[model] = fewer.get(model, 0) + 1
+    """Attacks that were made with fewer seeds by everybody, and who else lacks some."""
+    lines, fewer = [], {}
+    conditions = dict.fromkeys(condition for _, _, condition in shown)
+    most = max(map(len, shown.values()), default=0)
+    for condition in conditions:
+        counts = {key: len(runs) for key, runs in shown.items() if key[2] == condition}
+        here = max(counts.values())
+        if here < most:
+            lines.append(f"{condition.title}: {here} {'seed' if here == 1 else 'seeds'} only.")
+        for (model, _, _), count in counts.items():
+            if count < min(here, len(results.hashes[model])):
+                fewer[model] = fewer.get(model, 0) + 1
     names = ", ".join(f"{model} ({count} results)" for model, count in fewer.items())
-    return [f"Not of every seed: {names}."] if fewer else []
+    return lines + ([f"Not of every seed: {names}."] if fewer else [])
 
 
 def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
     """Sets of which only a part was judged, and those on which not everybody saw as many images."""
     uneven, parts = [], []
+    every: dict[str, list[int]] = {}
     for name in sets:
         cells = [cell for (_, s, _), runs in shown.items() if s == name for cell in runs.values()]
         counts = sorted({cell.n for cell in cells})
+        every[name] = counts
         limited = [cell for cell in cells if "limit" in cell.subset]
         if len(counts) > 1:
             uneven.append(f"{results.short[name]} ({', '.join(map(str, counts))})")
         elif limited:
             parts.append(f"{results.short[name]} ({counts[0]} of {limited[0].subset.get('of', 'more')})")
+    alike = len(sets) > 1 and len({tuple(counts) for counts in every.values()}) == 1
+    if alike and len(uneven) == len(sets):
+        numbers = " or ".join(map(str, every[sets[0]]))
+        return [f"Not everywhere the same number of images: {numbers} of each set."]
+    if alike and len(parts) == len(sets):
+        return [f"{every[sets[0]][0]} images of each set, evenly of each class."]
     lines = [f"Not everywhere the same number of images: {', '.join(uneven)}."] if uneven else []
     return lines + (
         [f"Only a part of the images, evenly of each class: {', '.join(parts)}."] if parts else []

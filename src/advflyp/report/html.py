@@ -10,7 +10,7 @@ from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
 from advflyp.report import elements, prose, sections
 from advflyp.report.examples import Example
 from advflyp.report.grid import methods_table, sanity_table
-from advflyp.report.measured import Condition, Results
+from advflyp.report.measured import Condition, ReplicatedChange, Results
 from advflyp.report.plots import Look
 from advflyp.report.recall import recall_tables
 from advflyp.report.render import escape_markdown, markdown
@@ -19,7 +19,6 @@ from advflyp.report.tables import (
     accuracy_table,
     check_models,
     comparison_table,
-    mean_change,
     models_table,
 )
 from advflyp.runlog import METRICS_FILE
@@ -39,6 +38,7 @@ def write_report(
     eps: float | None = None,
     seeds: bool = False,
     retrieval: Sequence[RetrievalCell] = (),
+    stores: Sequence[Path] = (),
 ) -> Path:
     """Write `out`/index.html, results.md and tables/*.csv, *.tex; the path of index.html.
 
@@ -49,10 +49,11 @@ def write_report(
                    the training attack, else the smallest one measured
     seeds:         several checkpoints of one name are training seeds of one method: mean ± standard deviation
     retrieval:     results of `advflyp retrieval`
+    stores:        files of `cells`, beside which is stored what became of each image: changes get intervals from that
     ValueError where there are no results, none of a model named, or `out` cannot be written.
     """
     pair = (before, after) if before is not None and after is not None else None
-    results = Results(cells, seeds=seeds)
+    results = Results(cells, seeds=seeds, stores=stores)
     page = Page(title, results, pair, dict(runs or {}), list(examples), eps, list(retrieval))
     sections.write(Path(out), page.files())
     return Path(out) / "index.html"
@@ -64,8 +65,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
     seeds: several checkpoints of one name are training seeds of one method
     ValueError for a path that is neither, and where no path holds results.
     """
-    cells: list[Cell] = []
-    retrieval: list[RetrievalCell] = []
+    stores: list[Path] = []
     runs: dict[str, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
@@ -78,13 +78,14 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             if is_run:
                 runs[str(path)] = path
             if has_results:
-                found = _read(path / RESULTS_FILE)
-                cells, retrieval = cells + found[0], retrieval + found[1]
+                stores.append(path / RESULTS_FILE)
         elif path.is_file():
-            found = _read(path)
-            cells, retrieval = cells + found[0], retrieval + found[1]
+            stores.append(path)
         else:
             raise ValueError(f"there is no {path}; name result files (*.jsonl) and run folders")
+    found = [_read(store) for store in stores]
+    cells = [cell for some, _ in found for cell in some]
+    retrieval = [cell for _, some in found for cell in some]
     if not cells and not retrieval:
         raise ValueError(
             f"no results in {', '.join(map(str, paths)) or 'nothing'}; make some with "
@@ -102,6 +103,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
         runs=runs,
         seeds=seeds,
         retrieval=retrieval,
+        stores=stores,
     )
 
 
@@ -224,13 +226,12 @@ class Page:
         for condition in reversed(self.shown):
             name = "on clean images" if condition.norm is None else f"under {condition.title}"
             values = [self.results.mean(model, condition) for model in self.models]
-            if self.pair and (change := mean_change(self.results, *self.pair, condition)):
+            if self.pair and (change := self.results.change(*self.pair, condition)):
                 colours = [f'<span class="c{i}">{v.number}</span>' for i, v in enumerate(values[:2]) if v]
                 figures = '<span class="arrow"> → </span>'.join(colours)
-                kind = "± one standard deviation" if self.results.replicated else "95 % interval"
-                tiles.append(
-                    sections.tile(name, figures, f"{change.number} points ({kind} {change.interval})")
-                )
+                kind = "standard deviation" if isinstance(change, ReplicatedChange) else "95 % interval"
+                spread = f" ({kind} {change.interval})" if change.interval else ""
+                tiles.append(sections.tile(name, figures, f"{change.number} points{spread}"))
             elif len(values) == 1 and values[0]:
                 tiles.append(sections.tile(name, values[0].number, f"95 % interval {values[0].interval} %"))
         scope = prose.scope(self.results) if self.results.cells else ""

@@ -3,12 +3,16 @@
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, overload
 
+from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import Cell, mean_interval
 
 MINUS = "−"
+Name = TypeVar("Name", bound=Hashable)
 SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed")
 
 
@@ -29,12 +33,21 @@ class Estimate:
     def interval(self) -> str:
         return f"{100 * self.low:.0f}–{100 * self.high:.0f}"
 
+    @property
+    def seeds(self) -> int:
+        """How many trainings it is the mean of."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Replicated(Estimate):
     """The mean of several training seeds; low and high are one sample standard deviation (n − 1) away from it."""
 
-    seeds: int = 2
+    trainings: int = 2
+
+    @property
+    def seeds(self) -> int:
+        return self.trainings
 
     @property
     def deviation(self) -> float:
@@ -47,7 +60,10 @@ class Replicated(Estimate):
 
 @dataclass(frozen=True)
 class Change(Estimate):
-    """A difference of accuracies; printed with its sign, in points."""
+    """A difference of accuracies; printed with its sign, in points. Without an interval, `low` and `high` are NaN."""
+
+    low: float = math.nan
+    high: float = math.nan
 
     @property
     def number(self) -> str:
@@ -55,7 +71,16 @@ class Change(Estimate):
 
     @property
     def interval(self) -> str:
-        return f"{signed(100 * self.low)} to {signed(100 * self.high)}"
+        return "" if math.isnan(self.low) else f"{signed(100 * self.low)} to {signed(100 * self.high)}"
+
+
+@dataclass(frozen=True)
+class ReplicatedChange(Replicated):
+    """A difference of means over training seeds, ± one standard deviation of the difference of two such runs."""
+
+    @property
+    def number(self) -> str:
+        return signed(100 * self.value)
 
 
 @dataclass(frozen=True)
@@ -84,12 +109,22 @@ class Results:
     seeds:  a name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
             name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)"
     models: the models to show in this order, whether measured or not; by default those that were
+    stores: result files beside which it may be stored what became of each image; changes get their intervals from that
     ValueError where one measurement is there twice with different settings, so that no table can hold both; with
     `seeds` the one with the most images counts.
     """
 
-    def __init__(self, cells: Iterable[Cell], *, seeds: bool = False, models: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cells: Iterable[Cell],
+        *,
+        seeds: bool = False,
+        models: Sequence[str] = (),
+        stores: Sequence[Path] = (),
+    ) -> None:
         cells = list(cells)
+        self.stores = list(stores)
+        self.pairs: dict[tuple[str, str, str, Condition], tuple[int, int, int] | None] = {}
         hashes: dict[str, set[str]] = {}
         for cell in cells:
             hashes.setdefault(cell.model, set()).add(cell.checkpoint_sha256)
@@ -155,6 +190,54 @@ class Results:
                 found.append(Estimate(value, low, high, flagged=any(map(is_flagged, known))))
         return together(found)
 
+    def change(
+        self, before: str, after: str, condition: Condition, set_name: str | None = None
+    ) -> Change | ReplicatedChange | None:
+        """From one model to another, on one set or of the mean over `mean_sets`; None where one was not measured.
+
+        Of single checkpoints with the interval for matched pairs of `advflyp compare`, or with none where it is not
+        stored what became of each image, or they saw different ones: as if these were independent, it would be too
+        wide. Where there are seeds: one standard deviation of the difference of two independent runs; a model without
+        seeds adds nothing to it.
+        """
+        sets = self.mean_sets if set_name is None else [set_name]
+        one, two = (
+            self.mean(model, condition) if set_name is None else self.get(model, set_name, condition)
+            for model in (before, after)
+        )
+        if one is None or two is None:
+            return None
+        value = two.value - one.value
+        spreads = [found.deviation for found in (one, two) if isinstance(found, Replicated)]
+        if spreads:
+            spread, trainings = math.hypot(*spreads), max(one.seeds, two.seeds)
+            return ReplicatedChange(value, value - spread, value + spread, trainings=trainings)
+        counts = [self._matched(before, after, name, condition) for name in sets]
+        known = [count for count in counts if count is not None]
+        return Change(value, *mean_difference_interval(known)) if len(known) == len(counts) else Change(value)
+
+    def _matched(
+        self, before: str, after: str, set_name: str, condition: Condition
+    ) -> tuple[int, int, int] | None:
+        key = (before, after, set_name, condition)
+        if key not in self.pairs:
+            a, b = (self.cells[model, set_name, condition] for model in (before, after))
+            self.pairs[key] = matched_pairs(a, b, self.stores)
+        return self.pairs[key]
+
+    @overload
+    def drawn(self, value: Estimate) -> Estimate: ...
+    @overload
+    def drawn(self, value: Estimate | None) -> Estimate | None: ...
+    def drawn(self, value: Estimate | None) -> Estimate | None:
+        """As a picture shows it, in which all bars are of one kind.
+
+        Where there are seeds these are standard deviations over them, and a single checkpoint has none.
+        """
+        if value is None or not self.replicated or isinstance(value, Replicated):
+            return value
+        return replace(value, low=value.value, high=value.value)
+
     def images(self, set_name: str) -> str:
         """How many images of the set were judged ("150", or "100, 150" where it varies)."""
         return ", ".join(str(n) for n in sorted(self.counts.get(set_name, ())))
@@ -195,28 +278,18 @@ def together(found: Sequence[Estimate]) -> Estimate | None:
     values = [one.value for one in found]
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     flagged = any(one.flagged for one in found)
-    return Replicated(mean, mean - deviation, mean + deviation, flagged, seeds=len(values))
+    return Replicated(mean, mean - deviation, mean + deviation, flagged, trainings=len(values))
+
+
+def competitors(values: Mapping[Name, Estimate]) -> dict[Name, Estimate]:
+    """Those that are ranked: of the most trainings. A mean of several and a single one are not ranked together."""
+    most = max((value.seeds for value in values.values()), default=1)
+    return {name: value for name, value in values.items() if value.seeds == most}
 
 
 def is_flagged(cell: Cell) -> bool:
     """Whether the cell was checked for masked gradients and failed."""
     return cell.sanity is not None and not cell.sanity["passed"]
-
-
-def difference(before: Estimate, after: Estimate) -> Change:
-    """The change from `before` to `after`.
-
-    Of single checkpoints with Newcombe's interval for two independent proportions: both models saw the same images,
-    so the true interval is usually narrower. Where there are seeds: one standard deviation of the difference of two
-    independent runs; a model without seeds adds nothing to it.
-    """
-    value = after.value - before.value
-    if isinstance(before, Replicated) or isinstance(after, Replicated):
-        both = [e.deviation for e in (before, after) if isinstance(e, Replicated)]
-        return Change(value, value - math.hypot(*both), value + math.hypot(*both))
-    down = math.hypot(after.value - after.low, before.high - before.value)
-    up = math.hypot(after.high - after.value, before.value - before.low)
-    return Change(value, max(-1.0, value - down), min(1.0, value + up))
 
 
 def attack_title(attack: str) -> str:

@@ -178,7 +178,7 @@ def _made(recipe: dict[str, Any], card: Mapping[str, Any], sha256: str) -> str:
     facts = {
         "start": recipe.get("model", {}).get("name"),
         "data": card.get("data") or recipe.get("data", {}).get("train"),
-        "pairs seen": card.get("pairs_seen"),
+        "images seen": card.get("pairs_seen"),
         "steps": card.get("steps") or card.get("step"),
         "hardware": card.get("hardware"),
         "hours": card.get("hours"),

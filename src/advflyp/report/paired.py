@@ -15,14 +15,16 @@ from advflyp.report.tables import Table, Value
 def paired_table(rows: Sequence[Comparison]) -> Table:
     """A block for each attack at each ε: a row for each set, their mean last."""
     table: list[list[Value]] = []
+    blocks: list[tuple[str, int]] = []
     for condition, block in groupby(rows, key=lambda row: Condition(row.attack, row.norm, row.eps)):
-        # Short enough not to be broken on 80 columns.
-        table.append([condition.title.replace(", ε = ", " "), *[""] * 8])
-        table += [_row(row) for row in block]
+        found = [_row(row) for row in block]
+        blocks.append((condition.title, len(found)))
+        table += found
     return Table(
         title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",
         columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
         rows=table,
+        blocks=blocks,
         note="\n".join([*_about_pictures(rows), *_about_settings(rows), METHOD.format(len(rows))]),
     )
 

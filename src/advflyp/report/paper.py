@@ -7,10 +7,20 @@ from pathlib import Path
 from advflyp.model.hub import load_model
 from advflyp.report import elements, prose, sections
 from advflyp.report.curves import against_pairs
-from advflyp.report.embedding import FILE, Cloud, cloud_plot, clouds, phi_table, read_clouds, write_clouds
+from advflyp.report.embedding import (
+    FILE,
+    Cloud,
+    about_maps,
+    cloud_plot,
+    clouds,
+    phi_plot,
+    phi_table,
+    read_clouds,
+    write_clouds,
+)
 from advflyp.report.examples import Example, examples
 from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_table, sides
-from advflyp.report.measured import Condition, Estimate, Results
+from advflyp.report.measured import Condition, Estimate, Results, competitors
 from advflyp.report.plots import Look, svg
 from advflyp.report.published import published_table
 from advflyp.report.render import escape_markdown, markdown
@@ -43,10 +53,13 @@ class ComparisonPage:
         self.embedded = embedded
         self.pictures = pictures
         self.main = main_experiment(study)
-        self.results = self.main.results(study.cells)
+        self.results = self.main.results(study)
         # Every method of the plan has one colour and shape throughout.
         self.labels = list(dict.fromkeys([*self.main.rows, *(r for e in study.experiments for r in e.rows)]))
-        self.look = Look.of(self.labels)
+        references = {label for experiment in study.experiments for label in experiment.unranked}
+        self.look = Look.of(self.labels, references=references)
+        # The plan's order is that of importance, in which they are run.
+        self.experiments = sorted(study.experiments, key=lambda experiment: experiment.place)
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         robust = _headline_attack(self.results)
         self.shown = [c for c in (self.results.clean, robust) if c]
@@ -63,13 +76,12 @@ class ComparisonPage:
     def markdown(self) -> str:
         """All tables, under the headings of their experiments."""
         parts = [f"# {TITLE}\n", escape_markdown(self.headline()) + "\n"]
-        for experiment in self.study.experiments:
+        for experiment in self.experiments:
             parts.append(f"## {escape_markdown(experiment.title)}\n")
-            if experiment.note:
-                parts.append(escape_markdown(experiment.note) + "\n")
+            parts += [escape_markdown(note) + "\n" for note in self._notes(experiment)]
             own = [table for name, table in self.tables.items() if name in self._own(experiment)]
             parts += [markdown(table) for table in own] or ["No results yet.\n"]
-        rest = {name for e in self.study.experiments for name in self._own(e)}
+        rest = {name for e in self.experiments for name in self._own(e)}
         parts += [markdown(table) for name, table in self.tables.items() if name not in rest]
         return "\n".join(parts)
 
@@ -78,7 +90,7 @@ class ComparisonPage:
         results, rows, shown = self.results, self.rows, self.shown
         glance = ""
         if len(shown) == 2:
-            glance = sections.tradeoffs(results, rows, shown[0], shown[1], self.look)
+            glance = sections.tradeoffs(results, rows, shown[0], shown[1], self.look, self.main.unranked)
         by_eps = self._all_radii()
         names = ("original", FULL)
         order = {label: place for place, label in enumerate(self.labels)}
@@ -100,7 +112,7 @@ class ComparisonPage:
                     "The stronger the attack", sections.against_eps(by_eps, rows, shown, self._drawn())
                 ),
                 self._published(),
-                *map(self._experiment, self.study.experiments),
+                *map(self._experiment, self.experiments),
                 sections.section("What it looks like", sections.before_after(self.pictures, names)),
                 self._sanity(),
                 sections.section("Training", sections.training(run_folders, recipes, folded=True)),
@@ -121,13 +133,13 @@ class ComparisonPage:
             return f"{len(self.rows)} methods; no mean over all sets yet."
         label, value = leaders[""]
         where = "without attack" if condition.norm is None else f"under {condition.title}"
-        text = f"Of {len(self.rows)} methods {label} keeps the most pictures right {where}: {value.number} %"
+        methods = [row for row in self.rows if row not in self.main.unranked]
+        text = f"Of {len(methods)} methods {label} has the highest accuracy {where}: {value.number} %"
         if IN in leaders and OUT in leaders:
             one, two = leaders[IN], leaders[OUT]
-            who, other = ("it also", "and") if one[0] == two[0] == label else (one[0], f"{two[0]}")
             text += (
-                f"; {who} leads on the sets in the proxy ({one[1].number} %), "
-                f"{other} on those out of it ({two[1].number} %)"
+                f"; on the sets in the proxy it is {one[0]} ({one[1].number} %), "
+                f"on those out of it {two[0]} ({two[1].number} %)"
             )
         return text + "."
 
@@ -135,12 +147,17 @@ class ComparisonPage:
         return {"": self.main.sets, **sides(self.main.sets)}
 
     def _leader(self, condition: Condition, sets: list[str]) -> tuple[str, Estimate] | None:
-        known = [
-            (row, value)
+        known = {
+            row: value
             for row in self.rows
             if row not in self.main.unranked and (value := self.results.mean(row, condition, sets))
-        ]
-        return max(known, key=lambda pair: pair[1].value, default=None)
+        }
+        ranked = competitors(known)
+        if not ranked:
+            return None
+        best = max(ranked.values(), key=lambda value: value.value)
+        # Figures that print alike share the lead, as in the tables.
+        return " and ".join(row for row, value in ranked.items() if value.number == best.number), best
 
     def _drawn(self) -> Look:
         return self.look.of_some(self.rows)
@@ -156,10 +173,17 @@ class ComparisonPage:
                     spread = leader[1].interval
                     tiles.append(sections.tile(name, leader[1].number, f"best: {leader[0]}, {spread}"))
         count = len(self.study.cells)
-        seeds = {len(hashes) for hashes in self.results.hashes.values() if hashes}
+        seeds = {len(self.results.hashes[row]) for row in self.rows if row not in self.main.unranked}
+        trained = (
+            f", {' to '.join(map(str, _ends(seeds)))} {'seed' if seeds == {1} else 'seeds'} a method"
+            if seeds
+            else ""
+        )
+        names = {self.study.planned.get(row, {}).get("overrides", {}).get("model.name") for row in self.rows}
+        started = f", all begun from {names.pop()}" if len(names) == 1 and None not in names else ""
         scope = (
-            f"{len(self.study.experiments)} experiments, {count} results, {' to '.join(map(str, _ends(seeds)))} "
-            f"{'seed' if seeds == {1} else 'seeds'} a method in the main one ({self.main.title})."
+            f"{len(self.experiments)} experiments, {count:,} results. The main one: "
+            f"{self.main.title}{trained}{started}."
             + (" The figures above are the best method's mean over sets." if tiles else "")
         )
         return (
@@ -177,20 +201,14 @@ class ComparisonPage:
 
     def _tables(self) -> dict[str, Table]:
         tables: dict[str, Table] = {}
-        for experiment in self.study.experiments:
-            results = experiment.results(self.study.cells)
+        for experiment in self.experiments:
+            results = experiment.results(self.study)
             if not results.cells:
                 continue
             conditions = experiment.conditions(self.study.cells)
             full, means = _names(experiment)
             if len(experiment.sets) > 1:
-                tables[means] = means_table(
-                    results,
-                    conditions,
-                    sets=experiment.sets,
-                    title=f"{experiment.title}: means over sets in %",
-                    unranked=experiment.unranked,
-                )
+                tables[means] = experiment_means(self.study, experiment)
             tables[full] = methods_table(
                 results,
                 conditions,
@@ -209,7 +227,7 @@ class ComparisonPage:
 
     def _experiment(self, experiment: Experiment) -> str:
         full, means = _names(experiment)
-        note = f"<p>{escape(experiment.note)}</p>" if experiment.note else ""
+        note = "".join(f"<p>{escape(text)}</p>" for text in self._notes(experiment))
         body = ""
         if experiment.kind == "figure3":
             body += self._against_pairs(experiment)
@@ -224,14 +242,14 @@ class ComparisonPage:
         return sections.section(escape(experiment.title), note + (body or "<p>No results yet.</p>"))
 
     def _against_pairs(self, experiment: Experiment) -> str:
-        results = experiment.results(self.study.cells)
+        results = experiment.results(self.study)
         data = {row: self.study.data_of(row) for row in experiment.rows}
         known = {row: table for row, table in data.items() if "batch_size" in table}
         pictures = []
         for condition in results.conditions:
             lines: dict[int, list[tuple[float, Estimate]]] = {}
             for row, table in known.items():
-                value = results.mean(row, condition, experiment.sets)
+                value = results.drawn(results.mean(row, condition, experiment.sets))
                 if value is not None:
                     pairs = float(table.get("limit") or math.inf)
                     lines.setdefault(int(table["batch_size"]), []).append((pairs, value))
@@ -251,14 +269,28 @@ class ComparisonPage:
     def _embedding(self) -> str:
         if not self.embedded:
             return ""
+        largest = max(angle for cloud in self.embedded for angle in cloud.phi)
         plots = [
             svg(
-                cloud_plot(cloud, width=300, height=320),
+                cloud_plot(cloud, width=300, height=320, largest=largest),
                 f"t-SNE of {cloud.label}, φ = {cloud.mean_phi:.4f} rad",
             )
             for cloud in self.embedded
         ]
-        return elements.grid(plots, kind="roomy") + elements.table(phi_table(self.embedded, title=""))
+        angles = elements.picture(
+            lambda width: phi_plot(self.embedded, self.look, width=width),
+            "φ of every picture, by model",
+            widths=sections.WIDTHS,
+        )
+        return (
+            angles
+            + elements.table(phi_table(self.embedded, title=""))
+            + elements.grid(plots, kind="roomy")
+            + f'<p class="note">{escape(about_maps(self.embedded))}</p>'
+        )
+
+    def _notes(self, experiment: Experiment) -> list[str]:
+        return [note for note in (experiment.note, experiment.seeds_note(self.study)) if note]
 
     @staticmethod
     def _own(experiment: Experiment) -> list[str]:
@@ -275,6 +307,17 @@ class ComparisonPage:
             return ""
         body = elements.table(table, words=True) if table.rows else f"<p>{escape(table.note)}</p>"
         return sections.section(table.title, body)
+
+
+def experiment_means(study: Study, experiment: Experiment) -> Table:
+    """Its means over sets: a row for each method, a column for each attack at each ε."""
+    return means_table(
+        experiment.results(study),
+        experiment.conditions(study.cells),
+        sets=experiment.sets,
+        title=f"{experiment.title}: means over sets in %",
+        unranked=experiment.unranked,
+    )
 
 
 def main_experiment(study: Study) -> Experiment:
@@ -332,4 +375,4 @@ def _examples(study: Study) -> list[Example]:
 
 
 def _ends(values: set[int]) -> list[int]:
-    return sorted({min(values), max(values)}) if values else [0]
+    return sorted({min(values), max(values)})

@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1b1e23", "#5f6872", "#dde1e6"
 # Okabe and Ito's colours, darkened where they are too pale for text on white.
-MODELS = ("#c04a00", "#0067a5", "#007a5a", "#a8508a", "#8a6500", "#4d4a9e")
-MARKERS = "osD^v"  # not as many as colours: the pair of both is unique up to 30 models
+MODELS = ("#c04a00", "#0067a5", "#007a5a", "#a8508a", "#8a6500", "#4d4a9e", "#b0123c", "#4a7a00")
+MARKERS = "osD^vPX"  # one fewer than colours: the pair of both is unique up to 56 models
+REFERENCE = "h"  # of models that the others are compared with, in the colour of the text
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--m{i}" for i, c in enumerate(MODELS)}}
 
 STYLE: dict[Any, Any] = {
@@ -68,14 +69,19 @@ class Look:
     names: dict[str, str]
 
     @classmethod
-    def of(cls, models: Sequence[str], names: Mapping[str, str] | None = None) -> "Look":
-        """The first model is vermilion, the second blue; a single one is blue."""
+    def of(
+        cls, models: Sequence[str], names: Mapping[str, str] | None = None, references: Collection[str] = ()
+    ) -> "Look":
+        """The first model is vermilion, the second blue; a single one is blue.
+
+        references: of `models`, those that are no method of their own, such as the original
+        """
         first = 1 if len(models) == 1 else 0
-        return cls(
-            {model: MODELS[(first + i) % len(MODELS)] for i, model in enumerate(models)},
-            {model: MARKERS[(first + i) % len(MARKERS)] for i, model in enumerate(models)},
-            {model: (names or {}).get(model, model) for model in models},
-        )
+        colours, markers = dict.fromkeys(models, INK), dict.fromkeys(models, REFERENCE)
+        for place, model in enumerate((m for m in models if m not in references), first):
+            colours[model] = MODELS[place % len(MODELS)]
+            markers[model] = MARKERS[place % len(MARKERS)]
+        return cls(colours, markers, {model: (names or {}).get(model, model) for model in models})
 
     def of_some(self, models: Sequence[str]) -> "Look":
         """The same looks, of these models only."""

@@ -14,12 +14,14 @@ from advflyp.__about__ import __version__
 from advflyp.data.labelled import mini_sets
 from advflyp.data.mini.compose import full_corpus_folder
 from advflyp.evaluation.results import Cell
+from advflyp.method import METHODS
 from advflyp.report import elements
 from advflyp.report.grid import sides
-from advflyp.report.measured import Condition, Results, attack_title, radius
+from advflyp.report.measured import Condition, Results, attack_title, competitors, radius
 from advflyp.report.tables import Table, Value, set_heading
 from advflyp.runlog import duration
 
+LOSS_NAMES = {"margin": "margin between the likeliest wrong class and the right one"}
 PAPER = "https://arxiv.org/abs/2604.11576"
 PAPER_TITLE = (
     "Finetune Like You Pretrain: Boosting Zero-shot Adversarial Robustness in Vision-language Models"
@@ -35,9 +37,9 @@ def headline(
     pair:   the two to compare, if any
     shown:  the conditions to speak of: clean and an attack, as far as they were measured
     """
-    count = len(results.mean_sets)
-    if not count:
-        return f"{len(models)} models on {len(results.sets)} sets."
+    nothing = f"{_count(len(models), 'model')} on {_count(len(results.sets), 'set')}."
+    if not results.mean_sets:
+        return nothing
     leading = shown[-1]
     if pair:
         changes = [
@@ -51,7 +53,7 @@ def headline(
             else f"{_where(c)}, {pair[1]} classifies {two.number} % of pictures correctly, {pair[0]} {one.number} %"
             for place, (c, one, two) in enumerate(changes)
         ]
-        return _sentence("; ".join(parts))
+        return _sentence("; ".join(parts)) if parts else nothing
     if len(models) == 1:
         found = [(c, results.mean(models[0], c)) for c in shown]
         parts = [
@@ -62,22 +64,43 @@ def headline(
             if value
         ]
         return _sentence(f"{models[0]} classifies {', '.join(parts)}")
-    known = [(value.value, model, value) for model in models if (value := results.mean(model, leading))]
-    _, model, value = max(known)
+    known = {model: value for model in models if (value := results.mean(model, leading))}
+    ranked = competitors(known)
+    if len(ranked) < 2:
+        return nothing
+    best = max(ranked, key=lambda model: ranked[model].value)
     return _sentence(
-        f"{_where(leading)}, {model} classifies the most pictures correctly of {len(known)} models, {value.number} %"
+        f"{_where(leading)}, {best} classifies the most pictures correctly of {len(ranked)} models, "
+        f"{ranked[best].number} %"
     )
 
 
 def scope(results: Results) -> str:
     """Over what the means are taken, as a sentence."""
-    counts = ", ".join(dict.fromkeys(results.images(name) for name in results.sets))
-    if len(results.sets) == 1:
-        return f"Zero-shot accuracy on {results.sets[0]}, {counts} images; intervals are 95 % intervals."
-    return (
-        f"Zero-shot accuracy, mean over {len(results.mean_sets)} sets of {counts} images; "
-        "intervals are 95 % intervals."
+    sets, means = results.sets, results.mean_sets
+    spread = (
+        "± is one standard deviation over training seeds"
+        if results.replicated
+        else "ranges are 95 % intervals"
     )
+    if len(sets) == 1:
+        return f"Zero-shot accuracy on {sets[0]}, {images(results, sets)}; {spread}."
+    if not means:
+        return (
+            f"Zero-shot accuracy on {len(sets)} sets, {images(results, sets)}; no set was measured for every model "
+            f"and attack, so that there is no mean; {spread}."
+        )
+    over = f"{len(means)} sets" if len(means) == len(sets) else f"{len(means)} of {len(sets)} sets"
+    only = "" if len(means) == len(sets) else ", those measured for every model and attack"
+    return f"Zero-shot accuracy, mean over {over} ({images(results, means)}{only}); {spread}."
+
+
+def images(results: Results, sets: Sequence[str]) -> str:
+    """How many images of these sets were judged: "60 images each", "88 to 1,000 images each"."""
+    counts = {count for name in sets for count in results.counts.get(name, ())}
+    ends = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    word = "image" if ends == "1" else "images"
+    return f"{ends} {word} each" if len(sets) > 1 else f"{ends} {word}"
 
 
 def meaning(results: Results) -> str:
@@ -108,15 +131,17 @@ def meaning(results: Results) -> str:
         )
     terms["95 % intervals"] = (
         "Of one set: Wilson's interval for its n images. Of a mean: from the sets' binomial variances. Of a change: "
-        "Newcombe's interval, as if the two models had been measured on different images; they were measured on the "
-        "same ones, so it is rather too wide than too narrow. They say how well n images stand for the whole set, "
-        "not how much another training seed would change."
+        "Agresti and Min's interval for matched pairs, as in advflyp compare, since both models saw the same images; a "
+        "change has none where they did not, or where it is not stored what became of each image. The intervals say "
+        "how well n images stand for the whole set, not how much another training seed would change."
     )
     if results.replicated:
         terms["±"] = (
             "Where a method was trained with several seeds, its accuracy is their mean and ± the sample standard "
             "deviation over them (n − 1); of a mean over sets, each seed is averaged first. It says how much another "
-            "training seed changes, and not how well n images stand for the whole set."
+            "training seed changes, and not how well n images stand for the whole set. Of a change: one standard "
+            "deviation of the difference of two such trainings. A mean of several trainings is not ranked against a "
+            "single one."
         )
     if sides(results.sets):
         terms["In proxy, out of proxy"] = (
@@ -201,7 +226,7 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     steps = max((entry["step"] for entry in entries), default=0)
     seen = max((entry.get("seen", 0) for entry in entries), default=0)
     speeds = [entry["pairs_per_second"] for entry in entries if "pairs_per_second" in entry]
-    parts = [f"{steps:,} steps, {seen:,} image–text pairs"]
+    parts = [f"{steps:,} steps, {seen:,} {samples(recipe)}"]
     data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
     if data.get("batch_size"):
         parts.append(f"batches of {data['batch_size']}")
@@ -216,9 +241,20 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     if "seed" in recipe.get("train", {}):
         parts.append(f"seed {recipe['train']['seed']}")
     if speeds:
-        parts.append(f"{statistics.median(speeds):.0f} pairs/s")
+        parts.append(f"{statistics.median(speeds):.0f} images/s")
     parts.append(duration(trained_seconds(entries)))
     return ", ".join(parts) + "."
+
+
+def samples(recipe: Mapping[str, Any]) -> str:
+    """What the recipe's method is trained on; "images" of one that is not ours."""
+    method = METHODS.get(str(recipe.get("method", {}).get("name")))
+    words = {"pairs": "image–text pairs", "labelled": "labelled images", "images": "images"}
+    return words[method[0].trains_on if method else "images"]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
@@ -249,13 +285,24 @@ def attack_text(cell: Cell) -> str:
         steps, size = arguments.pop("steps"), arguments.pop("step_size")
         start = "a random start" if arguments.pop("random_start", False) else "the clean picture"
         restarts = arguments.pop("restarts", 1)
+        loss = str(arguments.pop("loss", "cross-entropy")).replace("_", "-")
         text = (
-            f"Projected gradient ascent on the cross-entropy: {steps} steps of α = {radius(size, cell.norm)} from "
-            f"{start}, each projected back into the ε-ball, with the model's own gradients and the right label "
-            f"(white box){f', the worst of {restarts} runs' if restarts > 1 else ''}. "
+            f"Projected gradient ascent on the {LOSS_NAMES.get(loss, loss)}: {steps} steps of "
+            f"α = {radius(size, cell.norm)} from {start}, each projected back into the ε-ball, with the model's own "
+            f"gradients and the right label (white box){f', the worst of {restarts} runs' if restarts > 1 else ''}. "
         )
-    rest = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    return f"{text}Settings: {rest}." if rest else text or "With its standard settings."
+    rest = ", ".join(map(_setting, arguments.items()))
+    return (f"{text}Settings: {rest}." if rest else text or "With its standard settings.").strip()
+
+
+def _setting(pair: tuple[str, Any]) -> str:
+    """ "queries 5000"; of a part of an attack with settings of its own "apgd-ce (steps 100, loss cross-entropy)"."""
+    name, value = pair
+    if isinstance(value, Mapping):
+        return f"{name} ({', '.join(map(_setting, value.items()))})"
+    if isinstance(value, bool):
+        return f"{name} {'yes' if value else 'no'}"
+    return f"{name} {str(value).replace('_', '-')}"
 
 
 def _recipe_text(folder: Path) -> str:

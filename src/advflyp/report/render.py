@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -108,6 +109,8 @@ def plain(value: Value) -> str:
     if isinstance(value, str):
         return value
     number = value.number + FLAG * value.flagged
+    if not value.interval:
+        return number
     return f"{number} {value.interval}" if isinstance(value, Replicated) else f"{number} ({value.interval})"
 
 
@@ -146,7 +149,7 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.4f}".rstrip("0").rstrip(".")
+    return "" if math.isnan(value) else f"{100 * value:.4f}".rstrip("0").rstrip(".")
 
 
 def _field(

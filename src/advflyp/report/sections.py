@@ -18,7 +18,7 @@ from advflyp.report.curves import (
 from advflyp.report.dots import dumbbells, ordered_sets, per_set
 from advflyp.report.examples import Example, rule
 from advflyp.report.grid import sides
-from advflyp.report.measured import Condition, Estimate, Results, attack_title, radius
+from advflyp.report.measured import Condition, Estimate, Results, attack_title, competitors, radius
 from advflyp.report.plots import Look, svg
 from advflyp.report.render import as_csv, latex
 from advflyp.report.tables import Table
@@ -83,7 +83,10 @@ def _dumbbells(
     for name in sorted(results.sets, key=lambda name: known.get(name, "")):
         title = results.short[name] + (f" ({known[name]})" if name in known else "")
         groups[title] = lambda m, c, name=name: results.get(m, name, c)
-    rows = {title: [(m, get(m, clean), get(m, robust)) for m in models] for title, get in groups.items()}
+    rows = {
+        title: [(m, results.drawn(get(m, clean)), results.drawn(get(m, robust))) for m in models]
+        for title, get in groups.items()
+    }
     rows = {title: found for title, found in rows.items() if any(a or b for _, a, b in found)}
     plots = [
         svg(
@@ -106,22 +109,41 @@ def _dumbbells(
 
 
 def tradeoffs(
-    results: Results, models: Sequence[str], clean: Condition, robust: Condition, look: Look
+    results: Results,
+    models: Sequence[str],
+    clean: Condition,
+    robust: Condition,
+    look: Look,
+    references: Sequence[str] = (),
 ) -> str:
-    """Every method a point: mean over all sets, and over those in and out of the proxy; nothing of fewer than two."""
+    """Every method a point: mean over all sets, and over those in and out of the proxy; nothing of fewer than two.
+
+    references: models that are not trained, so that they may be on the front beside means of several trainings
+    """
     parts: dict[str, Sequence[str]] = {"": results.sets, **sides(results.sets)}
     pictures = []
+    left_out: dict[str, None] = {}
     for side, names in parts.items():
-        points = {
+        means = {
             model: (one, two)
             for model in models
             if (one := results.mean(model, clean, names)) and (two := results.mean(model, robust, names))
         }
-        if len(points) < 2:
+        if len(means) < 2:
             continue
+        ranked = competitors({model: one for model, (one, _) in means.items() if model not in references})
+        left_out |= {model: None for model in means if model not in (*ranked, *references)}
+        points = {model: (results.drawn(one), results.drawn(two)) for model, (one, two) in means.items()}
         over = "one set" if len(names) == 1 else f"mean of {len(names)} sets"
         title = f"{side}, {over}" if side else over
-        draw = partial(tradeoff, points, look, robust=robust.title, title=title[:1].upper() + title[1:])
+        draw = partial(
+            tradeoff,
+            points,
+            look,
+            robust=robust.title,
+            title=title[:1].upper() + title[1:],
+            on_front=[*references, *ranked],
+        )
         pictures.append(
             elements.picture(
                 lambda width, draw=draw: draw(width=width, height=480 if width > 500 else 420),
@@ -131,10 +153,11 @@ def tradeoffs(
         )
     if not pictures:
         return ""
+    fewer = f" (not among those: {escape(', '.join(left_out))}, of fewer trainings)" if left_out else ""
     return (
         "<p>Up and right is better. The dashed stairs are the front: whatever lies in the grey below them is beaten "
-        f"by a method on them, in clean and in robust accuracy. Crosses are {spread_words(results)}. The axes are cut: "
-        "they do not begin at zero.</p>" + "".join(pictures)
+        f"by a method on them, in clean and in robust accuracy{fewer}. Crosses are {spread_words(results)}. The axes "
+        "are cut: they do not begin at zero.</p>" + "".join(pictures)
     )
 
 
@@ -165,7 +188,8 @@ def _curve(
         get: Callable[[str, Condition], Estimate | None],
     ) -> dict[str, list[tuple[float, Estimate]]]:
         found = {
-            model: [(c.eps, value) for c in along if (value := get(model, c)) is not None] for model in models
+            model: [(c.eps, value) for c in along if (value := results.drawn(get(model, c))) is not None]
+            for model in models
         }
         return {model: points for model, points in found.items() if points}
 
@@ -301,10 +325,10 @@ def write(out: Path, contents: Mapping[str, str]) -> None:
 
 
 def spread_words(results: Results) -> str:
-    """What the bars, bands and crosses of a picture are."""
+    """What the bars, bands and crosses of a picture are: of one kind (`Results.drawn`)."""
     if not results.replicated:
         return "95 % intervals"
-    return "± one standard deviation over seeds (95 % intervals where there is one seed)"
+    return "± one standard deviation over training seeds; what has one seed has none"
 
 
 def _ceiling(values: Any) -> float:

@@ -9,7 +9,7 @@ runs/NAME-sSEED/          that run's folder, where it was kept
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,21 +58,65 @@ class Experiment:
                 found.append(Condition(*min(near, key=str)) if near else Condition(attack, "linf", eps))
         return found
 
-    def results(self, cells: Iterable[Cell]) -> Results:
-        """Its own cells, the seeds of a method together."""
-        cells = list(cells)
-        wanted = self.conditions(cells)
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where a reader looks for it: tables by their number, then figures, then what is neither."""
+        match = re.fullmatch(r"(table|figure)(\d+)", self.kind)
+        return (("table", "figure").index(match[1]), int(match[2])) if match else (2, 0)
+
+    def results(self, study: "Study") -> Results:
+        """Its own cells, the seeds of a method together; of each method the seeds that all of them have.
+
+        The mean of three trainings beside one training would be compared with it. The originals are not trained.
+        """
+        kept = self._of_common_seeds(self._cells(study), study)
+        # In the plan's order, not in that of the files.
+        kept.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
+        return Results(kept, seeds=True, models=self.rows)
+
+    def seeds_note(self, study: "Study") -> str:
+        """Which seeds the table is of, where some of its methods have more."""
+        measured = [cell for cell in self._cells(study) if not self._is_untrained(cell.model, study)]
+        kept = self._of_common_seeds(measured, study)
+        if len({cell.checkpoint_sha256 for cell in kept}) == len(
+            {cell.checkpoint_sha256 for cell in measured}
+        ):
+            return ""
+        seeds = sorted({study.seed_of[cell.checkpoint_sha256] for cell in kept})
+        named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+        return f"Of {named}, which all of these methods have; some have more."
+
+    def _cells(self, study: "Study") -> list[Cell]:
+        """What was measured of it."""
+        wanted = self.conditions(study.cells)
         rows, sets = set(self.rows), set(self.sets)
-        chosen = [
+        return [
             cell
-            for cell in cells
+            for cell in study.cells
             if cell.model in rows
             and cell.set in sets
             and Condition(cell.attack, cell.norm, cell.eps) in wanted
         ]
-        # In the plan's order, not in that of the files.
-        chosen.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
-        return Results(chosen, seeds=True, models=self.rows)
+
+    def _of_common_seeds(self, cells: Sequence[Cell], study: "Study") -> list[Cell]:
+        """Without what a trained method has of a seed that another one lacks; all of it where they share none."""
+        found: dict[Condition, dict[str, set[int]]] = {}
+        for cell in cells:
+            if not self._is_untrained(cell.model, study):
+                by_row = found.setdefault(Condition(cell.attack, cell.norm, cell.eps), {})
+                by_row.setdefault(cell.model, set()).add(study.seed_of[cell.checkpoint_sha256])
+        common = {condition: set.intersection(*by_row.values()) for condition, by_row in found.items()}
+        return [
+            cell
+            for cell in cells
+            if self._is_untrained(cell.model, study)
+            or not (seeds := common[Condition(cell.attack, cell.norm, cell.eps)])
+            or study.seed_of[cell.checkpoint_sha256] in seeds
+        ]
+
+    def _is_untrained(self, label: str, study: "Study") -> bool:
+        planned = study.planned.get(label, {})
+        return label in self.unranked or (bool(planned) and not planned.get("recipe"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +150,7 @@ class Study:
 
     scale:   "mini" or "paper", as the plan says
     planned: the plan's runs, by label: {"recipe": file or None, "overrides": {"table.key": value}}
+    seed_of: the training seed of each checkpoint, by the hash of its weights
     """
 
     folder: Path
@@ -114,6 +159,7 @@ class Study:
     experiments: list[Experiment]
     cells: list[Cell]
     runs: list[Run]
+    seed_of: dict[str, int]
 
     def run_of(self, label: str) -> Run | None:
         """The first seed of a method whose folder is there with weights."""
@@ -151,9 +197,11 @@ def read_study(folder: Path) -> Study:
         raise ValueError(f"{path} is not a plan of ours: {type(error).__name__} {error}") from None
     cells: list[Cell] = []
     runs: list[Run] = []
+    seed_of: dict[str, int] = {}
     for file in sorted((folder / RESULTS).glob("*.jsonl"), key=_by_seed):
         found = read_cells(file)
         cells += found
+        seed_of |= {cell.checkpoint_sha256: _by_seed(file)[0] for cell in found}
         run = folder / RUNS / file.stem
         known = run if run.is_dir() else None
         runs += [
@@ -165,7 +213,15 @@ def read_study(folder: Path) -> Study:
     about = plan if isinstance(plan, dict) else {}
     planned = {str(run["label"]): run for run in about.get("runs", [])}
     scale = str(about.get("scale", "mini"))
-    return Study(folder=folder, scale=scale, planned=planned, experiments=experiments, cells=cells, runs=runs)
+    return Study(
+        folder=folder,
+        scale=scale,
+        planned=planned,
+        experiments=experiments,
+        cells=cells,
+        runs=runs,
+        seed_of=seed_of,
+    )
 
 
 def _experiment(entry: Mapping[str, Any]) -> Experiment:

@@ -7,7 +7,7 @@ it as Markdown, CSV and LaTeX, report/elements.py as HTML.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from advflyp.report.measured import Change, Condition, Estimate, Results, difference
+from advflyp.report.measured import Condition, Estimate, Results, competitors
 
 Value = str | Estimate | None
 
@@ -56,23 +56,36 @@ class Table:
         """(row, column) → 1 for a block's best value of a column, 2 for its second best.
 
         Values that print alike share a rank: no reader could tell why one of them is marked. A single value has
-        none, and of two there is no second best.
+        none, and of two there is no second best. Those of the most trainings are ranked (`competitors`).
         """
         marks: dict[tuple[int, int], int] = {}
         for _, start, rows in self.parts() if self.best else []:
             for column in range(len(self.columns)):
-                values = {
-                    start + place: float(value.number)
-                    for place, row in enumerate(rows)
-                    if isinstance(value := row[column], Estimate) and row[0] not in self.unranked
-                }
-                if len(values) < 2:
+                found = competitors(self._ranked(rows, column))
+                if len(found) < 2:
                     continue
+                values = {start + place: float(value.number) for place, value in found.items()}
                 order = sorted(set(values.values()), reverse=True)[: 2 if len(values) > 2 else 1]
                 for row, value in values.items():
                     if value in order:
                         marks[row, column] = 1 + order.index(value)
         return marks
+
+    def mixes_seeds(self) -> bool:
+        """Whether methods with fewer trainings than others are left out of some column's ranking."""
+        return self.best and any(
+            len(competitors(found := self._ranked(rows, column))) < len(found)
+            for _, _, rows in self.parts()
+            for column in range(len(self.columns))
+        )
+
+    def _ranked(self, rows: Sequence[Sequence[Value]], column: int) -> dict[int, Estimate]:
+        """A column's values by their place in a block, of the rows that compete."""
+        return {
+            place: value
+            for place, row in enumerate(rows)
+            if isinstance(value := row[column], Estimate) and row[0] not in self.unranked
+        }
 
 
 def accuracy_table(results: Results, model: str, *, name_model: bool = True) -> Table:
@@ -113,13 +126,15 @@ def comparison_table(
     for name in results.sets:
         row: list[Value] = [results.short[name]]
         for condition in conditions:
-            row += _three(
-                results.get(before, name, condition), results.get(after, name, condition), intervals
-            )
+            change = results.change(before, after, condition, name)
+            row += [results.get(before, name, condition), results.get(after, name, condition)]
+            row.append(change if intervals or change is None else change.number)
         rows.append(row)
     footer: list[Value] = []
     for condition in conditions:
-        footer += _three(results.mean(before, condition), results.mean(after, condition), intervals)
+        change = results.change(before, after, condition)
+        footer += [results.mean(before, condition), results.mean(after, condition)]
+        footer.append(change if intervals or change is None else change.number)
     return Table(
         title=f"Zero-shot accuracy in %: {before} (before) and {after} (after)",
         columns=[
@@ -139,12 +154,6 @@ def check_models(results: Results, *names: str) -> None:
             raise ValueError(
                 f"there are no results of {name}, only of {', '.join(results.models) or 'nothing'}"
             )
-
-
-def mean_change(results: Results, before: str, after: str, condition: Condition) -> Change | None:
-    """The change of the mean over sets; None where one of the models was not measured."""
-    first, second = results.mean(before, condition), results.mean(after, condition)
-    return difference(first, second) if first and second else None
 
 
 def mean_note(results: Results) -> str:
@@ -172,10 +181,3 @@ def _footer(results: Results, means: list[Value]) -> list[Value]:
     return (
         [f"mean of {len(results.mean_sets)}", *means] if len(results.sets) > 1 and results.mean_sets else []
     )
-
-
-def _three(before: Estimate | None, after: Estimate | None, intervals: bool) -> list[Value]:
-    if before is None or after is None:
-        return [before, after, None]
-    change = difference(before, after)
-    return [before, after, change if intervals else change.number]

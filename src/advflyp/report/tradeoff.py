@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -40,11 +40,13 @@ def tradeoff(
     height: int,
     robust: str,
     title: str = "",
+    on_front: Collection[str] | None = None,
 ) -> Figure:
     """Each method's clean (across) and robust accuracy (up) with their intervals, and its name beside it.
 
-    points: method → (clean, robust)
-    robust: name of the robust accuracy's condition, for the axis
+    points:   method → (clean, robust)
+    robust:   name of the robust accuracy's condition, for the axis
+    on_front: methods that the front is made of, by default all
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 56, 50, 16, 34 if title else 14)
@@ -58,8 +60,10 @@ def tradeoff(
         axes.spines[side].set_visible(False)
     axes.set_xlabel("accuracy on clean images (%)")
     axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
-    front = pareto(list(zip(xs, ys, strict=True)))
-    stairs = _front(axes, [(xs[i], ys[i]) for i in front])
+    names = list(points)
+    ranked = [place for place, name in enumerate(names) if on_front is None or name in on_front]
+    front = [ranked[i] for i in pareto([(xs[place], ys[place]) for place in ranked])]
+    stairs = _front(axes, [(xs[i], ys[i]) for i in front]) if front else []
     for (name, (clean, hard)), x, y in zip(points.items(), xs, ys, strict=True):
         colour = look.colours[name]
         faint = {"color": colour, "alpha": 0.35, "linewidth": 2.5, "solid_capstyle": "butt"}

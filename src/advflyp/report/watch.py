@@ -88,7 +88,7 @@ def _progress(run: Run, last: Line) -> list[RenderableType]:
         f"{100 * step // total} %  {left}".strip(),
     )
     place = f"epoch {last['epoch'] + 1}" + ("" if epochs is None else f" of {epochs}")
-    return [grid, Text(f"{place}, {last['seen']:,} pairs seen", "dim")]
+    return [grid, Text(f"{place}, {last['seen']:,} images seen", "dim")]
 
 
 def _trends(train: Sequence[Line], width: int) -> Table:
@@ -145,7 +145,7 @@ def _facts(run: Run) -> Table:
 
 
 def _speed(line: Line) -> str:
-    shown = [f"{line['pairs_per_second']:,.0f} pairs/s"]
+    shown = [f"{line['pairs_per_second']:,.0f} images/s"]
     # Compiled code cannot be counted.
     shown += [f"{name} {100 * line[name]:.0f} %" for name in ("utilisation", "data_wait") if name in line]
     return ", ".join([*shown, f"memory {line['memory_gb']:.1f} GB"])

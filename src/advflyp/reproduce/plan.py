@@ -205,7 +205,8 @@ def make_plan(
         return Run(name=name, label=label, recipe=None, overrides={"model.name": model})
 
     backbone, other = ("mini-vit", "mini") if mini else ("ViT-B-32/openai", "ViT-B-16/openai")
-    of_other = f" ({other.removesuffix('/openai')})"
+    # "(mini)" would be read as the scale.
+    of_other = ", ResNet" if mini else f", {other.removesuffix('/openai')}"
     amounts = [1500, 6000, None] if mini else [100_000, 500_000, 1_000_000]
     batches = (64, 128, 256) if mini else (256, 512, 1024)
     scaling = [_scaled(trained, limit, batch, steps) for limit in amounts for batch in batches]

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from advflyp.data.labelled import load_set, set_names
 from advflyp.model.hub import pick_device
 from advflyp.report.console import as_rich
 from advflyp.report.embedding import FILE as CLOUDS
 from advflyp.report.embedding import read_clouds
-from advflyp.report.paper import paper_report
+from advflyp.report.paper import experiment_means, main_experiment, paper_report
 from advflyp.report.published import published_table
 from advflyp.report.study import read_study
 from advflyp.reproduce.cost import cost
@@ -54,15 +53,22 @@ def reproduce(
     console.print(f"precision {whole.precision}", highlight=False)
     failed = {} if report_only else carry_out(plan, whole, out, console)
     page = paper_report(out, out / "report")
-    console.print(Markdown((page.parent / "results.md").read_text()))
-    if scale == "paper":
-        study = read_study(out)
-        found = read_clouds(out / CLOUDS)
-        console.print(as_rich(published_table(study.cells, set_names(["paper"]), found)))
-    console.print(f"report {page}", highlight=False)
+    _print_means(out, only, console)
+    console.print(f"every table and figure: {page}", highlight=False)
     for step, reason in failed.items():
         console.print(f"failed: {step}: {reason}", highlight=False, markup=False)
     return failed
+
+
+def _print_means(out: Path, only: Sequence[str], console: Console) -> None:
+    """The means of the main experiment, or of those asked for; at the paper's scale its figures beside ours."""
+    study = read_study(out)
+    if study.scale == "paper":
+        console.print(as_rich(published_table(study.cells, set_names(["paper"]), read_clouds(out / CLOUDS))))
+    chosen = [e for e in study.experiments if e.id in only] if only else [main_experiment(study)]
+    for experiment in sorted(chosen, key=lambda experiment: experiment.place):
+        console.print()
+        console.print(as_rich(experiment_means(study, experiment)))
 
 
 def _print_cost(plan: Plan, out: Path, console: Console) -> None:

@@ -412,7 +412,7 @@ class Trainer:
         # A gain is none where the loss began at 0.
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         log.write("train", progress.step, **about, lr=self.optimizer.param_groups[0]["lr"], **metrics)
-        speed = f"{metrics['pairs_per_second']:.0f} pairs/s"
+        speed = f"{metrics['pairs_per_second']:.0f} images/s"
         log.advance(progress.step, f"loss {metrics['loss']:.3f}  {speed}")
 
     def _finite_means(self) -> dict[str, float]:
