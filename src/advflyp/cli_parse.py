@@ -407,7 +407,8 @@ def _path(word: str, name: str) -> Path:
 def _mapping(words: Sequence[str], name: str) -> Mapping[str, str]:
     """ "a x b y", "a=x b=y" and "a=x,b=y"."""
     if any("=" in word for word in words):
-        pairs = [part.partition("=")[::2] for word in words for part in split_commas(word)]
+        parts = [part.partition("=") for word in words for part in split_commas(word)]
+        pairs = [(key, value) for key, _, value in parts]
     elif len(words) % 2:
         raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
     else:

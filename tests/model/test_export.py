@@ -262,10 +262,10 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_rn
     for arguments, message in (
         (["mini", "--format", "hff"], "there is no format 'hff': open_clip, hf, onnx; did you mean 'hf'?"),
         (["mini", "--out", str(full)], f"{full} is there already; name a new folder"),
-        (["mini", "--out", str(tmp_path / "file")], "is there already"),
+        (["mini", "--out", str(tmp_path / "file")], "file is a file; name a folder with --out"),
         (
             ["mini", "--out", str(tmp_path / "file/out")],
-            f"cannot write {tmp_path / 'file/out'}: Not a directory",
+            f"{tmp_path / 'file'} is a file; name another folder with --out",
         ),
         (["nothing", "--out", str(tmp_path / "out")], "there is no model 'nothing'"),
         ([str(tiny_rn_folder), "--format", "hf"], "transformers has no class for the image tower of"),

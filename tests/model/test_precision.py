@@ -102,7 +102,11 @@ def test_the_real_processor_is_timed_in_a_moment() -> None:
 def test_float16_is_refused_with_the_reason(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"train.precision \"fp16\" is not offered: .*underflow.*\"auto\""):
         read_recipe(recipe, {"train.precision": "fp16"})
-    for command in (["eval", "mini"], ["retrieval", "mini", "pairs"], ["interpolate", "mini", "mini"]):
+    for command in (
+        ["eval", "mini"],
+        ["retrieval", "mini", str(recipe.parent)],
+        ["interpolate", "mini", "mini"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main([*command, "--precision", "fp16"])
         assert ended.value.code == 2

@@ -189,7 +189,7 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
     """
     length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
-    name = text_cfg.get("hf_tokenizer_name")
+    name: str = text_cfg.get("hf_tokenizer_name") or ""
     if not name:
         return _simple_tokenizer(options, folder, length)
     own = name in (".", repository) or (repository is None and has_tokenizer(folder))
