@@ -330,6 +330,52 @@ def test_other_lists(tmp_path: Path, name: str, text: str) -> None:
     assert open_urls(tmp_path / name, url_column="TEXT", caption_column="URL").url == "TEXT"
 
 
+OTHER_LISTS = [
+    # Marks that mean nothing; more of them in test_rows.py.
+    ("t.tsv", 'url\tcaption\ngood1\t"one\ngood2\ttwo" he said\n', [("good1", '"one'), ("good2", 'two" he said')]),
+    ("t.csv", "url;caption\ngood1;one, two\ngood2;007\n", [("good1", "one, two"), ("good2", "007")]),
+    ("t.csv", "url,caption\nnan,one\ngood2,None\ngood3,true\n", [("good3", "true")]),
+    ("t.jsonl", '{"x": 1}\n{"url": "good1", "caption": ["one", null, "two"]}\n{"url": "good2", "caption": "\\ud800"}',
+     [("good1", "one\ntwo"), ("good2", "?")]),
+    ("t.json", '[{"url": ["good1"], "caption": {"raw": "one"}}, {"url": "good2", "caption": null}]', [("good1", "one")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), OTHER_LISTS)
+def test_text_of_lists(tmp_path: Path, name: str, text: str, expected: list[tuple[str, str]]) -> None:
+    (tmp_path / name).write_text(text)
+    urls = open_urls(tmp_path / name)
+    count, bad = urls.write_slice(0, urls.rows, tmp_path / "slice.parquet")
+    found = [(row["url"], row["caption"]) for row in pq.read_table(tmp_path / "slice.parquet").to_pylist()]
+    assert found == expected and count == len(expected) and count + sum(bad.values()) == urls.rows
+
+
+def test_text_of_parquet_lists(tmp_path: Path) -> None:
+    table = {
+        "url": pa.array([b"good1", b"good2", None, b"\xff"]),
+        "caption": pa.array([["one", "two"], [], ["x"], ["x"]]),
+    }
+    pq.write_table(pa.table(table), tmp_path / "urls.parquet")
+    found = open_urls(tmp_path / "urls.parquet").write_slice(0, 4, tmp_path / "slice.parquet")
+    assert found == (1, {"empty caption": 1, "no address": 1, "address is not UTF-8": 1})
+    assert pq.read_table(tmp_path / "slice.parquet").to_pylist() == [{"url": "good1", "caption": "one\ntwo"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "url,caption\nhttps://a.b,a dog, running\n", r"line 2: 3 fields where the header has 2"),
+        ("t.tsv", "a dog\thttps://a.b/c\ntwo\thttps://a.b/d\n", r"t\.tsv has no header: its first row is a dog, https"),
+        ("t.csv", "url,caption\n", "has no rows"),
+        ("t.csv", "url,caption,caption\nx,y,z\n", "has two columns 'caption'; rename one"),
+    ],
+)  # fmt: skip
+def test_lists_that_do_not_fit(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_urls(tmp_path / name)
+
+
 def test_slices_cross_row_groups(tmp_path: Path) -> None:
     urls = open_urls(write_list(tmp_path / "urls.parquet", [f"u{row}" for row in range(30)]))
     assert urls.write_slice(5, 23, tmp_path / "slice.parquet") == (18, {})
@@ -349,7 +395,10 @@ def test_slices_cross_row_groups(tmp_path: Path) -> None:
         ({"urls": "text.txt"}, "must be one of .parquet, .csv"),
         ({"urls": "broken.parquet"}, "broken.parquet cannot be read"),
         ({"urls": "empty.parquet"}, "has no rows"),
-        ({"urls": "nothing.parquet"}, "has no column 'url'; name one of a, b with --url-column"),
+        (
+            {"urls": "nothing.parquet"},
+            "has no url column by a known name; name one of a, b with --url-column",
+        ),
         ({"url_column": "ulr"}, "has no column 'ulr'; did you mean 'url'?"),
         ({"out": "full"}, "holds other things"),
         ({"out": "text.txt"}, "is a file"),

@@ -345,7 +345,10 @@ def test_what_cannot_be_sampled(tmp_path: Path) -> None:
         ({"expect_success": 0.0}, "--expect-success is a share above 0"),
         ({"seed": -1}, "--seed must be from 0"),
         ({"seed": 2**64}, "--seed must be from 0"),
-        ({"metadata": [nested]}, "no column of captions by a known name.* it has url: name one"),
+        (
+            {"metadata": [nested]},
+            "the column 'caption' holds list<.*>, neither text nor numbers; name another",
+        ),
         ({"out": Path(source) / "o.parquet"}, "cannot make the folder of .*name another --out"),
         ({"columns": {"colour": "url"}}, "there is no column 'colour' to be named"),
         ({"out": tmp_path / "o.csv"}, r"must end in \.parquet"),

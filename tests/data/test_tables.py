@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from advflyp.data.dirt import Unusable
 from advflyp.data.manifest import describe_shards, write_manifest
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
@@ -20,6 +21,8 @@ from advflyp.data.tables import Columns
 from helpers import pairs, write_folder, write_shards
 
 PAIRS = pairs(6)
+# Hugging Face's images in Arrow.
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def pictures(folder: Path) -> list[str]:
@@ -103,7 +106,7 @@ def test_several_captions_of_a_picture(tmp_path: Path) -> None:
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = write_csv(tmp_path, pictures(tmp_path), "wo", "was", ",")
     with pytest.raises(
-        ValueError, match=r"no column of images by a known name; name one of id, wo, was with data\.im"
+        ValueError, match=r"no image column by a known name; name one of id, wo, was with data\.im"
     ):
         open_source(str(path))
     assert len(content(open_source(str(path), columns=Columns("wo", "was")))) == 6
@@ -121,12 +124,112 @@ def test_rows_that_lack_something_are_dirt(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
     found = list(in_order(open_source(str(tmp_path / "t.jsonl"))))
-    assert [(s.image is None, s.caption) for s in found] == [
-        (False, ()),
-        (False, ("x",)),
-        (True, ("x",)),
-        (True, ()),
+    assert [(s.key, s.image is None, s.caption) for s in found] == [
+        ("img/0.png", False, None),
+        ("t.jsonl:2", True, ("x",)),
+        ("t.jsonl:3", True, None),
+        ("gone.png", False, ("x",)),
     ]
+
+
+def outcomes(name: Path) -> list[str | tuple[str, ...]]:
+    """Captions of every sample whose image can be read, or why it cannot be used."""
+    found: list[str | tuple[str, ...]] = []
+    for sample in in_order(open_source(str(name))):
+        try:
+            sample.image_bytes()
+            found.append(sample.captions())
+        except Unusable as reason:
+            found.append(str(reason))
+    return found
+
+
+def test_cells_that_are_no_text(tmp_path: Path) -> None:
+    """The cells themselves are in test_cells.py; here every form passes through them."""
+    names, data = pictures(tmp_path), [data for data, _ in PAIRS]
+    cells = [None, float("nan"), ["one", None], {"raw": "two"}, 3, "None"]
+    expected = ["no caption", "no caption", ("one",), ("two",), "caption is not text", "no caption"]
+    table = [{"image": name, "caption": cell} for name, cell in zip(names, cells, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    assert outcomes(tmp_path / "t.jsonl") == outcomes(tmp_path / "t.json") == expected
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "caption"])
+        writer.writeheader()
+        writer.writerows(table)  # as pandas does: str() of what is no text
+    assert outcomes(tmp_path / "t.csv") == [*expected[:4], ("3",), "no caption"]
+    captions: list[tuple[Any, list[Any]]] = [
+        ([b"one"] * 6, [("one",)] * 6),
+        ([{"raw": "one", "tokens": ["one"]}] * 6, [("one",)] * 6),
+        ([["one", None, "two"]] * 6, [("one", "two")] * 6),
+        ([1, 2, 3, 4, 5, None], ["caption is not text"] * 5 + ["no caption"]),
+    ]
+    for number, (texts, found) in enumerate(captions):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": data, "caption": pa.array(texts)}), path)
+        assert outcomes(path) == found
+
+
+def test_images_of_every_kind_are_found_beside_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, data = pictures(tmp_path / "d"), [data for data, _ in PAIRS]
+    texts = [text for _, text in PAIRS]
+    whole = [(text,) for text in texts]
+    images = {
+        "dictionary": pa.array(names).dictionary_encode(),
+        "large": pa.array(names, pa.large_string()),
+        "binary": pa.array([name.encode() for name in names]),
+        "paths": pa.array([{"bytes": None, "path": name} for name in names], HF_IMAGE),
+        "mixed": pa.array([{"bytes": data[0], "path": None}, *({"path": n} for n in names[1:])], HF_IMAGE),
+        "lists": pa.array([[name] for name in names]),
+        "windows": pa.array([name.replace("/", "\\") for name in names]),
+    }
+    # From another folder, in which the names mean nothing.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name, column in images.items():
+        pq.write_table(pa.table({"caption": texts, "image": column}), tmp_path / "d" / f"{name}.parquet")
+        assert outcomes(Path("../d") / f"{name}.parquet") == whole, name
+    pq.write_table(pa.table({"caption": texts, "image": [names] * 6}), tmp_path / "d" / "t.parquet")
+    assert outcomes(tmp_path / "d" / "t.parquet") == ["several images in one row"] * 6
+    (tmp_path / "d" / "t.jsonl").write_text(json.dumps({"image": names, "caption": "x"}))
+    assert outcomes(tmp_path / "d" / "t.jsonl") == ["several images in one row"]
+
+
+def test_parquets_of_paths_in_several_folders(tmp_path: Path) -> None:
+    for part, (image, caption) in enumerate([("image", "caption"), ("path", "text")]):
+        table = rows(pictures(tmp_path / str(part)), image, caption)
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / str(part) / "t.parquet")
+    source = open_source(f"{tmp_path}/*/t.parquet")
+    assert content(source) == 2 * [(data, (text,)) for data, text in PAIRS]
+
+
+def test_json_lines_are_not_judged_by_the_first(tmp_path: Path) -> None:
+    names = pictures(tmp_path)
+    lines = [
+        {"id": 3},
+        {"image": names[0], "title": "page"},
+        {"image": names[1], "title": "x", "caption": "c"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert outcomes(tmp_path / "t.jsonl") == ["no image", "no caption", ("c",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "image,caption\nimg/0.png,a dog, running\n", r"t\.csv, line 2: 3 fields where the header has 2; put"),
+        ("t.csv", "img/0.png,a dog\nimg/1.png,two\n", r"t\.csv has no header: its first row is img/0\.png, a dog"),
+        ("t.csv", "img/0.png;a dog\nimg/1.png;two\n", r"has no header"),
+        ("t.tsv", "img/0.png\ta dog\n", r"has no header"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_their_header(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """More of them in test_rows.py."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +237,7 @@ def test_rows_that_lack_something_are_dirt(tmp_path: Path) -> None:
     [
         ("t.csv", b"image,caption\n", "holds no pairs"),
         ("t.jsonl", b'{"image": "a.png"', "is damaged"),
-        ("t.json", b'{"image": "a.png"}', "must hold a list of objects"),
+        ("t.json", b'{"image": "a.png"}', "has no caption column"),
         ("t.jsonl", b'["a.png", "text"]\n', "must hold objects"),
         ("t.csv", b"image,caption\na.png,\xfc\n", "is not UTF-8"),
         ("t.parquet", b"PAR1 no", "is not a readable Parquet file"),
@@ -229,6 +332,15 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     assert content(open_source(str(tmp_path / "plain"))) == whole
     assert content(open_source(f"hf:{tmp_path / 'splits'}")) == whole
     assert content(open_source(f"hf:{tmp_path / 'splits'}@val")) == whole[:2]
+    several = datasets.Dataset.from_list(
+        [{"image": [{"bytes": d, "path": None}], "text": t} for d, t in PAIRS]
+    )
+    several = several.cast_column("image", datasets.Sequence(datasets.Image()))
+    several.save_to_disk(tmp_path / "lists")
+    assert content(open_source(str(tmp_path / "lists"))) == whole
+    names = pictures(tmp_path / "paths")
+    datasets.Dataset.from_list(rows(names)).save_to_disk(tmp_path / "paths")
+    assert content(open_source(str(tmp_path / "paths"))) == whole
     with pytest.raises(ValueError, match=r"has no split 'vla'; did you mean 'val'\?"):
         open_source(f"hf:{tmp_path / 'splits'}@vla")
 

@@ -75,8 +75,13 @@ def read_manifest(folder: Path | str) -> Manifest | None:
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("shards"), list):
         return None
     del tree["format"]
-    tree["shards"] = [ShardFacts(**shard) for shard in tree["shards"]]
-    return Manifest(**tree)
+    try:
+        tree["shards"] = [ShardFacts(**shard) for shard in tree["shards"]]
+        return Manifest(**tree)
+    except TypeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and the shards are counted instead"
+        ) from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:

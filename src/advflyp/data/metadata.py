@@ -1,6 +1,7 @@
 """Image–text metadata as public sets publish it: names of columns, what they hold, which rows a filter takes."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from advflyp.config import suggest
+from advflyp.data.cells import MISSING
 
 # Its functions are made at import; a type checker sees none of them.
 pc: Any = pyarrow.compute
@@ -130,10 +132,19 @@ class Layout(NamedTuple):
 def read_layout(schema: pa.Schema, file: str, filters: Filters, given: Mapping[str, str] | None) -> Layout:
     """ValueError where a column that is needed is not found among those of text and numbers."""
     types: dict[str, pa.DataType] = {}
+    others: dict[str, pa.DataType] = {}
     for name, kind in zip(schema.names, schema.types, strict=True):
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not pa.types.is_nested(kind) and not pa.types.is_temporal(kind):
-            types[name] = kind
+        is_plain = not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
+        (types if is_plain else others)[name] = kind
+    for ours in {*NEEDED, *(given or {})} & KNOWN.keys():
+        called = [given[ours]] if given and ours in given else KNOWN[ours]
+        strange = next((name for name in others if name in called or name.lower() in called), None)
+        if strange is not None and not any(name.lower() in called or name in called for name in types):
+            raise ValueError(
+                f"{file}: the column '{strange}' holds {others[strange]}, neither text nor numbers; name another one "
+                f"with --columns {ours} NAME"
+            )
     names = find_columns(list(types), file, filters, given)
     return Layout(names, {ours: types[theirs] for ours, theirs in names.items()})
 
@@ -156,7 +167,11 @@ def common_schema(layouts: Sequence[Layout]) -> pa.Schema:
 def conditions(rows: Mapping[str, Any], f: Filters) -> Iterator[tuple[str, Any]]:
     """Why rows would be left out, and which rows (n,) are not."""
     yield "no web address", pc.match_substring_regex(rows["url"], f"^(?i:https?)://[^{SPACE}/]")
-    yield "no caption", pc.match_substring_regex(rows["caption"], f"[^{SPACE}]")
+    missing = "|".join(sorted(map(re.escape, MISSING)))
+    yield (
+        "no caption",
+        pc.invert(pc.match_substring_regex(rows["caption"], f"^[{SPACE}]*({missing})[{SPACE}]*$")),
+    )
     if f.min_similarity is not None:
         yield "similarity", pc.greater_equal(rows["similarity"], f.min_similarity)
     if f.min_side is not None or f.max_aspect is not None:

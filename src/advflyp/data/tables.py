@@ -1,14 +1,10 @@
 """Pairs listed in a table: CSV, TSV, JSON lines, a JSON list, Parquet, or a Hugging Face dataset.
 
-A table names picture files, relative to itself, or holds their bytes. Rows of the same file are captions of the same
-picture.
+A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,13 @@ import pyarrow.parquet as pq
 
 from advflyp.config import suggest
 from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.cells import CAPTION_NAMES, captions_in, image_in
+from advflyp.data.dirt import Unusable
+from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
+from advflyp.data.rows import find_column, read_text_table
 from advflyp.data.samples import Sample, Sharded
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
 IMAGE_NAMES = (
     "image",
@@ -35,87 +35,79 @@ IMAGE_NAMES = (
     "filename",
 )
 IMAGE_NAMES += ("file_name", "file", "image_bytes", "bytes")
-CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold pictures and captions; None looks for a known name."""
+    """Which columns hold images and captions; None looks for a known name."""
 
     image: str | None = None
     caption: str | None = None
 
-    def find(self, names: Iterable[str], table: str) -> tuple[str, str]:
+    def find(self, names: Sequence[str], table: str) -> tuple[str, str]:
         """Their names in a table; ValueError where they are not found."""
-        names = list(names)
-        return (
-            _column(self.image, IMAGE_NAMES, names, table, "image"),
-            _column(self.caption, CAPTION_NAMES, names, table, "caption"),
+        kinds = (("image", self.image, IMAGE_NAMES), ("caption", self.caption, CAPTION_NAMES))
+        image, caption = (
+            find_column(given, known, names, table, what=kind, option=f"data.{kind}_column (--{kind}-column)")
+            for kind, given, known in kinds
         )
-
-
-def _column(given: str | None, known: tuple[str, ...], names: list[str], table: str, kind: str) -> str:
-    if given is not None:
-        if given not in names:
-            raise ValueError(f"{table} has no column '{given}'{suggest(given, names)}")
-        return given
-    lower = {name.lower(): name for name in reversed(names)}
-    found = next((lower[name] for name in known if name in lower), None)
-    if found is None:
-        raise ValueError(
-            f"{table} has no column of {kind}s by a known name; name one of {', '.join(names)} with "
-            f"data.{kind}_column"
-        )
-    return found
+        return image, caption
 
 
 @dataclass
 class Listed:
-    """Pairs of a table that names picture files: pictures and their captions, in memory.
+    """Pairs of a table that names image files: an image and its captions each, in memory."""
 
-    where: folder or address that relative names start from
-    """
-
-    where: str
-    rows: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    samples: list[Sample]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def sample(self, number: int) -> Sample:
-        name, captions = self.rows[number]
-        if not name:
-            return Sample(f"row without a picture: {' '.join(captions)[:60]}", None, captions)
-        if is_remote(name) or Path(name).is_absolute() or not self.where:
-            return Sample(name, name, captions)
-        joined = f"{self.where}/{name}" if is_remote(self.where) else str(Path(self.where) / name)
-        return Sample(name, joined, captions)
+        return self.samples[number]
 
 
-def listed(rows: Iterable[Mapping[str, Any]], table: str, columns: Columns) -> Listed:
-    """The rows of a table of picture files; ValueError where it has none or not the columns."""
-    captions: dict[str, list[str]] = {}
-    lacking: list[tuple[str, tuple[str, ...]]] = []
-    names: tuple[str, str] | None = None
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise ValueError(f"{table} must hold objects with a picture and a caption, not {str(row)[:60]!r}")
-        names = names or columns.find(row, table)
-        image, caption = row.get(names[0]), row.get(names[1])
-        if not image:
-            lacking.append(("", tuple(_captions(caption))))
-            continue
-        captions.setdefault(str(image), []).extend(_captions(caption))
-    if not captions and not lacking:
+def listed(rows: Iterable[tuple[str, int, Any, Any]]) -> Listed:
+    """Rows (table, number, image, caption) as pairs, in the order of their first rows; ValueError where there are none.
+
+    table: its address, where relative names start from
+    """
+    found: dict[str, Sample] = {}
+    table = "the table"
+    for table, number, image, caption in rows:
+        sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
+        address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
+        if (earlier := found.get(address)) is not None:
+            sample = replace(earlier, caption=(*_texts(earlier), *_texts(sample)) or None)
+        found[address] = sample
+    if not found:
         raise ValueError(f"{table} holds no pairs")
-    where = table.rpartition("/")[0] if is_remote(table) else str(Path(table).parent)
-    return Listed(where, [*((image, tuple(texts)) for image, texts in captions.items()), *lacking])
+    return Listed(list(found.values()))
 
 
-def _captions(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(text) for text in value] if isinstance(value, list | tuple) else [str(value)]
+def _texts(sample: Sample) -> tuple[str, ...]:
+    return sample.caption if isinstance(sample.caption, tuple) else ()
+
+
+def to_sample(row: str, image: Any, caption: Any, table: str) -> Sample:
+    """The cells of a row as a sample; it is called as its image file is, if it has one, else `row`."""
+    try:
+        found, captions = image_in(image), tuple(captions_in(caption)) or None
+    except Unusable as reason:
+        return Sample(row, problem=str(reason))
+    if isinstance(found, str):
+        return Sample(found, beside(table, found), captions)
+    return Sample(row, found, captions)
+
+
+def beside(table: str, name: str) -> str:
+    """The file that a table calls `name`; a relative name starts from the table's folder."""
+    if is_remote(name):
+        return name
+    name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
+    if Path(name).is_absolute():
+        return name
+    return f"{table.rpartition('/')[0]}/{name}" if is_remote(table) else str(Path(table).parent / name)
 
 
 def open_table(address: str, columns: Columns) -> Listed | Sharded:
@@ -123,52 +115,46 @@ def open_table(address: str, columns: Columns) -> Listed | Sharded:
     if address.lower().endswith(".parquet"):
         return open_parquet([address], columns)
     with open_binary(address) as file:
-        try:
-            text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-            return listed(_rows(address, text), address, columns)
-        except UnicodeDecodeError:
-            raise ValueError(f"{address} is not UTF-8; save it as UTF-8") from None
-        except (json.JSONDecodeError, csv.Error) as error:
-            raise ValueError(f"{address} is damaged: {error}") from None
-
-
-def _rows(address: str, text: io.TextIOWrapper) -> Iterator[Any]:
-    suffix = address.lower().rpartition(".")[2]
-    if suffix == "json":
-        rows = json.load(text)
-        if not isinstance(rows, list):
-            raise ValueError(f"{address} must hold a list of objects with a picture and a caption")
-        yield from rows
-    elif suffix in ("jsonl", "ndjson"):
-        yield from (json.loads(line) for line in text if line.strip())
-    else:
-        yield from csv.DictReader(text, delimiter="\t" if suffix == "tsv" else ",")
+        table = read_text_table(address, file)
+    image, caption = columns.find(table.names, address)
+    return listed((address, number, cells.get(image), cells.get(caption)) for number, cells in table.rows())
 
 
 def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
-    """Parquet files of pictures' bytes, read by row groups, or of their paths; all of one kind."""
+    """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind."""
     shards: list[RowGroup] = []
-    rows: list[Mapping[str, Any]] = []
+    of_paths: list[tuple[str, str, str]] = []
     for address in addresses:
         with open_binary(address) as stream, _parquet(address, stream) as file:
             image, caption = columns.find(file.schema_arrow.names, address)
-            if pa.types.is_string(kind := file.schema_arrow.field(image).type) or pa.types.is_large_string(
-                kind
-            ):
-                rows += file.read([image, caption]).to_pylist()
+            if _is_text(file.schema_arrow.field(image).type):
+                of_paths.append((address, image, caption))
                 continue
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 shards.append(RowGroup(address, group, image, caption, count))
-    if rows and shards:
+    if of_paths and shards:
         raise ValueError(
             f"{addresses[0]} and the others hold both paths and bytes; train on one kind at a time"
         )
-    if rows:
-        return listed(rows, addresses[0], Columns(*columns.find(rows[0], addresses[0])))
-    if not shards:
+    if of_paths:
+        return listed(row for table in of_paths for row in _path_rows(*table))
+    if not sum(shard.count for shard in shards):
         raise ValueError(f"{addresses[0]} holds no pairs")
     return Sharded(shards, sum(shard.count for shard in shards))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _path_rows(address: str, image: str, caption: str) -> Iterator[tuple[str, int, Any, Any]]:
+    with open_binary(address) as stream, _parquet(address, stream) as file:
+        table = file.read([image, caption])
+    cells = (table.column(name).to_pylist() for name in (image, caption))
+    for number, (path, text) in enumerate(zip(*cells, strict=True), 1):
+        yield address, number, path, text
 
 
 def _parquet(address: str, stream: Any) -> pq.ParquetFile:
@@ -180,7 +166,7 @@ def _parquet(address: str, stream: Any) -> pq.ParquetFile:
 
 @dataclass
 class RowGroup:
-    """A row group of pictures' bytes, a `Shard`; offsets are rows."""
+    """A row group of images' bytes, a `Shard`; offsets are rows."""
 
     address: str
     group: int
@@ -197,18 +183,14 @@ class RowGroup:
             row = 0
             for batch in file.iter_batches(64, [self.group], [self.image, self.caption]):
                 if row + len(batch) > offset:
-                    for image, caption in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    cells = (batch.column(name).to_pylist() for name in (self.image, self.caption))
+                    for image, caption in zip(*cells, strict=True):
                         row += 1
                         if row > offset:
-                            yield self._sample(row - 1, image, caption), row
+                            name = f"{self.name}:{row - 1}"
+                            yield replace(to_sample(name, image, caption, self.address), key=name), row
                 else:
                     row += len(batch)
-
-    def _sample(self, row: int, image: Any, caption: Any) -> Sample:
-        # {"bytes": …, "path": …} is how Hugging Face stores pictures.
-        if isinstance(image, dict):
-            image = image.get("bytes")
-        return Sample(f"{self.name}:{row}", image or None, tuple(_captions(caption)) or None)
 
 
 class HubPairs:
@@ -234,19 +216,17 @@ class HubPairs:
                 raise ValueError(f"{place} has no split '{split}'{suggest(split, map(str, found))}")
             found = found[split]
         self.image, self.caption = columns.find(found.column_names, name)
-        if isinstance(found.features[self.image], datasets.Image):
-            found = found.cast_column(self.image, datasets.Image(decode=False))
-        self.data = found.select_columns([self.image, self.caption])
+        # As they are stored: nothing is decoded, in lists neither.
+        self.data: Any = found.select_columns([self.image, self.caption]).with_format("arrow")
+        self.table = f"{place}/{self.image}" if Path(place).is_dir() else ""
 
     def __len__(self) -> int:
         return len(self.data)
 
     def sample(self, number: int) -> Sample:
-        row = self.data[number]
-        image = row[self.image]
-        if isinstance(image, dict):
-            image = image.get("bytes") or image.get("path")
-        return Sample(f"{self.name}:{number}", image or None, tuple(_captions(row[self.caption])) or None)
+        row = self.data[number].to_pylist()[0]
+        name = f"{self.name}:{number}"
+        return replace(to_sample(name, row[self.image], row[self.caption], self.table), key=name)
 
 
 def is_saved_dataset(folder: Path) -> bool:

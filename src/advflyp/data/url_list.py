@@ -1,4 +1,4 @@
-"""A list of picture addresses and captions: Parquet, CSV, TSV or JSON lines, in the order to try them in."""
+"""A list of image addresses and captions: Parquet, CSV, TSV or JSON, in the order to try them in."""
 
 import hashlib
 import json
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from advflyp.config import suggest
+from advflyp.data.cells import address_in, captions_in
+from advflyp.data.dirt import Unusable
+from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
+from advflyp.data.rows import TextTable, find_column, read_text_table
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 URL_NAMES = ("url", "image_url", "img_url", "link")
 CAPTION_NAMES = ("caption", "text", "top_caption", "alt_text", "title")
 
@@ -52,6 +53,7 @@ class UrlList:
         """Write rows [start, stop) to a Parquet file with columns url and caption, white space tidied.
 
         extra: further columns to keep
+        Of several captions each has a line, as in shards.
         Returns how many rows it has, and {reason: rows} of those that cannot become a pair.
         """
         bad: Counter[str] = Counter()
@@ -59,18 +61,22 @@ class UrlList:
         draft = target.with_suffix(".partial")
         writer: pq.ParquetWriter | None = None
         for table in self._read(start, stop, [self.url, self.caption, *extra]):
-            urls = [_tidy(value) for value in table.column(self.url).to_pylist()]
-            captions = [_tidy(value) for value in table.column(self.caption).to_pylist()]
-            good = [number for number in range(len(urls)) if urls[number] and captions[number]]
-            bad["no address"] += sum(not url for url in urls)
-            bad["empty caption"] += sum(
-                bool(url and not text) for url, text in zip(urls, captions, strict=True)
-            )
+            urls, captions, good = [], [], []
+            cells = (table.column(name).to_pylist() for name in (self.url, self.caption))
+            for number, (url, caption) in enumerate(zip(*cells, strict=True)):
+                try:
+                    address, text = _usable(url, caption)
+                except Unusable as reason:
+                    bad[str(reason)] += 1
+                    continue
+                urls.append(address)
+                captions.append(text)
+                good.append(number)
             count += len(good)
             # Plain strings: the Arrow of another environment may not know newer ways to store them.
             columns: dict[str, Any] = {
-                "url": pa.array([urls[number] for number in good], pa.string()),
-                "caption": pa.array([captions[number] for number in good], pa.string()),
+                "url": pa.array(urls, pa.string()),
+                "caption": pa.array(captions, pa.string()),
                 **{name: table.column(name).take(pa.array(good, pa.int64())) for name in extra},
             }
             part = pa.table(columns)
@@ -79,7 +85,7 @@ class UrlList:
         assert writer is not None, "an empty slice"
         writer.close()
         draft.replace(target)
-        return count, {reason: n for reason, n in bad.items() if n}
+        return count, dict(bad)
 
     def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
         if self._table is not None:
@@ -114,22 +120,37 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
                 names, rows = file.schema_arrow.names, file.metadata.num_rows
                 metadata = _metadata(file.schema_arrow.metadata)
         else:
-            table = _table(path, suffix)
-            names, rows = table.column_names, table.num_rows
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+            with open(path, "rb") as file:
+                text = read_text_table(str(path), file)
+            table = _arrow(text)
+            names, rows = text.names, table.num_rows
+    except pa.ArrowException as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    url = _column(url_column, URL_NAMES, names, path, "url")
-    caption = _column(caption_column, CAPTION_NAMES, names, path, "caption")
+    url = find_column(url_column, URL_NAMES, names, str(path), what="url", option="--url-column")
+    caption = find_column(
+        caption_column, CAPTION_NAMES, names, str(path), what="caption", option="--caption-column"
+    )
     if not rows:
         raise ValueError(f"{path} has no rows")
     return UrlList(path, url, caption, names, rows, metadata, table)
 
 
-def _table(path: Path, suffix: str) -> pa.Table:
-    if suffix == ".jsonl":
-        return pa_json.read_json(path)
-    options = pa_csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-    return pa_csv.read_csv(path, parse_options=options)
+def _arrow(text: TextTable) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in text.names}
+    for _, cells in text.rows():
+        for name, column in columns.items():
+            column.append(cells.get(name))
+    return pa.table({name: _array(values) for name, values in columns.items()})
+
+
+def _array(values: list[Any]) -> Any:
+    """Values of one type as they are; of several, as JSON can have them, text and the notation of everything else."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
+        texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
+        # JSON can hold halves of a character, which nothing can write.
+        return pa.array([text and text.encode("utf-8", "replace").decode() for text in texts], pa.string())
 
 
 def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
@@ -147,19 +168,12 @@ def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
     return kept
 
 
-def _column(given: str | None, known: tuple[str, ...], names: list[str], path: Path, kind: str) -> str:
-    if given is not None:
-        if given not in names:
-            raise ValueError(f"{path} has no column '{given}'{suggest(given, names)}")
-        return given
-    lower = {name.lower(): name for name in reversed(names)}
-    found = next((lower[name] for name in known if name in lower), None)
-    if found is None:
-        raise ValueError(
-            f"{path} has no column '{kind}'; name one of {', '.join(names)} with --{kind}-column"
-        )
-    return found
-
-
-def _tidy(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
+def _usable(url: Any, caption: Any) -> tuple[str, str]:
+    """Address and captions of a row, or `Unusable`."""
+    address = address_in(url)
+    if address is None:
+        raise Unusable("no address")
+    captions = [text for one in captions_in(caption) if (text := " ".join(one.split()))]
+    if not captions:
+        raise Unusable("empty caption")
+    return address, "\n".join(captions)
