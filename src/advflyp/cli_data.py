@@ -240,6 +240,8 @@ class Check:
         print(f"{found.usable:,} of {found.seen:,} pairs can be used ({share:.1f} %)")
         if self.out is not None:
             print(f"look at {write_page(self.out, check_page(found))}")
+        if not found.usable:
+            raise ValueError(f"no pair of {self.pairs} can be used: {found.dirt.describe()}")
 
 
 @dataclass

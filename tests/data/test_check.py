@@ -129,10 +129,14 @@ def test_the_command(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "21 of 27 pairs can be used (77.8 %)" in out and "caption is not UTF-8" in out
     assert (tmp_path / "out" / "index.html").is_file()
+    useless = tmp_path / "t.csv"
+    useless.write_text("image,caption\ngone/0.png,one\ngone/1.png,two\n")
     for arguments, message in (
         ([str(tmp_path / "gone")], "there are no pairs at"),
+        ([str(useless), "--out", str(tmp_path / "page")], f"no pair of {useless} can be used: 2 image file"),
         ([str(dirty), "--out", str(dirty)], "is a file; name a folder with --out"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["data", "check", *arguments])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert (tmp_path / "page" / "index.html").is_file(), "what is wrong can be looked at all the same"

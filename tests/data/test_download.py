@@ -337,7 +337,8 @@ OTHER_LISTS = [
     ("t.csv", "url,caption\nnan,one\ngood2,None\ngood3,true\n", [("good3", "true")]),
     ("t.jsonl", '{"x": 1}\n{"url": "good1", "caption": ["one", null, "two"]}\n{"url": "good2", "caption": "\\ud800"}',
      [("good1", "one\ntwo"), ("good2", "?")]),
-    ("t.json", '[{"url": ["good1"], "caption": {"raw": "one"}}, {"url": "good2", "caption": null}]', [("good1", "one")]),
+    ("t.json", '[{"url": ["good1"], "caption": {"raw": "one"}}, {"url": "good2", "caption": null}]',
+     [("good1", "one")]),
 ]  # fmt: skip
 
 

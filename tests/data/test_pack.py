@@ -76,6 +76,11 @@ def test_manifests_that_are_not_ours(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) is None
     (tmp_path / FILE).write_text(json.dumps({"pairs": 3}))
     assert read_manifest(tmp_path) is None
-    (tmp_path / FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        read_manifest(tmp_path)
+    for text in (
+        "{",
+        '{"format": 1, "pairs": 3, "shards": [{"file": "a"}]}',
+        '{"format": 1, "pairs": 3, "shards": [3]}',
+    ):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            read_manifest(tmp_path)

@@ -305,6 +305,24 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(
     assert train(recipe, out=tmp_path / "new", resume=True).steps == 8, "a script may always say --resume"
 
 
+def test_a_run_without_usable_data_leaves_nothing_in_the_way(recipe: Path, tmp_path: Path) -> None:
+    """Mended, the same command trains."""
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "image,caption\n" + "".join(f"img/{number:04d}.png,text {number}\n" for number in range(16))
+    )
+    overrides = {"data.train": str(table), "data.limit": None, "data.batch_size": 8, "train.max_steps": 1}
+    with pytest.raises(
+        ValueError, match=r"16 of 16 samples of .*t\.csv cannot be used, .*image file cannot be read"
+    ):
+        train(recipe, overrides, out=tmp_path / "run")
+    write_folder(tmp_path / "img", 16)
+    assert train(recipe, overrides, out=tmp_path / "run").steps == 1
+    assert [step_of(path) for path in checkpoints(tmp_path / "run/checkpoints")] == [0, 1]
+    with pytest.raises(ValueError, match="holds another run"):
+        train(recipe, overrides, out=tmp_path / "run")
+
+
 def test_no_permission(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere but into the kernel's own tree.
     with pytest.raises(ValueError, match="cannot write to /proc/advflyp|no permission to write to /proc"):

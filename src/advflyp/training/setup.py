@@ -15,7 +15,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.runlog import METRICS_FILE
-from advflyp.training.checkpoint import checkpoints
+from advflyp.training.checkpoint import checkpoints, step_of
 from advflyp.training.ending import LOCK_FILE
 from advflyp.training.recipe import Recipe, TrainConfig
 
@@ -28,7 +28,8 @@ def check_folder(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the run")
     saved = checkpoints(out / CHECKPOINTS)
-    if not resume and (saved or (out / BEST).exists()):
+    # A run that ended before its first step, for want of data or memory, has nothing to lose: it may begin again.
+    if not resume and (any(map(step_of, saved)) or (out / BEST).exists()):
         raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
     # What a run leaves that died before its first checkpoint may be overwritten.
     ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
