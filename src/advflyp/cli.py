@@ -220,9 +220,9 @@ class Retrieval:
     precision: str = "auto"
     """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Attacked images
     are always embedded in fp32."""
-    image_column: str | None = None
+    image_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table: column of images, if not detected."""
-    caption_column: str | None = None
+    caption_column: Annotated[str | None, Arg("COLUMN")] = None
     """Of a table: column of captions, if not detected."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""

@@ -236,6 +236,8 @@ def test_rows_that_do_not_fit_their_header(tmp_path: Path, name: str, text: str,
     ("name", "data", "message"),
     [
         ("t.csv", b"image,caption\n", "holds no pairs"),
+        ("t.csv", b"\n", "t.csv is empty"),
+        ("t.json", b"[]", "t.json is empty"),
         ("t.jsonl", b'{"image": "a.png"', "is damaged"),
         ("t.json", b'{"image": "a.png"}', "has no caption column"),
         ("t.jsonl", b'["a.png", "text"]\n', "must hold objects"),

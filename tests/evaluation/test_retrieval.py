@@ -288,6 +288,13 @@ def test_the_command(
     for part in ("PGD-2", "4/255", "R@10", "12 pictures, 24 captions, drawn from 24"):
         assert part in printed
     assert len(read_retrieval(out)) == 2
+    table = tmp_path / "t.tsv"
+    texts = [path.read_text().splitlines() for path in sorted(folder.glob("*.txt"))]
+    lines = [f"pairs/{row:03d}.png\t{text}" for row, those in enumerate(texts) for text in those]
+    table.write_text("\n".join(["where\twhat", *lines]))
+    columns = ["--image-column", "where", "--caption-column", "what"]
+    main(["retrieval", str(tiny_folder), str(table), *arguments[:5], *columns])
+    assert "24 pictures, 48 captions" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit, match="2"):
         main(["retrieval", str(tiny_folder), str(folder), "--eps", "much"])
     assert capsys.readouterr().err.startswith("advflyp: --eps must be a number or a fraction")

@@ -132,8 +132,7 @@ def _without_notation(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > MAX_NOTATION:
         return value
     text = value.strip()
-    is_bytes = re.fullmatch(r"b'.*'|b\".*\"", text, re.DOTALL)
-    if not is_bytes and (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
+    if text[:1] + text[-1:] not in ("[]", "{}") and not text.startswith(("b'", 'b"')):
         return value
     if _LIST.fullmatch(text):
         return [found for one in re.findall(_TEXT, text) if (found := _literal(one)) is not None]

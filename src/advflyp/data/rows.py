@@ -50,6 +50,8 @@ def find_column(
     what, option: what is looked for, and how a user names its column
     ValueError where there is none, or two of that name.
     """
+    if not names:
+        raise ValueError(f"{table} is empty")
     lower = {name.lower(): name for name in reversed(names)}
     found = given if given in names else None
     if given is None:

@@ -3,6 +3,7 @@
 A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,9 +106,9 @@ def beside(table: str, name: str) -> str:
     if is_remote(name):
         return name
     name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
-    if Path(name).is_absolute():
-        return name
-    return f"{table.rpartition('/')[0]}/{name}" if is_remote(table) else str(Path(table).parent / name)
+    if is_remote(table):
+        return name if name.startswith("/") else f"{table.rpartition('/')[0]}/{name}"
+    return os.path.join(os.path.dirname(table), name)
 
 
 def open_table(address: str, columns: Columns) -> Listed | Sharded:
