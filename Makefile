@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-processors test-slow lint format types docs build constraints clean distclean
+.PHONY: help install quickstart test test-processors test-slow lint format types docs docs-figures build constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -70,6 +70,10 @@ docs: $(STAMP)  ## the site in build/site
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
+
+# Some five minutes on two cores, most of it the quickstart; the images need Chromium. ARGS="docs/compare.md" is one page.
+docs-figures: $(STAMP)  ## what docs/ and the README show of advflyp's output, made anew
+	$(BIN)/python docs/tools/figures.py $(ARGS)
 
 build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .

@@ -119,8 +119,21 @@ class Browser:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> Path:
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def screenshot(self, path: Path, *, whole: bool = False, of: str = "") -> Path:
+        """of: a selector; from the top of the first element that it finds to the bottom of the last"""
+        part = {}
+        if of:
+            box = self.js(
+                f"(found => {{ const all = [...found].map(e => e.getBoundingClientRect());"
+                " const x = Math.min(...all.map(r => r.left)), y = Math.min(...all.map(r => r.top)) + scrollY;"
+                " return {x, y, width: Math.max(...all.map(r => r.right)) - x,"
+                " height: Math.max(...all.map(r => r.bottom)) + scrollY - y, scale: 1.4}; })"
+                f"(document.querySelectorAll({json.dumps(of)}))"
+            )
+            part = {"clip": box}
+        answer = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=whole or bool(of), **part
+        )
         path.write_bytes(base64.b64decode(answer["data"]))
         return path
 

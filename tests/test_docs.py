@@ -1,10 +1,26 @@
-"""The pages of docs/: links lead somewhere, the site shows all of them, the map of the files is whole."""
+"""The pages of docs/: links lead somewhere, the site shows all of them, the map of the files is whole; commands are
+understood, and what is shown of their output is what they print."""
 
+import json
 import re
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+
+from advflyp import cli, cli_data
+from advflyp.cli import main
+from advflyp.report.grid import sides
+from advflyp.report.measured import Condition, Results
+from advflyp.report.study import read_study
+from advflyp.training.recipe import read_recipe
+
+sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
+from figures import SUMMARY, commands, drift, made_anew, steps, summary, with_summary
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -48,3 +64,160 @@ def test_the_map_of_the_files_is_whole() -> None:
     names -= {"__init__.py", "__about__.py", "__main__.py"}
     missing = sorted(name for name in names if f"{name}`" not in text)
     assert not missing
+
+
+def shown_commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words after "advflyp") of every command that a page shows whole."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        fenced = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
+        for line in re.findall(r"^ {4}advflyp (.+)$", text, re.M) + re.findall(
+            r"^advflyp (.+)$", fenced, re.M
+        ):
+            words = shlex.split(line, comments=True)
+            # "…" stands for what a reader puts there; what `watch` shows begins with the name of a model.
+            if words[0].isalpha() and not any("…" in word for word in words):
+                yield page.name, words
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the command line would run, which is not run."""
+    found: list[object] = []
+    for union in (cli.Command, cli_data.Command):
+        for member in get_args(union):
+            kind = get_args(member)[0]
+            monkeypatch.setattr(kind, "run", lambda command: found.append(command))
+    return found
+
+
+def test_every_command_is_understood(
+    parsed: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its options exist, and a recipe of ours has the keys that it sets."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, code in re.findall(
+        r'```python title="(\w+)\.py"\n(.*?)```', (ROOT / "docs/extend.md").read_text(), re.S
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+    count = 0
+    for page, words in shown_commands():
+        try:
+            main(words)
+            command = parsed[-1]
+            if isinstance(command, cli.Train) and command.recipe.exists():
+                read_recipe(command.recipe, command.overrides)
+        except (SystemExit, ValueError) as error:
+            pytest.fail(f"{page}: advflyp {shlex.join(words)}: {error}")
+        count += 1
+    assert count == len(parsed) > 60
+
+
+OUTPUTS = [page for page in PAGES if any(step.kind == "output" for step in steps(page.read_text()))]
+
+
+def test_every_output_has_commands() -> None:
+    assert {page.name for page in OUTPUTS} >= {"compare.md", "retrieval.md"}
+    for page in OUTPUTS:
+        kinds = [step.kind for step in steps(page.read_text())]
+        assert kinds[0] in ("shell", "python") and "shell" in kinds[: kinds.index("output")], page.name
+
+
+def test_a_documented_comparison_is_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's commands, on one of its sets without an attack."""
+    monkeypatch.chdir(tmp_path)
+    shell, output = steps((ROOT / "docs/compare.md").read_text())
+    sets = ["mini/food", "mini/fashion", "mini/flags"]
+    for words in commands(shell.text):
+        capsys.readouterr()
+        main([word for word in words if word not in (*sets[1:], "pgd10")])
+    text = capsys.readouterr().out
+    clean = output.text.partition("\nPGD-10")[0].splitlines()
+    wanted = "\n".join(line for line in clean if not re.match("mini/f[al]|mean of", line))
+    assert wanted.count("mini/food") == 1 and drift(wanted, text) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OUTPUTS, ids=lambda page: page.name)
+def test_documented_output_is_what_is_printed(page: Path) -> None:
+    assert drift(page.read_text(), made_anew(page.read_text())) == []
+
+
+def test_drift_is_what_lies_outside_the_intervals() -> None:
+    page = (ROOT / "docs/compare.md").read_text()
+    text = steps(page)[-1].text
+    assert drift(text, text) == []
+    food = next(line for line in text.splitlines() if line.startswith("mini/food"))
+    a, _, change = food.split()[2:5]
+    inside = food.replace(a, f"{float(a) - 1:.1f}", 1)
+    assert drift(text, text.replace(food, inside)) == []
+    outside = food.replace(f" {a} ", f" {float(a) - 30:.1f} ", 1)
+    assert any("clean mini/food" in sentence for sentence in drift(text, text.replace(food, outside)))
+    turned = food.replace(f" {change} ", " +30.1 ", 1)
+    assert len(drift(text, text.replace(food, turned))) == 1
+    assert drift(text, text.replace(food + "\n", "")) == ["there is no row 'clean mini/food' any more"]
+    stale = text.replace("mini/food ", "mini/foods")
+    assert len(drift(text, stale)) == 2
+    recall = next(
+        step for step in steps((ROOT / "docs/retrieval.md").read_text()) if step.kind == "output"
+    ).text
+    assert drift(recall, recall) == []
+    first = re.search(r"clean +(\d+\.\d)", recall)
+    assert first is not None
+    assert len(drift(recall, recall.replace(first[1], f"{float(first[1]) - 12:.1f}", 1))) == 1
+
+
+def test_the_quickstart_is_that_of_the_bundled_results() -> None:
+    """What was measured before training comes with the weights; what training makes of it is in the image's page."""
+    readme = (ROOT / "README.md").read_text()
+    match = SUMMARY.search(readme)
+    assert match is not None
+    shown = re.findall(r"\d+\.\d", match[0])
+    measured = ROOT / "src/advflyp/model/weights/mini/measured/results.jsonl"
+    assert shown[::2] == summary(measured, models=("mini",))
+    assert with_summary(readme, shown) == readme
+    assert "from 1.5 %" in with_summary(readme, ["1.5", "2.5", "3.5", "4.5"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+def test_means_of_the_reproduction_are_those_of_its_results(page: str) -> None:
+    """Each number of a table whose columns are attacks at an ε."""
+    study = read_study(ROOT / "docs/results/reproduce-mini")
+    results = Results(study.cells, seeds=True)
+    columns = {"clean": Condition("clean", None, 0.0)} | {
+        f"{name.upper()}-10, {grey}/255": next(
+            c for c in results.conditions if c.attack == f"{name}10" and round(255 * c.eps) == grey
+        )
+        for name in ("pgd", "cw")
+        for grey in (1, 2, 4)
+    }
+    sets = {"": results.mean_sets, "all ten sets": results.mean_sets}
+    sets |= {f"{side} ({len(names)} sets)": names for side, names in sides(study.experiments[0].sets).items()}
+    checked = 0
+    for head, body in re.findall(r"^\|(.*)\|\n\|[-:|]+\|\n((?:\|.*\n)+)", (ROOT / page).read_text(), re.M):
+        first, *names = (cell.strip() for cell in head.split("|"))
+        if not names or not set(names) <= set(columns):
+            continue
+        for line in body.splitlines():
+            label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for name, shown in zip(names, cells, strict=True):
+                value = results.mean(label, columns[name], sets[first])
+                assert value is not None, label
+                spread = f" {value.interval}" if value.seeds > 1 else ""
+                assert shown.replace("*", "") == f"{value.number}{spread}", f"{label}, {name}, {first}"
+                checked += 1
+    assert checked >= 35
+
+
+def test_the_accuracies_of_the_bundled_models_are_those_of_their_cards() -> None:
+    text = (ROOT / "docs/mini.md").read_text()
+    for name in ("mini", "mini-vit"):
+        card = json.loads((ROOT / f"src/advflyp/model/weights/{name}/card.json").read_text())
+        accuracies = [value for key, value in card["accuracy"].items() if key != "mini/val"]
+        row = next(
+            line for line in text.splitlines() if line.startswith(f"| `{name}` | ") and "million" not in line
+        )
+        assert len(accuracies) == 10 and row.endswith(f"| {100 * sum(accuracies) / 10:.1f} % |")

@@ -1,6 +1,7 @@
 """The examples of docs/extend.md, run as they stand there; and names that lead nowhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from advflyp.cli import main
 from advflyp.evaluation.results import read_cells
 from advflyp.own import own
 from advflyp.runlog import read_metrics
-from helpers import RECIPE, write_folder
 
-PAGE = Path(__file__).parents[1] / "docs/extend.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/extend.md"
+COMMANDS = [shlex.split(line) for line in re.findall(r"^    advflyp (.+)$", PAGE.read_text(), re.M)]
 BLOCK = re.compile(r'```python title="(\w+)\.py"\n(.*?)```', re.DOTALL)
 MOST_LINES = 40
 
@@ -28,48 +30,50 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, code in found:
         assert code.count("\n") < MOST_LINES
         (tmp_path / f"{name}.py").write_text(code)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_method_trains_and_resumes(examples: Path, tiny_folder: Path) -> None:
-    data = write_folder(examples / "pairs", 64)
-    text = RECIPE.format(model=tiny_folder, data=data).replace(
-        "feature_weight = 1.0\nlogit_weight = 1.0\n", ""
-    )
-    (examples / "recipe.toml").write_text(text)
-    command = [
-        "train",
-        "recipe.toml",
-        "--method.name",
-        "my_method:Anchor",
-        "--method.weight",
-        "3.0",
-        "--out",
-        "run",
-    ]
-    main([*command, "--log.every", "1", "--train.max_steps", "6"])
-    losses = [line["loss/anchor"] for line in read_metrics(Path("run")) if line["kind"] == "train"]
+def command_of(module: str) -> list[str]:
+    """The page's command that names an object of the module, as it stands there."""
+    (command,) = [words for words in COMMANDS if any(word.startswith(f"{module}:") for word in words)]
+    return command
+
+
+def test_the_page_has_a_command_for_each_example() -> None:
+    assert len(COMMANDS) == 3
+
+
+def test_the_method_trains_and_resumes(examples: Path) -> None:
+    """The page's command, smaller: 6 steps of 16 images."""
+    command = command_of("my_method")
+    assert command[0] == "train" and command[-2:] == ["--out", "runs/anchor"]
+    smaller = ["--train.max_steps", "6", "--data.batch_size", "16", "--optim.warmup_steps", "0"]
+    smaller += ["--validate.set", "none", "--log.every", "1", "--train.device", "cpu"]
+    main([*command, *smaller])
+    lines = [line for line in read_metrics(Path("runs/anchor")) if line["kind"] == "train"]
+    losses, gains = [line["loss/anchor"] for line in lines], [line["attack_gain"] for line in lines]
     assert len(losses) == 6 and min(losses) > 0
-    gains = [line["attack_gain"] for line in read_metrics(Path("run")) if line["kind"] == "train"]
     assert min(gains) > 1, "the attack raises the method's own loss"
-    main([*command, "--log.every", "1", "--train.max_steps", "6", "--resume"])
+    main([*command, *smaller, "--resume"])
 
 
 def test_the_set_is_measured(examples: Path) -> None:
-    main(["eval", "mini", "--sets", "my_set:colours", "--attacks", "clean", "pgd2", "--out", "r.jsonl"])
+    main([*command_of("my_set"), "--out", "r.jsonl"])
     clean, attacked = read_cells(Path("r.jsonl"))
     assert clean.set == attacked.set == "my_set:colours" and clean.n == 3
     assert clean.correct >= attacked.correct
 
 
-def test_the_attack_measures_and_stays_in_the_ball(examples: Path, tiny_folder: Path) -> None:
-    sets = ["--sets", "mini/food", "--limit", "40", "--eps", "16/255", "--out", "r.jsonl"]
-    main(["eval", "mini", *sets, "--attacks", "noise", "my_attack:draws"])
-    noise, draws = read_cells(Path("r.jsonl"))
-    assert draws.attack == "my_attack:draws" and draws.correct < noise.correct, (
-        "twenty draws find more than one"
-    )
+def test_the_attack_measures_and_stays_in_the_ball(examples: Path) -> None:
+    command = command_of("my_attack")
+    main([*command, "--limit", "40", "--out", "r.jsonl"])
+    assert [cell.attack for cell in read_cells(Path("r.jsonl"))] == ["clean", "my_attack:draws", "pgd10"]
+    larger = ["--sets", "mini/food", "--limit", "40", "--eps", "16/255", "--out", "l.jsonl"]
+    main(["eval", "mini", *larger, "--attacks", "noise", "my_attack:draws"])
+    noise, draws = read_cells(Path("l.jsonl"))
+    assert draws.correct < noise.correct, "twenty draws find more than one"
     assert len(draws.attack_args["source_sha256"]) == 64
 
     torch.manual_seed(0)

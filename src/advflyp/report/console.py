@@ -196,13 +196,30 @@ class Fitted:
         first = min(widths[0], max(width // 3, width - sum(widths[1:])))
         parts: list[list[int]] = [[0]]
         used = first
-        for column in range(1, len(widths)):
-            if len(parts[-1]) > 1 and used + widths[column] - 2 > width:
+        for group in self._groups(width + 2 - first, widths):
+            size = sum(widths[column] for column in group)
+            if len(parts[-1]) > 1 and used + size - 2 > width:
                 parts.append([0])
                 used = first
-            parts[-1].append(column)
-            used += widths[column]
+            parts[-1] += group
+            used += size
         return parts
+
+    def _groups(self, room: int, widths: Sequence[int]) -> list[list[int]]:
+        """Columns that stay together, as far as there is room: those that share all but the last line of a heading."""
+        groups: list[list[int]] = []
+        for column in range(1, len(widths)):
+            over = self.columns[column].plain.rpartition("\n")[0]
+            if over and groups and self.columns[groups[-1][0]].plain.rpartition("\n")[0] == over:
+                groups[-1].append(column)
+            else:
+                groups.append([column])
+        fits = [sum(widths[column] for column in group) <= room for group in groups]
+        return [
+            part
+            for group, whole in zip(groups, fits, strict=True)
+            for part in ([group] if whole else [[column] for column in group])
+        ]
 
     def _table(self, part: Sequence[int]) -> RichTable:
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)

@@ -1,0 +1,227 @@
+"""Everything in docs/ and the README that advflyp printed or drew, made anew: `make docs-figures`.
+
+A page says in comments, which no reader sees, what is run and where the output belongs:
+
+    <!-- run -->       the commands or the Python program below it are run, in order, in an empty folder of the page's
+    <!-- output -->    the fenced block below it is what the last command printed
+
+    python docs/tools/figures.py [PAGE…]    the named pages (docs/compare.md, README.md, images), by default all
+
+Another machine rounds otherwise, and a model that changes changes its numbers: `drift` says which of them lie outside
+the intervals that are printed. tests/test_docs.py asks it.
+"""
+
+import argparse
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advflyp.evaluation.results import mean_interval, read_cells, wilson
+from advflyp.quickstart import AFTER, BEFORE, EPS
+
+ROOT = Path(__file__).parents[2]
+MARK = re.compile(r"^<!-- (run|output) -->\n+(```(\w*)\n(.*?)^```$|(?: {4}[^\n]*\n|\n)+)", re.M | re.S)
+# The README's sentence on the quickstart.
+SUMMARY = re.compile(
+    r"(rises\s+from\s+)[\d.]+( %\s+to\s+)[\d.]+( %,\s+while\s+the\s+clean\s+accuracy\s+goes\s+from\s+)[\d.]+"
+    r"( %\s+to\s+)[\d.]+( %)"
+)
+NUMBER = r"[+−]?\d+(?:\.\d+)?"
+ESTIMATE = re.compile(rf"({NUMBER})\s+({NUMBER})(?:–| to )({NUMBER})")
+MODELS = BEFORE, AFTER
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block of a page.
+
+    kind:       "shell", "python" or "output"
+    text:       without fence and indentation
+    start, end: of the block in the page
+    """
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+def steps(page: str) -> list[Step]:
+    """What a page's comments ask for, in order."""
+    found = []
+    for match in MARK.finditer(page):
+        what, block, language, fenced = match.groups()
+        text = fenced if fenced is not None else re.sub(r"^ {4}", "", block.strip("\n"), flags=re.M)
+        kind = "output" if what == "output" else "python" if language == "python" else "shell"
+        found.append(Step(kind, text.strip("\n"), match.start(2), match.end(2)))
+    return found
+
+
+def commands(shell: str) -> list[list[str]]:
+    """The commands of a block, in words without "advflyp"; a backslash continues a line."""
+    lines = shell.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.strip()]
+
+
+def made_anew(page: str) -> str:
+    """The page with every output as it is now."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, pieces, end = "", [], 0
+        for step in steps(page):
+            if step.kind == "output":
+                # The first line is a title: what comes before it is progress.
+                title = step.text.splitlines()[0]
+                shown = "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
+                shown = shown[max(0, shown.find(title)) :]
+                shown = re.sub(r"\n+\d+ results in .*$", "", shown)
+                pieces += [page[end : step.start], f"```\n{shown}\n```"]
+                end = step.end
+            elif step.kind == "python":
+                subprocess.run([sys.executable, "-c", step.text], cwd=folder, check=True, env=_environment())
+            else:
+                for words in commands(step.text):
+                    printed = advflyp(words, Path(folder))
+    return "".join([*pieces, page[end:]])
+
+
+def advflyp(words: list[str], folder: Path) -> str:
+    """What a command prints, as on a terminal of 80 columns."""
+    print("  advflyp", shlex.join(words), flush=True)
+    command = [sys.executable, "-m", "advflyp", *words]
+    return subprocess.run(
+        command, cwd=folder, check=True, env=_environment(), stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def drift(documented: str, now: str) -> list[str]:
+    """A sentence for each row of a documented output that the output of now contradicts.
+
+    Of a number with an interval the new value must lie inside the old interval; of one without (a percentage in a row
+    that says how many images it is of) inside Wilson's. Rows are told apart by their words and the heading above them.
+    """
+    new = _rows(now)
+    found = []
+    for key, row in _rows(documented).items():
+        if key not in new:
+            found.append(f"there is no row '{key}' any more")
+            continue
+        estimates, others = _estimates(row), _estimates(new[key])
+        if len(estimates) != len(others):
+            found.append(f"'{key}' has {len(others)} numbers with an interval in place of {len(estimates)}")
+            continue
+        found += [
+            f"'{key}': {value:.1f} where {low:.1f} to {high:.1f} is documented"
+            for (_, low, high), (value, _, _) in zip(estimates, others, strict=True)
+            if not low <= value <= high
+        ]
+    return found
+
+
+def _rows(text: str) -> dict[str, str]:
+    """Heading and first words → the rest, of each line of a table with numbers in it; of one in parts, all of them."""
+    rows: dict[str, str] = {}
+    heading, inside = "", False
+    for line in text.splitlines():
+        if "────" in line:
+            heading, inside = "", True
+        elif inside and (match := re.match(rf"(\S.*?)\s\s+({NUMBER}\s.*)$", line)):
+            key = f"{heading} {match[1]}".strip()
+            rows[key] = f"{rows[key]}  {match[2]}" if key in rows else match[2]
+        elif inside and line.strip():
+            heading = line.strip()
+    return rows
+
+
+def _estimates(row: str) -> list[tuple[float, float, float]]:
+    """(value, low, high) of each number that has an interval or can be given one."""
+    found = []
+    for match in ESTIMATE.finditer(row):
+        value, low, high = map(_number, match.groups())
+        # Intervals are printed in whole percent or with a digit.
+        rounding = 0.05 if "." in match[2] else 0.5
+        found.append((value, low - rounding, high + rounding))
+    bare = re.match(r"(\d+)\s+(\d+\.\d)\s+(\d+\.\d)\s+[+−]?\d", row)
+    if bare:
+        n = int(bare[1])
+        for percent in map(float, bare.groups()[1:]):
+            low, high = wilson(percent / 100 * n, n)
+            found.append((percent, 100 * low, 100 * high))
+    return found
+
+
+def _number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def summary(results: Path, models: Sequence[str] = MODELS) -> list[str]:
+    """The numbers of the README's quickstart, in %: under attack before and after, clean before and after."""
+    cells = read_cells(results)
+    values = []
+    for attack in ("pgd10", "clean"):
+        for model in models:
+            of = [c for c in cells if c.model == model and c.attack == attack]
+            of = [c for c in of if attack == "clean" or math.isclose(c.eps, EPS)]
+            values.append(f"{100 * mean_interval(of)[0]:.1f}")
+    return values
+
+
+def with_summary(readme: str, values: list[str]) -> str:
+    """The README with these numbers."""
+    return SUMMARY.sub(
+        lambda m: "".join(a + b for a, b in zip(m.groups(), [*values, ""], strict=True)), readme, count=1
+    )
+
+
+def draw() -> None:
+    """The images of docs/images but demo.png: the top of the quickstart's page, the reproduction's trade-off."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from advflyp.report.paper import paper_report
+    from browser import Browser
+
+    images = ROOT / "docs/images"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        advflyp(["quickstart", "--out", "quickstart", "--minutes", "60"], folder)
+        readme = ROOT / "README.md"
+        readme.write_text(with_summary(readme.read_text(), summary(folder / "quickstart/results.jsonl")))
+        page = paper_report(ROOT / "docs/results/reproduce-mini", folder / "paper")
+        browser = Browser(folder / "profile")
+        browser.window(1000, 1440)
+        browser.open((folder / "quickstart/report/index.html").as_uri())
+        browser.screenshot(images / "quickstart.png")
+        browser.open(page.as_uri())
+        browser.screenshot(images / "tradeoff.png", of="section:first-of-type figure")
+        browser.close()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="pages, or images; by default all")
+    pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if steps(page.read_text())]
+    parts = parser.parse_args().parts or [*(str(page.relative_to(ROOT)) for page in pages), "images"]
+    for part in parts:
+        print(part, flush=True)
+        if part == "images":
+            draw()
+            continue
+        path = ROOT / part
+        before = path.read_text()
+        path.write_text(made_anew(before))
+        for sentence in drift(before, path.read_text()):
+            print(f"  {sentence}")
+
+
+if __name__ == "__main__":
+    main()
