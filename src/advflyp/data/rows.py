@@ -150,15 +150,17 @@ def _readings(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _best_reading(address: str, text: str, delimiter: str) -> tuple[list[str], str, dict[str, Any]]:
     """The names of the columns, and the text and dialect that leave most rows whole."""
-    best: tuple[int, int] | None = None
+    best: tuple[bool, int, int] | None = None
     found: tuple[list[str], str, dict[str, Any]] = [], text, PLAIN
     for reading, dialect in _readings(text):
         try:
             header, whole, misfits = _tried(reading, delimiter, dialect)
         except csv.Error:
             continue
-        if best is None or (whole, -misfits) > best:
-            best, found = (whole, -misfits), ([name.strip() for name in header], reading, dialect)
+        # Whoever quotes the names quotes the rest.
+        score = '"' not in "".join(header), whole, -misfits
+        if best is None or score > best:
+            best, found = score, ([_unwrapped(name).strip() for name in header], reading, dialect)
     if best is None:
         raise ValueError(f"{address} has a field of more than {csv.field_size_limit():,} characters")
     return found
