@@ -197,7 +197,7 @@ def draw() -> None:
         readme.write_text(with_summary(readme.read_text(), summary(folder / "quickstart/results.jsonl")))
         page = paper_report(ROOT / "docs/results/reproduce-mini", folder / "paper")
         browser = Browser(folder / "profile")
-        browser.window(1000, 1440)
+        browser.window(1000, 1440, touch=True)
         browser.open((folder / "quickstart/report/index.html").as_uri())
         browser.screenshot(images / "quickstart.png")
         browser.open(page.as_uri())
