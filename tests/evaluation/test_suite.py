@@ -17,7 +17,8 @@ from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import weights_sha256
+from advflyp.model.hub import save_model, weights_sha256
+from advflyp.report.console import verdicts
 
 
 def test_cells(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
@@ -202,6 +203,17 @@ def _without(labelled: LabelledSet, place: int):
         return original(preprocess, batch_size, [i for i in wanted if i != place], workers)
 
     return batches
+
+
+@pytest.mark.parametrize(("data", "seen"), [("mini/noise", True), ("mini", False)])
+def test_a_set_that_the_model_was_trained_on(
+    tiny: CLIP, known_sets: LabelledSet, tmp_path: Path, data: str, seen: bool
+) -> None:
+    save_model(tiny, tmp_path / "run", {"trained_on": [data]})
+    (cell,) = evaluate(tmp_path / "run", ["mini"], ["clean"], [], out=tmp_path / "r.jsonl")
+    assert cell.seen is seen and read_cells(tmp_path / "r.jsonl") == [cell]
+    said = [line.partition("clean: ")[2] for line in verdicts([cell])]
+    assert said == ["the model was trained on this data; its accuracy here is not zero-shot"] * seen
 
 
 def test_sanity_is_added_to_a_known_cell(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from advflyp.evaluation.jsonl import append_line, read_lines
 
 OUTCOME = (
-    "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason"
+    "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason",
+    "seen",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ class Cell:
     per_class:  [correct, n] of each class that has images, by its index
     unreadable: pictures that could not be read, by name; they are not among the n
     sanity:     verdict of the checks for masked gradients, where they were asked for
+    seen:       whether the model was finetuned on this data, as far as its card says
     precision_reason: why `precision` was chosen; empty where nothing was searched for
     """
 
@@ -55,6 +57,7 @@ class Cell:
     unreadable: list[str] = field(default_factory=list)
     sanity: dict[str, Any] | None = None
     precision_reason: str = ""
+    seen: bool = False
 
     def key(self) -> tuple[str, ...]:
         """What makes two cells the same measurement, whoever ran it and however long it took."""

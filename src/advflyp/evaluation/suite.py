@@ -14,6 +14,7 @@ from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set, set_names
+from advflyp.data.lineage import was_trained_on
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
@@ -23,7 +24,7 @@ from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device, weights_sha256
+from advflyp.model.hub import load_model, pick_device, read_card, weights_sha256
 from advflyp.model.precision import Precision, PrecisionChoice, choose_precision
 
 
@@ -149,6 +150,7 @@ def _blank(
 ) -> Cell:
     """The cell before anything is measured: all that makes it this measurement and no other."""
     labelled = judge.labelled
+    seen = was_trained_on(read_card(judge.model.name), labelled.name)
     part = {} if len(judge) == len(labelled) else {"limit": len(judge), "seed": seed}
     return Cell(
         model=name or judge.model.name,
@@ -170,6 +172,7 @@ def _blank(
         ci95=(0.0, 1.0),
         seconds=0.0,
         subset={"of": len(labelled), **part},
+        seen=seen,
     )
 
 

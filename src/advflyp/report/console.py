@@ -82,6 +82,8 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
         about = f"{cell.model}, {cell.set}, {cell.attack}"
         if cell.norm:
             about += f" at {radius(cell.eps, cell.norm)}"
+        if cell.seen:
+            lines.append(f"{about}: the model was trained on this data; its accuracy here is not zero-shot")
         if cell.unreadable:
             names = ", ".join(cell.unreadable[:3])
             lines.append(

@@ -234,7 +234,7 @@ class Page:
                 tiles.append(sections.tile(name, figures, f"{change.number} points{spread}"))
             elif len(values) == 1 and values[0]:
                 tiles.append(sections.tile(name, values[0].number, f"95 % interval {values[0].interval} %"))
-        scope = prose.scope(self.results) if self.results.cells else ""
+        scope = prose.scope(self.results) + prose.seen(self.results) if self.results.cells else ""
         return (
             f'<header>\n<p class="kicker">{escape(self.title)}</p>\n<h1>{escape(self._headline())}</h1>\n'
             f'<div class="tiles">{"".join(tiles)}</div>\n{elements.key(self.look) if self.models else ""}\n'

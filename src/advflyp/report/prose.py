@@ -75,6 +75,18 @@ def headline(
     )
 
 
+def seen(results: Results) -> str:
+    """Which results are not zero-shot, as sentences; "" where none is known not to be."""
+    found: dict[str, list[str]] = {}
+    for (model, name, _), cell in results.cells.items():
+        if cell.seen:
+            found[model] = [*dict.fromkeys([*found.get(model, []), name])]
+    return "".join(
+        f" {model} was trained on {', '.join(names)}; its accuracy there is not zero-shot."
+        for model, names in found.items()
+    )
+
+
 def scope(results: Results) -> str:
     """Over what the means are taken, as a sentence."""
     sets, means = results.sets, results.mean_sets

@@ -21,6 +21,7 @@ from advflyp.data.classes import Classes, open_training
 from advflyp.data.dirt import Dirt
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
+from advflyp.data.lineage import trained_on
 from advflyp.data.stream import Position, Share
 from advflyp.devices import to_device
 from advflyp.distributed import Ranks
@@ -31,7 +32,7 @@ from advflyp.method import find_method
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.deviation import cosine_deviation
-from advflyp.model.hub import BEST, save_model, start_from
+from advflyp.model.hub import BEST, read_card, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.runlog import RunLog, SilentLog
@@ -495,6 +496,9 @@ class Trainer:
             "version": __version__,
             "precision": vars(self.precision),
             "recipe": self.recipe.tree(),
+            "trained_on": trained_on(
+                read_card(self.recipe.model.name), self.recipe.data.train, self.recipe.data.also
+            ),
         }
         model = self._whole_model()
         if self.ranks.rank == 0:

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from advflyp.data.lineage import trained_on, was_trained_on
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "same"),
+    [
+        ("mini", "mini/food", False),
+        ("mini/proxy", "mini/proxy", True),
+        ("imagenet@train", "imagenet", False),
+        ("ImageNet@train", "imagenet@train", True),
+        ("food", "./food", True),
+        ("food", "folder:food/train", True),
+        ("food/train", "food", True),
+        ("food/train", "food/test", False),
+        ("shards/{0..1}.tar", "wds:shards/1.tar", True),
+        ("shards/*.tar", "shards", True),
+        ("shards/0.tar", "shards/1.tar", False),
+        ("s3://bucket/x.tar", "s3://bucket/x.tar", True),
+        ("gone/*.tar", "food", False),
+    ],
+)
+def test_the_same_data(
+    trained: str, asked: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("food/train", "food/test", "shards"):
+        Path(folder).mkdir(parents=True)
+    for number in range(2):
+        Path(f"shards/{number}.tar").touch()
+    card = {"trained_on": trained_on({}, trained, None)}
+    assert was_trained_on(card, asked) is same
+    monkeypatch.chdir("/")
+    assert was_trained_on(card, str(tmp_path / "food")) is (trained.startswith("food")), "paths are absolute"
+
+
+def test_a_run_goes_on_from_another() -> None:
+    first = {"trained_on": trained_on({}, "mini", None)}
+    second = {"trained_on": trained_on(first, "mini/proxy", "imagenet@train")}
+    assert second["trained_on"] == ["mini", "mini/proxy", "imagenet@train"]
+    assert not was_trained_on({}, "mini/proxy"), "a model that says nothing"
