@@ -89,7 +89,7 @@ def test_resuming_counts_unreadable_pictures(tiny: CLIP, tmp_path: Path) -> None
         path.write_bytes(b"not a picture")
     stream = opened(folder, tiny)
     whole = list(stream.epoch(3))
-    assert len(whole) == 4 and stream.dirt.counts == {"unreadable image": 6}
+    assert len(whole) == 4 and stream.dirt.counts == {"not an image": 6}
     rest = list(opened(folder, tiny).epoch(3, whole[1]["position"]))
     assert len(rest) == 2
     for batch, again in zip(whole[2:], rest, strict=True):

@@ -13,10 +13,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from advflyp.data import images
+from advflyp.data.catalogue import TABLE
 from advflyp.data.dirt import Unusable
-from advflyp.data.images import PictureReader, read_image
+from advflyp.data.images import PictureReader, as_rgb, read_image
+from advflyp.data.labelled import load_set
+from advflyp.data.pictures import Files
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model
+from advflyp.use.pictures import read_picture
 from helpers import siglip_config, small_model
 
 CLIP_224 = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -103,6 +107,13 @@ def exif(orientation: int) -> Image.Exif:
         ("palette", encoded(solid("RGB", (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)), (10, 200, 30)),
         ("grey", encoded(solid("L", 77)), (77, 77, 77)),
         ("16 bits", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16))), (77, 77, 77)),
+        ("16 bits, TIFF", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "TIFF"), (77, 77, 77)),
+        ("16 bits, PGM", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "PPM"), (77, 77, 77)),
+        ("white is zero", encoded(
+            Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "TIFF", tiffinfo={262: 0}
+        ), (178, 178, 178)),
+        ("floats", encoded(Image.fromarray(np.full((10, 20), 77 / 255, np.float32)), "TIFF"), (77, 77, 77)),
+        ("AVIF", encoded(solid("RGB", (255, 0, 0)), "AVIF"), (255, 0, 0)),
         ("alpha", encoded(solid("RGBA", (255, 0, 0, 0))), (255, 255, 255)),
         ("half alpha", encoded(solid("LA", (0, 128))), (127, 127, 127)),
         ("one bit", encoded(solid("1", 1)), (255, 255, 255)),
@@ -138,6 +149,46 @@ def test_pictures_stand_upright(orientation: int) -> None:
     assert (fast - PictureReader({"size": 24}).from_image(upright).float()).abs().mean() < 6
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("JPEG", {"exif": exif(6)}),
+        ("JPEG", {"xmp": XMP}),
+        ("PNG", {"exif": exif(6)}),
+        ("WEBP", {"exif": exif(6)}),
+    ],
+)
+def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tmp_path: Path) -> None:
+    """A file as bytes, on the fast way of training, as an open image, in a folder, in a table's benchmark."""
+    stored = photos()[2]
+    data = encoded(stored, kind, **how)
+    upright = read_image(data)
+    assert upright.size == stored.size[::-1]
+    assert as_rgb(upright) is upright, "it is not turned again"
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(as_rgb(opened), upright) and np.array_equal(read_picture(opened), upright)
+    ours = PictureReader(CLIP_224)
+    assert (ours.from_bytes(data).float() - ours.from_image(upright).float()).abs().mean() < 0.2
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(data)
+    labelled = load_set(str(tmp_path))
+    assert np.array_equal(labelled.image(0), upright)
+    benchmark = Files(tmp_path, ["a/1.jpg"], [0])
+    benchmark.ignore_orientation()
+    assert benchmark.picture(0).size == stored.size, "the protocol of the table's benchmarks"
+    assert not any(entry.upright for entry in TABLE.values())
+
+
+def test_damaged_metadata_do_no_harm() -> None:
+    data = encoded(photos()[0], "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\x07" * 30)
+    assert read_image(data).size == photos()[0].size
+    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG that says it is huge, in a hundred bytes."""
 
@@ -165,7 +216,10 @@ WHOLE = encoded(solid("RGB", (1, 2, 3)).resize((64, 64)), "JPEG")
         (encoded(photos()[0], "JPEG")[:20_000], "truncated image"),
         (encoded(photos()[0])[:20_000], "truncated image"),
         (WHOLE[:30], "not an image"),
-        (encoded(Image.new("F", (20, 20)), "TIFF"), "unreadable image"),
+        (encoded(Image.new("F", (20, 20), 7.5), "TIFF"), "floating-point pixels outside 0 to 1"),
+        (encoded(Image.new("F", (20, 20), float("nan")), "TIFF"), "floating-point pixels outside 0 to 1"),
+        (encoded(Image.new("I", (20, 20), 200), "TIFF"), "signed or 32-bit pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n", "not an image"),
     ],
 )
 def test_what_cannot_be_used(data: bytes, reason: str) -> None:

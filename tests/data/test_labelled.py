@@ -1,5 +1,6 @@
 """What every labelled set can do, and the embedded ones."""
 
+import json
 import threading
 import time
 from collections import Counter
@@ -11,7 +12,10 @@ from PIL import Image
 
 from advflyp.data import folders
 from advflyp.data.labelled import LabelledSet, load_set, mini_sets, set_names
-from advflyp.data.pictures import Encoded, decode
+from advflyp.data.pictures import Encoded
+from advflyp.data.prompts import fill
+from advflyp.model.clip import CLIP
+from advflyp.model.zeroshot import class_embeddings
 from helpers import write_tar
 from layouts import colour, picture_number, png, put, put_text, tree, webdataset
 
@@ -135,7 +139,7 @@ def test_corrupt_pictures_are_left_out_and_recorded(tmp_path: Path) -> None:
     batches = list(labelled.batches(flat, 100))
     assert [len(places) for places, _, _ in batches] == [100, 100, 97]
     assert set(labelled.unreadable) == {"cat/7.jpg", "dog/11.jpg", "dog/12.jpg"}
-    assert all(labelled.unreadable.values()) and "no picture of a known" in labelled.unreadable["cat/7.jpg"]
+    assert all(labelled.unreadable.values()) and labelled.unreadable["cat/7.jpg"] == "not an image"
     missing = {labelled.key(i) for i in range(300)} - {labelled.key(int(i)) for b in batches for i in b[0]}
     assert missing == set(labelled.unreadable)
     (tmp_path / "dog" / "13.jpg").unlink()
@@ -285,8 +289,104 @@ def test_sequences_behave_like_lists() -> None:
         pictures[4]
 
 
-def test_a_path_to_nothing_and_a_reason_without_addresses(tmp_path: Path) -> None:
+def test_a_path_to_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"there is no folder and there are no shards at {tmp_path}/gone"):
         set_names([f"{tmp_path}/gone"])
-    with pytest.raises(OSError, match="^no picture of a known format$"):
-        decode(b"<html>")
+
+
+def test_a_set_that_is_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tree(tmp_path / "test", {"hot_dog": "hot dog", "apple": "apple"}, each=3)
+    monkeypatch.chdir(tmp_path / "test")
+    for name in (".", "./", "../test", "folder:."):
+        labelled = load_set(name)
+        assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+        assert labelled.key(0) == "apple/1.jpg" and labelled.split == "test"
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("Train", "Val"), ("training",)])
+def test_a_folder_of_splits_is_no_set(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        tree(tmp_path / split, {"cat": "cat", "dog": "dog"}, each=1)
+    likely = "test" if "test" in splits else sorted(splits)[0]
+    with pytest.raises(ValueError, match=rf"holds the splits .*; name one of them: .*/{likely}$"):
+        load_set(str(tmp_path))
+    assert len(load_set(str(tmp_path / likely))) == 2
+
+
+def test_folders_by_number(tmp_path: Path) -> None:
+    """Class 10 is the eleventh, and its name is the eleventh line."""
+    names = [f"name {number}" for number in range(12)]
+    expected = tree(tmp_path / "n", {str(number): name for number, name in enumerate(names)}, each=1)
+    put_text(tmp_path / "n" / "classnames.txt", *names)
+    labelled = load_set(str(tmp_path / "n"))
+    assert labelled.classes == names and labelled.labels.tolist() == list(range(12))
+    assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+
+
+def test_folders_whose_order_is_not_clear(tmp_path: Path) -> None:
+    names = {f"class{number}": f"name {number}" for number in (1, 2, 10)}
+    tree(tmp_path, names, each=1)
+    assert load_set(str(tmp_path)).classes == ["class1", "class10", "class2"], (
+        "without names nothing can be mixed up"
+    )
+    put_text(tmp_path / "classnames.txt", *names.values())
+    with pytest.raises(
+        ValueError, match=r"'class10' by the alphabet and with 'class2' by number, .*classnames.json"
+    ):
+        load_set(f"{tmp_path}/")
+    (tmp_path / "classnames.json").write_text(json.dumps(names))
+    assert load_set(f"folder:{tmp_path}").classes == ["name 1", "name 10", "name 2"]
+    (tmp_path / "classnames.json").write_text(json.dumps({"class1": "x", "class2": "y"}))
+    with pytest.raises(ValueError, match="has no name for the folder 'class10'"):
+        load_set(f"folder:{tmp_path}//")
+
+
+def test_class_names_as_windows_writes_them(tmp_path: Path) -> None:
+    tree(tmp_path / "bom", {"a": "a", "b": "b"}, each=1)
+    (tmp_path / "bom/classnames.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntea\r\n")
+    assert load_set(str(tmp_path / "bom")).classes == ["café", "tea"]
+    tree(tmp_path / "latin", {"a": "a", "b": "b"}, each=1)
+    (tmp_path / "latin/classnames.txt").write_bytes("café\ntea".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin/classnames\.txt is not UTF-8; save it as UTF-8"):
+        load_set(str(tmp_path / "latin"))
+    tree(tmp_path / "broken", {"a": "a", "b": "b"}, each=1)
+    put_text(tmp_path / "broken/classnames.json", "[")
+    with pytest.raises(ValueError, match=r"broken/classnames\.json is not JSON"):
+        load_set(str(tmp_path / "broken"))
+
+
+def test_templates_with_other_braces(tmp_path: Path, tiny: CLIP) -> None:
+    tree(tmp_path, {"cat": "cat", "dog": "dog"}, each=1)
+    put_text(tmp_path / "zeroshot_classification_templates.txt", '{"a": "b"} photo of {c}')
+    labelled = load_set(str(tmp_path))
+    assert fill(labelled.templates[0], "{x}") == '{"a": "b"} photo of {x}'
+    assert class_embeddings(tiny, labelled.classes, labelled.templates).shape == (2, 24)
+
+
+def test_class_folders_with_links_and_clutter(tmp_path: Path) -> None:
+    tree(tmp_path / "set", {"cat": "cat", "dog": "dog"}, each=2)
+    tree(tmp_path / "far", {"owl": "owl"}, each=2)
+    (tmp_path / "set/owl").symlink_to(tmp_path / "far/owl")
+    (tmp_path / "far/owl/again").symlink_to(tmp_path / "far/owl")
+    for name in ("__MACOSX", ".ipynb_checkpoints", "@eaDir", "cat/__MACOSX"):
+        (tmp_path / "set" / name).mkdir()
+        (tmp_path / "set" / name / "0.jpg").write_bytes(b"x")
+    (tmp_path / "set/cat/._0.jpg").write_bytes(b"x")
+    labelled = load_set(str(tmp_path / "set"))
+    assert labelled.classes == ["cat", "dog", "owl"] and labelled.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_shards_with_dots_clutter_and_any_order(tmp_path: Path) -> None:
+    content = [(f"photo_v1.{n}.png", png(n)) for n in range(3)]
+    content += [(f"photo_v1.{n}.cls", b"%d" % (n % 2)) for n in range(3)]
+    content += [
+        ("photo_v1.0.mask.png", png(7)),
+        ("._photo_v1.0.png", b"x"),
+        ("README", b"x"),
+        ("7.json", b"{}"),
+    ]
+    write_tar(tmp_path / "0.tar", content)
+    put_text(tmp_path / "classnames.txt", "cat", "dog")
+    labelled = load_set(str(tmp_path / "0.tar"))
+    assert labelled.labels.tolist() == [0, 1, 0]
+    assert [picture_number(labelled.image(n)) for n in range(3)] == [0, 1, 2]

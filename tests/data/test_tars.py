@@ -1,7 +1,10 @@
 """Tars as they come from the web: every damage is seen, nothing usable is lost."""
 
+import bz2
 import gzip
 import io
+import lzma
+import random
 import tarfile
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advflyp.data.samples import Sample
-from advflyp.data.tars import TarShard, count_keys
+from advflyp.data.sources import open_source
+from advflyp.data.tars import APART, TarShard, count_keys
 from helpers import members, pairs, write_tar
 
 PICTURE = pairs(1)[0][0]
@@ -139,3 +143,102 @@ def test_no_damage_raises_anything(data: st.DataObject, tmp_path_factory: pytest
     (folder / "w.tar").write_bytes(whole)
     for sample in read(folder / "w.tar"):
         assert sample.problem or sample.image is not None or sample.caption is not None
+
+
+APPLEDOUBLE = b"\0\5\x16\7" + b"\0" * 100
+
+
+def whole(path: Path) -> dict[str, str]:
+    """Key without the shard → caption, of what can be used."""
+    found = read(path)
+    assert count_keys(path) == len(found)
+    return {
+        s.key.partition(":")[2]: s.captions()[0] for s in found if s.image and not s.problem and s.caption
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "pairs/"])
+def test_what_macos_and_others_leave_between_pairs(tmp_path: Path, prefix: str) -> None:
+    content: list[tuple[str, bytes]] = [(".DS_Store", b"x"), (f"{prefix}Thumbs.db", b"x")]
+    for number, (image, caption) in enumerate(pairs(4)):
+        for name, data in ((f"{number}.png", image), (f"{number}.txt", caption.encode())):
+            content += [(f"{prefix}._{name}", APPLEDOUBLE), (f"__MACOSX/{prefix}._{name}", APPLEDOUBLE)]
+            content += [
+                (f"{prefix}README", b"text"),
+                (f"{prefix}README.txt", b"text"),
+                (f"{prefix}{name}", data),
+            ]
+    path = write_tar(tmp_path / "a.tar", [*content, ("LICENSE.txt", b"CC0"), ("info.json", b"{}")])
+    assert whole(path) == {f"{prefix}{n}": caption for n, (_, caption) in enumerate(pairs(4))}
+    assert not problems(path)
+
+
+def test_keys_with_dots_and_webdatasets_further_files(tmp_path: Path) -> None:
+    dotted = [x for n in range(3) for x in ((f"photo_v1.{n}.png", PICTURE), (f"photo_v1.{n}.txt", b"%d" % n))]
+    assert whole(write_tar(tmp_path / "a.tar", dotted)) == {f"photo_v1.{n}": str(n) for n in range(3)}
+    further = [
+        ("1.canny.png", PICTURE), ("1.depth.png", PICTURE), ("1.jpg", PICTURE), ("1.txt", b"one"),
+        ("2.jpg", PICTURE), ("2.mask.png", PICTURE), ("2.txt", b"two"),
+        ("3.jpg", PICTURE), ("3.txt", b"three"), ("3.seg.png", PICTURE), ("3.left.png", PICTURE),
+    ]  # fmt: skip
+    path = write_tar(tmp_path / "b.tar", further)
+    assert whole(path) == {"1": "one", "2": "two", "3": "three"} and len(read(path)) == 3
+    dotted = [("v.1.png", PICTURE), ("v.1.mask.png", PICTURE), ("v.1.txt", b"1"), ("v.2.png", PICTURE)]
+    assert whole(write_tar(tmp_path / "d.tar", dotted)) == {"v.1": "1"}
+    lonely = write_tar(tmp_path / "c.tar", [(f"v.{n}.png", PICTURE) for n in range(3)])
+    assert [sample.caption for sample in read(lonely)] == [None] * 3 and count_keys(lonely) == 3
+
+
+@pytest.mark.parametrize("name", ["a.tar.bz2", "a.tar.xz", "a.tgz"])
+def test_other_packers(tmp_path: Path, name: str) -> None:
+    packer = {"bz2": bz2.compress, "xz": lzma.compress, "tgz": gzip.compress}[name.rpartition(".")[2]]
+    data = write_tar(tmp_path / "w.tar", members(pairs(5))).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(packer(data))
+    assert len(whole(path)) == 5
+    offset = [offset for _, offset in TarShard(str(path)).read()][2]
+    assert [s.key for s in read(path, offset)] == [f"{name}:0003", f"{name}:0004"]
+    path.write_bytes(packer(data)[:-200])
+    assert problems(path) == ["truncated shard"]
+
+
+def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"PK\3\4" + b"\0" * 600)
+    (tmp_path / "b.tar").write_bytes(b"\x28\xb5\x2f\xfd" + b"\0" * 600)
+    assert problems(tmp_path / "a.tar") == ["not a tar but a zip file"]
+    assert problems(tmp_path / "b.tar") == ["not a tar but packed by zstd"]
+    with pytest.raises(ValueError, match="hold no pairs: not a tar but a zip file"):
+        open_source(str(tmp_path / "a.tar"))
+
+
+def test_a_tar_in_the_order_of_a_folder(tmp_path: Path) -> None:
+    """What `tar cf` makes of a folder: any order. A file on this machine is read from everywhere."""
+    content = members(pairs(12))
+    random.Random(0).shuffle(content)
+    path = write_tar(tmp_path / "a.tar", content)
+    assert whole(path) == {f"{n:04d}": caption for n, (_, caption) in enumerate(pairs(12))}
+    found = list(TarShard(str(path)).read())
+    for number, (_, offset) in enumerate(found, 1):
+        assert read(path, offset) == [s for s, _ in found[number:]]
+    packed = tmp_path / "b.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert set(problems(packed)) == {APART}
+
+
+def test_captions_in_json_and_caption_files(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.json", b'{"caption": "one", "width": 3}'), ("1.png", PICTURE),
+            ("2.json", b'{"caption": "not this"}'), ("2.png", PICTURE), ("2.txt", b"two"),
+            ("3.json", b'["three", "drei"]'), ("3.png", PICTURE),
+            ("4.json", b'{"width": 3}'), ("4.png", PICTURE),
+            ("5.json", b"{"), ("5.png", PICTURE),
+            ("6.caption", b"six"), ("6.PNG", PICTURE),
+        ],
+    )  # fmt: skip
+    found = {s.key[6:]: s for s in read(path)}
+    assert {key: found[key].captions() for key in "1236"} == {
+        "1": ("one",), "2": ("two",), "3": ("three", "drei"), "6": ("six",),
+    }  # fmt: skip
+    assert found["4"].caption is None and found["5"].problem == "caption file is not JSON"

@@ -6,6 +6,8 @@ from typing import Any, BinaryIO, cast
 import braceexpand
 import fsspec
 
+from advflyp.data.filenames import is_clutter
+
 GLOB = set("*?[")
 
 
@@ -47,11 +49,14 @@ def expand(pattern: str, inside: str) -> list[str]:
 def _local(one: str, inside: str) -> list[str]:
     path = Path(one).expanduser()
     if path.is_dir():
-        return [str(p) for p in sorted(path.glob(inside))]
+        return [str(p) for p in sorted(path.glob(inside)) if not is_clutter(p.name)]
     if path.is_file():
         return [str(path)]
+    if not path.name:
+        return []
     anchor = Path(path.anchor) if path.is_absolute() else Path()
-    return [str(p) for p in sorted(anchor.glob(str(path.relative_to(path.anchor))))] if path.name else []
+    found = sorted(anchor.glob(str(path.relative_to(path.anchor))))
+    return [str(p) for p in found if path.name.startswith(".") or not is_clutter(p.name)]
 
 
 def _remote(one: str) -> list[str]:
@@ -59,7 +64,8 @@ def _remote(one: str) -> list[str]:
         return [one]
     try:
         system, path = fsspec.url_to_fs(one)
-        return [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
+        found = sorted(match for match in system.glob(path) if not is_clutter(match.rpartition("/")[2]))
+        return [system.unstrip_protocol(match) for match in found]
     except Exception as error:
         raise ValueError(f"cannot list {one}: {type(error).__name__}: {error}") from None
 

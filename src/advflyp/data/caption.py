@@ -21,11 +21,11 @@ from PIL import Image
 
 from advflyp.data.caption_folder import CaptionFolder
 from advflyp.data.dirt import Dirt, Unusable
-from advflyp.data.images import MIN_SIDE, finish_image, on_white, open_image
+from advflyp.data.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.data.manifest import Manifest
 from advflyp.data.pack import SUFFIXES
-from advflyp.data.pictures import UNREADABLE, Encoded, Files, Part, Shards
+from advflyp.data.pictures import Encoded, Files, Part, Shards
 from advflyp.data.prefetch import prefetched
 from advflyp.data.vlm import Captioner, own_device
 
@@ -227,10 +227,7 @@ class _Writer:
         )
 
     def _decoded(self, place: int) -> _Picture | str:
-        try:
-            image = on_white(self.labelled.pictures[place][0])
-        except UNREADABLE:
-            return "unreadable image"
+        image = self.labelled.image(place)
         if min(image.size) < MIN_SIDE:
             return "image is too small"
         return _Picture("png", _png(image), _reduced(image, self.max_pixels))

@@ -25,6 +25,8 @@ class Entry:
     torchvision: the class of torchvision.datasets that downloads it
     archive:     (address, MD5) to unpack in the data folder
     border:      pixels to cut off in the webdataset, as `read` does
+    upright:     whether EXIF orientation is applied. The protocol of these benchmarks ignores it: published results
+                 come from torchvision's loaders, which take the pixels as they are stored
     """
 
     title: str
@@ -42,6 +44,7 @@ class Entry:
     torchvision: str | None = None
     archive: tuple[str, str] | None = None
     border: int = 0
+    upright: bool = False
 
     @property
     def every_split(self) -> list[str]:
@@ -245,12 +248,14 @@ def open_set(name: str) -> tuple[Opened, bool]:
     if found is None:
         raise ValueError(f"{name} is not on this machine: {how_to_get(name)}")
     folder, is_wds = found
-    if is_wds:
-        return read_shards(folder_shards(folder), entry.border), True
     try:
-        opened = entry.read(folder, split)
+        opened = read_shards(folder_shards(folder), entry.border) if is_wds else entry.read(folder, split)
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
+    if not entry.upright:
+        opened[0].ignore_orientation()
+    if is_wds:
+        return opened, True
     if len(opened[1]) != entry.k and not (entry.title == "ObjectNet" and split == "all"):
         raise ValueError(
             f"{name} has {entry.k} classes, but {folder} has {len(opened[1])}: {how_to_get(name)}"

@@ -4,7 +4,9 @@ Batches of labelled pictures have the order, the resuming and the counting of th
 read as for an evaluation.
 """
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,14 +16,15 @@ from torch import Tensor
 
 from advflyp.data.addresses import is_remote
 from advflyp.data.catalogue import canonical
-from advflyp.data.dirt import Unusable
 from advflyp.data.embedded import PROXY
-from advflyp.data.folders import class_folders, has_shards
-from advflyp.data.images import PictureReader, on_white
+from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
+from advflyp.data.folder_pairs import has_pairs
+from advflyp.data.folders import check_no_splits, class_folders, has_shards
+from advflyp.data.images import PictureReader
 from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_folder
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
-from advflyp.data.pictures import SUFFIXES, UNREADABLE
+from advflyp.data.prompts import fill
 from advflyp.data.sources import find_shards
 from advflyp.data.stream import Position, Share, permuted
 from advflyp.data.tables import SUFFIXES as TABLES
@@ -33,7 +36,8 @@ PROXY_SET = f"mini/{PROXY}"
 PROXY_PAIRS = f"mini/{PROXY}-captioned"
 # Enough of a shard to see what its samples consist of.
 PEEK = 60
-SPLITS = {"train", "val", "valid", "validation", "test"}
+# JSON stands beside labelled pictures too.
+CAPTIONS = ("txt", "caption")
 
 
 @runtime_checkable
@@ -73,13 +77,10 @@ class DecodedClasses(Decoded[int, int]):
         return self.labelled.key(sample)
 
     def decode(self, sample: int, epoch: int) -> tuple[Tensor, int]:
-        try:
-            return self.reader.from_image(on_white(self.labelled.pictures[sample][0])), self.labels[sample]
-        except UNREADABLE:
-            raise Unusable("unreadable image") from None
+        return self.reader.from_image(self.labelled.image(sample)), self.labels[sample]
 
     def collate(self, some: list[int]) -> dict[str, Any]:
-        captions = [self.templates[0].format(self.classes[label]) for label in some]
+        captions = [fill(self.templates[0], self.classes[label]) for label in some]
         return {"labels": torch.tensor(some), "captions": captions}
 
 
@@ -129,13 +130,8 @@ def readings(train: str) -> set[Reading]:
         return {"pairs"}
     path = Path(train).expanduser()
     if path.is_dir():
-        splits = sorted(SPLITS & set(class_folders(path)))
-        if splits and set(class_folders(path)) <= SPLITS:
-            chosen = "train" if "train" in splits else splits[0]
-            raise ValueError(
-                f"{path} holds the splits {', '.join(splits)}; name one of them: {path / chosen}"
-            )
-        if not has_shards(path) and not list(path.glob("*.tar*")):
+        check_no_splits(path, likely="train")
+        if not has_shards(path):
             return _folder_readings(path)
     try:
         return _shard_readings(find_shards(train)[0])
@@ -145,12 +141,10 @@ def readings(train: str) -> set[Reading]:
 
 def _folder_readings(folder: Path) -> set[Reading]:
     found: set[Reading] = set()
-    pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if any(p.with_suffix(".txt").is_file() for p in pictures):
+    if has_pairs(folder):
         found.add("pairs")
-    if any(
-        p.suffix.lower() in SUFFIXES for name in class_folders(folder) for p in (folder / name).rglob("*")
-    ):
+    classes = (files for name in class_folders(folder) for _, files in walk(folder / name))
+    if any(is_image(file) for files in classes for file in files):
         found.add("labelled")
     return found
 
@@ -160,9 +154,11 @@ def _shard_readings(shard: Path) -> set[Reading]:
     try:
         with tarfile.open(shard) as tar:
             for member, _ in zip(tar, range(PEEK), strict=False):
-                suffix = member.name.rpartition(".")[2]
-                if suffix in ("txt", "cls"):
-                    found.add("pairs" if suffix == "txt" else "labelled")
-    except (tarfile.TarError, OSError, EOFError):
+                name = parse_member(member.name)
+                if name is not None and name.suffix in CAPTIONS:
+                    found.add("pairs")
+                elif name is not None and name.suffix == LABEL_SUFFIX:
+                    found.add("labelled")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
         pass  # who opens it will say what is wrong
     return found

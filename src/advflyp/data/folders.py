@@ -2,27 +2,42 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from advflyp.config import read_text
-from advflyp.data.pictures import SUFFIXES, Files, Shards
+from advflyp.data.filenames import is_clutter, is_image, shards_in, walk
+from advflyp.data.pictures import Files, Shards
 from advflyp.data.prompts import words
 from advflyp.data.sources import find_shards
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")
 TEMPLATES = "zeroshot_classification_templates.txt"
+# What folders of splits are called, in lower case.
+SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the visible folders in `folder`, sorted."""
+    """The names of the visible folders in `folder`: by their numbers where all are numbers, else sorted as text."""
     if not folder.is_dir():
         raise FileNotFoundError(2, "no such folder", str(folder))
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+    found = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_clutter(entry.name)
     )
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+
+
+def check_no_splits(folder: Path, likely: str = "test") -> None:
+    """ValueError for a folder of whole splits: which of them is meant decides what is measured or trained on.
+
+    likely: the split that is usually wanted
+    """
+    found = class_folders(folder)
+    if found and {name.lower() for name in found} <= SPLITS:
+        chosen = next((name for name in found if name.lower() == likely), found[0])
+        raise ValueError(f"{folder} holds the splits {', '.join(found)}; name one of them: {folder / chosen}")
 
 
 def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
@@ -32,13 +47,12 @@ def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
     """
     paths: list[str] = []
     labels: list[int] = []
-    start = len(str(folder)) + 1
     for label, name in enumerate(classes):
         found = [
-            f"{parent[start:]}/{file}"
-            for parent, _, files in os.walk(folder / name, followlinks=True)
+            (where / file).relative_to(folder).as_posix()
+            for where, files in walk(folder / name)
             for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+            if is_image(file)
         ]
         if not found:
             raise ValueError(f"{folder / name} holds no pictures; fill the class or remove its folder")
@@ -48,22 +62,50 @@ def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
 
 
 def read_folder(folder: Path) -> tuple[Files, list[str]]:
-    """One folder for each class; names are the folders' words, or the lines of classnames.txt in their order.
+    """One folder for each class; names are the folders' words, or those that classnames.txt or .json gives them.
 
-    ValueError where there are no folders, or as many names as folders.
+    ValueError where there are no folders, only splits, or not as many names as folders.
     """
     found = class_folders(folder)
     if not found:
         raise ValueError(
             f"{folder} holds no class folders; make it CLASS/picture.jpg, one folder for each class"
         )
-    names = own_classes(folder) or [*map(words, found)]
+    check_no_splits(folder)
+    by_folder = names_by_folder(folder)
+    if by_folder is not None:
+        unnamed = next((name for name in found if name not in by_folder), None)
+        if unnamed is not None:
+            raise ValueError(f"{folder / CLASS_NAMES[1]} has no name for the folder '{unnamed}'; add one")
+        return class_files(folder, found), [by_folder[name] for name in found]
+    given = own_classes(folder)
+    names = given or [*map(words, found)]
     if len(names) != len(found):
         raise ValueError(
             f"{folder} has {len(found)} class folders, and {len(names)} names in {CLASS_NAMES[0]}; "
-            "give one name for each folder, in the folders' alphabetical order"
+            "give one name for each folder, in the order of the folders"
         )
+    if given is not None:
+        _check_order(folder, found)
     return class_files(folder, found), names
+
+
+def _check_order(folder: Path, found: list[str]) -> None:
+    """ValueError for folders that one may list in another order than the alphabet's, as class2 before class10."""
+    by_number = sorted(found, key=_natural)
+    moved = next((pair for pair in zip(found, by_number, strict=True) if len(set(pair)) > 1), None)
+    if moved is not None:
+        raise ValueError(
+            f"the folders of {folder} begin with '{moved[0]}' by the alphabet and with '{moved[1]}' by number, and a "
+            f"list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
+            f'{{"{moved[0]}": "its name", …}}'
+        )
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts class2 before class10."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:
@@ -99,7 +141,7 @@ def folder_shards(folder: Path) -> list[Path]:
     ValueError where there are none, or one is missing.
     """
     if not (folder / "nshards.txt").is_file():
-        shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
+        shards = sorted(shards_in(folder), key=lambda path: (len(path.stem), path.stem))
         if not shards:
             raise ValueError(f"{folder} holds no shards; put 0.tar, 1.tar, … there")
         return shards
@@ -115,7 +157,8 @@ def folder_shards(folder: Path) -> list[Path]:
 
 def has_shards(folder: Path) -> bool:
     """Whether `folder` is a webdataset: tars in it or in one of its folders."""
-    return any(folder.glob("*.tar")) or any(folder.glob("*/*.tar"))
+    inside = (path for path in folder.iterdir() if path.is_dir() and not is_clutter(path.name))
+    return any(shards_in(place) for place in (folder, *inside))
 
 
 def own_classes(folder: Path) -> list[str] | None:
@@ -125,9 +168,20 @@ def own_classes(folder: Path) -> list[str] | None:
         return read_lines(text)
     if not listed.is_file():
         return None
-    names = json.loads(read_text(listed))
+    names = _read_json(listed)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{listed} must be a list of class names, in the order of the labels")
+    return names
+
+
+def names_by_folder(folder: Path) -> dict[str, str] | None:
+    """{folder: class name} of a classnames.json that holds an object, if there is one."""
+    path = folder / CLASS_NAMES[1]
+    names = _read_json(path) if path.is_file() else None
+    if not isinstance(names, dict):
+        return None
+    if not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{path} must hold the folders with their class names, as text")
     return names
 
 
@@ -140,3 +194,10 @@ def own_templates(folder: Path) -> list[str] | None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty; ValueError where it is not UTF-8."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None

@@ -1,9 +1,14 @@
-"""Encoded pictures → pixels at the model's resolution, and what makes a picture unusable.
+"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and what makes one unusable.
 
-Chosen by measurement (`benchmarks/loader.py`): JPEGs go through libjpeg-turbo (simplejpeg) and torchvision's resize of
-uint8 tensors, which differ from Pillow's by a hundredth of a grey level in the mean; anything unusual is Pillow's.
+Training pairs, labelled sets, retrieval, overlap, captions, `predict` and `attack` all decode here, so that the same
+file is the same pixels everywhere. Chosen by measurement (`benchmarks/loader.py`): JPEGs go through libjpeg-turbo
+(simplejpeg) and torchvision's resize of uint8 tensors, which differ from Pillow's by a hundredth of a grey level in the
+mean; anything unusual is Pillow's.
 """
 
+import struct
+import zlib
+from functools import cache
 from io import BytesIO
 from typing import Any, cast
 
@@ -11,20 +16,37 @@ import numpy as np
 import simplejpeg
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from advflyp.data.dirt import Unusable
-from advflyp.data.pictures import UNREADABLE
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+# What Pillow raises for a file that is no image, or only half of one.
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 # Pillow's own limit for what may be a decompression bomb: 89 million pixels, 270 MB decoded.
 MAX_PIXELS = 89_478_485
-# Smaller pictures are spacers and tracking pixels.
+# Smaller images of the web are spacers and tracking pixels.
 MIN_SIDE = 8
+# The EXIF tag, and how Pillow undoes each of its values.
 ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where Pillow keeps metadata that may hold the orientation.
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+# Tags of a TIFF.
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
 
 
 class PictureReader:
@@ -84,35 +106,68 @@ class PictureReader:
         return F.center_crop(pixels, list(self.size))
 
 
-def read_image(data: bytes) -> Image.Image:
-    """RGB, upright, 8 bits, transparent parts white, the first frame; `Unusable` where there is no such picture."""
-    return finish_image(open_image(data))
+def read_image(
+    data: bytes, *, upright: bool = True, border: int = 0, min_side: int = MIN_SIDE
+) -> Image.Image:
+    """An encoded image → RGB, 8 bits, transparent parts white, the first frame.
+
+    Args:
+        data: The bytes of the file.
+        upright: Whether EXIF orientation is applied. The protocols of the published benchmarks ignore it.
+        border: Pixels to cut off on each side, before the image is turned.
+        min_side: A smaller image is refused. Labelled sets are measured whole.
+
+    Raises:
+        Unusable: There is no such image.
+    """
+    return finish_image(open_image(data, min_side), upright=upright, border=border)
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The picture before anything is decoded; refused by its size if that is beyond reason."""
+def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
+    """The image before anything is decoded; refused by its size if that is beyond reason."""
     if not data:
         raise Unusable("empty image file")
     try:
-        image = Image.open(BytesIO(data))
+        image = Image.open(BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
         raise Unusable("image has too many pixels") from None
     except UNREADABLE:
         raise Unusable("not an image") from None
     if image.width * image.height > MAX_PIXELS:
         raise Unusable("image has too many pixels")
-    if min(image.size) < MIN_SIDE:
+    if min(image.size) < min_side:
         raise Unusable("image is too small")
     return image
 
 
-def finish_image(image: Image.Image) -> Image.Image:
-    """Decoded and converted; see `read_image`."""
+def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
+    """An image of `open_image`, decoded and converted; see `read_image`."""
     try:
         image.load()
-        return on_white(_eight_bits(ImageOps.exif_transpose(image)))
+        return as_rgb(image, upright=upright, border=border)
     except UNREADABLE as error:
         raise Unusable("truncated image" if "truncated" in str(error) else "unreadable image") from None
+
+
+def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
+    """A decoded image of any of Pillow's modes as `read_image` gives it; one that it gave already is left as it is.
+
+    16-bit pixels are scaled by 1/257; floats must be in [0, 1]. Pillow's own conversions clip both at 255, which makes
+    16-bit images white and floats black.
+
+    Raises:
+        Unusable: The pixels have no agreed range of values.
+    """
+    if image.mode == "RGB" and not image.info and not border:
+        return image
+    turn = TURNS.get(_orientation(image)) if upright else None
+    image = on_white(_eight_bits(image))
+    if border:
+        image = image.crop((border, border, image.width - border, image.height - border))
+    if turn is not None:
+        image = image.transpose(turn)
+    image.info = {}  # or it would be turned again by whoever reads its metadata next
+    return image
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -124,17 +179,46 @@ def on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Of FORMATS, what this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as the metadata say; 1 where they say nothing, or nothing sensible."""
+    if not any(key in image.info for key in METADATA):
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except (*UNREADABLE, KeyError, TypeError, IndexError):
+        return 1  # whoever wrote the metadata wrote good pixels nevertheless
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion of 16-bit grey clips at 255, which makes nearly everything white."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    """Of integers above 8 bits and floats, which are always grey."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    # Only files that Pillow read itself have the tags of a TIFF.
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE, (16,)))
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    return image
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise Unusable("floating-point pixels outside 0 to 1")
+        values = (255 * values).round()
+    elif bits > 16 or signed or values.min() < 0 or values.max() > 65535:
+        raise Unusable("signed or 32-bit pixels")
+    else:
+        values = values.astype(np.int64) * 255 // (2**bits - 1)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
     """A JPEG that needs no conversion of colours and no turning."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return False
-    return "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1

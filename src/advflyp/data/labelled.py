@@ -12,11 +12,12 @@ from torch import Tensor
 
 from advflyp.config import suggest
 from advflyp.data.catalogue import GROUPS, TABLE, canonical, data_folder, open_set, parts
+from advflyp.data.dirt import Unusable
 from advflyp.data.embedded import PROXY, mini_set, mini_sets
-from advflyp.data.folders import has_shards, own_shards, own_templates, read_folder, read_shards
-from advflyp.data.images import on_white
+from advflyp.data.folders import SPLITS, has_shards, own_shards, own_templates, read_folder, read_shards
+from advflyp.data.images import UNREADABLE, as_rgb
 from advflyp.data.mini.sets import ON_DEMAND
-from advflyp.data.pictures import UNREADABLE, Pictures, balanced
+from advflyp.data.pictures import Pictures, balanced
 from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
 from advflyp.own import is_own, own
@@ -83,6 +84,19 @@ class LabelledSet:
         """What picture `index` is called: a path, or the name of a tar member."""
         return self.pictures.key(index) if isinstance(self.pictures, Pictures) else f"{index:05d}"
 
+    def image(self, index: int) -> Image.Image:
+        """Picture `index` as all parts of the program decode images: RGB, 8 bits, transparent parts white.
+
+        Raises:
+            Unusable: It cannot be decoded.
+        """
+        try:
+            return as_rgb(self.pictures[index][0])
+        except OSError as error:
+            raise Unusable(error.strerror or "unreadable image") from None
+        except UNREADABLE:
+            raise Unusable("unreadable image") from None
+
     def subset(self, limit: int | None, seed: int) -> list[int]:
         """Positions of `limit` pictures as `balanced` chooses them; ValueError for a limit below 1."""
         if limit is not None and limit < 1:
@@ -128,9 +142,9 @@ class LabelledSet:
     ) -> Iterator[tuple[int, Tensor | str]]:
         def load(place: int) -> Tensor | str:
             try:
-                picture = on_white(self.pictures[place][0])
-            except UNREADABLE as error:
-                return f"{error}" or type(error).__name__
+                picture = self.image(place)
+            except Unusable as reason:
+                return str(reason)
             return preprocess(picture)
 
         return threaded(wanted, load, workers, ahead)
@@ -236,9 +250,10 @@ def _own_set(name: str) -> LabelledSet:
         folder = shards[0].parent
         pictures, classes = read_shards(shards)
         templates = own_templates(folder) or own_templates(folder.parent)
+    split = folder.resolve().name
     return LabelledSet(
         name=name,
-        split=folder.name if folder.name in ("train", "val", "valid", "validation", "test") else "all",
+        split=split if split.lower() in SPLITS else "all",
         classes=classes,
         templates=choose_templates(templates or PHOTO),
         pictures=pictures,

@@ -15,9 +15,8 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from advflyp.data.dirt import Dirt, Unusable
-from advflyp.data.images import on_white, read_image
+from advflyp.data.images import read_image
 from advflyp.data.labelled import LabelledSet, load_set, set_names
-from advflyp.data.pictures import UNREADABLE
 from advflyp.data.prefetch import threaded
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
@@ -131,7 +130,7 @@ def overlap(
             match = Match(training, sample.key, name, key, differing, flip, similarity)
             found.matches.append(match)
             if len(found.shown) < SHOWN:
-                evaluated = on_white(labelled[number].pictures[index][0])
+                evaluated = labelled[number].image(index)
                 found.shown.append((_small(images[row]), _small(evaluated), match))
         waiting.clear()
 
@@ -195,9 +194,9 @@ def _evaluation(
     def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | str:
         number, index = place
         try:
-            image = on_white(labelled[number].pictures[index][0])
-        except UNREADABLE as error:
-            return f"{error}" or type(error).__name__
+            image = labelled[number].image(index)
+        except Unusable as reason:
+            return str(reason)
         return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
     every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
@@ -231,7 +230,7 @@ class _Confirm:
         return [float(training[row] @ self.known[place, flip]) for row, place, flip in candidates]
 
     def _evaluated(self, place: tuple[int, int], mirrored: bool) -> Image.Image:
-        image = on_white(self.labelled[place[0]].pictures[place[1]][0])
+        image = self.labelled[place[0]].image(place[1])
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     @torch.no_grad()

@@ -1,35 +1,34 @@
 """Where the pictures of a labelled set are: labels at once, each picture decoded when it is asked for."""
 
 import random
-import struct
-import tarfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext
 
-# As torchvision's folder datasets have them, and lower case.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# What Pillow raises for a file that is no picture, or only half of one.
-UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
+from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
+from advflyp.data.images import read_image
+from advflyp.data.tars import index_tar
+
+# Bytes of a class index, with room for blanks.
+MAX_LABEL = 64
 
 
 class Pictures(Sequence[tuple[Image.Image, int]]):
     """A sequence of (picture, class index) whose labels and keys are known without decoding.
 
-    labels: (n,) int64
-    `picture` is called from several threads at once and raises one of UNREADABLE where there is no picture.
+    labels:  (n,) int64
+    upright: whether the EXIF orientation of files is applied
+    `picture` is called from several threads at once and raises `Unusable` or OSError where there is no picture.
     """
 
     labels: Tensor
+    upright: bool = True
 
     def __init__(self, labels: Sequence[int] | np.ndarray | Tensor) -> None:
         self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
@@ -44,6 +43,14 @@ class Pictures(Sequence[tuple[Image.Image, int]]):
             raise IndexError(index)
         index %= len(self)
         return self.picture(index), int(self.labels[index])
+
+    def ignore_orientation(self) -> None:
+        """From now on decode files as they are stored, whatever their EXIF orientation."""
+        self.upright = False
+
+    def decode(self, data: bytes, border: int = 0) -> Image.Image:
+        """An encoded picture, of whatever size, without `border` pixels on each side."""
+        return read_image(data, upright=self.upright, border=border, min_side=1)
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
@@ -67,7 +74,7 @@ class Files(Pictures):
 
     def picture(self, index: int) -> Image.Image:
         with open(self.folder / self.paths[index], "rb") as file:
-            return decode(file.read(), self.border)
+            return self.decode(file.read(), self.border)
 
     def key(self, index: int) -> str:
         return self.paths[index]
@@ -97,14 +104,14 @@ class Encoded(Pictures):
         self.files, self.keys = files, keys
 
     def picture(self, index: int) -> Image.Image:
-        return decode(self.files[index])
+        return self.decode(self.files[index])
 
     def key(self, index: int) -> str:
         return self.keys[index]
 
 
 class Shards(Pictures):
-    """Samples KEY.jpg (or another picture) + KEY.cls in webdataset tars; keys are SHARD/MEMBER.
+    """Samples KEY.jpg (or another image) + KEY.cls in webdataset tars, in any order; keys are SHARD/MEMBER.
 
     One pass over the headers at opening says where each picture is, so that any one is a seek and a read.
     ValueError for a shard that is no plain tar, a picture without a label and a label without a picture.
@@ -124,7 +131,7 @@ class Shards(Pictures):
         shard, _, offset, size = self.members[index]
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
-            return decode(file.read(size), self.border)
+            return self.decode(file.read(size), self.border)
 
     def key(self, index: int) -> str:
         shard, name, _, _ = self.members[index]
@@ -133,33 +140,30 @@ class Shards(Pictures):
 
 def _members(shard: Path) -> list[tuple[int, str, int, int]]:
     """(label, name, offset, size) of each picture, in the order of the tar."""
-    labels: dict[str, int] = {}
-    pictures: dict[str, tuple[str, int, int]] = {}
+    index = index_tar(shard, plain=True)
+    found: list[tuple[int, str, int, int]] = []
+    with open(shard, "rb") as file:
+        for key, one in index.items():
+            label = one.parts.get(LABEL_SUFFIX)
+            picture = next((one.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in one.parts), None)
+            if (label is None and picture is None) or (
+                (label is None or picture is None) and is_extra(key, index)
+            ):
+                continue
+            if label is None:
+                raise ValueError(f"{shard}: {key} has a picture but no {key}.cls; labels are needed for all")
+            if picture is None:
+                raise ValueError(f"{shard}: {key} has a label but no picture; the shard seems damaged")
+            file.seek(label[1])
+            found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL))), *picture))
+    return found
+
+
+def _whole_number(shard: Path, data: bytes) -> int:
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, suffix = base_plus_ext(member.name)
-                if key is None or suffix is None:
-                    continue
-                if suffix == "cls":
-                    data = tar.extractfile(member)
-                    assert data is not None
-                    labels[key] = int(data.read())
-                elif f".{suffix.lower()}" in SUFFIXES:
-                    pictures[key] = (member.name, member.offset_data, member.size)
+        return int(data)
     except ValueError as error:
         raise ValueError(f"{shard}: a .cls member is not a whole number ({error})") from None
-    except (tarfile.TarError, OSError) as error:
-        hint = "; unpack it with gunzip first" if shard.suffix == ".gz" else ""
-        raise ValueError(f"{shard} is not a readable tar file: {error}{hint}") from None
-    for key in (*pictures, *labels):
-        if key not in labels:
-            raise ValueError(f"{shard}: {key} has a picture but no {key}.cls; labels are needed for all")
-        if key not in pictures:
-            raise ValueError(f"{shard}: {key} has a label but no picture; the shard seems damaged")
-    return [(labels[key], *place) for key, place in pictures.items()]
 
 
 class Part(Pictures):
@@ -168,6 +172,9 @@ class Part(Pictures):
     def __init__(self, whole: Pictures, places: Sequence[int]) -> None:
         super().__init__(whole.labels[torch.as_tensor(places, dtype=torch.int64)])
         self.whole, self.places = whole, places
+
+    def ignore_orientation(self) -> None:
+        self.whole.ignore_orientation()
 
     def picture(self, index: int) -> Image.Image:
         return self.whole.picture(self.places[index])
@@ -218,16 +225,3 @@ def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
         chosen += [members[label][turn] for label in classes[: limit - len(chosen)]]
         turn += 1
     return sorted(chosen)
-
-
-def decode(data: bytes, border: int = 0) -> Image.Image:
-    """The picture, decoded to the end, without `border` pixels on each side."""
-    try:
-        image = Image.open(BytesIO(data))
-    except UnidentifiedImageError:
-        # Pillow's own message holds an address in memory, another one each time.
-        raise UnidentifiedImageError("no picture of a known format") from None
-    image.load()
-    if border:
-        image = image.crop((border, border, image.width - border, image.height - border))
-    return image

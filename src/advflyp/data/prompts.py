@@ -61,6 +61,11 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     return templates
 
 
+def fill(template: str, name: str) -> str:
+    """A prompt; `str.format` would read other braces in the template."""
+    return template.replace("{}", name)
+
+
 def describe(templates: Sequence[str]) -> str:
     """The templates as results record them."""
     if len(templates) == 80 and list(templates) == openai_templates():

@@ -1,16 +1,18 @@
 """One image–text pair before decoding, and the two kinds of places that pairs come from."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
-from advflyp.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 # Any text tower reads far less; what is longer is a page of HTML or worse.
 MAX_CAPTION_BYTES = 20_000
+# What files of JSON beside images call the caption, the likeliest first.
+JSON_CAPTIONS = ("caption", "captions", "text", "title", "sentence", "sentences", "description", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Sample:
 
     key:     its name, for messages
     image:   the encoded picture, or where it is
-    caption: every line is a caption; encoded text, a file, or the captions themselves
+    caption: every line is a caption; encoded text, a file of text or JSON, or the captions themselves
     problem: why it cannot be used, where that is known without looking into it
     """
 
@@ -46,34 +48,63 @@ class Sample:
         """At least one, each on one line; `Unusable` where there is none."""
         if self.problem is not None:
             raise Unusable(self.problem)
-        if self.caption is None:
+        caption = self.caption
+        if isinstance(caption, Path):
+            data = _bytes(caption)
+            caption = (json_captions(data) or None) if caption.suffix.lower() == ".json" else data
+        if caption is None:
             raise Unusable("no caption")
-        if isinstance(self.caption, tuple):
+        if isinstance(caption, tuple):
             # JSON can hold halves of a character, which nothing can write.
-            lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in self.caption]
+            lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in caption]
             if sum(map(len, lines)) > MAX_CAPTION_BYTES:
                 raise Unusable("caption is too long")
         else:
-            lines = _text(self.caption).splitlines()
+            lines = _text(caption).splitlines()
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
         if not found:
             raise Unusable("empty caption")
         return found
 
 
-def _text(caption: bytes | Path) -> str:
-    if isinstance(caption, Path):
-        try:
-            with open(caption, "rb") as file:
-                caption = file.read(MAX_CAPTION_BYTES + 1)
-        except OSError:
-            raise Unusable("caption file cannot be read") from None
+def json_captions(data: bytes) -> tuple[str, ...]:
+    """The captions in a file of JSON about one image: a text, a list of texts, or an object that holds one of these.
+
+    Args:
+        data: The bytes of the file.
+
+    Returns:
+        No captions where an object has none under a known name.
+
+    Raises:
+        Unusable: The file is not JSON, or too long.
+    """
+    try:
+        found: Any = json.loads(_text(data))
+    except (json.JSONDecodeError, RecursionError):
+        raise Unusable("caption file is not JSON") from None
+    if isinstance(found, dict):
+        found = next((found[name] for name in JSON_CAPTIONS if found.get(name)), None)
+    texts = found if isinstance(found, list) else [found]
+    return tuple(text for text in texts if isinstance(text, str))
+
+
+def _text(caption: bytes) -> str:
     if len(caption) > MAX_CAPTION_BYTES:
         raise Unusable("caption is too long")
     try:
         return caption.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unusable("caption is not UTF-8") from None
+
+
+def _bytes(file: Path) -> bytes:
+    """One byte more than is allowed at most."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(MAX_CAPTION_BYTES + 1)
+    except OSError:
+        raise Unusable("caption file cannot be read") from None
 
 
 class Indexed(Protocol):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from advflyp.data.addresses import expand, is_remote
+from advflyp.data.filenames import is_clutter, shards_in
 from advflyp.data.folder_pairs import FolderPairs
 from advflyp.data.manifest import read_manifest
 from advflyp.data.samples import Indexed, Sample, Sharded
@@ -57,15 +58,17 @@ def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
     if train.startswith("hf:"):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
-    if not is_remote(train) and path.is_dir() and not any(path.glob("*.tar*")):
+    if not is_remote(train) and path.is_dir() and not shards_in(path):
         if is_saved_dataset(path):
             return HubPairs(str(path), columns)
         if (path / RELEASED).is_file():
             return open_table(str(path / RELEASED), columns)
-        tables = sorted(str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet")
+        tables = sorted(
+            str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet" and not is_clutter(p.name)
+        )
         return open_parquet(tables, columns) if tables else FolderPairs(path)
     try:
-        files = expand(str(path) if not is_remote(train) else train, "*.tar*")
+        files = _named(train)
     except ValueError as error:
         raise ValueError(f"there are no pairs at {train} ({error}): {WHAT}") from None
     if files[0].lower().endswith(".parquet"):
@@ -77,6 +80,18 @@ def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
             )
         return open_table(files[0], columns)
     return open_shards(files, size)
+
+
+def _named(name: str) -> list[str]:
+    """The files that a path, a folder of shards or a pattern names; ValueError where there are none."""
+    path = Path(name).expanduser()
+    if is_remote(name) or not path.is_dir():
+        return expand(name if is_remote(name) else str(path), "*.tar*")
+    # Only shards, and not their checksums.
+    found = [str(shard) for shard in shards_in(path)]
+    if not found:
+        raise ValueError(f"there is nothing at {path}")
+    return found
 
 
 def open_shards(files: list[str], size: int | None = None) -> Sharded:
@@ -98,13 +113,17 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
                 shard.count = count_keys(shard.address)
         size = sum(shard.count or 0 for shard in shards)
     if not size:
-        raise ValueError(f"{files[0]}{' and the others' if len(files) > 1 else ''} hold no pairs")
+        problem = next((sample.problem for sample, _ in shards[0].read()), None)
+        raise ValueError(
+            f"{files[0]}{' and the others' if len(files) > 1 else ''} hold no pairs"
+            + (f": {problem}" if problem else "")
+        )
     return Sharded(shards, size)
 
 
 def find_shards(pattern: str) -> list[Path]:
     """Existing local tar files for a file, a folder, a glob or a brace pattern; ValueError where there are none."""
     try:
-        return [Path(file) for file in expand(str(Path(pattern).expanduser()), "*.tar*")]
+        return [Path(file) for file in _named(pattern)]
     except ValueError as error:
         raise ValueError(f"there are no pairs at {pattern} ({error}): {WHAT}") from None

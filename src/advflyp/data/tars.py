@@ -4,23 +4,29 @@ Python's `tarfile` ends quietly at the first damaged header, so the walk over th
 means is left to it.
 """
 
+import bz2
 import gzip
+import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from webdataset.tariterators import base_plus_ext
-
-from advflyp.data.addresses import open_binary
-from advflyp.data.images import IMAGE_SUFFIXES
-from advflyp.data.samples import MAX_CAPTION_BYTES, Sample
+from advflyp.data import filenames
+from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.dirt import Unusable
+from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
+from advflyp.data.samples import MAX_CAPTION_BYTES, Sample, json_captions
 
 BLOCK = 512
 # A picture larger than this is not one anybody trains on, and a damaged header can promise anything.
 MAX_MEMBER = 1 << 28
+# How packed files begin, with what unpacks them; and what else is sometimes called a tar.
+PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
+FOREIGN = {b"PK\x03\x04": "a zip file", b"7z\xbc\xaf": "a 7z file", b"\x28\xb5\x2f\xfd": "packed by zstd"}
+APART = "image and caption apart in the tar (it has to be sorted by name)"
 
 
 class Damaged(Exception):
@@ -38,7 +44,10 @@ class Member:
 
 @dataclass
 class TarShard:
-    """A tar (.tar, .tar.gz) on this machine or anywhere; see `Shard`. Offsets are in the unpacked stream."""
+    """A tar (.tar, or packed by gzip, bzip2 or xz) on this machine or anywhere; see `Shard`.
+
+    Offsets are in the unpacked stream.
+    """
 
     address: str
     count: int | None = None
@@ -48,16 +57,17 @@ class TarShard:
         return self.address.rpartition("/")[2]
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
-        seen: set[str] = set()
         end = offset
         try:
             with open_binary(self.address) as file, unpacked(file) as stream:
                 stream.seek(offset)
-                for sample, end in _grouped(members(stream, offset), self.name, seen):
+                # The rest of a sample can be looked for where that does not mean to read everything again.
+                path = Path(self.address) if stream is file and not is_remote(self.address) else None
+                for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset))):
                     yield sample, end
         except Damaged as error:
             yield Sample(self.name, problem=str(error)), end
-        except (EOFError, zlib.error, gzip.BadGzipFile):
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
             yield Sample(self.name, problem="truncated shard"), end
         except OSError as error:
             # A disk or a network that fails is not dirt: all the rest would be counted as such.
@@ -65,10 +75,17 @@ class TarShard:
 
 
 def unpacked(file: BinaryIO) -> BinaryIO:
-    """The stream itself, or what gzip packed into it."""
-    magic = file.read(2)
+    """The stream itself, or what is packed into it; `Damaged` where it is something else than a tar."""
+    magic = file.read(6)
     file.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if magic == b"\x1f\x8b" else file
+    foreign = next((kind for sign, kind in FOREIGN.items() if magic.startswith(sign)), None)
+    if foreign is not None:
+        raise Damaged(f"not a tar but {foreign}")
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if magic.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.BZ2File(file))
+    return cast(BinaryIO, lzma.LZMAFile(file)) if magic.startswith(b"\xfd7zXZ") else file
 
 
 def members(stream: BinaryIO, offset: int = 0) -> Iterator[Member]:
@@ -121,58 +138,158 @@ def _extended(data: bytes) -> dict[str, str]:
     return fields
 
 
-def _grouped(found: Iterator[Member], shard: str, seen: set[str]) -> Iterator[tuple[Sample, int]]:
-    """Members of one key that follow one another are a sample; a key that comes again is not a second one."""
-    key: str | None = None
-    parts: dict[str, bytes] = {}
-    strange: list[Sample] = []
-    end = 0
+@dataclass(slots=True)
+class _Group:
+    """Members of one key that follow one another, or one that is a problem.
+
+    begin, end: offsets behind the first of them and behind the last
+    """
+
+    key: str
+    base: str
+    begin: int
+    end: int
+    parts: dict[str, bytes] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return is_whole(self.parts)
+
+    def takes(self, member: filenames.Member) -> bool:
+        return member.key == self.key and member.suffix not in self.parts
+
+    def passes_over(self, member: filenames.Member) -> bool:
+        """Whether a member between this sample's halves is a further file of it: 1.jpg, 1.mask.png, 1.txt."""
+        return not self.is_whole and is_extra(member.key, (self.key,))
+
+
+def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
+    """What belongs to no sample is passed over. Damage is raised behind the last whole group."""
+    group: _Group | None = None
+    strange: list[_Group] = []
     damage: Exception | None = None
     while True:
         try:
             member = next(found, None)
-        except (Damaged, EOFError, zlib.error, OSError) as error:
+        except (Damaged, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             member, damage = None, error
         if member is not None and (problem := _problem(member)):
-            strange.append(Sample(f"{shard}:{_shown(member.name)}", problem=problem))
-            if not parts:
-                end = member.end
+            strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
             continue
-        name, suffix = (None, None) if member is None else base_plus_ext(member.name)
-        repeated = suffix is not None and suffix.lower() in parts
-        if parts and (member is None or name != key or repeated):
-            # A sample that ends where the shard breaks may lack a half that was there once.
-            if damage is None or _is_whole(parts):
-                yield _sample(shard, str(key), parts, seen), end
-            parts = {}
-        if not parts:
-            # Between samples, so that a resumed stream never begins in the middle of one.
-            yield from ((sample, end) for sample in strange)
-            strange = []
-        if member is None:
+        name = None if member is None or member.data is None else parse_member(member.name)
+        if member is not None and (name is None or (group is not None and group.passes_over(name))):
+            continue
+        if member is not None and name is not None and group is not None and group.takes(name):
+            group.parts[name.suffix] = cast(bytes, member.data)
+            group.end = member.end
+            continue
+        # A sample that ends where the shard breaks may lack a half that was there once.
+        if group is not None and (damage is None or group.is_whole):
+            yield group
+        # Between samples, so that a resumed stream never begins in the middle of one.
+        yield from strange
+        strange = []
+        if member is None or name is None:
             if damage is not None:
                 raise damage
             return
-        if name is None or suffix is None or member.data is None:
-            continue  # folders, and files without a suffix, belong to no sample
-        key, end = name, member.end
-        parts[suffix.lower()] = member.data
+        group = _Group(name.key, name.base, member.end, member.end, {name.suffix: cast(bytes, member.data)})
 
 
-def _is_whole(parts: dict[str, bytes]) -> bool:
-    return "txt" in parts and any(suffix in parts for suffix in IMAGE_SUFFIXES)
+class _Samples:
+    """The samples of a shard's groups.
+
+    path: of the shard, where it can be read from any place on
+    """
+
+    def __init__(self, shard: str, path: Path | None) -> None:
+        self.shard, self.path = shard, path
+        self.seen: dict[str, bool] = {}  # key: whether the sample was whole
+        self.index: dict[str, Indexed] | None = None
+
+    def of(self, groups: Iterator[_Group]) -> Iterator[tuple[Sample, int]]:
+        # Halves with dots in their keys, all of one base: samples, unless they are the extras of one that follows.
+        lonely: list[tuple[str, Sample, int]] = []
+        base = last = ""
+        for found in groups:
+            group = self._completed(found)
+            sample = None if group is None else self._sample(group)
+            if group is None or sample is None:
+                continue
+            may_be_extra = group.key != group.base and not group.is_whole
+            if may_be_extra and is_extra(group.key, (last,)):
+                continue
+            if not may_be_extra or group.base != base:
+                yield from ((one, end) for key, one, end in lonely if not is_extra(key, (group.key,)))
+                lonely, base = [], group.base
+            if may_be_extra:
+                lonely.append((group.key, sample, group.end))
+            else:
+                yield sample, group.end
+                last = group.key
+        yield from ((one, end) for _, one, end in lonely)
+
+    def _completed(self, group: _Group) -> _Group | None:
+        """The group with what stands elsewhere in the shard; None where it was part of an earlier one."""
+        if group.problem is not None or group.is_whole or self.path is None:
+            return group
+        if self.index is None:
+            self.index = index_tar(self.path)
+        whole = self.index.get(group.key)
+        if whole is None or not is_whole(whole.parts):
+            return group
+        if whole.begin != group.begin:
+            return None
+        with open(self.path, "rb") as file:
+            for suffix, (_, offset, size) in whole.parts.items():
+                if suffix not in group.parts and size <= MAX_MEMBER:
+                    file.seek(offset)
+                    group.parts[suffix] = file.read(size)
+        return group
+
+    def _sample(self, group: _Group) -> Sample | None:
+        """None for a group that is no sample."""
+        label = f"{self.shard}:{_shown(group.key)}"
+        if group.problem is not None:
+            return Sample(label, problem=group.problem)
+        if not is_sample(group.key, group.parts):
+            return None
+        if group.key in self.seen:
+            is_repeated = group.is_whole or self.seen[group.key]
+            return Sample(label, problem="duplicate key" if is_repeated else APART)
+        self.seen[group.key] = group.is_whole
+        image = next((group.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in group.parts), None)
+        suffix = next((suffix for suffix in CAPTION_SUFFIXES if suffix in group.parts), None)
+        text = None if suffix is None else group.parts[suffix]
+        return stored_sample(label, image, suffix, text)
 
 
-def _sample(shard: str, key: str, parts: dict[str, bytes], seen: set[str]) -> Sample:
-    label = f"{shard}:{_shown(key)}"
-    if key in seen:
-        return Sample(label, problem="duplicate key")
-    seen.add(key)
-    image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-    text = parts.get("txt")
+def stored_sample(key: str, image: bytes | None, suffix: str | None, text: bytes | None) -> Sample:
+    """A sample whose captions are the content of a member, JSON where its suffix says so."""
     if text is not None and len(text) > MAX_CAPTION_BYTES:
-        return Sample(label, problem="caption is too long")  # not kept in the shuffle buffer
-    return Sample(label, image, text)
+        return Sample(key, problem="caption is too long")  # not kept in the shuffle buffer
+    if text is None or suffix != "json":
+        return Sample(key, image, text)
+    try:
+        return Sample(key, image, json_captions(text) or None)
+    except Unusable as reason:
+        return Sample(key, problem=str(reason))
+
+
+def has_image(suffixes: Collection[str]) -> bool:
+    """Whether there is an image among files of one key."""
+    return any(suffix in suffixes for suffix in IMAGE_SUFFIXES)
+
+
+def is_whole(suffixes: Collection[str]) -> bool:
+    """Whether files of one key are an image and something that can hold its captions."""
+    return has_image(suffixes) and any(suffix in suffixes for suffix in CAPTION_SUFFIXES)
+
+
+def is_sample(key: str, suffixes: Collection[str]) -> bool:
+    """Whether files of one key are a sample, or a half of one: an image, or a text that is not about the dataset."""
+    return has_image(suffixes) or (not is_document(key) and ("txt" in suffixes or "caption" in suffixes))
 
 
 def _problem(member: Member) -> str | None:
@@ -180,25 +297,67 @@ def _problem(member: Member) -> str | None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"
-    suffix = path.suffix.lower().lstrip(".")
-    return "link in place of a file" if member.data is None and suffix in (*IMAGE_SUFFIXES, "txt") else None
+    return "link in place of a file" if member.data is None and parse_member(member.name) else None
 
 
 def _shown(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def count_keys(shard: str | Path) -> int:
-    """How many samples a tar holds, by its headers alone; ValueError where it cannot be opened at all."""
-    keys: set[str] = set()
+@dataclass(slots=True)
+class Indexed:
+    """Where the members of one key are.
+
+    begin: offset behind the first of them
+    parts: {suffix: (name, offset of the data, size)}
+    """
+
+    begin: int
+    parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+
+
+def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Indexed]:
+    """The members of a tar by the keys of their samples, wherever they stand, read from the headers alone.
+
+    Args:
+        shard: A file on this machine.
+        plain: Whether the tar must be whole and not packed. If not, what there is until it breaks is enough.
+
+    Returns:
+        The keys in the order of their first members.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    index: dict[str, Indexed] = {}
     try:
-        with tarfile.open(shard) as tar:
+        with tarfile.open(shard, "r:" if plain else "r") as tar:
             for member in tar:
-                key, _ = base_plus_ext(member.name)
-                if member.isfile() and key is not None:
-                    keys.add(key)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
-        pass  # what is there until it breaks; the stream says so when it gets there
+                name = parse_member(member.name) if member.isfile() else None
+                if name is None:
+                    continue
+                begin = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                parts = index.setdefault(name.key, Indexed(begin)).parts
+                parts.setdefault(name.suffix, (member.name, member.offset_data, member.size))
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        if plain:
+            raise ValueError(f"{shard} is not a readable tar file: {error}{_how_to_unpack(shard)}") from None
     except OSError as error:
         raise ValueError(f"cannot read {shard}: {error.strerror or error}") from None
-    return len(keys)
+    return index
+
+
+def _how_to_unpack(shard: Path) -> str:
+    with open(shard, "rb") as file:
+        magic = file.read(6)
+    tool = next((tool for sign, tool in PACKED.items() if magic.startswith(sign)), None)
+    return f"; unpack it with {tool} first" if tool else ""
+
+
+def count_keys(shard: str | Path) -> int:
+    """How many samples a tar holds, by its headers alone; ValueError where it cannot be opened at all."""
+    index = index_tar(Path(shard))
+    return sum(
+        is_sample(key, one.parts) and (is_whole(one.parts) or not is_extra(key, index))
+        for key, one in index.items()
+    )

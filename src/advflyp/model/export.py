@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.config import nearest
-from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.errors import RunError
 from advflyp.model.clip import CLIP
@@ -215,7 +213,8 @@ def _quiet() -> Iterator[None]:
 
 def _pictures() -> list[Image.Image]:
     # Neither square nor of any model's size, so that there is something to resize and to crop.
-    return [on_white(picture).resize(SIZE) for picture, _ in islice(load_set(PICTURES).pictures, COUNT)]
+    labelled = load_set(PICTURES)
+    return [labelled.image(index).resize(SIZE) for index in range(COUNT)]
 
 
 def _ours(model: CLIP, pictures: Sequence[Image.Image]) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.data.prompts import fill
 from advflyp.model.clip import CLIP
 
 
@@ -17,7 +18,7 @@ def prompt_embeddings(
     classes:   K names
     templates: T, each with one "{}" for the name
     """
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = [fill(template, name) for name in classes for template in templates]
     chunks = [model.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
     return torch.cat(chunks).view(len(classes), len(templates), -1)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.threat import Threat
-from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
@@ -169,7 +168,7 @@ def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -
 
 
 def _pixels(judge: Judge, index: int) -> Tensor:
-    return judge.model.preprocess(on_white(judge.labelled.pictures[index][0]))
+    return judge.model.preprocess(judge.labelled.image(index))
 
 
 def _top(judge: Judge, images: Tensor) -> list[tuple[str, float]]:

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from advflyp.attack.threat import Threat
 from advflyp.config import build
-from advflyp.data.images import on_white
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
@@ -74,7 +73,7 @@ class Demo:
         for name, label in SAMPLES:
             labelled = load_set(f"mini/{name}")
             place = labelled.labels.tolist().index(labelled.classes.index(label))
-            self.pictures.append(on_white(labelled.pictures[place][0]))
+            self.pictures.append(labelled.image(place))
         # Labels are encoded once, not for every question.
         self.classifiers = lru_cache(maxsize=8)(self._classifiers)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advflyp.config import read_text
 from advflyp.data.labelled import load_set, set_names
-from advflyp.data.prompts import PHOTO, choose_templates
+from advflyp.data.prompts import PHOTO, choose_templates, fill
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 
@@ -41,7 +41,7 @@ class Labels:
         return self.names.index(wanted)
 
     def _tell_apart(self, model: CLIP) -> None:
-        tokens = model.tokenizer([self.templates[0].format(name) for name in self.names]).tolist()
+        tokens = model.tokenizer([fill(self.templates[0], name) for name in self.names]).tolist()
         first: dict[tuple[int, ...], str] = {}
         for name, row in zip(self.names, tokens, strict=True):
             other = first.setdefault(tuple(row), name)

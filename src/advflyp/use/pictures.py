@@ -10,11 +10,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from advflyp.data.dirt import Unusable
-from advflyp.data.images import MAX_PIXELS, MIN_SIDE, finish_image, on_white, open_image
+from advflyp.data.images import MAX_PIXELS, MIN_SIDE, UNREADABLE, as_rgb, finish_image, open_image
 
 Picture = str | Path | Image.Image
-# Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 SENTENCES = {
     "empty image file": "is empty",
@@ -22,14 +20,21 @@ SENTENCES = {
     "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
     "image is too small": f"is smaller than {MIN_SIDE} pixels on a side",
     "truncated image": "is cut off before its end; copy it again",
-    "unreadable image": "is damaged, or pixels of a kind that has no agreed colours",
+    "unreadable image": "is damaged, or has pixels of a kind that has no agreed colours",
+    "floating-point pixels outside 0 to 1": "has floating-point pixels outside 0 to 1; save it with 8 or 16 bits",
+    "signed or 32-bit pixels": "has signed or 32-bit pixels, whose range nobody agrees on; save it with 8 or 16 bits",
 }
 
 
 def read_picture(picture: Picture) -> Image.Image:
     """RGB, upright, transparent parts white, the first frame. ValueError where there is no such picture."""
     if isinstance(picture, Image.Image):
-        return on_white(picture)
+        try:
+            return as_rgb(picture)
+        except Unusable as error:
+            raise ValueError(f"the picture {SENTENCES[str(error)]}") from None
+        except UNREADABLE:
+            raise ValueError(f"the picture {SENTENCES['unreadable image']}") from None
     return from_bytes(_bytes(Path(picture)), str(picture))
 
 
@@ -84,6 +89,4 @@ def _opened(data: bytes, name: str) -> Image.Image:
             image = open_image(data)
     except Unusable as error:
         raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
-    if image.format not in FORMATS:
-        raise ValueError(f"{name} {SENTENCES['not an image']}")
     return image

@@ -24,6 +24,7 @@ from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_tar
 from advflyp.data.pairs import DataConfig
 from advflyp.data.pictures import balanced
+from advflyp.data.prompts import fill
 from advflyp.data.stream import Position, Share
 from advflyp.devices import to_device
 
@@ -204,7 +205,7 @@ class MiniClasses(MiniPairs):
         labels = self.labels[index]
         return {
             "labels": labels,
-            "captions": [self.templates[0].format(self.classes[i]) for i in labels.tolist()],
+            "captions": [fill(self.templates[0], self.classes[i]) for i in labels.tolist()],
         }
 
 

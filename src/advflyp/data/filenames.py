@@ -1,0 +1,121 @@
+"""What files are by their names: images, captions, parts of a webdataset's samples, and what belongs to no dataset."""
+
+import os
+import re
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2")
+IMAGE_SUFFIXES += ("ppm", "pgm", "pbm", "pnm")
+# The first that there is holds an image's captions.
+CAPTION_SUFFIXES = ("txt", "caption", "json")
+LABEL_SUFFIX = "cls"
+KNOWN = {*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, LABEL_SUFFIX}
+SHARD = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
+# What operating systems leave behind, besides files and folders whose names begin with a dot.
+CLUTTER = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "desktop.ini",
+}
+# Texts about a dataset, which are no image's caption.
+DOCUMENTS = {"readme", "license", "licence", "copying", "notice", "changelog", "authors", "citation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The name of a file that is part of a sample; `parse_member` makes one.
+
+    key:    of the sample
+    suffix: in lower case, one of KNOWN
+    base:   webdataset's key, which ends at the first dot of the file's name; other than `key` where that has dots
+    """
+
+    key: str
+    suffix: str
+    base: str
+
+
+def parse_member(path: str) -> Member | None:
+    """The sample that a file in a tar is part of; None for a file that is part of none.
+
+    As in webdataset a key ends at the first dot of the file's name: 0001.jpg, 0001.txt. Where what follows is no known
+    suffix it ends at the last dot: the key of photo_v1.7.jpg is photo_v1.7. Such a file may also be a further one of
+    webdataset's sample, as 0001.mask.png is of 0001: `is_extra` tells.
+    """
+    folder, slash, name = path.rpartition("/")
+    base, _, rest = name.partition(".")
+    if is_clutter(path) or not base or base.lower() == "readme":
+        return None
+    folder += slash
+    if rest.lower() in KNOWN:
+        return Member(folder + base, rest.lower(), folder + base)
+    stem, _, last = name.rpartition(".")
+    return Member(folder + stem, last.lower(), folder + base) if last.lower() in KNOWN else None
+
+
+def is_extra(key: str, known: Container[str]) -> bool:
+    """Whether a sample that lacks a half is only a further file of another, as 0001.mask.png is of 0001.
+
+    known: the other samples' keys
+    """
+    folder, slash, name = key.rpartition("/")
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if folder + slash + name in known:
+            return True
+    return False
+
+
+def is_document(key: str) -> bool:
+    """Whether a text without an image describes the dataset: README, LICENSE, …"""
+    return key.rpartition("/")[2].lower() in DOCUMENTS
+
+
+def is_image(path: str) -> bool:
+    """By its suffix."""
+    return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def is_shard(path: str) -> bool:
+    """Whether it is a tar, packed or not, by its suffix."""
+    return SHARD.search(path) is not None and not is_clutter(path.rpartition("/")[2])
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The tars of a folder, not of those in it, sorted by name."""
+    return sorted(path for path in folder.iterdir() if is_shard(path.name) and path.is_file())
+
+
+def is_clutter(path: str) -> bool:
+    """Whether an operating system or a program made it for itself: .DS_Store, ._0001.jpg, __MACOSX/, Thumbs.db, …"""
+    return any(
+        part.lower() in CLUTTER or (part.startswith(".") and part not in (".", ".."))
+        for part in path.split("/")
+    )
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """`folder` and all folders below it with the names of their files, both sorted and without clutter.
+
+    Links are followed; a folder that is reached in several ways is visited once. ValueError for one that cannot be
+    read.
+    """
+
+    def failed(error: OSError) -> None:
+        raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    visited: set[str] = set()
+    for where, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        real = os.path.realpath(where)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not is_clutter(name))
+        yield Path(where), sorted(name for name in files if not is_clutter(name))
