@@ -1,10 +1,11 @@
+import pytest
 import torch
 from torch import Tensor
 
 from advflyp.attack.apgd import apgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Victim, predicted
 
 IMAGES = torch.linspace(0.05, 0.95, 10).view(10, 1, 1, 1).expand(10, 3, 2, 2).contiguous()
 
@@ -68,3 +69,27 @@ def test_an_attack_goes_on_until_the_judge_agrees() -> None:
     # the search sees no boundary within reach.
     assert (found != IMAGES).flatten(1).any(1).nonzero().flatten().tolist() == [4]
     assert exact(found)[4].argmax() == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tie_or_nan_is_never_correct_wherever_it_stands(kind: torch.dtype) -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [
+        ([0, 0, 0], False), ([1, 1, 0], False), ([2, 1, 0], True), ([nan, 0, 0], False), ([1, nan, 0], False),
+        ([nan, nan, nan], False), ([-inf, -inf, -inf], False), ([inf, 0, 0], True), ([inf, inf, 0], False),
+        ([nan, -inf, -inf], False), ([0, -inf, -inf], True),
+    ]  # fmt: skip
+    for values, is_correct in rows:
+        for place in range(3):
+            # The same answer with the classes in another order.
+            logits = torch.tensor([values], dtype=kind).roll(place, dims=1)
+            answer = predicted(logits, torch.tensor([place]))
+            assert (int(answer) == place) == is_correct and 0 <= int(answer) < 3
+            fooled = Victim(lambda x: x).fooled(torch.zeros(1, 3, 2, 2), torch.tensor([place]), logits)
+            assert bool(fooled) != is_correct
+
+
+def test_without_ties_it_is_the_largest_logit() -> None:
+    logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 7
+    assert torch.equal(predicted(logits, labels), logits.argmax(1))

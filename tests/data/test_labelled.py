@@ -390,3 +390,12 @@ def test_shards_with_dots_clutter_and_any_order(tmp_path: Path) -> None:
     labelled = load_set(str(tmp_path / "0.tar"))
     assert labelled.labels.tolist() == [0, 1, 0]
     assert [picture_number(labelled.image(n)) for n in range(3)] == [0, 1, 2]
+
+
+def test_two_classes_of_one_name(tmp_path: Path) -> None:
+    tree(tmp_path, {"crane_bird": "x", "crane_machine": "y", "dog": "z"}, each=1)
+    put_text(tmp_path / "classnames.txt", "crane", "dog", "crane")
+    with pytest.raises(
+        ValueError, match=r"has two classes called 'crane', numbers 0 and 2, .*; merge them, or"
+    ):
+        load_set(str(tmp_path))

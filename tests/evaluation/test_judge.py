@@ -11,6 +11,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.model.clip import CLIP
+from advflyp.model.hub import load_model
 from helpers import labelled_by
 
 CLEAN = Attack.parse("clean")
@@ -246,3 +247,22 @@ def test_classes_are_encoded_when_an_image_is_and_in_float32(
     judge.victim("bf16").search(torch.rand(2, 3, 32, 32))
     assert seen and set(seen) == {"fp32"}
     assert torch.equal(judge.weights, expected)
+
+
+@pytest.mark.parametrize("attack", ["clean", "pgd2", "noise", "apgd-ce+square"])
+def test_a_tie_is_a_wrong_answer_for_every_class(tiny: CLIP, noise_set: LabelledSet, attack: str) -> None:
+    """A model that says the same of everything: by position, class 0 would be right."""
+    judge = Judge(tiny, noise_set)
+    judge.__dict__["weights"] = torch.zeros_like(judge.weights)
+    threat = None if attack == "clean" else Threat(eps=1 / 255)
+    outcome = judge.run(Attack.parse(attack), threat)
+    assert not outcome.correct.any() and set(outcome.label.tolist()) >= {0, 1}
+    assert not (outcome.clean == outcome.label).any() and int(outcome.clean.min()) >= 0
+
+
+def test_logits_that_are_no_numbers_end_an_evaluation(noise_set: LabelledSet, tiny_folder: Path) -> None:
+    model = load_model(tiny_folder)
+    with torch.no_grad():
+        model.visual.conv1.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"gives logits that are not finite on .*, first at .*: its weights"):
+        Judge(model, noise_set).correct(CLEAN, None)

@@ -9,7 +9,7 @@ from advflyp.attack.losses import attack_targets, count_targets
 from advflyp.attack.points import Points, Standing, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Victim, predicted
 from advflyp.dtypes import at_least_float32, in_float64
 
 ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
@@ -84,7 +84,7 @@ def _approach(
             logits = at_least_float32(victim(at.current))
         found = _found(victim, at, threat, logits)
         before, delta = at.current, at.current - at.images
-        adversarial = (logits.argmax(1) != at.labels).view(-1, 1, 1, 1)
+        adversarial = (predicted(logits, at.labels) != at.labels).view(-1, 1, 1, 1)
         at.current = at.images + torch.where(adversarial, BETA * delta, delta)
         at.leave(found, before, result)
     return at.rows
@@ -92,7 +92,7 @@ def _approach(
 
 def _found(victim: Victim, at: _Search, threat: Threat, logits: Tensor) -> Tensor:
     """(M,) bool: which of the current points, that have these logits, fool the victim and are inside `threat`."""
-    found = (logits.argmax(1) != at.labels) & threat.contains(at.images, at.current)
+    found = (predicted(logits, at.labels) != at.labels) & threat.contains(at.images, at.current)
     rows = found.nonzero().squeeze(1)
     if len(rows):
         found[rows] = victim.fooled(at.current[rows], at.labels[rows], logits[rows])

@@ -6,6 +6,25 @@ import torch
 from torch import Tensor
 
 
+def predicted(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class of each image: its label only where the label's logit is above all others.
+
+    A tie is never a correct answer, wherever the label stands among the classes, and neither is a NaN.
+
+    Args:
+        logits: (N, K), K at least 2.
+        labels: (N,) int64, the true classes.
+
+    Returns:
+        (N,) int64, the label where the image is classified correctly, else the most likely other class.
+    """
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    values, rivals = logits.scatter(1, labels[:, None], float("-inf")).max(1)
+    # Where all others are −inf, the first of them may be the label itself.
+    rivals = torch.where(rivals == labels, (labels + 1) % logits.shape[1], rivals)
+    return torch.where(own > values, labels, rivals)
+
+
 class Victim:
     """A classifier under attack.
 
@@ -31,9 +50,9 @@ class Victim:
         Where the search runs in a lower precision, its finds are confirmed; without that a point would leave
         the attack for a rounding error, and count as robust afterwards.
         """
-        found = logits.argmax(1) != labels
+        found = predicted(logits, labels) != labels
         if self.judge is not None:
             rows = found.nonzero().squeeze(1)
             if len(rows):
-                found[rows] = self.judge(images[rows]).argmax(1) != labels[rows]
+                found[rows] = predicted(self.judge(images[rows]), labels[rows]) != labels[rows]
         return found

@@ -237,7 +237,7 @@ def _own_set(name: str) -> LabelledSet:
     Under the name it was called by.
     """
     if is_own(name) and not name.startswith(("folder:", "wds:")):
-        return replace(own(name)(), name=name)
+        return _with_distinct_names(replace(own(name)(), name=name))
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():
@@ -251,7 +251,7 @@ def _own_set(name: str) -> LabelledSet:
         pictures, classes = read_shards(shards)
         templates = own_templates(folder) or own_templates(folder.parent)
     split = folder.resolve().name
-    return LabelledSet(
+    labelled = LabelledSet(
         name=name,
         split=split if split.lower() in SPLITS else "all",
         classes=classes,
@@ -259,3 +259,16 @@ def _own_set(name: str) -> LabelledSet:
         pictures=pictures,
         info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
     )
+    return _with_distinct_names(labelled)
+
+
+def _with_distinct_names(labelled: LabelledSet) -> LabelledSet:
+    """The set; ValueError where two classes have one name, whose logits would tie on every picture."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(labelled.classes):
+        if first.setdefault(name, number) != number:
+            raise ValueError(
+                f"{labelled.name} has two classes called '{name}', numbers {first[name]} and {number}, which zero-shot "
+                "classification cannot tell apart; merge them, or give them names of their own in classnames.txt"
+            )
+    return labelled

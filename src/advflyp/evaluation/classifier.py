@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Victim, predicted
 from advflyp.evaluation.attacks import Attack
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision, resolve
@@ -72,7 +72,7 @@ class Classifier:
                 streams = Streams(stage_seed(seed, number), index.to(images.device)[rows])
                 found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
                 result[rows] = found
-                rows = rows[self.exact(found).argmax(1) == labels[rows]]
+                rows = rows[predicted(self.exact(found), labels[rows]) == labels[rows]]
                 if not len(rows):
                     break
         return result

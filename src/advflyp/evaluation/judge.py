@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
+from advflyp.attack.victim import predicted
 from advflyp.data.labelled import TOLERATED, LabelledSet
 from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.attacks import Attack
@@ -47,7 +48,8 @@ class Outcome:
     """What became of each readable image; all (n,) int64.
 
     index: place in the set;  label: true class
-    clean, attacked: predicted class without and with the attack; the same where an image was wrong already
+    clean, attacked: predicted class without and with the attack; the same where an image was wrong already. A class
+                     that ties with the true one is what was predicted: a tie is never correct
     """
 
     index: Tensor
@@ -186,7 +188,10 @@ class _Run:
                 ) from None
             unknown = self.clean[rows] == UNKNOWN
             if unknown.any():
-                self.clean[rows[unknown]] = judge.exact(images[unknown]).argmax(1).cpu()
+                new = rows[unknown]
+                logits = judge.exact(images[unknown]).cpu()
+                self._check_finite(logits, new)
+                self.clean[new] = predicted(logits, self.labels[new])
                 self._settle(rows)
             self.changed.append(rows)
             together.append((rows, images))
@@ -237,13 +242,25 @@ class _Run:
         streams = Streams(stage_seed(self.seed, number), judge.index[rows].to(images.device))
         found = self.stages[number](self.victim, images, labels, threat, streams=streams)
         assert bool(threat.contains(images, found).all())
-        predicted = judge.exact(found).argmax(1).cpu()
-        fooled = predicted != self.labels[rows]
-        self.attacked[rows[fooled]] = predicted[fooled]
+        # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
+        answers = predicted(judge.exact(found).cpu(), self.labels[rows])
+        fooled = answers != self.labels[rows]
+        self.attacked[rows[fooled]] = answers[fooled]
         self.survived[rows] += 1
         self.changed.append(rows)
         self._settle(rows)
         self._note()
+
+    def _check_finite(self, logits: Tensor, rows: Tensor) -> None:
+        """ValueError for a model that is broken, whatever its accuracy would be."""
+        broken = (~logits.isfinite().all(1)).nonzero().squeeze(1)
+        if len(broken):
+            judge = self.judge
+            where = judge.labelled.key(int(judge.index[rows[broken[0]]]))
+            raise ValueError(
+                f"{judge.model.name} gives logits that are not finite on {judge.labelled.name}, first at {where}: its "
+                "weights are damaged or its training diverged; use an earlier checkpoint"
+            )
 
     def _settle(self, rows: Tensor) -> None:
         """An image needs no (more) attack that was wrong when clean, or has survived every stage."""

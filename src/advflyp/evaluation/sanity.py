@@ -17,6 +17,7 @@ from advflyp.attack.pgd import pgd, pgd_points
 from advflyp.attack.square import square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import predicted
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.judge import Judge
@@ -94,7 +95,7 @@ def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -
         left = 0
         for part in parts:
             found = run(images[part], labels[part], streams[part])
-            left += int((judge.exact(found).argmax(1) == labels[part]).sum())
+            left += int((predicted(judge.exact(found), labels[part]) == labels[part]).sum())
         return left
 
     def last_iterate(images: Tensor, labels: Tensor, streams: Streams, steps: int) -> Tensor:
@@ -152,7 +153,8 @@ def _correct_images(judge: Judge, seed: int, limit: int) -> tuple[Tensor, Tensor
     none = torch.empty(0, dtype=torch.int64)
     kept = [(none, torch.empty(0), none)]
     for places, images, labels in judge.labelled.batches(judge.model.preprocess, judge.batch_size, own):
-        right = (judge.exact(images.to(device)).argmax(1) == labels.to(device)).cpu()
+        there = labels.to(device)
+        right = (predicted(judge.exact(images.to(device)), there) == there).cpu()
         kept.append((places[right], images[right], labels[right]))
     places, images, labels = (torch.cat(column).to(device) for column in zip(*kept, strict=True))
     return images, labels, Streams(seed, places)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import predicted
 from advflyp.data.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
@@ -149,9 +150,10 @@ def _correct(make_judge: Callable[[], Judge], seed: int) -> Iterator[int]:
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
         images = torch.stack([_pixels(judge, place) for place in chunk])
+        own = torch.tensor([labels[place] for place in chunk])
         with for_use(judge.model):
-            predicted = judge.exact(images.to(judge.model.device)).argmax(1).tolist()
-        yield from (place for place, label in zip(chunk, predicted, strict=True) if labels[place] == label)
+            answers = predicted(judge.exact(images.to(judge.model.device)).cpu(), own)
+        yield from (place for place, right in zip(chunk, (answers == own).tolist(), strict=True) if right)
 
 
 def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -> View:

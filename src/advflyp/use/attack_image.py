@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import predicted
 from advflyp.dtypes import in_float64
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier, for_use
@@ -118,6 +119,11 @@ def attack_image(
     if all(made.outcome == "wrong" for made in found.made):
         # Only where a label was given: a model's own answer is never wrong.
         answer = found.clean[0][0].label
+        if answer == found.label:
+            raise ValueError(
+                f"{found.image}: to {found.models[0]} '{answer}' is no likelier than another label, so there is no "
+                "answer to attack; give it other labels"
+            )
         raise ValueError(
             f"{found.image}: {found.models[0]} says '{answer}' without an attack, so '{found.label}' need not be "
             f"attacked; --label '{answer}' attacks that answer"
@@ -193,7 +199,7 @@ def _search(
     label = torch.tensor([place], device=origin.device)
 
     def says(images: Tensor) -> int:
-        return int(plain.exact(images).argmax(1))
+        return int(predicted(plain.exact(images), label))
 
     with for_use(plain.model):
         if says(origin) != place:

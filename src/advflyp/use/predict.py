@@ -82,9 +82,17 @@ def predict(
 
 @torch.no_grad()
 def guess(classifier: Classifier, pixels: Tensor, names: Sequence[str], top: int) -> list[list[Guess]]:
-    """(N, 3, H, W) pixels in [0, 1] → for each picture the `top` likeliest names."""
+    """(N, 3, H, W) pixels in [0, 1] → for each picture the `top` likeliest names, equal ones in any order.
+
+    ValueError for a model whose answers are not finite.
+    """
     with for_use(classifier.model):
         probabilities = classifier.exact(pixels.to(classifier.model.device)).softmax(1)
+    if not bool(probabilities.isfinite().all()):
+        raise ValueError(
+            f"{classifier.model.name} gives probabilities that are not finite: its weights are damaged or its training "
+            "diverged"
+        )
     values, places = probabilities.topk(min(top, len(names)), dim=1)
     return [
         [Guess(label=str(names[place]), probability=value) for value, place in zip(some, at, strict=True)]
