@@ -21,6 +21,7 @@ import threading
 from typing import Any
 
 import advflyp_guard  # pyright: ignore[reportMissingImports]
+import advflyp_resizer  # pyright: ignore[reportMissingImports]
 
 LIMITS = ("allow_private", "max_bytes", "seconds")
 
@@ -84,7 +85,7 @@ def run(path: str) -> None:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         return advflyp_guard.GuardedDownloader(limits, *args, **kwargs)
 
-    main.Reader, main.Downloader = numbered, guarded
+    main.Reader, main.Downloader, main.Resizer = numbered, guarded, advflyp_resizer.UprightResizer
     main.download(**job["arguments"])
 
 

@@ -1,0 +1,107 @@
+"""img2dataset's resizer, given the pixels that advflyp's own decoder sees: upright, and of 8 bits.
+
+Runs in the isolated environment. img2dataset decodes with OpenCV as stored: it ignores EXIF orientation, and what it
+writes of 16-bit images is white. Such images are handed to it as 8-bit PNGs that stand upright; all others as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+
+try:
+    import cv2  # pyright: ignore[reportMissingImports]
+    from img2dataset.resizer import Resizer  # pyright: ignore[reportMissingImports]
+except ImportError:  # in advflyp's own environment, for the tests
+    cv2, Resizer = None, object
+
+PNG = b"\x89PNG\r\n\x1a\n"
+# How the EXIF data begin in a JPEG, a PNG and a WebP, and how far behind that the TIFF header is.
+EXIF = ((b"Exif\0\0", 6), (b"eXIf", 4), (b"EXIF", 8))
+ORIENTATION = 0x0112
+RANGE = "floating-point pixels outside 0 to 1"
+
+
+class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
+    """Boxes to blur are places in the image as it is stored, so that an image that has some is not turned."""
+
+    def __call__(self, img_stream: Any, blurring_bbox_list: Any = None) -> Any:
+        if not self.disable_all_reencoding:  # pyright: ignore[reportAttributeAccessIssue]
+            img_stream.seek(0)
+            try:
+                img_stream = io.BytesIO(prepared(img_stream.read(), turn=blurring_bbox_list is None))
+            except ValueError as error:
+                return None, None, None, None, None, str(error)
+        return super().__call__(img_stream, blurring_bbox_list)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def prepared(data: bytes, *, turn: bool = True) -> bytes:
+    """The file itself, or a PNG of 8 bits that stands upright where the file does not; ValueError as `eight_bits`."""
+    orientation = exif_orientation(data) if turn else 1
+    if orientation == 1 and has_eight_bits(data):
+        return data
+    # OpenCV gives the 10 and 12 bits of AVIF as they are, without a word about how many.
+    how = cv2.IMREAD_COLOR if data[4:8] == b"ftyp" else cv2.IMREAD_UNCHANGED  # pyright: ignore
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), how)  # pyright: ignore
+    if pixels is None:
+        return data  # img2dataset says so
+    made = cv2.imencode(".png", turned(eight_bits(pixels), orientation), [cv2.IMWRITE_PNG_COMPRESSION, 1])  # pyright: ignore
+    return made[1].tobytes()
+
+
+def has_eight_bits(data: bytes) -> bool:
+    """Whether a file is of a format that has no more, or a PNG that says so."""
+    if data.startswith(PNG):
+        return len(data) > 24 and data[24] <= 8
+    return data.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM"))
+
+
+def exif_orientation(data: bytes) -> int:
+    """1 to 8; 1 where there is none, or nothing sensible."""
+    for sign, length in EXIF:
+        at = data.find(sign)
+        # Behind WebP's sign a JPEG's may follow, which was looked for before.
+        found = _orientation(data[at + length : at + length + (1 << 16)]) if at >= 0 else 1
+        if found != 1:
+            return found
+    return 1
+
+
+def _orientation(tiff: bytes) -> int:
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, first)
+        for number in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, first + 2 + 12 * number)
+            if tag == ORIENTATION:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # damaged, or cut off
+    return 1
+
+
+def turned(pixels: Any, orientation: int) -> Any:
+    """(H, W, …) as a viewer shows it."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def eight_bits(pixels: Any) -> Any:
+    """As advflyp's own decoder; ValueError where the range of the values is not agreed."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return (pixels // 257).astype(np.uint8)
+    if pixels.dtype.kind != "f":
+        raise ValueError("signed or 32-bit pixels")
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(RANGE)
+    return (255 * pixels).round().astype(np.uint8)
