@@ -192,7 +192,7 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
     name: str = text_cfg.get("hf_tokenizer_name") or ""
     if not name:
         return _simple_tokenizer(options, folder, length)
-    own = name in (".", repository) or (repository is None and has_tokenizer(folder))
+    own = name == "." or name == repository or (repository is None and has_tokenizer(folder))
     source = folder if own else _fetch_tokenizer(name)
     return hf_tokenizer(source, length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options)
 
