@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advflyp.data.dirt import Unusable
-from advflyp.data.samples import IMAGE_SUFFIXES
+from advflyp.data.filenames import IMAGE_SUFFIXES
 
 # What captions are called, the likeliest first; case does not matter.
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
