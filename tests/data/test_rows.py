@@ -73,11 +73,14 @@ def test_quotation_marks_that_mean_nothing_swallow_no_row(texts: list[str], sepa
 
 def test_marks_around_a_whole_value_go_although_others_are_wrong() -> None:
     texts = ['"two cats"', '"he said "so""', '"one ""more"""', "the end"]
+    quoted = rows_of(texts, ",").replace("filepath,title", '"filepath","title"')
+    assert captions("t.csv", quoted) == ["two cats", '"he said "so""', 'one "more"', "the end"]
     assert captions("t.csv", rows_of(texts, ",")) == ["two cats", '"he said "so""', 'one "more"', "the end"]
 
 
 def test_lines_of_a_long_caption_are_no_rows() -> None:
     """Each line of it has as many commas as a row has."""
+    assert captions("t.tsv", '"filepath"\t"title"\n"a.jpg"\t"two\n\tcats"\n') == ["two\n\tcats"]
     texts = [
         "a dog, running\nthe grass, green\na tree, tall",
         "two cats",
