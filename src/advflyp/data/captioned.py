@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.data.dirt import Unusable
+from advflyp.data.filenames import shards_in
 from advflyp.data.images import read_image
 from advflyp.data.labelled import TOLERATED
 from advflyp.data.prefetch import threaded
@@ -61,7 +62,7 @@ class CaptionedPictures:
         test = Path(self.name).expanduser() / "test"
         # Every sample is read here, so that nothing has to say beforehand how many there are.
         self.source = open_source(
-            str(test) if any(test.glob("*.tar*")) else self.name, size=1, columns=columns
+            str(test) if test.is_dir() and shards_in(test) else self.name, size=1, columns=columns
         )
         self.unreadable: dict[str, str] = {}
         every = list(self._usable())

@@ -192,7 +192,14 @@ def own_templates(folder: Path) -> list[str] | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; ValueError where it is not UTF-8."""
+    """The lines of a text file that are not empty.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 

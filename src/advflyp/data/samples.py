@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.cells import CAPTION_NAMES, captions_in
 from advflyp.data.dirt import Unusable
 
 # Any text tower reads far less; what is longer is a page of HTML or worse.
 MAX_CAPTION_BYTES = 20_000
-# What files of JSON beside images call the caption, the likeliest first.
-JSON_CAPTIONS = ("caption", "captions", "text", "title", "sentence", "sentences", "description", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +76,15 @@ def json_captions(data: bytes) -> tuple[str, ...]:
         No captions where an object has none under a known name.
 
     Raises:
-        Unusable: The file is not JSON, or too long.
+        Unusable: The file is not JSON or too long, or the caption is not text.
     """
     try:
         found: Any = json.loads(_text(data))
     except (json.JSONDecodeError, RecursionError):
         raise Unusable("caption file is not JSON") from None
-    if isinstance(found, dict):
-        found = next((found[name] for name in JSON_CAPTIONS if found.get(name)), None)
-    texts = found if isinstance(found, list) else [found]
-    return tuple(text for text in texts if isinstance(text, str))
+    if isinstance(found, dict) and not any(name.lower() in CAPTION_NAMES for name in found):
+        return ()
+    return tuple(captions_in(found))
 
 
 def _text(caption: bytes) -> str:

@@ -25,7 +25,7 @@ BLOCK = 512
 MAX_MEMBER = 1 << 28
 # How packed files begin, with what unpacks them; and what else is sometimes called a tar.
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
-FOREIGN = {b"PK\x03\x04": "a zip file", b"7z\xbc\xaf": "a 7z file", b"\x28\xb5\x2f\xfd": "packed by zstd"}
+FOREIGN = {b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file"}
 APART = "image and caption apart in the tar (it has to be sorted by name)"
 
 
@@ -80,7 +80,7 @@ def unpacked(file: BinaryIO) -> BinaryIO:
     file.seek(0)
     foreign = next((kind for sign, kind in FOREIGN.items() if magic.startswith(sign)), None)
     if foreign is not None:
-        raise Damaged(f"not a tar but {foreign}")
+        raise Damaged(f"{foreign} in place of a tar")
     if magic.startswith(b"\x1f\x8b"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file))
     if magic.startswith(b"BZh"):
