@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 from PIL import Image
 
 
@@ -70,6 +71,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_large(self, rest: str) -> None:
         self.answer(jpeg(int(rest), (900, 600)))
+
+    def send_deep(self, rest: str) -> None:
+        """16 bits, grey."""
+        stream = io.BytesIO()
+        Image.fromarray(np.full((64, 96), int(rest) * 257, np.uint16)).save(stream, "PNG")
+        self.answer(stream.getvalue())
+
+    def send_turned(self, rest: str) -> None:
+        """A camera held upright: EXIF orientation 6."""
+        stream, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6
+        Image.open(io.BytesIO(jpeg(int(rest)))).save(stream, "JPEG", exif=exif)
+        self.answer(stream.getvalue())
 
     def send_missing(self, rest: str) -> None:
         self.answer(b"no", 404)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from PIL import Image
 import advflyp.data.download as downloads
 import advflyp.data.rounds as rounds
 from advflyp.data.download import download, parse_extra
+from advflyp.data.images import read_image
 from advflyp.data.isolation import Img2dataset, find_img2dataset, interpreter
 from advflyp.data.manifest import file_sha256, read_manifest
 from advflyp.data.rounds import reason, round_rows
@@ -541,6 +543,21 @@ def test_every_kind_of_answer(installed: str, server: Server, tmp_path: Path) ->
 
     assert size("large/1") == (384, 256) and size("good/1") == (96, 64), "only larger pictures are resized"
     assert found[server.url("good/3")]["txt"] == b"caption of 3"
+
+
+@pytest.mark.network
+def test_images_are_stored_as_they_look(installed: str, server: Server, tmp_path: Path) -> None:
+    urls = write_list(
+        tmp_path / "urls.parquet", [server.url("deep/77"), server.url("turned/1"), server.url("good/1")]
+    )
+    download(urls, out=tmp_path / "shards", allow_private=True, timeout=2, threads=4, img2dataset=installed)
+    found = {
+        entry["url"].rpartition("/")[0].rpartition("/")[2]: entry["jpg"]
+        for entry in samples(tmp_path / "shards")
+    }
+    deep, turned, plain = (read_image(found[kind]) for kind in ("deep", "turned", "good"))
+    assert np.abs(np.asarray(deep).astype(int) - 77).max() <= 1
+    assert (turned.size, plain.size) == ((64, 96), (96, 64))
 
 
 @pytest.mark.network

@@ -243,3 +243,11 @@ def test_from_python(pictures: list[Path]) -> None:
     model = advflyp.load_model("mini")
     (found,) = advflyp.predict(model, Image.open(pictures[0]), ["pizza", pictures[0].stem])
     assert found.guesses[0].label == pictures[0].stem
+
+
+def test_a_model_whose_answers_are_no_numbers(tiny_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_folder)
+    with torch.no_grad():
+        model.visual.conv1.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="gives probabilities that are not finite: its weights are damaged"):
+        predict(model, Image.new("RGB", (9, 9)), "cat,dog")
