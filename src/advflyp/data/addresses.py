@@ -54,6 +54,8 @@ def _local(one: str, inside: str) -> list[str]:
         return [str(path)]
     if not path.name:
         return []
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"{one} is a device, which has no end")
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     found = sorted(anchor.glob(str(path.relative_to(path.anchor))))
     return [str(p) for p in found if path.name.startswith(".") or not is_clutter(p.name)]

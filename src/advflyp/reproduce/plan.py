@@ -17,6 +17,7 @@ from advflyp.locks import locked
 from advflyp.model.precision import Precision, resolve
 
 Scale = Literal["mini", "paper"]
+MOST_SEEDS = 100
 PLAN_FILE = "plan.json"
 RADII = (1 / 255, 2 / 255, 4 / 255)
 ORIGINAL = "original"
@@ -177,6 +178,8 @@ def make_plan(
     """
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    if seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds is how many trainings each method gets, at most {MOST_SEEDS}, not {seeds}")
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
     mini = scale == "mini"
