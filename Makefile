@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo "advflyp is installed in $(VENV); to have it on the path: source $(BIN)/activate"
 
 install: $(STAMP)  ## create .venv and install advflyp and its tools into it
 

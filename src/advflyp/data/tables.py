@@ -204,7 +204,7 @@ class HubPairs:
         try:
             import datasets  # pyright: ignore[reportMissingImports], an extra
         except ImportError:
-            raise ValueError(f"{name} needs the package datasets: pip install 'advflyp[hf]'") from None
+            raise ValueError(f"{name} needs the package datasets: pip install datasets") from None
         self.name = name
         place, _, split = name.removeprefix("hf:").partition("@")
         try:

@@ -12,7 +12,7 @@ from PIL import Image
 from advflyp.model.hub import pick_device
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MISSING = "captioning needs transformers; install it with `pip install 'advflyp[caption]'`"
+MISSING = "captioning needs transformers; install it with `pip install transformers`"
 
 
 class Captioner:

@@ -57,7 +57,7 @@ SIMPLE_OPTIONS = ("bpe_path", "clean", "additional_special_tokens", "reduction_m
 HF_OPTIONS = ("clean", "strip_sep_token", "language", "padding_side", "truncation_side", "add_prefix_space")
 IGNORED_OPTIONS = ("trust_remote_code", "use_fast")
 UNREADABLE = "{} does not hold a readable open_clip model"
-NEEDS_TRANSFORMERS = "needs transformers: pip install 'advflyp[export]'"
+NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 
 
 def build_net(

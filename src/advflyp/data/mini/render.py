@@ -20,7 +20,7 @@ def require_renderer() -> None:
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
-        raise ValueError("rendering pictures needs resvg_py: pip install 'advflyp[build]'") from error
+        raise ValueError("rendering pictures needs resvg_py: pip install resvg_py") from error
 
 
 def icon_svg(body: str, left: float, top: float, width: float, height: float) -> str:
