@@ -132,3 +132,115 @@ def test_a_command_uses_no_tf32_unless_the_user_says_so(monkeypatch: pytest.Monk
         with pytest.raises(SystemExit):
             main(["eval", "--help"])
         assert os.environ["NVIDIA_TF32_OVERRIDE"] == used
+
+
+WITHOUT_TORCH = """
+import io, sys
+from contextlib import redirect_stderr, redirect_stdout
+from advflyp.cli import main
+for line in sys.stdin.read().splitlines():
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed), redirect_stdout(printed):
+            main(line.split(" "))
+    except SystemExit:
+        pass
+    for module in ("torch", "open_clip", "pyarrow"):
+        assert module not in sys.modules, f"{line}: {module} was imported before: {printed.getvalue()}"
+"""
+
+
+def test_cheap_mistakes_and_help_come_before_torch(tmp_path: Path) -> None:
+    """It takes seconds to import."""
+    lines = [
+        "--version", "train --help", "train nothing", "train advflyp_full --optim.lrr 1", "train advflyp_full --lr 1",
+        "recipes", "recipes --keys", "recipes mini/tecoa", "eval mini --eps 0", "eval mini --attacks pgd",
+        "eval mini --limit 0", "eval mini --out /dev/full", "retrieval mini nothing", "compare no.jsonl no.jsonl",
+        "report no.jsonl", "report", "predict mini no.png --labels a,b", "attack mini no.png --labels a,b",
+        "interpolate mini mini --alphas 2", "watch nothing", "publish nothing --repo a/b", "data --help",
+        "data check nothing", "data pack nothing --out x", "data overlap nothing", "data download no.csv --out x",
+        "data sample no.parquet", "data fetch", "data mini",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_failure() -> None:
+    """`advflyp recipes | head`."""
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m advflyp recipes --keys | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+
+def test_env_says_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    code, printed, _ = run("env", capsys=capsys)
+    found = {line.split()[0]: line for line in printed.splitlines()}
+    assert code == 0 and all(line.strip() for line in printed.splitlines())
+    assert torch.__version__ in found["torch"]
+    assert str(torch.get_num_threads()) in found["threads"]
+    assert "auto is fp32: tests compute in float32" in found["precision"]
+    assert {"advflyp", "python", "system", "processor", "instructions", "GPUs"} <= found.keys()
+
+
+def test_what_tables_print_is_what_options_take(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed, error = run("eval", tiny_folder, "--sets", "mini/food,mini/flags", "--attacks", "Clean,PGD-1",
+                               "--limit", 4, "--norm", "Linf", capsys=capsys)  # fmt: skip
+    assert (code, error) == (0, "")
+    assert "food" in printed and "flags" in printed and "PGD-1" in printed
+
+
+def test_relative_paths_with_spaces(
+    recipe: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every command that reads or writes files, called from another folder than that of the files."""
+    home, there = tmp_path / "my home", tmp_path / "my files"
+    home.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(home)
+    (there / "a model").symlink_to(tiny_folder)
+    (there / "my pairs").symlink_to(tmp_path / "pairs")
+    (there / "a recipe.toml").write_text(recipe.read_text())
+    (there / "class names.txt").write_bytes("cat\r\ndog\r\n".encode("utf-8-sig"))
+    folder = Path("../my files")
+    model, photo = folder / "a model", folder / "my pairs" / "0000.png"
+    results, retrieved = folder / "new/my results.jsonl", folder / "new/my retrieval.jsonl"
+    small = ["--limit", 4, "--device", "cpu"]
+    pairs = folder / "my pairs"
+    for line in (
+        ["train", folder / "a recipe.toml", "--data.train", pairs, "--train.max_steps", 2, "--out", folder / "a run"],
+        ["watch", folder / "a run", "--once"],
+        ["eval", model, "--sets", "mini/flags", "--attacks", "clean", "--out", results, *small],
+        ["retrieval", model, pairs, "--attacks", "clean", "--out", retrieved, *small],
+        ["compare", results, results, "--out", folder / "new/my table.md"],
+        ["report", results, folder / "a run", "--out", folder / "a report"],
+        ["interpolate", model, folder / "a run", "--save", 0.5, folder / "a mixture"],
+        ["predict", model, photo, "--labels", folder / "class names.txt", "--device", "cpu"],
+        ["attack", model, photo, "--labels", folder / "class names.txt", "--attack", "pgd1", "--out",
+         folder / "an attack", "--device", "cpu"],
+        ["export", folder / "a run", "--format", "open_clip", "--out", folder / "an export"],
+        ["publish", folder / "an export", "--repo", "a/b", "--card", folder / "a card.md"],
+        ["data", "check", pairs, "--out", folder / "a check"],
+        ["data", "pack", pairs, "--out", folder / "my shards"],
+        ["data", "check", folder / "my shards"],
+        ["data", "overlap", folder / "my shards", "--against", "mini/flags", "--drop", folder / "clean shards"],
+    ):  # fmt: skip
+        code, _, error = run(*line, capsys=capsys)
+        assert code == 0, (line, error)
+    made = {path.name for path in there.iterdir()}
+    assert {"a run", "new", "a report", "a mixture", "an attack", "an export", "a card.md", "a check"} <= made
+    assert {"my shards", "clean shards"} <= made
+    assert list(home.iterdir()) == []

@@ -1,12 +1,16 @@
 """The recipes that are shipped: each has its twin at mini scale, and differs from the others only where it must."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from advflyp import recipes
 from advflyp.config import read_toml
-from advflyp.training.recipe import read_recipe
+from advflyp.method import METHODS
+from advflyp.recipes import find_recipe, known_keys, recipe_names
+from advflyp.training.recipe import TABLES, read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
@@ -92,3 +96,45 @@ def test_tables_4_and_9() -> None:
             method = read_recipe(PAPER[prefix + name]).method
             weights[name] = (method.feature_weight, method.logit_weight)
         assert weights == {"": (0, 0), "_feature": (1, 0), "_logit": (0, 1), "_full": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    "name", ["advflyp_full", "AdvFLYP_full", "advflyp_full.toml", "configs/advflyp_full.toml"]
+)
+def test_a_recipe_is_found_by_name_in_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name).samefile(PAPER["advflyp_full"])
+    assert find_recipe(f"mini/{name.removeprefix('configs/')}").samefile(MINI["advflyp_full"])
+    assert read_recipe(name) == read_recipe(PAPER["advflyp_full"])
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tecoa").write_text("")
+    assert find_recipe("tecoa") == Path("tecoa")
+    with pytest.raises(ValueError, match="there is no recipe mini/tecoas; did you mean 'mini/tecoa"):
+        find_recipe("mini/tecoas")
+    with pytest.raises(ValueError, match="is a folder; name a recipe file"):
+        find_recipe(tmp_path)
+
+
+def test_every_recipe_is_listed() -> None:
+    files = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.toml")}
+    assert set(recipe_names()) == files
+
+
+def test_the_keys_that_are_read_from_the_source_are_those_of_the_dataclasses() -> None:
+    assert list(recipes.TABLES) == list(TABLES) and list(recipes.METHODS) == list(METHODS)
+    for table, cls in TABLES.items():
+        found = recipes.table_keys(table)
+        assert list(found.defaults) == [field.name for field in dataclasses.fields(cls)]
+        assert recipes.TABLES[table].split()[1] == cls.__name__
+        for field in dataclasses.fields(cls):
+            assert field.name == "name" or field.name in found.about or table == "log", (
+                f"{table}.{field.name}"
+            )
+    for name, (_, cls) in METHODS.items():
+        assert set(recipes.method_keys(name).defaults) == {field.name for field in dataclasses.fields(cls)}
+    assert {"optim.lr", "data.train", "method.feature_weight"} <= set(known_keys())

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -505,13 +506,13 @@ def _fail(error: Exception | str, code: int) -> NoReturn:
 
 def _nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader has gone; what is left of the output is dropped then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would flush once more as it exits, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in watched.poll(0)):
+        return False
+    # Python would flush once more as it exits, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

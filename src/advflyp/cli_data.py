@@ -34,10 +34,10 @@ class Fetch:
     """The copy in webdataset format on the Hugging Face hub, even where the authors' files can be had."""
 
     def run(self) -> None:
-        from advflyp.data.fetch import fetch
-
         if not self.names:
             raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
+        from advflyp.data.fetch import fetch
+
         fetch(self.names, wds=self.wds)
 
 

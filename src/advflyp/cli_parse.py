@@ -284,9 +284,10 @@ def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None
         if not os.access(path, os.W_OK):
             raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
     near = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if near.is_file() and near != path:
-        raise ValueError(f"{near} is a file; name another {kind} with {name}")
-    near = near.parent if near.is_file() else near
+    if near == path and kind == "file":
+        near = near.absolute().parent
+    if not near.is_dir():
+        raise ValueError(f"{near} is no folder; name another {kind} with {name}")
     try:
         with tempfile.TemporaryFile(dir=near) as file:
             file.write(bytes(4096))

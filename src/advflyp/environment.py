@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy", "pillow", "pyarrow",
+    "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy", "pillow", "pyarrow",
     "webdataset", "huggingface_hub",
 )  # fmt: skip
 # As the kernel calls them, those that decide how fast matrices are multiplied.
@@ -29,6 +29,8 @@ def describe_environment() -> dict[str, str]:
         "advflyp": f"{__version__} ({Path(__file__).parent})",
         "system": f"{platform.platform()}, {platform.machine()}",
         "python": f"{platform.python_version()} ({sys.executable})",
+        # With what it was built for, which the package's own version leaves out.
+        "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
         "processor": f"{processor_name()}, {_cores()} cores",
         "instructions": f"{', '.join(instructions()) or 'unknown'}; torch uses "
