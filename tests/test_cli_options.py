@@ -4,7 +4,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from advflyp.cli import CLI, main
 from advflyp.cli_parse import Group, Option, options_of
 from advflyp.config import Typed
+from advflyp.model.hub import load_model
 from advflyp.recipes import known_keys
 from advflyp.training.recipe import read_recipe
 from helpers import encoded_png, picture, write_folder
@@ -108,6 +109,21 @@ def calls(
     from advflyp.training.trainer import RunResult
 
     done = RunResult(out=tmp_path, steps=1, best=None)
+    once = load_model("model")
+    for module in (
+        "model.hub",
+        "evaluation.suite",
+        "evaluation.retrieval",
+        "use.predict",
+        "use.attack_image",
+        "use.demo",
+    ):
+        monkeypatch.setattr(
+            f"advflyp.{module}.load_model",
+            lambda name, **how: once if str(name) == "model" else load_model(name, **how),
+        )
+    monkeypatch.setattr("advflyp.evaluation.suite.compiled", nullcontext)
+    monkeypatch.setattr("advflyp.reproduce.reproduce._print_cost", nothing)
     monkeypatch.setattr("advflyp.quickstart.quickstart", nothing)
     monkeypatch.setattr(
         "advflyp.training.trainer.train", lambda path, keys, **_: [read_recipe(path, keys), done][1]

@@ -75,3 +75,15 @@ def test_a_terminal_has_its_bar_instead(tmp_path: Path, monkeypatch: pytest.Monk
     pulse = runlog.Pulse(Console(file=io.StringIO(), force_terminal=True))
     now = 60.0
     pulse.say(lambda: pytest.fail("a line beside the bar"))
+
+
+def test_a_command_says_how_far_it_is_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now)
+    printed = io.StringIO()
+    with runlog.Status(Console(file=printed), "pairs read") as status:
+        status.update("1 pairs read")
+        now = 11.0
+        status.update("2 pairs read")
+        status.update("3 pairs read")
+    assert printed.getvalue() == "2 pairs read\n"

@@ -237,10 +237,11 @@ class Retrieval:
         from advflyp.evaluation.retrieval import retrieval
         from advflyp.report.console import as_rich
         from advflyp.report.recall import recall_table
+        from advflyp.runlog import Status
 
         console = _console()
         precision = _precision(self.precision, self.device, console)
-        with console.status("retrieval") as status:
+        with Status(console, "retrieval") as status:
             cells = retrieval(
                 self.model,
                 self.pairs,
@@ -310,13 +311,20 @@ class Interpolate:
             raise ValueError(
                 f"alpha must lie between 0 (the original) and 1 (the robust model), not {wrong[0]:g}"
             )
+        if self.save is not None and self.save[1].exists() and any(self.save[1].iterdir()):
+            raise ValueError(f"{self.save[1]} is there already; name a new folder with --save")
+        from advflyp.data.labelled import set_names
         from advflyp.model.hub import load_model, pick_device, save_model
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
         from advflyp.report.grid import means_table
         from advflyp.report.measured import Results
+        from advflyp.runlog import Pulse
 
         device = pick_device(self.device)
+        console = _console()
+        precision = _precision(self.precision, device, console)
+        set_names(list(self.sets))  # a mistake shows before two models are loaded
         original, robust = load_model(self.original, device=device), load_model(self.robust, device=device)
         if self.save is not None:
             alpha, folder = self.save
@@ -324,8 +332,7 @@ class Interpolate:
             save_model(mixed, folder, {"alpha": alpha, "original": self.original, "robust": self.robust})
             print(f"the model is {folder}")
             return
-        console = _console()
-        precision = _precision(self.precision, device, console)
+        pulse = Pulse(console)
         cells = curve(
             original,
             robust,
@@ -337,6 +344,7 @@ class Interpolate:
             eps=radii,
             limit=self.limit,
             precision=precision,
+            progress=lambda cell: pulse.say(lambda: f"{cell.model}: {cell.set} {cell.attack} is done"),
         )
         results = Results([cell for found in cells.values() for cell in found])
         title = "Interpolated weights: means over sets in %"

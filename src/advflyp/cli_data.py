@@ -1,7 +1,8 @@
 """`advflyp data …`: parse, call, print. Everything heavy is imported by the command that needs it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -171,8 +172,9 @@ class Caption:
         from rich.console import Console
 
         from advflyp.data.caption import caption
+        from advflyp.runlog import Status
 
-        with Console().status("loading the model") as status:
+        with Status(Console(), "loading the model") as status:
             done = caption(
                 self.images,
                 out=self.out,
@@ -408,21 +410,15 @@ class Pack:
         _print_manifest(manifest, self.out)
 
 
-class _counter:
-    """Shows how far a long command is, on a terminal."""
+@contextmanager
+def _counter(noun: str) -> Iterator[Callable[[int], None]]:
+    """Shows how far a long command is."""
+    from rich.console import Console
 
-    def __init__(self, noun: str) -> None:
-        from rich.console import Console
+    from advflyp.runlog import Status
 
-        self.noun = noun
-        self.status = Console().status(noun)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.status.start()
-        return lambda number: self.status.update(f"{number:,} {self.noun}")
-
-    def __exit__(self, *_: object) -> None:
-        self.status.stop()
+    with Status(Console(), noun) as status:
+        yield lambda number: status.update(f"{number:,} {noun}")
 
 
 def _print_manifest(manifest: "Manifest", out: Path) -> None:

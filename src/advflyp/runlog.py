@@ -60,6 +60,31 @@ class Pulse:
             self.console.print(message(), highlight=False)
 
 
+class Status:
+    """How far a command is, in one line: with a spinner on a terminal, elsewhere as a `Pulse`.
+
+    Args:
+        console: Where it goes.
+        text: What it says before the first `update`.
+    """
+
+    def __init__(self, console: Console, text: str) -> None:
+        self.spinner = console.status(text)
+        self.pulse = Pulse(console)
+
+    def __enter__(self) -> "Status":
+        self.spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spinner.stop()
+
+    def update(self, text: str) -> None:
+        """Say something else from now on."""
+        self.spinner.update(text)
+        self.pulse.say(lambda: text)
+
+
 def duration(seconds: float) -> str:
     """ "2 min 16 s"."""
     minutes, rest = divmod(round(seconds), 60)
