@@ -263,4 +263,6 @@ def _need(package: str, what: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise ValueError(f"exporting as {what} needs {package}: pip install transformers onnx onnxruntime onnxscript")
+        raise ValueError(
+            f"exporting as {what} needs {package}: pip install transformers onnx onnxruntime onnxscript"
+        )
