@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
-from advflyp import cli, cli_data
-from advflyp.cli import main
+from advflyp import cli_parse
+from advflyp.cli import CLI, Train, main
+from advflyp.cli_data import DATA
+from advflyp.recipes import find_recipe
 from advflyp.report.grid import sides
 from advflyp.report.measured import Condition, Results
 from advflyp.report.study import read_study
@@ -84,10 +85,10 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command line would run, which is not run."""
     found: list[object] = []
-    for union in (cli.Command, cli_data.Command):
-        for member in get_args(union):
-            kind = get_args(member)[0]
-            monkeypatch.setattr(kind, "run", lambda command: found.append(command))
+    monkeypatch.setattr(cli_parse, "check_input", lambda address, missing: None)
+    kinds = [kind for group in (CLI, DATA) for kind in group.commands.values() if isinstance(kind, type)]
+    for kind in kinds:
+        monkeypatch.setattr(kind, "run", lambda command: found.append(command))
     return found
 
 
@@ -106,8 +107,9 @@ def test_every_command_is_understood(
         try:
             main(words)
             command = parsed[-1]
-            if isinstance(command, cli.Train) and command.recipe.exists():
-                read_recipe(command.recipe, command.overrides)
+            # RECIPE stands for any of them; a file of the reader's own is not there.
+            if isinstance(command, Train) and not re.match("[A-Z]|my", command.recipe):
+                read_recipe(find_recipe(command.recipe), command.overrides)
         except (SystemExit, ValueError) as error:
             pytest.fail(f"{page}: advflyp {shlex.join(words)}: {error}")
         count += 1

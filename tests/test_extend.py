@@ -14,6 +14,7 @@ from advflyp.cli import main
 from advflyp.evaluation.results import read_cells
 from advflyp.own import own
 from advflyp.runlog import read_metrics
+from helpers import write_folder
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/extend.md"
@@ -45,11 +46,23 @@ def test_the_page_has_a_command_for_each_example() -> None:
     assert len(COMMANDS) == 3
 
 
-def test_the_method_trains_and_resumes(examples: Path) -> None:
-    """The page's command, smaller: 6 steps of 16 images."""
+def test_the_method_trains_and_resumes(examples: Path, tiny_folder: Path) -> None:
+    """The page's command, smaller: 6 steps of 16 images, a tiny model."""
+    data = write_folder(examples / "pairs", 64)
     command = command_of("my_method")
     assert command[0] == "train" and command[-2:] == ["--out", "runs/anchor"]
-    smaller = ["--train.max_steps", "6", "--data.batch_size", "16", "--optim.warmup_steps", "0"]
+    smaller = [
+        "--model.name",
+        str(tiny_folder),
+        "--data.train",
+        str(data),
+        "--train.max_steps",
+        "6",
+        "--data.batch_size",
+        "16",
+        "--optim.warmup_steps",
+        "0",
+    ]
     smaller += ["--validate.set", "none", "--log.every", "1", "--train.device", "cpu"]
     main([*command, *smaller])
     lines = [line for line in read_metrics(Path("runs/anchor")) if line["kind"] == "train"]
@@ -68,9 +81,9 @@ def test_the_set_is_measured(examples: Path) -> None:
 
 def test_the_attack_measures_and_stays_in_the_ball(examples: Path) -> None:
     command = command_of("my_attack")
-    main([*command, "--limit", "40", "--out", "r.jsonl"])
+    main([*command, "--limit", "8", "--out", "r.jsonl"])
     assert [cell.attack for cell in read_cells(Path("r.jsonl"))] == ["clean", "my_attack:draws", "pgd10"]
-    larger = ["--sets", "mini/food", "--limit", "40", "--eps", "16/255", "--out", "l.jsonl"]
+    larger = ["--sets", "mini/food", "--limit", "20", "--eps", "16/255", "--out", "l.jsonl"]
     main(["eval", "mini", *larger, "--attacks", "noise", "my_attack:draws"])
     noise, draws = read_cells(Path("l.jsonl"))
     assert draws.correct < noise.correct, "twenty draws find more than one"
