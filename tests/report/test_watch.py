@@ -67,7 +67,8 @@ def test_a_run_is_watched_stopped_and_resumed(
     (process,) = start(1, ["advflyp", "train", str(recipe), "--out", str(out), *options])
     try:
         begun = time.monotonic()
-        while not any(line["kind"] == "validate" for line in read_metrics(out)):
+        # The first validation is of the original, before there is a step.
+        while not any(line["kind"] == "validate" and line["step"] > 0 for line in read_metrics(out)):
             assert process.poll() is None and time.monotonic() - begun < PATIENCE, process.communicate()
             time.sleep(0.01)
         # Held where it is, so that there is time to look.
@@ -224,13 +225,10 @@ def test_durations() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["watch", "nowhere"],
-            "there is no run at nowhere; `advflyp train` makes the folder when it has loaded",
-        ),
+        (["watch", "nowhere"], "there is no run folder nowhere"),
         (["watch", "."], "there is no run at .; it is a folder of runs; name one of them: a, b"),
         (["watch", "a", "--every", "0"], "--every must be above 0 seconds, not 0"),
-        (["watch", "a", "--every", "nan"], "--every must be above 0 seconds, not nan"),
+        (["watch", "a", "--every", "nan"], "--every must be a number, not nan"),
         (["watch", "b"], "b is of an older version of advflyp; `advflyp report b` shows it"),
     ],
 )
