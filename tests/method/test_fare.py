@@ -1,5 +1,9 @@
 """FARE against its equation."""
 
+import re
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,8 @@ from torch.nn import functional as F
 
 from advflyp.method.fare import FARE, FAREConfig
 from advflyp.model.clip import CLIP
-from helpers import assert_equal64
+from advflyp.training.trainer import train
+from helpers import assert_equal64, write_folder
 from method.oracle import check
 
 
@@ -53,3 +58,19 @@ def test_the_original_sees_the_batch_once(method: FARE, labelled: dict, monkeypa
     assert len(calls) == 1
     method.losses(batch["images"], batch["images"], {"images": labelled["images"]})
     assert len(calls) == 2
+
+
+def test_images_need_no_captions(recipe: Path, tmp_path: Path) -> None:
+    """A folder of images alone, and a tar of them."""
+    data = write_folder(tmp_path / "images", 16)
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for path in sorted(data.glob("*.jpg")):
+            tar.add(path, path.name)
+    for text in data.glob("*.txt"):
+        text.unlink()
+    recipe.write_text(re.sub(r"(feature|logit)_weight.*\n", "", recipe.read_text()))
+    for name in ("images", "images.tar"):
+        overrides = {"data.train": str(tmp_path / name), "method.name": "fare", "data.batch_size": 8}
+        assert train(recipe, overrides, out=tmp_path / f"run-{name}").steps == 4
+        with pytest.raises(ValueError, match="caption"):
+            train(recipe, overrides | {"method.name": "advflyp"}, out=tmp_path / f"no-{name}")

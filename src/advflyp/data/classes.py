@@ -102,7 +102,7 @@ def open_training(
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
     if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
-        return open_pairs(config, reader, seed=seed, device=device, share=share)
+        return open_pairs(config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs")
     labelled = load_set(config.train)
     if config.train == PROXY_SET:
         return MiniClasses(

@@ -15,13 +15,14 @@ class FolderPairs:
 
     A text (name.txt, name.caption, or name.json with a caption in it) stands beside its image, or in a folder
     `captions` beside the folder `images`, as the paper's release has them (part0/images/1.jpg, part0/captions/1.txt).
-    ValueError where there is no pair at all.
+    captions: whether there have to be any
+    ValueError where there is no pair at all, or no image.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, captions: bool = True) -> None:
         self.folder = folder
         self.images, self.texts, self.lonely = _find(folder)
-        if not any(self.texts):
+        if not (any(self.texts) if captions else self.images):
             n = len(self.images)
             count = f"{n} image{'' if n == 1 else 's'} but no caption" if n else "no image"
             raise ValueError(

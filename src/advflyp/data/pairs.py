@@ -224,9 +224,12 @@ class DecodedPairs(Decoded[Sample, str]):
         seed: int,
         device: torch.device,
         share: Share,
+        captions: bool,
     ) -> None:
-        super().__init__(config, reader, seed, len(stream), "pairs", device, share)
+        noun = "pairs" if captions else "images"
+        super().__init__(config, reader, seed, len(stream), noun, device, share)
         self.stream = stream
+        self.captions = captions
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
         return self.stream.samples(epoch, start)
@@ -235,7 +238,7 @@ class DecodedPairs(Decoded[Sample, str]):
         return sample.key
 
     def decode(self, sample: Sample, epoch: int) -> tuple[Tensor, str]:
-        captions = sample.captions()
+        captions = sample.captions() if self.captions or sample.caption is not None else ("",)
         pixels = self.reader.from_bytes(sample.image_bytes())
         if len(captions) == 1:
             return pixels, captions[0]
@@ -252,11 +255,13 @@ def open_pairs(
     seed: int,
     device: torch.device,
     share: Share | None = None,
+    captions: bool = True,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
 
-    device: where the batches are wanted
-    share:  which rows of them this process makes; all by default
+    device:   where the batches are wanted
+    share:    which rows of them this process makes; all by default
+    captions: whether they are wanted; without, an image that has none is a sample as well
     """
     from advflyp.data.mini.compose import MiniPairs, corpus_folder
 
@@ -269,7 +274,7 @@ def open_pairs(
     columns = Columns(config.image_column, config.caption_column)
 
     def stream(name: str, limit: int | None, size: int | None, share: Share) -> Stream:
-        source = open_source(name, limit=limit, size=size, columns=columns)
+        source = open_source(name, limit=limit, size=size, columns=columns, captions=captions)
         return open_stream(source, seed=seed, buffer=config.shuffle_buffer, share=share)
 
     found = stream(config.train, config.limit, config.size, share)
@@ -277,4 +282,4 @@ def open_pairs(
         # Sample by sample: a small second source has something for every process.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
         found = Mixed(found, also, config.also_share, share.ranks)
-    return DecodedPairs(found, config, reader, seed, device, share)
+    return DecodedPairs(found, config, reader, seed, device, share, captions)

@@ -33,16 +33,22 @@ class First:
 
 
 def open_source(
-    train: str, *, limit: int | None = None, size: int | None = None, columns: Columns | None = None
+    train: str,
+    *,
+    limit: int | None = None,
+    size: int | None = None,
+    columns: Columns | None = None,
+    captions: bool = True,
 ) -> Indexed | Sharded:
     """The pairs that `train` names.
 
     limit:   only the first so many, in stored order
     size:    how many samples the shards hold, where neither a manifest nor the shards themselves say so
     columns: of tables
+    captions: whether a folder needs any; without, its images are samples as well
     ValueError where there are none or they cannot be read.
     """
-    source = _open(train, size, columns or Columns())
+    source = _open(train, size, columns or Columns(), captions)
     if isinstance(source, Sharded):
         unknown = next((shard.name for shard in source.shards if shard.count is None), None)
         if limit is not None and unknown is not None:
@@ -54,7 +60,7 @@ def open_source(
     return source if limit is None else First(source, limit)
 
 
-def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
+def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Indexed | Sharded:
     if train.startswith("hf:"):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
@@ -66,7 +72,7 @@ def _open(train: str, size: int | None, columns: Columns) -> Indexed | Sharded:
         tables = sorted(
             str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet" and not is_clutter(p.name)
         )
-        return open_parquet(tables, columns) if tables else FolderPairs(path)
+        return open_parquet(tables, columns) if tables else FolderPairs(path, captions)
     try:
         files = _named(train)
     except ValueError as error:
