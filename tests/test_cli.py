@@ -87,6 +87,12 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["interpolate", "{model}", "mini", "--out", "{tmp}/c.jsonl"], "have different architectures"),
         (["interpolate", "{model}", "{model}", "--alphas", "0,2"], "alpha"),
         (["interpolate", "{model}", "{tmp}/nothing"], "nothing"),
+        (
+            ["interpolate", "{model}", "{model}", "--save", "0.5", "{tmp}/other"],
+            "other is there already; name a new",
+        ),
+        (["eval", "{model}", "--sets", "mini/foods"], "did you mean 'mini/food'?"),
+        (["data", "check", "/dev/zero"], "/dev/zero is a device, which has no end"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(
@@ -193,7 +199,7 @@ def test_what_tables_print_is_what_options_take(
     tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, printed, error = run("eval", tiny_folder, "--sets", "mini/food,mini/flags", "--attacks", "Clean,PGD-1",
+    code, printed, error = run("eval", tiny_folder, "--sets", "food,mini/flags", "--attacks", "Clean,PGD-1",
                                "--limit", 4, "--norm", "Linf", capsys=capsys)  # fmt: skip
     assert (code, error) == (0, "")
     assert "food" in printed and "flags" in printed and "PGD-1" in printed

@@ -174,6 +174,8 @@ def set_names(groups: list[str]) -> list[str]:
             result.append(found)
         elif name in mini or _is_own(name):
             result.append(name)
+        elif f"mini/{name}" in mini:
+            result.append(f"mini/{name}")  # as tables of the mini sets call it
         elif name.startswith(("/", "./", "../", "~")):
             raise ValueError(f"there is no folder and there are no shards at {name}")
         else:
