@@ -74,7 +74,7 @@ docs: $(STAMP)  ## the site in build/site
 
 # Some five minutes on two cores, most of it the quickstart; the images need Chromium. ARGS="docs/compare.md" is one page.
 docs-figures: $(STAMP)  ## what docs/ and the README show of advflyp's output, made anew
-	$(BIN)/python docs/tools/figures.py $(ARGS)
+	$(BIN)/python docs/tools/outputs.py $(ARGS)
 
 build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .

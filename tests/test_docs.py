@@ -21,7 +21,7 @@ from advflyp.report.study import read_study
 from advflyp.training.recipe import read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
-from figures import SUMMARY, commands, drift, made_anew, steps, summary, with_summary
+from outputs import SUMMARY, commands, drift, made_anew, steps, summary, with_summary
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

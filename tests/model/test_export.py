@@ -265,7 +265,7 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_rn
         (["mini", "--out", str(tmp_path / "file")], "file is a file; name a folder with --out"),
         (
             ["mini", "--out", str(tmp_path / "file/out")],
-            f"{tmp_path / 'file'} is a file; name another folder with --out",
+            f"{tmp_path / 'file'} is no folder; name another folder with --out",
         ),
         (["nothing", "--out", str(tmp_path / "out")], "there is no model 'nothing'"),
         ([str(tiny_rn_folder), "--format", "hf"], "transformers has no class for the image tower of"),

@@ -147,7 +147,7 @@ def test_results_of_other_weights_are_not_mixed_in(tiny_folder: Path, tmp_path: 
 def test_two_processes_share_the_work(tiny_folder: Path, tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
         from pathlib import Path
         from rich.console import Console
         from test_reproduce import carry_out, small

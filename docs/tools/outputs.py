@@ -5,7 +5,7 @@ A page says in comments, which no reader sees, what is run and where the output 
     <!-- run -->       the commands or the Python program below it are run, in order, in an empty folder of the page's
     <!-- output -->    the fenced block below it is what the last command printed
 
-    python docs/tools/figures.py [PAGE…]    the named pages (docs/compare.md, README.md, images), by default all
+    python docs/tools/outputs.py [PAGE…]    the named pages (docs/compare.md, README.md, images), by default all
 
 Another machine rounds otherwise, and a model that changes changes its numbers: `drift` says which of them lie outside
 the intervals that are printed. tests/test_docs.py asks it.
