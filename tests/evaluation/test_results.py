@@ -66,6 +66,44 @@ def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
         read_cells(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"name": "my-project"}',
+        b'{"model": "gpt"}',
+        b'{"name": "cut o',
+        b"one line",
+        b'{\n "model": "x"\n}',
+        b"\xff\xd8",
+    ],
+)
+def test_what_holds_no_results_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Files without a newline at their end, as other programs write JSON: no crash cut them off."""
+    path = tmp_path / "package.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"package\.json, line 1 is not a result of ours"):
+        read_cells(path)
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("data", [b"one line", b'{"name": "cut o', b"\xff\xd8"])
+def test_nothing_is_cut_off_that_is_no_result(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "notes"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="notes does not hold results"):
+        append_cell(path, cell())
+    assert path.read_bytes() == data
+
+
+def test_a_whole_record_without_its_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    append_cell(path, cell())
+    path.write_bytes(path.read_bytes().rstrip())
+    assert read_cells(path) == [cell()]
+    append_cell(path, cell(eps=2 / 255))
+    assert read_cells(path) == [cell(), cell(eps=2 / 255)]
+
+
 def test_key_is_what_was_measured_not_what_came_out() -> None:
     assert (
         cell().key()

@@ -1,10 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import open_clip
 import pytest
+import safetensors.torch
 import torch
 
+from advflyp import outputs
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
 from helpers import assert_equal64, make_tiny
@@ -31,6 +34,73 @@ def test_saving_over_an_older_model_replaces_it(tiny: CLIP, tmp_path: Path) -> N
     save_model(tiny, tmp_path / "m", {"n": 2})
     assert load_model(tmp_path / "m").net.logit_scale == 1.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_replacement_that_is_killed_leaves_a_model(
+    tiny: CLIP, tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its last renaming; without an exchange the next one who writes brings the old model back."""
+    save_model(tiny, tmp_path / "m", {"n": 1})
+
+    def killed(draft: Path, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if exchanges:
+            patch.setattr(outputs.shutil, "rmtree", lambda path, **_: killed(path, path))
+            outputs.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
+        patch.setattr(outputs, "_exchange", lambda one, other: False)
+        patch.setattr(
+            Path,
+            "rename",
+            lambda one, other: killed(one, other) if other.name == "m" else os.rename(one, other),
+        )
+        outputs.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
+    assert (tmp_path / "m").exists() == exchanges
+    outputs.recover_folder(tmp_path / "m")
+    assert load_model(tmp_path / "m")
+    save_model(tiny, tmp_path / "m", {"n": 2})
+    assert not list(tmp_path.glob(".m*"))
+
+
+def test_a_folder_of_others_is_not_replaced(tiny: CLIP, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for name in ("thesis.txt", "card.json"):
+        (tmp_path / "m" / name).write_text("{}")
+        with pytest.raises(
+            ValueError, match=f"m holds {name}, which advflyp did not write, and is not replaced"
+        ):
+            save_model(tiny, tmp_path / "m", {})
+        assert [path.name for path in (tmp_path / "m").iterdir()] == [name]
+        (tmp_path / "m" / name).unlink()
+    save_model(tiny, tmp_path / "m", {})
+    (tmp_path / "m/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"m holds notes\.txt"):
+        save_model(tiny, tmp_path / "m", {})
+    assert (tmp_path / "m/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(
+    tiny: CLIP, tmp_path: Path, value: float
+) -> None:
+    save_model(tiny, tmp_path / "m", {})
+    with torch.no_grad():
+        tiny.net.visual.proj[0, 0] = value
+    # float16 ends at 65,504.
+    with pytest.raises(ValueError, match=r"1 of its tensors is not finite \(visual\.proj\)"):
+        save_model(tiny, tmp_path / "new", {}, half=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+    file = tmp_path / "m/open_clip_model.safetensors"
+    file.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tiny.net.state_dict().items()}))
+    if value == 1e30:
+        assert load_model(tmp_path / "m").net.visual.proj[0, 0] == value
+        return
+    with pytest.raises(
+        ValueError, match=r"m cannot be used: 1 of its tensors is not finite \(visual\.proj\), so"
+    ):
+        load_model(tmp_path / "m")
 
 
 def test_open_clip_loads_what_we_save(tiny: CLIP, tmp_path: Path) -> None:

@@ -294,6 +294,54 @@ def test_a_run_that_diverges(
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "1e30"])
+def test_weights_that_the_last_update_broke_are_not_saved(
+    recipe: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients of that step are still fine; weights of 1e30 are finite, and what they compute is not."""
+    real = Trainer.step
+
+    def step(self: Trainer, batch: dict) -> dict:
+        metrics = real(self, batch)
+        if self.progress.step == 3:
+            with torch.no_grad():
+                for weight in self.parameters:
+                    weight.fill_(float(value))
+        return metrics
+
+    monkeypatch.setattr(Trainer, "step", step)
+    message = (
+        r"not finite.* by step 4: the run diverged\. The last good checkpoint is that of step 2\. Start again"
+    )
+    with pytest.raises(RunError, match=message):
+        train(recipe, {"checkpoint.every": "2", "train.max_steps": "4"}, out=tmp_path / "run")
+    assert [step_of(path) for path in checkpoints(tmp_path / "run/checkpoints")][-1] == 2
+    assert not (tmp_path / "run/best").exists()
+
+
+@pytest.mark.parametrize("lost", ["unlistable", "gone"])
+def test_checkpoints_that_are_there_no_more(
+    recipe: Path, tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is begun anew over the results of a run."""
+    out = tmp_path / "run"
+    train(recipe, {"train.max_steps": "2"}, out=out)
+    before = (out / "metrics.jsonl").read_bytes()
+    if lost == "gone":
+        (out / "checkpoints").rename(tmp_path / "elsewhere")
+        message = "whose checkpoints are gone"
+    else:
+
+        def refused(folder: Path) -> list[str]:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+        monkeypatch.setattr("advflyp.training.checkpoint.os.listdir", refused)
+        message = r"cannot list the checkpoints in .*checkpoints: Permission denied"
+    with pytest.raises(ValueError, match=message):
+        train(recipe, {"train.max_steps": "2"}, out=out, resume=True)
+    assert before and (out / "metrics.jsonl").read_bytes() == before
+
+
 def test_out_of_memory_names_the_settings(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,14 +9,24 @@ from typing import Any, BinaryIO, TypeVar
 T = TypeVar("T")
 
 BLOCK = 1 << 16
+# Every record begins with the name of the model: by that, a line that was cut off is told from a file of other things.
+BEGINNING = b'{"model": "'
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Add one line to a JSON-lines file, made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
-        # A line that a crash cut off would swallow this one.
-        file.truncate(_end_of_lines(file))
+        end = _end_of_lines(file)
+        file.seek(end)
+        rest = file.read()
+        if _cut_off(rest):
+            # It would swallow this one.
+            file.truncate(end)
+        elif _is_json(rest):
+            file.write(b"\n")
+        else:
+            raise ValueError(f"{path} does not hold results; name another file for them")
         file.write(json.dumps(record).encode() + b"\n")
 
 
@@ -36,18 +46,31 @@ def _end_of_lines(file: BinaryIO) -> int:
 def read_lines(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
     """`make` of every record of a JSON-lines file; none where there is no file.
 
-    A last line without its newline was cut off by a crash and is left out. ValueError naming the line that is not
-    JSON or of which `make` raises a TypeError or KeyError, and where `path` is a folder.
+    A last line that a crash cut off is left out. ValueError naming the line that is not JSON or of which `make` raises
+    a TypeError or KeyError, and where `path` is a folder.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    if _cut_off(lines[-1]):
+        lines.pop()
     result = []
-    text = path.read_text() if path.is_file() else ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    for number, line in enumerate(lines, 1):
         try:
             result.append(make(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
     return result
+
+
+def _cut_off(line: bytes) -> bool:
+    """Whether nothing of a last line without its newline counts: it is empty, or the beginning of a record of ours."""
+    return BEGINNING.startswith(line[: len(BEGINNING)]) and not _is_json(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -28,7 +28,15 @@ from advflyp.config import nearest
 from advflyp.data.labelled import load_set
 from advflyp.errors import RunError
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import CARD_FILE, CONFIG_FILE, load_model, read_card, save_model, weights_sha256
+from advflyp.model.hub import (
+    CARD_FILE,
+    CONFIG_FILE,
+    check_finite,
+    load_model,
+    read_card,
+    save_model,
+    weights_sha256,
+)
 
 # Between entries of unit-norm embeddings.
 TOLERANCE = 1e-5
@@ -72,6 +80,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
     model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
     model.precision, model.micro_batch = "fp32", None
+    check_finite(model, f"{model.name} is not exported", "use an earlier checkpoint")
     draft = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(draft, ignore_errors=True)

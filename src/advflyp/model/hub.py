@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from advflyp.model.build import (
     ARCHITECTURES,
     CONFIG_FILE,
     HF_CONFIG_FILE,
+    TOKENIZER_FILES,
     build_net,
     load_open_clip_folder,
     load_tokenizer,
@@ -40,6 +42,7 @@ from advflyp.model.build import (
 )
 from advflyp.model.clip import CLIP
 from advflyp.model.repository import HUB_PREFIX, open_repository
+from advflyp.outputs import replace_folder
 
 # As open_clip writes them.
 LOCAL_PREFIX = "local-dir:"
@@ -71,9 +74,11 @@ class ModelConfig:
 def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
     """The model called `name` in evaluation mode, float32; see this module for what names there are.
 
-    ValueError where there is no such model.
+    ValueError where there is no such model, or its weights are not finite.
     """
-    return build_model(str(name)).to(device).eval()
+    model = build_model(str(name))
+    check_finite(model, f"{name} cannot be used", "use an earlier checkpoint")
+    return model.to(device).eval()
 
 
 def build_model(name: str, *, weights: bool = True) -> CLIP:
@@ -122,26 +127,62 @@ def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.net.state_dict().items() if not k.startswith("visual.")}
 
 
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+
+
+def check_finite(model: CLIP, refused: str, advice: str) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        model: The model.
+        refused: How the message begins.
+        advice: How it ends.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite.
+    """
+    if wrong := not_finite(model.net.state_dict()):
+        raise ValueError(
+            f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; {advice}"
+        )
+
+
+def broken_weights(names: Sequence[str]) -> str:
+    """ "3 of its tensors are not finite (visual.proj, …)"."""
+    noun = "1 of its tensors is" if len(names) == 1 else f"{len(names)} of its tensors are"
+    return f"{noun} not finite ({names[0]}{', …' if len(names) > 1 else ''})"
+
+
 def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
     """Write weights, configuration and card into `folder`, which appears only when it is complete.
 
     card: what a reader should know of these weights (data, recipe, results); JSON
     half: store float16, half the size
+    ValueError where a weight is not finite, or `folder` holds anything but a model that was written like this;
+    nothing is written then.
     """
+    check_replaceable(folder)
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         _write(model, draft, card, half)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            draft.rename(folder)
-            shutil.rmtree(old)
-        else:
-            draft.rename(folder)
+        replace_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """ValueError unless `folder` is new, empty, or what `save_model` wrote and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    known = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
+    if names and (names - known or "weights_sha256" not in read_card(folder.absolute())):
+        foreign = min(names - known or names)
+        raise ValueError(
+            f"{folder} holds {foreign}, which advflyp did not write, and is not replaced; move it away, or name "
+            "another folder"
+        )
 
 
 def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
@@ -149,6 +190,8 @@ def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    if wrong := not_finite(state):
+        raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
     # Not save_file: it makes files that only their owner can read.
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
     (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 HEX = 16
+CHECKPOINT = re.compile(r"step-\d+(-[0-9a-f]+)?\.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +74,23 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     # Those that are not before this one are of a run that this one does again: damaged, or left by a signal.
     before = [other for other in others if step_of(other) < step]
     for other in others:
-        if other not in before[len(before) - keep + 1 :]:
+        if other not in before[max(0, len(before) - keep + 1) :]:
             other.unlink()
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+    """Complete checkpoints, oldest first; none where there is no such folder.
+
+    ValueError where the folder cannot be listed: `Path.glob` would say that there are none.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ValueError(f"cannot list the checkpoints in {folder}: {error.strerror}") from None
+    return sorted(folder / name for name in names if CHECKPOINT.fullmatch(name))
 
 
 def step_of(path: Path) -> int:

@@ -13,6 +13,8 @@ import torch
 
 from advflyp.errors import GONE, RunError
 from advflyp.locks import take
+from advflyp.model.clip import CLIP
+from advflyp.model.hub import broken_weights, not_finite
 
 LOCK_FILE = ".lock"
 # What a scheduler sends before it takes the machine away.
@@ -52,6 +54,27 @@ class Signals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@torch.no_grad()
+def broken(model: CLIP, images: int) -> str | None:
+    """Say what of a model is not finite: its weights, or its embeddings of noise and of a text.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: Number of noise images.
+
+    Returns:
+        The end of a sentence; None for a model that works.
+    """
+    if wrong := not_finite(model.net.state_dict()):
+        return f"{broken_weights(wrong)} in the model"
+    # Weights that are finite and far too large give a NaN in the next step.
+    noise = torch.rand(images, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    found = (model.encode_image(noise.to(model.device, model.dtype)), model.encode_text(["a photo"]))
+    if not all(bool(embeddings.isfinite().all()) for embeddings in found):
+        return "the model's embeddings are not finite"
+    return None
 
 
 def hold(folder: Path) -> TextIO:

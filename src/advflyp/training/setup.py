@@ -12,7 +12,7 @@ from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import BEST
+from advflyp.model.hub import BEST, check_replaceable
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.runlog import METRICS_FILE
 from advflyp.training.checkpoint import checkpoints, step_of
@@ -28,6 +28,14 @@ def check_folder(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the run")
     saved = checkpoints(out / CHECKPOINTS)
+    metrics = out / METRICS_FILE
+    check_replaceable(out / BEST)
+    # The first checkpoint is written before the first line.
+    if resume and not saved and ((out / BEST).exists() or (metrics.exists() and metrics.stat().st_size)):
+        raise ValueError(
+            f"{out} holds the results of a run whose checkpoints are gone, so that it cannot be continued; put "
+            f"{out / CHECKPOINTS} back, or name another folder"
+        )
     # A run that ended before its first step, for want of data or memory, has nothing to lose: it may begin again.
     if not resume and (any(map(step_of, saved)) or (out / BEST).exists()):
         raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")

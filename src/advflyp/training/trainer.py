@@ -35,6 +35,7 @@ from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, read_card, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
+from advflyp.outputs import recover_folder
 from advflyp.runlog import RunLog, SilentLog
 from advflyp.training import sharding
 from advflyp.training.checkpoint import (
@@ -45,7 +46,7 @@ from advflyp.training.checkpoint import (
     set_random_state,
     step_of,
 )
-from advflyp.training.ending import Interrupted, Signals, explained, hold, writing
+from advflyp.training.ending import Interrupted, Signals, broken, explained, hold, writing
 from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, peak_rate, set_learning_rate
 from advflyp.training.outcome import changes, shown
@@ -419,12 +420,21 @@ class Trainer:
     def _finite_means(self) -> dict[str, float]:
         means = self.meter.means()
         if wrong := not_finite(means):
-            named = ", ".join(f"{name} = {means[name]}" for name in wrong)
-            raise RunError(
-                f"{named} by step {self.progress.step}: the run diverged. {self._last_good()} Start again with a lower "
-                "optim.lr, longer optim.warmup_steps or an optim.max_grad_norm"
-            )
+            raise self._diverged(", ".join(f"{name} = {means[name]}" for name in wrong))
         return means
+
+    def _check_finite(self) -> None:
+        """`RunError` where losses, gradients, weights or embeddings are not: what is saved is good to go on from."""
+        self._finite_means()
+        what = broken(self._whole_model(), min(PHI_PAIRS, self.recipe.data.batch_size))
+        if what is not None:
+            raise self._diverged(what)
+
+    def _diverged(self, what: str) -> RunError:
+        return RunError(
+            f"{what} by step {self.progress.step}: the run diverged. {self._last_good()} Start again with a lower "
+            "optim.lr, longer optim.warmup_steps or an optim.max_grad_norm"
+        )
 
     @torch.no_grad()
     def _phi(self, batch: Batch) -> float:
@@ -467,7 +477,7 @@ class Trainer:
         progress, recipe = self.progress, self.recipe
         if progress.validated_at == progress.step:
             return  # `validate.every` fell on the end of the epoch
-        self._finite_means()
+        self._check_finite()
         if self.judge is None:
             self._keep_best({"step": progress.step})
             progress.validated_at = progress.step
@@ -511,7 +521,7 @@ class Trainer:
         return self.complete
 
     def _save(self, log: RunLog | SilentLog) -> None:
-        self._finite_means()
+        self._check_finite()
         progress = vars(self.progress).copy()
         # What differs between the processes.
         mine = {
@@ -578,6 +588,7 @@ class Trainer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = self.lock or hold(self.out)
+            recover_folder(self.out / BEST)
             (self.out / RECIPE_FILE).write_text(f"# {self.precision}\n{self.recipe.toml()}")
         except OSError as error:
             raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
@@ -607,7 +618,10 @@ class Trainer:
 
     def _last_good(self) -> str:
         """The end of a message about a failure."""
-        saved = checkpoints(self.out / CHECKPOINTS)
+        try:
+            saved = checkpoints(self.out / CHECKPOINTS)
+        except ValueError as error:
+            return f"Which checkpoint is the last good one is unknown: {error}."
         if not saved:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is that of step {step_of(saved[-1])}."
