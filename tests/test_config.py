@@ -165,3 +165,37 @@ def test_impossible_values(overrides: dict, message: str) -> None:
     with pytest.raises(ValueError) as error:
         read_recipe(CONFIGS / "advflyp_full.toml", overrides)
     assert message in str(error.value)
+
+
+NUMERIC = [
+    f"{table}.{key}"
+    for table, keys in read_recipe(CONFIGS / "mini/advflyp_full.toml").tree().items()
+    for key, value in keys.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+]
+
+
+@pytest.mark.parametrize("value", ["1e39", "-1e39", "1e400", "9" * 400])
+@pytest.mark.parametrize("key", NUMERIC)
+def test_no_number_that_nothing_can_compute_with(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=key.replace(".", r"\.") + r"\b.*(size|number|above|between|most)"):
+        read_recipe(CONFIGS / "mini/advflyp_full.toml", {key: value})
+
+
+def test_no_integer_of_a_file_that_no_float_holds() -> None:
+    with pytest.raises(ValueError, match=r"eps must be at most 1e\+30 in size"):
+        build(Outer, {"name": "x", "inner": {"eps": 10**400}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.lr", "1e38"),
+        ("optim.momentum", "1"),
+        ("attack.step_size", "4"),
+        ("optim.weight_decay", "1e20"),
+    ],
+)
+def test_numbers_that_no_run_survives(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        read_recipe(CONFIGS / "mini/advflyp_full.toml", {key: value})

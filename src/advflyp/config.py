@@ -17,6 +17,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+# What torch takes for an integer, and what float32 can still compute with.
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e30
+
 
 class Typed(str):
     """A value as a text that is still to be read as what it has to be: one from a command line.
@@ -163,6 +166,8 @@ def integer(value: Any, key: str) -> int:
             raise ValueError(f"{key} must be a whole number, not '{value}'") from None
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{key} must be a whole number, not {value!r}")
+    if abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"{key} must be at most {LARGEST_INTEGER:,} in size")
     return value
 
 
@@ -174,8 +179,13 @@ def number(value: Any, key: str) -> float:
             value = float(above) / float(below) if slash else float(value)
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{key} must be a number or a fraction such as 4/255, not '{value}'") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} must be a number, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} must be a number, not {value!r}")
+    # Before `float`, for which an int may be too large.
+    if abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"{key} must be at most {LARGEST_NUMBER:g} in size")
     return float(value)
 
 

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 
@@ -93,3 +95,18 @@ def test_radius_in_grey_levels_is_a_mistake() -> None:
 def test_unknown_norm() -> None:
     with pytest.raises(ValueError, match="'linf' or 'l2'"):
         Threat(norm="l1", eps=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps", [1e30, 1e-300, 10_001])
+def test_no_radius_that_float32_cannot_compute_with(norm: Literal["linf", "l2"], eps: float) -> None:
+    with pytest.raises(ValueError, match="eps"):
+        Threat(norm=norm, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 10_000.0])
+def test_the_smallest_and_the_largest_radius_give_valid_images(eps: float) -> None:
+    threat, x = Threat(norm="l2", eps=eps), torch.rand(2, 3, 8, 8)
+    start = threat.random_start(x, torch.Generator().manual_seed(0))
+    step = threat.project(x, threat.step(start, torch.randn(2, 3, 8, 8), 2.5 * eps))
+    assert threat.contains(x, start).all() and threat.contains(x, step).all()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat, check_pixels
+from advflyp.attack.threat import LARGEST, Threat, check_pixels
 from advflyp.attack.victim import Victim
 
 # A step has several temporaries of the size of the images; of more images than this they would fill a memory.
@@ -40,6 +40,10 @@ class AttackConfig:
             raise ValueError(f"attack.steps must be 0 (clean) or above, not {self.steps}")
         if not self.step_size > 0:
             raise ValueError(f"attack.step_size must be above 0, not {self.step_size}")
+        if self.step_size > (1 if self.norm == "linf" else LARGEST):
+            raise ValueError(
+                f"attack.step_size is in pixels of [0, 1], write 1/255 for a grey level, not {self.step_size:g}"
+            )
 
     @property
     def threat(self) -> Threat:

@@ -9,6 +9,10 @@ from torch import Tensor
 from advflyp.attack.streams import Streams
 from advflyp.dtypes import in_float64
 
+# Of ε: float32 cannot compute the lengths of far smaller or larger perturbations. Two images of 4,096 × 4,096 are at
+# most 7,095 apart.
+SMALLEST, LARGEST = 1e-12, 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
@@ -29,6 +33,11 @@ class Threat:
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(
                 f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}"
+            )
+        if not SMALLEST <= self.eps <= LARGEST:
+            raise ValueError(
+                f"eps must lie between {SMALLEST:g} and {LARGEST:,} (no two images are further apart), "
+                f"not {self.eps:g}"
             )
 
     def random_start(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+LARGEST_LR = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -36,6 +38,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
+        if self.momentum >= 1:
+            raise ValueError(f"optim.momentum must be below 1, not {self.momentum:g}")
+        # Further away the optimiser's own float32 numbers overflow.
+        if self.lr > LARGEST_LR:
+            raise ValueError(f"optim.lr must be at most {LARGEST_LR:g}, not {self.lr:g}")
+        if self.lr * self.weight_decay > 1:
+            raise ValueError(
+                f"optim.lr · optim.weight_decay, the share of a weight that a step takes away, must be at most 1, "
+                f"not {self.lr * self.weight_decay:g}"
+            )
         for name in ("momentum", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} must be 0 or above, not {getattr(self, name)}")
