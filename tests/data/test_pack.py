@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from advflyp.data import pack as pack_module
 from advflyp.data.manifest import FILE, read_manifest
 from advflyp.data.pack import pack
 from advflyp.data.samples import in_order
 from advflyp.data.sources import open_source
+from advflyp.errors import RunError
 from helpers import pairs, write_folder, write_tar
 
 
@@ -63,6 +65,46 @@ def test_resizing_keeps_small_pictures_as_they_are(tmp_path: Path) -> None:
     assert second.image_bytes() == png((16, 40)) and manifest.images["median_width"] == 38
     with pytest.raises(ValueError, match="is there already and not an empty folder"):
         pack(str(tar), tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_packing_that_was_interrupted_can_be_repeated(
+    tmp_path: Path, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_folder(tmp_path / "in", 25), tmp_path / "out"
+    whole = pack(str(folder), tmp_path / "whole", per_shard=10)
+    real, added = pack_module._add, []
+
+    def add(*arguments: object) -> None:
+        added.append(arguments)
+        if len(added) == 15:
+            raise fault
+        real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, RunError)) as caught:
+        patch.setattr(pack_module, "_add", add)
+        pack(str(folder), out, per_shard=10)
+    if isinstance(fault, OSError):
+        assert str(caught.value).endswith(
+            "No space left on device; mend that and give the same command again"
+        )
+    assert (out / "00000.tar").is_file() and read_manifest(out) is None
+    with pytest.raises(ValueError, match="was begun with another command"):
+        pack(str(folder), out, per_shard=5)
+    assert pack(str(folder), out, per_shard=10).shards == whole.shards
+    assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "00002.tar", FILE]
+    with pytest.raises(ValueError, match="is there already"):
+        pack(str(folder), out, per_shard=10)
+
+
+def test_an_unfinished_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    folder, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+    out.mkdir()
+    (out / pack_module.UNFINISHED).write_text("")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is there already"):
+        pack(str(folder), out)
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_nothing_usable_leaves_nothing(tmp_path: Path) -> None:

@@ -36,10 +36,14 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     try:
         yield draft
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            # The record last: pictures without one are nobody's answer.
-            for path in sorted(draft.iterdir(), key=lambda path: path.name == RECORD):
-                path.replace(out / path.name)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if (out / RECORD).exists():
+                # The same answer: file by file, each of which is whole at every moment.
+                for path in sorted(draft.iterdir()):
+                    path.replace(out / path.name)
+            else:
+                # All at once: images without a record would be nobody's answer. An empty folder is replaced.
+                draft.replace(place)
         except OSError as error:
             raise ValueError(f"cannot write to {out}: {error.strerror}") from None
     finally:
