@@ -1,14 +1,41 @@
-"""Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …)."""
+"""Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …).
 
+There are two kinds of addresses. What the user names, on a command line or in a recipe, may be anything that fsspec
+opens. What a file names (a cell of a table) is its author's choice, who may be a stranger: `named_in` says what that
+may be, and `read_named` reads it.
+"""
+
+import http.client
+import os
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import OpenerDirector
 
 import braceexpand
 import fsspec
 
+from advflyp.__about__ import __version__
+from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import is_clutter
+from advflyp.data.isolated import advflyp_guard as guard
+from advflyp.data.limits import (
+    FETCH_SECONDS,
+    MAX_IMAGE_BYTES,
+    open_regular,
+    read_image_file,
+    read_image_stream,
+)
 
 GLOB = set("*?[")
+WEB = ("http", "https")
+# What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
+FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
+# As `requests` quotes addresses: what is quoted already stays.
+SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 def is_remote(address: str) -> bool:
@@ -19,14 +46,115 @@ def is_remote(address: str) -> bool:
 def open_binary(address: str) -> BinaryIO:
     """Readable and seekable; ValueError where it cannot be opened."""
     try:
-        return cast(BinaryIO, _remote_file(address) if is_remote(address) else open(address, "rb"))
+        return cast(BinaryIO, _remote_file(address)) if is_remote(address) else open_regular(address)
     except FileNotFoundError:
         raise ValueError(f"there is no {address}") from None
+    except Unusable as reason:
+        raise ValueError(f"cannot open {address}: {reason}") from None
     except ImportError as error:
         raise ValueError(f"{address} needs another package: {error}") from None
     except Exception as error:
         # Every file system of fsspec has errors of its own.
         raise ValueError(f"cannot open {address}: {type(error).__name__}: {error}") from None
+
+
+def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
+    """The address of what a table calls `name`; a relative name starts from the table's folder.
+
+    A table of this machine may name its files, one that is elsewhere what is below its own folder. Both may name
+    addresses of FOREIGN.
+
+    Args:
+        table: The table's own address, which the user named.
+        name: What stands in a cell.
+        local: Folders of this machine of which a table that is elsewhere may name the files.
+
+    Raises:
+        Unusable: A table may not name this.
+    """
+    folder = table.rpartition("/")[0]
+    if is_remote(table) and name.startswith(f"{folder}/") and "::" not in name.removeprefix(folder):
+        return name
+    if is_remote(name):
+        scheme = _scheme(name)
+        if scheme not in FOREIGN or (scheme not in WEB and "::" in name):
+            raise Unusable("address of a kind that a table may not name")
+        return name
+    name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
+    if not is_remote(table):
+        return os.path.join(os.path.dirname(table), name)
+    if name.startswith("/"):
+        if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
+            raise Unusable("local file named by a table that is elsewhere")
+        return name
+    # fsspec would open a chain of file systems.
+    if "::" in name:
+        raise Unusable("address of a kind that a table may not name")
+    return f"{folder}/{name}"
+
+
+def read_named(address: str, table: str) -> bytes:
+    """The encoded image at an address of `named_in`, or at a path.
+
+    Args:
+        address: Of the image.
+        table: Which names it; its own host may be private, since the user named it. Empty where no table does.
+
+    Raises:
+        Unusable: It cannot be read, is larger than MAX_IMAGE_BYTES, took too long, or is at a private address.
+    """
+    try:
+        if not is_remote(address):
+            return read_image_file(address)
+        if _scheme(address) in WEB:
+            return _fetch(address, table)
+        return _read_stored(address)
+    except (OSError, ValueError, http.client.HTTPException):
+        raise Unusable("image file cannot be read") from None
+
+
+def _read_stored(address: str) -> bytes:
+    with open_binary(address) as file:
+        try:
+            return read_image_stream(file)
+        except Unusable:
+            raise
+        except Exception as error:
+            # Every file system of fsspec has errors of its own.
+            raise ValueError(f"cannot read {address}") from error
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0].lower()
+
+
+def _fetch(address: str, table: str) -> bytes:
+    opener = _opener(_host_of(table) if _scheme(table) in WEB else None)
+    try:
+        with opener.open(quote(address, safe=SAFE), timeout=FETCH_SECONDS) as answer:
+            return answer.read()
+    except guard.Refused as reason:
+        raise Unusable(str(reason)) from None
+    except HTTPError as error:
+        error.close()  # it holds the answer
+        raise
+    except URLError as error:
+        if isinstance(error.reason, guard.Refused):
+            raise Unusable(str(error.reason)) from None
+        raise
+
+
+def _host_of(address: str) -> tuple[str, int]:
+    found = urlsplit(address)
+    return found.hostname or "", found.port or (443 if found.scheme.lower() == "https" else 80)
+
+
+@cache
+def _opener(named: tuple[str, int] | None) -> OpenerDirector:
+    limits = guard.Limits(max_bytes=MAX_IMAGE_BYTES, seconds=FETCH_SECONDS, named=named)
+    opener = guard.guarded_opener(limits)
+    opener.addheaders = [("User-Agent", f"advflyp/{__version__}")]
+    return opener
 
 
 def expand(pattern: str, inside: str) -> list[str]:

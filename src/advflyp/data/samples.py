@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.addresses import read_named
 from advflyp.data.cells import CAPTION_NAMES, captions_in
 from advflyp.data.dirt import Unusable
-
-# Any text tower reads far less; what is longer is a page of HTML or worse.
-MAX_CAPTION_BYTES = 20_000
+from advflyp.data.limits import MAX_CAPTION_BYTES, open_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +20,14 @@ class Sample:
     image:   the encoded picture, or where it is
     caption: every line is a caption; encoded text, a file of text or JSON, or the captions themselves
     problem: why it cannot be used, where that is known without looking into it
+    table:   the address of the table that names the image's place, empty where none does
     """
 
     key: str
     image: bytes | str | None = None
     caption: bytes | Path | tuple[str, ...] | None = None
     problem: str | None = None
+    table: str = ""
 
     def image_bytes(self) -> bytes:
         """The encoded picture; `Unusable` where there is none."""
@@ -35,13 +35,7 @@ class Sample:
             raise Unusable(self.problem)
         if self.image is None:
             raise Unusable("no image")
-        if isinstance(self.image, bytes):
-            return self.image
-        try:
-            with open_binary(self.image) if is_remote(self.image) else open(self.image, "rb") as file:
-                return file.read()
-        except (OSError, ValueError):
-            raise Unusable("image file cannot be read") from None
+        return self.image if isinstance(self.image, bytes) else read_named(self.image, self.table)
 
     def captions(self) -> tuple[str, ...]:
         """At least one, each on one line; `Unusable` where there is none."""
@@ -99,7 +93,7 @@ def _text(caption: bytes) -> str:
 def _bytes(file: Path) -> bytes:
     """One byte more than is allowed at most."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(MAX_CAPTION_BYTES + 1)
     except OSError:
         raise Unusable("caption file cannot be read") from None

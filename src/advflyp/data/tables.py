@@ -3,7 +3,6 @@
 A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from advflyp.config import suggest
-from advflyp.data.addresses import is_remote, open_binary
+from advflyp.data.addresses import named_in, open_binary
 from advflyp.data.cells import CAPTION_NAMES, captions_in, image_in
 from advflyp.data.dirt import Unusable
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
@@ -90,25 +90,18 @@ def _texts(sample: Sample) -> tuple[str, ...]:
     return sample.caption if isinstance(sample.caption, tuple) else ()
 
 
-def to_sample(row: str, image: Any, caption: Any, table: str) -> Sample:
-    """The cells of a row as a sample; it is called as its image file is, if it has one, else `row`."""
+def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Path] = ()) -> Sample:
+    """The cells of a row as a sample; it is called as its image file is, if it has one, else `row`.
+
+    table, local: which files the row may name, see `named_in`
+    """
     try:
         found, captions = image_in(image), tuple(captions_in(caption)) or None
+        if not isinstance(found, str):
+            return Sample(row, found, captions)
+        return Sample(found, named_in(table, found, local), captions, table=table)
     except Unusable as reason:
         return Sample(row, problem=str(reason))
-    if isinstance(found, str):
-        return Sample(found, beside(table, found), captions)
-    return Sample(row, found, captions)
-
-
-def beside(table: str, name: str) -> str:
-    """The file that a table calls `name`; a relative name starts from the table's folder."""
-    if is_remote(name):
-        return name
-    name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
-    if is_remote(table):
-        return name if name.startswith("/") else f"{table.rpartition('/')[0]}/{name}"
-    return os.path.join(os.path.dirname(table), name)
 
 
 def open_table(address: str, columns: Columns) -> Listed | Sharded:
@@ -219,7 +212,12 @@ class HubPairs:
         self.image, self.caption = columns.find(found.column_names, name)
         # As they are stored: nothing is decoded, in lists neither.
         self.data: Any = found.select_columns([self.image, self.caption]).with_format("arrow")
-        self.table = f"{place}/{self.image}" if Path(place).is_dir() else ""
+        # A dataset of the hub may name files of its repository, and those that `datasets` has unpacked.
+        self.table = (
+            f"{place}/{self.image}" if Path(place).is_dir() else f"hf://datasets/{place}/{self.image}"
+        )
+        config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
+        self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -227,7 +225,8 @@ class HubPairs:
     def sample(self, number: int) -> Sample:
         row = self.data[number].to_pylist()[0]
         name = f"{self.name}:{number}"
-        return replace(to_sample(name, row[self.image], row[self.caption], self.table), key=name)
+        sample = to_sample(name, row[self.image], row[self.caption], self.table, self.local)
+        return replace(sample, key=name)
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -1,6 +1,7 @@
-"""What stands between a list of URLs from the web and the user's own network, inside img2dataset's processes.
+"""What stands between a list of URLs from the web and the user's own network.
 
-Runs in the isolated environment: standard library only, and nothing of advflyp. img2dataset downloads through
+Runs inside img2dataset's processes, in the isolated environment, and in advflyp's own for the addresses that tables of
+pairs name (`data/addresses.py`): standard library only, and nothing of advflyp. img2dataset downloads through
 `urllib.request.urlopen`, which opens file:, ftp: and data: URLs too, connects to any address, and reads answers of any
 size for as long as they last. `install` gives urllib an opener that
 
@@ -42,9 +43,9 @@ RESERVED = (
     "5f00::/16",
 )
 
-try:
+if __name__ == "advflyp_guard":
     from img2dataset.downloader import Downloader  # pyright: ignore[reportMissingImports]
-except ImportError:  # in advflyp's own environment, for the tests
+else:  # in advflyp's own environment
     Downloader = object
 
 
@@ -55,11 +56,17 @@ class Limits:
     allow_private: connect to any address
     max_bytes:     of one answer
     seconds:       for one answer in all; img2dataset's own timeout is for each silence
+    named:         host and port that may be at a private address, since the user named them
     """
 
     allow_private: bool = False
     max_bytes: int = 32 << 20
     seconds: float = 60.0
+    named: tuple[str, int] | None = None
+
+    def may_reach(self, host: str, port: int | None) -> bool:
+        """Whether a host needs no check."""
+        return self.allow_private or (host.lower(), port) == self.named
 
 
 class Refused(OSError):
@@ -195,7 +202,7 @@ def _connection(
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.deadline = time.monotonic() + limits.seconds
-            if not limits.allow_private and not proxied:
+            if not proxied and not limits.may_reach(self.host, self.port):
                 self._create_connection = connect_public
             self.response_class = self._response  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -242,23 +249,27 @@ class GuardedProxyHandler(urllib.request.ProxyHandler):
         self.limits = limits
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
-        if not self.limits.allow_private and not getattr(req, "_advflyp_checked", False):
+        target = _target(req)
+        if not self.limits.may_reach(target.host, target.port) and not getattr(
+            req, "_advflyp_checked", False
+        ):
             try:
-                public_addresses(_host(req), 0)
-            except Refused:
-                raise urllib.error.URLError(PRIVATE) from None
+                public_addresses(target.host, 0)
+            except Refused as reason:
+                raise urllib.error.URLError(reason) from None
             except (OSError, UnicodeError):
                 pass  # only the proxy can resolve it
             req._advflyp_checked = True  # pyright: ignore[reportAttributeAccessIssue]
         return super().proxy_open(req, proxy, type)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _host(req: urllib.request.Request) -> str:
-    return http.client.HTTPConnection(req.host).host
+def _target(req: urllib.request.Request) -> http.client.HTTPConnection:
+    kind = http.client.HTTPSConnection if req.type == "https" else http.client.HTTPConnection
+    return kind(req.host)
 
 
-def install(limits: Limits) -> None:
-    """Let `urllib.request.urlopen` keep to the limits in this process."""
+def guarded_opener(limits: Limits) -> urllib.request.OpenerDirector:
+    """What opens http and https addresses within the limits."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         GuardedProxyHandler(limits),
@@ -270,7 +281,12 @@ def install(limits: Limits) -> None:
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
-    urllib.request.install_opener(opener)
+    return opener
+
+
+def install(limits: Limits) -> None:
+    """Let `urllib.request.urlopen` keep to the limits in this process."""
+    urllib.request.install_opener(guarded_opener(limits))
 
 
 class GuardedDownloader(Downloader):  # pyright: ignore[reportGeneralTypeIssues]

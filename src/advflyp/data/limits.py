@@ -1,0 +1,51 @@
+"""What one read from data may cost in bytes, pixels and seconds. Data may be hostile; real images stay far below."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from advflyp.data.dirt import Unusable
+
+# An encoded image: as large as one of MAX_PIXELS without compression.
+MAX_IMAGE_BYTES = 1 << 28
+# Pillow's own limit for what may be a decompression bomb: 89 million pixels, 270 MB decoded.
+MAX_PIXELS = 89_478_485
+# The longer side by the shorter. Models resize the shorter side to theirs, so that a line of 8 × 11,000,000 pixels
+# would become one of 224 × 308,000,000.
+MAX_ASPECT = 100
+# Any text tower reads far less; what is longer is a page of HTML or worse.
+MAX_CAPTION_BYTES = 20_000
+# A table of text is read whole.
+MAX_TABLE_BYTES = 4 << 30
+MAX_MANIFEST_BYTES = 64 << 20
+# Seconds for an image from the web, in all.
+FETCH_SECONDS = 60.0
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file with an end, for reading; never waits for a pipe's other side.
+
+    Raises:
+        OSError: It cannot be opened.
+        Unusable: It is a device, a pipe, a socket or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unusable("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """The bytes of an encoded image; OSError or `Unusable` where it cannot be read or is too large to be one."""
+    with open_regular(path) as file:
+        return read_image_stream(file)
+
+
+def read_image_stream(stream: BinaryIO) -> bytes:
+    """As `read_image_file`, from an open file."""
+    data = stream.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Unusable("image file is too large")
+    return data
