@@ -1,6 +1,7 @@
 """What a picture is, what it becomes, and what is refused."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from advflyp.data import images
+from advflyp.data import images, limits
 from advflyp.data.catalogue import TABLE
 from advflyp.data.dirt import Unusable
 from advflyp.data.images import PictureReader, as_rgb, read_image
@@ -238,3 +239,60 @@ def test_bytes_behind_a_jpeg_do_no_harm() -> None:
 def test_the_reader_of_a_loaded_model(tiny_folder: Path) -> None:
     model = load_model(tiny_folder)
     assert PictureReader(model.config["preprocess_cfg"]).size == model.image_size
+
+
+def striped(width: int, height: int) -> bytes:
+    """A PNG that is written in pieces, however many pixels it has."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" * (width + 1)
+    packer = zlib.compressobj(1)
+    body = b"".join(packer.compress(row * min(100_000, height - n)) for n in range(0, height, 100_000))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = chunk(b"IDAT", body + packer.flush())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8, 11_000_000), (8, 801), (801, 8), (1, 101)])
+def test_lines_are_refused_before_they_are_resized(size: tuple[int, int], tmp_path: Path) -> None:
+    """Resized by its shorter side to 224 pixels, the first would have 308 million rows."""
+    data = striped(*size)
+    with pytest.raises(Unusable, match="image is too long and thin"):
+        read_image(data, min_side=1)
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png (is more than 100 times as long|is smaller than 8)"):
+        read_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="more than 100 times as long"):
+        read_picture(Image.new("RGB", (3, 301)))
+    assert read_image(striped(8, 800)).size == (8, 800)
+    assert PictureReader(CLIP_224).from_bytes(striped(800, 8)).shape == (3, 224, 224)
+
+
+def test_jpegs_of_very_many_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes a scan, each of which is a pass over all pixels."""
+    data = encoded(photos()[0], "JPEG", progressive=True)
+    width, height = photos()[0].size
+    scans = data.count(images.START_OF_SCAN)
+    assert 1 < scans <= 12
+    read_image(data)
+    monkeypatch.setattr(images, "MAX_SCANNED", scans * width * height - 1)
+    with pytest.raises(Unusable, match="takes too long"):
+        read_image(data)
+
+
+def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
+    files = Files(tmp_path, ["pipe.png", "zero.png", "a.png"], [0, 0, 0])
+    for number in range(2):
+        with pytest.raises(Unusable, match="not a regular file"):
+            files.picture(number)
+    assert files.picture(2).size == (9, 9)
+    monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 20)
+    with pytest.raises(Unusable, match="image file is too large"):
+        files.picture(2)
+    with pytest.raises(ValueError, match=r"a\.png is larger than"):
+        read_picture(tmp_path / "a.png")

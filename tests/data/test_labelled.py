@@ -399,3 +399,11 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
         ValueError, match=r"has two classes called 'crane', numbers 0 and 2, .*; merge them, or"
     ):
         load_set(str(tmp_path))
+
+
+@pytest.mark.parametrize("label", [b"9" * 30, b"-" + b"9" * 30, b"9" * 5000])
+def test_labels_that_are_no_numbers_of_classes(tmp_path: Path, label: bytes) -> None:
+    (tmp_path / "classnames.txt").write_text("a\nb\n")
+    write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("a.cls", b"0"), ("b.png", png(1)), ("b.cls", label)])
+    with pytest.raises(ValueError, match=r"0\.tar: a \.cls member is"):
+        load_set(str(tmp_path / "0.tar"))

@@ -6,13 +6,18 @@ import io
 import lzma
 import random
 import tarfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advflyp.data.samples import Sample
+from advflyp.data import tars
+from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tars import APART, TarShard, count_keys
 from helpers import members, pairs, write_tar
@@ -242,3 +247,91 @@ def test_captions_in_json_and_caption_files(tmp_path: Path) -> None:
         "1": ("one",), "2": ("two",), "3": ("three", "drei"), "6": ("six",),
     }  # fmt: skip
     assert found["4"].caption is None and found["5"].problem == "caption file is not JSON"
+
+
+def pax(name: str, data: bytes, kind: bytes = tarfile.XHDTYPE, size: int | None = None) -> bytes:
+    """A member that Python's own writer would not make."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def pair(name: str) -> bytes:
+    return pax(f"{name}.png", PICTURE, tarfile.REGTYPE) + pax(f"{name}.txt", b"x", tarfile.REGTYPE)
+
+
+@contextmanager
+def limited(mebibytes: int, seconds: float) -> Iterator[None]:
+    """Fail where what is inside allocates more, by Python's own count, or takes longer."""
+    begun = time.process_time()
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < mebibytes << 20
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - begun < seconds
+
+
+def test_extended_headers_are_read_in_time(tmp_path: Path) -> None:
+    """Millions of records of six bytes, in a few kilobytes."""
+    small, large = (b"6 a=b\n" * (size // 6) for size in (1 << 20, 4 << 20))
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(pair("a") + pax("p", small) + pair("b") + bytes(1024)))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(pair("a") + pax("p", large) + pair("b") + bytes(1024)))
+    with limited(64, 20):
+        assert good(tmp_path / "a.tar.gz") == ["a.tar.gz:a", "a.tar.gz:b"]
+        assert good(tmp_path / "b.tar.gz") == ["b.tar.gz:a"] and problems(tmp_path / "b.tar.gz") == [
+            "damaged shard"
+        ]
+        assert count_keys(tmp_path / "a.tar.gz") == 2 and count_keys(tmp_path / "b.tar.gz") == 1
+
+
+@pytest.mark.parametrize("size", ["²", "١", "-1", "1e3", "", " 1", "9" * 30, str(2**60), "9" * 5000])
+def test_sizes_that_are_none_damage_one_shard(tmp_path: Path, size: str) -> None:
+    record = f" size={size}\n".encode()
+    length = next(n for n in range(len(record), 6000) if len(str(n)) + len(record) == n)
+    write_tar(tmp_path / "0.tar", members(pairs(3)))
+    bad = pair("a") + pax("p", f"{length}".encode() + record) + pair("b") + bytes(1024)
+    (tmp_path / "1.tar").write_bytes(bad)
+    (tmp_path / "2.tar").write_bytes(pair("a") + pax("b.png", PICTURE, tarfile.REGTYPE, 2**60) + bytes(1024))
+    for shard in ("1.tar", "2.tar"):
+        assert good(tmp_path / shard) == [f"{shard}:a"], shard
+        assert problems(tmp_path / shard)[0] in ("damaged shard", "truncated shard")
+    assert len(list(in_order(open_source(str(tmp_path))))) == 3 + 2 * 2
+
+
+def test_what_is_no_part_of_a_pair_is_not_kept(tmp_path: Path) -> None:
+    """Members of 16 MB between the halves of a pair, and captions of that size."""
+    zeros = bytes(16 << 20)
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        for number in range(6):
+            file.write(pax(f"zz.e{number}", zeros, tarfile.REGTYPE))
+        file.write(pax("zz.png", PICTURE, tarfile.REGTYPE) + pax("zz.cls", zeros, tarfile.REGTYPE))
+        file.write(pax("zz.txt", b"x", tarfile.REGTYPE) + pax("y.txt", zeros, tarfile.REGTYPE) + bytes(1024))
+    with limited(40, 20):
+        found = read(tmp_path / "a.tar.gz")
+        assert [(s.key[9:], s.problem) for s in found] == [("zz", None), ("y", "caption is too long")]
+
+
+def test_an_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MAX_IMAGE_BYTES", len(PICTURE))
+    path = write_tar(
+        tmp_path / "a.tar",
+        [("1.png", PICTURE + b"0"), ("1.txt", b"x"), ("2.png", PICTURE), ("2.txt", b"x")],
+    )
+    assert problems(path) == ["image file is too large"] and "a.tar:2" in good(path)
+
+
+def test_files_with_holes_are_no_files(tmp_path: Path) -> None:
+    """Eight gigabytes by their header, 512 bytes in the tar; with a map that goes on in another block."""
+    for extended in (0, 1):
+        header = bytearray(pax("z.png", b"", tarfile.GNUTYPE_SPARSE, 512))
+        header[386:410] = b"00000000000\0" + b"00000001000\0"
+        header[482] = extended
+        header[483:495] = b"\x80" + (8 << 30).to_bytes(11, "big")
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        more = bytes(512) * extended
+        (tmp_path / "a.tar").write_bytes(header + more + bytes(512) + pair("a") + bytes(1024))
+        assert good(tmp_path / "a.tar") == ["a.tar:a"]
+        assert problems(tmp_path / "a.tar") == ["link in place of a file"]

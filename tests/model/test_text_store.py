@@ -1,8 +1,10 @@
 """Embeddings of captions on disk."""
 
+import tracemalloc
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,3 +90,26 @@ def test_a_folder_that_cannot_be_written(tiny: CLIP, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match=r"cannot write to data\.text_cache"):
         TextStore(tiny, tmp_path / "file")
+
+
+def test_memory_holds_places_and_not_embeddings(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TextStore(tiny, tmp_path, capacity=3000)
+    width = store.record["embedding"].shape[0]
+    # Longer than a real model's, so that what is kept of them would show.
+    wide = 64 * width
+    monkeypatch.setattr(store, "record", np.dtype([("digest", "V16"), ("embedding", np.float32, wide)]))
+    monkeypatch.setattr(
+        tiny, "encode_text", lambda texts: torch.tensor([[float(t)] for t in texts]).repeat(1, wide)
+    )
+    tracemalloc.start()
+    for first in range(0, 4000, 100):
+        texts = [str(number) for number in range(first, first + 100)]
+        assert store(texts)[:, -1].tolist() == [float(text) for text in texts]
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(store) == 3000 and held < 3000 * 500 < 3000 * 4 * wide / 2
+    assert Path(store.file.name).stat().st_size == 3000 * store.record.itemsize
+    assert store(["2999", "3999", "7"])[:, 0].tolist() == [2999, 3999, 7]
+    store.file.close()

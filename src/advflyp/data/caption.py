@@ -240,12 +240,9 @@ def _file(pictures: object, index: int) -> bytes | None:
     if isinstance(pictures, Encoded):
         return pictures.files[index]
     if isinstance(pictures, Files) and not pictures.border:
-        return (pictures.folder / pictures.paths[index]).read_bytes()
+        return pictures.encoded(index)
     if isinstance(pictures, Shards) and not pictures.border:
-        shard, _, offset, size = pictures.members[index]
-        with open(pictures.shards[shard], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return pictures.encoded(index)
     return None
 
 

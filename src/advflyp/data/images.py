@@ -24,6 +24,7 @@ from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
 # Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -31,8 +32,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
 # What Pillow raises for a file that is no image, or only half of one.
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
-# Pillow's own limit for what may be a decompression bomb: 89 million pixels, 270 MB decoded.
-MAX_PIXELS = 89_478_485
 # Smaller images of the web are spacers and tracking pixels.
 MIN_SIDE = 8
 # The EXIF tag, and how Pillow undoes each of its values.
@@ -46,6 +45,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+START_OF_SCAN = b"\xff\xda"
 # Where Pillow keeps metadata that may hold the orientation.
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 # Tags of a TIFF.
@@ -137,11 +137,21 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
         raise Unusable("image has too many pixels") from None
     except UNREADABLE:
         raise Unusable("not an image") from None
+    check_size(image, min_side)
+    # A progressive JPEG may go over all its pixels as often as it likes, at a few bytes each time.
+    if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
+        raise Unusable("image takes too long to decode")
+    return image
+
+
+def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
+    """`Unusable` for an image whose size is beyond reason."""
     if image.width * image.height > MAX_PIXELS:
         raise Unusable("image has too many pixels")
     if min(image.size) < min_side:
         raise Unusable("image is too small")
-    return image
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise Unusable("image is too long and thin")
 
 
 def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:

@@ -14,10 +14,19 @@ MAX_PIXELS = 89_478_485
 # The longer side by the shorter. Models resize the shorter side to theirs, so that a line of 8 × 11,000,000 pixels
 # would become one of 224 × 308,000,000.
 MAX_ASPECT = 100
+# Pixels times scans of a JPEG: some twenty seconds. Usual are one to ten scans.
+MAX_SCANNED = 20 * MAX_PIXELS
 # Any text tower reads far less; what is longer is a page of HTML or worse.
 MAX_CAPTION_BYTES = 20_000
+# A class index, with room for blanks.
+MAX_LABEL_BYTES = 64
+# Of a member of a tar that is passed over. A damaged header can promise anything.
+MAX_MEMBER_BYTES = 1 << 40
+# An extended header of a tar holds a name of at most 4,096 bytes and a few numbers.
+MAX_TAR_HEADER_BYTES = 1 << 20
 # A table of text is read whole.
 MAX_TABLE_BYTES = 4 << 30
+# So is the manifest of a folder of shards.
 MAX_MANIFEST_BYTES = 64 << 20
 # Seconds for an image from the web, in all.
 FETCH_SECONDS = 60.0
@@ -43,9 +52,9 @@ def read_image_file(path: str | Path) -> bytes:
         return read_image_stream(file)
 
 
-def read_image_stream(stream: BinaryIO) -> bytes:
-    """As `read_image_file`, from an open file."""
-    data = stream.read(MAX_IMAGE_BYTES + 1)
+def read_image_stream(stream: BinaryIO, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
+    """As `read_image_file`, from an open file, of which the next `size` bytes are the image, or all there is."""
+    data = stream.read(min(size, MAX_IMAGE_BYTES + 1))
     if len(data) > MAX_IMAGE_BYTES:
         raise Unusable("image file is too large")
     return data

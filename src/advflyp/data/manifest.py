@@ -15,6 +15,7 @@ from advflyp.__about__ import __version__
 from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
 from advflyp.data.images import open_image
+from advflyp.data.limits import MAX_MANIFEST_BYTES
 from advflyp.data.tars import TarShard
 
 FILE = "manifest.json"
@@ -62,10 +63,14 @@ def read_manifest(folder: Path | str) -> Manifest | None:
         return None
     try:
         with open_binary(path) as file:
-            data = file.read()
+            data = file.read(MAX_MANIFEST_BYTES + 1)
     except ValueError:
         # A bucket answers for what is not there in many ways.
         return None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ValueError(
+            f"{path} is too large to be a manifest; remove it, and the shards are counted instead"
+        )
     try:
         tree = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
 from advflyp.data.images import read_image
+from advflyp.data.limits import MAX_LABEL_BYTES, open_regular, read_image_file, read_image_stream
 from advflyp.data.tars import index_tar
 
-# Bytes of a class index, with room for blanks.
-MAX_LABEL = 64
+# A larger number is no label, and fits no tensor.
+MAX_LABEL = 1 << 31
 
 
 class Pictures(Sequence[tuple[Image.Image, int]]):
@@ -73,8 +74,11 @@ class Files(Pictures):
         self.folder, self.paths, self.border = folder, paths, border
 
     def picture(self, index: int) -> Image.Image:
-        with open(self.folder / self.paths[index], "rb") as file:
-            return self.decode(file.read(), self.border)
+        return self.decode(self.encoded(index), self.border)
+
+    def encoded(self, index: int) -> bytes:
+        """The file of a picture; OSError or `Unusable` where it cannot be read."""
+        return read_image_file(self.folder / self.paths[index])
 
     def key(self, index: int) -> str:
         return self.paths[index]
@@ -128,10 +132,14 @@ class Shards(Pictures):
         super().__init__(labels)
 
     def picture(self, index: int) -> Image.Image:
+        return self.decode(self.encoded(index), self.border)
+
+    def encoded(self, index: int) -> bytes:
+        """The file of a picture; OSError or `Unusable` where it cannot be read."""
         shard, _, offset, size = self.members[index]
-        with open(self.shards[shard], "rb") as file:
+        with open_regular(self.shards[shard]) as file:
             file.seek(offset)
-            return self.decode(file.read(size), self.border)
+            return read_image_stream(file, size)
 
     def key(self, index: int) -> str:
         shard, name, _, _ = self.members[index]
@@ -155,15 +163,18 @@ def _members(shard: Path) -> list[tuple[int, str, int, int]]:
             if picture is None:
                 raise ValueError(f"{shard}: {key} has a label but no picture; the shard seems damaged")
             file.seek(label[1])
-            found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL))), *picture))
+            found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL_BYTES))), *picture))
     return found
 
 
 def _whole_number(shard: Path, data: bytes) -> int:
     try:
-        return int(data)
+        label = int(data)
     except ValueError as error:
         raise ValueError(f"{shard}: a .cls member is not a whole number ({error})") from None
+    if abs(label) > MAX_LABEL:
+        raise ValueError(f"{shard}: a .cls member is {label}; labels are numbers from 0 on")
+    return label
 
 
 class Part(Pictures):

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from advflyp.config import suggest
 from advflyp.data.cells import names_a_file
+from advflyp.data.limits import MAX_TABLE_BYTES
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -33,8 +34,11 @@ class TextTable:
 
 def read_text_table(address: str, file: BinaryIO) -> TextTable:
     """ValueError for what is not UTF-8, damaged JSON, and a row that does not fit its header."""
+    data = file.read(MAX_TABLE_BYTES + 1)
+    if len(data) > MAX_TABLE_BYTES:
+        raise ValueError(f"{address} is larger than {MAX_TABLE_BYTES >> 30} GB; save it as Parquet")
     try:
-        text = file.read().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{address} is not UTF-8; save it as UTF-8") from None
     if address.lower().endswith(JSON_SUFFIXES):

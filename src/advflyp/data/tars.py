@@ -1,7 +1,7 @@
 """Webdataset tars: members KEY.jpg and KEY.txt follow one another. Read as a stream, damage and all.
 
-Python's `tarfile` ends quietly at the first damaged header, so the walk over the members is done here; what a header
-means is left to it.
+Python's `tarfile` ends quietly at the first damaged header and reads extended headers of any size, so the walk over the
+members is done here; what a header means is left to it.
 """
 
 import bz2
@@ -9,7 +9,7 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -18,11 +18,19 @@ from advflyp.data import filenames
 from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
-from advflyp.data.samples import MAX_CAPTION_BYTES, Sample, json_captions
+from advflyp.data.limits import (
+    MAX_CAPTION_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_LABEL_BYTES,
+    MAX_MEMBER_BYTES,
+    MAX_TAR_HEADER_BYTES,
+    open_regular,
+)
+from advflyp.data.samples import Sample, json_captions
 
 BLOCK = 512
-# A picture larger than this is not one anybody trains on, and a damaged header can promise anything.
-MAX_MEMBER = 1 << 28
+# What is read at once of what nobody wants.
+PIECE = 1 << 20
 # How packed files begin, with what unpacks them; and what else is sometimes called a tar.
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
 FOREIGN = {b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file"}
@@ -35,11 +43,19 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar; `end` is where the next header begins. Other kinds (links, …) have no data."""
+    """A file in a tar, or something else (a link, a folder, a file with holes), which has no data.
+
+    offset, size: of its data
+    end:          where the next header begins
+    data:         as much of it as was wanted
+    """
 
     name: str
-    data: bytes | None
+    is_file: bool
+    offset: int
+    size: int
     end: int
+    data: bytes = b""
 
 
 @dataclass
@@ -63,7 +79,7 @@ class TarShard:
                 stream.seek(offset)
                 # The rest of a sample can be looked for where that does not mean to read everything again.
                 path = Path(self.address) if stream is file and not is_remote(self.address) else None
-                for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset))):
+                for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset, _wanted))):
                     yield sample, end
         except Damaged as error:
             yield Sample(self.name, problem=str(error)), end
@@ -88,52 +104,97 @@ def unpacked(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, lzma.LZMAFile(file)) if magic.startswith(b"\xfd7zXZ") else file
 
 
-def members(stream: BinaryIO, offset: int = 0) -> Iterator[Member]:
-    """The members of a tar from a header on; `Damaged` where it is cut off or broken."""
+def members(
+    stream: BinaryIO, offset: int, wanted: Callable[[str, int], int], length: int | None = None
+) -> Iterator[Member]:
+    """The members of a tar from a header on.
+
+    Args:
+        stream: Unpacked, at `offset`.
+        offset: Where a header begins.
+        wanted: Name and size of a file → how many bytes of it are kept.
+        length: Bytes of the stream, where it is a file in which what is not wanted can be skipped.
+
+    Raises:
+        Damaged: The tar is cut off or broken.
+    """
     name: str | None = None  # from an extended header before the member
     size: int | None = None
     while True:
         header = stream.read(BLOCK)
-        offset += len(header)
         if len(header) < BLOCK:
             raise Damaged("truncated shard" if header or offset else "empty shard")
         if not any(header):
             return
+        offset += BLOCK
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             raise Damaged("damaged shard") from None
-        length = info.size if size is None else size
-        if length < 0 or length > MAX_MEMBER:
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            offset += _pass_over_map(stream, header)
+        whole = info.size if size is None else size
+        is_header = info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+        if not 0 <= whole <= (MAX_TAR_HEADER_BYTES if is_header else MAX_MEMBER_BYTES):
             raise Damaged("damaged shard")
-        special = info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
-        wanted = special or info.isreg()
-        padded = -(-length // BLOCK) * BLOCK
-        data = stream.read(padded)
-        offset += len(data)
-        if len(data) < length:
-            raise Damaged("truncated shard")
+        is_file = info.isreg() and info.type != tarfile.GNUTYPE_SPARSE
+        shown = name or info.name
+        kept = whole if is_header else min(whole, wanted(shown, whole)) if is_file else 0
+        data = stream.read(kept)
+        padded = -(-whole // BLOCK) * BLOCK
+        if length is not None and offset + whole <= length:
+            stream.seek(offset + padded)
+        else:
+            _pass_over(stream, padded - len(data), padded - whole)
         if info.type == tarfile.GNUTYPE_LONGNAME:
-            name = data[:length].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
-            fields = _extended(data[:length])
+            fields = _extended(data)
             name, size = fields.get("path", name), int(fields["size"]) if "size" in fields else size
         else:
-            yield Member(name or info.name, data[:length] if wanted else None, offset)
+            yield Member(shown, is_file, offset, whole, offset + padded, data)
             name = size = None
+        offset += padded
+
+
+def _pass_over(stream: BinaryIO, count: int, padding: int) -> None:
+    """Read on; `Damaged` where the stream ends before that, but for the padding of the last member."""
+    while count > 0:
+        piece = len(stream.read(min(count, PIECE)))
+        if not piece and count > padding:
+            raise Damaged("truncated shard")
+        if not piece:
+            return
+        count -= piece
+
+
+def _pass_over_map(stream: BinaryIO, header: bytes) -> int:
+    """The blocks of GNU's map of a file with holes, before its data; how many bytes they are."""
+    passed = 0
+    extended = header[482]
+    while extended:
+        block = stream.read(BLOCK)
+        if len(block) < BLOCK:
+            raise Damaged("truncated shard")
+        passed += BLOCK
+        extended = block[504]
+    return passed
 
 
 def _extended(data: bytes) -> dict[str, str]:
     """The "LENGTH KEY=VALUE" lines of a POSIX extended header."""
     fields: dict[str, str] = {}
-    while data:
-        length, _, _ = data.partition(b" ")
+    place = 0
+    while place < len(data):
+        length = data[place : place + 20].partition(b" ")[0]
         if not length.isdigit() or int(length) < len(length) + 3:
             raise Damaged("damaged shard")
-        record, data = data[: int(length)], data[int(length) :]
-        key, _, value = record[len(length) + 1 :].rstrip(b"\n").partition(b"=")
+        record = data[place + len(length) + 1 : place + int(length)]
+        place += int(length)
+        key, _, value = record.rstrip(b"\n").partition(b"=")
         fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-    if not fields.get("size", "0").isdigit():
+    size = fields.get("size", "0")
+    if not (size.isascii() and size.isdecimal() and len(size) <= 20):
         raise Damaged("damaged shard")
     return fields
 
@@ -177,11 +238,11 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
         if member is not None and (problem := _problem(member)):
             strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
             continue
-        name = None if member is None or member.data is None else parse_member(member.name)
+        name = None if member is None or not member.is_file else parse_member(member.name)
         if member is not None and (name is None or (group is not None and group.passes_over(name))):
             continue
         if member is not None and name is not None and group is not None and group.takes(name):
-            group.parts[name.suffix] = cast(bytes, member.data)
+            group.parts[name.suffix] = member.data
             group.end = member.end
             continue
         # A sample that ends where the shard breaks may lack a half that was there once.
@@ -194,7 +255,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
             if damage is not None:
                 raise damage
             return
-        group = _Group(name.key, name.base, member.end, member.end, {name.suffix: cast(bytes, member.data)})
+        group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
 
 
 class _Samples:
@@ -243,9 +304,9 @@ class _Samples:
             return None
         with open(self.path, "rb") as file:
             for suffix, (_, offset, size) in whole.parts.items():
-                if suffix not in group.parts and size <= MAX_MEMBER:
+                if suffix not in group.parts:
                     file.seek(offset)
-                    group.parts[suffix] = file.read(size)
+                    group.parts[suffix] = file.read(_kept(suffix, size))
         return group
 
     def _sample(self, group: _Group) -> Sample | None:
@@ -263,6 +324,18 @@ class _Samples:
         suffix = next((suffix for suffix in CAPTION_SUFFIXES if suffix in group.parts), None)
         text = None if suffix is None else group.parts[suffix]
         return stored_sample(label, image, suffix, text)
+
+
+def _wanted(name: str, size: int) -> int:
+    parsed = parse_member(name)
+    return 0 if parsed is None else _kept(parsed.suffix, size)
+
+
+def _kept(suffix: str, size: int) -> int:
+    """How many bytes of a file are kept: none of an image that is too large, one more than are allowed of a text."""
+    if suffix in IMAGE_SUFFIXES:
+        return size if size <= MAX_IMAGE_BYTES else 0
+    return min(size, (MAX_CAPTION_BYTES if suffix in CAPTION_SUFFIXES else MAX_LABEL_BYTES) + 1)
 
 
 def stored_sample(key: str, image: bytes | None, suffix: str | None, text: bytes | None) -> Sample:
@@ -293,11 +366,19 @@ def is_sample(key: str, suffixes: Collection[str]) -> bool:
 
 
 def _problem(member: Member) -> str | None:
-    """Names that would lead out of a folder, and links: harmless here, but a sign of a shard made to harm."""
+    """Names that would lead out of a folder, links and images of any size: harmless here, but signs of a shard made to
+    harm.
+    """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"
-    return "link in place of a file" if member.data is None and parse_member(member.name) else None
+    name = parse_member(member.name)
+    if name is None:
+        return None
+    if not member.is_file:
+        return "link in place of a file"
+    is_huge = name.suffix in IMAGE_SUFFIXES and member.size > MAX_IMAGE_BYTES
+    return "image file is too large" if is_huge else None
 
 
 def _shown(name: str) -> str:
@@ -330,18 +411,22 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Indexed]:
         ValueError: The file cannot be read.
     """
     index: dict[str, Indexed] = {}
+    end, size = 0, shard.stat().st_size if shard.is_file() else None
     try:
-        with tarfile.open(shard, "r:" if plain else "r") as tar:
-            for member in tar:
-                name = parse_member(member.name) if member.isfile() else None
+        with open_regular(shard) as file, file if plain else unpacked(file) as stream:
+            for member in members(stream, 0, lambda *_: 0, size if stream is file else None):
+                end = member.end
+                name = parse_member(member.name) if member.is_file else None
                 if name is None:
                     continue
-                begin = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                parts = index.setdefault(name.key, Indexed(begin)).parts
-                parts.setdefault(name.suffix, (member.name, member.offset_data, member.size))
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        if plain:
+                parts = index.setdefault(name.key, Indexed(member.end)).parts
+                parts.setdefault(name.suffix, (member.name, member.offset, member.size))
+    except (Damaged, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        # Some writers leave the mark of the end out.
+        if plain and not 0 < end == size:
             raise ValueError(f"{shard} is not a readable tar file: {error}{_how_to_unpack(shard)}") from None
+    except Unusable as reason:
+        raise ValueError(f"cannot read {shard}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot read {shard}: {error.strerror or error}") from None
     return index

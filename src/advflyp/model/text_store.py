@@ -6,6 +6,7 @@ files of records (digest of the text, embedding); every process appends to a fil
 
 import fcntl
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,19 +20,25 @@ from advflyp.model.clip import CLIP
 from advflyp.model.hub import state_sha256
 
 DIGEST = 16
+# More than a file has records.
+SOURCE = 1 << 40
+# Records that are read at once when a file is opened.
+CHUNK = 1 << 14
 PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPER lower\ttab", "x" * 500]
 
 
 class TextStore:
     """N texts → (N, d) constants on the model's device, each text encoded once for all runs.
 
-    model:  its text tower must stay as it is
-    folder: where embeddings are kept, 4·d + 16 bytes each
+    model:    its text tower must stay as it is
+    folder:   where embeddings are kept, 4·d + 16 bytes each; memory holds some 200 bytes of each
+    capacity: how many texts are known; others are encoded every time
     ValueError where it cannot be written.
     """
 
-    def __init__(self, model: CLIP, folder: str | Path) -> None:
+    def __init__(self, model: CLIP, folder: str | Path, capacity: int = 10_000_000) -> None:
         self.model = model
+        self.capacity = capacity
         with torch.no_grad():
             probe = model.encode_text(PROBE[:1]).cpu().numpy()
         self.record = np.dtype([("digest", f"V{DIGEST}"), ("embedding", probe.dtype, probe.shape[1:])])
@@ -41,13 +48,18 @@ class TextStore:
             self.file = self._own_file()
         except OSError as error:
             raise ValueError(f"cannot write to data.text_cache = {folder}: {error.strerror}") from None
-        self.blocks: list[np.ndarray] = []
-        self.places: dict[bytes, tuple[int, int]] = {}  # digest → block, row
+        self.sources: list[BinaryIO] = []
+        self.places: dict[bytes, int] = {}  # digest → source · SOURCE + record
         for path in sorted(self.folder.glob("*.bin")):
+            if path == Path(self.file.name):
+                self.own = len(self.sources)
+            self.sources.append(open(path, "rb"))  # noqa: SIM115, open as long as the store
             # A record that was cut off by a crash is at the end, and is not counted.
             whole = path.stat().st_size // self.record.itemsize
-            if whole:
-                self._know(np.memmap(path, self.record, "r", shape=(whole,)))
+            for first in range(0, whole, CHUNK):
+                count = min(CHUNK, whole - first)
+                records = np.fromfile(path, self.record, count, offset=first * self.record.itemsize)
+                self._know(records, len(self.sources) - 1, first)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -56,21 +68,31 @@ class TextStore:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         digests = [hashlib.blake2b(text.encode(), digest_size=DIGEST).digest() for text in texts]
         missing = {d: text for d, text in zip(digests, texts, strict=True) if d not in self.places}
+        fresh = np.empty(len(missing), self.record)
         if missing:
-            fresh = np.empty(len(missing), self.record)
             fresh["digest"] = np.array(list(missing), f"V{DIGEST}")
             fresh["embedding"] = self.model.encode_text(list(missing.values())).cpu().numpy()
-            self.file.write(fresh.tobytes())
-            self.file.flush()
-            self._know(fresh)
-        places = [self.places[digest] for digest in digests]
-        rows = np.stack([self.blocks[block]["embedding"][row] for block, row in places])
-        return to_device(torch.from_numpy(rows), self.model.device)
+            self._keep(fresh[: max(0, self.capacity - len(self.places))])
+        new = {digest: row for row, digest in enumerate(missing)}
+        rows = [fresh["embedding"][new[d]] if d in new else self._kept(self.places[d]) for d in digests]
+        return to_device(torch.from_numpy(np.stack(rows)), self.model.device)
 
-    def _know(self, records: np.ndarray) -> None:
-        block = len(self.blocks)
-        self.blocks.append(records)
-        self.places.update({digest.tobytes(): (block, row) for row, digest in enumerate(records["digest"])})
+    def _keep(self, records: np.ndarray) -> None:
+        first = self.file.tell() // self.record.itemsize
+        self.file.write(records.tobytes())
+        self.file.flush()
+        self._know(records, self.own, first)
+
+    def _kept(self, place: int) -> np.ndarray:
+        source, record = divmod(place, SOURCE)
+        size = self.record.itemsize
+        data = os.pread(self.sources[source].fileno(), size, record * size)
+        return np.frombuffer(data, self.record)["embedding"][0]
+
+    def _know(self, records: np.ndarray, source: int, first: int) -> None:
+        known = records[: max(0, self.capacity - len(self.places))]
+        begin = source * SOURCE + first
+        self.places.update({digest.tobytes(): begin + row for row, digest in enumerate(known["digest"])})
 
     def _own_file(self) -> BinaryIO:
         """The first file that no other running process appends to; the system unlocks it when this one ends."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from advflyp.data.dirt import Unusable
-from advflyp.data.images import MAX_PIXELS, MIN_SIDE, UNREADABLE, as_rgb, finish_image, open_image
+from advflyp.data.images import MIN_SIDE, UNREADABLE, as_rgb, check_size, finish_image, open_image
+from advflyp.data.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
 
 Picture = str | Path | Image.Image
 KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
@@ -18,6 +19,10 @@ SENTENCES = {
     "empty image file": "is empty",
     "not an image": f"is not a picture that can be read ({KINDS})",
     "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
+    "image is too long and thin": f"is more than {MAX_ASPECT} times as long as it is wide; cut it",
+    "image takes too long to decode": "is a JPEG of too many scans; save it anew",
+    "image file is too large": f"is larger than {MAX_IMAGE_BYTES >> 20} MB; make it smaller",
+    "not a regular file": "is not a regular file; name a picture file",
     "image is too small": f"is smaller than {MIN_SIDE} pixels on a side",
     "truncated image": "is cut off before its end; copy it again",
     "unreadable image": "is damaged, or has pixels of a kind that has no agreed colours",
@@ -30,6 +35,7 @@ def read_picture(picture: Picture) -> Image.Image:
     """RGB, upright, transparent parts white, the first frame. ValueError where there is no such picture."""
     if isinstance(picture, Image.Image):
         try:
+            check_size(picture, min_side=1)
             return as_rgb(picture)
         except Unusable as error:
             raise ValueError(f"the picture {SENTENCES[str(error)]}") from None
@@ -76,7 +82,9 @@ def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise ValueError(f"there is no picture {path}")
     try:
-        return path.read_bytes()
+        return read_image_file(path)
+    except Unusable as reason:
+        raise ValueError(f"{path} {SENTENCES[str(reason)]}") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
