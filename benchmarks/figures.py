@@ -65,7 +65,7 @@ def train_step(path: Path) -> Figures:
 
 def evaluation(path: Path) -> Figures:
     """Of benchmarks/evaluate.py."""
-    tree = json.loads(path.read_text())
+    tree = json.loads(path.read_text(encoding="utf-8"))
     setting = tree["arguments"]
     figures = []
     for row in tree["rows"]:
@@ -138,12 +138,12 @@ def _accuracy(found: dict[str, Any] | None) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"]
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines of a JSON-lines file; the last may be cut off."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def _seconds(value: float) -> str:

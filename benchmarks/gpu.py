@@ -314,7 +314,7 @@ def download(options: argparse.Namespace) -> int:
     for name in packages:
         for wanted in dict.fromkeys((pins.get(name, name), name)):
             found = subprocess.run(
-                [*pip, "--dest", str(options.folder), wanted], capture_output=True, text=True
+                [*pip, "--dest", str(options.folder), wanted], capture_output=True, encoding="utf-8"
             )
             if found.returncode == 0:
                 break

@@ -145,7 +145,7 @@ class Files(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         file = self.files[index]
-        return plain(file.read_bytes()), file.with_suffix(".txt").read_text()
+        return plain(file.read_bytes()), file.with_suffix(".txt").read_text(encoding="utf-8")
 
 
 def write(folder: Path, data: list[bytes]) -> tuple[Path, Path]:
@@ -160,7 +160,7 @@ def write(folder: Path, data: list[bytes]) -> tuple[Path, Path]:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
             (files / f"{number:06d}.jpg").write_bytes(one)
-            (files / f"{number:06d}.txt").write_text("a photograph")
+            (files / f"{number:06d}.txt").write_text("a photograph", encoding="utf-8")
     return files, shards
 
 

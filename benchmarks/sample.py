@@ -98,7 +98,7 @@ def main() -> None:
             str(arguments.num),
             f"{folder}/out.parquet",
         ]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
         print(
             f"drew {found['kept']:,} of {found['rows']:,} rows in {found['seconds']:.0f} s, "
             f"{found['rows'] / found['seconds']:,.0f} rows/s, peak memory {found['peak'] / 2**30:.2f} GiB "

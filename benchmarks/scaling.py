@@ -103,7 +103,7 @@ def work(folder: Path, steps: int) -> None:
         gradients = sum(p.nbytes for p in trainer.parameters) if trainer.ranks.size > 1 else 0
         found = {name: total / steps for name, total in sent.items()}
         result = {"seconds": times, "bytes": {**found, "gradients (DDP)": gradients}}
-        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     trainer.close()
 
 
@@ -112,7 +112,7 @@ def measure(count: int, arguments: Arguments) -> dict[str, Any]:
     text = RECIPE.format(
         model=arguments.model, batch_size=count * arguments.per_process, precision=arguments.precision
     )
-    (folder / "recipe.toml").write_text(text)
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -130,7 +130,7 @@ def measure(count: int, arguments: Arguments) -> dict[str, Any]:
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit(f"a process of {count} failed")
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)
     return result
 

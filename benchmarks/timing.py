@@ -62,7 +62,7 @@ def instruction_sets() -> str:
     flags: set[str] = set()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             key, _, values = line.partition(":")
             if key.strip() in ("flags", "Features"):
                 flags.update(values.split())
@@ -143,7 +143,9 @@ def _output(*command: str) -> str:
     """The first line of what a program prints; nothing where it is not there or fails."""
     if shutil.which(command[0]) is None:
         return ""
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=False, encoding="utf-8"
+    ).stdout.splitlines()
     return lines[0].strip() if lines else ""
 
 

@@ -167,7 +167,8 @@ def measure(
             precision=precision,
             device=arguments.device,
             compile=str(compiled).lower(),
-        )
+        ),
+        encoding="utf-8",
     )
     recipe = read_recipe(path)
     trainer = Trainer(recipe, folder / "run")

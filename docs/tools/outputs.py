@@ -96,7 +96,7 @@ def advflyp(words: list[str], folder: Path) -> str:
     print("  advflyp", shlex.join(words), flush=True)
     command = [sys.executable, "-m", "advflyp", *words]
     return subprocess.run(
-        command, cwd=folder, check=True, env=_environment(), stdout=subprocess.PIPE, text=True
+        command, cwd=folder, check=True, env=_environment(), stdout=subprocess.PIPE, encoding="utf-8"
     ).stdout
 
 
@@ -194,7 +194,8 @@ def draw() -> None:
         folder = Path(name)
         advflyp(["quickstart", "--out", "quickstart", "--minutes", "60"], folder)
         readme = ROOT / "README.md"
-        readme.write_text(with_summary(readme.read_text(), summary(folder / "quickstart/results.jsonl")))
+        text = with_summary(readme.read_text(encoding="utf-8"), summary(folder / "quickstart/results.jsonl"))
+        readme.write_text(text, encoding="utf-8")
         page = paper_report(ROOT / "docs/results/reproduce-mini", folder / "paper")
         browser = Browser(folder / "profile")
         browser.window(1000, 1440, touch=True)
@@ -209,7 +210,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="pages, or images; by default all")
-    pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if steps(page.read_text())]
+    pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if steps(page.read_text(encoding="utf-8"))]
     parts = parser.parse_args().parts or [*(str(page.relative_to(ROOT)) for page in pages), "images"]
     for part in parts:
         print(part, flush=True)
@@ -217,9 +218,9 @@ def main() -> None:
             draw()
             continue
         path = ROOT / part
-        before = path.read_text()
-        path.write_text(made_anew(before))
-        for sentence in drift(before, path.read_text()):
+        before = path.read_text(encoding="utf-8")
+        path.write_text(made_anew(before), encoding="utf-8")
+        for sentence in drift(before, path.read_text(encoding="utf-8")):
             print(f"  {sentence}")
 
 

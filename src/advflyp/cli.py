@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ from advflyp.cli_models import Export, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.errors import RunError
+from advflyp.output import nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
+    from advflyp.console import SafeConsole
     from advflyp.model.precision import Precision
 
 
@@ -80,7 +80,7 @@ class Train:
         out = self.out or Path("runs") / recipe.stem
         result = train(recipe, self.overrides, out=out, resume=self.resume, console=_console())
         if result.finished and is_first():
-            print(f"{result.steps} steps; the model is {result.out}")
+            say(f"{result.steps} steps; the model is {result.out}")
 
 
 @dataclass
@@ -143,6 +143,7 @@ class Eval:
         radii = _asked(self.attacks, self.eps, self.norm)
         _at_least_one(limit=self.limit, batch_size=self.batch_size)
         from advflyp.distributed import is_first
+        from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import EvaluationProgress, results_table, verdicts
 
@@ -167,9 +168,9 @@ class Eval:
             )
         console.print(results_table(cells))
         for line in verdicts(cells):
-            console.print(line, highlight=False)
+            console.print(for_rich(line))
         if self.out is not None and is_first():
-            print(f"{len(cells)} results in {self.out}")
+            say(f"{len(cells)} results in {self.out}")
 
 
 @dataclass
@@ -259,7 +260,7 @@ class Retrieval:
             )
         console.print(as_rich(recall_table(cells)))
         if self.out is not None:
-            print(f"{len(cells)} results in {self.out}")
+            say(f"{len(cells)} results in {self.out}")
 
 
 @dataclass
@@ -278,7 +279,7 @@ class Report:
     def run(self) -> None:
         from advflyp.report.html import report_from_paths
 
-        print(f"the report is {report_from_paths(self.paths, self.out, seeds=self.seeds)}")
+        say(f"the report is {report_from_paths(self.paths, self.out, seeds=self.seeds)}")
 
 
 @dataclass
@@ -330,7 +331,7 @@ class Interpolate:
             alpha, folder = self.save
             mixed = interpolate(original, robust, alpha)
             save_model(mixed, folder, {"alpha": alpha, "original": self.original, "robust": self.robust})
-            print(f"the model is {folder}")
+            say(f"the model is {folder}")
             return
         pulse = Pulse(console)
         cells = curve(
@@ -407,10 +408,10 @@ class Recipes:
         from advflyp.recipes import describe_keys, find_recipe, recipe_table
 
         if self.keys:
-            print(describe_keys())
+            say(*describe_keys().splitlines())
         elif self.name is not None:
             path = find_recipe(self.name)
-            print(f"# {path}\n{path.read_text(encoding='utf-8')}", end="")
+            say(f"# {path}", *path.read_text(encoding="utf-8").splitlines())
         else:
             _console().print(recipe_table())
 
@@ -423,7 +424,7 @@ class Env:
         from advflyp.environment import describe_environment
 
         for name, value in describe_environment().items():
-            print(f"{name:16} {value}")
+            say(f"{name:16} {value}")
 
 
 CLI = Group(
@@ -461,10 +462,9 @@ LONGEST_LINE = 1000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else."""
+    prepare_streams()
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
-        # `advflyp … | head`: what is still in the buffer fails here rather than while Python exits.
-        sys.stdout.flush()
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt:
@@ -472,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         _fail(error, 1)
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not nobody_reads():
             raise
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
@@ -488,7 +488,7 @@ def _run(words: list[str]) -> None:
     # A command judges in float32, and torch would have NVIDIA's libraries round convolutions. They read it once, later.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if words[:1] in (["--version"], ["-V"]):
-        print(f"advflyp {__version__}")
+        say(f"advflyp {__version__}")
         return
     words, keys = split_recipe_keys(words)
     found, words, prog = find_command(CLI, words, "advflyp")
@@ -508,19 +508,8 @@ def _fail(error: Exception | str, code: int) -> NoReturn:
     rank = os.environ.get("RANK") if code == 1 else None
     # Every process of a run sees a mistake; one of each machine says so.
     if code == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"advflyp{f' [process {rank}]' if rank else ''}: {line}", file=sys.stderr)
+        say(f"advflyp{f' [process {rank}]' if rank else ''}: {line}", to_stderr=True)
     sys.exit(code)
-
-
-def _nobody_reads() -> bool:
-    """Whether stdout is a pipe whose reader has gone; what is left of the output is dropped then."""
-    watched = select.poll()
-    watched.register(sys.stdout.fileno(), select.POLLOUT)
-    if not any(event & select.POLLERR for _, event in watched.poll(0)):
-        return False
-    # Python would flush once more as it exits, and complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
 
 
 def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -562,18 +551,18 @@ def _at_least_one(**numbers: int | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def _precision(asked: str, device: "str | torch.device", console: "Console") -> "Precision":
+def _precision(asked: str, device: "str | torch.device", console: "SafeConsole") -> "Precision":
     """`asked`, checked, after printing what "auto" is on the device, or how slow what was asked for."""
     from advflyp.model.hub import pick_device
     from advflyp.model.precision import check_precision, choose_precision
 
     precision = check_precision(asked, "--precision")
-    console.print(str(choose_precision(precision, pick_device(device))), highlight=False)
+    console.print(str(choose_precision(precision, pick_device(device))))
     return precision
 
 
-def _console() -> "Console":
-    from rich.console import Console
+def _console() -> "SafeConsole":
+    from advflyp.console import SafeConsole
 
     # One process of a run of several speaks.
-    return Console(quiet=os.environ.get("RANK", "0") != "0")
+    return SafeConsole(quiet=os.environ.get("RANK", "0") != "0")

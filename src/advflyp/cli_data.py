@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from advflyp.cli_parse import Arg, Group
+from advflyp.output import say
 
 if TYPE_CHECKING:
     from advflyp.data.manifest import Manifest
@@ -18,11 +19,10 @@ class Sets:
     """List the labelled sets, and which of them are on this machine."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from advflyp.console import SafeConsole
         from advflyp.data.fetch import overview
 
-        Console().print(overview())
+        SafeConsole().print(overview())
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Mini:
             build(out, work=work, full=not self.embedded, sets=list(self.sets))
         else:
             build_sets(list(self.sets), out, work)
-        print(f"done: {out}")
+        say(f"done: {out}")
 
 
 @dataclass
@@ -128,17 +128,15 @@ class Sample:
         if self.dry_run:
             found = plan(self.metadata, **how)
             names = ", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())
-            print(
+            say(
                 f"{found.rows:,} rows in {found.row_groups:,} row groups of {found.files:,} files; columns {names}"
             )
-            print(
-                f"to read {found.bytes / 1e9:.2f} GB (compressed); memory about {found.memory / 1e9:.1f} GB"
-            )
+            say(f"to read {found.bytes / 1e9:.2f} GB (compressed); memory about {found.memory / 1e9:.1f} GB")
             return
         with _counter("rows read") as count:
             summary = sample(self.metadata, out=self.out, seed=self.seed, progress=count, **how)
-        print(summary.describe())
-        print(f"written to {self.out}")
+        say(summary.describe())
+        say(f"written to {self.out}")
 
 
 @dataclass
@@ -169,12 +167,11 @@ class Caption:
     """i/n: this process does part i of n, from 0/n on; torchrun says so by itself."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from advflyp.console import SafeConsole
         from advflyp.data.caption import caption
         from advflyp.runlog import Status
 
-        with Status(Console(), "loading the model") as status:
+        with Status(SafeConsole(), "loading the model") as status:
             done = caption(
                 self.images,
                 out=self.out,
@@ -190,11 +187,11 @@ class Caption:
                 progress=lambda n, total: status.update(f"captions: {n:,} of {total:,} pictures"),
             )
         if done.dirt.counts:
-            print(f"left out: {done.dirt.describe()}")
+            say(f"left out: {done.dirt.describe()}")
         i, n = done.part
         which = "" if n == 1 else f"part {i}/{n}: "
         rest = "" if done.manifest else "; the manifest follows when all parts are done"
-        print(f"{which}{done.pairs:,} pairs in {done.out}{rest}")
+        say(f"{which}{done.pairs:,} pairs in {done.out}{rest}")
 
 
 @dataclass
@@ -219,8 +216,7 @@ class Check:
     """Of the sheet."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from advflyp.console import SafeConsole
         from advflyp.data.check import check
         from advflyp.data.tables import Columns
         from advflyp.report.console import as_rich
@@ -237,11 +233,11 @@ class Check:
                 progress=count,
             )
         if found.dirt.counts:
-            Console().print(as_rich(dirt_table(found)))
+            SafeConsole().print(as_rich(dirt_table(found)))
         share = 100 * found.usable / max(1, found.seen)
-        print(f"{found.usable:,} of {found.seen:,} pairs can be used ({share:.1f} %)")
+        say(f"{found.usable:,} of {found.seen:,} pairs can be used ({share:.1f} %)")
         if self.out is not None:
-            print(f"look at {write_page(self.out, check_page(found))}")
+            say(f"look at {write_page(self.out, check_page(found))}")
         if not found.usable:
             raise ValueError(f"no pair of {self.pairs} can be used: {found.dirt.describe()}")
 
@@ -288,10 +284,14 @@ class Download:
     """Where its name is not known."""
 
     def run(self) -> None:
+        from advflyp.console import SafeConsole
         from advflyp.data.download import download
+        from advflyp.escape import for_rich
 
         how = {key: value for key, value in vars(self).items() if key != "urls"}
-        _print_manifest(download(self.urls, say=lambda line: print(line, flush=True), **how), self.out)
+        console = SafeConsole()
+        manifest = download(self.urls, say=lambda line: console.print(for_rich(line), soft_wrap=True), **how)
+        _print_manifest(manifest, self.out)
 
 
 @dataclass
@@ -352,17 +352,17 @@ class Overlap:
             )
         sets = Counter(match.set for match in found.matches)
         for name, number in found.against.items():
-            print(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")
+            say(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")
             if bad := found.unreadable.get(name):
                 picture, why = next(iter(bad.items()))
-                print(
+                say(
                     f"{name}: {len(bad):,} pictures cannot be read and were not compared: {picture} ({why}), …"
                 )
-        print(
+        say(
             f"{len(found.keys):,} of {found.seen:,} training pairs are near-duplicates of evaluation pictures"
         )
         if self.out is not None:
-            print(
+            say(
                 f"look at {write_page(self.out, overlap_page(found))}; {write_matches(self.out, found)} lists all"
             )
         if self.drop is not None:
@@ -413,19 +413,18 @@ class Pack:
 @contextmanager
 def _counter(noun: str) -> Iterator[Callable[[int], None]]:
     """Shows how far a long command is."""
-    from rich.console import Console
-
+    from advflyp.console import SafeConsole
     from advflyp.runlog import Status
 
-    with Status(Console(), noun) as status:
+    with Status(SafeConsole(), noun) as status:
         yield lambda number: status.update(f"{number:,} {noun}")
 
 
 def _print_manifest(manifest: "Manifest", out: Path) -> None:
     size = sum(shard.bytes for shard in manifest.shards)
-    print(f"{manifest.pairs:,} pairs in {len(manifest.shards):,} shards of {out}, {size / 1e9:.2f} GB")
+    say(f"{manifest.pairs:,} pairs in {len(manifest.shards):,} shards of {out}, {size / 1e9:.2f} GB")
     for reason, number in manifest.failures.items():
-        print(f"  {number:,} left out: {reason}")
+        say(f"  {number:,} left out: {reason}")
 
 
 DATA = Group(

@@ -1,11 +1,11 @@
 """`advflyp export` and `advflyp publish`: models that leave."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from advflyp.cli_parse import Arg
+from advflyp.output import say
 
 
 @dataclass
@@ -23,12 +23,12 @@ class Export:
         from advflyp.model.export import export_model
 
         found = export_model(self.model, self.format, self.out)
-        print(f"largest difference between embeddings of pictures: {found.images:.1e}")
+        say(f"largest difference between embeddings of pictures: {found.images:.1e}")
         if found.texts is not None:
-            print(f"largest difference between embeddings of texts: {found.texts:.1e}")
+            say(f"largest difference between embeddings of texts: {found.texts:.1e}")
         if found.pixels is not None:
-            print(f"largest difference between preprocessed pixels: {found.pixels:.2f}/255")
-        print(f"the model is {found.folder}" + "".join(f", its image tower {path}" for path in found.also))
+            say(f"largest difference between preprocessed pixels: {found.pixels:.2f}/255")
+        say(f"the model is {found.folder}" + "".join(f", its image tower {path}" for path in found.also))
 
 
 @dataclass
@@ -56,23 +56,23 @@ class Publish:
         publication = prepare(self.folder, self.repo, results=self.results, licence=self.licence)
         if self.card is not None:
             try:
-                self.card.write_text(publication.written["README.md"])
+                self.card.write_text(publication.written["README.md"], encoding="utf-8")
             except OSError as error:
                 raise ValueError(f"cannot write {self.card}: {error.strerror}") from None
         for name, size, sha256 in publication.listing():
-            print(f"{size:>13,}  {sha256}  {name}")
+            say(f"{size:>13,}  {sha256}  {name}")
         if not publication.cells:
-            print(
+            say(
                 "warning: no results, so that the card says nothing of robustness (--results)",
-                file=sys.stderr,
+                to_stderr=True,
             )
         if self.licence is None:
             if self.send:
                 raise ValueError("say under which licence: --licence apache-2.0, for example")
-            print("warning: no licence (--licence)", file=sys.stderr)
+            say("warning: no licence (--licence)", to_stderr=True)
         if self.send:
-            print(f"published: {send(publication, public=self.public)}")
+            say(f"published: {send(publication, public=self.public)}")
         else:
             if self.card is None:
-                print(f"\n{publication.written['README.md']}")
-            print(f"Nothing was sent; --send publishes this as {self.repo}.")
+                say("", *publication.written["README.md"].splitlines())
+            say(f"Nothing was sent; --send publishes this as {self.repo}.")

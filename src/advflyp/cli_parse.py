@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from advflyp.config import Typed, convert, nearest, suggest
+from advflyp.output import say
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ def find_command(group: Group, words: Sequence[str], prog: str) -> tuple[type, l
     """
     name, rest = (words[0], list(words[1:])) if words else ("", [])
     if name in ("-h", "--help"):
-        print(group.help(prog))
+        say(*group.help(prog).splitlines())
         sys.exit(0)
     if not name:
         raise ValueError(f"name a command: {', '.join(group.commands)}; see {prog} --help")
@@ -242,7 +243,7 @@ def arguments(cls: type[T]) -> T:
     try:
         return parse(cls, sys.argv[1:], Path(sys.argv[0]).name)
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        say(f"{Path(sys.argv[0]).name}: {error}", to_stderr=True)
         sys.exit(2)
 
 
@@ -298,6 +299,9 @@ def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        say(*self.format_help().splitlines())
+
     def error(self, message: str) -> NoReturn:
         missing = message.partition("required: ")[2]
         if missing:

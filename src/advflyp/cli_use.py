@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from advflyp.cli_parse import Arg
+from advflyp.output import say
 
 
 @dataclass
@@ -29,8 +30,7 @@ class Predict:
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from advflyp.console import SafeConsole
         from advflyp.use.predict import predict
         from advflyp.use.shown import predictions_table
 
@@ -43,9 +43,10 @@ class Predict:
             device=self.device,
         )
         if self.json:
-            print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+            # Only ASCII: whatever the labels are, it is JSON on every terminal and in every locale.
+            say(*json.dumps([asdict(one) for one in found], indent=2).splitlines())
         else:
-            Console().print(predictions_table(found))
+            SafeConsole().print(predictions_table(found))
 
 
 @dataclass
@@ -78,9 +79,9 @@ class Attack:
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
-        from rich.console import Console
-
         from advflyp.config import number
+        from advflyp.console import SafeConsole
+        from advflyp.escape import for_rich
         from advflyp.use.attack_files import draft_of, write_files
         from advflyp.use.attack_image import attack_image
         from advflyp.use.pictures import sha256_of
@@ -104,13 +105,13 @@ class Attack:
                 device=self.device,
             )
             write_files(found, draft, asked)
-        console = Console()
-        console.print(title(found), highlight=False, markup=False)
+        console = SafeConsole()
+        console.print(for_rich(title(found)))
         console.print(attacked_table(found))
-        console.print(legend(found), style="dim", highlight=False, markup=False)
+        console.print(for_rich(legend(found), "dim"))
         for place in range(len(found.made)):
-            console.print(verdict(found, place), highlight=False, markup=False)
-        print(f"the pictures are in {self.out}")
+            console.print(for_rich(verdict(found, place)))
+        say(f"the pictures are in {self.out}")
 
 
 def _chosen(labels: tuple[str, ...]) -> str | tuple[str, ...]:

@@ -59,7 +59,7 @@ def instructions() -> list[str]:
 
 def _cpuinfo() -> str:
     info = Path("/proc/cpuinfo")
-    return info.read_text() if info.is_file() else ""
+    return info.read_text(encoding="utf-8") if info.is_file() else ""
 
 
 def _cores() -> int:

@@ -14,7 +14,7 @@ def take(path: Path, *, wait: bool) -> TextIO | None:
     The system lets go of it when a process dies, however it dies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115, open as long as the lock is held
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the lock is held
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from advflyp.config import read_toml
+from advflyp.console import SafeConsole
+from advflyp.escape import for_rich
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import load_model
@@ -69,7 +71,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     """
     begun = time.monotonic()
     out = Path(out)
-    console = console or Console(quiet=True)
+    console = console or SafeConsole(quiet=True)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     run = out / "run"
@@ -77,9 +79,8 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         with as_file(files("advflyp") / MEASURED) as measured:
             shutil.copytree(measured, out, dirs_exist_ok=True)
     cells = _measure("mini", BEFORE, out, console)
-    console.print(
-        "\nfinetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs", highlight=False
-    )
+    console.print()
+    console.print(for_rich("finetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs"))
     with as_file(files("advflyp") / RECIPE) as recipe:
         resume = bool(checkpoints(run / CHECKPOINTS))
         if resume:
@@ -102,7 +103,8 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         stores=[out / RESULTS],
     )
     console.print(before_after_table(cells, BEFORE, AFTER, EPS, [out / RESULTS]))
-    console.print(f"\nresults {out / RESULTS}   model {run}   report {report}", highlight=False)
+    console.print()
+    console.print(for_rich(f"results {out / RESULTS}   model {run}   report {report}"))
     return Outcome(report=report, cells=cells)
 
 
@@ -112,14 +114,10 @@ def _affordable(recipe: Path, seconds: float, console: Console) -> int:
     steps = int((seconds - REPORT_SECONDS) / pace) - EVALUATION_STEPS
     chosen = min(STEPS, max(FEWEST_STEPS, steps))
     rest = duration((chosen + EVALUATION_STEPS) * pace + REPORT_SECONDS)
-    console.print(
-        f"a step takes {pace:.2f} s here: {chosen} steps; all of it ends in about {rest}", highlight=False
-    )
+    console.print(for_rich(f"a step takes {pace:.2f} s here: {chosen} steps; all of it ends in about {rest}"))
     if chosen < STEPS:
-        console.print(
-            f"the training is shortened from {STEPS} steps, so the effect is smaller; --minutes gives it more time",
-            highlight=False,
-        )
+        more = "so the effect is smaller; --minutes gives it more time"
+        console.print(for_rich(f"the training is shortened from {STEPS} steps, {more}"))
     return chosen
 
 
@@ -139,7 +137,7 @@ def _seconds_per_step(recipe: Path) -> float:
 
 
 def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[Cell]:
-    console.print(f"evaluating {name}", highlight=False)
+    console.print(for_rich(f"evaluating {name}"))
     with EvaluationProgress(console) as progress:
         return evaluate(
             model,

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from advflyp.console import SafeConsole
+from advflyp.escape import for_rich, for_terminal
+
 METRICS_FILE = "metrics.jsonl"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -57,7 +60,7 @@ class Pulse:
         now = time.monotonic()
         if self.console is not None and now - self.last >= self.every:
             self.last = now
-            self.console.print(message(), highlight=False)
+            self.console.print(for_rich(message()))
 
 
 class Status:
@@ -69,7 +72,7 @@ class Status:
     """
 
     def __init__(self, console: Console, text: str) -> None:
-        self.spinner = console.status(text)
+        self.spinner = console.status(for_rich(text))
         self.pulse = Pulse(console)
 
     def __enter__(self) -> "Status":
@@ -81,7 +84,7 @@ class Status:
 
     def update(self, text: str) -> None:
         """Say something else from now on."""
-        self.spinner.update(text)
+        self.spinner.update(for_rich(text))
         self.pulse.say(lambda: text)
 
 
@@ -118,17 +121,17 @@ class RunLog:
         console: Console | None = None,
         tracker: Tracker | None = None,
     ) -> None:
-        self.file = open(folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115, closed by __exit__
+        self.file = open(folder / METRICS_FILE, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, closed by __exit__
         self.file.truncate(min(kept, self._size()))
         self.tracker = tracker
         self.started = time.monotonic()
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=console or Console(quiet=True),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=console or SafeConsole(quiet=True),
             disable=console is None or not console.is_terminal,
             transient=True,
         )
@@ -165,7 +168,7 @@ class RunLog:
     def advance(self, step: int, status: str | None = None) -> None:
         """Show that `step` is done; `status` stays until there is another."""
         self.status = self.status if status is None else status
-        self.progress.update(self.task, completed=step, status=self.status)
+        self.progress.update(self.task, completed=step, status=for_terminal(self.status))
         first, total = self.steps
         left = (time.monotonic() - self.started) / max(1, step - first) * (total - step)
         self.pulse.say(lambda: f"step {step} of {total}  {self.status}  {duration(left)} to go")
@@ -173,7 +176,7 @@ class RunLog:
     def say(self, message: str) -> None:
         """A line for the person watching; nothing where the run is silent."""
         if self.console is not None:
-            self.progress.console.print(message, highlight=False)
+            self.progress.console.print(for_rich(message))
 
 
 class SilentLog:
@@ -200,7 +203,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    # Only line feeds: a text may hold other characters that Python takes for the end of a line.
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from advflyp.escape import for_latex
 from advflyp.report.measured import Estimate, Replicated
-from advflyp.report.render import as_csv, escape_latex, latex, markdown
+from advflyp.report.render import as_csv, latex, markdown
 from advflyp.report.tables import Table
 
 NASTY = 'a_b & "c", 50 % {x}\\y #1 $2 ~^<|>'
@@ -81,10 +82,10 @@ def test_latex_parsed_back(table: Table) -> None:
 
 
 def test_latex_escapes_every_special_letter() -> None:
-    escaped = escape_latex('\\&%$#_{}~^<>|"')
+    escaped = for_latex('\\&%$#_{}~^<>|"')
     assert unescape(escaped) == '\\&%$#_{}~^<>|"'
-    assert escape_latex("φ ≤ ε ± 2×3 − 1").isascii() is False, "letters that are not known stay"
-    assert escape_latex("φ ε ± × − – †").isascii()
+    assert for_latex("φ ≤ ε ± 2×3 − 1").isascii() is False, "letters that are not known stay"
+    assert for_latex("φ ε ± × − – †").isascii()
 
 
 def test_markdown_parsed_back(table: Table) -> None:

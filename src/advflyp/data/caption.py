@@ -192,7 +192,7 @@ class _Writer:
                             "label": label,
                             **self.about,
                         }
-                        text = json.dumps(about, ensure_ascii=False).encode()
+                        text = json.dumps(about).encode()
                         _add(tar, f"{place:09d}.{picture.suffix}", picture.data)
                         _add(tar, f"{place:09d}.txt", caption.encode())
                         _add(tar, f"{place:09d}.json", text)

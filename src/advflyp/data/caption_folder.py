@@ -160,14 +160,14 @@ class CaptionFolder:
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
     draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock that ends with the process, however it ends; False where `wait` is False and another has it."""
-    with open(path, "w") as lock:
+    with open(path, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -210,7 +210,7 @@ def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int |
 def _locked(out: Path, seconds: float = 10) -> Iterator[IO[Any]]:
     """Hold `out` for this process and img2dataset's; what was killed a moment ago is waited for."""
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    with open(out / WORK / "lock", "w") as lock:
+    with open(out / WORK / "lock", "w", encoding="utf-8") as lock:
         end = time.monotonic() + seconds
         while True:
             try:

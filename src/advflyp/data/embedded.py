@@ -18,7 +18,11 @@ PROXY = "proxy"
 
 def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:
     """The descriptions of the labelled sets of a mini corpus, by name."""
-    return json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").is_file() else {}
+    return (
+        json.loads((folder / "sets.json").read_text(encoding="utf-8"))
+        if (folder / "sets.json").is_file()
+        else {}
+    )
 
 
 def mini_set(name: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def folder_shards(folder: Path) -> list[Path]:
         if not shards:
             raise ValueError(f"{folder} holds no shards; put 0.tar, 1.tar, … there")
         return shards
-    count = int((folder / "nshards.txt").read_text())
+    count = int((folder / "nshards.txt").read_text(encoding="utf-8"))
     shards = [folder / f"{number}.tar" for number in range(count)]
     for shard in shards:
         if not shard.is_file():

@@ -59,9 +59,13 @@ def objectnet(folder: Path, split: str) -> Opened:
 
     split: "test", the 113 classes that ImageNet has too, or "all" 313
     """
-    titles: dict[str, str] = json.loads((folder / "mappings" / "folder_to_objectnet_label.json").read_text())
+    titles: dict[str, str] = json.loads(
+        (folder / "mappings" / "folder_to_objectnet_label.json").read_text(encoding="utf-8")
+    )
     if split == "test":
-        shared = json.loads((folder / "mappings" / "objectnet_to_imagenet_1k.json").read_text())
+        shared = json.loads(
+            (folder / "mappings" / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8")
+        )
         titles = {name: title for name, title in titles.items() if title in shared}
     chosen = sorted(titles)
     return (

@@ -58,7 +58,7 @@ def find_img2dataset(
         env=_variables(python),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -136,7 +136,9 @@ def _install(folder: Path, python: Path, packages: list[str]) -> None:
 
 
 def _call(command: list[Any]) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = " ".join(lines[-3:])[:300] or f"exit status {done.returncode}"
@@ -176,7 +178,7 @@ class Running:
         # It runs elsewhere, where a path relative to this process's folder would mean another place.
         folder = folder.resolve()
         path = folder / "job.json"
-        path.write_text(json.dumps(job))
+        path.write_text(json.dumps(job), encoding="utf-8")
         self.log = folder / "log.txt"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -198,7 +200,7 @@ class Running:
             return None
 
     def last_line(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
         return lines[-1] if lines else "no output"
 
     def stop(self) -> None:

@@ -93,7 +93,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write `folder`/manifest.json, whole or not at all."""
     path = folder / FILE
     draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=False) + "\n")
+    draft.write_text(
+        json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     os.replace(draft, path)
     return path
 

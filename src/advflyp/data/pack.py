@@ -184,7 +184,7 @@ def _picture(data: bytes, resize: int | None) -> tuple[str, bytes]:
 def _add(
     tar: tarfile.TarFile, number: int, suffix: str, data: bytes, captions: tuple[str, ...], key: str
 ) -> None:
-    about = json.dumps({"key": key}, ensure_ascii=False).encode()
+    about = json.dumps({"key": key}).encode()
     for ending, content in ((suffix, data), ("txt", "\n".join(captions).encode()), ("json", about)):
         info = tarfile.TarInfo(f"{number:09d}.{ending}")
         info.size = len(content)

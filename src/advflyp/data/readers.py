@@ -122,7 +122,7 @@ def flowers102(folder: Path, split: str) -> Opened:
 
 def food101(folder: Path, split: str) -> Opened:
     """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
-    lists = json.loads((folder / "meta" / f"{split}.json").read_text())
+    lists = json.loads((folder / "meta" / f"{split}.json").read_text(encoding="utf-8"))
     classes = sorted(lists)
     index = {name: label for label, name in enumerate(classes)}
     rows = [(path, index[name]) for name, paths in lists.items() for path in paths]

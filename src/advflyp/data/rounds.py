@@ -69,7 +69,7 @@ class State:
 
     def save(self, work: Path) -> None:
         draft = work / "state.partial"
-        with open(draft, "w") as file:
+        with open(draft, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -81,7 +81,7 @@ class State:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise ValueError(
                 f"{path} is damaged; download to another folder, or remove {work.parent}"
@@ -287,5 +287,5 @@ def _statistics(images: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for path in images.glob("*_stats.json"):
         with contextlib.suppress(json.JSONDecodeError, OSError):  # being written
-            found[int(path.name.partition("_")[0])] = json.loads(path.read_text())
+            found[int(path.name.partition("_")[0])] = json.loads(path.read_text(encoding="utf-8"))
     return found

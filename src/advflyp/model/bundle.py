@@ -21,6 +21,7 @@ from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
+from advflyp.output import say
 from advflyp.report.model_card import scrubbed
 from advflyp.runlog import read_metrics
 
@@ -40,7 +41,7 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
 
     average: runs or models whose weights are averaged with those of `run`
     """
-    card = json.loads((run / BEST / CARD_FILE).read_text())
+    card = json.loads((run / BEST / CARD_FILE).read_text(encoding="utf-8"))
     folder = BUNDLED / name
     # A card is read elsewhere: no paths of this machine.
     recipe = scrubbed(card["recipe"])
@@ -97,4 +98,4 @@ def hardware() -> str:
 if __name__ == "__main__":
     given = arguments(Arguments)
     for key, value in bundle(given.run, given.name, given.average).items():
-        print(f"{key:20} {100 * value:5.1f} %")
+        say(f"{key:20} {100 * value:5.1f} %")

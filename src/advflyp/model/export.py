@@ -108,7 +108,7 @@ def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Ex
     if has_vocabulary_file(model):
         # Beside the weights, open_clip finds it by any name.
         config = store_tokenizer(model, folder, ".")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     net: Any
     net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     net.eval()
@@ -145,7 +145,10 @@ def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) ->
         # Its texts attend to their padding, too: no mask.
         path = folder / "tokenizer_config.json"
         path.write_text(
-            json.dumps({**json.loads(path.read_text()), "model_input_names": ["input_ids"]}, indent=2)
+            json.dumps(
+                {**json.loads(path.read_text(encoding="utf-8")), "model_input_names": ["input_ids"]}, indent=2
+            ),
+            encoding="utf-8",
         )
     # Where versions before 5 look for it.
     processor.image_processor.save_pretrained(folder)
@@ -153,7 +156,7 @@ def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) ->
     alone = folder / "vision"
     kind.from_pretrained(folder).save_pretrained(alone)
     processor.image_processor.save_pretrained(alone)
-    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n")
+    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n", encoding="utf-8")
 
     loaded: Any = AutoModel.from_pretrained(folder).eval()
     reader: Any = AutoProcessor.from_pretrained(folder)
@@ -188,8 +191,8 @@ def _onnx(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exporte
         "size": list(model.image_size),
         "input": "pixels (N, 3, H, W), float32 in [0, 1], not normalised",
     }
-    (folder / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n")
+    (folder / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n", encoding="utf-8")
     pixels = _ours(model, pictures)
     expected = model.encode_image(pixels)
     # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.

@@ -194,12 +194,12 @@ def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
         raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
     # Not save_file: it makes files that only their owner can read.
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
-    (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
     if isinstance(model.tokenizer, HFTokenizer):
         # open_clip looks for it beside the configuration.
         model.tokenizer.tokenizer.save_pretrained(folder)
     card = {**card, "weights_sha256": state_sha256(state)}
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def read_card(name: str | Path) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def read_card(name: str | Path) -> dict[str, Any]:
         path = folder / CARD_FILE
         if path.is_file():
             try:
-                return json.loads(path.read_text())
+                return json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}") from None
     return {}

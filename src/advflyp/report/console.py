@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from advflyp.escape import for_rich, for_terminal
 from advflyp.evaluation.judge import Standing
 from advflyp.evaluation.results import Cell
 from advflyp.report.grid import MARKS, MIXED
@@ -104,9 +105,9 @@ class EvaluationProgress:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -123,7 +124,8 @@ class EvaluationProgress:
 
     def watch(self, cell: Cell, standing: Standing) -> None:
         """What `evaluate` calls after every batch."""
-        title = f"{cell.set} {cell.attack}" + (f" {radius(cell.eps, cell.norm)}" if cell.norm else "")
+        title = for_terminal(f"{cell.set} {cell.attack}")
+        title += f" {radius(cell.eps, cell.norm)}" if cell.norm else ""
         if title not in self.tasks:
             for task in self.tasks.values():
                 self.progress.update(task, visible=False)
@@ -159,7 +161,7 @@ class Fitted:
 
     def __init__(self, title: str, columns: Sequence[str], notes: Sequence[str]) -> None:
         self.title = title
-        self.columns = [Text(column) for column in columns]
+        self.columns = [for_rich(column, keep="\n") for column in columns]
         self.notes = [note for note in notes if note]
         # A row, or a line below it (None), or the title of the rows that follow.
         self.lines: list[list[Text] | Text | None] = []
@@ -174,17 +176,17 @@ class Fitted:
         self.lines.append(None)
 
     def add_block(self, title: str) -> None:
-        self.lines.append(Text(title, "bold"))
+        self.lines.append(for_rich(title, "bold"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         parts = self._parts(options.max_width)
-        yield Text(self.title, "italic")
+        yield for_rich(self.title, "italic", keep="\n")
         for place, part in enumerate(parts):
             if place:
                 yield Text()
             yield self._table(part)
         if self.notes:
-            yield Text("\n" + "\n".join(self.notes), "dim italic")
+            yield for_rich("\n" + "\n".join(self.notes), "dim italic", keep="\n")
 
     def _parts(self, width: int) -> list[list[int]]:
         """The columns of each table, the first in all of them."""
@@ -264,7 +266,7 @@ def _text(value: Value) -> Text:
     if value is None:
         return Text("–", "dim")
     if isinstance(value, str):
-        return Text(value)
+        return for_rich(value, keep="\n")
     spread = f" {value.interval:>5}" if value.interval else ""
     return Text.assemble(value.number, (spread, "dim not bold"))
 

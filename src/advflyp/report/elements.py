@@ -3,13 +3,13 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Literal
 
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from advflyp.escape import for_html
 from advflyp.report.examples import Example, View, amplification, perturbation
 from advflyp.report.measured import Change, ReplicatedChange, attack_title, radius
 from advflyp.report.plots import MODELS, Look, svg
@@ -42,22 +42,22 @@ def table(data: Table, *, words: bool = False) -> str:
         return f"<tr>{''.join(cells)}</tr>"
 
     head = "".join(
-        f"<th{_class(column)}>{'<br>'.join(escape(line) for line in column.splitlines())}</th>"
+        f"<th{_class(column)}>{'<br>'.join(for_html(line) for line in column.splitlines())}</th>"
         for column in data.columns
     )
     groups = "".join(
-        f"<th{f' colspan={count}' if count > 1 else ''}{' class=group' if title else ''}>{escape(title)}</th>"
+        f"<th{f' colspan={count}' if count > 1 else ''}{' class=group' if title else ''}>{for_html(title)}</th>"
         for title, count in data.groups
     )
     body = ""
     for title, start, rows in data.parts():
         if title:
             # Across all columns: it is not to make the first one as wide as it is.
-            body += f'<tr class="block"><td colspan="{len(data.columns)}"><span>{escape(title)}</span></td></tr>\n'
+            body += f'<tr class="block"><td colspan="{len(data.columns)}"><span>{for_html(title)}</span></td></tr>\n'
         body += "".join(f"{row(values, start + place)}\n" for place, values in enumerate(rows))
     foot = f"<tfoot>{row(data.footer)}</tfoot>" if data.footer else ""
     kind = ' class="words"' if words else ' class="dense"' if len(data.columns) > MOST_COLUMNS else ""
-    lines = "<br>".join(map(escape, data.note.splitlines()))
+    lines = "<br>".join(map(for_html, data.note.splitlines()))
     note = f'<p class="note">{lines}</p>' if lines else ""
     above = f"<tr>{groups}</tr>" if groups else ""
     return (
@@ -71,7 +71,7 @@ def key(look: Look) -> str:
     items = []
     for model, colour in look.colours.items():
         short = look.names[model]
-        name = f"<b>{escape(short)}</b>" + (f" {escape(model)}" if short != model else "")
+        name = f"<b>{for_html(short)}</b>" + (f" {for_html(model)}" if short != model else "")
         mark = f'<svg viewBox="0 0 10 10" fill="currentColor" aria-hidden="true">{SHAPES[look.markers[model]]}</svg>'
         kind = MODELS.index(colour) if colour in MODELS else "-ink"
         items.append(f'<li><span class="c{kind}">{mark}</span>{name}</li>')
@@ -93,19 +93,19 @@ def grid(plots: Sequence[str], *, kind: Literal["", "roomy", "pairs"] = "") -> s
 def example_card(example: Example, names: tuple[str, str]) -> str:
     """One picture: what each model says of it, and of the adversarial image made against that model."""
     parts = [
-        f'<article class="example"><h3>{escape(example.label)}</h3>',
-        f"<small>{escape(example.set)}, picture {example.index}</small>",
+        f'<article class="example"><h3>{for_html(example.label)}</h3>',
+        f"<small>{for_html(example.set)}, picture {example.index}</small>",
     ]
     attack = f"{attack_title(example.attack)}, ε = {radius(example.eps, example.norm)}"
     for name, view in zip(names, (example.before, example.after), strict=True):
-        label = escape(example.label)
+        label = for_html(example.label)
         clean = _figure("clean", image(view.clean, f"{label}, clean"))
         seen = view.clean, view.adversarial, example.threat
         factor = f"change ×{amplification(*seen):.0f}"
         change = _figure(factor, image(perturbation(*seen), "the perturbation, amplified"))
-        attacked = _figure("attacked", image(view.adversarial, f"{label}, after {escape(attack)}"))
+        attacked = _figure("attacked", image(view.adversarial, f"{label}, after {for_html(attack)}"))
         parts.append(
-            f'<h4>{escape(name)}</h4><div class="views">'
+            f'<h4>{for_html(name)}</h4><div class="views">'
             f'<div><div class="pictures">{clean}{change}</div>{_guesses(view.top_clean, example.label)}</div>'
             f'<div><div class="pictures">{attacked}</div>{_guesses(view.top_adversarial, example.label)}</div></div>'
         )
@@ -142,8 +142,8 @@ def _figure(caption: str, picture: str) -> str:
 def _guesses(top: Sequence[tuple[str, float]], label: str) -> str:
     right = top[0][0] == label
     items = "".join(
-        f'<li{_right(name == label)} style="--p: {100 * p:.0f}%" title="{escape(name)}">'
-        f"<span>{escape(name)}</span><span>{100 * p:.0f} %</span></li>"
+        f'<li{_right(name == label)} style="--p: {100 * p:.0f}%" title="{for_html(name)}">'
+        f"<span>{for_html(name)}</span><span>{100 * p:.0f} %</span></li>"
         for name, p in top
     )
     word = (
@@ -162,7 +162,7 @@ def _cell(value: Value) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return "<br>".join(map(escape, value.split("\n")))
+        return "<br>".join(map(for_html, value.split("\n")))
     joint = " " if isinstance(value, Change | ReplicatedChange) else ""
     flag = f'<b class="flag" title="gradients look masked">{FLAG}</b>' if value.flagged else ""
     return f'<span class="v">{value.number}</span>{flag}{joint}<span class="ci">{value.interval}</span>'

@@ -144,7 +144,7 @@ def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
 def write_clouds(path: Path, found: Sequence[Cloud]) -> None:
     """Store them as JSON; the file appears complete or not at all."""
     draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n")
+    draft.write_text(json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
@@ -153,7 +153,7 @@ def read_clouds(path: Path) -> list[Cloud]:
     if not path.is_file():
         return []
     try:
-        return [Cloud(**values) for values in json.loads(path.read_text())]
+        return [Cloud(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}); delete it, it will be made again"

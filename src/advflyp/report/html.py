@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+from advflyp.escape import for_html, for_markdown, for_terminal
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
 from advflyp.report import elements, prose, sections
@@ -13,7 +15,7 @@ from advflyp.report.grid import methods_table, sanity_table
 from advflyp.report.measured import Condition, ReplicatedChange, Results
 from advflyp.report.plots import Look
 from advflyp.report.recall import recall_tables
-from advflyp.report.render import escape_markdown, markdown
+from advflyp.report.render import markdown
 from advflyp.report.tables import (
     Table,
     accuracy_table,
@@ -24,6 +26,8 @@ from advflyp.report.tables import (
 from advflyp.runlog import METRICS_FILE
 
 RESULTS_FILE = "results.jsonl"
+
+C = TypeVar("C", Cell, RetrievalCell)
 
 
 def write_report(
@@ -76,7 +80,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
                     "name result files (*.jsonl) and run folders"
                 )
             if is_run:
-                runs[str(path)] = path
+                runs[for_terminal(str(path))] = path
             if has_results:
                 stores.append(path / RESULTS_FILE)
         elif path.is_file():
@@ -182,7 +186,7 @@ class Page:
 
     def files(self) -> dict[str, str]:
         """Every file of the report by its name."""
-        head = [f"# {escape_markdown(self.title)}", "", escape_markdown(self._headline()), ""]
+        head = [f"# {for_markdown(self.title)}", "", for_markdown(self._headline()), ""]
         tables = self.tables()
         return {
             "results.md": "\n".join([*head, *map(markdown, tables.values())]),
@@ -236,9 +240,9 @@ class Page:
                 tiles.append(sections.tile(name, values[0].number, f"95 % interval {values[0].interval} %"))
         scope = prose.scope(self.results) + prose.seen(self.results) if self.results.cells else ""
         return (
-            f'<header>\n<p class="kicker">{escape(self.title)}</p>\n<h1>{escape(self._headline())}</h1>\n'
+            f'<header>\n<p class="kicker">{for_html(self.title)}</p>\n<h1>{for_html(self._headline())}</h1>\n'
             f'<div class="tiles">{"".join(tiles)}</div>\n{elements.key(self.look) if self.models else ""}\n'
-            f'<p class="note">{escape(scope)}</p>\n</header>'
+            f'<p class="note">{for_html(scope)}</p>\n</header>'
         )
 
     def _numbers(self) -> str:
@@ -262,11 +266,22 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-60:]
 
 
+def _named(cells: list[C]) -> list[C]:
+    """With names that every part of a report can show: a figure cannot be drawn with half a character in it."""
+    return [
+        replace(
+            cell,
+            **{name: for_terminal(value) for name, value in vars(cell).items() if isinstance(value, str)},
+        )
+        for cell in cells
+    ]
+
+
 def _read(path: Path) -> tuple[list[Cell], list[RetrievalCell]]:
     """Whichever of the two kinds of results a file holds."""
     try:
         with open(path, encoding="utf-8") as file:
             is_retrieval = '"image_to_text"' in file.readline()
-        return ([], read_retrieval(path)) if is_retrieval else (read_cells(path), [])
+        return ([], _named(read_retrieval(path))) if is_retrieval else (_named(read_cells(path)), [])
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a result file (*.jsonl)") from None

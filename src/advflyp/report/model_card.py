@@ -10,6 +10,7 @@ import tomli_w
 from huggingface_hub import EvalResult, ModelCardData
 
 from advflyp.__about__ import __version__
+from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import Cell
 from advflyp.method import METHODS
 from advflyp.report.measured import Results, attack_title, is_flagged, radius
@@ -81,7 +82,7 @@ def model_card(
         f"## Licence\n\n{_licence(card, licence)}",
         f"## Cite\n\n{CITATION}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return for_terminal("\n\n".join(parts), keep="\n") + "\n"
 
 
 VISION = (
@@ -138,7 +139,7 @@ def _summary(recipe: Mapping[str, Any], kind: str) -> str:
         else "on clean images"
     )
     about = (METHODS[method][0].__doc__ or "").strip().splitlines()[0]
-    start = recipe.get("model", {}).get("name", UNKNOWN)
+    start = str(recipe.get("model", {}).get("name", UNKNOWN)).replace("`", "'").replace("\n", " ")
     return (
         f"{what}, finetuned from `{start}` {how} with advflyp's method `{method}` ({about}). It is meant for zero-shot "
         "classification and retrieval where images may have been changed by an adversary, and for research into that."
@@ -193,12 +194,22 @@ def _made(recipe: dict[str, Any], card: Mapping[str, Any], sha256: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else json.dumps(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else for_markdown(value if isinstance(value, str) else json.dumps(value))
+    )
 
 
 def _licence(card: Mapping[str, Any], licence: str | None) -> str:
     stated = card.get("licence")
-    first = f"{licence}." if licence else f"Of these weights: {UNKNOWN}." if not stated else f"{stated}."
+    first = (
+        f"{licence}."
+        if licence
+        else f"Of these weights: {UNKNOWN}."
+        if not stated
+        else f"{for_markdown(str(stated))}."
+    )
     return f"{first} The model they began as and the data they learned from have licences of their own."
 
 

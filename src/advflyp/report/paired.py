@@ -39,9 +39,11 @@ def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
     check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
-        path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+        path.write_text(
+            json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8"
+        )
     else:
-        path.write_text(markdown(paired_table(rows)))
+        path.write_text(markdown(paired_table(rows)), encoding="utf-8")
 
 
 def check_suffix(path: Path) -> None:

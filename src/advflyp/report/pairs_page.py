@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from advflyp.data.check import Checked
 from advflyp.data.overlap import Match, Overlap
+from advflyp.escape import for_html
 from advflyp.report.elements import picture, table
 from advflyp.report.plots import MODELS, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
@@ -124,12 +124,12 @@ def dirt_table(found: Checked) -> Table:
 
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page with the report's style."""
-    style = (files("advflyp") / "report" / "style.css").read_text() + LOCAL_STYLE
+    style = (files("advflyp") / "report" / "style.css").read_text(encoding="utf-8") + LOCAL_STYLE
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><p class=kicker>advflyp data</p>"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<title>{for_html(title)}</title><style>{style}</style></head>\n<body><p class=kicker>advflyp data</p>"
+        f"<h1>{for_html(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
@@ -139,7 +139,7 @@ def write_page(out: Path, html: str) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")
-        draft.write_text(html)
+        draft.write_text(html, encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}") from None
@@ -150,15 +150,18 @@ def write_matches(out: Path, found: Overlap) -> Path:
     """`out`/matches.jsonl, a line a match."""
     path = out / "matches.jsonl"
     draft = path.with_suffix(".partial")
-    draft.write_text("".join(json.dumps(asdict(match), ensure_ascii=False) + "\n" for match in found.matches))
+    draft.write_text(
+        "".join(json.dumps(asdict(match)) + "\n" for match in found.matches),
+        encoding="utf-8",
+    )
     os.replace(draft, path)
     return path
 
 
 def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
     inner = "".join(
-        f'<div class="tile"><span class="figures">{escape(value)}</span><b>{escape(name)}</b>'
-        f"<small>{escape(note)}</small></div>"
+        f'<div class="tile"><span class="figures">{for_html(value)}</span><b>{for_html(name)}</b>'
+        f"<small>{for_html(note)}</small></div>"
         for value, name, note in tiles
     )
     return f'<div class="tiles">{inner}</div>'
@@ -170,9 +173,7 @@ def _sheet(cards: Sequence[str]) -> str:
 
 def _card(pictures: str, text: str, key: str) -> str:
     short = text if len(text) <= LETTERS else text[:LETTERS] + "…"
-    return (
-        f"<figure>{pictures}<figcaption>{escape(short)}<br><small>{escape(key)}</small></figcaption></figure>"
-    )
+    return f"<figure>{pictures}<figcaption>{for_html(short)}<br><small>{for_html(key)}</small></figcaption></figure>"
 
 
 def _image(image: Image.Image) -> str:

@@ -1,9 +1,9 @@
 """The report of a whole comparison: every experiment of the plan with its tables, and the pictures of the methods."""
 
 import math
-from html import escape
 from pathlib import Path
 
+from advflyp.escape import for_html, for_markdown
 from advflyp.model.hub import load_model
 from advflyp.report import elements, prose, sections
 from advflyp.report.curves import against_pairs
@@ -23,7 +23,7 @@ from advflyp.report.grid import IN, OUT, means_table, methods_table, sanity_tabl
 from advflyp.report.measured import Condition, Estimate, Results, competitors
 from advflyp.report.plots import Look, svg
 from advflyp.report.published import published_table
-from advflyp.report.render import escape_markdown, markdown
+from advflyp.report.render import markdown
 from advflyp.report.study import Experiment, Study, read_study
 from advflyp.report.tables import Table
 
@@ -75,10 +75,10 @@ class ComparisonPage:
 
     def markdown(self) -> str:
         """All tables, under the headings of their experiments."""
-        parts = [f"# {TITLE}\n", escape_markdown(self.headline()) + "\n"]
+        parts = [f"# {TITLE}\n", for_markdown(self.headline()) + "\n"]
         for experiment in self.experiments:
-            parts.append(f"## {escape_markdown(experiment.title)}\n")
-            parts += [escape_markdown(note) + "\n" for note in self._notes(experiment)]
+            parts.append(f"## {for_markdown(experiment.title)}\n")
+            parts += [for_markdown(note) + "\n" for note in self._notes(experiment)]
             own = [table for name, table in self.tables.items() if name in self._own(experiment)]
             parts += [markdown(table) for table in own] or ["No results yet.\n"]
         rest = {name for e in self.experiments for name in self._own(e)}
@@ -187,10 +187,10 @@ class ComparisonPage:
             + (" The figures above are the best method's mean over sets." if tiles else "")
         )
         return (
-            f'<header>\n<p class="kicker">{TITLE}, {escape(self.study.scale)} scale</p>\n'
-            f"<h1>{escape(self.headline())}</h1>\n"
+            f'<header>\n<p class="kicker">{TITLE}, {for_html(self.study.scale)} scale</p>\n'
+            f"<h1>{for_html(self.headline())}</h1>\n"
             f'<div class="tiles many">{"".join(tiles)}</div>\n{elements.key(self._drawn())}\n'
-            f'<p class="note">{escape(scope)}</p>\n</header>'
+            f'<p class="note">{for_html(scope)}</p>\n</header>'
         )
 
     def _all_radii(self) -> Results:
@@ -227,7 +227,7 @@ class ComparisonPage:
 
     def _experiment(self, experiment: Experiment) -> str:
         full, means = _names(experiment)
-        note = "".join(f"<p>{escape(text)}</p>" for text in self._notes(experiment))
+        note = "".join(f"<p>{for_html(text)}</p>" for text in self._notes(experiment))
         body = ""
         if experiment.kind == "figure3":
             body += self._against_pairs(experiment)
@@ -239,7 +239,7 @@ class ComparisonPage:
             table = self.tables[full]
             is_open = means not in self.tables or experiment.kind in ("table1", "table2")
             body += sections.fold("Every set", elements.table(table), is_open=is_open)
-        return sections.section(escape(experiment.title), note + (body or "<p>No results yet.</p>"))
+        return sections.section(for_html(experiment.title), note + (body or "<p>No results yet.</p>"))
 
     def _against_pairs(self, experiment: Experiment) -> str:
         results = experiment.results(self.study)
@@ -286,7 +286,7 @@ class ComparisonPage:
             angles
             + elements.table(phi_table(self.embedded, title=""))
             + elements.grid(plots, kind="roomy")
-            + f'<p class="note">{escape(about_maps(self.embedded))}</p>'
+            + f'<p class="note">{for_html(about_maps(self.embedded))}</p>'
         )
 
     def _notes(self, experiment: Experiment) -> list[str]:
@@ -305,7 +305,7 @@ class ComparisonPage:
         table = self.tables.get("sanity")
         if table is None:
             return ""
-        body = elements.table(table, words=True) if table.rows else f"<p>{escape(table.note)}</p>"
+        body = elements.table(table, words=True) if table.rows else f"<p>{for_html(table.note)}</p>"
         return sections.section(table.title, body)
 
 

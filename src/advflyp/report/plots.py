@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from html import escape
 from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from advflyp.escape import for_html
 
 INK, MUTED, GRID = "#1b1e23", "#5f6872", "#dde1e6"
 # Okabe and Ito's colours, darkened where they are too pale for text on white.
@@ -27,6 +28,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--m{i}" for
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # A name with two dollar signs is no formula.
+    "text.parse_math": False,
     "svg.hashsalt": "advflyp",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -121,7 +124,7 @@ def svg(figure: Figure, description: str) -> str:
     assert view is not None
     head = (
         f'<svg class="plot" viewBox="{view[0][9:-1]}" style="max-width: {float(view[1]):.0f}px" role="img" '
-        f'aria-label="{escape(description)}" xmlns="http://www.w3.org/2000/svg" '
+        f'aria-label="{for_html(description)}" xmlns="http://www.w3.org/2000/svg" '
         'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     # No more digits in what is drawn than a screen shows; what is written keeps its own.

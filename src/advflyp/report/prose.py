@@ -5,7 +5,6 @@ import platform
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from advflyp.__about__ import __version__
 from advflyp.data.labelled import mini_sets
 from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.escape import for_html
 from advflyp.evaluation.results import Cell
 from advflyp.method import METHODS
 from advflyp.report import elements
@@ -160,7 +160,7 @@ def meaning(results: Results) -> str:
             "Whether the labelled set that classification-style methods are finetuned on covers most of the set's "
             "classes. A mean over both kinds depends on how many there are of each, so each has its own mean."
         )
-    inner = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+    inner = "".join(f"<dt>{for_html(term)}</dt><dd>{for_html(text)}</dd>" for term, text in terms.items())
     return f'<dl class="terms">{inner}</dl>'
 
 
@@ -176,14 +176,15 @@ def made(results: Results, runs: Mapping[str, Path]) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in cells}))
     software = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "open_clip_torch"))
     recipes = "".join(
-        f"<details><summary>Recipe of {escape(name)}</summary><pre>{escape(text)}</pre></details>"
+        f"<details><summary>Recipe of {for_html(name)}</summary><pre>{for_html(text)}</pre></details>"
         for name, folder in runs.items()
         if (text := _recipe_text(folder))
     )
     return (
         f"{elements.table(table, words=True)}"
-        f"<p>Measured with advflyp {escape(versions)}, attack seed {escape(seeds)}. This page was written by advflyp "
-        f"{__version__} with Python {platform.python_version()}, {software} on {escape(_hardware())}.</p>{recipes}"
+        f"<p>Measured with advflyp {for_html(versions)}, attack seed {for_html(seeds)}. This page was written by "
+        f"advflyp {__version__} with Python {platform.python_version()}, {software} on "
+        f"{for_html(_hardware())}.</p>{recipes}"
         f'<p>AdvFLYP is the method of <a href="{PAPER}">{PAPER_TITLE}</a> (Xing et al., 2026). '
         'The tables are also in <a href="results.md">results.md</a>, and in the folder tables as CSV and LaTeX.</p>'
     )
@@ -319,7 +320,7 @@ def _setting(pair: tuple[str, Any]) -> str:
 
 def _recipe_text(folder: Path) -> str:
     path = folder / "recipe.toml"
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _hardware() -> str:

@@ -3,9 +3,9 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Sequence
 
+from advflyp.escape import for_csv, for_latex, for_markdown
 from advflyp.report.measured import Estimate, Replicated
 from advflyp.report.tables import Table, Value
 
@@ -18,23 +18,23 @@ def markdown(table: Table) -> str:
 
     def line(values: Sequence[Value], row: int = -1) -> str:
         cells = [
-            _marked(escape_markdown(plain(value)), ranks.get((row, column)))
+            _marked(for_markdown(plain(value)), ranks.get((row, column)))
             for column, value in enumerate(values)
         ]
         return "| " + " | ".join(cells) + " |"
 
     columns = table.flat_columns()
     rule = "|---|" + "---:|" * (len(columns) - 1)
-    lines = [f"### {escape_markdown(table.title)}", "", line(columns), rule]
+    lines = [f"### {for_markdown(table.title)}", "", line(columns), rule]
     for title, start, rows in table.parts():
         if title:
-            lines.append(f"| **{escape_markdown(title)}** |" + " |" * (len(columns) - 1))
+            lines.append(f"| **{for_markdown(title)}** |" + " |" * (len(columns) - 1))
         lines += [line(row, start + place) for place, row in enumerate(rows)]
     if table.footer:
-        cells = (escape_markdown(plain(value)) for value in table.footer)
+        cells = (for_markdown(plain(value)) for value in table.footer)
         lines.append("| " + " | ".join(f"**{cell}**" if cell else "" for cell in cells) + " |")
     if table.note:
-        lines += ["", "\n\n".join(map(escape_markdown, table.note.splitlines()))]
+        lines += ["", "\n\n".join(map(for_markdown, table.note.splitlines()))]
     return "\n".join(lines) + "\n"
 
 
@@ -63,7 +63,7 @@ def as_csv(table: Table) -> str:
             for part, text in zip(parts, texts, strict=True):
                 part.append(text)
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *parts])
+    csv.writer(stream, lineterminator="\n").writerows(map(for_csv, line) for line in [header, *parts])
     return stream.getvalue()
 
 
@@ -84,7 +84,7 @@ def latex(table: Table) -> str:
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape_latex(' '.join([table.title.replace(chr(10), '; ') + '.', *table.note.splitlines()]))}}}",
+        rf"\caption{{{for_latex(' '.join([table.title.replace(chr(10), '; ') + '.', *table.note.splitlines()]))}}}",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
         r"\toprule",
@@ -95,7 +95,7 @@ def latex(table: Table) -> str:
     for title, start, rows in table.parts():
         lines.append(r"\midrule")
         if title:
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(title)}}}}} \\")
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{for_latex(title)}}}}} \\")
         lines += [line(row, start + place) for place, row in enumerate(rows)]
     if table.footer:
         lines += [r"\midrule", line(table.footer)]
@@ -112,40 +112,6 @@ def plain(value: Value) -> str:
     if not value.interval:
         return number
     return f"{number} {value.interval}" if isinstance(value, Replicated) else f"{number} ({value.interval})"
-
-
-def escape_markdown(text: str) -> str:
-    """Names are anybody's: keep them from being read as Markdown or HTML."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
-    return re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", text)
-
-
-def escape_latex(text: str) -> str:
-    """Text as LaTeX, letters outside ASCII that pdflatex does not know included."""
-    return "".join(_LATEX.get(letter, letter) for letter in text.replace("\n", " "))
-
-
-_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "ε": r"$\varepsilon$",
-    "φ": r"$\varphi$",
-    "δ": r"$\delta$",
-    "α": r"$\alpha$",
-    "∞": r"$\infty$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "→": r"$\to$",
-    "†": r"$\dagger$",
-    "–": "--",
-    "\u00a0": "~",
-}
 
 
 def _percent(value: float) -> str:
@@ -176,20 +142,18 @@ def _marked(text: str, rank: int | None) -> str:
 
 def _latex_value(value: Value, rank: int | None) -> str:
     if not isinstance(value, Estimate):
-        return escape_latex(plain(value))
-    number = escape_latex(value.number)
+        return for_latex(plain(value))
+    number = for_latex(value.number)
     if rank is not None:
         number = rf"\{'textbf' if rank == 1 else 'underline'}{{{number}}}"
     flag = r"$^\dagger$" if value.flagged else ""
-    return rf"{number}{flag} {{\scriptsize {escape_latex(value.interval)}}}"
+    return rf"{number}{flag} {{\scriptsize {for_latex(value.interval)}}}"
 
 
 def _latex_groups(groups: Sequence[tuple[str, int]]) -> list[str]:
     cells, rules, column = [], [], 1
     for title, count in groups:
-        cells.append(
-            rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(title)}}}" if title else " & " * (count - 1)
-        )
+        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{for_latex(title)}}}" if title else " & " * (count - 1))
         if title:
             rules.append(rf"\cmidrule(lr){{{column}-{column + count - 1}}}")
         column += count

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from advflyp.escape import for_html
 from advflyp.report import elements, prose
 from advflyp.report.curves import (
     FEW,
@@ -33,12 +33,12 @@ def document(title: str, description: str, sections: Sequence[str]) -> str:
     # No line break between a number and its sign.
     body = "\n".join(section for section in sections if section)
     body = body.replace(" %", "\u00a0%").replace("ε = ", "ε\u00a0=\u00a0")
-    css = (files("advflyp") / "report" / "style.css").read_text()
+    css = (files("advflyp") / "report" / "style.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n"
-        f'<meta name="description" content="{escape(description)}">\n'
+        f"<title>{for_html(title)}</title>\n"
+        f'<meta name="description" content="{for_html(description)}">\n'
         f"<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -51,8 +51,8 @@ def section(heading: str, body: str) -> str:
 def tile(name: str, figures: str, below: str) -> str:
     """A large figure with what it is above and how sure below; `figures` is HTML."""
     return (
-        f'<div class="tile"><b>{escape(name)}</b><span class="figures">{figures} %</span>'
-        f"<small>{escape(below)}</small></div>"
+        f'<div class="tile"><b>{for_html(name)}</b><span class="figures">{figures} %</span>'
+        f"<small>{for_html(below)}</small></div>"
     )
 
 
@@ -102,7 +102,7 @@ def _dumbbells(
         for title, found in rows.items()
     ]
     return (
-        f"<p>Hollow: accuracy on clean images; filled: under {escape(robust.title)}; the bars behind are "
+        f"<p>Hollow: accuracy on clean images; filled: under {for_html(robust.title)}; the bars behind are "
         f"{spread_words(results)}. The most robust method stands on top. Each picture has its own scale.</p>"
         + elements.grid(plots, kind="roomy")
     )
@@ -153,7 +153,7 @@ def tradeoffs(
         )
     if not pictures:
         return ""
-    fewer = f" (not among those: {escape(', '.join(left_out))}, of fewer trainings)" if left_out else ""
+    fewer = f" (not among those: {for_html(', '.join(left_out))}, of fewer trainings)" if left_out else ""
     return (
         "<p>Up and right is better. The dashed stairs are the front: whatever lies in the grey below them is beaten "
         f"by a method on them, in clean and in robust accuracy{fewer}. Crosses are {spread_words(results)}. The axes "
@@ -245,7 +245,7 @@ def _curve(
         if found
     ]
     unit = "1/255" if norm == "linf" else "L2 length"
-    note = f'<p class="note">{escape(title)} on each set. Across: ε ({unit}); up: accuracy (%).</p>'
+    note = f'<p class="note">{for_html(title)} on each set. Across: ε ({unit}); up: accuracy (%).</p>'
     return "".join(parts) + note + elements.grid(small)
 
 
@@ -257,11 +257,11 @@ def before_after(examples: Sequence[Example], names: tuple[str, str]) -> str:
     before = sum(elements.still_right(example.before, example.label) for example in examples)
     after = sum(elements.still_right(example.after, example.label) for example in examples)
     intro = (
-        f"<p>Left the clean picture, right what {escape(attack_title(first.attack))} at "
+        f"<p>Left the clean picture, right what {for_html(attack_title(first.attack))} at "
         f"ε = {radius(first.eps, first.norm)} makes of it against this very model, between them the change, "
         "amplified by the factor above it (middle grey is no change). Under each picture the three likeliest "
         f"classes.</p><p>Still right under attack: {before} of {len(examples)} before, {after} after.</p>"
-        f'<p class="note">{escape(rule(first.seed))} Whose pictures they are is said under The sets.</p>'
+        f'<p class="note">{for_html(rule(first.seed))} Whose pictures they are is said under The sets.</p>'
     )
     cards = "".join(elements.example_card(example, names) for example in examples)
     return f'{intro}<div class="examples">{cards}</div>'
@@ -282,9 +282,9 @@ def training(
         if lines["validation"]:
             plots.append(svg(validation_curve(lines["validation"], **size), f"{name}: validation accuracy"))
         if plots:
-            summary = f"<p>{escape(prose.run_summary(entries, recipes[name]))}</p>"
+            summary = f"<p>{for_html(prose.run_summary(entries, recipes[name]))}</p>"
             grid = summary + elements.grid(plots, kind="roomy")
-            body.append(fold(name, grid) if folded else f"<h3>{escape(name)}</h3>{grid}")
+            body.append(fold(name, grid) if folded else f"<h3>{for_html(name)}</h3>{grid}")
     note = (
         "<p>The terms of the loss, each weighted as it enters the sum, and the accuracy on the validation set, "
         "which decides the weights that are kept.</p>"
@@ -294,12 +294,12 @@ def training(
 
 def fold(summary: str, inner: str, *, is_open: bool = False) -> str:
     """Something to be opened; `inner` is HTML."""
-    return f"<details{' open' * is_open}><summary>{escape(summary)}</summary>{inner}</details>"
+    return f"<details{' open' * is_open}><summary>{for_html(summary)}</summary>{inner}</details>"
 
 
 def table(data: Table, *, words: bool = False) -> str:
     """A table under its title."""
-    return f"<h3>{escape(data.title)}</h3>{elements.table(data, words=words)}"
+    return f"<h3>{for_html(data.title)}</h3>{elements.table(data, words=words)}"
 
 
 def table_files(tables: Mapping[str, Table]) -> dict[str, str]:

@@ -188,7 +188,7 @@ def read_study(folder: Path) -> Study:
     """Everything in the folder but weights; ValueError saying what is missing or broken."""
     path = folder / PLAN
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text(encoding="utf-8"))
         listed = plan["experiments"] if isinstance(plan, dict) else plan
         experiments = [_experiment(entry) for entry in listed]
     except FileNotFoundError:

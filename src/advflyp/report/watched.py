@@ -38,7 +38,7 @@ class Lock:
 
     def held(self) -> bool:
         try:
-            file = open(self.path)  # noqa: SIM115, closed below
+            file = open(self.path, encoding="utf-8")  # noqa: SIM115, closed below
         except FileNotFoundError:
             return False
         with file:
@@ -130,7 +130,7 @@ def look(folder: Path, lock: Lock) -> Run:
             folder=folder,
             # Before the metrics: what a run wrote before it ended is then seen where it is seen to have ended.
             alive=lock.held(),
-            process=lock.path.read_text().strip() if lock.path.exists() else "",
+            process=lock.path.read_text(encoding="utf-8").strip() if lock.path.exists() else "",
             recipe=read_toml(folder / RECIPE_FILE),
             lines=read_metrics(folder),
             written=_age(folder / METRICS_FILE),

@@ -124,7 +124,9 @@ class Plan:
     def settled(self, folder: Path, device: str | torch.device) -> "Plan":
         """The plan with the precision that the study in `folder` was begun with, or, at its beginning, the device's."""
         begun = folder / PLAN_FILE
-        precision = json.loads(begun.read_text())["precision"] if begun.is_file() else self.precision
+        precision = (
+            json.loads(begun.read_text(encoding="utf-8"))["precision"] if begun.is_file() else self.precision
+        )
         return replace(self, precision=resolve(precision, device))
 
     def write(self, folder: Path) -> None:
@@ -156,7 +158,7 @@ class Plan:
         # Several processes may begin on the folder at once, and none may read half a plan.
         with locked(folder / "locks" / "plan", wait=True):
             draft = folder / "locks" / PLAN_FILE
-            draft.write_text(json.dumps(tree, indent=1) + "\n")
+            draft.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
             draft.replace(folder / PLAN_FILE)
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from advflyp.console import SafeConsole
 from advflyp.data.labelled import load_set, set_names
+from advflyp.escape import for_rich
 from advflyp.model.hub import pick_device
 from advflyp.report.console import as_rich
 from advflyp.report.embedding import FILE as CLOUDS
@@ -39,7 +41,7 @@ def reproduce(
     The other arguments are those of `make_plan`. Returns {step: reason} of the steps that failed.
     ValueError for an unknown experiment, an impossible number, or a folder that holds something else.
     """
-    console = console or Console(quiet=True)
+    console = console or SafeConsole(quiet=True)
     whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
@@ -50,13 +52,13 @@ def reproduce(
     if dry_run:
         _print_cost(plan, out, console)
         return {}
-    console.print(f"precision {whole.precision}", highlight=False)
+    console.print(for_rich(f"precision {whole.precision}"))
     failed = {} if report_only else carry_out(plan, whole, out, console)
     page = paper_report(out, out / "report")
     _print_means(out, only, console)
-    console.print(f"every table and figure: {page}", highlight=False)
+    console.print(for_rich(f"every table and figure: {page}"))
     for step, reason in failed.items():
-        console.print(f"failed: {step}: {reason}", highlight=False, markup=False)
+        console.print(for_rich(f"failed: {step}: {reason}"))
     return failed
 
 
@@ -76,11 +78,9 @@ def _print_cost(plan: Plan, out: Path, console: Console) -> None:
     unit = "processor-core hours" if plan.scale == "mini" else "accelerator hours"
     for step, one in found:
         line = f"{one.hours:8.2f} h {one.megabytes:8.0f} MB  {step}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(for_rich(line), soft_wrap=True)
     hours, megabytes = sum(one.hours for _, one in found), sum(one.megabytes for _, one in found)
-    console.print(
-        f"{len(found)} steps, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)", highlight=False
-    )
+    console.print(for_rich(f"{len(found)} steps, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)"))
 
 
 def _images(name: str) -> int:

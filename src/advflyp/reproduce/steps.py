@@ -20,6 +20,7 @@ from rich.console import Console
 
 from advflyp.data.labelled import set_names
 from advflyp.errors import RunError
+from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
@@ -128,12 +129,13 @@ def _try(
             return False
         if is_done(step, folder):
             return True
-        console.print(f"\n[bold]{step}[/bold]", highlight=False)
+        console.print()
+        console.print(for_rich(str(step), "bold"))
         try:
             _do(plan, step, folder, console)
         except ValueError as error:
             failed[str(step)] = str(error)
-            console.print(f"failed: {error}", highlight=False, markup=False)
+            console.print(for_rich(f"failed: {error}"))
     return True
 
 
@@ -159,7 +161,7 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
         precision=plan.precision,
         name=step.run.label,
         progress=lambda cell: console.print(
-            f"  {cell.set} {cell.attack} {255 * cell.eps:g}/255: {100 * cell.accuracy:.1f} %", highlight=False
+            for_rich(f"  {cell.set} {cell.attack} {255 * cell.eps:g}/255: {100 * cell.accuracy:.1f} %")
         ),
     )
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import load_set
 from advflyp.errors import RunError
+from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.locks import locked
@@ -56,14 +57,16 @@ def tuned_rate(
             scores[f"{rate:g}"] = _score(out, overrides["train.precision"])
             _remove(out)
             _keep(folder, name, scores)
-            console.print(f"  {name}: learning rate {rate:g} scores {scores[f'{rate:g}']['score']:.3f}")
+            console.print(
+                for_rich(f"  {name}: learning rate {rate:g} scores {scores[f'{rate:g}']['score']:.3f}")
+            )
     return max(grid, key=lambda rate: (scores[f"{rate:g}"]["score"], -rate))
 
 
 def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Run → rate → {"clean", "robust", "score"}, accuracies from 0 to 1."""
     path = folder / TUNING_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
@@ -78,7 +81,7 @@ def _keep(folder: Path, name: str, scores: Mapping[str, Any]) -> None:
         everything = read_tuning(folder) | {name: dict(scores)}
         # Not beside the file: another process that begins on the folder would find it there.
         draft = folder / "locks" / TUNING_FILE
-        draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+        draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(folder / TUNING_FILE)
 
 

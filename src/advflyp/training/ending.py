@@ -85,7 +85,7 @@ def hold(folder: Path) -> TextIO:
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
     if lock is None:
-        who = path.read_text().strip() or "another process"
+        who = path.read_text(encoding="utf-8").strip() or "another process"
         raise ValueError(f"process {who} is at work on {folder}; wait for its end, or name another folder")
     return lock
 

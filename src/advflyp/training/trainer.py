@@ -589,7 +589,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = self.lock or hold(self.out)
             recover_folder(self.out / BEST)
-            (self.out / RECIPE_FILE).write_text(f"# {self.precision}\n{self.recipe.toml()}")
+            (self.out / RECIPE_FILE).write_text(f"# {self.precision}\n{self.recipe.toml()}", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
 

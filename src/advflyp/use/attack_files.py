@@ -58,7 +58,7 @@ def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> 
             for name in PICTURES:
                 entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
                 (folder / entry[name]).write_bytes(getattr(made, name))
-        text = json.dumps(record, indent=2, ensure_ascii=False)
+        text = json.dumps(record, indent=2)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {folder}: {error.strerror}") from None

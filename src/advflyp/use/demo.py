@@ -6,16 +6,16 @@ import io
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from advflyp.attack.threat import Threat
 from advflyp.config import build
+from advflyp.console import SafeConsole
 from advflyp.data.labelled import load_set
+from advflyp.escape import for_html, for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
@@ -146,16 +146,17 @@ def serve(
     model: str, against: str | None = None, *, port: int = 8765, device: str | torch.device = "auto"
 ) -> None:
     """Show the page at http://127.0.0.1:PORT/ until Ctrl-C; ValueError for an unknown model or a port in use."""
-    console, place = Console(), pick_device(device)
+    console, place = SafeConsole(), pick_device(device)
     with LocalServer(port) as server:
         with console.status("loading"):
             names = [name for name in (model, against) if name is not None]
             open_demo(server, [load_model(name, device=place) for name in names])
-        console.print(f"the demo is at {server.url} (Ctrl-C ends it)", highlight=False)
+        console.print(for_rich(f"the demo is at {server.url} (Ctrl-C ends it)"))
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            console.print("\nended")
+            console.print()
+            console.print(for_rich("ended"))
 
 
 def open_demo(server: LocalServer, models: list[CLIP]) -> None:
@@ -165,7 +166,7 @@ def open_demo(server: LocalServer, models: list[CLIP]) -> None:
     name = " and ".join(model.name for model in models)
     server.show(
         head='<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>advflyp demo: {escape(name)}</title>\n"
+        f"<title>advflyp demo: {for_html(name)}</title>\n"
         '<link rel="icon" href="data:,">',
         style=(files("advflyp") / "report" / "style.css").read_text("utf-8")
         + (page / "demo.css").read_text("utf-8"),

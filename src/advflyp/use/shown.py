@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from advflyp.escape import for_rich, for_terminal
 from advflyp.report.measured import attack_title, radius
 from advflyp.use.attack_image import AttackedPicture
 from advflyp.use.predict import Guess, Prediction
@@ -20,10 +21,8 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     for prediction in predictions:
         for rank, guess in enumerate(prediction.guesses):
             bar = "█" * round(BAR * guess.probability)
-            name = Text(prediction.image, overflow="fold") if rank == 0 else Text()
-            table.add_row(
-                name, Text(guess.label, overflow="fold"), percent(guess.probability), Text(bar, "cyan")
-            )
+            name = for_rich(prediction.image) if rank == 0 else Text()
+            table.add_row(name, for_rich(guess.label), percent(guess.probability), Text(bar, "cyan"))
         table.add_section()
     return table
 
@@ -41,7 +40,7 @@ def attacked_table(found: AttackedPicture) -> Table:
         name = f"made against {made.against}" if len(found.made) > 1 else "attacked"
         answers = (guesses[0] for guesses in made.guesses)
         table.add_row(
-            Text(name),
+            for_rich(name),
             *(_answer(guess, found.label, was.label) for guess, was in zip(answers, clean, strict=True)),
         )
     return table
@@ -95,11 +94,11 @@ def _answer(guess: Guess, label: str | None, before: str | None = None) -> Text:
         mark = ("", "")
     else:
         mark = (" same", "green") if guess.label == before else (" changed", "red")
-    return Text.assemble(f"{guess.label} ", (percent(guess.probability), "dim"), mark)
+    return Text.assemble(f"{for_terminal(guess.label)} ", (percent(guess.probability), "dim"), mark)
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(Text(column))
+        table.add_column(for_rich(column), overflow="fold")
     return table

@@ -74,7 +74,7 @@ def _unpack(source: Source, archive: Path, folder: Path) -> None:
 
 
 def _call(source: Source, command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "it gave no reason").splitlines()[-1]
         raise ValueError(
