@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from advflyp.cli_parse import Arg
-from advflyp.output import say
+from advflyp.streams import say
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from advflyp.cli_parse import Arg
-from advflyp.output import say
+from advflyp.streams import say
 
 
 @dataclass

@@ -21,7 +21,7 @@ from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
-from advflyp.output import say
+from advflyp.streams import say
 from advflyp.report.model_card import scrubbed
 from advflyp.runlog import read_metrics
 

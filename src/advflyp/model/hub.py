@@ -42,7 +42,7 @@ from advflyp.model.build import (
 )
 from advflyp.model.clip import CLIP
 from advflyp.model.repository import HUB_PREFIX, open_repository
-from advflyp.outputs import replace_folder
+from advflyp.files import replace_folder
 
 # As open_clip writes them.
 LOCAL_PREFIX = "local-dir:"

@@ -35,7 +35,7 @@ from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, read_card, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.outputs import recover_folder
+from advflyp.files import recover_folder
 from advflyp.runlog import RunLog, SilentLog
 from advflyp.training import sharding
 from advflyp.training.checkpoint import (
