@@ -16,7 +16,7 @@ from advflyp.cli_models import Export, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.errors import RunError
-from advflyp.streams import nobody_reads, prepare_streams, say
+from advflyp.terminal import nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
     import torch

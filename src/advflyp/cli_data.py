@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from advflyp.cli_parse import Arg, Group
-from advflyp.streams import say
+from advflyp.terminal import say
 
 if TYPE_CHECKING:
     from advflyp.data.manifest import Manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from advflyp.cli_parse import Arg
-from advflyp.streams import say
+from advflyp.terminal import say
 
 
 @dataclass

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from advflyp.config import Typed, convert, nearest, suggest
-from advflyp.streams import say
+from advflyp.terminal import say
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from advflyp.cli_parse import Arg
-from advflyp.streams import say
+from advflyp.terminal import say
 
 
 @dataclass

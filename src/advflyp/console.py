@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from advflyp.escape import for_terminal
-from advflyp.streams import drop_output
+from advflyp.terminal import drop_output
 
 
 class SafeConsole(Console):

@@ -21,9 +21,9 @@ from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
-from advflyp.streams import say
 from advflyp.report.model_card import scrubbed
 from advflyp.runlog import read_metrics
+from advflyp.terminal import say
 
 
 @dataclass

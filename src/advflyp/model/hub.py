@@ -29,6 +29,7 @@ from open_clip.tokenizer import HFTokenizer
 
 from advflyp.config import nearest
 from advflyp.devices import pick_device as pick_device
+from advflyp.files import replace_folder
 from advflyp.model.build import (
     ARCHITECTURES,
     CONFIG_FILE,
@@ -42,7 +43,6 @@ from advflyp.model.build import (
 )
 from advflyp.model.clip import CLIP
 from advflyp.model.repository import HUB_PREFIX, open_repository
-from advflyp.files import replace_folder
 
 # As open_clip writes them.
 LOCAL_PREFIX = "local-dir:"

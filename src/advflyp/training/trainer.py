@@ -28,6 +28,7 @@ from advflyp.distributed import Ranks
 from advflyp.errors import LostRank, RunError
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
+from advflyp.files import recover_folder
 from advflyp.method import find_method
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
@@ -35,7 +36,6 @@ from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, read_card, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.files import recover_folder
 from advflyp.runlog import RunLog, SilentLog
 from advflyp.training import sharding
 from advflyp.training.checkpoint import (
