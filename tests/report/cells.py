@@ -12,7 +12,7 @@ def cell(model: str, set_name: str, grey: float, correct: int, n: int = 97, **ch
     """One result; `grey` is ε in grey levels, 0 is clean."""
     values = {
         "model": model,
-        "checkpoint_sha256": model.encode().hex().ljust(64, "0")[:64],
+        "checkpoint_sha256": model.encode("utf-8", "surrogatepass").hex().ljust(64, "0")[:64],
         "set": set_name,
         "split": "test",
         "n": n,

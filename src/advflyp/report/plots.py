@@ -8,7 +8,9 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec
@@ -98,12 +100,21 @@ class Look:
 P = ParamSpec("P")
 
 
+@contextmanager
+def settings() -> Iterator[None]:
+    """The report's settings of matplotlib."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The browser has the letters: text is written as text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with the report's settings, and leave everybody else's alone."""
 
     @wraps(draw)
     def within(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with settings():
             return draw(*args, **kwargs)
 
     return within
@@ -116,7 +127,7 @@ def svg(figure: Figure, description: str) -> str:
     """
     stream = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    with matplotlib.rc_context(STYLE):
+    with settings():
         figure.savefig(stream, format="svg", metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
