@@ -17,7 +17,7 @@ from advflyp.evaluation.compare import compare, holm, mcnemar, mean_difference_i
 from advflyp.evaluation.results import Cell, append_cell, wilson
 from advflyp.evaluation.samples import samples_folder, write_samples
 from advflyp.report.console import as_rich
-from advflyp.report.paired import paired_table
+from advflyp.report.paired import paired_table, write_comparison
 
 
 def store(path: Path, right: list[int], **changes: Any) -> Path:
@@ -242,3 +242,14 @@ def test_a_wide_table_fits(tmp_path: Path) -> None:
     console.print(as_rich(paired_table(compare(a, b))))
     text = console.export_text()
     assert "+100.0 +99.7 to +100.0" in text and "imagenet-r (val)" in text
+
+
+@pytest.mark.parametrize("name", ["table.json", "table.md"])
+def test_a_table_replaces_a_table_and_nothing_else(tmp_path: Path, name: str) -> None:
+    rows = compare(store(tmp_path / "a.jsonl", [1, 1, 0, 0]), store(tmp_path / "b.jsonl", [0, 1, 1, 1]))
+    for _ in range(2):
+        write_comparison(rows, tmp_path / name)
+    (tmp_path / name).write_text('{"name": "mine"}')
+    with pytest.raises(ValueError, match=f"{name} is no table of `advflyp compare` and is not replaced"):
+        write_comparison(rows, tmp_path / name)
+    assert (tmp_path / name).read_text() == '{"name": "mine"}'

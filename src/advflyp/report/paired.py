@@ -32,11 +32,20 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
 METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
 only A, only B: pictures that one of them alone gets right.
 p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows."""
+# Of our files: each kind holds one, and hardly any other file does.
+MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
 
 
 def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
-    """As `path`'s suffix says: .json, one object a row, or .md. ValueError for another one."""
+    """As `path`'s suffix says: .json, one object a row, or .md.
+
+    ValueError for another suffix, and where there is a file that is no such table.
+    """
     check_suffix(path)
+    if path.exists() and (data := path.read_bytes()) and not any(mark in data for mark in MARKS):
+        raise ValueError(
+            f"{path} is no table of `advflyp compare` and is not replaced; name another file with --out"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         path.write_text(
