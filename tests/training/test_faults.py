@@ -122,6 +122,9 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
     )
     train(recipe, VALIDATED, out=tmp_path / "run", resume=True)
     assert logged(tmp_path / "run") == logged(whole)
+    # What counts towards patience, too.
+    found, wanted = (load_last(run / "checkpoints")[0]["progress"] for run in (tmp_path / "run", whole))
+    assert found == wanted and wanted["validations_without_gain"] > 0
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
