@@ -13,7 +13,7 @@ MAX_IMAGE_BYTES = 1 << 28
 MAX_PIXELS = 89_478_485
 # The longer side by the shorter. Models resize the shorter side to theirs, so that a line of 8 × 11,000,000 pixels
 # would become one of 224 × 308,000,000.
-MAX_ASPECT = 100
+MAX_ASPECT = 256
 # Pixels times scans of a JPEG: some twenty seconds. Usual are one to ten scans.
 MAX_SCANNED = 20 * MAX_PIXELS
 # Any text tower reads far less; what is longer is a page of HTML or worse.
