@@ -67,7 +67,7 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
             ["train", "{recipe}", "--data.train", "nowhere/{0..3}.tar"],
             "(there is nothing at nowhere/0.tar)",
         ),
-        (["train", "{recipe}", "--data.train", "{tmp}/empty.tar"], "hold no pairs"),
+        (["train", "{recipe}", "--data.train", "{tmp}/empty.tar"], "holds no pairs"),
         (["train", "{recipe}", "--model.name", "no-such-model"], "there is no model 'no-such-model'"),
         (["train", "{recipe}", "--out", "{tmp}/other"], "holds another run"),
         (["train", "{recipe}", "--out", "/proc/advflyp"], "/proc"),

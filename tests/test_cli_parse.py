@@ -26,6 +26,7 @@ class Bake:
     mode: Literal["fan", "gas"] = "fan"
     limit: int | None = None
     batch_size: int = 3
+    seed: Annotated[int, Arg(least=0)] = 0
     quick: bool = False
     columns: dict[str, str] = field(default_factory=dict)
     save: tuple[float, Path] | None = None
@@ -87,7 +88,10 @@ def test_pairs(line: str) -> None:
         ("rye --secret 1", "bake has no option --secret"),
         ("rye --quick=yes", "--quick: ignored explicit argument 'yes'"),
         ("rye --columns url", "--columns takes pairs"),
-        ("rye --save 1", "--save needs a value"),
+        ("rye --save 1", "--save takes 2 values; see bake --help"),
+        ("rye --limit 0", "--limit must be at least 1, not 0"),
+        ("rye --batch-size -4", "--batch-size must be at least 1, not -4"),
+        ("rye --seed -1", "--seed must be at least 0, not -1"),
         (f"rye --out {'x' * 300}", "--out: File name too long"),
         ("rye --out /dev/full", "/dev/full is no ordinary file; name another with --out"),
         ("rye --out /dev/null/x", "/dev/null is no folder; name another file with --out"),

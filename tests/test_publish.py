@@ -273,6 +273,7 @@ def test_wrong_input(
     for arguments, message in (
         ([str(tmp_path / "empty"), "--repo", "user/x"], "holds no model: name a run folder"),
         ([str(run), "--repo", "robust"], "--repo is USER/NAME, not 'robust'"),
+        ([str(run), "--repo", "me/my model"], "Repo id must use alphanumeric chars"),
         (
             [str(tiny_rn_folder), "--repo", "user/x", "--results", str(results)],
             "the results are of other weights",

@@ -31,7 +31,7 @@ class Quickstart:
 
     out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("quickstart")
     """Folder for the run, the results and report/index.html."""
-    minutes: float = 5
+    minutes: Annotated[float, Arg(least=0.5)] = 5
     """Shorten the training on a machine on which all of it would take longer."""
 
     def run(self) -> None:
@@ -96,7 +96,7 @@ class Watch:
     """A run folder, on this machine or on a shared file system."""
     once: bool = False
     """Print one frame and end; so does output that goes to no terminal."""
-    every: float = 2.0
+    every: Annotated[float, Arg(least=0.1)] = 2.0
     """Seconds between frames."""
 
     def run(self) -> None:
@@ -136,12 +136,11 @@ class Eval:
     """Run the image tower through torch.compile."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """Of the attacks and of --limit."""
 
     def run(self) -> None:
         radii = _asked(self.attacks, self.eps, self.norm)
-        _at_least_one(limit=self.limit, batch_size=self.batch_size)
         from advflyp.distributed import is_first
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
@@ -228,12 +227,11 @@ class Retrieval:
     """Of a table: column of captions, if not detected."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """Of the attacks and of --limit."""
 
     def run(self) -> None:
         radii = _asked(self.attacks, self.eps, self.norm)
-        _at_least_one(limit=self.limit, batch_size=self.batch_size)
         from advflyp.data.tables import Columns
         from advflyp.evaluation.retrieval import retrieval
         from advflyp.report.console import as_rich
@@ -306,7 +304,6 @@ class Interpolate:
 
     def run(self) -> None:
         radii = _asked(self.attacks, self.eps, "linf")
-        _at_least_one(limit=self.limit)
         alphas = [*self.alphas, *([] if self.save is None else [self.save[0]])]
         if wrong := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
             raise ValueError(
@@ -540,15 +537,11 @@ def _asked(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]
     for value in radii:
         if not value > 0:
             raise ValueError(f"--eps must be above 0, for example 1/255, not {value:g}")
-        if norm == "linf" and value > 1:
-            raise ValueError(f"--eps is in pixels of [0, 1], write 4/255 for four grey levels, not {value:g}")
+        if norm == "linf" and value >= 1:
+            raise ValueError(
+                f"--eps is in pixels of [0, 1], write {value:g}/255 for grey levels, not {value:g}"
+            )
     return radii
-
-
-def _at_least_one(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 def _precision(asked: str, device: "str | torch.device", console: "SafeConsole") -> "Precision":

@@ -82,13 +82,13 @@ class Sample:
     """Good pairs that are wanted."""
     out: Annotated[Path, Arg("FILE", output="file")] = Path("urls.parquet")
     """The list; its rows are in random order."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """The same seed draws the same rows, whatever the order of the files."""
     expect_success: float = 1.0
     """Share of the links that still work (0.68 for LAION-400M in 2024): so many more rows are drawn."""
     min_similarity: float | None = None
     """Of picture and caption, as the metadata has it."""
-    min_side: int | None = None
+    min_side: Annotated[int | None, Arg(least=0)] = None
     """Pixels of the shorter side, as the metadata has it."""
     max_aspect: float | None = None
     """Longer side over shorter side."""
@@ -98,8 +98,8 @@ class Sample:
     """Only these."""
     languages: Annotated[tuple[str, ...] | None, Arg("LANGUAGE")] = None
     """Only these."""
-    min_caption_words: int | None = None
-    max_caption_words: int | None = None
+    min_caption_words: Annotated[int | None, Arg(least=0)] = None
+    max_caption_words: Annotated[int | None, Arg(least=0)] = None
     columns: Annotated[dict[str, str], Arg("NAME=COLUMN")] = field(default_factory=dict)
     """Columns whose names are not known: url=URL_COLUMN caption=TEXT_COLUMN."""
     dry_run: bool = False
@@ -212,7 +212,7 @@ class Check:
     """Of a table, where its name is not known."""
     workers: int = 4
     """Decoding threads."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """Of the sheet."""
 
     def run(self) -> None:
@@ -266,7 +266,7 @@ class Download:
     """Downloads at a time, of each process."""
     timeout: int = 10
     """Seconds of silence before a download is given up."""
-    retries: int = 0
+    retries: Annotated[int, Arg(least=0)] = 0
     """Of each failed download."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
     """Spark and Ray are installed beside img2dataset when they are asked for."""
@@ -305,7 +305,7 @@ class Overlap:
     model: str | None = None
     """Confirms with its embeddings what the perceptual hash proposes. Give one before --drop: alone, the hash also
     takes different pictures of like shape for duplicates."""
-    bits: int | None = None
+    bits: Annotated[int | None, Arg(least=0)] = None
     """Most bits of 64 in which two hashes may differ: 6, or 12 with a model."""
     cosine: float = 0.95
     """Least similarity of the embeddings."""

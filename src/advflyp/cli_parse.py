@@ -39,6 +39,7 @@ class Arg:
     Attributes:
         metavar: What the help calls a value.
         positional: Given by its place instead of its name.
+        least: The smallest number that makes sense. By default 1 for an integer; a float has no bound.
         commas: Whether "a,b" is two items of a list. Texts that may hold commas are split at spaces only.
         input: For a path, or a pattern of paths, that has to be there already: how the message begins where it is not.
         output: Whether the value is a path to write to, and of what kind: it is checked before anything is computed.
@@ -47,6 +48,7 @@ class Arg:
 
     metavar: str | None = None
     positional: bool = False
+    least: float | None = None
     commas: bool = True
     input: str | None = None
     output: Literal["file", "folder"] | None = None
@@ -153,7 +155,11 @@ class Option:
             return tuple(_one(word, kind, self.name) for word, kind in zip(words, kinds, strict=True))
         if typing.get_origin(self.hint) is dict:
             return _mapping(words, self.name)
-        return _one(words, self.hint, self.name)
+        found = _one(words, self.hint, self.name)
+        least = 1 if self.arg.least is None and self.hint is int else self.arg.least
+        if least is not None and found < least:
+            raise ValueError(f"{self.name} must be at least {least:g}, not {found:g}")
+        return found
 
     def split(self, words: Sequence[str]) -> list[str]:
         """The items of a list that is separated by spaces, by commas, or by both."""
@@ -215,7 +221,9 @@ def parse(cls: type[T], words: Sequence[str], prog: str) -> T:
     except argparse.ArgumentError as error:
         name = error.argument_name or prog
         if error.message.startswith("expected"):
-            raise ValueError(f"{name} needs a value; see {prog} --help") from None
+            several = [one.count for one in options if one.flag == name and isinstance(one.count, int)]
+            needs = f"takes {several[0]} values" if several else "needs a value"
+            raise ValueError(f"{name} {needs}; see {prog} --help") from None
         raise ValueError(f"{name}: {error.message}") from None
     if unknown:
         raise ValueError(_unknown(unknown, cls, options, prog))

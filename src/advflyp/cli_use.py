@@ -73,7 +73,7 @@ class Attack:
     """As in `advflyp predict`."""
     out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("attack")
     """Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json."""
-    seed: int = 0
+    seed: Annotated[int, Arg(least=0)] = 0
     """Of the attack's random start."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
@@ -127,7 +127,7 @@ class Demo:
     """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
     against: str | None = None
     """A second model to compare, for example the run folder of a robust one."""
-    port: int = 8765
+    port: Annotated[int, Arg(least=0)] = 8765
     """Of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""

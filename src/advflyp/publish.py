@@ -78,8 +78,11 @@ def prepare(
     licence: identifier of the hub's list, such as "apache-2.0"
     ValueError where there is no model, `repo` is no name, or the results are all of other weights.
     """
+    from huggingface_hub.utils import validate_repo_id
+
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ValueError(f"--repo is USER/NAME, not '{repo}'")
+    validate_repo_id(repo)
     folder = next((one for one in (folder / BEST, folder) if _kind(one)), folder)
     kind = _kind(folder)
     if kind is None:

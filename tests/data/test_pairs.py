@@ -140,10 +140,10 @@ def test_sources_that_cannot_be_used(tiny: CLIP, tmp_path: Path) -> None:
         text.unlink()
     with pytest.raises(ValueError, match="holds 3 images but no caption"):
         opened(tiny, lonely)
-    with pytest.raises(ValueError, match=r"empty\.tar hold no pairs"):
+    with pytest.raises(ValueError, match=r"empty\.tar holds no pairs"):
         opened(tiny, write_tar(tmp_path / "empty.tar", []))
     (tmp_path / "fake.tar").write_bytes(b"x" * 2000)
-    with pytest.raises(ValueError, match=r"fake\.tar hold no pairs"):
+    with pytest.raises(ValueError, match=r"fake\.tar holds no pairs"):
         opened(tiny, tmp_path / "fake.tar")
     with pytest.raises(ValueError, match="holds 5 pairs, which do not fill one batch of 8"):
         opened(tiny, write_folder(tmp_path / "few", 5))

@@ -212,7 +212,7 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"\x28\xb5\x2f\xfd" + b"\0" * 600)
     assert problems(tmp_path / "a.tar") == ["zip file in place of a tar"]
     assert problems(tmp_path / "b.tar") == ["zstd file in place of a tar"]
-    with pytest.raises(ValueError, match="hold no pairs: zip file in place of a tar"):
+    with pytest.raises(ValueError, match="holds no pairs: zip file in place of a tar"):
         open_source(str(tmp_path / "a.tar"))
 
 

@@ -36,6 +36,8 @@ class AttackConfig:
                 f"attack.eps must be above 0, not {self.eps}; to train on clean images: attack.steps = 0"
             )
         Threat(norm=self.norm, eps=self.eps)
+        if self.norm == "linf" and self.eps == 1:
+            raise ValueError("attack.eps = 1 allows any image; write 1/255 for a grey level")
         if self.steps < 0:
             raise ValueError(f"attack.steps must be 0 (clean) or above, not {self.steps}")
         if not self.step_size > 0:

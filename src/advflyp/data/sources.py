@@ -121,7 +121,7 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
     if not size:
         problem = next((sample.problem for sample, _ in shards[0].read()), None)
         raise ValueError(
-            f"{files[0]}{' and the others' if len(files) > 1 else ''} hold no pairs"
+            f"{files[0]}{' and the others hold' if len(files) > 1 else ' holds'} no pairs"
             + (f": {problem}" if problem else "")
         )
     return Sharded(shards, size)

@@ -58,7 +58,12 @@ def read_lines(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
     for number, line in enumerate(lines, 1):
         try:
             result.append(make(json.loads(line)))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except KeyError as missing:
+            raise ValueError(
+                f"{path}, line {number} is not a result of ours that fits here: it lacks {missing} (`eval` and "
+                "`retrieval` write different results)"
+            ) from None
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
     return result
 
