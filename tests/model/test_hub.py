@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from advflyp import outputs
+from advflyp import files
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
 from helpers import assert_equal64, make_tiny
@@ -48,17 +48,17 @@ def test_a_replacement_that_is_killed_leaves_a_model(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if exchanges:
-            patch.setattr(outputs.shutil, "rmtree", lambda path, **_: killed(path, path))
-            outputs.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
-        patch.setattr(outputs, "_exchange", lambda one, other: False)
+            patch.setattr(files.shutil, "rmtree", lambda path, **_: killed(path, path))
+            files.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
+        patch.setattr(files, "_exchange", lambda one, other: False)
         patch.setattr(
             Path,
             "rename",
             lambda one, other: killed(one, other) if other.name == "m" else os.rename(one, other),
         )
-        outputs.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
+        files.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
     assert (tmp_path / "m").exists() == exchanges
-    outputs.recover_folder(tmp_path / "m")
+    files.recover_folder(tmp_path / "m")
     assert load_model(tmp_path / "m")
     save_model(tiny, tmp_path / "m", {"n": 2})
     assert not list(tmp_path.glob(".m*"))

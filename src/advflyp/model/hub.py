@@ -129,7 +129,10 @@ def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
 
 def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity."""
-    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    checked = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
+    # Read at once: each reading waits for the device.
+    finite = torch.stack([*checked.values()]).tolist() if checked else []
+    return [name for name, fine in zip(checked, finite, strict=True) if not fine]
 
 
 def check_finite(model: CLIP, refused: str, advice: str) -> None:
