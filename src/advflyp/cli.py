@@ -96,7 +96,7 @@ class Watch:
     """A run folder, on this machine or on a shared file system."""
     once: bool = False
     """Print one frame and end; so does output that goes to no terminal."""
-    every: Annotated[float, Arg(least=0.1)] = 2.0
+    every: float = 2.0
     """Seconds between frames."""
 
     def run(self) -> None:
