@@ -1,6 +1,7 @@
 """The notebook runs, cell by cell, and says what its text says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ def test_its_outputs_are_there_and_tell_nothing_of_a_machine() -> None:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
     text = NOTEBOOK.read_text()
-    assert not [word for word in ("/home/", "/tmp/", "/root/", "Traceback", "Warning") if word in text]
+    assert not re.search("/(home|root|tmp|Users)/|Traceback|Warning", text)
     assert NOTEBOOK.stat().st_size < 500_000
 
 

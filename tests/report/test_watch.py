@@ -163,7 +163,7 @@ def example(**changes: object) -> Run:
         "validate": {"set": "tiny-imagenet/val"},
         "log": {"every": 10},
     }
-    values = {"folder": Path("/work/runs/robust"), "recipe": recipe, "lines": train + others, "alive": True,
+    values = {"folder": Path("/data/runs/robust"), "recipe": recipe, "lines": train + others, "alive": True,
               "process": "4242", "written": 3.0, "checkpoint": (40_000, 7300.0), **changes}  # fmt: skip
     return Run(**values)  # type: ignore[arg-type]
 
@@ -207,7 +207,7 @@ def test_what_is_not_there_is_left_out() -> None:
     lacking = ("grad_norm", "loss/feature", "attack_gain", "phi", "utilisation")
     few = [{key: line[key] for key in line if key not in lacking} for line in example().of("train")]
     names = [line.split()[0] for line in drawn(example(lines=few), 80) if line.strip()]
-    assert names == ["/work/runs/robust", "advflyp", "running", "step", "epoch", "last", "loss", "lr", "speed",
+    assert names == ["/data/runs/robust", "advflyp", "running", "step", "epoch", "last", "loss", "lr", "speed",
                      "validation", "checkpoint"]  # fmt: skip
 
 

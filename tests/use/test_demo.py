@@ -18,7 +18,7 @@ from advflyp.use.demo import open_demo
 from advflyp.use.server import LocalServer
 from browser import CHROMIUM, Browser
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 ANSWERED = "document.querySelectorAll('.card').length === 2 && !document.querySelector('.stale')"
 
 
