@@ -45,8 +45,8 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path | None = None
 
 
 READ = re.compile(
-    r"(?P<api>/api/models)?/(?P<owner>[^/]+)/(?P<name>[^/]+)"
-    r"(?(api)(?P<revision>/revision/[^/]+)?(?P<tree>/tree/[^/]+)?|/resolve/[^/]+/(?P<file>.+))"
+    r"(?P<api>/api)?(?P<kind>/datasets)?(?(api)(/models)?)/(?P<owner>[^/]+)/(?P<name>[^/]+)"
+    r"(?(api)(?P<revision>/revision/[^/]+)?(?P<tree>/tree/[^/]+(/(?P<below>.+))?)?|/resolve/[^/]+/(?P<file>.+))"
 )
 
 
@@ -62,7 +62,7 @@ def listed(path: str, data: bytes) -> dict[str, Any]:
 class Hub(ThreadingHTTPServer):
     """What it holds and what was asked of it.
 
-    repos:   the repositories, {name: {file: bytes}}
+    repos:   the repositories, {name: {file: bytes}}; those of datasets are called datasets/OWNER/NAME
     private: names of those that need the token
     gated:   names of those whose files nobody gets
     made:    how each new one was asked for
@@ -136,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in files]
             return self.answer({"id": name, "siblings": siblings, "sha": SHA, "private": name in hub.private})
         if what == "tree":
-            return self.answer([listed(path, data) for path, data in files.items()])
+            found = [listed(path, data) for path, data in files.items() if path.startswith(file)]
+            return self.answer(found) if found else self.answer({}, 404, "EntryNotFound")
         if name in hub.gated:
             return self.answer({}, 403 if token else 401, "GatedRepo", X_Repo_Commit=SHA)
         if file not in files:
@@ -168,9 +169,9 @@ class Handler(BaseHTTPRequestHandler):
             hub.served += [hub.large[match[1]]] if match[1] in hub.large else []
             return self.answer(hub.store[match[1]])
         if match := READ.fullmatch(path):
-            name = f"{match['owner']}/{match['name']}"
+            name = f"{match['kind'] or ''}/{match['owner']}/{match['name']}".removeprefix("/")
             what = "file" if match["file"] else "tree" if match["tree"] else "info"
-            return self.read(name, what, match["file"] or "")
+            return self.read(name, what, match["file"] or match["below"] or "")
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":

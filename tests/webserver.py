@@ -57,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         kind, _, rest = path.partition("/")
         getattr(self, f"send_{kind}")(rest)
 
+    do_HEAD = do_GET
+
     def answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
@@ -87,6 +89,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_missing(self, rest: str) -> None:
         self.answer(b"no", 404)
+
+    def send_status(self, rest: str) -> None:
+        self.answer(b"", int(rest.partition("/")[0]))
 
     def send_slow(self, rest: str) -> None:
         time.sleep(8)

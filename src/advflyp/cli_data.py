@@ -66,9 +66,9 @@ class Mini:
         out = self.out or full_corpus_folder()
         work = self.work or full_corpus_folder().with_name("mini-packages")
         if self.build:
-            build(out, work=work, full=not self.embedded, sets=list(self.sets))
+            build(out, work=work, full=not self.embedded, sets=list(self.sets), say=say)
         else:
-            build_sets(list(self.sets), out, work)
+            build_sets(list(self.sets), out, work, say=say)
         say(f"done: {out}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from advflyp.data import addresses
-from advflyp.data.addresses import named_in, open_binary, read_named
+from advflyp.data.addresses import explain_failure, named_in, open_binary, read_named
 from advflyp.data.dirt import Unusable
 from advflyp.data.isolated import advflyp_guard as guard
 from advflyp.data.samples import in_order
@@ -130,9 +130,55 @@ def test_answers_have_an_end(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     assert outcome(server.url("huge/said", PUBLIC)) == guard.TOO_LARGE
     assert outcome(server.url("huge/endless", PUBLIC)) == guard.TOO_LARGE
     assert outcome(server.url("drip/counted", PUBLIC)) == guard.TOO_SLOW
-    for path in ("missing/1", "cut/1", "good/ü x"):
+    assert outcome(server.url("missing/1", PUBLIC)) == "its server answers 404"
+    for path in ("cut/1", "good/ü x"):
         assert outcome(server.url(path, PUBLIC)) == "image file cannot be read"
-    assert outcome(f"http://{PUBLIC}:99999/a") == outcome("http://") == "image file cannot be read"
+    assert outcome(f"http://{PUBLIC}:9/a.png") == "its server cannot be reached"
+    assert outcome(f"http://{PUBLIC}:99999/a") == "its server cannot be reached", "there is no such port"
+    assert outcome("http://") == "image file cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("status/404", "there is no {}: its server answers 404; check the address"),
+        ("status/403", "the server does not let you read {} (answer 403): log in or set up its credentials"),
+        ("status/401", "the server does not let you read {} (answer 401): log in or set up its credentials"),
+        ("status/503", "the server of {} answers 503: try again later"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t.csv", "{00..01}.tar", "t.parquet"])
+def test_a_server_that_refuses(server: Server, path: str, message: str, name: str) -> None:
+    pattern = server.url(f"{path}/{name}")
+    asked = pattern.replace("{00..01}", "00")
+    for size in (None, 9):
+        with pytest.raises(ValueError) as refused:
+            list(in_order(open_source(pattern, size=size)))
+        assert message.format(asked) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "{00..01}.tar", "t.parquet", "*.tar"])
+def test_no_server_at_all(name: str) -> None:
+    with pytest.raises(ValueError, match=r"the server of http://127\.0\.0\.1:9/.* cannot be reached \(.*refused"):
+        open_source(f"http://127.0.0.1:9/{name}")
+
+
+def test_errors_of_other_stores() -> None:
+    """botocore's are no OSError, and s3fs translates answers to those of files."""
+
+    class EndpointConnectionError(Exception):
+        pass
+
+    address = "s3://bucket/t.csv"
+    for error, message in (
+        (EndpointConnectionError('Could not connect to "https://s3"'), "the server of s3://bucket/t.csv cannot be"),
+        (PermissionError("Access Denied"), "the server does not let you read s3://bucket/t.csv: log in"),
+        (FileNotFoundError("The specified key does not exist."), "there is no s3://bucket/t.csv"),
+        (TimeoutError(), "the server of s3://bucket/t.csv cannot be reached"),
+        (ImportError("Install s3fs to access S3"), "s3://bucket/t.csv needs another package: Install s3fs"),
+        (ValueError("Protocol not known: s4"), "cannot open s3://bucket/t.csv: ValueError: Protocol not known"),
+    ):
+        assert explain_failure(address, error).startswith(message)
 
 
 def test_a_table_of_a_stranger(tmp_path: Path, server: Server) -> None:

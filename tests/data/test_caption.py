@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from advflyp.data.samples import in_order
 from advflyp.data.sources import open_source
 from advflyp.data.vlm import Captioner
 from helpers import COLOURS, SHAPES, picture
+from hubserver import NOWHERE, use_hub
 
 transformers: Any = pytest.importorskip("transformers")
 tokenizers: Any = pytest.importorskip("tokenizers")
@@ -536,6 +538,16 @@ def test_transformers_missing(
     with pytest.raises(ValueError, match=r"needs transformers; install it with `pip install transformers`$"):
         run()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_hub_is_out_of_reach(
+    tmp_path: Path, images: str, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"the hub \(.*\) cannot be reached and user/vlm is not in its cache"):
+        run("out", model="user/vlm")
+    assert time.monotonic() - started < 5 and not (tmp_path / "out").exists()
 
 
 def test_out_belongs_to_one_run(tmp_path: Path, run: Callable[..., Captioned], images: str) -> None:

@@ -2,9 +2,9 @@
 
 import shutil
 from pathlib import Path
+from socket import gaierror
 from urllib.error import URLError
 
-import huggingface_hub
 import pytest
 import torchvision
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from advflyp.cli import main
 from advflyp.data.fetch import fetch, overview
 from advflyp.data.labelled import load_set
+from hubserver import NOWHERE, Hub, use_hub
 from layouts import BUILDERS, webdataset
 
 
@@ -49,7 +50,7 @@ def test_from_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_a_download_is_no_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(folder: str, *, download: bool) -> None:
         BUILDERS["dtd"](Path(folder))
-        raise URLError("the line\nis dead")
+        raise RuntimeError("the line\nis dead")
 
     monkeypatch.setattr(torchvision.datasets, "DTD", breaks)
     with pytest.raises(
@@ -59,23 +60,32 @@ def test_half_a_download_is_no_set(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list(root.iterdir())
 
 
-def test_from_the_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def snapshot(repository: str, *, repo_type: str, local_dir: Path, allow_patterns: list[str]) -> None:
-        asked.append((repository, repo_type, allow_patterns))
-        webdataset(local_dir, (3, 2), ["a", "b"], allow_patterns[0].split("/")[0])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+def test_from_the_hub(root: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, hub.url, tmp_path / "cache")
+    for name in ("wds_cars", "wds_vtab-eurosat", "wds_imagenet1k", "wds_vtab-dtd"):
+        webdataset(tmp_path / name, (3, 2), ["a", "b"], "test")
+        shutil.copytree(tmp_path / name / "test", tmp_path / name / "train")
+        hub.add(f"datasets/clip-benchmark/{name}", tmp_path / name)
     fetch(["stanford_cars", "eurosat@vtab", "imagenet"], say=lambda _: None)
     fetch(["dtd"], wds=True, say=lambda _: None)
-    assert asked == [
-        ("clip-benchmark/wds_cars", "dataset", ["test/*", "*.txt"]),
-        ("clip-benchmark/wds_vtab-eurosat", "dataset", ["test/*", "*.txt"]),
-        ("clip-benchmark/wds_imagenet1k", "dataset", ["test/*", "*.txt"]),
-        ("clip-benchmark/wds_vtab-dtd", "dataset", ["test/*", "*.txt"]),
-    ]
     assert load_set("stanford_cars").split == "test" and load_set("imagenet").split == "val"
+    assert hub.served and not [name for name in hub.served if "/train/" in name], "only the split that is asked for"
+    hub.down = True
+    with pytest.raises(ValueError, match="the hub answered 503 for the dataset clip-benchmark/wds_cars"):
+        fetch(["stanford_cars@train"], say=lambda _: None)
+
+
+def test_without_a_network(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"the hub \(.*\) cannot be reached .* clip-benchmark/wds_cars"):
+        fetch(["stanford_cars"], say=lambda _: None)
+
+    def refused(*_: object, **__: object) -> None:
+        raise URLError(gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(torchvision.datasets, "DTD", refused)
+    with pytest.raises(ValueError, match=r"downloaded: the server of https://www.robots.* cannot be reached"):
+        fetch(["dtd"], say=lambda _: None)
 
 
 def test_from_an_archive(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

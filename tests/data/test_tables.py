@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from advflyp.data.dirt import Unusable
 from advflyp.data.manifest import describe_shards, write_manifest
@@ -19,6 +21,7 @@ from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
 from helpers import pairs, write_folder, write_shards
+from hubserver import NOWHERE, Hub, use_hub
 
 PAIRS = pairs(6)
 # Hugging Face's images in Arrow.
@@ -345,6 +348,48 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     assert content(open_source(str(tmp_path / "paths"))) == whole
     with pytest.raises(ValueError, match=r"has no split 'vla'; did you mean 'val'\?"):
         open_source(f"hf:{tmp_path / 'splits'}@vla")
+
+
+def test_a_dataset_of_the_hub_and_what_its_cache_keeps(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = {"image": [data for data, _ in PAIRS], "caption": [text for _, text in PAIRS]}
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    hub.repos["datasets/user/pairs"] = {"train.parquet": (tmp_path / "train.parquet").read_bytes()}
+    hub.repos["datasets/user/hidden"] = {}
+    hub.private.add("datasets/user/hidden")
+
+    def use(url: str) -> None:
+        use_hub(monkeypatch, url, tmp_path / "hub")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    use(hub.url)
+    whole = [(data, (text,)) for data, text in PAIRS]
+    assert content(open_source("hf:user/pairs")) == whole
+    for name, message in (
+        ("user/hidden", "the hub has no dataset user/hidden, or it is private: check the name"),
+        ("user/none", "the hub has no dataset user/none"),
+        ("a/b/c", "'a/b/c' is no repository's name: write hf:OWNER/NAME"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_source(f"hf:{name}")
+    use(NOWHERE)
+    capsys.readouterr()
+    started = time.monotonic()
+    assert content(open_source("hf:user/pairs")) == whole, "from the cache"
+    with pytest.raises(ValueError, match=r"the hub \(http.*\) cannot be reached and no copy of the dataset user/none"):
+        open_source("hf:user/none")
+    assert time.monotonic() - started < 5, "one retry of the hub's client takes a second, five take 23"
+    assert "retry" not in capsys.readouterr().err.lower()
+    assert not constants.HF_HUB_OFFLINE, "other commands of the process go on as before"
+
+
+def test_a_file_on_the_hub_is_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, NOWHERE, tmp_path)
+    with pytest.raises(ValueError, match="the server of hf://datasets/user/pairs/t.csv cannot be reached"):
+        open_source("hf://datasets/user/pairs/t.csv")
 
 
 def test_mixed_up_names(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ may be, and `read_named` reads it.
 
 import http.client
 import os
+import re
+import socket
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -45,17 +47,66 @@ def is_remote(address: str) -> bool:
 
 def open_binary(address: str) -> BinaryIO:
     """Readable and seekable; ValueError where it cannot be opened."""
+    if is_remote(address):
+        return _open_remote(address)
     try:
-        return cast(BinaryIO, _remote_file(address)) if is_remote(address) else open_regular(address)
+        return open_regular(address)
     except FileNotFoundError:
         raise ValueError(f"there is no {address}") from None
     except Unusable as reason:
         raise ValueError(f"cannot open {address}: {reason}") from None
-    except ImportError as error:
-        raise ValueError(f"{address} needs another package: {error}") from None
-    except Exception as error:
-        # Every file system of fsspec has errors of its own.
-        raise ValueError(f"cannot open {address}: {type(error).__name__}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"cannot open {address}: {error.strerror}") from None
+
+
+def explain_failure(address: str, error: BaseException) -> str:
+    """Why a server does not give what is at an address: a sentence that tells an absent file from an absent network.
+
+    Args:
+        address: What was asked for.
+        error: What urllib, fsspec or one of its file systems raised; what it was raised from says more.
+    """
+    causes = _causes(error)
+    status = next((code for cause in causes if (code := _status(cause)) is not None), None)
+    if status in (401, 403) or (status is None and any(isinstance(c, PermissionError) for c in causes)):
+        answer = "" if status is None else f" (answer {status})"
+        return f"the server does not let you read {address}{answer}: log in or set up its credentials"
+    if status == 404:
+        return f"there is no {address}: its server answers 404; check the address"
+    if status is not None:
+        return f"the server of {address} answers {status}: try again later"
+    if any(map(_is_network, causes)):
+        reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), str(causes[-1]))
+        return f"the server of {address} cannot be reached ({reason}): check the network and the address"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {address}"
+    if isinstance(error, ImportError):
+        return f"{address} needs another package: {error}"
+    # Every file system of fsspec has errors of its own.
+    return f"cannot open {address}: {type(error).__name__}: {error}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from, the outermost first; urllib keeps that in `reason`."""
+    found: list[BaseException] = []
+    link: Any = error
+    while isinstance(link, BaseException) and link not in found:
+        found.append(link)
+        link = link.__cause__ or link.__context__ or getattr(link, "reason", None)
+    return found
+
+
+def _status(error: BaseException) -> int | None:
+    """The answer of HTTP that an error stands for, as urllib, aiohttp, and clients with a `response` keep it."""
+    places = (error, getattr(error, "response", None))
+    values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
+    return next((value for value in values if isinstance(value, int) and value >= 400), None)
+
+
+def _is_network(error: BaseException) -> bool:
+    """Whether no server answered; botocore, aiohttp and httpx have no class for it in common."""
+    known = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return known or bool(re.search("Connect|Timeout|DNS", type(error).__name__))
 
 
 def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
@@ -137,10 +188,14 @@ def _fetch(address: str, table: str) -> bytes:
         raise Unusable(str(reason)) from None
     except HTTPError as error:
         error.close()  # it holds the answer
-        raise
+        if error.code < 400:
+            raise  # a redirect to what is no address of the web
+        raise Unusable(f"its server answers {error.code}") from None
     except URLError as error:
         if isinstance(error.reason, guard.Refused):
             raise Unusable(str(error.reason)) from None
+        if _is_network(error.reason):
+            raise Unusable("its server cannot be reached") from None
         raise
 
 
@@ -197,9 +252,12 @@ def _remote(one: str) -> list[str]:
         found = sorted(match for match in system.glob(path) if not is_clutter(match.rpartition("/")[2]))
         return [system.unstrip_protocol(match) for match in found]
     except Exception as error:
-        raise ValueError(f"cannot list {one}: {type(error).__name__}: {error}") from None
+        raise ValueError(explain_failure(one, error)) from None
 
 
-def _remote_file(address: str) -> Any:
-    system, path = fsspec.url_to_fs(address)
-    return system.open(path, "rb")
+def _open_remote(address: str) -> BinaryIO:
+    try:
+        system, path = fsspec.url_to_fs(address)
+        return cast(BinaryIO, system.open(path, "rb"))
+    except Exception as error:
+        raise ValueError(explain_failure(address, error)) from None

@@ -3,9 +3,11 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.error import URLError
 
 from rich.table import Table
 
+from advflyp.data.addresses import explain_failure
 from advflyp.data.catalogue import (
     GROUPS,
     TABLE,
@@ -18,6 +20,7 @@ from advflyp.data.catalogue import (
     parts,
 )
 from advflyp.data.labelled import load_set, mini_sets, set_names
+from advflyp.model.repository import ask_hub
 
 HUB = "clip-benchmark"
 
@@ -47,6 +50,11 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
                     _fetch_files(entry, data_folder())
                 else:
                     _fetch_wds(entry, split, data_folder())
+            except URLError as error:
+                address = entry.home if entry.archive is None else entry.archive[0]
+                raise ValueError(
+                    f"{name} could not be downloaded: {explain_failure(address, error)}"
+                ) from None
             except (OSError, RuntimeError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
@@ -84,8 +92,10 @@ def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
     from huggingface_hub import snapshot_download
 
     assert entry.wds is not None
+    repository = f"{HUB}/{entry.wds}"
+    ask_hub(repository, "dataset")
     snapshot_download(
-        f"{HUB}/{entry.wds}",
+        repository,
         repo_type="dataset",
         local_dir=root / entry.wds,
         allow_patterns=[f"{entry.wds_splits[split]}/*", "*.txt"],

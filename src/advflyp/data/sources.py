@@ -2,13 +2,20 @@
 
 from pathlib import Path
 
-from advflyp.data.addresses import expand, is_remote
+from advflyp.data.addresses import expand, is_remote, open_binary
 from advflyp.data.filenames import is_clutter, shards_in
 from advflyp.data.folder_pairs import FolderPairs
 from advflyp.data.manifest import read_manifest
 from advflyp.data.samples import Indexed, Sample, Sharded
 from advflyp.data.tables import SUFFIXES as TABLES
-from advflyp.data.tables import Columns, HubPairs, is_saved_dataset, open_parquet, open_table
+from advflyp.data.tables import (
+    Columns,
+    HubPairs,
+    is_hub_dataset,
+    is_saved_dataset,
+    open_parquet,
+    open_table,
+)
 from advflyp.data.tars import TarShard, count_keys
 
 # The list of pairs in the paper's release.
@@ -61,7 +68,7 @@ def open_source(
 
 
 def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Indexed | Sharded:
-    if train.startswith("hf:"):
+    if is_hub_dataset(train):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
     if not is_remote(train) and path.is_dir() and not shards_in(path):
@@ -112,6 +119,7 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
     if size is None:
         for shard in shards:
             if shard.count is None and is_remote(shard.address):
+                open_binary(shard.address).close()  # what is not there or not reachable is a mistake before this one
                 raise ValueError(
                     f"nothing says how many pairs {shard.address} holds; give their number with data.size"
                 )

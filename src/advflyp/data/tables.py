@@ -5,6 +5,7 @@ A table names image files, relative to itself, or holds their bytes. Rows of the
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from advflyp.config import suggest
-from advflyp.data.addresses import named_in, open_binary
+from advflyp.data.addresses import is_remote, named_in, open_binary
 from advflyp.data.cells import CAPTION_NAMES, captions_in, image_in
 from advflyp.data.dirt import Unusable
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import find_column, read_text_table
 from advflyp.data.samples import Sample, Sharded
+from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
 
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
@@ -187,6 +189,11 @@ class RowGroup:
                     row += len(batch)
 
 
+def is_hub_dataset(name: str) -> bool:
+    """Whether it is written "hf:NAME"; hf://datasets/… is a file."""
+    return name.startswith(DATASET_PREFIX) and not is_remote(name)
+
+
 class HubPairs:
     """A Hugging Face dataset: "hf:NAME", "hf:NAME@SPLIT", or a folder that `save_to_disk` wrote.
 
@@ -194,16 +201,13 @@ class HubPairs:
     """
 
     def __init__(self, name: str, columns: Columns) -> None:
-        try:
-            import datasets  # pyright: ignore[reportMissingImports], an extra
-        except ImportError:
-            raise ValueError(f"{name} needs the package datasets: pip install datasets") from None
+        if find_spec("datasets") is None:
+            raise ValueError(f"{name} needs the package datasets: pip install datasets")
         self.name = name
-        place, _, split = name.removeprefix("hf:").partition("@")
-        try:
-            found = datasets.load_from_disk(place) if Path(place).is_dir() else datasets.load_dataset(place)
-        except Exception as error:  # its errors are of a dozen kinds
-            raise ValueError(f"cannot open the dataset {place}: {type(error).__name__}: {error}") from None
+        place, _, split = name.removeprefix(DATASET_PREFIX).partition("@")
+        found = _load_dataset(place)
+        import datasets  # pyright: ignore[reportMissingImports], an extra
+
         if isinstance(found, datasets.DatasetDict):
             split = split or "train"
             if split not in found:
@@ -227,6 +231,30 @@ class HubPairs:
         name = f"{self.name}:{number}"
         sample = to_sample(name, row[self.image], row[self.caption], self.table, self.local)
         return replace(sample, key=name)
+
+
+def _load_dataset(place: str) -> Any:
+    """What `datasets` makes of a folder or of a name on the hub; of the latter its cache, where the hub refuses it."""
+    refusal: ValueError | None = None
+    if not Path(place).is_dir():
+        try:
+            ask_hub(place, "dataset")
+        except ValueError as error:
+            refusal = error
+    # Slow to import.
+    import datasets  # pyright: ignore[reportMissingImports], an extra
+
+    try:
+        if Path(place).is_dir():
+            return datasets.load_from_disk(place)
+        if refusal is None:
+            return datasets.load_dataset(place)
+        with hub_offline():
+            return datasets.load_dataset(place)
+    except Exception as error:  # its errors are of a dozen kinds
+        if refusal is not None:
+            raise refusal from None
+        raise ValueError(f"cannot open the dataset {place}: {type(error).__name__}: {error}") from None
 
 
 def is_saved_dataset(folder: Path) -> bool:

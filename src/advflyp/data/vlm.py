@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from advflyp.model.hub import pick_device
+from advflyp.model.repository import open_repository
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MISSING = "captioning needs transformers; install it with `pip install transformers`"
@@ -43,6 +44,9 @@ class Captioner:
             raise ValueError(
                 f"there is no model folder {model}; name one, or a model of the Hugging Face hub"
             )
+        if not Path(model).is_dir():
+            # Where the hub does not answer, transformers would ask it again and again.
+            model = str(open_repository(model).cached or model)
         safetensors: Any = import_module("safetensors")
         try:
             # Otherwise transformers asks on the terminal whether to run a stranger's code.

@@ -112,7 +112,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     archive = tmp_path / "archive"
     archive.write_bytes(b"a package")
-    monkeypatch.setattr(builder, "fetch", lambda row, work: (root / row.name, archive, row.version))
+    monkeypatch.setattr(builder, "fetch", lambda row, work, say: (root / row.name, archive, row.version))
     return root
 
 
@@ -187,7 +187,9 @@ def test_sets_on_demand_join_a_corpus_and_a_corpus_joins_them(packages: Path, tm
     corpus = tmp_path / "corpus"
     builder.build(corpus, work=tmp_path, full=True)
     both = tmp_path / "both"
-    builder.build_sets(["stamps", "openmoji"], both, tmp_path, corpus=corpus)
+    said: list[str] = []
+    builder.build_sets(["stamps", "openmoji"], both, tmp_path, corpus=corpus, say=said.append)
+    assert [line.split()[0] for line in said] == ["drawing", "looking"], "before each step that takes long"
     assert list(json.loads((both / "sets.json").read_text())) == ["stamps", "openmoji"]
     manifest = builder.build(both, work=tmp_path, full=True)
     assert {"stamps", "openmoji", "val"} <= json.loads((both / "sets.json").read_text()).keys()
@@ -242,8 +244,11 @@ def test_a_failing_client_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     client.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 1\n")
     client.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    said: list[str] = []
     with pytest.raises(ValueError, match=r"npm pack could not fetch @iconify-json/noto .*no such package"):
-        fetching.fetch(source("noto"), tmp_path / "work")
+        fetching.fetch(source("noto"), tmp_path / "work", said.append)
+    (line,) = said
+    assert line.startswith("fetching @iconify-json/noto ") and "npm; licence: Apache-2.0" in line
     assert not list((tmp_path / "work" / "archives").iterdir())
 
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from advflyp.data.mini.captions import caption
 from advflyp.data.mini.clipart import read_clipart, read_stamps
 from advflyp.data.mini.compose import EMBEDDED, MANIFEST, read_shards
 from advflyp.data.mini.emoji import EmojiTable
-from advflyp.data.mini.fetch import fetch
+from advflyp.data.mini.fetch import fetch, silent
 from advflyp.data.mini.read import Item, draw, finish, read_icons
 from advflyp.data.mini.render import encode_webp, fit, on_white, render_svg, require_renderer
 from advflyp.data.mini.sets import ON_DEMAND, SetPlan, embedded_sets, on_demand_sets, without
@@ -36,22 +36,30 @@ PROXY_RENDERINGS = 3  # a concept is a class of the labelled proxy set when trai
 
 
 def build(
-    out: Path, *, work: Path, full: bool, seed: int = 0, sets: list[str] | None = None
+    out: Path,
+    *,
+    work: Path,
+    full: bool,
+    seed: int = 0,
+    sets: list[str] | None = None,
+    say: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Build training pairs and labelled sets into `out`; returns the manifest.
 
     work:  keeps the downloaded packages
     full:  every pair; otherwise the part that the package carries
     sets:  copyleft test sets to build beside them ("openmoji", "stamps")
+    say:   called with a line for every step that takes long
     ValueError for a folder that holds other things or pairs already, an unknown set, a missing client or package.
     """
     names = _known(sets or [])
     if "pairs" in _present(out):
         raise ValueError(f"{out} holds a corpus already; remove it or give another folder")
     wanted = [s for s in SOURCES if s.role != "demand" or s.name in {ON_DEMAND[name] for name in names}]
-    material = collect(wanted, work)
+    material = collect(wanted, work, say)
     items, pictures = material.items, material.pictures
     plans = embedded_sets(items, material.folders["fashion-mnist"], seed) + on_demand_sets(names, items, seed)
+    say(f"looking for near-duplicates among {len(pictures):,} images")
     dropped, plans, report = separate(items, pictures, plans)
     train = [n for n, item in enumerate(items) if item.role == "train" and n not in dropped]
     proxy = proxy_concepts(items[n].concept for n in train)
@@ -79,7 +87,12 @@ def build(
 
 
 def build_sets(
-    names: Sequence[str], out: Path, work: Path, seed: int = 0, corpus: Path = EMBEDDED
+    names: Sequence[str],
+    out: Path,
+    work: Path,
+    seed: int = 0,
+    corpus: Path = EMBEDDED,
+    say: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Build the copyleft test sets `names` ("openmoji", "stamps") into `out`; returns the manifest.
 
@@ -88,7 +101,8 @@ def build_sets(
     names = _known(names)
     _present(out)
     wanted = [s for s in SOURCES if s.role == "names" or s.name in {ON_DEMAND[name] for name in names}]
-    material = collect(wanted, work)
+    material = collect(wanted, work, say)
+    say("looking for images that the training pairs hold, too")
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     plans = [
@@ -128,12 +142,12 @@ class Material:
         ]  # fmt: skip
 
 
-def collect(wanted: Sequence[Source], work: Path) -> Material:
+def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = silent) -> Material:
     """Fetch, read and render sources; pictures that cannot be drawn are left out."""
     require_renderer()
     folders, packages = {}, []
     for s in wanted:
-        folders[s.name], archive, version = fetch(s, work)
+        folders[s.name], archive, version = fetch(s, work, say)
         packages.append((s, version, sha256(archive)))
     table = EmojiTable.read(folders["emojibase"])
     items: list[Item] = []
@@ -144,6 +158,7 @@ def collect(wanted: Sequence[Source], work: Path) -> Material:
             items += finish(s, read_stamps(s, folders[s.name]))
         elif s.name not in ("emojibase", "fashion-mnist"):
             items += finish(s, read_icons(s, folders[s.name], table))
+    say(f"drawing {len(items):,} images")
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rendered = list(pool.map(_render, ((item.svg, item.path) for item in items), chunksize=64))
     drawn = [(item, picture) for item, picture in zip(items, rendered, strict=True) if picture is not None]

@@ -4,19 +4,30 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from advflyp.data.mini.sources import Source
 
 
-def fetch(source: Source, work: Path) -> tuple[Path, Path, str]:
+def silent(line: str) -> None:
+    """Where nobody wants to know how far something is."""
+
+
+def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tuple[Path, Path, str]:
     """Download and unpack a source's package unless `work` has it: (its files, its archive, its version).
 
+    say: called with a line before each download
     ValueError when a client is missing or the package cannot be had.
     """
     archives = work / "archives"
     archives.mkdir(parents=True, exist_ok=True)
-    archive = _archive(source, archives) or _download(source, archives)
+    archive = _archive(source, archives)
+    if archive is None:
+        say(
+            f"fetching {source.package} {source.version} with {_client(source)}; licence: {source.licence}; {source.url}"
+        )
+        archive = _download(source, archives)
     folder = work / "unpacked" / archive.name
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
@@ -30,6 +41,10 @@ def _version(source: Source, archive: Path) -> str:
     return archive.name.split("_")[1].replace("%3a", ":") if source.client == "deb" else source.version
 
 
+def _client(source: Source) -> str:
+    return "npm" if source.client == "npm" else "apt-get"
+
+
 def _archive(source: Source, folder: Path) -> Path | None:
     if source.client == "npm":
         path = folder / f"{source.package.removeprefix('@').replace('/', '-')}-{source.version}.tgz"
@@ -40,7 +55,7 @@ def _archive(source: Source, folder: Path) -> Path | None:
 
 
 def _download(source: Source, archives: Path) -> Path:
-    client = "npm" if source.client == "npm" else "apt-get"
+    client = _client(source)
     if shutil.which(client) is None:
         raise ValueError(
             f"{source.package} is fetched with {client}, which is not installed; install it or use the corpus that "
