@@ -45,7 +45,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path | None = None
 
 
 READ = re.compile(
-    r"(?P<api>/api)?(?P<kind>/datasets)?(?(api)(/models)?)/(?P<owner>[^/]+)/(?P<name>[^/]+)"
+    r"(?P<api>/api(?=/models/|/datasets/))?(/models|(?P<kind>/datasets))?/(?P<owner>[^/]+)/(?P<name>[^/]+)"
     r"(?(api)(?P<revision>/revision/[^/]+)?(?P<tree>/tree/[^/]+(/(?P<below>.+))?)?|/resolve/[^/]+/(?P<file>.+))"
 )
 

@@ -86,7 +86,7 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command line would run, which is not run."""
     found: list[object] = []
-    monkeypatch.setattr(cli_parse, "check_input", lambda address, missing: None)
+    monkeypatch.setattr(cli_parse, "check_there", lambda address, missing: None)
     kinds = [kind for group in (CLI, DATA) for kind in group.commands.values() if isinstance(kind, type)]
     for kind in kinds:
         monkeypatch.setattr(kind, "run", lambda command: found.append(command))

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from advflyp.cli import main
 from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.evaluation.suite import evaluate
+from advflyp.licences import find_licence
 from advflyp.model.hub import load_model, save_model
 from advflyp.publish import prepare
 from advflyp.training.trainer import train
@@ -287,3 +288,40 @@ def test_wrong_input(
             main(["publish", *arguments])
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error, error
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("mit", "mit"),
+        ("MIT", "mit"),
+        ("Apache 2.0", "apache-2.0"),
+        ("cc_by_4.0", "cc-by-4.0"),
+        ("openrail++",) * 2,
+    ],
+)
+def test_licences_of_the_hub(typed: str, found: str) -> None:
+    assert find_licence(typed) == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("apache", "did you mean apache-2.0?"),
+        ("apache2", "did you mean apache-2.0"),
+        ("gpl-3.0-or-later", "did you mean gpl-3.0"),
+        ("GPLv3", "gpl-3.0"),
+        ("cc-by-sa", "did you mean cc-by-sa-3.0 or cc-by-sa-4.0?"),
+        ("CC0", "did you mean cc0-1.0?"),
+        ("proprietary!!", "Any other licence is called other"),
+    ],
+)
+def test_licences_that_the_hub_would_refuse(
+    typed: str, hint: str, tmp_path: Path, publish: Callable[..., Done]
+) -> None:
+    done = publish(tmp_path, "--licence", typed)
+    assert (
+        done.returncode == 2 and f"the hub's list has no '{typed}'; " in done.stderr and hint in done.stderr
+    )
+    with pytest.raises(ValueError, match="the hub's list has no"):
+        prepare(tmp_path, "user/robust", licence=typed)

@@ -15,6 +15,7 @@ from advflyp.cli_data import DATA
 from advflyp.cli_models import Export, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
+from advflyp.data.catalogue import set_names
 from advflyp.errors import RunError
 from advflyp.terminal import nobody_reads, prepare_streams, say
 
@@ -70,10 +71,10 @@ class Train:
         return [f"--{key}" for key in known_keys()]
 
     def run(self) -> None:
-        from advflyp.recipes import check_keys, find_recipe
+        from advflyp.recipes import check_names, find_recipe
 
         recipe = find_recipe(self.recipe)
-        check_keys(recipe, self.overrides)
+        check_names(recipe, self.overrides)
         from advflyp.distributed import is_first
         from advflyp.training.trainer import train
 
@@ -141,6 +142,7 @@ class Eval:
 
     def run(self) -> None:
         radii = _asked(self.attacks, self.eps, self.norm)
+        set_names(list(self.sets))
         from advflyp.distributed import is_first
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
@@ -304,6 +306,7 @@ class Interpolate:
 
     def run(self) -> None:
         radii = _asked(self.attacks, self.eps, "linf")
+        set_names(list(self.sets))
         alphas = [*self.alphas, *([] if self.save is None else [self.save[0]])]
         if wrong := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
             raise ValueError(
@@ -311,7 +314,6 @@ class Interpolate:
             )
         if self.save is not None and self.save[1].exists() and any(self.save[1].iterdir()):
             raise ValueError(f"{self.save[1]} is there already; name a new folder with --save")
-        from advflyp.data.labelled import set_names
         from advflyp.model.hub import load_model, pick_device, save_model
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
@@ -322,7 +324,6 @@ class Interpolate:
         device = pick_device(self.device)
         console = _console()
         precision = _precision(self.precision, device, console)
-        set_names(list(self.sets))  # a mistake shows before two models are loaded
         original, robust = load_model(self.original, device=device), load_model(self.robust, device=device)
         if self.save is not None:
             alpha, folder = self.save

@@ -37,6 +37,9 @@ class Fetch:
     def run(self) -> None:
         if not self.names:
             raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
+        from advflyp.data.catalogue import set_names
+
+        set_names(list(self.names))  # a misspelled one shows before torch is imported
         from advflyp.data.fetch import fetch
 
         fetch(self.names, wds=self.wds)
@@ -60,8 +63,8 @@ class Mini:
     def run(self) -> None:
         if not self.build and not self.sets:
             raise ValueError("say what to make: --build, or --sets openmoji stamps")
+        from advflyp.data.mini import full_corpus_folder
         from advflyp.data.mini.build import build, build_sets
-        from advflyp.data.mini.compose import full_corpus_folder
 
         out = self.out or full_corpus_folder()
         work = self.work or full_corpus_folder().with_name("mini-packages")
@@ -168,6 +171,9 @@ class Caption:
 
     def run(self) -> None:
         from advflyp.console import SafeConsole
+        from advflyp.data.catalogue import set_names
+
+        set_names([self.images])
         from advflyp.data.caption import caption
         from advflyp.runlog import Status
 
@@ -325,6 +331,9 @@ class Overlap:
     """Of the model: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
+        from advflyp.data.catalogue import set_names
+
+        set_names(list(self.against))
         from advflyp.data.overlap import overlap, without
         from advflyp.data.pack import check_takes_shards, write_shards
         from advflyp.data.tables import Columns

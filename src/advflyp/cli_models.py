@@ -51,6 +51,12 @@ class Publish:
     """Of a new repository: everybody can see it. Otherwise only its owners can."""
 
     def run(self) -> None:
+        from advflyp.licences import find_licence
+
+        if self.licence is not None:
+            find_licence(self.licence)  # a mistake shows before torch is imported
+        elif self.send:
+            raise ValueError("say under which licence: --licence apache-2.0, for example")
         from advflyp.publish import prepare, send
 
         publication = prepare(self.folder, self.repo, results=self.results, licence=self.licence)
@@ -67,8 +73,6 @@ class Publish:
                 to_stderr=True,
             )
         if self.licence is None:
-            if self.send:
-                raise ValueError("say under which licence: --licence apache-2.0, for example")
             say("warning: no licence (--licence)", to_stderr=True)
         if self.send:
             say(f"published: {send(publication, public=self.public)}")

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from advflyp.config import Typed, convert, nearest, suggest
+from advflyp.config import Typed, check_there, convert, nearest, suggest
 from advflyp.terminal import say
 
 T = TypeVar("T")
@@ -237,7 +237,7 @@ def parse(cls: type[T], words: Sequence[str], prog: str) -> T:
         if option.arg.input is not None and option.field in values:
             value = values[option.field]
             for one in value if isinstance(value, tuple) else [value]:
-                check_input(str(one), option.arg.input)
+                check_there(str(one), option.arg.input)
     for option in options:
         path = values.get(option.field, option.default)
         if option.arg.output is not None and path is not None:
@@ -253,25 +253,6 @@ def arguments(cls: type[T]) -> T:
     except ValueError as error:
         say(f"{Path(sys.argv[0]).name}: {error}", to_stderr=True)
         sys.exit(2)
-
-
-def check_input(address: str, missing: str) -> None:
-    """ValueError, beginning with `missing`, where there is nothing at an address on this machine.
-
-    What is inside is the command's to find out.
-    """
-    import glob
-
-    # Somewhere else, by another rule (hf:NAME), a pattern, FILE::MODEL.
-    if "://" in address or address.startswith("hf:"):
-        return
-    path = os.path.expanduser(address.partition("::")[0])
-    if any(sign in path for sign in "*?[{"):
-        found = "{" in path or glob.glob(path)
-    else:
-        found = os.path.exists(path)
-    if not found:
-        raise ValueError(f"{missing} {address}")
 
 
 def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None:

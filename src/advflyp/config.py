@@ -7,11 +7,14 @@ Unknown keys, wrong types and unreadable files are a `ValueError` with one sente
 import codecs
 import dataclasses
 import difflib
+import glob
 import math
+import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -76,25 +79,85 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+class Mistakes:
+    """Messages of several checks, so that a user reads all of them at once.
+
+    mistakes = Mistakes()
+    for name in names:
+        with mistakes.noted():
+            check(name)
+    mistakes.end()
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within, a ValueError is kept for `end`."""
+        try:
+            yield
+        except ValueError as error:
+            self.found.append(str(error))
+
+    def end(self) -> None:
+        """ValueError where there was one or more."""
+        if len(self.found) == 1:
+            raise ValueError(self.found[0])
+        if self.found:
+            listed = "  ".join(f"({number}) {text}" for number, text in enumerate(self.found, 1))
+            raise ValueError(f"{len(self.found)} mistakes: {listed}")
+
+
 def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
     """Fill the dataclass `cls` from a mapping; every key must be a field and every value of its type."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    unknown(tree, fields, at)
     hints = typing.get_type_hints(cls)
-    values = {name: convert(value, hints[name], f"{at}{name}") for name, value in tree.items()}
+    values: dict[str, Any] = {}
+    mistakes = Mistakes()
+    for name, value in tree.items():
+        with mistakes.noted():
+            unknown([name], fields, at)
+            values[name] = convert(value, hints[name], f"{at}{name}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ValueError(f"the recipe lacks {at}{name}")
+        if required and name not in tree:
+            mistakes.found.append(f"the recipe lacks {at}{name}")
+    mistakes.end()
     return cls(**values)
 
 
 def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
-    """ValueError for the first key of `given` that is not `known`, with the nearest name."""
+    """ValueError for the keys of `given` that are not `known`, each with the nearest name."""
     known = list(known)
+    mistakes = Mistakes()
     for key in given:
-        if key not in known:
-            raise ValueError(f"unknown key '{at}{key}'{suggest(key, known, at)}")
+        with mistakes.noted():
+            if key not in known:
+                raise ValueError(f"unknown key '{at}{key}'{suggest(key, known, at)}")
+    mistakes.end()
+
+
+def check_method_keys(given: Iterable[str], method: str, known: Mapping[str, Iterable[str]]) -> None:
+    """ValueError for keys of the table "method" that the method has not, naming the methods that have them.
+
+    Args:
+        given: The keys.
+        method: The name of the method.
+        known: The keys of each method, this one among them.
+    """
+    keys = {name: list(keys) for name, keys in known.items()}
+    mistakes = Mistakes()
+    for key in given:
+        others = [name for name in keys if key in keys[name]]
+        with mistakes.noted():
+            if others and method not in others:
+                raise ValueError(
+                    f"method.{key} is a key of {' and '.join(others)}, not of {method}: leave it out, or take a recipe "
+                    "of the method that you mean (`advflyp recipes`)"
+                )
+            unknown([key], keys[method], "method.")
+    mistakes.end()
 
 
 def suggest(word: str, known: Iterable[str], at: str = "") -> str:
@@ -107,6 +170,46 @@ def nearest(word: str, known: Iterable[str], at: str = "") -> str:
     """The nearest known word as "; did you mean 'x'?", or nothing if none resembles it."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{at}{found[0]}'?" if found else ""
+
+
+def nearest_path(name: str, known: Iterable[str] = ()) -> str:
+    """The nearest path that exists, as `nearest` writes it, or nothing if none resembles a path that does not.
+
+    Args:
+        name: A path; only its first part that is missing is looked for, beside others of its folder.
+        known: Words that may have been meant as well, where the path is of one part.
+    """
+    path = Path(name).expanduser()
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    try:
+        beside = [found for found in os.listdir(missing.parent) if not found.startswith(".")]
+    except OSError:
+        return ""
+    words = [*known, *beside] if missing == path and path.parent == Path() else beside
+    close = difflib.get_close_matches(missing.name, words, n=1, cutoff=0.6)
+    if not close or (close[0] not in beside and not known):
+        return ""
+    found = missing.with_name(close[0]) / path.relative_to(missing) if close[0] in beside else Path(close[0])
+    return f"; did you mean '{found}'?" if found.exists() or close[0] in known else ""
+
+
+def check_there(address: str, missing: str, known: Iterable[str] = ()) -> None:
+    """ValueError, beginning with `missing` and with the nearest path, where there is nothing at an address here.
+
+    known: what else may have been meant
+
+    What is inside is for those who read it to find out.
+    """
+    # Somewhere else, by another rule (hf:NAME), a pattern, FILE::MODEL.
+    if "://" in address or address.startswith("hf:"):
+        return
+    path = os.path.expanduser(address.partition("::")[0])
+    if any(sign in path for sign in "*?[{"):
+        found = "{" in path or os.path.exists(path) or glob.glob(path)
+    else:
+        found = os.path.exists(path)
+    if not found:
+        raise ValueError(f"{missing} {address}{nearest_path(path, known)}")
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

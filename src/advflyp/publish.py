@@ -12,6 +12,7 @@ from typing import Any
 from advflyp.data.manifest import file_sha256
 from advflyp.errors import RunError
 from advflyp.evaluation.results import Cell, read_cells
+from advflyp.licences import find_licence
 from advflyp.model.build import TOKENIZER_FILES, has_tokenizer
 from advflyp.model.clip import CLIP
 from advflyp.model.export import has_vocabulary_file, store_tokenizer
@@ -76,10 +77,12 @@ def prepare(
 
     results: of `advflyp eval --out`; cells of other weights in them are left out
     licence: identifier of the hub's list, such as "apache-2.0"
-    ValueError where there is no model, `repo` is no name, or the results are all of other weights.
+    ValueError where there is no model, `repo` is no name, the list has no such licence, or the results are all of
+    other weights.
     """
     from huggingface_hub.utils import validate_repo_id
 
+    licence = None if licence is None else find_licence(licence)
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ValueError(f"--repo is USER/NAME, not '{repo}'")
     validate_repo_id(repo)

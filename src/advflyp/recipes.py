@@ -15,7 +15,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from advflyp.config import nearest, override, read_toml, unknown
+from advflyp.config import (
+    Mistakes,
+    check_method_keys,
+    nearest,
+    nearest_path,
+    override,
+    read_toml,
+    unknown,
+)
+from advflyp.data.catalogue import check_training_name, set_names
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs"
@@ -82,7 +91,7 @@ def find_recipe(name: str | Path) -> Path:
         return CONFIGS / f"{wanted}.toml"
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a recipe file, or one of `advflyp recipes`")
-    hint = nearest(wanted, recipe_names())
+    hint = nearest(wanted, recipe_names()) or nearest_path(str(name))
     raise ValueError(f"there is no recipe {name}{hint or '; `advflyp recipes` lists those that come along'}")
 
 
@@ -120,16 +129,34 @@ def known_keys(method: str | None = None) -> list[str]:
     ]
 
 
-def check_keys(recipe: Path, overrides: dict[str, str]) -> None:
-    """ValueError for a key that no recipe has, in the file or on the command line, before torch is imported."""
-    tree = override(read_toml(recipe), overrides)
-    unknown(tree, [*TABLES, "method"])
+def check_names(recipe: Path, overrides: dict[str, str]) -> None:
+    """ValueError for all keys that no recipe has and all datasets that are not there, before torch is imported.
+
+    Args:
+        recipe: The file.
+        overrides: Keys of the command line with their values.
+    """
+    tree, mistakes = override(read_toml(recipe), overrides), Mistakes()
+    with mistakes.noted():
+        unknown(tree, [*TABLES, "method"])
     for name, table in tree.items():
         if name in TABLES and isinstance(table, dict):
-            unknown(table, table_keys(name).defaults, f"{name}.")
+            with mistakes.noted():
+                unknown(table, table_keys(name).defaults, f"{name}.")
     method = tree.get("method")
     if isinstance(method, dict) and method.get("name") in METHODS:
-        unknown(method, ["name", *method_keys(method["name"]).defaults], "method.")
+        with mistakes.noted():
+            own = [key for key in method if key != "name"]
+            check_method_keys(own, method["name"], {name: method_keys(name).defaults for name in METHODS})
+    data, validate = (tree[name] if isinstance(tree.get(name), dict) else {} for name in ("data", "validate"))
+    for pairs in (data.get("train"), data.get("also")):
+        with mistakes.noted():
+            if isinstance(pairs, str) and pairs != "none":
+                check_training_name(pairs)
+    with mistakes.noted():
+        if isinstance(validate.get("set"), str) and validate["set"] != "none":
+            set_names([validate["set"]])
+    mistakes.end()
 
 
 def describe_keys() -> str:

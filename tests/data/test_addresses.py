@@ -159,7 +159,9 @@ def test_a_server_that_refuses(server: Server, path: str, message: str, name: st
 
 @pytest.mark.parametrize("name", ["t.csv", "{00..01}.tar", "t.parquet", "*.tar"])
 def test_no_server_at_all(name: str) -> None:
-    with pytest.raises(ValueError, match=r"the server of http://127\.0\.0\.1:9/.* cannot be reached \(.*refused"):
+    with pytest.raises(
+        ValueError, match=r"the server of http://127\.0\.0\.1:9/.* cannot be reached \(.*refused"
+    ):
         open_source(f"http://127.0.0.1:9/{name}")
 
 
@@ -171,12 +173,18 @@ def test_errors_of_other_stores() -> None:
 
     address = "s3://bucket/t.csv"
     for error, message in (
-        (EndpointConnectionError('Could not connect to "https://s3"'), "the server of s3://bucket/t.csv cannot be"),
+        (
+            EndpointConnectionError('Could not connect to "https://s3"'),
+            "the server of s3://bucket/t.csv cannot be",
+        ),
         (PermissionError("Access Denied"), "the server does not let you read s3://bucket/t.csv: log in"),
         (FileNotFoundError("The specified key does not exist."), "there is no s3://bucket/t.csv"),
         (TimeoutError(), "the server of s3://bucket/t.csv cannot be reached"),
         (ImportError("Install s3fs to access S3"), "s3://bucket/t.csv needs another package: Install s3fs"),
-        (ValueError("Protocol not known: s4"), "cannot open s3://bucket/t.csv: ValueError: Protocol not known"),
+        (
+            ValueError("Protocol not known: s4"),
+            "cannot open s3://bucket/t.csv: ValueError: Protocol not known",
+        ),
     ):
         assert explain_failure(address, error).startswith(message)
 

@@ -545,7 +545,9 @@ def test_the_hub_is_out_of_reach(
 ) -> None:
     use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"the hub \(.*\) cannot be reached and user/vlm is not in its cache"):
+    with pytest.raises(
+        ValueError, match=r"the hub \(.*\) cannot be reached and user/vlm is not in its cache"
+    ):
         run("out", model="user/vlm")
     assert time.monotonic() - started < 5 and not (tmp_path / "out").exists()
 

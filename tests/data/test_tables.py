@@ -379,7 +379,9 @@ def test_a_dataset_of_the_hub_and_what_its_cache_keeps(
     capsys.readouterr()
     started = time.monotonic()
     assert content(open_source("hf:user/pairs")) == whole, "from the cache"
-    with pytest.raises(ValueError, match=r"the hub \(http.*\) cannot be reached and no copy of the dataset user/none"):
+    with pytest.raises(
+        ValueError, match=r"the hub \(http.*\) cannot be reached and no copy of the dataset user/none"
+    ):
         open_source("hf:user/none")
     assert time.monotonic() - started < 5, "one retry of the hub's client takes a second, five take 23"
     assert "retry" not in capsys.readouterr().err.lower()

@@ -76,7 +76,7 @@ def explain_failure(address: str, error: BaseException) -> str:
     if status is not None:
         return f"the server of {address} answers {status}: try again later"
     if any(map(_is_network, causes)):
-        reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), str(causes[-1]))
+        reason = next((text for cause in reversed(causes) if (text := _system_says(cause))), str(causes[-1]))
         return f"the server of {address} cannot be reached ({reason}): check the network and the address"
     if isinstance(error, FileNotFoundError):
         return f"there is no {address}"
@@ -101,6 +101,13 @@ def _status(error: BaseException) -> int | None:
     places = (error, getattr(error, "response", None))
     values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
     return next((value for value in values if isinstance(value, int) and value >= 400), None)
+
+
+def _system_says(error: BaseException) -> str | None:
+    """ "Connection refused", whatever words a library has for it; those of `gaierror` have negative numbers."""
+    if not isinstance(error, OSError):
+        return None
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
 
 
 def _is_network(error: BaseException) -> bool:

@@ -1,15 +1,21 @@
-"""The table of the sets that go by name: how large, which splits, where they belong, who reads them."""
+"""The table of the sets that go by name: how large, which splits, where they belong, who reads them.
+
+Imported without torch, so that a misspelled name is refused at once.
+"""
 
 import os
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from advflyp.config import suggest
-from advflyp.data import imagenet, readers
-from advflyp.data.folders import folder_shards, read_shards
-from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.config import check_there, nearest_path, suggest
+from advflyp.data.mini import ON_DEMAND, PROXY, full_corpus_folder, mini_sets
 from advflyp.data.prompts import PHOTO, RENDERING, SKETCH
-from advflyp.data.readers import Opened, Reader
+from advflyp.own import is_own
+
+if TYPE_CHECKING:
+    from advflyp.data.readers import Opened, Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +24,7 @@ class Entry:
 
     title:       as papers write it
     n, k:        pictures and classes of the default split
+    read:        its reader as MODULE.FUNCTION of this package
     splits:      what `read` can read; the first is the default, the paper's
     places:      folders below the data folder where its files may lie; the first is where they belong
     wds:         its copy in webdataset format, a repository of the Hugging Face hub's clip-benchmark
@@ -35,7 +42,7 @@ class Entry:
     k: int
     splits: tuple[str, ...]
     places: tuple[str, ...]
-    read: Reader
+    read: str
     home: str
     licence: str
     prompt: str = PHOTO
@@ -60,123 +67,123 @@ IMAGENET_TERMS = "non-commercial research (ImageNet's terms)"
 TABLE: dict[str, Entry] = {
     "cifar10": Entry(
         title="CIFAR10", domain="objects", n=10_000, k=10, splits=("test", "train"),
-        places=("cifar-10-batches-py", "cifar10/cifar-10-batches-py"), read=readers.cifar,
+        places=("cifar-10-batches-py", "cifar10/cifar-10-batches-py"), read="readers.cifar",
         torchvision="CIFAR10", wds="wds_vtab-cifar10", wds_splits=TEST,
         home="https://www.cs.toronto.edu/~kriz/cifar.html", licence=NO_LICENCE,
     ),
     "cifar100": Entry(
         title="CIFAR100", domain="objects", n=10_000, k=100, splits=("test", "train"),
-        places=("cifar-100-python", "cifar100/cifar-100-python"), read=readers.cifar,
+        places=("cifar-100-python", "cifar100/cifar-100-python"), read="readers.cifar",
         torchvision="CIFAR100", wds="wds_vtab-cifar100", wds_splits=TEST,
         home="https://www.cs.toronto.edu/~kriz/cifar.html", licence=NO_LICENCE,
     ),
     "stl10": Entry(
         title="STL10", domain="objects", n=8_000, k=10, splits=("test", "train"),
-        places=("stl10_binary", "stl10/stl10_binary"), read=readers.stl10,
+        places=("stl10_binary", "stl10/stl10_binary"), read="readers.stl10",
         torchvision="STL10", wds="wds_stl10", wds_splits=TEST,
         home="https://cs.stanford.edu/~acoates/stl10/", licence=IMAGENET_TERMS,
     ),
     "caltech101": Entry(
         title="Caltech101", domain="objects", n=8_677, k=101, splits=("all", "test", "train"),
-        places=("caltech101/101_ObjectCategories",), read=readers.caltech101,
+        places=("caltech101/101_ObjectCategories",), read="readers.caltech101",
         torchvision="Caltech101", wds="wds_vtab-caltech101", wds_splits={"vtab": "test"},
         home="https://data.caltech.edu/records/mzrjq-6wc02", licence="CC BY 4.0",
     ),
     "caltech256": Entry(
         title="Caltech256", domain="objects", n=30_607, k=257, splits=("all", "test", "train"),
-        places=("caltech256/256_ObjectCategories",), read=readers.caltech256, torchvision="Caltech256",
+        places=("caltech256/256_ObjectCategories",), read="readers.caltech256", torchvision="Caltech256",
         home="https://data.caltech.edu/records/nyy15-4j048", licence="CC BY 4.0",
     ),
     "oxford_pets": Entry(
         title="OxfordPets", domain="fine-grained", n=3_669, k=37, splits=("test", "trainval"),
-        places=("oxford-iiit-pet", "oxford_pets/oxford-iiit-pet"), read=readers.oxford_pets,
+        places=("oxford-iiit-pet", "oxford_pets/oxford-iiit-pet"), read="readers.oxford_pets",
         torchvision="OxfordIIITPet", wds="wds_vtab-pets", wds_splits=TEST,
         home=f"{OXFORD}/pets/", licence="CC BY-SA 4.0",
     ),
     "flowers102": Entry(
         title="Flowers102", domain="fine-grained", n=6_149, k=102, splits=("test", "val", "train"),
-        places=("flowers-102", "flowers102/flowers-102"), read=readers.flowers102,
+        places=("flowers-102", "flowers102/flowers-102"), read="readers.flowers102",
         torchvision="Flowers102", wds="wds_vtab-flowers", wds_splits=TEST,
         home=f"{OXFORD}/flowers/102/", licence=NO_LICENCE,
     ),
     "food101": Entry(
         title="Food101", domain="fine-grained", n=25_250, k=101, splits=("test", "train"),
-        places=("food-101", "food101/food-101"), read=readers.food101,
+        places=("food-101", "food101/food-101"), read="readers.food101",
         torchvision="Food101", wds="wds_food101", wds_splits=TEST,
         home="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", licence="research (Foodspotting's terms)",
     ),
     "stanford_cars": Entry(
         title="StanfordCars", domain="fine-grained", n=8_041, k=196, splits=("test", "train"),
-        places=("stanford_cars",), read=readers.stanford_cars,
+        places=("stanford_cars",), read="readers.stanford_cars",
         wds="wds_cars", wds_splits={"test": "test", "train": "train"},
         home="https://ai.stanford.edu/~jkrause/cars/car_dataset.html", licence=NO_LICENCE,
     ),
     "sun397": Entry(
         title="SUN397", domain="scenes", n=108_754, k=397, splits=("all", "test", "train"),
-        places=("SUN397", "sun397/SUN397"), read=readers.sun397, wds="wds_sun397", wds_splits={"all": "test"},
+        places=("SUN397", "sun397/SUN397"), read="readers.sun397", wds="wds_sun397", wds_splits={"all": "test"},
         home="https://vision.princeton.edu/projects/2010/SUN/", licence=NO_LICENCE,
     ),
     "country211": Entry(
         title="Country211", domain="scenes", n=21_100, k=211, splits=("test", "valid", "train"),
-        places=("country211",), read=readers.country211,
+        places=("country211",), read="readers.country211",
         torchvision="Country211", wds="wds_country211", wds_splits=TEST,
         home="https://github.com/openai/CLIP/blob/main/data/country211.md", licence="Creative Commons, by picture",
     ),
     "fgvc_aircraft": Entry(
         title="FGVCAircraft", domain="domain-specific", n=3_333, k=100, splits=("test", "train", "val", "trainval"),
-        places=("fgvc-aircraft-2013b", "fgvc_aircraft/fgvc-aircraft-2013b"), read=readers.fgvc_aircraft,
+        places=("fgvc-aircraft-2013b", "fgvc_aircraft/fgvc-aircraft-2013b"), read="readers.fgvc_aircraft",
         torchvision="FGVCAircraft", wds="wds_fgvc_aircraft", wds_splits=TEST,
         home=f"{OXFORD}/fgvc-aircraft/", licence="non-commercial research",
     ),
     "eurosat": Entry(
         title="EuroSAT", domain="domain-specific", n=27_000, k=10, splits=("all", "test", "train"),
-        places=("eurosat/2750",), read=readers.eurosat,
+        places=("eurosat/2750",), read="readers.eurosat",
         torchvision="EuroSAT", wds="wds_vtab-eurosat", wds_splits={"vtab": "test"},
         home="https://github.com/phelber/EuroSAT", licence="MIT",
     ),
     "dtd": Entry(
         title="DTD", domain="domain-specific", n=1_880, k=47, splits=("test", "val", "train"),
-        places=("dtd/dtd", "dtd"), read=readers.dtd,
+        places=("dtd/dtd", "dtd"), read="readers.dtd",
         torchvision="DTD", wds="wds_vtab-dtd", wds_splits=TEST,
         home=f"{OXFORD}/dtd/", licence="research",
     ),
     "imagenet": Entry(
         title="ImageNet", domain="objects", n=50_000, k=1000, splits=("val", "train"),
-        places=("imagenet",), read=imagenet.imagenet,
+        places=("imagenet",), read="imagenet.imagenet",
         wds="wds_imagenet1k", wds_splits={"val": "test", "train": "train"},
         home="https://image-net.org", licence=IMAGENET_TERMS,
     ),
     "imagenet-v2": Entry(
-        title="ImageNet-V2", domain="objects", n=10_000, k=1000, splits=tuple(imagenet.VARIANTS),
-        places=("imagenet-v2",), read=imagenet.imagenet_v2, wds="wds_imagenetv2", wds_splits=TEST,
+        title="ImageNet-V2", domain="objects", n=10_000, k=1000, splits=("test", "threshold-0.7", "top-images"),
+        places=("imagenet-v2",), read="imagenet.imagenet_v2", wds="wds_imagenetv2", wds_splits=TEST,
         home="https://github.com/modestyachts/ImageNetV2", licence=IMAGENET_TERMS,
     ),
     "imagenet-r": Entry(
         title="ImageNet-R", domain="renditions", n=30_000, k=200, splits=("test",),
-        places=("imagenet-r",), read=imagenet.variant, prompt=RENDERING,
+        places=("imagenet-r",), read="imagenet.variant", prompt=RENDERING,
         wds="wds_imagenet-r", wds_splits=TEST,
         home="https://github.com/hendrycks/imagenet-r", licence=IMAGENET_TERMS,
     ),
     "imagenet-a": Entry(
         title="ImageNet-A", domain="objects", n=7_500, k=200, splits=("test",),
-        places=("imagenet-a",), read=imagenet.variant, wds="wds_imagenet-a", wds_splits=TEST,
+        places=("imagenet-a",), read="imagenet.variant", wds="wds_imagenet-a", wds_splits=TEST,
         home="https://github.com/hendrycks/natural-adv-examples", licence=IMAGENET_TERMS,
     ),
     "imagenet-sketch": Entry(
         title="ImageNet-Sketch", domain="sketches", n=50_889, k=1000, splits=("test",),
-        places=("imagenet-sketch/sketch", "sketch", "imagenet-sketch"), read=imagenet.variant, prompt=SKETCH,
+        places=("imagenet-sketch/sketch", "sketch", "imagenet-sketch"), read="imagenet.variant", prompt=SKETCH,
         wds="wds_imagenet_sketch", wds_splits=TEST,
         home="https://github.com/HaohanWang/ImageNet-Sketch", licence=IMAGENET_TERMS,
     ),
     "objectnet": Entry(
         title="ObjectNet", domain="objects", n=18_574, k=113, splits=("test", "all"),
-        places=("objectnet-1.0", "objectnet/objectnet-1.0"), read=imagenet.objectnet,
+        places=("objectnet-1.0", "objectnet/objectnet-1.0"), read="imagenet.objectnet",
         wds="wds_objectnet", wds_splits=TEST, border=2,
         home="https://objectnet.dev", licence="CC BY 4.0, never to be trained on",
     ),
     "tiny-imagenet": Entry(
         title="TinyImageNet", domain="objects", n=10_000, k=200, splits=("val", "heldout", "train"),
-        places=("tiny-imagenet-200", "tiny-imagenet/tiny-imagenet-200"), read=imagenet.tiny_imagenet,
+        places=("tiny-imagenet-200", "tiny-imagenet/tiny-imagenet-200"), read="imagenet.tiny_imagenet",
         archive=("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
         home="http://cs231n.stanford.edu", licence=IMAGENET_TERMS,
     ),
@@ -205,6 +212,57 @@ def canonical(name: str) -> str | None:
     if at and split not in splits:
         raise ValueError(f"{found} has no split '{split}'{suggest(split, splits)}")
     return found if not at or split == splits[0] else f"{found}@{split}"
+
+
+def set_names(groups: list[str]) -> list[str]:
+    """Names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths as single sets.
+
+    A set of the table is written as the table has it, NAME or NAME@SPLIT, however it was spelled. ValueError for a
+    name that is none of these.
+    """
+    embedded = mini_sets()
+    tests = tuple(f"mini/{name}" for name, info in embedded.items() if info["split"] == "test")
+    sets_of = {"mini": tests, **GROUPS}
+    mini = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
+    result: list[str] = []
+    for name in groups:
+        found = canonical(name)
+        if name.lower() in sets_of:
+            result += sets_of[name.lower()]
+        elif found is not None:
+            result.append(found)
+        elif name in mini or _is_own(name):
+            result.append(name)
+        elif f"mini/{name}" in mini:
+            result.append(f"mini/{name}")  # as tables of the mini sets call it
+        elif name.startswith(("/", "./", "../", "~")):
+            raise ValueError(f"there is no folder and there are no shards at {name}{nearest_path(name)}")
+        else:
+            known = [*sets_of, *TABLE, *mini]
+            hint = nearest_path(name, known) or suggest(name, known)
+            raise ValueError(f"there is no set '{name}'{hint}")
+    return list(dict.fromkeys(result))
+
+
+def check_training_name(name: str) -> None:
+    """ValueError where `data.train` names neither a dataset nor anything on this machine, as far as names tell.
+
+    What is inside, and on other machines, is for those who open it to find out.
+    """
+    is_mini = name == "mini" or name.startswith(("mini-", "mini/"))
+    if is_mini or is_own(name) or canonical(name) is not None:
+        return
+    known = ["mini", "mini-full", f"mini/{PROXY}", *TABLE]
+    check_there(name.removeprefix("folder:").removeprefix("wds:"), "there are no pairs at", known)
+
+
+def _is_own(name: str) -> bool:
+    return (
+        name.startswith(("folder:", "wds:"))
+        or ".tar" in name
+        or Path(name).expanduser().is_dir()
+        or is_own(name)
+    )
 
 
 def _squash(name: str) -> str:
@@ -238,18 +296,27 @@ def locate(name: str) -> tuple[Path, bool] | None:
     return None
 
 
-def open_set(name: str) -> tuple[Opened, bool]:
+def _reader(name: str) -> "Reader":
+    module, _, function = name.partition(".")
+    return getattr(import_module(f"advflyp.data.{module}"), function)
+
+
+def open_set(name: str) -> "tuple[Opened, bool]":
     """Pictures and class names of a canonical name, and whether they come from its webdataset.
 
     ValueError where they are not on this machine or something is missing.
     """
+    from advflyp.data.folders import folder_shards, read_shards
+
     _, entry, split = parts(name)
     found = locate(name)
     if found is None:
         raise ValueError(f"{name} is not on this machine: {how_to_get(name)}")
     folder, is_wds = found
     try:
-        opened = read_shards(folder_shards(folder), entry.border) if is_wds else entry.read(folder, split)
+        opened = (
+            read_shards(folder_shards(folder), entry.border) if is_wds else _reader(entry.read)(folder, split)
+        )
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
     if not entry.upright:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from advflyp.data.addresses import is_remote
 from advflyp.data.catalogue import canonical
-from advflyp.data.embedded import PROXY
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
 from advflyp.data.folder_pairs import has_pairs
 from advflyp.data.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import LabelledSet, load_set
-from advflyp.data.mini.compose import EMBEDDED, MiniClasses, MiniPairs, corpus_folder
+from advflyp.data.mini import EMBEDDED, PROXY
+from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
 from advflyp.data.prompts import fill
 from advflyp.data.sources import find_shards

@@ -7,22 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from advflyp.data.mini import EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets
 from advflyp.data.mini.build import proxy_concepts
-from advflyp.data.mini.compose import EMBEDDED, full_corpus_folder
-from advflyp.data.mini.sets import ON_DEMAND
 from advflyp.data.pictures import Encoded
-
-# The training pictures whose concept is known, as labelled data for methods that need labels.
-PROXY = "proxy"
-
-
-def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:
-    """The descriptions of the labelled sets of a mini corpus, by name."""
-    return (
-        json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        if (folder / "sets.json").is_file()
-        else {}
-    )
 
 
 def mini_set(name: str) -> dict[str, Any]:

@@ -93,12 +93,13 @@ def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
 
     assert entry.wds is not None
     repository = f"{HUB}/{entry.wds}"
-    ask_hub(repository, "dataset")
+    # Texts of its root only: of another split, nshards.txt without the shards would pass for a damaged copy.
+    texts = [file for file in ask_hub(repository, "dataset") if file.endswith(".txt") and "/" not in file]
     snapshot_download(
         repository,
         repo_type="dataset",
         local_dir=root / entry.wds,
-        allow_patterns=[f"{entry.wds_splits[split]}/*", "*.txt"],
+        allow_patterns=[f"{entry.wds_splits[split]}/*", *texts],
     )
 
 

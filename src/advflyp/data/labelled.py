@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from advflyp.config import suggest
-from advflyp.data.catalogue import GROUPS, TABLE, canonical, data_folder, open_set, parts
+from advflyp.config import nearest_path
+from advflyp.data.catalogue import canonical, data_folder, open_set, parts
+from advflyp.data.catalogue import set_names as set_names
 from advflyp.data.dirt import Unusable
-from advflyp.data.embedded import PROXY, mini_set, mini_sets
+from advflyp.data.embedded import mini_set
 from advflyp.data.folders import SPLITS, has_shards, own_shards, own_templates, read_folder, read_shards
 from advflyp.data.images import UNREADABLE, as_rgb
-from advflyp.data.mini.sets import ON_DEMAND
+from advflyp.data.mini import mini_sets as mini_sets
 from advflyp.data.pictures import Pictures, balanced
 from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
@@ -155,44 +156,6 @@ def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
     return places, torch.stack([image for _, image in part]), labels[places]
 
 
-def set_names(groups: list[str]) -> list[str]:
-    """Names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths as single sets.
-
-    A set of the table is written as the table has it, NAME or NAME@SPLIT, however it was spelled. ValueError for a
-    name that is none of these.
-    """
-    embedded = mini_sets()
-    tests = tuple(f"mini/{name}" for name, info in embedded.items() if info["split"] == "test")
-    sets_of = {"mini": tests, **GROUPS}
-    mini = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
-    result: list[str] = []
-    for name in groups:
-        found = canonical(name)
-        if name.lower() in sets_of:
-            result += sets_of[name.lower()]
-        elif found is not None:
-            result.append(found)
-        elif name in mini or _is_own(name):
-            result.append(name)
-        elif f"mini/{name}" in mini:
-            result.append(f"mini/{name}")  # as tables of the mini sets call it
-        elif name.startswith(("/", "./", "../", "~")):
-            raise ValueError(f"there is no folder and there are no shards at {name}")
-        else:
-            hint = suggest(name, [*sets_of, *TABLE, *mini])
-            raise ValueError(f"there is no set '{name}'{hint}")
-    return list(dict.fromkeys(result))
-
-
-def _is_own(name: str) -> bool:
-    return (
-        name.startswith(("folder:", "wds:"))
-        or ".tar" in name
-        or Path(name).expanduser().is_dir()
-        or is_own(name)
-    )
-
-
 def load_set(name: str, templates: str | Sequence[str] | None = None) -> LabelledSet:
     """The set called `name`; of the sets that are not embedded only labels and names are read.
 
@@ -243,7 +206,8 @@ def _own_set(name: str) -> LabelledSet:
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():
-        raise ValueError(f"there is no folder {path}; name one that holds a folder for each class")
+        hint = nearest_path(path) or "; name one that holds a folder for each class"
+        raise ValueError(f"there is no folder {path}{hint}")
     if kind == "folder" or (folder.is_dir() and not kind and not has_shards(folder)):
         pictures, classes = read_folder(folder)
         templates = own_templates(folder)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from advflyp.config import nearest_path
 from advflyp.data.addresses import expand, is_remote, open_binary
 from advflyp.data.filenames import is_clutter, shards_in
 from advflyp.data.folder_pairs import FolderPairs
@@ -83,7 +84,7 @@ def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Ind
     try:
         files = _named(train)
     except ValueError as error:
-        raise ValueError(f"there are no pairs at {train} ({error}): {WHAT}") from None
+        raise ValueError(_nothing_at(train, error)) from None
     if files[0].lower().endswith(".parquet"):
         return open_parquet(files, columns)
     if files[0].lower().endswith(TABLES):
@@ -119,7 +120,9 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
     if size is None:
         for shard in shards:
             if shard.count is None and is_remote(shard.address):
-                open_binary(shard.address).close()  # what is not there or not reachable is a mistake before this one
+                open_binary(
+                    shard.address
+                ).close()  # what is not there or not reachable is a mistake before this one
                 raise ValueError(
                     f"nothing says how many pairs {shard.address} holds; give their number with data.size"
                 )
@@ -140,4 +143,9 @@ def find_shards(pattern: str) -> list[Path]:
     try:
         return [Path(file) for file in _named(pattern)]
     except ValueError as error:
-        raise ValueError(f"there are no pairs at {pattern} ({error}): {WHAT}") from None
+        raise ValueError(_nothing_at(pattern, error)) from None
+
+
+def _nothing_at(name: str, error: ValueError) -> str:
+    hint = "" if is_remote(name) else nearest_path(name)
+    return f"there are no pairs at {name} ({error}){hint or f': {WHAT}'}"

@@ -1,8 +1,9 @@
 """One file per paper; each reads like its equations. `METHODS` names them for recipes."""
 
+from dataclasses import fields
 from typing import Any, get_type_hints
 
-from advflyp.config import build, suggest
+from advflyp.config import build, check_method_keys, suggest
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
 from advflyp.method.base import Batch, Method
 from advflyp.method.fare import FARE, FAREConfig
@@ -40,7 +41,12 @@ def method_config(table: dict[str, Any]) -> tuple[str, Any]:
     name = table.pop("name", None)
     if name is None:
         raise ValueError(f"the recipe lacks method.name; known: {', '.join(sorted(METHODS))}")
-    return name, build(find_method(str(name))[1], table, at="method.")
+    config = find_method(str(name))[1]
+    known = {other: cls for other, (_, cls) in METHODS.items()} | {str(name): config}
+    check_method_keys(
+        table, str(name), {other: [f.name for f in fields(cls)] for other, cls in known.items()}
+    )
+    return name, build(config, table, at="method.")
 
 
 __all__ = ["METHODS", "Batch", "Method", "find_method", "method_config"]

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from open_clip.tokenizer import HFTokenizer
 
-from advflyp.config import nearest
+from advflyp.config import nearest, nearest_path
 from advflyp.devices import pick_device as pick_device
 from advflyp.files import replace_folder
 from advflyp.model.build import (
@@ -302,10 +302,10 @@ def _from_architecture(given: str, weights: bool) -> CLIP:
         bundled = sorted(path.name for path in BUNDLED.iterdir())
         raise ValueError(
             f"there is no model '{name}': it is neither {' nor '.join(bundled)} nor a folder, and open_clip's are "
-            f"written as ViT-B-32/openai{nearest(name, [*known, *bundled])}"
+            f"written as ViT-B-32/openai{nearest_path(given) or nearest(name, [*known, *bundled])}"
         )
     if architecture not in known:
-        hint = nearest(architecture, known)
+        hint = nearest_path(given) or nearest(architecture, known)
         if not hint and (repository := HUB_NAME.fullmatch(name)):
             hint = f"; a model on the Hugging Face hub is written as {HUB_PREFIX}{repository[1]}"
         raise ValueError(

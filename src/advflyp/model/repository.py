@@ -127,10 +127,8 @@ def _explained(name: str, kind: Kind, error: Exception) -> str:
         page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
         return f"{what} is gated: ask for access at {page}, then {LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"the hub has no {'repository' if kind == 'model' else 'dataset'} {name}, or it is private: check the name; "
-            f"if it is private, {LOG_IN}"
-        )
+        noun = "repository" if kind == "model" else kind
+        return f"the hub has no {noun} {name}, or it is private: check the name; if it is private, {LOG_IN}"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from advflyp.data.embedded import mini_sets
-from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.report.measured import Condition, Results, is_flagged
 from advflyp.report.tables import Table, Value
 

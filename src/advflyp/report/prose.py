@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.__about__ import __version__
-from advflyp.data.labelled import mini_sets
-from advflyp.data.mini.compose import full_corpus_folder
+from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.escape import for_html
 from advflyp.evaluation.results import Cell
 from advflyp.method import METHODS

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tomli_w
 
 from advflyp.attack.pgd import AttackConfig
-from advflyp.config import as_tree, build, override, read_toml, unknown
+from advflyp.config import Mistakes, as_tree, build, override, read_toml, unknown
 from advflyp.data.pairs import DataConfig
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
@@ -172,6 +172,12 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for name, table in tree.items():
         if not isinstance(table, dict):
             raise ValueError(f"'{name}' must be a table in the recipe: [{name}]")
-    parts = {name: build(cls, tree.get(name, {}), at=f"{name}.") for name, cls in TABLES.items()}
-    method_name, method = method_config(tree.get("method", {}))
-    return Recipe(method_name=method_name, method=method, **parts)
+    parts: dict[str, Any] = {}
+    mistakes = Mistakes()
+    for name, cls in TABLES.items():
+        with mistakes.noted():
+            parts[name] = build(cls, tree.get(name, {}), at=f"{name}.")
+    with mistakes.noted():
+        parts["method_name"], parts["method"] = method_config(tree.get("method", {}))
+    mistakes.end()
+    return Recipe(**parts)

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advflyp.data.mini import neardup
+from advflyp.data.mini import EMBEDDED, ON_DEMAND, neardup
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.clipart import read_clipart, read_stamps
-from advflyp.data.mini.compose import EMBEDDED, MANIFEST, read_shards
+from advflyp.data.mini.compose import MANIFEST, read_shards
 from advflyp.data.mini.emoji import EmojiTable
 from advflyp.data.mini.fetch import fetch, silent
 from advflyp.data.mini.read import Item, draw, finish, read_icons
 from advflyp.data.mini.render import encode_webp, fit, on_white, render_svg, require_renderer
-from advflyp.data.mini.sets import ON_DEMAND, SetPlan, embedded_sets, on_demand_sets, without
+from advflyp.data.mini.sets import SetPlan, embedded_sets, on_demand_sets, without
 from advflyp.data.mini.shards import sha256, write_json, write_tar
 from advflyp.data.mini.sources import SOURCES, TWINS, Source, source
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.data.dirt import Dirt
+from advflyp.data.mini import EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_tar
 from advflyp.data.pairs import DataConfig
@@ -28,7 +29,6 @@ from advflyp.data.prompts import fill
 from advflyp.data.stream import Position, Share
 from advflyp.devices import to_device
 
-EMBEDDED = Path(__file__).parent / "corpus"
 MANIFEST = "manifest.json"
 
 
@@ -45,12 +45,6 @@ def corpus_folder(name: str) -> Path | None:
         return full_corpus_folder()
     path = Path(name).expanduser()
     return path if (path / MANIFEST).is_file() and (path / "sets.json").is_file() else None
-
-
-def full_corpus_folder() -> Path:
-    """Where `advflyp data mini --build` puts the full corpus unless told otherwise."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "advflyp" / "mini"
 
 
 def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:

@@ -24,9 +24,8 @@ def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tu
     archives.mkdir(parents=True, exist_ok=True)
     archive = _archive(source, archives)
     if archive is None:
-        say(
-            f"fetching {source.package} {source.version} with {_client(source)}; licence: {source.licence}; {source.url}"
-        )
+        about = f"licence: {source.licence}; {source.url}"
+        say(f"fetching {source.package} {source.version} with {_client(source)}; {about}")
         archive = _download(source, archives)
     folder = work / "unpacked" / archive.name
     if not folder.exists():

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from advflyp.data.mini import ON_DEMAND
 from advflyp.data.mini.read import Item
 from advflyp.data.mini.render import MARGIN, SIZE
 
-ON_DEMAND = {"openmoji": "openmoji", "stamps": "tuxpaint"}  # set → source
 MAX_PER_SET = 1000
 
 _PLAIN = ("{}", "a picture of a {}", "an image of {}", "this is a {}")
