@@ -4,7 +4,8 @@ from typing import Literal
 
 import pytest
 
-from advflyp.config import Typed, build, convert, override, read_text, read_toml
+from advflyp.config import Typed, build, convert, override, read_toml
+from advflyp.documents import read_text
 from advflyp.training.recipe import read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"

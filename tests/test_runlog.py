@@ -39,8 +39,8 @@ def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_off_by_a_crash(tmp_path: Path) -> None:
-    (tmp_path / METRICS_FILE).write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
-    assert read_metrics(tmp_path) == [{"kind": "train", "step": 1}]
+    (tmp_path / METRICS_FILE).write_text('{"kind": "train", "step": 1, "time": 2.5}\n{"kind": "tra')
+    assert read_metrics(tmp_path) == [{"kind": "train", "step": 1, "time": 2.5}]
     assert read_metrics(tmp_path / "nowhere") == []
 
 

@@ -4,13 +4,12 @@ Every configuration dataclass stands beside the code it configures; this module 
 Unknown keys, wrong types and unreadable files are a `ValueError` with one sentence that names the key.
 """
 
-import codecs
 import dataclasses
 import difflib
+import functools
 import glob
 import math
 import os
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_RECIPE_BYTES, read_bounded
+from advflyp.documents import parse_toml
+
 T = TypeVar("T")
 
 # What torch takes for an integer, and what float32 can still compute with.
 LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e30
+# Characters of a wrong value that a message quotes.
+LONGEST_SHOWN = 200
 
 
 class Typed(str):
@@ -34,36 +39,22 @@ class Typed(str):
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The recipe at `path` as a nested dict; ValueError where it is missing, unreadable or not TOML."""
     try:
-        return tomllib.loads(decode(Path(path).read_bytes()))
+        with open(path, "rb") as file:
+            data = read_bounded(file, MAX_RECIPE_BYTES)
     except FileNotFoundError:
         raise ValueError(
             f"there is no recipe at {path}; `advflyp recipes` lists those that come along"
         ) from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None
+    except Unusable as reason:
+        raise ValueError(f"{path} {reason}; name a recipe") from None
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
-
-
-def read_text(path: Path) -> str:
-    """A text file of the user's; ValueError where it cannot be read or is in no Unicode encoding."""
     try:
-        return decode(path.read_bytes())
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-
-
-def decode(data: bytes) -> str:
-    """UTF-8, or what a byte order mark says, as editors of Windows write it; the mark is no part of the text."""
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if wide else "utf-8-sig")
+        return parse_toml(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
 def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +103,7 @@ class Mistakes:
 def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
     """Fill the dataclass `cls` from a mapping; every key must be a field and every value of its type."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     mistakes = Mistakes()
     for name, value in tree.items():
@@ -127,6 +118,22 @@ def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
     return cls(**values)
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def fill(cls: type[T], record: Any) -> T:
+    """The dataclass `cls` from an object of JSON that need not be ours; ValueError with what is wrong with it."""
+    if not isinstance(record, Mapping):
+        raise ValueError("it is no object")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in record:
+            raise ValueError(f"it lacks '{field.name}'")
+    return build(cls, record)
+
+
 def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
     """ValueError for the keys of `given` that are not `known`, each with the nearest name."""
     known = list(known)
@@ -134,7 +141,7 @@ def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
     for key in given:
         with mistakes.noted():
             if key not in known:
-                raise ValueError(f"unknown key '{at}{key}'{suggest(key, known, at)}")
+                raise ValueError(f"unknown key '{at}{_cut(key)}'{suggest(key, known, at)}")
     mistakes.end()
 
 
@@ -214,10 +221,12 @@ def check_there(address: str, missing: str, known: Iterable[str] = ()) -> None:
 
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as the type `hint`; a float may be a fraction such as "4/255", a `Typed` text any value."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{key} must be a table, not {value!r}")
+            raise ValueError(f"{key} must be a table, not {_shown(value)}")
         return build(typing.cast(type, hint), value, at=f"{key}.")
     if origin in (types.UnionType, typing.Union):
         if value is None or (value == "none" and (isinstance(value, Typed) or str in arguments)):
@@ -225,13 +234,25 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return convert(value, next(a for a in arguments if a is not types.NoneType), key)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"{key} cannot be {value!r}; it is one of {', '.join(map(str, arguments))}")
+            raise ValueError(
+                f"{key} cannot be {_shown(value)}; it is one of {', '.join(map(str, arguments))}"
+            )
         return value
     if origin is tuple:
         parts = [Typed(part.strip()) for part in value.split(",")] if isinstance(value, Typed) else value
         if not isinstance(parts, list | tuple):
-            raise ValueError(f"{key} must be a list, not {value!r}")
+            raise ValueError(f"{key} must be a list, not {_shown(value)}")
+        if arguments[-1] is not ... and len(parts) != len(arguments):
+            raise ValueError(f"{key} must be a list of {len(arguments)}, not {_shown(value)}")
         return tuple(convert(part, arguments[0], key) for part in parts)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{key} must be a list, not {_shown(value)}")
+        return [convert(part, arguments[0], key) for part in value]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} must be a table, not {_shown(value)}")
+        return {name: convert(part, arguments[1], f"{key}.{name}") for name, part in value.items()}
     if hint is not str and isinstance(value, str) and not isinstance(value, Typed):
         _check_unquoted(value, hint, key)
     if hint is bool:
@@ -239,14 +260,14 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             return value
         if value in ("true", "false"):
             return value == "true"
-        raise ValueError(f"{key} must be true or false, not {value!r}")
+        raise ValueError(f"{key} must be true or false, not {_shown(value)}")
     if hint is int:
         return integer(value, key)
     if hint is float:
         return number(value, key)
     if hint is str and isinstance(value, str):
         return str(value)
-    raise ValueError(f"{key} must be a text, not {value!r}")
+    raise ValueError(f"{key} must be a text, not {_shown(value)}")
 
 
 def _check_unquoted(value: str, hint: Any, key: str) -> None:
@@ -257,7 +278,7 @@ def _check_unquoted(value: str, hint: Any, key: str) -> None:
         convert(Typed(value), hint, key)
     except ValueError as error:
         raise ValueError(f"{error}") from None
-    raise ValueError(f'{key} is the text "{value}"; write it without quotes: {value}')
+    raise ValueError(f'{key} is the text "{_cut(value)}"; write it without quotes: {_cut(value)}')
 
 
 def integer(value: Any, key: str) -> int:
@@ -266,9 +287,9 @@ def integer(value: Any, key: str) -> int:
         try:
             value = int(value)
         except ValueError:
-            raise ValueError(f"{key} must be a whole number, not '{value}'") from None
+            raise ValueError(f"{key} must be a whole number, not '{_cut(value)}'") from None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{key} must be a whole number, not {value!r}")
+        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
     if abs(value) > LARGEST_INTEGER:
         raise ValueError(f"{key} must be at most {LARGEST_INTEGER:,} in size")
     return value
@@ -281,15 +302,25 @@ def number(value: Any, key: str) -> float:
             above, slash, below = value.partition("/")
             value = float(above) / float(below) if slash else float(value)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{key} must be a number or a fraction such as 4/255, not '{value}'") from None
+            raise ValueError(
+                f"{key} must be a number or a fraction such as 4/255, not '{_cut(value)}'"
+            ) from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} must be a number, not {value!r}")
+        raise ValueError(f"{key} must be a number, not {_shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} must be a number, not {value!r}")
+        raise ValueError(f"{key} must be a number, not {_shown(value)}")
     # Before `float`, for which an int may be too large.
     if abs(value) > LARGEST_NUMBER:
         raise ValueError(f"{key} must be at most {LARGEST_NUMBER:g} in size")
     return float(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} …"
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
 
 
 def as_tree(config: Any) -> dict[str, Any]:

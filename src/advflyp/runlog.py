@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from advflyp.console import SafeConsole
+from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
+from advflyp.documents import decode, parse_json
 from advflyp.escape import for_rich, for_terminal
 
 METRICS_FILE = "metrics.jsonl"
@@ -198,15 +201,34 @@ class SilentLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    """All complete lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
+
+    ValueError where the file cannot be read. A line that is none of ours ends it, like one that is cut off.
+    """
     path = folder / METRICS_FILE
     if not path.is_file():
         return []
+    try:
+        with open_regular(path) as file:
+            text = decode(read_bounded(file, MAX_RESULTS_BYTES))
+    except (Unusable, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     lines = []
     # Only line feeds: a text may hold other characters that Python takes for the end of a line.
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    for line in text.split("\n")[:-1]:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            found = parse_json(line)
+        except ValueError:
             break
+        if not _is_ours(found):
+            break
+        lines.append(found)
     return lines
+
+
+def _is_ours(line: Any) -> bool:
+    """Whether a line has what every one has, and numbers where `RunLog` writes numbers."""
+    if not isinstance(line, dict) or line.get("kind") not in ("train", "validate", "data"):
+        return False
+    numbers = {"step", "time", "epoch"} if line["kind"] == "data" else {"step", "time", *line} - {"kind"}
+    return all(isinstance(line.get(key), int | float) for key in numbers)

@@ -33,6 +33,8 @@ from advflyp.data.limits import (
 )
 
 GLOB = set("*?[")
+# Files that a pattern may name, and digits of a number in its braces.
+MAX_NAMED, MAX_DIGITS = 1_000_000, 12
 WEB = ("http", "https")
 # What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
 FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
@@ -225,6 +227,8 @@ def expand(pattern: str, inside: str) -> list[str]:
     inside: glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/"
     ValueError, naming it, for a part that matches nothing. Other remote names without a glob are taken as they are.
     """
+    if brace_count(pattern) > MAX_NAMED:
+        raise ValueError(f"{pattern[:100]} names more than {MAX_NAMED:,} files; name fewer, or their folder")
     found: list[str] = []
     for one in braceexpand.braceexpand(pattern):
         matches = (
@@ -234,6 +238,18 @@ def expand(pattern: str, inside: str) -> list[str]:
             raise ValueError(f"there is nothing at {one}")
         found += matches
     return list(dict.fromkeys(found))
+
+
+def brace_count(pattern: str) -> int:
+    """At most so many names come of the {braces} of a pattern."""
+    count = 1
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", pattern):
+        if max(map(len, (first, last, step))) > MAX_DIGITS:
+            return MAX_NAMED + 1
+        count *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
+    for inner in re.findall(r"\{([^{}]*)", pattern):
+        count = min(count * (inner.count(",") + 1), MAX_NAMED + 1)
+    return count
 
 
 def _local(one: str, inside: str) -> list[str]:

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from advflyp.config import convert
 from advflyp.data.dirt import Dirt
 from advflyp.data.manifest import FILE, Manifest, describe_shards, read_manifest, write_manifest
 from advflyp.data.pack import check_new
+from advflyp.documents import read_json_object
 
 WORK = ".caption"
 
@@ -38,10 +40,10 @@ class CaptionFolder:
         if not self.work.is_dir():
             return check_new(self.out)
         try:
-            begun = (
-                json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else self.settings
-            )
-        except (ValueError, KeyError, TypeError):
+            begun = convert(read_json_object(path).get("settings"), dict[str, Any], "settings")
+        except FileNotFoundError:
+            begun = self.settings
+        except ValueError:
             raise ValueError(f"{path} is damaged; name another folder, or remove {self.out}") from None
         for key, value in self.settings.items():
             if begun.get(key) == value:
@@ -106,7 +108,7 @@ class CaptionFolder:
         path = self.work / f"{name}.json"
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path, "; remove it, and the shard is captioned again")
         return found if not found["pairs"] or (self.out / name).is_file() else None
 
     def finish_shard(self, part: int, shard: int, pairs: int, left_out: dict[str, str]) -> None:
@@ -151,7 +153,7 @@ class CaptionFolder:
                     self.out.rmdir()
                 raise ValueError(f"no picture of {self.of} could be captioned: {dirt.describe()}")
             shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
-            versions = json.loads((self.work / "settings.json").read_text(encoding="utf-8"))["versions"]
+            versions = read_json_object(self.work / "settings.json").get("versions")
             source = {"captioned_from": self.of, **self.settings, "left_out": dirt.examples}
             manifest = describe_shards(shards, failures=dirt.counts, source=source, versions=versions)
             write_manifest(self.out, manifest)

@@ -6,13 +6,13 @@ trained on as a caption.
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import IMAGE_SUFFIXES
+from advflyp.documents import parse_json
 
 # What captions are called, the likeliest first; case does not matter.
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
@@ -145,7 +145,7 @@ def _without_notation(value: Any) -> Any:
 
 def _literal(text: str) -> Any:
     """What JSON or Python mean by it, None where it is neither."""
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):

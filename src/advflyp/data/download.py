@@ -7,7 +7,6 @@ the state; the same command continues a download that ended in any way.
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from advflyp.data.isolation import find_img2dataset
 from advflyp.data.manifest import Manifest, describe_shards, read_manifest, write_manifest
 from advflyp.data.rounds import WORK, Rounds, State
 from advflyp.data.url_list import UrlList, open_urls
+from advflyp.documents import parse_json
 
 MAX_BYTES = 32 << 20
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
@@ -175,8 +175,8 @@ def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
             instead = f"; it is set by {OWN[key]}" if OWN[key] else ""
             raise ValueError(f"--extra cannot set {key}{instead}")
         try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
+            found[key] = parse_json(value)
+        except ValueError:
             found[key] = {"True": True, "False": False, "None": None}.get(value, value)
     return found
 

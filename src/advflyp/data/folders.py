@@ -1,20 +1,22 @@
 """Sets as they come from anyone: one folder for each class, or webdataset shards with labels."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from advflyp.config import read_text
 from advflyp.data.filenames import is_clutter, is_image, shards_in, walk
+from advflyp.data.limits import MAX_NAME
 from advflyp.data.pictures import Files, Shards
 from advflyp.data.prompts import words
 from advflyp.data.sources import find_shards
+from advflyp.documents import read_json, read_text
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")
 TEMPLATES = "zeroshot_classification_templates.txt"
+# Of the number of shards in nshards.txt.
+MAX_SHARD_DIGITS = 6
 # What folders of splits are called, in lower case.
 SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
 
@@ -145,7 +147,10 @@ def folder_shards(folder: Path) -> list[Path]:
         if not shards:
             raise ValueError(f"{folder} holds no shards; put 0.tar, 1.tar, … there")
         return shards
-    count = int((folder / "nshards.txt").read_text(encoding="utf-8"))
+    text = read_text(folder / "nshards.txt").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_SHARD_DIGITS):
+        raise ValueError(f"{folder / 'nshards.txt'} must be a number of shards, not '{text[:40]}'")
+    count = int(text)
     shards = [folder / f"{number}.tar" for number in range(count)]
     for shard in shards:
         if not shard.is_file():
@@ -168,8 +173,8 @@ def own_classes(folder: Path) -> list[str] | None:
         return read_lines(text)
     if not listed.is_file():
         return None
-    names = _read_json(listed)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = read_json(listed)
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         raise ValueError(f"{listed} must be a list of class names, in the order of the labels")
     return names
 
@@ -177,10 +182,10 @@ def own_classes(folder: Path) -> list[str] | None:
 def names_by_folder(folder: Path) -> dict[str, str] | None:
     """{folder: class name} of a classnames.json that holds an object, if there is one."""
     path = folder / CLASS_NAMES[1]
-    names = _read_json(path) if path.is_file() else None
+    names = read_json(path) if path.is_file() else None
     if not isinstance(names, dict):
         return None
-    if not all(isinstance(name, str) for name in names.values()):
+    if not all(map(_is_name, names.values())):
         raise ValueError(f"{path} must hold the folders with their class names, as text")
     return names
 
@@ -191,20 +196,20 @@ def own_templates(folder: Path) -> list[str] | None:
     return [line.replace("{c}", "{}") for line in read_lines(path)] if path.is_file() else None
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not UTF-8.
+        ValueError: It is not UTF-8, too large, or has a line that is.
     """
     if not path.is_file():
         raise FileNotFoundError(2, "no such file", str(path))
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if any(len(line) > MAX_NAME for line in lines):
+        raise ValueError(f"{path} has a line of more than {MAX_NAME:,} characters; shorten it")
+    return lines

@@ -3,12 +3,13 @@
 Readers as in `readers.py`. Class names are OpenAI's for CLIP, where the thousand classes have one each.
 """
 
-import json
 from pathlib import Path
 
+from advflyp.config import convert
 from advflyp.data.folders import class_files, class_folders, read_lines
 from advflyp.data.pictures import Files, held_out
 from advflyp.data.readers import Opened
+from advflyp.documents import read_json, read_json_object
 
 # Of each TinyImageNet class of 500, for validation while training; as large as the validation part.
 HELD_OUT = 0.1
@@ -59,13 +60,10 @@ def objectnet(folder: Path, split: str) -> Opened:
 
     split: "test", the 113 classes that ImageNet has too, or "all" 313
     """
-    titles: dict[str, str] = json.loads(
-        (folder / "mappings" / "folder_to_objectnet_label.json").read_text(encoding="utf-8")
-    )
+    path = folder / "mappings" / "folder_to_objectnet_label.json"
+    titles: dict[str, str] = convert(read_json(path), dict[str, str], str(path))
     if split == "test":
-        shared = json.loads(
-            (folder / "mappings" / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8")
-        )
+        shared = read_json_object(folder / "mappings" / "objectnet_to_imagenet_1k.json")
         titles = {name: title for name, title in titles.items() if title in shared}
     chosen = sorted(titles)
     return (

@@ -28,6 +28,20 @@ MAX_TAR_HEADER_BYTES = 1 << 20
 MAX_TABLE_BYTES = 4 << 30
 # So is the manifest of a folder of shards.
 MAX_MANIFEST_BYTES = 64 << 20
+# JSON about a model, a dataset or a run. The largest usual ones are tokenizers and lists of files, of some 20 MB.
+MAX_DOCUMENT_BYTES = 256 << 20
+# Results and metrics: a line has one to ten thousand bytes.
+MAX_RESULTS_BYTES = 1 << 30
+# Levels of lists and objects in JSON and TOML: a tokenizer has a dozen.
+MAX_DEPTH = 64
+# A recipe has two to four thousand bytes.
+MAX_RECIPE_BYTES = 256 << 10
+# A list of text: class names, prompts, labels, the files of a split.
+MAX_LIST_BYTES = 64 << 20
+# Characters of a class name, a prompt or a label. A tokenizer takes quadratic time for a long word.
+MAX_NAME = 1_000
+# Letters of a word in a caption, for the same reason: 20,000 would take nine seconds.
+MAX_WORD = 500
 # Seconds for an image from the web, in all.
 FETCH_SECONDS = 60.0
 
@@ -44,6 +58,16 @@ def open_regular(path: str | Path) -> BinaryIO:
         os.close(descriptor)
         raise Unusable("not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(file: BinaryIO, limit: int) -> bytes:
+    """The rest of a file; `Unusable` where that is more than `limit` bytes."""
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Unusable(
+            f"is larger than {limit >> 20} MB" if limit >> 20 else f"is larger than {limit >> 10} kB"
+        )
+    return data
 
 
 def read_image_file(path: str | Path) -> bytes:

@@ -1,13 +1,16 @@
 """Which data a model was finetuned on, as its card says: what is measured on the same data is not zero-shot."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.addresses import expand, is_remote
+from advflyp.data.addresses import GLOB, brace_count, expand, is_remote
 from advflyp.data.catalogue import canonical
 
 KEY = "trained_on"
+# Of a card, which may be a stranger's: names that are looked at, and files that the braces of one may name.
+MAX_KNOWN, MAX_PATTERN = 1_000, 10_000
 
 
 def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
@@ -23,8 +26,8 @@ def was_trained_on(card: Mapping[str, Any], data: str) -> bool:
     asked = _places(_absolute(data))
     return any(
         one == other or one in other.parents or other in one.parents
-        for known in card.get(KEY, [])
-        for one in _places(known)
+        for known in card.get(KEY, [])[:MAX_KNOWN]
+        for one in _places(known, MAX_PATTERN)
         for other in asked
     )
 
@@ -38,10 +41,15 @@ def _absolute(name: str) -> str:
     return str(path.absolute())
 
 
-def _places(name: str) -> list[Path]:
-    """The files of a pattern, or what is named as it is; "mini" has nothing in common with "mini/food"."""
+def _places(name: str, most: int | None = None) -> list[Path]:
+    """The files of a pattern, or what is named as it is; "mini" has nothing in common with "mini/food".
+
+    most: files that may come of the pattern of a stranger, who may look into one folder
+    """
     if not Path(name).is_absolute():
         return [Path(f"{name}.set")]
+    if most is not None and (brace_count(name) > most or GLOB & set(os.path.dirname(name))):
+        return [Path(name)]
     try:
         return [Path(file) for file in expand(name, "*")] if not Path(name).is_dir() else [Path(name)]
     except ValueError:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.__about__ import __version__
+from advflyp.config import fill
 from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
 from advflyp.data.images import open_image
 from advflyp.data.limits import MAX_MANIFEST_BYTES
 from advflyp.data.tars import TarShard
+from advflyp.documents import parse_json
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -72,8 +74,8 @@ def read_manifest(folder: Path | str) -> Manifest | None:
             f"{path} is too large to be a manifest; remove it, and the shards are counted instead"
         )
     try:
-        tree = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        tree = parse_json(data)
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the shards are counted instead"
         ) from None
@@ -81,9 +83,8 @@ def read_manifest(folder: Path | str) -> Manifest | None:
         return None
     del tree["format"]
     try:
-        tree["shards"] = [ShardFacts(**shard) for shard in tree["shards"]]
-        return Manifest(**tree)
-    except TypeError as error:
+        return fill(Manifest, tree)
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the shards are counted instead"
         ) from None

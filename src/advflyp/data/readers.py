@@ -4,7 +4,6 @@ Each reader takes the set's folder and a split and gives (pictures, class names)
 file is a FileNotFoundError. The order is that of the authors' lists, else that of the sorted paths.
 """
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from advflyp.config import convert
 from advflyp.data.countries import COUNTRIES
 from advflyp.data.folders import class_files, class_folders, read_lines
 from advflyp.data.pictures import Arrays, Files, Pictures, held_out
 from advflyp.data.prompts import CALTECH101, EUROSAT, words
+from advflyp.documents import read_json
 
 Opened = tuple[Pictures, list[str]]
 Reader = Callable[[Path, str], Opened]
@@ -122,7 +123,8 @@ def flowers102(folder: Path, split: str) -> Opened:
 
 def food101(folder: Path, split: str) -> Opened:
     """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
-    lists = json.loads((folder / "meta" / f"{split}.json").read_text(encoding="utf-8"))
+    path = folder / "meta" / f"{split}.json"
+    lists = convert(read_json(path), dict[str, list[str]], str(path))
     classes = sorted(lists)
     index = {name: label for label, name in enumerate(classes)}
     rows = [(path, index[name]) for name, paths in lists.items() for path in paths]

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from advflyp.config import fill
 from advflyp.data.isolation import Img2dataset, Running
 from advflyp.data.manifest import describe_shards
 from advflyp.data.url_list import UrlList
+from advflyp.documents import read_json, read_json_object
 
 WORK = ".download"
 # Servers word their errors freely; these are the ones worth telling apart.
@@ -81,8 +83,8 @@ class State:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            return fill(cls, read_json(path))
+        except ValueError:
             raise ValueError(
                 f"{path} is damaged; download to another folder, or remove {work.parent}"
             ) from None
@@ -286,6 +288,6 @@ def _statistics(images: Path) -> dict[int, dict[str, Any]]:
     """{number of a finished shard: what img2dataset says of it}."""
     found: dict[int, dict[str, Any]] = {}
     for path in images.glob("*_stats.json"):
-        with contextlib.suppress(json.JSONDecodeError, OSError):  # being written
-            found[int(path.name.partition("_")[0])] = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError, OSError):  # being written
+            found[int(path.name.partition("_")[0])] = read_json_object(path)
     return found

@@ -5,7 +5,6 @@ A row with more fields than the header has lost the end of a value, and nobody c
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 from advflyp.config import suggest
 from advflyp.data.cells import names_a_file
 from advflyp.data.limits import MAX_TABLE_BYTES
+from advflyp.documents import parse_json
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -79,8 +79,8 @@ def find_column(
 def _json_table(address: str, text: str) -> TextTable:
     if text.lstrip().startswith("["):
         try:
-            listed = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            listed = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"{address} is damaged: {error}") from None
 
         def rows() -> Iterator[tuple[int, Any]]:
@@ -107,8 +107,8 @@ def _json_table(address: str, text: str) -> TextTable:
 
 def _parsed(line: str, address: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         what = (
             "is cut off or no JSON object"
             if number > 1

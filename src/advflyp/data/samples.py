@@ -1,15 +1,18 @@
 """One image–text pair before decoding, and the two kinds of places that pairs come from."""
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from advflyp.data.addresses import read_named
 from advflyp.data.cells import CAPTION_NAMES, captions_in
 from advflyp.data.dirt import Unusable
-from advflyp.data.limits import MAX_CAPTION_BYTES, open_regular
+from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular
+from advflyp.documents import parse_json
+
+_LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Sample:
         else:
             lines = _text(caption).splitlines()
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
+        if any(map(_LONG_WORD.search, found)):
+            raise Unusable("caption with an endless word")
         if not found:
             raise Unusable("empty caption")
         return found
@@ -73,8 +78,8 @@ def json_captions(data: bytes) -> tuple[str, ...]:
         Unusable: The file is not JSON or too long, or the caption is not text.
     """
     try:
-        found: Any = json.loads(_text(data))
-    except (json.JSONDecodeError, RecursionError):
+        found = parse_json(_text(data))
+    except ValueError:
         raise Unusable("caption file is not JSON") from None
     if isinstance(found, dict) and not any(name.lower() in CAPTION_NAMES for name in found):
         return ()

@@ -15,6 +15,7 @@ from advflyp.data.cells import address_in, captions_in
 from advflyp.data.dirt import Unusable
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import TextTable, find_column, read_text_table
+from advflyp.documents import parse_json
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 URL_NAMES = ("url", "image_url", "img_url", "link")
@@ -162,8 +163,8 @@ def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
             continue
         text = value.decode("utf-8", "replace")
         try:
-            kept[name] = json.loads(text)
-        except json.JSONDecodeError:
+            kept[name] = parse_json(text)
+        except ValueError:
             kept[name] = text
     return kept
 

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
+from advflyp.documents import parse_json
+
 T = TypeVar("T")
 
 BLOCK = 1 << 16
@@ -43,29 +47,35 @@ def _end_of_lines(file: BinaryIO) -> int:
     return 0
 
 
-def read_lines(path: Path, make: Callable[[dict[str, Any]], T]) -> list[T]:
+def read_lines(path: Path, make: Callable[[Any], T]) -> list[T]:
     """`make` of every record of a JSON-lines file; none where there is no file.
 
     A last line that a crash cut off is left out. ValueError naming the line that is not JSON or of which `make` raises
-    a TypeError or KeyError, and where `path` is a folder.
+    one, and where `path` is a folder or too large.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
-    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    lines = _read(path).split(b"\n") if path.is_file() else [b""]
     if _cut_off(lines[-1]):
         lines.pop()
     result = []
     for number, line in enumerate(lines, 1):
         try:
-            result.append(make(json.loads(line)))
-        except KeyError as missing:
+            result.append(make(parse_json(line)))
+        except ValueError as error:
             raise ValueError(
-                f"{path}, line {number} is not a result of ours that fits here: it lacks {missing} (`eval` and "
-                "`retrieval` write different results)"
+                f"{path}, line {number} is not a result of ours that fits here: {error} (`eval` and `retrieval` write "
+                "different results)"
             ) from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not a result of ours: {error}") from None
     return result
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return read_bounded(file, MAX_RESULTS_BYTES)
+    except Unusable as reason:
+        raise ValueError(f"{path} {reason}; name the results that you mean") from None
 
 
 def _cut_off(line: bytes) -> bool:
@@ -75,7 +85,7 @@ def _cut_off(line: bytes) -> bool:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return False
     return True

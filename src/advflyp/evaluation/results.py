@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advflyp.config import convert, fill
 from advflyp.evaluation.jsonl import append_line, read_lines
 
 OUTCOME = (
     "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason",
     "seen",
 )  # fmt: skip
+# Of the arguments of an attack, those that a report computes with.
+SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +103,27 @@ def append_cell(path: Path, cell: Cell) -> None:
     append_line(path, dataclasses.asdict(cell))
 
 
+def _checked(record: Any) -> Cell:
+    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    cell = fill(Cell, record)
+    if not 0 <= cell.correct <= cell.n or cell.n == 0:
+        raise ValueError(f"{cell.correct} of {cell.n} images cannot be correct")
+    if not all(0 <= share <= 1 for share in (cell.accuracy, *cell.ci95)):
+        raise ValueError("an accuracy is not from 0 to 1")
+    if cell.eps < 0:
+        raise ValueError(f"eps must be at least 0, not {cell.eps:g}")
+    for name in cell.attack_args.keys() & SHOWN_ARGUMENTS.keys():
+        convert(cell.attack_args[name], SHOWN_ARGUMENTS[name], f"attack_args.{name}")
+    if any(len(counts) != 2 for counts in cell.per_class.values()):
+        raise ValueError("per_class must hold [correct, n] of each class")
+    return cell
+
+
 def read_cells(path: Path) -> list[Cell]:
     """Every cell of a JSON-lines file; ValueError naming the line that is not one.
 
     A measurement that was written again (with a sanity check, say) counts once, as it was written last. A last line
     without its newline was cut off by a crash and is left out.
     """
-    cells = read_lines(path, lambda values: Cell(**{**values, "ci95": tuple(values["ci95"])}))
+    cells = read_lines(path, _checked)
     return list({(cell.model, *cell.key()): cell for cell in cells}.values())

@@ -17,13 +17,14 @@ from advflyp.__about__ import __version__
 from advflyp.attack.pgd import pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.config import fill
 from advflyp.data.captioned import CaptionedPictures
 from advflyp.data.tables import Columns
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import append_line, read_lines
-from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
+from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import load_model, pick_device, weights_sha256
@@ -87,12 +88,20 @@ class RetrievalCell:
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
     """Every cell of a JSON-lines file; ValueError naming the line that is not one."""
+    return read_lines(path, _checked)
 
-    def make(values: dict[str, Any]) -> RetrievalCell:
-        both = {name: [Recall(**one) for one in values[name]] for name in ("image_to_text", "text_to_image")}
-        return RetrievalCell(**{**values, **both})
 
-    return read_lines(path, make)
+def _checked(record: Any) -> RetrievalCell:
+    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    cell = fill(RetrievalCell, record)
+    for name in ("image_to_text", "text_to_image"):
+        found: list[Recall] = getattr(cell, name)
+        if [one.k for one in found] != list(CUTOFFS):
+            raise ValueError(f"{name} must hold the recall at {', '.join(map(str, CUTOFFS))}")
+        shares = [share for one in found for share in (one.recall, *one.ci95)]
+        if len(shares) != 3 * len(found) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"{name} has a recall or an interval that is not from 0 to 1")
+    return cell
 
 
 def retrieval(

@@ -4,7 +4,6 @@ A folder may be a stranger's: its configuration is read by the keys that are kno
 as data (`repository.py`), and no code of it is ever run.
 """
 
-import json
 import textwrap
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -19,6 +18,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 
+from advflyp.documents import read_json, read_json_object
 from advflyp.model.repository import open_repository
 from advflyp.model.weights_file import read_weights_file
 
@@ -144,7 +144,7 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     unreadable = UNREADABLE.format(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{unreadable}: {_shortened(error)}") from None
     model_cfg = _table(config, "model_cfg")
@@ -210,7 +210,7 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
         raise ValueError(f"the tokenizer in {folder} {NEEDS_TRANSFORMERS}") from None
     config = folder / TOKENIZER_CONFIG_FILE
     try:
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = read_json_object(config) if config.is_file() else {}
         if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
             raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
         return HFTokenizer(str(folder), context_length, trust_remote_code=False, **options)

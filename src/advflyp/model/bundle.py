@@ -7,7 +7,6 @@ src/advflyp/model/weights/NAME, in place of what was there. A run that started f
 counts their pairs, too. `--average RUN …` takes the mean of its weights and theirs (a uniform soup).
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated
 import torch
 
 from advflyp.cli_parse import Arg, arguments
+from advflyp.documents import read_json_object
 from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
@@ -41,7 +41,7 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
 
     average: runs or models whose weights are averaged with those of `run`
     """
-    card = json.loads((run / BEST / CARD_FILE).read_text(encoding="utf-8"))
+    card = read_json_object(run / BEST / CARD_FILE)
     folder = BUNDLED / name
     # A card is read elsewhere: no paths of this machine.
     recipe = scrubbed(card["recipe"])

@@ -10,7 +10,6 @@ text tower, the activation (QuickGELU or GELU, which no shape tells) and the pre
 by the content of the file. docs/checkpoints.md has the details.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advflyp.documents import parse_toml
 from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import CONFIG_FILE, ModelConfig, build_model
@@ -160,8 +160,8 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _recipe_start(recipe: str, path: Path) -> ModelConfig:
     try:
-        table = tomllib.loads(recipe).get("model")
-    except tomllib.TOMLDecodeError:
+        table = parse_toml(recipe).get("model")
+    except ValueError:
         table = None
     name, text = (table.get("name"), table.get("text")) if isinstance(table, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(text, str | None):

@@ -1,6 +1,5 @@
 """A Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
 
-import json
 import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -13,6 +12,7 @@ from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from advflyp.documents import read_json_object
 from advflyp.model.build import HF_CONFIG_FILE, hf_tokenizer
 from advflyp.model.hf import INTERPOLATIONS, NAMED
 from advflyp.model.hf_names import convert, correspondence
@@ -255,11 +255,6 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return read_json_object(path)
+    except FileNotFoundError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return found

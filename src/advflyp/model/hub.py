@@ -27,8 +27,9 @@ import safetensors.torch
 import torch
 from open_clip.tokenizer import HFTokenizer
 
-from advflyp.config import nearest, nearest_path
+from advflyp.config import convert, nearest, nearest_path
 from advflyp.devices import pick_device as pick_device
+from advflyp.documents import read_json_object
 from advflyp.files import replace_folder
 from advflyp.model.build import (
     ARCHITECTURES,
@@ -49,6 +50,12 @@ LOCAL_PREFIX = "local-dir:"
 BUNDLED = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
+CARD_KEYS: dict[str, Any] = {
+    "recipe": dict[str, dict[str, Any]],
+    "trained_on": list[str],
+    "pairs_seen": int,
+    "weights_sha256": str,
+}
 BEST = "best"
 # What a tag of open_clip says of the pixels that its weights expect.
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -213,10 +220,10 @@ def read_card(name: str | Path) -> dict[str, Any]:
     for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
         path = folder / CARD_FILE
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged: {error}") from None
+            card = read_json_object(path)
+            # Of a model of anybody's: what is there has to be what it is taken for.
+            known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
+            return card | known
     return {}
 
 

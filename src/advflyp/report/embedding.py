@@ -19,7 +19,9 @@ from torch import Tensor
 from advflyp.attack.pgd import pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.config import convert
 from advflyp.data.labelled import load_set
+from advflyp.documents import read_json
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.judge import Judge
@@ -153,8 +155,8 @@ def read_clouds(path: Path) -> list[Cloud]:
     if not path.is_file():
         return []
     try:
-        return [Cloud(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
-    except (json.JSONDecodeError, TypeError) as error:
+        return convert(read_json(path), list[Cloud], "the file")
+    except ValueError as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}); delete it, it will be made again"
         ) from None

@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from advflyp.__about__ import __version__
 from advflyp.data.mini import full_corpus_folder, mini_sets
+from advflyp.documents import read_text
 from advflyp.escape import for_html
 from advflyp.evaluation.results import Cell
 from advflyp.method import METHODS
@@ -18,6 +18,7 @@ from advflyp.report import elements
 from advflyp.report.grid import sides
 from advflyp.report.measured import Condition, Results, attack_title, competitors, radius
 from advflyp.report.tables import Table, Value, set_heading
+from advflyp.report.watched import RECIPE_FILE, read_recipe_file
 from advflyp.runlog import duration
 
 LOSS_NAMES = {"margin": "margin between the likeliest wrong class and the right one"}
@@ -227,10 +228,8 @@ def prompts_table(results: Results) -> Table:
 
 def read_recipe_tree(folder: Path) -> dict[str, Any]:
     """The recipe of a run folder as nested tables, empty where there is none; ValueError where it is broken."""
-    try:
-        return tomllib.loads(_recipe_text(folder))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{folder / 'recipe.toml'} is not valid TOML: {error}") from None
+    path = folder / RECIPE_FILE
+    return read_recipe_file(path) if path.is_file() else {}
 
 
 def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> str:
@@ -318,8 +317,8 @@ def _setting(pair: tuple[str, Any]) -> str:
 
 
 def _recipe_text(folder: Path) -> str:
-    path = folder / "recipe.toml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    path = folder / RECIPE_FILE
+    return read_text(path) if path.is_file() else ""
 
 
 def _hardware() -> str:

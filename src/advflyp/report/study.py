@@ -6,7 +6,6 @@ results/NAME-sSEED.jsonl  result cells of one run; `model` is the method's label
 runs/NAME-sSEED/          that run's folder, where it was kept
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advflyp.config import convert
 from advflyp.data.labelled import set_names
+from advflyp.documents import read_json
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.hub import BEST
 from advflyp.report.measured import Condition, Results
@@ -188,13 +189,17 @@ def read_study(folder: Path) -> Study:
     """Everything in the folder but weights; ValueError saying what is missing or broken."""
     path = folder / PLAN
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_json(path)
         listed = plan["experiments"] if isinstance(plan, dict) else plan
-        experiments = [_experiment(entry) for entry in listed]
+        experiments = [_experiment(entry) for entry in convert(listed, list[dict[str, Any]], "experiments")]
+        about = plan if isinstance(plan, dict) else {}
+        planned = _planned(about.get("runs", []))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; name the folder that `advflyp reproduce` wrote") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a plan of ours: {type(error).__name__} {error}") from None
+    except KeyError as missing:
+        raise ValueError(f"{path} is not a plan of ours: it lacks {missing}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a plan of ours: {error}") from None
     cells: list[Cell] = []
     runs: list[Run] = []
     seed_of: dict[str, int] = {}
@@ -210,8 +215,6 @@ def read_study(folder: Path) -> Study:
         ]
     if not cells:
         raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
-    about = plan if isinstance(plan, dict) else {}
-    planned = {str(run["label"]): run for run in about.get("runs", [])}
     scale = str(about.get("scale", "mini"))
     return Study(
         folder=folder,
@@ -228,13 +231,21 @@ def _experiment(entry: Mapping[str, Any]) -> Experiment:
     return Experiment(
         id=str(entry["id"]),
         title=str(entry["title"]),
-        rows=list(dict.fromkeys(map(str, entry["rows"]))),
-        sets=_sets(entry["sets"]),
-        attacks=[str(attack) for attack in entry["attacks"]],
-        eps=[float(value) for value in entry["eps"]],
+        rows=list(dict.fromkeys(convert(entry["rows"], list[str], "rows"))),
+        sets=_sets(convert(entry["sets"], list[str], "sets")),
+        attacks=convert(entry["attacks"], list[str], "attacks"),
+        eps=convert(entry["eps"], list[float], "eps"),
         note=str(entry.get("note") or ""),
-        unranked=[str(label) for label in entry.get("unranked", [])],
+        unranked=convert(entry.get("unranked", []), list[str], "unranked"),
     )
+
+
+def _planned(runs: Any) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for run in convert(runs, list[dict[str, Any]], "runs"):
+        overrides = convert(run.get("overrides", {}), dict[str, Any], "overrides")
+        found[str(run["label"])] = {**run, "overrides": overrides}
+    return found
 
 
 def _sets(names: list[str]) -> list[str]:

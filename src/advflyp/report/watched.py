@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from advflyp.config import read_toml
+from advflyp.config import convert, read_toml
 from advflyp.runlog import METRICS_FILE, read_metrics
 
 # Names of `training`, whose modules import torch; a test compares them.
@@ -19,6 +19,18 @@ LOCK_FILE = ".lock"
 
 # Lines of metrics by which the time to go is judged.
 RECENT = 60
+
+# What of a recipe is shown or computed with; other keys may be anything.
+SHOWN_KEYS: dict[str, Any] = {
+    "attack": {"eps": float, "steps": int, "norm": str},
+    "data": {"batch_size": int, "train": str, "also": str},
+    "method": {"name": str},
+    "model": {"name": str},
+    "optim": {"lr": float, "name": str},
+    "train": {"epochs": int, "patience": int, "seed": int},
+}
+# Of a line of training.
+NEEDED = {"of", "epoch", "seen", "loss", "pairs_per_second", "memory_gb"}
 
 Line = Mapping[str, Any]
 
@@ -131,16 +143,31 @@ def look(folder: Path, lock: Lock) -> Run:
             # Before the metrics: what a run wrote before it ended is then seen where it is seen to have ended.
             alive=lock.held(),
             process=lock.path.read_text(encoding="utf-8").strip() if lock.path.exists() else "",
-            recipe=read_toml(folder / RECIPE_FILE),
+            recipe=read_recipe_file(folder / RECIPE_FILE),
             lines=read_metrics(folder),
             written=_age(folder / METRICS_FILE),
             checkpoint=_last_checkpoint(folder / CHECKPOINTS),
         )
     except OSError as error:
         raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
-    if any("of" not in line for line in run.of("train")[-1:]):
+    if any(not line.keys() >= NEEDED for line in run.of("train")[-1:]):
         raise ValueError(f"{folder} is of an older version of advflyp; `advflyp report {folder}` shows it")
     return run
+
+
+def read_recipe_file(path: Path) -> dict[str, dict[str, Any]]:
+    """A recipe as nested tables, perhaps of another version; ValueError where it is none."""
+    tree = read_toml(path)
+    for name, table in tree.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: '{name}' must be a table, [{name}]")
+        hints = SHOWN_KEYS.get(name, {})
+        table |= {
+            key: convert(table[key], hint, f"{path}: {name}.{key}")
+            for key, hint in hints.items()
+            if key in table
+        }
+    return tree
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 
 from advflyp.config import suggest
+from advflyp.documents import read_json_object
 from advflyp.locks import locked
-from advflyp.model.precision import Precision, resolve
+from advflyp.model.precision import Precision, check_precision, resolve
 
 Scale = Literal["mini", "paper"]
 MOST_SEEDS = 100
@@ -124,9 +125,10 @@ class Plan:
     def settled(self, folder: Path, device: str | torch.device) -> "Plan":
         """The plan with the precision that the study in `folder` was begun with, or, at its beginning, the device's."""
         begun = folder / PLAN_FILE
-        precision = (
-            json.loads(begun.read_text(encoding="utf-8"))["precision"] if begun.is_file() else self.precision
-        )
+        precision = self.precision
+        if begun.is_file():
+            plan = read_json_object(begun)
+            precision = check_precision(str(plan.get("precision")), f"{begun}: precision")
         return replace(self, precision=resolve(precision, device))
 
     def write(self, folder: Path) -> None:

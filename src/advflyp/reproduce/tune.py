@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from advflyp.attack.threat import Threat
+from advflyp.config import convert
 from advflyp.data.labelled import load_set
+from advflyp.documents import read_json
 from advflyp.errors import RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
@@ -66,7 +68,10 @@ def tuned_rate(
 def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Run → rate → {"clean", "robust", "score"}, accuracies from 0 to 1."""
     path = folder / TUNING_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    advice = "; remove it, and the rates are searched again"
+    return convert(read_json(path, advice), dict[str, dict[str, dict[str, float]]], path.name)
 
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:

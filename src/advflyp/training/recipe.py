@@ -1,6 +1,5 @@
 """A recipe: everything that defines a training run. One TOML table for each part of the program."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import tomli_w
 from advflyp.attack.pgd import AttackConfig
 from advflyp.config import Mistakes, as_tree, build, override, read_toml, unknown
 from advflyp.data.pairs import DataConfig
+from advflyp.documents import parse_toml
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
 from advflyp.model.hub import ModelConfig
@@ -141,7 +141,7 @@ CHANGEABLE = (
 
 def difference(old: str, new: str) -> str:
     """Which keys two resolved recipes (TOML) have otherwise, but for `CHANGEABLE` ones; empty where none."""
-    before, after = (leaves(tomllib.loads(text)) for text in (old, new))
+    before, after = (leaves(parse_toml(text)) for text in (old, new))
     changed = [
         f"{key} was {_shown(before.get(key))}, is {_shown(after.get(key))}"
         for key in dict.fromkeys([*before, *after])

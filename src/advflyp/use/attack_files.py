@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.__about__ import __version__
+from advflyp.documents import read_json_object
 from advflyp.use.attack_image import AttackedPicture
 
 RECORD = "attack.json"
@@ -75,8 +76,8 @@ def _check(out: Path, asked: dict[str, Any]) -> None:
     if not there:
         return
     try:
-        before = json.loads((out / RECORD).read_text(encoding="utf-8"))["asked"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = read_json_object(out / RECORD)["asked"]
+    except (OSError, ValueError, KeyError):
         raise ValueError(
             f"{out} holds pictures that no {RECORD} explains; name a new folder with --out"
         ) from None

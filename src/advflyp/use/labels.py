@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advflyp.config import read_text
 from advflyp.data.labelled import load_set, set_names
+from advflyp.data.limits import MAX_NAME
 from advflyp.data.prompts import PHOTO, choose_templates, fill
+from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 
@@ -98,4 +99,8 @@ def _clean_all(names: Sequence[str]) -> list[str]:
 
 
 def _clean(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"the label '{name[:40]} …' has more than {MAX_NAME:,} characters; shorten it")
+    # JSON can hold halves of a character, which no tokenizer takes.
+    name = name.encode("utf-8", "replace").decode()
     return unicodedata.normalize("NFC", " ".join(name.split()))
