@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import open_clip
@@ -7,7 +6,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from advflyp import files
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
 from helpers import assert_equal64, make_tiny
@@ -34,34 +32,6 @@ def test_saving_over_an_older_model_replaces_it(tiny: CLIP, tmp_path: Path) -> N
     save_model(tiny, tmp_path / "m", {"n": 2})
     assert load_model(tmp_path / "m").net.logit_scale == 1.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
-
-
-@pytest.mark.parametrize("exchanges", [True, False])
-def test_a_replacement_that_is_killed_leaves_a_model(
-    tiny: CLIP, tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed at its last renaming; without an exchange the next one who writes brings the old model back."""
-    save_model(tiny, tmp_path / "m", {"n": 1})
-
-    def killed(draft: Path, folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        if exchanges:
-            patch.setattr(files.shutil, "rmtree", lambda path, **_: killed(path, path))
-            files.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
-        patch.setattr(files, "_exchange", lambda one, other: False)
-        patch.setattr(
-            Path,
-            "rename",
-            lambda one, other: killed(one, other) if other.name == "m" else os.rename(one, other),
-        )
-        files.replace_folder(make_tiny("vit", tmp_path / "new"), tmp_path / "m")
-    assert (tmp_path / "m").exists() == exchanges
-    files.recover_folder(tmp_path / "m")
-    assert load_model(tmp_path / "m")
-    save_model(tiny, tmp_path / "m", {"n": 2})
-    assert not list(tmp_path.glob(".m*"))
 
 
 def test_a_folder_of_others_is_not_replaced(tiny: CLIP, tmp_path: Path) -> None:

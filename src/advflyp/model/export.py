@@ -8,8 +8,6 @@ Each appears only when the largest difference from the source, over real picture
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,6 +25,7 @@ from torch.nn import functional as F
 from advflyp.config import nearest
 from advflyp.data.labelled import load_set
 from advflyp.errors import RunError
+from advflyp.files import draft_folder, publish_folder, write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import (
     CARD_FILE,
@@ -81,25 +80,19 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
     model.precision, model.micro_batch = "fp32", None
     check_finite(model, f"{model.name} is not exported", "use an earlier checkpoint")
-    draft = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        with torch.no_grad():
-            found = FORMATS[format](model, draft, _pictures())
-        for what, value in (("images", found.images), ("texts", found.texts)):
-            if value is not None and not value <= TOLERANCE:
-                raise RunError(
-                    f"the exported model is not the same: embeddings of {what} differ by {value:.1e}, more than "
-                    f"{TOLERANCE:.0e}; nothing was written"
-                )
-        if out.exists():
-            out.rmdir()
-        os.replace(draft, out)
+        with draft_folder(out) as draft:
+            with torch.no_grad():
+                found = FORMATS[format](model, draft, _pictures())
+            for what, value in (("images", found.images), ("texts", found.texts)):
+                if value is not None and not value <= TOLERANCE:
+                    raise RunError(
+                        f"the exported model is not the same: embeddings of {what} differ by {value:.1e}, more than "
+                        f"{TOLERANCE:.0e}; nothing was written"
+                    )
+            publish_folder(draft, out)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
 
 
@@ -108,7 +101,7 @@ def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Ex
     if has_vocabulary_file(model):
         # Beside the weights, open_clip finds it by any name.
         config = store_tokenizer(model, folder, ".")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     net: Any
     net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     net.eval()
@@ -144,19 +137,15 @@ def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) ->
     if net.config.model_type == "siglip":
         # Its texts attend to their padding, too: no mask.
         path = folder / "tokenizer_config.json"
-        path.write_text(
-            json.dumps(
-                {**json.loads(path.read_text(encoding="utf-8")), "model_input_names": ["input_ids"]}, indent=2
-            ),
-            encoding="utf-8",
-        )
+        settings = {**json.loads(path.read_text(encoding="utf-8")), "model_input_names": ["input_ids"]}
+        write_text(path, json.dumps(settings, indent=2))
     # Where versions before 5 look for it.
     processor.image_processor.save_pretrained(folder)
     kind: Any = SiglipVisionModel if net.config.model_type == "siglip" else CLIPVisionModelWithProjection
     alone = folder / "vision"
     kind.from_pretrained(folder).save_pretrained(alone)
     processor.image_processor.save_pretrained(alone)
-    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
 
     loaded: Any = AutoModel.from_pretrained(folder).eval()
     reader: Any = AutoProcessor.from_pretrained(folder)
@@ -191,8 +180,8 @@ def _onnx(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exporte
         "size": list(model.image_size),
         "input": "pixels (N, 3, H, W), float32 in [0, 1], not normalised",
     }
-    (folder / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD_FILE).write_text(json.dumps(_card(model), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / PREPROCESSING_FILE, json.dumps(settings, indent=2) + "\n")
+    write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
     pixels = _ours(model, pictures)
     expected = model.encode_image(pixels)
     # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.

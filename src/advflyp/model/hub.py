@@ -15,7 +15,6 @@ What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from open_clip.tokenizer import HFTokenizer
 from advflyp.config import convert, nearest, nearest_path
 from advflyp.devices import pick_device as pick_device
 from advflyp.documents import read_json_object
-from advflyp.files import replace_folder
+from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
 from advflyp.model.build import (
     ARCHITECTURES,
     CONFIG_FILE,
@@ -174,18 +173,16 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
     nothing is written then.
     """
     check_replaceable(folder)
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with draft_folder(folder) as draft:
         _write(model, draft, card, half)
-        replace_folder(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        publish_folder(draft, folder, replace=True)
 
 
 def check_replaceable(folder: Path) -> None:
     """ValueError unless `folder` is new, empty, or what `save_model` wrote and nothing else."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    names = names_in(folder)
     known = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
     if names and (names - known or "weights_sha256" not in read_card(folder.absolute())):
         foreign = min(names - known or names)
@@ -196,20 +193,20 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
-    folder.mkdir(parents=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if wrong := not_finite(state):
         raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
     # Not save_file: it makes files that only their owner can read.
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(state))
-    (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+    with write_atomically(folder / WEIGHTS_FILE) as file:
+        file.write(safetensors.torch.save(state))
+    write_text(folder / CONFIG_FILE, json.dumps(model.config, indent=2) + "\n")
     if isinstance(model.tokenizer, HFTokenizer):
         # open_clip looks for it beside the configuration.
         model.tokenizer.tokenizer.save_pretrained(folder)
     card = {**card, "weights_sha256": state_sha256(state)}
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
 
 
 def read_card(name: str | Path) -> dict[str, Any]:

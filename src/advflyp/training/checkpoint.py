@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
+
+from advflyp.files import draft_file, publish
 
 HEX = 16
 CHECKPOINT = re.compile(r"step-\d+(-[0-9a-f]+)?\.pt")
@@ -38,7 +40,7 @@ class Damaged(ValueError):
 class _Hashed:
     """A file to write to, and the hash of what was written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
 
@@ -57,19 +59,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     A name with a hash, as torch.hub has them: file and hash appear together, in one renaming.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"step-{step:08d}.partial"
-    try:
-        with open(draft, "wb") as file:
-            hashed = _Hashed(file)
-            torch.save(state, hashed)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    path = folder / f"step-{step:08d}-{hashed.digest.hexdigest()[:HEX]}.pt"
-    draft.replace(path)
-    _sync(folder)
+    with draft_file(folder, "step") as file:
+        hashed = _Hashed(file)
+        torch.save(state, hashed)  # type: ignore[arg-type]
+        path = folder / f"step-{step:08d}-{hashed.digest.hexdigest()[:HEX]}.pt"
+        publish(file, path)
     others = [other for other in checkpoints(folder) if other != path]
     # Those that are not before this one are of a run that this one does again: damaged, or left by a signal.
     before = [other for other in others if step_of(other) < step]
@@ -136,12 +130,3 @@ def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
         except Damaged as error:
             wrong.append(str(error))
     raise Damaged(f"no checkpoint in {folder} is whole: " + "; ".join(wrong))
-
-
-def _sync(folder: Path) -> None:
-    """The renaming on disk, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

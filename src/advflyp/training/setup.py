@@ -10,6 +10,7 @@ from torch import nn
 from advflyp.config import read_toml
 from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
+from advflyp.files import names_in
 from advflyp.method import METHODS, find_method
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST, check_replaceable
@@ -41,10 +42,8 @@ def check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
     # What a run leaves that died before its first checkpoint may be overwritten.
     ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
-    if out.is_dir() and not saved:
-        others = {p.name for p in out.iterdir() if not p.name.endswith((".partial", ".old"))} - ours - {BEST}
-        if others:
-            raise ValueError(f"{out} is not empty; name a new folder for the run")
+    if not saved and names_in(out) - ours - {BEST}:
+        raise ValueError(f"{out} is not empty; name a new folder for the run")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"no permission to write to {parent}; name another folder for the run")

@@ -28,7 +28,7 @@ from advflyp.distributed import Ranks
 from advflyp.errors import LostRank, RunError
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
-from advflyp.files import recover_folder
+from advflyp.files import recover_folder, write_text
 from advflyp.method import find_method
 from advflyp.method.base import Batch
 from advflyp.model.clip import CLIP, TextCache
@@ -589,7 +589,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = self.lock or hold(self.out)
             recover_folder(self.out / BEST)
-            (self.out / RECIPE_FILE).write_text(f"# {self.precision}\n{self.recipe.toml()}", encoding="utf-8")
+            write_text(self.out / RECIPE_FILE, f"# {self.precision}\n{self.recipe.toml()}")
         except OSError as error:
             raise ValueError(f"cannot write to {self.out}: {error.strerror}") from None
 
