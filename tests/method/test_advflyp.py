@@ -12,7 +12,7 @@ from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_capti
 from advflyp.method.regularisers import feature_deviation, logit_divergence
 from advflyp.model.clip import CLIP
 from helpers import assert_equal64
-from method.oracle import DIFFERENCES, numeric_gradient
+from method.oracle import DIFFERENCES, check, numeric_gradient
 
 N, D, SCALE = 5, 7, 14.0
 
@@ -264,3 +264,56 @@ def test_negative_weight_is_refused() -> None:
 def test_every_method_has_a_config() -> None:
     for method, config in METHODS.values():
         assert config.__name__ == f"{method.__name__}Config"
+
+
+@pytest.mark.parametrize("temperature", [None, 3.0])
+@pytest.mark.parametrize("gradients", ["image", "all"])
+def test_the_unfrozen_variants(tiny: CLIP, original: CLIP, gradients: str, temperature: float | None) -> None:
+    """Table 6: gradients of L_logit in the text tower, in τ and in the image tower, in plain float64.
+
+    The paper holds T and τ constant; in the released code gradients flow through both, and P_θ₀ has the original's τ.
+    """
+    model = tiny.double()
+    with torch.no_grad():
+        model.net.logit_scale.copy_(torch.tensor(math.log(9.0)))
+    captions = [f"a thing number {i}" for i in range(4)]
+    pixels = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, images_adv = pixels[0], (0.8 * pixels[0] + 0.2 * pixels[1])
+    text = model.encode_text(captions)
+    config = AdvFLYPConfig(
+        logit_weight=0.6,
+        logit_gradients=gradients,
+        logit_temperature=temperature,  # pyright: ignore
+    )
+    method = AdvFLYP(config, model)
+    method.original = original
+    loss = method.losses(images, images_adv, {"text_embeddings": text})["logit"]
+    all_flow = gradients == "all"
+    frozen_scale = original.logit_scale.item()
+
+    def equation(
+        z: np.ndarray, clean: np.ndarray, frozen: np.ndarray, t: np.ndarray, scale: np.ndarray
+    ) -> float:
+        total = 0.0
+        for anchor, its_scale in (
+            (clean, scale.item()),
+            (frozen, frozen_scale if all_flow else scale.item()),
+        ):
+            ours, theirs = (temperature, temperature) if temperature else (scale.item(), its_scale)
+            for row_a, row_b in zip(z, anchor, strict=True):
+                p, q = softmax(ours * t @ row_a), softmax(theirs * t @ row_b)
+                total += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+        return 0.6 * total / len(z)
+
+    scale = model.logit_scale
+    check(
+        loss,
+        equation,
+        model,
+        z=model.encode_image(images_adv),
+        clean=model.encode_image(images),
+        frozen=original.encode_image(images_adv),
+        t=text if all_flow else text.detach(),
+        scale=scale if all_flow and temperature is None else scale.detach(),
+    )
+    assert original.logit_scale.item() != pytest.approx(scale.item())

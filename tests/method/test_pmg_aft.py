@@ -40,6 +40,37 @@ def test_the_loss(vision: CLIP, original: CLIP, labelled: dict, images_adv: Tens
     )
 
 
+def test_the_released_codes_loss(vision: CLIP, original: CLIP, labelled: dict, images_adv: Tensor) -> None:
+    """τ = 1 in all terms, and the divergences of a batch's images summed."""
+    method = make(vision, original, clean_weight=0.6, logit_temperature=1.0, divergence="sum")
+    losses = method.losses(labelled["images"], images_adv, labelled)
+    n = len(images_adv)
+
+    def equation(z: np.ndarray, clean: np.ndarray, frozen: np.ndarray, t: np.ndarray) -> float:
+        guided = n * divergence(z, frozen, t, 1) + 0.6 * n * divergence(z, clean, t, 1)
+        return cross_entropy(z, t, labelled["labels"].tolist(), 1) + guided
+
+    check(
+        torch.stack(list(losses.values())).sum(),
+        equation,
+        vision,
+        z=vision.encode_image(images_adv),
+        clean=vision.encode_image(labelled["images"]),
+        frozen=original.encode_image(images_adv),
+        t=labelled["class_embeddings"],
+    )
+    z, t = (x.detach().numpy() for x in (vision.encode_image(images_adv), labelled["class_embeddings"]))
+    expected = [cross_entropy(z[i : i + 1], t, [y], 1) for i, y in enumerate(labelled["labels"].tolist())]
+    assert method.attack_loss(images_adv, labelled).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_no_temperature_that_a_softmax_cannot_have(value: float) -> None:
+    for config in (PMGAFTConfig, TeCoAConfig):
+        with pytest.raises(ValueError, match=r"method\.logit_temperature must be above 0, not"):
+            config(logit_temperature=value)
+
+
 def test_the_attack_is_tecoas(vision: CLIP, labelled: dict, images_adv: Tensor) -> None:
     ours = make(vision, None).attack_loss(images_adv, labelled)
     assert torch.equal(ours, TeCoA(TeCoAConfig(), vision).attack_loss(images_adv, labelled))

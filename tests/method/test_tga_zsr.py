@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from advflyp.config import read_toml
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
@@ -129,7 +130,7 @@ def two() -> dict[str, Any]:
     }
 
 
-def make(models: tuple[CLIP, CLIP], **config: float) -> TGAZSR:
+def make(models: tuple[CLIP, CLIP], **config: Any) -> TGAZSR:
     method = TGAZSR(TGAZSRConfig(**config), models[0])
     method.original = models[1] if method.needs_original else None
     return method
@@ -165,6 +166,67 @@ def test_the_loss(models: tuple[CLIP, CLIP], two: dict) -> None:
         frozen=original.encode_patches(two["images"]).tokens,
         t=two["class_embeddings"],
     )
+
+
+def slow_over_tokens(every: np.ndarray) -> np.ndarray:
+    """One picture's (1 + L, d) embeddings of any length, its own first → (L, d): each of the d numbers of a patch
+    over the norm that this number has over all of them.
+    """
+    result = np.zeros_like(every[1:])
+    for k in range(every.shape[1]):
+        norm = math.sqrt(sum(token[k] ** 2 for token in every))
+        for place, token in enumerate(every[1:]):
+            result[place, k] = token[k] / norm
+    return result
+
+
+def test_the_released_map(models: tuple[CLIP, CLIP], two: dict) -> None:
+    """The same loss where the tokens are divided by their norm over the tokens, the class token among them: value, and
+    gradients of every parameter.
+    """
+    model, original = models
+    method = make(models, refinement_weight=0.7, constraint_weight=0.4, attention_norm="dim")
+    losses = method.losses(two["images"], two["images_adv"], two)
+    scale = model.logit_scale.item()
+
+    def every(model: CLIP, images: Tensor) -> Tensor:
+        patches = model.encode_patches_raw(images)
+        return torch.cat([patches.image[:, None], patches.tokens], dim=1)
+
+    def equation(
+        z: np.ndarray, adversarial: np.ndarray, clean: np.ndarray, frozen: np.ndarray, t: np.ndarray
+    ) -> float:
+        a, b, c = (
+            [
+                slow_map(slow_over_tokens(one), t[y], (2, 2), (16, 16))
+                for one, y in zip(tokens, LABELS, strict=True)
+            ]
+            for tokens in (adversarial, clean, frozen)
+        )
+        return cross_entropy(z, t, LABELS, scale) + 0.7 * slow_distance(a, c) + 0.4 * slow_distance(b, c)
+
+    check(
+        torch.stack(list(losses.values())).sum(),
+        equation,
+        model,
+        z=model.encode_image(two["images_adv"]),
+        adversarial=every(model, two["images_adv"]),
+        clean=every(model, two["images"]),
+        frozen=every(original, two["images"]),
+        t=two["class_embeddings"],
+    )
+    of_cosines = make(models, refinement_weight=0.7, constraint_weight=0.4)
+    others = of_cosines.losses(two["images"], two["images_adv"], two)
+    assert_equal64(losses["ce"], others["ce"])
+    assert abs(losses["refinement"] - others["refinement"]) > 1e-3
+
+
+def test_raw_patches_are_those_of_encode_patches(models: tuple[CLIP, CLIP], two: dict) -> None:
+    raw, unit_norm = models[0].encode_patches_raw(two["images"]), models[0].encode_patches(two["images"])
+    assert raw.grid == unit_norm.grid
+    for ours, theirs in zip(raw[:2], unit_norm[:2], strict=True):
+        assert_equal64(torch.nn.functional.normalize(ours, dim=-1), theirs)
+        assert (ours.norm(dim=-1) - 1).abs().min() > 1e-3
 
 
 def test_the_published_weights() -> None:

@@ -5,12 +5,13 @@ P⁰ is the original model's on the same adversarial picture, P_clean the model'
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.method.base import Batch, Method
-from advflyp.method.regularisers import encode_branches, logit_divergence
+from advflyp.method.regularisers import check_temperature, encode_branches, logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
 
@@ -21,15 +22,21 @@ class PMGAFTConfig:
 
     original_weight: α, of the divergence from the original model; 0 leaves it out
     clean_weight:    β, of the divergence from the clean picture; 0 leaves it out
+    logit_temperature: τ⁻¹ in all three terms and in the attack; none takes the model's own. 1 is what the released code
+                     computes with: it normalises the texts again after it has scaled them
+    divergence:      over the images of a batch, "mean" or "sum" (the released code)
     """
 
     original_weight: float = 1.0
     clean_weight: float = 1.0
+    logit_temperature: float | None = None
+    divergence: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
         for name in ("original_weight", "clean_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+        check_temperature(self.logit_temperature)
 
 
 class PMGAFT(Method):
@@ -44,21 +51,23 @@ class PMGAFT(Method):
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,)."""
-        return class_loss(self.model, images_adv, batch)
+        return class_loss(self.model, images_adv, batch, self.config.logit_temperature)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "original", "clean"}, each already weighted; gradients flow through P_adv and P_clean."""
-        classes, scale = batch["class_embeddings"], self.model.logit_scale
+        config, classes = self.config, batch["class_embeddings"]
         adversarial, clean, original = encode_branches(
-            self.model, images, images_adv, clean=self.config.clean_weight > 0, original=self.original
+            self.model, images, images_adv, clean=config.clean_weight > 0, original=self.original
         )
+        scale, constant = self.model.logit_scale, self.model.logit_scale.detach()
+        if config.logit_temperature is not None:
+            scale = constant = config.logit_temperature
         logits = class_logits(adversarial, classes, scale)
         result = {"ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none"))}
-        constant = classes.detach(), scale.detach()
-        if original is not None:
-            divergence = logit_divergence(adversarial, original, *constant, ranks=self.ranks)
-            result["original"] = self.config.original_weight * divergence
-        if clean is not None:
-            divergence = logit_divergence(adversarial, clean, *constant, ranks=self.ranks)
-            result["clean"] = self.config.clean_weight * divergence
+        terms = {"original": (config.original_weight, original), "clean": (config.clean_weight, clean)}
+        for name, (weight, anchor) in terms.items():
+            if anchor is not None:
+                mean = logit_divergence(adversarial, anchor, classes.detach(), constant, ranks=self.ranks)
+                count = self.ranks.rows(len(images)) if config.divergence == "sum" else 1
+                result[name] = weight * count * mean
         return result

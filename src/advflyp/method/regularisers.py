@@ -38,18 +38,21 @@ def logit_divergence(
     text: Tensor,
     logit_scale: Tensor | float = 1.0,
     *,
+    logit_scale_b: Tensor | float | None = None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """One term of Eq. 12, a scalar: the mean over N images of KL(P_a ‖ P_b), P = softmax(τ⁻¹·X·Tᵀ), Eqs. 9–11.
 
     image_a, image_b: (N, d) embeddings;  text: (M, d)
     logit_scale: τ⁻¹; 1 gives the equations as printed
+    logit_scale_b: τ⁻¹ of P_b; none is that of P_a
     ranks: with several processes, the images are rows of this one, and the mean is over all
     """
+    scale_b = logit_scale if logit_scale_b is None else logit_scale_b
 
     def rows(a: Tensor, b: Tensor) -> Tensor:
         log_a = F.log_softmax(logit_scale * a @ text.T, dim=-1)
-        log_b = F.log_softmax(logit_scale * b @ text.T, dim=-1)
+        log_b = F.log_softmax(scale_b * b @ text.T, dim=-1)
         return F.kl_div(log_b, log_a, reduction="none", log_target=True).sum(1)
 
     return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
@@ -74,6 +77,12 @@ def encode_branches(
         return adversarial, anchor, original.encode_image(images_adv)
 
 
+def check_temperature(value: float | None) -> None:
+    """ValueError for a `method.logit_temperature` that no softmax can have."""
+    if value is not None and not value > 0:
+        raise ValueError(f"method.logit_temperature must be above 0, not {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegularisedConfig:
     """Keys of the recipe table `method` that every regularised method has.
@@ -85,6 +94,9 @@ class RegularisedConfig:
                     or "frozen" alone (AdvFLYP_2nd)
     feature_norm:   "row" or "frobenius", see `feature_deviation`
     logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed
+    logit_gradients: what the gradients of L_logit reach, where more than the image tower is trained: "image", the image
+                    embeddings only (the paper's frozen T), or "all", the texts and τ too (the released code, in which
+                    P_θ₀ keeps the τ of the original)
     """
 
     feature_weight: float = 0.0
@@ -92,11 +104,13 @@ class RegularisedConfig:
     reference: Literal["both", "frozen"] = "both"
     feature_norm: Literal["row", "frobenius"] = "row"
     logit_temperature: float | None = None
+    logit_gradients: Literal["image", "all"] = "image"
 
     def __post_init__(self) -> None:
         for name in ("feature_weight", "logit_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+        check_temperature(self.logit_temperature)
 
 
 class Regularised(Method):
@@ -108,8 +122,10 @@ class Regularised(Method):
     def needs_original(self) -> bool:
         return self.config.feature_weight > 0 or self.config.logit_weight > 0
 
-    def branches(self, images: Tensor, images_adv: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """f_θ(x + δ), and what the regularisers hold it to: [f_θ(x), F_θ₀(x + δ)], or those that are asked for."""
+    def branches(self, images: Tensor, images_adv: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
+        are asked for.
+        """
         adversarial, clean, original = encode_branches(
             self.model,
             images,
@@ -117,21 +133,38 @@ class Regularised(Method):
             clean=self.needs_original and self.config.reference == "both",
             original=self.original,
         )
-        return adversarial, [anchor for anchor in (clean, original) if anchor is not None]
+        anchors = {"clean": clean, "original": original}
+        return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}
 
-    def penalties(self, adversarial: Tensor, anchors: list[Tensor], text: Tensor) -> dict[str, Tensor]:
-        """{"feature", "logit"}, weighted, those that are on; the (M, d) texts are constants here."""
+    def penalties(self, adversarial: Tensor, anchors: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
+        """{"feature", "logit"}, weighted, those that are on.
+
+        adversarial, anchors: (N, d) embeddings, of `branches`;  text: (M, d)
+        """
         config = self.config
         result = {}
         if config.feature_weight > 0:
             deviation = [
-                feature_deviation(adversarial, a, norm=config.feature_norm, ranks=self.ranks) for a in anchors
+                feature_deviation(adversarial, a, norm=config.feature_norm, ranks=self.ranks)
+                for a in anchors.values()
             ]
             result["feature"] = config.feature_weight * torch.stack(deviation).sum()
         if config.logit_weight > 0:
-            scale: Any = config.logit_temperature or self.model.logit_scale.detach()
             divergence = [
-                logit_divergence(adversarial, a, text.detach(), scale, ranks=self.ranks) for a in anchors
+                self._divergence(adversarial, anchor, text, name == "original")
+                for name, anchor in anchors.items()
             ]
             result["logit"] = config.logit_weight * torch.stack(divergence).sum()
         return result
+
+    def _divergence(self, adversarial: Tensor, anchor: Tensor, text: Tensor, of_original: bool) -> Tensor:
+        """KL(P_θ(x + δ) ‖ P of the anchor), with the gradients that `logit_gradients` lets through."""
+        scale: Any = self.config.logit_temperature
+        scale_b = scale
+        if self.config.logit_gradients == "image":
+            text = text.detach()
+            scale = scale_b = scale or self.model.logit_scale.detach()
+        elif scale is None:
+            scale = self.model.logit_scale
+            scale_b = self.original.logit_scale if of_original and self.original is not None else scale
+        return logit_divergence(adversarial, anchor, text, scale, logit_scale_b=scale_b, ranks=self.ranks)

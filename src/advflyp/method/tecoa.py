@@ -14,9 +14,15 @@ from advflyp.model.clip import CLIP
 from advflyp.model.zeroshot import class_logits
 
 
-def class_loss(model: CLIP, images: Tensor, batch: Batch) -> Tensor:
-    """(N, 3, H, W) → (N,) cross-entropies against the labels of the batch, the class embeddings constant."""
-    logits = class_logits(model.encode_image(images), batch["class_embeddings"].detach(), model.logit_scale)
+def class_loss(
+    model: CLIP, images: Tensor, batch: Batch, logit_scale: Tensor | float | None = None
+) -> Tensor:
+    """(N, 3, H, W) → (N,) cross-entropies against the labels of the batch, the class embeddings constant.
+
+    logit_scale: τ⁻¹; none is the model's own
+    """
+    scale = model.logit_scale if logit_scale is None else logit_scale
+    logits = class_logits(model.encode_image(images), batch["class_embeddings"].detach(), scale)
     return F.cross_entropy(logits, batch["labels"], reduction="none")
 
 

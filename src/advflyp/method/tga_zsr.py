@@ -2,9 +2,13 @@
 
 With A(x) the attention map of a picture for its true class, the loss is
 CE(P_adv, y) + α·mean‖A_θ(x + δ) − A_θ₀(x)‖₂ + β·mean‖A_θ(x) − A_θ₀(x)‖₂.
+
+What the map is made of differs: the paper's are cosines of patches and text; its released code, and AdvFLYP's of it,
+divide the image's tokens by their norm over the tokens instead, each feature for itself.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +26,10 @@ FLAT = 1e-6
 
 
 def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A of N pictures, (N, height · width) in [0, 1]: cosine of each patch with the text, min–max normalised per
+    """A of N pictures, (N, height · width) in [0, 1]: dot product of each patch with the text, min–max normalised per
     picture, resized bilinearly, flattened. Zero, without a gradient, where all patches of a picture are equally near.
 
-    tokens: (N, rows · columns, d) unit-norm patches;  text: (N, d) unit-norm, one a picture
+    tokens: (N, rows · columns, d) normalised patches;  text: (N, d) unit-norm, one a picture
     grid:   (rows, columns);  size: (height, width) of the pictures
     """
     cosines = torch.einsum("nld,nd->nl", tokens, text)
@@ -35,16 +39,30 @@ def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tup
     return F.interpolate(attention.unflatten(1, grid)[:, None], size, mode="bilinear").flatten(1)
 
 
+def normalised_over_tokens(patches: Patches) -> Tensor:
+    """(N, L, d) patches, each of the d features divided by its L2 norm over the image's tokens.
+
+    patches: of any length. The embedding of the image counts as one of the tokens, as the class token does in the
+             released code.
+    """
+    every = torch.cat([patches.image[:, None], patches.tokens], dim=1)
+    return F.normalize(every, dim=1)[:, 1:]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TGAZSRConfig:
     """Recipe table `method` with name = "tga_zsr".
 
     refinement_weight: α, of the adversarial picture's attention; 0 leaves it out
     constraint_weight: β, of the clean picture's attention; 0 leaves it out
+    attention_norm:    what a patch is divided by before its dot product with the text: "token", its own L2 norm (the
+                       paper: a cosine), or "dim", in each of the d dimensions the norm over all tokens of the image
+                       (the released code)
     """
 
     refinement_weight: float = 0.08
     constraint_weight: float = 0.05
+    attention_norm: Literal["token", "dim"] = "token"
 
     def __post_init__(self) -> None:
         for name in ("refinement_weight", "constraint_weight"):
@@ -87,9 +105,9 @@ class TGAZSR(Method):
             return attention_map(patches.tokens, texts, patches.grid, (images.shape[-2], images.shape[-1]))
 
         with torch.no_grad():
-            target = attention(self.original.encode_patches(images))
+            target = attention(self._encode_patches(self.original, images))
         clean = [images] if config.constraint_weight > 0 else []
-        patches = self.model.encode_patches(torch.cat([images_adv, *clean]))
+        patches = self._encode_patches(self.model, torch.cat([images_adv, *clean]))
         maps = attention(patches).split(len(images))
         logits = class_logits(patches.image[: len(images)], classes, self.model.logit_scale)
         result = {"ce": self.ranks.mean(F.cross_entropy(logits, labels, reduction="none"))}
@@ -102,3 +120,10 @@ class TGAZSR(Method):
         if config.constraint_weight > 0:
             result["constraint"] = config.constraint_weight * deviation(maps[1])
         return result
+
+    def _encode_patches(self, model: CLIP, images: Tensor) -> Patches:
+        """Unit-norm embeddings of the images, and patches as `attention_norm` normalises them."""
+        if self.config.attention_norm == "token":
+            return model.encode_patches(images)
+        raw = model.encode_patches_raw(images)
+        return Patches(F.normalize(raw.image, dim=-1), normalised_over_tokens(raw), raw.grid)

@@ -114,14 +114,20 @@ class CLIP(nn.Module):
         ValueError for an architecture without patch tokens.
         """
         grid = self.patch_grid
+        embeddings = self._in_parts(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
+        return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
+
+    def encode_patches_raw(self, images: Tensor) -> Patches:
+        """`encode_patches` before the normalisation: float32 embeddings of any length."""
+        grid = self.patch_grid
         embeddings = self._in_parts(self._encode_patches, images)
         return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
 
     def _encode_patches(self, images: Tensor) -> Tensor:
-        """(N, 1 + rows · columns, d), the image's embedding before those of its patches."""
+        """(N, 1 + rows · columns, d), the image's embedding before those of its patches, of any length."""
         with self._autocast():
             image, tokens = embed_patches(self.visual, self._normalised(images))
-        return F.normalize(at_least_float32(torch.cat([image[:, None], tokens], dim=1)), dim=-1)
+        return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings."""

@@ -24,6 +24,8 @@ class Patches(NamedTuple):
     image:  (N, d) float32 unit-norm, the same as `CLIP.encode_image`
     tokens: (N, rows · columns, d) float32 unit-norm, one a patch, row by row from the top left
     grid:   (rows, columns)
+
+    Those of `CLIP.encode_patches_raw` are of any length.
     """
 
     image: Tensor

@@ -64,6 +64,6 @@ class ClassTexts:
         return result
 
 
-def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor) -> Tensor:
+def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor | float) -> Tensor:
     """(N, d) image embeddings and (K, d) class weights → (N, K) logits τ⁻¹·cos."""
     return logit_scale * image_embeddings @ weights.T
