@@ -186,9 +186,7 @@ def measure(
         images = batch["images"].to(trainer.model.device)
         images = batch["images"] = F.interpolate(images, size, mode="bilinear")
         captions = batch["captions"]
-        start = random_start(
-            images, recipe.attack.threat, recipe.train.seed, trainer.progress.step, trainer.share
-        )
+        start = random_start(images, recipe.attack.threat, recipe.train.seed, trainer.progress.step)
         sync()
         begin = perf_counter()
         metrics = trainer.step(batch)

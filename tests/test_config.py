@@ -133,7 +133,9 @@ def test_the_paper_s_recipe() -> None:
     optim = recipe.optim
     assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 1e-4, 0.9, 0)
     assert (optim.warmup_steps, optim.schedule) == (1000, "cosine")
-    assert (recipe.train.patience, recipe.train.unfreeze) == (10, "vision")
+    assert (recipe.train.epochs, recipe.train.patience, recipe.train.unfreeze) == (100, 10, "vision")
+    assert (recipe.data.resize, recipe.data.interpolation, recipe.data.drop_last) == (256, "bilinear", False)
+    assert recipe.train.seed == 42
     basic = read_recipe(CONFIGS / "advflyp.toml")
     assert (basic.method.feature_weight, basic.method.logit_weight) == (0, 0)
     assert basic.attack == recipe.attack and basic.optim == recipe.optim

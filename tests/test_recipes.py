@@ -13,6 +13,7 @@ from advflyp.recipes import find_recipe, known_keys, recipe_names
 from advflyp.training.recipe import TABLES, read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+AUTHORS = {path.stem: path for path in sorted((CONFIGS / "authors").glob("*.toml"))}
 PAPER = {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
 MINI = {path.stem: path for path in sorted((CONFIGS / "mini").glob("*.toml")) if "pretrain" not in path.stem}
 LABELLED = {"tecoa", "tecoa_feature", "tecoa_logit", "tecoa_full", "pmg_aft", "tga_zsr", "fare", "flyp",
@@ -46,7 +47,15 @@ def test_a_recipe_of_the_paper_differs_only_where_the_paper_says(name: str) -> N
     if name == "aft_captioned":
         expected["data.train"] = "captioned-imagenet/*.tar"
     if name in CLEAN:  # Sec. 9.1
-        expected |= {"attack.steps": 0, "optim.lr": 5e-5, "data.limit": 100_000, "validate.attack": "clean"}
+        expected |= {
+            "attack.steps": 0,
+            "optim.lr": 5e-5,
+            "optim.warmup_share": 1,
+            "data.limit": 100_000,
+            "train.epochs": 10,
+            "train.patience": None,
+            "validate.attack": "clean",
+        }
     if name in UNFROZEN:
         expected["train.unfreeze"] = UNFROZEN[name]
     assert difference(PAPER[name], PAPER["advflyp_full"]) == expected
@@ -75,9 +84,10 @@ def test_the_mini_recipes_see_as_many_pictures(name: str) -> None:
 
 @pytest.mark.parametrize("name", MINI)
 def test_a_twin_has_its_base_s_method(name: str) -> None:
-    """Only the mask is the twin's own: a small corpus repeats its captions."""
+    """The mask is the twin's own: a small corpus repeats its captions. So is the paper's map of TGA-ZSR."""
     base, twin = read_toml(PAPER[name])["method"], read_toml(MINI[name])["method"]
     mask = twin.pop("mask_same_caption", None)
+    assert base.pop("attention_norm", None) == ("dim" if name == "tga_zsr" else None)
     assert twin == base
     assert mask == (True if base["name"] in ("advflyp", "flyp") else None)
 
@@ -87,6 +97,59 @@ def test_epochs_suffice_for_the_steps() -> None:
     recipe = read_recipe(MINI["tecoa"])
     assert recipe.train.max_steps is not None
     assert recipe.train.epochs * (6651 // recipe.data.batch_size) >= recipe.train.max_steps
+
+
+COMMON = {
+    "optim.name": "sgd", "optim.momentum": 0.9, "optim.weight_decay": 0, "optim.warmup_steps": 1000,
+    "attack.eps": 1 / 255, "attack.steps": 2, "attack.step_size": 1 / 255, "train.epochs": 10,
+    "data.resize": 256, "data.interpolation": "bilinear", "data.drop_last": False, "model.name": "ViT-B-32/openai",
+    "data.templates": "This is a photo of a {}", "train.unfreeze": "vision",
+}  # fmt: skip
+ADAMW = {
+    "optim.name": "adamw", "optim.lr": 1e-5, "optim.beta2": 0.999, "optim.epsilon": 1e-8, "optim.decayed": "all",
+    "data.train": "imagenet@train", "data.resize": None, "data.interpolation": None, "data.drop_last": True,
+}  # fmt: skip
+# What the baselines' own papers and code say.
+STATED: dict[str, dict[str, Any]] = {
+    "tecoa": {**COMMON, "optim.lr": 1e-7, "data.train": "imagenet@train", "data.batch_size": 256},
+    "pmg_aft": {
+        **COMMON, "optim.lr": 5e-5, "data.train": "tiny-imagenet@train", "data.batch_size": 256,
+        "optim.warmup_share": 1, "method.logit_temperature": 1, "method.divergence": "sum",
+    },
+    "tga_zsr": {
+        **COMMON, "optim.lr": 1e-4, "data.train": "tiny-imagenet@train", "data.batch_size": 128,
+        "method.attention_norm": "dim", "method.refinement_weight": 0.08, "method.constraint_weight": 0.05,
+    },
+    "fare": {
+        **ADAMW, "model.name": "ViT-L-14/openai", "optim.weight_decay": 1e-4, "optim.warmup_steps": 1400,
+        "attack.eps": 4 / 255, "attack.steps": 10, "attack.step_size": 1 / 255, "data.batch_size": 128,
+        "train.max_steps": 20_000,
+    },
+    "flyp": {
+        **ADAMW, "model.name": "ViT-B-16/openai", "optim.weight_decay": 0.1, "optim.warmup_steps": 500,
+        "attack.steps": 0, "data.batch_size": 512, "data.templates": "openai", "train.epochs": 10,
+        "train.unfreeze": "all", "method.mask_same_caption": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_a_baseline_as_its_authors_train_it(name: str) -> None:
+    recipe = read_recipe(f"authors/{name}")
+    tree = {f"{t}.{k}": v for t, table in recipe.tree().items() for k, v in table.items()}
+    assert {key: tree.get(key) for key in STATED[name]} == STATED[name]
+    assert recipe.method_name == name and recipe.validate.set is None
+
+
+def test_every_baseline_has_two_recipes() -> None:
+    assert AUTHORS.keys() == STATED.keys() == METHODS.keys() - {"advflyp"}
+    assert AUTHORS.keys() <= PAPER.keys()
+
+
+def test_fare_has_epochs_for_its_steps() -> None:
+    """ImageNet has 1,281,167 training pictures."""
+    recipe = read_recipe(AUTHORS["fare"])
+    assert recipe.train.epochs * (1_281_167 // recipe.data.batch_size) >= (recipe.train.max_steps or 0)
 
 
 def test_tables_4_and_9() -> None:

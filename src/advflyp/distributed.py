@@ -66,6 +66,9 @@ class Ranks:
         """Rows of the whole batch, where `own` are this process's."""
         return own
 
+    def split(self, sizes: Sequence[int] | None = None) -> None:
+        """From here on a batch consists of so many rows of each process; without an argument of as many as at first."""
+
     def gather(self, rows: Tensor) -> Tensor:
         """(n, …) own rows → (N, …) those of all processes, in the order of the batch. Gradients reach every row."""
         return rows
@@ -119,10 +122,9 @@ class Group(Ranks):
 
     def __init__(self, batch: int, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.batch, self.device = batch, device
-        shares = [Share(batch, rank, self.size) for rank in range(self.size)]
-        self.sizes = [share.size for share in shares]
-        self.first_row = shares[self.rank].first
+        self.device = device
+        self.full = [Share(batch, rank, self.size).size for rank in range(self.size)]
+        self.split()
         # What the host decides is exchanged by the hosts: reading it off a device would make that wait.
         self.hosts: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         # A connection of its own: another thread may wait for an answer on the group's.
@@ -136,6 +138,10 @@ class Group(Ranks):
 
     def rows(self, own: int) -> int:
         return self.batch
+
+    def split(self, sizes: Sequence[int] | None = None) -> None:
+        self.sizes = self.full if sizes is None else list(sizes)
+        self.batch, self.first_row = sum(self.sizes), sum(self.sizes[: self.rank])
 
     def gather(self, rows: Tensor) -> Tensor:
         return _Gather.apply(rows, self.sizes, self.rank)

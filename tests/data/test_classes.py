@@ -12,6 +12,7 @@ from advflyp.data.classes import Classes, DecodedClasses, open_training, reading
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
 from advflyp.data.pairs import DataConfig
+from advflyp.data.prompts import openai_templates
 from advflyp.model.clip import CLIP
 from helpers import COLOURS, pairs, write_folder, write_shards, write_tar
 from layouts import BUILDERS
@@ -66,6 +67,31 @@ def test_batches(tiny: CLIP, source: Path) -> None:
         names = [stream.classes[label] for label in batch["labels"].tolist()]
         assert batch["captions"] == [f"This is a photo of a {name}." for name in names]
         assert [pictures[image.numpy().tobytes()] for image in batch["images"]] == names
+
+
+def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
+    """Of one every caption is made; of several each is drawn, anew each epoch, whatever the batches and threads."""
+    stream = opened(source, tiny, templates="a {} thing")
+    assert stream.templates == ["a {} thing"] and not stream.draws_captions
+    for batch in stream.epoch(0):
+        names = [stream.classes[label] for label in batch["labels"].tolist()]
+        assert batch["captions"] == [f"a {name} thing" for name in names]
+
+    def drawn(epoch: int, **how: Any) -> list[tuple[str, int]]:
+        stream = opened(source, tiny, templates="a {} | the {}, here", **how)
+        assert stream.templates == ["a {}", "the {}, here"] and stream.draws_captions
+        batches = list(stream.epoch(epoch))
+        return [pair for b in batches for pair in zip(b["captions"], b["labels"].tolist(), strict=True)]
+
+    first = drawn(0)
+    kinds = Counter(caption.split()[0] for caption, _ in first)
+    assert kinds.keys() == {"a", "the"} and min(kinds.values()) > 5
+    classes = opened(source, tiny).classes
+    assert all(caption in (f"a {classes[y]}", f"the {classes[y]}, here") for caption, y in first)
+    assert drawn(0, workers=1) == first and drawn(0, seed=1) != first and drawn(1) != first
+    assert opened(source, tiny, templates="openai").templates == openai_templates()
+    with pytest.raises(ValueError, match=r"the prompt 'a thing' must hold \{\} once"):
+        DataConfig(train="x", templates="a {} | a thing")
 
 
 def test_every_picture_at_most_once(tiny: CLIP, source: Path) -> None:

@@ -88,6 +88,21 @@ def test_resizing_before_the_crop() -> None:
         PictureReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
 
 
+def test_the_released_codes_pixels() -> None:
+    """Shorter side 256 by Pillow's bilinear resize, then the middle 224, whatever the model's interpolation is."""
+    photo = photos()[1].resize((512, 600))
+    ours = PictureReader(CLIP_224, resize=256, interpolation="bilinear").from_bytes(encoded(photo)).float()
+    resized = photo.resize((256, 300), Image.Resampling.BILINEAR).crop((16, 38, 240, 262))
+    theirs = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    assert (ours - theirs).abs().mean() < 0.02
+    bicubic = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    assert (bicubic - theirs).abs().mean() > 0.1
+    assert torch.equal(
+        PictureReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(),
+        bicubic,
+    )
+
+
 def solid(mode: str, colour: object) -> Image.Image:
     return Image.new(mode, (20, 10), colour)  # type: ignore[arg-type]
 

@@ -73,6 +73,18 @@ def test_resuming_within_an_epoch(tiny: CLIP, source: Path) -> None:
     assert all(torch.equal(a["images"], b["images"]) for a, b in zip(rest, whole[2:], strict=True))
 
 
+def test_the_last_smaller_batch(tiny: CLIP, source: Path) -> None:
+    stream = opened(tiny, source, drop_last=False)
+    batches = list(stream.epoch(0))
+    assert len(stream) == len(batches) == 6
+    assert [len(batch["images"]) for batch in batches] == [8, 8, 8, 8, 8, 3]
+    assert Counter(captions(batches)) == Counter(caption for _, caption in pairs(43))
+    assert captions(batches[:5]) == captions(list(opened(tiny, source).epoch(0)))
+    (rest,) = opened(tiny, source, drop_last=False).epoch(0, batches[4]["position"])
+    assert rest["captions"] == batches[5]["captions"] and torch.equal(rest["images"], batches[5]["images"])
+    assert not list(opened(tiny, source, drop_last=False).epoch(0, batches[5]["position"]))
+
+
 def test_resuming_counts_unusable_samples(tiny: CLIP, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pairs", 40)
     for index in range(0, 40, 7):

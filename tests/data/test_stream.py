@@ -156,6 +156,29 @@ def test_a_second_source_that_a_process_gets_nothing_of() -> None:
         Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, share=share), 0.5, ranks=2)
 
 
+@given(n=st.integers(1, 80), ranks=st.integers(1, 5), more=st.integers(0, 12))
+def test_the_last_batch_is_shared_out_too(n: int, ranks: int, more: int) -> None:
+    """What the batches of a single process are, row by row; the last one where it has a row for everybody."""
+    batch = ranks + more
+    whole = list(range(n))
+    shares = [Share(batch, rank, ranks, drop_last=False) for rank in range(ranks)]
+    parts = [[number for number in whole if share.holds(n)[number]] for share in shares]
+    count = shares[0].batches(n)
+    assert all(share.batches(n) == count for share in shares)
+    assert count == n // batch + (n % batch >= ranks)
+    for number in range(count):
+        sizes = [
+            len(part[number * share.size :][: share.size]) for share, part in zip(shares, parts, strict=True)
+        ]
+        rows = [
+            row
+            for share, part in zip(shares, parts, strict=True)
+            for row in part[number * share.size :][: share.size]
+        ]
+        assert rows == whole[number * batch : (number + 1) * batch]
+        assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+
+
 @pytest.mark.parametrize(("batch", "ranks"), [(8, 2), (10, 4), (7, 3)])
 def test_the_batches_of_all_processes_are_those_of_one(batch: int, ranks: int) -> None:
     source = Numbers(61)

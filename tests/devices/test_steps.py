@@ -14,7 +14,6 @@ import torch
 from advflyp.attack.threat import Threat
 from advflyp.data.mini.compose import EMBEDDED, MiniPairs
 from advflyp.data.pairs import DataConfig
-from advflyp.data.stream import Share
 from advflyp.method import METHODS
 from advflyp.model.clip import TextCache
 from advflyp.model.text_store import TextStore
@@ -112,9 +111,9 @@ def test_a_seed_means_the_same_start_as_on_a_cpu(norm: str, gpu: Gpu) -> None:
     images = torch.rand(9, 3, 8, 8)
     threat = Threat(norm=norm, eps=0.25)  # type: ignore[arg-type]
     with gpu.recording() as syncs:
-        found = random_start(images.pin_memory().to(gpu.device, non_blocking=True), threat, 3, 7, Share(9))
+        found = random_start(images.pin_memory().to(gpu.device, non_blocking=True), threat, 3, 7)
     assert syncs == []
-    on_cpu = random_start(images, threat, 3, 7, Share(9))
+    on_cpu = random_start(images, threat, 3, 7)
     if norm == "linf":
         assert torch.equal(found.cpu(), on_cpu)
     # L2 takes a logarithm, a cosine and a root, each to a few units in the last place, and divides by a length.

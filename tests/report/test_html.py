@@ -342,6 +342,10 @@ def test_the_settings_of_an_attack_are_words() -> None:
     cw = {"loss": "margin", "steps": 10, "step_size": 1 / 255}
     text = attack_text(cell("m", "x", 1, 3, attack="cw10", attack_args=cw))
     assert text.startswith("Projected gradient ascent on the margin") and "cross-entropy" not in text
+    # Of a version that did not store the loss.
+    del cw["loss"]
+    assert attack_text(cell("m", "x", 1, 3, attack="cw10", attack_args=cw)) == text
+    assert "ascent on the cross-entropy" in attack_text(cell("m", "x", 1, 3, attack="pgd10", attack_args=cw))
 
 
 def test_run_summary(run_folder: Path) -> None:

@@ -37,17 +37,22 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
         {**BOTH, "train.parallel": "fsdp", "train.activation_checkpointing": "true"},
     ),
     "tga_zsr_split": ("tga_zsr", {"train.parallel": "fsdp", "optim.max_grad_norm": "0.01"}),
+    "advflyp_unfrozen": ("advflyp", {**BOTH, "train.unfreeze": "all", "method.logit_gradients": "all"}),
+    "advflyp_last": ("advflyp", {**BOTH, "data.limit": "41", "data.drop_last": "false"}),
     "advflyp_clipped": ("advflyp", {"optim.max_grad_norm": "0.01"}),
     "tecoa_full": ("tecoa", BOTH),
     "pmg_aft": ("pmg_aft", {}),
+    "pmg_aft_released": ("pmg_aft", {"method.logit_temperature": "1", "method.divergence": "sum"}),
     "tga_zsr": ("tga_zsr", {}),
+    "tga_zsr_released": ("tga_zsr", {"method.attention_norm": "dim"}),
     "fare": ("fare", {}),
     "flyp": ("flyp", {**BOTH, "train.unfreeze": "vision+text"}),
+    "flyp_drawn": ("flyp", {"train.unfreeze": "all", "data.templates": "a {} | the {} | one {}"}),
 }
 # processes → pictures of a batch; of four, two processes have one more than the others
 BATCHES = {2: 16, 4: 18}
 CASES = [(2, name) for name in RUNS] + [
-    (4, name) for name in ("advflyp_full", "advflyp_both_towers", "tga_zsr")
+    (4, name) for name in ("advflyp_full", "advflyp_both_towers", "advflyp_last", "tga_zsr")
 ]
 
 

@@ -2,8 +2,9 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from advflyp.training.optim import OptimConfig, learning_rate
+from advflyp.training.optim import OptimConfig, learning_rate, make_optimizer
 from advflyp.training.recipe import read_recipe
 
 
@@ -22,6 +23,60 @@ def test_warm_up_takes_a_fifth_of_a_short_run() -> None:
     assert rates(OptimConfig(lr=0.1, warmup_steps=1000), 10)[:3] == pytest.approx([0.05, 0.1, 0.1])
     assert rates(OptimConfig(lr=0.1, warmup_steps=1000, schedule="constant"), 4) == [0.1] * 4
     assert rates(OptimConfig(lr=0.1, warmup_steps=1000), 5000)[999] == 0.1, "the paper's, where it fits"
+
+
+def test_a_warm_up_as_long_as_it_is_asked_for() -> None:
+    config = OptimConfig(lr=0.1, warmup_steps=8, warmup_share=1)
+    assert rates(config, 10)[:9] == pytest.approx([0.1 * step / 8 for step in range(1, 9)] + [0.1])
+    assert rates(OptimConfig(lr=0.1, warmup_steps=8, warmup_share=0), 10)[0] == 0.1
+
+
+def test_the_cosine_of_a_long_run_has_hardly_begun_after_ten_epochs() -> None:
+    """The paper's 100 epochs of a million pairs: 9.8e-5 at the end of the tenth, the released code's."""
+    config = read_recipe("advflyp_full")
+    an_epoch = math.ceil(1_000_000 / config.data.batch_size)
+    rate = learning_rate(config.optim, 10 * an_epoch, config.train.epochs * an_epoch)
+    # Cosine from the end of the warm-up, as the equation says.
+    done = (10 * an_epoch - 1000) / (100 * an_epoch - 1000)
+    assert rate == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi * done)), rel=1e-12)
+    assert rate == pytest.approx(9.8e-5, abs=5e-7)
+
+
+def test_adamw_by_hand() -> None:
+    """One step with torch's own β₂ and ε and decay of every parameter, and one with CLIP's."""
+    for decayed, beta2, epsilon in (("all", 0.999, 1e-8), ("matrices", 0.98, 1e-6)):
+        config = OptimConfig(
+            name="adamw",
+            lr=0.1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=0.5,
+            decayed=decayed,  # pyright: ignore
+        )
+        weights = [torch.ones(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+        weights = [torch.nn.Parameter(weight) for weight in weights]
+        optimizer = make_optimizer(weights, config)
+        for slope in (0.3, 0.4):
+            for weight in weights:
+                weight.grad = torch.full_like(weight, slope)
+            optimizer.step()
+        for weight in weights:
+            decay = 0.5 if decayed == "all" or weight.ndim == 2 else 0
+            expected, m, v = 1.0, 0.0, 0.0
+            for t, slope in enumerate((0.3, 0.4), 1):
+                m, v = 0.9 * m + 0.1 * slope, beta2 * v + (1 - beta2) * slope**2
+                step = (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - beta2**t)) + epsilon)
+                expected = expected * (1 - 0.1 * decay) - 0.1 * step
+            assert weight.detach().flatten().tolist() == pytest.approx([expected] * weight.numel(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("beta2", 1), ("beta2", -0.1), ("epsilon", 0), ("warmup_share", 1.5), ("warmup_share", -1)],
+)
+def test_impossible_values(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{key} must be"):
+        OptimConfig(**{key: value})
 
 
 def test_a_run_shorter_than_the_rate_is_meant_for() -> None:

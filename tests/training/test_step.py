@@ -21,7 +21,7 @@ def test_a_random_start_is_drawn_row_by_row(norm: str, monkeypatch: pytest.Monke
     """A row is a function of seed, step and its place in the whole batch, however many are drawn together."""
     images = torch.rand(11, 3, 8, 8)
     threat = Threat(norm=norm, eps=0.5)  # type: ignore[arg-type]
-    whole = random_start(images, threat, 3, 7, Share(11))
+    whole = random_start(images, threat, 3, 7)
     streams = Streams(derive_seed(3, 7), torch.arange(11))
     assert torch.equal(whole, threat.random_start(images, streams))
     assert threat.contains(images, whole).all()
@@ -29,13 +29,13 @@ def test_a_random_start_is_drawn_row_by_row(norm: str, monkeypatch: pytest.Monke
         len({tuple((row - image).flatten().tolist()) for row, image in zip(whole, images, strict=True)}) == 11
     )
     for other in ((4, 7), (3, 8)):
-        assert not torch.equal(random_start(images, threat, *other, Share(11)), whole)
+        assert not torch.equal(random_start(images, threat, *other), whole)
 
     shares = [Share(11, rank, 4) for rank in range(4)]
     for drawn in (1, 400, 10_000):
         monkeypatch.setattr(step_module, "DRAWN_ON_CPU", drawn)
-        assert torch.equal(random_start(images, threat, 3, 7, Share(11)), whole)
-        parts = [random_start(images[s.first : s.last], threat, 3, 7, s) for s in shares]
+        assert torch.equal(random_start(images, threat, 3, 7), whole)
+        parts = [random_start(images[s.first : s.last], threat, 3, 7, s.first) for s in shares]
         assert torch.equal(torch.cat(parts), whole)
 
 

@@ -5,12 +5,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from advflyp.attack.pgd import pgd
-from advflyp.data.stream import Share
 from advflyp.method.advflyp import clip_loss
 from advflyp.model.hub import load_model, read_card, weights_sha256
 from advflyp.runlog import read_metrics
@@ -19,7 +19,8 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.setup import copied
 from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer, train
-from helpers import assert_equal64, models_in_float64, write_folder
+from data.test_classes import class_tree
+from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -102,6 +103,53 @@ def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
     assert equal(state(tmp_path / "run"), state(tmp_path / "whole"))
 
 
+def test_the_last_smaller_batch_is_a_step(recipe: Path, tmp_path: Path) -> None:
+    """41 pairs in batches of 16, so 16, 16 and 9, in two epochs; also of a run that is resumed before the last."""
+    overrides = {"data.limit": 41, "data.drop_last": "false", "checkpoint.every": 1, "log.every": 1}
+    result = train(recipe, overrides, out=tmp_path / "whole")
+    assert result.steps == 6
+    seen = [line["seen"] for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
+    assert seen == [16, 32, 41, 57, 73, 82]
+    for left in range(2, 6):
+        trainer = Trainer(read_recipe(recipe, overrides), tmp_path / f"cut-{left}")
+        steps = iter(range(left))
+        step = trainer.step
+        trainer.step = lambda batch: (next(steps), step(batch))[1]  # noqa: B023
+        with pytest.raises(StopIteration):
+            trainer.fit()
+        trainer.close()
+        assert train(recipe, overrides, out=tmp_path / f"cut-{left}", resume=True).steps == 6
+        assert equal(state(tmp_path / f"cut-{left}"), state(tmp_path / "whole"))
+
+
+def test_a_last_batch_of_one_pair(recipe: Path, tmp_path: Path) -> None:
+    """It has no negatives: the loss is 0, and so is what the attack gains."""
+    overrides = {"data.limit": 33, "data.drop_last": "false", "log.every": 1, "train.max_steps": 3}
+    train(recipe, overrides, out=tmp_path / "run")
+    last = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"][-1]
+    assert last["seen"] == 33 and last["loss/clip"] == 0 and "attack_gain" not in last
+
+
+@pytest.mark.parametrize("unfreeze", ["vision", "all"])
+def test_flyp_encodes_the_captions_that_are_drawn(tmp_path: Path, tiny_folder: Path, unfreeze: str) -> None:
+    """Not the prompts of every template of every class."""
+    data = class_tree(tmp_path / "classes", 24)
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(model=tiny_folder, data=data).replace('"advflyp"', '"flyp"'))
+    overrides = {"data.templates": "openai", "data.batch_size": 8, "train.unfreeze": unfreeze}
+    with models_in_float64():
+        trainer = Trainer(read_recipe(path, overrides), tmp_path / "run")
+    batch = next(iter(trainer.pairs.epoch(0)))
+    assert len(set(batch["captions"])) > 4
+    with mock.patch.object(trainer.model, "tokenizer", wraps=trainer.model.tokenizer) as tokenizer:
+        trainer.embed_texts(batch)
+    assert sum(len(call.args[0]) for call in tokenizer.call_args_list) <= 8
+    assert "class_embeddings" not in batch
+    assert batch["text_embeddings"].requires_grad == (unfreeze == "all")
+    assert_equal64(batch["text_embeddings"], trainer.model.encode_text(batch["captions"]))
+    trainer.close()
+
+
 def test_resuming_a_finished_run_changes_nothing(recipe: Path, tmp_path: Path) -> None:
     train(recipe, out=tmp_path / "run")
     before = (tmp_path / "run/metrics.jsonl").read_text()
@@ -161,7 +209,7 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
         return clip_loss(reference.encode_image(x), text, reference.logit_scale)
 
     threat = trainer.recipe.attack.threat
-    start = random_start(images, threat, 0, 0, Share(16))
+    start = random_start(images, threat, 0, 0)
     found = pgd(images, loss, threat, steps=2, step_size=4 / 255, start=start)
     parameters = dict(reference.net.visual.named_parameters())
     gradients = torch.autograd.grad(loss(found), list(parameters.values()))

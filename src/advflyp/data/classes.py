@@ -24,7 +24,7 @@ from advflyp.data.labelled import LabelledSet, load_set
 from advflyp.data.mini import EMBEDDED, PROXY
 from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
-from advflyp.data.prompts import fill
+from advflyp.data.prompts import drawn_caption
 from advflyp.data.sources import find_shards
 from advflyp.data.stream import Position, Share, permuted
 from advflyp.data.tables import SUFFIXES as TABLES
@@ -45,13 +45,15 @@ class Classes(Pairs, Protocol):
     """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
 
     classes, templates: as in `LabelledSet`; the captions are of the first template
+    draws_captions: the captions are drawn from all templates instead
     """
 
     classes: list[str]
     templates: list[str]
+    draws_captions: bool
 
 
-class DecodedClasses(Decoded[int, int]):
+class DecodedClasses(Decoded[int, tuple[int, str]]):
     """Batches of a labelled set; see `Classes`. `config.limit` takes its classes evenly."""
 
     def __init__(
@@ -66,7 +68,9 @@ class DecodedClasses(Decoded[int, int]):
         self.labelled = labelled
         self.places = labelled.subset(config.limit, seed)
         self.labels = labelled.labels.tolist()
-        self.classes, self.templates = labelled.classes, labelled.templates
+        chosen = config.chosen_templates()
+        self.classes, self.templates = labelled.classes, chosen or labelled.templates
+        self.draws_captions = chosen is not None and len(chosen) > 1
         super().__init__(config, reader, seed, len(self.places), "pictures", device, share)
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
@@ -76,12 +80,15 @@ class DecodedClasses(Decoded[int, int]):
     def key(self, sample: int) -> str:
         return self.labelled.key(sample)
 
-    def decode(self, sample: int, epoch: int) -> tuple[Tensor, int]:
-        return self.reader.from_image(self.labelled.image(sample)), self.labels[sample]
+    def decode(self, sample: int, epoch: int) -> tuple[Tensor, tuple[int, str]]:
+        label = self.labels[sample]
+        templates = self.templates if self.draws_captions else self.templates[:1]
+        caption = drawn_caption(templates, self.classes[label], self.seed, epoch, sample)
+        return self.reader.from_image(self.labelled.image(sample)), (label, caption)
 
-    def collate(self, some: list[int]) -> dict[str, Any]:
-        captions = [fill(self.templates[0], self.classes[label]) for label in some]
-        return {"labels": torch.tensor(some), "captions": captions}
+    def collate(self, some: list[tuple[int, str]]) -> dict[str, Any]:
+        labels, captions = zip(*some, strict=True)
+        return {"labels": torch.tensor(labels), "captions": list(captions)}
 
 
 def open_training(
@@ -105,6 +112,7 @@ def open_training(
         return open_pairs(config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs")
     labelled = load_set(config.train)
     if config.train == PROXY_SET:
+        chosen = config.chosen_templates()
         return MiniClasses(
             EMBEDDED,
             config,
@@ -112,9 +120,11 @@ def open_training(
             device=device,
             share=share,
             classes=labelled.classes,
-            templates=labelled.templates,
+            templates=chosen or labelled.templates,
+            draw=chosen is not None and len(chosen) > 1,
         )
-    return DecodedClasses(labelled, config, reader, seed, device, share or Share(config.batch_size))
+    share = share or Share(config.batch_size, drop_last=config.drop_last)
+    return DecodedClasses(labelled, config, reader, seed, device, share)
 
 
 def readings(train: str) -> set[Reading]:

@@ -58,11 +58,16 @@ class PictureReader:
 
     settings: open_clip's preprocessing of the model ("preprocess_cfg")
     resize:   length of the shorter side before the centre crop; None is the model's own, which crops nothing off it
+    interpolation: "bilinear" or "bicubic"; None is the model's own
 
     The geometry is open_clip's. Its float pixels and these differ by rounding to 8 bits and the resize's arithmetic.
     """
 
-    def __init__(self, settings: dict[str, Any], resize: int | None = None) -> None:
+    def __init__(
+        self, settings: dict[str, Any], resize: int | None = None, interpolation: str | None = None
+    ) -> None:
+        if interpolation is not None:
+            settings = {**settings, "interpolation": interpolation}
         parsed = PreprocessCfg(**settings)
         size = parsed.size
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])

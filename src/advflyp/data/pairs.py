@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from advflyp.data.dirt import ENOUGH, Dirt, Unusable
 from advflyp.data.images import PictureReader
 from advflyp.data.prefetch import prefetched, threaded
+from advflyp.data.prompts import choose_templates
 from advflyp.data.samples import Sample
 from advflyp.data.sources import open_source
 from advflyp.data.stream import Mixed, Position, Share, Stream, open_stream
@@ -38,10 +39,15 @@ class DataConfig:
     also:       a second source of pairs, mixed into the first
     also_share: of the samples that come from it
     batch_size: N of Eq. 1, pictures in a batch
+    drop_last:  leave out the samples of an epoch that fill no batch; false makes a smaller last batch of them
     limit:      use only so many: the first pairs, or pictures with the classes evenly represented
     size:       samples in the shards of `train`, where neither a manifest nor local files say so
     workers:    decoding threads
     resize:     shorter side before the centre crop; none is the model's own preprocessing, which crops nothing off it
+    interpolation: "bilinear" or "bicubic" resizing; none is the model's own
+    templates:  prompts of labelled data in place of the set's: one, several with " | " between them, or "openai", the
+                80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is drawn anew
+                each epoch
     shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded
     max_bad_fraction:  training stops when more of the samples than this cannot be used
     image_column, caption_column: of tables, where they have no name that is known
@@ -53,10 +59,13 @@ class DataConfig:
     also: str | None = None
     also_share: float = 0.5
     batch_size: int = 256
+    drop_last: bool = True
     limit: int | None = None
     size: int | None = None
     workers: int = 4
     resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    templates: str | None = None
     shuffle_buffer: int = 2000
     max_bad_fraction: float = 0.2
     image_column: str | None = None
@@ -78,10 +87,17 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {value}")
+        self.chosen_templates()
         if not 0 < self.also_share < 1:
             raise ValueError(f"data.also_share must be between 0 and 1, not {self.also_share}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction must be from 0 to 1, not {self.max_bad_fraction}")
+
+    def chosen_templates(self) -> list[str] | None:
+        """`templates` one by one; ValueError for one without exactly one {}."""
+        if self.templates is None:
+            return None
+        return choose_templates("openai" if self.templates == "openai" else self.templates.split(" | "))
 
 
 class Pairs(Protocol):
@@ -90,7 +106,7 @@ class Pairs(Protocol):
     dirt: Dirt  # samples that could not be used, of all epochs so far
 
     def __len__(self) -> int:
-        """Full batches an epoch has if no sample is unusable."""
+        """Batches an epoch has if no sample is unusable."""
         ...
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
@@ -149,7 +165,7 @@ class Decoded(ABC, Generic[Raw, With]):
         """The rest of the batch, "captions" among it."""
 
     def __len__(self) -> int:
-        return self.count // self.config.batch_size
+        return self.share.batches(self.count)
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
         for batch in prefetched(self._batches(epoch, start)):
@@ -163,6 +179,7 @@ class Decoded(ABC, Generic[Raw, With]):
         """Batches with a copy of the dirt up to their end, and one of dirt alone at the end of the epoch."""
         dirt = self.dirt.copy()
         seen = bad = 0
+        position: Position = start or {}
         images: list[Tensor] = []
         rest: list[With] = []
         for sample, position, decoded in self._decoded(epoch, start):
@@ -176,20 +193,22 @@ class Decoded(ABC, Generic[Raw, With]):
             images.append(decoded[0])
             rest.append(decoded[1])
             if len(images) == self.share.size:
-                stacked = torch.stack(images)
-                if self.device.type == "cuda":
-                    stacked = stacked.pin_memory()
-                yield {
-                    "images": stacked,
-                    **self.collate(rest),
-                    "position": position,
-                    "dirt": dirt.copy(),
-                }
+                yield self._batch(images, rest, position, dirt)
                 images, rest = [], []
+        if images and not self.share.drop_last:
+            yield self._batch(images, rest, position, dirt)
         if start is None:
             # The few samples that a resumed epoch may have left say nothing about the data.
             self._check(bad, seen, dirt)
         yield {"dirt": dirt}
+
+    def _batch(
+        self, images: list[Tensor], rest: list[With], position: Position, dirt: Dirt
+    ) -> dict[str, Any]:
+        stacked = torch.stack(images)
+        if self.device.type == "cuda":
+            stacked = stacked.pin_memory()
+        return {"images": stacked, **self.collate(rest), "position": position, "dirt": dirt.copy()}
 
     def _check(self, bad: int, seen: int, dirt: Dirt) -> None:
         most = self.config.max_bad_fraction
@@ -270,7 +289,7 @@ def open_pairs(
         if config.also is not None:
             raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
         return MiniPairs(corpus, config, seed=seed, device=device, share=share)
-    share = share or Share(config.batch_size)
+    share = share or Share(config.batch_size, drop_last=config.drop_last)
     columns = Columns(config.image_column, config.caption_column)
 
     def stream(name: str, limit: int | None, size: int | None, share: Share) -> Stream:

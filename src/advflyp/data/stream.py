@@ -23,11 +23,13 @@ class Share:
 
     batch: N, pictures in a batch of all processes together
     rank:  which of `ranks` processes
+    drop_last: leave out what an epoch has beyond its full batches; else it is a smaller batch, shared out as the others
     """
 
     batch: int
     rank: int = 0
     ranks: int = 1
+    drop_last: bool = True
 
     @property
     def first(self) -> int:
@@ -40,6 +42,20 @@ class Share:
     @property
     def size(self) -> int:
         return self.last - self.first
+
+    def batches(self, count: int) -> int:
+        """Batches in an epoch of `count` samples, each with a row for every process."""
+        full, rest = divmod(count, self.batch)
+        return full + (not self.drop_last and rest >= self.ranks)
+
+    def holds(self, count: int) -> np.ndarray:
+        """(count,) bool: which of an epoch's samples are this process's."""
+        row = np.arange(count) % self.batch
+        mine = (row >= self.first) & (row < self.last)
+        rest = count % self.batch
+        if rest and not self.drop_last:
+            mine[count - rest :] = Share(rest, self.rank, self.ranks).holds(rest)
+        return mine
 
 
 # One process has all rows, of however many a batch consists.
@@ -79,8 +95,7 @@ def permuted(
     So the batches of all processes together are those of a single one, row by row, as long as no sample is left out.
     """
     done = position["done"] if position else 0
-    row = np.arange(n) % share.batch
-    mine = permutation(n, seed, epoch)[(row >= share.first) & (row < share.last)]
+    mine = permutation(n, seed, epoch)[share.holds(n)]
     for number in mine[done:].tolist():
         done += 1
         yield number, {"done": done}

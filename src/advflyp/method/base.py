@@ -19,6 +19,8 @@ class Method(ABC):
 
     trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with (batches
                then hold no embeddings of texts)
+    needs_classes: of labelled data, whether it uses `class_embeddings`; where it does not, and captions are drawn from
+               many templates, only the captions are encoded
     config:   the method's own keys of the recipe table `method`
     model:    the one being trained
     original: a frozen copy of the model before training, where `needs_original`; else None
@@ -26,6 +28,7 @@ class Method(ABC):
     """
 
     trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"
+    needs_classes: ClassVar[bool] = True
 
     def __init__(self, config: Any, model: CLIP) -> None:
         self.config = config

@@ -18,4 +18,5 @@ class FLYP(AdvFLYP):
     """Eqs. 6, 7 and 13 with the prompts of the labels in place of captions."""
 
     trains_on = "labelled"
+    needs_classes = False
     config: FLYPConfig

@@ -296,7 +296,9 @@ def attack_text(cell: Cell) -> str:
         steps, size = arguments.pop("steps"), arguments.pop("step_size")
         start = "a random start" if arguments.pop("random_start", False) else "the clean picture"
         restarts = arguments.pop("restarts", 1)
-        loss = str(arguments.pop("loss", "cross-entropy")).replace("_", "-")
+        # Results of older versions do not say it.
+        unsaid = "margin" if cell.attack.startswith("cw") else "cross-entropy"
+        loss = str(arguments.pop("loss", unsaid)).replace("_", "-")
         text = (
             f"Projected gradient ascent on the {LOSS_NAMES.get(loss, loss)}: {steps} steps of "
             f"α = {radius(size, cell.norm)} from {start}, each projected back into the ε-ball, with the model's own "

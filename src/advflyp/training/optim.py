@@ -20,8 +20,11 @@ class OptimConfig:
     lr_steps:     what `lr` is meant for: a run of fewer steps has a rate lower in proportion. An `lr` that overrides
                   the recipe's is taken as it is
     momentum:     of SGD
-    weight_decay: of matrices and convolutions; biases, norms and the logit scale have none
-    warmup_steps: linear rise from 0, in a fifth of the run at most
+    beta2, epsilon: of AdamW. 0.98 and 1e-6 are CLIP's, torch's own are 0.999 and 1e-8
+    weight_decay: of the parameters that `decayed` names
+    decayed:      "matrices", of two or more dimensions (biases, norms and the logit scale have no decay), or "all"
+    warmup_steps: linear rise from 0
+    warmup_share: of the run that the warm-up takes at most
     schedule:     "cosine" to 0 at the last step, or "constant"
     max_grad_norm: clip the gradient's norm; none does not
     """
@@ -30,16 +33,25 @@ class OptimConfig:
     lr: float = 1e-4
     lr_steps: int | None = None
     momentum: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
     weight_decay: float = 0.0
+    decayed: Literal["matrices", "all"] = "matrices"
     warmup_steps: int = 1000
+    warmup_share: float = 0.2
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr must be above 0, not {self.lr}")
-        if self.momentum >= 1:
-            raise ValueError(f"optim.momentum must be below 1, not {self.momentum:g}")
+        for name in ("momentum", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"optim.{name} must be below 1, not {getattr(self, name):g}")
+        if not self.epsilon > 0:
+            raise ValueError(f"optim.epsilon must be above 0, not {self.epsilon:g}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"optim.warmup_share must be from 0 to 1, not {self.warmup_share:g}")
         # Further away the optimiser's own float32 numbers overflow.
         if self.lr > LARGEST_LR:
             raise ValueError(f"optim.lr must be at most {LARGEST_LR:g}, not {self.lr:g}")
@@ -48,7 +60,7 @@ class OptimConfig:
                 f"optim.lr · optim.weight_decay, the share of a weight that a step takes away, must be at most 1, "
                 f"not {self.lr * self.weight_decay:g}"
             )
-        for name in ("momentum", "weight_decay", "warmup_steps"):
+        for name in ("momentum", "beta2", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} must be 0 or above, not {getattr(self, name)}")
         if self.lr_steps is not None and self.lr_steps < 1:
@@ -61,14 +73,16 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
     """The optimiser over `parameters`, at the peak learning rate."""
     parameters = list(parameters)
     fused = parameters[0].is_cuda
+    least = 2 if config.decayed == "matrices" else 0
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= least], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < least], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-    # β₂ = 0.98 is CLIP's; contrastive gradients are too noisy for 0.999.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+    # The default β₂ = 0.98 is CLIP's; contrastive gradients are too noisy for 0.999.
+    betas = (0.9, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon, fused=fused)
 
 
 def peak_rate(config: OptimConfig, total_steps: int) -> float:
@@ -78,7 +92,10 @@ def peak_rate(config: OptimConfig, total_steps: int) -> float:
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The rate of the update that follows `step` finished updates."""
-    peak, warmup = peak_rate(config, total_steps), min(config.warmup_steps, total_steps // 5)
+    peak, warmup = (
+        peak_rate(config, total_steps),
+        min(config.warmup_steps, int(total_steps * config.warmup_share)),
+    )
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.data.stream import Share
 from advflyp.method.base import Batch, Method
 
 # Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
@@ -30,8 +29,8 @@ class Objective(nn.Module):
         return self.method.losses(images, images_adv, batch)
 
 
-def random_start(images: Tensor, threat: Threat, seed: int, step: int, share: Share) -> Tensor:
-    """The rows of `share` of a random start for the whole batch.
+def random_start(images: Tensor, threat: Threat, seed: int, step: int, first_row: int = 0) -> Tensor:
+    """The process's own rows of a random start for the whole batch.
 
     A row's draw is a function of the seed, the step and the row's place in the whole batch alone, so that δ₀ does not
     depend on the number of processes, nor on the device: equal to the last bit in L∞, up to rounding in L2.
@@ -41,14 +40,14 @@ def random_start(images: Tensor, threat: Threat, seed: int, step: int, share: Sh
         threat: The ball to draw from.
         seed: The run's seed.
         step: Updates made so far.
-        share: Which rows of the whole batch these are.
+        first_row: Where in the whole batch they begin.
 
     Returns:
         (n, 3, H, W) images inside `threat`.
     """
     drawn = DRAWN_ON_CPU if images.device.type == "cpu" else DRAWN_ON_ACCELERATOR
     size = max(1, drawn // images[0].numel())
-    places = torch.arange(share.first, share.last, device=images.device)
+    places = torch.arange(first_row, first_row + len(images), device=images.device)
     parts = zip(images.split(size), places.split(size), strict=True)
     key = derive_seed(seed, step)
     return torch.cat([threat.random_start(part, Streams(key, at)) for part, at in parts])

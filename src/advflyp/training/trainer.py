@@ -140,7 +140,8 @@ class Trainer:
         self.accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
         device = self.accelerator.device
         self.ranks: Ranks = distributed.join(recipe.data.batch_size, device)
-        self.share = Share(recipe.data.batch_size, self.ranks.rank, self.ranks.size)
+        data = recipe.data
+        self.share = Share(data.batch_size, self.ranks.rank, self.ranks.size, data.drop_last)
         self.console = console if self.ranks.rank == 0 else None
         self.ranks.first(lambda: self._claim(resume))
         self.precision = self.ranks.first(lambda: settle_precision(recipe, out, device, resume))
@@ -159,7 +160,7 @@ class Trainer:
         self.pairs = open_training(
             recipe.data,
             method.trains_on,
-            PictureReader(self.model.config["preprocess_cfg"], recipe.data.resize),
+            PictureReader(self.model.config["preprocess_cfg"], data.resize, data.interpolation),
             seed=recipe.train.seed,
             device=device,
             share=self.share,
@@ -185,6 +186,7 @@ class Trainer:
         elif cached:
             self.embed_text = TextCache(self.model)
         self.embed_classes = None
+        self.draws_captions = isinstance(self.pairs, Classes) and self.pairs.draws_captions
         if isinstance(self.pairs, Classes):
             self.embed_classes = ClassTexts(
                 self.model, self.pairs.classes, self.pairs.templates, frozen=frozen
@@ -279,12 +281,16 @@ class Trainer:
         while progress.step < self.total_steps and not progress.finished:
             with self.meter.waiting():
                 batch = next(batches, None)
-            more, stop = self.ranks.go_on(batch is not None, bool(self.signals))
+            full = batch is not None and len(batch["images"]) == self.share.size
+            more, stop = self.ranks.go_on(full, bool(self.signals))
             if stop:
                 raise Interrupted
-            if batch is None or not more:
+            if not (more or self._split_last(batch)):
                 break
+            assert batch is not None
             self._count(batch)
+            if not more:
+                self.ranks.split()
             log.advance(progress.step)
             for reason in self.dirt.examples.keys() - named:
                 named.add(reason)
@@ -318,10 +324,20 @@ class Trainer:
         progress.finished = progress.finished or last
         self._save(log)
 
+    def _split_last(self, batch: Batch | None) -> bool:
+        """Whether what is left of an epoch makes a batch with rows of every process; the ranks then know how many."""
+        if self.recipe.data.drop_last:
+            return False
+        sizes = self.ranks.objects(0 if batch is None else len(batch["images"]))
+        if min(sizes) == 0:
+            return False
+        self.ranks.split(sizes)
+        return True
+
     def _count(self, batch: Batch) -> None:
         """A step, and what is known after it."""
         progress = self.progress
-        position, pairs = batch["position"], self.recipe.data.batch_size
+        position, pairs = batch["position"], self.ranks.rows(len(batch["images"]))
         self.meter.add(self.step(batch), pairs)
         progress.step += 1
         progress.position = position
@@ -377,7 +393,10 @@ class Trainer:
         elif self.method.trains_on == "labelled":
             assert self.embed_classes is not None
             labels = batch["labels"] = to_device(batch["labels"], self.model.device)
-            batch.update(self.embed_classes(labels))
+            if self.method.needs_classes or not self.draws_captions:
+                batch.update(self.embed_classes(labels))
+            if self.draws_captions:
+                batch["text_embeddings"] = self.embed_text(batch["captions"])
             batch["text_embeddings"] = self.ranks.gather(batch["text_embeddings"])
 
     def _fitted(self, images: Tensor) -> Tensor:
@@ -398,7 +417,9 @@ class Trainer:
             return value
 
         batch.pop("loss_at_start", None)
-        start = random_start(images, attack.threat, self.recipe.train.seed, self.progress.step, self.share)
+        start = random_start(
+            images, attack.threat, self.recipe.train.seed, self.progress.step, self.ranks.first_row
+        )
         # Of a split tower the parameters in use are not these; autograd leaves their gradients out as well.
         with constant([] if self.split else self.parameters):
             return ascend(images, start, loss, attack.threat, steps=attack.steps, step_size=attack.step_size)

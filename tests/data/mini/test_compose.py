@@ -58,6 +58,19 @@ def test_batches(folder: Path) -> None:
         assert all("grey" in caption or "icon" in caption for caption in batch["captions"])
 
 
+def test_the_last_smaller_batch(folder: Path) -> None:
+    pairs = mini_pairs(folder, drop_last=False)
+    batches = list(pairs.epoch(0))
+    assert len(pairs) == len(batches) == 3
+    assert (
+        [len(batch["images"]) for batch in batches]
+        == [len(batch["captions"]) for batch in batches]
+        == [8, 8, 4]
+    )
+    (rest,) = mini_pairs(folder, drop_last=False).epoch(0, batches[1]["position"])
+    assert torch.equal(rest["images"], batches[2]["images"])
+
+
 def test_a_batch_depends_on_seed_epoch_and_place_alone(folder: Path) -> None:
     whole = list(mini_pairs(folder).epoch(3))
     (rest,) = mini_pairs(folder).epoch(3, whole[0]["position"])

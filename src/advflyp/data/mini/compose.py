@@ -136,7 +136,7 @@ class MiniPairs:
         self.mirror = torch.tensor([meta["mirror"] for meta in metas])
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
         self.batch_size = config.batch_size
-        self.share = share or Share(config.batch_size)
+        self.share = share or Share(config.batch_size, drop_last=config.drop_last)
         self.seed = seed
         self.device = device
         self.dirt = Dirt()
@@ -147,12 +147,13 @@ class MiniPairs:
             )
 
     def __len__(self) -> int:
-        return len(self.metas) // self.batch_size
+        return self.share.batches(len(self.metas))
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"{self.seed}/{epoch}")
         draw = torch.Generator().manual_seed(rng.getrandbits(63))
-        order = torch.multinomial(self.weights, len(self) * self.batch_size, replacement=True, generator=draw)
+        pairs = min(len(self) * self.batch_size, len(self.metas))
+        order = torch.multinomial(self.weights, pairs, replacement=True, generator=draw)
         for batch in range(start["batch"] if start else 0, len(self)):
             rng = random.Random(f"{self.seed}/{epoch}/{batch}")
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -162,7 +163,8 @@ class MiniPairs:
             images = compose(rgba, self.mono[index], generator)
             images = augment(images, self.mirror[index], generator)
             # Made as a whole by every process, so that several see the pictures of one: composing costs little.
-            mine = slice(self.share.first, self.share.last)
+            share = Share(len(index), self.share.rank, self.share.ranks)
+            mine = slice(share.first, share.last)
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
             yield {"images": images[mine], **about, "position": {"batch": batch + 1}}
 
@@ -176,6 +178,7 @@ class MiniClasses(MiniPairs):
 
     classes:   concepts, in the order of the labels
     templates: prompts; the first makes the captions
+    draw:      draw each caption from all templates instead
     """
 
     def __init__(
@@ -188,19 +191,19 @@ class MiniClasses(MiniPairs):
         share: Share | None = None,
         classes: Sequence[str],
         templates: Sequence[str],
+        draw: bool = False,
     ) -> None:
         super().__init__(folder, config, seed=seed, device=device, share=share, concepts=classes)
         self.classes = list(classes)
-        self.templates = list(templates)
+        self.templates, self.draws_captions = list(templates), draw
         number = {concept: label for label, concept in enumerate(classes)}
         self.labels = torch.tensor([number[meta["concept"]] for meta in self.metas])
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         labels = self.labels[index]
-        return {
-            "labels": labels,
-            "captions": [fill(self.templates[0], self.classes[i]) for i in labels.tolist()],
-        }
+        templates = self.templates if self.draws_captions else self.templates[:1]
+        captions = [fill(rng.choice(templates), self.classes[i]) for i in labels.tolist()]
+        return {"labels": labels, "captions": captions}
 
 
 def compose(pictures: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
