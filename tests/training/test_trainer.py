@@ -104,13 +104,13 @@ def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_last_smaller_batch_is_a_step(recipe: Path, tmp_path: Path) -> None:
-    """41 pairs in batches of 16, so 16, 16 and 9, in two epochs; also of a run that is resumed before the last."""
+    """41 pairs in batches of 16, so 16, 16 and 9, in two epochs; also where a run is resumed before and behind it."""
     overrides = {"data.limit": 41, "data.drop_last": "false", "checkpoint.every": 1, "log.every": 1}
     result = train(recipe, overrides, out=tmp_path / "whole")
     assert result.steps == 6
     seen = [line["seen"] for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert seen == [16, 32, 41, 57, 73, 82]
-    for left in range(2, 6):
+    for left in (2, 3):
         trainer = Trainer(read_recipe(recipe, overrides), tmp_path / f"cut-{left}")
         steps = iter(range(left))
         step = trainer.step
