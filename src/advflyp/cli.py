@@ -116,8 +116,8 @@ class Eval:
     sets: Annotated[tuple[str, ...], Arg("DATASET")] = ("mini",)
     """Labelled sets, groups of sets or paths; `advflyp data sets` lists them."""
     attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
-    """clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack
-    such as apgd-ce+square."""
+    """clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of
+    AutoAttack such as apgd-ce+square."""
     eps: tuple[str, ...] = ("1/255",)
     """Radii in pixels of [0, 1], for example 1/255 4/255."""
     norm: Literal["linf", "l2"] = "linf"

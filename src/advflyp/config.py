@@ -239,12 +239,13 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             )
         return value
     if origin is tuple:
-        parts = [Typed(part.strip()) for part in value.split(",")] if isinstance(value, Typed) else value
+        parts = _parts(value, key) if isinstance(value, Typed) else value
         if not isinstance(parts, list | tuple):
             raise ValueError(f"{key} must be a list, not {_shown(value)}")
-        if arguments[-1] is not ... and len(parts) != len(arguments):
-            raise ValueError(f"{key} must be a list of {len(arguments)}, not {_shown(value)}")
-        return tuple(convert(part, arguments[0], key) for part in parts)
+        hints = [arguments[0]] * len(parts) if arguments[-1] is ... else arguments
+        if len(parts) != len(hints):
+            raise ValueError(f"{key} must be a list of {len(hints)}, not {_shown(value)}")
+        return tuple(convert(part, hint, key) for part, hint in zip(parts, hints, strict=True))
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{key} must be a list, not {_shown(value)}")
@@ -268,6 +269,16 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if hint is str and isinstance(value, str):
         return str(value)
     raise ValueError(f"{key} must be a text, not {_shown(value)}")
+
+
+def _parts(text: str, key: str) -> Any:
+    """A list of a command line: words between commas, or as TOML has it, in brackets."""
+    if not text.lstrip().startswith("["):
+        return [Typed(part.strip()) for part in text.split(",")]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise ValueError(f"{key} must be a list such as [[160, 0.8], [224, 0.2]], not '{text}'") from None
 
 
 def _check_unquoted(value: str, hint: Any, key: str) -> None:

@@ -11,8 +11,8 @@ MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
 KNOWN = (
-    "clean, noise, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of AutoAttack "
-    "joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
+    "clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of "
+    "AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
 )
 
 
@@ -27,6 +27,8 @@ def read_attack_name(name: str) -> dict[str, Any]:
     plain = re.sub(r"^(pgd|cw)-", r"\1", plain)
     if plain in ("clean", "noise"):
         return {"name": plain, "kind": plain}
+    if plain == "fgsm":
+        return {"name": plain, "kind": plain, "steps": 1}
     if plain in ("autoattack", "autoattack-rand"):
         return {"name": plain, "kind": "autoattack", "members": STANDARD if plain == "autoattack" else RAND}
     if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
@@ -37,5 +39,5 @@ def read_attack_name(name: str) -> dict[str, Any]:
     if len(members) > 1:
         wrong = next(member for member in members if member not in MEMBERS)
         raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
-    known = ["clean", "noise", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
+    known = ["clean", "noise", "fgsm", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
     raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import LARGEST, Threat, check_pixels
+from advflyp.attack.threat import Threat, check_pixels, widest
 from advflyp.attack.victim import Victim
 
 # A step has several temporaries of the size of the images; of more images than this they would fill a memory.
@@ -23,12 +23,22 @@ class AttackConfig:
     norm, eps: the threat model, eps in pixels of [0, 1] ("1/255")
     steps:     ascent steps; 0 trains on clean images
     step_size: α, in the units of eps
+    start:     where the ascent begins: "random", a uniform draw from the ball; "zero", the image itself; or "noise",
+               N-FGSM's (de Jorge et al. 2022): a draw from the ball of radius 2ε, then one step that is not projected
+               back onto the ball of radius ε
+    share_clean_forward: one step from zero takes its gradient from the forward pass over the clean images that the
+               losses need as well; the same perturbation and losses for less arithmetic
+    overfitting_gap: of one-step attacks: when the accuracy (0–1) under one step of validation exceeds that under
+               `validate.attack` by more than this, training goes on with two steps from a random start
     """
 
     norm: Literal["linf", "l2"] = "linf"
     eps: float = 1 / 255
     steps: int = 2
     step_size: float = 1 / 255
+    start: Literal["random", "zero", "noise"] = "random"
+    share_clean_forward: bool = False
+    overfitting_gap: float = 0.15
 
     def __post_init__(self) -> None:
         if not self.eps > 0:
@@ -42,9 +52,23 @@ class AttackConfig:
             raise ValueError(f"attack.steps must be 0 (clean) or above, not {self.steps}")
         if not self.step_size > 0:
             raise ValueError(f"attack.step_size must be above 0, not {self.step_size}")
-        if self.step_size > (1 if self.norm == "linf" else LARGEST):
+        if self.step_size > widest(self.norm):
             raise ValueError(
                 f"attack.step_size is in pixels of [0, 1], write 1/255 for a grey level, not {self.step_size:g}"
+            )
+        if self.start == "noise" and self.steps != 1:
+            raise ValueError(
+                f"attack.start = 'noise' is for one step; set attack.steps = 1, not {self.steps}"
+            )
+        if self.share_clean_forward and (self.steps != 1 or self.start != "zero"):
+            raise ValueError(
+                "attack.share_clean_forward needs the gradient at the clean images alone; set attack.steps = 1 and "
+                "attack.start = 'zero'"
+            )
+        if not 0 < self.overfitting_gap <= 1:
+            raise ValueError(
+                "attack.overfitting_gap is a difference of accuracies, above 0 and at most 1, not "
+                f"{self.overfitting_gap:g}"
             )
 
     @property

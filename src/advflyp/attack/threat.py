@@ -91,6 +91,11 @@ class Threat:
         return valid & near.to(valid.device)
 
 
+def widest(norm: Literal["linf", "l2"]) -> float:
+    """The radius of a ball that holds every image."""
+    return 1.0 if norm == "linf" else LARGEST
+
+
 def check_pixels(images: Tensor) -> None:
     """ValueError unless every pixel of (N, 3, H, W) images is a number from 0 to 1."""
     good = ((images >= 0) & (images <= 1)).flatten(1).all(1)

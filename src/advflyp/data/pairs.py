@@ -4,6 +4,7 @@ The order of an epoch depends on (seed, epoch) alone, whatever the number of dec
 where the source stands behind it: that position is all a resumed run needs.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class DataConfig:
     templates:  prompts of labelled data in place of the set's: one, several with " | " between them, or "openai", the
                 80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is drawn anew
                 each epoch
+    schedule:   sizes of the images over a run: [[160, 0.8], [224, 0.2]] makes the first four fifths of the updates at
+                160 pixels a side, for less arithmetic, and the others at 224; none is the model's own size. Position
+                embeddings are interpolated; validation is at the model's own size
     shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded
     max_bad_fraction:  training stops when more of the samples than this cannot be used
     image_column, caption_column: of tables, where they have no name that is known
@@ -66,6 +70,7 @@ class DataConfig:
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     templates: str | None = None
+    schedule: tuple[tuple[int, float], ...] | None = None
     shuffle_buffer: int = 2000
     max_bad_fraction: float = 0.2
     image_column: str | None = None
@@ -88,6 +93,8 @@ class DataConfig:
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {value}")
         self.chosen_templates()
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
         if not 0 < self.also_share < 1:
             raise ValueError(f"data.also_share must be between 0 and 1, not {self.also_share}")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -98,6 +105,24 @@ class DataConfig:
         if self.templates is None:
             return None
         return choose_templates("openai" if self.templates == "openai" else self.templates.split(" | "))
+
+    def _check_schedule(self, schedule: tuple[tuple[int, float], ...]) -> None:
+        if any(size < 1 or not share > 0 for size, share in schedule):
+            raise ValueError("data.schedule: sizes must be at least 1 pixel, and shares of the run above 0")
+        if not math.isclose(sum(share for _, share in schedule), 1, abs_tol=1e-6):
+            raise ValueError(
+                "data.schedule: the shares of the run must add up to 1, such as [[160, 0.8], [224, 0.2]], not "
+                f"{sum(share for _, share in schedule):g}"
+            )
+
+    def size_at(self, step: int, steps: int) -> int | None:
+        """A side of the images, in pixels, in update `step` (from 0) of so many; none is the model's own."""
+        share = 0.0
+        for size, part in self.schedule or ():
+            share += part
+            if step < round(share * steps):
+                return size
+        return None
 
 
 class Pairs(Protocol):

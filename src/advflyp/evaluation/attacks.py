@@ -20,7 +20,11 @@ from advflyp.own import own
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
-LOSSES = {"pgd": ("cross-entropy", cross_entropy), "cw": ("margin", margin)}
+LOSSES = {
+    "fgsm": ("cross-entropy", cross_entropy),
+    "pgd": ("cross-entropy", cross_entropy),
+    "cw": ("margin", margin),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,7 @@ class Attack:
 
     clean               none: the images as they are
     noise               one uniform draw from the ball: what any attack has to beat
+    fgsm                one step of length ε on the cross-entropy, from the image itself (Goodfellow et al. 2015)
     pgd10, cw10         N steps on the cross-entropy, or on the margin of Carlini & Wagner, from a random start
     pgd10x5             with five restarts
     autoattack          APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020)
@@ -36,7 +41,7 @@ class Attack:
     apgd-ce+square      some of AutoAttack's members, in this order; its name says which
     my_module:my_attack a function of one's own, see docs/extend.md
 
-    kind:     what the name begins with;  steps, restarts: of pgd and cw;  members: of AutoAttack
+    kind:     what the name begins with;  steps, restarts: of fgsm, pgd and cw;  members: of AutoAttack
     """
 
     name: str
@@ -57,8 +62,15 @@ class Attack:
     def perturbs(self) -> bool:
         return self.kind != "clean"
 
+    @property
+    def random_start(self) -> bool:
+        """Whether pgd and cw begin at a draw from the ball; fgsm begins at the image."""
+        return self.kind != "fgsm"
+
     def step_size(self, threat: Threat) -> float:
-        """α of pgd and cw: the paper's 1/255 for L∞, 2.5·ε/steps for L2, where a grey level is no natural unit."""
+        """α: ε for fgsm; for pgd and cw the paper's 1/255 (L∞) or 2.5·ε/steps (L2, where grey levels mean little)."""
+        if self.kind == "fgsm":
+            return threat.eps
         return 1 / 255 if threat.norm == "linf" else 2.5 * threat.eps / self.steps
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
@@ -76,7 +88,7 @@ class Attack:
             "steps": self.steps,
             "step_size": self.step_size(threat),
             "restarts": self.restarts,
-            "random_start": True,
+            "random_start": self.random_start,
         }
 
     def stages(self, threat: Threat) -> list[Stage]:
@@ -88,7 +100,13 @@ class Attack:
         if self.kind == "autoattack":
             return [MEMBERS[member] for member in self.members]
         _, loss = LOSSES[self.kind]
-        one = partial(pgd_points, loss=loss, steps=self.steps, step_size=self.step_size(threat))
+        one = partial(
+            pgd_points,
+            loss=loss,
+            steps=self.steps,
+            step_size=self.step_size(threat),
+            random_start=self.random_start,
+        )
         return [one] * self.restarts
 
 

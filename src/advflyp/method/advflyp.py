@@ -125,13 +125,15 @@ class AdvFLYP(Regularised):
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: L_CLIP of the perturbed batch."""
-        embeddings = self.model.encode_image(images_adv)
+        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
+
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
         return self._pair_loss(embeddings, batch["text_embeddings"].detach(), batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Eq. 13: {"clip" or "sigmoid", "feature", "logit"}, each already weighted."""
         text = batch["text_embeddings"]
-        adversarial, anchors = self.branches(images, images_adv)
+        adversarial, anchors = self.branches(images, images_adv, batch)
         return {
             "sigmoid" if self.sigmoid else "clip": self._pair_loss(adversarial, text, batch),
             **self.penalties(adversarial, anchors, text),

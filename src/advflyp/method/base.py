@@ -25,10 +25,14 @@ class Method(ABC):
     model:    the one being trained
     original: a frozen copy of the model before training, where `needs_original`; else None
     ranks:    the processes that share a batch
+    flat_at_clean: the attack's loss has no gradient at the clean images of the model it starts from
+    any_size: the losses take images of another size than the model's own
     """
 
     trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"
     needs_classes: ClassVar[bool] = True
+    flat_at_clean: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
 
     def __init__(self, config: Any, model: CLIP) -> None:
         self.config = config
@@ -44,6 +48,15 @@ class Method(ABC):
     @abstractmethod
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,), or a scalar for the whole batch; to be maximised."""
+
+    @property
+    def shares_clean(self) -> bool:
+        """Whether `losses` use f_θ(x) with gradients and take it from `batch["clean_embeddings"]` where it is there."""
+        return False
+
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """`attack_loss` of images whose (N, d) unit-norm embeddings are known; of a method that `shares_clean`."""
+        raise NotImplementedError
 
     @abstractmethod
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ class FARE(Method):
     """min over θ, max over δ: ‖f_θ(x + δ) − f_θ₀(x)‖₂² of raw embeddings, not of unit length."""
 
     trains_on = "images"
+    flat_at_clean = True
     config: FAREConfig
 
     @property

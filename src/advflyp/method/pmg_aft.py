@@ -49,15 +49,27 @@ class PMGAFT(Method):
     def needs_original(self) -> bool:
         return self.config.original_weight > 0
 
+    @property
+    def shares_clean(self) -> bool:
+        return self.config.clean_weight > 0
+
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,)."""
-        return class_loss(self.model, images_adv, batch, self.config.logit_temperature)
+        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
+
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        return class_loss(self.model, embeddings, batch, self.config.logit_temperature)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "original", "clean"}, each already weighted; gradients flow through P_adv and P_clean."""
         config, classes = self.config, batch["class_embeddings"]
         adversarial, clean, original = encode_branches(
-            self.model, images, images_adv, clean=config.clean_weight > 0, original=self.original
+            self.model,
+            images,
+            images_adv,
+            clean=self.shares_clean,
+            original=self.original,
+            known=batch.get("clean_embeddings"),
         )
         scale, constant = self.model.logit_scale, self.model.logit_scale.detach()
         if config.logit_temperature is not None:

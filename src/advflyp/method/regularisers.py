@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.distributed import ALONE, Ranks
-from advflyp.method.base import Method
+from advflyp.method.base import Batch, Method
 from advflyp.method.blocks import in_row_blocks
 from advflyp.model.clip import CLIP
 
@@ -59,13 +59,23 @@ def logit_divergence(
 
 
 def encode_branches(
-    model: CLIP, images: Tensor, images_adv: Tensor, *, clean: bool, original: CLIP | None
+    model: CLIP,
+    images: Tensor,
+    images_adv: Tensor,
+    *,
+    clean: bool,
+    original: CLIP | None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """f_θ(x + δ), and where asked for f_θ(x) with gradients and F_θ₀(x + δ) without; each (N, d).
 
     What gradients flow through is one forward pass over adversarial and clean images together, unless it goes in parts.
+
+    known: f_θ(x), where the attack has computed it already
     """
-    if clean and model.micro_batch is not None:
+    if clean and known is not None:
+        adversarial, anchor = model.encode_image(images_adv), known
+    elif clean and model.micro_batch is not None:
         adversarial, anchor = model.encode_image(images_adv), model.encode_image(images)
     elif clean:
         adversarial, anchor = model.encode_image(torch.cat([images_adv, images])).chunk(2)
@@ -122,7 +132,13 @@ class Regularised(Method):
     def needs_original(self) -> bool:
         return self.config.feature_weight > 0 or self.config.logit_weight > 0
 
-    def branches(self, images: Tensor, images_adv: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def shares_clean(self) -> bool:
+        return self.needs_original and self.config.reference == "both"
+
+    def branches(
+        self, images: Tensor, images_adv: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
         are asked for.
         """
@@ -130,8 +146,9 @@ class Regularised(Method):
             self.model,
             images,
             images_adv,
-            clean=self.needs_original and self.config.reference == "both",
+            clean=self.shares_clean,
             original=self.original,
+            known=batch.get("clean_embeddings"),
         )
         anchors = {"clean": clean, "original": original}
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}

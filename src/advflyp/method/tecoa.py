@@ -15,14 +15,14 @@ from advflyp.model.zeroshot import class_logits
 
 
 def class_loss(
-    model: CLIP, images: Tensor, batch: Batch, logit_scale: Tensor | float | None = None
+    model: CLIP, embeddings: Tensor, batch: Batch, logit_scale: Tensor | float | None = None
 ) -> Tensor:
-    """(N, 3, H, W) → (N,) cross-entropies against the labels of the batch, the class embeddings constant.
+    """(N, d) unit-norm → (N,) cross-entropies against the labels of the batch, the class embeddings constant.
 
     logit_scale: τ⁻¹; none is the model's own
     """
     scale = model.logit_scale if logit_scale is None else logit_scale
-    logits = class_logits(model.encode_image(images), batch["class_embeddings"].detach(), scale)
+    logits = class_logits(embeddings, batch["class_embeddings"].detach(), scale)
     return F.cross_entropy(logits, batch["labels"], reduction="none")
 
 
@@ -41,13 +41,16 @@ class TeCoA(Regularised):
     config: TeCoAConfig
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """(N, 3, H, W) → (N,): each picture for itself."""
-        return class_loss(self.model, images_adv, batch)
+        """(N, 3, H, W) → (N,): each image for itself."""
+        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
+
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        return class_loss(self.model, embeddings, batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "feature", "logit"}, each already weighted."""
         classes = batch["class_embeddings"]
-        adversarial, anchors = self.branches(images, images_adv)
+        adversarial, anchors = self.branches(images, images_adv, batch)
         logits = class_logits(adversarial, classes, self.model.logit_scale)
         return {
             "ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none")),

@@ -77,6 +77,7 @@ class TGAZSR(Method):
     """
 
     trains_on = "labelled"
+    any_size = False  # its maps are those of a fixed grid
     config: TGAZSRConfig
 
     def __init__(self, config: TGAZSRConfig, model: CLIP) -> None:
@@ -91,13 +92,13 @@ class TGAZSR(Method):
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,)."""
-        return class_loss(self.model, images_adv, batch)
+        return class_loss(self.model, self.model.encode_image(images_adv), batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "refinement", "constraint"}, each already weighted; gradients flow through A_θ, not through A_θ₀."""
         config, labels, classes = self.config, batch["labels"], batch["class_embeddings"]
         if self.original is None:
-            return {"ce": self.ranks.mean(class_loss(self.model, images_adv, batch))}
+            return {"ce": self.ranks.mean(class_loss(self.model, self.model.encode_image(images_adv), batch))}
         text = classes.detach()[labels]
 
         def attention(patches: Patches) -> Tensor:

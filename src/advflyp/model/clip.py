@@ -8,6 +8,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision import transforms
 
@@ -17,6 +18,7 @@ from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import Resolved
 from advflyp.model.recompute import in_parts
+from advflyp.model.resolution import positions_at
 
 
 class CLIP(nn.Module):
@@ -90,7 +92,10 @@ class CLIP(nn.Module):
             self.precision = before
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings."""
+        """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings.
+
+        Of images of another size than `image_size`, with interpolated position embeddings (`positions_at`).
+        """
         return F.normalize(self.encode_image_raw(images), dim=-1)
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
@@ -98,9 +103,15 @@ class CLIP(nn.Module):
         return self._in_parts(self._encode_image, images)
 
     def _encode_image(self, images: Tensor) -> Tensor:
+        size = (images.shape[-2], images.shape[-1])
         with self._autocast():
-            # CoCa's would normalise unless told not to.
-            features = self.net.encode_image(self._normalised(images), normalize=False)
+            if size == self.image_size:
+                # CoCa's would normalise unless told not to.
+                features = self.net.encode_image(self._normalised(images), normalize=False)
+            else:
+                positions = positions_at(self.visual, size, self.name)
+                features = functional_call(self.visual, positions, (self._normalised(images),))
+                features = features[0] if isinstance(features, tuple) else features
         return at_least_float32(features)
 
     @property

@@ -94,7 +94,7 @@ def clouds(
     ValueError for unknown models, sets or attacks.
     """
     search, threat = Attack.parse(attack), Threat(norm=norm, eps=eps)
-    if search.kind not in LOSSES or search.restarts > 1:
+    if search.kind not in ("pgd", "cw") or search.restarts > 1:
         raise ValueError(
             f"embeddings are shown after pgdN or cwN (N steps, for example pgd10), not '{attack}'"
         )

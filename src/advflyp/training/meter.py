@@ -36,30 +36,33 @@ class Meter:
     """Metrics of the steps since the last line."""
 
     def __init__(self) -> None:
-        self.flops_per_step: float | None = None  # of this process
+        # Of this process, by kind of step; how many since the last line, of all processes' steps in this one.
+        self.flops_per_step: dict[Any, float] = {}
         self.rate: float | None = None
         self._reset()
 
     def _reset(self) -> None:
         self.rows: list[dict[str, Tensor]] = []
         self.pairs = 0
+        self.flops = 0.0
         self.waited = 0.0
         self.started = perf_counter()
 
-    def add(self, metrics: dict[str, Tensor], pairs: int) -> None:
-        """metrics: device scalars of one step;  pairs: of all processes together"""
+    def add(self, metrics: dict[str, Tensor], pairs: int, flops: float | None) -> None:
+        """metrics: device scalars of one step;  pairs: of all processes together;  flops: of this one, where known"""
         self.rows.append(metrics)
         self.pairs += pairs
+        self.flops += flops or 0
 
     @contextmanager
-    def counting(self, compiled: bool) -> Iterator[None]:
-        """Around the arithmetic of a step, which is counted once. That of compiled code cannot be."""
-        if self.flops_per_step is not None or compiled:
+    def counting(self, kind: Any, compiled: bool) -> Iterator[None]:
+        """Around the arithmetic of a step, which is counted once for each kind. That of compiled code cannot be."""
+        if kind in self.flops_per_step or compiled:
             yield
             return
         with Flops() as flops:
             yield
-        self.flops_per_step = flops.total
+        self.flops_per_step[kind] = flops.total
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -90,11 +93,10 @@ class Meter:
             "data_wait": round(self.waited / seconds, 4),
             "memory_gb": round(peak_memory(device) / 1e9, 3),
         }
-        if self.flops_per_step is not None:
+        if self.flops:
             if self.rate is None:
                 self.rate = matrix_rate(device, precision)
-            done = self.flops_per_step * len(self.rows) / seconds
-            result["utilisation"] = round(done / self.rate, 4)
+            result["utilisation"] = round(self.flops / seconds / self.rate, 4)
         self._reset()
         return result
 

@@ -15,10 +15,11 @@ def changes(before: dict[str, float] | None, after: dict[str, float] | None, rec
     """The lines that end a run: accuracies (0–1) before and after it, and a warning where it did harm."""
     if before is None or after is None:
         return []
-    points = {name: 100 * (after[name] - value) for name, value in before.items()}
+    # One step is no longer measured after a run that went on with two.
+    points = {name: 100 * (after[name] - value) for name, value in before.items() if name in after}
     moved = [
         f"{name} {100 * before[name]:.1f} → {100 * after[name]:.1f} % ({points[name]:+.1f})"
-        for name in before
+        for name in points
     ]
     lines = [f"{recipe.validate.set} before and after: {', '.join(moved)}"]
     lower = f"a lower optim.lr (it was {recipe.optim.lr:g})"

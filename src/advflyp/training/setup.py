@@ -12,9 +12,11 @@ from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
 from advflyp.files import names_in
 from advflyp.method import METHODS, find_method
+from advflyp.method.base import Method
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST, check_replaceable
 from advflyp.model.precision import PrecisionChoice, choose_precision
+from advflyp.model.resolution import positions_at
 from advflyp.runlog import METRICS_FILE
 from advflyp.training.checkpoint import checkpoints, step_of
 from advflyp.training.ending import LOCK_FILE
@@ -64,6 +66,46 @@ def check_data(recipe: Recipe) -> None:
         f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
         f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
     )
+
+
+def check_attack(recipe: Recipe, method: Method) -> None:
+    """ValueError where the attack does not go with the method or with how the step is computed."""
+    attack, name = recipe.attack, recipe.method_name
+    if attack.steps and attack.start == "zero" and method.flat_at_clean:
+        raise ValueError(
+            f"attack.start = 'zero' does not go with method.name = '{name}', whose loss has no gradient at the clean "
+            "images; use 'random'"
+        )
+    if not attack.share_clean_forward:
+        return
+    if not method.shares_clean:
+        raise ValueError(
+            f"attack.share_clean_forward: method.name = '{name}', as it is set, needs no clean forward pass that could "
+            "be shared; leave it out"
+        )
+    train = recipe.train
+    others = {
+        "train.compile": train.compile,
+        "train.parallel = 'fsdp'": train.parallel == "fsdp",
+        "train.batch_norm = 'update'": train.batch_norm == "update",
+    }
+    for key, there in others.items():
+        if there:
+            raise ValueError(f"attack.share_clean_forward does not go with {key}; leave one of them out")
+
+
+def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
+    """ValueError where the method or the model cannot take the images of `data.schedule`."""
+    for side, _ in recipe.data.schedule or ():
+        if (side, side) == model.image_size:
+            continue
+        if not method.any_size:
+            raise ValueError(
+                f"data.schedule: method.name = '{recipe.method_name}' takes images of the model's own size only"
+            )
+        if recipe.train.parallel == "fsdp":
+            raise ValueError("data.schedule does not go with train.parallel = 'fsdp'; use 'ddp'")
+        positions_at(model.visual, (side, side), model.name)
 
 
 def settle_precision(recipe: Recipe, out: Path, device: torch.device, resume: bool) -> PrecisionChoice:

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advflyp.attack.pgd import AttackConfig, ascend
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat
+from advflyp.attack.threat import Threat, widest
 from advflyp.method.base import Batch, Method
 
 # Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
 DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
+# Of N-FGSM's start, in ε.
+NOISE = 2
 
 
 class Objective(nn.Module):
@@ -51,6 +54,52 @@ def random_start(images: Tensor, threat: Threat, seed: int, step: int, first_row
     parts = zip(images.split(size), places.split(size), strict=True)
     key = derive_seed(seed, step)
     return torch.cat([threat.random_start(part, Streams(key, at)) for part, at in parts])
+
+
+def perturbed(
+    method: Method, images: Tensor, batch: Batch, attack: AttackConfig, seed: int, step: int
+) -> Tensor:
+    """Eq. 6: perturb the batch jointly, from where the recipe says; the loss found there is `batch["loss_at_start"]`.
+
+    images: (n, 3, H, W), the process's own rows
+    """
+    threat = attack.threat
+
+    def loss(candidates: Tensor) -> Tensor:
+        value = method.attack_loss(candidates, batch)
+        if "loss_at_start" not in batch:
+            batch["loss_at_start"] = _of_batch(method, value)
+        return value
+
+    batch.pop("loss_at_start", None)
+    if attack.start == "zero":
+        start = images
+    elif attack.start == "random":
+        start = random_start(images, threat, seed, step, method.ranks.first_row)
+    else:
+        noise = Threat(norm=attack.norm, eps=min(NOISE * attack.eps, widest(attack.norm)))
+        start = random_start(images, noise, seed, step, method.ranks.first_row)
+        # What the step can reach, so that it is never projected.
+        threat = Threat(norm=attack.norm, eps=min(noise.eps + attack.step_size, widest(attack.norm)))
+    return ascend(images, start, loss, threat, steps=attack.steps, step_size=attack.step_size)
+
+
+def perturbed_sharing(method: Method, images: Tensor, batch: Batch, attack: AttackConfig) -> Tensor:
+    """The one step from the images themselves whose forward pass, with its graph, the losses use again.
+
+    Adds "clean_embeddings" to the batch, f_θ(x).
+    """
+    leaf = images.detach().requires_grad_()
+    clean = batch["clean_embeddings"] = method.model.encode_image(leaf)
+    value = method.attack_loss_of(clean, batch)
+    batch["loss_at_start"] = _of_batch(method, value)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    return attack.threat.project(images, attack.threat.step(images, gradient, attack.step_size))
+
+
+def _of_batch(method: Method, loss: Tensor) -> Tensor:
+    found = loss.detach()
+    return method.ranks.mean(found) if found.ndim else found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from advflyp import distributed
 from advflyp.__about__ import __version__
-from advflyp.attack.pgd import ascend
+from advflyp.attack.pgd import AttackConfig
 from advflyp.data.classes import Classes, open_training
 from advflyp.data.dirt import Dirt
 from advflyp.data.images import PictureReader
@@ -54,15 +54,17 @@ from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
 from advflyp.training.setup import (
     CHECKPOINTS,
     RECIPE_FILE,
+    check_attack,
     check_data,
     check_folder,
+    check_sizes,
     check_split,
     copied,
     economise,
     settle_precision,
     unfreeze,
 )
-from advflyp.training.step import Objective, cap_logit_scale, constant, random_start
+from advflyp.training.step import Objective, cap_logit_scale, constant, perturbed, perturbed_sharing
 
 # Pairs of a batch by which φ is measured.
 PHI_PAIRS = 32
@@ -99,6 +101,8 @@ class Progress:
     best: float | None = None
     before: dict[str, float] | None = None  # accuracies of the model that the run began with
     after: dict[str, float] | None = None  # accuracies of the best weights
+    attack_steps: int | None = None  # in place of the recipe's, once one step is not enough
+    flops: float = 0.0  # of the updates, in all processes
     validations_without_gain: int = 0
     validated_at: int | None = None  # step of the last validation
     finished: bool = False
@@ -157,6 +161,8 @@ class Trainer:
         economise(self.model, recipe.train)
         self.method = method(recipe.method, self.model)
         self.method.ranks = self.ranks
+        check_attack(recipe, self.method)
+        check_sizes(recipe, self.method, self.model)
         self.pairs = open_training(
             recipe.data,
             method.trains_on,
@@ -339,6 +345,7 @@ class Trainer:
         progress = self.progress
         position, pairs = batch["position"], self.ranks.rows(len(batch["images"]))
         self.meter.add(self.step(batch), pairs)
+        progress.flops += (self.meter.flops_of_last or 0) * self.ranks.size
         progress.step += 1
         progress.position = position
         progress.pairs_seen += pairs
@@ -355,13 +362,14 @@ class Trainer:
         images_adv = images
         metrics: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.counting(recipe.train.compile or self.split):
+        with self.meter.counting(self._kind(), recipe.train.compile or self.split):
             if recipe.attack.steps > 0:
                 model.eval()
                 images_adv = self.attack(images, batch)
                 model.train(update_statistics)
             assert self.objective is not None
             losses = self.objective(images, images_adv, batch)
+            batch.pop("clean_embeddings", None)
             loss = torch.stack(list(losses.values())).sum()
             # Gradients are averaged over the processes, and their parts add up to the whole.
             (loss * self.ranks.size).backward()
@@ -399,30 +407,39 @@ class Trainer:
                 batch["text_embeddings"] = self.embed_text(batch["captions"])
             batch["text_embeddings"] = self.ranks.gather(batch["text_embeddings"])
 
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images in this step."""
+        side = self.recipe.data.size_at(self.progress.step, self.total_steps)
+        return self.model.image_size if side is None else (side, side)
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What the arithmetic of a step depends on."""
+        return *self._size(), self._attack_config()
+
     def _fitted(self, images: Tensor) -> Tensor:
-        """At the model's resolution: decoded pictures are, those of a mini corpus are 64×64 for any model."""
-        if tuple(images.shape[-2:]) == self.model.image_size:
+        """At the size of this step: decoded images have the model's, those of a mini corpus 64×64 for any model."""
+        size = self._size()
+        if tuple(images.shape[-2:]) == size:
             return images
-        return F.interpolate(images, self.model.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+        return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _attack_config(self) -> AttackConfig:
+        """The recipe's attack, or what follows it where one step was not enough."""
+        attack, steps = self.recipe.attack, self.progress.attack_steps
+        if steps is None:
+            return attack
+        return replace(attack, steps=steps, start="random", share_clean_forward=False)
 
     def attack(self, images: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: perturb the batch jointly; the random start depends on (seed, step) alone."""
-        attack = self.recipe.attack
-
-        def loss(candidates: Tensor) -> Tensor:
-            value = self.method.attack_loss(candidates, batch)
-            if "loss_at_start" not in batch:
-                found = value.detach()
-                batch["loss_at_start"] = self.ranks.mean(found) if found.ndim else found
-            return value
-
-        batch.pop("loss_at_start", None)
-        start = random_start(
-            images, attack.threat, self.recipe.train.seed, self.progress.step, self.ranks.first_row
-        )
+        attack = self._attack_config()
+        if attack.share_clean_forward:
+            return perturbed_sharing(self.method, images, batch, attack)
         # Of a split tower the parameters in use are not these; autograd leaves their gradients out as well.
         with constant([] if self.split else self.parameters):
-            return ascend(images, start, loss, attack.threat, steps=attack.steps, step_size=attack.step_size)
+            return perturbed(
+                self.method, images, batch, attack, self.recipe.train.seed, self.progress.step
+            )
 
     def _write_line(self, batch: Batch, log: RunLog | SilentLog) -> None:
         """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
@@ -431,7 +448,13 @@ class Trainer:
         metrics = self.meter.line(means, self.accelerator.device, self.precision.precision)
         if recipe.attack.steps > 0:
             metrics["phi"] = self._phi(batch)
-        about = {"of": self.total_steps, "epoch": progress.epoch, "seen": progress.pairs_seen}
+        about: dict[str, float] = {
+            "of": self.total_steps,
+            "epoch": progress.epoch,
+            "seen": progress.pairs_seen,
+        }
+        if progress.flops:
+            about["pflops"] = progress.flops / 1e15
         # A gain is none where the loss began at 0.
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         log.write("train", progress.step, **about, lr=self.optimizer.param_groups[0]["lr"], **metrics)
@@ -491,6 +514,14 @@ class Trainer:
                 seed=recipe.train.seed,
                 watch=watch,
             )
+            if self._attack_config().steps == 1:
+                found["fgsm"] = judge.correct(
+                    Attack.parse("fgsm"),
+                    recipe.attack.threat,
+                    precision=self.precision.precision,
+                    seed=recipe.train.seed,
+                    watch=watch,
+                )
         return {name: correct.float().mean().item() for name, correct in found.items()}
 
     def _validate(self, log: RunLog | SilentLog) -> None:
@@ -515,15 +546,27 @@ class Trainer:
             progress.validations_without_gain += 1
         log.write("validate", progress.step, epoch=progress.epoch, best=better, **outcome)
         log.say(f"step {progress.step}: {recipe.validate.set} {shown(outcome)}{' (best)' if better else ''}")
+        self._watch_overfitting(outcome, log)
         patience = recipe.train.patience
         if patience is not None and progress.validations_without_gain >= patience:
             log.say(f"no gain in {patience} validations: stopped")
             progress.finished = True
 
+    def _watch_overfitting(self, outcome: dict[str, float], log: RunLog | SilentLog) -> None:
+        """Go on with two steps where the model resists one step only (catastrophic overfitting; Wong et al. 2020)."""
+        gap = outcome.get("fgsm", 0) - outcome.get("robust", 0)
+        if gap > self.recipe.attack.overfitting_gap:
+            self.progress.attack_steps = 2
+            log.say(
+                f"step {self.progress.step}: accuracy under one step is {100 * gap:.1f} points above that under "
+                f"{self.recipe.validate.attack}: the model overfits to one step, training goes on with two"
+            )
+
     def _keep_best(self, about: dict[str, Any]) -> None:
         card = {
             **about,
             "pairs_seen": self.progress.pairs_seen,
+            **({"pflops": self.progress.flops / 1e15} if self.progress.flops else {}),
             "version": __version__,
             "precision": vars(self.precision),
             "recipe": self.recipe.tree(),
