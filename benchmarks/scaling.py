@@ -85,7 +85,7 @@ def work(folder: Path, steps: int) -> None:
     for name in ("all_reduce", "all_gather"):
         counted(name)
     trainer = Trainer(read_recipe(folder / "recipe.toml"), folder / "run")
-    trainer.meter.flops_per_step = 0
+    trainer.meter.counts = False
     device = trainer.accelerator.device
     batches, times = iter(trainer.pairs.epoch(0)), []
     for step in range(steps + 2):

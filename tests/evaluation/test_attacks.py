@@ -14,6 +14,7 @@ LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
     ("name", "stages", "arguments"),
     [
         ("noise", 1, {}),
+        ("fgsm", 1, {"loss": "cross-entropy", "steps": 1, "step_size": 4 / 255, "random_start": False}),
         ("pgd10", 1, {"loss": "cross-entropy", "steps": 10, "restarts": 1}),
         ("cw10", 1, {"loss": "margin", "steps": 10, "restarts": 1}),
         ("pgd7x3", 3, {"loss": "cross-entropy", "steps": 7, "restarts": 3}),
@@ -58,7 +59,8 @@ def test_the_papers_step_size_and_one_for_l2() -> None:
         ("pgd0", "there is no attack 'pgd0'"),
         ("apgd-ce+pgd10", "has no member 'pgd10'; known: apgd-ce,"),
         ("apgd-ce+sqare", "has no member 'sqare'; did you mean 'square'"),
-        ("fgsm", "known: clean, noise, pgdN"),
+        ("fgms", "did you mean 'fgsm'"),
+        ("bim", "known: clean, noise, fgsm, pgdN"),
     ],
 )
 def test_mistakes(name: str, message: str) -> None:
@@ -101,3 +103,18 @@ def test_noise_is_a_draw_from_the_ball() -> None:
     assert not seen, "noise asks nothing of the model"
     assert LINF.contains(images, found).all()
     assert (found - images).abs().max() > 3.9 / 255
+
+
+def test_fgsm_is_one_step_of_the_slopes_sign() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 2, 2, generator=generator)
+    slopes = torch.randn(12, 3, generator=generator)
+    labels = (images.flatten(1) @ slopes).argmax(1)
+    (stage,) = Attack.parse("FGSM").stages(LINF)
+    victim = Victim(lambda x: x.flatten(1) @ slopes)
+    found = stage(victim, images, labels, LINF, streams=Streams(0, torch.arange(4)))
+    leaf = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(leaf.flatten(1) @ slopes, labels).backward()
+    assert leaf.grad is not None
+    expected = (images + 4 / 255 * leaf.grad.sign()).clamp(0, 1)
+    assert torch.equal(found, expected)

@@ -97,8 +97,7 @@ def test_a_step_is_counted_once_and_held_against_the_rate(
     trainer = Trainer(read_recipe(recipe), tmp_path / "run")
     for batch in trainer.pairs.epoch(0):
         trainer.meter.add(trainer.step(batch), 16)
-    counted = trainer.meter.flops_per_step
-    assert counted is not None
+    (counted,) = trainer.meter.flops_per_step.values()
     # Two steps of the attack forward and backward to the pixels (2 · 2), the clean and adversarial images forward and
     # backward to weights and activations (2 · 3), the original (1): 11 forward passes, less what the first layer's
     # backward pass to its weights does without the pixels' (and then some for the 16 × 16 similarities).

@@ -1,19 +1,27 @@
 """The parts of a step."""
 
+import io
+import itertools
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import advflyp.training.step as step_module
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.stream import Share
-from advflyp.training.checkpoint import load_last
+from advflyp.runlog import read_metrics
+from advflyp.training.checkpoint import checkpoints, load_last, step_of
+from advflyp.training.meter import Flops
 from advflyp.training.recipe import read_recipe
 from advflyp.training.step import constant, derive_seed, random_start
 from advflyp.training.trainer import Trainer, train
-from helpers import assert_equal64, models_in_float64
+from data.test_classes import class_tree
+from helpers import RECIPE, assert_equal64, models_in_float64
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -96,3 +104,168 @@ def test_the_attack_computes_no_gradient_of_a_weight(recipe: Path, tmp_path: Pat
     trainer.attack(batch["images"], batch)
     assert asked == [False, False]
     assert all(p.requires_grad and p.grad is None for p in trainer.parameters)
+
+
+SHARED = {"attack.steps": "1", "attack.start": "zero", "attack.share_clean_forward": "true"}
+
+
+@pytest.mark.parametrize(
+    "economy", [{}, {"train.micro_batch": "3"}, {"train.activation_checkpointing": "true"}]
+)
+def test_a_shared_forward_changes_no_result(recipe: Path, tmp_path: Path, economy: dict[str, str]) -> None:
+    """The perturbation of one step from the images, the losses and the weights; with less arithmetic."""
+    base = {"optim.name": "sgd", "optim.lr": "0.05", "train.max_steps": "4", "method.feature_weight": "0"}
+    apart = {**base, **SHARED, "attack.share_clean_forward": "false"}
+    with models_in_float64():
+        train(recipe, apart, out=tmp_path / "apart")
+        train(recipe, {**base, **SHARED, **economy}, out=tmp_path / "shared")
+    assert_equal64(weights(tmp_path / "shared"), weights(tmp_path / "apart"))
+
+
+@pytest.mark.parametrize("name", ["tecoa", "pmg_aft", "flyp"])
+def test_other_methods_share_their_forward(name: str, tmp_path: Path, tiny_folder: Path) -> None:
+    class_tree(tmp_path / "classes", 64)
+    text = RECIPE.format(model=tiny_folder, data=tmp_path / "classes").replace('"advflyp"', f'"{name}"')
+    if name == "pmg_aft":
+        text = text.replace("feature_weight = 1.0\nlogit_weight = 1.0\n", "")
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    base = {"optim.name": "sgd", "optim.lr": "0.05", "train.max_steps": "3"}
+    base |= {"method.feature_weight": "0"} if name != "pmg_aft" else {}
+    with models_in_float64():
+        train(path, {**base, **SHARED, "attack.share_clean_forward": "false"}, out=tmp_path / "apart")
+        train(path, {**base, **SHARED}, out=tmp_path / "shared")
+    assert_equal64(weights(tmp_path / "shared"), weights(tmp_path / "apart"))
+
+
+def flops(recipe: Path, overrides: dict[str, str], out: Path) -> float:
+    """Of the image tower in one update, in forward passes of the batch."""
+    trainer = Trainer(read_recipe(recipe, {**overrides, "data.batch_size": "8"}), out)
+    batch = next(iter(trainer.pairs.epoch(0)))
+    with torch.no_grad(), Flops() as forward:
+        trainer.model.encode_image(batch["images"])
+    trainer.step(batch)
+    assert trainer.meter.flops_of_last is not None
+    return trainer.meter.flops_of_last / forward.total
+
+
+def test_what_a_step_costs(recipe: Path, tmp_path: Path) -> None:
+    """In forward passes: with two steps 11, with one from a random start 9, with one that shares the clean pass 8.
+
+    The first layer's gradient by the pixels is wanted by an attack alone, that of its weights by training alone.
+    """
+    plain = {"attack.steps": "2"}
+    found = [
+        flops(recipe, overrides, tmp_path / str(number))
+        for number, overrides in enumerate((plain, {"attack.steps": "1"}, SHARED))
+    ]
+    assert found == pytest.approx([11, 9, 8], rel=0.03)
+    basic = {"method.feature_weight": "0", "method.logit_weight": "0"}
+    for number, (overrides, passes) in enumerate((({"attack.steps": "2"}, 7), ({"attack.steps": "1"}, 5))):
+        assert flops(recipe, {**basic, **overrides}, tmp_path / f"basic{number}") == pytest.approx(
+            passes, rel=0.03
+        )
+
+
+def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
+    """One step from the image ends at ±α wherever there is a slope; N-FGSM's beyond ε, in 2ε + α at the most."""
+    eps = 0.03
+    found = {}
+    for start in ("zero", "noise", "random"):
+        overrides = {"attack.steps": "1", "attack.start": start, "attack.eps": eps, "attack.step_size": eps}
+        trainer = Trainer(read_recipe(recipe, overrides), tmp_path / start)
+        batch = next(iter(trainer.pairs.epoch(0)))
+        images = batch["images"] = batch["images"] * 0.5 + 0.25  # so that nothing is clamped
+        trainer.embed_texts(batch)
+        found[start] = trainer.attack(images, batch) - images
+        assert torch.equal(trainer.attack(images, batch) - images, found[start])
+    zero, noise, random = found["zero"].abs(), found["noise"].abs(), found["random"].abs()
+    assert torch.allclose(zero[zero > 0], torch.tensor(eps), atol=1e-6) and (zero > 0).float().mean() > 0.9
+    assert random.max() <= eps + 1e-6 and random.unique().numel() > 100
+    assert noise.max() <= 3 * eps + 1e-6
+    # (2ε·u + ε·s) is beyond ε for u above 0 of the slope's sign: half of all pixels.
+    assert (noise > eps).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"attack.start": "noise"}, "is for one step; set attack.steps = 1"),
+        ({"attack.share_clean_forward": "true"}, "set attack.steps = 1 and attack.start = 'zero'"),
+        ({**SHARED, "train.compile": "true"}, "does not go with train.compile"),
+        ({**SHARED, "train.batch_norm": "update"}, "does not go with train.batch_norm = 'update'"),
+        ({**SHARED, "method.reference": "frozen"}, "needs no clean forward pass"),
+        ({**SHARED, "attack.overfitting_gap": "0"}, "above 0 and at most 1"),
+        ({"data.schedule": "[[24, 0.5], [32, 0.4]]"}, "must add up to 1"),
+        ({"data.schedule": "[[0, 0.5], [32, 0.5]]"}, "sizes must be at least 1 pixel"),
+        ({"data.schedule": "[[32, 0.5], [32]]"}, "must have 2 values"),
+        ({"data.schedule": "[32, 0.5"}, "must be a list such as"),
+        ({"data.schedule": "[[30, 0.5], [32, 0.5]]"}, "multiples of 8 pixels, not 30 × 30"),
+    ],
+)
+def test_settings_that_cannot_be(
+    overrides: dict[str, str], message: str, recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(recipe, overrides, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_methods_that_cannot(tmp_path: Path, tiny_folder: Path) -> None:
+    class_tree(tmp_path / "classes", 64)
+    for name, overrides, message in (
+        ("fare", {"attack.steps": "1", "attack.start": "zero"}, "has no gradient at the clean images"),
+        ("tga_zsr", {"data.schedule": "[[24, 1]]"}, "takes images of the model's own size only"),
+    ):
+        text = RECIPE.format(model=tiny_folder, data=tmp_path / "classes").replace('"advflyp"', f'"{name}"')
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text.replace("feature_weight = 1.0\nlogit_weight = 1.0\n", ""))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(path, overrides, out=tmp_path / "run")
+
+
+def test_sizes_change_over_a_run(recipe: Path, tmp_path: Path) -> None:
+    """Which size a step has is a function of its number: a resumed run goes on as an undisturbed one."""
+    overrides = {"data.schedule": "[[16, 0.5], [24, 0.25], [32, 0.25]]", "train.deterministic": "true"}
+    overrides |= {"checkpoint.every": "1", "checkpoint.keep": "100", "log.every": "1"}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(recipe, overrides, out=whole)
+    shutil.copytree(whole, stopped)
+    for path in checkpoints(stopped / "checkpoints"):
+        if step_of(path) > 5:
+            path.unlink()
+    shutil.rmtree(stopped / "best")
+    train(recipe, overrides, out=stopped, resume=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True)
+    )
+    lines = [
+        [line["pflops"] for line in read_metrics(run) if line["kind"] == "train"] for run in (whole, stopped)
+    ]
+    assert lines[0] == lines[1]
+    each = [b - a for a, b in itertools.pairwise([0.0, *lines[0]])]
+    assert each[0] == pytest.approx(each[3]) and each[0] < each[4] < each[6]
+    # Tokens: 1 + 4, 1 + 9, 1 + 16; attention adds a little more.
+    assert each[4] / each[0] == pytest.approx(2, rel=0.1) and each[6] / each[0] == pytest.approx(3.4, rel=0.1)
+
+
+def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
+    """The model resists one step more often than ten: the run says so, and goes on with two steps, resumed ones too."""
+    set_ = {
+        "validate.set": "mini/flags",
+        "validate.limit": "24",
+        "model.name": "mini-vit",
+        "attack.eps": "4/255",
+    }
+    overrides = {**set_, "attack.steps": "1", "attack.start": "zero", "attack.overfitting_gap": "1e-3"}
+    overrides |= {"train.epochs": "2", "train.max_steps": "2", "data.limit": "16", "log.every": "1"}
+    said = io.StringIO()
+    train(recipe, overrides, out=tmp_path / "run", console=Console(file=said, width=200))
+    assert "the model overfits to one step, training goes on with two" in said.getvalue()
+    first, second = (line["pflops"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
+    # 9 forward passes, then 11.
+    assert second / first - 1 == pytest.approx(11 / 9, rel=0.03)
+    state, _ = load_last(tmp_path / "run" / "checkpoints")
+    assert state["progress"]["attack_steps"] == 2
+    accuracies = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
+    assert ["fgsm" in line for line in accuracies] == [True, True, False]

@@ -296,7 +296,12 @@ def attack_title(attack: str) -> str:
     """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-ce+square" → "APGD-CE + Square"; others stay as they are."""
     if match := re.fullmatch(r"([a-z]+)(\d+)(?:x(\d+))?", attack):
         return f"{match[1].upper()}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
-    names = {"autoattack": "AutoAttack", "autoattack-rand": "AutoAttack (rand)", "square": "Square"}
+    names = {
+        "autoattack": "AutoAttack",
+        "autoattack-rand": "AutoAttack (rand)",
+        "fgsm": "FGSM",
+        "square": "Square",
+    }
     parts = [names.get(p, p.upper() if "-" in p else p) for p in attack.split("+")]
     return " + ".join(parts)
 

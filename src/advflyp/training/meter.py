@@ -36,8 +36,9 @@ class Meter:
     """Metrics of the steps since the last line."""
 
     def __init__(self) -> None:
-        # Of this process, by kind of step; how many since the last line, of all processes' steps in this one.
-        self.flops_per_step: dict[Any, float] = {}
+        self.counts = True  # whether operations are counted at all
+        self.flops_per_step: dict[Any, float] = {}  # of this process, by kind of step
+        self.flops_of_last: float | None = None
         self.rate: float | None = None
         self._reset()
 
@@ -48,21 +49,22 @@ class Meter:
         self.waited = 0.0
         self.started = perf_counter()
 
-    def add(self, metrics: dict[str, Tensor], pairs: int, flops: float | None) -> None:
-        """metrics: device scalars of one step;  pairs: of all processes together;  flops: of this one, where known"""
+    def add(self, metrics: dict[str, Tensor], pairs: int) -> None:
+        """metrics: device scalars of the last step;  pairs: of all processes together"""
         self.rows.append(metrics)
         self.pairs += pairs
-        self.flops += flops or 0
+        self.flops += self.flops_of_last or 0
 
     @contextmanager
-    def counting(self, kind: Any, compiled: bool) -> Iterator[None]:
+    def counting(self, compiled: bool, kind: Any = None) -> Iterator[None]:
         """Around the arithmetic of a step, which is counted once for each kind. That of compiled code cannot be."""
-        if kind in self.flops_per_step or compiled:
+        if not self.counts or compiled or kind in self.flops_per_step:
             yield
-            return
-        with Flops() as flops:
-            yield
-        self.flops_per_step[kind] = flops.total
+        else:
+            with Flops() as flops:
+                yield
+            self.flops_per_step[kind] = flops.total
+        self.flops_of_last = self.flops_per_step.get(kind)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

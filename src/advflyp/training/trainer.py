@@ -362,7 +362,7 @@ class Trainer:
         images_adv = images
         metrics: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.counting(self._kind(), recipe.train.compile or self.split):
+        with self.meter.counting(recipe.train.compile or self.split, self._kind()):
             if recipe.attack.steps > 0:
                 model.eval()
                 images_adv = self.attack(images, batch)
