@@ -276,8 +276,8 @@ def _parts(text: str, key: str) -> Any:
     if not text.lstrip().startswith("["):
         return [Typed(part.strip()) for part in text.split(",")]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         raise ValueError(f"{key} must be a list such as [[160, 0.8], [224, 0.2]], not '{text}'") from None
 
 

@@ -198,7 +198,7 @@ def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
         ({**SHARED, "attack.overfitting_gap": "0"}, "above 0 and at most 1"),
         ({"data.schedule": "[[24, 0.5], [32, 0.4]]"}, "must add up to 1"),
         ({"data.schedule": "[[0, 0.5], [32, 0.5]]"}, "sizes must be at least 1 pixel"),
-        ({"data.schedule": "[[32, 0.5], [32]]"}, "must have 2 values"),
+        ({"data.schedule": "[[32, 0.5], [32]]"}, "must be a list of 2"),
         ({"data.schedule": "[32, 0.5"}, "must be a list such as"),
         ({"data.schedule": "[[30, 0.5], [32, 0.5]]"}, "multiples of 8 pixels, not 30 × 30"),
     ],

@@ -136,9 +136,7 @@ class Regularised(Method):
     def shares_clean(self) -> bool:
         return self.needs_original and self.config.reference == "both"
 
-    def branches(
-        self, images: Tensor, images_adv: Tensor, batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def branches(self, images: Tensor, images_adv: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
         are asked for.
         """

@@ -362,7 +362,7 @@ class Trainer:
         images_adv = images
         metrics: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.counting(recipe.train.compile or self.split, self._kind()):
+        with self.meter.counting(recipe.train.compile or self.split, self._kind(images)):
             if recipe.attack.steps > 0:
                 model.eval()
                 images_adv = self.attack(images, batch)
@@ -412,9 +412,9 @@ class Trainer:
         side = self.recipe.data.size_at(self.progress.step, self.total_steps)
         return self.model.image_size if side is None else (side, side)
 
-    def _kind(self) -> tuple[Any, ...]:
+    def _kind(self, images: Tensor) -> tuple[Any, ...]:
         """What the arithmetic of a step depends on."""
-        return *self._size(), self._attack_config()
+        return images.shape, self._attack_config()
 
     def _fitted(self, images: Tensor) -> Tensor:
         """At the size of this step: decoded images have the model's, those of a mini corpus 64×64 for any model."""
@@ -437,9 +437,7 @@ class Trainer:
             return perturbed_sharing(self.method, images, batch, attack)
         # Of a split tower the parameters in use are not these; autograd leaves their gradients out as well.
         with constant([] if self.split else self.parameters):
-            return perturbed(
-                self.method, images, batch, attack, self.recipe.train.seed, self.progress.step
-            )
+            return perturbed(self.method, images, batch, attack, self.recipe.train.seed, self.progress.step)
 
     def _write_line(self, batch: Batch, log: RunLog | SilentLog) -> None:
         """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
