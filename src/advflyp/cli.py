@@ -1,13 +1,15 @@
 """The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
 
-import errno
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from advflyp.__about__ import __version__
@@ -16,7 +18,7 @@ from advflyp.cli_models import Export, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.data.catalogue import set_names
-from advflyp.errors import RunError
+from advflyp.errors import RunError, refusal
 from advflyp.terminal import nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 @dataclass
 class Quickstart:
     """Make a small CLIP robust and show it: evaluate, finetune with AdvFLYP_full, evaluate again, report."""
+
+    to_go_on = "the same command continues where this one stopped"
 
     out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("quickstart")
     """Folder for the run, the results and report/index.html."""
@@ -47,6 +51,8 @@ class Quickstart:
 @dataclass
 class Train:
     """Run a recipe. Any recipe key can follow as --table.key value, for example --optim.lr 1e-4."""
+
+    to_go_on = "continue with --resume"
 
     recipe: Annotated[str, Arg("RECIPE", positional=True)]
     """The name of a recipe that comes with the package (`advflyp recipes` lists them), or a TOML file."""
@@ -109,6 +115,8 @@ class Watch:
 @dataclass
 class Eval:
     """Measure the zero-shot accuracy of a model, clean and under attack."""
+
+    to_go_on = "with --out, the same command continues where this one stopped"
 
     model: Annotated[str, Arg("MODEL", positional=True)]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
@@ -202,6 +210,8 @@ class Compare:
 class Retrieval:
     """Measure how well a model finds captions by pictures and pictures by captions, clean and under attack."""
 
+    to_go_on = "with --out, the same command continues where this one stopped"
+
     model: Annotated[str, Arg("MODEL", positional=True)]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
     finetuned from, such as fare.pt@ViT-L-14/openai."""
@@ -286,6 +296,8 @@ class Report:
 class Interpolate:
     """Mix the weights of the original and a robust model, and measure the trade-off between clean and robust."""
 
+    to_go_on = "with --out, the same command continues where this one stopped"
+
     original: Annotated[str, Arg("ORIGINAL", positional=True)]
     """The model that the robust one began as."""
     robust: Annotated[str, Arg("ROBUST", positional=True)]
@@ -353,6 +365,8 @@ class Interpolate:
 @dataclass
 class Reproduce:
     """Run the paper's experiments and print its tables with our numbers."""
+
+    to_go_on = "the same command continues where this one stopped"
 
     scale: Literal["mini", "paper"] = "mini"
     """mini: on the embedded corpus, on a CPU. paper: the same plan on the real data, published figures beside ours."""
@@ -448,25 +462,24 @@ CLI = Group(
         "env": Env,
     },
 )
-# What the system says where the user has to mend something, and a longer message would not help.
-USERS_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
-    errno.EINVAL,
-}  # fmt: skip
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 # A value that somebody pasted by mistake can be a megabyte long.
 LONGEST_LINE = 1000
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C it lets whatever is being written be finished or dropped."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else."""
+    """Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 Ctrl-C, 143 SIGTERM, 1 anything else."""
     prepare_streams()
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _sigterm_unwinds():
+            _run(list(sys.argv[1:] if arguments is None else arguments))
     except ValueError as error:
         _fail(error, 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        _fail("interrupted", _code_of(stop))
     except RunError as error:
         _fail(error, 1)
     except BrokenPipeError:
@@ -474,10 +487,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in USERS_ERRORS | DISK_ERRORS:
+        sentence = refusal(error)
+        if sentence is None:
             raise
-        where = f" ({error.filename})" if error.filename is not None else ""
-        _fail(f"{error.strerror}{where}", 2 if error.errno in USERS_ERRORS else 1)
+        _fail(sentence, 2)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated`; the second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    # Python lets no other thread listen; a handler of somebody else's stays.
+    listens = threading.current_thread() is threading.main_thread()
+    if not listens or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _code_of(stop: KeyboardInterrupt) -> int:
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def _run(words: list[str]) -> None:
@@ -495,7 +532,12 @@ def _run(words: list[str]) -> None:
     command = parse(found, words, prog)
     if isinstance(command, Train):
         command.overrides = keys
-    command.run()
+    try:
+        command.run()
+    except KeyboardInterrupt as stop:
+        # Its files are whole: each is written to the end, or not at all.
+        how = getattr(command, "to_go_on", "the same command starts over")
+        _fail(f"interrupted; {how}", _code_of(stop))
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:

@@ -146,6 +146,8 @@ class Sample:
 class Caption:
     """Caption the pictures of a labelled set with a vision-language model, to webdataset shards."""
 
+    to_go_on = "the same command continues where this one stopped"
+
     images: Annotated[str, Arg("DATASET", positional=True)]
     """A labelled set or a path, as `advflyp eval --sets` takes it."""
     out: Annotated[Path, Arg("FOLDER", output="folder")]
@@ -251,6 +253,8 @@ class Check:
 @dataclass
 class Download:
     """Download the pictures of a list to webdataset shards, by img2dataset in an environment of its own."""
+
+    to_go_on = "the same command continues where this one stopped"
 
     urls: Annotated[Path, Arg("LIST", positional=True, input="there is no list")]
     """Parquet, CSV, TSV or JSONL with a column of addresses; `advflyp data sample` makes one."""

@@ -1,5 +1,10 @@
 """What ends a command with one line: a user's mistake is a `ValueError`; here is the rest."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 GONE = "another process of this run has stopped or cannot be reached; its own message says why"
 
 
@@ -12,3 +17,56 @@ class LostRank(RunError):
 
     def __init__(self) -> None:
         super().__init__(GONE)
+
+
+# What the system says where the user can mend something, and how. Behind "then" comes how to go on.
+_MENDED = {
+    errno.ENOSPC: "free some space, then",
+    errno.EDQUOT: "free some space, then",
+    errno.EFBIG: "use a file system that takes larger files (or raise `ulimit -f`), then",
+    errno.EIO: "look after the disk, then",
+    errno.ESTALE: "look after the network's disk, then",
+    errno.EMFILE: "let a process open more files (`ulimit -n`), then",
+    errno.ENFILE: "close other programs, then",
+    errno.ENOMEM: "close other programs, then",
+    errno.EBUSY: "end the program that uses it, then",
+    errno.ETXTBSY: "end the program that uses it, then",
+    errno.EACCES: "change its permissions, or name another path",
+    errno.EPERM: "change its permissions, or name another path",
+    errno.EROFS: "name a path that can be written to",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOENT: "something has moved or deleted it",
+    errno.ENOTDIR: "one of its folders is a file; name another path",
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "something is there already; name another path",
+    errno.ENOTEMPTY: "something is there already; name another path",
+    errno.ELOOP: "its links lead in a circle; name another path",
+    errno.ENXIO: "name an ordinary file",
+    errno.ENODEV: "name an ordinary file",
+    errno.EINVAL: "name another path",
+    errno.ENOLCK: "its file system has no locks; name another path",
+    errno.ENOTSUP: "its file system cannot do that; name another path",
+}
+
+
+def refusal(error: OSError, to_go_on: str = "give the same command again") -> str | None:
+    """A sentence on what the system refused: which file, why, and what to do. None where that is not up to a user."""
+    if error.errno not in _MENDED or error.strerror is None:
+        return None
+    if error.errno == errno.ENOENT and error.filename is None:
+        # Of the current folder the system does not say the name.
+        return "the current folder was deleted; change to another one"
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    what = _MENDED[error.errno]
+    return f"{where}{error.strerror}; {what}{f' {to_go_on}' if what.endswith('then') else ''}"
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block an `OSError` that names no file names `path`: that of a write does not say what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise

@@ -1,5 +1,7 @@
 """Embeddings of captions on disk."""
 
+import resource
+import signal
 import tracemalloc
 from copy import deepcopy
 from pathlib import Path
@@ -113,3 +115,26 @@ def test_memory_holds_places_and_not_embeddings(
     assert Path(store.file.name).stat().st_size == 3000 * store.record.itemsize
     assert store(["2999", "3999", "7"])[:, 0].tolist() == [2999, 3999, 7]
     store.file.close()
+
+
+def test_a_full_disk_spoils_no_record(tiny: CLIP, tmp_path: Path) -> None:
+    """The real system call fails: no file may grow beyond what is allowed to a process."""
+    store = TextStore(tiny.double(), tmp_path)
+    kept = store(TEXTS)
+    size = Path(store.file.name).stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*\.bin'"):
+            store(["new"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert Path(store.file.name).stat().st_size == size and len(store) == 3
+    new = store(["new"])
+    store.file.close()
+    again = TextStore(tiny, tmp_path)
+    assert_equal64(again(TEXTS), kept)
+    assert_equal64(again(["new"]), new)
+    assert len(again) == 4

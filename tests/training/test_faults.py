@@ -127,8 +127,8 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
     assert found == wanted and wanted["validations_without_gain"] > 0
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_and_ends_with_0(expected: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGUSR1", 0), ("SIGINT", 130)])
+def test_a_signal_saves_and_ends(expected: tuple[Path, Path], tmp_path: Path, name: str, code: int) -> None:
     recipe, whole = expected
     out = tmp_path / "run"
     # Checkpoints only where the signal asks for one.
@@ -137,7 +137,8 @@ def test_a_signal_saves_and_ends_with_0(expected: tuple[Path, Path], tmp_path: P
     wait_for_steps(out, process, 4)  # the end of the first epoch
     process.send_signal(getattr(signal, name))
     said, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
+    assert err == ("advflyp: interrupted; continue with --resume\n" if code else "")
     step = step_of(checkpoints(out / "checkpoints")[-1])
     assert 4 <= step < STEPS
     assert f"{name} ended the run after step {step}; continue it with --resume" in " ".join(said.split())
@@ -168,6 +169,69 @@ def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch:
     assert (again.finished, again.best) == (True, whole.best)
     assert same(tmp_path / "run", tmp_path / "whole")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "outside a run the signals do what they did"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_during_a_checkpoint(
+    expected: tuple[Path, Path], tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and the run ends behind it; twice, and what was being written is dropped."""
+    recipe, whole = expected
+    out = tmp_path / "run"
+    real = torch.save
+
+    def save(state: dict, file: object) -> None:
+        real(state, file)  # type: ignore[arg-type]
+        if state["progress"]["step"] == 6:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, VALIDATED, out=out)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [step_of(path) for path in checkpoints(out / "checkpoints")] == ([4, 6] if times == 1 else [2, 4])
+    assert not list(out.rglob("*.partial"))
+    train(recipe, VALIDATED, out=out, resume=True)
+    assert same(out, whole)
+
+
+def test_ctrl_c_that_the_shell_has_turned_off(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for what runs in the background."""
+    real = Trainer.step
+
+    def step(self: Trainer, batch: dict) -> dict:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train(recipe, {"train.max_steps": "2"}, out=tmp_path / "run").finished
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_full_disk_behind_the_text_cache(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line; on a disk with space the run goes on, its cache elsewhere."""
+    overrides = {
+        "data.text_cache": str(tmp_path / "texts"),
+        "train.deterministic": "false",
+        "train.max_steps": "2",
+    }
+    with open("/dev/full", "ab") as full, monkeypatch.context() as patch:
+        patch.setattr("advflyp.model.text_store.TextStore._own_file", lambda self: full)
+        with pytest.raises(
+            RunError, match=r"step 1: /dev/full: No space left on device; free some space, then continue"
+        ):
+            train(recipe, overrides, out=tmp_path / "run")
+    overrides["data.text_cache"] = str(tmp_path / "elsewhere")
+    assert train(recipe, overrides, out=tmp_path / "run", resume=True).finished
 
 
 def damage(path: Path, how: str) -> None:

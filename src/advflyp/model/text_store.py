@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from advflyp.devices import to_device
+from advflyp.errors import naming
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import state_sha256
 
@@ -78,9 +80,19 @@ class TextStore:
         return to_device(torch.from_numpy(np.stack(rows)), self.model.device)
 
     def _keep(self, records: np.ndarray) -> None:
-        first = self.file.tell() // self.record.itemsize
-        self.file.write(records.tobytes())
-        self.file.flush()
+        file, size = self.file.fileno(), self.record.itemsize
+        first = os.fstat(file).st_size // size
+        left = memoryview(records.tobytes())
+        try:
+            with naming(self.file.name):
+                # Past the file's buffer, which would be written once more when the file is closed.
+                while left:
+                    left = left[os.write(file, left) :]
+        except OSError:
+            with suppress(OSError):
+                # What is half written would be in the way of the records behind it.
+                os.ftruncate(file, first * size)
+            raise
         self._know(records, self.own, first)
 
     def _kept(self, place: int) -> np.ndarray:

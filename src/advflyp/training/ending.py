@@ -1,7 +1,9 @@
 """What can end a run before its time: signals, a second process, and failures that need one clear line."""
 
 import errno
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +13,14 @@ from typing import TextIO
 
 import torch
 
-from advflyp.errors import GONE, RunError
+from advflyp.errors import GONE, RunError, refusal
 from advflyp.locks import take
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import broken_weights, not_finite
 
 LOCK_FILE = ".lock"
-# What a scheduler sends before it takes the machine away.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# What a scheduler sends before it takes the machine away, and Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -26,10 +28,15 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Whether a signal has asked for the end of the run."""
+    """Whether a signal has asked for the end of the run.
 
-    def __init__(self) -> None:
+    Args:
+        tell: Whether this process answers the first Ctrl-C on a terminal with a line.
+    """
+
+    def __init__(self, *, tell: bool = False) -> None:
         self.name: str | None = None
+        self.tell = tell
 
     def __bool__(self) -> bool:
         return self.name is not None
@@ -40,15 +47,27 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Within the block the signals are noted; outside it they do what they did before."""
+        """Within the block the signals are noted; outside it they do what they did before.
+
+        A Ctrl-C behind another signal does not wait: it raises a `KeyboardInterrupt` wherever it comes.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets no other thread listen
             return
 
-        def note(number: int, frame: FrameType | None) -> None:
-            self.name = signal.Signals(number).name
+        terminal = sys.stderr.fileno() if self.tell and sys.stderr.isatty() else None
 
-        before = {number: signal.signal(number, note) for number in SIGNALS}
+        def note(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self:
+                raise KeyboardInterrupt
+            self.name = signal.Signals(number).name
+            if number == signal.SIGINT and terminal is not None:
+                # Not print, which may be what was interrupted.
+                os.write(terminal, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+
+        # A signal that the process ignores, as one in the background does Ctrl-C, is not for it.
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heard}
         try:
             yield
         finally:
@@ -101,6 +120,8 @@ def writing(where: Path, known_good: Callable[[], str]) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         # torch.save passes some failures of the file on as an error of its own.
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         free = (
             " Free some space, then continue with --resume."
@@ -115,6 +136,8 @@ def explained(error: BaseException, *, ranks: int) -> str | None:
 
     ranks: processes of the run
     """
+    if isinstance(error, OSError):
+        return refusal(error, "continue with --resume")
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return (

@@ -123,7 +123,8 @@ def train(
     resume:    continue the run in `out` from its last whole checkpoint; begin it where it has none yet
     console:   where progress is shown; none is silent
     Started by torchrun or another launcher, all its processes call this alike and share every batch.
-    SIGTERM and SIGUSR1 end the run after the step it is at, with a checkpoint.
+    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) end the run after the step it is at, with a checkpoint; the last one raises its
+    KeyboardInterrupt then, and at once when it comes a second time.
     ValueError for a recipe, data, model or folder that cannot be used; `RunError` for a run that cannot go on.
     """
     trainer = Trainer(read_recipe(recipe, overrides), Path(out), resume=resume, console=console)
@@ -219,7 +220,7 @@ class Trainer:
         self.logged = 0  # bytes of metrics.jsonl when the checkpoint was written
         self.dirt = self.pairs.dirt
         self.meter = Meter()
-        self.signals = Signals()
+        self.signals = Signals(tell=self.console is not None)
         self.says = [str(self.precision)]
         peak = peak_rate(recipe.optim, self.total_steps)
         if peak < recipe.optim.lr:
@@ -260,6 +261,8 @@ class Trainer:
                     )
         finally:
             torch.use_deterministic_algorithms(before)
+        if interrupted and self.signals.name == "SIGINT":
+            raise KeyboardInterrupt
         return RunResult(
             out=self.out,
             steps=progress.step,
@@ -702,7 +705,7 @@ class Trainer:
                 raise
             # Of the data of this process alone, for all we know.
             raise RunError(str(error)) from error
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             meaning = explained(error, ranks=self.ranks.size)
             if meaning is None:
                 raise
