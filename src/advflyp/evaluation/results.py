@@ -114,6 +114,9 @@ def _checked(record: Any) -> Cell:
         raise ValueError(f"eps must be at least 0, not {cell.eps:g}")
     for name in cell.attack_args.keys() & SHOWN_ARGUMENTS.keys():
         convert(cell.attack_args[name], SHOWN_ARGUMENTS[name], f"attack_args.{name}")
+    if cell.sanity is not None:
+        convert(cell.sanity.get("n"), int, "sanity.n")
+        convert(cell.sanity.get("failed"), list[str], "sanity.failed")
     if any(len(counts) != 2 for counts in cell.per_class.values()):
         raise ValueError("per_class must hold [correct, n] of each class")
     return cell

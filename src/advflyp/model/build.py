@@ -9,15 +9,17 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import timm
+import torch
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 
+from advflyp.config import convert
 from advflyp.documents import read_json, read_json_object
 from advflyp.model.repository import open_repository
 from advflyp.model.weights_file import read_weights_file
@@ -56,6 +58,24 @@ CLEANING = ("canonicalize", "lower", "whitespace")
 SIMPLE_OPTIONS = ("bpe_path", "clean", "additional_special_tokens", "reduction_mask")
 HF_OPTIONS = ("clean", "strip_sep_token", "language", "padding_side", "truncation_side", "add_prefix_space")
 IGNORED_OPTIONS = ("trust_remote_code", "use_fast")
+# What a configuration may hold, beside what open_clip's classes check themselves.
+PREPROCESSING: dict[str, Any] = {
+    "mean": tuple[float, float, float],
+    "std": tuple[float, float, float],
+    "interpolation": Literal["bicubic", "bilinear", "random"] | None,
+    "resize_mode": Literal["shortest", "longest", "squash"] | None,
+    "mode": Literal["RGB"],
+}
+TEXTS: dict[str, Any] = {
+    "hf_tokenizer_name": str | None,
+    "hf_model_name": str | None,
+    "tokenizer_mode": str | None,
+    "context_length": int,
+}
+SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str | None, "additional_special_tokens": list[str] | None}
+LARGEST_SIZE, MOST_LAYERS = 10_000_000, 1_000
+# Buffers that are not stored, such as attention masks.
+SPARE_NUMBERS = 100_000_000
 UNREADABLE = "{} does not hold a readable open_clip model"
 NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 
@@ -80,6 +100,9 @@ def build_net(
     if text.get("hf_model_name"):
         text["hf_model_name"] = str(_text_tower_folder(text["hf_model_name"]))
         text["hf_model_pretrained"] = False
+    if weights is not None and "timm_model_name" not in vision:
+        # timm's towers have the sizes of its table, and some cannot be made without memory.
+        check_size(kind, arguments, weights.stat().st_size)
     net = kind(**arguments)
     if weights is not None:
         _load_weights(net, weights)
@@ -89,13 +112,30 @@ def build_net(
     return net
 
 
+def check_size(kind: Any, arguments: Mapping[str, Any], most: int) -> None:
+    """ValueError for a configuration of a model that is larger than its weights.
+
+    A line of a stranger's JSON would otherwise take all memory for layers that nobody has weights for.
+
+    Args:
+        kind: The module's class.
+        arguments: Of the class.
+        most: Numbers that there are weights for, at most.
+    """
+    with torch.device("meta"):
+        net: nn.Module = kind(**deepcopy(dict(arguments)))
+    numbers = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
+    if numbers > most + SPARE_NUMBERS:
+        raise ValueError(f"its configuration describes a model of {numbers:,} numbers; its weights are fewer")
+
+
 def _load_weights(net: nn.Module, path: Path) -> None:
     try:
         open_clip.load_checkpoint(net, str(path), weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # a damaged file may raise anything
         # What is wrong with the file itself says more.
         read_weights_file(path)
-        raise ValueError(f"the weights in {path} are not those of this model: {_shortened(error)}") from None
+        raise ValueError(f"the weights in {path} are not those of this model: {shortened(error)}") from None
 
 
 def _text_tower_folder(name: str) -> Path:
@@ -130,10 +170,22 @@ def load_open_clip_folder(
     except ValueError:
         raise
     except Exception as error:  # a wrong configuration may raise anything
-        raise ValueError(f"{UNREADABLE.format(folder)}: {_shortened(error)}") from None
+        raise ValueError(f"{UNREADABLE.format(folder)}: {shortened(error)}") from None
     tokenizer = load_tokenizer(model_cfg["text_cfg"], folder, repository)
+    _check_vocabulary(net, tokenizer, folder)
     preprocess = dict(open_clip.get_model_preprocess_cfg(net))
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+
+
+def _check_vocabulary(net: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """ValueError for a tokenizer with tokens that the text tower does not know."""
+    embedding = getattr(getattr(net, "text", net), "token_embedding", None)
+    tokens = 1 + max(tokenizer.encoder.values()) if isinstance(tokenizer, SimpleTokenizer) else 0
+    if isinstance(embedding, nn.Embedding) and tokens > embedding.num_embeddings:
+        raise ValueError(
+            f"{UNREADABLE.format(folder)}: its tokenizer has {tokens:,} tokens and its text tower "
+            f"{embedding.num_embeddings:,}"
+        )
 
 
 def read_open_clip_config(folder: Path) -> dict[str, Any]:
@@ -146,7 +198,7 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{unreadable}: {_shortened(error)}") from None
+        raise ValueError(f"{unreadable}: {shortened(error)}") from None
     model_cfg = _table(config, "model_cfg")
     preprocess = _table(config, "preprocess_cfg") or {}
     if not model_cfg or not _table(model_cfg, "vision_cfg") or not _table(model_cfg, "text_cfg"):
@@ -162,7 +214,29 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
         text["tokenizer_kwargs"] = {key: value for key, value in options.items() if key in known}
     if text.get("tokenizer_kwargs", {}).get("clean", "lower") not in CLEANING:
         raise ValueError(f"{unreadable}: tokenizer_kwargs.clean is none of {', '.join(CLEANING)}")
+    for table, hints in ((preprocess, PREPROCESSING), (text, TEXTS), (options, SIMPLE_TEXTS)):
+        _convert_known(table, hints, unreadable)
+    if not all(value > 0 for value in preprocess.get("std", ())):
+        raise ValueError(f"{unreadable}: std must be above 0")
+    for tower in (model_cfg, model_cfg["vision_cfg"], text, model_cfg.get("multimodal_cfg")):
+        check_sizes(tower, unreadable)
     return {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+
+
+def _convert_known(table: dict[str, Any], hints: Mapping[str, Any], unreadable: str) -> None:
+    for key in table.keys() & hints.keys():
+        try:
+            convert(table[key], hints[key], key)
+        except ValueError as error:
+            raise ValueError(f"{unreadable}: {error}") from None
+
+
+def check_sizes(tower: Any, unreadable: str) -> None:
+    """ValueError, which begins with `unreadable`, for a number of a configuration that no model has."""
+    for key, value in tower.items() if isinstance(tower, dict) else ():
+        most = MOST_LAYERS if key.endswith("layers") else LARGEST_SIZE
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise ValueError(f"{unreadable}: {key} must be at most {most:,}, not {value}")
 
 
 def _table(config: Any, key: str) -> dict[str, Any] | None:
@@ -215,7 +289,7 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
             raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
         return HFTokenizer(str(folder), context_length, trust_remote_code=False, **options)
     except Exception as error:  # transformers may raise anything for a damaged one
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {_shortened(error)}") from None
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {shortened(error)}") from None
 
 
 def _fetch_tokenizer(name: str) -> Path:
@@ -237,9 +311,9 @@ def _simple_tokenizer(options: dict[str, Any], folder: Path, context_length: int
     try:
         return SimpleTokenizer(context_length=context_length, **options)
     except (OSError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"the tokenizer of {folder} cannot be read: {_shortened(error)}") from None
+        raise ValueError(f"the tokenizer of {folder} cannot be read: {shortened(error)}") from None
 
 
-def _shortened(error: Exception) -> str:
-    """On one line: of tensors that do not fit, torch lists all."""
+def shortened(error: Exception) -> str:
+    """An error on one line: of tensors that do not fit, torch lists all."""
     return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")

@@ -12,8 +12,9 @@ from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
-from advflyp.model.build import HF_CONFIG_FILE, hf_tokenizer
+from advflyp.model.build import HF_CONFIG_FILE, check_size, check_sizes, hf_tokenizer, shortened
 from advflyp.model.hf import INTERPOLATIONS, NAMED
 from advflyp.model.hf_names import convert, correspondence
 from advflyp.model.weights_file import read_weights_file
@@ -36,6 +37,8 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
         names = correspondence(None, state)
         vision, text = config["vision_config"], config["text_config"]
         build = _clip if kind == "clip" else _siglip
+        for tower in (vision, text):
+            check_sizes(tower, "not a model")
         net, model_cfg = build(folder, vision, text, state)
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         found = convert(state, shapes, names, to_theirs=False)
@@ -45,6 +48,8 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    except Exception as error:  # a wrong configuration may raise anything
+        raise ValueError(f"{folder}: its {HF_CONFIG_FILE} cannot be read: {shortened(error)}") from None
     if missing := sorted(shapes.keys() - found.keys()):
         raise ValueError(
             f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
@@ -58,13 +63,16 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """The configuration in `folder`. ValueError where it is of another kind of model."""
-    config = _json(folder / HF_CONFIG_FILE)
+    path = folder / HF_CONFIG_FILE
+    config = _json(path)
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
         raise ValueError(
             f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
             "'siglip' can be loaded, with both towers"
         )
+    for tower in ("vision_config", "text_config"):
+        checked(config.get(tower), dict[str, Any], f"{path}: {tower}")
     return config
 
 
@@ -99,13 +107,15 @@ def _clip(
     elif quick[0][1] == "tanh":
         for tower in ("vision_cfg", "text_cfg"):
             model_cfg[tower]["act_kwargs"] = arguments[tower]["act_kwargs"] = {"approximate": "tanh"}
-    return open_clip.CLIP(**arguments, quick_gelu=quick[0][0]), model_cfg
+    arguments["quick_gelu"] = quick[0][0]
+    check_size(open_clip.CLIP, arguments, sum(value.numel() for value in state.values()))
+    return open_clip.CLIP(**arguments), model_cfg
 
 
-def _known(activation: str) -> tuple[bool, str]:
-    if activation not in ACTIVATIONS:
+def _known(activation: Any) -> tuple[bool, str]:
+    if str(activation) not in ACTIVATIONS:
         raise ValueError(f"open_clip has no activation '{activation}'; known: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[activation]
+    return ACTIVATIONS[str(activation)]
 
 
 def _text_cfg(text: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -173,6 +183,7 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
         if found.is_file()
         else _json(folder / "processor_config.json").get("image_processor", {})
     )
+    settings = checked(settings, dict[str, Any], f"{folder}: image_processor")
     crop = settings.get("crop_size", {})
     crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
     resize = settings.get("size", {})
@@ -187,12 +198,21 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
             f"{size}×{size}, or the shorter side to {size} with a crop"
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}
+    resample = checked(settings.get("resample", 3), int, f"{folder}: resample")
+    if resample not in names:
+        raise ValueError(f"{folder} resizes images in a way that open_clip has not (resample {resample})")
+    mean, std = (
+        checked(settings.get(key), tuple[float, float, float], f"{folder}: {key}")
+        for key in ("image_mean", "image_std")
+    )
+    if min(std) <= 0:
+        raise ValueError(f"{folder}: image_std must be above 0")
     return {
         "size": size,
         "mode": "RGB",
-        "mean": settings["image_mean"],
-        "std": settings["image_std"],
-        "interpolation": names[settings.get("resample", 3)],
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": names[resample],
         "resize_mode": "shortest" if cropped else "squash",
         "fill_color": 0,
     }
@@ -221,7 +241,8 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
     if (folder / "vocab.json").is_file():
         return _json(folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():
-        found = _json(folder / "tokenizer.json").get("model", {}).get("vocab")
+        model = _json(folder / "tokenizer.json").get("model")
+        found = model.get("vocab") if isinstance(model, dict) else None
         return found if isinstance(found, dict) else None
     return None
 
