@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from advflyp.attack.threat import Threat
-from advflyp.config import build
+from advflyp.config import fill
 from advflyp.console import SafeConsole
 from advflyp.data.labelled import load_set
 from advflyp.escape import for_html, for_rich
@@ -97,7 +97,7 @@ class Demo:
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A `Question` as JSON → an `AttackedPicture` as JSON. ValueError for what cannot be done."""
         started = time.monotonic()
-        question = build(Question, asked)
+        question = fill(Question, asked)
         if len(question.labels) > MAX_LABELS:
             raise ValueError(
                 f"at most {MAX_LABELS} labels here, not {len(question.labels)}; `advflyp attack` takes more"

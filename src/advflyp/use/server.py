@@ -3,14 +3,21 @@
 import base64
 import errno
 import hashlib
+import io
 import json
+import socket
 import socketserver
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+
+from advflyp.documents import parse_json
+from advflyp.escape import for_terminal
+from advflyp.terminal import say
 
 LOOPBACK = "127.0.0.1"
 # What a browser on this machine may call it. A page from elsewhere whose name was made to point here says its own.
@@ -18,8 +25,18 @@ HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_PICTURE = 16 * 2**20
 # In base64, with labels.
 MAX_BODY = MAX_PICTURE * 4 // 3 + 2**20
-# Questions that may wait for the one that is being answered.
+# Questions that may arrive, or wait for the one that is being answered: as many bodies are in memory.
 WAITING = 4
+# Connections at a time.
+MAX_CONNECTIONS = 32
+# Of the request line and the headers; a browser sends one to two thousand.
+MAX_HEAD = 2**15
+# Seconds for the head, for a body, and for an answer to be taken.
+HEAD_SECONDS, BODY_SECONDS, ANSWER_SECONDS = 10.0, 20.0, 30.0
+# Seconds without a byte until a client that was refused is cut off.
+IDLE_SECONDS = 1.0
+LONGEST_ERROR = 500
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -31,11 +48,13 @@ class LocalServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 2 * MAX_CONNECTIONS
 
     def __init__(self, port: int) -> None:
         self.page, self.policy = b"", ""
         self.answer: Answer = lambda asked: {}
         self.slots = threading.BoundedSemaphore(1 + WAITING)
+        self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.one = threading.Lock()
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -52,6 +71,30 @@ class LocalServer(ThreadingHTTPServer):
         # HTTPServer's own asks the name service what this machine is called.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, if there are not too many."""
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        try:
+            request.setblocking(False)
+            request.send(BUSY)
+        except OSError:
+            pass  # gone already, or not listening
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing for a client that has gone; everything else on the terminal."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            _tell()
 
     @property
     def url(self) -> str:
@@ -84,86 +127,157 @@ def _sha256(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _tell() -> None:
+    """What went wrong just now, on the terminal."""
+    say(for_terminal(traceback.format_exc(), keep="\n"), to_stderr=True)
+
+
 class _Refused(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
 
 
+class _Arriving(io.RawIOBase):
+    """What a client sends, up to a number of bytes and a moment, however slowly it does."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.allow(MAX_HEAD, HEAD_SECONDS)
+
+    def allow(self, count: int, seconds: float) -> None:
+        """So much more, and so long from now on."""
+        self.left, self.until, self.cut = count, time.monotonic() + seconds, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.cut = not self.left
+        if self.cut:
+            return 0
+        seconds = self.until - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("too slow")
+        self.connection.settimeout(seconds)
+        count = self.connection.recv_into(memoryview(buffer)[: self.left])
+        self.left -= count
+        return count
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
-    timeout = 30
     server_version = "advflyp"
     sys_version = ""
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.arriving = _Arriving(self.connection)
+        self.rfile = io.BufferedReader(self.arriving)
+
     def do_GET(self) -> None:
-        try:
-            self._check(("/",))
-            self._send(200, "text/html; charset=utf-8", self.server.page)
-        except _Refused as refused:
-            self._send_json(refused.status, {"error": str(refused)})
+        self._answered(self._page)
 
     def do_POST(self) -> None:
-        try:
-            self._check(("/attack",))
-            self._send_json(200, self._answer(self._question()))
-        except _Refused as refused:
-            self._send_json(refused.status, {"error": str(refused)})
+        self._answered(self._attack)
 
-    def _check(self, paths: tuple[str, ...]) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse in one sentence; what is no HTTP at all gets here, too."""
+        self.request_version = self.protocol_version  # or there would be no status line
+        error = json.dumps({"error": (message or explain or "this is not answered")[:LONGEST_ERROR]})
+        self._send(code, "application/json", error.encode())
+        self._drain()
+
+    def _answered(self, answer: Callable[[], tuple[str, bytes]]) -> None:
+        try:
+            kind, content = answer()
+        except _Refused as refused:
+            self.send_error(refused.status, str(refused))
+        else:
+            self._send(200, kind, content)
+
+    def _page(self) -> tuple[str, bytes]:
+        self._check("/")
+        return "text/html; charset=utf-8", self.server.page
+
+    def _attack(self) -> tuple[str, bytes]:
+        self._check("/attack")
+        length = self._length()
+        if not self.server.slots.acquire(blocking=False):
+            raise _Refused(503, "too many questions at once; wait for the answers and ask again")
+        try:
+            body = self._body(length)
+            with self.server.one:
+                return "application/json", json.dumps(self._answer(body)).encode()
+        finally:
+            self.server.slots.release()
+
+    def _check(self, path: str) -> None:
+        if self.arriving.cut:
+            raise _Refused(431, f"the request has more than {MAX_HEAD >> 10} kB of headers")
         host = self.headers.get("Host", "")
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
             raise _Refused(403, f"this page answers only to {' and '.join(HOSTS[:2])}")
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin != f"http://{host}":
             raise _Refused(403, "only this page's own questions are answered")
-        if urlsplit(self.path).path not in paths:
+        if self.path.partition("?")[0] != path:
             raise _Refused(404, "there is nothing here but /")
 
-    def _question(self) -> dict[str, Any]:
+    def _length(self) -> int:
+        """Of the body."""
         # No other page may send this type without asking first, which nobody here answers.
         if self.headers.get_content_type() != "application/json":
             raise _Refused(415, "ask in application/json")
-        try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            raise _Refused(411, "say how long the question is") from None
-        if length > MAX_BODY:
-            self._drain(min(length, 4 * MAX_BODY))
+        given = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers or not given:
+            raise _Refused(411, "say how long the question is")
+        length = given[0].strip()
+        if len(given) > 1 or not (length.isascii() and length.isdecimal()):
+            raise _Refused(400, "Content-Length must be one number of bytes")
+        # A number of thousands of digits is none for `int`.
+        if len(length) > 12 or int(length) > MAX_BODY:
             raise _Refused(413, f"the picture is larger than {MAX_PICTURE // 2**20} MB; make it smaller")
+        return int(length)
+
+    def _body(self, length: int) -> bytes:
+        self.arriving.allow(length, BODY_SECONDS)
         try:
-            asked = json.loads(self.rfile.read(max(0, length)))
-        except (ValueError, RecursionError):
-            raise _Refused(400, "the question is not JSON") from None
+            body = self.rfile.read(length)
+        except TimeoutError:
+            raise _Refused(408, f"the question did not arrive within {BODY_SECONDS:g} seconds") from None
+        if len(body) < length:
+            raise _Refused(400, "the question was cut off")
+        return body
+
+    def _answer(self, body: bytes) -> dict[str, Any]:
+        try:
+            asked = parse_json(body)
+        except ValueError as error:
+            raise _Refused(400, f"the question is not JSON: {error}") from None
         if not isinstance(asked, dict):
             raise _Refused(400, "the question is not a JSON object")
-        return asked
-
-    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        server = self.server
-        if not server.slots.acquire(blocking=False):
-            raise _Refused(503, "too many questions at once; wait for the answers and ask again")
         try:
-            with server.one:
-                return server.answer(asked)
+            return self.server.answer(asked)
         except ValueError as error:
             raise _Refused(400, str(error)) from None
         except Exception:
             # The terminal gets all of it, and the page lives on.
-            traceback.print_exc()
+            _tell()
             raise _Refused(500, "this failed; the terminal of `advflyp demo` says how") from None
-        finally:
-            server.slots.release()
 
-    def _drain(self, length: int) -> None:
-        """A browser that is cut off while it sends shows no answer."""
-        while length > 0 and (part := self.rfile.read(min(length, 2**16))):
-            length -= len(part)
-
-    def _send_json(self, status: int, content: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
+    def _drain(self) -> None:
+        """Take what is still on its way: a browser that is cut off while it sends shows no answer."""
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(IDLE_SECONDS)
+        left, until = 4 * MAX_BODY, time.monotonic() + BODY_SECONDS
+        while left > 0 and time.monotonic() < until and (part := self.connection.recv(min(left, 2**16))):
+            left -= len(part)
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.connection.settimeout(ANSWER_SECONDS)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
