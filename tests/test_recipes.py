@@ -19,6 +19,7 @@ MINI = {path.stem: path for path in sorted((CONFIGS / "mini").glob("*.toml")) if
 LABELLED = {"tecoa", "tecoa_feature", "tecoa_logit", "tecoa_full", "pmg_aft", "tga_zsr", "fare", "flyp",
             "clean_classification"}  # fmt: skip
 CLEAN = {"clean_contrastive", "clean_classification"}
+ONE_STEP = {"attack.steps": 1, "attack.start": "zero", "attack.share_clean_forward": True}
 UNFROZEN = {"advflyp_text": "vision+text", "advflyp_all": "all"}
 
 
@@ -58,6 +59,10 @@ def test_a_recipe_of_the_paper_differs_only_where_the_paper_says(name: str) -> N
         }
     if name in UNFROZEN:
         expected["train.unfreeze"] = UNFROZEN[name]
+    if name == "advflyp_fast":  # ours
+        expected |= ONE_STEP | {
+            "data.schedule": [(160, 0.8), (224, 0.2)], "train.epochs": 10, "train.patience": None
+        }  # fmt: skip
     assert difference(PAPER[name], PAPER["advflyp_full"]) == expected
 
 
@@ -79,6 +84,8 @@ def test_the_mini_recipes_see_as_many_pictures(name: str) -> None:
         }
     if name in UNFROZEN:
         expected["train.unfreeze"] = UNFROZEN[name]
+    if name == "advflyp_fast":
+        expected |= ONE_STEP | {"data.schedule": [(48, 0.8), (64, 0.2)], "model.name": "mini-vit"}
     assert difference(MINI[name], MINI["advflyp_full"]) == expected
 
 

@@ -68,9 +68,16 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
 
 
 def _training_passes(recipe: Recipe) -> float:
-    """Of one update: 2 a step of the attack, 3 with gradients; the regularisers' clean and frozen branches 3 + 1."""
+    """Of one update: 2 a step of the attack, 3 with gradients; the regularisers' clean and frozen branches 3 + 1.
+
+    A shared clean pass is one less. Of smaller images the passes cost in proportion to their pixels.
+    """
     extra = 4 if any(getattr(recipe.method, f"{name}_weight", 0) for name in ("feature", "logit")) else 0
-    return recipe.data.batch_size * (2 * recipe.attack.steps + 3 + extra)
+    passes = 2 * recipe.attack.steps + 3 + extra - recipe.attack.share_clean_forward
+    schedule = recipe.data.schedule or ()
+    largest = max((side for side, _ in schedule), default=1)
+    share = sum(part * (side / largest) ** 2 for side, part in schedule) if schedule else 1.0
+    return recipe.data.batch_size * passes * share
 
 
 def _attack_passes(attack: str) -> float:
