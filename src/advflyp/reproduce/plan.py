@@ -387,7 +387,7 @@ def _experiments(scale: Scale, scaling: tuple[str, ...], levers: tuple[str, ...]
                     *(cheap, strong, strongest),
                     attacks=("clean", "pgd10", "autoattack"),
                     eps=RADII,
-                    note="Not in the paper. One step of the attack, from the image itself or from noise; four fifths of "
+                    note="Not in the paper. One step of the attack, from the image or from noise; four fifths of "
                     "the updates on images of 48 pixels a side in place of 64; AdvFLYP_fast does both.",
                 )
             ]
