@@ -275,7 +275,7 @@ def _append(path: Path, number: int) -> None:
 
 
 def test_nothing_is_lost_where_several_append(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_append, args=(tmp_path / "x.jsonl", number)) for number in range(3)]
     for process in processes:
         process.start()

@@ -339,13 +339,13 @@ class Overlap:
 
         set_names(list(self.against))
         from advflyp.data.overlap import overlap, without
-        from advflyp.data.pack import check_takes_shards, write_shards
+        from advflyp.data.pack import check_new, write_shards
         from advflyp.data.tables import Columns
         from advflyp.model.hub import load_model, pick_device
         from advflyp.report.pairs_page import overlap_page, write_matches, write_page
 
         if self.drop is not None:
-            check_takes_shards(self.drop)
+            check_new(self.drop)
             if self.limit is not None:
                 raise ValueError("--drop goes through all pairs; leave out --limit")
         place = pick_device(self.device)

@@ -92,7 +92,7 @@ def publish(file: IO[bytes], path: Path, *, replace: bool = True) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file within a file system; `FileExistsError` where there is something at `target`."""
+    """Rename a file or folder in a file system; `FileExistsError` where there is something at `target`."""
     if not _renamed(source, target, _RENAME_NOREPLACE):
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))

@@ -17,6 +17,7 @@ from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 from advflyp.documents import decode, parse_json
 from advflyp.escape import for_rich, for_terminal
+from advflyp.files import InUse, try_open_locked
 
 METRICS_FILE = "metrics.jsonl"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -124,7 +125,12 @@ class RunLog:
         console: Console | None = None,
         tracker: Tracker | None = None,
     ) -> None:
-        self.file = open(folder / METRICS_FILE, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, closed by __exit__
+        file = try_open_locked(folder / METRICS_FILE)
+        if file is None:
+            raise InUse(
+                f"another process writes {folder / METRICS_FILE}; wait for its end, or name another folder"
+            )
+        self.file = file
         self.file.truncate(min(kept, self._size()))
         self.tracker = tracker
         self.started = time.monotonic()
@@ -155,7 +161,8 @@ class RunLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line: `kind` is "train", "validate" or "data"."""
         line = {"kind": kind, "step": step, "time": round(time.monotonic() - self.started, 3), **values}
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(line).encode() + b"\n")
+        self.file.flush()
         if self.tracker is not None:
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from advflyp.data import pack as pack_module
-from advflyp.data.manifest import FILE, read_manifest
+from advflyp.data.manifest import FILE, Manifest, read_manifest
 from advflyp.data.pack import pack
 from advflyp.data.samples import in_order
 from advflyp.data.sources import open_source
@@ -88,23 +88,28 @@ def test_packing_that_was_interrupted_can_be_repeated(
         assert str(caught.value).endswith(
             "No space left on device; mend that and give the same command again"
         )
-    assert (out / "00000.tar").is_file() and read_manifest(out) is None
-    with pytest.raises(ValueError, match="was begun with another command"):
-        pack(str(folder), out, per_shard=5)
+    assert not out.exists() and not list(tmp_path.glob(".*")), "the folder appears when it is complete"
+    out.mkdir()
     assert pack(str(folder), out, per_shard=10).shards == whole.shards
     assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "00002.tar", FILE]
     with pytest.raises(ValueError, match="is there already"):
         pack(str(folder), out, per_shard=10)
 
 
-def test_an_unfinished_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    folder, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
-    out.mkdir()
-    (out / pack_module.UNFINISHED).write_text("")
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is there already"):
+def test_two_that_pack_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one wins, and the other's folder vanishes."""
+    folder, out, real = write_folder(tmp_path / "in", 5), tmp_path / "out", pack_module.write_manifest
+    faster: list[Manifest] = []
+
+    def write_manifest(to: Path, manifest: Manifest) -> Path:
+        monkeypatch.setattr(pack_module, "write_manifest", real)
+        faster.append(pack(str(folder), out))
+        return real(to, manifest)
+
+    monkeypatch.setattr(pack_module, "write_manifest", write_manifest)
+    with pytest.raises(ValueError, match="is there already; name a new folder"):
         pack(str(folder), out)
-    assert (out / "notes.txt").read_text() == "mine"
+    assert read_manifest(out) == faster[0] and {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
 def test_nothing_usable_leaves_nothing(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,48 @@ def test_what_is_behind_a_damage_does_not_count(tmp_path: Path, damage: str) -> 
     # A process that goes on writes over it, also without having looked.
     Journal(path).append(a=np.arange(2))
     assert again.read()["a"].tolist() == [*kept, 0, 1]
+
+
+def test_two_processes_that_measure_the_same(tmp_path: Path) -> None:
+    """The first one to write keeps the journal; the other goes on without, also when the first has finished."""
+    one, two = Journal(tmp_path / "u" / "x.journal"), Journal(tmp_path / "u" / "x.journal")
+    assert one.read() == two.read() == {}
+    for number in range(3):
+        one.append(a=[number])
+        two.append(a=[10 + number])
+    assert two.read()["a"].tolist() == [0, 1, 2]
+    one.remove()
+    two.append(a=[13])
+    assert not (tmp_path / "u").exists()
+    # One that had its place when the other finished begins anew.
+    three = Journal(one.path)
+    three.append(a=[1])
+    one.remove()
+    three.append(a=[2])
+    assert Journal(one.path).read()["a"].tolist() == [2]
+    three.append(a=[3])
+    assert Journal(one.path).read()["a"].tolist() == [2, 3]
+
+
+def test_a_length_that_is_damaged_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "x.journal"
+    path.write_bytes(b"\xff" * 100)
+    assert Journal(path).read() == {}
+
+
+def measure(store: Path, number: int) -> None:
+    for i in range(100):
+        journal = Journal.beside(store, f"{number}-{i}")
+        journal.append(a=np.zeros(3))
+        journal.remove()
+
+
+def test_the_folder_comes_and_goes_while_others_measure(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=measure, args=(tmp_path / "r.jsonl", number)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.dataset
@@ -79,8 +79,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     store = tmp_path / "r.jsonl"
     write_samples(store, cell(), **OUTCOME)
 
-    def fail(table: object, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"PAR1")
+    def fail(table: object, file: IO[bytes], **_: object) -> None:
+        file.write(b"PAR1")
         raise OSError("disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)

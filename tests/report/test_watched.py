@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from advflyp.locks import take
+from advflyp.files import try_lock
 from advflyp.report import watched
 from advflyp.report.watched import Lock, Run, look
 from advflyp.runlog import read_metrics
@@ -28,15 +28,15 @@ def test_a_lock_is_seen_and_left_alone(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("fcntl.flock", lambda file, how: (calls.append(how), real(file, how)))
     assert not lock.held() and not path.exists(), "looking makes no file"
     for _ in range(2):
-        file = take(path, wait=False)
+        file = try_lock(path)
         assert file is not None, "the watcher is in nobody's way"
-        assert lock.held() and lock.held() and take(path, wait=False) is None
+        assert lock.held() and lock.held() and try_lock(path) is None
         file.close()
         assert not lock.held()
         # A run may begin at any time now; nothing is asked for that could refuse it.
         calls.clear()
         assert not any(lock.held() for _ in range(100)) and not calls
-    assert path.read_text() == f"{os.getpid()}\n"
+    assert path.read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
 
 
 def ended(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -28,6 +29,7 @@ from advflyp.data.pack import SUFFIXES
 from advflyp.data.pictures import Encoded, Files, Part, Shards
 from advflyp.data.prefetch import prefetched
 from advflyp.data.vlm import Captioner, own_device
+from advflyp.files import draft_file
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PROMPT = "Describe this image with no more than 50 words"
@@ -119,12 +121,12 @@ def caption(
             total = len(places[number::parts])
             before = total - sum(len(folder.places(number, shard)) for shard in todo)
             for shard in todo:
-                draft = folder.draft(number, shard)
                 wanted = folder.places(number, shard)
                 done = before + fresh
                 told = (lambda n, done=done: progress(done + n, total)) if progress else None
-                pairs, left_out = writer.write(wanted, draft, told)
-                folder.finish_shard(number, shard, pairs, left_out)
+                with draft_file(folder.work, folder.name(number, shard)) as draft:
+                    pairs, left_out = writer.write(wanted, draft, told)
+                    folder.finish_shard(draft, number, shard, pairs, left_out)
                 fresh += len(wanted)
     pairs, dirt = folder.summary([number])
     manifest = folder.finish()
@@ -164,14 +166,14 @@ class _Writer:
     max_pixels: int
 
     def write(
-        self, places: Sequence[int], path: Path, progress: Callable[[int], None] | None
+        self, places: Sequence[int], file: IO[bytes], progress: Callable[[int], None] | None
     ) -> tuple[int, dict[str, str]]:
         """Caption the pictures at `places` into a tar; the number of pairs, and {key: reason} of the others."""
         left_out: dict[str, str] = {}
         pairs = done = 0
         labels = self.labelled.labels
         batches = prefetched(self._batches(places))
-        with tarfile.open(path, "w") as tar:
+        with tarfile.open(fileobj=file, mode="w") as tar:
             for batch in batches:
                 good = [picture for _, picture in batch if isinstance(picture, _Picture)]
                 captions = iter(self.captioner([picture.image for picture in good]))

@@ -4,20 +4,19 @@ All pictures, in one order, are dealt to the parts in turn, and each part is cut
 `OUT/.caption` holds the settings, a record of each finished shard with what it left out, locks, and drafts.
 """
 
-import fcntl
 import json
-import os
+import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from advflyp.config import convert
 from advflyp.data.dirt import Dirt
 from advflyp.data.manifest import FILE, Manifest, describe_shards, read_manifest, write_manifest
 from advflyp.data.pack import check_new
 from advflyp.documents import read_json_object
+from advflyp.files import holder, lock, publish, try_lock, write_text
 
 WORK = ".caption"
 
@@ -60,25 +59,24 @@ class CaptionFolder:
 
     def begin(self, versions: dict[str, str]) -> None:
         """Write down the settings and versions, or hold the former against those of a process that was faster."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with _locked(self.work / "lock"):
+        with lock(self.work / "lock", wait=math.inf):
             self.check()
             if not (self.work / "settings.json").is_file():
                 begun = {"set": self.of, "versions": versions, "settings": self.settings}
-                _write_json(self.work / "settings.json", begun)
+                write_text(self.work / "settings.json", json.dumps(begun, indent=1) + "\n")
             # There is one where a shard was removed after the last was finished.
             (self.out / FILE).unlink(missing_ok=True)
 
-    @contextmanager
-    def own(self, part: int) -> Iterator[None]:
-        """Hold a part; ValueError where another process does."""
-        with _locked(self.work / f"part{part}.lock", wait=False) as free:
-            if not free:
-                raise ValueError(
-                    f"another process is captioning part {part}/{self.settings['parts']} to {self.out}; wait for it, "
-                    "or give this one another --part"
-                )
-            yield
+    def own(self, part: int) -> IO[bytes]:
+        """Hold a part until what is returned is closed; ValueError where another process does."""
+        path = self.work / f"part{part}.lock"
+        held = try_lock(path)
+        if held is None:
+            raise ValueError(
+                f"{holder(path)} is captioning part {part}/{self.settings['parts']} to {self.out}; wait for it, or "
+                "give this one another --part"
+            )
+        return held
 
     def shards(self, part: int) -> range:
         """The numbers of a part's shards."""
@@ -95,10 +93,6 @@ class CaptionFolder:
         start = part + shard * step
         return self.order[start : start + step : parts]
 
-    def draft(self, part: int, shard: int) -> Path:
-        """Where a shard is until it is complete."""
-        return self.work / self.name(part, shard)
-
     def name(self, part: int, shard: int) -> str:
         return f"part{part}-{shard:05d}.tar"
 
@@ -111,15 +105,17 @@ class CaptionFolder:
         found = read_json_object(path, "; remove it, and the shard is captioned again")
         return found if not found["pairs"] or (self.out / name).is_file() else None
 
-    def finish_shard(self, part: int, shard: int, pairs: int, left_out: dict[str, str]) -> None:
-        """Give the draft its name."""
+    def finish_shard(
+        self, draft: IO[bytes], part: int, shard: int, pairs: int, left_out: dict[str, str]
+    ) -> None:
+        """Give a draft in `work` its name, if it holds a pair."""
         # The record first: without its tar it counts for nothing.
         name = self.name(part, shard)
-        _write_json(self.work / f"{name}.json", {"pairs": pairs, "left_out": left_out})
+        write_text(
+            self.work / f"{name}.json", json.dumps({"pairs": pairs, "left_out": left_out}, indent=1) + "\n"
+        )
         if pairs:
-            os.replace(self.draft(part, shard), self.out / name)
-        else:
-            self.draft(part, shard).unlink()
+            publish(draft, self.out / name, replace=False)
 
     def summary(self, parts: Sequence[int]) -> tuple[int, Dirt]:
         """Pairs of some parts, and what they left out."""
@@ -137,10 +133,9 @@ class CaptionFolder:
 
         ValueError, and nothing is left, where all pictures were left out.
         """
-        self.work.mkdir(parents=True, exist_ok=True)  # a part may be empty
         parts = range(self.settings["parts"])
         every = [(part, shard) for part in parts for shard in self.shards(part)]
-        with _locked(self.work / "lock"):
+        with lock(self.work / "lock", wait=math.inf):
             if any(self.record(part, shard) is None for part, shard in every):
                 return None
             manifest = read_manifest(self.out)
@@ -158,21 +153,3 @@ class CaptionFolder:
             manifest = describe_shards(shards, failures=dirt.counts, source=source, versions=versions)
             write_manifest(self.out, manifest)
             return manifest
-
-
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that ends with the process, however it ends; False where `wait` is False and another has it."""
-    with open(path, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -6,14 +6,11 @@ of img2dataset in a work folder, from which finished shards move to OUT under se
 the state; the same command continues a download that ended in any way.
 """
 
-import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from advflyp.config import suggest
 from advflyp.data.isolation import find_img2dataset
@@ -21,6 +18,7 @@ from advflyp.data.manifest import Manifest, describe_shards, read_manifest, writ
 from advflyp.data.rounds import WORK, Rounds, State
 from advflyp.data.url_list import UrlList, open_urls
 from advflyp.documents import parse_json
+from advflyp.files import lock, names_in
 
 MAX_BYTES = 32 << 20
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
@@ -140,8 +138,11 @@ def download(
         **further,
     }
     limits = {"allow_private": allow_private, "max_bytes": max_bytes, "seconds": 6.0 * timeout}
-    with _locked(out) as lock:
-        work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, lock, say)
+    # What was killed a moment ago is waited for: img2dataset's processes, which hold the lock too, may take longer.
+    with lock(out / WORK / "lock", wait=10) as held:
+        # It may have gone on until now.
+        state = _resumed(out, source.sha256(), settings, shard_size) or state
+        work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, held, say)
         fresh = work.run()
         return _finish(work, fresh, {"distributor": distributor, "allow_private": allow_private})
 
@@ -159,7 +160,7 @@ def _check_folder(out: Path) -> None:
         raise ValueError(
             f"{out.resolve()} has signs in its name that img2dataset takes for a pattern; use another folder"
         )
-    if out.is_dir() and not (out / WORK).is_dir() and any(out.iterdir()):
+    if out.is_dir() and not (out / WORK).is_dir() and names_in(out):
         raise ValueError(f"{out} holds other things; name a new folder, or one of an unfinished download")
 
 
@@ -204,23 +205,6 @@ def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int |
                 f"{out} was begun with {key} = {state.settings[key]}, not {value}; use that, or another folder"
             )
     return state
-
-
-@contextmanager
-def _locked(out: Path, seconds: float = 10) -> Iterator[IO[Any]]:
-    """Hold `out` for this process and img2dataset's; what was killed a moment ago is waited for."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    with open(out / WORK / "lock", "w", encoding="utf-8") as lock:
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise ValueError(f"another process is downloading to {out}; wait for it") from None
-                time.sleep(0.1)
-        yield lock
 
 
 def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:

@@ -1,6 +1,5 @@
 """Downloading the sets of the table, and showing which are there. Only `advflyp data fetch` downloads anything."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -20,6 +19,7 @@ from advflyp.data.catalogue import (
     parts,
 )
 from advflyp.data.labelled import load_set, mini_sets, set_names
+from advflyp.files import draft_folder, move
 from advflyp.model.repository import ask_hub
 
 HUB = "clip-benchmark"
@@ -70,10 +70,7 @@ def _fetch_files(entry: Entry, root: Path) -> None:
     import torchvision
     from torchvision.datasets.utils import download_and_extract_archive
 
-    staging = root / f".fetching-{entry.title}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
+    with draft_folder(root / entry.title) as staging:
         if entry.archive is not None:
             download_and_extract_archive(entry.archive[0], str(staging), md5=entry.archive[1])
         else:
@@ -83,9 +80,7 @@ def _fetch_files(entry: Entry, root: Path) -> None:
             if child.is_dir():
                 if (root / child.name).exists():
                     raise FileExistsError(17, f"{root / child.name} is in the way; move it")
-                child.rename(root / child.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+                move(child, root / child.name)
 
 
 def _fetch_wds(entry: Entry, split: str, root: Path) -> None:

@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from advflyp.files import draft_folder, move, write_text
 
 VERSION = "1.47.0"
 # What each way of spreading the work needs beside img2dataset.
@@ -99,22 +101,14 @@ def environment(distributor: str, say: Callable[[str], None]) -> Path:
         return folder / python
     say(f"installing {' and '.join(packages)} in an environment of its own: {folder}")
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".making-", dir=cache_folder()))
+        with draft_folder(folder) as draft:
+            _install(draft, draft / python, packages)
+            with suppress(FileExistsError):  # a process that was faster has made the same
+                move(draft, folder)
     except OSError as error:
         raise ValueError(
             f"cannot write to {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME, or see --img2dataset"
         ) from None
-    try:
-        _install(draft, draft / python, packages)
-        # Whole or not at all; a process that was faster has made the same.
-        if not folder.exists():
-            draft.rename(folder)
-    except OSError as error:
-        if not (folder / python).exists():
-            raise ValueError(f"cannot make {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder / python
 
 
@@ -178,7 +172,7 @@ class Running:
         # It runs elsewhere, where a path relative to this process's folder would mean another place.
         folder = folder.resolve()
         path = folder / "job.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
+        write_text(path, json.dumps(job))
         self.log = folder / "log.txt"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from advflyp.data.images import open_image
 from advflyp.data.limits import MAX_MANIFEST_BYTES
 from advflyp.data.tars import TarShard
 from advflyp.documents import parse_json
+from advflyp.files import write_text
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -93,12 +93,7 @@ def read_manifest(folder: Path | str) -> Manifest | None:
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write `folder`/manifest.json, whole or not at all."""
     path = folder / FILE
-    draft = path.with_suffix(".partial")
-    draft.write_text(
-        json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n",
-        encoding="utf-8",
-    )
-    os.replace(draft, path)
+    write_text(path, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n")
     return path
 
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,13 +16,11 @@ from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
 from advflyp.errors import RunError
+from advflyp.files import draft_folder, names_in, publish_folder, write_atomically
 
 # What Pillow calls a format → the suffix of a member that webdataset readers know as a picture.
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUALITY = 95
-# While shards are written: what was asked for. Beside it are these files, and no others.
-UNFINISHED = ".unfinished.json"
-LEFT = re.compile(r"\d{5,}\.(tar|partial)|manifest\.(json|partial)")
 
 
 def pack(
@@ -43,10 +39,9 @@ def pack(
     resize:   shorter side of the pictures that are larger; None keeps every file as it is
     progress: called with the pairs written so far
     All captions of a picture are kept, a line each. Unusable pairs are left out and counted in the manifest.
-    A call that was killed, or ran into a full disk, can be repeated: it writes its unfinished folder anew.
-    ValueError where there are no pairs or `out` holds anything else already; RunError where it cannot be written.
+    ValueError where there are no pairs or `out` holds anything already; RunError where it cannot be written.
     """
-    check_takes_shards(out)
+    check_new(out)
     source = open_source(pairs, limit=limit, size=size, columns=columns)
     about = {"packed_from": pairs, "resize": resize, "limit": limit}
     return write_shards(
@@ -56,15 +51,8 @@ def pack(
 
 def check_new(out: Path) -> None:
     """ValueError unless `out` is a folder that can be made, or an empty one."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if (out.exists() and not out.is_dir()) or names_in(out):
         raise ValueError(f"{out} is there already and not an empty folder; name a new one")
-
-
-def check_takes_shards(out: Path) -> None:
-    """`check_new`, but for a folder that `write_shards` has not finished and that holds nothing else."""
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if UNFINISHED not in names or not all(map(LEFT.fullmatch, names - {UNFINISHED})):
-        check_new(out)
 
 
 def write_shards(
@@ -78,55 +66,38 @@ def write_shards(
 ) -> Manifest:
     """Write samples to shards of `out` and a manifest with `about` as its source; see `pack`.
 
-    A shard gets its name when it is complete; the manifest comes last. Until then `UNFINISHED` says what was asked for,
-    and the same call takes the place of one that was interrupted.
+    `out` appears when all shards and the manifest are complete.
     """
     if per_shard < 1:
         raise ValueError(f"a shard must hold at least 1 pair, not {per_shard}")
-    check_takes_shards(out)
-    asked = {"about": about, "per_shard": per_shard, "resize": resize}
+    check_new(out)
     try:
-        _begin(out, asked)
-        manifest = _write_all(samples, out, per_shard, resize, about, progress)
-        (out / UNFINISHED).unlink()
+        with draft_folder(out) as draft:
+            manifest = _write_all(samples, draft, per_shard, resize, about, progress)
+            publish_folder(draft, out)
     except OSError as error:
         raise RunError(
-            f"cannot write to {out}: {error.strerror}; mend that and give the same command again"
+            f"cannot write {out}: {error.strerror}; mend that and give the same command again"
         ) from error
     return manifest
 
 
-def _begin(out: Path, asked: dict[str, Any]) -> None:
-    """Mark `out` as unfinished; ValueError where it was begun with something else."""
-    mark = out / UNFINISHED
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asked, ensure_ascii=False) + "\n"
-    # One that was cut off was never followed by a shard.
-    if mark.exists() and any(out.glob("*.tar")) and mark.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} was begun with another command; remove it, or name a new folder")
-    mark.write_text(text, encoding="utf-8")
-
-
 def _write_all(
     samples: Iterable[Sample],
-    out: Path,
+    folder: Path,
     per_shard: int,
     resize: int | None,
     about: dict[str, Any] | None,
     progress: Callable[[int], None] | None,
 ) -> Manifest:
-    for path in out.iterdir():
-        if path.name != UNFINISHED:
-            path.unlink()
     dirt = Dirt()
     shards: list[Path] = []
     good = _usable(samples, resize, dirt)
     first = next(good, None)
     written = 0
     while first is not None:
-        path = out / f"{len(shards):05d}.tar"
-        draft = path.with_suffix(".partial")
-        with tarfile.open(draft, "w") as tar:
+        path = folder / f"{len(shards):05d}.tar"
+        with write_atomically(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for _ in range(per_shard):
                 if first is None:
                     break
@@ -135,15 +106,12 @@ def _write_all(
                 first = next(good, None)
                 if progress is not None and written % 100 == 0:
                     progress(written)
-        os.replace(draft, path)
         shards.append(path)
     if not shards:
         reasons = f": {dirt.describe()}" if dirt.counts else ""
-        (out / UNFINISHED).unlink()
-        out.rmdir()
-        raise ValueError(f"there is no usable pair to write to {out}{reasons}")
+        raise ValueError(f"there is no usable pair to write to {folder.name}{reasons}")
     manifest = describe_shards(shards, failures=dirt.counts, source=about)
-    write_manifest(out, manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 

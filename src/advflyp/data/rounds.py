@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import time
@@ -18,6 +17,7 @@ from advflyp.data.isolation import Img2dataset, Running
 from advflyp.data.manifest import describe_shards
 from advflyp.data.url_list import UrlList
 from advflyp.documents import read_json, read_json_object
+from advflyp.files import move, write_text
 
 WORK = ".download"
 # Servers word their errors freely; these are the ones worth telling apart.
@@ -70,12 +70,7 @@ class State:
     moving: list[list[str]] = field(default_factory=list)
 
     def save(self, work: Path) -> None:
-        draft = work / "state.partial"
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(work / "state.json")
+        write_text(work / "state.json", json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, work: Path) -> "State | None":
@@ -276,7 +271,7 @@ class Rounds:
         """Move finished shards; those that a killed process moved already are not there any more."""
         for where, name in self.state.moving:
             if (self.out / where).exists():
-                (self.out / where).replace(self.out / name)
+                move(self.out / where, self.out / name)
         if self.state.moving:
             self.state.moving = []
             self.state.save(self.work)

@@ -34,6 +34,7 @@ from advflyp.data.metadata import (
     read_layout,
     text_of,
 )
+from advflyp.files import write_atomically
 
 # Its functions are made at import; a type checker sees none of them.
 pc: Any = pyarrow.compute
@@ -317,13 +318,8 @@ def _write(table: pa.Table, about: Mapping[str, str], out: Path) -> None:
         [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema],
         dict(about),
     )
-    draft = out.with_name(out.name + ".partial")
-    try:
-        with pq.ParquetWriter(draft, schema) as writer:
-            for start in range(0, len(table), GROUP_ROWS):
-                # Taken, not sliced: a slice keeps the offsets of the whole, which may be too large to cast.
-                group = table.take(pa.array(range(start, min(start + GROUP_ROWS, len(table)))))
-                writer.write_table(group.cast(schema))
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with write_atomically(out, replace=False) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(table), GROUP_ROWS):
+            # Taken, not sliced: a slice keeps the offsets of the whole, which may be too large to cast.
+            group = table.take(pa.array(range(start, min(start + GROUP_ROWS, len(table)))))
+            writer.write_table(group.cast(schema))

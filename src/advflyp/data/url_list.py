@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from advflyp.data.dirt import Unusable
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import TextTable, find_column, read_text_table
 from advflyp.documents import parse_json
+from advflyp.files import write_atomically
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 URL_NAMES = ("url", "image_url", "img_url", "link")
@@ -59,34 +61,36 @@ class UrlList:
         """
         bad: Counter[str] = Counter()
         count = 0
-        draft = target.with_suffix(".partial")
         writer: pq.ParquetWriter | None = None
-        for table in self._read(start, stop, [self.url, self.caption, *extra]):
-            urls, captions, good = [], [], []
-            cells = (table.column(name).to_pylist() for name in (self.url, self.caption))
-            for number, (url, caption) in enumerate(zip(*cells, strict=True)):
-                try:
-                    address, text = _usable(url, caption)
-                except Unusable as reason:
-                    bad[str(reason)] += 1
-                    continue
-                urls.append(address)
-                captions.append(text)
-                good.append(number)
-            count += len(good)
-            # Plain strings: the Arrow of another environment may not know newer ways to store them.
-            columns: dict[str, Any] = {
-                "url": pa.array(urls, pa.string()),
-                "caption": pa.array(captions, pa.string()),
-                **{name: table.column(name).take(pa.array(good, pa.int64())) for name in extra},
-            }
-            part = pa.table(columns)
-            writer = writer or pq.ParquetWriter(draft, part.schema)
-            writer.write_table(part)
-        assert writer is not None, "an empty slice"
-        writer.close()
-        draft.replace(target)
+        with write_atomically(target) as file, ExitStack() as stack:
+            for table in self._read(start, stop, [self.url, self.caption, *extra]):
+                part = self._pairs(table, extra, bad)
+                count += len(part)
+                writer = writer or stack.enter_context(pq.ParquetWriter(file, part.schema))
+                writer.write_table(part)
+            assert writer is not None, "an empty slice"
         return count, dict(bad)
+
+    def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
+        """The rows of `table` that can become a pair; the reasons of the others are counted in `bad`."""
+        urls, captions, good = [], [], []
+        cells = (table.column(name).to_pylist() for name in (self.url, self.caption))
+        for number, (url, caption) in enumerate(zip(*cells, strict=True)):
+            try:
+                address, text = _usable(url, caption)
+            except Unusable as reason:
+                bad[str(reason)] += 1
+                continue
+            urls.append(address)
+            captions.append(text)
+            good.append(number)
+        # Plain strings: the Arrow of another environment may not know newer ways to store them.
+        columns: dict[str, Any] = {
+            "url": pa.array(urls, pa.string()),
+            "caption": pa.array(captions, pa.string()),
+            **{name: table.column(name).take(pa.array(good, pa.int64())) for name in extra},
+        }
+        return pa.table(columns)
 
     def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
         if self._table is not None:

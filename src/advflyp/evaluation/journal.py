@@ -4,11 +4,14 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+from advflyp.files import open_locked
 
 # Before each record: its length in bytes and its CRC-32.
 _HEAD = struct.Struct("<QI")
@@ -17,13 +20,14 @@ _HEAD = struct.Struct("<QI")
 class Journal:
     """Arrays appended to one file, so that a batch costs the same however many came before it.
 
-    A record that a crash cut off does not count, nor does anything behind it. `beside` says where measurements have
-    their journals.
+    A record that a crash cut off does not count, nor does anything behind it. Where another process measures the same,
+    the journal is left to it. `beside` says where measurements have their journals.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._end: int | None = None  # of the last whole record; None until the file has been read
+        self._foreign = False  # another process writes it
 
     @classmethod
     def beside(cls, store: Path, name: str) -> "Journal":
@@ -37,15 +41,9 @@ class Journal:
         if not self.path.is_file():
             return {}
         with open(self.path, "rb") as file:
-            while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                length, crc = _HEAD.unpack(head)
-                data = file.read(length)
-                # Where the machine went down the file may end in zeros, which are a record of nothing.
-                if not length or len(data) < length or zlib.crc32(data) != crc:
-                    break
+            for data, self._end in _records(file, 0):
                 with np.load(io.BytesIO(data)) as arrays:
                     records.append(dict(arrays))
-                self._end = file.tell()
         return (
             {name: np.concatenate([record[name] for record in records]) for name in records[0]}
             if records
@@ -54,15 +52,21 @@ class Journal:
 
     def append(self, **arrays: Any) -> None:
         """Add a record of arrays, numpy's or torch's (on the CPU), with the same names as the records before."""
-        if self._end is None:
-            self.read()
+        if self._foreign:
+            return
         stream = io.BytesIO()
         np.savez(stream, **arrays)
         data = stream.getvalue()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with open_locked(self.path) as file:
+            if self._end is None:
+                self._end = _end(file, 0)
+            elif file.seek(0, os.SEEK_END) < self._end:
+                self._end = 0  # removed by one who had finished
+            self._foreign = _end(file, self._end) > self._end
+            if self._foreign:
+                return
             # Over whatever a crash or a full disk has cut off.
-            file.truncate(min(self._end or 0, file.seek(0, os.SEEK_END)))
+            file.truncate(self._end)
             file.seek(0, os.SEEK_END)
             file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
             file.flush()
@@ -74,3 +78,21 @@ class Journal:
         self._end = None
         with suppress(OSError):  # not there, or others are in work
             self.path.parent.rmdir()
+
+
+def _records(file: IO[bytes], begin: int) -> Iterator[tuple[bytes, int]]:
+    """The whole records from `begin` on, and where each ends."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(begin)
+    while len(head := file.read(_HEAD.size)) == _HEAD.size:
+        length, crc = _HEAD.unpack(head)
+        data = file.read(min(length, size))
+        # Where the machine went down the file may end in zeros, which are a record of nothing.
+        if not length or len(data) < length or zlib.crc32(data) != crc:
+            break
+        yield data, file.tell()
+
+
+def _end(file: IO[bytes], begin: int) -> int:
+    """Where the last whole record ends that follows on `begin`."""
+    return max((end for _, end in _records(file, begin)), default=begin)

@@ -4,11 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 from advflyp.documents import parse_json
+from advflyp.files import open_locked
 
 T = TypeVar("T")
 
@@ -18,9 +19,8 @@ BEGINNING = b'{"model": "'
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to a JSON-lines file, made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
+    """Add one line to a JSON-lines file, made if it is not there; several processes may do so at once."""
+    with open_locked(path) as file:
         end = _end_of_lines(file)
         file.seek(end)
         rest = file.read()
@@ -34,7 +34,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record).encode() + b"\n")
 
 
-def _end_of_lines(file: BinaryIO) -> int:
+def _end_of_lines(file: IO[bytes]) -> int:
     """Where the last whole line ends, sought from the end of the file: what is before it is not read."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:

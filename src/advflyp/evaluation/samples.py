@@ -3,7 +3,6 @@
 `pandas.read_parquet(folder)` (or polars, or DuckDB) reads all of them as one table.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from advflyp.evaluation.results import Cell
+from advflyp.files import write_atomically
 
 SCHEMA = pa.schema(
     [
@@ -94,13 +94,9 @@ def write_samples(
         attacked == label,
     ]
     path = _path(store, cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Readers of the folder pass over names that begin with a dot.
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(
-        pa.Table.from_arrays([pa.array(v) for v in values], schema=SCHEMA), draft, compression="zstd"
-    )
-    draft.replace(path)
+    table = pa.Table.from_arrays([pa.array(v) for v in values], schema=SCHEMA)
+    with write_atomically(path) as file:
+        pq.write_table(table, file, compression="zstd")
     return path
 
 

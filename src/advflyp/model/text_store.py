@@ -4,13 +4,13 @@ A folder per text tower, its name a hash of everything an embedding depends on: 
 files of records (digest of the text, embedding); every process appends to a file of its own and reads all of them.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from advflyp.devices import to_device
 from advflyp.errors import naming
+from advflyp.files import try_open_locked
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import state_sha256
 
@@ -46,11 +47,10 @@ class TextStore:
         self.record = np.dtype([("digest", f"V{DIGEST}"), ("embedding", probe.dtype, probe.shape[1:])])
         self.folder = Path(folder).expanduser() / text_key(model)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self.file = self._own_file()
         except OSError as error:
             raise ValueError(f"cannot write to data.text_cache = {folder}: {error.strerror}") from None
-        self.sources: list[BinaryIO] = []
+        self.sources: list[IO[bytes]] = []
         self.places: dict[bytes, int] = {}  # digest → source · SOURCE + record
         for path in sorted(self.folder.glob("*.bin")):
             if path == Path(self.file.name):
@@ -59,8 +59,8 @@ class TextStore:
             # A record that was cut off by a crash is at the end, and is not counted.
             whole = path.stat().st_size // self.record.itemsize
             for first in range(0, whole, CHUNK):
-                count = min(CHUNK, whole - first)
-                records = np.fromfile(path, self.record, count, offset=first * self.record.itemsize)
+                some = min(CHUNK, whole - first)
+                records = np.fromfile(path, self.record, some, offset=first * self.record.itemsize)
                 self._know(records, len(self.sources) - 1, first)
 
     def __len__(self) -> int:
@@ -106,19 +106,13 @@ class TextStore:
         begin = source * SOURCE + first
         self.places.update({digest.tobytes(): begin + row for row, digest in enumerate(known["digest"])})
 
-    def _own_file(self) -> BinaryIO:
-        """The first file that no other running process appends to; the system unlocks it when this one ends."""
-        number = 0
-        while True:
-            file = open(self.folder / f"{number:03d}.bin", "ab")  # noqa: SIM115, open as long as the store
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                number += 1
-                continue
-            file.truncate(file.tell() // self.record.itemsize * self.record.itemsize)
-            return file
+    def _own_file(self) -> IO[bytes]:
+        """The first file that no other running process appends to."""
+        files = (try_open_locked(self.folder / f"{number:03d}.bin") for number in count())
+        file = next(file for file in files if file is not None)
+        file.truncate(file.seek(0, os.SEEK_END) // self.record.itemsize * self.record.itemsize)
+        file.seek(0, os.SEEK_END)
+        return file
 
 
 def text_key(model: CLIP) -> str:

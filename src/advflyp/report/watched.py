@@ -1,6 +1,5 @@
 """What the files of a run say while another process writes them. Without torch, whose import takes seconds."""
 
-import fcntl
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.config import convert, read_toml
+from advflyp.files import is_locked
 from advflyp.runlog import METRICS_FILE, read_metrics
 
 # Names of `training`, whose modules import torch; a test compares them.
@@ -50,7 +50,7 @@ class Lock:
 
     def held(self) -> bool:
         try:
-            file = open(self.path, encoding="utf-8")  # noqa: SIM115, closed below
+            file = open(self.path, "rb")  # noqa: SIM115, closed below
         except FileNotFoundError:
             return False
         with file:
@@ -58,9 +58,7 @@ class Lock:
             mark = (status.st_ino, status.st_size, status.st_mtime_ns)
             if mark == self.free:
                 return False
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if is_locked(file):
                 return True
             self.free = mark
             return False

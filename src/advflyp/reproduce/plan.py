@@ -14,7 +14,7 @@ import torch
 
 from advflyp.config import suggest
 from advflyp.documents import read_json_object
-from advflyp.locks import locked
+from advflyp.files import write_text
 from advflyp.model.precision import Precision, check_precision, resolve
 
 Scale = Literal["mini", "paper"]
@@ -157,11 +157,7 @@ class Plan:
             "runs": [asdict(run) for run in self.runs],
             "experiments": experiments,
         }
-        # Several processes may begin on the folder at once, and none may read half a plan.
-        with locked(folder / "locks" / "plan", wait=True):
-            draft = folder / "locks" / PLAN_FILE
-            draft.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-            draft.replace(folder / PLAN_FILE)
+        write_text(folder / PLAN_FILE, json.dumps(tree, indent=1) + "\n")
 
 
 def make_plan(

@@ -8,6 +8,7 @@ from rich.console import Console
 from advflyp.console import SafeConsole
 from advflyp.data.labelled import load_set, set_names
 from advflyp.escape import for_rich
+from advflyp.files import names_in
 from advflyp.model.hub import pick_device
 from advflyp.report.console import as_rich
 from advflyp.report.embedding import FILE as CLOUDS
@@ -45,7 +46,7 @@ def reproduce(
     whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
-    if out.is_dir() and (strange := sorted({path.name for path in out.iterdir()} - OURS)):
+    if out.is_dir() and (strange := sorted(names_in(out) - OURS)):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
     whole = whole.settled(out, pick_device("auto"))
     plan = whole.only(only) if only else whole

@@ -8,6 +8,7 @@ What is there is not done again. Results are enough: a run whose results are com
 trained anew. Several processes may work on one folder; each takes steps that no other has taken.
 """
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
-from advflyp.locks import locked
+from advflyp.files import lock, try_lock, write_text
 from advflyp.model.hub import load_model, pick_device, weights_sha256
 from advflyp.reproduce.plan import Measure, Plan, Run
 from advflyp.reproduce.tune import tuned_rate
@@ -124,9 +125,11 @@ def _try(
     """False if another process has the step's run."""
     if is_done(step, folder):
         return True
-    with locked(folder / "locks" / step.name, wait=wait) as ours:
-        if not ours:
-            return False
+    path = folder / "locks" / step.name
+    ours = lock(path, wait=math.inf) if wait else try_lock(path)
+    if ours is None:
+        return False
+    with ours:
         if is_done(step, folder):
             return True
         console.print()
@@ -186,6 +189,6 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
         result = train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
     if not result.finished:
         raise RunError(f"a signal stopped the training of {step.name}; the same command continues it")
-    (out / FINISHED).touch()
+    write_text(out / FINISHED, "")
     # The weights are kept, what a resumed training would need is not.
     shutil.rmtree(out / CHECKPOINTS)

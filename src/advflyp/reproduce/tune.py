@@ -5,6 +5,7 @@ of `mini/val`, a vendor that neither training nor any test set has. The best rat
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from advflyp.errors import RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
-from advflyp.locks import locked
+from advflyp.files import lock, write_text
 from advflyp.model.hub import load_model, pick_device
 from advflyp.model.precision import Precision
 from advflyp.training.trainer import train
@@ -45,7 +46,7 @@ def tuned_rate(
     recipe, overrides: as the run is trained, "train.precision" among them
     grid: rates to try, ascending
     """
-    with locked(folder / "locks" / f"tune-{name}", wait=True):
+    with lock(folder / "locks" / f"tune-{name}", wait=math.inf):
         scores = read_tuning(folder).get(name, {})
         for rate in grid:
             if f"{rate:g}" in scores:
@@ -82,12 +83,9 @@ def _score(run: Path, precision: Precision) -> dict[str, float]:
 
 
 def _keep(folder: Path, name: str, scores: Mapping[str, Any]) -> None:
-    with locked(folder / "locks" / "tuning", wait=True):
+    with lock(folder / "locks" / "tuning", wait=math.inf):
         everything = read_tuning(folder) | {name: dict(scores)}
-        # Not beside the file: another process that begins on the folder would find it there.
-        draft = folder / "locks" / TUNING_FILE
-        draft.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        draft.replace(folder / TUNING_FILE)
+        write_text(folder / TUNING_FILE, json.dumps(everything, indent=1, sort_keys=True) + "\n")
 
 
 def _remove(folder: Path) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import IO
 
 import torch
 
 from advflyp.errors import GONE, RunError, refusal
-from advflyp.locks import take
+from advflyp.files import lock
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import broken_weights, not_finite
 
@@ -96,17 +96,12 @@ def broken(model: CLIP, images: int) -> str | None:
     return None
 
 
-def hold(folder: Path) -> TextIO:
+def hold(folder: Path) -> IO[bytes]:
     """The folder's lock, held while the file is open; ValueError where another process has it."""
-    path = folder / LOCK_FILE
     try:
-        lock = take(path, wait=False)
+        return lock(folder / LOCK_FILE)
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-    if lock is None:
-        who = path.read_text(encoding="utf-8").strip() or "another process"
-        raise ValueError(f"process {who} is at work on {folder}; wait for its end, or name another folder")
-    return lock
 
 
 @contextmanager

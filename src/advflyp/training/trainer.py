@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import torch
 from rich.console import Console
@@ -141,7 +141,7 @@ class Trainer:
         self, recipe: Recipe, out: Path, *, resume: bool = False, console: Console | None = None
     ) -> None:
         self.out = out
-        self.lock: TextIO | None = None
+        self.lock: IO[bytes] | None = None
         self.accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
         device = self.accelerator.device
         self.ranks: Ranks = distributed.join(recipe.data.batch_size, device)

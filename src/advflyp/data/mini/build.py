@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from advflyp.data.mini.render import encode_webp, fit, on_white, render_svg, req
 from advflyp.data.mini.sets import SetPlan, embedded_sets, on_demand_sets, without
 from advflyp.data.mini.shards import sha256, write_json, write_tar
 from advflyp.data.mini.sources import SOURCES, TWINS, Source, source
+from advflyp.files import draft_folder, names_in, publish_folder
 
 PAIRS_PER_SHARD = 2000
 PROXY_RENDERINGS = 3  # a concept is a class of the labelled proxy set when training shows it this often
@@ -248,7 +248,7 @@ def _write_sets(
     folder: Path, plans: Sequence[SetPlan], items: Sequence[Item], pictures: np.ndarray, proxy: set[str]
 ) -> dict[str, Any]:
     """The sets' files and sets.json; returns the manifest's entries."""
-    (folder / "sets").mkdir()
+    (folder / "sets").mkdir(exist_ok=True)
     files, table = {}, {}
     for plan in plans:
         members = []
@@ -288,35 +288,33 @@ def _known(names: Sequence[str]) -> list[str]:
 
 def _present(out: Path) -> dict[str, Any]:
     """The manifest of a folder that holds a corpus or sets; empty for a new or empty one, ValueError for others."""
-    if (out / MANIFEST).is_file():
-        return json.loads((out / MANIFEST).read_text("utf-8"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if (out / MANIFEST).is_file() and (out / "sets.json").is_file():
+        found = json.loads((out / MANIFEST).read_text("utf-8"))
+        if isinstance(found, dict) and {"files", "sources"} <= found.keys():
+            return found
+    if (out.exists() and not out.is_dir()) or names_in(out):
         raise ValueError(f"{out} holds other files; give a new folder")
     return {}
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, on the same disk, that is gone afterwards."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as name:
-        yield Path(name)
+    """A folder that is to become `out`, with all that is there already."""
+    with draft_folder(out) as staging:
+        if out.exists():
+            shutil.copytree(out, staging, symlinks=True, dirs_exist_ok=True)
+        yield staging
 
 
 def _install(staging: Path, out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Move finished files into `out`, which keeps what it has; the manifest last, so that nothing counts half-done."""
-    present = _present(out)
-    for path in sorted(staging.rglob("*.tar.gz")):
-        target = out / path.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
-    table = json.loads((staging / "sets.json").read_text("utf-8"))
-    if present:
-        table = json.loads((out / "sets.json").read_text("utf-8")) | table
+    """Let the finished folder become `out`; its manifest is that of what was there, too."""
+    if present := _present(out):
+        table = json.loads((out / "sets.json").read_text("utf-8"))
+        write_json(staging / "sets.json", table | json.loads((staging / "sets.json").read_text("utf-8")))
         known = {row["name"] for row in manifest["sources"]}
         manifest = present | manifest
         manifest["sources"] += [row for row in present["sources"] if row["name"] not in known]
         manifest["files"] = present["files"] | manifest["files"]
-    write_json(out / "sets.json", table)
-    write_json(out / MANIFEST, manifest)
+    write_json(staging / MANIFEST, manifest)
+    publish_folder(staging, out, replace=bool(present))
     return manifest

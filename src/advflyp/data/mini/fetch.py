@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from advflyp.data.mini.sources import Source
+from advflyp.files import draft_folder, move
 
 
 def silent(line: str) -> None:
@@ -30,9 +31,10 @@ def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tu
     folder = work / "unpacked" / archive.name
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-            _unpack(source, archive, Path(part) / "files")
-            (Path(part) / "files").rename(folder)
+        with draft_folder(folder) as part:
+            _unpack(source, archive, part)
+            with suppress(FileExistsError):  # another process was faster
+                move(part, folder)
     return (folder / "package" if source.client == "npm" else folder), archive, _version(source, archive)
 
 
@@ -60,8 +62,7 @@ def _download(source: Source, archives: Path) -> Path:
             f"{source.package} is fetched with {client}, which is not installed; install it or use the corpus that "
             "comes with the package"
         )
-    with tempfile.TemporaryDirectory(dir=archives) as name:
-        part = Path(name)
+    with draft_folder(archives / source.name) as part:
         if source.client == "npm":
             _call(source, ["npm", "pack", "--silent", f"{source.package}@{source.version}"], part)
         else:
@@ -74,7 +75,9 @@ def _download(source: Source, archives: Path) -> Path:
             raise ValueError(
                 f"{client} fetched {source.package} under an unexpected name: {sorted(part.iterdir())}"
             )
-        return archive.rename(archives / archive.name)
+        with suppress(FileExistsError):
+            move(archive, archives / archive.name)
+        return archives / archive.name
 
 
 def _unpack(source: Source, archive: Path, folder: Path) -> None:

@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from advflyp.files import write_atomically, write_text
+
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """(name, content) pairs as a gzipped tar without times, owners or host, so that a rebuild is equal."""
@@ -19,7 +21,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             info.size = len(content)
             info.mode = 0o644
             tar.addfile(info, io.BytesIO(content))
-    with path.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as zipped:
+    with write_atomically(path) as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as zipped:
         zipped.write(buffer.getvalue())
 
 
@@ -39,7 +41,7 @@ def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def write_json(path: Path, value: object) -> None:
     """Readable JSON, UTF-8."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:
