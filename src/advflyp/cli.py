@@ -196,10 +196,10 @@ class Compare:
     def run(self) -> None:
         from advflyp.evaluation.compare import compare
         from advflyp.report.console import as_rich
-        from advflyp.report.paired import check_suffix, paired_table, write_comparison
+        from advflyp.report.paired import check_out, paired_table, write_comparison
 
         if self.out is not None:
-            check_suffix(self.out)
+            check_out(self.out)
         rows = compare(self.a, self.b)
         _console().print(as_rich(paired_table(rows)))
         if self.out is not None:

@@ -227,9 +227,12 @@ class Check:
         from advflyp.console import SafeConsole
         from advflyp.data.check import check
         from advflyp.data.tables import Columns
+        from advflyp.files import check_files
         from advflyp.report.console import as_rich
-        from advflyp.report.pairs_page import check_page, dirt_table, write_page
+        from advflyp.report.pairs_page import PAGE, check_page, dirt_table, write_page
 
+        if self.out is not None:
+            check_files(self.out, (PAGE,))
         with _counter("pairs read") as count:
             found = check(
                 self.pairs,
@@ -341,9 +344,12 @@ class Overlap:
         from advflyp.data.overlap import overlap, without
         from advflyp.data.pack import check_new, write_shards
         from advflyp.data.tables import Columns
+        from advflyp.files import check_files
         from advflyp.model.hub import load_model, pick_device
-        from advflyp.report.pairs_page import overlap_page, write_matches, write_page
+        from advflyp.report.pairs_page import MATCHES, PAGE, overlap_page, write_page
 
+        if self.out is not None:
+            check_files(self.out, (PAGE, MATCHES))
         if self.drop is not None:
             check_new(self.drop)
             if self.limit is not None:
@@ -375,9 +381,8 @@ class Overlap:
             f"{len(found.keys):,} of {found.seen:,} training pairs are near-duplicates of evaluation pictures"
         )
         if self.out is not None:
-            say(
-                f"look at {write_page(self.out, overlap_page(found))}; {write_matches(self.out, found)} lists all"
-            )
+            page = write_page(self.out, overlap_page(found), found.matches)
+            say(f"look at {page}; {self.out / MATCHES} lists all")
         if self.drop is not None:
             about = {"dropped_from": self.pairs, "near_duplicates_of": list(found.against)}
             samples = without(self.pairs, found.keys, size=self.size, columns=columns)

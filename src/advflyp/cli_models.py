@@ -57,12 +57,16 @@ class Publish:
             find_licence(self.licence)  # a mistake shows before torch is imported
         elif self.send:
             raise ValueError("say under which licence: --licence apache-2.0, for example")
+        from advflyp.files import check_written_by_us, write_text
         from advflyp.publish import prepare, send
+        from advflyp.report.model_card import MARK
 
+        if self.card is not None:
+            check_written_by_us(self.card, MARK.encode(), option="--card")
         publication = prepare(self.folder, self.repo, results=self.results, licence=self.licence)
         if self.card is not None:
             try:
-                self.card.write_text(publication.written["README.md"], encoding="utf-8")
+                write_text(self.card, publication.written["README.md"])
             except OSError as error:
                 raise ValueError(f"cannot write {self.card}: {error.strerror}") from None
         for name, size, sha256 in publication.listing():

@@ -103,17 +103,18 @@ def move(source: Path, target: Path) -> None:
 def draft_folder(folder: Path) -> Iterator[Path]:
     """A new folder, for `publish_folder`, that is to become `folder`; it is gone when the block ends.
 
-    It is beside `folder`, or as near as there is a folder already, so that failing leaves nothing.
+    Folders that it needs are made, and removed if nothing comes of them.
 
     Raises:
         ValueError: Where it could not take the place of `folder`, which is a mount point or in a folder that may not
             be written to.
     """
     folder = folder.resolve()
-    near = next(parent for parent in folder.parents if parent.exists())
-    there = folder.is_dir()
+    near, there = folder.parent, folder.is_dir()
     if there and (folder.stat().st_dev != near.stat().st_dev or not os.access(near, os.W_OK | os.X_OK)):
         raise ValueError(f"{folder} is a folder that cannot be replaced as a whole; name a new folder in it")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    _make(near)
     recover_folder(folder)
     while True:
         work = _draft_name(near, folder.name)
@@ -127,6 +128,9 @@ def draft_folder(folder: Path) -> Iterator[Path]:
             yield draft
         finally:
             _clear(work)
+            for parent in made:
+                with suppress(OSError):  # it is full
+                    parent.rmdir()
 
 
 def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
@@ -147,7 +151,6 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    _make(folder.parent)
     if not (replace and folder.is_dir()):
         try:
             os.rename(draft, folder)
@@ -164,8 +167,8 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
 def recover_folder(folder: Path) -> None:
     """Finish what a killed process has begun: put `folder` back if it is missing, remove abandoned drafts of it."""
     folder = folder.resolve()
-    near = next(parent for parent in folder.parents if parent.exists())
-    _remove_abandoned(near, folder.name)
+    if folder.parent.is_dir():
+        _remove_abandoned(folder.parent, folder.name)
 
 
 def names_in(folder: Path) -> set[str]:

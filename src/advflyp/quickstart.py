@@ -1,6 +1,5 @@
 """`advflyp quickstart`: the paper's claim in miniature, on real pictures, in a few minutes on a CPU."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -14,10 +13,12 @@ from advflyp.console import SafeConsole
 from advflyp.escape import for_rich
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
+from advflyp.files import check_files, write_atomically
 from advflyp.model.hub import load_model
 from advflyp.report.console import EvaluationProgress, before_after_table
 from advflyp.report.examples import examples
 from advflyp.report.html import write_report
+from advflyp.report.sections import FILES
 from advflyp.runlog import duration
 from advflyp.training.checkpoint import checkpoints
 from advflyp.training.recipe import read_recipe
@@ -75,9 +76,9 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     run = out / "run"
+    check_files(out / "report", FILES)
     if not (out / RESULTS).exists():
-        with as_file(files("advflyp") / MEASURED) as measured:
-            shutil.copytree(measured, out, dirs_exist_ok=True)
+        _take_up_results(out)
     cells = _measure("mini", BEFORE, out, console)
     console.print()
     console.print(for_rich("finetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs"))
@@ -106,6 +107,15 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     console.print()
     console.print(for_rich(f"results {out / RESULTS}   model {run}   report {report}"))
     return Outcome(report=report, cells=cells)
+
+
+def _take_up_results(out: Path) -> None:
+    with as_file(files("advflyp") / MEASURED) as measured:
+        # results.jsonl last: whatever it names that is not beside it would be measured again.
+        for path in sorted(measured.rglob("*"), key=lambda path: path.name == RESULTS):
+            if path.is_file():
+                with write_atomically(out / path.relative_to(measured)) as file:
+                    file.write(path.read_bytes())
 
 
 def _affordable(recipe: Path, seconds: float, console: Console) -> int:

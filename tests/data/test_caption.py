@@ -590,7 +590,7 @@ def test_a_set_that_changed_is_not_gone_on_with(
 def test_one_process_a_part(tmp_path: Path, run: Callable[..., Captioned]) -> None:
     def second(done: int, total: int) -> None:
         with pytest.raises(
-            ValueError, match=r"another process is captioning part 0/1 to .*; wait for it, or"
+            ValueError, match=rf"process {os.getpid()} on \S+ is captioning part 0/1 to .*; wait for it, or"
         ):
             run(limit=4)
 

@@ -21,6 +21,8 @@ from advflyp.documents import parse_json
 from advflyp.files import lock, names_in
 
 MAX_BYTES = 32 << 20
+# Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
+WAIT = 10.0
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
 # Arguments of img2dataset that are ours, with what sets them.
 OWN = {
@@ -138,8 +140,7 @@ def download(
         **further,
     }
     limits = {"allow_private": allow_private, "max_bytes": max_bytes, "seconds": 6.0 * timeout}
-    # What was killed a moment ago is waited for: img2dataset's processes, which hold the lock too, may take longer.
-    with lock(out / WORK / "lock", wait=10) as held:
+    with lock(out / WORK / "lock", wait=WAIT) as held:
         # It may have gone on until now.
         state = _resumed(out, source.sha256(), settings, shard_size) or state
         work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, held, say)

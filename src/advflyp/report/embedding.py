@@ -25,6 +25,7 @@ from advflyp.documents import read_json
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.judge import Judge
+from advflyp.files import write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import load_model, weights_sha256
@@ -145,9 +146,7 @@ def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
 
 def write_clouds(path: Path, found: Sequence[Cloud]) -> None:
     """Store them as JSON; the file appears complete or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n")
 
 
 def read_clouds(path: Path) -> list[Cloud]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from advflyp.escape import for_html, for_markdown, for_terminal
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
+from advflyp.files import check_files
 from advflyp.report import elements, prose, sections
 from advflyp.report.examples import Example
 from advflyp.report.grid import methods_table, sanity_table
@@ -67,8 +68,9 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
     """The report of result files (*.jsonl) and run folders; two models are compared, the first as "before".
 
     seeds: several checkpoints of one name are training seeds of one method
-    ValueError for a path that is neither, and where no path holds results.
+    ValueError for a path that is neither, where no path holds results, and for files in `out` that are not a report's.
     """
+    check_files(Path(out), sections.FILES)
     stores: list[Path] = []
     runs: dict[str, Path] = {}
     for path in map(Path, paths):

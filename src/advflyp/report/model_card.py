@@ -21,6 +21,8 @@ from advflyp.report.tables import accuracy_table
 TASK = "zero-shot-image-classification"
 PAPER = "2604.11576"
 UNKNOWN = "not known"
+# In every card of ours, and in hardly any other file.
+MARK = "SHA-256 of the weights' tensors"
 
 HOW_TO = {
     "open_clip": """```python
@@ -184,7 +186,7 @@ def _made(recipe: dict[str, Any], card: Mapping[str, Any], sha256: str) -> str:
         "hardware": card.get("hardware"),
         "hours": card.get("hours"),
         "advflyp": card.get("version"),
-        "SHA-256 of the weights' tensors": sha256,
+        MARK: sha256,
     }
     lines = [f"- {name}: {UNKNOWN if value is None else _plain(value)}" for name, value in facts.items()]
     text = "\n".join(lines)

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from advflyp.evaluation.compare import Comparison
+from advflyp.files import check_written_by_us, write_text
 from advflyp.report.measured import Change, Condition, Estimate
 from advflyp.report.render import markdown
 from advflyp.report.tables import Table, Value
@@ -37,28 +38,19 @@ MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
 
 
 def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
-    """As `path`'s suffix says: .json, one object a row, or .md.
-
-    ValueError for another suffix, and where there is a file that is no such table.
-    """
-    check_suffix(path)
-    if path.exists() and (data := path.read_bytes()) and not any(mark in data for mark in MARKS):
-        raise ValueError(
-            f"{path} is no table of `advflyp compare` and is not replaced; name another file with --out"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """As `path`'s suffix says: .json, one object a row, or .md; ValueError as `check_out`."""
+    check_out(path)
     if path.suffix == ".json":
-        path.write_text(
-            json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8"
-        )
+        write_text(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
     else:
-        path.write_text(markdown(paired_table(rows)), encoding="utf-8")
+        write_text(path, markdown(paired_table(rows)))
 
 
-def check_suffix(path: Path) -> None:
-    """ValueError where `write_comparison` cannot write such a file."""
+def check_out(path: Path) -> None:
+    """ValueError for a suffix that `write_comparison` does not know, and for a file that is no such table."""
     if path.suffix not in (".json", ".md"):
         raise ValueError(f"--out {path}: name a file that ends in .json or .md")
+    check_written_by_us(path, *MARKS, option="--out")
 
 
 def _row(row: Comparison) -> list[Value]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,10 +15,12 @@ from PIL import Image
 from advflyp.data.check import Checked
 from advflyp.data.overlap import Match, Overlap
 from advflyp.escape import for_html
+from advflyp.files import write_files
 from advflyp.report.elements import picture, table
 from advflyp.report.plots import MODELS, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
 
+PAGE, MATCHES = "index.html", "matches.jsonl"
 # Enough of a web caption to judge it by.
 LETTERS = 160
 LOCAL_STYLE = """
@@ -133,29 +134,19 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def write_page(out: Path, html: str) -> Path:
-    """`out`/index.html, whole or not at all; ValueError where it cannot be written."""
-    path = out / "index.html"
+def write_page(out: Path, html: str, matches: Sequence[Match] | None = None) -> Path:
+    """Write `out`/index.html and a line for each match to `out`/matches.jsonl; the path of the page.
+
+    ValueError where it cannot be written, or holds such a file that is not of a page like this.
+    """
+    contents = {PAGE: html}
+    if matches is not None:
+        contents[MATCHES] = "".join(json.dumps(asdict(match)) + "\n" for match in matches)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".partial")
-        draft.write_text(html, encoding="utf-8")
-        os.replace(draft, path)
+        write_files(out, contents)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}") from None
-    return path
-
-
-def write_matches(out: Path, found: Overlap) -> Path:
-    """`out`/matches.jsonl, a line a match."""
-    path = out / "matches.jsonl"
-    draft = path.with_suffix(".partial")
-    draft.write_text(
-        "".join(json.dumps(asdict(match)) + "\n" for match in found.matches),
-        encoding="utf-8",
-    )
-    os.replace(draft, path)
-    return path
+    return out / PAGE
 
 
 def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:

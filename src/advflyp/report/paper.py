@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from advflyp.escape import for_html, for_markdown
+from advflyp.files import check_files
 from advflyp.model.hub import load_model
 from advflyp.report import elements, prose, sections
 from advflyp.report.curves import against_pairs
@@ -39,6 +40,7 @@ def paper_report(folder: Path, out: Path) -> Path:
     report is written from the results alone. Returns the path of index.html. ValueError where there is no plan, no
     results, or `out` cannot be written.
     """
+    check_files(Path(out), sections.FILES)
     study = read_study(Path(folder))
     page = ComparisonPage(study, _clouds(study), _examples(study))
     sections.write(Path(out), page.files())

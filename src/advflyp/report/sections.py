@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.escape import for_html
+from advflyp.files import write_files
 from advflyp.report import elements, prose
 from advflyp.report.curves import (
     FEW,
@@ -26,6 +27,8 @@ from advflyp.report.tradeoff import tradeoff
 from advflyp.runlog import read_metrics
 
 WIDTHS = (900, 350)
+# What a report may write into its folder, as `check_files` takes it.
+FILES = ("index.html", "results.md", "tables/*.csv", "tables/*.tex")
 
 
 def document(title: str, description: str, sections: Sequence[str]) -> str:
@@ -312,14 +315,9 @@ def table_files(tables: Mapping[str, Table]) -> dict[str, str]:
 
 
 def write(out: Path, contents: Mapping[str, str]) -> None:
-    """Each file appears complete or not at all."""
+    """Each file appears complete or not at all; see `write_files`."""
     try:
-        for name, text in contents.items():
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.partial")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+        write_files(out, contents)
     except OSError as error:
         raise ValueError(f"cannot write the report to {out}: {error.strerror}") from None
 

@@ -8,13 +8,14 @@ from rich.console import Console
 from advflyp.console import SafeConsole
 from advflyp.data.labelled import load_set, set_names
 from advflyp.escape import for_rich
-from advflyp.files import names_in
+from advflyp.files import check_files, names_in
 from advflyp.model.hub import pick_device
 from advflyp.report.console import as_rich
 from advflyp.report.embedding import FILE as CLOUDS
 from advflyp.report.embedding import read_clouds
 from advflyp.report.paper import experiment_means, main_experiment, paper_report
 from advflyp.report.published import published_table
+from advflyp.report.sections import FILES
 from advflyp.report.study import read_study
 from advflyp.reproduce.cost import cost
 from advflyp.reproduce.plan import PLAN_FILE, Plan, Scale, make_plan
@@ -48,6 +49,7 @@ def reproduce(
         raise ValueError(f"{out} is a file; name a folder with --out")
     if out.is_dir() and (strange := sorted(names_in(out) - OURS)):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+    check_files(out / "report", FILES)
     whole = whole.settled(out, pick_device("auto"))
     plan = whole.only(only) if only else whole
     if dry_run:

@@ -1,7 +1,6 @@
 """The folder of `advflyp attack`: pictures and attack.json, never over somebody else's files."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any
 
 from advflyp.__about__ import __version__
 from advflyp.documents import read_json_object
+from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically, write_text
 from advflyp.use.attack_image import AttackedPicture
 
 RECORD = "attack.json"
@@ -22,33 +22,13 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     """A folder to write into that takes the place of `out` when the block ends, and vanishes if it fails.
 
     asked: what was asked for; a folder that answers this already is written anew
-    ValueError where `out` holds anything else, or cannot be written.
+    ValueError where `out` holds anything else.
     """
+    recover_folder(out)
     _check(out, asked)
-    # Beside `out`, or as near as there is a folder already, so that failing leaves nothing.
-    place = out.resolve()
-    near = next(parent for parent in place.parents if parent.exists())
-    draft = near / f".{place.name}.partial"
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
-    try:
+    with draft_folder(out) as draft:
         yield draft
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if (out / RECORD).exists():
-                # The same answer: file by file, each of which is whole at every moment.
-                for path in sorted(draft.iterdir()):
-                    path.replace(out / path.name)
-            else:
-                # All at once: images without a record would be nobody's answer. An empty folder is replaced.
-                draft.replace(place)
-        except OSError as error:
-            raise ValueError(f"cannot write to {out}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        publish_folder(draft, out, replace=(out / RECORD).exists())
 
 
 def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> None:
@@ -58,9 +38,9 @@ def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> 
         for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
             for name in PICTURES:
                 entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
-                (folder / entry[name]).write_bytes(getattr(made, name))
-        text = json.dumps(record, indent=2)
-        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+                with write_atomically(folder / entry[name]) as file:
+                    file.write(getattr(made, name))
+        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"cannot write {folder}: {error.strerror}") from None
 
@@ -70,7 +50,7 @@ def _check(out: Path, asked: dict[str, Any]) -> None:
         return
     if not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
-    there = {path.name for path in out.iterdir()}
+    there = names_in(out)
     if strange := sorted(there - OURS):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
     if not there:
