@@ -1,10 +1,12 @@
 """Files and folders that are whole whenever a process is killed, however many processes write."""
 
+import ast
 import errno
 import fcntl
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -344,3 +346,106 @@ def test_a_single_file_is_known_by_its_mark(tmp_path: Path) -> None:
 def test_nothing_to_recover(tmp_path: Path) -> None:
     recover_folder(tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+# What writes outside of files.py, and why it may.
+ALLOWED = {
+    "cli_parse.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
+    "publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
+    "quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
+    "terminal.py": {"open": "the null device", "os.open": "the null device"},
+    "data/isolation.py": {"open": "the log of another program, for as long as it runs"},
+    "data/rounds.py": {"save": "of its own, by write_text"},
+    "data/mini/build.py": {"copytree": "into a draft"},
+    "model/export.py": {"save_pretrained": "into a draft"},
+    "model/hub.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
+    "model/text_store.py": {"ftruncate": "a locked file, past its buffer"},
+}
+MODULES = {"fcntl", "tempfile", "filelock"}
+ALWAYS = {
+    "write_text", "write_bytes", "rename", "renames", "touch", "symlink", "symlink_to", "link", "hardlink_to", "mknod",
+    "ftruncate", "copy", "copy2", "copyfile", "copytree", "move", "to_csv", "to_parquet", "save_file",
+    "save_pretrained", "imsave",
+}  # fmt: skip
+# Unless they are given an open file, one of files.py's or one in memory.
+UNLESS_OPEN = {
+    "save",
+    "savefig",
+    "savez",
+    "savez_compressed",
+    "json.dump",
+    "pq.write_table",
+    "pq.ParquetWriter",
+}
+OPEN_FILES = {"file", "stream", "buffer", "hashed"}
+NAMES = {"open", "replace", *ALWAYS, *(name.rpartition(".")[2] for name in UNLESS_OPEN)}
+MODE = re.compile(r"(?=.*[wax+])[rwaxbt+]+")
+
+
+def writes(call: ast.Call, from_files: set[str]) -> str | None:
+    """What a call is called, if it writes."""
+    method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in NAMES:
+        return None
+    function = ast.unparse(call.func)
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if name == "open" and function != "os.open":
+        modes = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        given_file = any(keyword.arg == "fileobj" for keyword in call.keywords)
+        return name if any(map(MODE.fullmatch, modes)) and not given_file else None
+    if function == "os.open":
+        return function if re.search("O_(WRONLY|RDWR|CREAT|TRUNC|APPEND)", ast.unparse(call)) else None
+    if name == "replace":  # str.replace takes two, dataclasses.replace keywords
+        path = method and len(call.args) == 1 and not call.keywords
+        return name if path or function == "os.replace" else None
+    if name in UNLESS_OPEN or function in UNLESS_OPEN:
+        return None if OPEN_FILES & set(map(ast.unparse, call.args)) else name
+    ours = not method and name in from_files
+    copies = name == "copy" and not function.startswith("shutil.")
+    return name if name in ALWAYS and not ours and not copies else None
+
+
+def what_writes(code: str) -> set[str]:
+    """The calls of a module that write, and the modules that it imports to write by."""
+    nodes = list(ast.walk(ast.parse(code)))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    from_files = {a.name for node in imports if node.module == "advflyp.files" for a in node.names}
+    modules = {str(node.module) for node in imports}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    calls = (writes(node, from_files) for node in nodes if isinstance(node, ast.Call))
+    return (MODULES & modules) | {call for call in calls if call}
+
+
+def test_nothing_is_written_elsewhere() -> None:
+    source = Path(files.__file__).parent
+    found = {
+        path.relative_to(source).as_posix(): what_writes(path.read_text(encoding="utf-8"))
+        for path in source.rglob("*.py")
+        # What is isolated runs in another program's environment, and writes nothing.
+        if path != Path(files.__file__) and "isolated" not in path.parts
+    }
+    found = {name: calls for name, calls in found.items() if calls}
+    assert found == {name: set(calls) for name, calls in ALLOWED.items()}
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["open(p, 'w')", "open(p, mode='a+b')", "p.open('wb')", "tarfile.open(p, 'w')", "p.write_text('')",
+     "os.replace(a, b)", "p.rename(q)", "p.replace(q)", "shutil.move(a, b)", "shutil.copy(a, b)", "import fcntl",
+     "from tempfile import mkdtemp", "torch.save(x, p)", "np.savez(p, a=a)", "image.save(p / 'x.png')",
+     "pq.write_table(t, p)", "os.open(p, os.O_RDWR | os.O_CREAT)", "json.dump(x, open(p))", "net.save_pretrained(p)",
+     "from x import write_text\nwrite_text(p, t)"],
+)  # fmt: skip
+def test_what_writes_is_found(code: str) -> None:
+    assert what_writes(code)
+
+
+def test_what_does_not_write_is_not() -> None:
+    code = """
+from advflyp.files import move, write_text
+open(p), open(p, "rb"), open(p, encoding="utf-8"), tar.extractfile("w"), os.open(p, os.O_RDONLY)
+text.replace("a", "b"), dataclasses.replace(cell, n=1), replace(cell, n=1), model.copy(), copy.copy(x)
+image.save(stream, "png"), write_text(p, text), move(a, b), file.truncate(0), tarfile.open(fileobj=f, mode="w")
+"""
+    assert not what_writes(code)

@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from advflyp.errors import naming
+
 DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 # Of a name, so that a draft's is no longer than a file system takes.
 LETTERS = 50
@@ -53,7 +55,7 @@ def write_atomically(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]
     """
     path = path.resolve()
     _make(path.parent)
-    with draft_file(path.parent, path.name) as file:
+    with naming(path), draft_file(path.parent, path.name) as file:
         yield file
         publish(file, path, replace=replace)
 
@@ -118,9 +120,10 @@ def draft_folder(folder: Path) -> Iterator[Path]:
     recover_folder(folder)
     while True:
         work = _draft_name(near, folder.name)
-        # None where another process has just taken it for abandoned.
-        if lock := try_open_locked(work / "lock"):
-            break
+        with _called(folder):
+            lock = try_open_locked(work / "lock")
+        if lock is not None:
+            break  # else another process has just taken it for abandoned
     with lock:
         try:
             draft = work / folder.name
@@ -306,12 +309,23 @@ def _draft_name(folder: Path, name: str) -> Path:
 def _new_draft(folder: Path, name: str) -> IO[bytes]:
     while True:
         path = _draft_name(folder, name)
-        file = open(path, "x+b")  # noqa: SIM115, the caller closes it
+        with _called(folder / name):
+            file = open(path, "x+b")  # noqa: SIM115, the caller closes it
         # Another process may have taken it for abandoned before it was locked.
         if _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(file, path):
             return file
         file.close()
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _called(path: Path) -> Iterator[None]:
+    """Errors name what a user knows, not its draft."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def _remove_abandoned(folder: Path, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from advflyp.errors import naming
 from advflyp.files import open_locked
 
 # Before each record: its length in bytes and its CRC-32.
@@ -57,7 +58,7 @@ class Journal:
         stream = io.BytesIO()
         np.savez(stream, **arrays)
         data = stream.getvalue()
-        with open_locked(self.path) as file:
+        with naming(self.path), open_locked(self.path) as file:
             if self._end is None:
                 self._end = _end(file, 0)
             elif file.seek(0, os.SEEK_END) < self._end:

@@ -9,6 +9,7 @@ from typing import IO, Any, TypeVar
 from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 from advflyp.documents import parse_json
+from advflyp.errors import naming
 from advflyp.files import open_locked
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ BEGINNING = b'{"model": "'
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Add one line to a JSON-lines file, made if it is not there; several processes may do so at once."""
-    with open_locked(path) as file:
+    with naming(path), open_locked(path) as file:
         end = _end_of_lines(file)
         file.seek(end)
         rest = file.read()
