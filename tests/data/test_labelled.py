@@ -355,12 +355,16 @@ def test_class_names_as_windows_writes_them(tmp_path: Path) -> None:
         load_set(str(tmp_path / "broken"))
 
 
-def test_templates_with_other_braces(tmp_path: Path, tiny: CLIP) -> None:
+def test_templates_with_other_braces(tmp_path: Path) -> None:
     tree(tmp_path, {"cat": "cat", "dog": "dog"}, each=1)
     put_text(tmp_path / "zeroshot_classification_templates.txt", '{"a": "b"} photo of {c}')
-    labelled = load_set(str(tmp_path))
-    assert fill(labelled.templates[0], "{x}") == '{"a": "b"} photo of {x}'
-    assert class_embeddings(tiny, labelled.classes, labelled.templates).shape == (2, 24)
+    with pytest.raises(ValueError, match="must hold {} once and no other braces"):
+        load_set(str(tmp_path))
+
+
+def test_class_names_with_braces(tmp_path: Path, tiny: CLIP) -> None:
+    assert fill("a photo of {}.", "{x}") == "a photo of {x}."
+    assert class_embeddings(tiny, ["{x}", "{}"], ["a photo of {}."]).shape == (2, 24)
 
 
 def test_class_folders_with_links_and_clutter(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every set of the table from a small copy in the layout of the real one."""
 
+import json
 import pickle
 import random
 from collections import Counter
@@ -235,6 +236,32 @@ def test_tiny_imagenet_holds_out_a_tenth_of_its_training_part(root: Path) -> Non
     assert heldout.key(0).startswith("n90000000/images/x_")
 
 
+def test_tiny_imagenet_has_the_published_part_too(root: Path) -> None:
+    BUILDERS["tiny-imagenet"](root)
+    folder = root / "tiny-imagenet-200"
+    wnids = sorted((folder / "wnids.txt").read_text().split())
+    with pytest.raises(
+        ValueError, match=r"the list is tinyimagenet_refined_labels.json of AdvFLYP's release"
+    ):
+        load_set("tiny-imagenet@advflyp")
+    path = folder / "tinyimagenet_refined_labels.json"
+    entries = {wnid: {"clean_name": "x", "eval_files": ["x_3.JPEG", "x_10.JPEG"]} for wnid in wnids}
+    path.write_text(json.dumps(entries))
+    listed, rest = load_set("tiny-imagenet@advflyp"), load_set("tiny-imagenet@advflyp-train")
+    assert [listed.key(i) for i in (0, 1)] == [f"{wnids[0]}/images/x_10.JPEG", f"{wnids[0]}/images/x_3.JPEG"]
+    assert len(listed) == 400 and set(Counter(listed.labels.tolist()).values()) == {2}
+    assert len(rest) == 1600 and not set(contents(listed)) & set(contents(rest))
+    assert listed.classes == rest.classes == load_set("tiny-imagenet").classes
+    opened = load_set.__globals__["_load"].__wrapped__
+    path.write_text(json.dumps({**entries, wnids[7]: {"eval_files": ["x_11.JPEG"]}}))
+    with pytest.raises(ValueError, match=f"names {wnids[7]}/images/x_11.JPEG, which is not below"):
+        opened("tiny-imagenet@advflyp", root)
+    for broken, message in (("[1]", "must hold"), ("{}", "names no image"), ("{", "is not JSON")):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            opened("tiny-imagenet@advflyp", root)
+
+
 def test_sun397_has_the_authors_partition_too(root: Path) -> None:
     expected = BUILDERS["sun397"](root)
     test, train = load_set("sun397@test"), load_set("sun397@train")
@@ -306,6 +333,23 @@ def test_webdataset_copies(name: str, folder: str, split: str, root: Path) -> No
         load_set.__globals__["_load"].__wrapped__(labelled.name, root)
 
 
+def test_a_webdataset_by_choice_has_its_own_prompts(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"fetch CLIP benchmark's copy .*`advflyp data fetch --wds food101`"):
+        load_set("food101", source="webdataset")
+    BUILDERS["food101"](root)
+    webdataset(root / "wds_food101", (3,), ["a", "b"])
+    assert load_set("food101").info["read_from"] == "files"
+    copy = load_set("food101", source="webdataset")
+    assert (copy.info["read_from"], copy.classes, copy.own_names) == ("webdataset", ["a", "b"], None)
+    assert copy.templates == ["a photo of a {}.", "a photo of the {}."]
+    with pytest.raises(ValueError, match="CLIP benchmark has no copy of it; it has eurosat@vtab"):
+        load_set("eurosat", source="webdataset")
+    webdataset(root / "wds_food101", (3,), ["a", "b"])
+    (root / "wds_food101" / "zeroshot_classification_templates.txt").unlink()
+    with pytest.raises(ValueError, match="lacks zeroshot_classification_templates.txt"):
+        load_set.__globals__["_load"].__wrapped__("food101", root, "webdataset")
+
+
 def test_the_webdataset_of_objectnet_is_cropped_too(root: Path) -> None:
     webdataset(root / "wds_objectnet", (3,), ["a", "b"], border=2)
     assert load_set("objectnet").pictures[0][0].size == (4, 4)
@@ -316,7 +360,7 @@ def test_templates() -> None:
     assert load_set("mini/food", "openai").prompt == "OpenAI's 80 ImageNet templates"
     assert load_set("mini/food", ["a {}", "the {}"]).prompt == "a {} | the {}"
     assert load_set("mini/food", "one {}").templates == ["one {}"]
-    for bad in ("no place", "{} and {}"):
+    for bad in ("no place", "{} and {}", "a {c}.", "a {0}", "a {} in {c}", "a {} {", "a {}}", "{{}}"):
         with pytest.raises(ValueError, match="must hold {} once"):
             load_set("mini/food", bad)
     with pytest.raises(ValueError, match="at least one prompt template"):

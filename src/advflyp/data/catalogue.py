@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from advflyp.config import check_there, nearest_path, suggest
 from advflyp.data.mini import ON_DEMAND, PROXY, full_corpus_folder, mini_sets
@@ -15,7 +15,8 @@ from advflyp.data.prompts import PHOTO, RENDERING, SKETCH
 from advflyp.own import is_own
 
 if TYPE_CHECKING:
-    from advflyp.data.readers import Opened, Reader
+    from advflyp.data.pictures import Pictures
+    from advflyp.data.readers import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Entry:
 
 
 TEST = {"test": "test"}
+# The list of AdvFLYP's release, {wnid: {"eval_files": ["n01443537_266.JPEG", …], …}, …}: 50 files of each class.
+PUBLISHED_LIST = "tinyimagenet_refined_labels.json"
 OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 NO_LICENCE = "none stated"
 IMAGENET_TERMS = "non-commercial research (ImageNet's terms)"
@@ -182,7 +185,8 @@ TABLE: dict[str, Entry] = {
         home="https://objectnet.dev", licence="CC BY 4.0, never to be trained on",
     ),
     "tiny-imagenet": Entry(
-        title="TinyImageNet", domain="objects", n=10_000, k=200, splits=("val", "heldout", "train"),
+        title="TinyImageNet", domain="objects", n=10_000, k=200,
+        splits=("val", "heldout", "train", "advflyp", "advflyp-train"),
         places=("tiny-imagenet-200", "tiny-imagenet/tiny-imagenet-200"), read="imagenet.tiny_imagenet",
         archive=("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
         home="http://cs231n.stanford.edu", licence=IMAGENET_TERMS,
@@ -281,11 +285,17 @@ def data_folder() -> Path:
     return Path(chosen).expanduser() if chosen else full_corpus_folder().with_name("sets")
 
 
-def locate(name: str) -> tuple[Path, bool] | None:
-    """The folder of a canonical name's split and whether it is a webdataset; None where it is not there."""
+Source = Literal["any", "webdataset"]
+
+
+def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
+    """The folder of a canonical name's split and whether it is a webdataset; None where it is not there.
+
+    source: "any": the authors' files, or else the webdataset
+    """
     base, entry, split = parts(name)
     root = data_folder()
-    if split in entry.splits:
+    if source == "any" and split in entry.splits:
         for place in entry.places:
             if (root / place).is_dir() and not (root / place / "test" / "nshards.txt").is_file():
                 return root / place, False
@@ -301,17 +311,31 @@ def _reader(name: str) -> "Reader":
     return getattr(import_module(f"advflyp.data.{module}"), function)
 
 
-def open_set(name: str) -> "tuple[Opened, bool]":
-    """Pictures and class names of a canonical name, and whether they come from its webdataset.
+@dataclass(frozen=True, kw_only=True)
+class OpenedSet:
+    """A set of the table as it lies on this machine.
+
+    names:     of the classes, as the files write them
+    templates: the prompts that a webdataset brings along, with "{}"; none with the authors' files
+    """
+
+    pictures: "Pictures"
+    names: list[str]
+    is_webdataset: bool
+    templates: list[str] | None = None
+
+
+def open_set(name: str, source: Source = "any") -> OpenedSet:
+    """The images and class names of a canonical name.
 
     ValueError where they are not on this machine or something is missing.
     """
-    from advflyp.data.folders import folder_shards, read_shards
+    from advflyp.data.folders import folder_shards, own_templates, read_shards
 
     _, entry, split = parts(name)
-    found = locate(name)
+    found = locate(name, source)
     if found is None:
-        raise ValueError(f"{name} is not on this machine: {how_to_get(name)}")
+        raise ValueError(f"{name} is not on this machine: {how_to_get(name, source)}")
     folder, is_wds = found
     try:
         opened = (
@@ -319,28 +343,44 @@ def open_set(name: str) -> "tuple[Opened, bool]":
         )
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
+    pictures, names = opened
     if not entry.upright:
-        opened[0].ignore_orientation()
+        pictures.ignore_orientation()
     if is_wds:
-        return opened, True
-    if len(opened[1]) != entry.k and not (entry.title == "ObjectNet" and split == "all"):
-        raise ValueError(
-            f"{name} has {entry.k} classes, but {folder} has {len(opened[1])}: {how_to_get(name)}"
-        )
-    return opened, False
+        templates = own_templates(folder) or own_templates(folder.parent)
+        return OpenedSet(pictures=pictures, names=names, is_webdataset=True, templates=templates)
+    if len(names) != entry.k and not (entry.title == "ObjectNet" and split == "all"):
+        raise ValueError(f"{name} has {entry.k} classes, but {folder} has {len(names)}: {how_to_get(name)}")
+    return OpenedSet(pictures=pictures, names=names, is_webdataset=False)
 
 
-def how_to_get(name: str) -> str:
+def how_to_get(name: str, source: Source = "any") -> str:
     """The end of a message: where the set belongs and how it comes there."""
     _, entry, split = parts(name)
+    if source == "webdataset":
+        if split not in entry.wds_splits:
+            return f"CLIP benchmark has no copy of it{_other_split(name)}"
+        return f"fetch CLIP benchmark's copy of it with `advflyp data fetch --wds {name}`"
+    if split.startswith("advflyp"):
+        return (
+            f"its images are those of tiny-imagenet, the list is {PUBLISHED_LIST} of AdvFLYP's release (folder "
+            f"ImageNet_files); put that file in {data_folder() / entry.places[0]}"
+        )
     if fetchable(name):
         folder = data_folder() / (entry.places[0] if split in entry.splits else entry.wds or "")
         return f"it belongs in {folder}; fetch it with `advflyp data fetch {name}`"
     return f"get it from {entry.home} and put it in {data_folder() / entry.places[0]} (see docs/sets.md)"
 
 
+def _other_split(name: str) -> str:
+    base, entry, _ = parts(name)
+    return f"; it has {base}@{next(iter(entry.wds_splits))}" if entry.wds_splits else ""
+
+
 def fetchable(name: str) -> bool:
     """Whether `advflyp data fetch` can download this split."""
     _, entry, split = parts(name)
+    if split.startswith("advflyp"):
+        return False  # the list has to be got by hand
     ours = split in entry.splits and (entry.torchvision is not None or entry.archive is not None)
     return ours or split in entry.wds_splits

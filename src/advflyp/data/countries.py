@@ -37,6 +37,22 @@ VI US Virgin Islands; VN Vietnam; VU Vanuatu; WF Wallis and Futuna; WS Samoa; XK
 ZA South Africa; ZM Zambia; ZW Zimbabwe
 """
 
-COUNTRIES: dict[str, str] = {
-    entry.split(maxsplit=1)[0]: " ".join(entry.split()[1:]) for entry in NAMES.split(";")
-}
+# The standard's own names, as pycountry has them, where they are others.
+ISO = """
+BN Brunei Darussalam; BO Bolivia, Plurinational State of; CC Cocos (Keeling) Islands;
+CD Congo, The Democratic Republic of the; CG Congo; CV Cabo Verde; CZ Czechia; FK Falkland Islands (Malvinas);
+FM Micronesia, Federated States of; IR Iran, Islamic Republic of; KP Korea, Democratic People's Republic of;
+KR Korea, Republic of; LA Lao People's Democratic Republic; MD Moldova, Republic of; MF Saint Martin (French part);
+MO Macao; PS Palestine, State of; RU Russian Federation; SH Saint Helena, Ascension and Tristan da Cunha;
+ST Sao Tome and Principe; SX Sint Maarten (Dutch part); SY Syrian Arab Republic; TR Türkiye;
+TW Taiwan, Province of China; TZ Tanzania, United Republic of; VA Holy See (Vatican City State);
+VE Venezuela, Bolivarian Republic of; VG Virgin Islands, British; VI Virgin Islands, U.S.; VN Viet Nam
+"""
+
+
+def _by_code(names: str) -> dict[str, str]:
+    return {entry.split(maxsplit=1)[0]: " ".join(entry.split()[1:]) for entry in names.split(";")}
+
+
+COUNTRIES: dict[str, str] = _by_code(NAMES)
+ISO_NAMES: dict[str, str] = COUNTRIES | _by_code(ISO)

@@ -11,6 +11,7 @@ from advflyp.data.catalogue import (
     GROUPS,
     TABLE,
     Entry,
+    Source,
     canonical,
     data_folder,
     fetchable,
@@ -36,17 +37,14 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
             say(f"{name}: {len(load_set(name)):,} pictures, nothing to fetch")
             continue
         _, entry, split = parts(name)
-        if locate(name) is None:
+        source: Source = "webdataset" if wds and split in entry.wds_splits else "any"
+        if locate(name, source) is None:
             if not fetchable(name):
                 raise ValueError(f"{name} cannot be downloaded: {how_to_get(name)}")
             say(f"{name}: downloading; licence: {entry.licence}; {entry.home}")
             data_folder().mkdir(parents=True, exist_ok=True)
             try:
-                if (
-                    split in entry.splits
-                    and (entry.torchvision or entry.archive)
-                    and not (wds and split in entry.wds_splits)
-                ):
+                if split in entry.splits and (entry.torchvision or entry.archive) and source == "any":
                     _fetch_files(entry, data_folder())
                 else:
                     _fetch_wds(entry, split, data_folder())
@@ -58,7 +56,7 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
             except (OSError, RuntimeError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
-        labelled = load_set(name)
+        labelled = load_set(name, source=source)
         count = f"{len(labelled):,} pictures, {len(labelled.classes)} classes"
         if split == entry.splits[0] and len(labelled) != entry.n:
             count += f" (published: {entry.n:,} pictures)"

@@ -11,11 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.config import nearest_path
-from advflyp.data.catalogue import canonical, data_folder, open_set, parts
+from advflyp.data.catalogue import Source, canonical, data_folder, open_set, parts
 from advflyp.data.catalogue import set_names as set_names
+from advflyp.data.classnames import IMAGENET, OURS
 from advflyp.data.dirt import Unusable
 from advflyp.data.embedded import mini_set
-from advflyp.data.folders import SPLITS, has_shards, own_shards, own_templates, read_folder, read_shards
+from advflyp.data.folders import (
+    SPLITS,
+    TEMPLATES,
+    has_shards,
+    own_shards,
+    own_templates,
+    read_folder,
+    read_shards,
+)
+from advflyp.data.imagenet import names_by_wnid
 from advflyp.data.images import UNREADABLE, as_rgb
 from advflyp.data.mini import mini_sets as mini_sets
 from advflyp.data.pictures import Pictures, balanced
@@ -25,6 +35,7 @@ from advflyp.own import is_own, own
 
 # A set with more unreadable pictures than this is not the set its name promises.
 TOLERATED = 0.01
+IMAGENET_CLASSES = 1000
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -40,6 +51,7 @@ class LabelledSet:
     pictures:   (PIL image, class index); a list, or `Pictures`, which decodes them when they are asked for
     info:       domain, source, licence, in_proxy (whether the labelled proxy set covers the classes)
     unreadable: pictures that `batches` left out: {key: reason}
+    own_names:  the classes as the authors' files write them, for the rules of `classnames.py`; None where not known
     ValueError where there is nothing to tell apart: no picture, or fewer than two classes.
     """
 
@@ -50,6 +62,7 @@ class LabelledSet:
     pictures: Sequence[tuple[Image.Image, int]]
     info: dict[str, Any]
     unreadable: dict[str, str] = field(default_factory=dict)
+    own_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -156,42 +169,60 @@ def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
     return places, torch.stack([image for _, image in part]), labels[places]
 
 
-def load_set(name: str, templates: str | Sequence[str] | None = None) -> LabelledSet:
+def load_set(
+    name: str, templates: str | Sequence[str] | None = None, *, source: Source = "any"
+) -> LabelledSet:
     """The set called `name`; of the sets that are not embedded only labels and names are read.
 
     name:      one of the table, NAME or NAME@SPLIT; "mini/food"; a path, see `docs/sets.md`
     templates: other prompts than the set's: "openai" (80 templates), one template or several
+    source:    of a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
+               copy with the prompts that it brings along
     ValueError where it does not exist, is not on this machine, or is damaged.
     """
     names = set_names([name])
     if len(names) > 1:
         raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
-    labelled = _load(names[0], data_folder())
+    labelled = _load(names[0], data_folder(), source)
     return labelled if templates is None else replace(labelled, templates=choose_templates(templates))
 
 
 @cache
-def _load(name: str, root: Path) -> LabelledSet:
+def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
     """`root` only tells apart what is cached."""
     if name.startswith("mini/"):
         return LabelledSet(**mini_set(name))
     if canonical(name) is None:
         return _own_set(name)
-    (pictures, classes), is_wds = open_set(name)
-    _, entry, split = parts(name)
+    opened = open_set(name, source)
+    base, entry, split = parts(name)
+    own_names, classes, templates = opened.names, opened.names, [entry.prompt]
+    if not opened.is_webdataset:
+        classes = [OURS[base](own) for own in own_names]
+    elif base in IMAGENET and len(classes) == IMAGENET_CLASSES:
+        own_names = list(names_by_wnid())
+    else:
+        own_names = None
+    if source == "webdataset":
+        if opened.templates is None:
+            raise ValueError(
+                f"the webdataset of {name} lacks {TEMPLATES}; fetch it again with `advflyp data fetch --wds {name}`"
+            )
+        templates = choose_templates(opened.templates)
     return LabelledSet(
         name=name,
         split=split,
         classes=classes,
-        templates=[entry.prompt],
-        pictures=pictures,
+        templates=templates,
+        pictures=opened.pictures,
+        own_names=own_names,
         info={
             "domain": entry.domain,
             "source": entry.home,
             "licence": entry.licence,
             "in_proxy": False,
             "published": entry.n if split == entry.splits[0] else None,
-            "read_from": "webdataset" if is_wds else "files",
+            "read_from": "webdataset" if opened.is_webdataset else "files",
         },
     )
 

@@ -55,9 +55,11 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     if not templates:
         raise ValueError(f'name at least one prompt template, for example "{PHOTO}"')
     for template in templates:
-        if template.count("{}") != 1:
+        before, slot, after = template.partition("{}")
+        if not slot or set("{}") & set(before + after):
             raise ValueError(
-                f"the prompt '{template}' must hold {{}} once, where the class name goes, for example \"{PHOTO}\""
+                f"the prompt '{template}' must hold {{}} once and no other braces: {{}} is where the class name goes, "
+                f'for example "{PHOTO}"'
             )
     return templates
 

@@ -1,7 +1,8 @@
 """The paper's 14 sets as their authors' archives unpack, which is how torchvision keeps them too.
 
-Each reader takes the set's folder and a split and gives (pictures, class names). Nothing is decoded, and a missing
-file is a FileNotFoundError. The order is that of the authors' lists, else that of the sorted paths.
+Each reader takes the set's folder and a split and gives (pictures, class names as the authors' files write them).
+Nothing is decoded, and a missing file is a FileNotFoundError. The order is that of the authors' lists, else that of
+the sorted paths.
 """
 
 import pickle
@@ -12,10 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from advflyp.config import convert
-from advflyp.data.countries import COUNTRIES
 from advflyp.data.folders import class_files, class_folders, read_lines
 from advflyp.data.pictures import Arrays, Files, Pictures, held_out
-from advflyp.data.prompts import CALTECH101, EUROSAT, words
 from advflyp.documents import read_json
 
 Opened = tuple[Pictures, list[str]]
@@ -39,7 +38,7 @@ def cifar(folder: Path, split: str) -> Opened:
         labels += content["fine_labels" if "fine_labels" in content else "labels"]
     meta = _unpickle(folder / names)
     classes = meta["fine_label_names" if "fine_label_names" in meta else "label_names"]
-    return Arrays(np.concatenate(pixels), labels), [words(name) for name in classes]
+    return Arrays(np.concatenate(pixels), labels), list(classes)
 
 
 class _Arrays(pickle.Unpickler):
@@ -78,7 +77,7 @@ def caltech101(folder: Path, split: str) -> Opened:
     """101_ObjectCategories without its background pictures, which are no class."""
     folders = [name for name in class_folders(folder) if name != "BACKGROUND_Google"]
     pictures = class_files(folder, folders)
-    return _seeded(pictures, split), [CALTECH101.get(name, words(name).lower()) for name in folders]
+    return _seeded(pictures, split), folders
 
 
 def caltech256(folder: Path, split: str) -> Opened:
@@ -88,9 +87,7 @@ def caltech256(folder: Path, split: str) -> Opened:
     # 056.dog holds a folder of a user's own, greg/, which belongs to no class.
     own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
     pictures = Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist())
-    # "003.backpack", "251.airplanes-101"
-    names = [words(name.split(".", 1)[1].removesuffix("-101").replace("-", " ")) for name in folders]
-    return _seeded(pictures, split), names
+    return _seeded(pictures, split), folders
 
 
 def oxford_pets(folder: Path, split: str) -> Opened:
@@ -99,7 +96,7 @@ def oxford_pets(folder: Path, split: str) -> Opened:
     names = {int(row[1]) - 1: row[0].rsplit("_", 1)[0] for row in rows}
     return (
         Files(folder, [f"images/{row[0]}.jpg" for row in rows], [int(row[1]) - 1 for row in rows]),
-        [words(names[label]).title() for label in sorted(names)],
+        [names[label] for label in sorted(names)],
     )
 
 
@@ -117,7 +114,7 @@ def flowers102(folder: Path, split: str) -> Opened:
             [f"jpg/image_{number:05d}.jpg" for number in numbers],
             [labels[number - 1] - 1 for number in numbers],
         ),
-        [name.rstrip("?") for name in Flowers102.classes],
+        list(Flowers102.classes),
     )
 
 
@@ -130,7 +127,7 @@ def food101(folder: Path, split: str) -> Opened:
     rows = [(path, index[name]) for name, paths in lists.items() for path in paths]
     return (
         Files(folder, [f"images/{path}.jpg" for path, _ in rows], [label for _, label in rows]),
-        [words(name) for name in classes],
+        classes,
     )
 
 
@@ -148,7 +145,7 @@ def stanford_cars(folder: Path, split: str) -> Opened:
 def sun397(folder: Path, split: str) -> Opened:
     """ClassName.txt: lines "/a/abbey"; test and train are the authors' first partition."""
     classes = [line.lstrip("/") for line in read_lines(folder / "ClassName.txt")]
-    names = [words(name.split("/", 1)[1]) for name in classes]
+    names = [name.split("/", 1)[1] for name in classes]
     if split == "all":
         whole = class_files(folder, classes)
         # a/apartment_building/outdoor is a class below a/apartment_building, which is none; but take no chances.
@@ -163,7 +160,7 @@ def sun397(folder: Path, split: str) -> Opened:
 def country211(folder: Path, split: str) -> Opened:
     """test/AD/….jpg: folders are country codes."""
     codes = class_folders(folder / split)
-    return class_files(folder / split, codes), [COUNTRIES.get(code, code) for code in codes]
+    return class_files(folder / split, codes), codes
 
 
 def fgvc_aircraft(folder: Path, split: str) -> Opened:
@@ -178,7 +175,7 @@ def fgvc_aircraft(folder: Path, split: str) -> Opened:
 def eurosat(folder: Path, split: str) -> Opened:
     """2750/AnnualCrop/AnnualCrop_1.jpg, RGB, 64×64."""
     folders = class_folders(folder)
-    return _seeded(class_files(folder, folders), split), [EUROSAT.get(name, words(name)) for name in folders]
+    return _seeded(class_files(folder, folders), split), folders
 
 
 def dtd(folder: Path, split: str) -> Opened:
@@ -187,7 +184,7 @@ def dtd(folder: Path, split: str) -> Opened:
     classes = sorted({path.split("/")[0] for path in paths})
     index = {name: label for label, name in enumerate(classes)}
     labels = [index[path.split("/")[0]] for path in paths]
-    return Files(folder, [f"images/{path}" for path in paths], labels), [words(name) for name in classes]
+    return Files(folder, [f"images/{path}" for path in paths], labels), classes
 
 
 def _seeded(pictures: Pictures, split: str) -> Pictures:
