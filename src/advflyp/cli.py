@@ -18,6 +18,7 @@ from advflyp.cli_models import Export, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.data.catalogue import set_names
+from advflyp.data.prompts import choose_templates
 from advflyp.errors import RunError, refusal
 from advflyp.terminal import nobody_reads, prepare_streams, say
 
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     import torch
 
     from advflyp.console import SafeConsole
+    from advflyp.evaluation.protocols import Protocol
     from advflyp.model.precision import Precision
+
+# `evaluation.protocols.PROTOCOLS`, which takes torch to import.
+ProtocolName = Literal[
+    "advflyp", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "robustvlm", "clip-benchmark"
+]  # fmt: skip
 
 
 @dataclass
@@ -121,26 +128,39 @@ class Eval:
     model: Annotated[str, Arg("MODEL", positional=True)]
     """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
     finetuned from, such as fare.pt@ViT-L-14/openai."""
-    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ("mini",)
-    """Labelled sets, groups of sets or paths; `advflyp data sets` lists them."""
-    attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
+    protocol: Annotated[ProtocolName | None, Arg("NAME")] = None
+    """How a published number was measured: class names, prompts, pixels, what "autoattack" means, and the defaults of
+    --sets, --attacks, --eps, --norm, --limit and --precision. `advflyp protocols` lists them (default: advflyp, on the
+    mini sets)."""
+    sets: Annotated[tuple[str, ...] | None, Arg("DATASET")] = None
+    """Labelled sets, groups of sets or paths; `advflyp data sets` lists them (default: those of --protocol, else
+    mini)."""
+    attacks: Annotated[tuple[str, ...] | None, Arg("ATTACK")] = None
     """clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of
-    AutoAttack such as apgd-ce+square."""
-    eps: tuple[str, ...] = ("1/255",)
-    """Radii in pixels of [0, 1], for example 1/255 4/255."""
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the threat model."""
+    AutoAttack such as apgd-ce+square (default: those of --protocol, else clean pgd10)."""
+    eps: tuple[str, ...] | None = None
+    """Radii in pixels of [0, 1], for example 1/255 4/255 (default: those of --protocol, else 1/255)."""
+    norm: Literal["linf", "l2"] | None = None
+    """Norm of the threat model (default: that of --protocol, else linf)."""
     limit: int | None = None
-    """Only so many images of each set, its classes evenly represented."""
+    """Only so many images of each set, its classes evenly represented (default: that of --protocol, else all)."""
+    templates: Annotated[tuple[str, ...] | None, Arg("PROMPT", commas=False)] = None
+    """Prompts in place of the sets' own, each with one {} for the class name; or openai, OpenAI's 80 for ImageNet."""
+    classnames: Annotated[Path | None, Arg("FILE", input="there is no file")] = None
+    """Class names in place of the set's own: one a line, or a JSON list, in the order of the labels."""
+    resize: int | None = None
+    """The shorter side of images, in pixels, before the centre crop to the model's input."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Of the resizing."""
     sanity: bool = False
     """Check every attacked result for masked gradients."""
     out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """JSON-lines file; cells it already holds are not computed again, an interrupted one is continued."""
     batch_size: int = 128
     """Images at a time."""
-    precision: str = "auto"
+    precision: str | None = None
     """Precision of the attack's search: fp32, bf16, or auto: bf16 where the device is faster in it. Adversarial images
-    are always judged in fp32."""
+    are always judged in fp32 (default: that of --protocol, else auto)."""
     compile: bool = False
     """Run the image tower through torch.compile."""
     device: str = "auto"
@@ -149,24 +169,34 @@ class Eval:
     """Of the attacks and of --limit."""
 
     def run(self) -> None:
-        radii = _asked(self.attacks, self.eps, self.norm)
-        set_names(list(self.sets))
+        radii = _asked(self.attacks or (), self.eps or (), self.norm or "linf")
+        set_names(list(self.sets or ()))
+        if self.templates is not None:
+            choose_templates(self.templates)
+        from advflyp.data.folders import read_names
         from advflyp.distributed import is_first
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import EvaluationProgress, results_table, verdicts
 
+        protocol = _protocol(self.protocol).changed(
+            templates=self.templates,
+            classnames=None if self.classnames is None else read_names(self.classnames),
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
         console = _console()
-        precision = _precision(self.precision, self.device, console)
+        precision = _precision(self.precision or protocol.precision, self.device, console)
         with EvaluationProgress(console) as progress:
             cells = evaluate(
                 self.model,
-                self.sets,
-                self.attacks,
-                radii,
+                self.sets or protocol.sets,
+                self.attacks or protocol.attacks,
+                radii or protocol.eps,
                 out=self.out,
-                norm=self.norm,
-                limit=self.limit,
+                norm=self.norm or protocol.norm,
+                limit=self.limit or protocol.limit,
+                protocol=protocol,
                 batch_size=self.batch_size,
                 precision=precision,
                 compile=self.compile,
@@ -304,12 +334,13 @@ class Interpolate:
     """A run folder, for example."""
     alphas: Annotated[tuple[float, ...], Arg("ALPHA")] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
     """Shares of the robust weights: 0 is the original."""
-    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ("mini",)
+    protocol: Annotated[ProtocolName | None, Arg("NAME")] = None
     """As in `advflyp eval`, and so are the following."""
-    attacks: Annotated[tuple[str, ...], Arg("ATTACK")] = ("clean", "pgd10")
-    eps: tuple[str, ...] = ("1/255",)
-    limit: int | None = None
-    precision: str = "auto"
+    sets: Annotated[tuple[str, ...] | None, Arg("DATASET")] = None
+    attacks: Annotated[tuple[str, ...] | None, Arg("ATTACK")] = None
+    eps: tuple[str, ...] | None = None
+    limit: Annotated[int | None, Arg(least=0)] = None
+    precision: str | None = None
     device: str = "auto"
     out: Annotated[Path | None, Arg("FILE", output="file")] = None
     """JSON-lines file for the results; `advflyp report` draws the curve from it."""
@@ -317,8 +348,8 @@ class Interpolate:
     """Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing."""
 
     def run(self) -> None:
-        radii = _asked(self.attacks, self.eps, "linf")
-        set_names(list(self.sets))
+        radii = _asked(self.attacks or (), self.eps or (), "linf")
+        set_names(list(self.sets or ()))
         alphas = [*self.alphas, *([] if self.save is None else [self.save[0]])]
         if wrong := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
             raise ValueError(
@@ -335,7 +366,9 @@ class Interpolate:
 
         device = pick_device(self.device)
         console = _console()
-        precision = _precision(self.precision, device, console)
+        protocol = _protocol(self.protocol)
+        precision = _precision(self.precision or protocol.precision, device, console)
+        sets = self.sets or protocol.sets
         original, robust = load_model(self.original, device=device), load_model(self.robust, device=device)
         if self.save is not None:
             alpha, folder = self.save
@@ -350,10 +383,11 @@ class Interpolate:
             list(dict.fromkeys(self.alphas)),
             name=Path(self.robust).name,
             out=self.out,
-            sets=self.sets,
-            attacks=self.attacks,
-            eps=radii,
-            limit=self.limit,
+            sets=sets,
+            attacks=self.attacks or protocol.attacks,
+            eps=radii or protocol.eps,
+            limit=self.limit or protocol.limit,
+            protocol=protocol,
             precision=precision,
             progress=lambda cell: pulse.say(lambda: f"{cell.model}: {cell.set} {cell.attack} is done"),
         )
@@ -429,6 +463,23 @@ class Recipes:
 
 
 @dataclass
+class Protocols:
+    """List how published numbers were measured, for `advflyp eval --protocol`, or show everything of one."""
+
+    name: Annotated[ProtocolName | None, Arg("NAME", positional=True)] = None
+    """Show everything of this one."""
+
+    def run(self) -> None:
+        from advflyp.report.console import as_rich
+        from advflyp.report.protocols import describe, protocols_table
+
+        if self.name is None:
+            _console().print(as_rich(protocols_table()))
+        else:
+            say(*describe(_protocol(self.name)))
+
+
+@dataclass
 class Env:
     """Print what a bug report needs: versions, processor, GPUs, the precision that auto chooses, threads, system."""
 
@@ -448,6 +499,7 @@ CLI = Group(
         "recipes": Recipes,
         "watch": Watch,
         "eval": Eval,
+        "protocols": Protocols,
         "compare": Compare,
         "retrieval": Retrieval,
         "report": Report,
@@ -585,6 +637,13 @@ def _asked(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]
                 f"--eps is in pixels of [0, 1], write {value:g}/255 for grey levels, not {value:g}"
             )
     return radii
+
+
+def _protocol(name: "ProtocolName | None") -> "Protocol":
+    """The protocol of a name; without one ours, on the mini sets."""
+    from advflyp.evaluation.protocols import QUICK, find_protocol
+
+    return QUICK if name is None else find_protocol(name)
 
 
 def _precision(asked: str, device: "str | torch.device", console: "SafeConsole") -> "Precision":

@@ -12,7 +12,7 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
 KNOWN = (
     "clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of "
-    "AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square)"
+    "AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square; apgd-cex5: five restarts)"
 )
 
 
@@ -33,9 +33,12 @@ def read_attack_name(name: str) -> dict[str, Any]:
         return {"name": plain, "kind": "autoattack", "members": STANDARD if plain == "autoattack" else RAND}
     if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
         return {"name": plain, "kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
-    members = tuple(plain.split("+"))
+    found = [re.fullmatch(r"(.+?)(?:x([1-9]\d{0,2}))?", part) for part in plain.split("+")]
+    members = tuple(match[1] if match else "" for match in found)
     if all(member in MEMBERS for member in members):
-        return {"name": plain, "kind": "autoattack", "members": members}
+        # A restart is one more turn, for the images that still stand.
+        turns = [member for match in found if match for member in [match[1]] * int(match[2] or 1)]
+        return {"name": plain, "kind": "autoattack", "members": tuple(turns)}
     if len(members) > 1:
         wrong = next(member for member in members if member not in MEMBERS)
         raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")

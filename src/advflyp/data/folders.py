@@ -168,14 +168,17 @@ def has_shards(folder: Path) -> bool:
 
 def own_classes(folder: Path) -> list[str] | None:
     """The class names that a set brings along, if it does: lines of text, or a JSON list."""
-    text, listed = (folder / name for name in CLASS_NAMES)
-    if text.is_file():
-        return read_lines(text)
-    if not listed.is_file():
-        return None
-    names = read_json(listed)
+    found = (folder / name for name in CLASS_NAMES)
+    return next((read_names(path) for path in found if path.is_file()), None)
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names in the order of the labels: the lines of a text, or a JSON list; ValueError for another JSON."""
+    if path.suffix.lower() != ".json":
+        return read_lines(path)
+    names = read_json(path)
     if not isinstance(names, list) or not all(map(_is_name, names)):
-        raise ValueError(f"{listed} must be a list of class names, in the order of the labels")
+        raise ValueError(f"{path} must be a list of class names, in the order of the labels")
     return names
 
 

@@ -233,7 +233,7 @@ def _own_set(name: str) -> LabelledSet:
     Under the name it was called by.
     """
     if is_own(name) and not name.startswith(("folder:", "wds:")):
-        return _with_distinct_names(replace(own(name)(), name=name))
+        return with_distinct_names(replace(own(name)(), name=name))
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():
@@ -256,10 +256,10 @@ def _own_set(name: str) -> LabelledSet:
         pictures=pictures,
         info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
     )
-    return _with_distinct_names(labelled)
+    return with_distinct_names(labelled)
 
 
-def _with_distinct_names(labelled: LabelledSet) -> LabelledSet:
+def with_distinct_names(labelled: LabelledSet) -> LabelledSet:
     """The set; ValueError where two classes have one name, whose logits would tie on every picture."""
     first: dict[str, int] = {}
     for number, name in enumerate(labelled.classes):

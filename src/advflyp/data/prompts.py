@@ -49,7 +49,7 @@ def openai_templates() -> list[str]:
 
 def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     """ "openai" (80 templates), one template or several; ValueError for one without exactly one {}."""
-    if chosen == "openai":
+    if chosen == "openai" or list(chosen) == ["openai"]:
         return openai_templates()
     templates = [chosen] if isinstance(chosen, str) else list(chosen)
     if not templates:

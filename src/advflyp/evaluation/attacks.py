@@ -39,6 +39,7 @@ class Attack:
     autoattack          APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020)
     autoattack-rand     its variant for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients
     apgd-ce+square      some of AutoAttack's members, in this order; its name says which
+    apgd-cex5+apgd-t    a member with five restarts
     my_module:my_attack a function of one's own, see docs/extend.md
 
     kind:     what the name begins with;  steps, restarts: of fgsm, pgd and cw;  members: of AutoAttack
@@ -82,7 +83,11 @@ class Attack:
             source = inspect.getsource(inspect.getmodule(own(self.name)) or own(self.name))
             return {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
         if self.kind == "autoattack":
-            return {member: arguments(member, classes) for member in self.members}
+            turns = {member: self.members.count(member) for member in self.members}
+            return {
+                member: arguments(member, classes) | ({"restarts": count} if count > 1 else {})
+                for member, count in turns.items()
+            }
         return {
             "loss": LOSSES[self.kind][0],
             "steps": self.steps,

@@ -11,20 +11,35 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, predicted
 from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision, resolve
 from advflyp.model.zeroshot import class_embeddings, class_logits
+
+# A logit that no class ever has, and that no softmax notices: cosines times a scale of 100 or so.
+BARRED = -10_000.0
 
 
 class Classifier:
     """A model and K class names, encoded with their templates when the first image is classified.
 
     classes, templates: as in `class_embeddings`
+    pixels: what the images that it is given are; by default the model's input
+    repeated: classes that are never predicted, because an earlier one has the same name: without it both always tie
     """
 
-    def __init__(self, model: CLIP, classes: Sequence[str], templates: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: CLIP,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        pixels: Pixels | None = None,
+        repeated: Sequence[int] = (),
+    ) -> None:
         self.model = model
         self.classes, self.templates = classes, templates
+        self.pixels = pixels or Pixels()
+        self.repeated = list(repeated)
         self.logit_scale = model.logit_scale.detach()
 
     @cached_property
@@ -35,7 +50,11 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K)."""
-        return class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
+        images = self.pixels.to_input(images, self.model)
+        logits = class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
+        if self.repeated:
+            logits = logits.index_fill(1, torch.tensor(self.repeated, device=logits.device), BARRED)
+        return logits
 
     def victim(self, precision: Precision = "auto") -> Victim:
         """The classifier as attacks see it: searched in `precision`, judged in float32."""

@@ -11,11 +11,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from advflyp.config import suggest
-from advflyp.evaluation.results import Cell, read_cells
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, read_cells
 from advflyp.evaluation.samples import Samples, has_samples, read_samples
 
 # What two cells may differ in and still be compared; the reader is told.
-SETTINGS = ("prompt", "precision", "seed", "version")
+SETTINGS = ("protocol", "settings", "prompt", "precision", "seed", "version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Comparison:
 
     sets:          "set (split)"; several where the row is over sets
     attack, norm, eps: what the pictures went through, as in `Cell`
+    protocol:      that of both; "A / B" where no protocol is common to both, which `differing` says too
     n:             pictures both models were measured on;  n_a, n_b: all that each was measured on
     accuracy_a, accuracy_b: on the n pictures; over sets the mean of the sets' accuracies
     difference:    accuracy_b − accuracy_a
@@ -52,10 +53,13 @@ class Comparison:
     p: float
     p_holm: float
     differing: list[str]
+    protocol: str = DEFAULT_PROTOCOL
 
 
 def compare(a: str | Path, b: str | Path) -> list[Comparison]:
     """Every set × attack × ε that both have, and for each attack × ε of several sets a row over these last.
+
+    Protocols are apart: each that both have gives rows and means of its own.
 
     a, b: "results.jsonl", or "results.jsonl::MODEL" where a file holds several models
     ValueError where a model is not named or unknown, the two have no set and attack or no picture in common, what
@@ -71,9 +75,8 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
             f"{name_a} and {name_b} have no set with the same attack in common ({_contents(cells_a)}; "
             f"{_contents(cells_b)}); evaluate both with the same --sets, --attacks and --eps"
         )
-    groups: dict[tuple[str, str | None, float], list[Comparison]] = {}
-    for key in common:
-        cell_a, cell_b = _best_match(cells_a[key], cells_b[key])
+    groups: dict[tuple[str, str | None, float, str], list[Comparison]] = {}
+    for cell_a, cell_b in (pair for key in common for pair in _pairs(cells_a[key], cells_b[key])):
         right_a, right_b = _common_pictures(
             cell_a, read_samples(store_a, cell_a), cell_b, read_samples(store_b, cell_b)
         )
@@ -98,8 +101,9 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
             p=mcnemar(only_a, only_b),
             p_holm=1.0,
             differing=[name for name in SETTINGS if getattr(cell_a, name) != getattr(cell_b, name)],
+            protocol=" / ".join(dict.fromkeys((cell_a.protocol, cell_b.protocol))),
         )
-        groups.setdefault((row.attack, row.norm, row.eps), []).append(row)
+        groups.setdefault((row.attack, row.norm, row.eps, row.protocol), []).append(row)
     rows: list[Comparison] = []
     for group in groups.values():
         rows += group
@@ -214,6 +218,21 @@ def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
         compared = (cell.set, cell.split, cell.attack, cell.attack_args, cell.norm, cell.eps)
         by_key.setdefault(tuple(json.dumps(value, sort_keys=True) for value in compared), []).append(cell)
     return name, store, by_key
+
+
+def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
+    """For each protocol that both have the two to compare; where they have none in common, two of different ones."""
+    both = [
+        name
+        for name in dict.fromkeys(cell.protocol for cell in some)
+        if any(o.protocol == name for o in others)
+    ]
+    if not both:
+        return [_best_match(some, others)]
+    return [
+        _best_match(*([cell for cell in cells if cell.protocol == name] for cells in (some, others)))
+        for name in both
+    ]
 
 
 def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:

@@ -1,7 +1,7 @@
 """One model on one set: which images it classifies correctly, clean and after an attack."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier, for_use, stage_seed
 from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision
 
@@ -67,6 +68,7 @@ class Judge(Classifier):
     """A zero-shot classifier made of a model and a set's class names, and the set's pictures.
 
     limit, seed: a class-balanced subset of the set;  batch_size: images at a time
+    pixels: how images become what is perturbed;  repeated: as in `Classifier`
     ranks: the processes that share the images; each is told the outcome of all
     """
 
@@ -79,9 +81,12 @@ class Judge(Classifier):
         seed: int = 0,
         batch_size: int = 128,
         ranks: Ranks = ALONE,
+        pixels: Pixels | None = None,
+        repeated: Sequence[int] = (),
     ) -> None:
         self.index = torch.tensor(labelled.subset(limit, seed))
-        super().__init__(model, labelled.classes, labelled.templates)
+        super().__init__(model, labelled.classes, labelled.templates, pixels, repeated)
+        self.transform = self.pixels.transform(model)
         self.ranks = ranks
         self.labelled = labelled
         self.batch_size = batch_size
@@ -214,7 +219,7 @@ class _Run:
         read: set[int] = set()
         while True:
             try:
-                for positions, images, _ in labelled.batches(judge.model.preprocess, judge.batch_size, todo):
+                for positions, images, _ in labelled.batches(judge.transform, judge.batch_size, todo):
                     read.update(positions.tolist())
                     yield positions, images
                 return

@@ -20,12 +20,16 @@ OUTCOME = (
 # Of the arguments of an attack, those that a report computes with.
 SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
 
+DEFAULT_PROTOCOL = "advflyp"
+OF_PROTOCOL = ("protocol", "settings")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What was measured and everything needed to measure it again.
 
-    eps:        radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution
+    eps:        radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution, but
+                where `settings` has another one
     subset:     {"of": images in the set} or {"of", "limit", "seed"} for a class-balanced part of it
     n:          how many images were read and classified
     correct:    how many of them correctly
@@ -36,6 +40,9 @@ class Cell:
     sanity:     verdict of the checks for masked gradients, where they were asked for
     seen:       whether the model was finetuned on this data, as far as its card says
     precision_reason: why `precision` was chosen; empty where nothing was searched for
+    protocol:   the name of the protocol that it follows, with what the user changed in brackets
+    settings:   what the protocol changes of images and class names, as it was for this model and set: resize,
+                interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted)
     """
 
     model: str
@@ -61,10 +68,17 @@ class Cell:
     sanity: dict[str, Any] | None = None
     precision_reason: str = ""
     seen: bool = False
+    protocol: str = DEFAULT_PROTOCOL
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> tuple[str, ...]:
         """What makes two cells the same measurement, whoever ran it and however long it took."""
-        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OUTCOME]
+        values = [
+            getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in (*OUTCOME, *OF_PROTOCOL)
+        ]
+        # Results from before there were protocols keep their key, and with it the name of their files.
+        if self.protocol != DEFAULT_PROTOCOL or self.settings:
+            values += [getattr(self, name) for name in OF_PROTOCOL]
         return tuple(json.dumps(value, sort_keys=True) for value in values)
 
     def slug(self) -> str:

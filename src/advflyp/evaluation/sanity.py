@@ -152,7 +152,7 @@ def _correct_images(judge: Judge, seed: int, limit: int) -> tuple[Tensor, Tensor
     # A process may have none.
     none = torch.empty(0, dtype=torch.int64)
     kept = [(none, torch.empty(0), none)]
-    for places, images, labels in judge.labelled.batches(judge.model.preprocess, judge.batch_size, own):
+    for places, images, labels in judge.labelled.batches(judge.transform, judge.batch_size, own):
         there = labels.to(device)
         right = (predicted(judge.exact(images.to(device)), there) == there).cpu()
         kept.append((places[right], images[right], labels[right]))

@@ -6,20 +6,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.threat import Threat
-from advflyp.data.labelled import load_set, set_names
+from advflyp.data.catalogue import canonical
+from advflyp.data.labelled import LabelledSet, load_set, set_names
 from advflyp.data.lineage import was_trained_on
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge, Outcome, Standing
+from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
@@ -44,6 +46,7 @@ def evaluate(
     seed: int = 0,
     sanity: bool = False,
     name: str | None = None,
+    protocol: Protocol = ADVFLYP,
     progress: Callable[[Cell], None] = lambda cell: None,
     watch: Callable[[Cell, Standing], None] = lambda cell, standing: None,
 ) -> list[Cell]:
@@ -63,13 +66,15 @@ def evaluate(
     seed:      of the attacks and of `limit`
     sanity:    check each attacked cell for masked gradients; the verdict is in the cell
     name:      what results call the model; its own name by default
+    protocol:  class names, prompts, pixels, and what "autoattack" means. Its datasets, attacks, radii, limit and
+               precision are for the arguments above: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`
     progress:  called with each cell as it is known
     watch:     called after every batch with the cell in work and how it stands
     Started by torchrun or another launcher, its processes share the images of every set; the first one writes.
     Returns one cell per set × attack × ε. ValueError for unknown names or radii that are not above 0.
     """
     threats = [Threat(norm=norm, eps=value) for value in eps]
-    parsed = [Attack.parse(attack) for attack in attacks]
+    parsed = [protocol.attack(attack) for attack in attacks]
     chosen = set_names(list(sets))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
@@ -88,12 +93,20 @@ def evaluate(
         if compile:
             stack.enter_context(compiled(model))
         for set_name in chosen:
+            labelled = protocol.apply(_load(set_name, protocol))
             judge = Judge(
-                model, load_set(set_name), limit=limit, seed=seed, batch_size=batch_size, ranks=ranks
+                model,
+                labelled,
+                limit=limit,
+                seed=seed,
+                batch_size=batch_size,
+                ranks=ranks,
+                pixels=protocol.pixels_of(labelled),
+                repeated=protocol.repeated(labelled.classes),
             )
             for attack in parsed:
                 for threat in threats if attack.perturbs else [None]:
-                    blank = _blank(judge, attack, threat, search, seed, name, sha256)
+                    blank = _blank(judge, attack, threat, search, seed, name, sha256, protocol)
                     cell = _cell(blank, known.get(blank.key()), judge, attack, threat, store, watch)
                     if sanity and threat and cell.sanity is None:
                         cell = dataclasses.replace(
@@ -147,6 +160,7 @@ def _blank(
     seed: int,
     name: str | None,
     sha256: str,
+    protocol: Protocol,
 ) -> Cell:
     """The cell before anything is measured: all that makes it this measurement and no other."""
     labelled = judge.labelled
@@ -173,7 +187,26 @@ def _blank(
         seconds=0.0,
         subset={"of": len(labelled), **part},
         seen=seen,
+        protocol=protocol.name,
+        settings=_settings(judge, protocol),
     )
+
+
+def _settings(judge: Judge, protocol: Protocol) -> dict[str, Any]:
+    """What the protocol changes of images and class names; nothing of the default."""
+    found = judge.pixels.settings(judge.model)
+    if protocol.names_classes:
+        found["classnames_sha256"] = names_sha256(judge.labelled.classes)
+    if judge.repeated:
+        found["repeated_classes"] = judge.repeated
+    return found
+
+
+def _load(name: str, protocol: Protocol) -> LabelledSet:
+    """A set from where the protocol takes it; those that are not in the table have one place."""
+    if protocol.source == "any" or canonical(name) is None:
+        return load_set(name)
+    return load_set(name, source=protocol.source)
 
 
 def _measure(

@@ -207,7 +207,7 @@ def _about(
         if key[0] in results.hashes and key[1] in sets and key[2] in wanted
     }
     total = len(results.models) * len(sets) * len(wanted)
-    lines = []
+    lines = [f"Protocol: {results.protocol}."] if results.protocol else []
     if len(results.models) > 1:
         lines.append(MARKS)
     if any(len(runs) > 1 for runs in shown.values()):

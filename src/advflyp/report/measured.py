@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
-from advflyp.evaluation.results import Cell, mean_interval
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, mean_interval
 
 MINUS = "−"
 Name = TypeVar("Name", bound=Hashable)
-SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed")
+SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class Results:
             name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)"
     models: the models to show in this order, whether measured or not; by default those that were
     stores: result files beside which it may be stored what became of each image; changes get their intervals from that
+    Results of several protocols are apart: a model measured by another one than ours is "model [protocol]". `protocol`
+    is the one that all results follow, and empty where that is ours or there are several.
     ValueError where one measurement is there twice with different settings, so that no table can hold both; with
     `seeds` the one with the most images counts.
     """
@@ -125,13 +127,17 @@ class Results:
         cells = list(cells)
         self.stores = list(stores)
         self.pairs: dict[tuple[str, str, str, Condition], tuple[int, int, int] | None] = {}
+        protocols = {cell.protocol for cell in cells}
+        only = protocols.pop() if len(protocols) == 1 else None
+        self.protocol = "" if only in (None, DEFAULT_PROTOCOL) else str(only)
         hashes: dict[str, set[str]] = {}
         for cell in cells:
-            hashes.setdefault(cell.model, set()).add(cell.checkpoint_sha256)
+            hashes.setdefault(self._model(cell), set()).add(cell.checkpoint_sha256)
         self.runs: dict[Key, dict[str, Cell]] = {}
         for cell in cells:
-            split = len(hashes[cell.model]) > 1 and not seeds
-            model = f"{cell.model} ({cell.checkpoint_sha256[:8]})" if split else cell.model
+            model = self._model(cell)
+            if len(hashes[model]) > 1 and not seeds:
+                model = f"{model} ({cell.checkpoint_sha256[:8]})"
             runs = self.runs.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
             if not seeds:
@@ -171,6 +177,10 @@ class Results:
         self.mean_sets = [
             name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)
         ]
+
+    def _model(self, cell: Cell) -> str:
+        is_apart = cell.protocol not in (DEFAULT_PROTOCOL, self.protocol)
+        return f"{cell.model} [{cell.protocol}]" if is_apart else cell.model
 
     def get(self, model: str, set_name: str, condition: Condition) -> Estimate | None:
         runs = self.runs.get((model, set_name, condition), {}).values()
@@ -293,17 +303,25 @@ def is_flagged(cell: Cell) -> bool:
 
 
 def attack_title(attack: str) -> str:
-    """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-ce+square" → "APGD-CE + Square"; others stay as they are."""
-    if match := re.fullmatch(r"([a-z]+)(\d+)(?:x(\d+))?", attack):
+    """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-cex5+square" → "APGD-CE×5 + Square"; others stay as they are."""
+    if match := re.fullmatch(r"(pgd|cw)(\d+)(?:x(\d+))?", attack):
         return f"{match[1].upper()}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
+    if ":" in attack:
+        return attack  # a function of the user's
+    return " + ".join(map(_member_title, attack.split("+")))
+
+
+def _member_title(member: str) -> str:
     names = {
         "autoattack": "AutoAttack",
         "autoattack-rand": "AutoAttack (rand)",
         "fgsm": "FGSM",
         "square": "Square",
     }
-    parts = [names.get(p, p.upper() if "-" in p else p) for p in attack.split("+")]
-    return " + ".join(parts)
+    match = re.fullmatch(r"(.+?)(?:x(\d+))?", member)
+    name, restarts = (match[1], match[2]) if match else (member, None)
+    title = names.get(name, name.upper() if "-" in name else name)
+    return f"{title}×{restarts}" if restarts else title
 
 
 def radius(eps: float, norm: str | None) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from advflyp.__about__ import __version__
 from advflyp.escape import for_markdown, for_terminal
-from advflyp.evaluation.results import Cell
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
 from advflyp.report.measured import Results, attack_title, is_flagged, radius
 from advflyp.report.prose import attack_text
@@ -163,12 +163,17 @@ def _measured(cells: Sequence[Cell], name: str) -> str:
     flagged = ["**A check for masked gradients failed: these figures may be too high.**"] * any(
         map(is_flagged, cells)
     )
-    table = markdown(accuracy_table(results, name, name_model=False)).removeprefix("### ")
-    return "\n\n".join([table.strip(), *(["\n".join(said)] if said else []), *flagged])
+    several = len(results.models) > 1
+    tables = [
+        markdown(accuracy_table(results, model, name_model=several)).removeprefix("### ").strip()
+        for model in results.models
+    ]
+    return "\n\n".join([*tables, *(["\n".join(said)] if said else []), *flagged])
 
 
 def _condition(cell: Cell) -> str:
-    return "clean" if cell.norm is None else f"{attack_title(cell.attack)}, ε = {radius(cell.eps, cell.norm)}"
+    said = "clean" if cell.norm is None else f"{attack_title(cell.attack)}, ε = {radius(cell.eps, cell.norm)}"
+    return said if cell.protocol == DEFAULT_PROTOCOL else f"{said}, protocol {cell.protocol}"
 
 
 def _strongest(cells: Sequence[Cell]) -> str:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from advflyp.evaluation.compare import Comparison
+from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.files import check_written_by_us, write_text
 from advflyp.report.measured import Change, Condition, Estimate
 from advflyp.report.render import markdown
@@ -17,9 +18,11 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
     """A block for each attack at each ε: a row for each set, their mean last."""
     table: list[list[Value]] = []
     blocks: list[tuple[str, int]] = []
-    for condition, block in groupby(rows, key=lambda row: Condition(row.attack, row.norm, row.eps)):
+    keys = groupby(rows, key=lambda row: (Condition(row.attack, row.norm, row.eps), row.protocol))
+    for (condition, protocol), block in keys:
         found = [_row(row) for row in block]
-        blocks.append((condition.title, len(found)))
+        said = "" if protocol == DEFAULT_PROTOCOL else f", protocol {protocol}"
+        blocks.append((condition.title + said, len(found)))
         table += found
     return Table(
         title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",

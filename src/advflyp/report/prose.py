@@ -12,7 +12,7 @@ from advflyp.__about__ import __version__
 from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.documents import read_text
 from advflyp.escape import for_html
-from advflyp.evaluation.results import Cell
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
 from advflyp.report import elements
 from advflyp.report.grid import sides
@@ -88,7 +88,19 @@ def seen(results: Results) -> str:
 
 
 def scope(results: Results) -> str:
-    """Over what the means are taken, as a sentence."""
+    """Over what the means are taken, and which protocol was followed, in sentences."""
+    return _scope(results) + _protocol(results)
+
+
+def _protocol(results: Results) -> str:
+    if results.protocol:
+        return f" Protocol: {results.protocol}."
+    if any(cell.protocol != DEFAULT_PROTOCOL for cell in results.cells.values()):
+        return " A name in brackets is the protocol of these results; without one it is this package's."
+    return ""
+
+
+def _scope(results: Results) -> str:
     sets, means = results.sets, results.mean_sets
     spread = (
         "± is one standard deviation over training seeds"
@@ -128,6 +140,11 @@ def meaning(results: Results) -> str:
             "How far each pixel's red, green and blue may be moved, in steps of 1/255, one level of an 8-bit picture. "
             "The perturbation is made at the resolution the model sees and stays within the valid range of pixels."
         )
+        native = {cell.set: None for cell in attacked if "perturbation" in cell.settings}
+        if native:
+            terms["ε"] += (
+                f" On {', '.join(native)} it is made at the images' own size, as the protocol has it."
+            )
     if any(cell.norm == "l2" for cell in attacked):
         terms["ε (L2)"] = (
             "The greatest length of the perturbation, the root of the sum of squares over all pixels and colours, "

@@ -157,14 +157,15 @@ def check_models(results: Results, *names: str) -> None:
 
 
 def mean_note(results: Results) -> str:
-    """Which sets the means leave out, if any."""
+    """Which sets the means leave out, if any, and which protocol was followed, if it is not ours."""
+    notes = [f"Protocol: {results.protocol}."] if results.protocol else []
     missing = [name for name in results.sets if name not in results.mean_sets]
-    if not missing:
-        return ""
-    if not results.mean_sets:
-        return "No set was measured for every model and attack shown, so there is no mean."
-    names = ", ".join(results.short[name] for name in missing)
-    return f"Means leave out {names}: not measured for every model and attack shown."
+    if missing and not results.mean_sets:
+        notes.append("No set was measured for every model and attack shown, so there is no mean.")
+    elif missing:
+        names = ", ".join(results.short[name] for name in missing)
+        notes.append(f"Means leave out {names}: not measured for every model and attack shown.")
+    return " ".join(notes)
 
 
 def set_heading(results: Results) -> str:

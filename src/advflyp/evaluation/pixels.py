@@ -1,0 +1,70 @@
+"""How an image becomes a model's input, and where on the way an attack perturbs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
+
+from advflyp.model.clip import CLIP
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """From an image to the tensor that is perturbed, and on to the model's input. By default the model's own transform.
+
+    Attributes:
+        resize: The shorter side before the centre crop, in pixels; None is the size of the model's input.
+        of: The input size that `resize` is for: it is scaled for models of another one. None: as it is.
+        interpolation: Of the resizing; None is bicubic.
+        native: Perturb the image at its own size. Resizing it is then part of the model under attack, differentiable
+            and without antialiasing. All images of the set must have one size.
+    """
+
+    resize: int | None = None
+    of: int | None = None
+    interpolation: Interpolation | None = None
+    native: bool = False
+
+    def transform(self, model: CLIP) -> Callable[[Image.Image], Tensor]:
+        """An RGB image → (3, H, W) float32 in [0, 1], what an attack perturbs.
+
+        Raises:
+            ValueError: The image would be smaller than the model's input.
+        """
+        if self.native:
+            return ToTensor()
+        if self.resize is None and self.interpolation is None:
+            return model.preprocess
+        side, needed = self._side(model), max(model.image_size)
+        if side < needed:
+            raise ValueError(f"--resize {side} is smaller than the input of {model.name}, {needed} pixels")
+        mode = InterpolationMode(self.interpolation or "bicubic")
+        return Compose([Resize(side, mode), CenterCrop(model.image_size), ToTensor()])
+
+    def to_input(self, images: Tensor, model: CLIP) -> Tensor:
+        """(N, 3, H, W) as `transform` made them → (N, 3, *model.image_size), with gradients."""
+        if not self.native:
+            return images
+        mode = self.interpolation or "bicubic"
+        return F.interpolate(images, size=model.image_size, mode=mode, align_corners=False)
+
+    def settings(self, model: CLIP) -> dict[str, Any]:
+        """What differs from the model's own transform, as results record it."""
+        mode = self.interpolation or "bicubic"
+        if self.native:
+            return {"perturbation": "native pixels", "upsampling": mode}
+        if self.resize is None and self.interpolation is None:
+            return {}
+        return {"resize": self._side(model), "interpolation": mode}
+
+    def _side(self, model: CLIP) -> int:
+        needed = max(model.image_size)
+        if self.resize is None:
+            return needed
+        return self.resize if self.of is None else round(self.resize * needed / self.of)

@@ -1,0 +1,333 @@
+"""How published numbers were measured: one table of protocols.
+
+A protocol is all of an evaluation but the model: datasets, class names, prompts, pixels, attacks. `ADVFLYP` is ours and
+the default. The others follow what released programs do, also where their papers say something else. What of them
+cannot be had is in `notes`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from advflyp.attack.names import STANDARD
+from advflyp.config import suggest
+from advflyp.data.catalogue import PAPER, TABLE
+from advflyp.data.classnames import ADVFLYP_CODE, TECOA, Rule
+from advflyp.data.labelled import LabelledSet, with_distinct_names
+from advflyp.data.prompts import PHOTO, choose_templates
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.pixels import Interpolation, Pixels
+from advflyp.evaluation.results import DEFAULT_PROTOCOL
+from advflyp.model.precision import Precision
+
+# What stands for "the set's own" in the templates of a protocol: every other set of the table.
+OTHERS = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """All of an evaluation but the model.
+
+    Attributes:
+        name: What results record; a changed one says in brackets what was changed.
+        title: Whose it is.
+        sets: Its datasets, as `evaluate` takes them.
+        absent: Datasets of the paper that this package does not have.
+        attacks: Their names; "autoattack" stands for `autoattack`.
+        eps: Radii in pixels of [0, 1].
+        norm: "linf" or "l2".
+        autoattack: The members of AutoAttack that it means by this name; "apgd-cex5" is one with five restarts.
+        limit: So many images of each set, classes evenly represented; None is all.
+        source: "webdataset": CLIP benchmark's copies, with the class names and prompts that they bring along.
+        rules: Dataset → the rule that makes class names of the authors' names; without one, ours.
+        ties: What a class is whose name an earlier one has too, so that their logits always tie. "wrong": neither is
+            ever right; "first": the earlier one can be, as where the prediction is an argmax.
+        templates: Dataset → prompts; `OTHERS` for those of the table that are not named; without that, ours. Datasets
+            that are not in the table keep their own prompts and names.
+        pixels: How images become what is perturbed.
+        native: Datasets that are perturbed at their own size, and enlarged (bicubic) inside the model under attack.
+        precision: Of the attack's search.
+        notes: What still differs from the published numbers.
+    """
+
+    name: str
+    title: str
+    sets: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ("clean", "pgd10")
+    eps: tuple[float, ...] = (1 / 255,)
+    norm: Literal["linf", "l2"] = "linf"
+    autoattack: tuple[str, ...] = STANDARD
+    limit: int | None = None
+    source: Literal["any", "webdataset"] = "any"
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    ties: Literal["wrong", "first"] = "wrong"
+    templates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pixels: Pixels = field(default_factory=Pixels)
+    native: tuple[str, ...] = ()
+    precision: Precision = "auto"
+    notes: tuple[str, ...] = ()
+    own_templates: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+
+    def changed(
+        self,
+        *,
+        templates: str | Sequence[str] | None = None,
+        classnames: Sequence[str] | None = None,
+        resize: int | None = None,
+        interpolation: Interpolation | None = None,
+    ) -> "Protocol":
+        """The protocol with settings of the user's own, for all datasets; its name says which.
+
+        Args:
+            templates: Prompts, each with one "{}", or "openai".
+            classnames: Of a dataset, in the order of its labels.
+            resize: The shorter side before the centre crop, in pixels.
+            interpolation: Of the resizing.
+
+        Raises:
+            ValueError: A prompt without exactly one "{}", or no class names.
+        """
+        said, values = [], {}
+        if resize is not None or interpolation is not None:
+            values["native"] = ()
+            of = self.pixels.of if resize is None else None
+            side = self.pixels.resize if resize is None else resize
+            mode = interpolation or self.pixels.interpolation
+            values["pixels"] = Pixels(resize=side, of=of, interpolation=mode)
+        if resize is not None:
+            said.append(f"resize {resize}")
+        if interpolation is not None:
+            said.append(interpolation)
+        if templates is not None:
+            said.append("own templates")
+            values["own_templates"] = tuple(choose_templates(templates))
+        if classnames is not None:
+            if not classnames:
+                raise ValueError(
+                    "there is no class name; give one for each class, in the order of the labels"
+                )
+            said.append("own class names")
+            values["own_names"] = tuple(classnames)
+        return replace(self, name=f"{self.name} ({', '.join(said)})", **values) if said else self
+
+    def attack(self, name: str) -> Attack:
+        """The attack of a name; "autoattack" as the protocol means it, under the names of its members."""
+        found = Attack.parse(name)
+        if found.name != "autoattack" or self.autoattack == STANDARD:
+            return found
+        return Attack.parse("+".join(self.autoattack))
+
+    def apply(self, labelled: LabelledSet) -> LabelledSet:
+        """The dataset with the protocol's class names and prompts.
+
+        Raises:
+            ValueError: There are more or fewer of the user's own class names than classes, or two are the same.
+        """
+        base = labelled.name.partition("@")[0]
+        changes: dict[str, Any] = {}
+        if base in self.rules and labelled.own_names is not None:
+            changes["classes"] = [self.rules[base](name) for name in labelled.own_names]
+        templates = self.templates.get(base, self.templates.get(OTHERS)) if base in TABLE else None
+        if templates is not None and self.source == "any":
+            changes["templates"] = list(templates)
+        if self.own_templates:
+            changes["templates"] = list(self.own_templates)
+        if self.own_names:
+            if len(self.own_names) != len(labelled.classes):
+                raise ValueError(
+                    f"{labelled.name} has {len(labelled.classes)} classes, and --classnames {len(self.own_names)} "
+                    "names; give one name for each class, in the order of the labels, and one dataset at a time"
+                )
+            return with_distinct_names(replace(labelled, **changes, classes=list(self.own_names)))
+        return replace(labelled, **changes) if changes else labelled
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether class names are not simply ours."""
+        return bool(self.rules or self.own_names or self.source == "webdataset")
+
+    def repeated(self, classes: Sequence[str]) -> list[int]:
+        """The classes that are never predicted, because an earlier one has the same name, and `ties` is "first"."""
+        if self.ties == "wrong":
+            return []
+        names = [name.lower() for name in classes]
+        return [number for number, name in enumerate(names) if names.index(name) < number]
+
+    def pixels_of(self, labelled: LabelledSet) -> Pixels:
+        """How the images of a dataset become what is perturbed."""
+        if labelled.name.partition("@")[0] in self.native:
+            return Pixels(native=True)
+        return self.pixels
+
+
+def names_sha256(classes: Sequence[str]) -> str:
+    """A hash of class names in their order."""
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
+
+
+GREY = 1 / 255
+
+ADVFLYP = Protocol(
+    name=DEFAULT_PROTOCOL,
+    title="this package",
+    sets=PAPER,
+    attacks=("clean", "pgd10", "cw10", "autoattack"),
+    eps=(GREY, 2 * GREY, 4 * GREY),
+    notes=(
+        "Where the paper and its released code differ, this is the paper: its prompts, the standard four of "
+        "AutoAttack. Class names tell all classes apart; images are resized as the model was trained.",
+    ),
+)
+
+# What `advflyp eval` measures where no protocol is named.
+QUICK = replace(ADVFLYP, sets=("mini",), attacks=("clean", "pgd10"), eps=(GREY,))
+
+# Prompts that the released programs of this line of work have for single datasets.
+_PROMPTS: Mapping[str, tuple[str, ...]] = {
+    "caltech256": ("A photo of a {}.",),
+    "oxford_pets": ("A photo of a {}, a type of pet.",),
+    "food101": ("A photo of {}, a type of food.",),
+    "flowers102": ("A photo of a {}, a type of flower.",),
+    "dtd": ("A surface with a {} texture.",),
+    "fgvc_aircraft": ("A photo of a {}, a type of aircraft.",),
+    "country211": ("A photo I took in {}.",),
+    "eurosat": ("A centered satellite photo of {}.",),
+    "stanford_cars": ("A photo of a {}.",),
+}
+_CROP = Pixels(resize=256, of=224, interpolation="bilinear")
+_REPEATED = (
+    "Both face classes of Caltech101 are 'person', and seven names of StanfordCars are there twice. The released "
+    "prediction is the first of equal logits; here the later class is never predicted, under attack either."
+)
+_COPIES = (
+    "Of StanfordCars, SUN397 and other datasets that are only here as CLIP benchmark's copy, class names are the "
+    "copy's: the authors' are not in it. Of ImageNet's copy they are the protocol's."
+)
+
+ADVFLYP_CODE_PROTOCOL = Protocol(
+    name="advflyp-code",
+    title="AdvFLYP (2026), released code",
+    sets=PAPER,
+    attacks=("clean", "pgd10", "cw10", "autoattack"),
+    eps=(GREY, 2 * GREY, 4 * GREY),
+    autoattack=("apgd-ce", "apgd-dlr"),
+    rules=ADVFLYP_CODE,
+    ties="first",
+    templates={
+        **_PROMPTS,
+        "imagenet-r": ("This is an artistic rendering of a {}",),
+        "imagenet-a": ("This is a photo of a {}",),
+        "imagenet-sketch": ("This is a sketch of a {}",),
+        OTHERS: (PHOTO,),
+    },
+    pixels=_CROP,
+    precision="fp32",
+    notes=(
+        _REPEATED,
+        _COPIES,
+        "The release has cleaned names of ImageNet's and TinyImageNet's classes in files of its own; here they are the "
+        "first word of the WordNet synset, from which some of these differ. --classnames takes others.",
+        "ImageNet-Sketch has 999 classes there (n03710637 is dropped), ObjectNet all 313 with its border "
+        "(objectnet@all here has none).",
+    ),
+)
+
+_TECOA_SETS = (
+    "cifar10", "cifar100", "stl10", "sun397", "stanford_cars", "food101", "oxford_pets", "flowers102", "dtd",
+    "eurosat", "fgvc_aircraft", "imagenet", "caltech101", "caltech256",
+)  # fmt: skip
+
+TECOA_PROTOCOL = Protocol(
+    name="tecoa",
+    title="TeCoA (2023), released code",
+    sets=_TECOA_SETS,
+    absent=("PCAM", "Hateful Memes"),
+    attacks=("clean", "pgd100", "autoattack"),
+    autoattack=("apgd-ce", "apgd-dlr"),
+    rules=TECOA,
+    ties="first",
+    templates={**_PROMPTS, OTHERS: ("This is a photo of a {}",)},
+    pixels=_CROP,
+    native=("cifar10", "cifar100", "stl10"),
+    precision="fp32",
+    notes=(
+        "PGD: 100 steps of 1/255 are the default of the released code.",
+        _REPEATED,
+        _COPIES,
+        "ImageNet's names are the first word of the WordNet synset.",
+    ),
+)
+
+PMG_AFT = replace(
+    TECOA_PROTOCOL,
+    name="pmg-aft",
+    title="PMG-AFT (2024), released code",
+    sets=("tiny-imagenet", *_TECOA_SETS),
+    absent=("PCAM",),
+    attacks=("clean", "pgd100", "cw100", "autoattack"),
+)
+
+TGA_ZSR = replace(
+    PMG_AFT,
+    name="tga-zsr",
+    title="TGA-ZSR (2024), released code",
+)
+
+_WEBDATASETS = (
+    "cifar10", "cifar100", "stl10", "stanford_cars", "caltech101@vtab", "oxford_pets", "flowers102", "dtd",
+    "eurosat@vtab", "fgvc_aircraft", "imagenet-r", "imagenet-sketch",
+)  # fmt: skip
+
+ROBUSTVLM = Protocol(
+    name="robustvlm",
+    title="FARE and TeCoA in RobustVLM (2024), released code",
+    sets=_WEBDATASETS,
+    absent=("PCAM",),
+    attacks=("clean", "autoattack"),
+    eps=(2 * GREY, 4 * GREY),
+    autoattack=("apgd-cex5", "apgd-t"),
+    limit=1000,
+    source="webdataset",
+    native=("cifar10", "cifar100", "stl10"),
+    precision="fp32",
+    notes=(
+        "The released program shuffles a copy's first 10,000 images by its workers and takes 1,000 of them; which "
+        "these are is not reproduced: here they are 1,000 with the classes evenly represented, drawn by --seed.",
+        "The paper's ImageNet column is of RobustBench's 5,000 images, a list that is not here: --sets imagenet "
+        "--limit 5000 takes five of each class.",
+        "AutoAttack's code, left as it is for a list of members, restarts APGD-CE five times.",
+    ),
+)
+
+CLIP_BENCHMARK = Protocol(
+    name="clip-benchmark",
+    title="CLIP benchmark: class names, prompts and test parts",
+    sets=(
+        *_WEBDATASETS, "food101", "sun397", "country211", "imagenet", "imagenet-v2", "imagenet-a", "objectnet",
+    ),
+    attacks=("clean",),
+    source="webdataset",
+    precision="fp32",
+    notes=(
+        "CLIP benchmark attacks nothing; attacks that are asked for are ours.",
+        "It classifies under autocast by default; here clean images are classified in float32.",
+    ),
+)  # fmt: skip
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        ADVFLYP, ADVFLYP_CODE_PROTOCOL, TECOA_PROTOCOL, PMG_AFT, TGA_ZSR, ROBUSTVLM, CLIP_BENCHMARK,
+    )
+}  # fmt: skip
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a name; ValueError where there is none."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"there is no protocol '{name}'{suggest(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
