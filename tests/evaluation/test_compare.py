@@ -167,6 +167,28 @@ def test_the_larger_of_two_measurements_is_compared(tmp_path: Path) -> None:
     assert (row.n, row.only_a, row.only_b, row.differing) == (4, 1, 1, [])
 
 
+def test_protocols_are_compared_apart(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (a, b):
+        for name in ("mini/food", "mini/tools"):
+            store(path, [1, 0, 1, 1], set=name)
+            store(path, [1, 1, 1, 0], set=name, protocol="tecoa", settings={"resize": 256})
+    store(b, [1, 1, 1, 0, 1], set="mini/tools", protocol="tga-zsr")
+    rows = compare(a, b)
+    assert [(row.protocol, len(row.sets)) for row in rows] == [
+        ("advflyp", 1), ("advflyp", 1), ("advflyp", 2), ("tecoa", 1), ("tecoa", 1), ("tecoa", 2)
+    ]  # fmt: skip
+    assert all(row.differing == [] for row in rows)
+    table = paired_table(rows)
+    assert table.blocks == [("clean", 3), ("clean, protocol tecoa", 3)]
+    # No protocol in common: compared all the same, and said.
+    alone = store(tmp_path / "c.jsonl", [1, 0, 0, 1], protocol="pmg-aft")
+    (row,) = compare(alone, store(tmp_path / "d.jsonl", [1, 0, 1, 1]))
+    assert row.protocol == "pmg-aft / advflyp" and row.differing == ["protocol"]
+    assert "measured with different protocol" in paired_table([row]).note
+    assert paired_table([row]).blocks == [("clean, protocol pmg-aft / advflyp", 1)]
+
+
 def test_models_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     right_a, right_b = outcomes(2, 1, 4, 3)

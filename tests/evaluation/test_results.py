@@ -121,3 +121,21 @@ def test_key_is_what_was_measured_not_what_came_out() -> None:
 
 def test_cells_are_json() -> None:
     assert json.loads(json.dumps(cell().__dict__))["ci95"] == [0.28, 0.54]
+
+
+def test_cells_of_the_default_protocol_keep_their_key(tmp_path: Path) -> None:
+    """The key names a measurement's files; these were written before there were protocols."""
+    assert cell().slug() == "m-mini-food-pgd10-1-cfbee66741d1"
+    clean = cell(attack="clean", eps=0.0, norm=None, attack_args={}, subset={"of": 50})
+    assert clean.slug() == "m-mini-food-clean-1516efa8bc77"
+    path = tmp_path / "r.jsonl"
+    append_cell(path, cell())
+    line = json.loads(path.read_text())
+    assert (line.pop("protocol"), line.pop("settings")) == ("advflyp", {})
+    path.write_text(json.dumps(line) + "\n")
+    assert read_cells(path) == [cell()]
+    keys = {cell(**changes).key() for changes in (
+        {}, {"protocol": "tecoa"}, {"protocol": "tga-zsr"}, {"settings": {"resize": 256}},
+        {"protocol": "tecoa", "settings": {"resize": 256}},
+    )}  # fmt: skip
+    assert len(keys) == 5

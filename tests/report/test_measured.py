@@ -7,6 +7,7 @@ import pytest
 from advflyp.evaluation.compare import compare
 from advflyp.evaluation.results import Cell, append_cell, mean_interval
 from advflyp.evaluation.samples import write_samples
+from advflyp.report.grid import means_table
 from advflyp.report.measured import (
     Change,
     Condition,
@@ -16,6 +17,8 @@ from advflyp.report.measured import (
     Results,
     competitors,
 )
+from advflyp.report.prose import scope
+from advflyp.report.tables import accuracy_table
 from report.cells import SETS, cell
 
 PGD = Condition("pgd10", "linf", 2 / 255)
@@ -69,6 +72,32 @@ def test_a_seed_that_lacks_a_set_is_not_in_the_mean() -> None:
 
 def test_without_seeds_checkpoints_are_apart() -> None:
     assert Results(seeded()).models == ["a (a0000000)", "a (a1000000)", "a (a2000000)", "b"]
+
+
+def test_protocols_are_apart() -> None:
+    ours = [cell("a", name, 2, 40) for name in SETS]
+    theirs = [cell("a", name, 2, 50, protocol="tecoa") for name in SETS[:2]]
+    mixed = Results([*ours, *theirs])
+    assert mixed.models == ["a", "a [tecoa]"] and mixed.protocol == ""
+    assert mixed.get("a", SETS[0], PGD).number == f"{100 * 40 / 97:.1f}"
+    assert mixed.mean("a [tecoa]", PGD).number == f"{100 * 50 / 97:.1f}"
+    assert mixed.mean_sets == list(SETS[:2])
+    assert "A name in brackets is the protocol" in scope(mixed)
+    alone = Results(theirs)
+    assert (alone.models, alone.protocol) == (["a"], "tecoa")
+    table = accuracy_table(alone, "a")
+    assert table.note == "Protocol: tecoa." and scope(alone).endswith(" Protocol: tecoa.")
+    assert "Protocol: tecoa." in means_table(alone).note
+    assert Results(ours).protocol == "" and accuracy_table(Results(ours), "a").note == ""
+    with pytest.raises(ValueError, match="twice, with different settings"):
+        Results([*theirs, cell("a", SETS[0], 2, 50, protocol="tecoa", settings={"resize": 256})])
+
+
+def test_a_protocol_does_not_split_seeds() -> None:
+    cells = [dataclasses.replace(cell, protocol="tecoa") for cell in seeded()]
+    both = Results([*seeded(), *cells], seeds=True)
+    assert both.models == ["a", "b", "a [tecoa]", "b [tecoa]"]
+    assert both.mean("a [tecoa]", PGD) == Results(seeded(), seeds=True).mean("a", PGD)
 
 
 def test_models_not_measured_are_kept_in_their_order() -> None:

@@ -1,7 +1,9 @@
 """The table of protocols for reading: a list, everything of one, and what differs between them."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from advflyp.attack.threat import Threat
 from advflyp.data.catalogue import TABLE
 from advflyp.data.classnames import OURS
 from advflyp.data.prompts import fill
@@ -50,6 +52,7 @@ def describe(protocol: Protocol) -> list[str]:
     """Everything of a protocol, a line each."""
     lines = [f"{protocol.name}: {protocol.title}"]
     lines += [f"{name + ':':14} {text}" for name, text in facts(protocol).items()]
+    lines += [f"  {attack_title(name) + ':':12} {text}" for name, text in _arguments(protocol).items()]
     lines.append("prompts, each with a class of the dataset in it:")
     for name in dict.fromkeys(name.partition("@")[0] for name in protocol.sets):
         lines.append(f"  {name:14} {example(protocol, name)}")
@@ -104,6 +107,24 @@ def differences() -> Table:
         columns=["", *PROTOCOLS],
         rows=[[row, *texts] for row, texts in found.items() if len(set(texts)) > 1],
     )
+
+
+def _arguments(protocol: Protocol) -> dict[str, str]:
+    """Every parameter of each attack, on a thousand classes."""
+    threat = Threat(norm=protocol.norm, eps=protocol.eps[0])
+    attacks = [protocol.attack(name) for name in protocol.attacks]
+    return {
+        attack.name: ", ".join(map(_setting, attack.arguments(threat, classes=1000).items()))
+        for attack in attacks
+        if attack.perturbs
+    }
+
+
+def _setting(pair: tuple[str, Any]) -> str:
+    name, value = pair
+    if isinstance(value, Mapping):
+        return f"{name} ({', '.join(map(_setting, value.items()))})"
+    return f"{name} {radius(value, 'linf') if name == 'step_size' else value}"
 
 
 def _attacks(protocol: Protocol) -> str:
