@@ -21,7 +21,7 @@ from advflyp.report.study import read_study
 from advflyp.training.recipe import read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
-from outputs import SUMMARY, commands, drift, made_anew, steps, summary, with_summary
+from outputs import SUMMARY, TABLE, commands, drift, made_anew, steps, summary, with_summary, with_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -118,6 +118,15 @@ def test_every_command_is_understood(
 
 
 OUTPUTS = [page for page in PAGES if any(step.kind == "output" for step in steps(page.read_text()))]
+
+
+def test_tables_are_those_of_the_code() -> None:
+    pages = [page for page in PAGES if TABLE.search(page.read_text())]
+    assert {page.name for page in pages} == {"evaluation.md"}
+    for page in pages:
+        assert with_tables(page.read_text()) == page.read_text(), (
+            f"python docs/tools/outputs.py docs/{page.name}"
+        )
 
 
 def test_every_output_has_commands() -> None:

@@ -4,6 +4,7 @@ A page says in comments, which no reader sees, what is run and where the output 
 
     <!-- run -->       the commands or the Python program below it are run, in order, in an empty folder of the page's
     <!-- output -->    the fenced block below it is what the last command printed
+    <!-- table NAME --> … <!-- end -->    what is between is made of a table in the code (`TABLES`)
 
     python docs/tools/outputs.py [PAGE…]    the named pages (docs/compare.md, README.md, images), by default all
 
@@ -19,15 +20,17 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
 from advflyp.quickstart import AFTER, BEFORE, EPS
+from advflyp.report.render import markdown
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- (run|output) -->\n+(```(\w*)\n(.*?)^```$|(?: {4}[^\n]*\n|\n)+)", re.M | re.S)
+TABLE = re.compile(r"^(<!-- table (\w+) -->)\n.*?\n(<!-- end -->)$", re.M | re.S)
 # The README's sentence on the quickstart.
 SUMMARY = re.compile(
     r"(rises\s+from\s+)[\d.]+( %\s+to\s+)[\d.]+( %,\s+while\s+the\s+clean\s+accuracy\s+goes\s+from\s+)[\d.]+"
@@ -70,8 +73,25 @@ def commands(shell: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.strip()]
 
 
+def with_tables(page: str) -> str:
+    """The page with every table of the code as it is now."""
+    return TABLE.sub(lambda match: f"{match[1]}\n\n{TABLES[match[2]]().strip()}\n\n{match[3]}", page)
+
+
+def protocols() -> str:
+    """What differs between protocols, and what still differs from published numbers."""
+    from advflyp.report.protocols import differences, notes
+
+    table = markdown(differences()).partition("\n\n")[2].strip()
+    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes())
+
+
+TABLES: dict[str, Callable[[], str]] = {"protocols": protocols}
+
+
 def made_anew(page: str) -> str:
-    """The page with every output as it is now."""
+    """The page with every table and output as it is now."""
+    page = with_tables(page)
     with tempfile.TemporaryDirectory() as folder:
         printed, pieces, end = "", [], 0
         for step in steps(page):
@@ -210,7 +230,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="pages, or images; by default all")
-    pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if steps(page.read_text(encoding="utf-8"))]
+    texts = {page: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
+    pages = [page for page, text in texts.items() if steps(text) or TABLE.search(text)]
     parts = parser.parse_args().parts or [*(str(page.relative_to(ROOT)) for page in pages), "images"]
     for part in parts:
         print(part, flush=True)

@@ -339,7 +339,7 @@ class Interpolate:
     sets: Annotated[tuple[str, ...] | None, Arg("DATASET")] = None
     attacks: Annotated[tuple[str, ...] | None, Arg("ATTACK")] = None
     eps: tuple[str, ...] | None = None
-    limit: Annotated[int | None, Arg(least=0)] = None
+    limit: int | None = None
     precision: str | None = None
     device: str = "auto"
     out: Annotated[Path | None, Arg("FILE", output="file")] = None

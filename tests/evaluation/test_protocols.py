@@ -373,7 +373,7 @@ def test_the_command(tiny_folder: Path, built: Path, tmp_path: Path, monkeypatch
     assert two.protocol == "advflyp (resize 40, bilinear, own templates, own class names)"
     assert two.prompt == "a photo, or so, of {}. | the {}."
     main(["eval", str(tiny_folder), "--protocol", "robustvlm", "--sets", "eurosat@vtab", "--attacks", "clean",
-          "--limit", "0", "--out", str(out)])  # fmt: skip
+          "--out", str(out)])  # fmt: skip
     wds = read_cells(out)[-1]
     assert (wds.protocol, wds.split, wds.n) == ("robustvlm", "vtab (webdataset)", 7)
     assert wds.prompt == "a photo of a {}. | a photo of the {}."
@@ -393,7 +393,16 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(any(fact in line for line in lines) for fact in facts(protocol).values())
         assert all(f"note: {note}" in lines for note in protocol.notes)
     assert len(protocols_table().rows) == len(PROTOCOLS)
-    assert len(differences().columns) == 1 + len(PROTOCOLS)
+    table = differences()
+    assert table.columns[1:] == [
+        "advflyp", "advflyp-code", "tecoa, pmg-aft, tga-zsr", "robustvlm", "clip-benchmark"
+    ]  # fmt: skip
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["not here"][2] == "tecoa: PCAM, Hateful Memes; pmg-aft, tga-zsr: PCAM"
+    assert rows["prompt: eurosat"][:2] == [
+        '"This is a photo of a river."',
+        '"A centered satellite photo of a river."',
+    ]
 
 
 def test_examples_are_prompts_of_the_protocol(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The table of protocols for reading: a list, everything of one, and what differs between them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from advflyp.attack.threat import Threat
@@ -90,23 +90,45 @@ def example(protocol: Protocol, name: str) -> str:
 
 
 def differences() -> Table:
-    """A row for each thing in which protocols differ, a column for each protocol; those that are equal share one."""
+    """A row for each thing in which protocols differ; those with the same prompts and pixels share a column."""
     rows: dict[str, Callable[[Protocol], str]] = {
-        name: lambda p, name=name: facts(p)[name]
-        for name in facts(ADVFLYP)
-        if name not in ("datasets", "attacks", "ε")
+        "datasets": lambda p: str(len(p.sets)),
+        **{name: lambda p, name=name: facts(p)[name] for name in facts(ADVFLYP) if name != "datasets"},
+        **{f"prompt: {name}": lambda p, name=name: _quoted(example(p, name)) for name in TABLE},
     }
-    rows["attacks"] = lambda p: f"{_attacks(p)}; ε = {_radii(p)}"
-    for name in TABLE:
-        rows[f"prompt, {name}"] = lambda p, name=name: (
-            f'"{text}"' if (text := example(p, name)) != COPY else text
-        )
-    found = {row: [get(p) for p in PROTOCOLS.values()] for row, get in rows.items()}
+    columns: dict[tuple[str, ...], list[Protocol]] = {}
+    for protocol in PROTOCOLS.values():
+        looks = (_resizing(protocol), _perturbation(protocol), *(example(protocol, name) for name in TABLE))
+        columns.setdefault((protocol.source, *looks), []).append(protocol)
+    found = [[row, *(_of_all(some, get) for some in columns.values())] for row, get in rows.items()]
     return Table(
         title="What differs",
-        columns=["", *PROTOCOLS],
-        rows=[[row, *texts] for row, texts in found.items() if len(set(texts)) > 1],
+        columns=["", *(", ".join(p.name for p in some) for some in columns.values())],
+        rows=[row for row in found if len(set(row[1:])) > 1],
     )
+
+
+def notes() -> list[str]:
+    """What still differs from published numbers, each with the protocols it is about."""
+    about: dict[str, list[str]] = {}
+    for protocol in PROTOCOLS.values():
+        for note in protocol.notes:
+            about.setdefault(note, []).append(protocol.name)
+    return [f"{', '.join(f'`{name}`' for name in names)}: {note}" for note, names in about.items()]
+
+
+def _of_all(some: Sequence[Protocol], get: Callable[[Protocol], str]) -> str:
+    """What is the same for all of them once, else with their names."""
+    found: dict[str, list[str]] = {}
+    for protocol in some:
+        found.setdefault(get(protocol), []).append(protocol.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
+
+
+def _quoted(text: str) -> str:
+    return text if text == COPY else f'"{text}"'
 
 
 def _arguments(protocol: Protocol) -> dict[str, str]:
