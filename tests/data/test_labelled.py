@@ -351,7 +351,7 @@ def test_class_names_as_windows_writes_them(tmp_path: Path) -> None:
         load_set(str(tmp_path / "latin"))
     tree(tmp_path / "broken", {"a": "a", "b": "b"}, each=1)
     put_text(tmp_path / "broken/classnames.json", "[")
-    with pytest.raises(ValueError, match=r"broken/classnames\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"broken/classnames\.json is damaged: Expecting"):
         load_set(str(tmp_path / "broken"))
 
 

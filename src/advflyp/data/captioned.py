@@ -179,7 +179,10 @@ class CaptionedPictures:
             except Unusable as reason:
                 return str(reason)
 
-        return (image for _, image in threaded(self._wanted(), decoded, workers, ahead))
+        return (
+            image
+            for _, image in threaded(self._wanted(), decoded, workers, ahead, lambda sample: sample.held)
+        )
 
     def _check(self, unusable: dict[str, str], wanted: int) -> None:
         if len(unusable) > TOLERATED * wanted:

@@ -12,6 +12,7 @@ from typing import Any
 
 from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import IMAGE_SUFFIXES
+from advflyp.data.limits import MAX_IMAGE_BYTES
 from advflyp.documents import parse_json
 
 # What captions are called, the likeliest first; case does not matter.
@@ -69,6 +70,8 @@ def image_in(value: Any) -> bytes | str | None:
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bytes):
+        if len(value) > MAX_IMAGE_BYTES:
+            raise Unusable("image file is too large")
         return value.decode().strip() if _is_path(value) else value
     raise Unusable("neither an image nor the name of one")
 

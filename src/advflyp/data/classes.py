@@ -5,9 +5,9 @@ read as for an evaluation.
 """
 
 import lzma
-import tarfile
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from advflyp.data.addresses import is_remote
 from advflyp.data.catalogue import canonical
+from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
 from advflyp.data.folder_pairs import has_pairs
 from advflyp.data.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import LabelledSet, load_set
+from advflyp.data.limits import open_regular
 from advflyp.data.mini import EMBEDDED, PROXY
 from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
 from advflyp.data.pairs import DataConfig, Decoded, Pairs, open_pairs
@@ -28,6 +30,7 @@ from advflyp.data.prompts import drawn_caption
 from advflyp.data.sources import find_shards
 from advflyp.data.stream import Position, Share, permuted
 from advflyp.data.tables import SUFFIXES as TABLES
+from advflyp.data.tars import Damaged, members, unpacked
 
 Reading = Literal["pairs", "labelled"]
 
@@ -162,13 +165,13 @@ def _folder_readings(folder: Path) -> set[Reading]:
 def _shard_readings(shard: Path) -> set[Reading]:
     found: set[Reading] = set()
     try:
-        with tarfile.open(shard) as tar:
-            for member, _ in zip(tar, range(PEEK), strict=False):
+        with open_regular(shard) as file, unpacked(file) as stream:
+            for member in islice(members(stream, 0, lambda *_: 0), PEEK):
                 name = parse_member(member.name)
                 if name is not None and name.suffix in CAPTIONS:
                     found.add("pairs")
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
+    except (Unusable, Damaged, OSError, EOFError, zlib.error, lzma.LZMAError):
         pass  # who opens it will say what is wrong
     return found

@@ -42,6 +42,12 @@ MAX_LIST_BYTES = 64 << 20
 MAX_NAME = 1_000
 # Letters of a word in a caption, for the same reason: 20,000 would take nine seconds.
 MAX_WORD = 500
+# Encoded samples that are shuffled together: of usual images data.shuffle_buffer is less.
+MAX_SHUFFLED_BYTES = 1 << 30
+# Encoded samples that are decoded ahead of time.
+MAX_AHEAD_BYTES = 1 << 30
+# What is unpacked from a tar may be so many times as large as the tar, beyond a first part. Images hardly shrink.
+MAX_RATIO, FREE_BYTES = 200, 256 << 20
 # Seconds for an image from the web, in all.
 FETCH_SECONDS = 60.0
 

@@ -52,7 +52,8 @@ class DataConfig:
     schedule:   sizes of the images over a run: [[160, 0.8], [224, 0.2]] makes the first four fifths of the updates at
                 160 pixels a side, for less arithmetic, and the others at 224; none is the model's own size. Position
                 embeddings are interpolated; validation is at the model's own size
-    shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded
+    shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded, up to
+                       1 GB of them
     max_bad_fraction:  training stops when more of the samples than this cannot be used
     image_column, caption_column: of tables, where they have no name that is known
     text_cache: folder for embeddings of captions by a frozen text encoder, kept from run to run; none keeps them in
@@ -181,6 +182,10 @@ class Decoded(ABC, Generic[Raw, With]):
     def key(self, sample: Raw) -> str:
         """What messages call it."""
 
+    def held(self, sample: Raw) -> int:
+        """Bytes of memory that a sample takes before it is decoded."""
+        return 0
+
     @abstractmethod
     def decode(self, sample: Raw, epoch: int) -> tuple[Tensor, With]:
         """The picture (3, H, W) uint8 and what it comes with, or `Unusable`; called from several threads at once."""
@@ -253,7 +258,10 @@ class Decoded(ABC, Generic[Raw, With]):
                 return str(reason)
 
         ahead = 2 * self.share.size
-        work = threaded(self.samples(epoch, start), lambda item: decode(item[0]), self.config.workers, ahead)
+        samples = self.samples(epoch, start)
+        work = threaded(
+            samples, lambda item: decode(item[0]), self.config.workers, ahead, lambda item: self.held(item[0])
+        )
         return ((sample, position, decoded) for (sample, position), decoded in work)
 
 
@@ -280,6 +288,9 @@ class DecodedPairs(Decoded[Sample, str]):
 
     def key(self, sample: Sample) -> str:
         return sample.key
+
+    def held(self, sample: Sample) -> int:
+        return sample.held
 
     def decode(self, sample: Sample, epoch: int) -> tuple[Tensor, str]:
         captions = sample.captions() if self.captions or sample.caption is not None else ("",)

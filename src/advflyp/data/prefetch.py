@@ -7,23 +7,41 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from advflyp.data.limits import MAX_AHEAD_BYTES
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def threaded(items: Iterable[T], work: Callable[[T], R], workers: int, ahead: int) -> Iterator[tuple[T, R]]:
-    """Each item with what `work` makes of it, in order, up to `ahead` of them begun before they are asked for.
+def threaded(
+    items: Iterable[T],
+    work: Callable[[T], R],
+    workers: int,
+    ahead: int,
+    held: Callable[[T], int] = lambda _: 0,
+) -> Iterator[tuple[T, R]]:
+    """Each item with what `work` makes of it, in order.
 
     Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
     What `work` raises is raised here. A consumer that stops early does not wait for what nobody wants.
+
+    Args:
+        items: What to work on.
+        work: Called from several threads at once.
+        workers: Threads.
+        ahead: Items that are begun before they are asked for, at most.
+        held: Bytes of memory that an item holds; of those begun, no more than MAX_AHEAD_BYTES and one item.
     """
     begun: deque[tuple[T, Future[R]]] = deque()
+    bytes_held = 0
     pool = ThreadPoolExecutor(workers, "decode")
     try:
         for item in items:
             begun.append((item, pool.submit(work, item)))
-            if len(begun) > ahead:
+            bytes_held += held(item)
+            while len(begun) > ahead or (bytes_held > MAX_AHEAD_BYTES and len(begun) > 1):
                 first, future = begun.popleft()
+                bytes_held -= held(first)
                 yield first, future.result()
         while begun:
             first, future = begun.popleft()

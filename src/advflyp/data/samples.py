@@ -32,6 +32,12 @@ class Sample:
     problem: str | None = None
     table: str = ""
 
+    @property
+    def held(self) -> int:
+        """Bytes that it holds in memory, about."""
+        parts = (self.image, *(self.caption if isinstance(self.caption, tuple) else (self.caption,)))
+        return sum(len(part) for part in parts if isinstance(part, bytes | str))
+
     def image_bytes(self) -> bytes:
         """The encoded picture; `Unusable` where there is none."""
         if self.problem is not None:

@@ -7,11 +7,11 @@ only the stream that made it can read it.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
+from advflyp.data.limits import MAX_SHUFFLED_BYTES
 from advflyp.data.samples import Indexed, Sample, Shard, Sharded
 
 Position = dict[str, Any]
@@ -115,8 +115,33 @@ class IndexedStream:
             yield self.source.sample(number), at
 
 
+class _Block:
+    """Samples that follow one another, by their place in the block.
+
+    end: the place in the stream behind the last
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count, self.held = most, 0, 0
+        self.samples: dict[int, Sample] = {}
+        self.end = (0, 0, 0)
+
+    def fill(self, incoming: Iterator[tuple[Sample, tuple[int, int, int]]], most: int | None = None) -> None:
+        """Take `most` samples more, or as many as there are and go in."""
+        left = self.most if most is None else most
+        while left and self.count < self.most and self.held < MAX_SHUFFLED_BYTES:
+            found = next(incoming, None)
+            if found is None:
+                return
+            self.samples[self.count], self.end = found
+            self.held += found[0].held
+            self.count, left = self.count + 1, left - 1
+
+
 class ShardStream:
     """Shards in a random order; within a block of `buffer` samples that follow one another, a random order.
+
+    A block ends early where its samples fill MAX_SHUFFLED_BYTES.
 
     Whole blocks instead of a reservoir, so that a position is where the block begins and how much of it is out:
     resuming reads at most a block again. While a block goes out the next one comes in.
@@ -134,18 +159,18 @@ class ShardStream:
         number, out = at["block"], at["out"]
         begin = (at["shard"], at["number"], at["offset"])
         incoming = self._unshuffled(epoch, *begin)
-        block = list(islice(incoming, self.buffer))
-        while block:
-            end = block[-1][1]
-            following: list[tuple[Sample, tuple[int, int, int]]] = []
-            order = permutation(len(block), self.seed, epoch, self.rank, number)
+        block = _Block(self.buffer)
+        block.fill(incoming)
+        while block.samples:
+            following = _Block(self.buffer)
+            order = permutation(len(block.samples), self.seed, epoch, self.rank, number)
             for place in order[out:].tolist():
-                following += islice(incoming, 1)
+                following.fill(incoming, 1)
                 out += 1
                 names = zip(("shard", "number", "offset"), begin, strict=True)
-                yield block[place][0], {"block": number, "out": out, **dict(names)}
-            following += islice(incoming, len(block) - len(following))
-            block, begin, number, out = following, end, number + 1, 0
+                yield block.samples.pop(place), {"block": number, "out": out, **dict(names)}
+            following.fill(incoming)
+            block, begin, number, out = following, block.end, number + 1, 0
 
     def _unshuffled(
         self, epoch: int, first: int, number: int, offset: int

@@ -6,6 +6,7 @@ A table names image files, relative to itself, or holds their bytes. Rows of the
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from advflyp.config import suggest
 from advflyp.data.addresses import is_remote, named_in, open_binary
 from advflyp.data.cells import CAPTION_NAMES, captions_in, image_in
 from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import find_column, read_text_table
 from advflyp.data.samples import Sample, Sharded
 from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
 
+# Of a Parquet file, unpacked at a time.
+BATCH_ROWS = 64
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
 IMAGE_NAMES = (
@@ -76,15 +80,20 @@ def listed(rows: Iterable[tuple[str, int, Any, Any]]) -> Listed:
     table: its address, where relative names start from
     """
     found: dict[str, Sample] = {}
+    further: dict[str, list[str]] = {}
     table = "the table"
     for table, number, image, caption in rows:
         sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
         address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
-        if (earlier := found.get(address)) is not None:
-            sample = replace(earlier, caption=(*_texts(earlier), *_texts(sample)) or None)
-        found[address] = sample
+        if address not in found:
+            found[address] = sample
+        elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
+            # One more than a caption may have letters is refused anyway.
+            texts += _texts(sample)
     if not found:
         raise ValueError(f"{table} holds no pairs")
+    for address, texts in further.items():
+        found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
     return Listed(list(found.values()))
 
 
@@ -146,11 +155,31 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _path_rows(address: str, image: str, caption: str) -> Iterator[tuple[str, int, Any, Any]]:
+    number = 0
     with open_binary(address) as stream, _parquet(address, stream) as file:
-        table = file.read([image, caption])
-    cells = (table.column(name).to_pylist() for name in (image, caption))
-    for number, (path, text) in enumerate(zip(*cells, strict=True), 1):
-        yield address, number, path, text
+        for group in range(file.num_row_groups):
+            for path, text in _rows(file, group, (image, caption)):
+                number += 1
+                yield address, number, path, text
+
+
+def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The cells of a row group, row by row.
+
+    A few kilobytes can hold a value of megabytes for each of a million rows: no more of them are unpacked at a time
+    than fit into the memory of one image.
+    """
+    facts = file.metadata.row_group(group)
+    chunks = (facts.column(number) for number in range(facts.num_columns))
+    # No value is larger than what its column is unpacked.
+    largest = max(
+        (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns), default=0
+    )
+    most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max(1, largest)))
+    for batch in file.iter_batches(most, [group], list(columns)):
+        found = [batch.column(name) for name in columns]
+        for row in range(len(batch)):
+            yield tuple(column[row].as_py() for column in found)
 
 
 def _parquet(address: str, stream: Any) -> pq.ParquetFile:
@@ -176,17 +205,10 @@ class RowGroup:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         with open_binary(self.address) as stream, _parquet(self.address, stream) as file:
-            row = 0
-            for batch in file.iter_batches(64, [self.group], [self.image, self.caption]):
-                if row + len(batch) > offset:
-                    cells = (batch.column(name).to_pylist() for name in (self.image, self.caption))
-                    for image, caption in zip(*cells, strict=True):
-                        row += 1
-                        if row > offset:
-                            name = f"{self.name}:{row - 1}"
-                            yield replace(to_sample(name, image, caption, self.address), key=name), row
-                else:
-                    row += len(batch)
+            rows = _rows(file, self.group, (self.image, self.caption))
+            for row, (image, caption) in enumerate(islice(rows, offset, None), offset):
+                name = f"{self.name}:{row}"
+                yield replace(to_sample(name, image, caption, self.address), key=name), row + 1
 
 
 def is_hub_dataset(name: str) -> bool:

@@ -6,23 +6,26 @@ members is done here; what a header means is left to it.
 
 import bz2
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from advflyp.data import filenames
 from advflyp.data.addresses import is_remote, open_binary
 from advflyp.data.dirt import Unusable
 from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
 from advflyp.data.limits import (
+    FREE_BYTES,
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
     MAX_LABEL_BYTES,
     MAX_MEMBER_BYTES,
+    MAX_RATIO,
     MAX_TAR_HEADER_BYTES,
     open_regular,
 )
@@ -90,7 +93,7 @@ class TarShard:
             raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
 
 
-def unpacked(file: BinaryIO) -> BinaryIO:
+def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
     """The stream itself, or what is packed into it; `Damaged` where it is something else than a tar."""
     magic = file.read(6)
     file.seek(0)
@@ -98,14 +101,37 @@ def unpacked(file: BinaryIO) -> BinaryIO:
     if foreign is not None:
         raise Damaged(f"{foreign} in place of a tar")
     if magic.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        return _Unpacked(gzip.GzipFile(fileobj=file), file)
     if magic.startswith(b"BZh"):
-        return cast(BinaryIO, bz2.BZ2File(file))
-    return cast(BinaryIO, lzma.LZMAFile(file)) if magic.startswith(b"\xfd7zXZ") else file
+        return _Unpacked(bz2.BZ2File(file), file)
+    return _Unpacked(lzma.LZMAFile(file), file) if magic.startswith(b"\xfd7zXZ") else file
+
+
+class _Unpacked(io.BufferedIOBase):
+    """A packed stream that does not grow without end: 1 MB of a tar can be a terabyte of zeros, and hours of work."""
+
+    def __init__(self, stream: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, packed: BinaryIO) -> None:
+        self.stream, self.packed = stream, packed
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self.stream.read(-1 if size is None else size)
+        if self.stream.tell() > FREE_BYTES + MAX_RATIO * self.packed.tell():
+            raise Damaged("shard packed beyond measure")
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
 
 
 def members(
-    stream: BinaryIO, offset: int, wanted: Callable[[str, int], int], length: int | None = None
+    stream: "BinaryIO | _Unpacked", offset: int, wanted: Callable[[str, int], int], length: int | None = None
 ) -> Iterator[Member]:
     """The members of a tar from a header on.
 
@@ -157,7 +183,7 @@ def members(
         offset += padded
 
 
-def _pass_over(stream: BinaryIO, count: int, padding: int) -> None:
+def _pass_over(stream: "BinaryIO | _Unpacked", count: int, padding: int) -> None:
     """Read on; `Damaged` where the stream ends before that, but for the padding of the last member."""
     while count > 0:
         piece = len(stream.read(min(count, PIECE)))
@@ -168,7 +194,7 @@ def _pass_over(stream: BinaryIO, count: int, padding: int) -> None:
         count -= piece
 
 
-def _pass_over_map(stream: BinaryIO, header: bytes) -> int:
+def _pass_over_map(stream: "BinaryIO | _Unpacked", header: bytes) -> int:
     """The blocks of GNU's map of a file with holes, before its data; how many bytes they are."""
     passed = 0
     extended = header[482]
