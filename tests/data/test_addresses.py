@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import braceexpand
 import pytest
 
 from advflyp.data import addresses
-from advflyp.data.addresses import explain_failure, named_in, open_binary, read_named
+from advflyp.data.addresses import (
+    MAX_NAMED,
+    brace_count,
+    expand,
+    explain_failure,
+    named_in,
+    open_binary,
+    read_named,
+)
 from advflyp.data.dirt import Unusable
 from advflyp.data.isolated import advflyp_guard as guard
 from advflyp.data.samples import in_order
@@ -224,3 +233,24 @@ def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
 
     threading.Thread(target=read, daemon=True).start()
     assert done.wait(20)
+
+
+ENDLESS = (
+    "{0..999999999}.tar",
+    "{1..2000}{1..2000}.tar",
+    "{1..9" + "9" * 5000 + "}",
+    "{" + "," * 10 + "}" * 7 + "{1..999999}.tar",
+)
+BRACES = ("a.tar", "{a,b}{0..9}", "{000..099}.tar", "{10..1..3}x", "{-2..2}", "{a..e}", "{a,{b,c}}")
+
+
+@pytest.mark.parametrize("pattern", ENDLESS, ids=range(4))
+def test_patterns_of_endlessly_many_files(pattern: str) -> None:
+    assert brace_count(pattern) > MAX_NAMED
+    with pytest.raises(ValueError, match="names more than 1,000,000 files"):
+        expand(pattern, "*.tar")
+
+
+@pytest.mark.parametrize("pattern", BRACES)
+def test_braces_are_counted_at_least(pattern: str) -> None:
+    assert len([*braceexpand.braceexpand(pattern)]) <= brace_count(pattern)

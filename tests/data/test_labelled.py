@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from advflyp.data import folders
+from advflyp.data.folders import folder_shards
 from advflyp.data.labelled import LabelledSet, load_set, mini_sets, set_names
 from advflyp.data.pictures import Encoded
 from advflyp.data.prompts import fill
@@ -411,3 +412,30 @@ def test_labels_that_are_no_numbers_of_classes(tmp_path: Path, label: bytes) -> 
     write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("a.cls", b"0"), ("b.png", png(1)), ("b.cls", label)])
     with pytest.raises(ValueError, match=r"0\.tar: a \.cls member is"):
         load_set(str(tmp_path / "0.tar"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("classnames.txt", "a\n" + "b" * 1001, "has a line of more than 1,000 characters; shorten it"),
+        ("classnames.json", '["a", "' + "b" * 1001 + '"]', "must be a list of class names"),
+        ("classnames.json", '["a", 1]', "must be a list of class names"),
+        ("classnames.json", '{"a": "x", "b": ["y"]}', "must hold the folders with their class names"),
+        ("classnames.json", '{"a": "x", "a": "y", "b": "z"}', "the key 'a' twice"),
+        ("classnames.json", "[" * 100_000, "nested more than 64 levels deep"),
+        ("zeroshot_classification_templates.txt", "{c}" + "b" * 1001, "has a line of more than 1,000"),
+    ],
+    ids=range(7),
+)
+def test_names_without_end(name: str, text: str, message: str, tmp_path: Path) -> None:
+    tree(tmp_path / "set", {"a": "a", "b": "b"}, each=1)
+    put_text(tmp_path / "set" / name, text)
+    with pytest.raises(ValueError, match=message):
+        load_set(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("text", ["-1", "1e3", "9" * 5000, "99999999999", "x", "", "²"], ids=range(7))
+def test_numbers_of_shards_that_are_none(text: str, tmp_path: Path) -> None:
+    put_text(tmp_path / "nshards.txt", text)
+    with pytest.raises(ValueError, match=r"nshards\.txt must be a number of shards, not"):
+        folder_shards(tmp_path)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from advflyp.data import prefetch
 from advflyp.data.prefetch import prefetched, threaded
 
 
@@ -76,3 +77,23 @@ def test_an_error_in_a_thread_is_raised_at_its_place() -> None:
     assert [next(done)[0] for _ in range(2)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(done)
+
+
+def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "MAX_AHEAD_BYTES", 100)
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for size in (*[40] * 10, 500, 40):
+            made.append(size)
+            yield size
+
+    waiting: list[int] = []
+    taken: list[int] = []
+    for size, done in threaded(items(), lambda size: -size, workers=2, ahead=6, held=lambda size: size):
+        assert done == -size
+        taken.append(size)
+        waiting.append(sum(made) - sum(taken))
+    assert taken == made and len(taken) == 12
+    # Six of 40 would be 240. What has just been read may be larger than the limit.
+    assert max(waiting[:8]) <= 100 + 40 and max(waiting) <= 100 + 500

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from advflyp.data.dirt import Dirt, Unusable
-from advflyp.data.samples import MAX_CAPTION_BYTES, Sample
+from advflyp.data.samples import MAX_CAPTION_BYTES, Sample, json_captions
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,28 @@ def test_dirt_names_the_first_of_each_kind() -> None:
         dirt.add("truncated image", key)
     dirt.add("no caption", "d")
     assert dirt.describe() == "3 truncated image (such as a), 1 no caption (such as d)"
+
+
+def test_endless_words() -> None:
+    """A tokenizer takes quadratic time for them."""
+    assert Sample("k", None, ("a" * 500,)).captions() == ("a" * 500,)
+    for caption in ("a" * 501, "see " + "é" * 501 + " there", "字" * 501):
+        with pytest.raises(Unusable, match="caption with an endless word"):
+            Sample("k", None, caption.encode()).captions()
+    assert Sample("k", None, ("ab " * 2000,)).captions()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 10_000,
+        b'{"caption": ' + b"1" * 5_000 + b"}",
+        b'{"caption": "a", "caption": "b"}',
+        b"[1e400",
+        b"\xff",
+    ],
+    ids=range(5),
+)
+def test_captions_that_are_no_json(data: bytes) -> None:
+    with pytest.raises(Unusable):
+        json_captions(data)

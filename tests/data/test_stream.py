@@ -3,11 +3,13 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advflyp.data import stream as stream_module
 from advflyp.data.samples import Sample, Sharded
 from advflyp.data.sources import open_source
 from advflyp.data.stream import Mixed, Share, open_stream, permutation
@@ -190,3 +192,35 @@ def test_the_batches_of_all_processes_are_those_of_one(batch: int, ranks: int) -
         for share, part in zip(shares, parts, strict=True):
             rows += part[number * share.size : (number + 1) * share.size]
         assert rows == whole[number * batch : (number + 1) * batch]
+
+
+class LargeShard(ListShard):
+    """Its samples hold 1 to 5 bytes."""
+
+    def read(self, offset: int = 0):
+        for number in range(offset, self.count):
+            yield Sample(f"{self.name}/{number}", b"x" * (1 + number % 5)), number + 1
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_block_is_bounded_in_bytes(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images: the block ends early, everything still comes once, and a run resumes anywhere."""
+    monkeypatch.setattr(stream_module, "MAX_SHUFFLED_BYTES", 20)
+    most, original = 0, stream_module._Block.fill
+
+    def fill(self, *arguments: Any) -> None:
+        nonlocal most
+        original(self, *arguments)
+        most = max(most, self.held)
+
+    monkeypatch.setattr(stream_module._Block, "fill", fill)
+    source = Sharded([LargeShard(f"s{number}", 30) for number in range(4)], 120)
+    seen: list[str] = []
+    for rank in range(ranks):
+        stream = open_stream(source, seed=1, buffer=1000, share=Share(ranks, rank, ranks))
+        found = list(stream.samples(0))
+        seen += [sample.key for sample, _ in found]
+        for place in range(0, len(found), 7):
+            assert keys(stream, 0, found[place][1]) == [sample.key for sample, _ in found[place + 1 :]]
+    assert Counter(seen) == Counter(f"s{i}/{j}" for i in range(4) for j in range(30))
+    assert 20 <= most < 25, "the limit and the sample that reaches it"

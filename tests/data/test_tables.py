@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+from advflyp.data import cells, tables
 from advflyp.data.dirt import Unusable
 from advflyp.data.manifest import describe_shards, write_manifest
 from advflyp.data.samples import Sample, in_order
@@ -400,3 +401,37 @@ def test_mixed_up_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text("image,caption\nx.png,y\n")
     with pytest.raises(ValueError, match="names 2 tables; name one"):
         open_source(f"{tmp_path}/*.csv")
+
+
+def test_a_row_group_of_one_large_value_is_unpacked_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 kB of Parquet hold the same 2 MB in each of 64 rows: 128 MB, were they unpacked together."""
+    monkeypatch.setattr(tables, "MAX_IMAGE_BYTES", 8 << 20)
+    large = bytes(2 << 20)
+    table = pa.table({"image": pa.array([large] * 64), "caption": ["x"] * 64})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert (tmp_path / "t.parquet").stat().st_size < 10_000
+    del table
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for sample in in_order(open_source(str(tmp_path / "t.parquet"))):
+        assert sample.image == large
+        most, count = max(most, pa.total_allocated_bytes() - before), count + 1
+    assert count == 64 and most < 32 << 20
+
+
+def test_rows_without_end_of_one_image(tmp_path: Path) -> None:
+    """Captions of one image are joined in linear time, and of too many not all are kept."""
+    (tmp_path / "a.png").write_bytes(PAIRS[0][0])
+    (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,x\n" * 30_000)
+    (sample,) = in_order(open_source(str(tmp_path / "t.csv")))
+    assert isinstance(sample.caption, tuple) and len(sample.caption) < 21_000
+    with pytest.raises(Unusable, match="caption is too long"):
+        sample.captions()
+
+
+def test_an_image_in_a_cell_is_as_large_as_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "MAX_IMAGE_BYTES", 100)
+    assert cells.image_in(bytes(100)) == bytes(100)
+    with pytest.raises(Unusable, match="image file is too large"):
+        cells.image_in({"bytes": bytes(101)})

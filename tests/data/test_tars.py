@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from advflyp.data import tars
 from advflyp.data.samples import Sample, in_order
@@ -335,3 +336,33 @@ def test_files_with_holes_are_no_files(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(header + more + bytes(512) + pair("a") + bytes(1024))
         assert good(tmp_path / "a.tar") == ["a.tar:a"]
         assert problems(tmp_path / "a.tar") == ["link in place of a file"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_a_bomb_is_not_unpacked(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of 16 MB zeros, which nobody wants, in a few kilobytes; a terabyte would be as easy."""
+    monkeypatch.setattr(tars, "FREE_BYTES", 1 << 20)
+    path = tmp_path / f"a.tar.{suffix}"
+    with tarfile.open(path, f"w:{suffix}") as tar:
+        for name, data in (
+            ("1.png", PICTURE),
+            ("1.txt", b"one"),
+            ("x.bin", bytes(16 << 20)),
+            ("2.txt", b"two"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    began = time.process_time()
+    assert good(path) == [f"a.tar.{suffix}:1"]
+    assert problems(path) == ["shard packed beyond measure"]
+    assert count_keys(path) == 1
+    assert time.process_time() - began < 2
+
+
+def test_images_that_shrink_well_are_no_bomb(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (500, 500), "red").save(stream, "bmp")
+    path = write_tar(tmp_path / "a.tar.gz", members([(stream.getvalue(), "a red square")] * 3))
+    assert stream.tell() > 700_000 and path.stat().st_size < 20_000
+    assert problems(path) == [] and len(good(path)) == 3

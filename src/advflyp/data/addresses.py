@@ -247,6 +247,8 @@ def brace_count(pattern: str) -> int:
         if max(map(len, (first, last, step))) > MAX_DIGITS:
             return MAX_NAMED + 1
         count *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
+    for first, last in re.findall(r"\{([A-Za-z])\.\.([A-Za-z])", pattern):
+        count *= abs(ord(last) - ord(first)) + 1
     for inner in re.findall(r"\{([^{}]*)", pattern):
         count = min(count * (inner.count(",") + 1), MAX_NAMED + 1)
     return count
