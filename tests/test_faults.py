@@ -33,7 +33,8 @@ COMMANDS = {
     "publish": ["publish", "{inputs}/tiny", "--repo", "a/b", "--card", "card.md"],
     "pack": ["data", "pack", "{inputs}/pairs", "--per-shard", "6", "--out", "new/shards"],
     "check": ["data", "check", "{inputs}/pairs", "--out", "new/check"],
-    "overlap": ["data", "overlap", "{inputs}/pairs", "--against", "mini/flags", "--drop", "new/clean", "--out", "new/o"],
+    "overlap": ["data", "overlap", "{inputs}/pairs", "--against", "mini/flags", "--drop", "new/clean",
+                "--out", "new/o"],
     "train": ["train", "{inputs}/recipe.toml", "--resume", "--out", "new/run", "--train.max_steps", "2",
               "--checkpoint.every", "1", "--validate.set", "mini/val", "--validate.limit", "4",
               "--validate.attack", "pgd1"],
@@ -122,8 +123,8 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, str]:
     """What is there otherwise than it should be."""
-    wrong = {name: "is missing" for name in expected.keys() - found.keys()}
-    wrong |= {name: "should not be there" for name in found.keys() - expected.keys()}
+    wrong = dict.fromkeys(expected.keys() - found.keys(), "is missing")
+    wrong |= dict.fromkeys(found.keys() - expected.keys(), "should not be there")
     return wrong | {
         name: "differs" for name in found.keys() & expected.keys() if found[name] != expected[name]
     }
