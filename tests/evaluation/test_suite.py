@@ -209,9 +209,9 @@ def _without(labelled: LabelledSet, place: int):
 def test_a_set_that_the_model_was_trained_on(
     tiny: CLIP, known_sets: LabelledSet, tmp_path: Path, data: str, seen: bool
 ) -> None:
-    save_model(tiny, tmp_path / "run", {"trained_on": [data]})
+    save_model(tiny, tmp_path / "run", {"trained_on": [data], "pflops": 1.5})
     (cell,) = evaluate(tmp_path / "run", ["mini"], ["clean"], [], out=tmp_path / "r.jsonl")
-    assert cell.seen is seen and read_cells(tmp_path / "r.jsonl") == [cell]
+    assert cell.seen is seen and cell.pflops == 1.5 and read_cells(tmp_path / "r.jsonl") == [cell]
     said = [line.partition("clean: ")[2] for line in verdicts([cell])]
     assert said == ["the model was trained on this data; its accuracy here is not zero-shot"] * seen
 

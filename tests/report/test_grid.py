@@ -91,6 +91,19 @@ def test_means() -> None:
     assert alone.columns == ["method", "clean", "PGD-10\nε = 1/255"] and alone.groups == []
 
 
+def test_means_stand_beside_what_the_finetuning_took() -> None:
+    """Of seeds the mean; nothing of models whose cards do not say it, and no column where none does."""
+    some = [
+        *(dataclasses.replace(c, pflops=12.5) if c.model == "a" else c for c in cells()),
+        cell("a", FOOD, 1, 33, checkpoint_sha256="f" * 64, pflops=13.5),
+    ]
+    table = means_table(Results(some, seeds=True))
+    place = table.columns.index("PFLOPs")
+    assert [row[place] for row in table.rows] == ["13", None, None]
+    assert table.groups[0] == ("", place + 1)
+    assert "PFLOPs" not in means_table(Results(cells())).columns
+
+
 def test_a_block_on_fewer_sets_says_so() -> None:
     some = [
         *cells(),

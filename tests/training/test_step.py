@@ -252,8 +252,8 @@ def test_sizes_change_over_a_run(recipe: Path, tmp_path: Path) -> None:
 def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     """The model resists one step more often than ten: the run says so, and goes on with two steps, resumed ones too."""
     set_ = {
-        "validate.set": "mini/flags",
-        "validate.limit": "24",
+        "validate.set": "mini/fashion",
+        "validate.limit": "30",
         "model.name": "mini-vit",
         "attack.eps": "4/255",
     }

@@ -15,7 +15,7 @@ from advflyp.evaluation.jsonl import append_line, read_lines
 
 OUTCOME = (
     "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason",
-    "seen",
+    "seen", "pflops",
 )  # fmt: skip
 # Of the arguments of an attack, those that a report computes with.
 SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
@@ -39,6 +39,7 @@ class Cell:
     unreadable: pictures that could not be read, by name; they are not among the n
     sanity:     verdict of the checks for masked gradients, where they were asked for
     seen:       whether the model was finetuned on this data, as far as its card says
+    pflops:     10¹⁵ operations that the model's finetuning took, as far as its card says
     precision_reason: why `precision` was chosen; empty where nothing was searched for
     protocol:   the name of the protocol that it follows, with what the user changed in brackets
     settings:   what the protocol changes of images and class names, as it was for this model and set: resize,
@@ -68,6 +69,7 @@ class Cell:
     sanity: dict[str, Any] | None = None
     precision_reason: str = ""
     seen: bool = False
+    pflops: float | None = None
     protocol: str = DEFAULT_PROTOCOL
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -164,7 +164,7 @@ def _blank(
 ) -> Cell:
     """The cell before anything is measured: all that makes it this measurement and no other."""
     labelled = judge.labelled
-    seen = was_trained_on(read_card(judge.model.name), labelled.name)
+    card = read_card(judge.model.name)
     part = {} if len(judge) == len(labelled) else {"limit": len(judge), "seed": seed}
     return Cell(
         model=name or judge.model.name,
@@ -186,7 +186,8 @@ def _blank(
         ci95=(0.0, 1.0),
         seconds=0.0,
         subset={"of": len(labelled), **part},
-        seen=seen,
+        seen=was_trained_on(card, labelled.name),
+        pflops=card.get("pflops"),
         protocol=protocol.name,
         settings=_settings(judge, protocol),
     )

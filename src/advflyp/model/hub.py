@@ -53,6 +53,7 @@ CARD_KEYS: dict[str, Any] = {
     "recipe": dict[str, dict[str, Any]],
     "trained_on": list[str],
     "pairs_seen": int,
+    "pflops": float,
     "weights_sha256": str,
 }
 BEST = "best"

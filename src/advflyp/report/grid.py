@@ -107,22 +107,27 @@ def means_table(
 ) -> Table:
     """A row for each of `results.models`, for each condition its means over all sets and over each kind of set.
 
+    What the finetuning took in arithmetic stands before them, where it is known of any model.
+
     conditions, sets, unranked: as in `methods_table`
     """
     chosen = list(sets or results.sets)
     wanted = list(conditions or results.conditions)
     found = [c for c in wanted if any((m, s, c) in results.cells for m in results.models for s in chosen)]
     kinds = {"all": chosen, **sides(chosen)}
+    costs = {model: cost for model in results.models if (cost := results.pflops(model)) is not None}
     rows: list[list[Value]] = []
     for model in results.models:
         row: list[Value] = [model, *_seeds(results, model, found, chosen)]
+        if costs:
+            row.append(f"{costs[model]:.3g}" if model in costs else None)
         for condition in found:
             here = _measured(results, condition, chosen)
             row += [
                 results.mean(model, condition, [s for s in names if s in here]) for names in kinds.values()
             ]
         rows.append(row)
-    first = ["method", *(["seeds"] if results.replicated else [])]
+    first = ["method", *(["seeds"] if results.replicated else []), *(["PFLOPs"] if costs else [])]
     titles = ["clean" if c.norm is None else c.title for c in found]
     columns = [
         (title.replace(", ", "\n") if len(kinds) == 1 else f"{kind}\n({len(names)})")

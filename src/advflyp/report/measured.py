@@ -178,6 +178,12 @@ class Results:
             name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)
         ]
 
+    def pflops(self, model: str) -> float | None:
+        """10¹⁵ operations of a model's finetuning; of several seeds the mean of those that are known."""
+        runs = (runs for (name, _, _), runs in self.runs.items() if name == model)
+        known = {sha: cell.pflops for found in runs for sha, cell in found.items() if cell.pflops is not None}
+        return sum(known.values()) / len(known) if known else None
+
     def _model(self, cell: Cell) -> str:
         is_apart = cell.protocol not in (DEFAULT_PROTOCOL, self.protocol)
         return f"{cell.model} [{cell.protocol}]" if is_apart else cell.model
