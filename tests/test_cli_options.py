@@ -31,6 +31,7 @@ BASE = {
     "pretrain": "recipe.toml",
     "recipes": "",
     "watch": "run --once",
+    "protocols": "",
     "eval": "model --sets classes --attacks clean --limit 2 --device cpu",
     "compare": "results.jsonl results.jsonl",
     "retrieval": "model pairs --attacks clean --limit 2 --device cpu",

@@ -350,6 +350,8 @@ def test_changes(built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> No
         Judge(tiny, load_set("mini/food"), pixels=ADVFLYP.changed(resize=20).pixels)
     with pytest.raises(ValueError, match="must hold {} once and no other braces"):
         ADVFLYP.changed(templates=["a {c}"])
+    with pytest.raises(ValueError, match="resize must be at most 4,096 pixels, not 5,000"):
+        ADVFLYP.changed(resize=5000)
     with pytest.raises(ValueError, match="there is no class name"):
         ADVFLYP.changed(classnames=[])
     with pytest.raises(ValueError, match="eurosat has 10 classes, and --classnames 2 names"):

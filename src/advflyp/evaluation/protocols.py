@@ -22,8 +22,9 @@ from advflyp.evaluation.pixels import Interpolation, Pixels
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.model.precision import Precision
 
-# What stands for "the set's own" in the templates of a protocol: every other set of the table.
+# Stands for every other dataset of the table in a protocol's templates.
 OTHERS = "*"
+LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class Protocol:
             interpolation: Of the resizing.
 
         Raises:
-            ValueError: A prompt without exactly one "{}", or no class names.
+            ValueError: A prompt without exactly one "{}", no class names, or a side that no image should have.
         """
         said, values = [], {}
         if resize is not None or interpolation is not None:
@@ -99,6 +100,8 @@ class Protocol:
             mode = interpolation or self.pixels.interpolation
             values["pixels"] = Pixels(resize=side, of=of, interpolation=mode)
         if resize is not None:
+            if resize > LARGEST_SIDE:
+                raise ValueError(f"resize must be at most {LARGEST_SIDE:,} pixels, not {resize:,}")
             said.append(f"resize {resize}")
         if interpolation is not None:
             said.append(interpolation)

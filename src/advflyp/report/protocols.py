@@ -9,7 +9,7 @@ from advflyp.data.classnames import OURS
 from advflyp.data.prompts import fill
 from advflyp.evaluation.protocols import ADVFLYP, OTHERS, PROTOCOLS, Protocol
 from advflyp.report.measured import attack_title, radius
-from advflyp.report.tables import Table
+from advflyp.report.tables import Table, Value
 
 # A class of each dataset, as the authors write it, by which protocols differ where they do.
 EXAMPLES: Mapping[str, str] = {
@@ -100,7 +100,9 @@ def differences() -> Table:
     for protocol in PROTOCOLS.values():
         looks = (_resizing(protocol), _perturbation(protocol), *(example(protocol, name) for name in TABLE))
         columns.setdefault((protocol.source, *looks), []).append(protocol)
-    found = [[row, *(_of_all(some, get) for some in columns.values())] for row, get in rows.items()]
+    found: list[list[Value]] = [
+        [row, *(_of_all(some, get) for some in columns.values())] for row, get in rows.items()
+    ]
     return Table(
         title="What differs",
         columns=["", *(", ".join(p.name for p in some) for some in columns.values())],
