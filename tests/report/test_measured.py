@@ -17,7 +17,7 @@ from advflyp.report.measured import (
     Results,
     competitors,
 )
-from advflyp.report.prose import scope
+from advflyp.report.prose import meaning, prompts_table, scope
 from advflyp.report.tables import accuracy_table
 from report.cells import SETS, cell
 
@@ -83,6 +83,20 @@ def test_protocols_are_apart() -> None:
     assert mixed.mean("a [tecoa]", PGD).number == f"{100 * 50 / 97:.1f}"
     assert mixed.mean_sets == list(SETS[:2])
     assert "A name in brackets is the protocol" in scope(mixed)
+    named = cell(
+        "a",
+        SETS[0],
+        2,
+        50,
+        protocol="tecoa",
+        prompt="a {}",
+        settings={"resize": 256, "classnames_sha256": "x"},
+    )
+    both = Results([*ours, named])
+    assert prompts_table(both).rows[0] == ["food", "a picture of a {}."]
+    assert prompts_table(both).rows[-1] == ["food [tecoa]", "a {}"]
+    assert "Protocol tecoa" in meaning(both) and " On food: resize 256." in meaning(both)
+    assert "Protocol" not in meaning(Results(ours))
     alone = Results(theirs)
     assert (alone.models, alone.protocol) == (["a"], "tecoa")
     table = accuracy_table(alone, "a")

@@ -100,6 +100,25 @@ def _protocol(results: Results) -> str:
     return ""
 
 
+def _protocols(results: Results) -> dict[str, str]:
+    """Each protocol that is not ours with what it changes of images, and on which sets."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for cell in results.cells.values():
+        if cell.protocol != DEFAULT_PROTOCOL:
+            shown = {name: value for name, value in cell.settings.items() if name in SHOWN_SETTINGS}
+            changes = ", ".join(map(_setting, shown.items())) or "images as the model was trained"
+            found.setdefault(cell.protocol, {}).setdefault(changes, {})[results.short[cell.set]] = None
+    return {
+        f"Protocol {name}": "Class names, prompts, images and the meaning of AutoAttack are those of this protocol "
+        "(`advflyp protocols`). "
+        + " ".join(f"On {', '.join(sets)}: {changes}." for changes, sets in places.items())
+        for name, places in found.items()
+    }
+
+
+SHOWN_SETTINGS = ("resize", "interpolation", "perturbation", "upsampling")
+
+
 def _scope(results: Results) -> str:
     sets, means = results.sets, results.mean_sets
     spread = (
@@ -152,6 +171,7 @@ def meaning(results: Results) -> str:
         )
     for cell in attacked:
         terms.setdefault(attack_title(cell.attack), attack_text(cell))
+    terms |= _protocols(results)
     if attacked:
         precisions = " and ".join(sorted({cell.precision for cell in attacked}))
         terms["Precision"] = (
@@ -236,8 +256,12 @@ def sets_table(results: Results) -> Table:
 
 def prompts_table(results: Results) -> Table:
     """The prompts that each set's class names were put into."""
-    prompts = {name: cell.prompt for (_, name, _), cell in results.cells.items()}
-    rows: list[list[Value]] = [[results.short[name], prompts[name]] for name in results.sets]
+    prompts: dict[tuple[str, str], None] = {}
+    for (_, name, _), cell in results.cells.items():
+        is_apart = cell.protocol not in (DEFAULT_PROTOCOL, results.protocol)
+        title = f"{results.short[name]} [{cell.protocol}]" if is_apart else results.short[name]
+        prompts[title, cell.prompt] = None
+    rows: list[list[Value]] = [[title, prompt] for title, prompt in prompts]
     return Table(
         title="The prompts", columns=[set_heading(results), "{} is the name of the class"], rows=rows
     )
