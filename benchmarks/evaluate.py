@@ -3,6 +3,7 @@
     python benchmarks/evaluate.py                                    # mini
     python benchmarks/evaluate.py --model ViT-B-32/random --classes 1000 --images 16 --attacks pgd10 cw10
     python benchmarks/evaluate.py --model mini-vit --set mini/flags --attacks autoattack --ours-only
+    python benchmarks/evaluate.py --attacks apgd-ce apgd-t fab-t square      # AutoAttack's members, each alone
 
 (a) the obvious implementation: every step encodes the class prompts again and attacks every image of the batch to the
 end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget; left out
@@ -45,7 +46,9 @@ class Arguments:
     """What to time."""
 
     model: str = "mini"
-    attacks: tuple[Literal["pgd10", "cw10", "autoattack"], ...] = ("pgd10", "cw10", "autoattack")
+    attacks: tuple[
+        Literal["pgd10", "cw10", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"], ...
+    ] = ("pgd10", "cw10", "autoattack")
     set: str = "mini/emoji-groups"
     classes: int | None = None
     """Class prompts, made-up names after the set's own ones; by default the set's."""
@@ -98,10 +101,10 @@ def candidates(
     runs = {"ours": lambda: ours(model, labelled, attack, threat, arguments)}
     if arguments.ours_only:
         return runs
-    if attack != "autoattack":
+    if attack in ("pgd10", "cw10"):
         runs["obvious"] = lambda: obvious(model, labelled, attack, threat, arguments)
     elif importlib.util.find_spec("pyautoattack") is not None:
-        runs["official"] = lambda: official(model, labelled, threat, arguments)
+        runs["official"] = lambda: official(model, labelled, attack, threat, arguments)
     return runs
 
 
@@ -169,7 +172,7 @@ def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) ->
     return right / arguments.images
 
 
-def official(model, labelled, threat: Threat, arguments: Arguments) -> float:
+def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     from pyautoattack import AutoAttack
 
     weights = class_embeddings(model, labelled.classes, labelled.templates)
@@ -183,6 +186,8 @@ def official(model, labelled, threat: Threat, arguments: Arguments) -> float:
     columns = zip(*batches(model, labelled, arguments), strict=True)
     images, labels = (torch.cat(column) for column in columns)
     attack = AutoAttack(judge, norm="Linf", eps=threat.eps, version="standard", device=str(images.device))
+    if name != "autoattack":
+        attack.attacks_to_run = [name]
     adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
     right = 0
     with torch.no_grad():

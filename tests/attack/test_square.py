@@ -109,6 +109,45 @@ def test_rescaling_goes_through_the_whole_schedule() -> None:
         assert max(sizes) == side
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
+def test_an_image_is_asked_the_same_in_every_company(threat: Threat) -> None:
+    """Alone, and where others leave between and within the queries whose numbers are drawn at once."""
+
+    class Leaving(Firm):
+        def __init__(self, number: int, leave_at: dict[int, int]) -> None:
+            super().__init__()
+            self.leave_at, self.left = leave_at, list(range(number))
+            self.asked: dict[int, list[Tensor]] = {image: [] for image in range(number)}
+
+        def __call__(self, images: Tensor) -> Tensor:
+            logits = super().__call__(images).clone()
+            gone = self.leave_at.get(len(self.seen))
+            for row, image in enumerate(self.left):
+                self.asked[image].append(images[row].clone())
+                if image == gone:
+                    logits[row] = -logits[row]
+            self.left = [image for image in self.left if image != gone]
+            return logits
+
+    images, labels = grey(4)
+    together = Leaving(4, {30: 1, 80: 3, 131: 0})
+    square(Victim(together), images, labels, threat, streams=Streams(0, torch.arange(4)), queries=200)
+    assert [len(together.asked[image]) for image in range(4)] == [131, 30, 202, 80]
+    for image in range(4):
+        alone = Leaving(1, {})
+        only = slice(image, image + 1)
+        square(
+            Victim(alone),
+            images[only],
+            labels[only],
+            threat,
+            streams=Streams(0, torch.tensor([image])),
+            queries=200,
+        )
+        for ours, theirs in zip(together.asked[image], alone.asked[0], strict=False):
+            assert_equal64(ours, theirs)
+
+
 def test_a_worse_proposal_is_not_taken() -> None:
     seen = run(LINF, 50, rising=False)
     start = seen[1]

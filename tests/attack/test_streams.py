@@ -101,6 +101,20 @@ def test_a_part_does_not_move_the_whole() -> None:
     assert torch.equal(whole.uniform(3), streams().uniform(3))
 
 
+def test_many_draws_at_once_are_those_one_by_one() -> None:
+    """Also of shorter draws, of part of the images, and of what comes before and after."""
+    at_once, one_by_one = streams(7), streams(7)
+    assert torch.equal(at_once.signs(5), one_by_one.signs(5))
+    ahead = at_once.ahead(6, 3)
+    assert ahead.shape == (N, 6, 3) and ahead.dtype == torch.float32
+    for number in range(6):
+        count = 1 + number % 3
+        assert torch.equal(ahead[:, number, :count], one_by_one.uniform(count))
+    assert torch.equal(at_once.normal(4), one_by_one.normal(4))
+    some = torch.tensor([5, 60, 0])
+    assert torch.equal(streams(7)[some].ahead(6, 3), streams(7).ahead(6, 3)[some])
+
+
 def test_large_seeds_and_places() -> None:
     far = Streams(2**70 + 3, torch.tensor([0, 2**40, 2**62])).uniform(1000)
     assert (far.mean(1) - 0.5).abs().max() < 0.05

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advflyp.attack.losses import margin
 from advflyp.attack.points import Points, standing
-from advflyp.attack.streams import Streams
+from advflyp.attack.streams import Streams, as_integers, as_signs
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.devices import to_device
@@ -18,11 +18,16 @@ from advflyp.dtypes import at_least_float32
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+# So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
+AHEAD = 64
+
+
 @dataclass
 class _Search(Points):
     streams: Streams
     best: Tensor
     best_loss: Tensor
+    drawn: Tensor  # (M, AHEAD, draws a query, C) in [0, 1)
 
 
 @torch.no_grad()
@@ -51,20 +56,25 @@ def square(
     points = standing(victim, result, labels, streams)
     if not len(points):
         return result
-    begin, propose = (_stripes, _linf_proposal) if threat.norm == "linf" else (_tiles, _l2_proposal)
+    begin, kind = (_stripes, _Squares) if threat.norm == "linf" else (_tiles, _Bumps)
     best = begin(points.images, threat, points.streams)
     logits = at_least_float32(victim(best))
     loss = margin(logits, points.labels)
-    at = _Search(points.rows, points.images, points.labels, points.streams, best, loss)
+    at = _Search(points.rows, points.images, points.labels, points.streams, best, loss, drawn=loss)
     at.leave(victim.fooled(best, at.labels, logits), best, result)
 
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
+    propose, last = None, None
     for query in range(queries):
         if not len(at):
             break
         stage = sum((query * 10_000 // queries if rescale else query) > start for start in SCHEDULE)
-        side = round(math.sqrt(p_init / 2**stage * height * width))
-        proposal = propose(at, threat, side)
+        if propose is None or stage != last:
+            side, last = round(math.sqrt(p_init / 2**stage * height * width)), stage
+            propose = kind(threat, side, images)
+        if query % AHEAD == 0:
+            at.drawn = at.streams.ahead(AHEAD * kind.draws, channels).unflatten(1, (AHEAD, kind.draws))
+        proposal = propose(at, at.drawn[:, query % AHEAD])
         logits = at_least_float32(victim(proposal))
         loss = margin(logits, at.labels)
         better = loss > at.best_loss
@@ -80,14 +90,25 @@ def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     return threat.project(images, images + threat.eps * streams.signs(channels, 1, width, dtype=images.dtype))
 
 
-def _linf_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
-    """The best image so far with one square at ±ε in each colour (Algorithm 2)."""
-    _, channels, height, width = at.images.shape
-    side = min(max(side, 1), height, width)
-    rows, columns = _window(at, side)
-    inside = _within(rows, height)[:, None, :, None] & _within(columns, width)[:, None, None, :]
-    colour = at.images + threat.eps * at.streams.signs(channels, 1, 1, dtype=at.images.dtype)
-    return threat.project(at.images, torch.where(inside, colour, at.best))
+class _Squares:
+    """L∞: the best image so far with one square at ±ε in each colour (Algorithm 2)."""
+
+    draws = 3  # of an image a query: row, column, a number for each colour
+
+    def __init__(self, threat: Threat, side: int, images: Tensor) -> None:
+        height, width = images.shape[2:]
+        self.eps, self.side = threat.eps, min(max(side, 1), height, width)
+        self.rows, self.columns = (torch.arange(size, device=images.device) for size in (height, width))
+
+    def __call__(self, at: _Search, drawn: Tensor) -> Tensor:
+        top, left = _corner(drawn[:, 0], drawn[:, 1], self.side, at.images)
+        down, across = self.rows - top, self.columns - left
+        inside = ((down >= 0) & (down < self.side))[:, None, :, None]
+        inside = inside & ((across >= 0) & (across < self.side))[:, None, None, :]
+        signs = as_signs(drawn[:, 2, :, None, None], at.images.dtype)
+        # Inside the ball already: ±ε from the image, or where an earlier proposal was.
+        colour = torch.add(at.images, signs, alpha=self.eps).clamp_(0, 1)
+        return torch.where(inside, colour, at.best)
 
 
 def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
@@ -104,51 +125,59 @@ def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
     return _fill(images, delta, threat)
 
 
-def _l2_proposal(at: _Search, threat: Threat, side: int) -> Tensor:
-    """A bump is added in one window, with the length it has, that of a second one and what ε leaves (Algorithm 3)."""
-    count, channels, height, width = at.images.shape
-    side = max(side, 3)
-    side = min(side + 1 - side % 2, height, width)
-    (rows, columns), (other_rows, other_columns) = _window(at, side), _window(at, side)
-    delta = at.best - at.images
-    every = torch.arange(count, device=delta.device)[:, None, None, None]
-    colours = torch.arange(channels, device=delta.device)[:, None, None]
-    window = (every, colours, rows[:, None, :, None], columns[:, None, None, :])
-    other = (every, colours, other_rows[:, None, :, None], other_columns[:, None, None, :])
+class _Bumps:
+    """L2: a bump in one window, with the length it has, that of a second one and what ε leaves (Algorithm 3)."""
 
-    spare = (threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / channels
-    before = delta.square().sum((2, 3), keepdim=True)
-    old = delta[window]
-    zero = delta.new_zeros(())
-    delta[window] = zero
-    delta[other] = zero
-    budget = (spare + before - delta.square().sum((2, 3), keepdim=True)).clamp_min(0).sqrt()
-    bump = _bumps(side, at.streams, 1, dtype=delta.dtype) * at.streams.signs(channels, 1, 1)
-    delta[window] = budget * _unit(bump + _unit(old, (2, 3)), (2, 3))
-    return _fill(at.images, delta, threat)
+    draws = 6  # of an image a query: row and column of two windows, the bump's direction, a number for each colour
+
+    def __init__(self, threat: Threat, side: int, images: Tensor) -> None:
+        height, width = images.shape[2:]
+        side = max(side, 3)
+        self.threat, self.side = threat, min(side + 1 - side % 2, height, width)
+        self.bump = _bump(self.side, images)
+
+    def __call__(self, at: _Search, drawn: Tensor) -> Tensor:
+        delta = at.best - at.images
+        channels = delta.shape[1]
+        window, other = (self._window(drawn[:, n], drawn[:, n + 1], delta) for n in (0, 2))
+        squares = delta.square().sum((2, 3), keepdim=True)
+        spare = (self.threat.eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / channels
+        old = delta[window]
+        zero = delta.new_zeros(())
+        delta[window] = zero
+        delta[other] = zero
+        budget = (spare + squares - delta.square().sum((2, 3), keepdim=True)).clamp_min(0).sqrt()
+        bump = torch.where(drawn[:, 4, :1, None, None] < 0.5, self.bump, self.bump.T)
+        bump = bump * as_signs(drawn[:, 5, :, None, None], torch.float32)
+        delta[window] = budget * _unit(bump + _unit(old, (2, 3)), (2, 3))
+        return _fill(at.images, delta, self.threat)
+
+    def _window(self, row: Tensor, column: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+        """What indexes a window of every image in all colours."""
+        top, left = _corner(row, column, self.side, delta)
+        steps = torch.arange(self.side, device=delta.device)
+        every = torch.arange(len(delta), device=delta.device)[:, None, None, None]
+        colours = torch.arange(delta.shape[1], device=delta.device)[:, None, None]
+        return every, colours, (top + steps)[:, None, :, None], (left + steps)[:, None, None, :]
 
 
-def _window(at: _Search, side: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns, (M, side) each, of a square at a random place in each image."""
-    height, width = at.images.shape[2:]
-    steps = torch.arange(side, device=at.images.device)
-    top, left = at.streams.integers(height - side + 1), at.streams.integers(width - side + 1)
-    return top[:, None] + steps, left[:, None] + steps
-
-
-def _within(places: Tensor, size: int) -> Tensor:
-    """(M, size) bool: which of the pixels 0 … size − 1 are between an image's first and last place."""
-    pixels = torch.arange(size, device=places.device)
-    return (pixels >= places[:, :1]) & (pixels <= places[:, -1:])
+def _corner(row: Tensor, column: Tensor, side: int, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, 1) each, where squares of a length begin, for (M, C) numbers in [0, 1), of which the first ones count."""
+    height, width = images.shape[2:]
+    return as_integers(row[:, :1], height - side + 1), as_integers(column[:, :1], width - side + 1)
 
 
 def _bumps(side: int, streams: Streams, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, *shape, side, side): two opposite pyramids of length 1 together, side by side or one above the other."""
+    """(N, *shape, side, side): a bump in each place, upright or lying."""
+    bump = _bump(side, torch.empty((), dtype=dtype, device=streams.index.device))
+    return torch.where(streams.uniform(*shape)[..., None, None] < 0.5, bump, bump.T)
+
+
+def _bump(side: int, like: Tensor) -> Tensor:
+    """(side, side): two opposite pyramids of length 1 together, one above the other."""
     half = side // 2
-    bump = torch.cat([_pyramid(half, side, dtype), -_pyramid(side - half, side, dtype)])
-    bump = to_device(bump / bump.norm(), streams.index.device)
-    upright = streams.uniform(*shape)[..., None, None] < 0.5
-    return torch.where(upright, bump, bump.T)
+    bump = torch.cat([_pyramid(half, side, like.dtype), -_pyramid(side - half, side, like.dtype)])
+    return to_device(bump / bump.norm(), like.device)
 
 
 def _pyramid(height: int, width: int, dtype: torch.dtype) -> Tensor:

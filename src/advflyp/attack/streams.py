@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from advflyp.devices import to_device
+
 
 def _signed(bits: int) -> int:
     """The signed 64-bit integer with the same last 64 bits."""
@@ -40,7 +42,15 @@ class Streams:
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape) in [0, 1), the same numbers in float32 and float64."""
         # 24 bits fill a float32 mantissa; every value is a multiple of 2⁻²⁴.
-        return _shift(self._bits(math.prod(shape)), 40).to(dtype).mul_(2.0**-24).view(-1, *shape)
+        return _shift(self._bits(math.prod(shape), 1), 40).to(dtype).mul_(2.0**-24).view(-1, *shape)
+
+    def ahead(self, draws: int, count: int) -> Tensor:
+        """(N, draws, count) in [0, 1): what as many calls of `uniform(count)` give, in one.
+
+        A shorter draw has the first numbers of a longer one.
+        """
+        bits = self._bits(count, draws)
+        return _shift(bits, 40).to(torch.float32).mul_(2.0**-24)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape) standard normal (Box–Muller), the same numbers in float32 and float64 up to rounding."""
@@ -49,18 +59,30 @@ class Streams:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """(N, *shape) int64 in [0, high)."""
-        return (self.uniform(*shape) * high).long().clamp_max_(high - 1)
+        return as_integers(self.uniform(*shape), high)
 
     def signs(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape), −1 or 1."""
-        return (self.uniform(*shape) < 0.5).to(dtype).mul_(2).sub_(1)
+        return as_signs(self.uniform(*shape), dtype)
 
-    def _bits(self, count: int) -> Tensor:
-        """(N, count) int64, the next draw."""
-        self.draws += 1
-        salt = _signed(_GOLDEN * self.draws + 0xD1342543DE82EF95 * self.seed)
-        key = _mix(_mix(self.index + 1) + salt)
-        return _mix(key[:, None] + _GOLDEN * torch.arange(1, count + 1, device=key.device))
+    def _bits(self, count: int, draws: int) -> Tensor:
+        """(N, draws, count) int64, the next draws."""
+        numbers = range(self.draws + 1, self.draws + draws + 1)
+        self.draws += draws
+        salts = [_signed(_GOLDEN * number + 0xD1342543DE82EF95 * self.seed) for number in numbers]
+        salt = salts[0] if draws == 1 else to_device(torch.tensor(salts), self.index.device)
+        key = _mix(_mix(self.index + 1)[:, None] + salt)
+        return _mix(key[..., None] + _GOLDEN * torch.arange(1, count + 1, device=key.device))
+
+
+def as_integers(uniform: Tensor, high: int) -> Tensor:
+    """Numbers in [0, 1) → int64 in [0, high)."""
+    return (uniform * high).long().clamp_max_(high - 1)
+
+
+def as_signs(uniform: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in [0, 1) → −1 or 1."""
+    return (uniform < 0.5).to(dtype).mul_(2).sub_(1)
 
 
 def _mix(x: Tensor) -> Tensor:
