@@ -120,11 +120,11 @@ ADAMW = {
 STATED: dict[str, dict[str, Any]] = {
     "tecoa": {**COMMON, "optim.lr": 1e-7, "data.train": "imagenet@train", "data.batch_size": 256},
     "pmg_aft": {
-        **COMMON, "optim.lr": 5e-5, "data.train": "tiny-imagenet@train", "data.batch_size": 256,
+        **COMMON, "optim.lr": 5e-5, "data.train": "tiny-imagenet@train-all", "data.batch_size": 256,
         "optim.warmup_share": 1, "method.logit_temperature": 1, "method.divergence": "sum",
     },
     "tga_zsr": {
-        **COMMON, "optim.lr": 1e-4, "data.train": "tiny-imagenet@train", "data.batch_size": 128,
+        **COMMON, "optim.lr": 1e-4, "data.train": "tiny-imagenet@train-all", "data.batch_size": 128,
         "method.attention_norm": "dim", "method.refinement_weight": 0.08, "method.constraint_weight": 0.05,
     },
     "fare": {

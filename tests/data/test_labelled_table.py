@@ -233,6 +233,11 @@ def test_tiny_imagenet_holds_out_a_tenth_of_its_training_part(root: Path) -> Non
     assert not set(contents(heldout)) & set(contents(train))
     assert set(Counter(heldout.labels.tolist()).values()) == {1}
     assert heldout.classes == load_set("tiny-imagenet").classes
+    every = load_set("tiny-imagenet@train-all")
+    assert len(every) == len(heldout) + len(train) and every.classes == train.classes
+    assert {every.key(i) for i in range(len(every))} == {
+        part.key(i) for part in (heldout, train) for i in range(len(part))
+    }
     assert heldout.key(0).startswith("n90000000/images/x_")
 
 

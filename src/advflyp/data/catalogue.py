@@ -186,7 +186,7 @@ TABLE: dict[str, Entry] = {
     ),
     "tiny-imagenet": Entry(
         title="TinyImageNet", domain="objects", n=10_000, k=200,
-        splits=("val", "heldout", "train", "advflyp", "advflyp-train"),
+        splits=("val", "heldout", "train", "advflyp", "advflyp-train", "train-all"),
         places=("tiny-imagenet-200", "tiny-imagenet/tiny-imagenet-200"), read="imagenet.tiny_imagenet",
         archive=("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
         home="http://cs231n.stanford.edu", licence=IMAGENET_TERMS,

@@ -74,7 +74,7 @@ def tiny_imagenet(folder: Path, split: str) -> Opened:
     """train/n01443537/images/, val/images/ + val/val_annotations.txt, words.txt with the names.
 
     split: "val"; "heldout", a tenth of each class of train/, and "train", the other nine; "advflyp", the tenth that
-           AdvFLYP's release lists, and "advflyp-train", the other nine
+           AdvFLYP's release lists, and "advflyp-train", the other nine; "train-all", all of train/
     """
     wnids = sorted(read_lines(folder / "wnids.txt"))
     entries = dict(line.split("\t", 1) for line in read_lines(folder / "words.txt"))
@@ -85,6 +85,8 @@ def tiny_imagenet(folder: Path, split: str) -> Opened:
         paths = [f"val/images/{name}" for name, _ in rows]
         return Files(folder, paths, [index[wnid] for _, wnid in rows]), classes
     whole = class_files(folder / "train", wnids)
+    if split == "train-all":
+        return whole, classes
     if split.startswith("advflyp"):
         return _listed(whole, folder / PUBLISHED_LIST, wnids, rest=split == "advflyp-train"), classes
     return held_out(whole, HELD_OUT, rest=split == "train"), classes
