@@ -22,7 +22,7 @@ from advflyp.report.sections import FILES
 from advflyp.runlog import duration
 from advflyp.training.checkpoint import checkpoints
 from advflyp.training.recipe import read_recipe
-from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE
+from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE, check_folder
 from advflyp.training.trainer import Trainer, train
 
 RECIPE = "configs/mini/advflyp_full.toml"
@@ -68,7 +68,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         console: Where progress goes; none is silent.
 
     Raises:
-        ValueError: For a file in the place of the folder.
+        ValueError: For a file in the place of the folder, and for files in it that are not of a quickstart.
     """
     begun = time.monotonic()
     out = Path(out)
@@ -76,14 +76,15 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     run = out / "run"
+    resume = bool(checkpoints(run / CHECKPOINTS))
     check_files(out / "report", FILES)
+    check_folder(run, resume)
     if not (out / RESULTS).exists():
         _take_up_results(out)
     cells = _measure("mini", BEFORE, out, console)
     console.print()
     console.print(for_rich("finetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs"))
     with as_file(files("advflyp") / RECIPE) as recipe:
-        resume = bool(checkpoints(run / CHECKPOINTS))
         if resume:
             steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
         else:

@@ -272,6 +272,6 @@ def test_a_table_replaces_a_table_and_nothing_else(tmp_path: Path, name: str) ->
     for _ in range(2):
         write_comparison(rows, tmp_path / name)
     (tmp_path / name).write_text('{"name": "mine"}')
-    with pytest.raises(ValueError, match=f"{name} is no table of `advflyp compare` and is not replaced"):
+    with pytest.raises(ValueError, match=f"{name} was not written by advflyp and is not replaced"):
         write_comparison(rows, tmp_path / name)
     assert (tmp_path / name).read_text() == '{"name": "mine"}'

@@ -15,6 +15,7 @@ from advflyp.evaluation.jsonl import append_line
 from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.results import Cell, append_cell
 from advflyp.evaluation.retrieval import RetrievalCell
+from advflyp.files import RECORD
 from advflyp.model.clip import CLIP
 from advflyp.report.examples import examples, rule
 from advflyp.report.html import report_from_paths, write_report
@@ -139,7 +140,9 @@ def test_the_page_says_how_it_was_made(page: Page, run_folder: Path) -> None:
 
 def test_markdown_beside_it(page: Page, tmp_path: Path, cells: list[Cell]) -> None:
     text = (tmp_path / "out" / "results.md").read_text()
-    assert sorted(os.listdir(tmp_path / "out")) == ["index.html", "results.md", "tables"], "no draft is left"
+    assert sorted(os.listdir(tmp_path / "out")) == [RECORD, "index.html", "results.md", "tables"], (
+        "no draft is left"
+    )
     assert text.startswith("# a &lt;i&gt;title&lt;/i&gt;\n") and "<b>" not in text
     for c in cells:
         assert f"{100 * c.accuracy:.1f} ({100 * c.ci95[0]:.0f}–{100 * c.ci95[1]:.0f})" in text
@@ -296,12 +299,24 @@ def test_an_interrupted_write_leaves_the_old_report(
     tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_report(tmp_path, title="old", cells=cells)
-    monkeypatch.setattr(
-        Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(ValueError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="No space left"):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         write_report(tmp_path, title="new", cells=[dataclasses.replace(c, seed=1) for c in cells])
     assert "<title>old</title>" in unescape(path.read_text())
+    write_report(tmp_path, title="new", cells=cells)
+    assert "<title>new</title>" in unescape(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["index.html", "results.md", "tables/mine.csv"])
+def test_files_of_others_are_not_replaced(tmp_path: Path, cells: list[Cell], name: str) -> None:
+    for c in cells:
+        append_cell(tmp_path / "r.jsonl", c)
+    path = tmp_path / "site" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=rf"{name} was not written by advflyp, or was changed since"):
+        report_from_paths([tmp_path / "r.jsonl"], tmp_path / "site")
+    assert [p for p in (tmp_path / "site").rglob("*") if p.is_file()] == [path] and path.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def reproduce(
     whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
-    if out.is_dir() and (strange := sorted(names_in(out) - OURS)):
+    names = names_in(out)
+    # The plan is the first of ours.
+    if strange := sorted(names - OURS if PLAN_FILE in names else names):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
     check_files(out / "report", FILES)
     whole = whole.settled(out, pick_device("auto"))

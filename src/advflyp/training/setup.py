@@ -42,9 +42,10 @@ def check_folder(out: Path, resume: bool) -> None:
     # A run that ended before its first step, for want of data or memory, has nothing to lose: it may begin again.
     if not resume and (any(map(step_of, saved)) or (out / BEST).exists()):
         raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
-    # What a run leaves that died before its first checkpoint may be overwritten.
+    # What a run leaves that died before its first checkpoint may be overwritten. The lock is the first of it.
     ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
-    if not saved and names_in(out) - ours - {BEST}:
+    names = names_in(out)
+    if not saved and (names - ours - {BEST} or (names and LOCK_FILE not in names)):
         raise ValueError(f"{out} is not empty; name a new folder for the run")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
