@@ -1,5 +1,8 @@
+import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +67,37 @@ def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
         read_cells(tmp_path / "r.jsonl")
     with pytest.raises(ValueError, match=r"is a folder; name a file, for example .*results\.jsonl"):
         read_cells(tmp_path)
+
+
+WRONG_VALUES: dict[str, list[Any]] = {
+    "model": [None, 1, []],
+    "n": [None, "10", 0, -1, 1.5, True, 10**25],
+    "correct": [-1, 1000, "x", math.nan],
+    "accuracy": ["x", 1.5, math.nan, math.inf, None, []],
+    "ci95": ["x", [0.1], [0.1, 0.2, 0.3], [0, math.nan], None],
+    "eps": ["x", -1, math.inf],
+    "seconds": ["x", math.inf],
+    "attack_args": [[], "x", {"step_size": "x"}, {"steps": [], "restarts": {}}],
+    "per_class": [[], {"0": [1]}, {"0": ["a", "b"]}, {"0": 1}],
+    "unreadable": ["x", [1], {}],
+    "sanity": ["x", [], {}, {"n": 1}, {"n": 1, "failed": "x"}],
+    "subset": [[], {"of": "x"}],
+    "seen": ["x", 1, None],
+    "strange": [1],
+}
+
+
+@pytest.mark.parametrize("key", WRONG_VALUES)
+def test_values_that_no_measurement_has(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    for value in WRONG_VALUES[key]:
+        path.write_text(json.dumps({**dataclasses.asdict(cell()), key: value}) + "\n")
+        with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result of ours that fits here: "):
+            read_cells(path)
+    if key in ("model", "n", "ci95"):
+        path.write_text(json.dumps({k: v for k, v in dataclasses.asdict(cell()).items() if k != key}) + "\n")
+        with pytest.raises(ValueError, match=f"it lacks '{key}'"):
+            read_cells(path)
 
 
 @pytest.mark.parametrize(

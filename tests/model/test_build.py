@@ -13,7 +13,7 @@ import torch
 
 from advflyp.cli import main
 from advflyp.model.build import build_net
-from advflyp.model.hub import load_model, save_model, weights_sha256
+from advflyp.model.hub import load_model, read_card, save_model, weights_sha256
 from hubserver import Hub, use_hub
 
 CANARY = """
@@ -243,3 +243,67 @@ def test_wrong_folders(what: str, folder: Path, capsys: pytest.CaptureFixture[st
         main(["eval", str(folder), "--sets", "mini/food", "--limit", "2", "--attacks", "clean"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1, error
+
+
+WRONG_VALUES = {
+    "vision_cfg": {
+        "layers": 10**9,
+        "width": 10**8,
+        "image_size": 10**6,
+        "patch_size": "x",
+        "head_width": None,
+    },
+    "text_cfg": {
+        "layers": 5_000,
+        "context_length": "x",
+        "vocab_size": 10,
+        "width": [],
+        "hf_tokenizer_name": ["x"],
+        "hf_model_name": 1,
+        "tokenizer_mode": {},
+        "tokenizer_kwargs": {"bpe_path": {}},
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, None, 0.5],
+        "std": [0.5, 0.5],
+        "interpolation": "none",
+        "resize_mode": [],
+        "mode": "L",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [(table, key) for table, keys in WRONG_VALUES.items() for key in keys]
+)
+def test_wrong_values(table: str, key: str, folder: Path) -> None:
+    """Each is one sentence, and found before memory is taken for what it describes."""
+
+    def change(config: dict[str, Any]) -> None:
+        place = config if table == "preprocess_cfg" else config["model_cfg"]
+        place.setdefault(table, {})[key] = WRONG_VALUES[table][key]
+
+    edit(folder / "open_clip_config.json", change)
+    with pytest.raises(
+        ValueError, match="does not hold a readable open_clip model|cannot be read|are not those"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("std", [[0.5, 0.5, 0.0], [1, 1, -1]])
+def test_a_deviation_that_divides_by_nothing(std: list[float], folder: Path) -> None:
+    edit(
+        folder / "open_clip_config.json",
+        lambda config: config.setdefault("preprocess_cfg", {}).update(std=std),
+    )
+    with pytest.raises(ValueError, match="std must be above 0"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "card", ['{"trained_on": "mini"}', '{"recipe": []}', '{"recipe": {"a": 1}}', "[]", "[" * 9999]
+)
+def test_cards_of_anybody(card: str, folder: Path) -> None:
+    (folder / "card.json").write_text(card)
+    with pytest.raises(ValueError, match=r"trained_on must be|recipe.* must be|card\.json is damaged"):
+        read_card(folder)

@@ -83,6 +83,43 @@ def change(path: Path, **entries: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
+WRONG_VALUES = {
+    "config.json": [
+        {"vision_config": None},
+        {"text_config": []},
+        {"text_config": {"num_hidden_layers": 10**9}},
+        {"text_config": {"num_hidden_layers": "x"}},
+        {"vision_config": {"hidden_act": ["gelu"]}},
+        {"vision_config": {"image_size": 10**6}},
+        {"vision_config": {"num_attention_heads": 0}},
+    ],
+    "preprocessor_config.json": [
+        {"image_mean": "x"},
+        {"image_std": [0, 0, 0]},
+        {"image_std": [1, 1]},
+        {"resample": []},
+        {"resample": 99},
+        {"size": "x"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, n) for name, rows in WRONG_VALUES.items() for n in range(len(rows))]
+)
+def test_wrong_values(name: str, number: int, tmp_path: Path) -> None:
+    """Each is one sentence, and found before memory is taken for what it describes."""
+    write(tmp_path / "model")
+    path = tmp_path / "model" / name
+    found = json.loads(path.read_text())
+    for key, value in WRONG_VALUES[name][number].items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = {**found[key], **value} if both else value
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="model"):
+        load_model(tmp_path / "model")
+
+
 def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(name: str) -> str:
         capsys.readouterr()

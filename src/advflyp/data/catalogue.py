@@ -343,6 +343,12 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
         )
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # lists and archives that are damaged may raise anything
+        raise ValueError(
+            f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
+        ) from error
     pictures, names = opened
     if not entry.upright:
         pictures.ignore_orientation()

@@ -58,7 +58,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
             return _load(file)
-        except (pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # a damaged pickle may raise anything
             raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
 
 

@@ -167,9 +167,9 @@ def load_open_clip_folder(
     weights = folder / open_clip_weights({path.name for path in folder.iterdir()})
     try:
         net = build_net(model_cfg, config["preprocess_cfg"], weights)
-    except ValueError:
-        raise
     except Exception as error:  # a wrong configuration may raise anything
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
         raise ValueError(f"{UNREADABLE.format(folder)}: {shortened(error)}") from None
     tokenizer = load_tokenizer(model_cfg["text_cfg"], folder, repository)
     _check_vocabulary(net, tokenizer, folder)

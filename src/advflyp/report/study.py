@@ -18,6 +18,7 @@ from advflyp.data.labelled import set_names
 from advflyp.documents import read_json
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.hub import BEST
+from advflyp.own import is_own
 from advflyp.report.measured import Condition, Results
 from advflyp.report.prose import read_recipe_tree
 
@@ -252,6 +253,8 @@ def _sets(names: list[str]) -> list[str]:
     """Groups resolved; what is unknown on this machine stays as it is, its results may still be there."""
     result: list[str] = []
     for name in names:
+        if is_own(name):
+            raise ValueError(f"sets has '{name}': a plan names data, not programs")
         try:
             result += set_names([name])
         except ValueError:

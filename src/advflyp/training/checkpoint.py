@@ -103,7 +103,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             digest.update(block)
     if digest.hexdigest()[:HEX] != path.stem.split("-")[-1]:
         raise Damaged(f"{path} is damaged: its contents have not the hash that its name says")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle that is none of ours may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Damaged(f"{path} cannot be read as a checkpoint: {reason[:200]}") from None
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
