@@ -93,7 +93,7 @@ WRONG_VALUES = {
         {"vision_config": {"image_size": 10**6}},
         {"vision_config": {"num_attention_heads": 0}},
     ],
-    "preprocessor_config.json": [
+    "processor_config.json": [
         {"image_mean": "x"},
         {"image_std": [0, 0, 0]},
         {"image_std": [1, 1]},
@@ -104,17 +104,19 @@ WRONG_VALUES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "number"), [(name, n) for name, rows in WRONG_VALUES.items() for n in range(len(rows))]
-)
+CASES = [(name, number) for name, rows in WRONG_VALUES.items() for number in range(len(rows))]
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
 def test_wrong_values(name: str, number: int, tmp_path: Path) -> None:
     """Each is one sentence, and found before memory is taken for what it describes."""
     write(tmp_path / "model")
     path = tmp_path / "model" / name
     found = json.loads(path.read_text())
+    tables = found["image_processor"] if name == "processor_config.json" else found
     for key, value in WRONG_VALUES[name][number].items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = {**found[key], **value} if both else value
+        both = isinstance(value, dict) and isinstance(tables.get(key), dict)
+        tables[key] = {**tables[key], **value} if both else value
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match="model"):
         load_model(tmp_path / "model")
