@@ -46,7 +46,8 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path | None = None
 
 READ = re.compile(
     r"(?P<api>/api(?=/models/|/datasets/))?(/models|(?P<kind>/datasets))?/(?P<owner>[^/]+)/(?P<name>[^/]+)"
-    r"(?(api)(?P<revision>/revision/[^/]+)?(?P<tree>/tree/[^/]+(/(?P<below>.+))?)?|/resolve/[^/]+/(?P<file>.+))"
+    r"(?(api)(/revision/(?P<revision>[^/]+))?(/tree/(?P<tree>[^/]+)(/(?P<below>.+))?)?"
+    r"|/resolve/(?P<resolved>[^/]+)/(?P<file>.+))"
 )
 
 
@@ -65,6 +66,7 @@ class Hub(ThreadingHTTPServer):
     repos:   the repositories, {name: {file: bytes}}; those of datasets are called datasets/OWNER/NAME
     private: names of those that need the token
     gated:   names of those whose files nobody gets
+    commits_of: older commits that each has, with the same files
     made:    how each new one was asked for
     commits: how many there were
     broken:  commits fail; down: so does reading
@@ -78,6 +80,7 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.gated: set[str] = set()
+        self.commits_of: dict[str, set[str]] = {}
         self.made: dict[str, dict[str, Any]] = {}
         self.served: list[str] = []
         self.store: dict[str, bytes] = {}
@@ -119,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def read(self, name: str, what: str, file: str) -> None:
+    def read(self, name: str, what: str, file: str, revision: str) -> None:
         """What anybody may ask of a repository: about it, for the list of its files, for a file."""
         hub, token = self.server, self.headers.get("Authorization")
         if hub.down:
@@ -132,20 +135,24 @@ class Handler(BaseHTTPRequestHandler):
                 {"error": "Repository not found"}, 401 if token is None else 404, "RepoNotFound"
             )
         files = hub.repos[name]
+        older = revision in hub.commits_of.get(name, ())
+        if revision not in ("main", SHA) and not older:
+            return self.answer({"error": f"Invalid rev id: {revision}"}, 404, "RevisionNotFound")
+        sha = revision if older else SHA
         if what == "info":
             siblings = [{"rfilename": path} for path in files]
-            return self.answer({"id": name, "siblings": siblings, "sha": SHA, "private": name in hub.private})
+            return self.answer({"id": name, "siblings": siblings, "sha": sha, "private": name in hub.private})
         if what == "tree":
             found = [listed(path, data) for path, data in files.items() if path.startswith(file)]
             return self.answer(found) if found else self.answer({}, 404, "EntryNotFound")
         if name in hub.gated:
-            return self.answer({}, 403 if token else 401, "GatedRepo", X_Repo_Commit=SHA)
+            return self.answer({}, 403 if token else 401, "GatedRepo", X_Repo_Commit=sha)
         if file not in files:
-            return self.answer({}, 404, "EntryNotFound", X_Repo_Commit=SHA)
+            return self.answer({}, 404, "EntryNotFound", X_Repo_Commit=sha)
         data = files[file]
         if "lfs" not in listed(file, data):
             hub.served += [f"{name}/{file}"] if self.command == "GET" else []
-            return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=SHA)
+            return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=sha)
         # A large file lies on another host, as the client judges it.
         sha256 = hashlib.sha256(data).hexdigest()
         hub.store[sha256], hub.large[sha256] = data, f"{name}/{file}"
@@ -155,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
             Location=f"{hub.url.replace('127.0.0.1', 'localhost')}/store/{sha256}",
             X_Linked_ETag=f'"{sha256}"',
             X_Linked_Size=str(len(data)),
-            X_Repo_Commit=SHA,
+            X_Repo_Commit=sha,
         )
 
     def respond(self) -> None:
@@ -171,7 +178,8 @@ class Handler(BaseHTTPRequestHandler):
         if match := READ.fullmatch(path):
             name = f"{match['kind'] or ''}/{match['owner']}/{match['name']}".removeprefix("/")
             what = "file" if match["file"] else "tree" if match["tree"] else "info"
-            return self.read(name, what, match["file"] or match["below"] or "")
+            revision = match["revision"] or match["tree"] or match["resolved"] or "main"
+            return self.read(name, what, match["file"] or match["below"] or "", revision)
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":

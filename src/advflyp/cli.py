@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from advflyp.__about__ import __version__
 from advflyp.cli_data import DATA
-from advflyp.cli_models import Export, Publish
+from advflyp.cli_models import Export, Models, Publish
 from advflyp.cli_parse import Arg, Group, find_command, parse
 from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.data.catalogue import set_names
@@ -126,8 +126,8 @@ class Eval:
     to_go_on = "with --out, the same command continues where this one stopped"
 
     model: Annotated[str, Arg("MODEL", positional=True)]
-    """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
-    finetuned from, such as fare.pt@ViT-L-14/openai."""
+    """mini, ViT-B-32/openai, one of `advflyp models`, hf-hub:…, a run folder, a folder in open_clip's format, or a
+    checkpoint and what it was finetuned from, such as fare.pt@ViT-L-14/openai."""
     protocol: Annotated[ProtocolName | None, Arg("NAME")] = None
     """How a published number was measured: class names, prompts, pixels, what "autoattack" means, and the defaults of
     --sets, --attacks, --eps, --norm, --limit and --precision. `advflyp protocols` lists them (default: advflyp, on the
@@ -243,8 +243,8 @@ class Retrieval:
     to_go_on = "with --out, the same command continues where this one stopped"
 
     model: Annotated[str, Arg("MODEL", positional=True)]
-    """mini, ViT-B-32/openai, hf-hub:…, a run folder, a folder in open_clip's format, or a checkpoint and what it was
-    finetuned from, such as fare.pt@ViT-L-14/openai."""
+    """mini, ViT-B-32/openai, one of `advflyp models`, hf-hub:…, a run folder, a folder in open_clip's format, or a
+    checkpoint and what it was finetuned from, such as fare.pt@ViT-L-14/openai."""
     pairs: Annotated[str, Arg("PAIRS", positional=True, input="there are no pairs at")]
     """A folder of name.jpg + name.txt, webdataset shards, a CSV, TSV, JSONL or Parquet table, hf:NAME; each line of a
     text is a caption."""
@@ -505,6 +505,7 @@ CLI = Group(
         "report": Report,
         "interpolate": Interpolate,
         "reproduce": Reproduce,
+        "models": Models,
         "export": Export,
         "publish": Publish,
         "predict": Predict,

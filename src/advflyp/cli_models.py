@@ -1,4 +1,4 @@
-"""`advflyp export` and `advflyp publish`: models that leave."""
+"""`advflyp models`: published models by name; `advflyp export` and `advflyp publish`: models that leave."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,31 @@ from advflyp.terminal import say
 
 
 @dataclass
+class Models:
+    """List published robust CLIPs that every command takes by name, or show what is known of one."""
+
+    name: Annotated[str | None, Arg("MODEL", positional=True)] = None
+    """Show this one's card."""
+
+    def run(self) -> None:
+        from advflyp.model.zoo import find_entry
+        from advflyp.report.zoo import zoo_card, zoo_table
+
+        if self.name is not None:
+            say(*zoo_card(find_entry(self.name)))
+            return
+        from advflyp.console import SafeConsole
+
+        SafeConsole().print(zoo_table())
+        say("`advflyp models MODEL` shows its paper, files and published figures.")
+
+
+@dataclass
 class Export:
     """Write a model in a format that others load, and verify that it computes the same."""
 
     model: Annotated[str, Arg("MODEL", positional=True)]
-    """As in `advflyp eval`: mini, a run folder, ViT-B-32/openai, …"""
+    """As in `advflyp eval`: mini, a run folder, ViT-B-32/openai, fare4-vit-l-14, …"""
     format: str = "open_clip"
     """open_clip, hf (transformers, with the image tower alone in vision/), onnx (the image tower)."""
     out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("exported")

@@ -347,8 +347,12 @@ def test_another_width(tmp_path: Path, tiny_folder: Path) -> None:
         ({"epoch": 3, "optimizer": {"state": {}}}, "holds no state dict; its entries are: epoch, optimizer"),
         ({}, "holds no state dict; its entries are: none"),
         (
-            {"fc.weight": torch.ones(2), "fc.bias": torch.ones(2)},
-            "none of an image tower.*: fc.weight, fc.bias",
+            {"fc1.weight": torch.ones(2), "fc1.bias": torch.ones(2)},
+            "none of an image tower.*: fc1.weight, fc1.bias",
+        ),
+        (
+            {"patch_embed.proj.weight": torch.ones(2), "head.weight": torch.ones(1000, 2)},
+            r"an image classifier with 1000 fixed classes \(head.weight\), which is no CLIP: it has no text tower",
         ),
         ({"vision_model.embeddings.class_embedding": torch.ones(2)}, "transformers' CLIP; name the folder"),
         (

@@ -5,6 +5,7 @@ as data (`repository.py`), and no code of it is ever run.
 """
 
 import textwrap
+import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
@@ -76,6 +77,8 @@ SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str | None, "additional_special_toke
 LARGEST_SIZE, MOST_LAYERS = 10_000_000, 1_000
 # Buffers that are not stored, such as attention masks.
 SPARE_NUMBERS = 100_000_000
+# Keys of "text_cfg" that published models have and open_clip has not.
+FOREIGN_KEYS = ("vocab_path",)
 UNREADABLE = "{} does not hold a readable open_clip model"
 NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 
@@ -204,6 +207,14 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
     if not model_cfg or not _table(model_cfg, "vision_cfg") or not _table(model_cfg, "text_cfg"):
         raise ValueError(f"{unreadable}: {CONFIG_FILE} lacks model_cfg, with vision_cfg and text_cfg")
     text = model_cfg["text_cfg"]
+    for key in FOREIGN_KEYS:
+        if key in text:
+            warnings.warn(
+                f"{folder}: text_cfg.{key} is no key of open_clip's and is ignored, so that the texts may be cut into "
+                "other tokens than in its training; compare the clean accuracy with the published one",
+                stacklevel=1,
+            )
+            del text[key]
     options = text.get("tokenizer_kwargs") or {}
     known = HF_OPTIONS if text.get("hf_tokenizer_name") else SIMPLE_OPTIONS
     if not isinstance(options, dict):
@@ -269,6 +280,23 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
     own = name == "." or name == repository or (repository is None and has_tokenizer(folder))
     source = folder if own else _fetch_tokenizer(name)
     return hf_tokenizer(source, length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options)
+
+
+def check_alone(text_cfg: Mapping[str, Any], folder: Path, repository: str) -> None:
+    """Refuse a configuration by which more than `repository` would be fetched.
+
+    Args:
+        text_cfg: Of open_clip's configuration.
+        folder: Its small files.
+        repository: OWNER/NAME.
+
+    Raises:
+        ValueError: If the tokenizer or the text tower is another repository's.
+    """
+    tokenizer = text_cfg.get("hf_tokenizer_name") or ""
+    elsewhere = [text_cfg.get("hf_model_name"), None if has_tokenizer(folder) else tokenizer]
+    if named := next((name for name in elsewhere if name and name != repository), None):
+        raise ValueError(f"its {CONFIG_FILE} names {named}, which is not fetched: the zoo does not list it")
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -21,9 +21,10 @@ from torch import Tensor
 from advflyp.documents import parse_toml
 from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import CONFIG_FILE, ModelConfig, build_model
+from advflyp.model.hub import BEST, CONFIG_FILE, HF_CONFIG_FILE, ModelConfig, build_model
 from advflyp.model.repository import HUB_PREFIX
 from advflyp.model.weights_file import read_weights_file
+from advflyp.model.zoo import ZOO
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
 # Where a state dict may lie in a checkpoint, the most telling first: with prompts, "state_dict" is that of the prompts.
@@ -33,6 +34,8 @@ WRAPPERS = ("module.", "net.", "model.")
 TEXT_TOWER = ("token_embedding.", "transformer.", "text.")
 # Constants, not weights: of OpenAI's archives, of older versions of open_clip.
 CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
+# The last layer of image classifiers in timm's and torchvision's models.
+CLASSIFIER_HEADS = ("head.weight", "head.fc.weight", "fc.weight", "classifier.weight", "heads.head.weight")
 SHOWN = 3
 
 
@@ -58,7 +61,8 @@ class Weights:
 def split_name(name: str) -> tuple[Path, str | None] | None:
     """ "FILE@MODEL" or "FILE" → the file and the model; None where `name` is no file's.
 
-    ValueError for the name of a checkpoint that is not there.
+    Before the @ may also stand a folder of transformers', to which MODEL gives what it lacks.
+    ValueError for the name of a checkpoint that is not there, and for MODEL behind a folder that says all.
     """
     if Path(name).is_file():
         return Path(name), None
@@ -66,7 +70,9 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
     places = [index for index, letter in enumerate(name) if letter == "@"]
     for index in places:
         path, base = Path(name[:index]), name[index + 1 :]
-        if path.is_file():
+        if (path / CONFIG_FILE).is_file() or (path / BEST / CONFIG_FILE).is_file():
+            raise ValueError(f"{path} is a folder that says all of the model; leave out @{base}")
+        if path.is_file() or (path / HF_CONFIG_FILE).is_file():
             if not base:
                 raise ValueError(f"{name}: name a model after the @, as in {path}@ViT-B-32/openai")
             return path, base
@@ -77,14 +83,21 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
     return None
 
 
-def load_checkpoint_file(path: Path, base: str | None, name: str) -> CLIP:
+def load_checkpoint_file(path: Path, base: str | None, name: str, *, shown: str | None = None) -> CLIP:
     """The model in a checkpoint.
 
-    base: what it was finetuned from; needed where the file does not tell all of the model
-    name: what the user called it
-    ValueError where the file cannot be read, is of no known kind, or does not fit `base`.
+    Args:
+        path: The file.
+        base: What it was finetuned from; needed where the file does not tell all of the model.
+        name: What the user called the model.
+        shown: What messages call the file, where its path means nothing to the user.
+
+    Raises:
+        ValueError: If the file cannot be read, is of no known kind, or does not fit `base`.
     """
-    weights = find_weights(read_weights_file(path), path)
+    content = read_weights_file(path)
+    path = path if shown is None else Path(shown)
+    weights = find_weights(content, path)
     if base is not None:
         model = build_model(base, weights=not weights.whole)
     elif weights.start is not None:
@@ -112,11 +125,17 @@ def find_weights(content: Mapping[str, Any], path: Path) -> Weights:
     state = _bare(_tensors(found))
     if any(key.startswith(("vision_model.", "text_model.")) for key in state):
         raise ValueError(
-            f"{path} has the names of transformers' CLIP; name the folder that holds it with its config.json instead"
+            f"{path} has the names of transformers' CLIP; name the folder or the repository that holds it with its "
+            "config.json instead"
         )
     if not any(key.startswith("visual.") for key in state):
         if "conv1.weight" in state or any(key.startswith("trunk.") for key in state):
             state = {f"visual.{key}": value for key, value in state.items()}
+        elif head := next((key for key in CLASSIFIER_HEADS if key in state), None):
+            raise ValueError(
+                f"{path} holds an image classifier with {len(state[head])} fixed classes ({head}), which is no CLIP: "
+                "it has no text tower, so it cannot be measured zero-shot"
+            )
         elif not partial:
             raise ValueError(
                 f"{path} holds {len(state)} tensors but none of an image tower as OpenAI's and open_clip's CLIP name "
@@ -171,7 +190,7 @@ def _recipe_start(recipe: str, path: Path) -> ModelConfig:
 
 def _start_of(start: ModelConfig, path: Path) -> CLIP:
     """The model that a run of ours started from, for its architecture and tokenizer."""
-    if named := next((one for one in (start.name, start.text) if one and HUB_PREFIX in one), None):
+    if named := next((one for one in (start.name, start.text) if one and _is_fetched(one)), None):
         # Whoever made the file would decide what is fetched.
         raise ValueError(
             f"{path} is of a run that started from {named}; name that model, so that it is fetched: {path}@{start.name}"
@@ -186,6 +205,13 @@ def _start_of(start: ModelConfig, path: Path) -> CLIP:
             f"{path} is of a run that started from {start.name}, which cannot be loaded ({error}); "
             f"name a model of the same architecture: {path}@MODEL"
         ) from None
+
+
+def _is_fetched(name: str) -> bool:
+    """Building it would ask the hub for a repository, even without its weights."""
+    if name in ZOO:
+        return ZOO[name].base is None
+    return HUB_PREFIX in name or any(part in ZOO for part in name.split("@"))
 
 
 def _only_base(weights: Weights, path: Path) -> str:

@@ -3,18 +3,19 @@
 import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.model import set_model_preprocess_cfg
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
-from advflyp.model.build import HF_CONFIG_FILE, check_size, check_sizes, hf_tokenizer, shortened
+from advflyp.model.build import HF_CONFIG_FILE, check_size, check_sizes, has_tokenizer, hf_tokenizer, shortened
 from advflyp.model.hf import INTERPOLATIONS, NAMED
 from advflyp.model.hf_names import convert, correspondence
 from advflyp.model.weights_file import read_weights_file
@@ -24,10 +25,70 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
 
 
-def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
-    """An open_clip module with the weights in `folder`, its configuration as `CLIP` takes it, its tokenizer.
+# As of open_clip's configurations that do not say it.
+DEFAULT_VOCABULARY = 49408
+PROCESSOR_FILE = "preprocessor_config.json"
+# Of newer versions: tokenizer and image processor in one.
+PROCESSORS_FILE = "processor_config.json"
 
-    ValueError where the folder is of another kind of model, incomplete or damaged.
+
+@dataclass(frozen=True)
+class Lender:
+    """The model that gives preprocessing and tokenizer where a folder lacks them.
+
+    Attributes:
+        name: What the user called it.
+        config: Its configuration, as `CLIP` takes it.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    config: dict[str, Any]
+    tokenizer: Any
+
+
+def check_complete(folder: Path, name: str, base: str | None) -> None:
+    """Check that a base model is named where the folder needs one, and only there.
+
+    Args:
+        folder: At least its small files.
+        name: What the user called the folder, or the repository it is from.
+        base: The model that gives what lacks.
+
+    Raises:
+        ValueError: If one is needed, or not.
+    """
+    lacking = _lacking(folder)
+    if lacking and base is None:
+        raise ValueError(
+            f"{folder} holds {' and '.join(lacking)}: name the model that it was finetuned from, which has them, as in "
+            f"{name}@ViT-L-14/openai"
+        )
+    if base is not None and not lacking:
+        raise ValueError(f"{folder} has its own preprocessing and tokenizer; leave out @{base}")
+
+
+def _lacking(folder: Path) -> list[str]:
+    lacking = [] if _has_processor(folder) else [f"neither {PROCESSOR_FILE} nor {PROCESSORS_FILE}"]
+    return lacking if has_tokenizer(folder) else [*lacking, "no tokenizer"]
+
+
+def _has_processor(folder: Path) -> bool:
+    return (folder / PROCESSOR_FILE).is_file() or (folder / PROCESSORS_FILE).is_file()
+
+
+def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Module, dict[str, Any], Any]:
+    """Build the model in a folder.
+
+    Args:
+        folder: With its configuration and weights.
+        lender: Gives preprocessing and tokenizer as far as the folder lacks them.
+
+    Returns:
+        An open_clip module with the weights, its configuration as `CLIP` takes it, its tokenizer.
+
+    Raises:
+        ValueError: If the folder is of another kind of model, incomplete or damaged, or `lender` does not fit it.
     """
     config = read_hf_config(folder)
     kind = config["model_type"]
@@ -55,10 +116,53 @@ def load_hf_folder(folder: Path) -> tuple[nn.Module, dict[str, Any], Any]:
             f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
         )
     net.load_state_dict(found, strict=True)
-    preprocess = _preprocess(folder, vision.get("image_size", 224))
+    size = vision.get("image_size", 224)
+    if lender is not None:
+        _check_lender(lender, model_cfg, size, folder)
+    borrowed = lender is not None and not _has_processor(folder)
+    preprocess = {**lender.config["preprocess_cfg"], "size": size} if borrowed else _preprocess(folder, size)
     set_model_preprocess_cfg(net, preprocess)
-    tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
+    if lender is not None and not has_tokenizer(folder):
+        tokenizer = _lent_tokenizer(lender, model_cfg["text_cfg"])
+    else:
+        tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+
+
+def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: Path) -> None:
+    theirs = lender.config["model_cfg"]
+    text, their_text = model_cfg["text_cfg"], theirs["text_cfg"]
+    lent_size = lender.config["preprocess_cfg"]["size"]
+    lent_size = lent_size if isinstance(lent_size, int) else lent_size[0]
+    facts = (
+        ("pixels a side", lent_size, size),
+        ("QuickGELU", bool(theirs.get("quick_gelu")), bool(model_cfg.get("quick_gelu"))),
+        *(
+            (what, their_text.get(key, default), text.get(key, default))
+            for what, key, default in (
+                ("tokens of a text", "context_length", DEFAULT_CONTEXT_LENGTH),
+                ("tokens in the vocabulary", "vocab_size", DEFAULT_VOCABULARY),
+                ("token that stands for a text", "pool_type", "argmax"),
+            )
+        ),
+    )
+    for what, lent, own in facts:
+        if lent != own:
+            raise ValueError(
+                f"{lender.name} is not what {folder} was finetuned from: {what} {lent} instead of {own}"
+            )
+
+
+def _lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
+    """The lender's tokenizer, and in `text_cfg` how to find it again."""
+    theirs = lender.config["model_cfg"]["text_cfg"]
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
+        text_cfg.pop(key, None)
+        if key in theirs:
+            text_cfg[key] = deepcopy(theirs[key])
+    if isinstance(lender.tokenizer, HFTokenizer):
+        text_cfg["hf_tokenizer_name"] = "."
+    return lender.tokenizer
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
@@ -177,12 +281,8 @@ def _build_siglip(model_cfg: dict[str, Any]) -> nn.Module:
 
 def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     """open_clip's settings for those of an image processor. ValueError for a resizing that open_clip has not."""
-    found = folder / "preprocessor_config.json"
-    settings = (
-        _json(found)
-        if found.is_file()
-        else _json(folder / "processor_config.json").get("image_processor", {})
-    )
+    found = folder / PROCESSOR_FILE
+    settings = _json(found) if found.is_file() else _json(folder / PROCESSORS_FILE).get("image_processor", {})
     settings = checked(settings, dict[str, Any], f"{folder}: image_processor")
     crop = settings.get("crop_size", {})
     crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}

@@ -3,11 +3,17 @@
     "mini", "mini-vit"          the small CLIPs that come with the package
     "ViT-B-32/openai"           an open_clip architecture and its pretrained weights
     "ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
+    "fare4-vit-l-14"            a published robust CLIP; see `zoo.py`
     "hf-hub:org/repo"           a model on the Hugging Face hub, open_clip's or transformers'
     runs/x                      a run of ours: its best weights
     a folder                    with open_clip_config.json and weights beside it, as open_clip saves them, or of a CLIP
                                 or SigLIP that transformers saved
     fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
+    "hf-hub:org/repo/fare.pt@ViT-L-14/openai"
+                                the same of a file on the hub
+    "hf-hub:org/repo@ViT-L-14/openai", FOLDER@ViT-L-14/openai
+                                weights and config.json of transformers; the model named last gives what lacks:
+                                preprocessing and tokenizer
 
 What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
 """
@@ -15,6 +21,7 @@ What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -38,11 +45,10 @@ from advflyp.model.build import (
     build_net,
     load_open_clip_folder,
     load_tokenizer,
-    open_clip_weights,
-    read_open_clip_config,
 )
 from advflyp.model.clip import CLIP
-from advflyp.model.repository import HUB_PREFIX, open_repository
+from advflyp.model.repository import HUB_PREFIX, open_repository, read_address
+from advflyp.model.zoo import ZOO, Entry, load_entry
 
 # As open_clip writes them.
 LOCAL_PREFIX = "local-dir:"
@@ -59,8 +65,6 @@ CARD_KEYS: dict[str, Any] = {
 BEST = "best"
 # What a tag of open_clip says of the pixels that its weights expect.
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-# Configurations and vocabularies.
-SMALL_FILES = (".json", ".txt", ".model", ".txt.gz")
 # How open_clip names the weights that a tag stands for, where the tag names no file.
 TAG_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # OWNER/NAME as users write it, and as others do.
@@ -95,19 +99,38 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
     ValueError where there is no such model.
     """
     from advflyp.model.checkpoints import load_checkpoint_file, split_name
+    from advflyp.model.from_hub import load_address
 
     name = name.removeprefix(LOCAL_PREFIX)
     if "/" not in name and (BUNDLED / name).is_dir():
-        return _from_folder(BUNDLED / name, name)
+        return from_folder(BUNDLED / name, name)
+    if name in ZOO:
+        return _from_zoo(ZOO[name], weights)
     if Path(name).is_dir():
         if (Path(name) / HF_CONFIG_FILE).is_file() and not (Path(name) / CONFIG_FILE).is_file():
-            return _from_transformers(Path(name), name)
-        return _from_folder(_weights_folder(Path(name)), name)
+            return from_transformers(Path(name), name)
+        return from_folder(_weights_folder(Path(name)), name)
     if name.startswith(HUB_PREFIX):
-        return _from_hub(name)
-    if (file := split_name(name)) is not None:
-        return load_checkpoint_file(*file, name)
+        return load_address(read_address(name), name)
+    if (found := split_name(name)) is not None:
+        path, base = found
+        if path.is_dir():
+            return from_transformers(path, name, base)
+        return load_checkpoint_file(path, base, name)
     return _from_architecture(name, weights)
+
+
+def describe(name: str) -> tuple[dict[str, Any], Any]:
+    """The configuration and the tokenizer of a model that is not needed itself.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    # No memory for a large one; weights that are at hand go nowhere, of which torch warns.
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = build_model(name, weights=False)
+    return model.config, model.tokenizer
 
 
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:
@@ -222,7 +245,7 @@ def read_card(name: str | Path) -> dict[str, Any]:
             # Of a model of anybody's: what is there has to be what it is taken for.
             known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
             return card | known
-    return {}
+    return ZOO[str(name)].card() if str(name) in ZOO else {}
 
 
 def weights_sha256(model: CLIP) -> str:
@@ -240,46 +263,30 @@ def state_sha256(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _from_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
+def from_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
     """A folder in open_clip's format. repository: where it is from on the hub, if it is."""
     net, config, tokenizer = load_open_clip_folder(folder, repository)
     return CLIP(_channels_last(net), tokenizer, config, name)
 
 
-def _from_transformers(folder: Path, name: str) -> CLIP:
-    from advflyp.model.hf_folder import load_hf_folder
+def from_transformers(folder: Path, name: str, base: str | None = None) -> CLIP:
+    """A folder of transformers'. base: the model that gives what it lacks."""
+    from advflyp.model.hf_folder import Lender, check_complete, load_hf_folder, read_hf_config
 
-    net, config, tokenizer = load_hf_folder(folder)
+    read_hf_config(folder)
+    check_complete(folder, name, base)
+    lender = None if base is None else Lender(base, *describe(base))
+    net, config, tokenizer = load_hf_folder(folder, lender)
     return CLIP(_channels_last(net), tokenizer, config, name)
 
 
-def _from_hub(name: str) -> CLIP:
-    """A repository in open_clip's format, or one that transformers saved.
-
-    The weights are fetched last: what cannot be loaded is not downloaded.
-    """
-    repository = open_repository(name.removeprefix(HUB_PREFIX))
-    files = repository.files
-    if CONFIG_FILE not in files and HF_CONFIG_FILE not in files:
-        raise ValueError(
-            f"{name} holds no model that can be loaded: neither {CONFIG_FILE} (open_clip's) nor {HF_CONFIG_FILE} "
-            "(transformers')"
-        )
-    small = [file for file in files if file.endswith(SMALL_FILES)]
-    folder = repository.fetch(small)
-    try:
-        if CONFIG_FILE in files:
-            read_open_clip_config(folder)
-            folder = repository.fetch([*small, open_clip_weights(files)])
-            return _from_folder(folder, name, repository.name)
-        from advflyp.model.hf_folder import hf_weights, read_hf_config
-
-        read_hf_config(folder)
-        folder = repository.fetch([*small, *hf_weights(folder, files)])
-        return _from_transformers(folder, name)
-    except ValueError as error:
-        partly = " (the hub did not answer; its cache may lack files)" if repository.cached else ""
-        raise ValueError(f"{name}{partly}: {error}") from None
+def _from_zoo(entry: Entry, weights: bool) -> CLIP:
+    if weights or entry.base is None:
+        return load_entry(entry)
+    # Finetuning left the architecture, the tokenizer and the preprocessing as they were.
+    model = build_model(entry.base, weights=False)
+    model.name = entry.name
+    return model
 
 
 def _channels_last(net: torch.nn.Module) -> torch.nn.Module:
@@ -306,8 +313,9 @@ def _from_architecture(given: str, weights: bool) -> CLIP:
             raise ValueError(f"say which weights of {name}: {_choices(name)}")
         bundled = sorted(path.name for path in BUNDLED.iterdir())
         raise ValueError(
-            f"there is no model '{name}': it is neither {' nor '.join(bundled)} nor a folder, and open_clip's are "
-            f"written as ViT-B-32/openai{nearest_path(given) or nearest(name, [*known, *bundled])}"
+            f"there is no model '{name}': it is neither {' nor '.join(bundled)} nor one of `advflyp models` nor a "
+            f"folder, and open_clip's are written as ViT-B-32/openai"
+            f"{nearest_path(given) or nearest(name, [*known, *bundled, *ZOO])}"
         )
     if architecture not in known:
         hint = nearest_path(given) or nearest(architecture, known)

@@ -6,9 +6,10 @@ the hub is asked here before `datasets` or fsspec fetch anything.
 """
 
 import glob
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 HUB_PREFIX = "hf-hub:"
@@ -37,23 +39,78 @@ Kind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
+class Address:
+    """What an address on the hub names.
+
+    Attributes:
+        repository: OWNER/NAME.
+        file: A file in it, with the folders that it lies in; None for the repository as a whole.
+        base: The model that gives what is not there (any name `load_model` takes), if one is named.
+    """
+
+    repository: str
+    file: str | None = None
+    base: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The address as users write it."""
+        file = f"/{self.file}" if self.file else ""
+        return f"{HUB_PREFIX}{self.repository}{file}{f'@{self.base}' if self.base else ''}"
+
+
+def read_address(name: str) -> Address:
+    """Read hf-hub:OWNER/NAME, with or without /FILE and @MODEL.
+
+    Raises:
+        ValueError: If no model follows the @.
+    """
+    path, at, base = name.removeprefix(HUB_PREFIX).partition("@")
+    if at and not base:
+        raise ValueError(f"{name}: name a model after the @, as in {name}ViT-B-32/openai")
+    owner, _, rest = path.partition("/")
+    repository, _, file = rest.partition("/")
+    return Address(f"{owner}/{repository}" if repository else path, file or None, base or None)
+
+
+@dataclass(frozen=True)
 class Repository:
     """A repository that can be read.
 
-    files:  names of the files at its root; where the hub could not be asked, of those that are in the cache
-    cached: the folder of these, where the hub could not be asked
+    Attributes:
+        name: OWNER/NAME.
+        paths: Its files, with the folders that they lie in; where the hub could not be asked, those in the cache.
+        cached: The folder of these, where the hub could not be asked.
+        revision: The commit that is read; None for the newest.
+        sha256: The hashes that files must have.
     """
 
     name: str
-    files: frozenset[str]
+    paths: frozenset[str]
     cached: Path | None = None
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The files at its root."""
+        return frozenset(path for path in self.paths if "/" not in path)
 
     def fetch(self, names: Iterable[str]) -> Path:
-        """A folder with these of its files, and perhaps others. ValueError where they cannot be fetched."""
+        """Fetch files.
+
+        Returns:
+            A folder with these files, and perhaps others.
+
+        Raises:
+            ValueError: If a file cannot be fetched, or has not the hash that it must have.
+        """
         names = list(names)
         try:
             folder = self.cached or Path(
-                snapshot_download(self.name, allow_patterns=[*map(glob.escape, names)])
+                snapshot_download(
+                    self.name, revision=self.revision, allow_patterns=[*map(glob.escape, names)]
+                )
             )
         except (HTTPError, OSError, ValueError) as error:
             raise ValueError(_explained(self.name, "model", error)) from None
@@ -61,30 +118,52 @@ class Repository:
             raise ValueError(
                 f"{missing[0]} of {self.name} could not be fetched: try again, {INSTEAD['model']}"
             )
+        for name in names:
+            self._check_hash(folder, name)
         return folder
 
+    def _check_hash(self, folder: Path, name: str) -> None:
+        if (wanted := self.sha256.get(name)) is None:
+            return
+        with open(folder / name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wanted:
+            raise ValueError(
+                f"{name} of {self.name} has the SHA-256 {found[:16]}… and not {wanted[:16]}…, which it is known by: it "
+                f"was changed, or the download is damaged; delete {folder / name} to fetch it again"
+            )
 
-def open_repository(name: str) -> Repository:
-    """The model repository OWNER/NAME. Where the hub does not answer, what the cache holds of it.
 
-    ValueError where there is none, it may not be read, or it is not in the cache.
+def open_repository(
+    name: str, revision: str | None = None, sha256: Mapping[str, str] | None = None
+) -> Repository:
+    """Open a model repository. Where the hub does not answer, what the cache holds of it.
+
+    Args:
+        name: OWNER/NAME.
+        revision: The full hash of a commit; None for the newest.
+        sha256: Hashes that its files must have, by their names.
+
+    Raises:
+        ValueError: If there is no such repository or revision, it may not be read, or it is not in the cache.
     """
     try:
-        files = ask_hub(name)
+        return Repository(name, frozenset(ask_hub(name, revision=revision)), None, revision, sha256 or {})
     except ValueError:
-        folder = _cached(name)
+        folder = _cached(name, revision)
         if folder is None:
             raise
-        return Repository(name, frozenset(path.name for path in folder.iterdir()), folder)
-    return Repository(name, frozenset(file for file in files if "/" not in file))
+        found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return Repository(name, frozenset(found), folder, revision, sha256 or {})
 
 
-def ask_hub(name: str, kind: Kind = "model") -> list[str]:
+def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> list[str]:
     """The names of all files of a repository. Answers in seconds, whatever the network is like.
 
     Args:
         name: OWNER/NAME.
         kind: What the repository holds.
+        revision: The full hash of a commit; None for the newest.
 
     Raises:
         ValueError: The hub cannot be reached, has no such repository, or does not let the user read it.
@@ -92,7 +171,7 @@ def ask_hub(name: str, kind: Kind = "model") -> list[str]:
     # An address that answers nobody must not cost minutes.
     timeout: Any = (CONNECT_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT)
     try:
-        found = HfApi().repo_info(name, repo_type=kind, timeout=timeout)
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout)
     except HFValidationError:
         prefix = HUB_PREFIX if kind == "model" else DATASET_PREFIX
         raise ValueError(f"'{name}' is no repository's name: write {prefix}OWNER/NAME") from None
@@ -112,10 +191,10 @@ def hub_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, revision: str | None) -> Path | None:
     try:
         # Patterns that ask for nothing: newer clients refuse a folder that lacks what was asked for.
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[]))
     except (OSError, ValueError):
         return None
 
@@ -129,6 +208,8 @@ def _explained(name: str, kind: Kind, error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         noun = "repository" if kind == "model" else kind
         return f"the hub has no {noun} {name}, or it is private: check the name; if it is private, {LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{what} no longer has the revision that is asked for; {HUB_PREFIX}{name} is the newest one"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
