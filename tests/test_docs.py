@@ -152,6 +152,18 @@ def test_a_documented_comparison_is_what_is_printed(
     assert wanted.count("mini/food") == 1 and drift(wanted, text) == []
 
 
+def test_the_zoo_is_documented_as_it_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    every = steps((ROOT / "docs/zoo.md").read_text())
+    assert [step.kind for step in every] == ["shell", "output"] * 2
+    for shell, output in zip(every[::2], every[1::2], strict=True):
+        (words,) = commands(shell.text)
+        main(words)
+        assert output.text == "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", OUTPUTS, ids=lambda page: page.name)
 def test_documented_output_is_what_is_printed(page: Path) -> None:

@@ -48,7 +48,7 @@ class Lender:
 
 
 def check_complete(folder: Path, name: str, base: str | None) -> None:
-    """Check that a base model is named where the folder needs one, and only there.
+    """Check that a base model is named where the folder needs one.
 
     Args:
         folder: At least its small files.
@@ -56,7 +56,7 @@ def check_complete(folder: Path, name: str, base: str | None) -> None:
         base: The model that gives what lacks.
 
     Raises:
-        ValueError: If one is needed, or not.
+        ValueError: If one is needed and not named.
     """
     lacking = _lacking(folder)
     if lacking and base is None:
@@ -64,8 +64,6 @@ def check_complete(folder: Path, name: str, base: str | None) -> None:
             f"{folder} holds {' and '.join(lacking)}: name the model that it was finetuned from, which has them, as in "
             f"{name}@ViT-L-14/openai"
         )
-    if base is not None and not lacking:
-        raise ValueError(f"{folder} has its own preprocessing and tokenizer; leave out @{base}")
 
 
 def _lacking(folder: Path) -> list[str]:
@@ -119,13 +117,15 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     size = vision.get("image_size", 224)
     if lender is not None:
         _check_lender(lender, model_cfg, size, folder)
-    borrowed = lender is not None and not _has_processor(folder)
-    preprocess = {**lender.config["preprocess_cfg"], "size": size} if borrowed else _preprocess(folder, size)
-    set_model_preprocess_cfg(net, preprocess)
-    if lender is not None and not has_tokenizer(folder):
-        tokenizer = _lent_tokenizer(lender, model_cfg["text_cfg"])
+    if lender is None or _has_processor(folder):
+        preprocess = _preprocess(folder, size)
     else:
+        preprocess = {**lender.config["preprocess_cfg"], "size": size}
+    set_model_preprocess_cfg(net, preprocess)
+    if lender is None or has_tokenizer(folder):
         tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
+    else:
+        tokenizer = _lent_tokenizer(lender, model_cfg["text_cfg"])
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
 
 
