@@ -21,9 +21,9 @@ import pytest
 # Functions of os that change something, with how many paths (or descriptors) they take first, and whether a full disk
 # refuses them.
 CHANGES = {
-    "mkdir": (1, True), "rmdir": (1, False), "unlink": (1, False), "remove": (1, False), "truncate": (1, True),
+    "mkdir": (1, True), "rmdir": (1, False), "unlink": (1, False), "remove": (1, False), "truncate": (1, False),
     "rename": (2, False), "replace": (2, False), "link": (2, True), "symlink": (2, True), "fsync": (1, False),
-    "fdatasync": (1, False), "ftruncate": (1, True), "write": (1, True), "pwrite": (1, True),
+    "fdatasync": (1, False), "ftruncate": (1, False), "write": (1, True), "pwrite": (1, True),
     "posix_fallocate": (1, True),
 }  # fmt: skip
 
@@ -133,8 +133,12 @@ def _changing(disk: Disk, name: str, real: Callable[..., Any]) -> Callable[..., 
 
     def changed(*args: Any, **options: Any) -> Any:
         folder = options.get("dir_fd", options.get("src_dir_fd"))
-        if any(disk.holds(path, folder) for path in args[:paths]):
-            disk.operation(name, args[0], needs_space=needs_space)
+        if not any(disk.holds(path, folder) for path in args[:paths]):
+            return real(*args, **options)
+        if disk.strikes(f"{name} {args[0]}", needs_space=needs_space):
+            if name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+            disk.fail(None if isinstance(args[0], int) else args[0])
         return real(*args, **options)
 
     return changed

@@ -63,7 +63,7 @@ class Publish:
     """Files of `advflyp eval --out`, for the card's table."""
     licence: str | None = None
     """Identifier of the hub's list, such as apache-2.0 or mit."""
-    card: Annotated[Path | None, Arg("FILE")] = None
+    card: Annotated[Path | None, Arg("FILE", output="file")] = None
     """Also write the card here."""
     send: bool = False
     """Publish, with the token of `hf auth login`."""
@@ -85,10 +85,7 @@ class Publish:
             check_written_by_us(self.card, MARK.encode(), option="--card")
         publication = prepare(self.folder, self.repo, results=self.results, licence=self.licence)
         if self.card is not None:
-            try:
-                write_text(self.card, publication.written["README.md"])
-            except OSError as error:
-                raise ValueError(f"cannot write {self.card}: {error.strerror}") from None
+            write_text(self.card, publication.written["README.md"])
         for name, size, sha256 in publication.listing():
             say(f"{size:>13,}  {sha256}  {name}")
         if not publication.cells:

@@ -196,6 +196,30 @@ def try_open_locked(path: Path) -> IO[bytes] | None:
     return _open_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def append(file: IO[bytes], data: bytes) -> int:
+    """Write at the end of a file of `open_locked`, all or nothing.
+
+    Returns:
+        The size of the file then.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
+    handle = file.fileno()
+    end = os.fstat(handle).st_size
+    left = memoryview(data)
+    try:
+        # Past the file's buffer: what a full disk refuses would be written once more when the file is closed.
+        with naming(file.name):
+            while left:
+                left = left[os.write(handle, left) :]
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(handle, end)
+        raise
+    return file.seek(0, os.SEEK_END)
+
+
 def lock(path: Path, *, wait: float = 0) -> IO[bytes]:
     """A lock that one process has at a time, until it closes it (by a `with`) or ends.
 
@@ -279,13 +303,14 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> None:
     Raises:
         ValueError: Where one of them is there and is not as it was written here; then nothing is written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
     check_files(folder, map(glob.escape, contents))
     with open_locked(folder / RECORD) as record:
         sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
         # Before the files: there is none, whenever this ends, that is not in it. On a line of its own, too, where the
         # last one was cut off.
-        record.write(b"\n" + json.dumps(sums).encode() + b"\n")
-        record.flush()
+        append(record, b"\n" + json.dumps(sums).encode() + b"\n")
         os.fsync(record.fileno())
         for name, text in contents.items():
             write_text(folder / name, text)

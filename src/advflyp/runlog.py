@@ -17,7 +17,7 @@ from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 from advflyp.documents import decode, parse_json
 from advflyp.escape import for_rich, for_terminal
-from advflyp.files import InUse, try_open_locked
+from advflyp.files import InUse, append, try_open_locked
 
 METRICS_FILE = "metrics.jsonl"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -161,8 +161,7 @@ class RunLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line: `kind` is "train", "validate" or "data"."""
         line = {"kind": kind, "step": step, "time": round(time.monotonic() - self.started, 3), **values}
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
+        append(self.file, json.dumps(line).encode() + b"\n")
         if self.tracker is not None:
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)

@@ -290,5 +290,6 @@ def test_no_room(kind: str, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("advflyp: cannot write out: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("advflyp: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "File too large" in done.stderr and "/out" in done.stderr.replace(" out", "/out")
     assert not list(tmp_path.iterdir())

@@ -286,7 +286,7 @@ def test_mistakes(tmp_path: Path, cells: list[Cell], run_folder: Path) -> None:
     good, file = tmp_path / "good.jsonl", tmp_path / "file"
     append_cell(good, cells[0])
     file.touch()
-    fails("cannot write the report to .*file", good, out=file)
+    fails("file is a file; name a folder", good, out=file)
     (run_folder / "recipe.toml").write_text("no toml")
     fails("recipe.toml is not valid TOML", good, run_folder)
     with pytest.raises(ValueError, match="no results to report"):

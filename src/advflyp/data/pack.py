@@ -15,7 +15,6 @@ from advflyp.data.manifest import Manifest, describe_shards, write_manifest
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
-from advflyp.errors import RunError
 from advflyp.files import draft_folder, names_in, publish_folder, write_atomically
 
 # What Pillow calls a format → the suffix of a member that webdataset readers know as a picture.
@@ -39,7 +38,7 @@ def pack(
     resize:   shorter side of the pictures that are larger; None keeps every file as it is
     progress: called with the pairs written so far
     All captions of a picture are kept, a line each. Unusable pairs are left out and counted in the manifest.
-    ValueError where there are no pairs or `out` holds anything already; RunError where it cannot be written.
+    ValueError where there are no pairs or `out` holds anything already.
     """
     check_new(out)
     source = open_source(pairs, limit=limit, size=size, columns=columns)
@@ -71,14 +70,9 @@ def write_shards(
     if per_shard < 1:
         raise ValueError(f"a shard must hold at least 1 pair, not {per_shard}")
     check_new(out)
-    try:
-        with draft_folder(out) as draft:
-            manifest = _write_all(samples, draft, per_shard, resize, about, progress)
-            publish_folder(draft, out)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {out}: {error.strerror}; mend that and give the same command again"
-        ) from error
+    with draft_folder(out) as draft:
+        manifest = _write_all(samples, draft, per_shard, resize, about, progress)
+        publish_folder(draft, out)
     return manifest
 
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from advflyp.errors import naming
-from advflyp.files import open_locked
+from advflyp.evaluation.jsonl import UNFINISHED
+from advflyp.files import append, open_locked
 
 # Before each record: its length in bytes and its CRC-32.
 _HEAD = struct.Struct("<QI")
@@ -33,7 +33,7 @@ class Journal:
     @classmethod
     def beside(cls, store: Path, name: str) -> "Journal":
         """That of the measurement `name` which will go to `store`: results.unfinished/NAME.journal."""
-        return cls(store.with_suffix(".unfinished") / f"{name}.journal")
+        return cls(store.with_suffix(UNFINISHED) / f"{name}.journal")
 
     def read(self) -> dict[str, np.ndarray]:
         """Each array that `append` was given, one record behind the other; nothing where there is no whole record."""
@@ -58,7 +58,7 @@ class Journal:
         stream = io.BytesIO()
         np.savez(stream, **arrays)
         data = stream.getvalue()
-        with naming(self.path), open_locked(self.path) as file:
+        with open_locked(self.path) as file:
             if self._end is None:
                 self._end = _end(file, 0)
             elif file.seek(0, os.SEEK_END) < self._end:
@@ -68,10 +68,7 @@ class Journal:
                 return
             # Over whatever a crash or a full disk has cut off.
             file.truncate(self._end)
-            file.seek(0, os.SEEK_END)
-            file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
-            file.flush()
-            self._end = file.tell()
+            self._end = append(file, _HEAD.pack(len(data), zlib.crc32(data)) + data)
 
     def remove(self) -> None:
         """The measurement is stored: forget it, and the folder with the last one."""

@@ -9,30 +9,39 @@ from typing import IO, Any, TypeVar
 from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 from advflyp.documents import parse_json
-from advflyp.errors import naming
-from advflyp.files import open_locked
+from advflyp.files import append, open_locked
 
 T = TypeVar("T")
 
 BLOCK = 1 << 16
+# What belongs to results.jsonl is in folders beside it: results.samples, results.unfinished.
+SAMPLES, UNFINISHED = ".samples", ".unfinished"
 # Every record begins with the name of the model: by that, a line that was cut off is told from a file of other things.
 BEGINNING = b'{"model": "'
 
 
+def check_store(path: Path) -> None:
+    """ValueError where a file is in the place of a folder that is to be beside the results: measuring takes long."""
+    for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, and the folder for what belongs to {path}; move it away")
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Add one line to a JSON-lines file, made if it is not there; several processes may do so at once."""
-    with naming(path), open_locked(path) as file:
+    with open_locked(path) as file:
         end = _end_of_lines(file)
         file.seek(end)
         rest = file.read()
+        line = json.dumps(record).encode() + b"\n"
         if _cut_off(rest):
             # It would swallow this one.
             file.truncate(end)
         elif _is_json(rest):
-            file.write(b"\n")
+            line = b"\n" + line
         else:
             raise ValueError(f"{path} does not hold results; name another file for them")
-        file.write(json.dumps(record).encode() + b"\n")
+        append(file, line)
 
 
 def _end_of_lines(file: IO[bytes]) -> int:

@@ -23,7 +23,7 @@ from advflyp.data.tables import Columns
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.jsonl import append_line, read_lines
+from advflyp.evaluation.jsonl import append_line, check_store, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP
@@ -145,6 +145,8 @@ def retrieval(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     place = pick_device(device)
     store = Path(out) if out is not None else None
+    if store:
+        check_store(store)
     known = {cell.key(): cell for cell in read_retrieval(store)} if store else {}
     pictures = CaptionedPictures(pairs, limit=limit, seed=seed, columns=columns)
     if not isinstance(model, CLIP):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from advflyp.evaluation.jsonl import SAMPLES
 from advflyp.evaluation.results import Cell
 from advflyp.files import write_atomically
 
@@ -57,7 +58,7 @@ class Samples(NamedTuple):
 
 def samples_folder(store: Path) -> Path:
     """results.jsonl → results.samples/, the folder of its Parquet files."""
-    return store.with_suffix(".samples")
+    return store.with_suffix(SAMPLES)
 
 
 def write_samples(

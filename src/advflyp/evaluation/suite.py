@@ -20,6 +20,7 @@ from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.jsonl import check_store
 from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
@@ -84,7 +85,7 @@ def evaluate(
     store = Path(out) if out is not None else None
     result: list[Cell] = []
     with distributed.together(place) as (ranks, own), ExitStack() as stack:
-        known = ranks.first(lambda: {cell.key(): cell for cell in read_cells(store)} if store else {})
+        known = ranks.first(partial(_known, store))
         if not isinstance(model, CLIP):
             model = load_model(model, device=own or place)
         sha256 = weights_sha256(model)
@@ -117,6 +118,14 @@ def evaluate(
                     if ranks.rank == 0:
                         progress(cell)
     return result
+
+
+def _known(store: Path | None) -> dict[tuple[str, ...], Cell]:
+    """What is stored already; ValueError where nothing can be stored."""
+    if store is None:
+        return {}
+    check_store(store)
+    return {cell.key(): cell for cell in read_cells(store)}
 
 
 def _cell(

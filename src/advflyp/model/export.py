@@ -91,8 +91,8 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
                         f"{TOLERANCE:.0e}; nothing was written"
                     )
             publish_folder(draft, out)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from None
+    except SafetensorError as error:  # the disk is full, as safetensors says it
+        raise ValueError(f"cannot write {out}: {error}") from None
     return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
 
 

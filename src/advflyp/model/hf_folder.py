@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
-from advflyp.model.build import HF_CONFIG_FILE, check_size, check_sizes, has_tokenizer, hf_tokenizer, shortened
+from advflyp.model.build import (
+    HF_CONFIG_FILE,
+    check_size,
+    check_sizes,
+    has_tokenizer,
+    hf_tokenizer,
+    shortened,
+)
 from advflyp.model.hf import INTERPOLATIONS, NAMED
 from advflyp.model.hf_names import convert, correspondence
 from advflyp.model.weights_file import read_weights_file

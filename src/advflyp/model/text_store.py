@@ -7,7 +7,6 @@ files of records (digest of the text, embedding); every process appends to a fil
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from advflyp.devices import to_device
-from advflyp.errors import naming
-from advflyp.files import try_open_locked
+from advflyp.files import append, try_open_locked
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import state_sha256
 
@@ -80,20 +78,8 @@ class TextStore:
         return to_device(torch.from_numpy(np.stack(rows)), self.model.device)
 
     def _keep(self, records: np.ndarray) -> None:
-        file, size = self.file.fileno(), self.record.itemsize
-        first = os.fstat(file).st_size // size
-        left = memoryview(records.tobytes())
-        try:
-            with naming(self.file.name):
-                # Past the file's buffer, which would be written once more when the file is closed.
-                while left:
-                    left = left[os.write(file, left) :]
-        except OSError:
-            with suppress(OSError):
-                # What is half written would be in the way of the records behind it.
-                os.ftruncate(file, first * size)
-            raise
-        self._know(records, self.own, first)
+        end = append(self.file, records.tobytes())
+        self._know(records, self.own, end // self.record.itemsize - len(records))
 
     def _kept(self, place: int) -> np.ndarray:
         source, record = divmod(place, SOURCE)

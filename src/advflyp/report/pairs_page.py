@@ -137,15 +137,12 @@ def page(title: str, parts: Sequence[str]) -> str:
 def write_page(out: Path, html: str, matches: Sequence[Match] | None = None) -> Path:
     """Write `out`/index.html and a line for each match to `out`/matches.jsonl; the path of the page.
 
-    ValueError where it cannot be written, or holds such a file that is not of a page like this.
+    ValueError where there is such a file that is not of a page like this.
     """
     contents = {PAGE: html}
     if matches is not None:
         contents[MATCHES] = "".join(json.dumps(asdict(match)) + "\n" for match in matches)
-    try:
-        write_files(out, contents)
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    write_files(out, contents)
     return out / PAGE
 
 

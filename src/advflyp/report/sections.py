@@ -316,10 +316,7 @@ def table_files(tables: Mapping[str, Table]) -> dict[str, str]:
 
 def write(out: Path, contents: Mapping[str, str]) -> None:
     """Each file appears complete or not at all; see `write_files`."""
-    try:
-        write_files(out, contents)
-    except OSError as error:
-        raise ValueError(f"cannot write the report to {out}: {error.strerror}") from None
+    write_files(out, contents)
 
 
 def spread_words(results: Results) -> str:

@@ -34,15 +34,12 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
 def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> None:
     """Each model's pictures as PNG files, NAME.png for the first and NAME-2.png for the second; attack.json."""
     record: dict[str, Any] = {"version": __version__, "asked": asked, **asdict(found)}
-    try:
-        for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
-            for name in PICTURES:
-                entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
-                with write_atomically(folder / entry[name]) as file:
-                    file.write(getattr(made, name))
-        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error.strerror}") from None
+    for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
+        for name in PICTURES:
+            entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
+            with write_atomically(folder / entry[name]) as file:
+                file.write(getattr(made, name))
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _check(out: Path, asked: dict[str, Any]) -> None:
