@@ -40,8 +40,12 @@ COMMANDS = {
               "--checkpoint.every", "1", "--validate.set", "mini/val", "--validate.limit", "4",
               "--validate.attack", "pgd1"],
 }  # fmt: skip
-# How many operations of each are tried in the tests that are not slow.
-SOME = 3
+# How many operations of each are tried in the tests that are not slow; those of a training have tests of their own.
+SOME = 2
+CASES = [
+    *(pytest.param(name, SOME, id=name) for name in COMMANDS if name != "train"),
+    *(pytest.param(name, None, id=f"{name}, all", marks=pytest.mark.slow) for name in COMMANDS),
+]
 # Beside what a command leaves, what it keeps while it is unfinished, by which it goes on.
 UNFINISHED = re.compile(r".*(\.journal|\.unfinished)|.*/checkpoints/step-\d+")
 
@@ -154,8 +158,7 @@ def check_nothing_half_written(root: Path, expected: dict[str, Any]) -> None:
         assert begun or value == expected.get(name) or UNFINISHED.fullmatch(name), name
 
 
-@pytest.mark.parametrize("some", [SOME, pytest.param(None, marks=pytest.mark.slow, id="all")])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("name", "some"), CASES)
 def test_killed_before_any_operation(
     name: str, some: int | None, undisturbed: Undisturbed, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -173,8 +176,7 @@ def test_killed_before_any_operation(
         assert not differences(results(root), expected), operations[place]
 
 
-@pytest.mark.parametrize("some", [SOME, pytest.param(None, marks=pytest.mark.slow, id="all")])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("name", "some"), CASES)
 def test_a_disk_that_is_full_from_any_operation_on(
     name: str, some: int | None, undisturbed: Undisturbed, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -195,8 +197,7 @@ def test_a_disk_that_is_full_from_any_operation_on(
         assert not differences(results(root), expected), operations[place]
 
 
-@pytest.mark.parametrize("some", [SOME, pytest.param(None, marks=pytest.mark.slow, id="all")])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("name", "some"), CASES)
 @pytest.mark.parametrize("signals", [(SIGINT,), (SIGINT, SIGINT), (SIGTERM,)], ids=["^C", "^C^C", "SIGTERM"])
 def test_interrupted_before_any_operation(
     name: str, signals: tuple[Signals, ...], some: int | None, undisturbed: Undisturbed, tmp_path: Path,

@@ -288,6 +288,29 @@ def test_nothing_is_lost_where_several_append(tmp_path: Path) -> None:
     assert sorted(lines) == [[number, i] for number in range(3) for i in range(100)]
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_data_is_appended_as_a_whole_or_not_at_all(
+    tmp_path: Path, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    with files.open_locked(path) as file:
+        assert files.append(file, b"one\n") == 4
+        real = os.write
+
+        def write(handle: int, data: bytes) -> int:
+            if len(data) < 4:
+                raise fault
+            return real(handle, data[:2])
+
+        with monkeypatch.context() as patch, pytest.raises(type(fault)) as caught:
+            patch.setattr(os, "write", write)
+            files.append(file, b"two\n")
+        assert path.read_bytes() == b"one\n"
+        assert files.append(file, b"three\n") == 10
+        assert not isinstance(fault, OSError) or caught.value.filename == str(path)
+    assert path.read_bytes() == b"one\nthree\n"
+
+
 @pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK"])
 def test_a_file_system_without_locks(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(file: Any, how: int) -> None:
@@ -359,7 +382,6 @@ ALLOWED = {
     "data/mini/build.py": {"copytree": "into a draft"},
     "model/export.py": {"save_pretrained": "into a draft"},
     "model/hub.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
-    "model/text_store.py": {"ftruncate": "a locked file, past its buffer"},
 }
 MODULES = {"fcntl", "tempfile", "filelock"}
 ALWAYS = {

@@ -13,7 +13,6 @@ from advflyp.data.manifest import FILE, Manifest, read_manifest
 from advflyp.data.pack import pack
 from advflyp.data.samples import in_order
 from advflyp.data.sources import open_source
-from advflyp.errors import RunError
 from helpers import pairs, write_folder, write_tar
 
 
@@ -81,13 +80,9 @@ def test_packing_that_was_interrupted_can_be_repeated(
             raise fault
         real(*arguments)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, RunError)) as caught:
+    with monkeypatch.context() as patch, pytest.raises(type(fault)):
         patch.setattr(pack_module, "_add", add)
         pack(str(folder), out, per_shard=10)
-    if isinstance(fault, OSError):
-        assert str(caught.value).endswith(
-            "No space left on device; mend that and give the same command again"
-        )
     assert not out.exists() and not list(tmp_path.glob(".*")), "the folder appears when it is complete"
     out.mkdir()
     assert pack(str(folder), out, per_shard=10).shards == whole.shards
