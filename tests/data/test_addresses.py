@@ -254,3 +254,9 @@ def test_patterns_of_endlessly_many_files(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", BRACES)
 def test_braces_are_counted_at_least(pattern: str) -> None:
     assert len([*braceexpand.braceexpand(pattern)]) <= brace_count(pattern)
+
+
+@pytest.mark.parametrize("name", ["a[1].tar", "[ab].tar", "{0,1}.tar", "{0..1}.tar", "{.tar"])
+def test_a_file_may_be_called_like_a_pattern(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert expand(str(tmp_path / name), "*.tar") == [str(tmp_path / name)]

@@ -370,6 +370,7 @@ def test_text_of_parquet_lists(tmp_path: Path) -> None:
         ("t.tsv", "a dog\thttps://a.b/c\ntwo\thttps://a.b/d\n", r"t\.tsv has no header: its first row is a dog, https"),
         ("t.csv", "url,caption\n", "has no rows"),
         ("t.csv", "url,caption,caption\nx,y,z\n", "has two columns 'caption'; rename one"),
+        ("t.parquet", "PAR1" + 64 * "x" + "\x40\0\0\0PAR1", "t.parquet is not a readable Parquet file"),
     ],
 )  # fmt: skip
 def test_lists_that_do_not_fit(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -395,7 +396,7 @@ def test_slices_cross_row_groups(tmp_path: Path) -> None:
         ({"retries": -1}, "--retries must be at least 0"),
         ({"urls": "missing.parquet"}, "there is no list .*missing.parquet; `advflyp data sample` makes one"),
         ({"urls": "text.txt"}, "must be one of .parquet, .csv"),
-        ({"urls": "broken.parquet"}, "broken.parquet cannot be read"),
+        ({"urls": "broken.parquet"}, "broken.parquet is not a readable Parquet file"),
         ({"urls": "empty.parquet"}, "has no rows"),
         (
             {"urls": "nothing.parquet"},

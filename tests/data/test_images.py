@@ -311,3 +311,13 @@ def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.M
         files.picture(2)
     with pytest.raises(ValueError, match=r"a\.png is larger than"):
         read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("rest", [bytes(46), b"\xff" * 46], ids=["zeros", "ones"])
+def test_a_damaged_avif(rest: bytes) -> None:
+    """Its decoder raises RuntimeError, which no other does."""
+    data = encoded(RED, "AVIF")
+    data = data[: data.index(b"mdat") + 4]
+    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+        with pytest.raises(Unusable, match="unreadable image"):
+            read(data + rest)

@@ -1,6 +1,7 @@
 """Pairs listed in tables: every form gives the same pairs."""
 
 import csv
+import errno
 import functools
 import io
 import json
@@ -247,6 +248,7 @@ def test_rows_that_do_not_fit_their_header(tmp_path: Path, name: str, text: str,
         ("t.jsonl", b'["a.png", "text"]\n', "must hold objects"),
         ("t.csv", b"image,caption\na.png,\xfc\n", "is not UTF-8"),
         ("t.parquet", b"PAR1 no", "is not a readable Parquet file"),
+        ("t.parquet", b"PAR1" + b"\xff" * 64 + b"\x40\0\0\0PAR1", "is not a readable Parquet file"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -435,3 +437,43 @@ def test_an_image_in_a_cell_is_as_large_as_in_a_file(monkeypatch: pytest.MonkeyP
     assert cells.image_in(bytes(100)) == bytes(100)
     with pytest.raises(Unusable, match="image file is too large"):
         cells.image_in({"bytes": bytes(101)})
+
+
+def test_a_damaged_row_group(tmp_path: Path) -> None:
+    """As in a tar: what comes before the damage is used, the damage is counted, the other groups are read."""
+    path = tmp_path / "t.parquet"
+    table = pa.table({"image": [data for data, _ in PAIRS], "caption": [text for _, text in PAIRS]})
+    pq.write_table(table, path, row_group_size=2, compression="none", use_dictionary=False)
+    captions = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    data[captions.data_page_offset : captions.data_page_offset + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    found = [(sample.key, sample.problem) for sample in in_order(open_source(str(path)))]
+    assert found == [
+        ("t.parquet[0]:0", None),
+        ("t.parquet[0]:1", None),
+        ("t.parquet[1]", "damaged shard"),
+        ("t.parquet[2]:0", None),
+        ("t.parquet[2]:1", None),
+    ]
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build("parquet, bytes", tmp_path)
+    source = open_source(str(path))
+
+    def broken(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(in_order(source))
+
+
+def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
+    paths = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"image": paths, "caption": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file"):
+        open_source(str(tmp_path / "t.parquet"))

@@ -193,6 +193,42 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_config(folder, lambda c: c.update(embed_dim=23)),
         "are not those of this model: Error(s) in loading state_dict for CLIP: size mismatch for text_projection",
     ),
+    "wider than its file": (
+        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(width=1 << 16)),
+        "its configuration describes 103,096,793,057 numbers",
+    ),
+    "endless": (
+        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(layers=10**9)),
+        "does not hold a readable open_clip model: model_cfg.vision_cfg.layers must be at most 1,000",
+    ),
+    "a side of a million pixels": (
+        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(image_size=[32, 1 << 20])),
+        "model_cfg.vision_cfg.image_size must be at most 8,192",
+    ),
+    "no number": (
+        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(mlp_ratio=float("nan"))),
+        "model_cfg.vision_cfg.mlp_ratio must be at most",
+    ),
+    "an image of three sides": (
+        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(image_size=[8, 8, 8])),
+        "does not hold a readable open_clip model: too many values to unpack",
+    ),
+    "pixels that are divided by zero": (
+        lambda folder: edit(
+            folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(std=[0.2, 0, 0.2])
+        ),
+        "the std of the pixels must be three numbers",
+    ),
+    "a mean of words": (
+        lambda folder: edit(folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(mean="a")),
+        "the mean of the pixels must be three numbers",
+    ),
+    "an unknown interpolation": (
+        lambda folder: edit(
+            folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(interpolation=["cubic"])
+        ),
+        "interpolation must be one of nearest, lanczos, bilinear, bicubic",
+    ),
     "an unknown key": (
         lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(depth=3)),
         "does not hold a readable open_clip model: CLIPVisionCfg.__init__() got an unexpected keyword argument 'depth'",
@@ -307,3 +343,18 @@ def test_cards_of_anybody(card: str, folder: Path) -> None:
     (folder / "card.json").write_text(card)
     with pytest.raises(ValueError, match=r"trained_on must be|recipe.* must be|card\.json is damaged"):
         read_card(folder)
+
+
+def test_a_tokenizer_that_cannot_pad(tmp_path: Path, folder: Path) -> None:
+    """What a tokenizer lacks shows when the model is loaded, not after an hour."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.models.WordLevel({"[UNK]": 0, "cat": 9_000_000}, unk_token="[UNK]")
+    tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+    edit(folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="PreTrainedTokenizerFast"))
+    edit_config(folder, lambda c: c["text_cfg"].update(hf_tokenizer_name=".", tokenizer_kwargs={}))
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read: Asking to pad"):
+        load_model(folder)
+    edit(folder / "tokenizer_config.json", lambda c: c.update(pad_token="[UNK]"))
+    model = load_model(folder)
+    with pytest.raises(ValueError, match="it gives token 9000000, and they know 8192"):
+        model.encode_text(["cat"])

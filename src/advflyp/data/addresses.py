@@ -230,6 +230,9 @@ def expand(pattern: str, inside: str) -> list[str]:
     if brace_count(pattern) > MAX_NAMED:
         raise ValueError(f"{pattern[:100]} names more than {MAX_NAMED:,} files; name fewer, or their folder")
     found: list[str] = []
+    if not is_remote(pattern) and Path(pattern).expanduser().is_file():
+        # Its name may hold the signs of a pattern.
+        return [str(Path(pattern).expanduser())]
     for one in braceexpand.braceexpand(pattern):
         matches = (
             _remote(one + inside if one.endswith("/") else one) if is_remote(one) else _local(one, inside)

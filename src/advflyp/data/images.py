@@ -30,8 +30,11 @@ from advflyp.data.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Of these, what is not loaded with Pillow; AVIF came with Pillow 11.3.
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
-# What Pillow raises for a file that is no image, or only half of one.
-UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow and the libraries behind it raise for a file that is no image, or only half of one.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 # Smaller images of the web are spacers and tracking pixels.
 MIN_SIDE = 8
 # The EXIF tag, and how Pillow undoes each of its values.
@@ -214,7 +217,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except (*UNREADABLE, KeyError, TypeError, IndexError):
+    except UNREADABLE:
         return 1  # whoever wrote the metadata wrote good pixels nevertheless
     return value if isinstance(value, int) and value in TURNS else 1
 

@@ -19,6 +19,7 @@ from advflyp.data.addresses import is_remote, named_in, open_binary
 from advflyp.data.cells import CAPTION_NAMES, captions_in, image_in
 from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
+from advflyp.data.parquet import ERRORS, is_damage, parquet_file
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import find_column, read_text_table
 from advflyp.data.samples import Sample, Sharded
@@ -130,7 +131,7 @@ def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
     shards: list[RowGroup] = []
     of_paths: list[tuple[str, str, str]] = []
     for address in addresses:
-        with open_binary(address) as stream, _parquet(address, stream) as file:
+        with open_binary(address) as stream, parquet_file(address, stream) as file:
             image, caption = columns.find(file.schema_arrow.names, address)
             if _is_text(file.schema_arrow.field(image).type):
                 of_paths.append((address, image, caption))
@@ -156,7 +157,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _path_rows(address: str, image: str, caption: str) -> Iterator[tuple[str, int, Any, Any]]:
     number = 0
-    with open_binary(address) as stream, _parquet(address, stream) as file:
+    with open_binary(address) as stream, parquet_file(address, stream) as file:
         for group in range(file.num_row_groups):
             for path, text in _rows(file, group, (image, caption)):
                 number += 1
@@ -182,13 +183,6 @@ def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[
             yield tuple(column[row].as_py() for column in found)
 
 
-def _parquet(address: str, stream: Any) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(stream)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{address} is not a readable Parquet file: {error}") from None
-
-
 @dataclass
 class RowGroup:
     """A row group of images' bytes, a `Shard`; offsets are rows."""
@@ -204,11 +198,17 @@ class RowGroup:
         return f"{self.address.rpartition('/')[2]}[{self.group}]"
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
-        with open_binary(self.address) as stream, _parquet(self.address, stream) as file:
-            rows = _rows(file, self.group, (self.image, self.caption))
-            for row, (image, caption) in enumerate(islice(rows, offset, None), offset):
-                name = f"{self.name}:{row}"
-                yield replace(to_sample(name, image, caption, self.address), key=name), row + 1
+        row = offset
+        with open_binary(self.address) as stream:
+            try:
+                rows = _rows(pq.ParquetFile(stream), self.group, (self.image, self.caption))
+                for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
+                    name = f"{self.name}:{row - 1}"
+                    yield replace(to_sample(name, image, caption, self.address), key=name), row
+            except ERRORS as error:
+                if not is_damage(error):
+                    raise
+                yield Sample(self.name, problem="damaged shard"), row
 
 
 def is_hub_dataset(name: str) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from advflyp.data.cells import address_in, captions_in
 from advflyp.data.dirt import Unusable
+from advflyp.data.parquet import parquet_file, reading
 from advflyp.data.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.rows import TextTable, find_column, read_text_table
 from advflyp.documents import parse_json
@@ -74,7 +75,8 @@ class UrlList:
     def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
         """The rows of `table` that can become a pair; the reasons of the others are counted in `bad`."""
         urls, captions, good = [], [], []
-        cells = (table.column(name).to_pylist() for name in (self.url, self.caption))
+        with reading(str(self.path)):
+            cells = [table.column(name).to_pylist() for name in (self.url, self.caption)]
         for number, (url, caption) in enumerate(zip(*cells, strict=True)):
             try:
                 address, text = _usable(url, caption)
@@ -96,7 +98,7 @@ class UrlList:
         if self._table is not None:
             yield self._table.select(columns).slice(start, stop - start)
             return
-        with pq.ParquetFile(self.path) as file:
+        with parquet_file(str(self.path), self.path) as file:
             begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
@@ -119,18 +121,15 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}")
     table: Any = None
     metadata: dict[str, Any] = {}
-    try:
-        if suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
-                names, rows = file.schema_arrow.names, file.metadata.num_rows
-                metadata = _metadata(file.schema_arrow.metadata)
-        else:
-            with open(path, "rb") as file:
-                text = read_text_table(str(path), file)
-            table = _arrow(text)
-            names, rows = text.names, table.num_rows
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if suffix == ".parquet":
+        with parquet_file(str(path), path) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            metadata = _metadata(file.schema_arrow.metadata)
+    else:
+        with open(path, "rb") as file:
+            text = read_text_table(str(path), file)
+        table = _arrow(text)
+        names, rows = text.names, table.num_rows
     url = find_column(url_column, URL_NAMES, names, str(path), what="url", option="--url-column")
     caption = find_column(
         caption_column, CAPTION_NAMES, names, str(path), what="caption", option="--caption-column"
@@ -152,7 +151,7 @@ def _array(values: list[Any]) -> Any:
     """Values of one type as they are; of several, as JSON can have them, text and the notation of everything else."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
         texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
         # JSON can hold halves of a character, which nothing can write.
         return pa.array([text and text.encode("utf-8", "replace").decode() for text in texts], pa.string())

@@ -141,10 +141,17 @@ class CLIP(nn.Module):
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """N texts → (N, d) float32 unit-norm embeddings."""
-        tokens = to_device(self.tokenizer(list(texts)), self.device)
+        """N texts → (N, d) float32 unit-norm embeddings. ValueError where the tokenizer is another model's."""
+        tokens = self.tokenizer(list(texts))
+        vocabulary = getattr(self.net, "vocab_size", 0)
+        # On a GPU such a token would end the process.
+        if vocabulary and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            raise ValueError(
+                f"the tokenizer of {self.name} is not that of its weights: it gives token {int(tokens.max())}, and "
+                f"they know {vocabulary}"
+            )
         with self._autocast():
-            features = self.net.encode_text(tokens)
+            features = self.net.encode_text(to_device(tokens, self.device))
         return F.normalize(at_least_float32(features), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
