@@ -14,8 +14,8 @@ from types import CodeType
 from typing import Any
 
 import advflyp
-from advflyp.cli import DISK_ERRORS, USERS_ERRORS, main
-from advflyp.errors import RunError
+from advflyp.cli import main
+from advflyp.errors import RunError, refusal
 from hostile import assert_printable
 
 PACKAGE = str(Path(advflyp.__file__).parent)
@@ -137,7 +137,7 @@ def _complaints(error: BaseException, stderr: str) -> list[str]:
         if error.code not in (1, 2) or cause is None or len(lines) != 1:
             return [f"exit {error.code}, {lines!r}"]
         error = cause
-    if isinstance(error, OSError) and error.errno in USERS_ERRORS | DISK_ERRORS:
+    if isinstance(error, OSError) and refusal(error) is not None:
         return []
     if type(error) in (ValueError, RunError) and _raised_by(error).startswith(PACKAGE):
         return []

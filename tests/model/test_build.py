@@ -195,39 +195,15 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wider than its file": (
         lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(width=1 << 16)),
-        "its configuration describes 103,096,793,057 numbers",
-    ),
-    "endless": (
-        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(layers=10**9)),
-        "does not hold a readable open_clip model: model_cfg.vision_cfg.layers must be at most 1,000",
+        "does not hold a readable open_clip model: its configuration describes a model of 103,",
     ),
     "a side of a million pixels": (
         lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(image_size=[32, 1 << 20])),
-        "model_cfg.vision_cfg.image_size must be at most 8,192",
-    ),
-    "no number": (
-        lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(mlp_ratio=float("nan"))),
-        "model_cfg.vision_cfg.mlp_ratio must be at most",
+        "image_size must be at most 8,192, not 1048576",
     ),
     "an image of three sides": (
         lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(image_size=[8, 8, 8])),
         "does not hold a readable open_clip model: too many values to unpack",
-    ),
-    "pixels that are divided by zero": (
-        lambda folder: edit(
-            folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(std=[0.2, 0, 0.2])
-        ),
-        "the std of the pixels must be three numbers",
-    ),
-    "a mean of words": (
-        lambda folder: edit(folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(mean="a")),
-        "the mean of the pixels must be three numbers",
-    ),
-    "an unknown interpolation": (
-        lambda folder: edit(
-            folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(interpolation=["cubic"])
-        ),
-        "interpolation must be one of nearest, lanczos, bilinear, bicubic",
     ),
     "an unknown key": (
         lambda folder: edit_config(folder, lambda c: c["vision_cfg"].update(depth=3)),

@@ -74,7 +74,7 @@ TEXTS: dict[str, Any] = {
     "context_length": int,
 }
 SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str | None, "additional_special_tokens": list[str] | None}
-LARGEST_SIZE, MOST_LAYERS = 10_000_000, 1_000
+LARGEST_SIZE, MOST_LAYERS, LARGEST_IMAGE = 10_000_000, 1_000, 8_192
 # Buffers that are not stored, such as attention masks.
 SPARE_NUMBERS = 100_000_000
 # Keys of "text_cfg" that published models have and open_clip has not.
@@ -245,9 +245,12 @@ def _convert_known(table: dict[str, Any], hints: Mapping[str, Any], unreadable: 
 def check_sizes(tower: Any, unreadable: str) -> None:
     """ValueError, which begins with `unreadable`, for a number of a configuration that no model has."""
     for key, value in tower.items() if isinstance(tower, dict) else ():
-        most = MOST_LAYERS if key.endswith("layers") else LARGEST_SIZE
-        if isinstance(value, int | float) and not abs(value) <= most:
-            raise ValueError(f"{unreadable}: {key} must be at most {most:,}, not {value}")
+        most = (
+            MOST_LAYERS if key.endswith("layers") else LARGEST_IMAGE if key == "image_size" else LARGEST_SIZE
+        )
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not abs(one) <= most:
+                raise ValueError(f"{unreadable}: {key} must be at most {most:,}, not {one}")
 
 
 def _table(config: Any, key: str) -> dict[str, Any] | None:
@@ -315,7 +318,9 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
         settings = read_json_object(config) if config.is_file() else {}
         if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
             raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
-        return HFTokenizer(str(folder), context_length, trust_remote_code=False, **options)
+        made = HFTokenizer(str(folder), context_length, trust_remote_code=False, **options)
+        made(["a photo"])  # what it lacks may show only now
+        return made
     except Exception as error:  # transformers may raise anything for a damaged one
         raise ValueError(f"the tokenizer in {folder} cannot be read: {shortened(error)}") from None
 
