@@ -48,6 +48,12 @@ def test_links(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
 
 
+def test_the_tests_that_promises_name_are_there() -> None:
+    named = re.findall(r"`(tests/[^`]*)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_the_site_has_every_page() -> None:
     class Loader(yaml.SafeLoader):
         """mkdocs' own tags, which say nothing of the pages."""

@@ -1,7 +1,7 @@
-"""A process that reads hostile inputs: `python tests/fuzz/worker.py FOLDER KIND FIRST LAST`.
+"""A process that reads hostile inputs: `python tests/fuzz/worker.py FOLDER KIND:FIRST-END …`.
 
 Input `number` of a kind is drawn from Random("KIND/NUMBER"), so that a fault is found again by its number alone:
-`python tests/fuzz/worker.py FOLDER KIND NUMBER` keeps what it has made in FOLDER/KIND-NUMBER. Each fault is printed
+`python tests/fuzz/worker.py FOLDER KIND:NUMBER` keeps what it has made in FOLDER/KIND-NUMBER. Each fault is printed
 as a line of JSON; the last line sums up.
 """
 

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,3 +188,20 @@ def test_archives_that_were_packed_again(tmp_path: Path) -> None:
         assert torch.equal(read_weights_file(path)["weight"], STATE["weight"])
     except ValueError as error:
         assert "\n" not in str(error)
+
+
+def test_archives_of_nothing_but_zeros(tmp_path: Path) -> None:
+    """A few kilobytes that would take all memory are refused before anything is unpacked."""
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"")
+        with archive.open("archive/data/0", "w") as member:
+            for _ in range(80):
+                member.write(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"x\.pt is 1,0\d\d times as large when it is unpacked"):
+            read_weights_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

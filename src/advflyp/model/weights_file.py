@@ -19,6 +19,8 @@ MISTAKEN = {
     b"<!doctype html": "a web page, as failed downloads leave them; download the file again",
     b"<html": "a web page, as failed downloads leave them; download the file again",
 }
+# Weights hardly become smaller when they are compressed; zeros become a thousandth.
+MOST_UNPACKED, SPARE_BYTES = 10, 64 << 20
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 
 
@@ -87,6 +89,8 @@ def _read_zip(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+            unpacked = sum(info.file_size for info in archive.infolist())
+            packed = path.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise ValueError(f"{path} is damaged or cut off; download or copy it again") from None
     if any("/code/" in name for name in names):
@@ -97,6 +101,11 @@ def _read_zip(path: Path) -> dict[str, Any]:
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(
             f"{path} is a zip archive but not a checkpoint of torch; unpack it and name a file in it"
+        )
+    if unpacked > MOST_UNPACKED * packed + SPARE_BYTES:
+        raise ValueError(
+            f"{path} is {unpacked // packed:,} times as large when it is unpacked, which weights are not; save the "
+            "state dict anew where it was made"
         )
     # The optimiser's state may be twice the weights and need not be read.
     return _read_torch(path, mmap=stored)
