@@ -19,8 +19,6 @@ from advflyp.errors import RunError, refusal
 from hostile import assert_printable
 
 PACKAGE = str(Path(advflyp.__file__).parent)
-# Seconds of processor for one input. Most take milliseconds.
-SECONDS = 5.0
 # What makes the program reach another machine or start another program, whatever its arguments.
 REACHING = {
     "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
@@ -47,13 +45,14 @@ class Watch:
         sys.unraisablehook = lambda hint: self.seen.append(f"unraisable: {hint.exc_value!r}")
         threading.excepthook = lambda hint: self.seen.append(f"a thread died: {hint.exc_value!r}")
 
-    def faults(self, use: Callable[[], object], folder: Path, memory: int) -> list[str]:
+    def faults(self, use: Callable[[], object], folder: Path, memory: int, most: float) -> list[str]:
         """What goes wrong when `use` reads what is in `folder`/in.
 
         Args:
             use: The call.
             folder: In which only `out` may change.
-            memory: Bytes by which the process may grow at most, while it runs.
+            memory: Bytes by which the process may grow meanwhile.
+            most: Seconds of processor that it may take.
         """
         before, base = _listing(folder), _reset_peak()
         begun = time.process_time()
@@ -69,7 +68,7 @@ class Watch:
         found += [] if error is None else _complaints(error, stderr.getvalue())
         for text in (stdout.getvalue(), stderr.getvalue()):
             found += _unprintable(text)
-        if seconds > SECONDS:
+        if seconds > most:
             found.append(f"{seconds:.1f} s of processor")
         if grown > memory:
             found.append(f"{grown >> 20} MB of memory")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import advflyp
-from fuzz.kinds import KINDS
+from fuzz.kinds import FAULTY, KINDS
 from fuzz.watch import Watch, resident
 
 # Seconds after which an input that does not come to an end ends the process, with a traceback.
@@ -27,7 +27,7 @@ ADDRESS_SPACE = 12 << 30
 
 
 def run(folder: Path, kind: str, numbers: range, watch: Watch) -> None:
-    make, memory = KINDS[kind]
+    wanted = KINDS.get(kind, FAULTY)
     settled = resident()
     for number in numbers:
         place = folder / f"{kind}-{number}"
@@ -35,9 +35,9 @@ def run(folder: Path, kind: str, numbers: range, watch: Watch) -> None:
             (place / name).mkdir(parents=True)
         os.chdir(place)
         faulthandler.dump_traceback_later(STUCK, exit=True)
-        use = make(random.Random(f"{kind}/{number}"), place)
+        use = wanted.make(random.Random(f"{kind}/{number}"), place)
         print(json.dumps({"kind": kind, "number": number, "begun": True}), flush=True)
-        for fault in watch.faults(use, place, memory):
+        for fault in watch.faults(use, place, wanted.memory, wanted.seconds):
             print(json.dumps({"kind": kind, "number": number, "fault": fault}), flush=True)
         faulthandler.cancel_dump_traceback_later()
         os.chdir(folder)
