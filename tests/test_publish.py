@@ -270,7 +270,8 @@ def test_wrong_input(
     outside = tmp_path / "outside.safetensors"
     (linked / "open_clip_model.safetensors").rename(outside)
     (linked / "open_clip_model.safetensors").symlink_to(outside)
-    results = run.parent / "r.jsonl"
+    results, mine = run.parent / "r.jsonl", tmp_path / "mine.md"
+    mine.write_text("# mine")
     for arguments, message in (
         ([str(tmp_path / "empty"), "--repo", "user/x"], "holds no model: name a run folder"),
         ([str(run), "--repo", "robust"], "--repo is USER/NAME, not 'robust'"),
@@ -282,7 +283,11 @@ def test_wrong_input(
         ([str(run), "--repo", "user/x", "--results", str(tmp_path / "none.jsonl")], "none.jsonl"),
         ([str(linked), "--repo", "user/x"], "is a link; only files of the folder itself are published"),
         ([str(run), "--repo", "user/x", "--send"], "say under which licence: --licence"),
-        ([str(run), "--repo", "user/x", "--card", str(tmp_path / "no/card.md")], "cannot write"),
+        (
+            [str(run), "--repo", "user/x", "--card", str(results / "card.md")],
+            "is no folder; name another file",
+        ),
+        ([str(run), "--repo", "user/x", "--card", str(mine)], "mine.md was not written by advflyp"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["publish", *arguments])
