@@ -140,6 +140,8 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and path.read_text() == "new"
     write_text(tmp_path / ("n" * 250), "long")
+    (tmp_path / "loop").symlink_to("loop")
+    write_text(tmp_path / "loop", "a file in place of a link to itself")
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 

@@ -32,6 +32,8 @@ DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 LETTERS = 50
 # In a folder of files that may be replaced: lines of {name: SHA-256} of what was written.
 RECORD = ".advflyp.jsonl"
+# More bytes than a table or a card has.
+LONGEST = 1 << 24
 # How often a folder is made that others remove at the same time.
 ATTEMPTS = 100
 # Of Linux, from fcntl.h and stdio.h.
@@ -53,7 +55,7 @@ def write_atomically(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]
         path: Its folder is made if it is not there. A link stays: the file that it names is replaced.
         replace: False for a `FileExistsError` where there is a file by then.
     """
-    path = path.resolve()
+    path = _real(path)
     _make(path.parent)
     with naming(path), draft_file(path.parent, path.name) as file:
         yield file
@@ -111,7 +113,7 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         ValueError: Where it could not take the place of `folder`, which is a mount point or in a folder that may not
             be written to.
     """
-    folder = folder.resolve()
+    folder = _real(folder)
     near, there = folder.parent, folder.is_dir()
     if there and (folder.stat().st_dev != near.stat().st_dev or not os.access(near, os.W_OK | os.X_OK)):
         raise ValueError(f"{folder} is a folder that cannot be replaced as a whole; name a new folder in it")
@@ -149,7 +151,7 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
     Raises:
         ValueError: Without `replace`, where there is a file or a folder with contents by then.
     """
-    folder = folder.resolve()
+    folder = _real(folder)
     for path in draft.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -169,7 +171,7 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
 
 def recover_folder(folder: Path) -> None:
     """Finish what a killed process has begun: put `folder` back if it is missing, remove abandoned drafts of it."""
-    folder = folder.resolve()
+    folder = _real(folder)
     if folder.parent.is_dir():
         _remove_abandoned(folder.parent, folder.name)
 
@@ -269,7 +271,11 @@ def check_written_by_us(path: Path, *marks: bytes, option: str) -> None:
         marks: Each kind of file that we write there holds one of them, and hardly any other file does.
         option: What names another file.
     """
-    if path.is_file() and (data := path.read_bytes()) and not any(mark in data for mark in marks):
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        data = file.read(LONGEST)
+    if data and not any(mark in data for mark in marks):
         raise ValueError(
             f"{path} was not written by advflyp and is not replaced; name another file with {option}"
         )
@@ -286,7 +292,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
     found = (path for name in names for path in sorted(folder.glob(name)))
     for path in (path for path in found if not DRAFT.fullmatch(path.name)):
         known = written.get(path.relative_to(folder).as_posix(), ())
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() not in known:
+        if not known or not path.is_file() or _sha256(path) not in known:
             raise ValueError(
                 f"{path} was not written by advflyp, or was changed since, and is not replaced; move it away, or name "
                 "another folder"
@@ -314,6 +320,16 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> None:
         os.fsync(record.fileno())
         for name, text in contents.items():
             write_text(folder / name, text)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _real(path: Path) -> Path:
+    # `resolve` raises an error of its own where links lead in a circle.
+    return Path(os.path.realpath(path))
 
 
 def _written(folder: Path) -> dict[str, set[str]]:
