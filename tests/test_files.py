@@ -309,7 +309,7 @@ def test_data_is_appended_as_a_whole_or_not_at_all(
             files.append(file, b"two\n")
         assert path.read_bytes() == b"one\n"
         assert files.append(file, b"three\n") == 10
-        assert not isinstance(fault, OSError) or caught.value.filename == str(path)
+        assert not isinstance(caught.value, OSError) or caught.value.filename == str(path)
     assert path.read_bytes() == b"one\nthree\n"
 
 
