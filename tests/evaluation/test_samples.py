@@ -97,3 +97,9 @@ def test_missing_and_broken(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"parquet cannot be read"):
         read_samples(store, cell())
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(
+        OSError, match="Too many levels of symbolic links"
+    ):  # nothing that measuring again would mend
+        read_samples(store, cell())

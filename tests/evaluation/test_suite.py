@@ -14,6 +14,7 @@ from advflyp.data.labelled import LabelledSet
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.judge import Judge
 from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
@@ -229,3 +230,13 @@ def test_compiled(tiny: CLIP, known_sets: LabelledSet) -> None:
     tiny.visual.compile = lambda **options: calls.append(options)  # type: ignore[method-assign]
     evaluate(tiny, ["mini"], ["clean"], compile=True)
     assert calls == [{"dynamic": True}], "batches shrink; one graph for all sizes"
+
+
+@pytest.mark.parametrize("name", ["r.samples", "r.unfinished"])
+def test_a_file_in_the_way_of_a_folder_shows_before_anything_is_measured(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    message = rf"{name} is a file, and the folder for what belongs to .*r\.jsonl; move it away"
+    with pytest.raises(ValueError, match=message):
+        evaluate("no-such-model", ["mini/flags"], out=tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=message):
+        retrieval("no-such-model", tmp_path, out=tmp_path / "r.jsonl")

@@ -139,3 +139,14 @@ def test_the_pace_of_a_real_run_that_was_resumed(
     times = [found["time"] for found in run.of("train")]
     assert times != sorted(times), "the second process began at 0"
     assert run.seconds_per_step == pytest.approx(1.0)
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_none(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, {"train.max_steps": "2"}, out=tmp_path / "run")
+    run = look(tmp_path / "run", Lock(tmp_path / "run/.lock"))
+    assert run.checkpoint is not None and run.checkpoint[0] == 2
+    (tmp_path / "run/checkpoints").rename(tmp_path / "elsewhere")
+    assert look(tmp_path / "run", Lock(tmp_path / "run/.lock")).checkpoint is None
+    (tmp_path / "run/checkpoints").write_text("")
+    with pytest.raises(ValueError, match=r"cannot read .*checkpoints: Not a directory"):
+        look(tmp_path / "run", Lock(tmp_path / "run/.lock"))

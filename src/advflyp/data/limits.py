@@ -1,11 +1,15 @@
 """What one read from data may cost in bytes, pixels and seconds. Data may be hostile; real images stay far below."""
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from advflyp.data.dirt import Unusable
+from advflyp.errors import RunError, naming, refusal
 
 # An encoded image: as large as one of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
@@ -52,14 +56,32 @@ MAX_RATIO, FREE_BYTES = 200, 256 << 20
 FETCH_SECONDS = 60.0
 
 
+# Not of one file, but of the machine and its disks: all files behind it would be taken for unusable.
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within the block, a failure of the machine or its disks is a `RunError`; other `OSError`s are of the file."""
+    try:
+        with naming(path):
+            yield
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise RunError(str(refusal(error))) from error
+        raise
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """A file with an end, for reading; never waits for a pipe's other side.
 
     Raises:
         OSError: It cannot be opened.
+        RunError: Nor can any other, now.
         Unusable: It is a device, a pipe, a socket or a folder.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with reading(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Unusable("not a regular file")
@@ -78,7 +100,7 @@ def read_bounded(file: BinaryIO, limit: int) -> bytes:
 
 def read_image_file(path: str | Path) -> bytes:
     """The bytes of an encoded image; OSError or `Unusable` where it cannot be read or is too large to be one."""
-    with open_regular(path) as file:
+    with open_regular(path) as file, reading(path):
         return read_image_stream(file)
 
 

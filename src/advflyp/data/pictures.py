@@ -13,7 +13,13 @@ from torch import Tensor
 
 from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
 from advflyp.data.images import read_image
-from advflyp.data.limits import MAX_LABEL_BYTES, open_regular, read_image_file, read_image_stream
+from advflyp.data.limits import (
+    MAX_LABEL_BYTES,
+    open_regular,
+    read_image_file,
+    read_image_stream,
+    reading,
+)
 from advflyp.data.tars import index_tar
 
 # A larger number is no label, and fits no tensor.
@@ -137,7 +143,7 @@ class Shards(Pictures):
     def encoded(self, index: int) -> bytes:
         """The file of a picture; OSError or `Unusable` where it cannot be read."""
         shard, _, offset, size = self.members[index]
-        with open_regular(self.shards[shard]) as file:
+        with open_regular(self.shards[shard]) as file, reading(self.shards[shard]):
             file.seek(offset)
             return read_image_stream(file, size)
 

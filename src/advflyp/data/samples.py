@@ -9,7 +9,7 @@ from typing import Protocol
 from advflyp.data.addresses import read_named
 from advflyp.data.cells import CAPTION_NAMES, captions_in
 from advflyp.data.dirt import Unusable
-from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular
+from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 from advflyp.documents import parse_json
 
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
@@ -104,7 +104,7 @@ def _text(caption: bytes) -> str:
 def _bytes(file: Path) -> bytes:
     """One byte more than is allowed at most."""
     try:
-        with open_regular(file) as stream:
+        with open_regular(file) as stream, reading(file):
             return stream.read(MAX_CAPTION_BYTES + 1)
     except OSError:
         raise Unusable("caption file cannot be read") from None

@@ -110,13 +110,16 @@ def read_samples(store: Path, cell: Cell) -> Samples:
     """What became of the pictures of `cell`; ValueError where that was not stored."""
     path = _path(store, cell)
     try:
-        table = pq.ParquetFile(path).read()
+        with open(path, "rb") as file:
+            table = pq.ParquetFile(file).read()
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there, which says how {cell.model} did on each picture of {cell.set} ({cell.attack}); "
             "keep that folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not Parquet's
         raise ValueError(
             f"{path} cannot be read ({error}); delete it and measure again with `advflyp eval`"
         ) from None

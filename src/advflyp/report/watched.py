@@ -1,5 +1,6 @@
 """What the files of a run say while another process writes them. Without torch, whose import takes seconds."""
 
+import fnmatch
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -169,10 +170,14 @@ def read_recipe_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        age = _age(path)
+    try:
+        names = os.listdir(folder)  # Path.glob finds nothing where it may not look
+    except FileNotFoundError:
+        return None
+    for name in sorted(fnmatch.filter(names, "step-*.pt"), reverse=True):
+        age = _age(folder / name)
         if age is not None:
-            return int(path.name.removesuffix(".pt").split("-")[1]), age
+            return int(name.removesuffix(".pt").split("-")[1]), age
     return None
 
 
