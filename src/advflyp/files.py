@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from advflyp.documents import parse_json
 from advflyp.errors import naming
 
 DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
@@ -338,7 +339,7 @@ def _written(folder: Path) -> dict[str, set[str]]:
     if (folder / RECORD).is_file():
         for line in (folder / RECORD).read_bytes().split(b"\n"):
             with suppress(ValueError, AttributeError, TypeError):  # cut off by a crash, or not ours
-                for name, digest in json.loads(line).items():
+                for name, digest in parse_json(line).items():
                     found.setdefault(name, set()).add(digest)
     return found
 
