@@ -1,6 +1,7 @@
 """Folders in open_clip's format, a stranger's included: no code of theirs is run; what is wrong is said in one line."""
 
 import builtins
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from advflyp.cli import main
+from advflyp.model import build
 from advflyp.model.build import build_net
 from advflyp.model.hub import load_model, read_card, save_model, weights_sha256
 from hubserver import Hub, use_hub
@@ -334,3 +336,20 @@ def test_a_tokenizer_that_cannot_pad(tmp_path: Path, folder: Path) -> None:
     model = load_model(folder)
     with pytest.raises(ValueError, match="it gives token 9000000, and they know 8192"):
         model.encode_text(["cat"])
+
+
+def test_a_vocabulary_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes of gzip are gigabytes."""
+    monkeypatch.setattr(build, "MAX_LIST_BYTES", 1 << 20)
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(bytes(2 << 20)))
+    edit_config(folder, lambda c: c["text_cfg"].update(tokenizer_kwargs={"bpe_path": "bpe.txt.gz"}))
+    with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be read: is larger than 1 MB"):
+        load_model(folder)
+
+
+def test_a_tokenizer_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "MAX_DOCUMENT_BYTES", 1000)
+    (folder / "tokenizer.json").write_text(" " * 1001)
+    edit_config(folder, lambda c: c["text_cfg"].update(hf_tokenizer_name="x"))
+    with pytest.raises(ValueError, match=r"cannot be read: tokenizer\.json is larger than"):
+        load_model(folder)

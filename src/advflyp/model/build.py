@@ -4,13 +4,15 @@ A folder may be a stranger's: its configuration is read by the keys that are kno
 as data (`repository.py`), and no code of it is ever run.
 """
 
+import gzip
 import textwrap
 import warnings
+import zlib
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import open_clip
 import timm
@@ -21,6 +23,8 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 
 from advflyp.config import convert
+from advflyp.data.dirt import Unusable
+from advflyp.data.limits import MAX_DOCUMENT_BYTES, MAX_LIST_BYTES, read_bounded
 from advflyp.documents import read_json, read_json_object
 from advflyp.model.repository import open_repository
 from advflyp.model.weights_file import read_weights_file
@@ -315,6 +319,9 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
         raise ValueError(f"the tokenizer in {folder} {NEEDS_TRANSFORMERS}") from None
     config = folder / TOKENIZER_CONFIG_FILE
     try:
+        for path in (folder / name for name in TOKENIZER_FILES):
+            if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+                raise ValueError(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MB")
         settings = read_json_object(config) if config.is_file() else {}
         if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
             raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
@@ -342,8 +349,11 @@ def _simple_tokenizer(options: dict[str, Any], folder: Path, context_length: int
             raise ValueError(f"{folder} lacks the vocabulary of its tokenizer, {bpe}")
         options["bpe_path"] = str(found)
     try:
+        if bpe:
+            with gzip.open(options["bpe_path"]) as file:
+                read_bounded(cast(BinaryIO, file), MAX_LIST_BYTES)
         return SimpleTokenizer(context_length=context_length, **options)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (Unusable, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise ValueError(f"the tokenizer of {folder} cannot be read: {shortened(error)}") from None
 
 
