@@ -261,7 +261,7 @@ def test_tiny_imagenet_has_the_published_part_too(root: Path) -> None:
     path.write_text(json.dumps({**entries, wnids[7]: {"eval_files": ["x_11.JPEG"]}}))
     with pytest.raises(ValueError, match=f"names {wnids[7]}/images/x_11.JPEG, which is not below"):
         opened("tiny-imagenet@advflyp", root)
-    for broken, message in (("[1]", "must hold"), ("{}", "names no image"), ("{", "is not JSON")):
+    for broken, message in (("[1]", "must hold"), ("{}", "names no image"), ("{", "is damaged")):
         path.write_text(broken)
         with pytest.raises(ValueError, match=message):
             opened("tiny-imagenet@advflyp", root)
