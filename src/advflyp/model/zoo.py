@@ -128,7 +128,7 @@ ROBUSTVLM = (
     "Means over 13 zero-shot sets (CIFAR-10, CIFAR-100, STL-10, Cars, Caltech-101, Pets, Flowers, DTD, EuroSAT, "
     "FGVC-Aircraft, PCam, ImageNet-R, ImageNet-Sketch): clean on whole test sets; robust on 1,000 images of each, L∞, "
     "APGD-CE and targeted APGD-DLR (PCam: APGD-CE alone), which is not all of AutoAttack. README and evaluation "
-    "scripts of github.com/chs20/RobustVLM."
+    "scripts of github.com/chs20/RobustVLM. `--protocol robustvlm` is this without PCam."
 )
 ADDITIONAL = (
     "Zero-shot accuracies that the README of github.com/chs20/RobustVLM gives under 'Additional Models'. It does not "
