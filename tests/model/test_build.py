@@ -239,6 +239,20 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "lacks the vocabulary of its tokenizer, /x.gz",
     ),
+    "a vocabulary of nothing but zeros": (
+        lambda folder: (
+            (folder / "x.gz").write_bytes(100 * gzip.compress(bytes(1 << 20))),
+            edit_config(folder, lambda c: c["text_cfg"]["tokenizer_kwargs"].update(bpe_path="x.gz")),
+        ),
+        "cannot be read: is larger than 64 MB",
+    ),
+    "a vocabulary that is damaged": (
+        lambda folder: (
+            (folder / "x.gz").write_bytes(gzip.compress(b"a b\n" * 99)[:12] + b"\xff" * 30),
+            edit_config(folder, lambda c: c["text_cfg"]["tokenizer_kwargs"].update(bpe_path="x.gz")),
+        ),
+        "the tokenizer of ",
+    ),
     "no tokenizer": (
         lambda folder: edit_config(
             folder, lambda c: c["text_cfg"].update(hf_tokenizer_name=".", tokenizer_kwargs={})
