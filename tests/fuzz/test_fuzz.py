@@ -1,7 +1,7 @@
 """Thousands of hostile inputs, and none of them is an error that the program does not expect, or anything worse.
 
-A process reads them, which `watch.py` looks after; all take some four minutes of one core. `worker.py` says how to see one
-again.
+A process reads them, which `watch.py` looks after; all take some four minutes of one core. `worker.py` says how to see
+one again.
 """
 
 import json
