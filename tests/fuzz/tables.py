@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from advflyp.data.captioned import CaptionedPictures
+from advflyp.data.tables import Columns
 from advflyp.data.url_list import open_urls
 from fuzz.mutate import as_json, mutated, text, value
-from fuzz.tars import PICTURE
+from fuzz.tars import PICTURE, train_on
 from fuzz.watch import command
 
 IMAGES = ("image", "jpg", "filepath", "url", "file_name", "bytes", "\ufeffimage", "IMAGE", " image", "")
@@ -51,7 +53,11 @@ def use(rng: random.Random, path: Path, names: tuple[str, str], out: Path) -> Ca
         if rng.random() < 0.3 and all(names)
         else []
     )
-    match rng.randrange(6):
+    match rng.randrange(8):
+        case 3:
+            return lambda: train_on(str(path))
+        case 4:
+            return lambda: len(CaptionedPictures(path, columns=Columns(*names) if columns else None))
         case 0:
             return lambda: command("data", "pack", path, "--out", out / "packed", *columns)
         case 1:

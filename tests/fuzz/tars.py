@@ -12,13 +12,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from advflyp.data.captioned import CaptionedPictures
+from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
+from advflyp.data.pairs import DataConfig, open_pairs
 from advflyp.data.tars import TarShard
 from fuzz.mutate import EDGES, PATHS, as_json, mutated, text, value
 from fuzz.watch import command
 from helpers import encoded_png
 from hostile import NAMES
 
+READER = PictureReader({"size": 8})
 PICTURE = encoded_png(Image.new("RGB", (16, 12), "red"))
 TYPES = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
@@ -72,7 +76,7 @@ def make(rng: random.Random, folder: Path) -> Callable[[], object]:
 
 def use(rng: random.Random, path: Path, out: Path) -> Callable[[], object]:
     """Something that the program does with a tar."""
-    match rng.randrange(6):
+    match rng.randrange(8):
         case 0:
             return lambda: command("data", "pack", path, "--out", out / "packed", "--resize", "8")
         case 1:
@@ -83,8 +87,22 @@ def use(rng: random.Random, path: Path, out: Path) -> Callable[[], object]:
         case 3:
             (path.parent / "classnames.txt").write_text("cat\ndog\n")
             return lambda: pictures_of(str(path))
+        case 4:
+            return lambda: train_on(str(path))
+        case 5:
+            return lambda: len(CaptionedPictures(path))
         case _:
             return lambda: command("data", "check", path)
+
+
+def train_on(name: str) -> None:
+    """Make the batches of an epoch, and those behind its first one again, as a resumed run does."""
+    config = DataConfig(train=name, batch_size=2, workers=2, max_bad_fraction=1.0)
+    found = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    batches = [(batch["captions"], batch["position"]) for batch in found.epoch(0)]
+    if batches:
+        rest = [batch["captions"] for batch in found.epoch(0, batches[0][1])]
+        assert rest == [captions for captions, _ in batches[1:]]
 
 
 def pictures_of(name: str) -> None:
