@@ -9,7 +9,6 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.dtypes import in_float64
 from advflyp.evaluation.classifier import Classifier
-from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision
 
 BISECTIONS = 40
@@ -65,8 +64,8 @@ class EightBitClassifier(Classifier):
     """
 
     def __init__(self, plain: Classifier, clean: Tensor, threat: Threat) -> None:
-        self.model: CLIP = plain.model
-        self.weights, self.logit_scale = plain.weights, plain.logit_scale
+        super().__init__(plain.model, plain.classes, plain.templates, plain.pixels, plain.repeated)
+        self.weights = plain.weights
         self.clean, self.threat = clean, threat
         self.last_found: Tensor | None = None
 
