@@ -20,6 +20,7 @@ from advflyp.cli_use import Attack, Demo, Predict
 from advflyp.data.catalogue import set_names
 from advflyp.data.prompts import choose_templates
 from advflyp.errors import RunError, refusal
+from advflyp.files import names_in, recover_folder
 from advflyp.terminal import nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
@@ -355,8 +356,10 @@ class Interpolate:
             raise ValueError(
                 f"alpha must lie between 0 (the original) and 1 (the robust model), not {wrong[0]:g}"
             )
-        if self.save is not None and self.save[1].exists() and any(self.save[1].iterdir()):
-            raise ValueError(f"{self.save[1]} is there already; name a new folder with --save")
+        if self.save is not None:
+            recover_folder(self.save[1])
+            if names_in(self.save[1]):
+                raise ValueError(f"{self.save[1]} is there already; name a new folder with --save")
         from advflyp.model.hub import load_model, pick_device, save_model
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich

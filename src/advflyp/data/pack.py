@@ -15,7 +15,7 @@ from advflyp.data.manifest import Manifest, describe_shards, write_manifest
 from advflyp.data.samples import Sample, in_order
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
-from advflyp.files import draft_folder, names_in, publish_folder, write_atomically
+from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically
 
 # What Pillow calls a format → the suffix of a member that webdataset readers know as a picture.
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -50,6 +50,7 @@ def pack(
 
 def check_new(out: Path) -> None:
     """ValueError unless `out` is a folder that can be made, or an empty one."""
+    recover_folder(out)
     if (out.exists() and not out.is_dir()) or names_in(out):
         raise ValueError(f"{out} is there already and not an empty folder; name a new one")
 

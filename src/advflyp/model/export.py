@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from advflyp.config import nearest
 from advflyp.data.labelled import load_set
 from advflyp.errors import RunError
-from advflyp.files import draft_folder, publish_folder, write_text
+from advflyp.files import draft_folder, publish_folder, recover_folder, write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import (
     CARD_FILE,
@@ -74,6 +74,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
             f"there is no format '{format}': {', '.join(FORMATS)}{nearest(format, list(FORMATS))}"
         )
     out = Path(out)
+    recover_folder(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a new folder")
     # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
