@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,24 @@ def test_a_command_says_how_far_it_is_where_there_is_no_terminal(monkeypatch: py
         status.update("2 pairs read")
         status.update("3 pairs read")
     assert printed.getvalue() == "2 pairs read\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "train", "step": "x", "time": 1}',
+        '{"kind": "train", "step": 1e400, "time": 1}',
+        '{"kind": "train", "step": 1}',
+        '{"kind": "validate", "step": 1, "time": 1, "clean": "x"}',
+        '{"kind": [], "step": 1, "time": 1}',
+        '{"kind": "train", "step": 1, "time": 1, "loss": {}}',
+        "[" * 10_000,
+        "[]",
+        "1" * 5000,
+    ],
+    ids=range(9),
+)
+def test_lines_that_are_none_of_ours_end_the_file(line: str, tmp_path: Path) -> None:
+    first = {"kind": "data", "step": 1, "time": 0.5, "epoch": 0, "skipped": {"no image": 1}, "examples": {}}
+    (tmp_path / METRICS_FILE).write_text(f"{json.dumps(first)}\n{line}\n{json.dumps(first)}\n")
+    assert read_metrics(tmp_path) == [first]

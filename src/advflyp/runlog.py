@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -236,5 +237,9 @@ def _is_ours(line: Any) -> bool:
     """Whether a line has what every one has, and numbers where `RunLog` writes numbers."""
     if not isinstance(line, dict) or line.get("kind") not in ("train", "validate", "data"):
         return False
-    numbers = {"step", "time", "epoch"} if line["kind"] == "data" else {"step", "time", *line} - {"kind"}
-    return all(isinstance(line.get(key), int | float) for key in numbers)
+    clock = {"step", "time", *({"epoch"} & line.keys())}
+    if not all(isinstance(line.get(key), int | float) and math.isfinite(line[key]) for key in clock):
+        return False
+    # Of skipped samples there are reasons and names.
+    numbers = set() if line["kind"] == "data" else line.keys() - {"kind"}
+    return all(isinstance(line[key], int | float) for key in numbers)

@@ -161,7 +161,7 @@ def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     for entry in metrics:
         if entry["kind"] == "train":
             terms = {key.removeprefix("loss/"): entry[key] for key in entry if key.startswith("loss/")}
-            if len(terms) > 1:
+            if len(terms) > 1 and "loss" in entry:
                 terms = {"total": entry["loss"], **terms}
             for name, value in terms.items():
                 add("loss", name, entry["step"], value)
