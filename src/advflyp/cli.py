@@ -150,9 +150,10 @@ class Eval:
     classnames: Annotated[Path | None, Arg("FILE", input="there is no file")] = None
     """Class names in place of the set's own: one a line, or a JSON list, in the order of the labels."""
     resize: int | None = None
-    """The shorter side of images, in pixels, before the centre crop to the model's input."""
+    """Length of the shorter side, in pixels, before the centre crop to the model's input (default: that of --protocol,
+    else the model's own)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Of the resizing."""
+    """How images are resized (default: that of --protocol, else the model's own, for CLIP bicubic)."""
     sanity: bool = False
     """Check every attacked result for masked gradients."""
     out: Annotated[Path | None, Arg("FILE", output="file")] = None
