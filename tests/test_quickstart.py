@@ -79,6 +79,17 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "q").touch()
     with pytest.raises(ValueError, match="is a file; name a folder with --out"):
         quickstart(tmp_path / "q")
+    for place, message in (
+        ("report/index.html", "was not written by advflyp"),
+        ("run/metrics.jsonl", "is not empty"),
+    ):
+        path = tmp_path / message / place
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        with pytest.raises(ValueError, match=message):
+            quickstart(tmp_path / message)
+        assert [one for one in (tmp_path / message).rglob("*") if one.is_file()] == [path]
+        assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

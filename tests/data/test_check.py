@@ -129,14 +129,19 @@ def test_the_command(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "21 of 27 pairs can be used (77.8 %)" in out and "caption is not UTF-8" in out
     assert (tmp_path / "out" / "index.html").is_file()
-    useless = tmp_path / "t.csv"
+    main(["data", "check", str(dirty), "--out", str(tmp_path / "out")])
+    useless, site = tmp_path / "t.csv", tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("mine")
     useless.write_text("image,caption\ngone/0.png,one\ngone/1.png,two\n")
     for arguments, message in (
         ([str(tmp_path / "gone")], "there are no pairs at"),
         ([str(useless), "--out", str(tmp_path / "page")], f"no pair of {useless} can be used: 2 image file"),
         ([str(dirty), "--out", str(dirty)], "is a file; name a folder with --out"),
+        ([str(dirty), "--out", str(site)], "index.html was not written by advflyp, or was changed since"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["data", "check", *arguments])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert (site / "index.html").read_text() == "mine"
     assert (tmp_path / "page" / "index.html").is_file(), "what is wrong can be looked at all the same"

@@ -190,7 +190,10 @@ def test_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_evaluation_pictures_that_cannot_be_read_are_named(
-    leaked: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    leaked: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training, test = leaked
     bad = next(Path(test).rglob("*.png"))
@@ -199,3 +202,10 @@ def test_evaluation_pictures_that_cannot_be_read_are_named(
     printed = capsys.readouterr().out
     assert "1 pictures cannot be read and were not compared" in printed
     assert str(bad.relative_to(test)) in printed
+    (tmp_path / "out" / "matches.jsonl").write_text("mine")
+    before = (tmp_path / "out" / "index.html").read_bytes()
+    monkeypatch.setattr("advflyp.data.overlap.overlap", lambda *_, **__: pytest.fail("it is asked first"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "overlap", training, "--against", test, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2 and "matches.jsonl was not written by advflyp" in capsys.readouterr().err
+    assert (tmp_path / "out" / "index.html").read_bytes() == before

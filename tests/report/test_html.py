@@ -299,7 +299,7 @@ def test_an_interrupted_write_leaves_the_old_report(
     tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_report(tmp_path, title="old", cells=cells)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         write_report(tmp_path, title="new", cells=[dataclasses.replace(c, seed=1) for c in cells])
     assert "<title>old</title>" in unescape(path.read_text())

@@ -229,6 +229,15 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "photos/cat.jpg").write_text("")
     with pytest.raises(ValueError, match="holds other things"):
         reproduce(tmp_path / "photos")
+    # Common names, of others.
+    (tmp_path / "photos/cat.jpg").unlink()
+    (tmp_path / "photos/results").mkdir()
+    with pytest.raises(ValueError, match=r"holds other things \(results\)"):
+        reproduce(tmp_path / "photos")
+    (tmp_path / "photos/plan.json").write_text('{"precision": "fp32"}')
+    with pytest.raises(ValueError, match="is no plan of `advflyp reproduce`"):
+        reproduce(tmp_path / "photos")
+    assert (tmp_path / "photos/plan.json").read_text() == '{"precision": "fp32"}'
     with pytest.raises(ValueError, match="there is no .*plan.json"):
         reproduce(tmp_path / "none", report_only=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]

@@ -332,9 +332,15 @@ def test_folders_that_cannot_take_a_run(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file; name a folder"):
         train(recipe, out=tmp_path / "file")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full/thesis.tex").touch()
-    with pytest.raises(ValueError, match="is not empty"):
-        train(recipe, out=tmp_path / "full")
+    # Also files that are called as a run's are.
+    for name in ("thesis.tex", "recipe.toml", "metrics.jsonl"):
+        path = tmp_path / "full" / name
+        path.write_text("mine")
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=r"is not empty|whose checkpoints are gone"):
+                train(recipe, out=tmp_path / "full", resume=resume)
+        assert path.read_text() == "mine" and list((tmp_path / "full").iterdir()) == [path]
+        path.unlink()
 
 
 def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(

@@ -227,6 +227,10 @@ def test_mistakes_are_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "used" / "file").touch()
     with pytest.raises(ValueError, match="holds other files"):
         builder.build(tmp_path / "used", work=tmp_path, full=False)
+    for name in ("manifest.json", "sets.json"):
+        (tmp_path / "used" / name).write_text('{"name": "a page"}')
+    with pytest.raises(ValueError, match="holds other files"):
+        builder.build_sets(["stamps"], tmp_path / "used", tmp_path)
     with pytest.raises(ValueError, match="no set 'stamp'"):
         builder.build_sets(["stamp"], tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
