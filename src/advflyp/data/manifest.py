@@ -48,8 +48,8 @@ class Manifest:
     pairs: int
     shards: list[ShardFacts]
     failures: dict[str, int] = field(default_factory=dict)
-    captions: dict[str, float] = field(default_factory=dict)
-    images: dict[str, float] = field(default_factory=dict)
+    captions: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
