@@ -160,7 +160,9 @@ def test_repositories_that_cannot_be_read(
     hub.private, hub.gated = {"some/private"}, {"some/gated"}
     hub.repos["some/empty"] = {"README.md": b""}
     hub.repos["some/bert"] = {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"0" * 200_000}
-    hub.repos["some/bare"] = {"config.json": b'{"model_type": "clip"}'}
+    hub.repos["some/bare"] = {
+        "config.json": b'{"model_type": "clip", "vision_config": {}, "text_config": {}}'
+    }
     missing = "the hub has no repository {}, or it is private: check the name; if it is private, log in with `hf auth"
     for name, message in (
         ("some/clpi", missing.format("some/clpi")),
