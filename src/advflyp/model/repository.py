@@ -171,7 +171,7 @@ def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> 
     # An address that answers nobody must not cost minutes.
     timeout: Any = (CONNECT_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT)
     try:
-        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout)
+        found: Any = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout)
     except HFValidationError:
         prefix = HUB_PREFIX if kind == "model" else DATASET_PREFIX
         raise ValueError(f"'{name}' is no repository's name: write {prefix}OWNER/NAME") from None
