@@ -293,3 +293,21 @@ def test_no_room(kind: str, tmp_path: Path) -> None:
     assert done.stderr.startswith("advflyp: ") and done.stderr.count("\n") == 1, done.stderr
     assert "File too large" in done.stderr and "/out" in done.stderr.replace(" out", "/out")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_folder(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one is there, whole; the other says so and leaves nothing."""
+    drafts: list[Path] = []
+
+    def write(model: CLIP, folder: Path, images: object) -> export.Exported:
+        drafts.append(folder)
+        (folder / "model").write_text(str(len(drafts)))
+        if len(drafts) == 1:
+            export_model(tiny, "open_clip", tmp_path / "out")
+        return export.Exported(folder, 0.0)
+
+    monkeypatch.setitem(export.FORMATS, "open_clip", write)
+    with pytest.raises(ValueError, match="out is there already; name a new folder"):
+        export_model(tiny, "open_clip", tmp_path / "out")
+    assert (tmp_path / "out" / "model").read_text() == "2" and len(set(drafts)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
