@@ -17,7 +17,7 @@ from advflyp.report.measured import (
     Results,
     competitors,
 )
-from advflyp.report.prose import meaning, prompts_table, scope
+from advflyp.report.prose import headline, meaning, prompts_table, scope
 from advflyp.report.tables import accuracy_table
 from report.cells import SETS, cell
 
@@ -78,7 +78,8 @@ def test_protocols_are_apart() -> None:
     ours = [cell("a", name, 2, 40) for name in SETS]
     theirs = [cell("a", name, 2, 50, protocol="tecoa") for name in SETS[:2]]
     mixed = Results([*ours, *theirs])
-    assert mixed.models == ["a", "a [tecoa]"] and mixed.protocol == ""
+    assert mixed.models == ["a", "a [tecoa]"] and mixed.protocol == "" and mixed.mixes_protocols
+    assert headline(mixed, mixed.models, None, mixed.conditions) == "2 models on 3 sets."
     assert mixed.get("a", SETS[0], PGD).number == f"{100 * 40 / 97:.1f}"
     assert mixed.mean("a [tecoa]", PGD).number == f"{100 * 50 / 97:.1f}"
     assert mixed.mean_sets == list(SETS[:2])

@@ -65,7 +65,8 @@ def write_report(
 
 
 def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) -> Path:
-    """The report of result files (*.jsonl) and run folders; two models are compared, the first as "before".
+    """The report of result files (*.jsonl) and run folders; two models are compared, the first as "before",
+    where all results follow one protocol.
 
     seeds: several checkpoints of one name are training seeds of one method
     ValueError for a path that is neither, where no path holds results, and for files in `out` that are not a report's.
@@ -98,8 +99,9 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             "`advflyp eval MODEL --out results.jsonl`"
         )
     # Names as Results splits them, should two checkpoints share one.
-    models = Results(cells, seeds=seeds).models
-    before, after = models if len(models) == 2 else (None, None)
+    results = Results(cells, seeds=seeds)
+    is_pair = len(results.models) == 2 and not results.mixes_protocols
+    before, after = results.models if is_pair else (None, None)
     return write_report(
         out,
         title="advflyp report",

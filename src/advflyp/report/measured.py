@@ -111,7 +111,7 @@ class Results:
     models: the models to show in this order, whether measured or not; by default those that were
     stores: result files beside which it may be stored what became of each image; changes get their intervals from that
     Results of several protocols are apart: a model measured by another one than ours is "model [protocol]". `protocol`
-    is the one that all results follow, and empty where that is ours or there are several.
+    is the one that all results follow, and empty where that is ours or there are several (`mixes_protocols`).
     ValueError where one measurement is there twice with different settings, so that no table can hold both; with
     `seeds` the one with the most images counts.
     """
@@ -128,8 +128,9 @@ class Results:
         self.stores = list(stores)
         self.pairs: dict[tuple[str, str, str, Condition], tuple[int, int, int] | None] = {}
         protocols = {cell.protocol for cell in cells}
-        only = protocols.pop() if len(protocols) == 1 else None
-        self.protocol = "" if only in (None, DEFAULT_PROTOCOL) else str(only)
+        self.mixes_protocols = len(protocols) > 1
+        only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
+        self.protocol = "" if only == DEFAULT_PROTOCOL else only
         hashes: dict[str, set[str]] = {}
         for cell in cells:
             hashes.setdefault(self._model(cell), set()).add(cell.checkpoint_sha256)

@@ -38,8 +38,8 @@ def headline(
     shown:  the conditions to speak of: clean and an attack, as far as they were measured
     """
     nothing = f"{_count(len(models), 'model')} on {_count(len(results.sets), 'set')}."
-    if not results.mean_sets:
-        return nothing
+    if not results.mean_sets or (results.mixes_protocols and not pair):
+        return nothing  # numbers of different protocols are not compared
     leading = shown[-1]
     if pair:
         changes = [
@@ -95,7 +95,7 @@ def scope(results: Results) -> str:
 def _protocol(results: Results) -> str:
     if results.protocol:
         return f" Protocol: {results.protocol}."
-    if any(cell.protocol != DEFAULT_PROTOCOL for cell in results.cells.values()):
+    if results.mixes_protocols:
         return " A name in brackets is the protocol of these results; without one it is this package's."
     return ""
 
