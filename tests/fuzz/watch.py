@@ -1,5 +1,6 @@
 """What an input must not bring about: errors not the program's own, memory, time, files, connections, code."""
 
+import dis
 import io
 import os
 import re
@@ -138,16 +139,22 @@ def _complaints(error: BaseException, stderr: str) -> list[str]:
         error = cause
     if isinstance(error, OSError) and refusal(error) is not None:
         return []
-    if type(error) in (ValueError, RunError) and _raised_by(error).startswith(PACKAGE):
+    if type(error) in (ValueError, RunError) and _is_ours(error):
         return []
     last = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(last))
     return [f"{type(error).__name__}: {str(error)[:200]!a} at {where}"]
 
 
-def _raised_by(error: BaseException) -> str:
-    """The file whose line raised it."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename
+def _is_ours(error: BaseException) -> bool:
+    """Whether a `raise` of the program raised it, and not a library or a builtin that was given nonsense."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    return code.co_filename.startswith(PACKAGE) and code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _unprintable(text: str) -> list[str]:
