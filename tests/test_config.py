@@ -4,7 +4,15 @@ from typing import Literal
 
 import pytest
 
-from advflyp.config import Typed, build, convert, override, read_toml
+from advflyp.config import (
+    Typed,
+    build,
+    check_there,
+    convert,
+    nearest_path,
+    override,
+    read_toml,
+)
 from advflyp.documents import read_text
 from advflyp.training.recipe import read_recipe
 
@@ -202,3 +210,47 @@ def test_no_integer_of_a_file_that_no_float_holds() -> None:
 def test_numbers_that_no_run_survives(key: str, value: str) -> None:
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
         read_recipe(CONFIGS / "mini/advflyp_full.toml", {key: value})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ValueError) as error:
+        build(Outer, {"nam": "x", "flag": "yes", "inner": {"steps": "two", "eps": "nan", "zzz": 1}})
+    assert str(error.value) == (
+        "5 mistakes: (1) unknown key 'nam'; did you mean 'name'?  (2) flag must be true or false, not 'yes'  "
+        "(3) inner.steps must be a whole number, not 'two'  (4) inner.eps must be a number, not nan  "
+        "(5) unknown key 'inner.zzz'; known: eps, steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("my-picturs", [], "my-pictures"),
+        ("./my-picturs", [], "my-pictures"),
+        ("my-picturs/cat", [], "my-pictures/cat"),
+        ("{}/my-picturs/cat", [], "{}/my-pictures/cat"),
+        ("my-picturs/dog", [], None),  # neither is there
+        ("my-pictures/cta", [], "my-pictures/cat"),
+        ("my-pictures", ["your-pictures"], None),  # it is there
+        ("x" * 300, [], None),
+        ("a\0b", [], None),
+        ("eurosta", ["eurosat"], "eurosat"),
+        ("eurosta", [], None),
+        (".hiden", [], None),
+        ("no/such/place/at/all", [], None),
+        ("", [], None),
+    ],
+)
+def test_the_nearest_path(
+    name: str, known: list[str], hint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my-pictures/cat").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = nearest_path(name.format(tmp_path), known)
+    assert found == ("" if hint is None else f"; did you mean '{hint.format(tmp_path)}'?")
+    if hint is not None and not known:
+        with pytest.raises(
+            ValueError, match=f"there is no folder .*; did you mean '{hint.format(tmp_path)}'"
+        ):
+            check_there(name.format(tmp_path), "there is no folder")

@@ -9,7 +9,7 @@ import pytest
 from advflyp import recipes
 from advflyp.config import read_toml
 from advflyp.method import METHODS
-from advflyp.recipes import find_recipe, known_keys, recipe_names
+from advflyp.recipes import check_names, find_recipe, known_keys, recipe_names
 from advflyp.training.recipe import TABLES, read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -208,3 +208,39 @@ def test_the_keys_that_are_read_from_the_source_are_those_of_the_dataclasses() -
     for name, (_, cls) in METHODS.items():
         assert set(recipes.method_keys(name).defaults) == {field.name for field in dataclasses.fields(cls)}
     assert {"optim.lr", "data.train", "method.feature_weight"} <= set(known_keys())
+
+
+def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-pairs").mkdir()
+    (tmp_path / "my-classes").mkdir()
+    check_names(
+        MINI["tecoa"], {"data.train": "my-pairs", "validate.set": "none", "data.also": "hf:user/pairs"}
+    )
+    with pytest.raises(ValueError) as error:
+        check_names(
+            MINI["tecoa"],
+            {"optim.lrr": "1", "method.loss": "clip", "data.train": "my-pars", "validate.set": "my-clases"},
+        )
+    assert str(error.value) == (
+        "4 mistakes: (1) unknown key 'optim.lrr'; did you mean 'optim.lr'?  "
+        "(2) method.loss is a key of advflyp and flyp, not of tecoa: leave it out, or take a recipe of the method that "
+        "you mean (`advflyp recipes`)  "
+        "(3) there are no pairs at my-pars; did you mean 'my-pairs'?  "
+        "(4) there is no set 'my-clases'; did you mean 'my-classes'?"
+    )
+    with pytest.raises(ValueError, match="there are no pairs at minni; did you mean 'mini'"):
+        check_names(MINI["tecoa"], {"data.train": "minni"})
+    with pytest.raises(
+        ValueError, match=r"3 mistakes: \(1\) data.batch_size .*\(2\) optim.lr .*\(3\) method.loss"
+    ):
+        read_recipe(MINI["tecoa"], {"data.batch_size": 1, "optim.lr": "fast", "method.loss": "clip"})
+
+
+@pytest.mark.parametrize("path", [*PAPER.values(), *MINI.values()], ids=lambda path: path.stem)
+def test_recipes_of_the_package_name_what_there_is(path: Path) -> None:
+    try:
+        check_names(path, {})
+    except ValueError as error:
+        # The user's own data.
+        assert str(error).startswith("there are no pairs at"), error

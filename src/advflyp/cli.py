@@ -176,6 +176,7 @@ class Eval:
         if self.templates is not None:
             choose_templates(self.templates)
         from advflyp.data.folders import read_names
+        from advflyp.data.labelled import remarks_on
         from advflyp.distributed import is_first
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
@@ -208,7 +209,7 @@ class Eval:
                 watch=progress.watch,
             )
         console.print(results_table(cells))
-        for line in verdicts(cells):
+        for line in [*remarks_on(self.sets or ()), *verdicts(cells)]:
             console.print(for_rich(line))
         if self.out is not None and is_first():
             say(f"{len(cells)} results in {self.out}")

@@ -177,6 +177,7 @@ class Caption:
 
         set_names([self.images])
         from advflyp.data.caption import caption
+        from advflyp.data.labelled import remarks_on
         from advflyp.runlog import Status
 
         with Status(SafeConsole(), "loading the model") as status:
@@ -194,6 +195,8 @@ class Caption:
                 part=self.part,
                 progress=lambda n, total: status.update(f"captions: {n:,} of {total:,} pictures"),
             )
+        for remark in remarks_on([self.images]):
+            say(remark)
         if done.dirt.counts:
             say(f"left out: {done.dirt.describe()}")
         i, n = done.part
@@ -341,6 +344,7 @@ class Overlap:
         from advflyp.data.catalogue import set_names
 
         set_names(list(self.against))
+        from advflyp.data.labelled import remarks_on
         from advflyp.data.overlap import overlap, without
         from advflyp.data.pack import check_new, write_shards
         from advflyp.data.tables import Columns
@@ -369,6 +373,8 @@ class Overlap:
                 columns=columns,
                 progress=count,
             )
+        for remark in remarks_on(self.against):
+            say(remark)
         sets = Counter(match.set for match in found.matches)
         for name, number in found.against.items():
             say(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")

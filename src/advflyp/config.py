@@ -12,7 +12,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -70,6 +70,15 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+class SeveralMistakes(ValueError):
+    """Several messages in one, numbered."""
+
+    def __init__(self, found: Sequence[str]) -> None:
+        self.found = list(found)
+        listed = "  ".join(f"({number}) {text}" for number, text in enumerate(found, 1))
+        super().__init__(f"{len(found)} mistakes: {listed}")
+
+
 class Mistakes:
     """Messages of several checks, so that a user reads all of them at once.
 
@@ -88,6 +97,8 @@ class Mistakes:
         """Within, a ValueError is kept for `end`."""
         try:
             yield
+        except SeveralMistakes as error:
+            self.found += error.found
         except ValueError as error:
             self.found.append(str(error))
 
@@ -96,8 +107,7 @@ class Mistakes:
         if len(self.found) == 1:
             raise ValueError(self.found[0])
         if self.found:
-            listed = "  ".join(f"({number}) {text}" for number, text in enumerate(self.found, 1))
-            raise ValueError(f"{len(self.found)} mistakes: {listed}")
+            raise SeveralMistakes(self.found)
 
 
 def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
@@ -110,9 +120,10 @@ def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
         with mistakes.noted():
             unknown([name], fields, at)
             values[name] = convert(value, hints[name], f"{at}{name}")
+    is_misspelled = not tree.keys() <= fields.keys()  # perhaps one that is required
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in tree:
+        if required and name not in tree and not is_misspelled:
             mistakes.found.append(f"the recipe lacks {at}{name}")
     mistakes.end()
     return cls(**values)
@@ -179,7 +190,7 @@ def nearest(word: str, known: Iterable[str], at: str = "") -> str:
     return f"; did you mean '{at}{found[0]}'?" if found else ""
 
 
-def nearest_path(name: str, known: Iterable[str] = ()) -> str:
+def nearest_path(name: str, known: Collection[str] = ()) -> str:
     """The nearest path that exists, as `nearest` writes it, or nothing if none resembles a path that does not.
 
     Args:
@@ -187,20 +198,23 @@ def nearest_path(name: str, known: Iterable[str] = ()) -> str:
         known: Words that may have been meant as well, where the path is of one part.
     """
     path = Path(name).expanduser()
-    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
     try:
-        beside = [found for found in os.listdir(missing.parent) if not found.startswith(".")]
-    except OSError:
+        missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+        beside = [] if missing is None else os.listdir(missing.parent)
+    except (OSError, ValueError):  # a name that no file can have
         return ""
-    words = [*known, *beside] if missing == path and path.parent == Path() else beside
-    close = difflib.get_close_matches(missing.name, words, n=1, cutoff=0.6)
-    if not close or (close[0] not in beside and not known):
+    if missing is None:
         return ""
-    found = missing.with_name(close[0]) / path.relative_to(missing) if close[0] in beside else Path(close[0])
-    return f"; did you mean '{found}'?" if found.exists() or close[0] in known else ""
+    beside = [found for found in beside if not found.startswith(".")]
+    words = [*known, *beside] if path.parent == Path() else beside
+    for close in difflib.get_close_matches(missing.name, words, n=1, cutoff=0.6):
+        found = missing.with_name(close) / path.relative_to(missing)
+        if close in known or found.exists():
+            return f"; did you mean '{close if close in known else found}'?"
+    return ""
 
 
-def check_there(address: str, missing: str, known: Iterable[str] = ()) -> None:
+def check_there(address: str, missing: str, known: Collection[str] = ()) -> None:
     """ValueError, beginning with `missing` and with the nearest path, where there is nothing at an address here.
 
     known: what else may have been meant

@@ -8,8 +8,10 @@ from PIL import Image
 
 from advflyp.data import filenames
 from advflyp.data.captioned import CaptionedPictures
+from advflyp.data.check import check
 from advflyp.data.classes import readings
 from advflyp.data.folder_pairs import FolderPairs, has_pairs
+from advflyp.data.images import NEEDS_HEIF, NEEDS_JXL
 from advflyp.data.sources import open_source
 from helpers import members, pairs, write_tar
 
@@ -134,3 +136,29 @@ def test_shards_beside_their_checksums_and_shadows(tmp_path: Path) -> None:
     put(tmp_path / "._0.tar", "x" * 600)
     assert len(open_source(str(tmp_path))) == 4 and len(open_source(f"{tmp_path}/*.tar")) == 4
     assert len(CaptionedPictures(tmp_path)) == 4
+
+
+def test_photographs_that_need_a_plugin_are_samples(tmp_path: Path) -> None:
+    """None is left out in silence, but what is there as a JPEG, too."""
+    put_pairs(tmp_path)
+    heic, jxl = b"\0\0\0\x18ftypheic\0\0\0\0", b"\xff\x0a" + bytes(20)
+    for name, data in (("a.HEIC", heic), ("b.jxl", jxl), ("c.heif", heic)):
+        put(tmp_path / name, data)
+        put(tmp_path / f"{name[0]}.txt", "a caption")
+    put(tmp_path / "0.heic", heic)  # beside 0.png
+    found = check(str(tmp_path))
+    assert (found.seen, found.usable) == (6, 3)
+    assert found.dirt.counts == {NEEDS_HEIF: 2, NEEDS_JXL: 1}
+    write_tar(tmp_path / "t.tar", [("a.heic", heic), ("a.txt", b"one"), ("b.png", PNG), ("b.txt", b"two")])
+    found = check(str(tmp_path / "t.tar"))
+    assert (found.seen, found.usable) == (2, 1) and found.dirt.counts == {NEEDS_HEIF: 1}
+
+
+@pytest.mark.parametrize("names", ["0.png", "*.png", "{0,1}.png", "a.HEIC"])
+def test_images_are_no_source_of_pairs(names: str, tmp_path: Path) -> None:
+    put_pairs(tmp_path)
+    put(tmp_path / "a.HEIC")
+    with pytest.raises(
+        ValueError, match=r"(is an image|names \d images), and pairs need captions: name a folder of"
+    ):
+        open_source(str(tmp_path / names))

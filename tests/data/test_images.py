@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -321,3 +322,50 @@ def test_a_damaged_avif(rest: bytes) -> None:
     for read in (read_image, PictureReader({"size": 8}).from_bytes):
         with pytest.raises(Unusable, match="unreadable image"):
             read(data + rest)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "package"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", images.NEEDS_HEIF, "pillow-heif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", images.NEEDS_HEIF, "pillow-heif"),
+        (b"\xff\x0a" + bytes(30), images.NEEDS_JXL, "pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(30), images.NEEDS_JXL, "pillow-jxl-plugin"),
+    ],
+)
+def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package: str, tmp_path: Path) -> None:
+    with pytest.raises(Unusable) as refused:
+        read_image(data)
+    assert str(refused.value) == reason
+    (tmp_path / "a.heic").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=rf"a\.heic is a .* image: install a reader with `pip install {package}`"
+    ):
+        read_picture(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("name", ["pillow_heif", "pillow_jxl"])
+def test_plugins_are_used_where_they_are_installed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that registers a format of the same name, as the real ones do."""
+    kind = {"pillow_heif": "HEIF", "pillow_jxl": "JXL"}[name]
+    register = "def register_heif_opener(): register()\n" if name == "pillow_heif" else "register()\n"
+    (tmp_path / f"{name}.py").write_text(
+        "from PIL import Image, ImageFile\n"
+        "class Plain(ImageFile.ImageFile):\n"
+        f"    format = {kind!r}\n"
+        "    def _open(self):\n"
+        "        self._size, self._mode = (8, 8), 'RGB'\n"
+        "        self.tile = [ImageFile._Tile('raw', (0, 0, 8, 8), 4, 'RGB')]\n"
+        f"def register(): Image.register_open({kind!r}, Plain, lambda begin: begin[:4] == b'test')\n{register}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    images._formats.cache_clear()
+    try:
+        assert read_image(b"test" + bytes([10, 20, 30]) * 64).getpixel((3, 3)) == (10, 20, 30)
+    finally:
+        images._formats.cache_clear()
+        sys.modules.pop(name, None)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from advflyp.data import folders
+from advflyp.cli import main
+from advflyp.data import catalogue, folders, imagenet
+from advflyp.data.catalogue import TABLE
 from advflyp.data.folders import folder_shards
 from advflyp.data.labelled import LabelledSet, load_set, mini_sets, set_names
 from advflyp.data.pictures import Encoded
@@ -439,3 +441,47 @@ def test_numbers_of_shards_that_are_none(text: str, tmp_path: Path) -> None:
     put_text(tmp_path / "nshards.txt", text)
     with pytest.raises(ValueError, match=r"nshards\.txt must be a number of shards, not"):
         folder_shards(tmp_path)
+
+
+def test_images_beside_the_class_folders_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("set/cat/0.png", "set/dog/0.png", "set/dog/1.png"):
+        put(tmp_path / name, 1)
+    assert load_set("folder:set").remarks == ()
+    for name in ("a.png", "b.HEIC", ".c.png", "readme.txt"):
+        put(tmp_path / "set" / name, 1)
+    line = "set: 2 images lie beside the class folders, in no class, and cannot be used"
+    assert load_set("set").remarks == (line,) and len(load_set("set")) == 3
+    main(["eval", str(tiny_folder), "--sets", "set", "--attacks", "clean"])
+    assert line in capsys.readouterr().out
+
+
+def test_paths_that_are_nearly_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "my-pictures/cat/0.png", 1)
+    for name, message in (
+        ("my-picturs", "there is no set 'my-picturs'; did you mean 'my-pictures'?"),
+        (
+            "./my-picturs",
+            "there is no folder and there are no shards at ./my-picturs; did you mean 'my-pictures'?",
+        ),
+        (
+            "my-pictures/cat/0.png",
+            "my-pictures/cat/0.png is a file; name a folder that holds a folder for each class",
+        ),
+        ("eurosta", "there is no set 'eurosta'; did you mean 'eurosat'?"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            set_names([name])
+        assert str(refused.value).startswith(message)
+    with pytest.raises(ValueError, match="there is no folder my-picturs; did you mean 'my-pictures'"):
+        load_set("folder:my-picturs")
+
+
+def test_the_table_names_readers_that_there_are() -> None:
+    """They are imported late, so that names can be checked without torch."""
+    for entry in TABLE.values():
+        assert callable(catalogue._reader(entry.read))
+    assert TABLE["imagenet-v2"].splits == tuple(imagenet.VARIANTS)

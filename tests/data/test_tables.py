@@ -477,3 +477,27 @@ def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": paths, "caption": ["x"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file"):
         open_source(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "paths.parquet", "bytes.parquet", "saved"])
+def test_images_alone(kind: str, tmp_path: Path) -> None:
+    """For FARE, which needs no captions."""
+    names = pictures(tmp_path)
+    images = [data for data, _ in PAIRS] if kind in ("bytes.parquet", "saved") else names
+    table, path = [{"id": i, "image": image} for i, image in enumerate(images)], tmp_path / f"t.{kind}"
+    if kind == "csv":
+        path.write_text("id,image\n" + "\n".join(f"{row['id']},{row['image']}" for row in table))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, table)))
+    elif kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_list(table).save_to_disk(path)
+    else:
+        pq.write_table(pa.Table.from_pylist(table), path)
+    source = open_source(str(path), captions=False)
+    assert [sample.image_bytes() for sample in in_order(source)] == [data for data, _ in PAIRS]
+    assert all(sample.caption is None for sample in in_order(source))
+    with pytest.raises(ValueError, match="no caption column by a known name; name one of id, image with"):
+        open_source(str(path))
+    with pytest.raises(ValueError, match="has no column 'txet'"):
+        open_source(str(path), captions=False, columns=Columns(caption="txet"))

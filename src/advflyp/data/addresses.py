@@ -203,7 +203,7 @@ def _fetch(address: str, table: str) -> bytes:
     except URLError as error:
         if isinstance(error.reason, guard.Refused):
             raise Unusable(str(error.reason)) from None
-        if _is_network(error.reason):
+        if any(map(_is_network, _causes(error))):
             raise Unusable("its server cannot be reached") from None
         raise
 

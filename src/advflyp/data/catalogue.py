@@ -239,6 +239,10 @@ def set_names(groups: list[str]) -> list[str]:
             result.append(name)
         elif f"mini/{name}" in mini:
             result.append(f"mini/{name}")  # as tables of the mini sets call it
+        elif Path(name).expanduser().is_file():
+            raise ValueError(
+                f"{name} is a file; name a folder that holds a folder for each class, or webdataset shards (*.tar)"
+            )
         elif name.startswith(("/", "./", "../", "~")):
             raise ValueError(f"there is no folder and there are no shards at {name}{nearest_path(name)}")
         else:

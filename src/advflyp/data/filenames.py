@@ -2,12 +2,15 @@
 
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2")
 IMAGE_SUFFIXES += ("ppm", "pgm", "pbm", "pnm")
+# What cameras write and Pillow reads with a plugin only: images nevertheless, so that none is left out in silence.
+PLUGIN_SUFFIXES = ("heic", "heif", "hif", "jxl")
+IMAGE_SUFFIXES += PLUGIN_SUFFIXES
 # The first that there is holds an image's captions.
 CAPTION_SUFFIXES = ("txt", "caption", "json")
 LABEL_SUFFIX = "cls"
@@ -80,6 +83,17 @@ def is_document(key: str) -> bool:
 def is_image(path: str) -> bool:
     """By its suffix."""
     return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def images_among(files: Sequence[str]) -> list[str]:
+    """The images among the files of a folder; of a photograph in several formats not those that need a plugin."""
+    found = [file for file in files if is_image(file)]
+    plain = {file.rpartition(".")[0] for file in found if not _needs_plugin(file)}
+    return [file for file in found if not _needs_plugin(file) or file.rpartition(".")[0] not in plain]
+
+
+def _needs_plugin(file: str) -> bool:
+    return file.rpartition(".")[2].lower() in PLUGIN_SUFFIXES
 
 
 def is_shard(path: str) -> bool:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from advflyp.data.filenames import CAPTION_SUFFIXES, is_document, is_image, walk
+from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk
 from advflyp.data.samples import Sample
 
 IMAGES, CAPTIONS = "images", "captions"
@@ -56,11 +56,12 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
     texts: dict[Path, dict[str, str]] = {}  # path without suffix: {suffix: path}
     for place in [folder] if beside is None else [folder, beside]:
         for where, files in walk(place):
+            images = set(images_among(files))
             for name in files:
                 stem, _, suffix = name.rpartition(".")
                 if suffix.lower() in CAPTION_SUFFIXES:
                     texts.setdefault(where / stem, {})[suffix.lower()] = str(where / name)
-                elif is_image(name) and place is folder:
+                elif name in images and place is folder:
                     found.append((where, stem, str(where / name)))
     own: list[Path | None] = []
     for where, stem, _ in found:

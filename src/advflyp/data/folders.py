@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.filenames import is_clutter, is_image, shards_in, walk
+from advflyp.data.filenames import images_among, is_clutter, shards_in, walk
 from advflyp.data.limits import MAX_NAME
 from advflyp.data.pictures import Files, Shards
 from advflyp.data.prompts import words
@@ -53,14 +53,18 @@ def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
         found = [
             (where / file).relative_to(folder).as_posix()
             for where, files in walk(folder / name)
-            for file in files
-            if is_image(file)
+            for file in images_among(files)
         ]
         if not found:
             raise ValueError(f"{folder / name} holds no pictures; fill the class or remove its folder")
         paths += sorted(found)
         labels += [label] * len(found)
     return Files(folder, paths, labels, border)
+
+
+def images_beside(folder: Path) -> int:
+    """How many images lie in `folder` itself, where class folders are, and so are of no class."""
+    return len(images_among([entry.name for entry in os.scandir(folder) if not is_clutter(entry.name)]))
 
 
 def read_folder(folder: Path) -> tuple[Files, list[str]]:

@@ -27,9 +27,17 @@ from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
 # Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
 # Of these, what is not loaded with Pillow; AVIF came with Pillow 11.3.
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
+# Packages that add a format to Pillow, where they are installed, and what has to be called in them.
+PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+# Brands of HEIF files, as their first box names them, and how JPEG XL files begin.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
+NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
+NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
 # What Pillow and the libraries behind it raise for a file that is no image, or only half of one.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
@@ -144,12 +152,21 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     except Image.DecompressionBombError:
         raise Unusable("image has too many pixels") from None
     except UNREADABLE:
-        raise Unusable("not an image") from None
+        raise Unusable(_not_read(data)) from None
     check_size(image, min_side)
     # A progressive JPEG may go over all its pixels as often as it likes, at a few bytes each time.
     if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
         raise Unusable("image takes too long to decode")
     return image
+
+
+def _not_read(data: bytes) -> str:
+    """Why Pillow does not know the format of a file."""
+    if data.startswith(JPEG_XL):
+        return NEEDS_JXL
+    if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
+        return NEEDS_AVIF
+    return NEEDS_HEIF if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS else "not an image"
 
 
 def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
@@ -208,6 +225,11 @@ def _formats() -> tuple[str, ...]:
     for name in PLUGINS:
         if find_spec(name):
             import_module(name)
+    for name, register in PACKAGES.items():
+        if find_spec(name):
+            module = import_module(name)
+            if register is not None:
+                getattr(module, register)()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

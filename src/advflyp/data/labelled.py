@@ -20,6 +20,7 @@ from advflyp.data.folders import (
     SPLITS,
     TEMPLATES,
     has_shards,
+    images_beside,
     own_shards,
     own_templates,
     read_folder,
@@ -52,6 +53,7 @@ class LabelledSet:
     info:       domain, source, licence, in_proxy (whether the labelled proxy set covers the classes)
     unreadable: pictures that `batches` left out: {key: reason}
     own_names:  the classes as the authors' files write them, for the rules of `classnames.py`; None where not known
+    remarks:    what of the data is not used, in sentences for the user
     ValueError where there is nothing to tell apart: no picture, or fewer than two classes.
     """
 
@@ -63,6 +65,7 @@ class LabelledSet:
     info: dict[str, Any]
     unreadable: dict[str, str] = field(default_factory=dict)
     own_names: list[str] | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -139,9 +142,11 @@ class LabelledSet:
                 self.unreadable[self.key(place)] = image
                 bad.append(f"{self.key(place)} ({image})")
                 if len(bad) > TOLERATED * len(wanted):
+                    is_own_set = self.info.get("domain") == "own"
+                    advice = "mend or remove them" if is_own_set else "fetch the set again"
                     raise ValueError(
                         f"{self.name}: more than {TOLERATED:.0%} of {len(wanted)} pictures cannot be read; "
-                        f"fetch the set again: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
+                        f"{advice}: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
                     )
                 continue
             part.append((place, image))
@@ -185,6 +190,12 @@ def load_set(
         raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
     labelled = _load(names[0], data_folder(), source)
     return labelled if templates is None else replace(labelled, templates=choose_templates(templates))
+
+
+def remarks_on(groups: Sequence[str]) -> list[str]:
+    """What of some sets, as `set_names` takes them, is not used; only a user's own leave anything out."""
+    own_sets = [name for name in set_names(list(groups)) if canonical(name) is None]
+    return [remark for name in own_sets for remark in load_set(name).remarks]
 
 
 @cache
@@ -234,6 +245,7 @@ def _own_set(name: str) -> LabelledSet:
     """
     if is_own(name) and not name.startswith(("folder:", "wds:")):
         return with_distinct_names(replace(own(name)(), name=name))
+    remarks: tuple[str, ...] = ()
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():
@@ -242,6 +254,9 @@ def _own_set(name: str) -> LabelledSet:
     if kind == "folder" or (folder.is_dir() and not kind and not has_shards(folder)):
         pictures, classes = read_folder(folder)
         templates = own_templates(folder)
+        if beside := images_beside(folder):
+            few = f"{beside:,} images lie" if beside > 1 else "1 image lies"
+            remarks = (f"{name}: {few} beside the class folders, in no class, and cannot be used",)
     else:
         shards = own_shards(path)
         folder = shards[0].parent
@@ -254,6 +269,7 @@ def _own_set(name: str) -> LabelledSet:
         classes=classes,
         templates=choose_templates(templates or PHOTO),
         pictures=pictures,
+        remarks=remarks,
         info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
     )
     return with_distinct_names(labelled)

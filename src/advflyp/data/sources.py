@@ -1,10 +1,11 @@
 """What `data.train` names → a source of undecoded pairs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from advflyp.config import nearest_path
 from advflyp.data.addresses import expand, is_remote, open_binary
-from advflyp.data.filenames import is_clutter, shards_in
+from advflyp.data.filenames import is_clutter, is_image, shards_in
 from advflyp.data.folder_pairs import FolderPairs
 from advflyp.data.manifest import read_manifest
 from advflyp.data.samples import Indexed, Sample, Sharded
@@ -53,10 +54,10 @@ def open_source(
     limit:   only the first so many, in stored order
     size:    how many samples the shards hold, where neither a manifest nor the shards themselves say so
     columns: of tables
-    captions: whether a folder needs any; without, its images are samples as well
+    captions: whether there have to be any; without, images alone are samples as well
     ValueError where there are none or they cannot be read.
     """
-    source = _open(train, size, columns or Columns(), captions)
+    source = _open(train, size, replace(columns or Columns(), captioned=captions), captions)
     if isinstance(source, Sharded):
         unknown = next((shard.name for shard in source.shards if shard.count is None), None)
         if limit is not None and unknown is not None:
@@ -85,6 +86,11 @@ def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Ind
         files = _named(train)
     except ValueError as error:
         raise ValueError(_nothing_at(train, error)) from None
+    if is_image(files[0]):
+        what = "is an image" if len(files) == 1 else f"names {len(files)} images"
+        raise ValueError(
+            f"{train} {what}, and pairs need captions: {WHAT}; `advflyp predict` looks at single images"
+        )
     if files[0].lower().endswith(".parquet"):
         return open_parquet(files, columns)
     if files[0].lower().endswith(TABLES):

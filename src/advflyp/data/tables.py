@@ -47,19 +47,27 @@ IMAGE_NAMES += ("file_name", "file", "image_bytes", "bytes")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold images and captions; None looks for a known name."""
+    """Which columns hold images and captions; None looks for a known name.
+
+    captioned: whether there has to be a column of captions
+    """
 
     image: str | None = None
     caption: str | None = None
+    captioned: bool = True
 
-    def find(self, names: Sequence[str], table: str) -> tuple[str, str]:
-        """Their names in a table; ValueError where they are not found."""
-        kinds = (("image", self.image, IMAGE_NAMES), ("caption", self.caption, CAPTION_NAMES))
-        image, caption = (
-            find_column(given, known, names, table, what=kind, option=f"data.{kind}_column (--{kind}-column)")
-            for kind, given, known in kinds
-        )
-        return image, caption
+    def find(self, names: Sequence[str], table: str) -> tuple[str, str | None]:
+        """Their names in a table, None for captions that nobody needs; ValueError where they are not found."""
+        image = self._find("image", self.image, IMAGE_NAMES, names, table)
+        needed = self.captioned or self.caption is not None
+        if not needed and not any(name.lower() in CAPTION_NAMES for name in names):
+            return image, None
+        return image, self._find("caption", self.caption, CAPTION_NAMES, names, table)
+
+    @staticmethod
+    def _find(kind: str, given: str | None, known: Sequence[str], names: Sequence[str], table: str) -> str:
+        option = f"data.{kind}_column (--{kind}-column)"
+        return find_column(given, known, names, table, what=kind, option=option)
 
 
 @dataclass
@@ -123,13 +131,16 @@ def open_table(address: str, columns: Columns) -> Listed | Sharded:
     with open_binary(address) as file:
         table = read_text_table(address, file)
     image, caption = columns.find(table.names, address)
-    return listed((address, number, cells.get(image), cells.get(caption)) for number, cells in table.rows())
+    return listed(
+        (address, number, cells.get(image), None if caption is None else cells.get(caption))
+        for number, cells in table.rows()
+    )
 
 
 def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
     """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind."""
     shards: list[RowGroup] = []
-    of_paths: list[tuple[str, str, str]] = []
+    of_paths: list[tuple[str, str, str | None]] = []
     for address in addresses:
         with open_binary(address) as stream, parquet_file(address, stream) as file:
             image, caption = columns.find(file.schema_arrow.names, address)
@@ -155,21 +166,22 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _path_rows(address: str, image: str, caption: str) -> Iterator[tuple[str, int, Any, Any]]:
+def _path_rows(address: str, image: str, caption: str | None) -> Iterator[tuple[str, int, Any, Any]]:
     number = 0
     with open_binary(address) as stream, parquet_file(address, stream) as file:
         for group in range(file.num_row_groups):
-            for path, text in _rows(file, group, (image, caption)):
+            for path, text in _rows(file, group, image, caption):
                 number += 1
                 yield address, number, path, text
 
 
-def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The cells of a row group, row by row.
+def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> Iterator[tuple[Any, Any]]:
+    """The image and the caption of each row of a group, row by row; None for captions that no column holds.
 
     A few kilobytes can hold a value of megabytes for each of a million rows: no more of them are unpacked at a time
     than fit into the memory of one image.
     """
+    columns = [image] if caption is None else [image, caption]
     facts = file.metadata.row_group(group)
     chunks = (facts.column(number) for number in range(facts.num_columns))
     # No value is larger than what its column is unpacked.
@@ -177,10 +189,10 @@ def _rows(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[
         (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns), default=0
     )
     most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max(1, largest)))
-    for batch in file.iter_batches(most, [group], list(columns)):
-        found = [batch.column(name) for name in columns]
+    for batch in file.iter_batches(most, [group], columns):
+        images, texts = batch.column(image), None if caption is None else batch.column(caption)
         for row in range(len(batch)):
-            yield tuple(column[row].as_py() for column in found)
+            yield images[row].as_py(), None if texts is None else texts[row].as_py()
 
 
 @dataclass
@@ -190,7 +202,7 @@ class RowGroup:
     address: str
     group: int
     image: str
-    caption: str
+    caption: str | None
     count: int
 
     @property
@@ -201,7 +213,7 @@ class RowGroup:
         row = offset
         with open_binary(self.address) as stream:
             try:
-                rows = _rows(pq.ParquetFile(stream), self.group, (self.image, self.caption))
+                rows = _rows(pq.ParquetFile(stream), self.group, self.image, self.caption)
                 for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
                     name = f"{self.name}:{row - 1}"
                     yield replace(to_sample(name, image, caption, self.address), key=name), row
@@ -237,7 +249,9 @@ class HubPairs:
             found = found[split]
         self.image, self.caption = columns.find(found.column_names, name)
         # As they are stored: nothing is decoded, in lists neither.
-        self.data: Any = found.select_columns([self.image, self.caption]).with_format("arrow")
+        self.data: Any = found.select_columns(
+            [self.image] if self.caption is None else [self.image, self.caption]
+        ).with_format("arrow")
         # A dataset of the hub may name files of its repository, and those that `datasets` has unpacked.
         self.table = (
             f"{place}/{self.image}" if Path(place).is_dir() else f"hf://datasets/{place}/{self.image}"
@@ -251,7 +265,8 @@ class HubPairs:
     def sample(self, number: int) -> Sample:
         row = self.data[number].to_pylist()[0]
         name = f"{self.name}:{number}"
-        sample = to_sample(name, row[self.image], row[self.caption], self.table, self.local)
+        caption = None if self.caption is None else row[self.caption]
+        sample = to_sample(name, row[self.image], caption, self.table, self.local)
         return replace(sample, key=name)
 
 

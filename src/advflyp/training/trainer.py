@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.pgd import AttackConfig
-from advflyp.data.classes import Classes, open_training
+from advflyp.data.classes import Classes, DecodedClasses, open_training
 from advflyp.data.dirt import Dirt
 from advflyp.data.images import PictureReader
 from advflyp.data.labelled import load_set
@@ -154,6 +154,8 @@ class Trainer:
         recipe = replace(recipe, train=replace(recipe.train, precision=self.precision.precision))
         self.recipe = recipe
         check_data(recipe)
+        # A mistake in it shows before a model is loaded.
+        labelled = None if recipe.validate.set is None else load_set(recipe.validate.set)
         torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
 
         method, _ = find_method(recipe.method_name)
@@ -207,8 +209,7 @@ class Trainer:
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
         self.judge = None
-        if recipe.validate.set is not None:
-            labelled = load_set(recipe.validate.set)
+        if labelled is not None:
             self.judge = lambda: Judge(
                 self._whole_model(),
                 labelled,
@@ -222,6 +223,9 @@ class Trainer:
         self.meter = Meter()
         self.signals = Signals(tell=self.console is not None)
         self.says = [str(self.precision)]
+        trained = self.pairs.labelled if isinstance(self.pairs, DecodedClasses) else None
+        used = [one for one in (labelled, trained) if one is not None]
+        self.says += dict.fromkeys(remark for one in used for remark in one.remarks)
         peak = peak_rate(recipe.optim, self.total_steps)
         if peak < recipe.optim.lr:
             self.says.append(

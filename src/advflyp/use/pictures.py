@@ -10,14 +10,28 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from advflyp.data.dirt import Unusable
-from advflyp.data.images import MIN_SIDE, UNREADABLE, as_rgb, check_size, finish_image, open_image
+from advflyp.data.images import (
+    MIN_SIDE,
+    NEEDS_AVIF,
+    NEEDS_HEIF,
+    NEEDS_JXL,
+    UNREADABLE,
+    as_rgb,
+    check_size,
+    finish_image,
+    open_image,
+)
 from advflyp.data.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
 
 Picture = str | Path | Image.Image
+CONVERT = "or convert it to JPEG"
 KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 SENTENCES = {
     "empty image file": "is empty",
     "not an image": f"is not a picture that can be read ({KINDS})",
+    NEEDS_HEIF: f"is a HEIC image: install a reader with `pip install pillow-heif`, {CONVERT}",
+    NEEDS_JXL: f"is a JPEG XL image: install a reader with `pip install pillow-jxl-plugin`, {CONVERT}",
+    NEEDS_AVIF: f"is an AVIF image, which this Pillow cannot read: `pip install 'pillow>=11.3'`, {CONVERT}",
     "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
     "image is too long and thin": f"is more than {MAX_ASPECT} times as long as it is wide; cut it",
     "image takes too long to decode": "is a JPEG of too many scans; save it anew",
