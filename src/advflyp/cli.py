@@ -22,6 +22,7 @@ from advflyp.data.prompts import choose_templates
 from advflyp.errors import RunError, refusal
 from advflyp.files import names_in, recover_folder
 from advflyp.terminal import nobody_reads, prepare_streams, say
+from advflyp.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ class Train:
         out = self.out or Path("runs") / recipe.stem
         result = train(recipe, self.overrides, out=out, resume=self.resume, console=_console())
         if result.finished and is_first():
-            say(f"{result.steps} steps; the model is {result.out}")
+            say(f"{counted(result.steps, 'step')}; the model is {result.out}")
 
 
 @dataclass
@@ -212,7 +213,7 @@ class Eval:
         for line in [*remarks_on(self.sets or ()), *verdicts(cells)]:
             console.print(for_rich(line))
         if self.out is not None and is_first():
-            say(f"{len(cells)} results in {self.out}")
+            say(f"{counted(len(cells), 'result')} in {self.out}")
 
 
 @dataclass
@@ -299,11 +300,13 @@ class Retrieval:
                 device=self.device,
                 seed=self.seed,
                 columns=Columns(self.image_column, self.caption_column),
-                watch=lambda cell, done: status.update(f"{cell.attack}: {done} of {cell.n_images} pictures"),
+                watch=lambda cell, done: status.update(
+                    f"{cell.attack}: {done:,} of {counted(cell.n_images, 'picture')}"
+                ),
             )
         console.print(as_rich(recall_table(cells)))
         if self.out is not None:
-            say(f"{len(cells)} results in {self.out}")
+            say(f"{counted(len(cells), 'result')} in {self.out}")
 
 
 @dataclass

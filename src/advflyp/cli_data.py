@@ -1,6 +1,5 @@
 """`advflyp data …`: parse, call, print. Everything heavy is imported by the command that needs it."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from advflyp.cli_parse import Arg, Group
 from advflyp.terminal import say
+from advflyp.wording import counted
 
 if TYPE_CHECKING:
     from advflyp.data.manifest import Manifest
@@ -131,9 +131,8 @@ class Sample:
         if self.dry_run:
             found = plan(self.metadata, **how)
             names = ", ".join(f"{ours} = {theirs}" for ours, theirs in found.columns.items())
-            say(
-                f"{found.rows:,} rows in {found.row_groups:,} row groups of {found.files:,} files; columns {names}"
-            )
+            rows, groups = counted(found.rows, "row"), counted(found.row_groups, "row group")
+            say(f"{rows} in {groups} of {counted(found.files, 'file')}; columns {names}")
             say(f"to read {found.bytes / 1e9:.2f} GB (compressed); memory about {found.memory / 1e9:.1f} GB")
             return
         with _counter("rows read") as count:
@@ -193,7 +192,7 @@ class Caption:
                 per_shard=self.per_shard,
                 device=self.device,
                 part=self.part,
-                progress=lambda n, total: status.update(f"captions: {n:,} of {total:,} pictures"),
+                progress=lambda n, total: status.update(f"captions: {n:,} of {counted(total, 'picture')}"),
             )
         for remark in remarks_on([self.images]):
             say(remark)
@@ -202,7 +201,7 @@ class Caption:
         i, n = done.part
         which = "" if n == 1 else f"part {i}/{n}: "
         rest = "" if done.manifest else "; the manifest follows when all parts are done"
-        say(f"{which}{done.pairs:,} pairs in {done.out}{rest}")
+        say(f"{which}{counted(done.pairs, 'pair')} in {done.out}{rest}")
 
 
 @dataclass
@@ -249,7 +248,7 @@ class Check:
         if found.dirt.counts:
             SafeConsole().print(as_rich(dirt_table(found)))
         share = 100 * found.usable / max(1, found.seen)
-        say(f"{found.usable:,} of {found.seen:,} pairs can be used ({share:.1f} %)")
+        say(f"{found.usable:,} of {counted(found.seen, 'pair')} can be used ({share:.1f} %)")
         if self.out is not None:
             say(f"look at {write_page(self.out, check_page(found))}")
         if not found.usable:
@@ -375,17 +374,22 @@ class Overlap:
             )
         for remark in remarks_on(self.against):
             say(remark)
-        sets = Counter(match.set for match in found.matches)
         for name, number in found.against.items():
-            say(f"{name}: {sets[name]:,} near-duplicates of its {number:,} pictures")
+            of_set = [match for match in found.matches if match.set == name]
+            hit, every = len({match.picture for match in of_set}), counted(number, "image")
+            which = f"{hit:,} of its {every}" if hit else f"its {every}"
+            say(
+                f"{name}: of the training pairs, {_near_duplicates({(m.number, m.key) for m in of_set})} of {which}"
+            )
             if bad := found.unreadable.get(name):
                 picture, why = next(iter(bad.items()))
+                more = ", …" if len(bad) > 1 else ""
                 say(
-                    f"{name}: {len(bad):,} pictures cannot be read and were not compared: {picture} ({why}), …"
+                    f"{name}: not compared, unreadable: {counted(len(bad), 'image')}: {picture} ({why}){more}"
                 )
-        say(
-            f"{len(found.keys):,} of {found.seen:,} training pairs are near-duplicates of evaluation pictures"
-        )
+        say(f"of {counted(found.seen, 'training pair')}, {_near_duplicates(found.keys)} of evaluation images")
+        if found.dirt.counts:
+            say(f"not compared: {found.dirt.describe()}")
         if self.out is not None:
             page = write_page(self.out, overlap_page(found), found.matches)
             say(f"look at {page}; {self.out / MATCHES} lists all")
@@ -393,6 +397,10 @@ class Overlap:
             about = {"dropped_from": self.pairs, "near_duplicates_of": list(found.against)}
             samples = without(self.pairs, found.keys, size=self.size, columns=columns)
             _print_manifest(write_shards(samples, self.drop, about=about), self.drop)
+
+
+def _near_duplicates(pairs: set[tuple[int, str]]) -> str:
+    return f"{len(pairs):,} {'is a near-duplicate' if len(pairs) == 1 else 'are near-duplicates'}"
 
 
 @dataclass
@@ -446,7 +454,9 @@ def _counter(noun: str) -> Iterator[Callable[[int], None]]:
 
 def _print_manifest(manifest: "Manifest", out: Path) -> None:
     size = sum(shard.bytes for shard in manifest.shards)
-    say(f"{manifest.pairs:,} pairs in {len(manifest.shards):,} shards of {out}, {size / 1e9:.2f} GB")
+    say(
+        f"{counted(manifest.pairs, 'pair')} in {counted(len(manifest.shards), 'shard')} of {out}, {size / 1e9:.2f} GB"
+    )
     for reason, number in manifest.failures.items():
         say(f"  {number:,} left out: {reason}")
 

@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from advflyp.wording import counted
+
 PACKAGES = (
     "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy", "pillow", "pyarrow",
     "webdataset", "huggingface_hub",
@@ -32,7 +34,7 @@ def describe_environment() -> dict[str, str]:
         # With what it was built for, which the package's own version leaves out.
         "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
-        "processor": f"{processor_name()}, {_cores()} cores",
+        "processor": f"{processor_name()}, {counted(_cores(), 'core')}",
         "instructions": f"{', '.join(instructions()) or 'unknown'}; torch uses "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "memory": _memory(),

@@ -26,6 +26,7 @@ from advflyp.model.hub import (
     weights_sha256,
 )
 from advflyp.report.model_card import model_card, scrubbed
+from advflyp.wording import counted
 
 ONNX_FILE = "image_tower.onnx"
 CARD = "README.md"
@@ -147,7 +148,7 @@ def send(publication: Publication, *, public: bool = False) -> str:
         others = sorted(set(api.list_repo_files(repo)) - set(sent) - set(HUBS_OWN))
         if others:
             raise ValueError(
-                f"{repo} holds {len(others)} files that are none of this model's, {others[0]} for one; name another "
+                f"{repo} holds {counted(len(others), 'file')} of another model, such as {others[0]}; name another "
                 "repository, or remove them there"
             )
         operations = [CommitOperationAdd(name, content) for name, content in sent.items()]

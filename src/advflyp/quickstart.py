@@ -24,6 +24,7 @@ from advflyp.training.checkpoint import checkpoints
 from advflyp.training.recipe import read_recipe
 from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE, check_folder
 from advflyp.training.trainer import Trainer, train
+from advflyp.wording import counted
 
 RECIPE = "configs/mini/advflyp_full.toml"
 # The paper's ε: at the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
@@ -125,7 +126,9 @@ def _affordable(recipe: Path, seconds: float, console: Console) -> int:
     steps = int((seconds - REPORT_SECONDS) / pace) - EVALUATION_STEPS
     chosen = min(STEPS, max(FEWEST_STEPS, steps))
     rest = duration((chosen + EVALUATION_STEPS) * pace + REPORT_SECONDS)
-    console.print(for_rich(f"a step takes {pace:.2f} s here: {chosen} steps; all of it ends in about {rest}"))
+    console.print(
+        for_rich(f"a step takes {pace:.2f} s here: {counted(chosen, 'step')}; all of it ends in about {rest}")
+    )
     if chosen < STEPS:
         more = "so the effect is smaller; --minutes gives it more time"
         console.print(for_rich(f"the training is shortened from {STEPS} steps, {more}"))

@@ -159,7 +159,11 @@ def test_the_command_reports_and_drops(
     out, clean = tmp_path / "out", tmp_path / "clean"
     main(["data", "overlap", training, "--against", test, "--out", str(out), "--drop", str(clean)])
     printed = capsys.readouterr().out
-    assert "2 of 13 training pairs are near-duplicates" in printed and "10 pairs in 1 shards" in printed
+    assert "of 13 training pairs, 2 are near-duplicates of evaluation images" in printed
+    assert (
+        "of the training pairs, 2 are near-duplicates of 2 of its" in printed
+        and "10 pairs in 1 shard of" in printed
+    )
     matches = [json.loads(line) for line in (out / "matches.jsonl").read_text().splitlines()]
     assert [match["key"] for match in matches] == ["t.tar:10", "t.tar:11"]
     assert (out / "index.html").read_text().count("data:image/jpeg") == 4
@@ -209,3 +213,22 @@ def test_evaluation_pictures_that_cannot_be_read_are_named(
         main(["data", "overlap", training, "--against", test, "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2 and "matches.jsonl was not written by advflyp" in capsys.readouterr().err
     assert (tmp_path / "out" / "index.html").read_bytes() == before
+
+
+def test_several_near_duplicates_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted are the images and the pairs, not how often they meet: "26 near-duplicates of its 24 pictures"."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize(
+        (64, 64), Image.Resampling.BICUBIC
+    )
+    for name in ("set/a/0", "set/b/0", "pairs/0", "pairs/1", "pairs/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / f"{name}.png")
+        if name.startswith("pairs"):
+            (tmp_path / f"{name}.txt").write_text("a caption")
+    main(["data", "overlap", str(tmp_path / "pairs"), "--against", str(tmp_path / "set")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{tmp_path / 'set'}: of the training pairs, 3 are near-duplicates of 2 of its 2 images",
+        "of 3 training pairs, 3 are near-duplicates of evaluation images",
+    ]

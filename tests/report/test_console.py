@@ -42,7 +42,7 @@ def test_before_after(cells: list[Cell]) -> None:
         before, after = values["mini", grey], values["mini + robust", grey]
         for number in (f"{before:.1f}", f"{after:.1f}", f"+{after - before:.1f}"):
             assert number in food
-    assert "mean change in points: clean +" in text and "97 images a set" in text
+    assert "mean change in points: clean +" in text and "images of each set: 97" in text
 
 
 def test_before_after_mistakes(cells: list[Cell]) -> None:

@@ -17,6 +17,7 @@ from advflyp.data.manifest import FILE, Manifest, describe_shards, read_manifest
 from advflyp.data.pack import check_new
 from advflyp.documents import read_json_object
 from advflyp.files import holder, lock, publish, try_lock, write_text
+from advflyp.wording import counted
 
 WORK = ".caption"
 
@@ -52,7 +53,9 @@ class CaptionFolder:
                     f"{self.out} was begun with other pictures than {self.of} has now; name another folder"
                 )
             what = "in" if key == "parts" else f"with --{key.replace('_', '-')}"
-            shown, now = (f"{x} parts" if key == "parts" else repr(x) for x in (begun.get(key), value))
+            shown, now = (
+                counted(x or 0, "part") if key == "parts" else repr(x) for x in (begun.get(key), value)
+            )
             raise ValueError(
                 f"{self.out} was begun {what} {shown}, not {now}; use the same, or name another folder"
             )

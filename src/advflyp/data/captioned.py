@@ -23,6 +23,7 @@ from advflyp.data.prefetch import threaded
 from advflyp.data.samples import Sample, Sharded
 from advflyp.data.sources import open_source
 from advflyp.data.tables import Columns
+from advflyp.wording import counted
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class CaptionedPictures:
         self.entries = [every[number] for number in order]
         if len(self.entries) < 2:
             raise ValueError(
-                f"{self.name} holds {len(self.entries)} image{'' if len(self.entries) == 1 else 's'} with captions; "
+                f"{self.name} holds {counted(len(self.entries), 'image')} with captions; "
                 "retrieval needs two or more"
             )
 
@@ -188,6 +189,6 @@ class CaptionedPictures:
         if len(unusable) > TOLERATED * wanted:
             some = [f"{key} ({reason})" for key, reason in unusable.items()][:3]
             raise ValueError(
-                f"{self.name}: more than {TOLERATED:.0%} of {wanted} pairs cannot be used; mend or remove them: "
-                f"{', '.join(some)}{', …' if len(unusable) > 3 else ''}"
+                f"{self.name}: more than {TOLERATED:.0%} of {counted(wanted, 'pair')} cannot be used; mend or remove "
+                f"them: {', '.join(some)}{', …' if len(unusable) > 3 else ''}"
             )

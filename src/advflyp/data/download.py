@@ -19,6 +19,7 @@ from advflyp.data.rounds import WORK, Rounds, State
 from advflyp.data.url_list import UrlList, open_urls
 from advflyp.documents import parse_json
 from advflyp.files import lock, names_in
+from advflyp.wording import counted
 
 MAX_BYTES = 32 << 20
 # Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
@@ -110,7 +111,7 @@ def download(
     _check_folder(out)
     wanted = num or source.wanted()
     if wanted is not None and wanted > source.rows:
-        say(f"{wanted:,} pairs are wanted, but {source.path} has only {source.rows:,} rows")
+        say(f"{counted(wanted, 'pair')} wanted, but {source.path} has only {counted(source.rows, 'row')}")
     settings = {
         "size": size,
         "quality": quality,
@@ -246,7 +247,7 @@ def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
     write_manifest(out, manifest)
     if not complete:
         work.say(
-            f"the list is exhausted: {manifest.pairs:,} of {work.wanted:,} wanted pairs from {state.rows:,} addresses; "
-            "a longer list is needed for more"
+            f"the list is exhausted: {manifest.pairs:,} of {work.wanted:,} wanted, from "
+            f"{counted(state.rows, 'address')}; a longer list is needed for more"
         )
     return manifest

@@ -22,6 +22,7 @@ from advflyp.data.catalogue import (
 from advflyp.data.labelled import load_set, mini_sets, set_names
 from advflyp.files import draft_folder, move
 from advflyp.model.repository import ask_hub
+from advflyp.wording import counted
 
 HUB = "clip-benchmark"
 
@@ -34,7 +35,7 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
     """
     for name in set_names(list(names)):
         if canonical(name) is None:
-            say(f"{name}: {len(load_set(name)):,} pictures, nothing to fetch")
+            say(f"{name}: {counted(len(load_set(name)), 'picture')}, nothing to fetch")
             continue
         _, entry, split = parts(name)
         source: Source = "webdataset" if wds and split in entry.wds_splits else "any"
@@ -57,9 +58,9 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
         labelled = load_set(name, source=source)
-        count = f"{len(labelled):,} pictures, {len(labelled.classes)} classes"
+        count = f"{counted(len(labelled), 'picture')}, {counted(len(labelled.classes), 'class')}"
         if split == entry.splits[0] and len(labelled) != entry.n:
-            count += f" (published: {entry.n:,} pictures)"
+            count += f" (published: {counted(entry.n, 'picture')})"
         say(f"{name}: {count}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk
 from advflyp.data.samples import Sample
+from advflyp.wording import counted
 
 IMAGES, CAPTIONS = "images", "captions"
 
@@ -24,7 +25,7 @@ class FolderPairs:
         self.images, self.texts, self.lonely = _find(folder)
         if not (any(self.texts) if captions else self.images):
             n = len(self.images)
-            count = f"{n} image{'' if n == 1 else 's'} but no caption" if n else "no image"
+            count = f"{counted(n, 'image')} but no caption" if n else "no image"
             raise ValueError(
                 f"{folder} holds {count}: put a name.txt beside every name.jpg, or name *.tar shards"
             )

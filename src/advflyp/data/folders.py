@@ -12,6 +12,7 @@ from advflyp.data.pictures import Files, Shards
 from advflyp.data.prompts import words
 from advflyp.data.sources import find_shards
 from advflyp.documents import read_json, read_text
+from advflyp.wording import counted
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -88,8 +89,8 @@ def read_folder(folder: Path) -> tuple[Files, list[str]]:
     names = given or [*map(words, found)]
     if len(names) != len(found):
         raise ValueError(
-            f"{folder} has {len(found)} class folders, and {len(names)} names in {CLASS_NAMES[0]}; "
-            "give one name for each folder, in the order of the folders"
+            f"{folder} has {counted(len(found), 'class folder')}, and {counted(len(names), 'name')} in "
+            f"{CLASS_NAMES[0]}; give one name for each folder, in the order of the folders"
         )
     if given is not None:
         _check_order(folder, found)
@@ -159,7 +160,7 @@ def folder_shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise ValueError(
-                f"{shard} is missing, though nshards.txt says {count} shards; fetch the set again"
+                f"{shard} is missing, though nshards.txt says {counted(count, 'shard')}; fetch the set again"
             )
     return shards
 

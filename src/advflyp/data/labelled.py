@@ -33,6 +33,7 @@ from advflyp.data.pictures import Pictures, balanced
 from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
 from advflyp.own import is_own, own
+from advflyp.wording import counted
 
 # A set with more unreadable pictures than this is not the set its name promises.
 TOLERATED = 0.01
@@ -70,7 +71,7 @@ class LabelledSet:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise ValueError(
-                f"{self.name} has {len(self.classes)} class{'' if len(self.classes) == 1 else 'es'}; "
+                f"{self.name} has {counted(len(self.classes), 'class')}; "
                 "zero-shot classification needs at least two"
             )
         if not len(self.pictures):
@@ -79,7 +80,7 @@ class LabelledSet:
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise ValueError(
                 f"{self.name} has labels from {int(labels.min())} to {int(labels.max())} and "
-                f"{len(self.classes)} class names; give one name for each label from 0 on"
+                f"{counted(len(self.classes), 'class name')}; give one name for each label from 0 on"
             )
 
     def __len__(self) -> int:
@@ -145,7 +146,7 @@ class LabelledSet:
                     is_own_set = self.info.get("domain") == "own"
                     advice = "mend or remove them" if is_own_set else "fetch the set again"
                     raise ValueError(
-                        f"{self.name}: more than {TOLERATED:.0%} of {len(wanted)} pictures cannot be read; "
+                        f"{self.name}: more than {TOLERATED:.0%} of {counted(len(wanted), 'picture')} cannot be read; "
                         f"{advice}: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
                     )
                 continue
@@ -255,8 +256,8 @@ def _own_set(name: str) -> LabelledSet:
         pictures, classes = read_folder(folder)
         templates = own_templates(folder)
         if beside := images_beside(folder):
-            few = f"{beside:,} images lie" if beside > 1 else "1 image lies"
-            remarks = (f"{name}: {few} beside the class folders, in no class, and cannot be used",)
+            loose = counted(beside, "image")
+            remarks = (f"{name}: {loose} beside the class folders, in no class: left out",)
     else:
         shards = own_shards(path)
         folder = shards[0].parent

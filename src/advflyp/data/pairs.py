@@ -22,6 +22,7 @@ from advflyp.data.samples import Sample
 from advflyp.data.sources import open_source
 from advflyp.data.stream import Mixed, Position, Share, Stream, open_stream
 from advflyp.data.tables import Columns
+from advflyp.wording import counted
 
 Raw = TypeVar("Raw")  # a sample before decoding
 With = TypeVar("With")  # what its picture comes with: a caption, a label
@@ -244,8 +245,9 @@ class Decoded(ABC, Generic[Raw, With]):
         most = self.config.max_bad_fraction
         if bad > most * seen:
             raise ValueError(
-                f"{bad:,} of {seen:,} samples of {self.config.train} cannot be used, more than data.max_bad_fraction "
-                f"= {most:g}: {dirt.describe()}; look at them with `advflyp data check`, or raise the fraction"
+                f"{bad:,} of {counted(seen, 'sample')} of {self.config.train} cannot be used, more than "
+                f"data.max_bad_fraction = {most:g}: {dirt.describe()}; look at them with "
+                "`advflyp data check`, or raise the fraction"
             )
 
     def _decoded(

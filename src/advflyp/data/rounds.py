@@ -18,6 +18,7 @@ from advflyp.data.manifest import describe_shards
 from advflyp.data.url_list import UrlList
 from advflyp.documents import read_json, read_json_object
 from advflyp.files import move, write_text
+from advflyp.wording import counted
 
 WORK = ".download"
 # Servers word their errors freely; these are the ones worth telling apart.
@@ -181,7 +182,7 @@ class Rounds:
             self._run()
             before, missing = missing, set(self._numbers()) - set(_statistics(self.images))
             if missing and attempt == 0:
-                self.say(f"img2dataset lost {len(missing)} of {len(before)} shards; once more")
+                self.say(f"img2dataset lost {len(missing)} of {counted(len(before), 'shard')}; once more")
         # What is still missing is counted as lost.
 
     def _run(self) -> None:
@@ -231,8 +232,10 @@ class Rounds:
     def _tell(self, found: dict[int, dict[str, Any]]) -> None:
         pairs = self.state.pairs + sum(entry["successes"] for entry in found.values())
         rows = self.state.rows + sum(entry["count"] for entry in found.values())
-        of = f" of {self.wanted:,}" if self.wanted is not None else ""
-        self.say(f"{pairs:,}{of} pairs; {rows:,} of {self.source.rows:,} addresses tried")
+        done = (
+            counted(pairs, "pair") if self.wanted is None else f"{pairs:,} of {counted(self.wanted, 'pair')}"
+        )
+        self.say(f"{done}; {rows:,} of {counted(self.source.rows, 'address')} tried")
 
     def _collect(self) -> None:
         """Count what the round brought, and take its shards over: all of it, or, if killed, nothing yet."""

@@ -14,6 +14,7 @@ from advflyp.config import suggest
 from advflyp.data.cells import names_a_file
 from advflyp.data.limits import MAX_TABLE_BYTES
 from advflyp.documents import parse_json
+from advflyp.wording import counted
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -128,8 +129,8 @@ def _delimited(address: str, text: str) -> TextTable:
             row = _trimmed(row, len(header))
             if len(row) > len(header):
                 raise ValueError(
-                    f"{address}, line {line}: {len(row)} fields where the header has {len(header)}; put a value that "
-                    f"holds a {DELIMITERS[delimiter]} in double quotes, and double the quotes inside it"
+                    f"{address}, line {line}: {counted(len(row), 'field')} where the header has {len(header)}; put a "
+                    f"value that holds a {DELIMITERS[delimiter]} in double quotes, and double the quotes inside it"
                 )
             yield line, dict(zip(header, map(_unwrapped, row) if dialect is PLAIN else row, strict=False))
 

@@ -35,6 +35,7 @@ from advflyp.data.metadata import (
     text_of,
 )
 from advflyp.files import write_atomically
+from advflyp.wording import counted
 
 # Its functions are made at import; a type checker sees none of them.
 pc: Any = pyarrow.compute
@@ -84,10 +85,11 @@ class Summary:
     def describe(self) -> str:
         """For people; says so if there were fewer rows than asked for."""
         left_out = "".join(f", {number:,} without: {reason}" for reason, number in self.dropped.most_common())
-        lines = [f"{self.kept:,} of {self.rows:,} rows{left_out}"]
+        lines = [f"{self.kept:,} of {counted(self.rows, 'row')}{left_out}"]
         if self.kept < self.drawn:
             lines.append(
-                f"there are no more rows to draw; {self.drawn:,} were asked for, to get {self.wanted:,} good pairs"
+                f"there are no more rows to draw; {self.drawn:,} were asked for, to get "
+                f"{counted(self.wanted, 'good pair')}"
             )
         return "\n".join(lines)
 
@@ -144,7 +146,7 @@ def sample(
     summary.kept = len(table)
     if not len(table):
         raise ValueError(
-            f"no row can be drawn: of {summary.rows:,} rows {dict(summary.dropped)} were left out"
+            f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were left out"
         )
     about = {
         "wanted": num,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from advflyp.model.hub import pick_device
 from advflyp.model.repository import open_repository
+from advflyp.wording import counted
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MISSING = "captioning needs transformers; install it with `pip install transformers`"
@@ -111,7 +112,8 @@ class Captioner:
                 tokens = self.net.generate(**inputs.to(self.device, self.dtype))
         except torch.OutOfMemoryError:
             raise ValueError(
-                f"{len(images)} pictures at a time do not fit into the memory of {self.device}; lower --batch-size"
+                f"batches of {counted(len(images), 'picture')} do not fit into the memory of {self.device}; lower "
+                "--batch-size"
             ) from None
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)

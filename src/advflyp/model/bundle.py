@@ -24,6 +24,7 @@ from advflyp.model.mix import mix
 from advflyp.report.model_card import scrubbed
 from advflyp.runlog import read_metrics
 from advflyp.terminal import say
+from advflyp.wording import counted
 
 
 @dataclass
@@ -92,7 +93,7 @@ def hardware() -> str:
     """The accelerator's name, or the processor's with its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{processor_name()}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 if __name__ == "__main__":

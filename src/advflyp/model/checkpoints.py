@@ -25,6 +25,7 @@ from advflyp.model.hub import BEST, CONFIG_FILE, HF_CONFIG_FILE, ModelConfig, bu
 from advflyp.model.repository import HUB_PREFIX
 from advflyp.model.weights_file import read_weights_file
 from advflyp.model.zoo import ZOO
+from advflyp.wording import counted
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
 # Where a state dict may lie in a checkpoint, the most telling first: with prompts, "state_dict" is that of the prompts.
@@ -138,8 +139,8 @@ def find_weights(content: Mapping[str, Any], path: Path) -> Weights:
             )
         elif not partial:
             raise ValueError(
-                f"{path} holds {len(state)} tensors but none of an image tower as OpenAI's and open_clip's CLIP name "
-                f"them: {_named(state)}"
+                f"{path} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
+                f"CLIP name them: {_named(state)}"
             )
     return Weights(state, partial, start)
 
@@ -248,13 +249,13 @@ def _described(state: Mapping[str, Tensor]) -> str:
     """What the shapes say of a vision transformer's size."""
     patches, places = state.get("visual.conv1.weight"), state.get("visual.positional_embedding")
     if patches is None or places is None or patches.dim() != 4 or places.dim() != 2:
-        return f"{len(state)} tensors"
+        return counted(len(state), "tensor")
     layers = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
     width, _, patch, _ = patches.shape
     side = round((len(places) - 1) ** 0.5)
     projection = state.get("visual.proj")
     size = f", embeddings {projection.shape[-1]}" if projection is not None else ""
-    return f"width {width}, {len(layers)} layers, {side}×{side} patches of {patch}{size}"
+    return f"width {width}, {counted(len(layers), 'layer')}, {side}×{side} patches of {patch}{size}"
 
 
 def _fill(net: torch.nn.Module, weights: Weights, path: Path, base: str) -> None:

@@ -184,7 +184,7 @@ def check_finite(model: CLIP, refused: str, advice: str) -> None:
 
 def broken_weights(names: Sequence[str]) -> str:
     """ "3 of its tensors are not finite (visual.proj, …)"."""
-    noun = "1 of its tensors is" if len(names) == 1 else f"{len(names)} of its tensors are"
+    noun = f"{len(names)} of its tensors {'is' if len(names) == 1 else 'are'}"
     return f"{noun} not finite ({names[0]}{', …' if len(names) > 1 else ''})"
 
 

@@ -18,6 +18,7 @@ from advflyp.report.grid import MARKS, MIXED
 from advflyp.report.measured import Condition, Results, attack_title, radius
 from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table
 from advflyp.runlog import Pulse, duration
+from advflyp.wording import counted
 
 INTERVALS = "each accuracy is followed by its 95 % interval"
 
@@ -69,7 +70,7 @@ def before_after_table(
         [
             f"mean change in points: {'; '.join(changes)}" if changes else "",
             table.note,
-            f"{counts} images a set; {INTERVALS}",
+            f"images of each set: {counts}; {INTERVALS}",
         ],
     )
     _fill(shown, table, range(len(table.columns)))
@@ -88,11 +89,12 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
         if cell.unreadable:
             names = ", ".join(cell.unreadable[:3])
             lines.append(
-                f"{about}: {len(cell.unreadable)} pictures could not be read and are left out: {names}"
+                f"{about}: {counted(len(cell.unreadable), 'picture')} could not be read: left out: {names}"
             )
         if cell.sanity is not None:
             n, failed = cell.sanity["n"], "; ".join(cell.sanity["failed"])
-            verdict = f"gradients look masked on {n} images: {failed}" if failed else f"sane on {n} images"
+            on = f"on {counted(n, 'image')}"
+            verdict = f"gradients look masked {on}: {failed}" if failed else f"sane {on}"
             lines.append(f"{about}: {verdict}")
     return lines
 

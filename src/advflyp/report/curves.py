@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from advflyp.report.measured import Estimate
 from advflyp.report.plots import INK, MARKERS, MODELS, MUTED, Look, axes_in, sheet, spread, styled
+from advflyp.wording import counted
 
 # Bands of more models than these would cover each other.
 FEW = 4
@@ -226,7 +227,7 @@ def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, step
 
 
 def _step_axis(axes: Axes, steps: float) -> None:
-    axes.set_xticks([0, steps], ["0", f"{steps:,.0f} steps"])
+    axes.set_xticks([0, steps], ["0", counted(round(steps), "step")])
     for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
         label.set_horizontalalignment(side)
     axes.grid(axis="y")

@@ -32,6 +32,7 @@ from advflyp.model.hub import load_model, weights_sha256
 from advflyp.report.measured import attack_title, radius
 from advflyp.report.plots import INK, MODELS, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
+from advflyp.wording import counted
 
 FILE = "embedding.json"
 IMAGES = 256
@@ -251,7 +252,8 @@ def about(cloud: Cloud) -> str:
     attack = f"{attack_title(cloud.attack)} at ε = {radius(cloud.eps, cloud.norm)}"
     return (
         f"φ is Eq. 14: the angle between the embeddings of a clean picture and of the attacked one, in radians (0: the "
-        f"attack moves nothing), of {len(cloud.phi)} pictures ({sets}) after {attack} against that very model."
+        f"attack moves nothing), of {counted(len(cloud.phi), 'picture')} ({sets}) after {attack} against that very "
+        "model."
     )
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.report.measured import Condition, Results, is_flagged
 from advflyp.report.tables import Table, Value
+from advflyp.wording import counted
 
 IN, OUT = "in proxy", "out of proxy"
 MARKS = "Bold: the best of a block; underlined: the second best; equal figures share."
@@ -169,7 +170,7 @@ def _seeds(results: Results, model: str, conditions: Sequence[Condition], sets: 
 
 def _partial(results: Results, found: Sequence[Condition], sets: Sequence[str]) -> list[str]:
     return [
-        f"{c.title}: means over {len(here)} of {len(sets)} sets, those measured."
+        f"{c.title}: means over {len(here)} of {counted(len(sets), 'set')}, those measured."
         for c in found
         if len(here := _measured(results, c, sets)) < len(sets)
     ]
@@ -192,7 +193,8 @@ def sanity_table(results: Results) -> Table | None:
         for cell in runs.values()
         if cell.sanity is not None and is_flagged(cell)
     ]
-    passed = f"{len(checked) - len(rows)} of {len(checked)} checked results show no sign of masked gradients."
+    fine = f"{len(checked) - len(rows)} of {counted(len(checked), 'checked result')}"
+    passed = f"No sign of masked gradients: {fine}."
     return Table(
         title="Checks for masked gradients",
         columns=["model", "set", "attack", "images", "failed"],
@@ -220,7 +222,7 @@ def _about(
     if any(len(runs) == 1 for runs in shown.values()):
         lines.append("Ranges: 95 % intervals of one checkpoint.")
     if len(shown) < total:
-        missing = f"{total - len(shown)} of {total} results are missing (–)"
+        missing = f"{total - len(shown):,} of {counted(total, 'result')} missing (–)"
         absent = [c.title for c in wanted if c not in found]
         lines.append(missing + (f", among them all of {', '.join(absent)}." if absent else "."))
     lines += _seeds_missing(results, shown)
@@ -250,11 +252,11 @@ def _seeds_missing(results: Results, shown: Shown) -> list[str]:
         counts = {key: len(runs) for key, runs in shown.items() if key[2] == condition}
         here = max(counts.values())
         if here < most:
-            lines.append(f"{condition.title}: {here} {'seed' if here == 1 else 'seeds'} only.")
+            lines.append(f"{condition.title}: {counted(here, 'seed')} only.")
         for (model, _, _), count in counts.items():
             if count < min(here, len(results.hashes[model])):
                 fewer[model] = fewer.get(model, 0) + 1
-    names = ", ".join(f"{model} ({count} results)" for model, count in fewer.items())
+    names = ", ".join(f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
     return lines + ([f"Not of every seed: {names}."] if fewer else [])
 
 
@@ -276,7 +278,7 @@ def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
         numbers = " or ".join(map(str, every[sets[0]]))
         return [f"Not everywhere the same number of images: {numbers} of each set."]
     if alike and len(parts) == len(sets):
-        return [f"{every[sets[0]][0]} images of each set, evenly of each class."]
+        return [f"{counted(every[sets[0]][0], 'image')} of each set, evenly of each class."]
     lines = [f"Not everywhere the same number of images: {', '.join(uneven)}."] if uneven else []
     return lines + (
         [f"Only a part of the images, evenly of each class: {', '.join(parts)}."] if parts else []

@@ -175,9 +175,11 @@ class Results:
             if any((model, name, condition) in self.cells for name in self.sets)
         ]
         # Means are over the same sets for every model and condition, else they could not be compared.
-        self.mean_sets = [
+        self.common_sets = [
             name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)
         ]
+        # The mean of one set among several would pass for that of all.
+        self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
 
     def pflops(self, model: str) -> float | None:
         """10¹⁵ operations of a model's finetuning; of several seeds the mean of those that are known."""

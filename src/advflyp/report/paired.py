@@ -12,6 +12,7 @@ from advflyp.files import check_written_by_us, write_text
 from advflyp.report.measured import Change, Condition, Estimate
 from advflyp.report.render import markdown
 from advflyp.report.tables import Table, Value
+from advflyp.wording import counted
 
 
 def paired_table(rows: Sequence[Comparison]) -> Table:
@@ -74,7 +75,7 @@ def _row(row: Comparison) -> list[Value]:
 def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
     """Where the two were measured on different pictures: how many they share. Once a set."""
     lines = [
-        f"{_set(row)}: {row.n} pictures in common, of {row.n_a} (A) and {row.n_b} (B)."
+        f"{_set(row)}: {counted(row.n, 'picture')} in common, of {row.n_a} (A) and {row.n_b} (B)."
         for row in rows
         if len(row.sets) == 1 and not row.n == row.n_a == row.n_b
     ]

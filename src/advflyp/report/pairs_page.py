@@ -19,6 +19,7 @@ from advflyp.files import write_files
 from advflyp.report.elements import picture, table
 from advflyp.report.plots import MODELS, axes_in, sheet, styled
 from advflyp.report.tables import Table, Value
+from advflyp.wording import counted
 
 PAGE, MATCHES = "index.html", "matches.jsonl"
 # Enough of a web caption to judge it by.
@@ -57,7 +58,7 @@ def check_page(found: Checked) -> str:
             _histogram(found.words, "words of a caption", "captions", 40),
             "<h2>Size of the pictures</h2>",
             _histogram(found.sides, "shorter side in pixels", "pictures", 40),
-            f"<h2>{len(found.sheet)} pairs, drawn at random</h2>",
+            f"<h2>{counted(len(found.sheet), 'pair')}, drawn at random</h2>",
             _sheet(
                 [
                     _card(_image(one.picture), " · ".join(one.captions), one.key)

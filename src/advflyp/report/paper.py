@@ -27,6 +27,7 @@ from advflyp.report.published import published_table
 from advflyp.report.render import markdown
 from advflyp.report.study import Experiment, Study, read_study
 from advflyp.report.tables import Table
+from advflyp.wording import counted
 
 FULL = "AdvFLYP_full"
 TITLE = "The paper's experiments"
@@ -132,7 +133,7 @@ class ComparisonPage:
         found = {name: self._leader(condition, sets) for name, sets in self._parts().items()}
         leaders = {name: who for name, who in found.items() if who}
         if "" not in leaders:
-            return f"{len(self.rows)} methods; no mean over all sets yet."
+            return f"{counted(len(self.rows), 'method')}; no mean over all sets yet."
         label, value = leaders[""]
         where = "without attack" if condition.norm is None else f"under {condition.title}"
         methods = [row for row in self.rows if row not in self.main.unranked]
@@ -184,7 +185,7 @@ class ComparisonPage:
         names = {self.study.planned.get(row, {}).get("overrides", {}).get("model.name") for row in self.rows}
         started = f", all begun from {names.pop()}" if len(names) == 1 and None not in names else ""
         scope = (
-            f"{len(self.experiments)} experiments, {count:,} results. The main one: "
+            f"{counted(len(self.experiments), 'experiment')}, {counted(count, 'result')}. The main one: "
             f"{self.main.title}{trained}{started}."
             + (" The figures above are the best method's mean over sets." if tiles else "")
         )

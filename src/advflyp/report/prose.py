@@ -20,6 +20,7 @@ from advflyp.report.measured import Condition, Results, attack_title, competitor
 from advflyp.report.tables import Table, Value, set_heading
 from advflyp.report.watched import RECIPE_FILE, read_recipe_file
 from advflyp.runlog import duration
+from advflyp.wording import counted, plural
 
 LOSS_NAMES = {"margin": "margin between the likeliest wrong class and the right one"}
 PAPER = "https://arxiv.org/abs/2604.11576"
@@ -37,7 +38,7 @@ def headline(
     pair:   the two to compare, if any
     shown:  the conditions to speak of: clean and an attack, as far as they were measured
     """
-    nothing = f"{_count(len(models), 'model')} on {_count(len(results.sets), 'set')}."
+    nothing = f"{counted(len(models), 'model')} on {counted(len(results.sets), 'set')}."
     if not results.mean_sets or (results.mixes_protocols and not pair):
         return nothing  # numbers of different protocols are not compared
     leading = shown[-1]
@@ -129,11 +130,12 @@ def _scope(results: Results) -> str:
     if len(sets) == 1:
         return f"Zero-shot accuracy on {sets[0]}, {images(results, sets)}; {spread}."
     if not means:
+        shared = f"only {results.common_sets[0]}" if results.common_sets else "no set"
         return (
-            f"Zero-shot accuracy on {len(sets)} sets, {images(results, sets)}; no set was measured for every model "
-            f"and attack, so that there is no mean; {spread}."
+            f"Zero-shot accuracy on {len(sets)} sets, {images(results, sets)}; {shared} was measured for every model "
+            f"and attack, so that there is no mean over sets: measure the others with `advflyp eval`; {spread}."
         )
-    over = f"{len(means)} sets" if len(means) == len(sets) else f"{len(means)} of {len(sets)} sets"
+    over = counted(len(sets), "set") if len(means) == len(sets) else f"{len(means)} of {len(sets)} sets"
     only = "" if len(means) == len(sets) else ", those measured for every model and attack"
     return f"Zero-shot accuracy, mean over {over} ({images(results, means)}{only}); {spread}."
 
@@ -142,7 +144,7 @@ def images(results: Results, sets: Sequence[str]) -> str:
     """How many images of these sets were judged: "60 images each", "88 to 1,000 images each"."""
     counts = {count for name in sets for count in results.counts.get(name, ())}
     ends = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
-    word = "image" if ends == "1" else "images"
+    word = "image" if ends == "1" else plural("image")
     return f"{ends} {word} each" if len(sets) > 1 else f"{ends} {word}"
 
 
@@ -278,7 +280,7 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     steps = max((entry["step"] for entry in entries), default=0)
     seen = max((entry.get("seen", 0) for entry in entries), default=0)
     speeds = [entry["pairs_per_second"] for entry in entries if "pairs_per_second" in entry]
-    parts = [f"{steps:,} steps, {seen:,} {samples(recipe)}"]
+    parts = [f"{counted(steps, 'step')}, {seen:,} {samples(recipe)}"]
     data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
     if data.get("batch_size"):
         parts.append(f"batches of {data['batch_size']}")
@@ -303,10 +305,6 @@ def samples(recipe: Mapping[str, Any]) -> str:
     method = METHODS.get(str(recipe.get("method", {}).get("name")))
     words = {"pairs": "image–text pairs", "labelled": "labelled images", "images": "images"}
     return words[method[0].trains_on if method else "images"]
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
@@ -341,7 +339,7 @@ def attack_text(cell: Cell) -> str:
         unsaid = "margin" if cell.attack.startswith("cw") else "cross-entropy"
         loss = str(arguments.pop("loss", unsaid)).replace("_", "-")
         text = (
-            f"Projected gradient ascent on the {LOSS_NAMES.get(loss, loss)}: {steps} steps of "
+            f"Projected gradient ascent on the {LOSS_NAMES.get(loss, loss)}: {counted(steps, 'step')} of "
             f"α = {radius(size, cell.norm)} from {start}, each projected back into the ε-ball, with the model's own "
             f"gradients and the right label (white box){f', the worst of {restarts} runs' if restarts > 1 else ''}. "
         )

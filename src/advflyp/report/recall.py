@@ -6,6 +6,7 @@ from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.report.measured import Condition, Estimate
 from advflyp.report.tables import Table, Value
+from advflyp.wording import counted
 
 
 def recall_table(cells: Sequence[RetrievalCell]) -> Table:
@@ -42,12 +43,12 @@ def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
     cell = cells[0]
     part = f", drawn from {cell.subset['of']}" if "limit" in cell.subset else ""
     notes = [
-        f"{cell.n_images} pictures, {cell.n_captions} captions{part}",
+        f"{counted(cell.n_images, 'picture')}, {counted(cell.n_captions, 'caption')}{part}",
         "each recall is followed by its 95 % interval",
     ]
     if any(cell.norm for cell in cells):
         notes.append("attacked: every picture of the gallery, in both directions")
     if cell.unreadable:
         names = ", ".join(f"{key} ({reason})" for key, reason in list(cell.unreadable.items())[:3])
-        notes.append(f"{len(cell.unreadable)} pairs could not be used and are left out: {names}")
+        notes.append(f"{counted(len(cell.unreadable), 'pair')} could not be used: left out: {names}")
     return notes

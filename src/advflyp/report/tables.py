@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from advflyp.report.measured import Condition, Estimate, Results, competitors
+from advflyp.wording import counted
 
 Value = str | Estimate | None
 
@@ -108,7 +109,7 @@ def models_table(results: Results) -> Table:
     """A row for each model, a column for each condition: means over sets."""
     count = len(results.mean_sets)
     return Table(
-        title=f"Mean zero-shot accuracy in % over {count} {'set' if count == 1 else 'sets'}",
+        title=f"Mean zero-shot accuracy in % over {counted(count, 'set')}",
         columns=["model", *(_heading(c) for c in results.conditions)],
         rows=[[model, *(results.mean(model, c) for c in results.conditions)] for model in results.models],
         note=mean_note(results),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advflyp.report.watched import LOCK_FILE, RECENT, Line, Lock, Run, look
+from advflyp.wording import counted
 
 # Columns from which on a trend's lowest and highest value stand beside it.
 WIDE = 80
@@ -63,7 +64,7 @@ def _state(run: Run) -> Text:
     process = f" (process {run.process})" if run.process else ""
     last = f", last line {duration(run.written)} ago" if run.lines and run.written is not None else ""
     if run.alive:
-        waits = last or f", no metrics yet: a line is written every {run.key('log.every')} steps"
+        waits = last or f", no metrics yet: a line is written every {counted(run.key('log.every'), 'step')}"
         return Text.assemble(("running", "bold green"), process + waits)
     if run.checkpoint is None:
         hint = "it ended before its first checkpoint, start it again"
@@ -88,7 +89,7 @@ def _progress(run: Run, last: Line) -> list[RenderableType]:
         f"{100 * step // total} %  {left}".strip(),
     )
     place = f"epoch {last['epoch'] + 1}" + ("" if epochs is None else f" of {epochs}")
-    return [grid, Text(f"{place}, {last['seen']:,} images seen", "dim")]
+    return [grid, Text(f"{place}, {counted(last['seen'], 'image')} seen", "dim")]
 
 
 def _trends(train: Sequence[Line], width: int) -> Table:

@@ -20,6 +20,7 @@ from advflyp.report.study import read_study
 from advflyp.reproduce.cost import cost
 from advflyp.reproduce.plan import PLAN_FILE, Plan, Scale, make_plan
 from advflyp.reproduce.steps import carry_out
+from advflyp.wording import counted
 
 OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", CLOUDS}
 
@@ -85,7 +86,9 @@ def _print_cost(plan: Plan, out: Path, console: Console) -> None:
         line = f"{one.hours:8.2f} h {one.megabytes:8.0f} MB  {step}"
         console.print(for_rich(line), soft_wrap=True)
     hours, megabytes = sum(one.hours for _, one in found), sum(one.megabytes for _, one in found)
-    console.print(for_rich(f"{len(found)} steps, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)"))
+    console.print(
+        for_rich(f"{counted(len(found), 'step')}, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)")
+    )
 
 
 def _images(name: str) -> int:

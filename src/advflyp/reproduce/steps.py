@@ -31,6 +31,7 @@ from advflyp.reproduce.plan import Measure, Plan, Run
 from advflyp.reproduce.tune import tuned_rate
 from advflyp.training.checkpoint import checkpoints
 from advflyp.training.trainer import CHECKPOINTS, train
+from advflyp.wording import counted
 
 FINISHED = "finished"
 
@@ -50,7 +51,7 @@ class Step:
     def __str__(self) -> str:
         m = self.measure
         radii = " ".join(f"{255 * eps:g}/255" for eps in m.eps)
-        part = f", {m.limit} images a set" if m.limit else ""
+        part = f", {counted(m.limit, 'image')} a set" if m.limit else ""
         return f"{self.name}: {' '.join(m.attacks)} at {radii} on {' '.join(m.sets)}{part}"
 
 

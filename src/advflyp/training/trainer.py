@@ -65,6 +65,7 @@ from advflyp.training.setup import (
     unfreeze,
 )
 from advflyp.training.step import Objective, cap_logit_scale, constant, perturbed, perturbed_sharing
+from advflyp.wording import counted
 
 # Pairs of a batch by which φ is measured.
 PHI_PAIRS = 32
@@ -227,10 +228,10 @@ class Trainer:
         used = [one for one in (labelled, trained) if one is not None]
         self.says += dict.fromkeys(remark for one in used for remark in one.remarks)
         peak = peak_rate(recipe.optim, self.total_steps)
-        if peak < recipe.optim.lr:
+        if recipe.optim.lr_steps is not None and peak < recipe.optim.lr:
             self.says.append(
-                f"learning rate {peak:.3g}: {recipe.optim.lr:g} is for {recipe.optim.lr_steps} steps, and this run has "
-                f"{self.total_steps}; --optim.lr sets another"
+                f"learning rate {peak:.3g}: {recipe.optim.lr:g} is for {counted(recipe.optim.lr_steps, 'step')}, and "
+                f"this run has {self.total_steps}; --optim.lr sets another"
             )
         if resume:
             self._restore()
@@ -554,7 +555,7 @@ class Trainer:
         self._watch_overfitting(outcome, log)
         patience = recipe.train.patience
         if patience is not None and progress.validations_without_gain >= patience:
-            log.say(f"no gain in {patience} validations: stopped")
+            log.say(f"no gain in {counted(patience, 'validation')}: stopped")
             progress.finished = True
 
     def _watch_overfitting(self, outcome: dict[str, float], log: RunLog | SilentLog) -> None:

@@ -10,6 +10,7 @@ from advflyp.escape import for_rich, for_terminal
 from advflyp.report.measured import attack_title, radius
 from advflyp.use.attack_image import AttackedPicture
 from advflyp.use.predict import Guess, Prediction
+from advflyp.wording import counted
 
 BAR = 16
 
@@ -50,7 +51,7 @@ def title(found: AttackedPicture) -> str:
     """The picture and what was done to it."""
     attack = f"{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}"
     shows = "" if found.label is None else f" '{found.label}'"
-    return f"{found.image}:{shows} among {len(found.labels)} labels; {attack}"
+    return f"{found.image}:{shows} among {counted(len(found.labels), 'label')}; {attack}"
 
 
 def legend(found: AttackedPicture) -> str:

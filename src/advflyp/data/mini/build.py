@@ -30,6 +30,7 @@ from advflyp.data.mini.sets import SetPlan, embedded_sets, on_demand_sets, witho
 from advflyp.data.mini.shards import sha256, write_json, write_tar
 from advflyp.data.mini.sources import SOURCES, TWINS, Source, source
 from advflyp.files import draft_folder, names_in, publish_folder
+from advflyp.wording import counted
 
 PAIRS_PER_SHARD = 2000
 PROXY_RENDERINGS = 3  # a concept is a class of the labelled proxy set when training shows it this often
@@ -59,7 +60,7 @@ def build(
     material = collect(wanted, work, say)
     items, pictures = material.items, material.pictures
     plans = embedded_sets(items, material.folders["fashion-mnist"], seed) + on_demand_sets(names, items, seed)
-    say(f"looking for near-duplicates among {len(pictures):,} images")
+    say(f"looking for near-duplicates among {counted(len(pictures), 'image')}")
     dropped, plans, report = separate(items, pictures, plans)
     train = [n for n, item in enumerate(items) if item.role == "train" and n not in dropped]
     proxy = proxy_concepts(items[n].concept for n in train)
@@ -158,7 +159,7 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
             items += finish(s, read_stamps(s, folders[s.name]))
         elif s.name not in ("emojibase", "fashion-mnist"):
             items += finish(s, read_icons(s, folders[s.name], table))
-    say(f"drawing {len(items):,} images")
+    say(f"drawing {counted(len(items), 'image')}")
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rendered = list(pool.map(_render, ((item.svg, item.path) for item in items), chunksize=64))
     drawn = [(item, picture) for item, picture in zip(items, rendered, strict=True) if picture is not None]

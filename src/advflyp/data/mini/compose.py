@@ -28,6 +28,7 @@ from advflyp.data.pictures import balanced
 from advflyp.data.prompts import fill
 from advflyp.data.stream import Position, Share
 from advflyp.devices import to_device
+from advflyp.wording import counted
 
 MANIFEST = "manifest.json"
 
@@ -142,7 +143,7 @@ class MiniPairs:
         self.dirt = Dirt()
         if len(metas) < config.batch_size:
             raise ValueError(
-                f"the corpus holds {len(metas)} pairs, which do not fill one batch of {config.batch_size}; "
+                f"the corpus holds {counted(len(metas), 'pair')}, not enough for one batch of {config.batch_size}; "
                 "lower data.batch_size"
             )
 
