@@ -124,7 +124,7 @@ def test_what_arrives_is_what_was_shown(
     arrived["other.bin"] = b"x"
     other = publish(run, *options, "--send", hub=hub)
     assert other.returncode == 2 and hub.commits == 2
-    assert "user/robust holds 1 files that are none of this model's, other.bin for one" in other.stderr
+    assert "user/robust holds 1 file of another model, such as other.bin" in other.stderr
 
 
 # What a reader of the card goes on to do, in a process that does not know this package.

@@ -135,7 +135,7 @@ class Sample:
             say(f"{rows} in {groups} of {counted(found.files, 'file')}; columns {names}")
             say(f"to read {found.bytes / 1e9:.2f} GB (compressed); memory about {found.memory / 1e9:.1f} GB")
             return
-        with _counter("rows read") as count:
+        with _counter("row", "read") as count:
             summary = sample(self.metadata, out=self.out, seed=self.seed, progress=count, **how)
         say(summary.describe())
         say(f"written to {self.out}")
@@ -235,7 +235,7 @@ class Check:
 
         if self.out is not None:
             check_files(self.out, (PAGE,))
-        with _counter("pairs read") as count:
+        with _counter("pair", "read") as count:
             found = check(
                 self.pairs,
                 limit=self.limit,
@@ -360,7 +360,7 @@ class Overlap:
         place = pick_device(self.device)
         columns = Columns(self.image_column, self.caption_column)
         model = None if self.model is None else load_model(self.model, device=place)
-        with _counter("pairs compared") as count:
+        with _counter("pair", "compared") as count:
             found = overlap(
                 self.pairs,
                 self.against,
@@ -428,7 +428,7 @@ class Pack:
         from advflyp.data.pack import pack
         from advflyp.data.tables import Columns
 
-        with _counter("pairs packed") as count:
+        with _counter("pair", "packed") as count:
             manifest = pack(
                 self.pairs,
                 self.out,
@@ -443,13 +443,13 @@ class Pack:
 
 
 @contextmanager
-def _counter(noun: str) -> Iterator[Callable[[int], None]]:
+def _counter(noun: str, done: str) -> Iterator[Callable[[int], None]]:
     """Shows how far a long command is."""
     from advflyp.console import SafeConsole
     from advflyp.runlog import Status
 
-    with Status(SafeConsole(), noun) as status:
-        yield lambda number: status.update(f"{number:,} {noun}")
+    with Status(SafeConsole(), f"no {noun} {done} yet") as status:
+        yield lambda number: status.update(f"{counted(number, noun)} {done}")
 
 
 def _print_manifest(manifest: "Manifest", out: Path) -> None:

@@ -134,7 +134,7 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "empty" / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="holds 1 image but no caption"):
         CaptionedPictures(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"of 1 pairs cannot be used; .*: none\.tar:a \(no caption\)"):
+    with pytest.raises(ValueError, match=r"of 1 pair cannot be used; .*: none\.tar:a \(no caption\)"):
         CaptionedPictures(write_tar(tmp_path / "none.tar", [("a.png", b"x"), ("b.json", b"{}")]))
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match=r"bad\.tar is a damaged shard; fetch it again"):

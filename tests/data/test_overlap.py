@@ -204,7 +204,7 @@ def test_evaluation_pictures_that_cannot_be_read_are_named(
     bad.write_bytes(b"no picture")
     main(["data", "overlap", training, "--against", test, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "1 pictures cannot be read and were not compared" in printed
+    assert "not compared, unreadable: 1 image: " in printed
     assert str(bad.relative_to(test)) in printed
     (tmp_path / "out" / "matches.jsonl").write_text("mine")
     before = (tmp_path / "out" / "index.html").read_bytes()

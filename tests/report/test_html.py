@@ -338,7 +338,9 @@ def test_the_scope_of_means() -> None:
     assert scope(Results(every)).startswith("Zero-shot accuracy, mean over 3 sets (60 images each); ranges")
     part = [*every, cell("a", "x/2", 1, 3, 30, attack="square")]
     found = scope(Results(part))
-    assert "mean over 1 of 3 sets (30 to 60 images, those measured for every model and attack)" in found
+    assert "only x/2 was measured for every model and attack, so that there is no mean over sets" in found
+    two = scope(Results([*part, cell("a", "x/1", 1, 3, 30, attack="square")]))
+    assert "mean over 2 of 3 sets (30 to 60 images each, those measured for every model and attack)" in two
     none = [*every, cell("a", "x/4", 1, 1, 1, attack="square")]
     results = Results(none)
     assert "on 4 sets, 1 to 60 images each; no set was measured for every model and attack" in scope(results)

@@ -162,7 +162,9 @@ def mean_note(results: Results) -> str:
     notes = [f"Protocol: {results.protocol}."] if results.protocol else []
     missing = [name for name in results.sets if name not in results.mean_sets]
     if missing and not results.mean_sets:
-        notes.append("No set was measured for every model and attack shown, so there is no mean.")
+        shared = ", ".join(results.short[name] for name in results.common_sets)
+        who = f"Only {shared}" if shared else "No set"
+        notes.append(f"{who} was measured for every model and attack shown, so there is no mean.")
     elif missing:
         names = ", ".join(results.short[name] for name in missing)
         notes.append(f"Means leave out {names}: not measured for every model and attack shown.")
