@@ -55,10 +55,10 @@ def test_without_a_mistake(gpu: Gpu, open_trainer: Callable[..., Trainer]) -> No
 def test_a_generator_of_the_other_device(
     gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(images: Tensor, threat: Any, seed: int, step: int, share: Any) -> Tensor:
+    def start(images: Tensor, threat: Any, seed: int, step: int, first_row: int) -> Tensor:
         return threat.random_start(images, torch.Generator().manual_seed(seed))
 
-    monkeypatch.setattr("advflyp.training.trainer.random_start", start)
+    monkeypatch.setattr("advflyp.training.step.random_start", start)
     with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator but found 'cpu'"):
         two_steps(open_trainer(), gpu)
 
