@@ -224,7 +224,7 @@ def test_folders_that_are_no_sets(tmp_path: Path) -> None:
         load_set(str(tmp_path / "hollow"))
     tree(tmp_path / "short", {"a": "", "b": ""})
     put_text(tmp_path / "short" / "classnames.txt", "only one")
-    with pytest.raises(ValueError, match="short has 2 class folders, and 1 names in classnames.txt"):
+    with pytest.raises(ValueError, match="short has 2 class folders, and 1 name in classnames.txt"):
         load_set(str(tmp_path / "short"))
 
 
@@ -452,7 +452,7 @@ def test_images_beside_the_class_folders_are_told(
     assert load_set("folder:set").remarks == ()
     for name in ("a.png", "b.HEIC", ".c.png", "readme.txt"):
         put(tmp_path / "set" / name, 1)
-    line = "set: 2 images lie beside the class folders, in no class, and cannot be used"
+    line = "set: 2 images beside the class folders, in no class: left out"
     assert load_set("set").remarks == (line,) and len(load_set("set")) == 3
     main(["eval", str(tiny_folder), "--sets", "set", "--attacks", "clean"])
     assert line in capsys.readouterr().out

@@ -157,7 +157,7 @@ def test_sources_that_cannot_be_used(tiny: CLIP, tmp_path: Path) -> None:
     (tmp_path / "fake.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match=r"fake\.tar holds no pairs"):
         opened(tiny, tmp_path / "fake.tar")
-    with pytest.raises(ValueError, match="holds 5 pairs, which do not fill one batch of 8"):
+    with pytest.raises(ValueError, match="holds 5 pairs, not enough for one batch of 8"):
         opened(tiny, write_folder(tmp_path / "few", 5))
 
 

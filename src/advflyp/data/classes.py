@@ -74,7 +74,7 @@ class DecodedClasses(Decoded[int, tuple[int, str]]):
         chosen = config.chosen_templates()
         self.classes, self.templates = labelled.classes, chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
-        super().__init__(config, reader, seed, len(self.places), "pictures", device, share)
+        super().__init__(config, reader, seed, len(self.places), "picture", device, share)
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
         for number, at in permuted(len(self.places), self.seed, epoch, start, self.share):

@@ -171,7 +171,7 @@ class Decoded(ABC, Generic[Raw, With]):
         self.dirt = Dirt()
         if count < config.batch_size:
             raise ValueError(
-                f"{config.train} holds {count} {noun}, which do not fill one batch of {config.batch_size}; "
+                f"{config.train} holds {counted(count, noun)}, not enough for one batch of {config.batch_size}; "
                 "lower data.batch_size"
             )
 
@@ -280,7 +280,7 @@ class DecodedPairs(Decoded[Sample, str]):
         share: Share,
         captions: bool,
     ) -> None:
-        noun = "pairs" if captions else "images"
+        noun = "pair" if captions else "image"
         super().__init__(config, reader, seed, len(stream), noun, device, share)
         self.stream = stream
         self.captions = captions

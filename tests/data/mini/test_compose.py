@@ -160,7 +160,7 @@ def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_small_for_a_batch(folder: Path) -> None:
-    with pytest.raises(ValueError, match="holds 20 pairs, which do not fill one batch of 64"):
+    with pytest.raises(ValueError, match="holds 20 pairs, not enough for one batch of 64"):
         mini_pairs(folder, batch_size=64)
 
 
