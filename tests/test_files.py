@@ -231,8 +231,9 @@ def test_a_folder_is_new_or_replaced_as_asked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is there already"), draft_folder(tmp_path / "file") as draft:
         publish_folder(draft, tmp_path / "file")
-    with pytest.raises(KeyboardInterrupt), draft_folder(tmp_path / "a" / "b") as draft:
-        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="No space left") as caught, draft_folder(tmp_path / "a" / "b") as draft:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "a" / "b")
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "link", "file"}
 
 

@@ -131,7 +131,8 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         try:
             draft = work / folder.name
             draft.mkdir()
-            yield draft
+            with naming(folder):
+                yield draft
         finally:
             _clear(work)
             for parent in made:
