@@ -364,6 +364,6 @@ def test_a_vocabulary_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_tokenizer_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "MAX_DOCUMENT_BYTES", 1000)
     (folder / "tokenizer.json").write_text(" " * 1001)
-    edit_config(folder, lambda c: c["text_cfg"].update(hf_tokenizer_name="x"))
+    edit_config(folder, lambda c: c["text_cfg"].update(hf_tokenizer_name="x", tokenizer_kwargs={}))
     with pytest.raises(ValueError, match=r"cannot be read: tokenizer\.json is larger than"):
         load_model(folder)
