@@ -213,7 +213,8 @@ def test_what_is_not_known_is_not_said(tiny_folder: Path, capsys: pytest.Capture
 def test_masked_gradients_are_said(run: Path, tmp_path: Path) -> None:
     cells = read_cells(run.parent / "r.jsonl")
     for cell in cells:
-        append_cell(tmp_path / "flagged.jsonl", replace(cell, sanity={"passed": cell.norm is None}))
+        verdict = {"passed": cell.norm is None, "n": 4, "failed": []}
+        append_cell(tmp_path / "flagged.jsonl", replace(cell, sanity=verdict))
     text = prepare(run, "user/robust", results=[tmp_path / "flagged.jsonl"]).written["README.md"]
     assert "A check for masked gradients failed" in text
 

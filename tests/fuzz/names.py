@@ -62,8 +62,8 @@ def classes(rng: random.Random, inside: Path, out: Path) -> Callable[[], object]
 
 def arguments(rng: random.Random, inside: Path, out: Path) -> Callable[[], object]:
     """Words on a command line that name nothing."""
-    # What the system can hand over: no zero byte, and what is not UTF-8 comes as halves of characters. No addresses: what
-    # a user names is fetched.
+    # What the system can hand over: no zero byte, and what is not UTF-8 comes as halves of characters. No addresses:
+    # what a user names is fetched.
     word, other = (
         os.fsdecode(text(rng).encode("utf-8", "surrogatepass").replace(b"\0", b"").replace(b"://", b":/"))
         for _ in range(2)

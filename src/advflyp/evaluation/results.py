@@ -131,6 +131,7 @@ def _checked(record: Any) -> Cell:
     for name in cell.attack_args.keys() & SHOWN_ARGUMENTS.keys():
         convert(cell.attack_args[name], SHOWN_ARGUMENTS[name], f"attack_args.{name}")
     if cell.sanity is not None:
+        convert(cell.sanity.get("passed"), bool, "sanity.passed")
         convert(cell.sanity.get("n"), int, "sanity.n")
         convert(cell.sanity.get("failed"), list[str], "sanity.failed")
     if any(len(counts) != 2 for counts in cell.per_class.values()):
