@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from advflyp import files
 from advflyp.attack.threat import Threat
 from advflyp.data.labelled import LabelledSet
 from advflyp.data.pictures import Pictures, balanced
@@ -136,7 +137,7 @@ def test_a_line_is_appended_without_reading_those_before(
 
     path = tmp_path / "r.jsonl"
     path.write_text('{"model": "' + "x" * 300_000 + '"}\n' + '{"model": "' + "y" * 200_000)
-    monkeypatch.setattr(jsonl, "open", counted, raising=False)
+    monkeypatch.setattr(files, "open", counted, raising=False)
     jsonl.append_line(path, {"model": "b"})
     assert [len(record["model"]) for record in jsonl.read_lines(path, dict)] == [300_000, 1]
     read.clear()
