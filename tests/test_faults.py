@@ -150,12 +150,14 @@ def check_said(code: int, error: str, why: str) -> None:
     assert error.startswith("advflyp: ") and error.count("\n") == 1
 
 
-def check_nothing_half_written(root: Path, expected: dict[str, Any]) -> None:
+def check_nothing_half_written(root: Path, expected: dict[str, Any], besides: str = "$") -> None:
     """What is there under its name is whole; results are the first ones of those that are to come."""
     found = results(root)
     for name, value in found.items():
         begun = name.endswith(".jsonl") and value is not None and value == expected[name][: len(value)]
-        assert begun or value == expected.get(name) or UNFINISHED.fullmatch(name), name
+        assert (
+            begun or value == expected.get(name) or UNFINISHED.fullmatch(name) or re.fullmatch(besides, name)
+        ), name
 
 
 def check_again(
@@ -222,5 +224,6 @@ def test_interrupted_before_any_operation(
             assert code == 128 + signals[0], (operations[place], error)
             assert error.startswith("advflyp: interrupted") and error.count("\n") == 1
             if len(signals) == 1:
-                check_nothing_half_written(root, expected)
+                # A draft is left where the removal of one was interrupted.
+                check_nothing_half_written(root, expected, besides=r"(.*/)?\.[^/]*\.partial(/.*)?")
         check_again(arguments, root, expected, operations[place], capsys)

@@ -131,7 +131,7 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         try:
             draft = work / folder.name
             draft.mkdir()
-            with naming(folder):
+            with _called(folder, within=work):
                 yield draft
         finally:
             _clear(work)
@@ -362,12 +362,14 @@ def _new_draft(folder: Path, name: str) -> IO[bytes]:
 
 
 @contextmanager
-def _called(path: Path) -> Iterator[None]:
-    """Errors name what a user knows, not its draft."""
+def _called(path: Path, within: Path | None = None) -> Iterator[None]:
+    """Errors name what a user knows, not its draft: all of them, or those that name what is `within`, or nothing."""
     try:
         yield
     except OSError as error:
-        error.filename = os.fspath(path)
+        named = error.filename
+        if within is None or named is None or Path(os.fsdecode(named)).is_relative_to(within):
+            error.filename = os.fspath(path)
         raise
 
 
