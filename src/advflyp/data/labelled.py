@@ -32,6 +32,7 @@ from advflyp.data.mini import mini_sets as mini_sets
 from advflyp.data.pictures import Pictures, balanced
 from advflyp.data.prefetch import threaded
 from advflyp.data.prompts import PHOTO, choose_templates, describe
+from advflyp.errors import RunError
 from advflyp.own import is_own, own
 from advflyp.wording import counted
 
@@ -110,6 +111,8 @@ class LabelledSet:
         """
         try:
             return as_rgb(self.pictures[index][0])
+        except RunError:
+            raise  # of the machine, not of the image
         except OSError as error:
             raise Unusable(error.strerror or "unreadable image") from None
         except UNREADABLE:
