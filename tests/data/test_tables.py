@@ -501,3 +501,11 @@ def test_images_alone(kind: str, tmp_path: Path) -> None:
         open_source(str(path))
     with pytest.raises(ValueError, match="has no column 'txet'"):
         open_source(str(path), captions=False, columns=Columns(caption="txet"))
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a note")
+    with pytest.raises(
+        ValueError, match=r"notes\.txt holds no pairs: it is neither a shard \(\*\.tar\) nor a table"
+    ):
+        open_source(str(tmp_path / "notes.txt"))

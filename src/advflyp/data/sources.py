@@ -5,7 +5,7 @@ from pathlib import Path
 
 from advflyp.config import nearest_path
 from advflyp.data.addresses import expand, is_remote, open_binary
-from advflyp.data.filenames import is_clutter, is_image, shards_in
+from advflyp.data.filenames import is_clutter, is_image, is_shard, shards_in
 from advflyp.data.folder_pairs import FolderPairs
 from advflyp.data.manifest import read_manifest
 from advflyp.data.samples import Indexed, Sample, Sharded
@@ -137,6 +137,8 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
         size = sum(shard.count or 0 for shard in shards)
     if not size:
         problem = next((sample.problem for sample, _ in shards[0].read()), None)
+        if problem is not None and not is_shard(files[0]):
+            problem = f"it is neither a shard (*.tar) nor a table ({', '.join(TABLES)})"
         raise ValueError(
             f"{files[0]}{' and the others hold' if len(files) > 1 else ' holds'} no pairs"
             + (f": {problem}" if problem else "")
