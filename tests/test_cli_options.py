@@ -32,6 +32,7 @@ BASE = {
     "recipes": "",
     "watch": "run --once",
     "protocols": "",
+    "models": "",
     "eval": "model --sets classes --attacks clean --limit 2 --device cpu",
     "compare": "results.jsonl results.jsonl",
     "retrieval": "model pairs --attacks clean --limit 2 --device cpu",

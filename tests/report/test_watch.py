@@ -95,7 +95,7 @@ def test_a_run_is_watched_stopped_and_resumed(
 
 
 def check_running(text: str, process: int) -> None:
-    assert f"running (process {process}), last line" in text
+    assert re.search(rf"running \(process {process} on \S+\), last line", text)
     assert re.search(r"step \d+ of 40 .* \d+ % \d+ (s|min) to go epoch \d+ of 10, \d+ images seen", text)
     for name in ("loss", "loss/clip", "loss/feature", "grad_norm", "attack_gain (×)", "phi (rad)", "lr"):
         assert re.search(rf"{re.escape(name)} [\d.e-]+ [▁▂▃▄▅▆▇]+ [\d.e-]+ – [\d.e-]+", text), name
