@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from pathlib import Path
 
 # What a user, a launcher or a scheduler has set is no part of a test. Before the imports below, some of which read it,
@@ -15,6 +16,9 @@ FOREIGN = re.compile(
 )
 for name in filter(FOREIGN.fullmatch, list(os.environ)):
     del os.environ[name]
+
+# A shell turns Ctrl-C off for what runs in the background, and what is started there inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny models gain nothing from threads, and threads that wait for a busy processor cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

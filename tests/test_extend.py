@@ -129,7 +129,10 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
         ([*train, "nothing:Here"], "'nothing:Here': there is no module nothing, neither installed nor in"),
         ([*train, "my_method:Anker"], "my_method.py has no Anker"),
         ([*train, "my_set:colours"], "'my_set:colours' is no subclass of advflyp.method.Method"),
-        ([*train, "my_method:Anchor"], "unknown key"),
+        (
+            [*train, "my_method:Anchor"],
+            "method.feature_weight is a key of advflyp, flyp and tecoa, not of my_method:Anchor",
+        ),
         ([*evaluate, "nothing:here"], "there is no module nothing"),
         (["eval", "mini", "--sets", "nothing:here"], "there is no module nothing"),
     ):

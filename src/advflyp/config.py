@@ -167,12 +167,13 @@ def check_method_keys(given: Iterable[str], method: str, known: Mapping[str, Ite
     keys = {name: list(keys) for name, keys in known.items()}
     mistakes = Mistakes()
     for key in given:
-        others = [name for name in keys if key in keys[name]]
+        others = sorted(name for name in keys if key in keys[name])
         with mistakes.noted():
             if others and method not in others:
+                listed = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
                 raise ValueError(
-                    f"method.{key} is a key of {' and '.join(others)}, not of {method}: leave it out, or take a recipe "
-                    "of the method that you mean (`advflyp recipes`)"
+                    f"method.{key} is a key of {listed}, not of {method}: leave it out, or take a recipe of the method "
+                    "that you mean (`advflyp recipes`)"
                 )
             unknown([key], keys[method], "method.")
     mistakes.end()
