@@ -66,6 +66,10 @@ def caller() -> tuple[str, int]:
     return "?", 0
 
 
+# What makes a buffer on "meta", where a model's size is looked at before it is made.
+SIZED = (aten.lift_fresh.default, aten.zero_.default)
+
+
 class Sham(Tensor):
     """A tensor on cuda:0, with its values in `host`.
 
@@ -203,8 +207,8 @@ class ShamDevice(TorchDispatchMode):
         any_sham = any(isinstance(leaf, Sham) for leaf in leaves)
         hosts = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Sham)]
         on_device = _is_result_on_device(func, args, kwargs, any_sham)
-        if func is aten.lift_fresh.default and hosts and hosts[0].is_meta:
-            return hosts[0]  # torch.tensor, where a model's size is looked at before it is made
+        if func in SIZED and hosts and hosts[0].is_meta:
+            return func(*args, **kwargs)
         if any(host.is_meta for host in hosts):
             raise DeviceError(
                 f"a tensor on meta cannot be used beside the sham device ({func} in {caller()[0]})"

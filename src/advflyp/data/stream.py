@@ -54,8 +54,20 @@ class Share:
         mine = (row >= self.first) & (row < self.last)
         rest = count % self.batch
         if rest and not self.drop_last:
-            mine[count - rest :] = Share(rest, self.rank, self.ranks).holds(rest)
+            first, last = self.of_last(rest)
+            mine[count - rest :] = (row[:rest] >= first) & (row[:rest] < last)
         return mine
+
+    def of_last(self, rest: int) -> tuple[int, int]:
+        """The rows, from the first to the last, exclusive, of a batch of `rest` at most as large as a full one: as many
+        for each process as for the others, but for one, and for none more than it has of a full batch.
+        """
+        each, more = divmod(rest, self.ranks)
+        full = [Share(self.batch, rank, self.ranks).size for rank in range(self.ranks)]
+        larger = sorted(range(self.ranks), key=lambda rank: -full[rank])[:more]
+        sizes = [each + (rank in larger) for rank in range(self.ranks)]
+        first = sum(sizes[: self.rank])
+        return first, first + sizes[self.rank]
 
 
 # One process has all rows, of however many a batch consists.

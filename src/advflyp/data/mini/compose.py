@@ -164,8 +164,7 @@ class MiniPairs:
             images = compose(rgba, self.mono[index], generator)
             images = augment(images, self.mirror[index], generator)
             # Made as a whole by every process, so that several see the pictures of one: composing costs little.
-            share = Share(len(index), self.share.rank, self.share.ranks)
-            mine = slice(share.first, share.last)
+            mine = slice(*self.share.of_last(len(index)))
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
             yield {"images": images[mine], **about, "position": {"batch": batch + 1}}
 
