@@ -123,11 +123,8 @@ class AdvFLYP(Regularised):
                 f"{model.name} has none; use 'auto' or 'contrastive'"
             )
 
-    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """Eq. 6: L_CLIP of the perturbed batch."""
-        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
-
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Eq. 6: L_CLIP of the perturbed batch."""
         return self._pair_loss(embeddings, batch["text_embeddings"].detach(), batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:

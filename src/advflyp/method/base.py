@@ -49,15 +49,6 @@ class Method(ABC):
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,), or a scalar for the whole batch; to be maximised."""
 
-    @property
-    def shares_clean(self) -> bool:
-        """Whether `losses` use f_θ(x) with gradients and take it from `batch["clean_embeddings"]` where it is there."""
-        return False
-
-    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """`attack_loss` of images whose (N, d) unit-norm embeddings are known; of a method that `shares_clean`."""
-        raise NotImplementedError
-
     @abstractmethod
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar terms by name; their sum is minimised. The first is the attack's loss of what it found.
@@ -65,3 +56,19 @@ class Method(ABC):
         With several processes each term is that of the whole batch, as a function of the own rows: `self.ranks` has
         the means and sums for it.
         """
+
+
+class FromEmbeddings(Method):
+    """A method whose attack sees the images through f_θ alone: one step may share its forward pass with `losses`."""
+
+    @property
+    @abstractmethod
+    def shares_clean(self) -> bool:
+        """Whether `losses` need f_θ(x) with gradients, from `batch["clean_embeddings"]` where it is there."""
+
+    @abstractmethod
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """`attack_loss` of images whose (N, d) unit-norm embeddings are known."""
+
+    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
+        return self.attack_loss_of(self.model.encode_image(images_adv), batch)

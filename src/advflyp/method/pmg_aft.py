@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.method.base import Batch, Method
+from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.method.regularisers import check_temperature, encode_branches, logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
@@ -39,7 +39,7 @@ class PMGAFTConfig:
         check_temperature(self.logit_temperature)
 
 
-class PMGAFT(Method):
+class PMGAFT(FromEmbeddings):
     """TeCoA's inner loss; in the outer one two divergences beside TeCoA's cross-entropy."""
 
     trains_on = "labelled"
@@ -53,11 +53,8 @@ class PMGAFT(Method):
     def shares_clean(self) -> bool:
         return self.config.clean_weight > 0
 
-    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """(N, 3, H, W) → (N,)."""
-        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
-
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """(N, d) → (N,)."""
         return class_loss(self.model, embeddings, batch, self.config.logit_temperature)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.distributed import ALONE, Ranks
-from advflyp.method.base import Batch, Method
+from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.method.blocks import in_row_blocks
 from advflyp.model.clip import CLIP
 
@@ -123,7 +123,7 @@ class RegularisedConfig:
         check_temperature(self.logit_temperature)
 
 
-class Regularised(Method):
+class Regularised(FromEmbeddings):
     """A method whose loss may be extended by L_feat and L_logit."""
 
     config: RegularisedConfig

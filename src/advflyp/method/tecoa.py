@@ -40,11 +40,8 @@ class TeCoA(Regularised):
     trains_on = "labelled"
     config: TeCoAConfig
 
-    def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """(N, 3, H, W) → (N,): each image for itself."""
-        return self.attack_loss_of(self.model.encode_image(images_adv), batch)
-
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """(N, d) → (N,): each image for itself."""
         return class_loss(self.model, embeddings, batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from advflyp.data.classes import readings
 from advflyp.distributed import Ranks
 from advflyp.files import names_in
 from advflyp.method import METHODS, find_method
-from advflyp.method.base import Method
+from advflyp.method.base import FromEmbeddings, Method
 from advflyp.model.clip import CLIP
 from advflyp.model.hub import BEST, check_replaceable
 from advflyp.model.precision import PrecisionChoice, choose_precision
@@ -79,7 +79,7 @@ def check_attack(recipe: Recipe, method: Method) -> None:
         )
     if not attack.share_clean_forward:
         return
-    if not method.shares_clean:
+    if not (isinstance(method, FromEmbeddings) and method.shares_clean):
         raise ValueError(
             f"attack.share_clean_forward: method.name = '{name}', as it is set, needs no clean forward pass that could "
             "be shared; leave it out"

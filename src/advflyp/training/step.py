@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advflyp.attack.pgd import AttackConfig, ascend
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, widest
-from advflyp.method.base import Batch, Method
+from advflyp.method.base import Batch, FromEmbeddings, Method
 
 # Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
 DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
@@ -84,7 +84,7 @@ def perturbed(
     return ascend(images, start, loss, threat, steps=attack.steps, step_size=attack.step_size)
 
 
-def perturbed_sharing(method: Method, images: Tensor, batch: Batch, attack: AttackConfig) -> Tensor:
+def perturbed_sharing(method: FromEmbeddings, images: Tensor, batch: Batch, attack: AttackConfig) -> Tensor:
     """The one step from the images themselves whose forward pass, with its graph, the losses use again.
 
     Adds "clean_embeddings" to the batch, f_θ(x).

@@ -30,7 +30,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.judge import Judge
 from advflyp.files import recover_folder, write_text
 from advflyp.method import find_method
-from advflyp.method.base import Batch
+from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.deviation import cosine_deviation
 from advflyp.model.hub import BEST, read_card, save_model, start_from
@@ -442,6 +442,7 @@ class Trainer:
         """Eq. 6: perturb the batch jointly; the random start depends on (seed, step) alone."""
         attack = self._attack_config()
         if attack.share_clean_forward:
+            assert isinstance(self.method, FromEmbeddings)  # check_attack
             return perturbed_sharing(self.method, images, batch, attack)
         # Of a split tower the parameters in use are not these; autograd leaves their gradients out as well.
         with constant([] if self.split else self.parameters):
