@@ -27,13 +27,13 @@ from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.threat import Threat
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 from advflyp.config import number
-from advflyp.data.labelled import LabelledSet, load_set
+from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device
+from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
 from advflyp.model.zeroshot import class_embeddings, class_logits
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from figures import headline_table
 from timing import ROOT, Record, describe_machine
 
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 
 if TYPE_CHECKING:
-    from advflyp.reproduce.plan import Plan
+    from advflyp.paper.plan import Plan
 
 EXPERIMENTS = ("table2", "table4", "table10", "table11")
 KNOWN_RATES = ROOT / "docs/results/reproduce-mini/tuning.json"
@@ -64,8 +64,8 @@ class Arguments:
 def headline_plan(arguments: Arguments) -> "Plan":
     """The part of the reproduction's plan that the arguments name; ValueError for an unknown method."""
     from advflyp.config import suggest
-    from advflyp.model.hub import pick_device
-    from advflyp.reproduce.plan import make_plan
+    from advflyp.model.load import pick_device
+    from advflyp.paper.plan import make_plan
 
     plan = make_plan("mini", seeds=arguments.seeds, steps=arguments.steps).only(EXPERIMENTS)
     known = [run.name for run in plan.runs]
@@ -92,7 +92,7 @@ def work(arguments: Arguments) -> None:
     """One process: steps of the plan that no other has taken."""
     from rich.console import Console
 
-    from advflyp.reproduce.steps import carry_out
+    from advflyp.paper.steps import carry_out
 
     plan = headline_plan(arguments)
     failed = carry_out(plan, plan, arguments.out, Console(width=120))
@@ -133,7 +133,7 @@ def stop(processes: Sequence[BaseProcess]) -> None:
 
 def progress(plan: "Plan", folder: Path) -> dict[str, dict[str, int]]:
     """Label of a method → how many seeds are "planned" and "finished"."""
-    from advflyp.reproduce.steps import is_done, steps_of
+    from advflyp.paper.steps import is_done, steps_of
 
     counts = {run.label: {"planned": 0, "finished": 0} for run in plan.runs}
     for step in steps_of(plan):
@@ -148,8 +148,8 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
     Conditions are "clean", "PGD-10, ε = 1/255" and so on. Each is {"mean", "deviation", "seeds"} of the seeds that all
     sets were measured of; the deviation is the sample standard deviation over seeds, None of one seed.
     """
-    from advflyp.report.measured import Replicated, Results
-    from advflyp.report.study import read_study
+    from advflyp.paper.study import read_study
+    from advflyp.report.measure.measured import Replicated, Results
 
     study = read_study(folder)
     results = Results(study.cells, seeds=True)
@@ -182,7 +182,7 @@ def main() -> None:
     sound = run_processes(arguments)
     seconds = time.monotonic() - begun
 
-    from advflyp.model.hub import pick_device
+    from advflyp.model.load import pick_device
 
     record = Record(
         "headline", arguments.json, arguments, describe_machine(str(pick_device(arguments.device)))

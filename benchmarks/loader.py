@@ -30,9 +30,9 @@ from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from advflyp.cli_parse import arguments as parsed
-from advflyp.data.images import PictureReader
-from advflyp.data.pairs import DataConfig, Pairs, open_pairs
+from advflyp.cli.parse import arguments as parsed
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.pairs import DataConfig, Pairs, open_pairs
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
 READER = PictureReader(SETTINGS)

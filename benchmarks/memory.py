@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from advflyp.training.setup import unfreeze
 
 BATCHES = (256, 1024, 4096, 32768)

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 
 PER_FILE = 2_500_000
 GROUP = 250_000
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from advflyp.data.sample import plan, sample
+from advflyp.data.web.sample import plan, sample
 planned = plan([sys.argv[1]], num=int(sys.argv[2]), expect_success=0.68)
 start = time.perf_counter()
 summary = sample([sys.argv[1]], num=int(sys.argv[2]), out=Path(sys.argv[3]), expect_success=0.68)

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 
 RECIPE = """
 [model]

@@ -26,11 +26,11 @@ import torch
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
 
-from advflyp.cli_parse import arguments as parsed
+from advflyp.cli.parse import arguments as parsed
 from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import pick_device
 from advflyp.model.layers import Float32Conv2d, SelfAttention
+from advflyp.model.load import pick_device
 from advflyp.training.recipe import Recipe, read_recipe
 from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer

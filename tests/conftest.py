@@ -29,7 +29,7 @@ import pytest
 
 from advflyp.model import precision
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from helpers import RECIPE, make_tiny, write_folder
 from hubserver import Hub, running_hub
 

@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from advflyp.data.labelled import LabelledSet
-from advflyp.evaluation.judge import Judge
+from advflyp.data.sets.labelled import LabelledSet
+from advflyp.evaluation.evaluator import Judge
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import save_model
+from advflyp.model.load import save_model
 
 TEXT = {
     "context_length": 16,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from advflyp.data.countries import COUNTRIES
-from advflyp.data.imagenet import names_by_wnid
+from advflyp.data.sets.countries import COUNTRIES
+from advflyp.data.sets.imagenet import names_by_wnid
 from helpers import write_tar
 
 Expected = dict[int, str]

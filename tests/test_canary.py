@@ -18,22 +18,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from advflyp.data.labelled import load_set
-from advflyp.data.manifest import read_manifest
-from advflyp.data.samples import in_order
-from advflyp.data.sources import open_source
-from advflyp.data.url_list import open_urls
+from advflyp.data.pairs.manifest import read_manifest
+from advflyp.data.pairs.samples import in_order
+from advflyp.data.pairs.sources import open_source
+from advflyp.data.sets.labelled import load_set
+from advflyp.data.web.url_list import open_urls
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import read_retrieval
-from advflyp.model.export import export_model
-from advflyp.model.hub import load_model, read_card
-from advflyp.report.embedding import read_clouds
-from advflyp.report.prose import read_recipe_tree
-from advflyp.report.study import read_study
-from advflyp.runlog import read_metrics
+from advflyp.model.interop.export import export_model
+from advflyp.model.load import load_model, read_card
+from advflyp.paper.study import read_study
+from advflyp.report.figures.embedding import read_clouds
+from advflyp.report.pages.prose import read_recipe_tree
 from advflyp.training.checkpoint import load_last
 from advflyp.training.recipe import read_recipe
+from advflyp.training.runlog import read_metrics
 from helpers import pairs, write_tar
 from layouts import BUILDERS
 

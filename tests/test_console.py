@@ -11,7 +11,7 @@ from rich.text import Text
 
 from advflyp.console import SafeConsole
 from advflyp.escape import for_rich, for_terminal
-from advflyp.runlog import METRICS_FILE, RunLog, read_metrics
+from advflyp.training.runlog import METRICS_FILE, RunLog, read_metrics
 from hostile import NAMES, TEXT, assert_printable
 
 hypothesis = settings(max_examples=30, deadline=None, derandomize=True, database=None)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from advflyp import distributed
-from advflyp.cli import main
-from advflyp.data.caption import caption
+from advflyp.cli.main import main
+from advflyp.data.tools.caption import caption
 from advflyp.devices import available_devices, pick_device
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate

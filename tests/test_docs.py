@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from advflyp import cli_parse
-from advflyp.cli import CLI, Train, main
-from advflyp.cli_data import DATA
+from advflyp.cli.data import DATA
+from advflyp.cli.main import CLI, Train, main
+from advflyp.cli.main import parse as cli_parse
+from advflyp.paper.study import read_study
 from advflyp.recipes import find_recipe
-from advflyp.report.grid import sides
-from advflyp.report.measured import Condition, Results
-from advflyp.report.study import read_study
+from advflyp.report.measure.grid import sides
+from advflyp.report.measure.measured import Condition, Results
 from advflyp.training.recipe import read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))

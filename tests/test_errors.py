@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.errors import naming, refusal
 
 # What is over once the user has done something about it, and what another path is the answer to.
@@ -26,7 +26,7 @@ def test_which_file_why_and_what_to_do(
     def refused() -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setattr("advflyp.environment.describe_environment", refused)
+    monkeypatch.setattr("advflyp.cli.environment.describe_environment", refused)
     with pytest.raises(SystemExit) as stopped:
         main(["env"])
     error = capsys.readouterr().err
@@ -42,7 +42,7 @@ def test_what_no_user_can_mend_keeps_its_traceback(error: OSError, monkeypatch: 
     def failed() -> None:
         raise error
 
-    monkeypatch.setattr("advflyp.environment.describe_environment", failed)
+    monkeypatch.setattr("advflyp.cli.environment.describe_environment", failed)
     with pytest.raises(OSError) as caught:
         main(["env"])
     assert caught.value is error

@@ -10,10 +10,10 @@ import torch
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
-from advflyp.own import own
-from advflyp.runlog import read_metrics
+from advflyp.plugins import own
+from advflyp.training.runlog import read_metrics
 from helpers import write_folder
 
 ROOT = Path(__file__).parents[1]

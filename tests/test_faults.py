@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.files import RECORD
 from faults import Disk, attempt, tree
 from helpers import RECIPE, write_folder

@@ -376,15 +376,15 @@ def test_nothing_to_recover(tmp_path: Path) -> None:
 
 # What writes outside of files.py, and why it may.
 ALLOWED = {
-    "cli_parse.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
-    "publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
-    "quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
+    "cli/parse.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
+    "model/interop/publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
+    "use/quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
     "terminal.py": {"open": "the null device", "os.open": "the null device"},
-    "data/isolation.py": {"open": "the log of another program, for as long as it runs"},
-    "data/rounds.py": {"save": "of its own, by write_text"},
+    "data/web/isolation.py": {"open": "the log of another program, for as long as it runs"},
+    "data/web/rounds.py": {"save": "of its own, by write_text"},
     "data/mini/build.py": {"copytree": "into a draft"},
-    "model/export.py": {"save_pretrained": "into a draft"},
-    "model/hub.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
+    "model/interop/export.py": {"save_pretrained": "into a draft"},
+    "model/load.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
 }
 MODULES = {"fcntl", "tempfile", "filelock"}
 ALWAYS = {

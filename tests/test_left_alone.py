@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from advflyp.data.overlap import overlap
+from advflyp.data.tools.overlap import overlap
 from advflyp.evaluation import sanity
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.export import export_model
-from advflyp.model.hub import load_model, save_model, weights_sha256
+from advflyp.model.interop.export import export_model
+from advflyp.model.load import load_model, save_model, weights_sha256
 from advflyp.model.mix import curve, interpolate
-from advflyp.report.embedding import clouds
-from advflyp.report.examples import examples
+from advflyp.report.figures.embedding import clouds
+from advflyp.report.figures.examples import examples
 from advflyp.use.attack_image import attack_image
 from advflyp.use.demo import Demo
 from advflyp.use.predict import predict

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from helpers import pairs, write_folder
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             continue  # what `make` has made
         assert words[0] == "advflyp", f"the README has a command this test cannot run: {command}"
         if words[1] in ("quickstart", "demo"):
-            continue  # tests/test_quickstart.py, tests/use/test_demo.py
+            continue  # tests/use/test_quickstart.py, tests/use/test_demo.py
         main([*words[1:], *SMALLER.get(" ".join(words[:2]), [])])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.terminal import nobody_reads, prepare_streams, say
 from hostile import NAMES
 

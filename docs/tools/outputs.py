@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
-from advflyp.quickstart import AFTER, BEFORE, EPS
-from advflyp.report.render import markdown
+from advflyp.report.measure.render import markdown
+from advflyp.use.quickstart import AFTER, BEFORE, EPS
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- (run|output) -->\n+(```(\w*)\n(.*?)^```$|(?: {4}[^\n]*\n|\n)+)", re.M | re.S)
@@ -80,7 +80,7 @@ def with_tables(page: str) -> str:
 
 def protocols() -> str:
     """What differs between protocols, and what still differs from published numbers."""
-    from advflyp.report.protocols import differences, notes
+    from advflyp.report.pages.protocols import differences, notes
 
     table = markdown(differences()).partition("\n\n")[2].strip()
     return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes())
@@ -206,7 +206,7 @@ def with_summary(readme: str, values: list[str]) -> str:
 def draw() -> None:
     """The images of docs/images but demo.png: the top of the quickstart's page, the reproduction's trade-off."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from advflyp.report.paper import paper_report
+    from advflyp.paper.page import paper_report
     from browser import Browser
 
     images = ROOT / "docs/images"

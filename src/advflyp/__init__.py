@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from advflyp.method.advflyp import clip_loss as clip_loss
     from advflyp.method.regularisers import feature_deviation as feature_deviation
     from advflyp.method.regularisers import logit_divergence as logit_divergence
-    from advflyp.model.export import export_model as export_model
-    from advflyp.model.hub import load_model as load_model
+    from advflyp.model.interop.export import export_model as export_model
+    from advflyp.model.load import load_model as load_model
     from advflyp.training.trainer import train as train
     from advflyp.use.attack_image import attack_image as attack_image
     from advflyp.use.predict import predict as predict
@@ -24,9 +24,9 @@ _HOME = {
     "attack_image": "advflyp.use.attack_image",
     "clip_loss": "advflyp.method.advflyp",
     "evaluate": "advflyp.evaluation.suite",
-    "export_model": "advflyp.model.export",
+    "export_model": "advflyp.model.interop.export",
     "feature_deviation": "advflyp.method.regularisers",
-    "load_model": "advflyp.model.hub",
+    "load_model": "advflyp.model.load",
     "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
     "predict": "advflyp.use.predict",

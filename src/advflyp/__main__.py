@@ -1,5 +1,5 @@
 """`python -m advflyp`, for launchers that start modules: `torchrun --nproc-per-node 8 -m advflyp train …`."""
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 
 main()

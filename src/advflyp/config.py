@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RECIPE_BYTES, read_bounded
+from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_toml
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
-from advflyp.data.stream import Share
+from advflyp.data.pairs.stream import Share
 from advflyp.devices import pick_device
 from advflyp.errors import LostRank
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.dirt import Unusable
 from advflyp.data.limits import (
     MAX_DEPTH,
     MAX_DOCUMENT_BYTES,
@@ -21,6 +20,7 @@ from advflyp.data.limits import (
     open_regular,
     read_bounded,
 )
+from advflyp.data.pairs.dirt import Unusable
 
 # As many as a number of 64 bits has, with its sign.
 _DIGITS = 20

@@ -24,20 +24,20 @@ from advflyp.config import (
     read_toml,
     unknown,
 )
-from advflyp.data.catalogue import check_training_name, set_names
+from advflyp.data.sets.catalogue import check_training_name, set_names
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs"
 # Where the dataclass of each recipe table is; a test compares this with `training.recipe.TABLES` and `method.METHODS`.
 TABLES = {
-    "model": "model/hub.py ModelConfig",
-    "data": "data/pairs.py DataConfig",
+    "model": "model/load.py ModelConfig",
+    "data": "data/pairs/pairs.py DataConfig",
     "attack": "attack/pgd.py AttackConfig",
     "optim": "training/optim.py OptimConfig",
     "train": "training/recipe.py TrainConfig",
     "validate": "training/recipe.py ValidateConfig",
     "checkpoint": "training/checkpoint.py CheckpointConfig",
-    "log": "runlog.py LogConfig",
+    "log": "training/runlog.py LogConfig",
 }
 METHODS = {
     "advflyp": ("method/regularisers.py RegularisedConfig", "method/advflyp.py AdvFLYPConfig"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from advflyp.data.labelled import load_set
-from advflyp.data.pack import pack
+from advflyp.data.sets.labelled import load_set
+from advflyp.data.tools.pack import pack
 from advflyp.errors import RunError
 from helpers import class_folder, write_folder
 

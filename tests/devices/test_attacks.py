@@ -21,9 +21,9 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.retrieval import retrieval
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from devices.conftest import Gpu
 from devices.sham import Sync
 from evaluation.test_retrieval import write_pairs

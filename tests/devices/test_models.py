@@ -13,7 +13,7 @@ from advflyp.attack.threat import Threat
 from advflyp.evaluation.classifier import Classifier
 from advflyp.method import METHODS
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, save_model, weights_sha256
+from advflyp.model.load import load_model, save_model, weights_sha256
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.training.setup import unfreeze
 from devices.conftest import Gpu

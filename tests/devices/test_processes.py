@@ -17,8 +17,8 @@ from torch import Tensor
 
 from advflyp import distributed
 from advflyp.distributed import Group
-from advflyp.runlog import SilentLog
 from advflyp.training import trainer as module
+from advflyp.training.runlog import SilentLog
 from advflyp.training.trainer import Trainer
 from helpers import assert_equal64, models_in_float64
 

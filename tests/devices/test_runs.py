@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from advflyp.model.hub import load_model, weights_sha256
-from advflyp.runlog import read_metrics
+from advflyp.model.load import load_model, weights_sha256
 from advflyp.training.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -18,6 +17,7 @@ from advflyp.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
 from devices.conftest import Gpu
 from devices.test_steps import ALLOWED
@@ -35,12 +35,12 @@ BETWEEN_STEPS = {
     "attack/pgd.py:_ascend": "validation: images that are fooled leave the attack",
     "attack/threat.py:check_pixels": "validation: images that are no images are refused",
     "attack/victim.py:fooled": "validation: what the search has found is confirmed in float32",
-    "evaluation/judge.py:_attack": "validation: batches are put together on the device",
-    "evaluation/judge.py:_stage": "validation: predictions are counted on the host",
-    "evaluation/judge.py:all_images": "validation: images come from the host, predictions go there",
-    "model/hub.py:load_model": "the model is moved to the device",
-    "model/hub.py:_write": "the best weights are written",
-    "model/hub.py:not_finite": "weights that are saved have to be finite",
+    "evaluation/evaluator.py:_attack": "validation: batches are put together on the device",
+    "evaluation/evaluator.py:_stage": "validation: predictions are counted on the host",
+    "evaluation/evaluator.py:all_images": "validation: images come from the host, predictions go there",
+    "model/load.py:load_model": "the model is moved to the device",
+    "model/load.py:_write": "the best weights are written",
+    "model/load.py:not_finite": "weights that are saved have to be finite",
     "training/checkpoint.py:save_checkpoint": "a checkpoint is written",
     "training/ending.py:broken": "before weights are saved, the model is tried on noise from the host",
     "training/meter.py:_wait_for": "the first line: the device's rate is measured",

@@ -13,7 +13,7 @@ import torch
 
 from advflyp.attack.threat import Threat
 from advflyp.data.mini.compose import EMBEDDED, MiniPairs
-from advflyp.data.pairs import DataConfig
+from advflyp.data.pairs.pairs import DataConfig
 from advflyp.method import METHODS
 from advflyp.model.clip import TextCache
 from advflyp.model.text_store import TextStore

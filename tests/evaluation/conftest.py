@@ -1,6 +1,6 @@
 import pytest
 
-from advflyp.data.labelled import LabelledSet
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import suite
 from advflyp.model.clip import CLIP
 from helpers import labelled_by

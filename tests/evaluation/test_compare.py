@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.evaluation.compare import compare, holm, mcnemar, mean_difference_interval
 from advflyp.evaluation.results import Cell, append_cell, wilson
 from advflyp.evaluation.samples import samples_folder, write_samples
 from advflyp.report.console import as_rich
-from advflyp.report.paired import paired_table, write_comparison
+from advflyp.report.measure.paired import paired_table, write_comparison
 
 
 def store(path: Path, right: list[int], **changes: Any) -> Path:

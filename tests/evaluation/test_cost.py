@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from advflyp import files
 from advflyp.attack.threat import Threat
-from advflyp.data.labelled import LabelledSet
-from advflyp.data.pictures import Pictures, balanced
-from advflyp.evaluation import journal, jsonl, judge
+from advflyp.data.sets.labelled import LabelledSet
+from advflyp.data.sets.pictures import Pictures, balanced
+from advflyp.evaluation import evaluator as judge
+from advflyp.evaluation import journal, jsonl
 from advflyp.evaluation.attacks import Attack, Stage
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.judge import Judge
 from advflyp.model.clip import CLIP
 
 GREY = Image.new("RGB", (8, 8), (100, 120, 140))

@@ -13,20 +13,20 @@ from PIL import Image
 from torch.nn import functional as F
 
 from advflyp.attack.threat import Threat
-from advflyp.cli import ProtocolName, main
-from advflyp.data.catalogue import PAPER
-from advflyp.data.labelled import LabelledSet, load_set, set_names
+from advflyp.cli.main import ProtocolName, main
+from advflyp.data.sets.catalogue import PAPER
+from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.evaluation import suite
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import BARRED, Classifier
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.pixels import Pixels
 from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, QUICK, Protocol, find_protocol
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
-from advflyp.report.protocols import EXAMPLES, describe, differences, example, facts, protocols_table
+from advflyp.model.load import load_model
+from advflyp.report.pages.protocols import EXAMPLES, describe, differences, example, facts, protocols_table
 from helpers import assert_equal64, small_model
 from layouts import BUILDERS, webdataset
 

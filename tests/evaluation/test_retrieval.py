@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from advflyp.attack.threat import Threat
-from advflyp.cli import main
-from advflyp.data.captioned import CaptionedPictures
+from advflyp.cli.main import main
+from advflyp.data.sets.captioned import CaptionedPictures
 from advflyp.evaluation import retrieval as module
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.recall import cross_entropy, ranks
 from advflyp.evaluation.results import wilson
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval, retrieval
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import weights_sha256
+from advflyp.model.load import weights_sha256
 from helpers import assert_equal64
 
 
@@ -147,7 +147,7 @@ def test_finished_lines_are_kept(
 KILLED = """
 import os, signal
 from advflyp.evaluation.retrieval import retrieval
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 def watch(cell, done):
     if cell.attack != "clean" and done >= 14:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -242,7 +242,7 @@ def test_a_picture_that_vanishes_between_two_looks(
         if done == 24:
             (folder / "020.png").write_bytes(b"broken")
 
-    monkeypatch.setattr("advflyp.data.captioned.TOLERATED", 0.5)
+    monkeypatch.setattr("advflyp.data.sets.captioned.TOLERATED", 0.5)
     with pytest.raises(ValueError, match=r"cannot be read any more"):
         retrieval(tiny, folder, ["pgd1"], watch=lose)
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from advflyp.attack.threat import Threat
-from advflyp.data.labelled import LabelledSet
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
 from helpers import labelled_by

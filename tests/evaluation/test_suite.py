@@ -10,15 +10,15 @@ import torch
 
 import advflyp
 import helpers
-from advflyp.data.labelled import LabelledSet
+from advflyp.data.sets.labelled import LabelledSet
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.judge import Judge
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import save_model, weights_sha256
+from advflyp.model.load import save_model, weights_sha256
 from advflyp.report.console import verdicts
 
 
@@ -128,7 +128,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from helpers import labelled_by
 from advflyp.evaluation import suite
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 tiny = load_model({model!r})
 suite.set_names, suite.load_set = lambda names: names, lambda name: labelled_by(tiny, 20)
 def watch(cell, standing):

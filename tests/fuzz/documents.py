@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from advflyp.data.labelled import load_set
-from advflyp.model.hub import load_model
+from advflyp.data.sets.labelled import load_set
+from advflyp.model.load import load_model
 from fuzz.mutate import altered, as_json, text, value
 from fuzz.tars import PICTURE, pictures_of
 from fuzz.watch import command

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, features
 
-from advflyp.data.dirt import Unusable
-from advflyp.data.images import PictureReader, read_image
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.images import PictureReader, read_image
 from advflyp.use import pictures
 from fuzz.mutate import EDGES, mutated
 

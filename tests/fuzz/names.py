@@ -7,7 +7,7 @@ from pathlib import Path
 
 from advflyp import escape
 from advflyp.data.filenames import parse_member
-from advflyp.data.labelled import set_names
+from advflyp.data.sets.labelled import set_names
 from advflyp.evaluation.results import append_cell
 from advflyp.use.labels import choose_labels
 from fuzz.mutate import PATHS, text

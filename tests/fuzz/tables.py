@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.data.captioned import CaptionedPictures
-from advflyp.data.tables import Columns
-from advflyp.data.url_list import open_urls
+from advflyp.data.pairs.tables import Columns
+from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.web.url_list import open_urls
 from fuzz.mutate import as_json, mutated, text, value
 from fuzz.tars import PICTURE, train_on
 from fuzz.watch import command

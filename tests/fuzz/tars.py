@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from advflyp.data.captioned import CaptionedPictures
-from advflyp.data.images import PictureReader
-from advflyp.data.labelled import load_set
-from advflyp.data.pairs import DataConfig, open_pairs
-from advflyp.data.tars import TarShard
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.pairs import DataConfig, open_pairs
+from advflyp.data.pairs.tars import TarShard
+from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.labelled import load_set
 from fuzz.mutate import EDGES, PATHS, as_json, mutated, text, value
 from fuzz.watch import command
 from helpers import encoded_png

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 import advflyp
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.errors import RunError, refusal
 from hostile import assert_printable
 

@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from fuzz.documents import tiny
 from fuzz.mutate import EDGES, altered, as_json, mutated, text, value
 

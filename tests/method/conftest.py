@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from advflyp.model.zeroshot import class_embeddings
 from helpers import make_tiny
 

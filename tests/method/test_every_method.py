@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-
-from advflyp.data.classes import Classes
-from advflyp.method import METHODS
-from advflyp.model.hub import load_model, weights_sha256
-from advflyp.model.zeroshot import class_embeddings
-from advflyp.runlog import read_metrics
-from advflyp.training.recipe import read_recipe
-from advflyp.training.trainer import Trainer, train
 from data.test_classes import class_tree
+
+from advflyp.data.training import Classes
+from advflyp.method import METHODS
+from advflyp.model.load import load_model, weights_sha256
+from advflyp.model.zeroshot import class_embeddings
+from advflyp.training.recipe import read_recipe
+from advflyp.training.runlog import read_metrics
+from advflyp.training.trainer import Trainer, train
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_captions, sigmoid_loss
 from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, save_model
-from advflyp.runlog import read_metrics
+from advflyp.model.load import load_model, save_model
 from advflyp.training.recipe import read_recipe
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
 from helpers import RECIPE, assert_equal64, siglip_config, small_model, write_folder
 from method.oracle import DIFFERENCES, check, numeric_gradient

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 
 
 def shapes_of(architecture: str) -> dict[str, torch.Size]:

@@ -12,10 +12,10 @@ import open_clip
 import pytest
 import torch
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.model import build
 from advflyp.model.build import build_net
-from advflyp.model.hub import load_model, read_card, save_model, weights_sha256
+from advflyp.model.load import load_model, read_card, save_model, weights_sha256
 from hubserver import Hub, use_hub
 
 CANARY = """
@@ -85,7 +85,7 @@ def test_a_tokenizer_that_is_a_program(
 
 def test_a_tokenizer_of_transformers_that_is_a_program(tmp_path: Path, canary: Path) -> None:
     pytest.importorskip("transformers")
-    from advflyp.model.export import export_model
+    from advflyp.model.interop.export import export_model
 
     folder = export_model("mini-vit", "hf", tmp_path / "hf").folder
     plant(folder, canary)
@@ -114,7 +114,7 @@ def test_a_text_tower_that_is_a_program(
 def test_trust_is_not_passed_on(tmp_path: Path) -> None:
     """A folder with a usable tokenizer loads, whatever it asks for, and what is saved asks for nothing."""
     pytest.importorskip("transformers")
-    from advflyp.model.export import export_model
+    from advflyp.model.interop.export import export_model
 
     folder = export_model("mini-vit", "open_clip", tmp_path / "a").folder
     edit_config(folder, lambda c: c["text_cfg"].update(tokenizer_kwargs={"trust_remote_code": True}))

@@ -8,7 +8,7 @@ import torch
 
 from advflyp.evaluation.results import read_cells
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from advflyp.model.mix import curve, interpolate, mix
 from helpers import assert_equal64
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from helpers import TEXT, assert_equal64, small_model, small_timm
 
 # Not square, so that rows and columns cannot be mixed up: 3 × 4 patches.

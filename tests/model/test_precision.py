@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.model import precision
 from advflyp.model.precision import choose_precision, resolve
 from advflyp.training.recipe import read_recipe

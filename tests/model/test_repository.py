@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.model import repository
 from advflyp.model.clip import CLIP
-from advflyp.model.export import export_model
-from advflyp.model.hub import load_model, weights_sha256
+from advflyp.model.interop.export import export_model
+from advflyp.model.load import load_model, weights_sha256
 from hubserver import NOWHERE, TOKEN, Hub, use_hub
 
 pytest.importorskip("transformers")

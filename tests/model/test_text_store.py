@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
+from advflyp.model.load import load_model
 from advflyp.model.text_store import TextStore, text_key
 from helpers import assert_equal64, make_tiny
 

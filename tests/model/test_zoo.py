@@ -21,12 +21,12 @@ from open_clip.push_to_hf_hub import save_for_hf
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import ModelConfig, load_model, read_card, save_model, start_from
+from advflyp.model.load import ModelConfig, load_model, read_card, save_model, start_from
 from advflyp.model.repository import Address, read_address
 from advflyp.model.zoo import ENTRIES, ZOO, Entry, find_entry
-from advflyp.report.zoo import zoo_card
+from advflyp.report.pages.zoo import zoo_card
 from helpers import assert_equal64, small_model
 from hubserver import NOWHERE, Hub, use_hub
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from advflyp.data.labelled import LabelledSet
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.results import Cell
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model
-from advflyp.report import examples as examples_module
+from advflyp.model.load import load_model
+from advflyp.report.figures import examples as examples_module
 from helpers import make_tiny
 from report.cells import measured
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from advflyp.evaluation.results import Cell, append_cell
-from advflyp.report.embedding import Cloud, write_clouds
+from advflyp.report.figures.embedding import Cloud, write_clouds
 from report.cells import cell
 
 METHODS = {

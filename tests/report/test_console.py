@@ -5,9 +5,9 @@ from rich.console import Console
 
 from advflyp.evaluation.results import Cell
 from advflyp.report.console import Fitted, as_rich, before_after_table, results_table
-from advflyp.report.grid import MARKS, means_table, methods_table
-from advflyp.report.measured import Results
-from advflyp.report.tables import comparison_table
+from advflyp.report.measure.grid import MARKS, means_table, methods_table
+from advflyp.report.measure.measured import Results
+from advflyp.report.measure.tables import comparison_table
 
 
 def printed(table: Fitted, width: int = 80) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from advflyp.console import SafeConsole
-from advflyp.data.check import Checked
-from advflyp.data.dirt import Dirt
+from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.tools.check import Checked
 from advflyp.evaluation.results import append_cell
 from advflyp.report.console import as_rich, results_table, verdicts
-from advflyp.report.html import report_from_paths
-from advflyp.report.model_card import model_card
-from advflyp.report.pairs_page import check_page, dirt_table, write_page
-from advflyp.report.render import as_csv, latex, markdown
-from advflyp.report.tables import Table
+from advflyp.report.measure.render import as_csv, latex, markdown
+from advflyp.report.measure.tables import Table
+from advflyp.report.pages.html import report_from_paths
+from advflyp.report.pages.model_card import model_card
+from advflyp.report.pages.pairs_page import check_page, dirt_table, write_page
 from hostile import NAMES, assert_printable
 from report.cells import cell
 

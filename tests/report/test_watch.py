@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from advflyp.cli import main
+from advflyp.cli.main import main
 from advflyp.report.watch import duration, frame, sparkline, watch
 from advflyp.report.watched import Run
-from advflyp.runlog import read_metrics
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import train
 from training.processes import PATIENCE, Running, start
 
@@ -131,7 +131,7 @@ def test_it_starts_without_torch(recipe: Path, tmp_path: Path) -> None:
     train(recipe, {"train.max_steps": "2"}, out=tmp_path / "run")
     code = (
         "import sys\n"
-        "from advflyp.cli import main\n"
+        "from advflyp.cli.main import main\n"
         f"main(['watch', {str(tmp_path / 'run')!r}, '--once'])\n"
         "heavy = {'torch', 'open_clip', 'matplotlib', 'accelerate', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"

@@ -11,9 +11,9 @@ import pytest
 from advflyp.files import try_lock
 from advflyp.report import watched
 from advflyp.report.watched import Lock, Run, look
-from advflyp.runlog import read_metrics
 from advflyp.training import ending, setup
 from advflyp.training.checkpoint import checkpoints
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
 
 
@@ -129,7 +129,7 @@ def test_the_pace_of_a_real_run_that_was_resumed(
         return real(self, batch)
 
     # Only the log's own clock: other threads (a progress bar's) read time.monotonic when they please.
-    monkeypatch.setattr("advflyp.runlog.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("advflyp.training.runlog.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(AssertionError):
         train(recipe, {"log.every": "1"}, out=tmp_path / "run")

@@ -12,7 +12,9 @@ from pathlib import Path
 PATIENCE = 240
 # Of multiprocessing, one server for all tests; it imports this module, and with it all that is imported below.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["advflyp.cli", "advflyp.evaluation.suite", "advflyp.training.trainer"])
+FORKSERVER.set_forkserver_preload(
+    ["advflyp.cli.main", "advflyp.evaluation.suite", "advflyp.training.trainer"]
+)
 
 
 def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -21,7 +23,7 @@ def _child(arguments: list[str], environment: dict[str, str], output: str) -> No
         os.dup2(file, number)
     os.environ.update(environment)
     if arguments[0] == "advflyp":
-        from advflyp.cli import main
+        from advflyp.cli.main import main
 
         main(arguments[1:])
     elif arguments[0] == "waiting":

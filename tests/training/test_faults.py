@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from advflyp.errors import RunError
-from advflyp.model.hub import load_model
-from advflyp.runlog import read_metrics
+from advflyp.model.load import load_model
 from advflyp.training.checkpoint import Damaged, checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.ending import explained
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
 from training.processes import PATIENCE, Running, finish, run, start
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.test_classes import class_tree
 from rich.console import Console
 
 import advflyp.training.step as step_module
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.data.stream import Share
-from advflyp.runlog import read_metrics
+from advflyp.data.pairs.stream import Share
 from advflyp.training.checkpoint import checkpoints, load_last, step_of
 from advflyp.training.meter import Flops
 from advflyp.training.recipe import read_recipe
+from advflyp.training.runlog import read_metrics
 from advflyp.training.step import constant, derive_seed, random_start
 from advflyp.training.trainer import Trainer, train
-from data.test_classes import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64
 
 

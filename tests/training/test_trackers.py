@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.runlog import read_metrics
+from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
 
 OVERRIDES = {"log.every": "1", "log.trackers": "tensorboard", "log.project": "my-project"}

@@ -9,17 +9,17 @@ from unittest import mock
 
 import pytest
 import torch
+from data.test_classes import class_tree
 
 from advflyp.attack.pgd import pgd
 from advflyp.method.advflyp import clip_loss
-from advflyp.model.hub import load_model, read_card, weights_sha256
-from advflyp.runlog import read_metrics
+from advflyp.model.load import load_model, read_card, weights_sha256
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.recipe import read_recipe
+from advflyp.training.runlog import read_metrics
 from advflyp.training.setup import copied
 from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer, train
-from data.test_classes import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
 
@@ -91,7 +91,7 @@ def test_resuming_equals_no_interruption(
 
 def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a real command, then --resume."""
-    command = [sys.executable, "-c", "from advflyp.cli import main; main()", "train", str(recipe)]
+    command = [sys.executable, "-c", "from advflyp.cli.main import main; main()", "train", str(recipe)]
     options = ["--checkpoint.every", "1", "--train.epochs", "6"]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "run"), *options], env={**os.environ})
     while process.poll() is None and len(checkpoints(tmp_path / "run/checkpoints")) < 2:

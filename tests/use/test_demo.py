@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from advflyp.cli import main
-from advflyp.model.hub import load_model
+from advflyp.cli.main import main
+from advflyp.model.load import load_model
 from advflyp.use import server as module
 from advflyp.use.demo import open_demo
 from advflyp.use.server import LocalServer

@@ -14,10 +14,10 @@ from rich.table import Table
 
 import advflyp
 from advflyp.attack.threat import Threat
-from advflyp.cli import main
-from advflyp.data.images import on_white
-from advflyp.data.labelled import load_set
-from advflyp.model.hub import load_model
+from advflyp.cli.main import main
+from advflyp.data.pairs.images import on_white
+from advflyp.data.sets.labelled import load_set
+from advflyp.model.load import load_model
 from advflyp.model.zeroshot import class_embeddings
 from advflyp.use.attack_image import AttackedPicture, Made, attack_image
 from advflyp.use.eight_bits import eight_bits

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from advflyp.config import nearest, suggest
-from advflyp.own import is_own
+from advflyp.plugins import is_own
 
 # AutoAttack's; those of the published ensembles are `STANDARD`, and `RAND` for models that draw random numbers.
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", "apgd-dlr-eot20")

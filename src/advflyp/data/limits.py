@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from advflyp.data.dirt import Unusable
+from advflyp.data.pairs.dirt import Unusable
 from advflyp.errors import RunError, naming, refusal
 
 # An encoded image: as large as one of MAX_PIXELS without compression.

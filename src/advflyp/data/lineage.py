@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.addresses import GLOB, brace_count, expand, is_remote
-from advflyp.data.catalogue import canonical
+from advflyp.data.pairs.addresses import GLOB, brace_count, expand, is_remote
+from advflyp.data.sets.catalogue import canonical
 
 KEY = "trained_on"
 # Of a card, which may be a stranger's: names that are looked at, and files that the braces of one may name.

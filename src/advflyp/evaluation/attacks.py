@@ -16,7 +16,7 @@ from advflyp.attack.pgd import pgd_points
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.own import own
+from advflyp.plugins import own
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
+from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_json
 from advflyp.files import append, open_locked
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from advflyp.attack.names import STANDARD
 from advflyp.config import suggest
-from advflyp.data.catalogue import PAPER, TABLE
-from advflyp.data.classnames import ADVFLYP_CODE, TECOA, Rule
-from advflyp.data.labelled import LabelledSet, with_distinct_names
-from advflyp.data.prompts import PHOTO, choose_templates
+from advflyp.data.sets.catalogue import PAPER, TABLE
+from advflyp.data.sets.classnames import ADVFLYP_CODE, TECOA, Rule
+from advflyp.data.sets.labelled import LabelledSet, with_distinct_names
+from advflyp.data.sets.prompts import PHOTO, choose_templates
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.pixels import Interpolation, Pixels
 from advflyp.evaluation.results import DEFAULT_PROTOCOL

@@ -18,8 +18,8 @@ from advflyp.attack.pgd import pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.config import fill
-from advflyp.data.captioned import CaptionedPictures
-from advflyp.data.tables import Columns
+from advflyp.data.pairs.tables import Columns
+from advflyp.data.sets.captioned import CaptionedPictures
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
@@ -27,7 +27,7 @@ from advflyp.evaluation.jsonl import append_line, check_store, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device, weights_sha256
+from advflyp.model.load import load_model, pick_device, weights_sha256
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
 LOSSES = {"pgd": ("multi-positive cross-entropy", cross_entropy), "cw": ("margin", margin)}

@@ -20,7 +20,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 
 STEPS = (1, 5, 10, 40)
 QUERIES = 200

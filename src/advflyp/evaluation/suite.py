@@ -13,21 +13,21 @@ import torch
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.threat import Threat
-from advflyp.data.catalogue import canonical
-from advflyp.data.labelled import LabelledSet, load_set, set_names
 from advflyp.data.lineage import was_trained_on
+from advflyp.data.sets.catalogue import canonical
+from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
+from advflyp.evaluation.evaluator import Judge, Outcome, Standing
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import check_store
-from advflyp.evaluation.judge import Judge, Outcome, Standing
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device, read_card, weights_sha256
+from advflyp.model.load import load_model, pick_device, read_card, weights_sha256
 from advflyp.model.precision import Precision, PrecisionChoice, choose_precision
 
 

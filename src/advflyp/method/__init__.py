@@ -11,7 +11,7 @@ from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.method.pmg_aft import PMGAFT, PMGAFTConfig
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
 from advflyp.method.tga_zsr import TGAZSR, TGAZSRConfig
-from advflyp.own import is_own, own
+from advflyp.plugins import is_own, own
 
 METHODS: dict[str, tuple[type[Method], type]] = {
     "advflyp": (AdvFLYP, AdvFLYPConfig),

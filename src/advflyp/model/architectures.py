@@ -8,7 +8,7 @@ import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, _build_vision_tower
 
-from advflyp.model.hub import ARCHITECTURES, BUNDLED, PREPROCESSING
+from advflyp.model.load import ARCHITECTURES, BUNDLED, PREPROCESSING
 
 Shapes = Mapping[str, torch.Size]
 # How many models of one activation a message names.

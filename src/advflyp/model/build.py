@@ -23,11 +23,11 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 
 from advflyp.config import convert
-from advflyp.data.dirt import Unusable
 from advflyp.data.limits import MAX_DOCUMENT_BYTES, MAX_LIST_BYTES, read_bounded
+from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import read_json, read_json_object
+from advflyp.model.interop.weights_file import read_weights_file
 from advflyp.model.repository import open_repository
-from advflyp.model.weights_file import read_weights_file
 
 ARCHITECTURES = Path(__file__).parent / "configs"
 CONFIG_FILE = "open_clip_config.json"

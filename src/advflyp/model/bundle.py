@@ -15,15 +15,15 @@ from typing import Annotated
 
 import torch
 
-from advflyp.cli_parse import Arg, arguments
+from advflyp.cli.environment import processor_name
+from advflyp.cli.parse import Arg, arguments
 from advflyp.documents import read_json_object
-from advflyp.environment import processor_name
 from advflyp.evaluation.suite import evaluate
-from advflyp.model.hub import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
+from advflyp.model.load import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
 from advflyp.model.mix import mix
-from advflyp.report.model_card import scrubbed
-from advflyp.runlog import read_metrics
+from advflyp.report.pages.model_card import scrubbed
 from advflyp.terminal import say
+from advflyp.training.runlog import read_metrics
 from advflyp.wording import counted
 
 

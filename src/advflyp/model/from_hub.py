@@ -18,10 +18,10 @@ from advflyp.model.build import (
     open_clip_weights,
     read_open_clip_config,
 )
-from advflyp.model.checkpoints import SUFFIXES, load_checkpoint_file
 from advflyp.model.clip import CLIP
-from advflyp.model.hf_folder import check_complete, hf_weights, read_hf_config
-from advflyp.model.hub import describe, from_folder, from_transformers
+from advflyp.model.interop.checkpoints import SUFFIXES, load_checkpoint_file
+from advflyp.model.interop.hf_folder import check_complete, hf_weights, read_hf_config
+from advflyp.model.load import describe, from_folder, from_transformers
 from advflyp.model.repository import Address, Repository, open_repository
 from advflyp.model.zoo import refuse_classifiers
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.data.prompts import fill
+from advflyp.data.sets.prompts import fill
 from advflyp.model.clip import CLIP
 
 

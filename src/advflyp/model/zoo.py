@@ -359,7 +359,7 @@ def load_entry(entry: Entry) -> "CLIP":
         ValueError: If it cannot be fetched, or is not what the entry says.
     """
     from advflyp.model.from_hub import load_address
-    from advflyp.model.hub import describe
+    from advflyp.model.load import describe
     from advflyp.model.repository import read_address
 
     model = load_address(

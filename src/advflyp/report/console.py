@@ -12,12 +12,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from advflyp.escape import for_rich, for_terminal
-from advflyp.evaluation.judge import Standing
+from advflyp.evaluation.evaluator import Standing
 from advflyp.evaluation.results import Cell
-from advflyp.report.grid import MARKS, MIXED
-from advflyp.report.measured import Condition, Results, attack_title, radius
-from advflyp.report.tables import Table, Value, accuracy_table, check_models, comparison_table
-from advflyp.runlog import Pulse, duration
+from advflyp.report.measure.grid import MARKS, MIXED
+from advflyp.report.measure.measured import Condition, Results, attack_title, radius
+from advflyp.report.measure.tables import Table, Value, accuracy_table, check_models, comparison_table
+from advflyp.training.runlog import Pulse, duration
 from advflyp.wording import counted
 
 INTERVALS = "each accuracy is followed by its 95 % interval"

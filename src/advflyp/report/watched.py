@@ -11,7 +11,7 @@ from typing import Any
 
 from advflyp.config import convert, read_toml
 from advflyp.files import is_locked
-from advflyp.runlog import METRICS_FILE, read_metrics
+from advflyp.training.runlog import METRICS_FILE, read_metrics
 
 # Names of `training`, whose modules import torch; a test compares them.
 RECIPE_FILE = "recipe.toml"

@@ -16,7 +16,7 @@ import torch
 from advflyp.errors import GONE, RunError, refusal
 from advflyp.files import lock
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import broken_weights, not_finite
+from advflyp.model.load import broken_weights, not_finite
 
 LOCK_FILE = ".lock"
 # What a scheduler sends before it takes the machine away, and Ctrl-C.

@@ -9,16 +9,16 @@ import tomli_w
 
 from advflyp.attack.pgd import AttackConfig
 from advflyp.config import Mistakes, as_tree, build, override, read_toml, unknown
-from advflyp.data.pairs import DataConfig
+from advflyp.data.pairs.pairs import DataConfig
 from advflyp.documents import parse_toml
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
-from advflyp.model.hub import ModelConfig
+from advflyp.model.load import ModelConfig
 from advflyp.model.precision import check_precision
 from advflyp.recipes import find_recipe
-from advflyp.runlog import LogConfig
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
+from advflyp.training.runlog import LogConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from advflyp.config import read_toml
-from advflyp.data.classes import readings
+from advflyp.data.training import readings
 from advflyp.distributed import Ranks
 from advflyp.files import names_in
 from advflyp.method import METHODS, find_method
 from advflyp.method.base import FromEmbeddings, Method
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import BEST, check_replaceable
+from advflyp.model.load import BEST, check_replaceable
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.model.resolution import positions_at
-from advflyp.runlog import METRICS_FILE
 from advflyp.training.checkpoint import checkpoints, step_of
 from advflyp.training.ending import LOCK_FILE
 from advflyp.training.recipe import Recipe, TrainConfig
+from advflyp.training.runlog import METRICS_FILE
 
 RECIPE_FILE = "recipe.toml"
 CHECKPOINTS = "checkpoints"

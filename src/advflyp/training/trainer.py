@@ -17,26 +17,25 @@ from torch.nn import functional as F
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.pgd import AttackConfig
-from advflyp.data.classes import Classes, DecodedClasses, open_training
-from advflyp.data.dirt import Dirt
-from advflyp.data.images import PictureReader
-from advflyp.data.labelled import load_set
 from advflyp.data.lineage import trained_on
-from advflyp.data.stream import Position, Share
+from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.stream import Position, Share
+from advflyp.data.sets.labelled import load_set
+from advflyp.data.training import Classes, DecodedClasses, open_training
 from advflyp.devices import to_device
 from advflyp.distributed import Ranks
 from advflyp.errors import LostRank, RunError
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.judge import Judge
+from advflyp.evaluation.evaluator import Judge
 from advflyp.files import recover_folder, write_text
 from advflyp.method import find_method
 from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.deviation import cosine_deviation
-from advflyp.model.hub import BEST, read_card, save_model, start_from
+from advflyp.model.load import BEST, read_card, save_model, start_from
 from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.runlog import RunLog, SilentLog
 from advflyp.training import sharding
 from advflyp.training.checkpoint import (
     checkpoints,
@@ -51,6 +50,7 @@ from advflyp.training.meter import Meter, not_finite
 from advflyp.training.optim import learning_rate, make_optimizer, peak_rate, set_learning_rate
 from advflyp.training.outcome import changes, shown
 from advflyp.training.recipe import Recipe, difference, leaves, read_recipe
+from advflyp.training.runlog import RunLog, SilentLog
 from advflyp.training.setup import (
     CHECKPOINTS,
     RECIPE_FILE,

@@ -14,13 +14,13 @@ import torch
 from advflyp.attack.threat import Threat
 from advflyp.config import fill
 from advflyp.console import SafeConsole
-from advflyp.data.labelled import load_set
+from advflyp.data.sets.labelled import load_set
 from advflyp.escape import for_html, for_rich
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device
-from advflyp.report.measured import attack_title, radius
+from advflyp.model.load import load_model, pick_device
+from advflyp.report.measure.measured import attack_title, radius
 from advflyp.use.attack_image import attack_with
 from advflyp.use.eight_bits import check_reach
 from advflyp.use.labels import choose_labels

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advflyp.data.labelled import load_set, set_names
 from advflyp.data.limits import MAX_NAME
-from advflyp.data.prompts import PHOTO, choose_templates, fill
+from advflyp.data.sets.labelled import load_set, set_names
+from advflyp.data.sets.prompts import PHOTO, choose_templates, fill
 from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from advflyp.data.dirt import Unusable
-from advflyp.data.images import (
+from advflyp.data.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.images import (
     MIN_SIDE,
     NEEDS_AVIF,
     NEEDS_HEIF,
@@ -21,7 +22,6 @@ from advflyp.data.images import (
     finish_image,
     open_image,
 )
-from advflyp.data.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
 
 Picture = str | Path | Image.Image
 CONVERT = "or convert it to JPEG"

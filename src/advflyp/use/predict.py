@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
-from advflyp.model.hub import load_model, pick_device
+from advflyp.model.load import load_model, pick_device
 from advflyp.use.labels import choose_labels
 from advflyp.use.pictures import Picture, check_picture, name_of, read_picture
 

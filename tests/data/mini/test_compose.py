@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from advflyp.data.mini.compose import MiniClasses, MiniPairs, augment, compose, corpus_folder
-from advflyp.data.pairs import DataConfig, open_pairs
+from advflyp.data.pairs.pairs import DataConfig, open_pairs
 from helpers import write_tar
 
 CPU = torch.device("cpu")

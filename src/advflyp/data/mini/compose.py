@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.data.dirt import Dirt
 from advflyp.data.mini import EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_tar
-from advflyp.data.pairs import DataConfig
-from advflyp.data.pictures import balanced
-from advflyp.data.prompts import fill
-from advflyp.data.stream import Position, Share
+from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.pairs.stream import Position, Share
+from advflyp.data.sets.pictures import balanced
+from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
 from advflyp.wording import counted
 
@@ -102,7 +102,7 @@ class LazyImages:
 
 
 class MiniPairs:
-    """Batches from a mini corpus; see `advflyp.data.pairs.Pairs`.
+    """Batches from a mini corpus; see `advflyp.data.pairs.pairs.Pairs`.
 
     share:    which rows of a batch this process is given
     concepts: only the pictures of these; `config.limit` then takes them evenly

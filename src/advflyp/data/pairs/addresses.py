@@ -1,0 +1,291 @@
+"""Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …).
+
+There are two kinds of addresses. What the user names, on a command line or in a recipe, may be anything that fsspec
+opens. What a file names (a cell of a table) is its author's choice, who may be a stranger: `named_in` says what that
+may be, and `read_named` reads it.
+"""
+
+import http.client
+import os
+import re
+import socket
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import OpenerDirector
+
+import braceexpand
+import fsspec
+
+from advflyp.__about__ import __version__
+from advflyp.data.filenames import is_clutter
+from advflyp.data.limits import (
+    FETCH_SECONDS,
+    MAX_IMAGE_BYTES,
+    open_regular,
+    read_image_file,
+    read_image_stream,
+)
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.web.isolated import advflyp_guard as guard
+
+GLOB = set("*?[")
+# Files that a pattern may name, and digits of a number in its braces.
+MAX_NAMED, MAX_DIGITS = 1_000_000, 12
+WEB = ("http", "https")
+# What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
+FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
+# As `requests` quotes addresses: what is quoted already stays.
+SAFE = "!#$%&'()*+,/:;=?@[]~"
+
+
+def is_remote(address: str) -> bool:
+    """Whether it is fsspec's: s3://…, https://…"""
+    return "://" in address
+
+
+def open_binary(address: str) -> BinaryIO:
+    """Readable and seekable; ValueError where it cannot be opened."""
+    if is_remote(address):
+        return _open_remote(address)
+    try:
+        return open_regular(address)
+    except FileNotFoundError:
+        raise ValueError(f"there is no {address}") from None
+    except Unusable as reason:
+        raise ValueError(f"cannot open {address}: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"cannot open {address}: {error.strerror}") from None
+
+
+def explain_failure(address: str, error: BaseException) -> str:
+    """Why a server does not give what is at an address: a sentence that tells an absent file from an absent network.
+
+    Args:
+        address: What was asked for.
+        error: What urllib, fsspec or one of its file systems raised; what it was raised from says more.
+    """
+    causes = _causes(error)
+    status = next((code for cause in causes if (code := _status(cause)) is not None), None)
+    if status in (401, 403) or (status is None and any(isinstance(c, PermissionError) for c in causes)):
+        answer = "" if status is None else f" (answer {status})"
+        return f"the server does not let you read {address}{answer}: log in or set up its credentials"
+    if status == 404:
+        return f"there is no {address}: its server answers 404; check the address"
+    if status is not None:
+        return f"the server of {address} answers {status}: try again later"
+    if any(map(_is_network, causes)):
+        reason = next((text for cause in reversed(causes) if (text := _system_says(cause))), str(causes[-1]))
+        return f"the server of {address} cannot be reached ({reason}): check the network and the address"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {address}"
+    if isinstance(error, ImportError):
+        return f"{address} needs another package: {error}"
+    # Every file system of fsspec has errors of its own.
+    return f"cannot open {address}: {type(error).__name__}: {error}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from, the outermost first; urllib keeps that in `reason`."""
+    found: list[BaseException] = []
+    link: Any = error
+    while isinstance(link, BaseException) and link not in found:
+        found.append(link)
+        link = link.__cause__ or link.__context__ or getattr(link, "reason", None)
+    return found
+
+
+def _status(error: BaseException) -> int | None:
+    """The answer of HTTP that an error stands for, as urllib, aiohttp, and clients with a `response` keep it."""
+    places = (error, getattr(error, "response", None))
+    values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
+    return next((value for value in values if isinstance(value, int) and value >= 400), None)
+
+
+def _system_says(error: BaseException) -> str | None:
+    """ "Connection refused", whatever words a library has for it; those of `gaierror` have negative numbers."""
+    if not isinstance(error, OSError):
+        return None
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+
+
+def _is_network(error: BaseException) -> bool:
+    """Whether no server answered; botocore, aiohttp and httpx have no class for it in common."""
+    known = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return known or bool(re.search("Connect|Timeout|DNS", type(error).__name__))
+
+
+def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
+    """The address of what a table calls `name`; a relative name starts from the table's folder.
+
+    A table of this machine may name its files, one that is elsewhere what is below its own folder. Both may name
+    addresses of FOREIGN.
+
+    Args:
+        table: The table's own address, which the user named.
+        name: What stands in a cell.
+        local: Folders of this machine of which a table that is elsewhere may name the files.
+
+    Raises:
+        Unusable: A table may not name this.
+    """
+    folder = table.rpartition("/")[0]
+    if is_remote(table) and name.startswith(f"{folder}/") and "::" not in name.removeprefix(folder):
+        return name
+    if is_remote(name):
+        scheme = _scheme(name)
+        if scheme not in FOREIGN or (scheme not in WEB and "::" in name):
+            raise Unusable("address of a kind that a table may not name")
+        return name
+    name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
+    if not is_remote(table):
+        return os.path.join(os.path.dirname(table), name)
+    if name.startswith("/"):
+        if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
+            raise Unusable("local file named by a table that is elsewhere")
+        return name
+    # fsspec would open a chain of file systems.
+    if "::" in name:
+        raise Unusable("address of a kind that a table may not name")
+    return f"{folder}/{name}"
+
+
+def read_named(address: str, table: str) -> bytes:
+    """The encoded image at an address of `named_in`, or at a path.
+
+    Args:
+        address: Of the image.
+        table: Which names it; its own host may be private, since the user named it. Empty where no table does.
+
+    Raises:
+        Unusable: It cannot be read, is larger than MAX_IMAGE_BYTES, took too long, or is at a private address.
+    """
+    try:
+        if not is_remote(address):
+            return read_image_file(address)
+        if _scheme(address) in WEB:
+            return _fetch(address, table)
+        return _read_stored(address)
+    except (OSError, ValueError, http.client.HTTPException):
+        raise Unusable("image file cannot be read") from None
+
+
+def _read_stored(address: str) -> bytes:
+    with open_binary(address) as file:
+        try:
+            return read_image_stream(file)
+        except Unusable:
+            raise
+        except Exception as error:
+            # Every file system of fsspec has errors of its own.
+            raise ValueError(f"cannot read {address}") from error
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0].lower()
+
+
+def _fetch(address: str, table: str) -> bytes:
+    opener = _opener(_host_of(table) if _scheme(table) in WEB else None)
+    try:
+        with opener.open(quote(address, safe=SAFE), timeout=FETCH_SECONDS) as answer:
+            return answer.read()
+    except guard.Refused as reason:
+        raise Unusable(str(reason)) from None
+    except HTTPError as error:
+        error.close()  # it holds the answer
+        if error.code < 400:
+            raise  # a redirect to what is no address of the web
+        raise Unusable(f"its server answers {error.code}") from None
+    except URLError as error:
+        if isinstance(error.reason, guard.Refused):
+            raise Unusable(str(error.reason)) from None
+        if any(map(_is_network, _causes(error))):
+            raise Unusable("its server cannot be reached") from None
+        raise
+
+
+def _host_of(address: str) -> tuple[str, int]:
+    found = urlsplit(address)
+    return found.hostname or "", found.port or (443 if found.scheme.lower() == "https" else 80)
+
+
+@cache
+def _opener(named: tuple[str, int] | None) -> OpenerDirector:
+    limits = guard.Limits(max_bytes=MAX_IMAGE_BYTES, seconds=FETCH_SECONDS, named=named)
+    opener = guard.guarded_opener(limits)
+    opener.addheaders = [("User-Agent", f"advflyp/{__version__}")]
+    return opener
+
+
+def expand(pattern: str, inside: str) -> list[str]:
+    """The files that a pattern with {braces} and *globs* names, sorted within each brace.
+
+    inside: glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/"
+    ValueError, naming it, for a part that matches nothing. Other remote names without a glob are taken as they are.
+    """
+    if brace_count(pattern) > MAX_NAMED:
+        raise ValueError(f"{pattern[:100]} names more than {MAX_NAMED:,} files; name fewer, or their folder")
+    found: list[str] = []
+    if not is_remote(pattern) and Path(pattern).expanduser().is_file():
+        # Its name may hold the signs of a pattern.
+        return [str(Path(pattern).expanduser())]
+    for one in braceexpand.braceexpand(pattern):
+        matches = (
+            _remote(one + inside if one.endswith("/") else one) if is_remote(one) else _local(one, inside)
+        )
+        if not matches:
+            raise ValueError(f"there is nothing at {one}")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def brace_count(pattern: str) -> int:
+    """At most so many names come of the {braces} of a pattern."""
+    count = 1
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", pattern):
+        if max(map(len, (first, last, step))) > MAX_DIGITS:
+            return MAX_NAMED + 1
+        count *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
+    for first, last in re.findall(r"\{([A-Za-z])\.\.([A-Za-z])", pattern):
+        count *= abs(ord(last) - ord(first)) + 1
+    for inner in re.findall(r"\{([^{}]*)", pattern):
+        count = min(count * (inner.count(",") + 1), MAX_NAMED + 1)
+    return count
+
+
+def _local(one: str, inside: str) -> list[str]:
+    path = Path(one).expanduser()
+    if path.is_dir():
+        return [str(p) for p in sorted(path.glob(inside)) if not is_clutter(p.name)]
+    if path.is_file():
+        return [str(path)]
+    if not path.name:
+        return []
+    if path.is_char_device() or path.is_block_device():
+        raise ValueError(f"{one} is a device, which has no end")
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    found = sorted(anchor.glob(str(path.relative_to(path.anchor))))
+    return [str(p) for p in found if path.name.startswith(".") or not is_clutter(p.name)]
+
+
+def _remote(one: str) -> list[str]:
+    if not GLOB & set(one):
+        return [one]
+    try:
+        system, path = fsspec.url_to_fs(one)
+        found = sorted(match for match in system.glob(path) if not is_clutter(match.rpartition("/")[2]))
+        return [system.unstrip_protocol(match) for match in found]
+    except Exception as error:
+        raise ValueError(explain_failure(one, error)) from None
+
+
+def _open_remote(address: str) -> BinaryIO:
+    try:
+        system, path = fsspec.url_to_fs(address)
+        return cast(BinaryIO, system.open(path, "rb"))
+    except Exception as error:
+        raise ValueError(explain_failure(address, error)) from None

@@ -1,0 +1,156 @@
+"""Cells of tables as captions and addresses: text, or what libraries make of text on its way into a table.
+
+pandas writes a missing caption as "nan" and a list of captions as "['one', 'two']"; Spark stores text as bytes; COCO on
+the Hugging Face hub has {"raw": caption, "tokens": […]}. What is no text is refused: its Python notation would be
+trained on as a caption.
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from advflyp.data.filenames import IMAGE_SUFFIXES
+from advflyp.data.limits import MAX_IMAGE_BYTES
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.documents import parse_json
+
+# What captions are called, the likeliest first; case does not matter.
+CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
+# How Python, NumPy, pandas, JSON and SQL write a value that is not there.
+MISSING = frozenset(("", "None", "nan", "NaN", "null", "NULL", "<NA>"))
+# Python's or NumPy's notation of a list of texts; NumPy separates them by white space alone.
+_TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_LIST = re.compile(rf"\[\s*(?:(?:{_TEXT}|None|nan)(?:\s*,)?\s*)*\]", re.DOTALL)
+# Longer text is nobody's list of captions.
+MAX_NOTATION = 100_000
+MAX_PATH_BYTES = 4096
+
+
+def captions_in(value: Any) -> list[str]:
+    """The captions in a cell, none where it is empty: text, UTF-8 bytes, {"raw": …}, or a list of these.
+
+    `Unusable` for anything else, such as numbers.
+    """
+    value = _without_notation(value)
+    if not isinstance(value, list | tuple):
+        value = [value]
+    if any(isinstance(part, list | tuple) for part in value):
+        raise Unusable("caption is not text")
+    return [text for part in value for text in _captions_of_one(part)]
+
+
+def _captions_of_one(value: Any) -> list[str]:
+    if _is_missing(value):
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, bytes):
+        return captions_in(_decoded(value))
+    if isinstance(value, Mapping) and (name := _caption_key(value)) is not None:
+        return captions_in(value[name])
+    raise Unusable("caption is not text")
+
+
+def image_in(value: Any) -> bytes | str | None:
+    """The encoded image in a cell, its path or address, or None where there is none.
+
+    A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one. `Unusable` for anything else.
+    """
+    value = _without_notation(value)
+    if isinstance(value, list | tuple):
+        if len(value) > 1:
+            raise Unusable("several images in one row")
+        value = value[0] if value else None
+    if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
+        data, path = value.get("bytes"), value.get("path")
+        value = path if _is_missing(data) else data
+    if _is_missing(value):
+        return None
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bytes):
+        if len(value) > MAX_IMAGE_BYTES:
+            raise Unusable("image file is too large")
+        return value.decode().strip() if _is_path(value) else value
+    raise Unusable("neither an image nor the name of one")
+
+
+def address_in(value: Any) -> str | None:
+    """The web address in a cell, None where there is none; `Unusable` for what is not text."""
+    value = _without_notation(value)
+    if isinstance(value, list | tuple):
+        if len(value) > 1:
+            raise Unusable("several addresses in one row")
+        value = value[0] if value else None
+    if _is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        value = _decoded(value, "address")
+    if not isinstance(value, str):
+        raise Unusable("address is not text")
+    return " ".join(value.split()) or None
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a cell or the name of a column is the path of an image file or an address."""
+    text = text.strip()
+    is_file = text.rpartition(".")[2].lower() in IMAGE_SUFFIXES and "." in text
+    return is_file or bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text))
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    if isinstance(value, float):
+        return value != value
+    return value is None or value == b""
+
+
+def _decoded(value: bytes, what: str = "caption") -> str:
+    try:
+        return value.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unusable(f"{what} is not UTF-8") from None
+
+
+def _is_path(data: bytes) -> bool:
+    """Whether bytes are the name of an image file, as text is stored by writers that know no text."""
+    if len(data) > MAX_PATH_BYTES:
+        return False
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable() and names_a_file(text)
+
+
+def _caption_key(value: Mapping[Any, Any]) -> str | None:
+    lower = {name.lower(): name for name in value if isinstance(name, str)}
+    return next((lower[name] for name in CAPTION_NAMES if name in lower), None)
+
+
+def _without_notation(value: Any) -> Any:
+    """The list, mapping or bytes whose JSON or Python notation a text is; any other value as it is."""
+    if not isinstance(value, str) or len(value) > MAX_NOTATION:
+        return value
+    text = value.strip()
+    if text[:1] + text[-1:] not in ("[]", "{}") and not text.startswith(("b'", 'b"')):
+        return value
+    if _LIST.fullmatch(text):
+        return [found for one in re.findall(_TEXT, text) if (found := _literal(one)) is not None]
+    found = _literal(text)
+    parts: Iterable[Any] = found if isinstance(found, list) else [found]
+    # A caption may be in brackets: only what holds text was a notation.
+    is_notation = all(isinstance(part, str | bytes | Mapping) or _is_missing(part) for part in parts)
+    return found if found is not None and is_notation else value
+
+
+def _literal(text: str) -> Any:
+    """What JSON or Python mean by it, None where it is neither."""
+    for parse in (parse_json, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None

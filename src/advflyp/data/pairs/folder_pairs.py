@@ -1,0 +1,91 @@
+"""Pairs as files: name.jpg with name.txt beside it, or images/name.jpg with captions/name.txt."""
+
+import os
+from pathlib import Path
+
+from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk
+from advflyp.data.pairs.samples import Sample
+from advflyp.wording import counted
+
+IMAGES, CAPTIONS = "images", "captions"
+
+
+class FolderPairs:
+    """Every image below `folder`, in the order of the paths; then every text without an image: half a pair is one that
+    cannot be used.
+
+    A text (name.txt, name.caption, or name.json with a caption in it) stands beside its image, or in a folder
+    `captions` beside the folder `images`, as the paper's release has them (part0/images/1.jpg, part0/captions/1.txt).
+    captions: whether there have to be any
+    ValueError where there is no pair at all, or no image.
+    """
+
+    def __init__(self, folder: Path, captions: bool = True) -> None:
+        self.folder = folder
+        self.images, self.texts, self.lonely = _find(folder)
+        if not (any(self.texts) if captions else self.images):
+            n = len(self.images)
+            count = f"{counted(n, 'image')} but no caption" if n else "no image"
+            raise ValueError(
+                f"{folder} holds {count}: put a name.txt beside every name.jpg, or name *.tar shards"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.lonely)
+
+    def sample(self, number: int) -> Sample:
+        if number >= len(self.images):
+            lonely = self.lonely[number - len(self.images)]
+            return Sample(self._key(lonely), None, Path(lonely))
+        image, text = self.images[number], self.texts[number]
+        return Sample(self._key(image), image, None if text is None else Path(text))
+
+    def _key(self, path: str) -> str:
+        # A name that is not UTF-8 could be written nowhere.
+        return os.path.relpath(path, self.folder).encode("utf-8", "replace").decode()
+
+
+def has_pairs(folder: Path) -> bool:
+    """Whether any image below `folder` has a caption."""
+    return any(_find(folder)[1])
+
+
+def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
+    """Every image, the text of each, and the texts of none."""
+    beside = _captions_beside(folder)
+    found: list[tuple[Path, str, str]] = []  # folder, name without suffix, path
+    texts: dict[Path, dict[str, str]] = {}  # path without suffix: {suffix: path}
+    for place in [folder] if beside is None else [folder, beside]:
+        for where, files in walk(place):
+            images = set(images_among(files))
+            for name in files:
+                stem, _, suffix = name.rpartition(".")
+                if suffix.lower() in CAPTION_SUFFIXES:
+                    texts.setdefault(where / stem, {})[suffix.lower()] = str(where / name)
+                elif name in images and place is folder:
+                    found.append((where, stem, str(where / name)))
+    own: list[Path | None] = []
+    for where, stem, _ in found:
+        apart = beside if where == folder else where.with_name(CAPTIONS) if where.name == IMAGES else None
+        places = [where / stem] if apart is None else [where / stem, apart / stem]
+        own.append(next((place for place in places if place in texts), None))
+    paired = set(own)
+    # A file of JSON may be about anything.
+    lonely = sorted(
+        _first(files)
+        for place, files in texts.items()
+        if place not in paired and files.keys() != {"json"} and not is_document(place.name)
+    )
+    return [path for _, _, path in found], [_first(texts[one]) if one else None for one in own], lonely
+
+
+def _captions_beside(folder: Path) -> Path | None:
+    """Where the captions of a folder are that is itself called `images`."""
+    real = folder.resolve()
+    captions = real.with_name(CAPTIONS)
+    return captions if real.name == IMAGES and captions.is_dir() else None
+
+
+def _first(files: dict[str, str]) -> str:
+    """Of files of one name, the one that holds the captions."""
+    return next(files[suffix] for suffix in CAPTION_SUFFIXES if suffix in files)

@@ -1,0 +1,271 @@
+"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and what makes one unusable.
+
+Training pairs, labelled sets, retrieval, overlap, captions, `predict` and `attack` all decode here, so that the same
+file is the same pixels everywhere. Chosen by measurement (`benchmarks/loader.py`): JPEGs go through libjpeg-turbo
+(simplejpeg) and torchvision's resize of uint8 tensors, which differ from Pillow's by a hundredth of a grey level in the
+mean; anything unusual is Pillow's.
+"""
+
+import struct
+import zlib
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+import simplejpeg
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from advflyp.data.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
+from advflyp.data.pairs.dirt import Unusable
+
+# Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
+# Of these, what is not loaded with Pillow; AVIF came with Pillow 11.3.
+PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
+# Packages that add a format to Pillow, where they are installed, and what has to be called in them.
+PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+# Brands of HEIF files, as their first box names them, and how JPEG XL files begin.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
+NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
+NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
+# What Pillow and the libraries behind it raise for a file that is no image, or only half of one.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+# Smaller images of the web are spacers and tracking pixels.
+MIN_SIDE = 8
+# The EXIF tag, and how Pillow undoes each of its values.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+START_OF_SCAN = b"\xff\xda"
+# Where Pillow keeps metadata that may hold the orientation.
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+# Tags of a TIFF.
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+
+
+class PictureReader:
+    """Pictures as training takes them: (3, H, W) uint8 at the model's resolution.
+
+    settings: open_clip's preprocessing of the model ("preprocess_cfg")
+    resize:   length of the shorter side before the centre crop; None is the model's own, which crops nothing off it
+    interpolation: "bilinear" or "bicubic"; None is the model's own
+
+    The geometry is open_clip's. Its float pixels and these differ by rounding to 8 bits and the resize's arithmetic.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], resize: int | None = None, interpolation: str | None = None
+    ) -> None:
+        if interpolation is not None:
+            settings = {**settings, "interpolation": interpolation}
+        parsed = PreprocessCfg(**settings)
+        size = parsed.size
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        height, width = self.size
+        if resize is not None and resize < max(self.size):
+            raise ValueError(
+                f"data.resize must be at least the model's {max(self.size)} pixels, not {resize}; "
+                "`--data.resize none` is the model's own preprocessing"
+            )
+        if resize is not None and parsed.resize_mode != "shortest":
+            raise ValueError(
+                f"data.resize goes with models that crop; this one's pictures are resized to {size}: "
+                "`--data.resize none`"
+            )
+        self.shorter = resize or min(self.size)
+        self.interpolation = InterpolationMode(parsed.interpolation)
+        self.squash = parsed.resize_mode == "squash"
+        # open_clip pads for "longest", and for an oblong "shortest" resizes in its own way: rare, so left to it.
+        self.own = parsed.resize_mode == "longest" or (parsed.resize_mode == "shortest" and height != width)
+        transform: Any = image_transform_v2(parsed, is_train=False)
+        self.transform = Compose(transform.transforms[:-1])
+
+    def from_bytes(self, data: bytes) -> Tensor:
+        """An encoded picture → (3, H, W) uint8; `Unusable` where it is none, damaged, too small or too large."""
+        image = open_image(data)
+        if not self.own and _is_plain_jpeg(image):
+            try:
+                pixels = simplejpeg.decode_jpeg(data, "RGB")
+            except ValueError:
+                pass  # cut off, or recoverable: Pillow knows which
+            else:
+                return self._fit(torch.from_numpy(pixels).permute(2, 0, 1))
+        return self.from_image(finish_image(image))
+
+    def from_image(self, image: Image.Image) -> Tensor:
+        """An RGB picture → (3, H, W) uint8."""
+        if self.own:
+            return (cast(Tensor, self.transform(image)) * 255).round().to(torch.uint8)
+        return self._fit(F.pil_to_tensor(image))
+
+    def _fit(self, pixels: Tensor) -> Tensor:
+        if self.squash:
+            return F.resize(pixels, list(self.size), self.interpolation, antialias=True)
+        pixels = F.resize(pixels, [self.shorter], self.interpolation, antialias=True)
+        return F.center_crop(pixels, list(self.size))
+
+
+def read_image(
+    data: bytes, *, upright: bool = True, border: int = 0, min_side: int = MIN_SIDE
+) -> Image.Image:
+    """An encoded image → RGB, 8 bits, transparent parts white, the first frame.
+
+    Args:
+        data: The bytes of the file.
+        upright: Whether EXIF orientation is applied. The protocols of the published benchmarks ignore it.
+        border: Pixels to cut off on each side, before the image is turned.
+        min_side: A smaller image is refused. Labelled sets are measured whole.
+
+    Raises:
+        Unusable: There is no such image.
+    """
+    return finish_image(open_image(data, min_side), upright=upright, border=border)
+
+
+def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
+    """The image before anything is decoded; refused by its size if that is beyond reason."""
+    if not data:
+        raise Unusable("empty image file")
+    try:
+        image = Image.open(BytesIO(data), formats=_formats())
+    except Image.DecompressionBombError:
+        raise Unusable("image has too many pixels") from None
+    except UNREADABLE:
+        raise Unusable(_not_read(data)) from None
+    check_size(image, min_side)
+    # A progressive JPEG may go over all its pixels as often as it likes, at a few bytes each time.
+    if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
+        raise Unusable("image takes too long to decode")
+    return image
+
+
+def _not_read(data: bytes) -> str:
+    """Why Pillow does not know the format of a file."""
+    if data.startswith(JPEG_XL):
+        return NEEDS_JXL
+    if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
+        return NEEDS_AVIF
+    return NEEDS_HEIF if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS else "not an image"
+
+
+def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
+    """`Unusable` for an image whose size is beyond reason."""
+    if image.width * image.height > MAX_PIXELS:
+        raise Unusable("image has too many pixels")
+    if min(image.size) < min_side:
+        raise Unusable("image is too small")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise Unusable("image is too long and thin")
+
+
+def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
+    """An image of `open_image`, decoded and converted; see `read_image`."""
+    try:
+        image.load()
+        return as_rgb(image, upright=upright, border=border)
+    except UNREADABLE as error:
+        raise Unusable("truncated image" if "truncated" in str(error) else "unreadable image") from None
+
+
+def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
+    """A decoded image of any of Pillow's modes as `read_image` gives it; one that it gave already is left as it is.
+
+    16-bit pixels are scaled by 1/257; floats must be in [0, 1]. Pillow's own conversions clip both at 255, which makes
+    16-bit images white and floats black.
+
+    Raises:
+        Unusable: The pixels have no agreed range of values.
+    """
+    if image.mode == "RGB" and not image.info and not border:
+        return image
+    turn = TURNS.get(_orientation(image)) if upright else None
+    image = on_white(_eight_bits(image))
+    if border:
+        image = image.crop((border, border, image.width - border, image.height - border))
+    if turn is not None:
+        image = image.transpose(turn)
+    image.info = {}  # or it would be turned again by whoever reads its metadata next
+    return image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, transparent parts white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Of FORMATS, what this Pillow has; to load all plugins that it has would take a third of a second."""
+    Image.preinit()
+    for name in PLUGINS:
+        if find_spec(name):
+            import_module(name)
+    for name, register in PACKAGES.items():
+        if find_spec(name):
+            module = import_module(name)
+            if register is not None:
+                getattr(module, register)()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as the metadata say; 1 where they say nothing, or nothing sensible."""
+    if not any(key in image.info for key in METADATA):
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except UNREADABLE:
+        return 1  # whoever wrote the metadata wrote good pixels nevertheless
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of integers above 8 bits and floats, which are always grey."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    # Only files that Pillow read itself have the tags of a TIFF.
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE, (16,)))
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise Unusable("floating-point pixels outside 0 to 1")
+        values = (255 * values).round()
+    elif bits > 16 or signed or values.min() < 0 or values.max() > 65535:
+        raise Unusable("signed or 32-bit pixels")
+    else:
+        values = values.astype(np.int64) * 255 // (2**bits - 1)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """A JPEG that needs no conversion of colours and no turning."""
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1

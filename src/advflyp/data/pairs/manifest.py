@@ -1,0 +1,154 @@
+"""`manifest.json`: what a folder of shards holds, and where it came from."""
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from advflyp.__about__ import __version__
+from advflyp.config import fill
+from advflyp.data.limits import MAX_MANIFEST_BYTES
+from advflyp.data.pairs.addresses import is_remote, open_binary
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.images import open_image
+from advflyp.data.pairs.tars import TarShard
+from advflyp.documents import parse_json
+from advflyp.files import write_text
+
+FILE = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """One shard: its file name, usable pairs, size, and the hash of its bytes."""
+
+    name: str
+    pairs: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the shards of a folder hold.
+
+    pairs:    usable ones, in all shards
+    failures: {reason: samples} that did not become pairs
+    captions: mean_words, median_words, max_words, mean_characters
+    images:   median_width, median_height
+    source:   where the pairs came from: whatever whoever made them recorded
+    """
+
+    pairs: int
+    shards: list[ShardFacts]
+    failures: dict[str, int] = field(default_factory=dict)
+    captions: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+
+def read_manifest(folder: Path | str) -> Manifest | None:
+    """The manifest of a folder of shards, None where there is none of ours; ValueError for a damaged one.
+
+    folder: also an address of fsspec's; one whose manifest cannot be opened has none
+    """
+    path = f"{str(folder).rstrip('/')}/{FILE}"
+    if not is_remote(path) and not Path(path).is_file():
+        return None
+    try:
+        with open_binary(path) as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except ValueError:
+        # A bucket answers for what is not there in many ways.
+        return None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ValueError(
+            f"{path} is too large to be a manifest; remove it, and the shards are counted instead"
+        )
+    try:
+        tree = parse_json(data)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and the shards are counted instead"
+        ) from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("shards"), list):
+        return None
+    del tree["format"]
+    try:
+        return fill(Manifest, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and the shards are counted instead"
+        ) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write `folder`/manifest.json, whole or not at all."""
+    path = folder / FILE
+    write_text(path, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n")
+    return path
+
+
+def describe_shards(
+    shards: Iterable[Path],
+    *,
+    failures: Mapping[str, int] | None = None,
+    source: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Read shards and say what they hold; what cannot be used in them joins `failures`."""
+    facts: list[ShardFacts] = []
+    bad = Counter(failures or {})
+    words: list[int] = []
+    characters: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    for shard in shards:
+        pairs = 0
+        for sample, _ in TarShard(str(shard)).read():
+            try:
+                captions = sample.captions()
+                size = open_image(sample.image_bytes()).size
+            except Unusable as reason:
+                bad[str(reason)] += 1
+                continue
+            pairs += 1
+            sizes.append(size)
+            words += [len(caption.split()) for caption in captions]
+            characters += map(len, captions)
+        facts.append(ShardFacts(shard.name, pairs, shard.stat().st_size, file_sha256(shard)))
+    return Manifest(
+        pairs=sum(shard.pairs for shard in facts),
+        shards=facts,
+        failures=dict(bad.most_common()),
+        captions={
+            "mean_words": round(statistics.fmean(words), 2),
+            "median_words": statistics.median(words),
+            "max_words": max(words),
+            "mean_characters": round(statistics.fmean(characters), 2),
+        }
+        if words
+        else {},
+        images={
+            "median_width": statistics.median(width for width, _ in sizes),
+            "median_height": statistics.median(height for _, height in sizes),
+        }
+        if sizes
+        else {},
+        source=dict(source or {}),
+        versions={"advflyp": __version__, **(versions or {})},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

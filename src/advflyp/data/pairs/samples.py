@@ -1,0 +1,169 @@
+"""One image–text pair before decoding, and the two kinds of places that pairs come from."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
+from advflyp.data.pairs.addresses import read_named
+from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.documents import parse_json
+
+_LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One pair as it is stored.
+
+    key:     its name, for messages
+    image:   the encoded picture, or where it is
+    caption: every line is a caption; encoded text, a file of text or JSON, or the captions themselves
+    problem: why it cannot be used, where that is known without looking into it
+    table:   the address of the table that names the image's place, empty where none does
+    """
+
+    key: str
+    image: bytes | str | None = None
+    caption: bytes | Path | tuple[str, ...] | None = None
+    problem: str | None = None
+    table: str = ""
+
+    @property
+    def held(self) -> int:
+        """Bytes that it holds in memory, about."""
+        parts = (self.image, *(self.caption if isinstance(self.caption, tuple) else (self.caption,)))
+        return sum(len(part) for part in parts if isinstance(part, bytes | str))
+
+    def image_bytes(self) -> bytes:
+        """The encoded picture; `Unusable` where there is none."""
+        if self.problem is not None:
+            raise Unusable(self.problem)
+        if self.image is None:
+            raise Unusable("no image")
+        return self.image if isinstance(self.image, bytes) else read_named(self.image, self.table)
+
+    def captions(self) -> tuple[str, ...]:
+        """At least one, each on one line; `Unusable` where there is none."""
+        if self.problem is not None:
+            raise Unusable(self.problem)
+        caption = self.caption
+        if isinstance(caption, Path):
+            data = _bytes(caption)
+            caption = (json_captions(data) or None) if caption.suffix.lower() == ".json" else data
+        if caption is None:
+            raise Unusable("no caption")
+        if isinstance(caption, tuple):
+            # JSON can hold halves of a character, which nothing can write.
+            lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in caption]
+            if sum(map(len, lines)) > MAX_CAPTION_BYTES:
+                raise Unusable("caption is too long")
+        else:
+            lines = _text(caption).splitlines()
+        found = tuple(caption for line in lines if (caption := " ".join(line.split())))
+        if any(map(_LONG_WORD.search, found)):
+            raise Unusable("caption with an endless word")
+        if not found:
+            raise Unusable("empty caption")
+        return found
+
+
+def json_captions(data: bytes) -> tuple[str, ...]:
+    """The captions in a file of JSON about one image: a text, a list of texts, or an object that holds one of these.
+
+    Args:
+        data: The bytes of the file.
+
+    Returns:
+        No captions where an object has none under a known name.
+
+    Raises:
+        Unusable: The file is not JSON or too long, or the caption is not text.
+    """
+    try:
+        found = parse_json(_text(data))
+    except ValueError:
+        raise Unusable("caption file is not JSON") from None
+    if isinstance(found, dict) and not any(name.lower() in CAPTION_NAMES for name in found):
+        return ()
+    return tuple(captions_in(found))
+
+
+def _text(caption: bytes) -> str:
+    if len(caption) > MAX_CAPTION_BYTES:
+        raise Unusable("caption is too long")
+    try:
+        return caption.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unusable("caption is not UTF-8") from None
+
+
+def _bytes(file: Path) -> bytes:
+    """One byte more than is allowed at most."""
+    try:
+        with open_regular(file) as stream, reading(file):
+            return stream.read(MAX_CAPTION_BYTES + 1)
+    except OSError:
+        raise Unusable("caption file cannot be read") from None
+
+
+class Indexed(Protocol):
+    """Pairs that can be had in any order: an epoch is a permutation of all of them."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, number: int) -> Sample:
+        """Called from one thread; reads nothing large."""
+        ...
+
+
+class Shard(Protocol):
+    """Pairs that are read one after the other.
+
+    name:  for messages
+    count: how many, None where that is not known without reading them
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def count(self) -> int | None: ...
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
+        """Each pair with the offset behind it, from which a later call goes on. Damage is a `Sample.problem`."""
+        ...
+
+
+@dataclass
+class Sharded:
+    """Pairs in shards.
+
+    total: samples in all of them, None where that is not known
+    limit: only the first so many, in stored order
+    """
+
+    shards: Sequence[Shard]
+    total: int | None
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        assert self.total is not None
+        return self.total if self.limit is None else min(self.limit, self.total)
+
+
+def in_order(source: Indexed | Sharded) -> Iterator[Sample]:
+    """Every sample once, as stored."""
+    if not isinstance(source, Sharded):
+        yield from map(source.sample, range(len(source)))
+        return
+    left = source.limit
+    for shard in source.shards:
+        for sample, _ in shard.read():
+            if left == 0:
+                return
+            left = None if left is None else left - 1
+            yield sample

@@ -1,0 +1,260 @@
+"""The order of an epoch: shuffled, split over processes, continued exactly where it was left.
+
+Every order depends on (seed, epoch, share) alone. A position is a small mapping of numbers that a checkpoint stores;
+only the stream that made it can read it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from advflyp.data.limits import MAX_SHUFFLED_BYTES
+from advflyp.data.pairs.samples import Indexed, Sample, Shard, Sharded
+
+Position = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of every batch: the rows from `first` to `last`, exclusive.
+
+    batch: N, pictures in a batch of all processes together
+    rank:  which of `ranks` processes
+    drop_last: leave out what an epoch has beyond its full batches; else it is a smaller batch, shared out as the others
+    """
+
+    batch: int
+    rank: int = 0
+    ranks: int = 1
+    drop_last: bool = True
+
+    @property
+    def first(self) -> int:
+        return self.rank * self.batch // self.ranks
+
+    @property
+    def last(self) -> int:
+        return (self.rank + 1) * self.batch // self.ranks
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+    def batches(self, count: int) -> int:
+        """Batches in an epoch of `count` samples, each with a row for every process."""
+        full, rest = divmod(count, self.batch)
+        return full + (not self.drop_last and rest >= self.ranks)
+
+    def holds(self, count: int) -> np.ndarray:
+        """(count,) bool: which of an epoch's samples are this process's."""
+        row = np.arange(count) % self.batch
+        mine = (row >= self.first) & (row < self.last)
+        rest = count % self.batch
+        if rest and not self.drop_last:
+            first, last = self.of_last(rest)
+            mine[count - rest :] = (row[:rest] >= first) & (row[:rest] < last)
+        return mine
+
+    def of_last(self, rest: int) -> tuple[int, int]:
+        """The rows, from the first to the last, exclusive, of a batch of `rest` at most as large as a full one: as many
+        for each process as for the others, but for one, and for none more than it has of a full batch.
+        """
+        each, more = divmod(rest, self.ranks)
+        full = [Share(self.batch, rank, self.ranks).size for rank in range(self.ranks)]
+        larger = sorted(range(self.ranks), key=lambda rank: -full[rank])[:more]
+        sizes = [each + (rank in larger) for rank in range(self.ranks)]
+        first = sum(sizes[: self.rank])
+        return first, first + sizes[self.rank]
+
+
+# One process has all rows, of however many a batch consists.
+WHOLE = Share(1)
+
+
+class Stream(Protocol):
+    """Undecoded samples of an epoch."""
+
+    def __len__(self) -> int:
+        """Samples that all processes together get from an epoch, as far as that is known."""
+        ...
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        """The samples of an epoch behind `position`, each with the position behind it."""
+        ...
+
+
+def open_stream(source: Indexed | Sharded, *, seed: int, buffer: int, share: Share = WHOLE) -> Stream:
+    """The stream of one process; all of them together see each sample once an epoch."""
+    if isinstance(source, Sharded):
+        return ShardStream(source, seed=seed, buffer=buffer, rank=share.rank, ranks=share.ranks)
+    return IndexedStream(source, seed=seed, share=share)
+
+
+def permutation(n: int, *seed: Any) -> np.ndarray:
+    """(n,) a permutation that depends on the values of `seed` alone."""
+    digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(n)
+
+
+def permuted(
+    n: int, seed: int, epoch: int, position: Position | None, share: Share
+) -> Iterator[tuple[int, Position]]:
+    """The numbers below n in the order of an epoch, of every batch the rows of `share`, with positions.
+
+    So the batches of all processes together are those of a single one, row by row, as long as no sample is left out.
+    """
+    done = position["done"] if position else 0
+    mine = permutation(n, seed, epoch)[share.holds(n)]
+    for number in mine[done:].tolist():
+        done += 1
+        yield number, {"done": done}
+
+
+class IndexedStream:
+    """A permutation of all samples, of which every process takes its rows of every batch."""
+
+    def __init__(self, source: Indexed, *, seed: int, share: Share = WHOLE) -> None:
+        self.source, self.seed, self.share = source, seed, share
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        for number, at in permuted(len(self.source), self.seed, epoch, position, self.share):
+            yield self.source.sample(number), at
+
+
+class _Block:
+    """Samples that follow one another, by their place in the block.
+
+    end: the place in the stream behind the last
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count, self.held = most, 0, 0
+        self.samples: dict[int, Sample] = {}
+        self.end = (0, 0, 0)
+
+    def fill(self, incoming: Iterator[tuple[Sample, tuple[int, int, int]]], most: int | None = None) -> None:
+        """Take `most` samples more, or as many as there are and go in."""
+        left = self.most if most is None else most
+        while left and self.count < self.most and self.held < MAX_SHUFFLED_BYTES:
+            found = next(incoming, None)
+            if found is None:
+                return
+            self.samples[self.count], self.end = found
+            self.held += found[0].held
+            self.count, left = self.count + 1, left - 1
+
+
+class ShardStream:
+    """Shards in a random order; within a block of `buffer` samples that follow one another, a random order.
+
+    A block ends early where its samples fill MAX_SHUFFLED_BYTES.
+
+    Whole blocks instead of a reservoir, so that a position is where the block begins and how much of it is out:
+    resuming reads at most a block again. While a block goes out the next one comes in.
+    With fewer shards than ranks, every rank reads all of them and takes each `ranks`-th sample.
+    """
+
+    def __init__(self, source: Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1) -> None:
+        self.source, self.seed, self.buffer, self.rank, self.ranks = source, seed, buffer, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        at = position or {"block": 0, "out": 0, "shard": 0, "number": 0, "offset": 0}
+        number, out = at["block"], at["out"]
+        begin = (at["shard"], at["number"], at["offset"])
+        incoming = self._unshuffled(epoch, *begin)
+        block = _Block(self.buffer)
+        block.fill(incoming)
+        while block.samples:
+            following = _Block(self.buffer)
+            order = permutation(len(block.samples), self.seed, epoch, self.rank, number)
+            for place in order[out:].tolist():
+                following.fill(incoming, 1)
+                out += 1
+                names = zip(("shard", "number", "offset"), begin, strict=True)
+                yield block.samples.pop(place), {"block": number, "out": out, **dict(names)}
+            following.fill(incoming)
+            block, begin, number, out = following, block.end, number + 1, 0
+
+    def _unshuffled(
+        self, epoch: int, first: int, number: int, offset: int
+    ) -> Iterator[tuple[Sample, tuple[int, int, int]]]:
+        """Samples of this rank with the place behind each: shard (in the epoch's order), number in it, offset."""
+        shards = self._order(epoch)
+        split = len(self.source.shards) < self.ranks
+        for place in range(first, len(shards)):
+            shard, most = shards[place]
+            for sample, offset in shard.read(offset):  # noqa: B020, a resumed stream begins within a shard
+                if most is not None and number >= most:
+                    break
+                number += 1
+                if not split or number % self.ranks == self.rank:
+                    yield sample, (place, number, offset)
+            number = offset = 0
+
+    def _order(self, epoch: int) -> list[tuple[Shard, int | None]]:
+        """The shards of this rank, each with how many of its samples are wanted; all of them where that is None."""
+        chosen: list[tuple[Shard, int | None]] = []
+        left = self.source.limit
+        for shard in self.source.shards:
+            if left is None:
+                chosen.append((shard, None))
+            elif left > 0:
+                assert shard.count is not None
+                chosen.append((shard, min(left, shard.count)))
+                left -= shard.count
+        order = permutation(len(chosen), self.seed, epoch, "shards").tolist()
+        if len(self.source.shards) >= self.ranks:
+            order = order[self.rank :: self.ranks]
+        return [chosen[number] for number in order]
+
+
+class Mixed:
+    """Two streams, the second making up a share of the samples, evenly spread.
+
+    An epoch is one of the main stream; the other begins its own epochs as often as it is needed.
+    """
+
+    def __init__(self, main: Stream, other: Stream, share: float, ranks: int = 1) -> None:
+        if len(other) < ranks:
+            raise ValueError(
+                "data.also holds fewer pairs than there are processes; leave it out or name more"
+            )
+        self.main, self.other, self.share = main, other, share
+
+    def __len__(self) -> int:
+        return int(len(self.main) / (1 - self.share))
+
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+        at: Position = dict(
+            position or {"n": 0, "main": None, "other": None, "round": self._first_round(epoch)}
+        )
+        main = self.main.samples(epoch, at["main"])
+        other = self.other.samples(at["round"], at["other"])
+        while True:
+            if int((at["n"] + 1) * self.share) > int(at["n"] * self.share):
+                found = next(other, None)
+                if found is None:
+                    at["round"] += 1
+                    other = self.other.samples(at["round"])
+                    found = next(other)
+                sample, at["other"] = found
+            else:
+                found = next(main, None)
+                if found is None:
+                    return
+                sample, at["main"] = found
+            at["n"] += 1
+            yield sample, dict(at)
+
+    def _first_round(self, epoch: int) -> int:
+        # Rounds of different epochs of the main stream must not be the same ones.
+        return epoch * 1_000_000

@@ -1,0 +1,194 @@
+"""Images with their captions, to search one by the other: any source of pairs, read in stored order.
+
+Every line of a text is a caption, as in the shards of COCO Captions and Flickr30k that clip-benchmark reads
+(`wds_mscoco_captions`: KEY.jpg, and KEY.txt with five lines).
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from advflyp.data.filenames import shards_in
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.images import read_image
+from advflyp.data.pairs.prefetch import threaded
+from advflyp.data.pairs.samples import Sample, Sharded
+from advflyp.data.pairs.sources import open_source
+from advflyp.data.pairs.tables import Columns
+from advflyp.data.sets.labelled import TOLERATED
+from advflyp.wording import counted
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image that is not decoded yet, and its captions.
+
+    key:      its name in the source: its path below the folder or table, or SHARD:KEY
+    place:    its number among all samples of the source
+    captions: at least one
+    shard, row: where it is: number of the shard and of the sample in it; without shards, 0 and its place
+    """
+
+    key: str
+    place: int
+    captions: tuple[str, ...]
+    shard: int
+    row: int
+
+
+class CaptionedPictures:
+    """The images of `pairs` and their captions; those that cannot be used are in `unreadable`, {key: reason}.
+
+    pairs:   whatever `data.train` takes: a folder, shards, a table, hf:NAME
+    limit:   use only this many images, drawn by `seed`; a smaller limit takes a part of what a larger one takes
+    columns: of a table
+    usable:  how many there are without the limit
+    ValueError where there are no pairs, and when more than 1 % of those wanted cannot be used.
+    """
+
+    def __init__(
+        self, pairs: str | Path, *, limit: int | None = None, seed: int = 0, columns: Columns | None = None
+    ) -> None:
+        if limit is not None and limit < 2:
+            raise ValueError(f"limit must be at least 2, not {limit}: an image is searched for among others")
+        self.name = str(pairs)
+        # As in clip-benchmark's folders, which hold dataset_type.txt beside the splits.
+        test = Path(self.name).expanduser() / "test"
+        # Every sample is read here, so that nothing has to say beforehand how many there are.
+        self.source = open_source(
+            str(test) if test.is_dir() and shards_in(test) else self.name, size=1, columns=columns
+        )
+        self.unreadable: dict[str, str] = {}
+        every = list(self._usable())
+        self._check(self.unreadable, len(every) + len(self.unreadable))
+        self.usable = len(every)
+        order = list(range(len(every)))
+        if limit is not None and limit < len(every):
+            random.Random(seed).shuffle(order)
+            order = sorted(order[:limit])
+        self.entries = [every[number] for number in order]
+        if len(self.entries) < 2:
+            raise ValueError(
+                f"{self.name} holds {counted(len(self.entries), 'image')} with captions; "
+                "retrieval needs two or more"
+            )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, image by image."""
+        return [caption for entry in self.entries for caption in entry.captions]
+
+    @property
+    def owner(self) -> Tensor:
+        """(captions,) int64: which image a caption belongs to."""
+        return torch.tensor([row for row, entry in enumerate(self.entries) for _ in entry.captions])
+
+    @property
+    def places(self) -> Tensor:
+        """(images,) int64: their places among all, whatever the limit."""
+        return torch.tensor([entry.place for entry in self.entries])
+
+    def sha256(self) -> str:
+        """Of names and captions: the same pairs in another place are the same."""
+        content = [[entry.key, *entry.captions] for entry in self.entries]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def batches(
+        self, preprocess: Callable[[Image.Image], Tensor], batch_size: int, workers: int = 4
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows (N,) int64 and images (N, 3, H, W) in [0, 1], in order; decoded in threads, two batches ahead.
+
+        An image that cannot be decoded is skipped and entered in `unreadable`; `drop_unreadable` forgets it.
+        """
+        broken: dict[str, str] = {}
+        rows: list[int] = []
+        images: list[Tensor] = []
+        for row, image in enumerate(self._decoded(preprocess, workers, 2 * batch_size)):
+            if isinstance(image, str):
+                broken[self.entries[row].key] = image
+                self._check(broken, len(self.entries))
+                continue
+            rows.append(row)
+            images.append(image)
+            if len(rows) == batch_size:
+                yield torch.tensor(rows), torch.stack(images)
+                rows, images = [], []
+        if rows:
+            yield torch.tensor(rows), torch.stack(images)
+        self.unreadable |= broken
+
+    def drop_unreadable(self) -> None:
+        """Forget the images that `batches` could not decode, captions and all."""
+        self.entries = [entry for entry in self.entries if entry.key not in self.unreadable]
+
+    def _usable(self) -> Iterator[Entry]:
+        """Every sample that has an image and a caption; the others are entered in `unreadable`."""
+        for place, (shard, row, sample) in enumerate(self._samples()):
+            try:
+                captions = sample.captions()
+            except Unusable as reason:
+                self.unreadable[sample.key] = str(reason)
+                continue
+            if sample.image is None:
+                self.unreadable[sample.key] = "no image"
+                continue
+            yield Entry(sample.key, place, captions, shard, row)
+
+    def _samples(self) -> Iterator[tuple[int, int, Sample]]:
+        if not isinstance(self.source, Sharded):
+            yield from ((0, row, self.source.sample(row)) for row in range(len(self.source)))
+            return
+        for number, shard in enumerate(self.source.shards):
+            for row, (sample, _) in enumerate(shard.read()):
+                if sample.problem is not None and sample.key == shard.name:
+                    # Of a benchmark without the rest of a shard nobody could tell that it is another one.
+                    raise ValueError(f"{self.name}: {shard.name} is a {sample.problem}; fetch it again")
+                yield number, row, sample
+
+    def _wanted(self) -> Iterator[Sample]:
+        """The samples of the entries, in their order; shards without any are not opened."""
+        if not isinstance(self.source, Sharded):
+            yield from (self.source.sample(entry.row) for entry in self.entries)
+            return
+        rows: dict[int, set[int]] = {}
+        for entry in self.entries:
+            rows.setdefault(entry.shard, set()).add(entry.row)
+        for number, wanted in rows.items():
+            last = max(wanted)
+            for row, (sample, _) in enumerate(self.source.shards[number].read()):
+                if row in wanted:
+                    yield sample
+                if row == last:
+                    break
+
+    def _decoded(
+        self, preprocess: Callable[[Image.Image], Tensor], workers: int, ahead: int
+    ) -> Iterator[Tensor | str]:
+        def decoded(sample: Sample) -> Tensor | str:
+            try:
+                return preprocess(read_image(sample.image_bytes()))
+            except Unusable as reason:
+                return str(reason)
+
+        return (
+            image
+            for _, image in threaded(self._wanted(), decoded, workers, ahead, lambda sample: sample.held)
+        )
+
+    def _check(self, unusable: dict[str, str], wanted: int) -> None:
+        if len(unusable) > TOLERATED * wanted:
+            some = [f"{key} ({reason})" for key, reason in unusable.items()][:3]
+            raise ValueError(
+                f"{self.name}: more than {TOLERATED:.0%} of {counted(wanted, 'pair')} cannot be used; mend or remove "
+                f"them: {', '.join(some)}{', …' if len(unusable) > 3 else ''}"
+            )

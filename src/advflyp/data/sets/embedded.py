@@ -1,0 +1,83 @@
+"""The labelled sets of the mini corpus: those that come with the package, and those made on the user's machine."""
+
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from advflyp.data.mini import EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets
+from advflyp.data.mini.build import proxy_concepts
+from advflyp.data.sets.pictures import Encoded
+
+
+def mini_set(name: str) -> dict[str, Any]:
+    """The fields of the labelled set "mini/…"; ValueError where it is not on this machine."""
+    short = name.removeprefix("mini/")
+    if short == PROXY:
+        return _proxy_set()
+    folder = full_corpus_folder() if short in ON_DEMAND else EMBEDDED
+    info = mini_sets(folder).get(short)
+    path = folder / ("val.tar.gz" if short == "val" else f"sets/{short}.tar.gz")
+    if info is None or not path.is_file():
+        raise ValueError(f"{name} is not on this machine; fetch it with `advflyp data mini --sets {short}`")
+    return {
+        "name": name,
+        "split": info["split"],
+        "classes": info["classes"],
+        "templates": info["templates"],
+        "pictures": _read_pictures(path),
+        "info": {key: value for key, value in info.items() if key not in ("classes", "templates")},
+    }
+
+
+def _proxy_set() -> dict[str, Any]:
+    """One class for each concept of which the embedded corpus has enough renderings, on white."""
+    files: list[bytes] = []
+    keys: list[str] = []
+    concepts: list[str] = []
+    for shard in sorted(EMBEDDED.glob("train-*.tar.gz")):
+        for name, data in _read_tar(shard):
+            if name.endswith(".json"):
+                concepts.append(json.loads(data)["concept"])
+            elif name.endswith(".webp"):
+                files.append(data)
+                keys.append(f"{shard.name}/{name}")
+    assert len(files) == len(concepts)
+    classes = sorted(proxy_concepts(concepts))
+    index = {concept: number for number, concept in enumerate(classes)}
+    chosen = [number for number, concept in enumerate(concepts) if concept in index]
+    random.Random(0).shuffle(chosen)
+    return {
+        "name": f"mini/{PROXY}",
+        "split": "train",
+        "classes": classes,
+        "templates": ["{}", "a picture of a {}", "an image of {}"],
+        "pictures": Encoded(
+            [files[i] for i in chosen], [keys[i] for i in chosen], [index[concepts[i]] for i in chosen]
+        ),
+        "info": {"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
+    }
+
+
+def _read_pictures(path: Path) -> Encoded:
+    """KEY.webp and KEY.cls members of a tar."""
+    files: list[bytes] = []
+    keys: list[str] = []
+    labels: list[int] = []
+    for name, data in _read_tar(path):
+        if name.endswith(".cls"):
+            labels.append(int(data))
+        else:
+            files.append(data)
+            keys.append(name)
+    return Encoded(files, keys, labels)
+
+
+def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        for member in tar:
+            data = tar.extractfile(member)
+            assert data is not None
+            yield member.name, data.read()

@@ -1,0 +1,129 @@
+"""Downloading the sets of the table, and showing which are there. Only `advflyp data fetch` downloads anything."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+from rich.table import Table
+
+from advflyp.data.pairs.addresses import explain_failure
+from advflyp.data.sets.catalogue import (
+    GROUPS,
+    TABLE,
+    Entry,
+    Source,
+    canonical,
+    data_folder,
+    fetchable,
+    how_to_get,
+    locate,
+    parts,
+)
+from advflyp.data.sets.labelled import load_set, mini_sets, set_names
+from advflyp.files import draft_folder, move
+from advflyp.model.repository import ask_hub
+from advflyp.wording import counted
+
+HUB = "clip-benchmark"
+
+
+def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None] = print) -> None:
+    """Download sets or groups of sets into the data folder; those that are there are left alone.
+
+    wds: take the webdataset copy from the Hugging Face hub even where the authors' files can be had
+    ValueError for a name that is none, a set that has to be got by hand, and a download that fails.
+    """
+    for name in set_names(list(names)):
+        if canonical(name) is None:
+            say(f"{name}: {counted(len(load_set(name)), 'picture')}, nothing to fetch")
+            continue
+        _, entry, split = parts(name)
+        source: Source = "webdataset" if wds and split in entry.wds_splits else "any"
+        if locate(name, source) is None:
+            if not fetchable(name):
+                raise ValueError(f"{name} cannot be downloaded: {how_to_get(name)}")
+            say(f"{name}: downloading; licence: {entry.licence}; {entry.home}")
+            data_folder().mkdir(parents=True, exist_ok=True)
+            try:
+                if split in entry.splits and (entry.torchvision or entry.archive) and source == "any":
+                    _fetch_files(entry, data_folder())
+                else:
+                    _fetch_wds(entry, split, data_folder())
+            except URLError as error:
+                address = entry.home if entry.archive is None else entry.archive[0]
+                raise ValueError(
+                    f"{name} could not be downloaded: {explain_failure(address, error)}"
+                ) from None
+            except (OSError, RuntimeError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
+        labelled = load_set(name, source=source)
+        count = f"{counted(len(labelled), 'picture')}, {counted(len(labelled.classes), 'class')}"
+        if split == entry.splits[0] and len(labelled) != entry.n:
+            count += f" (published: {counted(entry.n, 'picture')})"
+        say(f"{name}: {count}")
+
+
+def _fetch_files(entry: Entry, root: Path) -> None:
+    """Unpack beside the data folder's sets first, so that half a download never passes for the set."""
+    import torchvision
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    with draft_folder(root / entry.title) as staging:
+        if entry.archive is not None:
+            download_and_extract_archive(entry.archive[0], str(staging), md5=entry.archive[1])
+        else:
+            assert entry.torchvision is not None
+            getattr(torchvision.datasets, entry.torchvision)(str(staging), download=True)
+        for child in staging.iterdir():
+            if child.is_dir():
+                if (root / child.name).exists():
+                    raise FileExistsError(17, f"{root / child.name} is in the way; move it")
+                move(child, root / child.name)
+
+
+def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    assert entry.wds is not None
+    repository = f"{HUB}/{entry.wds}"
+    # Texts of its root only: of another split, nshards.txt without the shards would pass for a damaged copy.
+    texts = [file for file in ask_hub(repository, "dataset") if file.endswith(".txt") and "/" not in file]
+    snapshot_download(
+        repository,
+        repo_type="dataset",
+        local_dir=root / entry.wds,
+        allow_patterns=[f"{entry.wds_splits[split]}/*", *texts],
+    )
+
+
+def overview() -> Table:
+    """Every set by name, with the splits that are on this machine; a split in front is the default."""
+    groups = [f"{group}: {', '.join(members)}" for group, members in GROUPS.items()]
+    table = Table(
+        title=f"Sets by name are looked for in {data_folder()}",
+        title_justify="left",
+        caption="Groups: " + "; ".join([*groups, "mini: the test sets that come with the package"]),
+        caption_justify="left",
+    )
+    for column in ("set", "pictures", "classes", "splits", "here"):
+        table.add_column(
+            column,
+            justify="right" if column in ("pictures", "classes") else "left",
+            no_wrap=column == "set",
+        )
+    for name, entry in TABLE.items():
+        here = [split for split in entry.every_split if locate(f"{name}@{split}") is not None]
+        table.add_row(
+            name, f"{entry.n:,}", f"{entry.k:,}", ", ".join(entry.every_split), ", ".join(here) or "no"
+        )
+    table.add_section()
+    for name, info in mini_sets().items():
+        table.add_row(
+            f"mini/{name}",
+            f"{info['n']:,}",
+            f"{len(info['classes']):,}",
+            info["split"],
+            "comes with the package",
+        )
+    return table

@@ -1,0 +1,223 @@
+"""Sets as they come from anyone: one folder for each class, or webdataset shards with labels."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from advflyp.data.filenames import images_among, is_clutter, shards_in, walk
+from advflyp.data.limits import MAX_NAME
+from advflyp.data.pairs.sources import find_shards
+from advflyp.data.sets.pictures import Files, Shards
+from advflyp.data.sets.prompts import words
+from advflyp.documents import read_json, read_text
+from advflyp.wording import counted
+
+CLASS_NAMES = ("classnames.txt", "classnames.json")
+TEMPLATES = "zeroshot_classification_templates.txt"
+# Of the number of shards in nshards.txt.
+MAX_SHARD_DIGITS = 6
+# What folders of splits are called, in lower case.
+SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the visible folders in `folder`: by their numbers where all are numbers, else sorted as text."""
+    if not folder.is_dir():
+        raise FileNotFoundError(2, "no such folder", str(folder))
+    found = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_clutter(entry.name)
+    )
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+
+
+def check_no_splits(folder: Path, likely: str = "test") -> None:
+    """ValueError for a folder of whole splits: which of them is meant decides what is measured or trained on.
+
+    likely: the split that is usually wanted
+    """
+    found = class_folders(folder)
+    if found and {name.lower() for name in found} <= SPLITS:
+        chosen = next((name for name in found if name.lower() == likely), found[0])
+        raise ValueError(f"{folder} holds the splits {', '.join(found)}; name one of them: {folder / chosen}")
+
+
+def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
+    """All pictures below folder/CLASS, labelled with the class's place in `classes`, sorted by path.
+
+    ValueError for a class without pictures.
+    """
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = [
+            (where / file).relative_to(folder).as_posix()
+            for where, files in walk(folder / name)
+            for file in images_among(files)
+        ]
+        if not found:
+            raise ValueError(f"{folder / name} holds no pictures; fill the class or remove its folder")
+        paths += sorted(found)
+        labels += [label] * len(found)
+    return Files(folder, paths, labels, border)
+
+
+def images_beside(folder: Path) -> int:
+    """How many images lie in `folder` itself, where class folders are, and so are of no class."""
+    return len(images_among([entry.name for entry in os.scandir(folder) if not is_clutter(entry.name)]))
+
+
+def read_folder(folder: Path) -> tuple[Files, list[str]]:
+    """One folder for each class; names are the folders' words, or those that classnames.txt or .json gives them.
+
+    ValueError where there are no folders, only splits, or not as many names as folders.
+    """
+    found = class_folders(folder)
+    if not found:
+        raise ValueError(
+            f"{folder} holds no class folders; make it CLASS/picture.jpg, one folder for each class"
+        )
+    check_no_splits(folder)
+    by_folder = names_by_folder(folder)
+    if by_folder is not None:
+        unnamed = next((name for name in found if name not in by_folder), None)
+        if unnamed is not None:
+            raise ValueError(f"{folder / CLASS_NAMES[1]} has no name for the folder '{unnamed}'; add one")
+        return class_files(folder, found), [by_folder[name] for name in found]
+    given = own_classes(folder)
+    names = given or [*map(words, found)]
+    if len(names) != len(found):
+        raise ValueError(
+            f"{folder} has {counted(len(found), 'class folder')}, and {counted(len(names), 'name')} in "
+            f"{CLASS_NAMES[0]}; give one name for each folder, in the order of the folders"
+        )
+    if given is not None:
+        _check_order(folder, found)
+    return class_files(folder, found), names
+
+
+def _check_order(folder: Path, found: list[str]) -> None:
+    """ValueError for folders that one may list in another order than the alphabet's, as class2 before class10."""
+    by_number = sorted(found, key=_natural)
+    moved = next((pair for pair in zip(found, by_number, strict=True) if len(set(pair)) > 1), None)
+    if moved is not None:
+        raise ValueError(
+            f"the folders of {folder} begin with '{moved[0]}' by the alphabet and with '{moved[1]}' by number, and a "
+            f"list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
+            f'{{"{moved[0]}": "its name", …}}'
+        )
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts class2 before class10."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:
+    """Webdataset tars; the class names are beside them or one folder up, in the order of the labels.
+
+    ValueError where there are none.
+    """
+    names = own_classes(shards[0].parent) or own_classes(shards[0].parent.parent)
+    if names is None:
+        raise ValueError(
+            f"the shards in {shards[0].parent} have no class names: put a {CLASS_NAMES[0]} beside them, "
+            "one name a line, in the order of the labels"
+        )
+    return Shards(shards, border), names
+
+
+def own_shards(pattern: str) -> list[Path]:
+    """Shards for a pattern, one tar, or a folder of shards in which a `test` folder has precedence."""
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        return folder_shards(folder / "test" if (folder / "test").is_dir() else folder)
+    try:
+        return find_shards(pattern)
+    except ValueError:
+        raise ValueError(
+            f'there are no shards at {pattern}; name a tar, a folder of tars or a pattern such as "{{0..9}}.tar"'
+        ) from None
+
+
+def folder_shards(folder: Path) -> list[Path]:
+    """0.tar, 1.tar, … as many as nshards.txt says, or all tars there are by number.
+
+    ValueError where there are none, or one is missing.
+    """
+    if not (folder / "nshards.txt").is_file():
+        shards = sorted(shards_in(folder), key=lambda path: (len(path.stem), path.stem))
+        if not shards:
+            raise ValueError(f"{folder} holds no shards; put 0.tar, 1.tar, … there")
+        return shards
+    text = read_text(folder / "nshards.txt").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_SHARD_DIGITS):
+        raise ValueError(f"{folder / 'nshards.txt'} must be a number of shards, not '{text[:40]}'")
+    count = int(text)
+    shards = [folder / f"{number}.tar" for number in range(count)]
+    for shard in shards:
+        if not shard.is_file():
+            raise ValueError(
+                f"{shard} is missing, though nshards.txt says {counted(count, 'shard')}; fetch the set again"
+            )
+    return shards
+
+
+def has_shards(folder: Path) -> bool:
+    """Whether `folder` is a webdataset: tars in it or in one of its folders."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and not is_clutter(path.name))
+    return any(shards_in(place) for place in (folder, *inside))
+
+
+def own_classes(folder: Path) -> list[str] | None:
+    """The class names that a set brings along, if it does: lines of text, or a JSON list."""
+    found = (folder / name for name in CLASS_NAMES)
+    return next((read_names(path) for path in found if path.is_file()), None)
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names in the order of the labels: the lines of a text, or a JSON list; ValueError for another JSON."""
+    if path.suffix.lower() != ".json":
+        return read_lines(path)
+    names = read_json(path)
+    if not isinstance(names, list) or not all(map(_is_name, names)):
+        raise ValueError(f"{path} must be a list of class names, in the order of the labels")
+    return names
+
+
+def names_by_folder(folder: Path) -> dict[str, str] | None:
+    """{folder: class name} of a classnames.json that holds an object, if there is one."""
+    path = folder / CLASS_NAMES[1]
+    names = read_json(path) if path.is_file() else None
+    if not isinstance(names, dict):
+        return None
+    if not all(map(_is_name, names.values())):
+        raise ValueError(f"{path} must hold the folders with their class names, as text")
+    return names
+
+
+def own_templates(folder: Path) -> list[str] | None:
+    """The prompts that a set brings along, if it does."""
+    path = folder / TEMPLATES
+    return [line.replace("{c}", "{}") for line in read_lines(path)] if path.is_file() else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8, too large, or has a line that is.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if any(len(line) > MAX_NAME for line in lines):
+        raise ValueError(f"{path} has a line of more than {MAX_NAME:,} characters; shorten it")
+    return lines

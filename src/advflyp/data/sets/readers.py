@@ -1,0 +1,199 @@
+"""The paper's 14 sets as their authors' archives unpack, which is how torchvision keeps them too.
+
+Each reader takes the set's folder and a split and gives (pictures, class names as the authors' files write them).
+Nothing is decoded, and a missing file is a FileNotFoundError. The order is that of the authors' lists, else that of
+the sorted paths.
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from advflyp.config import convert
+from advflyp.data.sets.folders import class_files, class_folders, read_lines
+from advflyp.data.sets.pictures import Arrays, Files, Pictures, held_out
+from advflyp.documents import read_json
+
+Opened = tuple[Pictures, list[str]]
+Reader = Callable[[Path, str], Opened]
+
+# Of every class, for sets without an official split; `train` is what remains.
+TEST_SHARE = 0.2
+
+
+def cifar(folder: Path, split: str) -> Opened:
+    """The pickles of CIFAR-10 and CIFAR-100, 32×32."""
+    batches = {"test": ["test_batch"], "train": [f"data_batch_{number}" for number in range(1, 6)]}[split]
+    names = "batches.meta"
+    if not (folder / names).is_file():  # CIFAR-100
+        batches, names = [split], "meta"
+    pixels: list[np.ndarray] = []
+    labels: list[int] = []
+    for batch in batches:
+        content = _unpickle(folder / batch)
+        pixels.append(content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels += content["fine_labels" if "fine_labels" in content else "labels"]
+    meta = _unpickle(folder / names)
+    classes = meta["fine_label_names" if "fine_label_names" in meta else "label_names"]
+    return Arrays(np.concatenate(pixels), labels), list(classes)
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads arrays, lists and dicts, and refuses anything else: a pickle can run code."""
+
+    ALLOWED = ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it wants {module}.{name}")
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        try:
+            return _load(file)
+        except Exception as error:  # a damaged pickle may raise anything
+            raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
+
+
+def _load(file: BinaryIO) -> dict[str, Any]:
+    return _Arrays(file, encoding="latin1").load()
+
+
+def stl10(folder: Path, split: str) -> Opened:
+    """The binary files of STL-10, 96×96, columns first."""
+    labels = np.fromfile(folder / f"{split}_y.bin", np.uint8).astype(np.int64) - 1
+    pixels = np.memmap(folder / f"{split}_X.bin", np.uint8, "r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+    return Arrays(pixels, labels), read_lines(folder / "class_names.txt")
+
+
+def caltech101(folder: Path, split: str) -> Opened:
+    """101_ObjectCategories without its background pictures, which are no class."""
+    folders = [name for name in class_folders(folder) if name != "BACKGROUND_Google"]
+    pictures = class_files(folder, folders)
+    return _seeded(pictures, split), folders
+
+
+def caltech256(folder: Path, split: str) -> Opened:
+    """256_ObjectCategories; its 257th class, clutter, is one, as in torchvision."""
+    folders = class_folders(folder)
+    whole = class_files(folder, folders)
+    # 056.dog holds a folder of a user's own, greg/, which belongs to no class.
+    own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
+    pictures = Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist())
+    return _seeded(pictures, split), folders
+
+
+def oxford_pets(folder: Path, split: str) -> Opened:
+    """annotations/test.txt: lines "Abyssinian_201 1 1 1", the second the class from 1 on."""
+    rows = [line.split() for line in read_lines(folder / "annotations" / f"{split}.txt")]
+    names = {int(row[1]) - 1: row[0].rsplit("_", 1)[0] for row in rows}
+    return (
+        Files(folder, [f"images/{row[0]}.jpg" for row in rows], [int(row[1]) - 1 for row in rows]),
+        [names[label] for label in sorted(names)],
+    )
+
+
+def flowers102(folder: Path, split: str) -> Opened:
+    """setid.mat says which pictures (the test set is the largest), imagelabels.mat which flower, from 1 on."""
+    from scipy.io import loadmat
+    from torchvision.datasets import Flowers102
+
+    key = {"train": "trnid", "val": "valid", "test": "tstid"}[split]
+    numbers = loadmat(_present(folder / "setid.mat"))[key].ravel().tolist()
+    labels = loadmat(_present(folder / "imagelabels.mat"))["labels"].ravel().tolist()
+    return (
+        Files(
+            folder,
+            [f"jpg/image_{number:05d}.jpg" for number in numbers],
+            [labels[number - 1] - 1 for number in numbers],
+        ),
+        list(Flowers102.classes),
+    )
+
+
+def food101(folder: Path, split: str) -> Opened:
+    """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
+    path = folder / "meta" / f"{split}.json"
+    lists = convert(read_json(path), dict[str, list[str]], str(path))
+    classes = sorted(lists)
+    index = {name: label for label, name in enumerate(classes)}
+    rows = [(path, index[name]) for name, paths in lists.items() for path in paths]
+    return (
+        Files(folder, [f"images/{path}.jpg" for path, _ in rows], [label for _, label in rows]),
+        classes,
+    )
+
+
+def stanford_cars(folder: Path, split: str) -> Opened:
+    """The authors' .mat lists; classes from 1 on."""
+    from scipy.io import loadmat
+
+    lists = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
+    rows = loadmat(_present(folder / lists[split]), squeeze_me=True)["annotations"].ravel()
+    names = loadmat(_present(folder / "devkit" / "cars_meta.mat"), squeeze_me=True)["class_names"]
+    paths = [f"cars_{split}/{row['fname']}" for row in rows]
+    return Files(folder, paths, [int(row["class"]) - 1 for row in rows]), [str(name) for name in names]
+
+
+def sun397(folder: Path, split: str) -> Opened:
+    """ClassName.txt: lines "/a/abbey"; test and train are the authors' first partition."""
+    classes = [line.lstrip("/") for line in read_lines(folder / "ClassName.txt")]
+    names = [name.split("/", 1)[1] for name in classes]
+    if split == "all":
+        whole = class_files(folder, classes)
+        # a/apartment_building/outdoor is a class below a/apartment_building, which is none; but take no chances.
+        own = [i for i, path in enumerate(whole.paths) if path.rsplit("/", 1)[0] == classes[whole.labels[i]]]
+        return Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist()), names
+    rows = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
+    paths = [line.lstrip("/") for line in read_lines(folder / rows)]
+    index = {name: label for label, name in enumerate(classes)}
+    return Files(folder, paths, [index[path.rsplit("/", 1)[0]] for path in paths]), names
+
+
+def country211(folder: Path, split: str) -> Opened:
+    """test/AD/….jpg: folders are country codes."""
+    codes = class_folders(folder / split)
+    return class_files(folder / split, codes), codes
+
+
+def fgvc_aircraft(folder: Path, split: str) -> Opened:
+    """data/images_variant_test.txt: lines "0062765 707-320"; variants.txt has the 100 names."""
+    classes = read_lines(folder / "data" / "variants.txt")
+    rows = [line.split(" ", 1) for line in read_lines(folder / "data" / f"images_variant_{split}.txt")]
+    index = {name: label for label, name in enumerate(classes)}
+    paths = [f"data/images/{number}.jpg" for number, _ in rows]
+    return Files(folder, paths, [index[name] for _, name in rows]), classes
+
+
+def eurosat(folder: Path, split: str) -> Opened:
+    """2750/AnnualCrop/AnnualCrop_1.jpg, RGB, 64×64."""
+    folders = class_folders(folder)
+    return _seeded(class_files(folder, folders), split), folders
+
+
+def dtd(folder: Path, split: str) -> Opened:
+    """labels/test1.txt, the first of the authors' ten partitions: lines "banded/banded_0002.jpg"."""
+    paths = read_lines(folder / "labels" / f"{split}1.txt")
+    classes = sorted({path.split("/")[0] for path in paths})
+    index = {name: label for label, name in enumerate(classes)}
+    labels = [index[path.split("/")[0]] for path in paths]
+    return Files(folder, [f"images/{path}" for path in paths], labels), classes
+
+
+def _seeded(pictures: Pictures, split: str) -> Pictures:
+    """ "all", or the split made here for a set without one."""
+    return pictures if split == "all" else held_out(pictures, TEST_SHARE, rest=split == "train")
+
+
+def _present(path: Path) -> str:
+    """For libraries that would look for the file elsewhere, or report it otherwise."""
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    return str(path)

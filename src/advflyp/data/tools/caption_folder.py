@@ -1,0 +1,158 @@
+"""The folder that `advflyp data caption` writes to: what it was begun with, and which shards of which part are done.
+
+All pictures, in one order, are dealt to the parts in turn, and each part is cut into shards of so many pictures.
+`OUT/.caption` holds the settings, a record of each finished shard with what it left out, locks, and drafts.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from advflyp.config import convert
+from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.pairs.manifest import FILE, Manifest, describe_shards, read_manifest, write_manifest
+from advflyp.data.tools.pack import check_new
+from advflyp.documents import read_json_object
+from advflyp.files import holder, lock, publish, try_lock, write_text
+from advflyp.wording import counted
+
+WORK = ".caption"
+
+
+class CaptionFolder:
+    """The state of a run of captioning.
+
+    name:     of the labelled set, for messages and the manifest
+    settings: "parts", "per_shard" (pictures), and whatever else changes the result
+    order:    positions of all pictures in the set
+    """
+
+    def __init__(self, out: Path, name: str, settings: dict[str, Any], order: Sequence[int]) -> None:
+        self.out, self.of, self.settings, self.order = out, name, settings, order
+        self.work = out / WORK
+
+    def check(self) -> None:
+        """ValueError unless `out` is new or was begun with the same settings. Writes nothing."""
+        path = self.work / "settings.json"
+        if not self.work.is_dir():
+            return check_new(self.out)
+        try:
+            begun = convert(read_json_object(path).get("settings"), dict[str, Any], "settings")
+        except FileNotFoundError:
+            begun = self.settings
+        except ValueError:
+            raise ValueError(f"{path} is damaged; name another folder, or remove {self.out}") from None
+        for key, value in self.settings.items():
+            if begun.get(key) == value:
+                continue
+            if key == "pictures":
+                raise ValueError(
+                    f"{self.out} was begun with other pictures than {self.of} has now; name another folder"
+                )
+            what = "in" if key == "parts" else f"with --{key.replace('_', '-')}"
+            shown, now = (
+                counted(x or 0, "part") if key == "parts" else repr(x) for x in (begun.get(key), value)
+            )
+            raise ValueError(
+                f"{self.out} was begun {what} {shown}, not {now}; use the same, or name another folder"
+            )
+
+    def begin(self, versions: dict[str, str]) -> None:
+        """Write down the settings and versions, or hold the former against those of a process that was faster."""
+        with lock(self.work / "lock", wait=math.inf):
+            self.check()
+            if not (self.work / "settings.json").is_file():
+                begun = {"set": self.of, "versions": versions, "settings": self.settings}
+                write_text(self.work / "settings.json", json.dumps(begun, indent=1) + "\n")
+            # There is one where a shard was removed after the last was finished.
+            (self.out / FILE).unlink(missing_ok=True)
+
+    def own(self, part: int) -> IO[bytes]:
+        """Hold a part until what is returned is closed; ValueError where another process does."""
+        path = self.work / f"part{part}.lock"
+        held = try_lock(path)
+        if held is None:
+            raise ValueError(
+                f"{holder(path)} is captioning part {part}/{self.settings['parts']} to {self.out}; wait for it, or "
+                "give this one another --part"
+            )
+        return held
+
+    def shards(self, part: int) -> range:
+        """The numbers of a part's shards."""
+        mine = len(range(part, len(self.order), self.settings["parts"]))
+        return range(-(-mine // self.settings["per_shard"]))
+
+    def unfinished(self, part: int) -> list[int]:
+        return [shard for shard in self.shards(part) if self.record(part, shard) is None]
+
+    def places(self, part: int, shard: int) -> Sequence[int]:
+        """Positions of the pictures that a shard covers."""
+        parts = self.settings["parts"]
+        step = parts * self.settings["per_shard"]
+        start = part + shard * step
+        return self.order[start : start + step : parts]
+
+    def name(self, part: int, shard: int) -> str:
+        return f"part{part}-{shard:05d}.tar"
+
+    def record(self, part: int, shard: int) -> dict[str, Any] | None:
+        """{"pairs", "left_out": {key: reason}} of a finished shard; a shard without a single pair has no tar."""
+        name = self.name(part, shard)
+        path = self.work / f"{name}.json"
+        if not path.is_file():
+            return None
+        found = read_json_object(path, "; remove it, and the shard is captioned again")
+        return found if not found["pairs"] or (self.out / name).is_file() else None
+
+    def finish_shard(
+        self, draft: IO[bytes], part: int, shard: int, pairs: int, left_out: dict[str, str]
+    ) -> None:
+        """Give a draft in `work` its name, if it holds a pair."""
+        # The record first: without its tar it counts for nothing.
+        name = self.name(part, shard)
+        write_text(
+            self.work / f"{name}.json", json.dumps({"pairs": pairs, "left_out": left_out}, indent=1) + "\n"
+        )
+        if pairs:
+            publish(draft, self.out / name, replace=False)
+
+    def summary(self, parts: Sequence[int]) -> tuple[int, Dirt]:
+        """Pairs of some parts, and what they left out."""
+        dirt, pairs = Dirt(), 0
+        for part in parts:
+            for shard in self.shards(part):
+                record = self.record(part, shard) or {"pairs": 0, "left_out": {}}
+                pairs += record["pairs"]
+                for key, reason in record["left_out"].items():
+                    dirt.add(reason, key)
+        return pairs, dirt
+
+    def finish(self) -> Manifest | None:
+        """The manifest, written where all parts are done and nobody has; None where they are not.
+
+        ValueError, and nothing is left, where all pictures were left out.
+        """
+        parts = range(self.settings["parts"])
+        every = [(part, shard) for part in parts for shard in self.shards(part)]
+        with lock(self.work / "lock", wait=math.inf):
+            if any(self.record(part, shard) is None for part, shard in every):
+                return None
+            manifest = read_manifest(self.out)
+            if manifest is not None:
+                return manifest
+            pairs, dirt = self.summary(parts)
+            if not pairs:
+                shutil.rmtree(self.work)
+                if not any(self.out.iterdir()):
+                    self.out.rmdir()
+                raise ValueError(f"no picture of {self.of} could be captioned: {dirt.describe()}")
+            shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
+            versions = read_json_object(self.work / "settings.json").get("versions")
+            source = {"captioned_from": self.of, **self.settings, "left_out": dirt.examples}
+            manifest = describe_shards(shards, failures=dirt.counts, source=source, versions=versions)
+            write_manifest(self.out, manifest)
+            return manifest

@@ -1,0 +1,150 @@
+"""`advflyp data check`: every pair read once, as training would: what cannot be used and why, what the rest is like."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.images import read_image
+from advflyp.data.pairs.prefetch import threaded
+from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.sources import open_source
+from advflyp.data.pairs.tables import Columns
+
+SHEET = 48
+THUMBNAIL = 160
+# Duplicates are counted among the first so many captions: eight bytes each are kept.
+REMEMBERED = 5_000_000
+NEWEST = 50_000
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair of the contact sheet."""
+
+    key: str
+    picture: Image.Image
+    captions: tuple[str, ...]
+
+
+@dataclass
+class Checked:
+    """What a look at the pairs found.
+
+    name:     what was looked at
+    seen:     samples, usable or not
+    usable:   pairs that training would take
+    captions: of usable pairs
+    words:    {words of a caption: captions}
+    repeated: captions that an earlier pair has too
+    sides:    {length of the shorter side: pictures}
+    sheet:    some usable pairs, drawn uniformly
+    """
+
+    name: str
+    seen: int = 0
+    usable: int = 0
+    captions: int = 0
+    repeated: int = 0
+    dirt: Dirt = field(default_factory=Dirt)
+    words: Counter[int] = field(default_factory=Counter)
+    sides: Counter[int] = field(default_factory=Counter)
+    sheet: list[Shown] = field(default_factory=list)
+
+    def share_of(self, reason: str) -> float:
+        """From 0 to 1, of all samples."""
+        return self.dirt.counts[reason] / max(1, self.seen)
+
+
+def check(
+    pairs: str,
+    *,
+    limit: int | None = None,
+    size: int | None = None,
+    columns: Columns | None = None,
+    seed: int = 0,
+    workers: int = 4,
+    progress: Callable[[int], None] | None = None,
+) -> Checked:
+    """Look at the pairs that `pairs` names (see `open_source`), or at the first `limit` of them.
+
+    seed:     of the contact sheet
+    progress: called with the samples seen so far
+    Memory does not grow with the pairs, but for eight bytes a caption (see `Known`). ValueError where there are none.
+    """
+    # The samples are counted as they come, so that remote shards need no size.
+    source = open_source(pairs, size=size or limit, columns=columns)
+    found = Checked(pairs)
+    rng = random.Random(seed)
+    known = Known()
+    for sample, outcome in _decoded(islice(in_order(source), limit), workers):
+        found.seen += 1
+        if progress is not None and found.seen % 100 == 0:
+            progress(found.seen)
+        if isinstance(outcome, str):
+            found.dirt.add(outcome, sample.key)
+            continue
+        captions, side, thumbnail = outcome
+        found.usable += 1
+        found.sides[side] += 1
+        for caption in captions:
+            found.captions += 1
+            found.words[len(caption.split())] += 1
+            found.repeated += known.add(caption)
+        _draw(found, Shown(sample.key, thumbnail, captions), rng)
+    return found
+
+
+class Known:
+    """The first `REMEMBERED` different captions, as sorted 64-bit hashes; the newest are in a set, which is larger."""
+
+    def __init__(self) -> None:
+        self.old = np.empty(0, np.uint64)
+        self.new: set[int] = set()
+
+    def add(self, caption: str) -> bool:
+        """Whether it is there already."""
+        digest = int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big")
+        # As NumPy's own integer: Python's would be compared as a float.
+        place = int(np.searchsorted(self.old, np.uint64(digest)))
+        if digest in self.new or (place < len(self.old) and int(self.old[place]) == digest):
+            return True
+        if len(self.old) + len(self.new) < REMEMBERED:
+            self.new.add(digest)
+        if len(self.new) >= NEWEST:
+            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64, len(self.new))]))
+            self.new.clear()
+        return False
+
+
+def _draw(found: Checked, shown: Shown, rng: random.Random) -> None:
+    """Keep every usable pair with the same probability (reservoir sampling)."""
+    if len(found.sheet) < SHEET:
+        found.sheet.append(shown)
+    elif (place := rng.randrange(found.usable)) < SHEET:
+        found.sheet[place] = shown
+
+
+Outcome = tuple[tuple[str, ...], int, Image.Image]
+
+
+def _decoded(samples: Iterator[Sample], workers: int) -> Iterator[tuple[Sample, Outcome | str]]:
+    """Each sample with its captions, shorter side and thumbnail, or why it cannot be used."""
+
+    def look(sample: Sample) -> Outcome | str:
+        try:
+            captions = sample.captions()
+            image = read_image(sample.image_bytes())
+        except Unusable as reason:
+            return str(reason)
+        side = min(image.size)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return captions, side, image
+
+    return threaded(samples, look, workers, 16 * workers)

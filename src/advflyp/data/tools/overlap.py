@@ -1,0 +1,255 @@
+"""`advflyp data overlap`: training pictures that are near-duplicates of evaluation pictures.
+
+A perceptual hash (64 signs of low cosine frequencies of the grey picture) proposes pairs, mirrored ones too; a model's
+image embeddings confirm them where a model is given. The evaluation's hashes are in memory, the training pairs stream.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.fft import dctn
+from torch import Tensor
+
+from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.images import read_image
+from advflyp.data.pairs.prefetch import threaded
+from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.sources import open_source
+from advflyp.data.pairs.tables import Columns
+from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
+from advflyp.evaluation.classifier import for_use
+from advflyp.model.clip import CLIP
+
+# Chosen by looking at both sides on real pictures; tests/data/tools/test_overlap.py holds what they find and leave.
+HASH_LIMIT = 6
+CANDIDATE_LIMIT = 12
+COSINE_LIMIT = 0.95
+THUMBNAIL = 160
+SHOWN = 60
+# Training pictures at a time, and evaluation hashes: what they make together stays in the processor's cache.
+_BLOCK = 64
+_PIECE = 2048
+
+
+@dataclass(frozen=True)
+class Match:
+    """A training picture and an evaluation picture that are nearly the same.
+
+    number:   of the training pair, from 0 in stored order: shards of one name in two folders share their keys
+    key:      its name
+    set, picture: the evaluation set and the picture's name in it
+    bits:     of 64 in which the hashes differ, the mirrored picture's if that is nearer
+    mirrored: whether it was
+    cosine:   of the embeddings; None without a model
+    """
+
+    number: int
+    key: str
+    set: str
+    picture: str
+    bits: int
+    mirrored: bool
+    cosine: float | None
+
+
+@dataclass
+class Overlap:
+    """What was found.
+
+    seen:     training samples, unusable ones too
+    against:  {set: pictures}
+    unreadable: {set: {picture: why}}, of the evaluation's pictures; nothing is compared with these
+    matches:  in the order of the training pairs
+    shown:    thumbnails of some of them: training picture, evaluation picture, match
+    """
+
+    name: str
+    seen: int = 0
+    against: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
+    matches: list[Match] = field(default_factory=list)
+    shown: list[tuple[Image.Image, Image.Image, Match]] = field(default_factory=list)
+    dirt: Dirt = field(default_factory=Dirt)
+
+    @property
+    def keys(self) -> set[tuple[int, str]]:
+        """Number and key of the training pairs that match anything."""
+        return {(match.number, match.key) for match in self.matches}
+
+
+def overlap(
+    pairs: str,
+    sets: Sequence[str],
+    *,
+    model: CLIP | None = None,
+    bits: int | None = None,
+    cosine: float = COSINE_LIMIT,
+    limit: int | None = None,
+    size: int | None = None,
+    columns: Columns | None = None,
+    workers: int = 4,
+    progress: Callable[[int], None] | None = None,
+) -> Overlap:
+    """Compare the pairs that `pairs` names (see `open_source`) with evaluation sets (see `load_set`).
+
+    model:  confirms what the hash proposes; without it the hash decides, and its limit is stricter
+    bits:   most bits in which the hashes may differ
+    cosine: least similarity of the embeddings
+    ValueError for pairs and sets that cannot be read.
+    """
+    allowed = bits if bits is not None else HASH_LIMIT if model is None else CANDIDATE_LIMIT
+    if not 0 <= allowed <= 32:
+        raise ValueError(f"--bits must be from 0 to 32, not {allowed}: unrelated pictures differ in about 32")
+    if not -1 <= cosine <= 1:
+        raise ValueError(f"--cosine must be from -1 to 1, not {cosine}")
+    labelled = [load_set(name) for name in set_names(list(sets))]
+    source = open_source(pairs, size=size or limit, columns=columns)
+    found = Overlap(pairs, against={one.name: len(one) for one in labelled})
+    places, hashes = _evaluation(labelled, workers, found.unreadable)
+    confirm = None if model is None else _Confirm(model, labelled)
+    waiting: list[tuple[int, Sample, np.uint64]] = []
+
+    def compare() -> None:
+        codes = np.array([code for _, _, code in waiting], np.uint64)
+        candidates = within(codes, hashes, allowed)
+        # Decoded a second time: pictures of any size that wait for the rest of the block would fill the memory.
+        images = {row: read_image(waiting[row][1].image_bytes()) for row, *_ in candidates}
+        cosines: list[float | None] = [None] * len(candidates)
+        if confirm and candidates:
+            cosines = confirm(images, [(row, places[place], flip) for row, place, _, flip in candidates])
+        for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
+            if similarity is not None and similarity < cosine:
+                continue
+            training, sample, _ = waiting[row]
+            number, index = places[place]
+            name, key = labelled[number].name, labelled[number].key(index)
+            match = Match(training, sample.key, name, key, differing, flip, similarity)
+            found.matches.append(match)
+            if len(found.shown) < SHOWN:
+                evaluated = labelled[number].image(index)
+                found.shown.append((_small(images[row]), _small(evaluated), match))
+        waiting.clear()
+
+    def look(sample: Sample) -> np.uint64 | str:
+        try:
+            return picture_hash(read_image(sample.image_bytes()))
+        except Unusable as reason:
+            return str(reason)
+
+    for sample, outcome in threaded(islice(in_order(source), limit), look, workers, 16 * workers):
+        found.seen += 1
+        if isinstance(outcome, str):
+            found.dirt.add(outcome, sample.key)
+            continue
+        waiting.append((found.seen - 1, sample, outcome))
+        if len(waiting) == _BLOCK:
+            compare()
+            if progress is not None:
+                progress(found.seen)
+    if waiting:
+        compare()
+    return found
+
+
+def picture_hash(image: Image.Image) -> np.uint64:
+    """64 bits: which of the 8×8 lowest cosine frequencies of the grey 32×32 picture are above their median.
+
+    Re-encoding, resizing and changes of brightness leave most bits as they are.
+    """
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float32)
+    low = np.asarray(dctn(grey, norm="ortho"))[:8, :8].ravel()
+    low[0] = 0  # the mean brightness says nothing of what is shown
+    return np.packbits(low > np.median(low)).view(np.uint64)[0]
+
+
+def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple[int, int, int, bool]]:
+    """Pairs of hashes (N,) and (M, 2), as they are and mirrored, that differ in at most `bits` bits.
+
+    Each as query, reference, bits of the nearer of the two, whether that is the mirrored one.
+    """
+    found: list[tuple[int, int, int, bool]] = []
+    for start in range(0, len(references), _PIECE):
+        piece = references[start : start + _PIECE]
+        plain, mirrored = (np.bitwise_count(queries[:, None] ^ piece[:, side]) for side in (0, 1))
+        distances = np.minimum(plain, mirrored)
+        rows, columns = np.nonzero(distances <= bits)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            flip = bool(mirrored[row, column] < plain[row, column])
+            found.append((row, start + column, int(distances[row, column]), flip))
+    return sorted(found)
+
+
+def _evaluation(
+    labelled: Sequence[LabelledSet], workers: int, unreadable: dict[str, dict[str, str]]
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """(set, picture) of every readable picture and their hashes (M, 2), mirrored ones second.
+
+    The others are entered in `unreadable`.
+    """
+
+    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | str:
+        number, index = place
+        try:
+            image = labelled[number].image(index)
+        except Unusable as reason:
+            return str(reason)
+        return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+    every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
+    known: list[tuple[tuple[int, int], tuple[np.uint64, np.uint64]]] = []
+    for place, codes in threaded(every, look, workers, 16 * workers):
+        if isinstance(codes, str):
+            one = labelled[place[0]]
+            unreadable.setdefault(one.name, {})[one.key(place[1])] = codes
+        else:
+            known.append((place, codes))
+    return [place for place, _ in known], np.array([codes for _, codes in known], np.uint64).reshape(-1, 2)
+
+
+class _Confirm:
+    """Cosines of pictures' embeddings; those of evaluation pictures are kept, other candidates may need them."""
+
+    def __init__(self, model: CLIP, labelled: Sequence[LabelledSet]) -> None:
+        self.model, self.labelled = model, labelled
+        self.known: dict[tuple[tuple[int, int], bool], Tensor] = {}
+
+    def __call__(
+        self, images: dict[int, Image.Image], candidates: Sequence[tuple[int, tuple[int, int], bool]]
+    ) -> list[float | None]:
+        """images: training pictures;  candidates: of which picture, (set, picture) of the evaluation, mirrored"""
+        new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
+        for start in range(0, len(new), _BLOCK):
+            some = new[start : start + _BLOCK]
+            embedded = self._embed([self._evaluated(*one) for one in some])
+            self.known.update(zip(some, embedded, strict=True))
+        training = dict(zip(images, self._embed(list(images.values())), strict=True))
+        return [float(training[row] @ self.known[place, flip]) for row, place, flip in candidates]
+
+    def _evaluated(self, place: tuple[int, int], mirrored: bool) -> Image.Image:
+        image = self.labelled[place[0]].image(place[1])
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    @torch.no_grad()
+    def _embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, d) unit norm."""
+        pixels = torch.stack([self.model.preprocess(image) for image in images])
+        with for_use(self.model), self.model.computing_in("fp32"):
+            return self.model.encode_image(pixels.to(self.model.device)).cpu()
+
+
+def without(
+    pairs: str, keys: set[tuple[int, str]], *, size: int | None = None, columns: Columns | None = None
+) -> Iterator[Sample]:
+    """The samples that `pairs` names but for those that `Overlap.keys` names."""
+    samples = in_order(open_source(pairs, size=size, columns=columns))
+    return (sample for number, sample in enumerate(samples) if (number, sample.key) not in keys)
+
+
+def _small(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image

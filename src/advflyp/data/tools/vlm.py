@@ -1,0 +1,145 @@
+"""A generative vision-language model that describes pictures, through transformers (extra `caption`)."""
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from advflyp.model.load import pick_device
+from advflyp.model.repository import open_repository
+from advflyp.wording import counted
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MISSING = "captioning needs transformers; install it with `pip install transformers`"
+
+
+class Captioner:
+    """Pictures → what the model answers to the prompt, by greedy decoding.
+
+    model:   a folder or a name on the Hugging Face hub
+    prompt:  the user's turn after the picture, in the chat template of the model's processor
+    device:  auto, cpu, cuda or cuda:N; under torchrun "auto" and "cuda" are the process's own GPU
+
+    Sampling and penalties that the model's generation_config.json asks for are left out: a repetition penalty also
+    counts padding, so that a caption would depend on its neighbours in the batch.
+    ValueError where the model cannot be loaded, or takes no pictures.
+    """
+
+    def __init__(
+        self, model: str, prompt: str, *, max_new_tokens: int = 96, dtype: str = "bf16", device: str = "auto"
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, not '{dtype}'")
+        try:
+            transformers: Any = import_module("transformers")
+        except ImportError:
+            raise ValueError(MISSING) from None
+        self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        self.device, self.dtype = own_device(device), DTYPES[dtype]
+        model = str(Path(model).expanduser()) if model.startswith("~") else model
+        if _is_path(model) and not Path(model).is_dir():
+            raise ValueError(
+                f"there is no model folder {model}; name one, or a model of the Hugging Face hub"
+            )
+        if not Path(model).is_dir():
+            # Where the hub does not answer, transformers would ask it again and again.
+            model = str(open_repository(model).cached or model)
+        safetensors: Any = import_module("safetensors")
+        try:
+            # Otherwise transformers asks on the terminal whether to run a stranger's code.
+            config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+            if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+                raise ValueError(f"a {config.model_type} model does not answer to a picture and a text")
+            if getattr(config, "is_encoder_decoder", False):
+                # Its answers do not begin with the prompt, which is cut off below.
+                raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
+            self.processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
+            self.net, report = transformers.AutoModelForImageTextToText.from_pretrained(
+                model, dtype=self.dtype, output_loading_info=True, trust_remote_code=False
+            )
+            if report["missing_keys"]:
+                # transformers only warns, and draws them at random.
+                first = min(report["missing_keys"])
+                raise ValueError(
+                    f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
+                )
+        except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
+            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+        self.net.to(self.device).eval()
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        if tokenizer is None or not getattr(self.processor, "chat_template", None):
+            raise ValueError(f"cannot caption with {model}: its processor has no chat template")
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        own = self.net.generation_config
+        self.net.generation_config = transformers.GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
+        # A template that begins with the token itself must not get it twice.
+        bos = tokenizer.bos_token
+        self.special = bos is None or not self.text.startswith(bos)
+        try:
+            self._inputs([Image.new("RGB", (64, 64))])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str | None]:
+        """An answer on one line for each RGB picture; None where the model's processor refuses the picture.
+
+        ValueError where the batch does not fit into the device's memory.
+        """
+        if not images:
+            return []
+        try:
+            inputs = self._inputs(images)
+        except ValueError:
+            # One too long and thin, for example: the others are not to suffer for it.
+            return [None] if len(images) == 1 else [self([image])[0] for image in images]
+        try:
+            with torch.inference_mode():
+                tokens = self.net.generate(**inputs.to(self.device, self.dtype))
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"batches of {counted(len(images), 'picture')} do not fit into the memory of {self.device}; lower "
+                "--batch-size"
+            ) from None
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def _inputs(self, images: Sequence[Image.Image]) -> Any:
+        return self.processor(
+            text=[self.text] * len(images),
+            images=[[image] for image in images],
+            padding=True,
+            add_special_tokens=self.special,
+            return_tensors="pt",
+        )
+
+
+def own_device(name: str) -> torch.device:
+    """As `pick_device`, but "auto" and "cuda" are a GPU for each process of torchrun."""
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return device
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith((".", "/")) or model.count("/") > 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,177 @@
+"""Training data for every kind of method: what `data.train` can be read as, and labelled pictures as batches.
+
+Batches of labelled pictures have the order, the resuming and the counting of those of pairs; the set behind them is
+read as for an evaluation.
+"""
+
+import lzma
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
+from advflyp.data.limits import open_regular
+from advflyp.data.mini import EMBEDDED, PROXY
+from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
+from advflyp.data.pairs.addresses import is_remote
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.folder_pairs import has_pairs
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.pairs import DataConfig, Decoded, Pairs, open_pairs
+from advflyp.data.pairs.sources import find_shards
+from advflyp.data.pairs.stream import Position, Share, permuted
+from advflyp.data.pairs.tables import SUFFIXES as TABLES
+from advflyp.data.pairs.tars import Damaged, members, unpacked
+from advflyp.data.sets.catalogue import canonical
+from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
+from advflyp.data.sets.labelled import LabelledSet, load_set
+from advflyp.data.sets.prompts import drawn_caption
+
+Reading = Literal["pairs", "labelled"]
+
+PROXY_SET = f"mini/{PROXY}"
+# The same pictures as pairs, with the captions that the corpus has for them.
+PROXY_PAIRS = f"mini/{PROXY}-captioned"
+# Enough of a shard to see what its samples consist of.
+PEEK = 60
+# JSON stands beside labelled pictures too.
+CAPTIONS = ("txt", "caption")
+
+
+@runtime_checkable
+class Classes(Pairs, Protocol):
+    """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
+
+    classes, templates: as in `LabelledSet`; the captions are of the first template
+    draws_captions: the captions are drawn from all templates instead
+    """
+
+    classes: list[str]
+    templates: list[str]
+    draws_captions: bool
+
+
+class DecodedClasses(Decoded[int, tuple[int, str]]):
+    """Batches of a labelled set; see `Classes`. `config.limit` takes its classes evenly."""
+
+    def __init__(
+        self,
+        labelled: LabelledSet,
+        config: DataConfig,
+        reader: PictureReader,
+        seed: int,
+        device: torch.device,
+        share: Share,
+    ) -> None:
+        self.labelled = labelled
+        self.places = labelled.subset(config.limit, seed)
+        self.labels = labelled.labels.tolist()
+        chosen = config.chosen_templates()
+        self.classes, self.templates = labelled.classes, chosen or labelled.templates
+        self.draws_captions = chosen is not None and len(chosen) > 1
+        super().__init__(config, reader, seed, len(self.places), "picture", device, share)
+
+    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
+        for number, at in permuted(len(self.places), self.seed, epoch, start, self.share):
+            yield self.places[number], at
+
+    def key(self, sample: int) -> str:
+        return self.labelled.key(sample)
+
+    def decode(self, sample: int, epoch: int) -> tuple[Tensor, tuple[int, str]]:
+        label = self.labels[sample]
+        templates = self.templates if self.draws_captions else self.templates[:1]
+        caption = drawn_caption(templates, self.classes[label], self.seed, epoch, sample)
+        return self.reader.from_image(self.labelled.image(sample)), (label, caption)
+
+    def collate(self, some: list[tuple[int, str]]) -> dict[str, Any]:
+        labels, captions = zip(*some, strict=True)
+        return {"labels": torch.tensor(labels), "captions": list(captions)}
+
+
+def open_training(
+    config: DataConfig,
+    wanted: Literal["pairs", "labelled", "images"],
+    reader: PictureReader,
+    *,
+    seed: int,
+    device: torch.device,
+    share: Share | None = None,
+) -> Pairs:
+    """The source that `config.train` names; ValueError where it does not exist or holds too little.
+
+    wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `Classes`
+    The other arguments are those of `open_pairs`.
+    """
+    if config.train == PROXY_PAIRS:
+        concepts = load_set(PROXY_SET).classes
+        return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
+    if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
+        return open_pairs(config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs")
+    labelled = load_set(config.train)
+    if config.train == PROXY_SET:
+        chosen = config.chosen_templates()
+        return MiniClasses(
+            EMBEDDED,
+            config,
+            seed=seed,
+            device=device,
+            share=share,
+            classes=labelled.classes,
+            templates=chosen or labelled.templates,
+            draw=chosen is not None and len(chosen) > 1,
+        )
+    share = share or Share(config.batch_size, drop_last=config.drop_last)
+    return DecodedClasses(labelled, config, reader, seed, device, share)
+
+
+def readings(train: str) -> set[Reading]:
+    """What `data.train` can be read as, seen from its name and a glance at the files; empty where that says nothing.
+
+    ValueError for a folder of whole splits: which of them is meant decides what is trained on.
+    """
+    if train == PROXY_PAIRS or corpus_folder(train) is not None:
+        return {"pairs"}
+    if train.startswith(("mini/", "folder:", "wds:")) or canonical(train) is not None:
+        return {"labelled"}
+    if is_remote(train) or train.startswith("hf:") or train.lower().endswith(TABLES):
+        return {"pairs"}
+    path = Path(train).expanduser()
+    if path.is_dir():
+        check_no_splits(path, likely="train")
+        if not has_shards(path):
+            return _folder_readings(path)
+    try:
+        return _shard_readings(find_shards(train)[0])
+    except ValueError:
+        return set()
+
+
+def _folder_readings(folder: Path) -> set[Reading]:
+    found: set[Reading] = set()
+    if has_pairs(folder):
+        found.add("pairs")
+    classes = (files for name in class_folders(folder) for _, files in walk(folder / name))
+    if any(is_image(file) for files in classes for file in files):
+        found.add("labelled")
+    return found
+
+
+def _shard_readings(shard: Path) -> set[Reading]:
+    found: set[Reading] = set()
+    try:
+        with open_regular(shard) as file, unpacked(file) as stream:
+            for member in islice(members(stream, 0, lambda *_: 0), PEEK):
+                name = parse_member(member.name)
+                if name is not None and name.suffix in CAPTIONS:
+                    found.add("pairs")
+                elif name is not None and name.suffix == LABEL_SUFFIX:
+                    found.add("labelled")
+    except (Unusable, Damaged, OSError, EOFError, zlib.error, lzma.LZMAError):
+        pass  # who opens it will say what is wrong
+    return found

@@ -1,0 +1,253 @@
+"""`advflyp data download`: a list of addresses → webdataset shards, by img2dataset in an environment of its own.
+
+The list is worked through in rounds, so that it stops when enough of the pictures were good: the first round asks for
+as many addresses as pairs are wanted, the next for what is missing at the rate of success so far. Each round is a run
+of img2dataset in a work folder, from which finished shards move to OUT under sequential names. `OUT/.download` holds
+the state; the same command continues a download that ended in any way.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from advflyp.config import suggest
+from advflyp.data.pairs.manifest import Manifest, describe_shards, read_manifest, write_manifest
+from advflyp.data.web.isolation import find_img2dataset
+from advflyp.data.web.rounds import WORK, Rounds, State
+from advflyp.data.web.url_list import UrlList, open_urls
+from advflyp.documents import parse_json
+from advflyp.files import lock, names_in
+from advflyp.wording import counted
+
+MAX_BYTES = 32 << 20
+# Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
+WAIT = 10.0
+RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
+# Arguments of img2dataset that are ours, with what sets them.
+OWN = {
+    "image_size": "--size",
+    "encode_quality": "--quality",
+    "resize_mode": "--resize-mode",
+    "processes_count": "--processes",
+    "thread_count": "--threads",
+    "number_sample_per_shard": "--shard-size",
+    "timeout": "--timeout",
+    "retries": "--retries",
+    "distributor": "--distributor",
+    "url_col": "--url-column",
+    "caption_col": "--caption-column",
+    "url_list": "the list",
+    "output_folder": "--out",
+    "output_format": None,
+    "input_format": None,
+    "incremental_mode": None,
+    "oom_shard_count": None,
+}
+
+
+def download(
+    urls: Path,
+    *,
+    out: Path,
+    num: int | None = None,
+    size: int = 256,
+    quality: int = 95,
+    resize_mode: str = "keep_ratio",
+    shard_size: int | None = None,
+    processes: int | None = None,
+    threads: int = 64,
+    timeout: int = 10,
+    retries: int = 0,
+    distributor: str = "multiprocessing",
+    allow_private: bool = False,
+    max_bytes: int = MAX_BYTES,
+    img2dataset: str | None = None,
+    extra: Sequence[str] = (),
+    url_column: str | None = None,
+    caption_column: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Download pictures of a list to webdataset shards in `out`, with their captions, and describe them in a manifest.
+
+    num:           good pairs wanted; by default what the list says of itself, else one attempt at every row
+    size:          pixels of the shorter side of larger pictures (`resize_mode` "keep_ratio"); smaller ones stay
+    quality:       of the JPEGs
+    shard_size:    rows of the list in a shard, so more than pairs; by default 10,000, and fewer for small `num`
+    processes:     by default one for each processor; each has `threads` downloads at a time
+    timeout:       seconds of silence before a download is given up; six times that for a whole answer
+    distributor:   multiprocessing, pyspark or ray
+    allow_private: also connect to addresses that are not on the public internet, and the reader's own network
+    max_bytes:     of one answer
+    img2dataset:   an interpreter that has it, or the command; by default an environment made for it
+    extra:         further arguments of `img2dataset.download`, "key=value", values as in JSON where they are JSON
+    say:           is told about progress
+
+    Only http and https; addresses are checked when connecting, for every redirect (`isolated/advflyp_guard.py`). A
+    proxy of the environment may itself be private. Pictures whose servers opt out by X-Robots-Tag (noai, noimageai,
+    noindex, noimageindex) are left out, as img2dataset does unless `extra` says otherwise.
+    ValueError for arguments that do not fit, a folder that holds something else, and img2dataset not being there.
+    """
+    _check(
+        num=num,
+        size=size,
+        shard_size=shard_size,
+        processes=processes,
+        threads=threads,
+        timeout=timeout,
+        max_bytes=max_bytes,
+    )
+    if not 0 <= quality <= 100:
+        raise ValueError(f"--quality must be between 0 and 100, not {quality}")
+    if retries < 0:
+        raise ValueError(f"--retries must be at least 0, not {retries}")
+    if resize_mode not in RESIZE_MODES:
+        raise ValueError(f"--resize-mode must be one of {', '.join(RESIZE_MODES)}, not '{resize_mode}'")
+    source = open_urls(urls, url_column=url_column, caption_column=caption_column)
+    further = parse_extra(extra)
+    columns = _extra_columns(further, source)
+    out = out.expanduser()
+    _check_folder(out)
+    wanted = num or source.wanted()
+    if wanted is not None and wanted > source.rows:
+        say(f"{counted(wanted, 'pair')} wanted, but {source.path} has only {counted(source.rows, 'row')}")
+    settings = {
+        "size": size,
+        "quality": quality,
+        "resize_mode": resize_mode,
+        "columns": [source.url, source.caption],
+        "extra": further,
+    }
+    state = _resumed(out, source.sha256(), settings, shard_size)
+    if state is None:
+        rows = shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
+        state = State(source.sha256(), {**settings, "shard_size": rows})
+    runner = find_img2dataset(img2dataset, distributor, say)
+    for key in further:
+        if key not in runner.parameters:
+            raise ValueError(f"img2dataset has no argument '{key}'{suggest(key, runner.parameters)}")
+    arguments = {
+        "image_size": size,
+        "encode_quality": quality,
+        "resize_mode": resize_mode,
+        "resize_only_if_bigger": True,
+        "extract_exif": False,
+        "processes_count": processes or len(os.sched_getaffinity(0)),
+        "thread_count": threads,
+        "timeout": timeout,
+        "retries": retries,
+        "distributor": distributor,
+        **further,
+    }
+    limits = {"allow_private": allow_private, "max_bytes": max_bytes, "seconds": 6.0 * timeout}
+    with lock(out / WORK / "lock", wait=WAIT) as held:
+        # It may have gone on until now.
+        state = _resumed(out, source.sha256(), settings, shard_size) or state
+        work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, held, say)
+        fresh = work.run()
+        return _finish(work, fresh, {"distributor": distributor, "allow_private": allow_private})
+
+
+def _check(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder")
+    if set("*?[") & set(str(out.resolve())) or "::" in str(out.resolve()):
+        raise ValueError(
+            f"{out.resolve()} has signs in its name that img2dataset takes for a pattern; use another folder"
+        )
+    if out.is_dir() and not (out / WORK).is_dir() and names_in(out):
+        raise ValueError(f"{out} holds other things; name a new folder, or one of an unfinished download")
+
+
+def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
+    """["key=value"] → arguments; ValueError for those that are ours."""
+    found: dict[str, Any] = {}
+    for one in extra:
+        key, separator, value = one.partition("=")
+        key = key.strip().lstrip("-").replace("-", "_")
+        if not separator or not key:
+            raise ValueError(f"--extra takes key=value, not '{one}'")
+        if key in OWN:
+            instead = f"; it is set by {OWN[key]}" if OWN[key] else ""
+            raise ValueError(f"--extra cannot set {key}{instead}")
+        try:
+            found[key] = parse_json(value)
+        except ValueError:
+            found[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return found
+
+
+def _extra_columns(further: dict[str, Any], source: UrlList) -> list[str]:
+    """Columns of the list that img2dataset is told to use."""
+    named: list[Any] = [further.get("bbox_col"), *(further.get("save_additional_columns") or [])]
+    named += (further.get("verify_hash") or [])[:1]
+    columns = list(dict.fromkeys(str(name) for name in named if name is not None))
+    for name in columns:
+        if name not in source.columns:
+            raise ValueError(f"{source.path} has no column '{name}'{suggest(name, source.columns)}")
+    return columns
+
+
+def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int | None) -> State | None:
+    state = State.load(out / WORK)
+    if state is None:
+        return None
+    if state.list_sha256 != sha256:
+        raise ValueError(f"{out} was begun with another list; use another folder")
+    for key, value in {**settings, "shard_size": shard_size or state.settings["shard_size"]}.items():
+        if state.settings[key] != value:
+            raise ValueError(
+                f"{out} was begun with {key} = {state.settings[key]}, not {value}; use that, or another folder"
+            )
+    return state
+
+
+def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
+    """Write the manifest; the shards are read for it unless nothing has changed since it was written."""
+    state, source, out = work.state, work.source, work.out
+    old = None if fresh else read_manifest(out)
+    names = [shard.name for shard in old.shards] if old is not None else None
+    shards = [out / name for name in state.shards]
+    for shard in shards:
+        if not shard.is_file():
+            raise ValueError(f"{shard} is gone; put it back, or download to another folder")
+    manifest = (
+        old if old is not None and names == state.shards else describe_shards(shards, failures=state.failures)
+    )
+    complete = work.wanted is None or manifest.pairs >= work.wanted
+    record = {
+        "list": source.path.name,
+        "list_sha256": state.list_sha256,
+        "list_rows": source.rows,
+        "rows_tried": state.rows,
+        "wanted": work.wanted,
+        "complete": complete,
+        "list_exhausted": work.exhausted,
+        "seed": source.metadata.get("seed"),
+        "sample": source.metadata,
+        "settings": {**state.settings, **how},
+        "rounds": state.rounds,
+        "seconds": round(state.seconds, 1),
+    }
+    runner = work.runner
+    versions = {
+        **manifest.versions,
+        "img2dataset": runner.version,
+        "img2dataset_python": runner.python_version,
+        "opencv": runner.opencv,
+    }
+    manifest = replace(manifest, source=record, versions=versions)
+    write_manifest(out, manifest)
+    if not complete:
+        work.say(
+            f"the list is exhausted: {manifest.pairs:,} of {work.wanted:,} wanted, from "
+            f"{counted(state.rows, 'address')}; a longer list is needed for more"
+        )
+    return manifest

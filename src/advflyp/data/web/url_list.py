@@ -1,0 +1,183 @@
+"""A list of image addresses and captions: Parquet, CSV, TSV or JSON, in the order to try them in."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from advflyp.data.pairs.cells import address_in, captions_in
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.parquet import parquet_file, reading
+from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
+from advflyp.data.pairs.rows import TextTable, find_column, read_text_table
+from advflyp.documents import parse_json
+from advflyp.files import write_atomically
+
+SUFFIXES = (".parquet", *TEXT_SUFFIXES)
+URL_NAMES = ("url", "image_url", "img_url", "link")
+CAPTION_NAMES = ("caption", "text", "top_caption", "alt_text", "title")
+
+
+@dataclass
+class UrlList:
+    """A list on this machine; `open_urls` makes it.
+
+    url, caption: names of its columns
+    rows:         how many
+    metadata:     what the Parquet schema says of itself, for example {"wanted": "1000000", "seed": "0"}
+    """
+
+    path: Path
+    url: str
+    caption: str
+    columns: list[str]
+    rows: int
+    metadata: dict[str, Any]
+    _table: pa.Table | None = None  # of what is not Parquet
+
+    def wanted(self) -> int | None:
+        """The number of pairs that whoever made the list wanted from it."""
+        value = self.metadata.get("wanted")
+        return value if isinstance(value, int) and value > 0 else None
+
+    def sha256(self) -> str:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def write_slice(
+        self, start: int, stop: int, target: Path, extra: Sequence[str] = ()
+    ) -> tuple[int, dict[str, int]]:
+        """Write rows [start, stop) to a Parquet file with columns url and caption, white space tidied.
+
+        extra: further columns to keep
+        Of several captions each has a line, as in shards.
+        Returns how many rows it has, and {reason: rows} of those that cannot become a pair.
+        """
+        bad: Counter[str] = Counter()
+        count = 0
+        writer: pq.ParquetWriter | None = None
+        with write_atomically(target) as file, ExitStack() as stack:
+            for table in self._read(start, stop, [self.url, self.caption, *extra]):
+                part = self._pairs(table, extra, bad)
+                count += len(part)
+                writer = writer or stack.enter_context(pq.ParquetWriter(file, part.schema))
+                writer.write_table(part)
+            assert writer is not None, "an empty slice"
+        return count, dict(bad)
+
+    def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
+        """The rows of `table` that can become a pair; the reasons of the others are counted in `bad`."""
+        urls, captions, good = [], [], []
+        with reading(str(self.path)):
+            cells = [table.column(name).to_pylist() for name in (self.url, self.caption)]
+        for number, (url, caption) in enumerate(zip(*cells, strict=True)):
+            try:
+                address, text = _usable(url, caption)
+            except Unusable as reason:
+                bad[str(reason)] += 1
+                continue
+            urls.append(address)
+            captions.append(text)
+            good.append(number)
+        # Plain strings: the Arrow of another environment may not know newer ways to store them.
+        columns: dict[str, Any] = {
+            "url": pa.array(urls, pa.string()),
+            "caption": pa.array(captions, pa.string()),
+            **{name: table.column(name).take(pa.array(good, pa.int64())) for name in extra},
+        }
+        return pa.table(columns)
+
+    def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+        if self._table is not None:
+            yield self._table.select(columns).slice(start, stop - start)
+            return
+        with parquet_file(str(self.path), self.path) as file:
+            begin = 0
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if begin < stop and end > start:
+                    first = max(start - begin, 0)
+                    yield file.read_row_group(group, columns).slice(first, min(stop, end) - begin - first)
+                begin = end
+
+
+def open_urls(path: Path, *, url_column: str | None = None, caption_column: str | None = None) -> UrlList:
+    """Open a list; ValueError where it cannot be read, has no rows, or lacks a column.
+
+    url_column, caption_column: by default the first known name, whatever its case
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no list {path}; `advflyp data sample` makes one")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}")
+    table: Any = None
+    metadata: dict[str, Any] = {}
+    if suffix == ".parquet":
+        with parquet_file(str(path), path) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            metadata = _metadata(file.schema_arrow.metadata)
+    else:
+        with open(path, "rb") as file:
+            text = read_text_table(str(path), file)
+        table = _arrow(text)
+        names, rows = text.names, table.num_rows
+    url = find_column(url_column, URL_NAMES, names, str(path), what="url", option="--url-column")
+    caption = find_column(
+        caption_column, CAPTION_NAMES, names, str(path), what="caption", option="--caption-column"
+    )
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return UrlList(path, url, caption, names, rows, metadata, table)
+
+
+def _arrow(text: TextTable) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in text.names}
+    for _, cells in text.rows():
+        for name, column in columns.items():
+            column.append(cells.get(name))
+    return pa.table({name: _array(values) for name, values in columns.items()})
+
+
+def _array(values: list[Any]) -> Any:
+    """Values of one type as they are; of several, as JSON can have them, text and the notation of everything else."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
+        # JSON can hold halves of a character, which nothing can write.
+        return pa.array([text and text.encode("utf-8", "replace").decode() for text in texts], pa.string())
+
+
+def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """What was recorded, without what Arrow, pandas and others note about types."""
+    kept: dict[str, Any] = {}
+    for key, value in (found or {}).items():
+        name = key.decode("utf-8", "replace")
+        if name in ("pandas", "huggingface") or name.startswith("ARROW"):
+            continue
+        text = value.decode("utf-8", "replace")
+        try:
+            kept[name] = parse_json(text)
+        except ValueError:
+            kept[name] = text
+    return kept
+
+
+def _usable(url: Any, caption: Any) -> tuple[str, str]:
+    """Address and captions of a row, or `Unusable`."""
+    address = address_in(url)
+    if address is None:
+        raise Unusable("no address")
+    captions = [text for one in captions_in(caption) if (text := " ".join(one.split()))]
+    if not captions:
+        raise Unusable("empty caption")
+    return address, "\n".join(captions)

@@ -1,0 +1,302 @@
+"""One model on one set: which images it classifies correctly, clean and after an attack."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat, check_pixels
+from advflyp.attack.victim import predicted
+from advflyp.data.sets.labelled import TOLERATED, LabelledSet
+from advflyp.distributed import ALONE, Ranks
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import Classifier, for_use, stage_seed
+from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.pixels import Pixels
+from advflyp.model.clip import CLIP
+from advflyp.model.precision import Precision
+
+# Survivors of so many batches are put together for an attack's next stage, so that its batches are full again.
+BATCHES_TOGETHER = 8
+UNKNOWN = -1
+UNREADABLE = -2
+# What the journal holds of an image.
+STATE = ("clean", "attacked", "survived")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What somebody who watches is told after every batch, of the images of this process.
+
+    finished:     images whose outcome is known, of `images`
+    left:         images in work that no attack has fooled yet
+    accuracy:     among the finished, the share classified correctly
+    seconds_left: estimated; None before anything is finished
+    """
+
+    images: int
+    finished: int
+    left: int
+    accuracy: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of each readable image; all (n,) int64.
+
+    index: place in the set;  label: true class
+    clean, attacked: predicted class without and with the attack; the same where an image was wrong already. A class
+                     that ties with the true one is what was predicted: a tie is never correct
+    """
+
+    index: Tensor
+    label: Tensor
+    clean: Tensor
+    attacked: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool."""
+        return self.attacked == self.label
+
+
+class Judge(Classifier):
+    """A zero-shot classifier made of a model and a set's class names, and the set's pictures.
+
+    limit, seed: a class-balanced subset of the set;  batch_size: images at a time
+    pixels: how images become what is perturbed;  repeated: as in `Classifier`
+    ranks: the processes that share the images; each is told the outcome of all
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        labelled: LabelledSet,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+        ranks: Ranks = ALONE,
+        pixels: Pixels | None = None,
+        repeated: Sequence[int] = (),
+    ) -> None:
+        self.index = torch.tensor(labelled.subset(limit, seed))
+        super().__init__(model, labelled.classes, labelled.templates, pixels, repeated)
+        self.transform = self.pixels.transform(model)
+        self.ranks = ranks
+        self.labelled = labelled
+        self.batch_size = batch_size
+        # Clean predictions serve every attack on the set.
+        self.clean = torch.full((len(self.index),), UNKNOWN)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def correct(
+        self,
+        attack: Attack,
+        threat: Threat | None,
+        *,
+        precision: Precision = "auto",
+        seed: int = 0,
+        watch: Callable[[Standing], None] = lambda standing: None,
+    ) -> Tensor:
+        """(n,) bool: classified correctly in float32, after the attack if there is one."""
+        return self.run(attack, threat, precision=precision, seed=seed, watch=watch).correct
+
+    def run(
+        self,
+        attack: Attack,
+        threat: Threat | None,
+        *,
+        precision: Precision = "auto",
+        seed: int = 0,
+        journal: Journal | None = None,
+        watch: Callable[[Standing], None] = lambda standing: None,
+    ) -> Outcome:
+        """Classify every image, after the attack if there is one.
+
+        journal: holds what is known so far; an interrupted run goes on from its last finished batch
+        An image that is wrong when clean counts as wrong under attack; there is nothing to search.
+        """
+        with for_use(self.model):
+            run = _Run(self, attack, threat, precision, seed, journal, watch)
+            run.all_images()
+        readable = run.clean != UNREADABLE
+        return Outcome(
+            index=self.index[readable],
+            label=self.labelled.labels[self.index][readable],
+            clean=run.clean[readable],
+            attacked=run.attacked[readable],
+        )
+
+
+class _Run:
+    """The state of `Judge.run`: for each image its predictions and how many stages it has survived."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        attack: Attack,
+        threat: Threat | None,
+        precision: Precision,
+        seed: int,
+        journal: Journal | None,
+        watch: Callable[[Standing], None],
+    ) -> None:
+        self.judge, self.threat, self.seed, self.journal, self.watch = judge, threat, seed, journal, watch
+        self.victim = judge.victim(precision)
+        self.stages = attack.stages(threat) if threat is not None else []
+        self.clean = judge.clean
+        self.attacked = torch.full_like(self.clean, UNKNOWN)
+        self.survived = torch.zeros_like(self.clean)
+        self.labels = judge.labelled.labels[judge.index]
+        # This process's images; the others' are unknown until all have finished.
+        self.mine = torch.zeros_like(self.clean, dtype=torch.bool)
+        self.mine[judge.ranks.rank :: judge.ranks.size] = True
+        if saved := journal.read() if journal else {}:
+            # Of an image that is there several times NumPy keeps the last.
+            for name in STATE:
+                getattr(self, name).numpy()[saved["row"]] = saved[name]
+        self._settle(torch.arange(len(self.clean)))
+        # Finished, right, still standing: of each image of this process, and in all. Counted as images change: to go
+        # over the whole set after every batch would take longer the larger the set is.
+        self.counted = torch.zeros(len(self.clean), 3, dtype=torch.int64)
+        self.counts = self.counted.sum(0)
+        self._count(self.mine.nonzero().squeeze(1))
+        self.started, self.known_at_start = time.monotonic(), int(self.counts[0])
+        # Rows whose state the journal does not hold yet.
+        unsaved = self.mine & (self.clean != UNKNOWN)
+        if saved:
+            unsaved[torch.from_numpy(saved["row"])] = False
+        self.changed = [unsaved.nonzero().squeeze(1)]
+
+    def all_images(self) -> None:
+        """Image by image of what is not known yet, some batches at a time."""
+        judge = self.judge
+        todo = (self.mine & (self.attacked == UNKNOWN)).nonzero().squeeze(1)
+        together: list[tuple[Tensor, Tensor]] = []
+        read = torch.zeros_like(self.mine)
+        for positions, images in self._batches(judge.index[todo].tolist()):
+            rows = torch.searchsorted(judge.index, positions)
+            read[rows] = True
+            images = images.to(judge.model.device)
+            try:
+                check_pixels(images)
+            except ValueError as error:
+                raise ValueError(
+                    f"{judge.labelled.name}, at {judge.labelled.key(int(positions[0]))}: {error}"
+                ) from None
+            unknown = self.clean[rows] == UNKNOWN
+            if unknown.any():
+                new = rows[unknown]
+                logits = judge.exact(images[unknown]).cpu()
+                self._check_finite(logits, new)
+                self.clean[new] = predicted(logits, self.labels[new])
+                self._settle(rows)
+            self.changed.append(rows)
+            together.append((rows, images))
+            if len(together) == BATCHES_TOGETHER:
+                self._attack(together)
+                together = []
+        if together:
+            self._attack(together)
+        self.clean[todo[~read[todo]]] = UNREADABLE
+        for rank, (clean, attacked) in enumerate(judge.ranks.objects((self.clean, self.attacked))):
+            theirs = slice(rank, None, judge.ranks.size)
+            self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
+
+    def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions and images of `todo`, without those that cannot be read.
+
+        What is left of an interrupted run may be few: whether more than 1 % cannot be read is asked of all its images.
+        """
+        judge, labelled, bad = self.judge, self.judge.labelled, 0
+        read: set[int] = set()
+        while True:
+            try:
+                for positions, images, _ in labelled.batches(judge.transform, judge.batch_size, todo):
+                    read.update(positions.tolist())
+                    yield positions, images
+                return
+            except ValueError:
+                unread = [position for position in todo if position not in read]
+                todo = [position for position in unread if labelled.key(position) not in labelled.unreadable]
+                bad += len(unread) - len(todo)
+                if len(unread) == len(todo) or bad > TOLERATED * len(self.clean):
+                    raise
+
+    def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
+        rows = torch.cat([rows for rows, _ in together])
+        images = torch.cat([images for _, images in together])
+        for number in range(len(self.stages)):
+            # After an interruption some images are further than others.
+            here = ((self.attacked[rows] == UNKNOWN) & (self.survived[rows] == number)).nonzero().squeeze(1)
+            for part in here.split(self.judge.batch_size) if len(here) else ():
+                self._stage(number, rows[part], images[part.to(images.device)])
+        self._note()
+
+    def _stage(self, number: int, rows: Tensor, images: Tensor) -> None:
+        judge, threat = self.judge, self.threat
+        assert threat is not None
+        labels = self.labels[rows].to(images.device)
+        streams = Streams(stage_seed(self.seed, number), judge.index[rows].to(images.device))
+        found = self.stages[number](self.victim, images, labels, threat, streams=streams)
+        assert bool(threat.contains(images, found).all())
+        # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
+        answers = predicted(judge.exact(found).cpu(), self.labels[rows])
+        fooled = answers != self.labels[rows]
+        self.attacked[rows[fooled]] = answers[fooled]
+        self.survived[rows] += 1
+        self.changed.append(rows)
+        self._settle(rows)
+        self._note()
+
+    def _check_finite(self, logits: Tensor, rows: Tensor) -> None:
+        """ValueError for a model that is broken, whatever its accuracy would be."""
+        broken = (~logits.isfinite().all(1)).nonzero().squeeze(1)
+        if len(broken):
+            judge = self.judge
+            where = judge.labelled.key(int(judge.index[rows[broken[0]]]))
+            raise ValueError(
+                f"{judge.model.name} gives logits that are not finite on {judge.labelled.name}, first at {where}: its "
+                "weights are damaged or its training diverged; use an earlier checkpoint"
+            )
+
+    def _settle(self, rows: Tensor) -> None:
+        """An image needs no (more) attack that was wrong when clean, or has survived every stage."""
+        over = (self.clean[rows] != self.labels[rows]) | (self.survived[rows] == len(self.stages))
+        over &= (self.clean[rows] != UNKNOWN) & (self.attacked[rows] == UNKNOWN)
+        self.attacked[rows[over]] = self.clean[rows[over]]
+
+    def _count(self, rows: Tensor) -> None:
+        finished = self.attacked[rows] != UNKNOWN
+        right = finished & (self.attacked[rows] == self.labels[rows])
+        standing = ~finished & (self.clean[rows] == self.labels[rows])
+        now = torch.stack([finished, right, standing], dim=1).long()
+        self.counts += (now - self.counted[rows]).sum(0)
+        self.counted[rows] = now
+
+    def _note(self) -> None:
+        if self.changed:
+            rows = torch.cat(self.changed).unique()
+            self.changed = []
+            self._count(rows)
+            if self.journal is not None and self.stages:
+                self.journal.append(row=rows, **{name: getattr(self, name)[rows] for name in STATE})
+        images = len(self.clean[self.judge.ranks.rank :: self.judge.ranks.size])
+        done, right, left = self.counts.tolist()
+        elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
+        self.watch(
+            Standing(
+                images=images,
+                finished=done,
+                left=left,
+                accuracy=right / done if done else 0.0,
+                seconds_left=elapsed / fresh * (images - done) if fresh else None,
+            )
+        )

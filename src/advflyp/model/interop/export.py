@@ -1,0 +1,270 @@
+"""`advflyp export`: a model in the formats that others load, verified by loading it as they do.
+
+    open_clip    a folder for open_clip.create_model_and_transforms("local-dir:DIR") and get_tokenizer
+    hf           a folder for transformers' AutoModel and AutoProcessor; vision/ is the image tower alone
+    onnx         the image tower: pixels in [0, 1] → unit-norm embeddings
+
+Each appears only when the largest difference from the source, over real pictures and texts, is within `TOLERANCE`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.config import nearest
+from advflyp.data.sets.labelled import load_set
+from advflyp.errors import RunError
+from advflyp.files import draft_folder, publish_folder, recover_folder, write_text
+from advflyp.model.clip import CLIP
+from advflyp.model.load import (
+    CARD_FILE,
+    CONFIG_FILE,
+    check_finite,
+    load_model,
+    read_card,
+    save_model,
+    weights_sha256,
+)
+
+# Between entries of unit-norm embeddings.
+TOLERANCE = 1e-5
+PICTURES = "mini/animals"
+COUNT = 8
+SIZE = (150, 100)
+TEXTS = ("a photo of a cat", "This is a photo of a red bicycle.", "two dogs on the beach at sunset", "food")
+PREPROCESSING_FILE = "preprocessing.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and the largest differences that were seen.
+
+    images, texts: between entries of embeddings; None where there is no such tower
+    pixels:        between our preprocessing and the one that was exported, in 1/255; None where there is none
+    also:          folders for parts of the model
+    """
+
+    folder: Path
+    images: float
+    texts: float | None = None
+    pixels: float | None = None
+    also: list[Path] = field(default_factory=list)
+
+
+def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Exported:
+    """Write `model`, which is left as it is, or the one of that name, to the new folder `out` and verify it.
+
+    format: "open_clip", "hf", "onnx"
+    ValueError for an unknown format, a model that the format has no class for, a folder that is there or cannot be
+    written; RunError where the result computes something else. Neither leaves anything behind.
+    """
+    if format not in FORMATS:
+        raise ValueError(
+            f"there is no format '{format}': {', '.join(FORMATS)}{nearest(format, list(FORMATS))}"
+        )
+    out = Path(out)
+    recover_folder(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; name a new folder")
+    # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
+    model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
+    model.precision, model.micro_batch = "fp32", None
+    check_finite(model, f"{model.name} is not exported", "use an earlier checkpoint")
+    try:
+        with draft_folder(out) as draft:
+            with torch.no_grad():
+                found = FORMATS[format](model, draft, _pictures())
+            for what, value in (("images", found.images), ("texts", found.texts)):
+                if value is not None and not value <= TOLERANCE:
+                    raise RunError(
+                        f"the exported model is not the same: embeddings of {what} differ by {value:.1e}, more than "
+                        f"{TOLERANCE:.0e}; nothing was written"
+                    )
+            publish_folder(draft, out)
+    except SafetensorError as error:  # the disk is full, as safetensors says it
+        raise ValueError(f"cannot write {out}: {error}") from None
+    return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
+
+
+def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+    save_model(model, folder, _card(model))
+    if has_vocabulary_file(model):
+        # Beside the weights, open_clip finds it by any name.
+        config = store_tokenizer(model, folder, ".")
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    net: Any
+    net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    net.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    pixels = _ours(model, pictures)
+    read: Any = transform
+    theirs = torch.stack([read(picture) for picture in pictures])
+    return Exported(
+        folder,
+        images=_difference(
+            model.encode_image(pixels), net.encode_image(_normalised(model, pixels), normalize=True)
+        ),
+        texts=_difference(model.encode_text(TEXTS), net.encode_text(tokenizer(list(TEXTS)), normalize=True)),
+        pixels=_difference(theirs * model.std + model.mean, pixels) * 255,
+    )
+
+
+def _hf(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+    _need("transformers", "hf")
+    with _quiet():
+        return _transformers(model, folder, pictures)
+
+
+def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+    from transformers import AutoModel, AutoProcessor, CLIPVisionModelWithProjection, SiglipVisionModel
+
+    from advflyp.model.interop.hf import processor_of, to_transformers
+
+    net = to_transformers(model)
+    processor: Any = processor_of(model, net)
+    net.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if net.config.model_type == "siglip":
+        # Its texts attend to their padding, too: no mask.
+        path = folder / "tokenizer_config.json"
+        settings = {**json.loads(path.read_text(encoding="utf-8")), "model_input_names": ["input_ids"]}
+        write_text(path, json.dumps(settings, indent=2))
+    # Where versions before 5 look for it.
+    processor.image_processor.save_pretrained(folder)
+    kind: Any = SiglipVisionModel if net.config.model_type == "siglip" else CLIPVisionModelWithProjection
+    alone = folder / "vision"
+    kind.from_pretrained(folder).save_pretrained(alone)
+    processor.image_processor.save_pretrained(alone)
+    write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
+
+    loaded: Any = AutoModel.from_pretrained(folder).eval()
+    reader: Any = AutoProcessor.from_pretrained(folder)
+    pixels = _ours(model, pictures)
+    inputs = _normalised(model, pixels)
+    embeddings = model.encode_image(pixels)
+    tower = kind.from_pretrained(alone).eval()(pixel_values=inputs)
+    tokens = reader(text=list(TEXTS), padding="max_length", truncation=True, return_tensors="pt")
+    theirs = reader(images=list(pictures), return_tensors="pt")["pixel_values"]
+    return Exported(
+        folder,
+        images=max(
+            _difference(embeddings, loaded.get_image_features(pixel_values=inputs).pooler_output),
+            _difference(
+                embeddings, tower.image_embeds if hasattr(tower, "image_embeds") else tower.pooler_output
+            ),
+        ),
+        texts=_difference(model.encode_text(TEXTS), loaded.get_text_features(**tokens).pooler_output),
+        pixels=_difference(theirs * model.std + model.mean, pixels, normalise=False) * 255,
+        also=[alone],
+    )
+
+
+def _onnx(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+    _need("onnxruntime", "onnx")
+    _need("onnxscript", "onnx")
+    from advflyp.model.interop.onnx import run_onnx, write_onnx
+
+    path = write_onnx(model, folder)
+    settings = {
+        **model.config["preprocess_cfg"],
+        "size": list(model.image_size),
+        "input": "pixels (N, 3, H, W), float32 in [0, 1], not normalised",
+    }
+    write_text(folder / PREPROCESSING_FILE, json.dumps(settings, indent=2) + "\n")
+    write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
+    pixels = _ours(model, pictures)
+    expected = model.encode_image(pixels)
+    # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.
+    parts = (pixels[:1], pixels[1:4], pixels[4:])
+    return Exported(folder, images=_difference(expected, torch.cat([run_onnx(path, part) for part in parts])))
+
+
+FORMATS: dict[str, Callable[[CLIP, Path, Sequence[Image.Image]], Exported]] = {
+    "open_clip": _open_clip,
+    "hf": _hf,
+    "onnx": _onnx,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports; it reports the text tower of a file as unexpected."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _pictures() -> list[Image.Image]:
+    # Neither square nor of any model's size, so that there is something to resize and to crop.
+    labelled = load_set(PICTURES)
+    return [labelled.image(index).resize(SIZE) for index in range(COUNT)]
+
+
+def _ours(model: CLIP, pictures: Sequence[Image.Image]) -> Tensor:
+    """(N, 3, H, W) in [0, 1]."""
+    return torch.stack([model.preprocess(picture) for picture in pictures])
+
+
+def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
+    return (pixels - model.mean) / model.std
+
+
+def _difference(ours: Tensor, theirs: Tensor, *, normalise: bool = True) -> float:
+    """The largest, of any entry."""
+    if normalise and ours.dim() == 2:
+        theirs = F.normalize(theirs.float(), dim=-1)
+    return float((ours - theirs).abs().max())
+
+
+def _card(model: CLIP) -> dict[str, Any]:
+    known = read_card(model.name)
+    known = known or {"name": Path(model.name).name if Path(model.name).is_absolute() else model.name}
+    return {**known, "weights_sha256": weights_sha256(model)}
+
+
+def has_vocabulary_file(model: CLIP) -> bool:
+    """The vocabulary is a file that the configuration names: open_clip looks for it where its user stands."""
+    return bool(model.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path"))
+
+
+def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
+    """Write the tokenizer into `folder` as one of transformers; the model's configuration with that.
+
+    name: what open_clip calls it: on the hub, the repository that holds it
+    """
+    _need("transformers", "open_clip, for the tokenizer of this model,")
+    from advflyp.model.interop.hf import tokenizer_of
+
+    tokenizer_of(model).save_pretrained(folder)
+    config = deepcopy(model.config)
+    text = config["model_cfg"]["text_cfg"]
+    text["tokenizer_kwargs"].pop("bpe_path", None)
+    return {**config, "model_cfg": {**config["model_cfg"], "text_cfg": {**text, "hf_tokenizer_name": name}}}
+
+
+def _need(package: str, what: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise ValueError(
+            f"exporting as {what} needs {package}: pip install transformers onnx onnxruntime onnxscript"
+        )

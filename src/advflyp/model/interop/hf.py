@@ -1,0 +1,167 @@
+"""An open_clip model as transformers' `CLIPModel` or `SiglipModel`, with processor and tokenizer."""
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import nn
+
+from advflyp.model.clip import CLIP
+from advflyp.model.interop.hf_names import convert, correspondence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+# open_clip's names of the tokens around a text → transformers'.
+NAMED = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+ADVICE = "export it with --format open_clip or onnx"
+
+
+def to_transformers(model: CLIP) -> "PreTrainedModel":
+    """The same weights, on the CPU. ValueError for an architecture that is neither."""
+    state = {key: value.detach().cpu() for key, value in model.net.state_dict().items()}
+    siglip = "visual.trunk.attn_pool.latent" in state
+    clip = "visual.class_embedding" in state and "visual.proj" in state
+    if not clip and not siglip:
+        raise ValueError(f"transformers has no class for the image tower of {model.name}; {ADVICE}")
+    names = correspondence(state, None)
+    lacking = [name for same in names for name in same.ours if name not in state]
+    extra = state.keys() - {name for same in names for name in same.ours} - {"logit_bias"}
+    if lacking or extra:
+        odd = ", ".join(sorted([*lacking, *extra])[:3])
+        raise ValueError(
+            f"transformers has no class for {model.name}: its tensors differ ({odd}, …); {ADVICE}"
+        )
+    net = _empty(model, siglip)
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    net.load_state_dict(convert(state, shapes, names, to_theirs=True), strict=True)
+    return net.eval()
+
+
+def _empty(model: CLIP, siglip: bool) -> "PreTrainedModel":
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    height, width = model.image_size
+    if height != width:
+        raise ValueError(
+            f"transformers takes square pictures, not the {height}×{width} of {model.name}; {ADVICE}"
+        )
+    net = model.net
+    vision, text = net.visual, getattr(net, "text", net)
+    block = text.transformer.resblocks[0]
+    towers: Any = {
+        "text_config": {
+            "hidden_size": text.ln_final.weight.shape[0],
+            "intermediate_size": block.mlp.c_fc.out_features,
+            "num_hidden_layers": len(text.transformer.resblocks),
+            "num_attention_heads": block.attn.num_heads,
+            "max_position_embeddings": text.positional_embedding.shape[0],
+            "vocab_size": text.token_embedding.num_embeddings,
+            "hidden_act": _activation(block.mlp.gelu),
+            "layer_norm_eps": block.ln_1.eps,
+            **_special_tokens(model.tokenizer),
+        }
+    }
+    if siglip:
+        first = vision.trunk.blocks[0]
+        towers["text_config"]["projection_size"] = text.text_projection.out_features
+        towers["vision_config"] = {
+            "hidden_size": vision.trunk.embed_dim,
+            "intermediate_size": first.mlp.fc1.out_features,
+            "num_hidden_layers": len(vision.trunk.blocks),
+            "num_attention_heads": first.attn.num_heads,
+            "image_size": height,
+            "patch_size": vision.trunk.patch_embed.patch_size[0],
+            "hidden_act": _activation(first.mlp.act),
+            "layer_norm_eps": first.norm1.eps,
+        }
+        return SiglipModel(SiglipConfig(**towers))
+    first = vision.transformer.resblocks[0]
+    towers["vision_config"] = {
+        "hidden_size": vision.conv1.out_channels,
+        "intermediate_size": first.mlp.c_fc.out_features,
+        "num_hidden_layers": len(vision.transformer.resblocks),
+        "num_attention_heads": first.attn.num_heads,
+        "image_size": height,
+        "patch_size": vision.conv1.kernel_size[0],
+        "hidden_act": _activation(first.mlp.gelu),
+        "layer_norm_eps": first.ln_1.eps,
+    }
+    width = vision.proj.shape[1]
+    for tower in towers.values():
+        tower["projection_dim"] = width
+    return CLIPModel(CLIPConfig(**towers, projection_dim=width))
+
+
+def _activation(module: nn.Module) -> str:
+    if type(module).__name__ == "QuickGELU":
+        return "quick_gelu"
+    tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
+    return "gelu_pytorch_tanh" if tanh else "gelu"
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, Any]:
+    if isinstance(tokenizer, SimpleTokenizer):
+        end = tokenizer.eot_token_id
+        return {"bos_token_id": tokenizer.sot_token_id, "eos_token_id": end, "pad_token_id": end}
+    theirs = tokenizer.tokenizer
+    return {f"{name}_token_id": getattr(theirs, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+
+
+def tokenizer_of(model: CLIP) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer as one of transformers."""
+    tokenizer: Any = model.tokenizer
+    if isinstance(tokenizer, HFTokenizer):
+        return _canonical(tokenizer) if "canonicalize" in str(tokenizer.clean_fn) else tokenizer.tokenizer
+    from transformers import CLIPTokenizer
+
+    vocabulary: Any = {NAMED.get(token, token): number for token, number in tokenizer.encoder.items()}
+    # An empty line ends the file of merges.
+    merges: list[Any] = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
+    return CLIPTokenizer(vocabulary, merges, model_max_length=tokenizer.context_length)
+
+
+def _canonical(tokenizer: HFTokenizer) -> "PreTrainedTokenizerBase":
+    """With open_clip's cleaning for SigLIP, lower case without punctuation, inside."""
+    from tokenizers import Regex, normalizers
+
+    found = deepcopy(tokenizer.tokenizer)
+    own = found.backend_tokenizer.normalizer
+    clean = [
+        normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    found.backend_tokenizer.normalizer = normalizers.Sequence([*clean, own] if own is not None else clean)
+    found.model_max_length = tokenizer.context_length
+    return found
+
+
+def processor_of(model: CLIP, net: "PreTrainedModel") -> "ProcessorMixin":
+    """Preprocessing and tokenizer, as transformers bundles them. ValueError for a resizing that it has not."""
+    from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor, SiglipProcessor
+
+    settings = model.config["preprocess_cfg"]
+    size = model.image_size[0]
+    how: dict[str, Any] = {
+        "image_mean": list(settings["mean"]),
+        "image_std": list(settings["std"]),
+        "resample": INTERPOLATIONS[settings.get("interpolation", "bicubic")],
+        "do_convert_rgb": True,
+    }
+    mode = settings.get("resize_mode", "shortest")
+    if mode == "longest":
+        raise ValueError(f"transformers has no resizing as that of {model.name} ('longest'); {ADVICE}")
+    square = {"height": size, "width": size}
+    tokenizer = tokenizer_of(model)
+    siglip = net.config.model_type == "siglip"
+    if siglip and mode == "squash":
+        return SiglipProcessor(SiglipImageProcessor(size=square, **how), tokenizer)
+    crop: dict[str, Any] = {"size": square, "do_center_crop": False}
+    if mode == "shortest":
+        crop = {"size": {"shortest_edge": size}, "crop_size": square, "do_center_crop": True}
+    return (SiglipProcessor if siglip else CLIPProcessor)(
+        CLIPImageProcessor(**how, **crop), tokenizer_of(model)
+    )

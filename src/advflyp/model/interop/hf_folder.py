@@ -1,0 +1,388 @@
+"""A Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+from torch import Tensor, nn
+
+from advflyp.config import convert as checked
+from advflyp.documents import read_json_object
+from advflyp.model.build import (
+    HF_CONFIG_FILE,
+    check_size,
+    check_sizes,
+    has_tokenizer,
+    hf_tokenizer,
+    shortened,
+)
+from advflyp.model.interop.hf import INTERPOLATIONS, NAMED
+from advflyp.model.interop.hf_names import convert, correspondence
+from advflyp.model.interop.weights_file import read_weights_file
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# transformers' names of activations → whether they are QuickGELU, and what nn.GELU is asked for.
+ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
+
+
+# As of open_clip's configurations that do not say it.
+DEFAULT_VOCABULARY = 49408
+PROCESSOR_FILE = "preprocessor_config.json"
+# Of newer versions: tokenizer and image processor in one.
+PROCESSORS_FILE = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Lender:
+    """The model that gives preprocessing and tokenizer where a folder lacks them.
+
+    Attributes:
+        name: What the user called it.
+        config: Its configuration, as `CLIP` takes it.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    config: dict[str, Any]
+    tokenizer: Any
+
+
+def check_complete(folder: Path, name: str, base: str | None) -> None:
+    """Check that a base model is named where the folder needs one.
+
+    Args:
+        folder: At least its small files.
+        name: What the user called the folder, or the repository it is from.
+        base: The model that gives what lacks.
+
+    Raises:
+        ValueError: If one is needed and not named.
+    """
+    lacking = _lacking(folder)
+    if lacking and base is None:
+        raise ValueError(
+            f"{folder} holds {' and '.join(lacking)}: name the model that it was finetuned from, which has them, as in "
+            f"{name}@ViT-L-14/openai"
+        )
+
+
+def _lacking(folder: Path) -> list[str]:
+    lacking = [] if _has_processor(folder) else [f"neither {PROCESSOR_FILE} nor {PROCESSORS_FILE}"]
+    return lacking if has_tokenizer(folder) else [*lacking, "no tokenizer"]
+
+
+def _has_processor(folder: Path) -> bool:
+    return (folder / PROCESSOR_FILE).is_file() or (folder / PROCESSORS_FILE).is_file()
+
+
+def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Module, dict[str, Any], Any]:
+    """Build the model in a folder.
+
+    Args:
+        folder: With its configuration and weights.
+        lender: Gives preprocessing and tokenizer as far as the folder lacks them.
+
+    Returns:
+        An open_clip module with the weights, its configuration as `CLIP` takes it, its tokenizer.
+
+    Raises:
+        ValueError: If the folder is of another kind of model, incomplete or damaged, or `lender` does not fit it.
+    """
+    config = read_hf_config(folder)
+    kind = config["model_type"]
+    state = _weights(folder)
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    try:
+        names = correspondence(None, state)
+        vision, text = config["vision_config"], config["text_config"]
+        build = _clip if kind == "clip" else _siglip
+        for tower in (vision, text):
+            check_sizes(tower, "not a model")
+        net, model_cfg = build(folder, vision, text, state)
+        shapes = {key: value.shape for key, value in net.state_dict().items()}
+        found = convert(state, shapes, names, to_theirs=False)
+    except KeyError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: one of them lacks {error}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    except Exception as error:  # a wrong configuration may raise anything
+        raise ValueError(f"{folder}: its {HF_CONFIG_FILE} cannot be read: {shortened(error)}") from None
+    if missing := sorted(shapes.keys() - found.keys()):
+        raise ValueError(
+            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
+        )
+    net.load_state_dict(found, strict=True)
+    size = vision.get("image_size", 224)
+    if lender is not None:
+        _check_lender(lender, model_cfg, size, folder)
+    if lender is None or _has_processor(folder):
+        preprocess = _preprocess(folder, size)
+    else:
+        preprocess = {**lender.config["preprocess_cfg"], "size": size}
+    set_model_preprocess_cfg(net, preprocess)
+    if lender is None or has_tokenizer(folder):
+        tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
+    else:
+        tokenizer = _lent_tokenizer(lender, model_cfg["text_cfg"])
+    return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
+
+
+def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: Path) -> None:
+    theirs = lender.config["model_cfg"]
+    text, their_text = model_cfg["text_cfg"], theirs["text_cfg"]
+    lent_size = lender.config["preprocess_cfg"]["size"]
+    lent_size = lent_size if isinstance(lent_size, int) else lent_size[0]
+    facts = (
+        ("pixels a side", lent_size, size),
+        ("QuickGELU", bool(theirs.get("quick_gelu")), bool(model_cfg.get("quick_gelu"))),
+        *(
+            (what, their_text.get(key, default), text.get(key, default))
+            for what, key, default in (
+                ("tokens of a text", "context_length", DEFAULT_CONTEXT_LENGTH),
+                ("tokens in the vocabulary", "vocab_size", DEFAULT_VOCABULARY),
+                ("token that stands for a text", "pool_type", "argmax"),
+            )
+        ),
+    )
+    for what, lent, own in facts:
+        if lent != own:
+            raise ValueError(
+                f"{lender.name} is not what {folder} was finetuned from: {what} {lent} instead of {own}"
+            )
+
+
+def _lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
+    """The lender's tokenizer, and in `text_cfg` how to find it again."""
+    theirs = lender.config["model_cfg"]["text_cfg"]
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
+        text_cfg.pop(key, None)
+        if key in theirs:
+            text_cfg[key] = deepcopy(theirs[key])
+    if isinstance(lender.tokenizer, HFTokenizer):
+        text_cfg["hf_tokenizer_name"] = "."
+    return lender.tokenizer
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """The configuration in `folder`. ValueError where it is of another kind of model."""
+    path = folder / HF_CONFIG_FILE
+    config = _json(path)
+    kind = config.get("model_type")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(
+            f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
+            "'siglip' can be loaded, with both towers"
+        )
+    for tower in ("vision_config", "text_config"):
+        checked(config.get(tower), dict[str, Any], f"{path}: {tower}")
+    return config
+
+
+def _clip(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
+    quick = [_known(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text)]
+    if quick[0] != quick[1]:
+        raise ValueError(
+            f"{folder}: the towers have different activations, which open_clip's CLIP cannot have"
+        )
+    width, places = (
+        state["vision_model.embeddings.patch_embedding.weight"].shape[0],
+        vision.get("image_size", 224),
+    )
+    heads = vision.get("num_attention_heads", 12)
+    model_cfg: dict[str, Any] = {
+        "embed_dim": state["visual_projection.weight"].shape[0],
+        "vision_cfg": {
+            "image_size": places,
+            "layers": vision.get("num_hidden_layers", 12),
+            "width": width,
+            "head_width": width // heads,
+            "mlp_ratio": state["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0] / width,
+            "patch_size": vision.get("patch_size", 32),
+        },
+        "text_cfg": _text_cfg(text, state),
+    }
+    arguments = deepcopy(model_cfg)
+    if quick[0][0]:
+        model_cfg["quick_gelu"] = True
+    elif quick[0][1] == "tanh":
+        for tower in ("vision_cfg", "text_cfg"):
+            model_cfg[tower]["act_kwargs"] = arguments[tower]["act_kwargs"] = {"approximate": "tanh"}
+    arguments["quick_gelu"] = quick[0][0]
+    check_size(open_clip.CLIP, arguments, sum(value.numel() for value in state.values()))
+    return open_clip.CLIP(**arguments), model_cfg
+
+
+def _known(activation: Any) -> tuple[bool, str]:
+    if str(activation) not in ACTIVATIONS:
+        raise ValueError(f"open_clip has no activation '{activation}'; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[str(activation)]
+
+
+def _text_cfg(text: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
+    return {
+        "context_length": state["text_model.embeddings.position_embedding.weight"].shape[0],
+        "vocab_size": vocabulary,
+        "width": width,
+        "heads": text.get("num_attention_heads", 8),
+        "layers": text.get("num_hidden_layers", 12),
+        "mlp_ratio": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0] / width,
+    }
+
+
+def _siglip(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's towers have names, not sizes: the one of open_clip's architectures that has these tensors."""
+    for architecture in open_clip.list_models():
+        model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
+        tower, words = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+        if tower.get("timm_pool") != "map" or not model_cfg.get("custom_text"):
+            continue
+        sizes = (tower["image_size"], words.get("vocab_size"), words.get("width"))
+        if sizes != (
+            vision.get("image_size", 224),
+            *state["text_model.embeddings.token_embedding.weight"].shape,
+        ):
+            continue
+        with torch.device("meta"):
+            shapes = _build_siglip(model_cfg).state_dict()
+        names = correspondence(shapes, None)
+        theirs = [name for same in names for name in same.theirs]
+        if sorted(theirs) == sorted(state) and all(
+            sum(shapes[name].numel() for name in same.ours)
+            == sum(state[name].numel() for name in same.theirs)
+            for same in names
+        ):
+            break
+    else:
+        raise ValueError("a SigLIP of shapes that none of open_clip's architectures has")
+    if _known(vision.get("hidden_act", "gelu_pytorch_tanh"))[1] == "tanh":
+        warnings.warn(
+            f"{folder}: its image tower has the tanh approximation of GELU; open_clip's {architecture} computes GELU, "
+            "as it does for the published weights",
+            stacklevel=2,
+        )
+    approximate = _known(text.get("hidden_act", "gelu_pytorch_tanh"))[1]
+    model_cfg["text_cfg"]["act_kwargs"] = {"approximate": approximate}
+    return _build_siglip(model_cfg), model_cfg
+
+
+def _build_siglip(model_cfg: dict[str, Any]) -> nn.Module:
+    arguments = deepcopy(model_cfg)
+    del arguments["custom_text"]
+    arguments["vision_cfg"]["timm_model_pretrained"] = False
+    return open_clip.CustomTextCLIP(**arguments)
+
+
+def _preprocess(folder: Path, size: int) -> dict[str, Any]:
+    """open_clip's settings for those of an image processor. ValueError for a resizing that open_clip has not."""
+    found = folder / PROCESSOR_FILE
+    settings = _json(found) if found.is_file() else _json(folder / PROCESSORS_FILE).get("image_processor", {})
+    settings = checked(settings, dict[str, Any], f"{folder}: image_processor")
+    crop = settings.get("crop_size", {})
+    crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
+    resize = settings.get("size", {})
+    resize = resize if isinstance(resize, dict) else {"shortest_edge": resize}
+    square = {"height": size, "width": size}
+    cropped = (
+        settings.get("do_center_crop", bool(crop)) and resize == {"shortest_edge": size} and crop == square
+    )
+    if not cropped and resize != square:
+        raise ValueError(
+            f"{folder} resizes pictures to {resize} and crops {crop or 'nothing'}; open_clip can resize to "
+            f"{size}×{size}, or the shorter side to {size} with a crop"
+        )
+    names = {number: name for name, number in INTERPOLATIONS.items()}
+    resample = checked(settings.get("resample", 3), int, f"{folder}: resample")
+    if resample not in names:
+        raise ValueError(f"{folder} resizes images in a way that open_clip has not (resample {resample})")
+    mean, std = (
+        checked(settings.get(key), tuple[float, float, float], f"{folder}: {key}")
+        for key in ("image_mean", "image_std")
+    )
+    if min(std) <= 0:
+        raise ValueError(f"{folder}: image_std must be above 0")
+    return {
+        "size": size,
+        "mode": "RGB",
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": names[resample],
+        "resize_mode": "shortest" if cropped else "squash",
+        "fill_color": 0,
+    }
+
+
+def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> Any:
+    """open_clip's own where the vocabulary is CLIP's; another as transformers has it, and `text_cfg` says so."""
+    length = text_cfg["context_length"]
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs"):
+        text_cfg.pop(key, None)
+    own = SimpleTokenizer(context_length=length)
+    if _vocabulary(folder) == {NAMED.get(token, token): number for token, number in own.encoder.items()}:
+        return own
+    tokenizer: Any = hf_tokenizer(folder, length)
+    end = text.get("eos_token_id")
+    highest = max(tokenizer.tokenizer.get_vocab().values())
+    if text_cfg.get("pool_type", "argmax") == "argmax" and end not in (2, highest):
+        raise ValueError(
+            f"{folder}: the text ends with token {end}, and open_clip takes the highest one, {highest}, for the end"
+        )
+    text_cfg["hf_tokenizer_name"] = "."
+    return tokenizer
+
+
+def _vocabulary(folder: Path) -> dict[str, int] | None:
+    if (folder / "vocab.json").is_file():
+        return _json(folder / "vocab.json")
+    if (folder / "tokenizer.json").is_file():
+        model = _json(folder / "tokenizer.json").get("model")
+        found = model.get("vocab") if isinstance(model, dict) else None
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
+    """Which files hold the weights: one, or the parts of an index, of safetensors or else of torch.
+
+    folder: where the indices are
+    names:  of all files that there are
+    ValueError where none does, or an index cannot be read.
+    """
+    for name in WEIGHTS:
+        if name in names:
+            return [name]
+        if (index := f"{name}.index.json") in names:
+            parts = _json(folder / index).get("weight_map")
+            if not isinstance(parts, dict):
+                raise ValueError(f"{folder / index} is damaged: it has no weight_map")
+            if missing := sorted(set(map(str, parts.values())) - set(names)):
+                raise ValueError(f"{folder} lacks {missing[0]}, which its {index} names")
+            return sorted(set(parts.values()))
+    raise ValueError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}")
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name in hf_weights(folder, {path.name for path in folder.iterdir()}):
+        state |= read_weights_file(folder / name)
+    return state
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None

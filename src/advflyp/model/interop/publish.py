@@ -1,0 +1,204 @@
+"""`advflyp publish`: weights, what is known of them, and their measured robustness, as a repository on the hub."""
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from advflyp.data.pairs.manifest import file_sha256
+from advflyp.errors import RunError
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.model.build import TOKENIZER_FILES, has_tokenizer
+from advflyp.model.clip import CLIP
+from advflyp.model.interop.export import has_vocabulary_file, store_tokenizer
+from advflyp.model.interop.licences import find_licence
+from advflyp.model.load import (
+    BEST,
+    CARD_FILE,
+    CONFIG_FILE,
+    HF_CONFIG_FILE,
+    load_model,
+    read_card,
+    weights_sha256,
+)
+from advflyp.report.pages.model_card import model_card, scrubbed
+from advflyp.wording import counted
+
+ONNX_FILE = "image_tower.onnx"
+CARD = "README.md"
+# All that is ever sent; everything else in a folder stays where it is.
+PUBLISHED = (
+    CONFIG_FILE,
+    "open_clip_model.safetensors",
+    HF_CONFIG_FILE,
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "pr*processor_config.json",
+    *TOKENIZER_FILES,
+    ONNX_FILE,
+    "preprocessing.json",
+)
+# Files that the hub puts there by itself.
+HUBS_OWN = (".gitattributes", CARD)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What goes to the hub.
+
+    files:   {name in the repository: path here}
+    written: {name in the repository: its text}, made here: the card and what goes with it
+    """
+
+    repo: str
+    files: dict[str, Path]
+    written: dict[str, str]
+    cells: list[Cell]
+
+    def listing(self) -> list[tuple[str, int, str]]:
+        """Name, bytes and SHA-256 of each file."""
+        import hashlib
+
+        found = [(name, path.stat().st_size, file_sha256(path)) for name, path in self.files.items()]
+        for name, text in self.written.items():
+            data = text.encode()
+            found.append((name, len(data), hashlib.sha256(data).hexdigest()))
+        return sorted(found)
+
+
+def prepare(
+    folder: Path, repo: str, *, results: Sequence[Path] = (), licence: str | None = None
+) -> Publication:
+    """What would be sent of `folder`: a run of ours, or a folder in open_clip's, transformers' or our ONNX format.
+
+    results: of `advflyp eval --out`; cells of other weights in them are left out
+    licence: identifier of the hub's list, such as "apache-2.0"
+    ValueError where there is no model, `repo` is no name, the list has no such licence, or the results are all of
+    other weights.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    licence = None if licence is None else find_licence(licence)
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"--repo is USER/NAME, not '{repo}'")
+    validate_repo_id(repo)
+    folder = next((one for one in (folder / BEST, folder) if _kind(one)), folder)
+    kind = _kind(folder)
+    if kind is None:
+        raise ValueError(f"{folder} holds no model: name a run folder, or what `advflyp export` wrote")
+    files = {path.relative_to(folder).as_posix(): path for path in _allowed(folder)}
+    card = scrubbed(read_card(folder))
+    model = load_model(folder) if kind != "onnx" else None
+    sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
+    cells = _cells(results, sha256, folder)
+    vision = any(name.startswith("vision/") for name in files)
+    written = {CARD: model_card(repo, kind, card, sha256, cells, licence, vision)}
+    if kind == "open_clip" and model is not None:
+        written |= _loadable_by_name(model, folder, repo)
+    if card:
+        written[CARD_FILE] = json.dumps(card, indent=2) + "\n"
+    if cells:
+        lines = [json.dumps(scrubbed({**vars(cell), "model": repo})) for cell in cells]
+        written["results.jsonl"] = "\n".join(lines) + "\n"
+    files = {name: path for name, path in files.items() if name not in written}
+    return Publication(repo, files, written, cells)
+
+
+def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
+    """What makes open_clip find the tokenizer in the repository: its configuration, and files that `folder` lacks.
+
+    On the hub, open_clip looks for a tokenizer that is not its own under the name that the configuration gives.
+    """
+    if has_vocabulary_file(model):
+        with TemporaryDirectory() as draft:
+            config = store_tokenizer(model, Path(draft), repo)
+            written = {path.name: path.read_text(encoding="utf-8") for path in Path(draft).iterdir()}
+    else:
+        config, written = deepcopy(model.config), {}
+        text: dict[str, Any] = config["model_cfg"]["text_cfg"]
+        if text.get("hf_tokenizer_name") and has_tokenizer(folder):
+            text["hf_tokenizer_name"] = repo
+    return {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **written}
+
+
+def send(publication: Publication, *, public: bool = False) -> str:
+    """Make the repository where there is none and add everything in one commit; its address.
+
+    public: of a new repository; one that is there stays as it is
+    ValueError where nobody is logged in, the repository may not be written or holds files of something else; RunError
+    where the hub does not answer.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # type: ignore[attr-defined]  # its client's, whichever that is
+        LocalTokenNotFoundError,
+    )
+
+    api, repo = HfApi(), publication.repo
+    sent = {**publication.files, **{name: text.encode() for name, text in publication.written.items()}}
+    try:
+        api.whoami()
+        api.create_repo(repo, private=not public, exist_ok=True)
+        others = sorted(set(api.list_repo_files(repo)) - set(sent) - set(HUBS_OWN))
+        if others:
+            raise ValueError(
+                f"{repo} holds {counted(len(others), 'file')} of another model, such as {others[0]}; name another "
+                "repository, or remove them there"
+            )
+        operations = [CommitOperationAdd(name, content) for name, content in sent.items()]
+        found = api.create_commit(repo, operations, commit_message="Publish with advflyp")
+    except LocalTokenNotFoundError:
+        raise ValueError("nobody is logged in to the hub: `hf auth login`, or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise ValueError(
+                f"the hub does not let this token write to {repo} (answer {status}): `hf auth login`"
+            ) from None
+        raise RunError(
+            f"the hub answered {status} for {repo}; nothing was published: {_first(error)}"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise RunError(f"the hub does not answer; nothing was published: {_first(error)}") from None
+    return str(found.commit_url)
+
+
+def _kind(folder: Path) -> str | None:
+    names = {CONFIG_FILE: "open_clip", HF_CONFIG_FILE: "transformers", ONNX_FILE: "onnx"}
+    return next((kind for name, kind in names.items() if (folder / name).is_file()), None)
+
+
+def _allowed(folder: Path) -> list[Path]:
+    found = []
+    for inside in (folder, folder / "vision"):
+        for path in sorted(inside.iterdir()) if inside.is_dir() else []:
+            if any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
+                if path.is_symlink() or inside.is_symlink():
+                    raise ValueError(f"{path} is a link; only files of the folder itself are published")
+                found.append(path)
+    return found
+
+
+def _cells(paths: Sequence[Path], sha256: str, folder: Path) -> list[Cell]:
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"there are no results at {path}")
+    every = [cell for path in paths for cell in read_cells(path)]
+    own = [cell for cell in every if cell.checkpoint_sha256 == sha256]
+    if every and not own:
+        others = ", ".join(sorted({cell.model for cell in every})[:3])
+        raise ValueError(
+            f"the results are of other weights than those in {folder} ({others}): measure it with "
+            f"`advflyp eval {folder} --out …`"
+        )
+    return list({cell.key(): cell for cell in own}.values())
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

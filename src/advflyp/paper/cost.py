@@ -1,0 +1,92 @@
+"""`advflyp reproduce --dry-run`: what is still to be done, and what it will cost, from stated constants."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from advflyp.data.sets.labelled import set_names
+from advflyp.evaluation.attacks import Attack
+from advflyp.paper.plan import Plan, Run
+from advflyp.paper.steps import FINISHED, is_done, recipe_file, steps_of
+from advflyp.paper.tuning import PICTURES, UPDATES, read_tuning
+from advflyp.training.recipe import Recipe, read_recipe
+
+# Forward passes of the image tower a second: mini-vit in bf16 on one processor core; ViT-B/32 (8.8 GFLOP) at
+# 100 TFLOP/s, what one accelerator sustains.
+FORWARDS_A_SECOND = {"mini": 600.0, "paper": 11_000.0}
+# AutoAttack's four members take about this many forward passes for an image that stands to the end.
+AUTOATTACK = 10_000
+STANDING = 0.35
+MEGABYTES_A_RUN = {"mini": 80.0, "paper": 3000.0}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """hours: of one processor core (mini) or one accelerator (paper);  megabytes: on disk."""
+
+    hours: float
+    megabytes: float
+
+
+def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[str, Cost]]:
+    """What is still to be done, step by step, with its estimated cost.
+
+    images: how many images a set has
+    """
+    speed = FORWARDS_A_SECOND[plan.scale]
+    found: list[tuple[str, Cost]] = []
+    seen = {f"tune {name}" for name, rates in read_tuning(folder).items() if len(rates) >= len(plan.grid)}
+    for step in steps_of(plan):
+        if is_done(step, folder):
+            continue
+        tuned = step.run.rate_of or step.run.name
+        if (
+            step.run.recipe
+            and step.name not in seen
+            and not (folder / "runs" / step.name / FINISHED).is_file()
+        ):
+            if plan.grid and f"tune {tuned}" not in seen:
+                seen.add(f"tune {tuned}")
+                one = UPDATES * _training_passes(_recipe(plan, plan.run(tuned)))
+                passes = len(plan.grid) * (one + PICTURES * (1 + _attack_passes("pgd10")))
+                found.append((f"tune {tuned}", Cost(passes / speed / 3600, 0)))
+            recipe = _recipe(plan, step.run)
+            updates = recipe.train.max_steps or math.ceil(
+                (1_000_000 / recipe.data.batch_size) * recipe.train.epochs
+            )
+            passes = updates * _training_passes(recipe)
+            found.append((f"train {step.name}", Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])))
+            seen.add(step.name)
+        m = step.measure
+        n = sum(min(m.limit or images(name), images(name)) for name in set_names(list(m.sets)))
+        passes = n * sum(
+            _attack_passes(attack) * (len(m.eps) if attack != "clean" else 1) for attack in m.attacks
+        )
+        found.append((f"measure {step}", Cost(passes / speed / 3600, 0.1)))
+    return found
+
+
+def _training_passes(recipe: Recipe) -> float:
+    """Of one update: 2 a step of the attack, 3 with gradients; the regularisers' clean and frozen branches 3 + 1.
+
+    A shared clean pass is one less. Of smaller images the passes cost in proportion to their pixels.
+    """
+    extra = 4 if any(getattr(recipe.method, f"{name}_weight", 0) for name in ("feature", "logit")) else 0
+    passes = 2 * recipe.attack.steps + 3 + extra - recipe.attack.share_clean_forward
+    schedule = recipe.data.schedule or ()
+    largest = max((side for side, _ in schedule), default=1)
+    share = sum(part * (side / largest) ** 2 for side, part in schedule) if schedule else 1.0
+    return recipe.data.batch_size * passes * share
+
+
+def _attack_passes(attack: str) -> float:
+    if attack == "autoattack":
+        return AUTOATTACK * STANDING
+    parsed = Attack.parse(attack)
+    return 2 * parsed.steps + 1 if parsed.perturbs else 1
+
+
+def _recipe(plan: Plan, run: Run) -> Recipe:
+    with recipe_file(plan, run) as path:
+        return read_recipe(path, run.overrides)

@@ -1,0 +1,99 @@
+"""`advflyp reproduce`: the paper's experiments, carried out and reported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from advflyp.console import SafeConsole
+from advflyp.data.sets.labelled import load_set, set_names
+from advflyp.escape import for_rich
+from advflyp.files import check_files, names_in
+from advflyp.model.load import pick_device
+from advflyp.paper.cost import cost
+from advflyp.paper.page import experiment_means, main_experiment, paper_report
+from advflyp.paper.plan import PLAN_FILE, Plan, Scale, make_plan
+from advflyp.paper.published import published_table
+from advflyp.paper.steps import carry_out
+from advflyp.paper.study import read_study
+from advflyp.report.console import as_rich
+from advflyp.report.figures.embedding import FILE as CLOUDS
+from advflyp.report.figures.embedding import read_clouds
+from advflyp.report.pages.sections import FILES
+from advflyp.wording import counted
+
+OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", CLOUDS}
+
+
+def reproduce(
+    out: Path,
+    *,
+    scale: Scale = "mini",
+    seeds: int = 1,
+    steps: int | None = None,
+    only: Sequence[str] = (),
+    pairs: str | None = None,
+    captioned: str | None = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Carry out the plan in `out` (what is done there is kept), write `out`/report and print its tables.
+
+    only: ids of experiments; all without
+    The other arguments are those of `make_plan`. Returns {step: reason} of the steps that failed.
+    ValueError for an unknown experiment, an impossible number, or a folder that holds something else.
+    """
+    console = console or SafeConsole(quiet=True)
+    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder with --out")
+    names = names_in(out)
+    # The plan is the first of ours.
+    if strange := sorted(names - OURS if PLAN_FILE in names else names):
+        raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+    check_files(out / "report", FILES)
+    whole = whole.settled(out, pick_device("auto"))
+    plan = whole.only(only) if only else whole
+    if dry_run:
+        _print_cost(plan, out, console)
+        return {}
+    console.print(for_rich(f"precision {whole.precision}"))
+    failed = {} if report_only else carry_out(plan, whole, out, console)
+    page = paper_report(out, out / "report")
+    _print_means(out, only, console)
+    console.print(for_rich(f"every table and figure: {page}"))
+    for step, reason in failed.items():
+        console.print(for_rich(f"failed: {step}: {reason}"))
+    return failed
+
+
+def _print_means(out: Path, only: Sequence[str], console: Console) -> None:
+    """The means of the main experiment, or of those asked for; at the paper's scale its figures beside ours."""
+    study = read_study(out)
+    if study.scale == "paper":
+        console.print(as_rich(published_table(study.cells, set_names(["paper"]), read_clouds(out / CLOUDS))))
+    chosen = [e for e in study.experiments if e.id in only] if only else [main_experiment(study)]
+    for experiment in sorted(chosen, key=lambda experiment: experiment.place):
+        console.print()
+        console.print(as_rich(experiment_means(study, experiment)))
+
+
+def _print_cost(plan: Plan, out: Path, console: Console) -> None:
+    found = cost(plan, out, _images)
+    unit = "processor-core hours" if plan.scale == "mini" else "accelerator hours"
+    for step, one in found:
+        line = f"{one.hours:8.2f} h {one.megabytes:8.0f} MB  {step}"
+        console.print(for_rich(line), soft_wrap=True)
+    hours, megabytes = sum(one.hours for _, one in found), sum(one.megabytes for _, one in found)
+    console.print(
+        for_rich(f"{counted(len(found), 'step')}, {hours:.1f} {unit}, {megabytes / 1000:.1f} GB (estimates)")
+    )
+
+
+def _images(name: str) -> int:
+    """How many images a set has, as the table of sets says; a mini set is there to be counted."""
+    from advflyp.data.sets.catalogue import TABLE
+
+    key = name.partition("@")[0]
+    return TABLE[key].n if key in TABLE else len(load_set(name))

@@ -1,0 +1,195 @@
+"""Carrying out a plan: each step an ordinary search, training or evaluation in its own folder.
+
+    runs/NAME-sSEED/           a training
+    results/NAME-sSEED.jsonl   its result cells
+    tuning.json                learning rates that were tried, with their scores
+
+What is there is not done again. Results are enough: a run whose results are complete may be deleted, and is not
+trained anew. Several processes may work on one folder; each takes steps that no other has taken.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from advflyp.data.sets.labelled import set_names
+from advflyp.errors import RunError
+from advflyp.escape import for_rich
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.suite import evaluate
+from advflyp.files import lock, try_lock, write_text
+from advflyp.model.load import load_model, pick_device, weights_sha256
+from advflyp.paper.plan import Measure, Plan, Run
+from advflyp.paper.tuning import tuned_rate
+from advflyp.training.checkpoint import checkpoints
+from advflyp.training.trainer import CHECKPOINTS, train
+from advflyp.wording import counted
+
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One seed of one run under one measure; trained first, if it is not."""
+
+    run: Run
+    seed: int
+    measure: Measure
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.name}-s{self.seed}"
+
+    def __str__(self) -> str:
+        m = self.measure
+        radii = " ".join(f"{255 * eps:g}/255" for eps in m.eps)
+        part = f", {counted(m.limit, 'image')} a set" if m.limit else ""
+        return f"{self.name}: {' '.join(m.attacks)} at {radii} on {' '.join(m.sets)}{part}"
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """In the order of importance: first seeds, the headline's runs and cheap attacks before the others."""
+    headline = {name for e in plan.experiments if e.id in ("table1", "table2", "table4") for name in e.runs}
+    found = [
+        Step(run, seed, measure)
+        for run in plan.runs
+        for seed in plan.seeds_of(run)
+        for measure in plan.measures(run)
+        if seed == 0 or not measure.first_seed
+    ]
+    rank = {run.name: place for place, run in enumerate(plan.runs)}
+
+    def importance(step: Step) -> tuple[Any, ...]:
+        costly = "autoattack" in step.measure.attacks
+        return step.run.name not in headline, costly, step.seed, rank[step.run.name]
+
+    return sorted(found, key=importance)
+
+
+def is_done(step: Step, folder: Path) -> bool:
+    """Whether the step's result file has every cell of it."""
+    return not _missing(step, folder)
+
+
+def _missing(step: Step, folder: Path) -> set[tuple[str, str, float]]:
+    m = step.measure
+    known = set()
+    for cell in read_cells(folder / "results" / f"{step.name}.jsonl"):
+        of = cell.subset["of"]
+        if cell.subset.get("limit", of) == min(m.limit or of, of):
+            known.add((cell.set, cell.attack, round(255 * cell.eps, 6)))
+    return {
+        (name, attack, round(255 * eps, 6) if Attack.parse(attack).perturbs else 0.0)
+        for name in set_names(list(m.sets))
+        for attack in m.attacks
+        for eps in m.eps
+    } - known
+
+
+@contextmanager
+def recipe_file(plan: Plan, run: Run) -> Iterator[Path]:
+    """The file of a run's recipe, at the plan's scale."""
+    below = "configs/mini" if plan.scale == "mini" else "configs"
+    with as_file(files("advflyp") / below / str(run.recipe)) as path:
+        yield path
+
+
+def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[str, str]:
+    """Do all steps of `plan` that are not done; {step: reason} of those that failed. `whole` is what gets reported.
+
+    A step that fails leaves the others to go on. A step that another process works on comes last, and is waited for.
+    """
+    whole.write(folder)
+    pending = steps_of(plan)
+    failed: dict[str, str] = {}
+    while pending:
+        held = [step for step in pending if not _try(plan, step, folder, console, failed, wait=False)]
+        if len(held) == len(pending):
+            # Others are at all of them: wait for one to end.
+            _try(plan, held[0], folder, console, failed, wait=True)
+            held = held[1:]
+        pending = held
+    return failed
+
+
+def _try(
+    plan: Plan, step: Step, folder: Path, console: Console, failed: dict[str, str], *, wait: bool
+) -> bool:
+    """False if another process has the step's run."""
+    if is_done(step, folder):
+        return True
+    path = folder / "locks" / step.name
+    ours = lock(path, wait=math.inf) if wait else try_lock(path)
+    if ours is None:
+        return False
+    with ours:
+        if is_done(step, folder):
+            return True
+        console.print()
+        console.print(for_rich(str(step), "bold"))
+        try:
+            _do(plan, step, folder, console)
+        except ValueError as error:
+            failed[str(step)] = str(error)
+            console.print(for_rich(f"failed: {error}"))
+    return True
+
+
+def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
+    model: str | Path = str(step.run.overrides["model.name"])
+    if step.run.recipe:
+        model = folder / "runs" / step.name
+        _train(plan, step, model, folder, console)
+    loaded = load_model(model, device=pick_device("auto"))
+    store = folder / "results" / f"{step.name}.jsonl"
+    sha256 = weights_sha256(loaded)
+    if any(cell.checkpoint_sha256 != sha256 for cell in read_cells(store)):
+        raise ValueError(
+            f"{store} holds results of other weights than {model} has; delete the file to measure them all again"
+        )
+    evaluate(
+        loaded,
+        step.measure.sets,
+        step.measure.attacks,
+        step.measure.eps,
+        out=store,
+        limit=step.measure.limit,
+        precision=plan.precision,
+        name=step.run.label,
+        progress=lambda cell: console.print(
+            for_rich(f"  {cell.set} {cell.attack} {255 * cell.eps:g}/255: {100 * cell.accuracy:.1f} %")
+        ),
+    )
+
+
+def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) -> None:
+    if (out / FINISHED).is_file():
+        return
+    overrides = step.run.overrides | {"train.seed": step.seed, "train.precision": plan.precision}
+    if plan.grid:
+        source = plan.run(step.run.rate_of or step.run.name)
+        with recipe_file(plan, source) as path:
+            rate = tuned_rate(
+                source.name,
+                path,
+                source.overrides | {"train.precision": plan.precision},
+                plan.grid,
+                folder,
+                console,
+            )
+        overrides["optim.lr"] = rate
+    with recipe_file(plan, step.run) as path:
+        result = train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
+    if not result.finished:
+        raise RunError(f"a signal stopped the training of {step.name}; the same command continues it")
+    write_text(out / FINISHED, "")
+    # The weights are kept, what a resumed training would need is not.
+    shutil.rmtree(out / CHECKPOINTS)

@@ -1,0 +1,267 @@
+"""The folder of a whole comparison, read: its plan, the results of every run, the runs themselves.
+
+plan.json                 experiments: id, title, rows (labels of methods), unranked, sets, attacks, eps, note;
+                          runs: name, label, recipe (none where nothing is trained), overrides of its keys
+results/NAME-sSEED.jsonl  result cells of one run; `model` is the method's label, the same for every seed
+runs/NAME-sSEED/          that run's folder, where it was kept
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from advflyp.config import convert
+from advflyp.data.sets.labelled import set_names
+from advflyp.documents import read_json
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.model.load import BEST
+from advflyp.plugins import is_own
+from advflyp.report.measure.measured import Condition, Results
+from advflyp.report.pages.prose import read_recipe_tree
+
+PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One table or figure of the plan.
+
+    rows:     labels of the methods, in their order
+    sets:     names of sets, groups resolved
+    attacks, eps: each attack but "clean" at each radius, in pixels of [0, 1]
+    unranked: labels that are shown as references and take no part in best and second best
+    """
+
+    id: str
+    title: str
+    rows: list[str]
+    sets: list[str]
+    attacks: list[str]
+    eps: list[float]
+    note: str = ""
+    unranked: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What the id says: "table1", "figure3", … however it is spelled."""
+        match = re.search(r"(tab|fig)[a-z]*[^a-z0-9]*(\d+)", self.id.lower())
+        return f"{'table' if match[1] == 'tab' else 'figure'}{match[2]}" if match else self.id
+
+    def conditions(self, cells: Iterable[Cell]) -> list[Condition]:
+        """What the plan wants measured, clean first; ε as the cells have it, up to rounding."""
+        measured = {(c.attack, c.norm, c.eps) for c in cells if c.norm is not None}
+        found = [Condition("clean", None, 0.0)] if "clean" in self.attacks else []
+        for attack in self.attacks:
+            for eps in self.eps if attack != "clean" else []:
+                near = [m for m in measured if m[0] == attack and math.isclose(m[2], eps, rel_tol=1e-4)]
+                found.append(Condition(*min(near, key=str)) if near else Condition(attack, "linf", eps))
+        return found
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where a reader looks for it: tables by their number, then figures, then what is neither."""
+        match = re.fullmatch(r"(table|figure)(\d+)", self.kind)
+        return (("table", "figure").index(match[1]), int(match[2])) if match else (2, 0)
+
+    def results(self, study: "Study") -> Results:
+        """Its own cells, the seeds of a method together; of each method the seeds that all of them have.
+
+        The mean of three trainings beside one training would be compared with it. The originals are not trained.
+        """
+        kept = self._of_common_seeds(self._cells(study), study)
+        # In the plan's order, not in that of the files.
+        kept.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
+        return Results(kept, seeds=True, models=self.rows)
+
+    def seeds_note(self, study: "Study") -> str:
+        """Which seeds the table is of, where some of its methods have more."""
+        measured = [cell for cell in self._cells(study) if not self._is_untrained(cell.model, study)]
+        kept = self._of_common_seeds(measured, study)
+        if len({cell.checkpoint_sha256 for cell in kept}) == len(
+            {cell.checkpoint_sha256 for cell in measured}
+        ):
+            return ""
+        seeds = sorted({study.seed_of[cell.checkpoint_sha256] for cell in kept})
+        named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+        return f"Of {named}, which all of these methods have; some have more."
+
+    def _cells(self, study: "Study") -> list[Cell]:
+        """What was measured of it."""
+        wanted = self.conditions(study.cells)
+        rows, sets = set(self.rows), set(self.sets)
+        return [
+            cell
+            for cell in study.cells
+            if cell.model in rows
+            and cell.set in sets
+            and Condition(cell.attack, cell.norm, cell.eps) in wanted
+        ]
+
+    def _of_common_seeds(self, cells: Sequence[Cell], study: "Study") -> list[Cell]:
+        """Without what a trained method has of a seed that another one lacks; all of it where they share none."""
+        found: dict[Condition, dict[str, set[int]]] = {}
+        for cell in cells:
+            if not self._is_untrained(cell.model, study):
+                by_row = found.setdefault(Condition(cell.attack, cell.norm, cell.eps), {})
+                by_row.setdefault(cell.model, set()).add(study.seed_of[cell.checkpoint_sha256])
+        common = {condition: set.intersection(*by_row.values()) for condition, by_row in found.items()}
+        return [
+            cell
+            for cell in cells
+            if self._is_untrained(cell.model, study)
+            or not (seeds := common[Condition(cell.attack, cell.norm, cell.eps)])
+            or study.seed_of[cell.checkpoint_sha256] in seeds
+        ]
+
+    def _is_untrained(self, label: str, study: "Study") -> bool:
+        planned = study.planned.get(label, {})
+        return label in self.unranked or (bool(planned) and not planned.get("recipe"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One seed of one method: its label, its result file's stem, its folder and recipe where there is one."""
+
+    label: str
+    name: str
+    folder: Path | None
+    recipe: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        match = re.search(r"-s(\d+)$", self.name)
+        return int(match[1]) if match else 0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether `load_model` can load it."""
+        return self.folder is not None and (self.folder / BEST).is_dir()
+
+    @property
+    def original(self) -> str:
+        """The model that the run started from."""
+        return str(self.recipe.get("model", {}).get("name", "mini"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison: what was planned and what is there.
+
+    scale:   "mini" or "paper", as the plan says
+    planned: the plan's runs, by label: {"recipe": file or None, "overrides": {"table.key": value}}
+    seed_of: the training seed of each checkpoint, by the hash of its weights
+    """
+
+    folder: Path
+    scale: str
+    planned: dict[str, dict[str, Any]]
+    experiments: list[Experiment]
+    cells: list[Cell]
+    runs: list[Run]
+    seed_of: dict[str, int]
+
+    def run_of(self, label: str) -> Run | None:
+        """The first seed of a method whose folder is there with weights."""
+        runs = [run for run in self.runs if run.label == label and run.has_weights]
+        return min(runs, key=lambda run: run.seed, default=None)
+
+    def model_of(self, label: str) -> str | Path | None:
+        """What `load_model` takes for a row: a model that is not trained, or a run with weights; None without."""
+        planned = self.planned.get(label, {})
+        if planned and not planned.get("recipe"):
+            return str(planned.get("overrides", {}).get("model.name", label))
+        run = self.run_of(label)
+        return run.folder if run else None
+
+    def data_of(self, label: str) -> dict[str, Any]:
+        """Its recipe's `data` table, as far as plan or run folder tell."""
+        recipe = next((run.recipe for run in self.runs if run.label == label and run.recipe), {})
+        overrides = self.planned.get(label, {}).get("overrides", {})
+        own = {
+            key.removeprefix("data."): value for key, value in overrides.items() if key.startswith("data.")
+        }
+        return {**recipe.get("data", {}), **own}
+
+
+def read_study(folder: Path) -> Study:
+    """Everything in the folder but weights; ValueError saying what is missing or broken."""
+    path = folder / PLAN
+    try:
+        plan = read_json(path)
+        listed = plan["experiments"] if isinstance(plan, dict) else plan
+        experiments = [_experiment(entry) for entry in convert(listed, list[dict[str, Any]], "experiments")]
+        about = plan if isinstance(plan, dict) else {}
+        planned = _planned(about.get("runs", []))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}; name the folder that `advflyp reproduce` wrote") from None
+    except KeyError as missing:
+        raise ValueError(f"{path} is not a plan of ours: it lacks {missing}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a plan of ours: {error}") from None
+    cells: list[Cell] = []
+    runs: list[Run] = []
+    seed_of: dict[str, int] = {}
+    for file in sorted((folder / RESULTS).glob("*.jsonl"), key=_by_seed):
+        found = read_cells(file)
+        cells += found
+        seed_of |= {cell.checkpoint_sha256: _by_seed(file)[0] for cell in found}
+        run = folder / RUNS / file.stem
+        known = run if run.is_dir() else None
+        runs += [
+            Run(label=label, name=file.stem, folder=known, recipe=read_recipe_tree(run) if known else {})
+            for label in dict.fromkeys(cell.model for cell in found)
+        ]
+    if not cells:
+        raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
+    scale = str(about.get("scale", "mini"))
+    return Study(
+        folder=folder,
+        scale=scale,
+        planned=planned,
+        experiments=experiments,
+        cells=cells,
+        runs=runs,
+        seed_of=seed_of,
+    )
+
+
+def _experiment(entry: Mapping[str, Any]) -> Experiment:
+    return Experiment(
+        id=str(entry["id"]),
+        title=str(entry["title"]),
+        rows=list(dict.fromkeys(convert(entry["rows"], list[str], "rows"))),
+        sets=_sets(convert(entry["sets"], list[str], "sets")),
+        attacks=convert(entry["attacks"], list[str], "attacks"),
+        eps=convert(entry["eps"], list[float], "eps"),
+        note=str(entry.get("note") or ""),
+        unranked=convert(entry.get("unranked", []), list[str], "unranked"),
+    )
+
+
+def _planned(runs: Any) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for run in convert(runs, list[dict[str, Any]], "runs"):
+        overrides = convert(run.get("overrides", {}), dict[str, Any], "overrides")
+        found[str(run["label"])] = {**run, "overrides": overrides}
+    return found
+
+
+def _sets(names: list[str]) -> list[str]:
+    """Groups resolved; what is unknown on this machine stays as it is, its results may still be there."""
+    result: list[str] = []
+    for name in names:
+        if is_own(name):
+            raise ValueError(f"sets has '{name}': a plan names data, not programs")
+        try:
+            result += set_names([name])
+        except ValueError:
+            result.append(name)
+    return list(dict.fromkeys(result))
+
+
+def _by_seed(path: Path) -> tuple[int, str]:
+    match = re.search(r"-s(\d+)$", path.stem)
+    return int(match[1]) if match else 0, path.stem

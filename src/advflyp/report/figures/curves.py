@@ -1,0 +1,252 @@
+"""Curves: accuracy against ε, the terms of a training loss and validation accuracy against the step."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from advflyp.report.figures.plots import INK, MARKERS, MODELS, MUTED, Look, axes_in, sheet, spread, styled
+from advflyp.report.measure.measured import Estimate
+from advflyp.wording import counted
+
+# Bands of more models than these would cover each other.
+FEW = 4
+
+
+@styled
+def accuracy_against_eps(
+    curves: Mapping[str, Sequence[tuple[float, Estimate]]],
+    look: Look,
+    *,
+    width: int,
+    height: int,
+    title: str = "",
+    ceiling: float = 100,
+    norm: str = "linf",
+    label: bool = False,
+    axis_titles: bool = True,
+) -> Figure:
+    """A line for each model, with the band of its interval where they are few.
+
+    curves:  model → (ε in pixels, accuracy), ascending; the clean accuracy at 0
+    ceiling: end of the y axis in %, the same for pictures that stand together
+    label:   write the models' names beside the lines' right ends, where there is room
+    """
+    figure = sheet(width, height)
+    unit = 255 if norm == "linf" else 1
+    room = 7 * max(len(look.names[model]) for model in curves)
+    # Long names would push the lines together on a phone; the page's key has them anyway.
+    label = label and room < width / 4
+    right = 14 + (room if label else 0)
+    left, bottom = (54, 46) if axis_titles else (32, 24)
+    axes = axes_in(figure, left, bottom, right, 30 if title else 12)
+    axes.set_title(title, pad=8)
+    ends = []
+    ticks = sorted({eps * unit for points in curves.values() for eps, _ in points})
+    for model, points in curves.items():
+        colour, x = look.colours[model], [eps * unit for eps, _ in points]
+        if len(curves) <= FEW:
+            low, high = ([100 * getattr(e, end) for _, e in points] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        y = [100 * e.value for _, e in points]
+        size = 6 if axis_titles else 4.5
+        axes.plot(
+            x, y, color=colour, marker=look.markers[model], markersize=size, linewidth=2.2, clip_on=False
+        )
+        ends.append((y[-1], model))
+    axes.set_xlim(0, max(ticks) or 1)
+    axes.set_ylim(0, ceiling)
+    axes.set_yticks(
+        np.arange(0, ceiling + 1, 20 if ceiling > 20 else 5) if axis_titles else [0, ceiling / 2, ceiling]
+    )
+    axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    if axis_titles:
+        axes.set_xlabel(
+            "ε, largest change of a pixel (1/255)" if norm == "linf" else "ε, L2 length of the change"
+        )
+        axes.set_ylabel("accuracy (%)")
+    if label:
+        gap = 15 / (height - bottom - 30) * ceiling
+        for (_, model), y in zip(
+            sorted(ends), spread([end for end, _ in sorted(ends)], gap, floor=0), strict=True
+        ):
+            axes.annotate(
+                look.names[model],
+                (max(ticks), y),
+                (10, 0),
+                textcoords="offset points",
+                va="center",
+                color=look.colours[model],
+                fontweight="bold",
+                annotation_clip=False,
+            )
+    return figure
+
+
+@styled
+def against_pairs(
+    lines: Mapping[int, Sequence[tuple[float, Estimate]]], *, width: int, height: int, title: str
+) -> Figure:
+    """Accuracy against the number of image–text pairs (log scale), a line with its interval for each batch size.
+
+    lines: batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end
+    """
+    figure = sheet(width, height)
+    axes = axes_in(figure, 54, 46, 92, 30)
+    axes.set_title(title, pad=8)
+    axes.set_xscale("log", base=2)
+    pairs = sorted({p for points in lines.values() for p, _ in points})
+    counted = [p for p in pairs if math.isfinite(p)]
+    place_of = {p: p if math.isfinite(p) else 4 * max(counted, default=1) for p in pairs}
+    ends = []
+    for place, (batch, points) in enumerate(lines.items()):
+        colour = MODELS[(1 + place) % len(MODELS)]
+        x, y = [place_of[p] for p, _ in points], [100 * value.value for _, value in points]
+        # Side by side, else one interval would hide another.
+        x = [p * 1.025 ** (place - (len(lines) - 1) / 2) for p in x]
+        for at, (_, value) in zip(x, points, strict=True):
+            axes.plot([at, at], [100 * value.low, 100 * value.high], color=colour, alpha=0.3, linewidth=4)
+        marker = MARKERS[(1 + place) % len(MARKERS)]
+        axes.plot(x, y, f"{marker}-", color=colour, linewidth=2, markersize=6)
+        ends.append((y[-1], f"batch {batch:,}", colour))
+    places = list(place_of.values())
+    axes.set_xticks(places, [_short(p) for p in pairs])
+    axes.minorticks_off()
+    axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
+    axes.set_xlabel("image–text pairs")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.locator_params(axis="y", nbins=6)
+    low, high = axes.get_ylim()
+    gap = 15 / (height - 76) * (high - low)
+    ends.sort()
+    for (_, name, colour), y in zip(ends, spread([end for end, _, _ in ends], gap), strict=True):
+        axes.annotate(
+            name,
+            (1, y),
+            (8, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+    return figure
+
+
+@dataclass
+class Line:
+    """One training curve: `x` in steps, `y` in the unit of its picture."""
+
+    x: list[float] = field(default_factory=list)
+    y: list[float] = field(default_factory=list)
+
+
+def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
+    """The lines of a run's metrics by kind: "loss" (each term, the sum as "total"), "validation" (0–1)."""
+    lines: dict[str, dict[str, Line]] = {"loss": {}, "validation": {}}
+
+    def add(kind: str, name: str, x: float, y: float) -> None:
+        line = lines[kind].setdefault(name, Line())
+        line.x.append(x)
+        line.y.append(y)
+
+    for entry in metrics:
+        if entry["kind"] == "train":
+            terms = {key.removeprefix("loss/"): entry[key] for key in entry if key.startswith("loss/")}
+            if len(terms) > 1 and "loss" in entry:
+                terms = {"total": entry["loss"], **terms}
+            for name, value in terms.items():
+                add("loss", name, entry["step"], value)
+        elif entry["kind"] == "validate":
+            for name in ("clean", "robust"):
+                if name in entry:
+                    add("validation", name, entry["step"], entry[name])
+    return lines
+
+
+@styled
+def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) -> Figure:
+    """One loss term against the step; its first and last values are written at its ends."""
+    figure = sheet(width, height)
+    axes = axes_in(figure, 40, 40, 16, 30)
+    axes.set_title(name, pad=8)
+    axes.plot(
+        line.x, line.y, color=INK, linewidth=1.8, marker="o" if len(line.x) < 3 else None, clip_on=False
+    )
+    axes.set_xlim(0, steps)
+    top = max(line.y)
+    axes.set_ylim(min(0.0, min(line.y)), top * 1.12 if top > 0 else 1)
+    _step_axis(axes, steps)
+    axes.locator_params(axis="y", nbins=4)
+    axes.set_title(
+        f"{_loss(line.y[0])} → {_loss(line.y[-1])}", loc="right", pad=8, color=MUTED, fontweight="normal"
+    )
+    return figure
+
+
+@styled
+def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, steps: float) -> Figure:
+    """Clean and robust validation accuracy against the step."""
+    figure = sheet(width, height)
+    axes = axes_in(figure, 40, 40, 92, 30)
+    axes.set_title("validation accuracy (%)", pad=8)
+    looks = {"clean": (INK, "-"), "robust": (MODELS[1], "-")}
+    ends = []
+    for name, line in lines.items():
+        colour, dash = looks[name]
+        y = [100 * value for value in line.y]
+        axes.plot(line.x, y, dash, color=colour, linewidth=1.8, marker="o", markersize=5, clip_on=False)
+        ends.append((y[-1], line.x[-1], name))
+    top = max(100 * value for line in lines.values() for value in line.y)
+    axes.set_ylim(0, max(10.0, min(100.0, 10 * np.ceil(top / 9))))
+    axes.set_xlim(0, steps)
+    _step_axis(axes, steps)
+    axes.locator_params(axis="y", nbins=4)
+    gap = 15 / (height - 70) * axes.get_ylim()[1]
+    for (y, x, name), place in zip(sorted(ends), spread([end[0] for end in sorted(ends)], gap), strict=True):
+        axes.annotate(
+            f"{name} {y:.1f}",
+            (x, place),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            color=looks[name][0],
+            fontweight="bold",
+            annotation_clip=False,
+        )
+    return figure
+
+
+def _step_axis(axes: Axes, steps: float) -> None:
+    axes.set_xticks([0, steps], ["0", counted(round(steps), "step")])
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_horizontalalignment(side)
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def _short(count: float) -> str:
+    """ "900", "12k", "1.5M", "all"."""
+    if math.isinf(count):
+        return "all"
+    for size, letter in ((1_000_000, "M"), (1000, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,169 @@
+"""Accuracy set by set: dots with intervals for a few models, dumbbells for many."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.measure.measured import Change, Condition, Estimate, Results
+
+DOT_STEP = 11  # between the dots of two models in one row
+
+
+@styled
+def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, width: int) -> Figure:
+    """A dot with its interval for each set and model, a panel for each condition, the mean on top.
+
+    Panels stand side by side where there is room, else one above the other. With two models the change in
+    points stands at the right.
+    """
+    models = list(look.colours)
+    sets = ordered_sets(results, conditions, look)[::-1]
+    ordinary = [
+        (results.short[s], [[results.drawn(results.get(m, s, c)) for m in models] for c in conditions])
+        for s in sets
+    ]
+    means = [[results.drawn(results.mean(m, c)) for m in models] for c in conditions]
+    rows: list[tuple[str, list[list[Estimate | None]]]] = list(ordinary)
+    if len(results.sets) > 1 and any(value for panel in means for value in panel):
+        rows.append((f"mean of {len(results.mean_sets)}", means))
+    names = [name for name, _ in rows]
+    wide = width >= 600
+    across = len(conditions) if wide else 1
+    down = 1 if wide else len(conditions)
+    row_height = _row_height(len(models))
+    left, right, top, bottom = 14 + 6.8 * max(map(len, names)), 52 if len(models) == 2 else 16, 34, 46
+    gap = 36 if wide else 0
+    panel = row_height * len(rows)
+    height = down * (panel + top + bottom)
+    figure = sheet(width, height)
+    inner = (width - left - gap * (across - 1)) / across
+    for place, condition in enumerate(conditions):
+        x = left + place * (inner + gap) if wide else left
+        y = bottom if wide else height - (place + 1) * (panel + top + bottom) + bottom
+        axes = figure.add_axes((x / width, y / height, (inner - right) / width, panel / height))
+        axes.set_title("clean images" if condition.norm is None else condition.title, pad=10)
+        axes.set_xlim(0, 100)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.set_xlabel("accuracy (%)")
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.set_yticks(range(len(rows)), names if place == 0 or not wide else [""] * len(rows))
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", pad=8)
+        if len(models) == 2:
+            axes.annotate(
+                "change", (1, 1), (46, 13), "axes fraction", "offset points", ha="right", color=MUTED
+            )
+        if len(rows) > len(sets):
+            axes.axhline(len(sets) - 0.5, color=MUTED, linewidth=1)
+            axes.get_yticklabels()[-1].set(fontweight="bold", color=INK)
+        for level, (_, panels) in enumerate(rows):
+            _dots(axes, level, panels[place], models, look, bold=level == len(sets))
+    return figure
+
+
+def ordered_sets(results: Results, conditions: Sequence[Condition], look: Look) -> list[str]:
+    """The sets as pictures show them: where the last model is best under the last condition, first."""
+    model = list(look.colours)[-1]
+    return sorted(results.sets, key=lambda name: -_value(results.get(model, name, conditions[-1])))
+
+
+def _dots(
+    axes: Axes,
+    level: int,
+    values: Sequence[Estimate | None],
+    models: Sequence[str],
+    look: Look,
+    *,
+    bold: bool,
+) -> None:
+    step = DOT_STEP / _row_height(len(models))
+    offsets = [step * ((len(models) - 1) / 2 - place) for place in range(len(models))]
+    for model, value, offset in zip(models, values, offsets, strict=True):
+        if value is None:
+            continue
+        colour, y = look.colours[model], level + offset
+        if value.low < value.high:
+            axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
+        axes.plot(
+            [100 * value.value],
+            [y],
+            look.markers[model],
+            color=colour,
+            markersize=8 if bold else 6.5,
+            clip_on=False,
+        )
+    if len(values) == 2 and values[0] is not None and values[1] is not None:
+        axes.annotate(
+            Change(values[1].value - values[0].value).number,
+            (1, level),
+            (46, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=INK if bold else MUTED,
+            fontweight="bold" if bold else "normal",
+            fontsize=11.5,
+        )
+
+
+def _row_height(models: int) -> float:
+    return 13 + DOT_STEP * models
+
+
+def _value(estimate: Estimate | None) -> float:
+    return -1.0 if estimate is None else estimate.value
+
+
+@styled
+def dumbbells(
+    rows: Sequence[tuple[str, Estimate | None, Estimate | None]],
+    look: Look,
+    *,
+    width: int,
+    title: str,
+    ceiling: float = 100,
+) -> Figure:
+    """One set, many methods: a row for each with its clean (hollow) and robust accuracy (filled) and a line between.
+
+    rows:    (method, clean, robust), the first on top
+    ceiling: end of the axis in %, the same for pictures that stand together
+    """
+    names = [look.names[name] for name, _, _ in rows]
+    left, right, top, bottom = 12 + 6.9 * max(map(len, names)), 14, 30, 42
+    height = top + bottom + 19 * len(rows)
+    figure = sheet(width, height)
+    axes = axes_in(figure, left, bottom, right, top)
+    axes.set_title(title, pad=9, x=-left / (width - left - right) + 0.01)
+    axes.set_xlim(0, ceiling)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), names)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("accuracy (%)")
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    for y, (name, clean, robust) in enumerate(rows):
+        colour, marker = look.colours[name], look.markers[name]
+        if clean and robust:
+            axes.plot(
+                [100 * robust.value, 100 * clean.value], [y, y], color=colour, alpha=0.35, linewidth=1.5
+            )
+        for value, face in ((clean, "none"), (robust, colour)):
+            if value is None:
+                continue
+            if value.low < value.high:
+                axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.3, linewidth=5)
+            axes.plot(
+                [100 * value.value],
+                [y],
+                marker,
+                color=colour,
+                mfc=face,
+                mew=1.6,
+                markersize=6.5,
+                clip_on=False,
+            )
+    return figure

@@ -1,0 +1,182 @@
+"""Pictures that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import predicted
+from advflyp.data.sets.labelled import load_set
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.classifier import for_use
+from advflyp.evaluation.evaluator import Judge
+from advflyp.model.clip import CLIP
+
+RULE = (
+    "How they were chosen: the sets are put in an order shuffled with seed {seed}; each in turn gives the next "
+    "picture, in an order of its own shuffled with the same seed, that the original model classifies correctly "
+    "without an attack. Nothing else is looked at: neither whether the attack succeeds nor what the "
+    "finetuned model says."
+)
+CHUNK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One picture as one model sees it.
+
+    clean, adversarial: (3, H, W) float32 pixels in [0, 1] on the CPU, at the model's resolution
+    top_clean, top_adversarial: the three likeliest classes with their probabilities, likeliest first
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    top_clean: list[tuple[str, float]]
+    top_adversarial: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture before and after finetuning, each model attacked for itself.
+
+    set, index: which picture;  label: its class
+    attack, norm, eps, seed: how it was attacked; the same perturbation as in `evaluate` with these settings
+    before, after: what the two models make of it
+    """
+
+    set: str
+    index: int
+    label: str
+    attack: str
+    norm: Literal["linf", "l2"]
+    eps: float
+    seed: int
+    before: View
+    after: View
+
+    @property
+    def threat(self) -> Threat:
+        return Threat(norm=self.norm, eps=self.eps)
+
+
+def examples(
+    before: CLIP,
+    after: CLIP,
+    set_names: Sequence[str],
+    *,
+    eps: float,
+    n: int = 8,
+    seed: int = 0,
+    attack: str = "pgd10",
+    norm: Literal["linf", "l2"] = "linf",
+) -> list[Example]:
+    """Up to `n` pictures chosen by `RULE`, attacked on both models.
+
+    set_names: sets to spread them over
+    eps:       radius of the attack, in pixels of [0, 1]
+    seed:      of the choice and of the attack's random start
+    Fewer than `n` where the original model gets fewer right. ValueError for unknown sets or attacks.
+    """
+    threat = Threat(norm=norm, eps=eps)
+    search = Attack.parse(attack)
+    order = list(set_names)
+    random.Random(seed).shuffle(order)
+
+    @cache
+    def judge(model: CLIP, name: str) -> Judge:
+        return Judge(model, load_set(name))
+
+    queues = {name: _correct(partial(judge, before, name), seed) for name in order}
+    chosen: list[tuple[str, int]] = []
+    while queues and len(chosen) < n:
+        for name in list(queues):
+            index = next(queues[name], None)
+            if index is None:
+                del queues[name]
+            else:
+                chosen.append((name, index))
+            if len(chosen) == n:
+                break
+    result = []
+    for name, index in chosen:
+        views = [_view(judge(model, name), index, search, threat, seed) for model in (before, after)]
+        labelled = load_set(name)
+        result.append(
+            Example(
+                set=name,
+                index=index,
+                label=labelled.classes[int(labelled.labels[index])],
+                attack=search.name,
+                norm=norm,
+                eps=eps,
+                seed=seed,
+                before=views[0],
+                after=views[1],
+            )
+        )
+    return result
+
+
+def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
+    """The factor that makes the perturbation fill the range of a picture whose middle grey is no change."""
+    reach = threat.eps if threat.norm == "linf" else (adversarial - clean).abs().max().item()
+    return 0.5 / reach if reach > 0 else 1.0
+
+
+def perturbation(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
+    """(3, H, W) pixels: the amplified perturbation around middle grey."""
+    return (0.5 + amplification(clean, adversarial, threat) * (adversarial - clean)).clamp(0, 1)
+
+
+def rule(seed: int) -> str:
+    """How the pictures were chosen, as a sentence for the reader."""
+    return RULE.format(seed=seed)
+
+
+def _correct(make_judge: Callable[[], Judge], seed: int) -> Iterator[int]:
+    """Places of the pictures that the model classifies correctly, in a shuffled order.
+
+    The judge is made when the first is asked for: a set that is not needed costs nothing.
+    """
+    judge = make_judge()
+    labels = judge.labelled.labels.tolist()
+    places = list(range(len(judge)))
+    random.Random(seed).shuffle(places)
+    for start in range(0, len(places), CHUNK):
+        chunk = places[start : start + CHUNK]
+        images = torch.stack([_pixels(judge, place) for place in chunk])
+        own = torch.tensor([labels[place] for place in chunk])
+        with for_use(judge.model):
+            answers = predicted(judge.exact(images.to(judge.model.device)).cpu(), own)
+        yield from (place for place, right in zip(chunk, (answers == own).tolist(), strict=True) if right)
+
+
+def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -> View:
+    device = judge.model.device
+    clean = _pixels(judge, index)[None].to(device)
+    label = judge.labelled.labels[index : index + 1].to(device)
+    adversarial = judge.attack(clean, label, attack, threat, "fp32", seed, torch.tensor([index]))
+    return View(
+        clean=clean[0].cpu(),
+        adversarial=adversarial[0].cpu(),
+        top_clean=_top(judge, clean),
+        top_adversarial=_top(judge, adversarial),
+    )
+
+
+def _pixels(judge: Judge, index: int) -> Tensor:
+    return judge.model.preprocess(judge.labelled.image(index))
+
+
+def _top(judge: Judge, images: Tensor) -> list[tuple[str, float]]:
+    """The three likeliest classes of the one picture."""
+    with for_use(judge.model):
+        probabilities = judge.exact(images).softmax(1)[0]
+    values, indices = probabilities.topk(min(3, len(probabilities)))
+    names = judge.labelled.classes
+    return [(names[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True)]

@@ -1,0 +1,99 @@
+"""`advflyp compare` for reading: what McNemar's test says of two models, as a table or as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from advflyp.evaluation.compare import Comparison
+from advflyp.evaluation.results import DEFAULT_PROTOCOL
+from advflyp.files import check_written_by_us, write_text
+from advflyp.report.measure.measured import Change, Condition, Estimate
+from advflyp.report.measure.render import markdown
+from advflyp.report.measure.tables import Table, Value
+from advflyp.wording import counted
+
+
+def paired_table(rows: Sequence[Comparison]) -> Table:
+    """A block for each attack at each ε: a row for each set, their mean last."""
+    table: list[list[Value]] = []
+    blocks: list[tuple[str, int]] = []
+    keys = groupby(rows, key=lambda row: (Condition(row.attack, row.norm, row.eps), row.protocol))
+    for (condition, protocol), block in keys:
+        found = [_row(row) for row in block]
+        said = "" if protocol == DEFAULT_PROTOCOL else f", protocol {protocol}"
+        blocks.append((condition.title + said, len(found)))
+        table += found
+    return Table(
+        title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",
+        columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
+        rows=table,
+        blocks=blocks,
+        note="\n".join([*_about_pictures(rows), *_about_settings(rows), METHOD.format(len(rows))]),
+    )
+
+
+METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
+only A, only B: pictures that one of them alone gets right.
+p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows."""
+# Of our files: each kind holds one, and hardly any other file does.
+MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
+
+
+def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
+    """As `path`'s suffix says: .json, one object a row, or .md; ValueError as `check_out`."""
+    check_out(path)
+    if path.suffix == ".json":
+        write_text(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        write_text(path, markdown(paired_table(rows)))
+
+
+def check_out(path: Path) -> None:
+    """ValueError for a suffix that `write_comparison` does not know, and for a file that is no such table."""
+    if path.suffix not in (".json", ".md"):
+        raise ValueError(f"--out {path}: name a file that ends in .json or .md")
+    check_written_by_us(path, *MARKS, option="--out")
+
+
+def _row(row: Comparison) -> list[Value]:
+    several = len(row.sets) > 1
+    return [
+        f"mean of {len(row.sets)}" if several else _set(row),
+        str(row.n),
+        _percent(row.accuracy_a),
+        _percent(row.accuracy_b),
+        Change(row.difference, *row.ci95),
+        str(row.only_a),
+        str(row.only_b),
+        _p(row.p),
+        _p(row.p_holm),
+    ]
+
+
+def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
+    """Where the two were measured on different pictures: how many they share. Once a set."""
+    lines = [
+        f"{_set(row)}: {counted(row.n, 'picture')} in common, of {row.n_a} (A) and {row.n_b} (B)."
+        for row in rows
+        if len(row.sets) == 1 and not row.n == row.n_a == row.n_b
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _about_settings(rows: Sequence[Comparison]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row.differing)
+    return [f"A and B were measured with different {', '.join(names)}."] if names else []
+
+
+def _set(row: Comparison) -> str:
+    return row.sets[0].removesuffix(" (test)")
+
+
+def _percent(share: float) -> str:
+    return Estimate(share, share, share).number
+
+
+def _p(p: float) -> str:
+    return f"{p:.0e}" if p < 0.001 else f"{p:.2g}" if p < 0.01 else f"{p:.2f}"

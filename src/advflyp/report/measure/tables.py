@@ -1,0 +1,187 @@
+"""Tables as plain data, whatever they are printed as: those of one model, of two, of the means of many.
+
+report/measure/grid.py has the table of many methods on many sets; report/console.py prints a `Table`,
+report/measure/render.py writes it as Markdown, CSV and LaTeX, report/pages/elements.py as HTML.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from advflyp.report.measure.measured import Condition, Estimate, Results, competitors
+from advflyp.wording import counted
+
+Value = str | Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One value a column in each row; None is a measurement that is missing and prints as a dash.
+
+    columns:   headings, a line break splits them
+    groups:    headings above the columns: each with how many columns it spans, all of them together
+    blocks:    the rows in parts: each part's title and how many rows it has, all of them together
+    best:      in each block the best and the second best value of a column are marked (`ranks`)
+    unranked:  rows, by their first value, that take no part in that: references, not competitors
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Value]]
+    footer: list[Value] = field(default_factory=list)
+    note: str = ""
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    blocks: list[tuple[str, int]] = field(default_factory=list)
+    best: bool = False
+    unranked: Sequence[str] = ()
+
+    def parts(self) -> list[tuple[str, int, list[list[Value]]]]:
+        """Each block's title, the place of its first row and its rows; one without a title where there are none."""
+        result, start = [], 0
+        for title, count in self.blocks or [("", len(self.rows))]:
+            result.append((title, start, self.rows[start : start + count]))
+            start += count
+        assert start == len(self.rows)
+        return result
+
+    def flat_columns(self) -> list[str]:
+        """Headings on one line for where there are no groups: these are put before headings that repeat."""
+        names = [column.replace("\n", " ") for column in self.columns]
+        over = [title for title, count in self.groups for _ in range(count)] or [""] * len(names)
+        repeated = {name for name in names if names.count(name) > 1}
+        return [
+            f"{title}: {name}" if title and name in repeated else name
+            for title, name in zip(over, names, strict=True)
+        ]
+
+    def ranks(self) -> dict[tuple[int, int], int]:
+        """(row, column) → 1 for a block's best value of a column, 2 for its second best.
+
+        Values that print alike share a rank: no reader could tell why one of them is marked. A single value has
+        none, and of two there is no second best. Those of the most trainings are ranked (`competitors`).
+        """
+        marks: dict[tuple[int, int], int] = {}
+        for _, start, rows in self.parts() if self.best else []:
+            for column in range(len(self.columns)):
+                found = competitors(self._ranked(rows, column))
+                if len(found) < 2:
+                    continue
+                values = {start + place: float(value.number) for place, value in found.items()}
+                order = sorted(set(values.values()), reverse=True)[: 2 if len(values) > 2 else 1]
+                for row, value in values.items():
+                    if value in order:
+                        marks[row, column] = 1 + order.index(value)
+        return marks
+
+    def mixes_seeds(self) -> bool:
+        """Whether methods with fewer trainings than others are left out of some column's ranking."""
+        return self.best and any(
+            len(competitors(found := self._ranked(rows, column))) < len(found)
+            for _, _, rows in self.parts()
+            for column in range(len(self.columns))
+        )
+
+    def _ranked(self, rows: Sequence[Sequence[Value]], column: int) -> dict[int, Estimate]:
+        """A column's values by their place in a block, of the rows that compete."""
+        return {
+            place: value
+            for place, row in enumerate(rows)
+            if isinstance(value := row[column], Estimate) and row[0] not in self.unranked
+        }
+
+
+def accuracy_table(results: Results, model: str, *, name_model: bool = True) -> Table:
+    """One model: a row for each set, a column for each condition, the mean over sets last."""
+    conditions = [c for c in results.conditions if any(results.get(model, s, c) for s in results.sets)]
+    rows: list[list[Value]] = [
+        [results.short[name], results.images(name), *(results.get(model, name, c) for c in conditions)]
+        for name in results.sets
+    ]
+    return Table(
+        title=f"Zero-shot accuracy{f' of {model}' if name_model else ''} in %",
+        columns=[set_heading(results), "n", *(_heading(c) for c in conditions)],
+        rows=rows,
+        footer=_footer(results, ["", *(results.mean(model, c) for c in conditions)]),
+        note=mean_note(results),
+    )
+
+
+def models_table(results: Results) -> Table:
+    """A row for each model, a column for each condition: means over sets."""
+    count = len(results.mean_sets)
+    return Table(
+        title=f"Mean zero-shot accuracy in % over {counted(count, 'set')}",
+        columns=["model", *(_heading(c) for c in results.conditions)],
+        rows=[[model, *(results.mean(model, c) for c in results.conditions)] for model in results.models],
+        note=mean_note(results),
+    )
+
+
+def comparison_table(
+    results: Results, before: str, after: str, conditions: Sequence[Condition], *, intervals: bool = True
+) -> Table:
+    """A row for each set: before, after and the change in points, at each condition.
+
+    intervals: also for the changes (wide)
+    """
+    rows: list[list[Value]] = []
+    for name in results.sets:
+        row: list[Value] = [results.short[name]]
+        for condition in conditions:
+            change = results.change(before, after, condition, name)
+            row += [results.get(before, name, condition), results.get(after, name, condition)]
+            row.append(change if intervals or change is None else change.number)
+        rows.append(row)
+    footer: list[Value] = []
+    for condition in conditions:
+        change = results.change(before, after, condition)
+        footer += [results.mean(before, condition), results.mean(after, condition)]
+        footer.append(change if intervals or change is None else change.number)
+    return Table(
+        title=f"Zero-shot accuracy in %: {before} (before) and {after} (after)",
+        columns=[
+            set_heading(results),
+            *(f"{_heading(c)}\n{part}" for c in conditions for part in ("before", "after", "change")),
+        ],
+        rows=rows,
+        footer=_footer(results, footer),
+        note=mean_note(results),
+    )
+
+
+def check_models(results: Results, *names: str) -> None:
+    """ValueError for a model of which there are no results."""
+    for name in names:
+        if name not in results.models:
+            raise ValueError(
+                f"there are no results of {name}, only of {', '.join(results.models) or 'nothing'}"
+            )
+
+
+def mean_note(results: Results) -> str:
+    """Which sets the means leave out, if any, and which protocol was followed, if it is not ours."""
+    notes = [f"Protocol: {results.protocol}."] if results.protocol else []
+    missing = [name for name in results.sets if name not in results.mean_sets]
+    if missing and not results.mean_sets:
+        shared = ", ".join(results.short[name] for name in results.common_sets)
+        who = f"Only {shared}" if shared else "No set"
+        notes.append(f"{who} was measured for every model and attack shown, so there is no mean.")
+    elif missing:
+        names = ", ".join(results.short[name] for name in missing)
+        notes.append(f"Means leave out {names}: not measured for every model and attack shown.")
+    return " ".join(notes)
+
+
+def set_heading(results: Results) -> str:
+    """ "mini sets" over names that have lost their "mini/"."""
+    return f"{results.group} set" if results.group else "set"
+
+
+def _heading(condition: Condition) -> str:
+    return condition.title.replace(", ", "\n")
+
+
+def _footer(results: Results, means: list[Value]) -> list[Value]:
+    """The mean row; a single set has none of its own."""
+    return (
+        [f"mean of {len(results.mean_sets)}", *means] if len(results.sets) > 1 and results.mean_sets else []
+    )

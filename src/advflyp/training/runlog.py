@@ -1,0 +1,245 @@
+"""What a run leaves to read: metrics.jsonl, always; a progress bar on a terminal; trackers where they are asked for."""
+
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from advflyp.console import SafeConsole
+from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.documents import decode, parse_json
+from advflyp.escape import for_rich, for_terminal
+from advflyp.files import InUse, append, try_open_locked
+
+METRICS_FILE = "metrics.jsonl"
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Recipe table `log`.
+
+    every:    steps between lines of metrics.jsonl
+    trackers: where they go besides: "tensorboard" (into the run folder), "wandb", "trackio"
+    project:  what the last two file the run under
+    """
+
+    every: int = 10
+    trackers: tuple[str, ...] = ()
+    project: str = "advflyp"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every must be at least 1, not {self.every}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")
+            if importlib.util.find_spec(TRACKERS[name]) is None:
+                raise ValueError(f"log.trackers = '{name}' needs a package: pip install {TRACKERS[name]}")
+
+
+class Pulse:
+    """Lines that say how far something is, for a console that is no terminal: a log shows no progress bar.
+
+    Args:
+        console: Where they go; a terminal and none get no lines.
+        every: Seconds from one line to the next, at least.
+    """
+
+    def __init__(self, console: Console | None, every: float = 10.0) -> None:
+        self.console = None if console is None or console.is_terminal else console
+        self.every = every
+        self.last = time.monotonic()
+
+    def say(self, message: Callable[[], str]) -> None:
+        """Print what `message` returns, if it is time for a line."""
+        now = time.monotonic()
+        if self.console is not None and now - self.last >= self.every:
+            self.last = now
+            self.console.print(for_rich(message()))
+
+
+class Status:
+    """How far a command is, in one line: with a spinner on a terminal, elsewhere as a `Pulse`.
+
+    Args:
+        console: Where it goes.
+        text: What it says before the first `update`.
+    """
+
+    def __init__(self, console: Console, text: str) -> None:
+        self.spinner = console.status(for_rich(text))
+        self.pulse = Pulse(console)
+
+    def __enter__(self) -> "Status":
+        self.spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spinner.stop()
+
+    def update(self, text: str) -> None:
+        """Say something else from now on."""
+        self.spinner.update(for_rich(text))
+        self.pulse.say(lambda: text)
+
+
+def duration(seconds: float) -> str:
+    """ "2 min 16 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Tracker(Protocol):
+    """Where numbers of a step go besides the file."""
+
+    def log(self, values: dict[str, Any], step: int) -> None: ...
+
+
+class RunLog:
+    """Appends one JSON object a line to `folder`/metrics.jsonl and shows progress.
+
+    total_steps: length of the bar
+    resume_step: where the run continues
+    kept:        what remains of an earlier file, in bytes (as `sync` returned them); the rest will be written again
+    console:     where the bar goes; none is silent
+    tracker:     is given the numbers of every line, too
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        resume_step: int = 0,
+        kept: int = 0,
+        console: Console | None = None,
+        tracker: Tracker | None = None,
+    ) -> None:
+        file = try_open_locked(folder / METRICS_FILE)
+        if file is None:
+            raise InUse(
+                f"another process writes {folder / METRICS_FILE}; wait for its end, or name another folder"
+            )
+        self.file = file
+        self.file.truncate(min(kept, self._size()))
+        self.tracker = tracker
+        self.started = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=console or SafeConsole(quiet=True),
+            disable=console is None or not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task("training", total=total_steps, completed=resume_step, status="")
+        self.console = console
+        self.pulse = Pulse(console)
+        self.status = ""
+        self.steps = (resume_step, total_steps)
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        self.file.close()
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line: `kind` is "train", "validate" or "data"."""
+        line = {"kind": kind, "step": step, "time": round(time.monotonic() - self.started, 3), **values}
+        append(self.file, json.dumps(line).encode() + b"\n")
+        if self.tracker is not None:
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)
+
+    def sync(self) -> int:
+        """Bring every line to the disk; the size of the file in bytes."""
+        os.fsync(self.file.fileno())
+        return self._size()
+
+    def _size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def advance(self, step: int, status: str | None = None) -> None:
+        """Show that `step` is done; `status` stays until there is another."""
+        self.status = self.status if status is None else status
+        self.progress.update(self.task, completed=step, status=for_terminal(self.status))
+        first, total = self.steps
+        left = (time.monotonic() - self.started) / max(1, step - first) * (total - step)
+        self.pulse.say(lambda: f"step {step} of {total}  {self.status}  {duration(left)} to go")
+
+    def say(self, message: str) -> None:
+        """A line for the person watching; nothing where the run is silent."""
+        if self.console is not None:
+            self.progress.console.print(for_rich(message))
+
+
+class SilentLog:
+    """A `RunLog` of a process that is not the first: nothing is written twice."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, kind: str, step: int, **values: Any) -> None: ...
+
+    def sync(self) -> int:
+        return 0
+
+    def advance(self, step: int, status: str | None = None) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All complete lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
+
+    ValueError where the file cannot be read. A line that is none of ours ends it, like one that is cut off.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    try:
+        with open_regular(path) as file:
+            text = decode(read_bounded(file, MAX_RESULTS_BYTES))
+    except (Unusable, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    lines = []
+    # Only line feeds: a text may hold other characters that Python takes for the end of a line.
+    for line in text.split("\n")[:-1]:
+        try:
+            found = parse_json(line)
+        except ValueError:
+            break
+        if not _is_ours(found):
+            break
+        lines.append(found)
+    return lines
+
+
+def _is_ours(line: Any) -> bool:
+    """Whether a line has what every one has, and numbers where `RunLog` writes numbers."""
+    if not isinstance(line, dict) or line.get("kind") not in ("train", "validate", "data"):
+        return False
+    clock = {"step", "time", *({"epoch"} & line.keys())}
+    if not all(isinstance(line.get(key), int | float) and math.isfinite(line[key]) for key in clock):
+        return False
+    # Of skipped samples there are reasons and names.
+    numbers = set() if line["kind"] == "data" else line.keys() - {"kind"}
+    return all(isinstance(line[key], int | float) for key in numbers)

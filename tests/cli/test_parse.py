@@ -1,0 +1,143 @@
+"""Command lines from dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from advflyp.cli.parse import Arg, Group, check_output, find_command, parse
+
+
+@dataclass
+class Bake:
+    """Bake a cake.
+
+    With love.
+    """
+
+    flour: Annotated[str, Arg("FLOUR", positional=True)]
+    """What it is made of."""
+    toppings: Annotated[tuple[str, ...], Arg("TOPPING", positional=True)] = ()
+    sizes: tuple[int, ...] = (1, 2)
+    """How large, 100 % at most."""
+    prompts: Annotated[tuple[str, ...], Arg(commas=False)] = ()
+    heat: float = 0.5
+    mode: Literal["fan", "gas"] = "fan"
+    limit: int | None = None
+    batch_size: int = 3
+    seed: Annotated[int, Arg(least=0)] = 0
+    quick: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    save: tuple[float, Path] | None = None
+    out: Annotated[Path | None, Arg(output="file")] = None
+    secret: Annotated[int, Arg(hidden=True)] = 7
+
+
+def bake(line: str, **more: str) -> Bake:
+    return parse(Bake, line.split(), "bake")
+
+
+def test_values_of_every_kind() -> None:
+    made = bake("rye nuts --sizes 3 4 --heat 1/4 --mode GAS --limit 5 --batch_size 9 --quick --save 0.7 a/b")
+    assert (made.flour, made.toppings, made.sizes, made.heat) == ("rye", ("nuts",), (3, 4), 0.25)
+    assert (made.mode, made.limit, made.batch_size, made.quick) == ("gas", 5, 9, True)
+    assert made.save == (0.7, Path("a/b"))
+    assert bake("rye --limit none").limit is None
+    assert bake("--quick rye nuts").toppings == bake("rye --quick nuts").toppings == ("nuts",)
+
+
+@pytest.mark.parametrize("line", ["3 4", "3,4", "3, 4", "3 ,4", "3,4,", "3 --sizes 4", "3 --sizes=4"])
+def test_lists_are_separated_by_spaces_or_commas(line: str) -> None:
+    assert bake(f"rye --sizes {line}").sizes == (3, 4)
+
+
+def test_what_follows_a_list_with_commas_is_no_part_of_it() -> None:
+    assert bake("--sizes 3,4 rye nuts") == bake("rye nuts --sizes 3 4")
+
+
+def test_commas_that_do_not_separate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bake("rye a/{0,1}.tar,b").toppings == ("a/{0,1}.tar", "b")
+    assert parse(Bake, ["rye", "--prompts", "a photo, of {}"], "bake").prompts == ("a photo, of {}",)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").touch()
+    assert bake("rye a,b").toppings == ("a,b",)
+
+
+@pytest.mark.parametrize("line", ["url A caption B", "url=A caption=B", "url=A,caption=B"])
+def test_pairs(line: str) -> None:
+    assert bake(f"rye --columns {line}").columns == {"url": "A", "caption": "B"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "FLOUR is missing; see bake --help"),
+        ("rye --sizes", "--sizes needs a value; see bake --help"),
+        ("rye --sizes --quick", "--sizes needs a value"),
+        ("rye --limit", "--limit needs a value"),
+        ("rye --limit x", "--limit must be a whole number, not 'x'"),
+        ("rye --sizes 1,x", "--sizes must be a whole number, not 'x'"),
+        ("rye --heat warm", "--heat must be a number or a fraction such as 4/255, not 'warm'"),
+        ("rye --mode oven", "--mode cannot be 'oven'; known: fan, gas"),
+        ("rye --limit=", "--limit is empty; give it a value, or leave it out"),
+        ("rye --sizes ,", "--sizes is empty"),
+        ("rye --haet 1", "bake has no option --haet; did you mean '--heat'?"),
+        ("rye --batch 1", "bake has no option --batch; did you mean '--batch-size'?"),
+        ("rye --zzz 1", "bake has no option --zzz; see bake --help"),
+        ("rye --secret 1", "bake has no option --secret"),
+        ("rye --quick=yes", "--quick: ignored explicit argument 'yes'"),
+        ("rye --columns url", "--columns takes pairs"),
+        ("rye --save 1", "--save takes 2 values; see bake --help"),
+        ("rye --limit 0", "--limit must be at least 1, not 0"),
+        ("rye --batch-size -4", "--batch-size must be at least 1, not -4"),
+        ("rye --seed -1", "--seed must be at least 0, not -1"),
+        (f"rye --out {'x' * 300}", "--out: File name too long"),
+        ("rye --out /dev/full", "/dev/full is no ordinary file; name another with --out"),
+        ("rye --out /dev/null/x", "/dev/null is no folder; name another file with --out"),
+        ("rye --out /proc/x", "cannot write to /proc"),
+        ("rye --out .", ". is a folder; name a file with --out"),
+    ],
+)
+def test_a_mistake_is_one_sentence(line: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse(Bake, line.split(" ") if line else [], "bake")
+    assert str(error.value).startswith(message)
+
+
+def test_a_folder_for_output(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; name a folder with --out"):
+        check_output(tmp_path / "file", "folder", "--out")
+    with pytest.raises(ValueError, match="file is no folder; name another folder with --out"):
+        check_output(tmp_path / "file" / "x", "folder", "--out")
+    check_output(tmp_path / "new" / "below", "folder", "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        bake("--help")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "FLOUR [TOPPING ...]" in printed and "What it is made of." in printed
+    assert "How large, 100 % at most. (default: 1 2)" in printed
+    assert "With love." in printed and "secret" not in printed
+
+
+def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    group = Group("Kitchen.", {"bake": Bake, "more": Group("More.", {"bake": Bake})})
+    assert find_command(group, ["bake", "rye"], "cook") == (Bake, ["rye"], "cook bake")
+    assert find_command(group, ["more", "bake"], "cook") == (Bake, [], "cook more bake")
+    for words, message in (
+        ([], "name a command: bake, more"),
+        (["bkae"], "cook has no command 'bkae'; did you mean 'bake'?"),
+        (["more"], "name a command: bake"),
+        (["--quick"], "cook has no option --quick; options follow a command"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_command(group, words, "cook")
+    with pytest.raises(SystemExit):
+        find_command(group, ["more", "--help"], "cook")
+    assert "Bake a cake." in capsys.readouterr().out

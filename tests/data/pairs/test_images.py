@@ -1,0 +1,372 @@
+"""What a picture is, what it becomes, and what is refused."""
+
+import io
+import os
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from advflyp.data import limits
+from advflyp.data.pairs.dirt import Unusable
+from advflyp.data.pairs.images import PictureReader, as_rgb, read_image
+from advflyp.data.pairs.pairs import images
+from advflyp.data.sets.catalogue import TABLE
+from advflyp.data.sets.labelled import load_set
+from advflyp.data.sets.pictures import Files
+from advflyp.model.clip import CLIP
+from advflyp.model.load import load_model
+from advflyp.use.pictures import read_picture
+from helpers import siglip_config, small_model
+
+CLIP_224 = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def photos() -> list[Image.Image]:
+    china, flower = (Image.fromarray(photo) for photo in load_sample_images().images)
+    return [
+        china,
+        flower,
+        china.crop((100, 0, 356, 300)),
+        flower.resize((512, 341)),
+        flower.rotate(90, expand=True),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pixels_are_those_of_open_clips_preprocessing(kind: str) -> None:
+    """On photographs: the mean difference is a hundredth of a grey level, the largest two."""
+    reader = PictureReader(CLIP_224)
+    for photo in photos():
+        data = encoded(photo, kind, quality=90) if kind != "PNG" else encoded(photo)
+        ours = reader.from_bytes(data)
+        assert ours.shape == (3, 224, 224) and ours.dtype == torch.uint8
+        theirs = reader.transform(Image.open(io.BytesIO(data)).convert("RGB")) * 255
+        difference = (ours.float() - theirs).abs()
+        assert difference.mean() < 0.02 and difference.max() <= 2.5
+
+
+def test_the_models_own_geometry(tiny: CLIP) -> None:
+    """SigLIP squashes, CLIP crops."""
+    squashing = small_model(siglip_config())
+    for model in (tiny, squashing):
+        reader = PictureReader(model.config["preprocess_cfg"])
+        for photo in photos():
+            difference = reader.from_bytes(encoded(photo)).float() - model.preprocess(photo) * 255
+            assert difference.abs().mean() < 0.1
+
+
+def test_a_fast_jpeg_is_pillows_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = PictureReader(CLIP_224)
+    data = [encoded(photo, "JPEG", quality=75) for photo in photos()]
+    data.append(encoded(photos()[0].convert("L"), "JPEG"))
+    fast = [reader.from_bytes(one) for one in data]
+    monkeypatch.setattr(images, "_is_plain_jpeg", lambda image: False)
+    assert all(torch.equal(reader.from_bytes(one), pixels) for one, pixels in zip(data, fast, strict=True))
+
+
+def test_resizing_before_the_crop() -> None:
+    """The paper's: shorter side 256, then the middle 224."""
+    photo = photos()[1].resize((600, 400))
+    ours = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    resized = photo.resize((384, 256), Image.Resampling.BICUBIC).crop((80, 16, 304, 240))
+    assert (ours - torch.from_numpy(np.array(resized)).permute(2, 0, 1)).abs().mean() < 0.02
+    with pytest.raises(ValueError, match=r"data\.resize must be at least the model's 224 pixels, not 100"):
+        PictureReader(CLIP_224, resize=100)
+    with pytest.raises(ValueError, match=r"data\.resize goes with models that crop"):
+        PictureReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
+
+
+def test_the_released_codes_pixels() -> None:
+    """Shorter side 256 by Pillow's bilinear resize, then the middle 224, whatever the model's interpolation is."""
+    photo = photos()[1].resize((512, 600))
+    ours = PictureReader(CLIP_224, resize=256, interpolation="bilinear").from_bytes(encoded(photo)).float()
+    resized = photo.resize((256, 300), Image.Resampling.BILINEAR).crop((16, 38, 240, 262))
+    theirs = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    assert (ours - theirs).abs().mean() < 0.02
+    bicubic = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    assert (bicubic - theirs).abs().mean() > 0.1
+    assert torch.equal(
+        PictureReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(),
+        bicubic,
+    )
+
+
+def solid(mode: str, colour: object) -> Image.Image:
+    return Image.new(mode, (20, 10), colour)  # type: ignore[arg-type]
+
+
+RED = solid("RGB", (255, 0, 0))
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[images.ORIENTATION] = orientation
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "colour"),
+    [
+        ("CMYK", encoded(solid("CMYK", (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+        ("palette", encoded(solid("RGB", (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)), (10, 200, 30)),
+        ("grey", encoded(solid("L", 77)), (77, 77, 77)),
+        ("16 bits", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16))), (77, 77, 77)),
+        ("16 bits, TIFF", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "TIFF"), (77, 77, 77)),
+        ("16 bits, PGM", encoded(Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "PPM"), (77, 77, 77)),
+        ("white is zero", encoded(
+            Image.fromarray(np.full((10, 20), 77 * 257, np.uint16)), "TIFF", tiffinfo={262: 0}
+        ), (178, 178, 178)),
+        ("floats", encoded(Image.fromarray(np.full((10, 20), 77 / 255, np.float32)), "TIFF"), (77, 77, 77)),
+        ("AVIF", encoded(solid("RGB", (255, 0, 0)), "AVIF"), (255, 0, 0)),
+        ("alpha", encoded(solid("RGBA", (255, 0, 0, 0))), (255, 255, 255)),
+        ("half alpha", encoded(solid("LA", (0, 128))), (127, 127, 127)),
+        ("one bit", encoded(solid("1", 1)), (255, 255, 255)),
+        ("bilevel tiff", encoded(solid("1", 0), "TIFF"), (0, 0, 0)),
+        ("animated", encoded(RED, "GIF", save_all=True, append_images=[solid("RGB", (0, 0, 255))]), (255, 0, 0)),
+    ],
+)  # fmt: skip
+def test_unusual_pictures_become_rgb(name: str, data: bytes, colour: tuple[int, int, int]) -> None:
+    image = read_image(data)
+    assert image.mode == "RGB" and image.size == (20, 10)
+    assert np.abs(np.array(image).astype(int) - colour).max() <= 4
+    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(orientation: int) -> None:
+    """A camera turned: the marked corner comes out where the viewer sees it."""
+    upright = Image.new("RGB", (40, 24), "white")
+    upright.paste((200, 0, 0), (0, 0, 10, 8))
+    undo = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }  # fmt: skip
+    stored = upright
+    for step in undo.get(orientation, []):
+        stored = stored.transpose(step)
+    data = encoded(stored, "JPEG", quality=98, exif=exif(orientation))
+    image = read_image(data)
+    assert image.size == (40, 24)
+    assert np.abs(np.array(image).astype(int) - np.array(upright)).mean() < 6
+    fast = PictureReader({"size": 24}).from_bytes(data).float()
+    assert (fast - PictureReader({"size": 24}).from_image(upright).float()).abs().mean() < 6
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("JPEG", {"exif": exif(6)}),
+        ("JPEG", {"xmp": XMP}),
+        ("PNG", {"exif": exif(6)}),
+        ("WEBP", {"exif": exif(6)}),
+    ],
+)
+def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tmp_path: Path) -> None:
+    """A file as bytes, on the fast way of training, as an open image, in a folder, in a table's benchmark."""
+    stored = photos()[2]
+    data = encoded(stored, kind, **how)
+    upright = read_image(data)
+    assert upright.size == stored.size[::-1]
+    assert as_rgb(upright) is upright, "it is not turned again"
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(as_rgb(opened), upright) and np.array_equal(read_picture(opened), upright)
+    ours = PictureReader(CLIP_224)
+    assert (ours.from_bytes(data).float() - ours.from_image(upright).float()).abs().mean() < 0.2
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(data)
+    labelled = load_set(str(tmp_path))
+    assert np.array_equal(labelled.image(0), upright)
+    benchmark = Files(tmp_path, ["a/1.jpg"], [0])
+    benchmark.ignore_orientation()
+    assert benchmark.picture(0).size == stored.size, "the protocol of the table's benchmarks"
+    assert not any(entry.upright for entry in TABLE.values())
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_metadata_do_no_harm() -> None:
+    data = encoded(photos()[0], "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\x07" * 30)
+    assert read_image(data).size == photos()[0].size
+    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that says it is huge, in a hundred bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+WHOLE = encoded(solid("RGB", (1, 2, 3)).resize((64, 64)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty image file"),
+        (b"<html>404</html>", "not an image"),
+        (bomb(30_000, 30_000), "image has too many pixels"),
+        (bomb(10_000, 9_999), "image has too many pixels"),
+        (encoded(Image.new("RGB", (1, 1))), "image is too small"),
+        (encoded(Image.new("RGB", (300, 2))), "image is too small"),
+        (encoded(photos()[0], "JPEG")[:20_000], "truncated image"),
+        (encoded(photos()[0])[:20_000], "truncated image"),
+        (WHOLE[:30], "not an image"),
+        (encoded(Image.new("F", (20, 20), 7.5), "TIFF"), "floating-point pixels outside 0 to 1"),
+        (encoded(Image.new("F", (20, 20), float("nan")), "TIFF"), "floating-point pixels outside 0 to 1"),
+        (encoded(Image.new("I", (20, 20), 200), "TIFF"), "signed or 32-bit pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n", "not an image"),
+    ],
+)
+def test_what_cannot_be_used(data: bytes, reason: str) -> None:
+    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+        with warnings.catch_warnings(), pytest.raises(Unusable) as caught:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            read(data)
+        assert str(caught.value) == reason
+
+
+def test_bytes_behind_a_jpeg_do_no_harm() -> None:
+    assert PictureReader({"size": 8}).from_bytes(WHOLE + b"\0\0trailer").shape == (3, 8, 8)
+
+
+def test_the_reader_of_a_loaded_model(tiny_folder: Path) -> None:
+    model = load_model(tiny_folder)
+    assert PictureReader(model.config["preprocess_cfg"]).size == model.image_size
+
+
+def striped(width: int, height: int) -> bytes:
+    """A PNG that is written in pieces, however many pixels it has."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" * (width + 1)
+    packer = zlib.compressobj(1)
+    body = b"".join(packer.compress(row * min(100_000, height - n)) for n in range(0, height, 100_000))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = chunk(b"IDAT", body + packer.flush())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8, 11_000_000), (8, 2049), (2049, 8), (1, 257)])
+def test_lines_are_refused_before_they_are_resized(size: tuple[int, int], tmp_path: Path) -> None:
+    """Resized by its shorter side to 224 pixels, the first would have 308 million rows."""
+    data = striped(*size)
+    with pytest.raises(Unusable, match="image is too long and thin"):
+        read_image(data, min_side=1)
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png (is more than 256 times as long|is smaller than 8)"):
+        read_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="more than 256 times as long"):
+        read_picture(Image.new("RGB", (3, 769)))
+    assert read_image(striped(8, 2048)).size == (8, 2048)
+    assert PictureReader(CLIP_224).from_bytes(striped(2048, 8)).shape == (3, 224, 224)
+
+
+def test_jpegs_of_very_many_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes a scan, each of which is a pass over all pixels."""
+    data = encoded(photos()[0], "JPEG", progressive=True)
+    width, height = photos()[0].size
+    scans = data.count(images.START_OF_SCAN)
+    assert 1 < scans <= 12
+    read_image(data)
+    monkeypatch.setattr(images, "MAX_SCANNED", scans * width * height - 1)
+    with pytest.raises(Unusable, match="takes too long"):
+        read_image(data)
+
+
+def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
+    files = Files(tmp_path, ["pipe.png", "zero.png", "a.png"], [0, 0, 0])
+    for number in range(2):
+        with pytest.raises(Unusable, match="not a regular file"):
+            files.picture(number)
+    assert files.picture(2).size == (9, 9)
+    monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 20)
+    with pytest.raises(Unusable, match="image file is too large"):
+        files.picture(2)
+    with pytest.raises(ValueError, match=r"a\.png is larger than"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("rest", [bytes(46), b"\xff" * 46], ids=["zeros", "ones"])
+def test_a_damaged_avif(rest: bytes) -> None:
+    """Its decoder raises RuntimeError, which no other does."""
+    data = encoded(RED, "AVIF")
+    data = data[: data.index(b"mdat") + 4]
+    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+        with pytest.raises(Unusable, match="unreadable image"):
+            read(data + rest)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "package"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", images.NEEDS_HEIF, "pillow-heif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", images.NEEDS_HEIF, "pillow-heif"),
+        (b"\xff\x0a" + bytes(30), images.NEEDS_JXL, "pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(30), images.NEEDS_JXL, "pillow-jxl-plugin"),
+    ],
+)
+def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package: str, tmp_path: Path) -> None:
+    with pytest.raises(Unusable) as refused:
+        read_image(data)
+    assert str(refused.value) == reason
+    (tmp_path / "a.heic").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=rf"a\.heic is a .* image: install a reader with `pip install {package}`"
+    ):
+        read_picture(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("name", ["pillow_heif", "pillow_jxl"])
+def test_plugins_are_used_where_they_are_installed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that registers a format of the same name, as the real ones do."""
+    kind = {"pillow_heif": "HEIF", "pillow_jxl": "JXL"}[name]
+    register = "def register_heif_opener(): register()\n" if name == "pillow_heif" else "register()\n"
+    (tmp_path / f"{name}.py").write_text(
+        "from PIL import Image, ImageFile\n"
+        "class Plain(ImageFile.ImageFile):\n"
+        f"    format = {kind!r}\n"
+        "    def _open(self):\n"
+        "        self._size, self._mode = (8, 8), 'RGB'\n"
+        "        self.tile = [ImageFile._Tile('raw', (0, 0, 8, 8), 4, 'RGB')]\n"
+        f"def register(): Image.register_open({kind!r}, Plain, lambda begin: begin[:4] == b'test')\n{register}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    images._formats.cache_clear()
+    try:
+        assert read_image(b"test" + bytes([10, 20, 30]) * 64).getpixel((3, 3)) == (10, 20, 30)
+    finally:
+        images._formats.cache_clear()
+        sys.modules.pop(name, None)

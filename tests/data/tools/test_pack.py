@@ -1,0 +1,128 @@
+"""Any pairs to shards."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from advflyp.data.pairs.manifest import FILE, Manifest, read_manifest
+from advflyp.data.pairs.samples import in_order
+from advflyp.data.pairs.sources import open_source
+from advflyp.data.tools import pack as pack_module
+from advflyp.data.tools.pack import pack
+from helpers import pairs, write_folder, write_tar
+
+
+def test_a_folder_becomes_shards_with_a_manifest(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", 25)
+    (folder / "0003.txt").write_text("one\n two  words\n")
+    (folder / "0004.png").write_bytes(b"")
+    (folder / "0005.txt").unlink()
+    manifest = pack(str(folder), tmp_path / "out", per_shard=10)
+    assert [shard.name for shard in manifest.shards] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert [shard.pairs for shard in manifest.shards] == [10, 10, 3] and manifest.pairs == 23
+    assert manifest.failures == {"empty image file": 1, "no caption": 1}
+    for shard in manifest.shards:
+        data = (tmp_path / "out" / shard.name).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert read_manifest(tmp_path / "out") == manifest
+    assert manifest.source["packed_from"] == str(folder)
+    source = open_source(str(tmp_path / "out"))
+    assert len(source) == 23
+    samples = list(in_order(source))
+    expected = [pair for i, pair in enumerate(pairs(25)) if i not in (4, 5)]
+    assert [s.image_bytes() for s in samples] == [image for image, _ in expected]
+    assert samples[3].captions() == ("one", "two words") and samples[0].captions() == (expected[0][1],)
+
+
+def test_packing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", 5)
+    one, other = (pack(str(folder), tmp_path / name) for name in ("a", "b"))
+    assert [shard.sha256 for shard in one.shards] == [shard.sha256 for shard in other.shards]
+    third = pack(str(tmp_path / "a"), tmp_path / "c")
+    images = [[s.image for s in in_order(open_source(str(tmp_path / name)))] for name in ("a", "c")]
+    assert third.pairs == 5 and images[0] == images[1]
+
+
+def test_resizing_keeps_small_pictures_as_they_are(tmp_path: Path) -> None:
+    def png(size: tuple[int, int]) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", size, (9, 99, 199)).save(stream, "png")
+        return stream.getvalue()
+
+    tar = write_tar(
+        tmp_path / "a.tar",
+        [("1.png", png((90, 30))), ("1.txt", b"x"), ("2.png", png((16, 40))), ("2.txt", b"y")],
+    )
+    manifest = pack(str(tar), tmp_path / "out", resize=20)
+    first, second = in_order(open_source(str(tmp_path / "out")))
+    image = Image.open(io.BytesIO(first.image_bytes()))
+    assert image.format == "JPEG" and image.size == (60, 20)
+    assert second.image_bytes() == png((16, 40)) and manifest.images["median_width"] == 38
+    with pytest.raises(ValueError, match="is there already and not an empty folder"):
+        pack(str(tar), tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_packing_that_was_interrupted_can_be_repeated(
+    tmp_path: Path, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_folder(tmp_path / "in", 25), tmp_path / "out"
+    whole = pack(str(folder), tmp_path / "whole", per_shard=10)
+    real, added = pack_module._add, []
+
+    def add(*arguments: object) -> None:
+        added.append(arguments)
+        if len(added) == 15:
+            raise fault
+        real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(type(fault)):
+        patch.setattr(pack_module, "_add", add)
+        pack(str(folder), out, per_shard=10)
+    assert not out.exists() and not list(tmp_path.glob(".*")), "the folder appears when it is complete"
+    out.mkdir()
+    assert pack(str(folder), out, per_shard=10).shards == whole.shards
+    assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "00002.tar", FILE]
+    with pytest.raises(ValueError, match="is there already"):
+        pack(str(folder), out, per_shard=10)
+
+
+def test_two_that_pack_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one wins, and the other's folder vanishes."""
+    folder, out, real = write_folder(tmp_path / "in", 5), tmp_path / "out", pack_module.write_manifest
+    faster: list[Manifest] = []
+
+    def write_manifest(to: Path, manifest: Manifest) -> Path:
+        monkeypatch.setattr(pack_module, "write_manifest", real)
+        faster.append(pack(str(folder), out))
+        return real(to, manifest)
+
+    monkeypatch.setattr(pack_module, "write_manifest", write_manifest)
+    with pytest.raises(ValueError, match="is there already; name a new folder"):
+        pack(str(folder), out)
+    assert read_manifest(out) == faster[0] and {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_nothing_usable_leaves_nothing(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("1.txt", b"x")])
+    with pytest.raises(ValueError, match=r"no usable pair to write to .*1 not an image"):
+        pack(str(tar), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_manifests_that_are_not_ours(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) is None
+    (tmp_path / FILE).write_text(json.dumps({"pairs": 3}))
+    assert read_manifest(tmp_path) is None
+    for text in (
+        "{",
+        '{"format": 1, "pairs": 3, "shards": [{"file": "a"}]}',
+        '{"format": 1, "pairs": 3, "shards": [3]}',
+    ):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            read_manifest(tmp_path)

@@ -1,0 +1,184 @@
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+
+from advflyp.model.clip import CLIP
+from advflyp.model.load import BUNDLED, ModelConfig, load_model, save_model, start_from, weights_sha256
+from helpers import assert_equal64, make_tiny
+from hubserver import NOWHERE, use_hub
+
+
+def test_save_and_load(any_tiny: CLIP, tmp_path: Path) -> None:
+    save_model(any_tiny, tmp_path / "m", {"note": "x"})
+    again = load_model(tmp_path / "m")
+    assert weights_sha256(again) == weights_sha256(any_tiny)
+    images = torch.rand(2, 3, *any_tiny.image_size)
+    assert torch.equal(again.encode_image(images), any_tiny.encode_image(images))
+    assert torch.equal(again.encode_text(["a cat"]), any_tiny.encode_text(["a cat"]))
+    assert again.image_size == any_tiny.image_size
+    card = json.loads((tmp_path / "m/card.json").read_text())
+    assert card == {"note": "x", "weights_sha256": weights_sha256(any_tiny)}
+    assert not again.training
+
+
+def test_saving_over_an_older_model_replaces_it(tiny: CLIP, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "m", {"n": 1})
+    with torch.no_grad():
+        tiny.net.logit_scale.fill_(1.5)
+    save_model(tiny, tmp_path / "m", {"n": 2})
+    assert load_model(tmp_path / "m").net.logit_scale == 1.5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_folder_of_others_is_not_replaced(tiny: CLIP, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for name in ("thesis.txt", "card.json"):
+        (tmp_path / "m" / name).write_text("{}")
+        with pytest.raises(
+            ValueError, match=f"m holds {name}, which advflyp did not write, and is not replaced"
+        ):
+            save_model(tiny, tmp_path / "m", {})
+        assert [path.name for path in (tmp_path / "m").iterdir()] == [name]
+        (tmp_path / "m" / name).unlink()
+    save_model(tiny, tmp_path / "m", {})
+    (tmp_path / "m/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"m holds notes\.txt"):
+        save_model(tiny, tmp_path / "m", {})
+    assert (tmp_path / "m/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(
+    tiny: CLIP, tmp_path: Path, value: float
+) -> None:
+    save_model(tiny, tmp_path / "m", {})
+    with torch.no_grad():
+        tiny.net.visual.proj[0, 0] = value
+    # float16 ends at 65,504.
+    with pytest.raises(ValueError, match=r"1 of its tensors is not finite \(visual\.proj\)"):
+        save_model(tiny, tmp_path / "new", {}, half=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+    file = tmp_path / "m/open_clip_model.safetensors"
+    file.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tiny.net.state_dict().items()}))
+    if value == 1e30:
+        assert load_model(tmp_path / "m").net.visual.proj[0, 0] == value
+        return
+    with pytest.raises(
+        ValueError, match=r"m cannot be used: 1 of its tensors is not finite \(visual\.proj\), so"
+    ):
+        load_model(tmp_path / "m")
+
+
+def test_open_clip_loads_what_we_save(tiny: CLIP, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "m", {}, half=True)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
+    tiny.net.half()
+    tiny.double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    embeddings = model.double().encode_image((images - tiny.mean) / tiny.std)
+    assert_equal64(torch.nn.functional.normalize(embeddings, dim=-1), tiny.encode_image(images))
+    assert tuple(preprocess.transforms[-1].mean) == (0.5, 0.4, 0.3)
+
+
+def test_every_weight_counts_in_the_hash(tiny: CLIP) -> None:
+    before = weights_sha256(tiny)
+    with torch.no_grad():
+        tiny.net.visual.proj[0, 0] += 1e-3
+    assert weights_sha256(tiny) != before
+
+
+def test_random_weights_of_an_architecture() -> None:
+    torch.manual_seed(0)
+    one = load_model("mini/random")
+    torch.manual_seed(0)
+    assert weights_sha256(load_model("mini/random")) == weights_sha256(one)
+    assert weights_sha256(load_model("mini/random")) != weights_sha256(one)
+    assert one.image_size == (64, 64)
+    assert one.encode_text(["a cat"]).shape == (1, 192)
+    assert int(one.tokenizer(["a photograph of a cat"]).max()) == 8191
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in BUNDLED.iterdir()) if BUNDLED.is_dir() else [])
+def test_bundled_models(name: str) -> None:
+    model = load_model(name)
+    card = json.loads((BUNDLED / name / "card.json").read_text())
+    assert card["pairs_seen"] > 0
+    assert sum(f.stat().st_size for f in (BUNDLED / name).iterdir()) < 20e6
+    assert model.encode_image(torch.rand(2, 3, 64, 64)).shape == (2, 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("minni", "did you mean 'mini'"),
+        ("ViT-B-32", "say which weights of ViT-B-32: .*ViT-B-32/openai"),
+        ("ViT-B-32/opena", "no weights 'opena', only .*ViT-B-32/random; did you mean 'openai'"),
+        ("no such thing", "there is no model 'no such thing': it is neither mini"),
+        ("ViT-B-33/openai", "did you mean 'ViT-B-32'"),
+        ("runs/nothing-here", "neither a folder runs/nothing-here"),
+        (
+            "openai/clip-vit-base-patch32",
+            "on the Hugging Face hub is written as hf-hub:openai/clip-vit-base-patch32",
+        ),
+        ("https://huggingface.co/openai/clip-vit-base-patch32/", "as hf-hub:openai/clip-vit-base-patch32$"),
+        (
+            "hf:laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K",
+            "as hf-hub:laion/CLIP-ViT-B-32-256x256-DataComp-s34B",
+        ),
+        ("ViT-H/14", "ViT-H-14 has no weights 'openai', only ViT-H-14/laion2b_s32b_b79k"),
+        ("ViT-B/32/opena", "ViT-B-32 has no weights 'opena', only .*; did you mean 'openai'"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("ViT-L/14@336px", "ViT-L-14-336/openai"),
+        ("ViT-B/32", "ViT-B-32/openai"),
+        ("ViT-B/16/laion2b_s34b_b88k", "ViT-B-16/laion2b_s34b_b88k"),
+        ("ViT-L/14@336px/openai", "ViT-L-14-336/openai"),
+        ("hf-hub:some/clip", "hf-hub:some/clip"),
+    ],
+)
+def test_openais_own_names(name: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked for, where nothing can be fetched; also as the base of a checkpoint."""
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    torch.save({"visual.proj": torch.ones(1)}, tmp_path / "x.pt")
+    message = "" if name.startswith("hf-hub:") else f"{found} could not be fetched: "
+    for given in (name, f"{tmp_path / 'x.pt'}@{name}"):
+        with pytest.raises(ValueError, match=f"^{message}the hub .* cannot be reached"):
+            load_model(given)
+
+
+def test_open_clips_prefix_of_folders(tiny_folder: Path) -> None:
+    assert weights_sha256(load_model(f"local-dir:{tiny_folder}")) == weights_sha256(load_model(tiny_folder))
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="readable open_clip model"):
+        load_model(tmp_path)
+
+
+def test_a_text_tower_from_another_model(tiny_folder: Path, tmp_path: Path) -> None:
+    other = make_tiny("vit", tmp_path / "other", seed=5)
+    mixed = start_from(ModelConfig(name=str(tiny_folder), text=str(other)))
+    texts, images = ["a cat", "two dogs"], torch.rand(2, 3, 32, 32)
+    assert torch.equal(mixed.encode_text(texts), load_model(other).encode_text(texts))
+    assert torch.equal(mixed.encode_image(images), load_model(tiny_folder).encode_image(images))
+    assert torch.equal(mixed.logit_scale, load_model(other).logit_scale)
+
+
+def test_a_text_tower_that_does_not_fit(tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.text: the text tower of mini has not the shape of that of"):
+        start_from(ModelConfig(name=str(tiny_folder), text="mini"))

@@ -1,0 +1,124 @@
+"""The plan as declared: complete, consistent, and every recipe it names is there and parses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advflyp.evaluation.attacks import Attack
+from advflyp.paper.plan import Plan, Scale, make_plan
+from advflyp.paper.steps import recipe_file, steps_of
+from advflyp.training.recipe import Recipe, read_recipe
+
+PAPER = [f"table{n}" for n in range(1, 15)] + ["figure3", "figure5"]
+
+
+@pytest.fixture(params=["mini", "paper"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    return make_plan(request.param, seeds=2)
+
+
+def recipes(plan: Plan) -> dict[str, Recipe]:
+    found = {}
+    for run in plan.runs:
+        if run.recipe:
+            with recipe_file(plan, run) as path:
+                found[run.name] = read_recipe(path, run.overrides)
+    return found
+
+
+def test_every_table_and_figure_is_planned(plan: Plan) -> None:
+    ours = ["cost"] if plan.scale == "mini" else []
+    assert sorted(e.id for e in plan.experiments) == sorted([*PAPER, *ours])
+    assert len({run.name for run in plan.runs}) == len({run.label for run in plan.runs}) == len(plan.runs)
+
+
+def test_every_run_exists_and_what_is_shown_is_measured(plan: Plan) -> None:
+    for experiment in plan.experiments:
+        for name in experiment.runs:
+            plan.run(name)
+        measured = {(a, eps) for m in experiment.measures for a in m.attacks for eps in m.eps}
+        shown = {(a, eps) for a in experiment.attacks for eps in experiment.eps}
+        unmeasured = {a for a, _ in shown - measured}
+        # AutoAttack beyond the smallest radius is left to accelerators.
+        assert unmeasured <= ({"autoattack"} if plan.scale == "mini" else set()), experiment.id
+        for attack in experiment.attacks:
+            Attack.parse(attack)
+
+
+def test_at_mini_scale_all_methods_see_as_many_images() -> None:
+    found = recipes(make_plan("mini", steps=40))
+    assert len(found) > 25
+    updates = {name: r.train.max_steps or 0 for name, r in found.items()}
+    # But for the two that are about fewer and more updates.
+    assert updates.pop("full-half") == 20 and updates.pop("fast-longer") == 85
+    assert {count * found[name].data.batch_size for name, count in updates.items()} == {40 * 128}
+    # No method is stopped by validation, or picks its best weights.
+    assert {r.validate.set for r in found.values()} == {None}
+    assert {r.attack.eps for r in found.values() if r.attack.steps} == {2 / 255}
+
+
+def test_at_paper_scale_the_recipes_stay_the_papers() -> None:
+    plan = make_plan("paper", pairs="web/*.tar", captioned="captioned/*.tar")
+    found = recipes(plan)
+    assert not plan.grid
+    # Of clean finetuning the paper says 5e-5.
+    assert {r.optim.lr for r in found.values() if r.attack.steps} == {1e-4}
+    assert {r.attack.eps for r in found.values() if r.attack.steps} == {1 / 255}
+    trained_on = {name: r.data.train for name, r in found.items()}
+    assert trained_on["advflyp_full"] == trained_on["clean_contrastive"] == "web/*.tar"
+    assert trained_on["aft_captioned"] == "captioned/*.tar"
+    assert trained_on["tecoa"] == trained_on["flyp"] == trained_on["fare"] == "imagenet@train"
+
+
+def test_the_headline_comes_first_and_costly_attacks_last() -> None:
+    steps = steps_of(make_plan("mini", seeds=3))
+    assert [step.run.name for step in steps[:2]] == ["original", "tecoa"]
+    strong = [n for n, step in enumerate(steps) if step.measure.attacks == ("autoattack",)]
+    ours = {run.name for run in make_plan("mini").only(["cost"]).runs} - {"original", "advflyp_full"}
+    for group in (ours, {steps[n].run.name for n in strong} - ours):
+        costly = [n for n in strong if steps[n].run.name in group]
+        cheap = [n for n, step in enumerate(steps) if step.run.name in group and n not in strong]
+        assert max(cheap) < min(costly)
+    assert {steps[n].seed for n in strong} == {0}
+    assert len({(s.name, s.measure) for s in steps}) == len(steps)
+
+
+def test_a_part_of_the_plan_needs_only_its_runs() -> None:
+    part = make_plan("mini").only(["table4"])
+    assert {run.name for run in part.runs} == {
+        "original", "advflyp", "advflyp_logit", "advflyp_feature", "advflyp_full",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no experiment 'tabel4'; did you mean 'table4'"):
+        make_plan("mini").only(["tabel4"])
+
+
+def test_written_plan_is_what_the_report_reads(plan: Plan, tmp_path: Path) -> None:
+    plan.write(tmp_path)
+    written = json.loads((tmp_path / "plan.json").read_text())
+    first = written["experiments"][0]
+    assert first["rows"][:2] == ["original", "TeCoA"] and first["unranked"] == ["original"]
+    assert first["eps"] == [1 / 255] and first["attacks"] == ["pgd10", "cw10", "autoattack"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"pairs": "x"}, "--pairs and --captioned go with --scale paper"),
+    ],
+)
+def test_impossible_plans(keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan("mini", **keys)
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_a_part_finds_the_rates_of_its_runs_without_running_their_owners(scale: Scale) -> None:
+    whole = make_plan(scale)
+    for experiment in whole.experiments:
+        part = whole.only([experiment.id])
+        for source in {run.rate_of or run.name for run in part.runs}:
+            assert part.run(source) == whole.run(source)
+        assert {step.run.name for step in steps_of(part)} == set(experiment.runs)
