@@ -149,7 +149,7 @@ def _used(sample: Any) -> None:
         try:
             read()
         except Exception as error:
-            assert type(error).__name__ == "Unusable", error
+            assert type(error).__name__ == "SkippedSample", error
 
 
 def dataset(name: str) -> Loader:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from advflyp import documents
 from advflyp.config import read_toml
-from advflyp.data.limits import MAX_DEPTH, MAX_RECIPE_BYTES
 from advflyp.documents import parse_json, parse_toml, read_json, read_json_object, read_text
+from advflyp.limits import MAX_DEPTH, MAX_RECIPE_BYTES
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from advflyp.data.limits import MAX_RECIPE_BYTES, read_bounded
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_toml
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_RECIPE_BYTES, read_bounded
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ) from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"{path} {reason}; name a recipe") from None
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None

@@ -1,7 +1,7 @@
 """JSON, TOML and text of files that may be anybody's, read within limits.
 
 Python's own parsers raise half a dozen errors: of nesting, of numbers with thousands of digits, of encodings. Here
-everything that is wrong with a file is a ValueError with its reason, and `data/limits.py` says how large it may be.
+everything that is wrong with a file is a ValueError with its reason, and `limits.py` says how large it may be.
 """
 
 import codecs
@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.limits import (
+from advflyp.errors import SkippedSample
+from advflyp.limits import (
     MAX_DEPTH,
     MAX_DOCUMENT_BYTES,
     MAX_LIST_BYTES,
@@ -20,7 +21,6 @@ from advflyp.data.limits import (
     open_regular,
     read_bounded,
 )
-from advflyp.data.pairs.dirt import Unusable
 
 # As many as a number of 64 bits has, with its sign.
 _DIGITS = 20
@@ -123,7 +123,7 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8"
         ) from None
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"{path} {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
@@ -139,7 +139,7 @@ def _read_regular(path: Path, limit: int) -> bytes:
             return read_bounded(file, limit)
     except FileNotFoundError:
         raise
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"cannot read {path}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None

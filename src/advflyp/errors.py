@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """A run that cannot go on, through nothing that could have been seen before it began. The message is one line."""
 
 
+class SkippedSample(Exception):
+    """Data that cannot be used. The message is the reason: one of a few, so that they can be counted."""
+
+
 class LostRank(RunError):
     """Another process of the run is gone: it was killed, has failed, or its machine has vanished."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, features
 
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.images import PictureReader, read_image
+from advflyp.errors import SkippedSample
 from advflyp.use import pictures
 from fuzz.mutate import EDGES, mutated
 
@@ -61,7 +61,7 @@ def decode(data: bytes, path: Path, reader: PictureReader, upright: bool, border
     ):
         try:
             found: Any = read()
-        except Unusable as reason:
+        except SkippedSample as reason:
             refused.append(str(reason))
             continue
         assert found in ((3, *reader.size), "RGB"), found

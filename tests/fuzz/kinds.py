@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from advflyp.data.limits import MAX_PIXELS
+from advflyp.limits import MAX_PIXELS
 from fuzz import documents, faulty, images, names, recipes, tables, tars, weights
 
 MB = 1 << 20

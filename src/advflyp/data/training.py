@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
-from advflyp.data.limits import open_regular
 from advflyp.data.mini import EMBEDDED, PROXY
 from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
 from advflyp.data.pairs.addresses import is_remote
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import PictureReader
 from advflyp.data.pairs.pairs import DataConfig, Decoded, Pairs, open_pairs
@@ -31,6 +29,8 @@ from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.sets.prompts import drawn_caption
+from advflyp.errors import SkippedSample
+from advflyp.limits import open_regular
 
 Reading = Literal["pairs", "labelled"]
 
@@ -172,6 +172,6 @@ def _shard_readings(shard: Path) -> set[Reading]:
                     found.add("pairs")
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
-    except (Unusable, Damaged, OSError, EOFError, zlib.error, lzma.LZMAError):
+    except (SkippedSample, Damaged, OSError, EOFError, zlib.error, lzma.LZMAError):
         pass  # who opens it will say what is wrong
     return found

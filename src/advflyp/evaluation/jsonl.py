@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
 from advflyp.files import append, open_locked
+from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def _read(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return read_bounded(file, MAX_RESULTS_BYTES)
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"{path} {reason}; name the results that you mean") from None
 
 

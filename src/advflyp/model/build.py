@@ -23,9 +23,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 
 from advflyp.config import convert
-from advflyp.data.limits import MAX_DOCUMENT_BYTES, MAX_LIST_BYTES, read_bounded
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import read_json, read_json_object
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_DOCUMENT_BYTES, MAX_LIST_BYTES, read_bounded
 from advflyp.model.interop.weights_file import read_weights_file
 from advflyp.model.repository import open_repository
 
@@ -353,7 +353,7 @@ def _simple_tokenizer(options: dict[str, Any], folder: Path, context_length: int
             with gzip.open(options["bpe_path"]) as file:
                 read_bounded(cast(BinaryIO, file), MAX_LIST_BYTES)
         return SimpleTokenizer(context_length=context_length, **options)
-    except (Unusable, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+    except (SkippedSample, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise ValueError(f"the tokenizer of {folder} cannot be read: {shortened(error)}") from None
 
 

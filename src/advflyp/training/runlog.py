@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from advflyp.console import SafeConsole
-from advflyp.data.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import decode, parse_json
+from advflyp.errors import SkippedSample
 from advflyp.escape import for_rich, for_terminal
 from advflyp.files import InUse, append, try_open_locked
+from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
 METRICS_FILE = "metrics.jsonl"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -218,7 +218,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         with open_regular(path) as file:
             text = decode(read_bounded(file, MAX_RESULTS_BYTES))
-    except (Unusable, UnicodeDecodeError, OSError) as error:
+    except (SkippedSample, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     lines = []
     # Only line feeds: a text may hold other characters that Python takes for the end of a line.

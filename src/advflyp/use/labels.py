@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advflyp.data.limits import MAX_NAME
 from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.data.sets.prompts import PHOTO, choose_templates, fill
 from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
+from advflyp.limits import MAX_NAME
 from advflyp.model.clip import CLIP
 
 HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp data sets`"

@@ -9,8 +9,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from advflyp.data.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.images import (
     MIN_SIDE,
     NEEDS_AVIF,
@@ -22,6 +20,8 @@ from advflyp.data.pairs.images import (
     finish_image,
     open_image,
 )
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
 
 Picture = str | Path | Image.Image
 CONVERT = "or convert it to JPEG"
@@ -51,7 +51,7 @@ def read_picture(picture: Picture) -> Image.Image:
         try:
             check_size(picture, min_side=1)
             return as_rgb(picture)
-        except Unusable as error:
+        except SkippedSample as error:
             raise ValueError(f"the picture {SENTENCES[str(error)]}") from None
         except UNREADABLE:
             raise ValueError(f"the picture {SENTENCES['unreadable image']}") from None
@@ -69,7 +69,7 @@ def from_bytes(data: bytes, name: str) -> Image.Image:
     image = _opened(data, name)
     try:
         return finish_image(image)
-    except Unusable as error:
+    except SkippedSample as error:
         raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
 
 
@@ -97,7 +97,7 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"there is no picture {path}")
     try:
         return read_image_file(path)
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"{path} {SENTENCES[str(reason)]}") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
@@ -109,6 +109,6 @@ def _opened(data: bytes, name: str) -> Image.Image:
             # Refused anyway.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = open_image(data)
-    except Unusable as error:
+    except SkippedSample as error:
         raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
     return image

@@ -19,11 +19,11 @@ from advflyp.data.pairs.addresses import (
     open_binary,
     read_named,
 )
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.pairs import addresses
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.web.isolated import advflyp_guard as guard
+from advflyp.errors import SkippedSample
 from helpers import pairs
 from webserver import Server, jpeg, serving
 
@@ -53,7 +53,7 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def outcome(address: str, table: str = "/t.csv") -> bytes | str:
     try:
         return read_named(named_in(table, address), table)
-    except Unusable as reason:
+    except SkippedSample as reason:
         return str(reason)
 
 
@@ -106,7 +106,7 @@ def test_a_table_that_is_elsewhere_names_no_local_file(tmp_path: Path) -> None:
         inside = str(tmp_path / "cache" / "x.png")
         assert named_in(table, inside, local) == inside
         for name in (f"{tmp_path}/cache/../x.png", f"{tmp_path}/cachex/x.png", f"{tmp_path}/cache/link.png"):
-            with pytest.raises(Unusable, match=reason):
+            with pytest.raises(SkippedSample, match=reason):
                 named_in(table, name, local)
     assert outcome("a::b.png", "s3://bucket/t.csv") == KIND
 
@@ -209,7 +209,7 @@ def test_a_table_of_a_stranger(tmp_path: Path, server: Server) -> None:
     for sample in in_order(open_source(str(tmp_path / "t.jsonl"))):
         try:
             found.append(f"{len(sample.image_bytes())} bytes")
-        except Unusable as reason:
+        except SkippedSample as reason:
             found.append(str(reason))
     assert found == [guard.PRIVATE, KIND, KIND, f"{len(pairs(1)[0][0])} bytes"]
     assert server.asked["good/5"] == 0

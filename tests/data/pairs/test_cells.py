@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from advflyp.data.pairs.cells import address_in, captions_in, image_in, names_a_file
-from advflyp.data.pairs.dirt import Unusable
+from advflyp.errors import SkippedSample
 
 NAN = float("nan")
 
@@ -58,7 +58,7 @@ def test_captions(cell: Any, captions: list[str]) -> None:
     ],
 )
 def test_no_captions(cell: Any, reason: str) -> None:
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SkippedSample, match=reason):
         captions_in(cell)
 
 
@@ -96,7 +96,7 @@ def test_images(cell: Any, image: bytes | str | None) -> None:
     ],
 )
 def test_no_images(cell: Any, reason: str) -> None:
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SkippedSample, match=reason):
         image_in(cell)
 
 
@@ -116,7 +116,7 @@ def test_addresses(cell: Any, address: str | None) -> None:
 
 @pytest.mark.parametrize("cell", [3, {"url": "x"}, b"\xff", ["https://a", "https://b"]])
 def test_no_addresses(cell: Any) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(SkippedSample):
         address_in(cell)
 
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from advflyp.data import limits
-from advflyp.data.pairs.dirt import Unusable
+from advflyp import limits
 from advflyp.data.pairs.images import PictureReader, as_rgb, read_image
 from advflyp.data.pairs.pairs import images
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.sets.pictures import Files
+from advflyp.errors import SkippedSample
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
 from advflyp.use.pictures import read_picture
@@ -243,7 +243,7 @@ WHOLE = encoded(solid("RGB", (1, 2, 3)).resize((64, 64)), "JPEG")
 )
 def test_what_cannot_be_used(data: bytes, reason: str) -> None:
     for read in (read_image, PictureReader({"size": 8}).from_bytes):
-        with warnings.catch_warnings(), pytest.raises(Unusable) as caught:
+        with warnings.catch_warnings(), pytest.raises(SkippedSample) as caught:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             read(data)
         assert str(caught.value) == reason
@@ -276,7 +276,7 @@ def striped(width: int, height: int) -> bytes:
 def test_lines_are_refused_before_they_are_resized(size: tuple[int, int], tmp_path: Path) -> None:
     """Resized by its shorter side to 224 pixels, the first would have 308 million rows."""
     data = striped(*size)
-    with pytest.raises(Unusable, match="image is too long and thin"):
+    with pytest.raises(SkippedSample, match="image is too long and thin"):
         read_image(data, min_side=1)
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.png (is more than 256 times as long|is smaller than 8)"):
@@ -295,7 +295,7 @@ def test_jpegs_of_very_many_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert 1 < scans <= 12
     read_image(data)
     monkeypatch.setattr(images, "MAX_SCANNED", scans * width * height - 1)
-    with pytest.raises(Unusable, match="takes too long"):
+    with pytest.raises(SkippedSample, match="takes too long"):
         read_image(data)
 
 
@@ -305,11 +305,11 @@ def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
     files = Files(tmp_path, ["pipe.png", "zero.png", "a.png"], [0, 0, 0])
     for number in range(2):
-        with pytest.raises(Unusable, match="not a regular file"):
+        with pytest.raises(SkippedSample, match="not a regular file"):
             files.picture(number)
     assert files.picture(2).size == (9, 9)
     monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 20)
-    with pytest.raises(Unusable, match="image file is too large"):
+    with pytest.raises(SkippedSample, match="image file is too large"):
         files.picture(2)
     with pytest.raises(ValueError, match=r"a\.png is larger than"):
         read_picture(tmp_path / "a.png")
@@ -321,7 +321,7 @@ def test_a_damaged_avif(rest: bytes) -> None:
     data = encoded(RED, "AVIF")
     data = data[: data.index(b"mdat") + 4]
     for read in (read_image, PictureReader({"size": 8}).from_bytes):
-        with pytest.raises(Unusable, match="unreadable image"):
+        with pytest.raises(SkippedSample, match="unreadable image"):
             read(data + rest)
 
 
@@ -335,7 +335,7 @@ def test_a_damaged_avif(rest: bytes) -> None:
     ],
 )
 def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package: str, tmp_path: Path) -> None:
-    with pytest.raises(Unusable) as refused:
+    with pytest.raises(SkippedSample) as refused:
         read_image(data)
     assert str(refused.value) == reason
     (tmp_path / "a.heic").write_bytes(data)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.samples import MAX_CAPTION_BYTES, Sample, json_captions
+from advflyp.errors import SkippedSample
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_captions_are_lines(caption: bytes | tuple[str, ...], expected: tuple[st
     ],
 )
 def test_captions_that_cannot_be_used(caption: bytes | tuple[str, ...] | None, reason: str) -> None:
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SkippedSample, match=reason):
         Sample("k", b"", caption).captions()
 
 
@@ -41,20 +42,20 @@ def test_captions_in_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("from a file")
     assert Sample("k", None, tmp_path / "a.txt").captions() == ("from a file",)
     (tmp_path / "huge.txt").write_bytes(b"x" * 5_000_000)
-    with pytest.raises(Unusable, match="too long"):
+    with pytest.raises(SkippedSample, match="too long"):
         Sample("k", None, tmp_path / "huge.txt").captions()
-    with pytest.raises(Unusable, match="cannot be read"):
+    with pytest.raises(SkippedSample, match="cannot be read"):
         Sample("k", None, tmp_path / "gone.txt").captions()
 
 
 def test_pictures_in_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"data")
     assert Sample("k", str(tmp_path / "a.png")).image_bytes() == b"data"
-    with pytest.raises(Unusable, match="image file cannot be read"):
+    with pytest.raises(SkippedSample, match="image file cannot be read"):
         Sample("k", str(tmp_path / "gone.png")).image_bytes()
-    with pytest.raises(Unusable, match="no image"):
+    with pytest.raises(SkippedSample, match="no image"):
         Sample("k").image_bytes()
-    with pytest.raises(Unusable, match="duplicate key"):
+    with pytest.raises(SkippedSample, match="duplicate key"):
         Sample("k", b"x", problem="duplicate key").image_bytes()
 
 
@@ -70,7 +71,7 @@ def test_endless_words() -> None:
     """A tokenizer takes quadratic time for them."""
     assert Sample("k", None, ("a" * 500,)).captions() == ("a" * 500,)
     for caption in ("a" * 501, "see " + "é" * 501 + " there", "字" * 501):
-        with pytest.raises(Unusable, match="caption with an endless word"):
+        with pytest.raises(SkippedSample, match="caption with an endless word"):
             Sample("k", None, caption.encode()).captions()
     assert Sample("k", None, ("ab " * 2000,)).captions()
 
@@ -87,5 +88,5 @@ def test_endless_words() -> None:
     ids=range(5),
 )
 def test_captions_that_are_no_json(data: bytes) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(SkippedSample):
         json_captions(data)

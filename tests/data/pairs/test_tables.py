@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.manifest import describe_shards, write_manifest
 from advflyp.data.pairs.pairs import cells, tables
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
+from advflyp.errors import SkippedSample
 from helpers import pairs, write_folder, write_shards
 from hubserver import NOWHERE, Hub, use_hub
 
@@ -144,7 +144,7 @@ def outcomes(name: Path) -> list[str | tuple[str, ...]]:
         try:
             sample.image_bytes()
             found.append(sample.captions())
-        except Unusable as reason:
+        except SkippedSample as reason:
             found.append(str(reason))
     return found
 
@@ -428,14 +428,14 @@ def test_rows_without_end_of_one_image(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\n" + "a.png,x\n" * 30_000)
     (sample,) = in_order(open_source(str(tmp_path / "t.csv")))
     assert isinstance(sample.caption, tuple) and len(sample.caption) < 21_000
-    with pytest.raises(Unusable, match="caption is too long"):
+    with pytest.raises(SkippedSample, match="caption is too long"):
         sample.captions()
 
 
 def test_an_image_in_a_cell_is_as_large_as_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "MAX_IMAGE_BYTES", 100)
     assert cells.image_in(bytes(100)) == bytes(100)
-    with pytest.raises(Unusable, match="image file is too large"):
+    with pytest.raises(SkippedSample, match="image file is too large"):
         cells.image_in({"bytes": bytes(101)})
 
 

@@ -22,15 +22,15 @@ import fsspec
 
 from advflyp.__about__ import __version__
 from advflyp.data.filenames import is_clutter
-from advflyp.data.limits import (
+from advflyp.data.web.isolated import advflyp_guard as guard
+from advflyp.errors import SkippedSample
+from advflyp.limits import (
     FETCH_SECONDS,
     MAX_IMAGE_BYTES,
     open_regular,
     read_image_file,
     read_image_stream,
 )
-from advflyp.data.pairs.dirt import Unusable
-from advflyp.data.web.isolated import advflyp_guard as guard
 
 GLOB = set("*?[")
 # Files that a pattern may name, and digits of a number in its braces.
@@ -55,7 +55,7 @@ def open_binary(address: str) -> BinaryIO:
         return open_regular(address)
     except FileNotFoundError:
         raise ValueError(f"there is no {address}") from None
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"cannot open {address}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot open {address}: {error.strerror}") from None
@@ -130,7 +130,7 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
         local: Folders of this machine of which a table that is elsewhere may name the files.
 
     Raises:
-        Unusable: A table may not name this.
+        SkippedSample: A table may not name this.
     """
     folder = table.rpartition("/")[0]
     if is_remote(table) and name.startswith(f"{folder}/") and "::" not in name.removeprefix(folder):
@@ -138,18 +138,18 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
     if is_remote(name):
         scheme = _scheme(name)
         if scheme not in FOREIGN or (scheme not in WEB and "::" in name):
-            raise Unusable("address of a kind that a table may not name")
+            raise SkippedSample("address of a kind that a table may not name")
         return name
     name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
     if not is_remote(table):
         return os.path.join(os.path.dirname(table), name)
     if name.startswith("/"):
         if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
-            raise Unusable("local file named by a table that is elsewhere")
+            raise SkippedSample("local file named by a table that is elsewhere")
         return name
     # fsspec would open a chain of file systems.
     if "::" in name:
-        raise Unusable("address of a kind that a table may not name")
+        raise SkippedSample("address of a kind that a table may not name")
     return f"{folder}/{name}"
 
 
@@ -161,7 +161,7 @@ def read_named(address: str, table: str) -> bytes:
         table: Which names it; its own host may be private, since the user named it. Empty where no table does.
 
     Raises:
-        Unusable: It cannot be read, is larger than MAX_IMAGE_BYTES, took too long, or is at a private address.
+        SkippedSample: It cannot be read, is larger than MAX_IMAGE_BYTES, took too long, or is at a private address.
     """
     try:
         if not is_remote(address):
@@ -170,14 +170,14 @@ def read_named(address: str, table: str) -> bytes:
             return _fetch(address, table)
         return _read_stored(address)
     except (OSError, ValueError, http.client.HTTPException):
-        raise Unusable("image file cannot be read") from None
+        raise SkippedSample("image file cannot be read") from None
 
 
 def _read_stored(address: str) -> bytes:
     with open_binary(address) as file:
         try:
             return read_image_stream(file)
-        except Unusable:
+        except SkippedSample:
             raise
         except Exception as error:
             # Every file system of fsspec has errors of its own.
@@ -194,17 +194,17 @@ def _fetch(address: str, table: str) -> bytes:
         with opener.open(quote(address, safe=SAFE), timeout=FETCH_SECONDS) as answer:
             return answer.read()
     except guard.Refused as reason:
-        raise Unusable(str(reason)) from None
+        raise SkippedSample(str(reason)) from None
     except HTTPError as error:
         error.close()  # it holds the answer
         if error.code < 400:
             raise  # a redirect to what is no address of the web
-        raise Unusable(f"its server answers {error.code}") from None
+        raise SkippedSample(f"its server answers {error.code}") from None
     except URLError as error:
         if isinstance(error.reason, guard.Refused):
-            raise Unusable(str(error.reason)) from None
+            raise SkippedSample(str(error.reason)) from None
         if any(map(_is_network, _causes(error))):
-            raise Unusable("its server cannot be reached") from None
+            raise SkippedSample("its server cannot be reached") from None
         raise
 
 

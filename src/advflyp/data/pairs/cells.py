@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advflyp.data.filenames import IMAGE_SUFFIXES
-from advflyp.data.limits import MAX_IMAGE_BYTES
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_IMAGE_BYTES
 
 # What captions are called, the likeliest first; case does not matter.
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
@@ -30,13 +30,13 @@ MAX_PATH_BYTES = 4096
 def captions_in(value: Any) -> list[str]:
     """The captions in a cell, none where it is empty: text, UTF-8 bytes, {"raw": …}, or a list of these.
 
-    `Unusable` for anything else, such as numbers.
+    `SkippedSample` for anything else, such as numbers.
     """
     value = _without_notation(value)
     if not isinstance(value, list | tuple):
         value = [value]
     if any(isinstance(part, list | tuple) for part in value):
-        raise Unusable("caption is not text")
+        raise SkippedSample("caption is not text")
     return [text for part in value for text in _captions_of_one(part)]
 
 
@@ -49,18 +49,18 @@ def _captions_of_one(value: Any) -> list[str]:
         return captions_in(_decoded(value))
     if isinstance(value, Mapping) and (name := _caption_key(value)) is not None:
         return captions_in(value[name])
-    raise Unusable("caption is not text")
+    raise SkippedSample("caption is not text")
 
 
 def image_in(value: Any) -> bytes | str | None:
     """The encoded image in a cell, its path or address, or None where there is none.
 
-    A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one. `Unusable` for anything else.
+    A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one. `SkippedSample` for anything else.
     """
     value = _without_notation(value)
     if isinstance(value, list | tuple):
         if len(value) > 1:
-            raise Unusable("several images in one row")
+            raise SkippedSample("several images in one row")
         value = value[0] if value else None
     if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
         data, path = value.get("bytes"), value.get("path")
@@ -71,24 +71,24 @@ def image_in(value: Any) -> bytes | str | None:
         return value.strip()
     if isinstance(value, bytes):
         if len(value) > MAX_IMAGE_BYTES:
-            raise Unusable("image file is too large")
+            raise SkippedSample("image file is too large")
         return value.decode().strip() if _is_path(value) else value
-    raise Unusable("neither an image nor the name of one")
+    raise SkippedSample("neither an image nor the name of one")
 
 
 def address_in(value: Any) -> str | None:
-    """The web address in a cell, None where there is none; `Unusable` for what is not text."""
+    """The web address in a cell, None where there is none; `SkippedSample` for what is not text."""
     value = _without_notation(value)
     if isinstance(value, list | tuple):
         if len(value) > 1:
-            raise Unusable("several addresses in one row")
+            raise SkippedSample("several addresses in one row")
         value = value[0] if value else None
     if _is_missing(value):
         return None
     if isinstance(value, bytes):
         value = _decoded(value, "address")
     if not isinstance(value, str):
-        raise Unusable("address is not text")
+        raise SkippedSample("address is not text")
     return " ".join(value.split()) or None
 
 
@@ -111,7 +111,7 @@ def _decoded(value: bytes, what: str = "caption") -> str:
     try:
         return value.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unusable(f"{what} is not UTF-8") from None
+        raise SkippedSample(f"{what} is not UTF-8") from None
 
 
 def _is_path(data: bytes) -> bool:

@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 ENOUGH = 500
 
 
-class Unusable(Exception):
-    """A sample that cannot be trained on. The message is the reason: one of a few, so that they can be counted."""
-
-
 @dataclass
 class Dirt:
     """What was left out so far.

@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from advflyp.data.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
-from advflyp.data.pairs.dirt import Unusable
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
 # Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
@@ -102,7 +102,7 @@ class PictureReader:
         self.transform = Compose(transform.transforms[:-1])
 
     def from_bytes(self, data: bytes) -> Tensor:
-        """An encoded picture → (3, H, W) uint8; `Unusable` where it is none, damaged, too small or too large."""
+        """An encoded picture → (3, H, W) uint8; `SkippedSample` where it is none, damaged, too small or too large."""
         image = open_image(data)
         if not self.own and _is_plain_jpeg(image):
             try:
@@ -138,7 +138,7 @@ def read_image(
         min_side: A smaller image is refused. Labelled sets are measured whole.
 
     Raises:
-        Unusable: There is no such image.
+        SkippedSample: There is no such image.
     """
     return finish_image(open_image(data, min_side), upright=upright, border=border)
 
@@ -146,17 +146,17 @@ def read_image(
 def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     """The image before anything is decoded; refused by its size if that is beyond reason."""
     if not data:
-        raise Unusable("empty image file")
+        raise SkippedSample("empty image file")
     try:
         image = Image.open(BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
-        raise Unusable("image has too many pixels") from None
+        raise SkippedSample("image has too many pixels") from None
     except UNREADABLE:
-        raise Unusable(_not_read(data)) from None
+        raise SkippedSample(_not_read(data)) from None
     check_size(image, min_side)
     # A progressive JPEG may go over all its pixels as often as it likes, at a few bytes each time.
     if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
-        raise Unusable("image takes too long to decode")
+        raise SkippedSample("image takes too long to decode")
     return image
 
 
@@ -170,13 +170,13 @@ def _not_read(data: bytes) -> str:
 
 
 def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
-    """`Unusable` for an image whose size is beyond reason."""
+    """`SkippedSample` for an image whose size is beyond reason."""
     if image.width * image.height > MAX_PIXELS:
-        raise Unusable("image has too many pixels")
+        raise SkippedSample("image has too many pixels")
     if min(image.size) < min_side:
-        raise Unusable("image is too small")
+        raise SkippedSample("image is too small")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise Unusable("image is too long and thin")
+        raise SkippedSample("image is too long and thin")
 
 
 def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
@@ -185,7 +185,7 @@ def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -
         image.load()
         return as_rgb(image, upright=upright, border=border)
     except UNREADABLE as error:
-        raise Unusable("truncated image" if "truncated" in str(error) else "unreadable image") from None
+        raise SkippedSample("truncated image" if "truncated" in str(error) else "unreadable image") from None
 
 
 def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
@@ -195,7 +195,7 @@ def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Imag
     16-bit images white and floats black.
 
     Raises:
-        Unusable: The pixels have no agreed range of values.
+        SkippedSample: The pixels have no agreed range of values.
     """
     if image.mode == "RGB" and not image.info and not border:
         return image
@@ -255,10 +255,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
-            raise Unusable("floating-point pixels outside 0 to 1")
+            raise SkippedSample("floating-point pixels outside 0 to 1")
         values = (255 * values).round()
     elif bits > 16 or signed or values.min() < 0 or values.max() > 65535:
-        raise Unusable("signed or 32-bit pixels")
+        raise SkippedSample("signed or 32-bit pixels")
     else:
         values = values.astype(np.int64) * 255 // (2**bits - 1)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:

@@ -12,13 +12,13 @@ from typing import Any
 
 from advflyp.__about__ import __version__
 from advflyp.config import fill
-from advflyp.data.limits import MAX_MANIFEST_BYTES
 from advflyp.data.pairs.addresses import is_remote, open_binary
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.images import open_image
 from advflyp.data.pairs.tars import TarShard
 from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
 from advflyp.files import write_text
+from advflyp.limits import MAX_MANIFEST_BYTES
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -116,7 +116,7 @@ def describe_shards(
             try:
                 captions = sample.captions()
                 size = open_image(sample.image_bytes()).size
-            except Unusable as reason:
+            except SkippedSample as reason:
                 bad[str(reason)] += 1
                 continue
             pairs += 1

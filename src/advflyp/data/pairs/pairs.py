@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from advflyp.data.pairs.dirt import ENOUGH, Dirt, Unusable
+from advflyp.data.pairs.dirt import ENOUGH, Dirt
 from advflyp.data.pairs.images import PictureReader
 from advflyp.data.pairs.prefetch import prefetched, threaded
 from advflyp.data.pairs.samples import Sample
@@ -22,6 +22,7 @@ from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.stream import Mixed, Position, Share, Stream, open_stream
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.prompts import choose_templates
+from advflyp.errors import SkippedSample
 from advflyp.wording import counted
 
 Raw = TypeVar("Raw")  # a sample before decoding
@@ -189,7 +190,7 @@ class Decoded(ABC, Generic[Raw, With]):
 
     @abstractmethod
     def decode(self, sample: Raw, epoch: int) -> tuple[Tensor, With]:
-        """The picture (3, H, W) uint8 and what it comes with, or `Unusable`; called from several threads at once."""
+        """The picture (3, H, W) uint8 and what it comes with, or `SkippedSample`; called from several threads."""
 
     @abstractmethod
     def collate(self, some: list[With]) -> dict[str, Any]:
@@ -256,7 +257,7 @@ class Decoded(ABC, Generic[Raw, With]):
         def decode(sample: Raw) -> tuple[Tensor, With] | str:
             try:
                 return self.decode(sample, epoch)
-            except Unusable as reason:
+            except SkippedSample as reason:
                 return str(reason)
 
         ahead = 2 * self.share.size

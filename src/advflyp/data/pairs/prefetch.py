@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from advflyp.data.limits import MAX_AHEAD_BYTES
+from advflyp.limits import MAX_AHEAD_BYTES
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from advflyp.config import suggest
-from advflyp.data.limits import MAX_TABLE_BYTES
 from advflyp.data.pairs.cells import names_a_file
 from advflyp.documents import parse_json
+from advflyp.limits import MAX_TABLE_BYTES
 from advflyp.wording import counted
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}

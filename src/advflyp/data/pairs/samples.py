@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 from advflyp.data.pairs.addresses import read_named
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
 
@@ -39,35 +39,35 @@ class Sample:
         return sum(len(part) for part in parts if isinstance(part, bytes | str))
 
     def image_bytes(self) -> bytes:
-        """The encoded picture; `Unusable` where there is none."""
+        """The encoded picture; `SkippedSample` where there is none."""
         if self.problem is not None:
-            raise Unusable(self.problem)
+            raise SkippedSample(self.problem)
         if self.image is None:
-            raise Unusable("no image")
+            raise SkippedSample("no image")
         return self.image if isinstance(self.image, bytes) else read_named(self.image, self.table)
 
     def captions(self) -> tuple[str, ...]:
-        """At least one, each on one line; `Unusable` where there is none."""
+        """At least one, each on one line; `SkippedSample` where there is none."""
         if self.problem is not None:
-            raise Unusable(self.problem)
+            raise SkippedSample(self.problem)
         caption = self.caption
         if isinstance(caption, Path):
             data = _bytes(caption)
             caption = (json_captions(data) or None) if caption.suffix.lower() == ".json" else data
         if caption is None:
-            raise Unusable("no caption")
+            raise SkippedSample("no caption")
         if isinstance(caption, tuple):
             # JSON can hold halves of a character, which nothing can write.
             lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in caption]
             if sum(map(len, lines)) > MAX_CAPTION_BYTES:
-                raise Unusable("caption is too long")
+                raise SkippedSample("caption is too long")
         else:
             lines = _text(caption).splitlines()
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
         if any(map(_LONG_WORD.search, found)):
-            raise Unusable("caption with an endless word")
+            raise SkippedSample("caption with an endless word")
         if not found:
-            raise Unusable("empty caption")
+            raise SkippedSample("empty caption")
         return found
 
 
@@ -81,12 +81,12 @@ def json_captions(data: bytes) -> tuple[str, ...]:
         No captions where an object has none under a known name.
 
     Raises:
-        Unusable: The file is not JSON or too long, or the caption is not text.
+        SkippedSample: The file is not JSON or too long, or the caption is not text.
     """
     try:
         found = parse_json(_text(data))
     except ValueError:
-        raise Unusable("caption file is not JSON") from None
+        raise SkippedSample("caption file is not JSON") from None
     if isinstance(found, dict) and not any(name.lower() in CAPTION_NAMES for name in found):
         return ()
     return tuple(captions_in(found))
@@ -94,11 +94,11 @@ def json_captions(data: bytes) -> tuple[str, ...]:
 
 def _text(caption: bytes) -> str:
     if len(caption) > MAX_CAPTION_BYTES:
-        raise Unusable("caption is too long")
+        raise SkippedSample("caption is too long")
     try:
         return caption.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unusable("caption is not UTF-8") from None
+        raise SkippedSample("caption is not UTF-8") from None
 
 
 def _bytes(file: Path) -> bytes:
@@ -107,7 +107,7 @@ def _bytes(file: Path) -> bytes:
         with open_regular(file) as stream, reading(file):
             return stream.read(MAX_CAPTION_BYTES + 1)
     except OSError:
-        raise Unusable("caption file cannot be read") from None
+        raise SkippedSample("caption file cannot be read") from None
 
 
 class Indexed(Protocol):

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from advflyp.data.limits import MAX_SHUFFLED_BYTES
 from advflyp.data.pairs.samples import Indexed, Sample, Shard, Sharded
+from advflyp.limits import MAX_SHUFFLED_BYTES
 
 Position = dict[str, Any]
 

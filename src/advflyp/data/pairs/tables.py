@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from advflyp.config import suggest
-from advflyp.data.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
 from advflyp.data.pairs.addresses import is_remote, named_in, open_binary
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, image_in
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.parquet import ERRORS, is_damage, parquet_file
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.samples import Sample, Sharded
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
 from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
 
 # Of a Parquet file, unpacked at a time.
@@ -120,7 +120,7 @@ def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Pa
         if not isinstance(found, str):
             return Sample(row, found, captions)
         return Sample(found, named_in(table, found, local), captions, table=table)
-    except Unusable as reason:
+    except SkippedSample as reason:
         return Sample(row, problem=str(reason))
 
 

@@ -17,7 +17,10 @@ from typing import BinaryIO
 
 from advflyp.data import filenames
 from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
-from advflyp.data.limits import (
+from advflyp.data.pairs.addresses import is_remote, open_binary
+from advflyp.data.pairs.samples import Sample, json_captions
+from advflyp.errors import SkippedSample
+from advflyp.limits import (
     FREE_BYTES,
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
@@ -27,9 +30,6 @@ from advflyp.data.limits import (
     MAX_TAR_HEADER_BYTES,
     open_regular,
 )
-from advflyp.data.pairs.addresses import is_remote, open_binary
-from advflyp.data.pairs.dirt import Unusable
-from advflyp.data.pairs.samples import Sample, json_captions
 
 BLOCK = 512
 # What is read at once of what nobody wants.
@@ -372,7 +372,7 @@ def stored_sample(key: str, image: bytes | None, suffix: str | None, text: bytes
         return Sample(key, image, text)
     try:
         return Sample(key, image, json_captions(text) or None)
-    except Unusable as reason:
+    except SkippedSample as reason:
         return Sample(key, problem=str(reason))
 
 
@@ -451,7 +451,7 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Indexed]:
         # Some writers leave the mark of the end out.
         if plain and not 0 < end == size:
             raise ValueError(f"{shard} is not a readable tar file: {error}{_how_to_unpack(shard)}") from None
-    except Unusable as reason:
+    except SkippedSample as reason:
         raise ValueError(f"cannot read {shard}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot read {shard}: {error.strerror or error}") from None

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.data.filenames import shards_in
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import threaded
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import TOLERATED
+from advflyp.errors import SkippedSample
 from advflyp.wording import counted
 
 
@@ -136,7 +136,7 @@ class CaptionedPictures:
         for place, (shard, row, sample) in enumerate(self._samples()):
             try:
                 captions = sample.captions()
-            except Unusable as reason:
+            except SkippedSample as reason:
                 self.unreadable[sample.key] = str(reason)
                 continue
             if sample.image is None:
@@ -177,7 +177,7 @@ class CaptionedPictures:
         def decoded(sample: Sample) -> Tensor | str:
             try:
                 return preprocess(read_image(sample.image_bytes()))
-            except Unusable as reason:
+            except SkippedSample as reason:
                 return str(reason)
 
         return (

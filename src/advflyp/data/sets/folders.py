@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from advflyp.data.filenames import images_among, is_clutter, shards_in, walk
-from advflyp.data.limits import MAX_NAME
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.sets.pictures import Files, Shards
 from advflyp.data.sets.prompts import words
 from advflyp.documents import read_json, read_text
+from advflyp.limits import MAX_NAME
 from advflyp.wording import counted
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")

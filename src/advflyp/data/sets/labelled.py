@@ -12,7 +12,6 @@ from torch import Tensor
 
 from advflyp.config import nearest_path
 from advflyp.data.mini import mini_sets as mini_sets
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.images import UNREADABLE, as_rgb
 from advflyp.data.pairs.prefetch import threaded
 from advflyp.data.sets.catalogue import Source, canonical, data_folder, open_set, parts
@@ -32,7 +31,7 @@ from advflyp.data.sets.folders import (
 from advflyp.data.sets.imagenet import names_by_wnid
 from advflyp.data.sets.pictures import Pictures, balanced
 from advflyp.data.sets.prompts import PHOTO, choose_templates, describe
-from advflyp.errors import RunError
+from advflyp.errors import RunError, SkippedSample
 from advflyp.plugins import is_own, own
 from advflyp.wording import counted
 
@@ -107,16 +106,16 @@ class LabelledSet:
         """Picture `index` as all parts of the program decode images: RGB, 8 bits, transparent parts white.
 
         Raises:
-            Unusable: It cannot be decoded.
+            SkippedSample: It cannot be decoded.
         """
         try:
             return as_rgb(self.pictures[index][0])
         except RunError:
             raise  # of the machine, not of the image
         except OSError as error:
-            raise Unusable(error.strerror or "unreadable image") from None
+            raise SkippedSample(error.strerror or "unreadable image") from None
         except UNREADABLE:
-            raise Unusable("unreadable image") from None
+            raise SkippedSample("unreadable image") from None
 
     def subset(self, limit: int | None, seed: int) -> list[int]:
         """Positions of `limit` pictures as `balanced` chooses them; ValueError for a limit below 1."""
@@ -166,7 +165,7 @@ class LabelledSet:
         def load(place: int) -> Tensor | str:
             try:
                 picture = self.image(place)
-            except Unusable as reason:
+            except SkippedSample as reason:
                 return str(reason)
             return preprocess(picture)
 

@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
-from advflyp.data.limits import (
+from advflyp.data.pairs.images import read_image
+from advflyp.data.pairs.tars import index_tar
+from advflyp.limits import (
     MAX_LABEL_BYTES,
     open_regular,
     read_image_file,
     read_image_stream,
     reading,
 )
-from advflyp.data.pairs.images import read_image
-from advflyp.data.pairs.tars import index_tar
 
 # A larger number is no label, and fits no tensor.
 MAX_LABEL = 1 << 31
@@ -31,7 +31,7 @@ class Pictures(Sequence[tuple[Image.Image, int]]):
 
     labels:  (n,) int64
     upright: whether the EXIF orientation of files is applied
-    `picture` is called from several threads at once and raises `Unusable` or OSError where there is no picture.
+    `picture` is called from several threads at once and raises `SkippedSample` or OSError where there is no picture.
     """
 
     labels: Tensor
@@ -83,7 +83,7 @@ class Files(Pictures):
         return self.decode(self.encoded(index), self.border)
 
     def encoded(self, index: int) -> bytes:
-        """The file of a picture; OSError or `Unusable` where it cannot be read."""
+        """The file of a picture; OSError or `SkippedSample` where it cannot be read."""
         return read_image_file(self.folder / self.paths[index])
 
     def key(self, index: int) -> str:
@@ -141,7 +141,7 @@ class Shards(Pictures):
         return self.decode(self.encoded(index), self.border)
 
     def encoded(self, index: int) -> bytes:
-        """The file of a picture; OSError or `Unusable` where it cannot be read."""
+        """The file of a picture; OSError or `SkippedSample` where it cannot be read."""
         shard, _, offset, size = self.members[index]
         with open_regular(self.shards[shard]) as file, reading(self.shards[shard]):
             file.seek(offset)

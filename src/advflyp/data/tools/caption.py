@@ -20,7 +20,7 @@ from typing import IO
 
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.pairs.manifest import Manifest
 from advflyp.data.pairs.prefetch import prefetched
@@ -29,6 +29,7 @@ from advflyp.data.sets.pictures import Encoded, Files, Part, Shards
 from advflyp.data.tools.caption_folder import CaptionFolder
 from advflyp.data.tools.pack import SUFFIXES
 from advflyp.data.tools.vlm import Captioner, own_device
+from advflyp.errors import SkippedSample
 from advflyp.files import draft_file
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -219,7 +220,7 @@ class _Writer:
             opened = open_image(data)
             kind = opened.format
             image = finish_image(opened)
-        except Unusable as reason:
+        except SkippedSample as reason:
             return str(reason)
         except OSError:
             return "image file cannot be read"

@@ -10,12 +10,13 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import threaded
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
+from advflyp.errors import SkippedSample
 
 SHEET = 48
 THUMBNAIL = 160
@@ -141,7 +142,7 @@ def _decoded(samples: Iterator[Sample], workers: int) -> Iterator[tuple[Sample, 
         try:
             captions = sample.captions()
             image = read_image(sample.image_bytes())
-        except Unusable as reason:
+        except SkippedSample as reason:
             return str(reason)
         side = min(image.size)
         image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -14,13 +14,14 @@ from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor
 
-from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import threaded
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
+from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
@@ -137,7 +138,7 @@ def overlap(
     def look(sample: Sample) -> np.uint64 | str:
         try:
             return picture_hash(read_image(sample.image_bytes()))
-        except Unusable as reason:
+        except SkippedSample as reason:
             return str(reason)
 
     for sample, outcome in threaded(islice(in_order(source), limit), look, workers, 16 * workers):
@@ -195,7 +196,7 @@ def _evaluation(
         number, index = place
         try:
             image = labelled[number].image(index)
-        except Unusable as reason:
+        except SkippedSample as reason:
             return str(reason)
         return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt, Unusable
+from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import open_image, read_image
 from advflyp.data.pairs.manifest import Manifest, describe_shards, write_manifest
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
+from advflyp.errors import SkippedSample
 from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically
 
 # What Pillow calls a format → the suffix of a member that webdataset readers know as a picture.
@@ -37,7 +38,7 @@ def pack(
 
     resize:   shorter side of the pictures that are larger; None keeps every file as it is
     progress: called with the pairs written so far
-    All captions of a picture are kept, a line each. Unusable pairs are left out and counted in the manifest.
+    All captions of a picture are kept, a line each. SkippedSample pairs are left out and counted in the manifest.
     ValueError where there are no pairs or `out` holds anything already.
     """
     check_new(out)
@@ -118,7 +119,7 @@ def _usable(
         try:
             captions = sample.captions()
             suffix, data = _picture(sample.image_bytes(), resize)
-        except Unusable as reason:
+        except SkippedSample as reason:
             dirt.add(str(reason), sample.key)
             continue
         yield suffix, data, captions, sample.key

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from advflyp.data.pairs.cells import address_in, captions_in
-from advflyp.data.pairs.dirt import Unusable
 from advflyp.data.pairs.parquet import parquet_file, reading
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import TextTable, find_column, read_text_table
 from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
@@ -80,7 +80,7 @@ class UrlList:
         for number, (url, caption) in enumerate(zip(*cells, strict=True)):
             try:
                 address, text = _usable(url, caption)
-            except Unusable as reason:
+            except SkippedSample as reason:
                 bad[str(reason)] += 1
                 continue
             urls.append(address)
@@ -173,11 +173,11 @@ def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def _usable(url: Any, caption: Any) -> tuple[str, str]:
-    """Address and captions of a row, or `Unusable`."""
+    """Address and captions of a row, or `SkippedSample`."""
     address = address_in(url)
     if address is None:
-        raise Unusable("no address")
+        raise SkippedSample("no address")
     captions = [text for one in captions_in(caption) if (text := " ".join(one.split()))]
     if not captions:
-        raise Unusable("empty caption")
+        raise SkippedSample("empty caption")
     return address, "\n".join(captions)

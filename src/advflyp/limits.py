@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from advflyp.data.pairs.dirt import Unusable
-from advflyp.errors import RunError, naming, refusal
+from advflyp.errors import RunError, SkippedSample, naming, refusal
 
 # An encoded image: as large as one of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
@@ -78,28 +77,28 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened.
         RunError: Nor can any other, now.
-        Unusable: It is a device, a pipe, a socket or a folder.
+        SkippedSample: It is a device, a pipe, a socket or a folder.
     """
     with reading(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Unusable("not a regular file")
+        raise SkippedSample("not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
 def read_bounded(file: BinaryIO, limit: int) -> bytes:
-    """The rest of a file; `Unusable` where that is more than `limit` bytes."""
+    """The rest of a file; `SkippedSample` where that is more than `limit` bytes."""
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise Unusable(
+        raise SkippedSample(
             f"is larger than {limit >> 20} MB" if limit >> 20 else f"is larger than {limit >> 10} kB"
         )
     return data
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """The bytes of an encoded image; OSError or `Unusable` where it cannot be read or is too large to be one."""
+    """The bytes of an encoded image; OSError or `SkippedSample` where it cannot be read or is too large to be one."""
     with open_regular(path) as file, reading(path):
         return read_image_stream(file)
 
@@ -108,5 +107,5 @@ def read_image_stream(stream: BinaryIO, size: int = MAX_IMAGE_BYTES + 1) -> byte
     """As `read_image_file`, from an open file, of which the next `size` bytes are the image, or all there is."""
     data = stream.read(min(size, MAX_IMAGE_BYTES + 1))
     if len(data) > MAX_IMAGE_BYTES:
-        raise Unusable("image file is too large")
+        raise SkippedSample("image file is too large")
     return data
