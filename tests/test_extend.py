@@ -12,7 +12,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
-from advflyp.plugins import own
+from advflyp.plugins import load_object
 from advflyp.training.runlog import read_metrics
 from helpers import write_folder
 
@@ -95,7 +95,7 @@ def test_the_attack_measures_and_stays_in_the_ball(examples: Path) -> None:
     for norm, eps in (("linf", 8 / 255), ("l2", 0.5)):
         threat = Threat(norm=norm, eps=eps)  # type: ignore[arg-type]
         found = [
-            own("my_attack:draws")(
+            load_object("my_attack:draws")(
                 Victim(lambda x: x.flatten(1) @ weights),
                 images,
                 labels,

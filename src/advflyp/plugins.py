@@ -1,4 +1,4 @@
-"""Methods, sets and attacks of a user's own, named "module:object" in a recipe or on the command line."""
+"""A user's own methods, sets and attacks, named "module:object" in a recipe or on the command line."""
 
 import re
 import sys
@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 
-def is_own(name: str) -> bool:
-    """Whether `name` is of that form."""
+def is_import_path(name: str) -> bool:
+    """Whether `name` has the form "module:object"."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
-def own(name: str) -> Any:
-    """The object; its module is found as Python finds modules, and in the current folder.
+def load_object(import_path: str) -> Any:
+    """The object that "module:object" names; the current folder is searched as well as installed packages.
 
-    ValueError where there is no such module or object.
+    Raises:
+        ValueError: There is no such module or object.
     """
-    module, _, attribute = name.partition(":")
+    module, _, attribute = import_path.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -25,9 +26,11 @@ def own(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not (module + ".").startswith(error.name + "."):
             raise  # one that the module itself needs
-        raise ValueError(f"'{name}': there is no module {module}, neither installed nor in {here}") from None
+        raise ValueError(
+            f"'{import_path}': there is no module {module}, neither installed nor in {here}"
+        ) from None
     finally:
         sys.path.remove(here)
     if not hasattr(found, attribute):
-        raise ValueError(f"'{name}': {found.__file__} has no {attribute}")
+        raise ValueError(f"'{import_path}': {found.__file__} has no {attribute}")
     return getattr(found, attribute)

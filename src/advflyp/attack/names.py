@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from advflyp.config import nearest, suggest
-from advflyp.plugins import is_own
+from advflyp.plugins import is_import_path
 
 # AutoAttack's; those of the published ensembles are `STANDARD`, and `RAND` for models that draw random numbers.
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", "apgd-dlr-eot20")
@@ -21,7 +21,7 @@ def read_attack_name(name: str) -> dict[str, Any]:
 
     ValueError for a name that is no attack; of one's own, "module:function", only the form is looked at.
     """
-    if is_own(name):
+    if is_import_path(name):
         return {"name": name, "kind": "own"}
     plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")
     plain = re.sub(r"^(pgd|cw)-", r"\1", plain)

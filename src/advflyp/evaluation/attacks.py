@@ -16,7 +16,7 @@ from advflyp.attack.pgd import pgd_points
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.plugins import own
+from advflyp.plugins import load_object
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
@@ -56,7 +56,7 @@ class Attack:
         """The attack of a name, also as tables print it ("PGD-10"); ValueError for a name that is no attack."""
         found = cls(**read_attack_name(name))
         if found.kind == "own":
-            own(name)
+            load_object(name)
         return found
 
     @property
@@ -80,7 +80,7 @@ class Attack:
             return {}
         if self.kind == "own":
             # The name alone would not say when the code has become another.
-            source = inspect.getsource(inspect.getmodule(own(self.name)) or own(self.name))
+            source = inspect.getsource(inspect.getmodule(load_object(self.name)) or load_object(self.name))
             return {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
         if self.kind == "autoattack":
             turns = {member: self.members.count(member) for member in self.members}
@@ -101,7 +101,7 @@ class Attack:
         if self.kind == "noise":
             return [_noise]
         if self.kind == "own":
-            return [own(self.name)]
+            return [load_object(self.name)]
         if self.kind == "autoattack":
             return [MEMBERS[member] for member in self.members]
         _, loss = LOSSES[self.kind]

@@ -11,7 +11,7 @@ from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.method.pmg_aft import PMGAFT, PMGAFTConfig
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
 from advflyp.method.tga_zsr import TGAZSR, TGAZSRConfig
-from advflyp.plugins import is_own, own
+from advflyp.plugins import is_import_path, load_object
 
 METHODS: dict[str, tuple[type[Method], type]] = {
     "advflyp": (AdvFLYP, AdvFLYPConfig),
@@ -27,9 +27,9 @@ def find_method(name: str) -> tuple[type[Method], type]:
     """A method and its configuration, by a name of `METHODS` or "module:Class"; ValueError where there is none."""
     if name in METHODS:
         return METHODS[name]
-    if not is_own(name):
+    if not is_import_path(name):
         raise ValueError(f"unknown method '{name}'{suggest(name, METHODS)}")
-    method = own(name)
+    method = load_object(name)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"'{name}' is no subclass of advflyp.method.Method")
     return method, get_type_hints(method)["config"]

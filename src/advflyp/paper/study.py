@@ -18,7 +18,7 @@ from advflyp.data.sets.labelled import set_names
 from advflyp.documents import read_json
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.load import BEST
-from advflyp.plugins import is_own
+from advflyp.plugins import is_import_path
 from advflyp.report.measure.measured import Condition, Results
 from advflyp.report.pages.prose import read_recipe_tree
 
@@ -253,7 +253,7 @@ def _sets(names: list[str]) -> list[str]:
     """Groups resolved; what is unknown on this machine stays as it is, its results may still be there."""
     result: list[str] = []
     for name in names:
-        if is_own(name):
+        if is_import_path(name):
             raise ValueError(f"sets has '{name}': a plan names data, not programs")
         try:
             result += set_names([name])

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from advflyp import limits
+from advflyp.data.pairs import images
 from advflyp.data.pairs.images import PictureReader, as_rgb, read_image
-from advflyp.data.pairs.pairs import images
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.sets.pictures import Files

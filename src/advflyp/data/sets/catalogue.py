@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from advflyp.config import check_there, nearest_path, suggest
 from advflyp.data.mini import ON_DEMAND, PROXY, full_corpus_folder, mini_sets
 from advflyp.data.sets.prompts import PHOTO, RENDERING, SKETCH
-from advflyp.plugins import is_own
+from advflyp.plugins import is_import_path
 
 if TYPE_CHECKING:
     from advflyp.data.sets.pictures import Pictures
@@ -258,7 +258,7 @@ def check_training_name(name: str) -> None:
     What is inside, and on other machines, is for those who open it to find out.
     """
     is_mini = name == "mini" or name.startswith(("mini-", "mini/"))
-    if is_mini or is_own(name) or canonical(name) is not None:
+    if is_mini or is_import_path(name) or canonical(name) is not None:
         return
     known = ["mini", "mini-full", f"mini/{PROXY}", *TABLE]
     check_there(name.removeprefix("folder:").removeprefix("wds:"), "there are no pairs at", known)
@@ -269,7 +269,7 @@ def _is_own(name: str) -> bool:
         name.startswith(("folder:", "wds:"))
         or ".tar" in name
         or Path(name).expanduser().is_dir()
-        or is_own(name)
+        or is_import_path(name)
     )
 
 

@@ -32,7 +32,7 @@ from advflyp.data.sets.imagenet import names_by_wnid
 from advflyp.data.sets.pictures import Pictures, balanced
 from advflyp.data.sets.prompts import PHOTO, choose_templates, describe
 from advflyp.errors import RunError, SkippedSample
-from advflyp.plugins import is_own, own
+from advflyp.plugins import is_import_path, load_object
 from advflyp.wording import counted
 
 # A set with more unreadable pictures than this is not the set its name promises.
@@ -246,8 +246,8 @@ def _own_set(name: str) -> LabelledSet:
 
     Under the name it was called by.
     """
-    if is_own(name) and not name.startswith(("folder:", "wds:")):
-        return with_distinct_names(replace(own(name)(), name=name))
+    if is_import_path(name) and not name.startswith(("folder:", "wds:")):
+        return with_distinct_names(replace(load_object(name)(), name=name))
     remarks: tuple[str, ...] = ()
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
