@@ -83,7 +83,7 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
         ):
             words = shlex.split(line, comments=True)
             words = words[: words.index(">")] if ">" in words else words
-            # "…" stands for what a reader puts there; what `watch` shows begins with the name of a model.
+            # "…" stands for what a reader puts there.
             if words[0].isalpha() and not any("…" in word for word in words):
                 yield page.name, words
 

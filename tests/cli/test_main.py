@@ -163,7 +163,7 @@ def test_cheap_mistakes_and_help_come_before_torch(tmp_path: Path) -> None:
         "recipes", "recipes --keys", "recipes mini/tecoa", "eval mini --eps 0", "eval mini --attacks pgd",
         "eval mini --limit 0", "eval mini --out /dev/full", "retrieval mini nothing", "compare no.jsonl no.jsonl",
         "report no.jsonl", "report", "predict mini no.png --labels a,b", "attack mini no.png --labels a,b",
-        "interpolate mini mini --alphas 2", "watch nothing", "publish nothing --repo a/b", "data --help",
+        "interpolate mini mini --alphas 2", "publish nothing --repo a/b", "data --help",
         "data check nothing", "data pack nothing --out x", "data overlap nothing", "data download no.csv --out x",
         "data sample no.parquet", "data fetch", "data mini", "eval mini --sets eurosta", "eval mini --sets ./picturs",
         "interpolate mini mini --sets eurosta", "data fetch eurosta", "data caption eurosta --out x",
@@ -232,7 +232,6 @@ def test_relative_paths_with_spaces(
     pairs = folder / "my pairs"
     for line in (
         ["train", folder / "a recipe.toml", "--data.train", pairs, "--train.max_steps", 2, "--out", folder / "a run"],
-        ["watch", folder / "a run", "--once"],
         ["eval", model, "--sets", "mini/flags", "--attacks", "clean", "--out", results, *small],
         ["retrieval", model, pairs, "--attacks", "clean", "--out", retrieved, *small],
         ["compare", results, results, "--out", folder / "new/my table.md"],

@@ -30,7 +30,6 @@ BASE = {
     "train": "recipe.toml",
     "pretrain": "recipe.toml",
     "recipes": "",
-    "watch": "run --once",
     "protocols": "",
     "models": "",
     "eval": "model --sets classes --attacks clean --limit 2 --device cpu",

@@ -105,23 +105,6 @@ class Pretrain(Train):
 
 
 @dataclass
-class Watch:
-    """Show a run that another process is training: progress, losses, speed, validations. Ctrl-C ends the view only."""
-
-    folder: Annotated[Path, Arg("FOLDER", positional=True, input="there is no run folder")]
-    """A run folder, on this machine or on a shared file system."""
-    once: bool = False
-    """Print one frame and end; so does output that goes to no terminal."""
-    every: float = 2.0
-    """Seconds between frames."""
-
-    def run(self) -> None:
-        from advflyp.report.watch import watch
-
-        watch(self.folder, console=_console(), once=self.once, every=self.every)
-
-
-@dataclass
 class Eval:
     """Measure the zero-shot accuracy of a model, clean and under attack."""
 
@@ -505,7 +488,6 @@ CLI = Group(
         "train": Train,
         "pretrain": Pretrain,
         "recipes": Recipes,
-        "watch": Watch,
         "eval": Eval,
         "protocols": Protocols,
         "compare": Compare,

@@ -20,7 +20,7 @@ from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.load import BEST
 from advflyp.plugins import is_import_path
 from advflyp.report.measure.measured import Condition, Results
-from advflyp.report.pages.prose import read_recipe_tree
+from advflyp.report.measure.runs import read_recipe_tree
 
 PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
 

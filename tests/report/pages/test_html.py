@@ -19,14 +19,12 @@ from advflyp.files import RECORD
 from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import examples, rule
 from advflyp.report.measure.measured import Results
+from advflyp.report.measure.runs import read_recipe_tree, run_summary, trained_seconds
 from advflyp.report.pages.html import report_from_paths, write_report
 from advflyp.report.pages.prose import (
     attack_text,
     headline,
-    read_recipe_tree,
-    run_summary,
     scope,
-    trained_seconds,
 )
 from advflyp.training.runlog import duration, read_metrics
 from report.cells import SETS, cell, measured

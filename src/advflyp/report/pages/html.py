@@ -16,6 +16,7 @@ from advflyp.report.measure.grid import methods_table, sanity_table
 from advflyp.report.measure.measured import Condition, ReplicatedChange, Results
 from advflyp.report.measure.recall import recall_tables
 from advflyp.report.measure.render import markdown
+from advflyp.report.measure.runs import read_recipe_tree
 from advflyp.report.measure.tables import (
     Table,
     accuracy_table,
@@ -137,7 +138,7 @@ class Page:
         self.runs = runs
         self.examples = examples
         self.retrieval = retrieval
-        self.recipes = {name: prose.read_recipe_tree(path) for name, path in runs.items()}
+        self.recipes = {name: read_recipe_tree(path) for name, path in runs.items()}
         others = [model for model in results.models if model not in (pair or ())]
         self.models = [*(pair or ()), *others]
         names = dict(zip(pair, ("before", "after"), strict=True)) if pair else {}

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,12 +12,11 @@ from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.documents import read_text
 from advflyp.escape import for_html
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
-from advflyp.method import METHODS
 from advflyp.report.measure.grid import sides
 from advflyp.report.measure.measured import Condition, Results, attack_title, competitors, radius
+from advflyp.report.measure.runs import RECIPE_FILE
 from advflyp.report.measure.tables import Table, Value, set_heading
 from advflyp.report.pages import elements
-from advflyp.report.watched import RECIPE_FILE, read_recipe_file
 from advflyp.training.runlog import duration
 from advflyp.wording import counted, plural
 
@@ -267,54 +265,6 @@ def prompts_table(results: Results) -> Table:
     return Table(
         title="The prompts", columns=[set_heading(results), "{} is the name of the class"], rows=rows
     )
-
-
-def read_recipe_tree(folder: Path) -> dict[str, Any]:
-    """The recipe of a run folder as nested tables, empty where there is none; ValueError where it is broken."""
-    path = folder / RECIPE_FILE
-    return read_recipe_file(path) if path.is_file() else {}
-
-
-def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> str:
-    """One line: what was trained on what, how long."""
-    steps = max((entry["step"] for entry in entries), default=0)
-    seen = max((entry.get("seen", 0) for entry in entries), default=0)
-    speeds = [entry["pairs_per_second"] for entry in entries if "pairs_per_second" in entry]
-    parts = [f"{counted(steps, 'step')}, {seen:,} {samples(recipe)}"]
-    data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
-    if data.get("batch_size"):
-        parts.append(f"batches of {data['batch_size']}")
-    if attack.get("steps"):
-        parts.append(
-            f"training attack PGD-{attack['steps']} at ε = {radius(attack['eps'], attack.get('norm'))}"
-        )
-    elif recipe:
-        parts.append("no attack in training")
-    if optim.get("lr"):
-        parts.append(f"{optim.get('name', 'optimiser')} with a peak learning rate of {optim['lr']:g}")
-    if "seed" in recipe.get("train", {}):
-        parts.append(f"seed {recipe['train']['seed']}")
-    if speeds:
-        parts.append(f"{statistics.median(speeds):.0f} images/s")
-    parts.append(duration(trained_seconds(entries)))
-    return ", ".join(parts) + "."
-
-
-def samples(recipe: Mapping[str, Any]) -> str:
-    """What the recipe's method is trained on; "images" of one that is not ours."""
-    method = METHODS.get(str(recipe.get("method", {}).get("name")))
-    words = {"pairs": "image–text pairs", "labelled": "labelled images", "images": "images"}
-    return words[method[0].trains_on if method else "images"]
-
-
-def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
-    """Time in the training loop; the clock starts again at zero where a run was resumed."""
-    total = previous = 0.0
-    for entry in entries:
-        if entry["time"] < previous:
-            total += previous
-        previous = entry["time"]
-    return total + previous
 
 
 def _where(condition: Condition) -> str:

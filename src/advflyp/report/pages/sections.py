@@ -22,8 +22,9 @@ from advflyp.report.figures.tradeoff import tradeoff
 from advflyp.report.measure.grid import sides
 from advflyp.report.measure.measured import Condition, Estimate, Results, attack_title, competitors, radius
 from advflyp.report.measure.render import as_csv, latex
+from advflyp.report.measure.runs import run_summary
 from advflyp.report.measure.tables import Table
-from advflyp.report.pages import elements, prose
+from advflyp.report.pages import elements
 from advflyp.training.runlog import read_metrics
 
 WIDTHS = (900, 350)
@@ -285,7 +286,7 @@ def training(
         if lines["validation"]:
             plots.append(svg(validation_curve(lines["validation"], **size), f"{name}: validation accuracy"))
         if plots:
-            summary = f"<p>{for_html(prose.run_summary(entries, recipes[name]))}</p>"
+            summary = f"<p>{for_html(run_summary(entries, recipes[name]))}</p>"
             grid = summary + elements.grid(plots, kind="roomy")
             body.append(fold(name, grid) if folded else f"<h3>{for_html(name)}</h3>{grid}")
     note = (
