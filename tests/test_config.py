@@ -62,7 +62,6 @@ def test_texts_from_the_command_line() -> None:
         ({"name": "x", "inner": {"steps": "7"}}, 'inner.steps is the text "7"; write it without quotes: 7'),
         ({"name": "x", "inner": {"eps": "0.1"}}, 'inner.eps is the text "0.1"; write it without quotes: 0.1'),
         ({"name": "x", "flag": "true"}, 'flag is the text "true"; write it without quotes: true'),
-        ({"name": "x", "limit": "none"}, "limit must be a whole number, not 'none'"),
         ({"name": "x", "names": "p,q"}, "names must be a list, not 'p,q'"),
         ({"name": "x", "inner": {"steps": "two"}}, "inner.steps must be a whole number, not 'two'"),
         ({"name": "x", "inner": {"eps": "1/0"}}, "inner.eps must be a number or a fraction"),
@@ -90,6 +89,7 @@ def test_overrides_do_not_change_the_original() -> None:
 
 def test_fractions() -> None:
     assert convert("8/255", float, "x") == 8 / 255
+    assert convert("none", int | None, "x") is None
     assert convert(1, float, "x") == 1.0
 
 

@@ -1,15 +1,15 @@
 """The recipes that are shipped: each has its twin at mini scale, and differs from the others only where it must."""
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from advflyp import recipes
-from advflyp.config import read_toml
 from advflyp.method import METHODS
-from advflyp.recipes import check_names, find_recipe, known_keys, recipe_names
+from advflyp.recipes import check_names, find_recipe, known_keys, read_recipe_tree, recipe_names, recipe_text
 from advflyp.training.recipe import TABLES, read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -92,7 +92,7 @@ def test_the_mini_recipes_see_as_many_pictures(name: str) -> None:
 @pytest.mark.parametrize("name", MINI)
 def test_a_twin_has_its_base_s_method(name: str) -> None:
     """The mask is the twin's own: a small corpus repeats its captions. So is the paper's map of TGA-ZSR."""
-    base, twin = read_toml(PAPER[name])["method"], read_toml(MINI[name])["method"]
+    base, twin = read_recipe_tree(PAPER[name])["method"], read_recipe_tree(MINI[name])["method"]
     mask = twin.pop("mask_same_caption", None)
     assert base.pop("attention_norm", None) == ("dim" if name == "tga_zsr" else None)
     assert twin == base
@@ -199,14 +199,14 @@ def test_the_keys_that_are_read_from_the_source_are_those_of_the_dataclasses() -
     assert list(recipes.TABLES) == list(TABLES) and list(recipes.METHODS) == list(METHODS)
     for table, cls in TABLES.items():
         found = recipes.table_keys(table)
-        assert list(found.defaults) == [field.name for field in dataclasses.fields(cls)]
+        assert list(found) == [field.name for field in dataclasses.fields(cls)]
         assert recipes.TABLES[table].split()[1] == cls.__name__
         for field in dataclasses.fields(cls):
-            assert field.name == "name" or field.name in found.about or table == "log", (
-                f"{table}.{field.name}"
-            )
+            assert found[field.name].help, f"{table}.{field.name} is not explained"
     for name, (_, cls) in METHODS.items():
-        assert set(recipes.method_keys(name).defaults) == {field.name for field in dataclasses.fields(cls)}
+        found = recipes.method_keys(name)
+        assert set(found) == {field.name for field in dataclasses.fields(cls)}
+        assert all(key.help for key in found.values())
     assert {"optim.lr", "data.train", "method.feature_weight"} <= set(known_keys())
 
 
@@ -244,3 +244,52 @@ def test_recipes_of_the_package_name_what_there_is(path: Path) -> None:
     except ValueError as error:
         # The user's own data.
         assert str(error).startswith("there are no pairs at"), error
+
+
+def test_a_recipe_is_printed_whole() -> None:
+    text = recipe_text("mini/tecoa")
+    assert text.startswith(f"# {MINI['tecoa'].resolve()}") or "TeCoA (Mao et al. 2023)" in text
+    assert tomllib.loads(text) == read_recipe_tree("mini/tecoa")
+    assert tomllib.loads(text)["optim"]["lr_steps"] == 150 and "base" not in tomllib.loads(text)
+
+
+def test_a_base_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/all.toml").write_text('base = "mini/tecoa"\n[optim]\nlr = 1e-5\n')
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('base = "common/all.toml"\n[optim]\nlr_steps = "none"\n')
+    found = read_recipe(recipe)
+    assert (found.optim.lr, found.optim.lr_steps, found.method_name) == (1e-5, None, "tecoa")
+    assert found.optim.weight_decay == read_recipe("mini/tecoa").optim.weight_decay
+    # Keys of another method are not inherited.
+    recipe.write_text('base = "mini/advflyp_full"\n[method]\nname = "fare"\n')
+    assert read_recipe_tree(recipe)["method"] == {"name": "fare"}
+    recipe.write_text('base = "mini/advflyp_full"\n[optim]\nlrr = 1\n')
+    with pytest.raises(ValueError, match="unknown key 'optim.lrr'; did you mean 'optim.lr'"):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    "base", ["../secret.toml", "{}/secret.toml", "link.toml", "a\\u0000b", "advflip", ""]
+)
+def test_a_base_elsewhere_is_not_read(base: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.toml").write_text("[optim]\nlr = 1e-5\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "link.toml").symlink_to(tmp_path / "secret.toml")
+    (here / "mine.toml").write_text(f'base = "{base.format(tmp_path)}"\n')
+    with pytest.raises(
+        ValueError, match="base must be a file in this recipe's folder or a recipe of the package"
+    ):
+        read_recipe(here / "mine.toml")
+
+
+def test_bases_in_a_circle(tmp_path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
+        (tmp_path / f"{name}.toml").write_text(f'base = "{base}.toml"\n')
+    with pytest.raises(ValueError, match="b.toml is among its own bases"):
+        read_recipe(tmp_path / "a.toml")
+
+
+def test_a_resolved_recipe_has_no_base() -> None:
+    assert "base" not in tomllib.loads(read_recipe("mini/tecoa").toml())

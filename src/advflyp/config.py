@@ -244,7 +244,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             raise ValueError(f"{key} must be a table, not {_shown(value)}")
         return build(typing.cast(type, hint), value, at=f"{key}.")
     if origin in (types.UnionType, typing.Union):
-        if value is None or (value == "none" and (isinstance(value, Typed) or str in arguments)):
+        if value is None or value == "none":  # TOML has no null
             return None
         return convert(value, next(a for a in arguments if a is not types.NoneType), key)
     if origin is Literal:

@@ -1,19 +1,18 @@
-"""The recipes that come with the package: found by name, listed, their keys explained.
+"""The recipes of the package by name, a recipe on top of its base, and the documentation of every recipe key.
 
 `advflyp_full` is configs/advflyp_full.toml of the package, `mini/advflyp_full` its twin at mini scale. Nothing here
-imports torch, which takes seconds: the keys are read from the source of the dataclasses that define them.
+imports torch, which takes seconds: keys are read from the source of the dataclasses that define them.
 """
 
 import ast
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from textwrap import wrap
+from typing import Any
 
 from advflyp.config import (
     Mistakes,
@@ -54,34 +53,34 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Keys:
-    """What the source of a configuration dataclass says.
+class Key:
+    """A recipe key.
 
     Attributes:
-        about: Its docstring, which explains the keys.
-        defaults: The default of each key as it is written, None where there is none.
+        default: As it is written in the source; None for a required key.
+        help: What the dataclass's docstring says of it.
     """
 
-    about: str
-    defaults: dict[str, str | None]
+    default: str | None
+    help: str
 
 
 @cache
 def recipe_names() -> list[str]:
-    """Those that come with the package, the paper's first."""
+    """The recipes of the package, the paper's first."""
     names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.toml")]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A recipe by the name of a file, or by its name in this package.
+    """The file of a recipe.
 
     Args:
-        name: A TOML file. Where there is none: "advflyp_full", "mini/advflyp_full", whatever its case, or the same as
-            the path that it has in a checkout, "configs/advflyp_full.toml".
+        name: A TOML file. Where there is none: "advflyp_full", "mini/advflyp_full", in any case, or the path of a
+            recipe in a checkout, "configs/advflyp_full.toml".
 
     Raises:
-        ValueError: Where there is neither; with the nearest name.
+        ValueError: There is neither; with the nearest name.
     """
     path = Path(name)
     if path.is_file():
@@ -92,62 +91,113 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a recipe file, or one of `advflyp recipes`")
     hint = nearest(wanted, recipe_names()) or nearest_path(str(name))
-    raise ValueError(f"there is no recipe {name}{hint or '; `advflyp recipes` lists those that come along'}")
+    raise ValueError(f"there is no recipe {name}{hint or '; `advflyp recipes` lists those of the package'}")
 
 
-def recipe_table() -> Table:
-    """Every recipe's name, and the sentence that its file begins with."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it trains")
+def read_recipe_tree(name: str | Path) -> dict[str, Any]:
+    """The tables of a recipe on top of those of its base.
+
+    `base = "advflyp"` names a recipe of the package, `base = "common.toml"` a file in or below the recipe's folder;
+    nothing else is read. A [method] with another name than the base's replaces it as a whole, any other table is merged
+    key by key.
+
+    Args:
+        name: As `find_recipe` takes it.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the bases form a circle.
+    """
+    path, seen, trees = find_recipe(name), [], []
+    while path is not None:
+        if path.resolve() in seen:
+            raise ValueError(f"{name}: {path.name} is among its own bases; remove one `base = …`")
+        seen.append(path.resolve())
+        trees.append(read_toml(path))
+        base = trees[-1].pop("base", None)
+        path = None if base is None else _find_base(base, path)
+    merged: dict[str, Any] = {}
+    for tree in reversed(trees):
+        methods = [each.get("method") for each in (merged, tree)]
+        names = [each["name"] for each in methods if isinstance(each, dict) and "name" in each]
+        if names[1:] and names[0] != names[1]:
+            del merged["method"]
+        for key, table in tree.items():
+            below = merged.get(key)
+            merged[key] = below | table if isinstance(below, dict) and isinstance(table, dict) else table
+    return merged
+
+
+def _find_base(base: Any, recipe: Path) -> Path:
+    if isinstance(base, str) and base.isprintable():
+        folder = recipe.parent.resolve()
+        beside = (folder / base).resolve()
+        if beside.is_relative_to(folder) and beside.is_file():
+            return beside
+        if base.removesuffix(".toml") in recipe_names():
+            return CONFIGS / f"{base.removesuffix('.toml')}.toml"
+    hint = nearest(str(base), recipe_names()) or "; `advflyp recipes` lists those of the package"
+    raise ValueError(
+        f"{recipe}: base must be a file in this recipe's folder or a recipe of the package, not {base!r}{hint}"
+    )
+
+
+def recipe_text(name: str | Path) -> str:
+    """A recipe with the keys of its base filled in, as TOML, below the comments that its file begins with."""
+    import tomli_w
+
+    path = find_recipe(name)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return "\n".join([f"# {path}", *comments, "", tomli_w.dumps(read_recipe_tree(path))])
+
+
+def recipe_summaries() -> dict[str, str]:
+    """The sentence that the file of each recipe begins with, by the recipe's name."""
+    found = {}
     for name in recipe_names():
         with open(CONFIGS / f"{name}.toml", encoding="utf-8") as file:
-            table.add_row(Text(name), Text(file.readline().lstrip("# ").strip()))
-    return table
+            found[name] = file.readline().lstrip("# ").strip()
+    return found
 
 
-def table_keys(table: str) -> Keys:
-    """The keys of a recipe table but "method"."""
+def table_keys(table: str) -> dict[str, Key]:
+    """The keys of a recipe table other than "method"."""
     return _keys(TABLES[table])
 
 
-def method_keys(name: str) -> Keys:
-    """The keys of the table "method" for a method of the package; of those it is made from, too."""
-    found = [_keys(where) for where in METHODS[name]]
-    defaults = {key: default for keys in found for key, default in keys.defaults.items()}
-    return Keys("\n\n".join(keys.about for keys in reversed(found)), defaults)
+def method_keys(name: str) -> dict[str, Key]:
+    """The keys of the table "method" for a method of the package."""
+    return {key: about for where in METHODS[name] for key, about in _keys(where).items()}
 
 
-def known_keys(method: str | None = None) -> list[str]:
-    """Every dotted recipe key; of the table "method" those of one method of the package, or of all."""
-    keys = [f"{table}.{key}" for table in TABLES for key in table_keys(table).defaults]
-    methods = METHODS if method is None else [method]
-    return [
-        *keys,
-        "method.name",
-        *dict.fromkeys(f"method.{k}" for m in methods for k in method_keys(m).defaults),
-    ]
+def known_keys() -> list[str]:
+    """Every dotted recipe key."""
+    keys = [f"{table}.{key}" for table in TABLES for key in table_keys(table)]
+    return [*keys, "method.name", *dict.fromkeys(f"method.{key}" for m in METHODS for key in method_keys(m))]
 
 
-def check_names(recipe: Path, overrides: dict[str, str]) -> None:
-    """ValueError for all keys that no recipe has and all datasets that are not there, before torch is imported.
+def check_names(recipe: Path, overrides: Mapping[str, str]) -> None:
+    """Look for unknown keys and missing datasets before torch is imported.
 
     Args:
         recipe: The file.
         overrides: Keys of the command line with their values.
+
+    Raises:
+        ValueError: For all of them at once.
     """
-    tree, mistakes = override(read_toml(recipe), overrides), Mistakes()
+    tree, mistakes = override(read_recipe_tree(recipe), overrides), Mistakes()
     with mistakes.noted():
         unknown(tree, [*TABLES, "method"])
     for name, table in tree.items():
         if name in TABLES and isinstance(table, dict):
             with mistakes.noted():
-                unknown(table, table_keys(name).defaults, f"{name}.")
+                unknown(table, table_keys(name), f"{name}.")
     method = tree.get("method")
     if isinstance(method, dict) and method.get("name") in METHODS:
         with mistakes.noted():
             own = [key for key in method if key != "name"]
-            check_method_keys(own, method["name"], {name: method_keys(name).defaults for name in METHODS})
+            check_method_keys(own, method["name"], {name: method_keys(name) for name in METHODS})
     data, validate = (tree[name] if isinstance(tree.get(name), dict) else {} for name in ("data", "validate"))
     for pairs in (data.get("train"), data.get("also")):
         with mistakes.noted():
@@ -159,50 +209,52 @@ def check_names(recipe: Path, overrides: dict[str, str]) -> None:
     mistakes.end()
 
 
-def describe_keys() -> str:
-    """Every recipe key with its default, table by table, and what its dataclass says of it."""
-    lines = [
-        "Each is set as table.key: --optim.lr 1e-4 on the command line, lr = 1e-4 below [optim] in a recipe."
-    ]
+def describe_keys() -> list[str]:
+    """Every recipe key with its documentation and default, in lines."""
+    lines = ["Recipe keys: --optim.lr 1e-4 on the command line, lr = 1e-4 below [optim] in a recipe."]
     for table in TABLES:
-        lines += ["", f"[{table}]", *_described(table_keys(table))]
+        lines += ["", f"[{table}]", *_described(table, table_keys(table))]
     for method in METHODS:
-        lines += ["", f'[method], name = "{method}"', *_described(method_keys(method))]
-    return "\n".join(lines)
+        lines += ["", f'[method] of name = "{method}"', *_described("method", method_keys(method))]
+    return lines
 
 
-def summarise_keys() -> str:
-    """The names of all recipe keys, for --help."""
-    lines = ["recipe keys, each as --table.key value (explained by `advflyp recipes --keys`):"]
-    for table in TABLES:
-        lines += _wrapped(f"  {table}.", table_keys(table).defaults)
-    return "\n".join([*lines, *_wrapped("  method.", ["name, and its method's own keys"])])
-
-
-def _wrapped(head: str, names: Iterable[str]) -> list[str]:
-    from textwrap import wrap
-
-    return wrap(", ".join(names), 96, initial_indent=f"{head:14}", subsequent_indent=" " * 14)
-
-
-def _described(keys: Keys) -> list[str]:
-    shown = [f"{key} = {default}" if default is not None else f"{key} (required)" for key, default in
-             keys.defaults.items()]  # fmt: skip
-    return [
-        *(f"  {line}".rstrip() for line in keys.about.splitlines()),
-        "",
-        *(f"    {line}" for line in shown),
-    ]
+def _described(table: str, keys: Mapping[str, Key]) -> list[str]:
+    lines = []
+    for name, key in keys.items():
+        default = "none" if key.default == "None" else key.default
+        shown = "(required)" if default is None else f"(default: {default})"
+        text = wrap(f"{key.help} {shown}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += [f"  --{table}.{name}", *text]
+    return lines
 
 
 @cache
-def _keys(where: str) -> Keys:
+def _keys(where: str) -> dict[str, Key]:
     file, name = where.split()
     tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    defaults = {
-        field.target.id: None if field.value is None else ast.unparse(field.value)
+    helps = _helps(inspect.cleandoc(ast.get_docstring(node) or ""))
+    return {
+        field.target.id: Key(
+            None if field.value is None else ast.unparse(field.value), helps.get(field.target.id, "")
+        )
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-    return Keys(inspect.cleandoc(ast.get_docstring(node) or ""), defaults)
+
+
+def _helps(docstring: str) -> dict[str, str]:
+    """What a docstring says of each name, in lines of "name: text" or "name, name: text" and indented ones below."""
+    found: dict[str, str] = {}
+    names, indent = [], ""
+    for line in docstring.splitlines():
+        entry = re.match(r"( *)(\w+(?:, \w+)*): +(\S.*)", line)
+        if entry and not (names and len(entry[1]) > len(indent)):
+            indent, names = entry[1], entry[2].split(", ")
+            found |= dict.fromkeys(names, entry[3])
+        elif names and line.startswith(f"{indent} "):
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        else:
+            names = []
+    return found

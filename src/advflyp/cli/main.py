@@ -74,9 +74,9 @@ class Train:
     @staticmethod
     def notes() -> str:
         """The end of --help."""
-        from advflyp.recipes import summarise_keys
+        from advflyp.recipes import describe_keys
 
-        return summarise_keys()
+        return "\n".join(describe_keys())
 
     @staticmethod
     def also_known() -> list[str]:
@@ -442,15 +442,14 @@ class Recipes:
     """Explain every key of a recipe, with its default."""
 
     def run(self) -> None:
-        from advflyp.recipes import describe_keys, find_recipe, recipe_table
+        from advflyp.recipes import describe_keys, recipe_summaries, recipe_text
 
         if self.keys:
-            say(*describe_keys().splitlines())
+            say(*describe_keys())
         elif self.name is not None:
-            path = find_recipe(self.name)
-            say(f"# {path}", *path.read_text(encoding="utf-8").splitlines())
+            say(*recipe_text(self.name).splitlines())
         else:
-            _console().print(recipe_table())
+            say(*(f"{name:26} {about}" for name, about in recipe_summaries().items()))
 
 
 @dataclass

@@ -73,8 +73,9 @@ HUB_NAME = re.compile(r"(?:\w+:/{0,2}|https?://[^/]+/)?([\w.-]+/[\w.-]+)/?")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model to start from (recipe table `model`): any name `load_model` takes.
+    """Which model to start from (recipe table `model`).
 
+    name: any name that `load_model` takes
     text: take the text tower and the logit scale of this model instead, which must have the same ones
     """
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import tomli_w
 
 from advflyp.attack.pgd import AttackConfig
-from advflyp.config import Mistakes, as_tree, build, override, read_toml, unknown
+from advflyp.config import Mistakes, as_tree, build, override, unknown
 from advflyp.data.pairs.pairs import DataConfig
 from advflyp.documents import parse_toml
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config
 from advflyp.model.load import ModelConfig
 from advflyp.model.precision import check_precision
-from advflyp.recipes import find_recipe
+from advflyp.recipes import read_recipe_tree
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
 from advflyp.training.runlog import LogConfig
@@ -166,7 +166,7 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     ValueError, naming the key, for an unreadable file, an unknown key, a wrong type or an impossible value.
     """
     overrides = overrides or {}
-    tree = override(read_toml(find_recipe(path)), overrides)
+    tree = override(read_recipe_tree(path), overrides)
     if "optim.lr" in overrides and "optim.lr_steps" not in overrides:
         tree["optim"].pop("lr_steps", None)
     unknown(tree, [*TABLES, "method"])
