@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.test_classes import class_tree
 
 from advflyp.method import METHODS
 from advflyp.training.recipe import read_recipe
 from advflyp.training.trainer import Trainer
+from data.test_training import class_tree
 from devices.pretend import sham_cuda
 from devices.sham import CUDA, ShamDevice, Sync, caller
 from helpers import RECIPE, write_folder

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from data.test_classes import class_tree
 
 from advflyp.data.training import Classes
 from advflyp.method import METHODS
@@ -14,6 +13,7 @@ from advflyp.model.zeroshot import class_embeddings
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
 from advflyp.training.trainer import Trainer, train
+from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
 

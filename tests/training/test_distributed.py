@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from data.test_classes import class_tree
 
 from advflyp.method import METHODS
 from advflyp.model.load import save_model
+from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, make_tiny, siglip_config, small_model, write_folder
 from training.processes import run
 from training.worker import record

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.test_classes import class_tree
 from rich.console import Console
 
 import advflyp.training.step as step_module
@@ -21,6 +20,7 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
 from advflyp.training.step import constant, derive_seed, random_start
 from advflyp.training.trainer import Trainer, train
+from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64
 
 

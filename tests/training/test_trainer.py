@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from data.test_classes import class_tree
 
 from advflyp.attack.pgd import pgd
 from advflyp.method.advflyp import clip_loss
@@ -20,6 +19,7 @@ from advflyp.training.runlog import read_metrics
 from advflyp.training.setup import copied
 from advflyp.training.step import random_start
 from advflyp.training.trainer import Trainer, train
+from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
 
