@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.model.load import save_model
 
@@ -212,9 +212,9 @@ def labelled_by(
         pictures=pictures,
         info={},
     )
-    judge = Judge(model, labelled)
+    evaluator = Evaluator(model, labelled)
     images = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
-    answers = judge.exact(images).argmax(1).tolist()
+    answers = evaluator.logits_fp32(images).argmax(1).tolist()
     labelled.pictures[:] = [(picture, answer) for (picture, _), answer in zip(pictures, answers, strict=True)]  # type: ignore[index]
     return labelled
 

@@ -27,7 +27,7 @@ from advflyp.devices import to_device
 from advflyp.distributed import Ranks
 from advflyp.errors import LostRank, RunError
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import recover_folder, write_text
 from advflyp.method import find_method
 from advflyp.method.base import Batch, FromEmbeddings
@@ -209,9 +209,9 @@ class Trainer:
         self.total_steps = recipe.train.epochs * len(self.pairs)
         if recipe.train.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.train.max_steps)
-        self.judge = None
+        self.evaluator = None
         if labelled is not None:
-            self.judge = lambda: Judge(
+            self.evaluator = lambda: Evaluator(
                 self._whole_model(),
                 labelled,
                 limit=recipe.validate.limit,
@@ -251,7 +251,7 @@ class Trainer:
                     # So that there is something to resume from, and a full disk is noticed at once.
                     self._save(log)
                 try:
-                    if progress.step == 0 and self.judge is not None:
+                    if progress.step == 0 and self.evaluator is not None:
                         self._validate_original(log)
                     while not progress.finished:
                         self._run_epoch(log)
@@ -507,14 +507,14 @@ class Trainer:
 
     def _accuracies(self) -> dict[str, float]:
         """Clean and robust accuracy (0–1) of the model as it is now on the validation set."""
-        assert self.judge is not None
-        recipe, judge = self.recipe, self.judge()
+        assert self.evaluator is not None
+        recipe, evaluator = self.recipe, self.evaluator()
         attack = Attack.parse(recipe.validate.attack)
         # Of several processes one cannot leave the others in the middle.
         watch = self.signals.raise_if_any if self.ranks.size == 1 else (lambda *_: None)
-        found = {"clean": judge.correct(Attack.parse("clean"), None, watch=watch)}
+        found = {"clean": evaluator.correct(Attack.parse("clean"), None, watch=watch)}
         if attack.perturbs:
-            found["robust"] = judge.correct(
+            found["robust"] = evaluator.correct(
                 attack,
                 recipe.attack.threat,
                 precision=self.precision.precision,
@@ -522,7 +522,7 @@ class Trainer:
                 watch=watch,
             )
             if self._attack_config().steps == 1:
-                found["fgsm"] = judge.correct(
+                found["fgsm"] = evaluator.correct(
                     Attack.parse("fgsm"),
                     recipe.attack.threat,
                     precision=self.precision.precision,
@@ -537,7 +537,7 @@ class Trainer:
         if progress.validated_at == progress.step:
             return  # `validate.every` fell on the end of the epoch
         self._check_finite()
-        if self.judge is None:
+        if self.evaluator is None:
             self._keep_best({"step": progress.step})
             progress.validated_at = progress.step
             return
