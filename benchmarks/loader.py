@@ -178,7 +178,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
             images["plain"] = sum(len(batch) for batch, _ in loader)
 
         def our_epoch(pairs: Pairs = pairs, images: dict[str, int] = images) -> None:
-            images["ours"] = sum(len(batch["images"]) for batch in pairs.epoch(0))
+            images["ours"] = sum(len(batch.images) for batch in pairs.epoch(0))
 
         median = medians(interleaved({"plain": plain_epoch, "ours": our_epoch}, arguments.repeats))
         rates = {name: images[name] / seconds for name, seconds in median.items()}

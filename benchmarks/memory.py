@@ -15,7 +15,7 @@ import torch
 from advflyp.cli.parse import arguments as parsed
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
-from advflyp.training.setup import unfreeze
+from advflyp.training.build import unfreeze
 
 BATCHES = (256, 1024, 4096, 32768)
 MICRO = 64

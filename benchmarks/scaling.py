@@ -64,8 +64,9 @@ def work(folder: Path, steps: int) -> None:
     import torch
     import torch.distributed as dist
 
+    from advflyp.training.build import build
     from advflyp.training.recipe import read_recipe
-    from advflyp.training.trainer import Trainer
+    from advflyp.training.update import update
 
     sent: Counter[str] = Counter()
     counting = False
@@ -84,27 +85,27 @@ def work(folder: Path, steps: int) -> None:
 
     for name in ("all_reduce", "all_gather"):
         counted(name)
-    trainer = Trainer(read_recipe(folder / "recipe.toml"), folder / "run")
-    trainer.meter.counts = False
-    device = trainer.accelerator.device
-    batches, times = iter(trainer.pairs.epoch(0)), []
+    run = build(read_recipe(folder / "recipe.toml"), folder / "run")
+    run.meter.counts = False
+    device = run.device
+    batches, times = iter(run.pairs.epoch(0)), []
     for step in range(steps + 2):
         batch = next(batches)
         counting = step >= 2
-        trainer.ranks.go_on(True, False)
+        run.ranks.go_on(True, False)
         begun = perf_counter()
-        trainer.step(batch)
+        update(run, batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        trainer.progress.step += 1
+        run.state.step += 1
         if step >= 2:
             times.append(perf_counter() - begun)
-    if trainer.ranks.rank == 0:
-        gradients = sum(p.nbytes for p in trainer.parameters) if trainer.ranks.size > 1 else 0
+    if run.ranks.rank == 0:
+        gradients = sum(p.nbytes for p in run.parameters) if run.ranks.size > 1 else 0
         found = {name: total / steps for name, total in sent.items()}
         result = {"seconds": times, "bytes": {**found, "gradients (DDP)": gradients}}
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    trainer.close()
+    run.close()
 
 
 def measure(count: int, arguments: Arguments) -> dict[str, Any]:

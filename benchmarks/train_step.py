@@ -16,7 +16,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -31,9 +31,9 @@ from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import Float32Conv2d, SelfAttention
 from advflyp.model.load import pick_device
+from advflyp.training.build import build
 from advflyp.training.recipe import Recipe, read_recipe
-from advflyp.training.step import random_start
-from advflyp.training.trainer import Trainer
+from advflyp.training.update import random_start, update
 
 RECIPE = """
 [model]
@@ -171,36 +171,35 @@ def measure(
         encoding="utf-8",
     )
     recipe = read_recipe(path)
-    trainer = Trainer(recipe, folder / "run")
-    trainer.meter.counts = False  # nothing is counted here
-    batches = iter(trainer.pairs.epoch(0))
-    plain = Transcription(deepcopy(trainer.model), recipe, regularised)
+    run = build(recipe, folder / "run")
+    run.meter.counts = False  # nothing is counted here
+    batches = iter(run.pairs.epoch(0))
+    plain = Transcription(deepcopy(run.model), recipe, regularised)
     plain.f.requires_grad_(False).visual.requires_grad_(True)
-    size = trainer.model.image_size
-    sync = torch.cuda.synchronize if trainer.accelerator.device.type == "cuda" else lambda: None
+    size = run.model.image_size
+    sync = torch.cuda.synchronize if run.device.type == "cuda" else lambda: None
 
     times: dict[str, list[float]] = {"ours": [], "transcription": []}
     ours = theirs = 0.0
     for index in range(arguments.warmup + arguments.steps):
         batch = next(batches)
-        images = batch["images"].to(trainer.model.device)
-        images = batch["images"] = F.interpolate(images, size, mode="bilinear")
-        captions = batch["captions"]
-        start = random_start(images, recipe.attack.threat, recipe.train.seed, trainer.progress.step)
+        images = F.interpolate(batch.images.to(run.model.device), size, mode="bilinear")
+        batch, captions = replace(batch, images=images), batch.captions
+        start = random_start(images, recipe.attack.threat, recipe.train.seed, run.state.step)
         sync()
         begin = perf_counter()
-        metrics = trainer.step(batch)
+        metrics = update(run, batch).metrics
         sync()
         middle = perf_counter()
         theirs = plain.step(images, captions, start)
         sync()
         end = perf_counter()
         ours = metrics["loss"].item()
-        trainer.progress.step += 1
+        run.state.step += 1
         if index >= arguments.warmup:
             times["ours"].append(middle - begin)
             times["transcription"].append(end - middle)
-    trainer.close()
+    run.close()
     median = medians(times)
     return Measured(median["ours"], median["transcription"], (ours, theirs))
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.evaluator import Evaluator
+from advflyp.evaluation.evaluator import Judge
 from advflyp.model.clip import CLIP
 from advflyp.model.load import save_model
 
@@ -59,11 +59,11 @@ def assert_equal64(
 @contextmanager
 def models_in_float64() -> Iterator[None]:
     """Runs that are set up within train in float64: model, pixels, losses and optimiser."""
-    from advflyp.training import trainer
+    from advflyp.training import build
 
-    start_from = trainer.start_from
+    start_from = build.start_from
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "start_from", lambda *model, **how: start_from(*model, **how).double())
+        patch.setattr(build, "start_from", lambda *model, **how: start_from(*model, **how).double())
         yield
 
 
@@ -212,9 +212,9 @@ def labelled_by(
         pictures=pictures,
         info={},
     )
-    evaluator = Evaluator(model, labelled)
+    judge = Judge(model, labelled)
     images = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
-    answers = evaluator.logits_fp32(images).argmax(1).tolist()
+    answers = judge.exact(images).argmax(1).tolist()
     labelled.pictures[:] = [(picture, answer) for (picture, _), answer in zip(pictures, answers, strict=True)]  # type: ignore[index]
     return labelled
 

@@ -38,7 +38,6 @@ LONG_FUNCTIONS: set[str] = {
     "report.figures.curves.accuracy_against_eps",
     "report.measure.measured.__init__",
     "report.pages.sections._curve",
-    "training.trainer.__init__",
 }
 LONG_FILES: set[str] = {
     "cli.data",
@@ -47,7 +46,6 @@ LONG_FILES: set[str] = {
     "data.pairs.tars",
     "distributed",
     "files",
-    "training.trainer",
 }
 MAX_FUNCTION, MAX_FILE = 60, 400
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from advflyp.method.regularisers import logit_divergence as logit_divergence
     from advflyp.model.interop.export import export_model as export_model
     from advflyp.model.load import load_model as load_model
-    from advflyp.training.trainer import train as train
+    from advflyp.training.loop import train as train
     from advflyp.use.attack_image import attack_image as attack_image
     from advflyp.use.predict import predict as predict
 
@@ -30,7 +30,7 @@ _HOME = {
     "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
     "predict": "advflyp.use.predict",
-    "train": "advflyp.training.trainer",
+    "train": "advflyp.training.loop",
 }
 
 __all__ = [

@@ -107,7 +107,7 @@ def calls(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     from advflyp.model.interop import export
-    from advflyp.training.trainer import RunResult
+    from advflyp.training.loop import RunResult
 
     done = RunResult(out=tmp_path, steps=1, best=None)
     once = load_model("model")
@@ -127,7 +127,7 @@ def calls(
     monkeypatch.setattr("advflyp.paper.reproduce._print_cost", nothing)
     monkeypatch.setattr("advflyp.use.quickstart.quickstart", nothing)
     monkeypatch.setattr(
-        "advflyp.training.trainer.train", lambda path, keys, **_: [read_recipe(path, keys), done][1]
+        "advflyp.training.loop.train", lambda path, keys, **_: [read_recipe(path, keys), done][1]
     )
     monkeypatch.setattr("advflyp.report.pages.html.write_report", lambda out, **_: out)
     monkeypatch.setattr(export, "FORMATS", {"hf": lambda model, out, pictures: export.Exported(out, 0.0)})

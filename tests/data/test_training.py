@@ -63,10 +63,10 @@ def test_batches(tiny: CLIP, source: Path) -> None:
     batches = list(stream.epoch(0))
     assert len(stream) == len(batches) == 5
     for batch in batches:
-        assert batch["images"].shape == (8, 3, 32, 32) and batch["labels"].dtype == torch.int64
-        names = [stream.classes[label] for label in batch["labels"].tolist()]
-        assert batch["captions"] == [f"This is a photo of a {name}." for name in names]
-        assert [pictures[image.numpy().tobytes()] for image in batch["images"]] == names
+        assert batch.images.shape == (8, 3, 32, 32) and batch.labels.dtype == torch.int64
+        names = [stream.classes[label] for label in batch.labels.tolist()]
+        assert batch.captions == [f"This is a photo of a {name}." for name in names]
+        assert [pictures[image.numpy().tobytes()] for image in batch.images] == names
 
 
 def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
@@ -74,14 +74,14 @@ def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
     stream = opened(source, tiny, templates="a {} thing")
     assert stream.templates == ["a {} thing"] and not stream.draws_captions
     for batch in stream.epoch(0):
-        names = [stream.classes[label] for label in batch["labels"].tolist()]
-        assert batch["captions"] == [f"a {name} thing" for name in names]
+        names = [stream.classes[label] for label in batch.labels.tolist()]
+        assert batch.captions == [f"a {name} thing" for name in names]
 
     def drawn(epoch: int, **how: Any) -> list[tuple[str, int]]:
         stream = opened(source, tiny, templates="a {} | the {}, here", **how)
         assert stream.templates == ["a {}", "the {}, here"] and stream.draws_captions
         batches = list(stream.epoch(epoch))
-        return [pair for b in batches for pair in zip(b["captions"], b["labels"].tolist(), strict=True)]
+        return [pair for b in batches for pair in zip(b.captions, b.labels.tolist(), strict=True)]
 
     first = drawn(0)
     kinds = Counter(caption.split()[0] for caption, _ in first)
@@ -95,13 +95,13 @@ def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
 
 
 def test_every_picture_at_most_once(tiny: CLIP, source: Path) -> None:
-    labels = torch.cat([batch["labels"] for batch in opened(source, tiny, batch_size=43).epoch(0)])
+    labels = torch.cat([batch.labels for batch in opened(source, tiny, batch_size=43).epoch(0)])
     assert sorted(labels.bincount().tolist()) == [10, 11, 11, 11]
 
 
 def test_order_depends_on_seed_and_epoch_alone(tiny: CLIP, source: Path) -> None:
     def images(epoch: int, **how: Any) -> torch.Tensor:
-        return torch.cat([batch["images"] for batch in opened(source, tiny, **how).epoch(epoch)])
+        return torch.cat([batch.images for batch in opened(source, tiny, **how).epoch(epoch)])
 
     first = images(1, workers=1)
     assert torch.equal(images(1, workers=4), first)
@@ -116,11 +116,11 @@ def test_resuming_counts_unreadable_pictures(tiny: CLIP, tmp_path: Path) -> None
     stream = opened(folder, tiny)
     whole = list(stream.epoch(3))
     assert len(whole) == 4 and stream.dirt.counts == {"not an image": 6}
-    rest = list(opened(folder, tiny).epoch(3, whole[1]["position"]))
+    rest = list(opened(folder, tiny).epoch(3, whole[1].position))
     assert len(rest) == 2
     for batch, again in zip(whole[2:], rest, strict=True):
-        assert torch.equal(batch["images"], again["images"])
-        assert torch.equal(batch["labels"], again["labels"]) and batch["position"] == again["position"]
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.labels, again.labels) and batch.position == again.position
 
 
 def test_limit_is_balanced_and_the_same_in_every_epoch(tiny: CLIP, source: Path) -> None:
@@ -128,8 +128,8 @@ def test_limit_is_balanced_and_the_same_in_every_epoch(tiny: CLIP, source: Path)
     seen = []
     for epoch in range(2):
         (batch,) = stream.epoch(epoch)
-        assert sorted(batch["labels"].bincount().tolist()) == [3, 3, 4, 4]
-        seen.append(sorted(image.sum().item() for image in batch["images"]))
+        assert sorted(batch.labels.bincount().tolist()) == [3, 3, 4, 4]
+        seen.append(sorted(image.sum().item() for image in batch.images))
     assert seen[0] == seen[1]
 
 
@@ -140,7 +140,7 @@ def test_a_set_of_the_table(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.Monk
     assert isinstance(stream, DecodedClasses)
     assert stream.labelled.name == "cifar10@train" and stream.labelled.split == "train"
     batch = next(stream.epoch(0))
-    assert batch["captions"][0] == f"This is a photo of a {stream.classes[int(batch['labels'][0])]}."
+    assert batch.captions[0] == f"This is a photo of a {stream.classes[int(batch['labels'][0])]}."
 
 
 def test_images_alone_come_from_either(tiny: CLIP, source: Path, tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_the_mini_proxy() -> None:
     assert labelled.classes == known.classes and labelled.templates == known.templates
     assert not isinstance(captioned, Classes)
     one, other = next(labelled.epoch(2)), next(captioned.epoch(2))
-    assert torch.equal(one["images"], other["images"]) and one["position"] == other["position"]
-    assert one["captions"] == [known.classes[label] for label in one["labels"].tolist()]
-    assert one["captions"] != other["captions"]
+    assert torch.equal(one.images, other.images) and one.position == other.position
+    assert one.captions == [known.classes[label] for label in one.labels.tolist()]
+    assert one.captions != other.captions
     counts = Counter(meta["concept"] for meta in labelled.metas)
     assert set(counts) == set(known.classes) and min(counts.values()) >= 3
     assert len(labelled.metas) == len(known)

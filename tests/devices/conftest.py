@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from advflyp.method import METHODS
+from advflyp.training.build import TrainingRun, build
 from advflyp.training.recipe import read_recipe
-from advflyp.training.trainer import Trainer
 from data.test_training import class_tree
 from devices.pretend import sham_cuda
 from devices.sham import CUDA, ShamDevice, Sync, caller
@@ -94,10 +94,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_trainer(data: Path, tiny_folder: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """A `Trainer` of a method by name and keys of the recipe: on the GPU, in bf16, in batches of 8."""
+def open_trainer(data: Path, tiny_folder: Path, tmp_path: Path) -> Callable[..., TrainingRun]:
+    """A `TrainingRun` of a method by name and keys of the recipe: on the GPU, in bf16, in batches of 8."""
 
-    def open_one(method: str = "advflyp", **keys: object) -> Trainer:
+    def open_one(method: str = "advflyp", **keys: object) -> TrainingRun:
         kind = "pairs" if METHODS[method][0].trains_on == "pairs" else "classes"
         path = tmp_path / "recipe.toml"
         path.write_text(
@@ -111,6 +111,6 @@ def open_trainer(data: Path, tiny_folder: Path, tmp_path: Path) -> Callable[...,
             "train.precision": "bf16",
             "train.deterministic": False,
         }
-        return Trainer(read_recipe(path, {**usual, **keys}), tmp_path / "run")
+        return build(read_recipe(path, {**usual, **keys}), tmp_path / "run")
 
     return open_one

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from advflyp.model.text_store import TextStore
 from advflyp.training import sharding
-from advflyp.training.trainer import Trainer
+from advflyp.training.build import TrainingRun
+from advflyp.training.update import update
 from devices.conftest import Gpu
 from devices.sham import Sync
 
 pytestmark = pytest.mark.parametrize("gpu", ["sham"], indirect=True)
 
 
-def two_steps(trainer: Trainer, gpu: Gpu) -> list[Sync]:
+def two_steps(run: TrainingRun, gpu: Gpu) -> list[Sync]:
     """The synchronisations of the second step."""
-    trainer.meter.add(trainer.step(next(trainer.pairs.epoch(0))), 8)
+    run.meter.add(update(run, next(run.pairs.epoch(0))).metrics, 8)
     with gpu.recording() as syncs:
-        trainer.meter.add(trainer.step(next(trainer.pairs.epoch(0))), 8)
+        run.meter.add(update(run, next(run.pairs.epoch(0))).metrics, 8)
     return syncs
 
 
@@ -45,20 +46,20 @@ def pageable(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def test_without_a_mistake(gpu: Gpu, open_trainer: Callable[..., Trainer]) -> None:
+def test_without_a_mistake(gpu: Gpu, open_trainer: Callable[..., TrainingRun]) -> None:
     """The control: what the tests below break is whole."""
-    trainer = open_trainer(**{"method.mask_same_caption": True})
-    assert two_steps(trainer, gpu) == []
-    assert trainer.meter.means()["loss"] > 0
+    run = open_trainer(**{"method.mask_same_caption": True})
+    assert two_steps(run, gpu) == []
+    assert run.meter.means()["loss"] > 0
 
 
 def test_a_generator_of_the_other_device(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(images: Tensor, threat: Any, seed: int, step: int, first_row: int) -> Tensor:
         return threat.random_start(images, torch.Generator().manual_seed(seed))
 
-    monkeypatch.setattr("advflyp.training.step.random_start", start)
+    monkeypatch.setattr("advflyp.training.update.random_start", start)
     with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator but found 'cpu'"):
         two_steps(open_trainer(), gpu)
 
@@ -67,30 +68,30 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "the target of a cross-entropy": ("advflyp.method.advflyp.torch", WithoutDevice("arange")),
     "the mask of equal captions": ("advflyp.method.advflyp.to_device", left_on_the_host),
     "tokens": ("advflyp.model.clip.to_device", left_on_the_host),
-    "places of random numbers": ("advflyp.training.step.torch", WithoutDevice("arange")),
-    "images": ("advflyp.training.trainer.to_device", left_on_the_host),
+    "places of random numbers": ("advflyp.training.update.torch", WithoutDevice("arange")),
+    "images": ("advflyp.training.update.to_device", left_on_the_host),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_tensor_that_was_left_on_the_host(
-    what: str, gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    what: str, gpu: Gpu, open_trainer: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = open_trainer(**{"method.mask_same_caption": what == "the mask of equal captions"})
+    run = open_trainer(**{"method.mask_same_caption": what == "the mask of equal captions"})
     monkeypatch.setattr(*REFUSED[what])
     if what == "images":
-        monkeypatch.setattr(trainer.pairs, "device", torch.device("cpu"))
+        monkeypatch.setattr(run.pairs, "device", torch.device("cpu"))
     with pytest.raises(RuntimeError, match="found at least two devices, cuda:0 and cpu"):
-        two_steps(trainer, gpu)
+        two_steps(run, gpu)
 
 
-def test_a_constant_that_is_no_buffer(gpu: Gpu, open_trainer: Callable[..., Trainer]) -> None:
-    trainer = open_trainer()
-    del trainer.model.mean
-    trainer.model.mean = torch.zeros(1, 3, 1, 1)
-    trainer.model.__class__ = type("CLIP", (type(trainer.model),), {"device": gpu.device})
+def test_a_constant_that_is_no_buffer(gpu: Gpu, open_trainer: Callable[..., TrainingRun]) -> None:
+    run = open_trainer()
+    del run.model.mean
+    run.model.mean = torch.zeros(1, 3, 1, 1)
+    run.model.__class__ = type("CLIP", (type(run.model),), {"device": gpu.device})
     with pytest.raises(RuntimeError, match="found at least two devices, cuda:0 and cpu"):
-        two_steps(trainer, gpu)
+        two_steps(run, gpu)
 
 
 def reading(value: Tensor) -> Tensor:
@@ -107,14 +108,14 @@ def choosing(value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("mistake", [reading, branching, choosing])
 def test_a_number_read_in_the_ascent(
-    mistake: Callable[[Tensor], Tensor], gpu: Gpu, open_trainer: Callable[..., Trainer]
+    mistake: Callable[[Tensor], Tensor], gpu: Gpu, open_trainer: Callable[..., TrainingRun]
 ) -> None:
-    trainer = open_trainer()
-    real = trainer.method.attack_loss
-    trainer.method.attack_loss = lambda images, batch: mistake(real(images, batch))  # type: ignore[method-assign]
-    syncs = two_steps(trainer, gpu)
+    run = open_trainer()
+    real = run.method.attack_loss
+    run.method.attack_loss = lambda images, batch: mistake(real(images, batch))  # type: ignore[method-assign]
+    syncs = two_steps(run, gpu)
     here = [sync for sync in syncs if sync.where == f"test_mistakes.py:{mistake.__name__}"]
-    assert len(here) == trainer.recipe.attack.steps
+    assert len(here) == run.recipe.attack.steps
     assert {sync.line for sync in here} == {mistake.__code__.co_firstlineno + 1}
     # Indexing by a mask synchronises once more, in the backward pass.
     assert {sync.where for sync in syncs if sync not in here} == (
@@ -123,17 +124,17 @@ def test_a_number_read_in_the_ascent(
 
 
 def test_numbers_of_two_devices_stacked(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a split tower's gradient norm once was."""
     monkeypatch.setattr(sharding, "unsharded", lambda norm: norm.cpu())
-    trainer = open_trainer()
-    syncs = two_steps(trainer, gpu)
+    run = open_trainer()
+    syncs = two_steps(run, gpu)
     assert [(sync.why, sync.where) for sync in syncs] == [
         ("values are copied to the host", "test_mistakes.py:<lambda>")
     ]
     with pytest.raises(RuntimeError, match="found at least two devices, cuda:0 and cpu"):
-        trainer.meter.means()
+        run.meter.means()
 
 
 PAGEABLE = {
@@ -147,19 +148,19 @@ PAGEABLE = {
 def test_a_copy_out_of_pageable_memory(
     module: str,
     gpu: Gpu,
-    open_trainer: Callable[..., Trainer],
+    open_trainer: Callable[..., TrainingRun],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Any,
 ) -> None:
-    trainer = open_trainer(**{"method.mask_same_caption": True})
+    run = open_trainer(**{"method.mask_same_caption": True})
     if module.endswith("text_store"):
-        trainer.embed_text = TextStore(trainer.model, tmp_path / "store")
+        run.add_texts.encode = TextStore(run.model, tmp_path / "store")
     monkeypatch.setattr(f"{module}.to_device", pageable)
-    assert {sync.where for sync in two_steps(trainer, gpu)} == {PAGEABLE[module]}
+    assert {sync.where for sync in two_steps(run, gpu)} == {PAGEABLE[module]}
 
 
 def test_a_number_written_at_an_index(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the mask of equal captions once was made."""
 
@@ -175,10 +176,10 @@ def test_a_number_written_at_an_index(
 
 
 def test_numpy_of_a_device_tensor(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = open_trainer()
-    real = trainer.method.attack_loss
-    trainer.method.attack_loss = lambda images, batch: (images.detach().numpy(), real(images, batch))[1]  # type: ignore[method-assign]
+    run = open_trainer()
+    real = run.method.attack_loss
+    run.method.attack_loss = lambda images, batch: (images.detach().numpy(), real(images, batch))[1]  # type: ignore[method-assign]
     with pytest.raises(TypeError, match="can't convert cuda:0"):
-        two_steps(trainer, gpu)
+        two_steps(run, gpu)

@@ -1,6 +1,7 @@
 """Models, methods and classifiers on a GPU give what they give on a CPU, in float64."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from advflyp.attack.pgd import ascend, pgd
 from advflyp.attack.threat import Threat
+from advflyp.data.batch import Batch
 from advflyp.evaluation.classifier import Classifier
 from advflyp.method import METHODS
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, save_model, weights_sha256
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.training.setup import unfreeze
+from advflyp.training.build import unfreeze
 from devices.conftest import Gpu
 
 CLASSES, TEMPLATES = ["red", "green", "blue", "yellow"], ["a {} thing", "the {} one"]
@@ -78,16 +80,17 @@ def test_bf16_is_for_the_towers_only(gpu: Gpu, tiny_folder: Path) -> None:
     assert seen and set().union(*seen.values()) == {torch.bfloat16}
 
 
-def batch_of(model: CLIP, method: Any) -> dict[str, Any]:
-    """What the trainer promises the method."""
+def batch_of(model: CLIP, method: Any) -> Batch:
+    """What the run promises the method."""
     device = model.device
     labels = torch.arange(5, device=device) % len(CLASSES)
-    batch: dict[str, Any] = {"images": images().to(device), "captions": TEXTS}
+    batch = Batch(images=images().to(device), captions=TEXTS)
     if method.trains_on == "pairs":
-        batch["text_embeddings"] = model.encode_text(TEXTS).detach()
+        batch = replace(batch, text_embeddings=model.encode_text(TEXTS).detach())
     elif method.trains_on == "labelled":
-        batch |= {"labels": labels, **ClassTexts(model, CLASSES, TEMPLATES, frozen=True)(labels)}
-        batch["captions"] = [CLASSES[label % 4] for label in range(5)]
+        texts = ClassTexts(model, CLASSES, TEMPLATES, frozen=True)(labels)
+        captions = [CLASSES[label % 4] for label in range(5)]
+        batch = replace(batch, labels=labels, captions=captions, **texts)
     return batch
 
 
@@ -109,9 +112,9 @@ def method_on(device: torch.device | str, name: str, folder: Path) -> Any:
     return method
 
 
-def outcome(method: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+def outcome(method: Any, batch: Batch) -> dict[str, Tensor]:
     """What the attack finds from a given start, its loss before and after, the losses and the gradients."""
-    images, threat = batch["images"], Threat(eps=4 / 255)
+    images, threat = batch.images, Threat(eps=4 / 255)
     start = (images + 2 / 255).clamp(0, 1)
 
     def loss(x: Tensor) -> Tensor:

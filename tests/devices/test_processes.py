@@ -17,9 +17,11 @@ from torch import Tensor
 
 from advflyp import distributed
 from advflyp.distributed import Group
-from advflyp.training import trainer as module
+from advflyp.training import build as module
+from advflyp.training.build import TrainingRun
+from advflyp.training.loop import save
 from advflyp.training.runlog import SilentLog
-from advflyp.training.trainer import Trainer
+from advflyp.training.update import update
 from helpers import assert_equal64, models_in_float64
 
 
@@ -81,7 +83,10 @@ def test_collectives(process: OneProcess) -> None:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_steps_of_a_group_are_those_of_one_alone(
-    parallel: str, process: OneProcess, open_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    parallel: str,
+    process: OneProcess,
+    open_trainer: Callable[..., TrainingRun],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a line of metrics, which once failed on a GPU: the norm of a split gradient was on the host."""
     keys = {"train.device": process.device.type, "train.precision": "fp32", "train.deterministic": True}
@@ -89,22 +94,22 @@ def test_steps_of_a_group_are_those_of_one_alone(
     keys |= {"method.feature_weight": 0}
     keys |= {"optim.name": "sgd", "optim.lr": 0.05, "optim.warmup_steps": 0, "optim.max_grad_norm": 1.0}
 
-    def opened(**more: object) -> Trainer:
+    def opened(**more: object) -> TrainingRun:
         with models_in_float64():
             return open_trainer(**keys, **more)
 
-    def steps(trainer: Trainer) -> dict[str, Tensor]:
+    def steps(run: TrainingRun) -> dict[str, Tensor]:
         """Metrics of each step, and the weights at the end."""
         result = {}
-        batches = trainer.pairs.epoch(0)
+        batches = run.pairs.epoch(0)
         for number in range(2):
-            trainer.meter.add(trainer.step(next(batches)), 8)
-            means = trainer.meter.means()
-            trainer.meter.line(means, process.device, "fp32")
+            run.meter.add(update(run, next(batches)).metrics, 8)
+            means = run.meter.means()
+            run.meter.line(means, process.device, "fp32")
             result |= {f"{key} {number}": torch.tensor(value).double() for key, value in means.items()}
-            trainer.progress.step += 1
+            run.state.step += 1
         return result | {
-            key: value.cpu().clone() for key, value in trainer._whole_model().state_dict().items()
+            key: value.cpu().clone() for key, value in run.unsharded_model().state_dict().items()
         }
 
     alone = steps(opened())
@@ -120,6 +125,6 @@ def test_steps_of_a_group_are_those_of_one_alone(
     together = opened(**{"train.parallel": parallel})
     assert isinstance(together.ranks, Group) and together.ranks.size == 1
     assert_equal64(steps(together), alone)
-    together.progress.step = 0
-    together._save(SilentLog())
-    assert len(list((together.out / "checkpoints").iterdir())) == 1
+    together.state.step = 0
+    save(together, SilentLog())
+    assert len(list((together.folder.path / "checkpoints").iterdir())) == 1

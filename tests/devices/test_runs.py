@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from advflyp.data.batch import Batch
 from advflyp.model.load import load_model, weights_sha256
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun
 from advflyp.training.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -17,8 +19,9 @@ from advflyp.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from advflyp.training.loop import train
 from advflyp.training.runlog import read_metrics
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import Updated
 from devices.conftest import Gpu
 from devices.test_steps import ALLOWED
 
@@ -42,10 +45,10 @@ BETWEEN_STEPS = {
     "model/load.py:_write": "the best weights are written",
     "model/load.py:not_finite": "weights that are saved have to be finite",
     "training/checkpoint.py:save_checkpoint": "a checkpoint is written",
-    "training/ending.py:broken": "before weights are saved, the model is tried on noise from the host",
+    "training/failures.py:broken": "before weights are saved, the model is tried on noise from the host",
     "training/meter.py:_wait_for": "the first line: the device's rate is measured",
     "training/meter.py:means": "a line: losses are read, and judged before a checkpoint",
-    "training/trainer.py:_phi": "a line: φ is read",
+    "training/loop.py:_phi": "a line: φ is read",
 }
 
 
@@ -75,15 +78,15 @@ def test_a_run_from_beginning_to_end(gpu: Gpu, recipe: Path, data: Path, tmp_pat
 def drawing(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> list[float]:
     """Each step draws from the device's own generator, as dropout does; what it has drawn."""
     drawn: list[float] = []
-    real = Trainer.step
+    real = loop.update
 
-    def step(self: Trainer, batch: dict[str, Any]) -> Any:
-        if self.progress.step == dies_at:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        if run.state.step == dies_at:
             raise KeyboardInterrupt
-        drawn.append(torch.rand((), device=self.model.device).item())
-        return real(self, batch)
+        drawn.append(torch.rand((), device=run.model.device).item())
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     return drawn
 
 

@@ -17,8 +17,8 @@ from advflyp.data.pairs.pairs import DataConfig
 from advflyp.method import METHODS
 from advflyp.model.clip import TextCache
 from advflyp.model.text_store import TextStore
-from advflyp.training.step import random_start
-from advflyp.training.trainer import Trainer
+from advflyp.training.build import TrainingRun
+from advflyp.training.update import random_start, update
 from devices.conftest import Gpu
 
 FULL = {"method.feature_weight": 1.0, "method.logit_weight": 1.0}
@@ -43,50 +43,50 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_does_not_synchronise(name: str, gpu: Gpu, open_trainer: Callable[..., Trainer]) -> None:
+def test_a_step_does_not_synchronise(name: str, gpu: Gpu, open_trainer: Callable[..., TrainingRun]) -> None:
     """What repeats: a batch, the attack, the losses, the update."""
     method, keys = STEPS[name]
-    trainer = open_trainer(method, **keys)
+    run = open_trainer(method, **keys)
     with gpu.recording() as at_first:
-        trainer.step(next(trainer.pairs.epoch(0)))
-    trainer.progress.step += 1
+        update(run, next(run.pairs.epoch(0)))
+    run.state.step += 1
     assert {sync.where for sync in at_first} <= ALLOWED.keys(), "\n".join(map(str, at_first))
 
-    before = {name: weight.clone() for name, weight in trainer.model.net.named_parameters()}
+    before = {name: weight.clone() for name, weight in run.model.net.named_parameters()}
     with gpu.recording() as syncs:
-        batches = trainer.pairs.epoch(0)  # the same captions
+        batches = run.pairs.epoch(0)  # the same captions
         batch = next(batches)
-        metrics = trainer.step(batch)
+        updated = update(run, batch)
     assert syncs == [], "\n".join(map(str, syncs))
-    assert all(value.device == gpu.device for value in metrics.values())
+    assert all(value.device == gpu.device for value in updated.metrics.values())
     assert all(
-        value.device == gpu.device for slots in trainer.optimizer.state.values() for value in slots.values()
+        value.device == gpu.device for slots in run.optimizer.state.values() for value in slots.values()
     )
-    assert all(torch.isfinite(value) for value in metrics.values())
-    for name, weight in trainer.model.net.named_parameters():
+    assert all(torch.isfinite(value) for value in updated.metrics.values())
+    for name, weight in run.model.net.named_parameters():
         assert weight.device == gpu.device and weight.dtype == torch.float32
         trained = weight.requires_grad and weight.grad is not None and weight.grad.abs().sum() > 0
         assert torch.equal(weight, before[name]) != bool(trained)
-    assert trainer.model.net.visual.conv1.weight.grad is not None
-    if trainer.recipe.attack.steps:
-        assert trainer.recipe.attack.threat.contains(batch["images"], batch["images_adv"]).all()
+    assert run.model.net.visual.conv1.weight.grad is not None
+    if run.recipe.attack.steps:
+        assert run.recipe.attack.threat.contains(updated.batch.images, updated.images_adv).all()
 
 
 def test_updating_batch_norm_statistics_does_not_synchronise(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], tiny_rn_folder: Path
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], tiny_rn_folder: Path
 ) -> None:
-    trainer = open_trainer(**{"model.name": str(tiny_rn_folder), "train.batch_norm": "update"})
-    batch = next(trainer.pairs.epoch(0))
-    trainer.step(batch)
-    before = trainer.model.net.visual.bn1.running_mean.clone()
+    run = open_trainer(**{"model.name": str(tiny_rn_folder), "train.batch_norm": "update"})
+    batch = next(run.pairs.epoch(0))
+    update(run, batch)
+    before = run.model.net.visual.bn1.running_mean.clone()
     with gpu.recording() as syncs:
-        trainer.step(batch)
+        update(run, batch)
     assert syncs == []
-    assert not torch.equal(trainer.model.net.visual.bn1.running_mean, before)
+    assert not torch.equal(run.model.net.visual.bn1.running_mean, before)
 
 
 def test_known_captions_do_not_synchronise(
-    gpu: Gpu, open_trainer: Callable[..., Trainer], tmp_path: Path
+    gpu: Gpu, open_trainer: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     model = open_trainer().model
     texts = ["a cat", "a dog", "a cat"]
@@ -129,7 +129,7 @@ def test_a_seed_means_the_same_mini_images_as_on_a_cpu(gpu: Gpu) -> None:
         found = first(gpu.device)
     assert syncs == []
     on_cpu = first(torch.device("cpu"))
-    assert found["captions"] == on_cpu["captions"]
-    assert found["images"].device == gpu.device
+    assert found.captions == on_cpu.captions
+    assert found.images.device == gpu.device
     # Where a pixel is looked up, times 64 pixels, moves by a few units in the last place; its value by less than that.
-    torch.testing.assert_close(found["images"].cpu(), on_cpu["images"], rtol=0, atol=64 * 8 * 2**-24)
+    torch.testing.assert_close(found.images.cpu(), on_cpu.images, rtol=0, atol=64 * 8 * 2**-24)

@@ -99,9 +99,9 @@ def train_on(name: str) -> None:
     """Make the batches of an epoch, and those behind its first one again, as a resumed run does."""
     config = DataConfig(train=name, batch_size=2, workers=2, max_bad_fraction=1.0)
     found = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
-    batches = [(batch["captions"], batch["position"]) for batch in found.epoch(0)]
+    batches = [(batch.captions, batch.position) for batch in found.epoch(0)]
     if batches:
-        rest = [batch["captions"] for batch in found.epoch(0, batches[0][1])]
+        rest = [batch.captions for batch in found.epoch(0, batches[0][1])]
         assert rest == [captions for captions, _ in batches[1:]]
 
 

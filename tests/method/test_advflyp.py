@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from advflyp.data.batch import Batch
 from advflyp.method import METHODS
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_captions
 from advflyp.method.regularisers import feature_deviation, logit_divergence
@@ -157,13 +158,13 @@ class OtherModel:
 
 
 @pytest.fixture
-def batch(tiny: CLIP) -> dict[str, object]:
+def batch(tiny: CLIP) -> Batch:
     """In float64, and so is the model from now on."""
     tiny.double()
     captions = ["a cat", "a dog", "red square", "the sea"]
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     text = tiny.encode_text(captions).detach()
-    return {"images": images, "captions": captions, "text_embeddings": text}
+    return Batch(images=images, captions=captions, text_embeddings=text)
 
 
 @pytest.mark.parametrize("norm", ["row", "frobenius"])
@@ -172,7 +173,7 @@ def test_full_loss_is_eq_13(tiny: CLIP, batch: dict, norm: str, temperature: flo
     method = make(
         tiny, feature_weight=1.0, logit_weight=1.0, feature_norm=norm, logit_temperature=temperature
     )
-    images = batch["images"]
+    images = batch.images
     images_adv = (images + 0.03).clamp(0, 1)
     losses = method.losses(images, images_adv, batch)
 
@@ -182,7 +183,7 @@ def test_full_loss_is_eq_13(tiny: CLIP, batch: dict, norm: str, temperature: flo
             tiny.encode_image(images_adv),
             tiny.encode_image(images),
             tiny.encode_image(1 - images_adv),
-            batch["text_embeddings"],
+            batch.text_embeddings,
         )
     )
     scale = tiny.logit_scale.item()
@@ -198,7 +199,7 @@ def test_full_loss_is_eq_13(tiny: CLIP, batch: dict, norm: str, temperature: flo
 
 
 def test_gradient_reaches_the_clean_branch_and_not_the_original(tiny: CLIP, batch: dict) -> None:
-    images, images_adv = batch["images"], (batch["images"] + 0.03).clamp(0, 1)
+    images, images_adv = batch.images, (batch.images + 0.03).clamp(0, 1)
     method = make(tiny, feature_weight=1.0)
     clean = images.clone().requires_grad_(True)
     seen = images_adv.clone().requires_grad_(True)
@@ -224,20 +225,20 @@ def test_gradient_reaches_the_clean_branch_and_not_the_original(tiny: CLIP, batc
 def test_variants(tiny: CLIP, batch: dict, config: dict, terms: set[str], original: bool) -> None:
     method = make(tiny, **config)
     assert method.needs_original == original
-    assert set(method.losses(batch["images"], batch["images"], batch)) == terms
+    assert set(method.losses(batch.images, batch.images, batch)) == terms
 
 
 def test_weights_scale_the_terms(tiny: CLIP, batch: dict) -> None:
-    adv = (batch["images"] + 0.03).clamp(0, 1)
-    one = make(tiny, feature_weight=1.0, logit_weight=1.0).losses(batch["images"], adv, batch)
-    other = make(tiny, feature_weight=0.5, logit_weight=3.0).losses(batch["images"], adv, batch)
+    adv = (batch.images + 0.03).clamp(0, 1)
+    one = make(tiny, feature_weight=1.0, logit_weight=1.0).losses(batch.images, adv, batch)
+    other = make(tiny, feature_weight=0.5, logit_weight=3.0).losses(batch.images, adv, batch)
     assert_equal64(other, {"feature": 0.5 * one["feature"], "logit": 3 * one["logit"], "clip": one["clip"]})
 
 
 def test_second_variant_leaves_the_clean_image_out(tiny: CLIP, batch: dict) -> None:
     """AdvFLYP_2nd: only the terms against the original."""
     method = make(tiny, feature_weight=1.0, logit_weight=1.0, reference="frozen")
-    adv = (batch["images"] + 0.03).clamp(0, 1)
+    adv = (batch.images + 0.03).clamp(0, 1)
     losses = method.losses(torch.full_like(adv, float("nan")), adv, batch)
     expected = feature_deviation(tiny.encode_image(adv), tiny.encode_image(1 - adv))
     assert_equal64(losses["feature"], expected)
@@ -246,9 +247,9 @@ def test_second_variant_leaves_the_clean_image_out(tiny: CLIP, batch: dict) -> N
 def test_attack_loss_is_the_joint_loss(tiny: CLIP, batch: dict) -> None:
     """Eq. 6: the gradient of one image's perturbation depends on the other images of the batch."""
     method = make(tiny)
-    images = batch["images"].clone().requires_grad_(True)
+    images = batch.images.clone().requires_grad_(True)
     (together,) = torch.autograd.grad(method.attack_loss(images, batch), images)
-    changed = batch["images"].clone()
+    changed = batch.images.clone()
     changed[1:] = 1 - changed[1:]
     changed.requires_grad_(True)
     (others_changed,) = torch.autograd.grad(method.attack_loss(changed, batch), changed)
@@ -287,7 +288,7 @@ def test_the_unfrozen_variants(tiny: CLIP, original: CLIP, gradients: str, tempe
     )
     method = AdvFLYP(config, model)
     method.original = original
-    loss = method.losses(images, images_adv, {"text_embeddings": text})["logit"]
+    loss = method.losses(images, images_adv, Batch(images=images, captions=[], text_embeddings=text))["logit"]
     all_flow = gradients == "all"
     frozen_scale = original.logit_scale.item()
 

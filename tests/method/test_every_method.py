@@ -1,18 +1,21 @@
 """What every method must do, by name: its attack raises its own loss, and training lowers it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from advflyp.data.batch import Batch
 from advflyp.data.training import Classes
 from advflyp.method import METHODS
 from advflyp.model.load import load_model, weights_sha256
 from advflyp.model.zeroshot import class_embeddings
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun, build
+from advflyp.training.loop import train
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import Updated, find_adversarial, update
 from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
@@ -31,29 +34,27 @@ def recipes(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
     return result
 
 
-def with_another_original(trainer: Trainer) -> Trainer:
+def with_another_original(run: TrainingRun) -> TrainingRun:
     """At the first step model and original are the same, and distances between them have no slope."""
-    if trainer.method.original is not None:
+    if run.method.original is not None:
         noise = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for weight in trainer.method.original.parameters():
+            for weight in run.method.original.parameters():
                 weight += 0.05 * torch.randn(weight.shape, generator=noise)
-    return trainer
+    return run
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_raises_the_methods_own_loss(name: str, recipes: dict[str, Path], tmp_path: Path) -> None:
-    trainer = with_another_original(
-        Trainer(read_recipe(recipes[name], {"attack.steps": 5}), tmp_path / "run")
-    )
-    batch = next(iter(trainer.pairs.epoch(0)))
-    trainer.embed_texts(batch)
-    threat = trainer.recipe.attack.threat
-    found = trainer.attack(batch["images"], batch)
-    assert threat.contains(batch["images"], found).all()
-    start = threat.random_start(batch["images"], torch.Generator().manual_seed(0))
+    run = with_another_original(build(read_recipe(recipes[name], {"attack.steps": 5}), tmp_path / "run"))
+    batch = next(iter(run.pairs.epoch(0)))
+    batch = run.add_texts(batch)
+    threat = run.recipe.attack.threat
+    found = find_adversarial(run, batch).images
+    assert threat.contains(batch.images, found).all()
+    start = threat.random_start(batch.images, torch.Generator().manual_seed(0))
     reached, began, clean = (
-        trainer.method.attack_loss(images, batch).mean() for images in (found, start, batch["images"])
+        run.method.attack_loss(images, batch).mean() for images in (found, start, batch.images)
     )
     assert reached > began and reached > clean
 
@@ -96,15 +97,15 @@ def test_a_resumed_run_is_the_same_run(
     name: str, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(recipes[name], {"checkpoint.every": 1}, out=tmp_path / "whole")
-    real_step, done = Trainer.step, []
+    real_step, done = loop.update, []
 
-    def dying_step(self: Trainer, batch: dict[str, Any]) -> Any:
+    def dying_step(run: TrainingRun, batch: Batch) -> Updated:
         done.append(1)
         if len(done) == 6:
             raise KeyboardInterrupt
-        return real_step(self, batch)
+        return real_step(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", dying_step)
+    monkeypatch.setattr(loop, "update", dying_step)
     with pytest.raises(KeyboardInterrupt):
         train(recipes[name], {"checkpoint.every": 1}, out=tmp_path / "cut")
     monkeypatch.undo()
@@ -117,46 +118,44 @@ def test_frozen_prompts_are_encoded_once(
     recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with models_in_float64():
-        trainer = Trainer(read_recipe(recipes["tecoa"]), tmp_path / "run")
+        run = build(read_recipe(recipes["tecoa"]), tmp_path / "run")
     encoded: list[str] = []
-    real = trainer.model.encode_text
-    monkeypatch.setattr(trainer.model, "encode_text", lambda texts: encoded.extend(texts) or real(texts))
-    assert isinstance(trainer.pairs, Classes)
-    expected = class_embeddings(trainer.model, trainer.pairs.classes, trainer.pairs.templates)
+    real = run.model.encode_text
+    monkeypatch.setattr(run.model, "encode_text", lambda texts: encoded.extend(texts) or real(texts))
+    assert isinstance(run.pairs, Classes)
+    expected = class_embeddings(run.model, run.pairs.classes, run.pairs.templates)
     encoded.clear()
-    for batch in trainer.pairs.epoch(0):
-        trainer.step(batch)
-        assert_equal64(batch["class_embeddings"], expected)
-        assert_equal64(batch["text_embeddings"], expected[batch["labels"]])
-        assert not batch["class_embeddings"].requires_grad
-    assert encoded == [f"This is a photo of a {name}." for name in trainer.pairs.classes]
+    for batch in run.pairs.epoch(0):
+        batch = update(run, batch).batch
+        assert_equal64(batch.class_embeddings, expected)
+        assert_equal64(batch.text_embeddings, expected[batch.labels])
+        assert not batch.class_embeddings.requires_grad
+    assert encoded == [f"This is a photo of a {name}." for name in run.pairs.classes]
 
 
 def test_unfrozen_prompts_are_encoded_anew_and_learn(recipes: dict[str, Path], tmp_path: Path) -> None:
     overrides = {"train.unfreeze": "vision+text", "optim.warmup_steps": 0}
     with models_in_float64():
-        trainer = Trainer(read_recipe(recipes["tecoa"], overrides), tmp_path / "run")
-    before = {name: weight.clone() for name, weight in trainer.model.net.named_parameters()}
-    first, second, *_ = trainer.pairs.epoch(0)
-    trainer.step(first)
-    trainer.step(second)
-    assert first["class_embeddings"].requires_grad
-    assert not torch.equal(first["class_embeddings"], second["class_embeddings"])
+        run = build(read_recipe(recipes["tecoa"], overrides), tmp_path / "run")
+    before = {name: weight.clone() for name, weight in run.model.net.named_parameters()}
+    first, second, *_ = run.pairs.epoch(0)
+    first, second = update(run, first).batch, update(run, second).batch
+    assert first.class_embeddings.requires_grad
+    assert not torch.equal(first.class_embeddings, second.class_embeddings)
     moved = {
-        name for name, weight in trainer.model.net.named_parameters() if not torch.equal(weight, before[name])
+        name for name, weight in run.model.net.named_parameters() if not torch.equal(weight, before[name])
     }
     assert "text_projection" in moved and "visual.proj" in moved and "logit_scale" not in moved
-    batch = next(iter(trainer.pairs.epoch(1)))
-    trainer.embed_texts(batch)
-    expected = class_embeddings(trainer.model, trainer.pairs.classes, trainer.pairs.templates)
-    assert_equal64(batch["class_embeddings"].detach(), expected)
+    batch = next(iter(run.pairs.epoch(1)))
+    batch = run.add_texts(batch)
+    expected = class_embeddings(run.model, run.pairs.classes, run.pairs.templates)
+    assert_equal64(batch.class_embeddings.detach(), expected)
 
 
 def test_images_alone_need_no_text(
     recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(read_recipe(recipes["fare"]), tmp_path / "run")
-    monkeypatch.setattr(trainer.model, "encode_text", None)
-    batch = next(iter(trainer.pairs.epoch(0)))
-    trainer.step(batch)
-    assert "text_embeddings" not in batch
+    run = build(read_recipe(recipes["fare"]), tmp_path / "run")
+    monkeypatch.setattr(run.model, "encode_text", None)
+    batch = next(iter(run.pairs.epoch(0)))
+    assert update(run, batch).batch.text_embeddings.numel() == 0

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.data.batch import Batch
 from advflyp.method.fare import FARE, FAREConfig
 from advflyp.model.clip import CLIP
-from advflyp.training.trainer import train
+from advflyp.training.loop import train
 from helpers import assert_equal64, write_folder
 from method.oracle import check
 
@@ -24,16 +25,16 @@ def method(vision: CLIP, original: CLIP) -> FARE:
     return method
 
 
-def test_the_loss(method: FARE, labelled: dict, images_adv: Tensor) -> None:
+def test_the_loss(method: FARE, labelled: Batch, images_adv: Tensor) -> None:
     """(1/N) Σ_i ‖f_θ(x_i + δ_i) − f_θ₀(x_i)‖₂²: raw embeddings, the original's of the clean picture."""
-    batch = {"images": labelled["images"], "captions": labelled["captions"]}
-    losses = method.losses(labelled["images"], images_adv, batch)
+    batch = Batch(images=labelled.images, captions=labelled.captions)
+    losses = method.losses(labelled.images, images_adv, batch)
     assert set(losses) == {"embedding"} and method.needs_original
 
     def equation(z: np.ndarray, frozen: np.ndarray) -> float:
         return sum((a - b) ** 2 for a, b in zip(z.ravel(), frozen.ravel(), strict=True)) / len(z)
 
-    frozen = method.original.encode_image_raw(labelled["images"])
+    frozen = method.original.encode_image_raw(labelled.images)
     z = method.model.encode_image_raw(images_adv)
     assert ((z.norm(dim=1) - 1).abs() > 0.01).all(), "not of unit length"
     check(losses["embedding"], equation, method.model, z=z, frozen=frozen)
@@ -47,16 +48,16 @@ def test_raw_embeddings_point_where_the_unit_ones_do(any_tiny: CLIP) -> None:
     assert_equal64(F.normalize(raw, dim=-1), any_tiny.encode_image(images))
 
 
-def test_the_original_sees_the_batch_once(method: FARE, labelled: dict, monkeypatch) -> None:
+def test_the_original_sees_the_batch_once(method: FARE, labelled: Batch, monkeypatch) -> None:
     calls = []
     real = method.original.encode_image_raw
     monkeypatch.setattr(method.original, "encode_image_raw", lambda images: calls.append(1) or real(images))
-    batch = {"images": labelled["images"]}
+    batch = Batch(images=labelled.images, captions=[])
     for _ in range(3):
-        method.attack_loss(batch["images"], batch)
-    method.losses(batch["images"], batch["images"], batch)
+        method.attack_loss(batch.images, batch)
+    method.losses(batch.images, batch.images, batch)
     assert len(calls) == 1
-    method.losses(batch["images"], batch["images"], {"images": labelled["images"]})
+    method.losses(batch.images, batch.images, Batch(images=labelled.images, captions=[]))
     assert len(calls) == 2
 
 

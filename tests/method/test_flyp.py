@@ -5,18 +5,19 @@ import math
 import pytest
 from torch import Tensor
 
+from advflyp.data.batch import Batch
 from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.model.clip import CLIP
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_the_loss(vision: CLIP, labelled: dict, images_adv: Tensor, mask: bool) -> None:
+def test_the_loss(vision: CLIP, labelled: Batch, images_adv: Tensor, mask: bool) -> None:
     """As in the paper another picture of a class is a negative; masked, it is neither positive nor negative."""
     method = FLYP(FLYPConfig(mask_same_caption=mask), vision)
-    losses = method.losses(labelled["images"], images_adv, labelled)
-    labels, scale = labelled["labels"].tolist(), vision.logit_scale.item()
+    losses = method.losses(labelled.images, images_adv, labelled)
+    labels, scale = labelled.labels.tolist(), vision.logit_scale.item()
     z = vision.encode_image(images_adv).detach().double().tolist()
-    t = labelled["text_embeddings"].double().tolist()
+    t = labelled.text_embeddings.double().tolist()
     n = len(labels)
 
     def similarity(i: int, j: int) -> float:

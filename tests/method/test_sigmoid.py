@@ -10,13 +10,16 @@ import torch
 from open_clip.loss import SigLipLoss
 from torch.nn import functional as F
 
+from advflyp.data.batch import Batch
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_captions, sigmoid_loss
 from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, save_model
+from advflyp.training.build import TrainingRun, build
+from advflyp.training.loop import train
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import find_adversarial
 from helpers import RECIPE, assert_equal64, siglip_config, small_model, write_folder
 from method.oracle import DIFFERENCES, check, numeric_gradient
 
@@ -94,12 +97,12 @@ def siglip(siglip_folder: Path) -> CLIP:
     return model
 
 
-def batch_of(model: CLIP) -> dict[str, Any]:
+def batch_of(model: CLIP) -> Batch:
     captions = ["a cat", "a dog", "a cat", "the sea"]
     g = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, *model.image_size, generator=g, dtype=model.dtype)
     text = model.encode_text(captions).detach()
-    return {"images": images, "captions": captions, "text_embeddings": text}
+    return Batch(images=images, captions=captions, text_embeddings=text)
 
 
 def test_a_siglip_has_a_bias_and_keeps_it(siglip: CLIP, tiny: CLIP, tmp_path: Path) -> None:
@@ -116,23 +119,21 @@ def test_auto_is_the_loss_of_pretraining(siglip: CLIP, tiny: CLIP, mask: bool) -
     for model, name in ((siglip, "sigmoid"), (tiny, "clip")):
         batch = batch_of(model)
         method = AdvFLYP(AdvFLYPConfig(mask_same_caption=mask), model)
-        (term,) = method.losses(batch["images"], batch["images"], batch).items()
-        embeddings, text = model.encode_image(batch["images"]), batch["text_embeddings"]
-        ignore = same_captions(batch["captions"]) if mask else None
+        (term,) = method.losses(batch.images, batch.images, batch).items()
+        embeddings, text = model.encode_image(batch.images), batch.text_embeddings
+        ignore = same_captions(batch.captions) if mask else None
         if name == "clip":
             expected = clip_loss(embeddings, text, model.logit_scale, ignore=ignore)
         else:
             assert model.logit_bias is not None
             expected = sigmoid_loss(embeddings, text, model.logit_scale, model.logit_bias, ignore=ignore)
         assert term[0] == name and torch.equal(term[1], expected)
-        assert torch.equal(method.attack_loss(batch["images"], batch), expected)
+        assert torch.equal(method.attack_loss(batch.images, batch), expected)
 
 
 def test_the_other_loss_on_request(siglip: CLIP, tiny: CLIP) -> None:
     batch = batch_of(siglip)
-    losses = AdvFLYP(AdvFLYPConfig(loss="contrastive"), siglip).losses(
-        batch["images"], batch["images"], batch
-    )
+    losses = AdvFLYP(AdvFLYPConfig(loss="contrastive"), siglip).losses(batch.images, batch.images, batch)
     assert set(losses) == {"clip"}
     FLYP(FLYPConfig(loss="sigmoid"), siglip)
     with pytest.raises(ValueError, match=r"method\.loss = 'sigmoid' needs a model with a logit bias"):
@@ -142,15 +143,15 @@ def test_the_other_loss_on_request(siglip: CLIP, tiny: CLIP) -> None:
 def test_the_loss_of_the_method(siglip: CLIP) -> None:
     """Value and gradient with the feature regulariser off; only the image tower learns."""
     batch = batch_of(siglip)
-    adversarial = (batch["images"] + 0.05).clamp(0, 1)
-    loss = AdvFLYP(AdvFLYPConfig(), siglip).losses(batch["images"], adversarial, batch)["sigmoid"]
+    adversarial = (batch.images + 0.05).clamp(0, 1)
+    loss = AdvFLYP(AdvFLYPConfig(), siglip).losses(batch.images, adversarial, batch)["sigmoid"]
     scale = siglip.logit_scale.item()
     check(
         loss,
         lambda z, t: slow_sigmoid(z, t, scale, -10.0),
         siglip,
         z=siglip.encode_image(adversarial),
-        t=batch["text_embeddings"],
+        t=batch.text_embeddings,
     )
 
 
@@ -161,13 +162,13 @@ def siglip_recipe(tmp_path: Path, siglip_folder: Path) -> Path:
     return path
 
 
-def reached(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def reached(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """open_clip's loss of the first batch: under the attack, at its random start, clean."""
-    batch = next(iter(trainer.pairs.epoch(0)))
-    trainer.embed_texts(batch)
-    images, text, model = batch["images"], batch["text_embeddings"], trainer.model
-    threat = trainer.recipe.attack.threat
-    found = trainer.attack(images, batch)
+    batch = next(iter(run.pairs.epoch(0)))
+    batch = run.add_texts(batch)
+    images, text, model = batch.images, batch.text_embeddings, run.model
+    threat = run.recipe.attack.threat
+    found = find_adversarial(run, batch).images
     assert threat.contains(images, found).all()
     start = threat.random_start(images, torch.Generator().manual_seed(0))
     assert model.logit_bias is not None
@@ -180,7 +181,7 @@ def reached(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def test_the_attack_raises_it(siglip_recipe: Path, tmp_path: Path) -> None:
-    under, began, clean = reached(Trainer(read_recipe(siglip_recipe, {"attack.steps": 5}), tmp_path / "run"))
+    under, began, clean = reached(build(read_recipe(siglip_recipe, {"attack.steps": 5}), tmp_path / "run"))
     assert under > began and under > clean
 
 
@@ -189,7 +190,7 @@ def test_training_lowers_it(siglip_recipe: Path, siglip_folder: Path, tmp_path: 
     (first, *_) = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert {"loss/sigmoid", "loss/feature", "loss/logit"} <= set(first) and "loss/clip" not in first
     before, after = (
-        reached(Trainer(read_recipe(siglip_recipe, {"model.name": str(folder)}), tmp_path / "none"))
+        reached(build(read_recipe(siglip_recipe, {"model.name": str(folder)}), tmp_path / "none"))
         for folder in (siglip_folder, result.out)
     )
     for x, y in zip(before, after, strict=True):
@@ -221,7 +222,7 @@ def test_a_large_scale_is_clamped_as_clip_was_pretrained_and_not_siglip(
 
 
 def test_the_embeddings_of_a_siglip_are_its_own(siglip: CLIP) -> None:
-    images = batch_of(siglip)["images"]
+    images = batch_of(siglip).images
     own: Any = siglip.net
     expected = own.encode_image((images - siglip.mean) / siglip.std, normalize=True)
     assert_equal64(siglip.encode_image(images), expected)

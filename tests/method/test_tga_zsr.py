@@ -1,6 +1,7 @@
 """TGA-ZSR against its equations, transcribed in plain float64 loops."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from advflyp.config import read_toml
+from advflyp.data.batch import Batch
 from advflyp.method.tecoa import TeCoA, TeCoAConfig
 from advflyp.method.tga_zsr import TGAZSR, TGAZSRConfig, attention_map
 from advflyp.model.clip import CLIP
-from advflyp.training.trainer import train
+from advflyp.training.loop import train
 from helpers import TEXT, assert_equal64, small_model
 from method.oracle import DIFFERENCES, check, cross_entropy, numeric_gradient
 
@@ -117,17 +119,23 @@ def models() -> tuple[CLIP, CLIP]:
 
 
 @pytest.fixture
-def two() -> dict[str, Any]:
-    """Two labelled pictures and their perturbed copies."""
-    images, noise = torch.rand(
-        2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+def two() -> Batch:
+    """Two labelled images."""
+    return Batch(
+        images=pixels()[0],
+        captions=[],
+        labels=torch.tensor(LABELS),
+        class_embeddings=torch.tensor(unit((CLASSES, 8), 3)),
     )
-    return {
-        "images": images,
-        "images_adv": (images + 0.3 * (noise - 0.5)).clamp(0, 1),
-        "labels": torch.tensor(LABELS),
-        "class_embeddings": torch.tensor(unit((CLASSES, 8), 3)),
-    }
+
+
+def pixels() -> torch.Tensor:
+    """(2, 2, 3, 16, 16): images and noise."""
+    return torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def noisy(batch: Batch) -> torch.Tensor:
+    return (batch.images + 0.3 * (pixels()[1] - 0.5)).clamp(0, 1)
 
 
 def make(models: tuple[CLIP, CLIP], **config: Any) -> TGAZSR:
@@ -136,14 +144,12 @@ def make(models: tuple[CLIP, CLIP], **config: Any) -> TGAZSR:
     return method
 
 
-def test_the_loss(models: tuple[CLIP, CLIP], two: dict) -> None:
+def test_the_loss(models: tuple[CLIP, CLIP], two: Batch) -> None:
     """CE + α·mean‖A_θ(x + δ) − A_θ₀(x)‖₂ + β·mean‖A_θ(x) − A_θ₀(x)‖₂: gradients through A_θ of both pictures and
     through the adversarial embedding; none through the original.
     """
     model, original = models
-    losses = make(models, refinement_weight=0.7, constraint_weight=0.4).losses(
-        two["images"], two["images_adv"], two
-    )
+    losses = make(models, refinement_weight=0.7, constraint_weight=0.4).losses(two.images, noisy(two), two)
     assert set(losses) == {"ce", "refinement", "constraint"}
     scale = model.logit_scale.item()
 
@@ -160,11 +166,11 @@ def test_the_loss(models: tuple[CLIP, CLIP], two: dict) -> None:
         torch.stack(list(losses.values())).sum(),
         equation,
         model,
-        z=model.encode_image(two["images_adv"]),
-        adversarial=model.encode_patches(two["images_adv"]).tokens,
-        clean=model.encode_patches(two["images"]).tokens,
-        frozen=original.encode_patches(two["images"]).tokens,
-        t=two["class_embeddings"],
+        z=model.encode_image(noisy(two)),
+        adversarial=model.encode_patches(noisy(two)).tokens,
+        clean=model.encode_patches(two.images).tokens,
+        frozen=original.encode_patches(two.images).tokens,
+        t=two.class_embeddings,
     )
 
 
@@ -180,13 +186,13 @@ def slow_over_tokens(every: np.ndarray) -> np.ndarray:
     return result
 
 
-def test_the_released_map(models: tuple[CLIP, CLIP], two: dict) -> None:
+def test_the_released_map(models: tuple[CLIP, CLIP], two: Batch) -> None:
     """The same loss where the tokens are divided by their norm over the tokens, the class token among them: value, and
     gradients of every parameter.
     """
     model, original = models
     method = make(models, refinement_weight=0.7, constraint_weight=0.4, attention_norm="dim")
-    losses = method.losses(two["images"], two["images_adv"], two)
+    losses = method.losses(two.images, noisy(two), two)
     scale = model.logit_scale.item()
 
     def every(model: CLIP, images: Tensor) -> Tensor:
@@ -209,20 +215,20 @@ def test_the_released_map(models: tuple[CLIP, CLIP], two: dict) -> None:
         torch.stack(list(losses.values())).sum(),
         equation,
         model,
-        z=model.encode_image(two["images_adv"]),
-        adversarial=every(model, two["images_adv"]),
-        clean=every(model, two["images"]),
-        frozen=every(original, two["images"]),
-        t=two["class_embeddings"],
+        z=model.encode_image(noisy(two)),
+        adversarial=every(model, noisy(two)),
+        clean=every(model, two.images),
+        frozen=every(original, two.images),
+        t=two.class_embeddings,
     )
     of_cosines = make(models, refinement_weight=0.7, constraint_weight=0.4)
-    others = of_cosines.losses(two["images"], two["images_adv"], two)
+    others = of_cosines.losses(two.images, noisy(two), two)
     assert_equal64(losses["ce"], others["ce"])
     assert abs(losses["refinement"] - others["refinement"]) > 1e-3
 
 
-def test_raw_patches_are_those_of_encode_patches(models: tuple[CLIP, CLIP], two: dict) -> None:
-    raw, unit_norm = models[0].encode_patches_raw(two["images"]), models[0].encode_patches(two["images"])
+def test_raw_patches_are_those_of_encode_patches(models: tuple[CLIP, CLIP], two: Batch) -> None:
+    raw, unit_norm = models[0].encode_patches_raw(two.images), models[0].encode_patches(two.images)
     assert raw.grid == unit_norm.grid
     for ours, theirs in zip(raw[:2], unit_norm[:2], strict=True):
         assert_equal64(torch.nn.functional.normalize(ours, dim=-1), theirs)
@@ -233,51 +239,51 @@ def test_the_published_weights() -> None:
     assert (TGAZSRConfig().refinement_weight, TGAZSRConfig().constraint_weight) == (0.08, 0.05)
 
 
-def test_the_attack_is_tecoas(models: tuple[CLIP, CLIP], two: dict) -> None:
-    ours = make(models).attack_loss(two["images_adv"], two)
-    assert torch.equal(ours, TeCoA(TeCoAConfig(), models[0]).attack_loss(two["images_adv"], two))
+def test_the_attack_is_tecoas(models: tuple[CLIP, CLIP], two: Batch) -> None:
+    ours = make(models).attack_loss(noisy(two), two)
+    assert torch.equal(ours, TeCoA(TeCoAConfig(), models[0]).attack_loss(noisy(two), two))
 
 
-def test_a_weight_of_zero_leaves_a_term_out(models: tuple[CLIP, CLIP], two: dict) -> None:
-    whole = make(models).losses(two["images"], two["images_adv"], two)
+def test_a_weight_of_zero_leaves_a_term_out(models: tuple[CLIP, CLIP], two: Batch) -> None:
+    whole = make(models).losses(two.images, noisy(two), two)
     for left_out, name in [("refinement_weight", "refinement"), ("constraint_weight", "constraint")]:
-        losses = make(models, **{left_out: 0}).losses(two["images"], two["images_adv"], two)
+        losses = make(models, **{left_out: 0}).losses(two.images, noisy(two), two)
         assert set(losses) == set(whole) - {name}
         for key, value in losses.items():
             assert_equal64(value, whole[key])
     method = make(models, refinement_weight=0, constraint_weight=0)
     assert not method.needs_original
-    losses = method.losses(two["images"], two["images_adv"], two)
+    losses = method.losses(two.images, noisy(two), two)
     assert set(losses) == {"ce"}
     assert_equal64(losses["ce"], whole["ce"])
     with pytest.raises(ValueError, match=r"method\.constraint_weight must be 0 or above"):
         TGAZSRConfig(constraint_weight=-1)
 
 
-def test_classes_that_learn_learn_from_the_cross_entropy_only(models: tuple[CLIP, CLIP], two: dict) -> None:
-    batch = {**two, "class_embeddings": two["class_embeddings"].requires_grad_(True)}
-    losses = make(models).losses(two["images"], two["images_adv"], batch)
+def test_classes_that_learn_learn_from_the_cross_entropy_only(models: tuple[CLIP, CLIP], two: Batch) -> None:
+    batch = replace(two, class_embeddings=two.class_embeddings.requires_grad_(True))
+    losses = make(models).losses(two.images, noisy(two), batch)
     assert losses["ce"].requires_grad
-    (slope,) = torch.autograd.grad(losses["ce"], batch["class_embeddings"], retain_graph=True)
+    (slope,) = torch.autograd.grad(losses["ce"], batch.class_embeddings, retain_graph=True)
     assert (slope != 0).any()
     for name in ("refinement", "constraint"):
         unused = torch.autograd.grad(
-            losses[name], batch["class_embeddings"], allow_unused=True, retain_graph=True
+            losses[name], batch.class_embeddings, allow_unused=True, retain_graph=True
         )
         assert unused == (None,)
 
 
-def test_the_first_step_has_a_gradient(models: tuple[CLIP, CLIP], two: dict) -> None:
+def test_the_first_step_has_a_gradient(models: tuple[CLIP, CLIP], two: Batch) -> None:
     """The model is its own original: the clean maps are equal, and their distance has no slope, not NaN."""
     model = models[0]
-    losses = make((model, model)).losses(two["images"], two["images_adv"], two)
+    losses = make((model, model)).losses(two.images, noisy(two), two)
     assert losses["constraint"].item() < 1e-9
     torch.stack(list(losses.values())).sum().backward()
     slopes = [weight.grad for weight in model.visual.parameters()]
     assert all(slope is not None and torch.isfinite(slope).all() for slope in slopes)
 
 
-def test_one_forward_of_each_model(models: tuple[CLIP, CLIP], two: dict) -> None:
+def test_one_forward_of_each_model(models: tuple[CLIP, CLIP], two: Batch) -> None:
     """Embedding and patches, clean and adversarial pictures together; the original sees the clean ones."""
     method = make(models)
     sizes: dict[str, list[int]] = {"model": [], "original": []}
@@ -285,7 +291,7 @@ def test_one_forward_of_each_model(models: tuple[CLIP, CLIP], two: dict) -> None
         model.visual.register_forward_hook(
             lambda m, inputs, out, name=name: sizes[name].append(len(inputs[0]))
         )
-    method.losses(two["images"], two["images_adv"], two)
+    method.losses(two.images, noisy(two), two)
     assert sizes == {"model": [4], "original": [2]}
 
 

@@ -9,8 +9,8 @@ import torch
 from advflyp.cli.main import main
 from advflyp.model import precision
 from advflyp.model.precision import choose_precision, resolve
+from advflyp.training.loop import train
 from advflyp.training.recipe import read_recipe
-from advflyp.training.trainer import train
 
 CPU = torch.device("cpu")
 

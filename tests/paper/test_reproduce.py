@@ -25,7 +25,8 @@ from advflyp.paper.reproduce import reproduce
 from advflyp.paper.steps import carry_out, is_done, steps_of
 from advflyp.paper.study import read_study
 from advflyp.paper.tuning import read_tuning, tuned_rate
-from advflyp.training.trainer import Trainer
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun
 from report.sample import write_sample
 
 SETS = ("mini/food", "mini/flags")
@@ -104,13 +105,13 @@ def test_a_training_that_a_signal_stopped_is_continued(
 ) -> None:
     plan = small(tiny_folder)
     carry_out(plan, plan, tmp_path / "whole", quiet)
-    real_step = Trainer.step
+    real_step = loop.update
 
-    def stopped(trainer: Trainer, batch: Any) -> Any:
+    def stopped(run: TrainingRun, batch: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return real_step(trainer, batch)
+        return real_step(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", stopped)
+    monkeypatch.setattr(loop, "update", stopped)
     with pytest.raises(RunError, match="stopped the training of advflyp_full-s0; the same command continues"):
         carry_out(plan, plan, tmp_path / "parts", quiet)
     # One of two steps is made: these weights are no result.

@@ -12,9 +12,7 @@ from pathlib import Path
 PATIENCE = 240
 # Of multiprocessing, one server for all tests; it imports this module, and with it all that is imported below.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    ["advflyp.cli.main", "advflyp.evaluation.suite", "advflyp.training.trainer"]
-)
+FORKSERVER.set_forkserver_preload(["advflyp.cli.main", "advflyp.evaluation.suite", "advflyp.training.loop"])
 
 
 def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:

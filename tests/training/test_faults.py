@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from advflyp.data.batch import Batch
 from advflyp.errors import RunError
 from advflyp.model.load import load_model
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun
 from advflyp.training.checkpoint import Damaged, checkpoints, load_checkpoint, load_last, step_of
-from advflyp.training.ending import explained
+from advflyp.training.failures import diagnose
+from advflyp.training.loop import train
 from advflyp.training.runlog import read_metrics
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import Updated
 from training.processes import PATIENCE, Running, finish, run, start
 
 # Small steps, and so many of them that a run can be hit anywhere.
@@ -105,15 +109,15 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
 ) -> None:
     """The end of epoch 1 validates at step 4, of which there is a checkpoint already; the one after it never comes."""
     recipe, whole = expected
-    save = Trainer._save
+    save = loop.save
 
-    def gone(trainer: Trainer, *args: object) -> None:
-        if trainer.progress.validated_at == 4:
+    def gone(run: TrainingRun, *args: object) -> None:
+        if run.state.validated_at == 4:
             raise KeyboardInterrupt
-        save(trainer, *args)  # type: ignore[arg-type]
+        save(run, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_save", gone)
+        patch.setattr(loop, "save", gone)
         train(recipe, VALIDATED, out=tmp_path / "run")
     assert (
         read_metrics(tmp_path / "run")[-1]["step"]
@@ -151,15 +155,15 @@ def test_a_signal_saves_and_ends(expected: tuple[Path, Path], tmp_path: Path, na
 def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = {**VALIDATED, "train.epochs": "2"}
     whole = train(recipe, overrides, out=tmp_path / "whole")
-    real = Trainer._validate
+    real = loop.validate
     asked = []
 
-    def interrupted(self: Trainer, log: object) -> None:
-        if self.progress.step == 6 and not asked:
+    def interrupted(run: TrainingRun, log: object) -> None:
+        if run.state.step == 6 and not asked:
             asked.append(os.kill(os.getpid(), signal.SIGTERM))
-        real(self, log)  # type: ignore[arg-type]
+        real(run, log)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "_validate", interrupted)
+    monkeypatch.setattr(loop, "validate", interrupted)
     result = train(recipe, overrides, out=tmp_path / "run")
     assert (result.finished, result.steps) == (False, 6)
     assert not [
@@ -201,13 +205,13 @@ def test_ctrl_c_that_the_shell_has_turned_off(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it does for what runs in the background."""
-    real = Trainer.step
+    real = loop.update
 
-    def step(self: Trainer, batch: dict) -> dict:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
         os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert train(recipe, {"train.max_steps": "2"}, out=tmp_path / "run").finished
@@ -252,16 +256,16 @@ def test_a_damaged_checkpoint_is_passed_over(
     recipe, whole = expected
     out = tmp_path / "run"
     overrides = {**VALIDATED, "train.max_steps": "24"}
-    real, done = Trainer.step, 0
+    real, done = loop.update, 0
 
-    def dying(self: Trainer, batch: dict) -> dict:
+    def dying(run: TrainingRun, batch: Batch) -> Updated:
         nonlocal done
         done += 1
         if done == 12:
             raise KeyboardInterrupt
-        return real(self, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", dying)
+    monkeypatch.setattr(loop, "update", dying)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overrides, out=out)
     monkeypatch.undo()
@@ -288,17 +292,17 @@ def test_a_full_disk(expected: tuple[Path, Path], tmp_path: Path, monkeypatch: p
     recipe, whole = expected
     out = tmp_path / "run"
     full = {"on": False}
-    real = Trainer.step
+    real = loop.update
 
-    def step(self: Trainer, batch: dict) -> dict:
-        if self.progress.step == 7 and not full["on"]:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        if run.state.step == 7 and not full["on"]:
             full["on"] = True
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        return real(self, batch)
+        return real(run, batch)
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     try:
         with pytest.raises(
             RunError, match=r"cannot write to .*checkpoints: File too large\. The last good checkpoint"
@@ -342,16 +346,16 @@ def test_no_space_is_said_with_what_to_do(
 def test_a_run_that_diverges(
     recipe: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer.step
+    real = loop.update
 
-    def step(self: Trainer, batch: dict) -> dict:
-        if self.progress.step == 5:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        if run.state.step == 5:
             with torch.no_grad():
-                weight = next(p for p in self.parameters if p.ndim == 2)
+                weight = next(p for p in run.parameters if p.ndim == 2)
                 weight.fill_(float("nan" if where == "loss" else "1e20"))
-        return real(self, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     overrides = {"checkpoint.every": "2", "log.every": "2"}
     with pytest.raises(
         RunError, match=r"by step 6: the run diverged\. The last good checkpoint is that of step 4"
@@ -366,17 +370,17 @@ def test_weights_that_the_last_update_broke_are_not_saved(
     recipe: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses and gradients of that step are still fine; weights of 1e30 are finite, and what they compute is not."""
-    real = Trainer.step
+    real = loop.update
 
-    def step(self: Trainer, batch: dict) -> dict:
-        metrics = real(self, batch)
-        if self.progress.step == 3:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        metrics = real(run, batch)
+        if run.state.step == 3:
             with torch.no_grad():
-                for weight in self.parameters:
+                for weight in run.parameters:
                     weight.fill_(float(value))
         return metrics
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     message = (
         r"not finite.* by step 4: the run diverged\. The last good checkpoint is that of step 2\. Start again"
     )
@@ -412,17 +416,17 @@ def test_checkpoints_that_are_there_no_more(
 def test_out_of_memory_names_the_settings(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(self: Trainer, batch: dict) -> dict:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     with pytest.raises(RunError, match=r"step 1: out of memory.*--train.micro_batch 64"):
         train(recipe, out=tmp_path / "run")
     # The real one of a CPU says it otherwise.
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50)
-    assert "train.micro_batch" in str(explained(caught.value, ranks=1))
-    assert explained(RuntimeError("size mismatch"), ranks=2) is None
+    assert "train.micro_batch" in str(diagnose(caught.value, ranks=1))
+    assert diagnose(RuntimeError("size mismatch"), ranks=2) is None
 
 
 def test_a_second_process_is_refused(expected: tuple[Path, Path], tmp_path: Path) -> None:

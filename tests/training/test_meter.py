@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from advflyp.model.clip import CLIP
 from advflyp.training import meter
+from advflyp.training.build import build
 from advflyp.training.meter import Flops, Meter, matrix_rate
 from advflyp.training.recipe import read_recipe
-from advflyp.training.trainer import Trainer
+from advflyp.training.update import update
 
 META = torch.device("meta")
 
@@ -94,19 +95,19 @@ def forward_operations(model: CLIP, images: int) -> int:
 def test_a_step_is_counted_once_and_held_against_the_rate(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(read_recipe(recipe), tmp_path / "run")
-    for batch in trainer.pairs.epoch(0):
-        trainer.meter.add(trainer.step(batch), 16)
-    (counted,) = trainer.meter.flops_per_step.values()
+    run = build(read_recipe(recipe), tmp_path / "run")
+    for batch in run.pairs.epoch(0):
+        run.meter.add(update(run, batch).metrics, 16)
+    (counted,) = run.meter.flops_per_step.values()
     # Two steps of the attack forward and backward to the pixels (2 · 2), the clean and adversarial images forward and
     # backward to weights and activations (2 · 3), the original (1): 11 forward passes, less what the first layer's
     # backward pass to its weights does without the pixels' (and then some for the 16 × 16 similarities).
-    whole = 11 * forward_operations(trainer.model, 16)
+    whole = 11 * forward_operations(run.model, 16)
     assert 0.97 * whole < counted < 1.01 * whole
 
     monkeypatch.setattr(meter, "matrix_rate", lambda device, precision: 1e9)
-    monkeypatch.setattr(meter, "perf_counter", lambda: trainer.meter.started + 2.0)
-    line = trainer.meter.line(trainer.meter.means(), torch.device("cpu"), "fp32")
+    monkeypatch.setattr(meter, "perf_counter", lambda: run.meter.started + 2.0)
+    line = run.meter.line(run.meter.means(), torch.device("cpu"), "fp32")
     assert line["utilisation"] == pytest.approx(4 * counted / 2.0 / 1e9, abs=1e-4)
     assert line["pairs_per_second"] == 4 * 16 / 2.0
 

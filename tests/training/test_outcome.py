@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-
 from advflyp.training.outcome import changes
+
 from advflyp.training.recipe import Recipe, read_recipe
 
 BEFORE = {"clean": 0.305, "robust": 0.01}

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from advflyp.data.batch import Batch
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun
+from advflyp.training.loop import train
 from advflyp.training.runlog import read_metrics
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import Updated
 
 OVERRIDES = {"log.every": "1", "log.trackers": "tensorboard", "log.project": "my-project"}
 
@@ -52,18 +56,18 @@ def test_tensorboard_has_every_number_of_the_metrics(recipe: Path, tmp_path: Pat
 def test_an_interrupted_run_goes_on_in_tensorboard_as_in_the_metrics(
     recipe: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer.step
+    real = loop.update
 
-    def broken(self: Trainer, batch: dict) -> dict:
-        if self.progress.step == step:
+    def broken(run: TrainingRun, batch: Batch) -> Updated:
+        if run.state.step == step:
             raise AssertionError
-        return real(self, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", broken)
+    monkeypatch.setattr(loop, "update", broken)
     with pytest.raises(AssertionError):
         train(recipe, OVERRIDES, out=tmp_path / "run")
     assert list(scalars(tmp_path / "run")["train/loss"]) == list(range(1, step + 1))
-    monkeypatch.setattr(Trainer, "step", real)
+    monkeypatch.setattr(loop, "update", real)
     train(recipe, OVERRIDES, out=tmp_path / "run", resume=True)
     assert list(scalars(tmp_path / "run")["train/loss"]) == [1, 2, 3, 4, 5, 6, 7, 8]
     check_agreement(tmp_path / "run")
@@ -73,15 +77,15 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracker's folder is one of the run's own: it does not make the run folder a foreign one."""
-    real = Trainer._save
+    real = loop.save
 
-    def broken(self: Trainer, *_: object) -> None:
+    def broken(self: TrainingRun, *_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(Trainer, "_save", broken)
+    monkeypatch.setattr(loop, "save", broken)
     with pytest.raises(AssertionError):
         train(recipe, OVERRIDES, out=tmp_path / "run")
-    monkeypatch.setattr(Trainer, "_save", real)
+    monkeypatch.setattr(loop, "save", real)
     assert train(recipe, OVERRIDES, out=tmp_path / "run").finished
     check_agreement(tmp_path / "run")
 

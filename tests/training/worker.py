@@ -7,36 +7,39 @@ from unittest import mock
 
 import torch
 
+from advflyp.training.build import build
+from advflyp.training.loop import share_last_batch
 from advflyp.training.recipe import read_recipe
 from advflyp.training.sharding import whole
-from advflyp.training.trainer import Trainer
+from advflyp.training.update import update
 from helpers import models_in_float64, siglip_config
 
 
 def record(run: dict[str, Any]) -> dict[str, Any]:
     """Some steps of a recipe in float64: per step δ, metrics and gradients; at the end the weights."""
     with models_in_float64():
-        trainer = Trainer(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
-    if trainer.method.original is not None:
+        run = build(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
+    if run.method.original is not None:
         # At the first step model and original are the same, and distances between them have no slope.
         noise = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for weight in trainer.method.original.parameters():
+            for weight in run.method.original.parameters():
                 weight += 0.05 * torch.randn(weight.shape, generator=noise)
     steps = []
-    batches = trainer.pairs.epoch(0)
+    batches = run.pairs.epoch(0)
     for _ in range(run["steps"]):
         batch = next(batches)
-        trainer._split_last(batch)  # as the loop does, where `data.drop_last` is off
+        share_last_batch(run, len(batch.images))  # as the loop does, where `data.drop_last` is off
         # What is asked for on the host makes an accelerator's wait, and its device is another than that of the losses.
         with mock.patch.object(torch.Tensor, "cpu", side_effect=AssertionError("a step copies to the host")):
-            metrics = {name: value.clone() for name, value in trainer.step(batch).items()}
-        names = {id(p): name for name, p in trainer.model.named_parameters()}
-        gradients = {names[id(p)]: whole(p.grad).clone() for p in trainer.parameters if p.grad is not None}
-        delta = batch["images_adv"] - batch["images"]
-        steps.append({"delta": delta, "metrics": metrics, "gradients": gradients, "rows": trainer.share})
-        trainer.progress.step += 1
-    return {"steps": steps, "weights": whole(trainer.model.state_dict()), "trainer": trainer}
+            updated = update(run, batch)
+        metrics = {name: value.clone() for name, value in updated.metrics.items()}
+        names = {id(p): name for name, p in run.model.named_parameters()}
+        gradients = {names[id(p)]: whole(p.grad).clone() for p in run.parameters if p.grad is not None}
+        delta = updated.images_adv - updated.batch.images
+        steps.append({"delta": delta, "metrics": metrics, "gradients": gradients, "rows": run.share})
+        run.state.step += 1
+    return {"steps": steps, "weights": whole(run.model.state_dict()), "run": run}
 
 
 def main(file: Path) -> None:
@@ -45,7 +48,7 @@ def main(file: Path) -> None:
     last = None
     for run in runs:
         found = record(run)
-        last = found.pop("trainer")
+        last = found.pop("run")
         rank = last.ranks.rank
         for step in found["steps"]:
             step["rows"] = [step["rows"].first, step["rows"].last]

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from torch import Tensor
 
-from advflyp.evaluation.evaluator import Evaluator
+from advflyp.evaluation.evaluator import Judge
 from advflyp.evaluation.results import Cell, mean_interval, read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.method.base import Batch
-from advflyp.training.trainer import Trainer
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun
+from advflyp.training.update import Updated
 from advflyp.use import quickstart as module
 from advflyp.use.quickstart import AFTER, BEFORE, EPS, quickstart
 
@@ -60,7 +61,7 @@ def test_the_results_that_come_with_the_weights_are_taken_up(
     """
     with as_file(files("advflyp") / module.MEASURED) as measured:
         shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(Evaluator, "run", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(Judge, "run", lambda *_, **__: pytest.fail("measured again"))
     cells = module._measure("mini", BEFORE, tmp_path, Console(quiet=True))
     assert len(cells) == 50 and {cell.model for cell in cells} == {BEFORE}
 
@@ -119,18 +120,18 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     small = {"data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
     monkeypatch.setattr(module, "KEYS", module.KEYS | small)
     monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: 1000.0)
-    real, done = Trainer.step, []
+    real, done = loop.update, []
 
-    def dying(self: Trainer, batch: Batch) -> dict[str, Tensor]:
+    def dying(run: TrainingRun, batch: Batch) -> Updated:
         if done:
             raise KeyboardInterrupt
         done.append(1)
-        return real(self, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", dying)
+    monkeypatch.setattr(loop, "update", dying)
     with pytest.raises(KeyboardInterrupt):
         quickstart(tmp_path)
-    monkeypatch.setattr(Trainer, "step", real)
+    monkeypatch.setattr(loop, "update", real)
     monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: pytest.fail("the length is known"))
     quickstart(tmp_path)
     assert "max_steps = 2" in (tmp_path / "run/recipe.toml").read_text()

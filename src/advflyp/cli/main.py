@@ -91,7 +91,7 @@ class Train:
         recipe = find_recipe(self.recipe)
         check_names(recipe, self.overrides)
         from advflyp.distributed import is_first
-        from advflyp.training.trainer import train
+        from advflyp.training.loop import train
 
         out = self.out or Path("runs") / recipe.stem
         result = train(recipe, self.overrides, out=out, resume=self.resume, console=_console())

@@ -125,11 +125,11 @@ class AdvFLYP(Regularised):
 
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: L_CLIP of the perturbed batch."""
-        return self._pair_loss(embeddings, batch["text_embeddings"].detach(), batch)
+        return self._pair_loss(embeddings, batch.text_embeddings.detach(), batch)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Eq. 13: {"clip" or "sigmoid", "feature", "logit"}, each already weighted."""
-        text = batch["text_embeddings"]
+        text = batch.text_embeddings
         adversarial, anchors = self.branches(images, images_adv, batch)
         return {
             "sigmoid" if self.sigmoid else "clip": self._pair_loss(adversarial, text, batch),
@@ -139,10 +139,8 @@ class AdvFLYP(Regularised):
     def _pair_loss(self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch) -> Tensor:
         ignore = None
         if self.config.mask_same_caption:
-            # Once a batch: every step of the attack asks for it again.
-            if "same_captions" not in batch:
-                batch["same_captions"] = same_captions(batch["captions"], self.ranks, image_embeddings.device)
-            ignore = batch["same_captions"]
+            device = image_embeddings.device
+            ignore = batch.once("same_captions", lambda: same_captions(batch.captions, self.ranks, device))
         scale, bias = self.model.logit_scale, self.model.logit_bias
         if self.sigmoid:
             assert bias is not None

@@ -1,21 +1,17 @@
-"""What the trainer asks of a method, and the table of methods."""
+"""What the training loop asks of a method."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from advflyp.data.batch import Batch
 from advflyp.distributed import ALONE, Ranks
 from advflyp.model.clip import CLIP
 
-# images (N, 3, H, W) in [0, 1]; captions: N texts; text_embeddings (N, d) unit-norm, those of the captions.
-# Of a labelled set also labels (N,) int64 and class_embeddings (K, d) unit-norm; a caption is its class's prompt.
-# With several processes, images, captions and labels are those of this one; text_embeddings are those of all.
-Batch = dict[str, Any]
-
 
 class Method(ABC):
-    """An inner loss to be raised over perturbations and outer losses to be lowered over weights.
+    """An inner loss, maximised over perturbations, and outer losses, minimised over weights.
 
     trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with (batches
                then hold no embeddings of texts)
@@ -64,7 +60,7 @@ class FromEmbeddings(Method):
     @property
     @abstractmethod
     def shares_clean(self) -> bool:
-        """Whether `losses` need f_θ(x) with gradients, from `batch["clean_embeddings"]` where it is there."""
+        """Whether `losses` need f_θ(x) with gradients, which are `batch.clean_embeddings` where the attack has them."""
 
     @abstractmethod
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:

@@ -29,14 +29,14 @@ class FARE(Method):
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,)."""
-        # Once a batch: every step of the attack asks for it again.
-        if "original_embeddings" not in batch:
-            assert self.original is not None
-            with torch.no_grad():
-                batch["original_embeddings"] = self.original.encode_image_raw(batch["images"])
-        distance = self.model.encode_image_raw(images_adv) - batch["original_embeddings"]
-        return distance.square().sum(dim=1)
+        target = batch.once("original_embeddings", lambda: self._embed_original(batch.images))
+        return (self.model.encode_image_raw(images_adv) - target).square().sum(dim=1)
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"embedding"}: the mean over the batch."""
         return {"embedding": self.ranks.mean(self.attack_loss(images_adv, batch))}
+
+    @torch.no_grad()
+    def _embed_original(self, images: Tensor) -> Tensor:
+        assert self.original is not None
+        return self.original.encode_image_raw(images)

@@ -59,20 +59,20 @@ class PMGAFT(FromEmbeddings):
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "original", "clean"}, each already weighted; gradients flow through P_adv and P_clean."""
-        config, classes = self.config, batch["class_embeddings"]
+        config, classes = self.config, batch.class_embeddings
         adversarial, clean, original = encode_branches(
             self.model,
             images,
             images_adv,
             clean=self.shares_clean,
             original=self.original,
-            known=batch.get("clean_embeddings"),
+            known=batch.clean_embeddings,
         )
         scale, constant = self.model.logit_scale, self.model.logit_scale.detach()
         if config.logit_temperature is not None:
             scale = constant = config.logit_temperature
         logits = class_logits(adversarial, classes, scale)
-        result = {"ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none"))}
+        result = {"ce": self.ranks.mean(F.cross_entropy(logits, batch.labels, reduction="none"))}
         terms = {"original": (config.original_weight, original), "clean": (config.clean_weight, clean)}
         for name, (weight, anchor) in terms.items():
             if anchor is not None:

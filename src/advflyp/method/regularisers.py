@@ -146,7 +146,7 @@ class Regularised(FromEmbeddings):
             images_adv,
             clean=self.shares_clean,
             original=self.original,
-            known=batch.get("clean_embeddings"),
+            known=batch.clean_embeddings,
         )
         anchors = {"clean": clean, "original": original}
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}

@@ -22,8 +22,8 @@ def class_loss(
     logit_scale: τ⁻¹; none is the model's own
     """
     scale = model.logit_scale if logit_scale is None else logit_scale
-    logits = class_logits(embeddings, batch["class_embeddings"].detach(), scale)
-    return F.cross_entropy(logits, batch["labels"], reduction="none")
+    logits = class_logits(embeddings, batch.class_embeddings.detach(), scale)
+    return F.cross_entropy(logits, batch.labels, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,10 @@ class TeCoA(Regularised):
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "feature", "logit"}, each already weighted."""
-        classes = batch["class_embeddings"]
+        classes = batch.class_embeddings
         adversarial, anchors = self.branches(images, images_adv, batch)
         logits = class_logits(adversarial, classes, self.model.logit_scale)
         return {
-            "ce": self.ranks.mean(F.cross_entropy(logits, batch["labels"], reduction="none")),
+            "ce": self.ranks.mean(F.cross_entropy(logits, batch.labels, reduction="none")),
             **self.penalties(adversarial, anchors, classes),
         }

@@ -96,7 +96,7 @@ class TGAZSR(Method):
 
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "refinement", "constraint"}, each already weighted; gradients flow through A_θ, not through A_θ₀."""
-        config, labels, classes = self.config, batch["labels"], batch["class_embeddings"]
+        config, labels, classes = self.config, batch.labels, batch.class_embeddings
         if self.original is None:
             return {"ce": self.ranks.mean(class_loss(self.model, self.model.encode_image(images_adv), batch))}
         text = classes.detach()[labels]

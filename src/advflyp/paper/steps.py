@@ -30,7 +30,8 @@ from advflyp.model.load import load_model, pick_device, weights_sha256
 from advflyp.paper.plan import Measure, Plan, Run
 from advflyp.paper.tuning import tuned_rate
 from advflyp.training.checkpoint import checkpoints
-from advflyp.training.trainer import CHECKPOINTS, train
+from advflyp.training.folder import CHECKPOINTS
+from advflyp.training.loop import train
 from advflyp.wording import counted
 
 FINISHED = "finished"

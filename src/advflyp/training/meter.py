@@ -38,8 +38,8 @@ class Meter:
     def __init__(self) -> None:
         self.counts = True  # whether operations are counted at all
         self.flops_per_step: dict[Any, float] = {}  # of this process, by kind of step
-        self.flops_of_last: float | None = None
-        self.rate: float | None = None
+        self.flops_of_last = 0.0  # 0 where they are not known
+        self.rate = 0.0  # of the device; measured for the first line
         self._reset()
 
     def _reset(self) -> None:
@@ -53,7 +53,7 @@ class Meter:
         """metrics: device scalars of the last step;  pairs: of all processes together"""
         self.rows.append(metrics)
         self.pairs += pairs
-        self.flops += self.flops_of_last or 0
+        self.flops += self.flops_of_last
 
     @contextmanager
     def counting(self, compiled: bool, kind: Any = None) -> Iterator[None]:
@@ -64,7 +64,7 @@ class Meter:
             with Flops() as flops:
                 yield
             self.flops_per_step[kind] = flops.total
-        self.flops_of_last = self.flops_per_step.get(kind)
+        self.flops_of_last = self.flops_per_step.get(kind, 0.0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -96,14 +96,14 @@ class Meter:
             "memory_gb": round(peak_memory(device) / 1e9, 3),
         }
         if self.flops:
-            if self.rate is None:
+            if not self.rate:
                 self.rate = matrix_rate(device, precision)
             result["utilisation"] = round(self.flops / seconds / self.rate, 4)
         self._reset()
         return result
 
 
-def not_finite(means: dict[str, float]) -> list[str]:
+def losses_not_finite(means: dict[str, float]) -> list[str]:
     """Names of the losses and the gradient's norm, those that are NaN or infinite."""
     judged = [name for name in means if name.startswith("loss") or name == "grad_norm"]
     return [name for name in judged if not math.isfinite(means[name])]

@@ -19,11 +19,13 @@ from advflyp.report.console import EvaluationProgress, before_after_table
 from advflyp.report.figures.examples import examples
 from advflyp.report.pages.html import write_report
 from advflyp.report.pages.sections import FILES
+from advflyp.training.build import build
 from advflyp.training.checkpoint import checkpoints
+from advflyp.training.folder import CHECKPOINTS, RECIPE_FILE, check_folder
+from advflyp.training.loop import train
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import duration
-from advflyp.training.setup import CHECKPOINTS, RECIPE_FILE, check_folder
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import update
 from advflyp.wording import counted
 
 RECIPE = "configs/mini/advflyp_full.toml"
@@ -136,18 +138,18 @@ def _affordable(recipe: Path, seconds: float, console: Console) -> int:
 
 
 def _seconds_per_step(recipe: Path) -> float:
-    """Of the second and third step of the real trainer; the first one warms up."""
+    """Of the second and third step of a real run; the first one warms up."""
     with TemporaryDirectory() as folder:
-        trainer = Trainer(read_recipe(recipe, KEYS), Path(folder))
+        run = build(read_recipe(recipe, KEYS), Path(folder))
         try:
-            batches = trainer.pairs.epoch(0)
-            trainer.step(next(batches))
+            batches = run.pairs.epoch(0)
+            update(run, next(batches))
             begun = time.monotonic()
             for _ in range(2):
-                trainer.step(next(batches))["loss"].item()
+                update(run, next(batches)).metrics["loss"].item()
             return (time.monotonic() - begun) / 2
         finally:
-            trainer.close()
+            run.close()
 
 
 def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[Cell]:

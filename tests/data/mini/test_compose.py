@@ -53,39 +53,35 @@ def test_batches(folder: Path) -> None:
     batches = list(pairs.epoch(0))
     assert len(pairs) == len(batches) == 2
     for batch in batches:
-        assert batch["images"].shape == (8, 3, 64, 64)
-        assert batch["images"].min() >= 0 and batch["images"].max() <= 1
-        assert all("grey" in caption or "icon" in caption for caption in batch["captions"])
+        assert batch.images.shape == (8, 3, 64, 64)
+        assert batch.images.min() >= 0 and batch.images.max() <= 1
+        assert all("grey" in caption or "icon" in caption for caption in batch.captions)
 
 
 def test_the_last_smaller_batch(folder: Path) -> None:
     pairs = mini_pairs(folder, drop_last=False)
     batches = list(pairs.epoch(0))
     assert len(pairs) == len(batches) == 3
-    assert (
-        [len(batch["images"]) for batch in batches]
-        == [len(batch["captions"]) for batch in batches]
-        == [8, 8, 4]
-    )
-    (rest,) = mini_pairs(folder, drop_last=False).epoch(0, batches[1]["position"])
-    assert torch.equal(rest["images"], batches[2]["images"])
+    assert [len(batch.images) for batch in batches] == [len(batch.captions) for batch in batches] == [8, 8, 4]
+    (rest,) = mini_pairs(folder, drop_last=False).epoch(0, batches[1].position)
+    assert torch.equal(rest.images, batches[2].images)
 
 
 def test_a_batch_depends_on_seed_epoch_and_place_alone(folder: Path) -> None:
     whole = list(mini_pairs(folder).epoch(3))
-    (rest,) = mini_pairs(folder).epoch(3, whole[0]["position"])
-    assert rest["captions"] == whole[1]["captions"]
-    assert torch.equal(rest["images"], whole[1]["images"])
-    assert not torch.equal(next(iter(mini_pairs(folder).epoch(4)))["images"], whole[0]["images"])
-    assert not torch.equal(next(iter(mini_pairs(folder, seed=1).epoch(3)))["images"], whole[0]["images"])
+    (rest,) = mini_pairs(folder).epoch(3, whole[0].position)
+    assert rest.captions == whole[1].captions
+    assert torch.equal(rest.images, whole[1].images)
+    assert not torch.equal(next(iter(mini_pairs(folder).epoch(4))).images, whole[0].images)
+    assert not torch.equal(next(iter(mini_pairs(folder, seed=1).epoch(3))).images, whole[0].images)
 
 
 def test_captions_belong_to_their_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advflyp.data.mini.compose.augment", lambda images, mirror, generator: images)
     monkeypatch.setattr("advflyp.data.mini.compose.caption", lambda meta, rng: meta["name"])
     for batch in mini_pairs(folder).epoch(0):
-        centre = batch["images"][:, 0, 32, 32] * 255
-        assert [f"grey{round(value)}" for value in centre.tolist()] == batch["captions"]
+        centre = batch.images[:, 0, 32, 32] * 255
+        assert [f"grey{round(value)}" for value in centre.tolist()] == batch.captions
 
 
 def test_draws_in_proportion_to_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +89,7 @@ def test_draws_in_proportion_to_weight(tmp_path: Path, monkeypatch: pytest.Monke
     pairs.weights[:] = 1.0
     pairs.weights[0] = 19.0
     monkeypatch.setattr("advflyp.data.mini.compose.caption", lambda meta, rng: meta["name"])
-    drawn = [c for epoch in range(40) for batch in pairs.epoch(epoch) for c in batch["captions"]]
+    drawn = [c for epoch in range(40) for batch in pairs.epoch(epoch) for c in batch.captions]
     assert drawn.count("grey0") / len(drawn) == pytest.approx(0.5, abs=0.07)
 
 
@@ -192,21 +188,21 @@ def test_labelled_pictures_are_those_of_the_captioned_twin(concepts: Path) -> No
     captioned = MiniPairs(concepts, config, seed=0, device=CPU, concepts=["apple", "boat"])
     assert len(labelled) == 2 and len(labelled.metas) == 10
     for one, other in zip(labelled.epoch(1), captioned.epoch(1), strict=True):
-        assert torch.equal(one["images"], other["images"])
-        assert one["captions"] == [f"a {['apple', 'boat'][label]}" for label in one["labels"].tolist()]
-        assert all("grey" in caption or "icon" in caption for caption in other["captions"])
-        assert one["position"] == other["position"]
+        assert torch.equal(one.images, other.images)
+        assert one.captions == [f"a {['apple', 'boat'][label]}" for label in one.labels.tolist()]
+        assert all("grey" in caption or "icon" in caption for caption in other.captions)
+        assert one.position == other.position
     (rest,) = labelled.epoch(1, {"batch": 1})
-    assert torch.equal(rest["labels"], one["labels"]) and torch.equal(rest["images"], one["images"])
+    assert torch.equal(rest.labels, one.labels) and torch.equal(rest.images, one.images)
 
 
 def test_labels_belong_to_their_pictures(concepts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advflyp.data.mini.compose.augment", lambda images, mirror, generator: images)
     classes = ["cat", "apple"]
     for batch in mini_classes(concepts, classes).epoch(0):
-        numbers = (batch["images"][:, 0, 32, 32] * 255 / 12).round().int().tolist()
+        numbers = (batch.images[:, 0, 32, 32] * 255 / 12).round().int().tolist()
         expected = [("none", "cat", "boat", "apple")[number % 4] for number in numbers]
-        assert [classes[label] for label in batch["labels"].tolist()] == expected
+        assert [classes[label] for label in batch.labels.tolist()] == expected
 
 
 def test_a_limit_on_labelled_pictures_is_balanced(concepts: Path) -> None:

@@ -23,7 +23,7 @@ def opened(tiny: CLIP, train: object, seed: int = 0, **config: object):
 
 
 def captions(batches: list[dict]) -> list[str]:
-    return [caption for batch in batches for caption in batch["captions"]]
+    return [caption for batch in batches for caption in batch.captions]
 
 
 @pytest.fixture(params=["folder", "shards", "shards.gz"])
@@ -39,8 +39,8 @@ def test_an_epoch_has_every_pair_at_most_once(tiny: CLIP, source: Path) -> None:
     stream = opened(tiny, source)
     batches = list(stream.epoch(0))
     assert len(stream) == len(batches) == 5
-    assert all(batch["images"].shape == (8, 3, 32, 32) for batch in batches)
-    assert batches[0]["images"].min() >= 0.0 and batches[0]["images"].max() <= 1
+    assert all(batch.images.shape == (8, 3, 32, 32) for batch in batches)
+    assert batches[0].images.min() >= 0.0 and batches[0].images.max() <= 1
     expected = Counter(caption for _, caption in pairs(43))
     assert not Counter(captions(batches)) - expected
     assert not stream.dirt.counts
@@ -54,7 +54,7 @@ def test_pictures_keep_their_captions(tiny: CLIP, tmp_path: Path) -> None:
         grey += [(f"k{value}.png", stream.getvalue()), (f"k{value}.txt", str(value).encode())]
     stream = opened(tiny, write_tar(tmp_path / "grey.tar", grey))
     for batch in stream.epoch(0):
-        for image, caption in zip(batch["images"], batch["captions"], strict=True):
+        for image, caption in zip(batch.images, batch.captions, strict=True):
             # A pixel is rounded to 2⁻²⁵.
             assert image.double().mean().item() * 255 == pytest.approx(int(caption), abs=255 * 2**-25)
 
@@ -68,21 +68,21 @@ def test_order_depends_on_seed_and_epoch_alone(tiny: CLIP, source: Path) -> None
 
 def test_resuming_within_an_epoch(tiny: CLIP, source: Path) -> None:
     whole = list(opened(tiny, source).epoch(3))
-    rest = list(opened(tiny, source).epoch(3, whole[1]["position"]))
-    assert [b["captions"] for b in rest] == [b["captions"] for b in whole[2:]]
-    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(rest, whole[2:], strict=True))
+    rest = list(opened(tiny, source).epoch(3, whole[1].position))
+    assert [b.captions for b in rest] == [b.captions for b in whole[2:]]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(rest, whole[2:], strict=True))
 
 
 def test_the_last_smaller_batch(tiny: CLIP, source: Path) -> None:
     stream = opened(tiny, source, drop_last=False)
     batches = list(stream.epoch(0))
     assert len(stream) == len(batches) == 6
-    assert [len(batch["images"]) for batch in batches] == [8, 8, 8, 8, 8, 3]
+    assert [len(batch.images) for batch in batches] == [8, 8, 8, 8, 8, 3]
     assert Counter(captions(batches)) == Counter(caption for _, caption in pairs(43))
     assert captions(batches[:5]) == captions(list(opened(tiny, source).epoch(0)))
-    (rest,) = opened(tiny, source, drop_last=False).epoch(0, batches[4]["position"])
-    assert rest["captions"] == batches[5]["captions"] and torch.equal(rest["images"], batches[5]["images"])
-    assert not list(opened(tiny, source, drop_last=False).epoch(0, batches[5]["position"]))
+    (rest,) = opened(tiny, source, drop_last=False).epoch(0, batches[4].position)
+    assert rest.captions == batches[5].captions and torch.equal(rest.images, batches[5].images)
+    assert not list(opened(tiny, source, drop_last=False).epoch(0, batches[5].position))
 
 
 def test_resuming_counts_unusable_samples(tiny: CLIP, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_resuming_counts_unusable_samples(tiny: CLIP, tmp_path: Path) -> None:
     for index in range(0, 40, 7):
         (folder / f"{index:04d}.png").write_bytes(b"not a picture")
     whole = list(opened(tiny, folder).epoch(0))
-    rest = list(opened(tiny, folder).epoch(0, whole[0]["position"]))
-    assert [b["captions"] for b in rest] == [b["captions"] for b in whole[1:]]
+    rest = list(opened(tiny, folder).epoch(0, whole[0].position))
+    assert [b.captions for b in rest] == [b.captions for b in whole[1:]]
 
 
 def test_unusable_samples_are_counted_by_reason(tiny: CLIP, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_two_sources(tiny: CLIP, tmp_path: Path) -> None:
     assert len(stream) == len(whole) == 6
     assert captions(whole).count("other") == 12
     rest = list(
-        opened(tiny, main, also=str(other), also_share=0.25, shuffle_buffer=16).epoch(0, whole[2]["position"])
+        opened(tiny, main, also=str(other), also_share=0.25, shuffle_buffer=16).epoch(0, whole[2].position)
     )
     assert captions(rest) == captions(whole[3:])
     with pytest.raises(ValueError, match=r"data\.also mixes decoded pairs"):

@@ -19,7 +19,7 @@ from advflyp.cli.main import main
 from advflyp.model.clip import CLIP
 from advflyp.model.interop.checkpoints import split_name
 from advflyp.model.load import load_model, save_model
-from advflyp.training.trainer import train
+from advflyp.training.loop import train
 from helpers import TEXT, VISION, assert_equal64, make_tiny, siglip_config, small_model
 from hubserver import Hub, use_hub
 

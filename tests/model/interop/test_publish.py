@@ -20,7 +20,7 @@ from advflyp.evaluation.suite import evaluate
 from advflyp.model.interop.licences import find_licence
 from advflyp.model.interop.publish import prepare
 from advflyp.model.load import load_model, save_model
-from advflyp.training.trainer import train
+from advflyp.training.loop import train
 from helpers import assert_equal64
 from hubserver import NOWHERE, TOKEN, Hub, use_hub
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.data.batch import Batch
 from advflyp.data.mini import EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_tar
@@ -150,7 +151,7 @@ class MiniPairs:
     def __len__(self) -> int:
         return self.share.batches(len(self.metas))
 
-    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
         rng = random.Random(f"{self.seed}/{epoch}")
         draw = torch.Generator().manual_seed(rng.getrandbits(63))
         pairs = min(len(self) * self.batch_size, len(self.metas))
@@ -166,7 +167,7 @@ class MiniPairs:
             # Made as a whole by every process, so that several see the pictures of one: composing costs little.
             mine = slice(*self.share.of_last(len(index)))
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
-            yield {"images": images[mine], **about, "position": {"batch": batch + 1}}
+            yield Batch(images=images[mine], **about, position={"batch": batch + 1})
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         """What the pictures at `index` come with."""

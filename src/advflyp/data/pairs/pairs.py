@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from advflyp.data.batch import Batch
 from advflyp.data.pairs.dirt import ENOUGH, Dirt
 from advflyp.data.pairs.images import PictureReader
 from advflyp.data.pairs.prefetch import prefetched, threaded
@@ -137,10 +138,10 @@ class Pairs(Protocol):
         """Batches an epoch has if no sample is unusable."""
         ...
 
-    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
-        """Batches of one epoch: {"images": (N, 3, H, W) in [0, 1], "captions": [str], "position": {…}}.
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
+        """Batches of one epoch: images, captions and a position, of a labelled set also labels.
 
-        start: the "position" of the last batch already seen in this epoch
+        start: the position of the last batch already seen in this epoch
         """
         ...
 
@@ -199,13 +200,13 @@ class Decoded(ABC, Generic[Raw, With]):
     def __len__(self) -> int:
         return self.share.batches(self.count)
 
-    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
         for batch in prefetched(self._batches(epoch, start)):
             self.dirt = batch.pop("dirt")
             if not batch:
                 return  # behind the last full batch
             batch["images"] = batch["images"].to(self.device, non_blocking=True).float() / 255
-            yield batch
+            yield Batch(**batch)
 
     def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
         """Batches with a copy of the dirt up to their end, and one of dirt alone at the end of the epoch."""

@@ -4,22 +4,24 @@ import io
 import itertools
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-import advflyp.training.step as step_module
+import advflyp.training.update as step_module
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.data.pairs.stream import Share
+from advflyp.training.build import build
 from advflyp.training.checkpoint import checkpoints, load_last, step_of
+from advflyp.training.loop import train
 from advflyp.training.meter import Flops
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
-from advflyp.training.step import constant, derive_seed, random_start
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import constant, derive_seed, find_adversarial, random_start, update
 from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64
 
@@ -90,20 +92,20 @@ def test_economies_that_exclude_each_other(recipe: Path) -> None:
 
 def test_the_attack_computes_no_gradient_of_a_weight(recipe: Path, tmp_path: Path) -> None:
     """Nothing is kept for one either: the weights of the tower do not appear among what autograd saves of inputs."""
-    trainer = Trainer(read_recipe(recipe), tmp_path / "run")
-    batch = next(iter(trainer.pairs.epoch(0)))
-    trainer.embed_texts(batch)
+    run = build(read_recipe(recipe), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    batch = run.add_texts(batch)
     asked: list[bool] = []
-    real = trainer.method.attack_loss
+    real = run.method.attack_loss
 
     def loss(images: torch.Tensor, batch: dict) -> torch.Tensor:
-        asked.append(any(p.requires_grad for p in trainer.parameters))
+        asked.append(any(p.requires_grad for p in run.parameters))
         return real(images, batch)
 
-    trainer.method.attack_loss = loss  # type: ignore[method-assign]
-    trainer.attack(batch["images"], batch)
+    run.method.attack_loss = loss  # type: ignore[method-assign]
+    find_adversarial(run, batch)
     assert asked == [False, False]
-    assert all(p.requires_grad and p.grad is None for p in trainer.parameters)
+    assert all(p.requires_grad and p.grad is None for p in run.parameters)
 
 
 SHARED = {"attack.steps": "1", "attack.start": "zero", "attack.share_clean_forward": "true"}
@@ -140,13 +142,13 @@ def test_other_methods_share_their_forward(name: str, tmp_path: Path, tiny_folde
 
 def flops(recipe: Path, overrides: dict[str, str], out: Path) -> float:
     """Of the image tower in one update, in forward passes of the batch."""
-    trainer = Trainer(read_recipe(recipe, {**overrides, "data.batch_size": "8"}), out)
-    batch = next(iter(trainer.pairs.epoch(0)))
+    run = build(read_recipe(recipe, {**overrides, "data.batch_size": "8"}), out)
+    batch = next(iter(run.pairs.epoch(0)))
     with torch.no_grad(), Flops() as forward:
-        trainer.model.encode_image(batch["images"])
-    trainer.step(batch)
-    assert trainer.meter.flops_of_last is not None
-    return trainer.meter.flops_of_last / forward.total
+        run.model.encode_image(batch.images)
+    update(run, batch)
+    assert run.meter.flops_of_last is not None
+    return run.meter.flops_of_last / forward.total
 
 
 def test_what_a_step_costs(recipe: Path, tmp_path: Path) -> None:
@@ -173,12 +175,13 @@ def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
     found = {}
     for start in ("zero", "noise", "random"):
         overrides = {"attack.steps": "1", "attack.start": start, "attack.eps": eps, "attack.step_size": eps}
-        trainer = Trainer(read_recipe(recipe, overrides), tmp_path / start)
-        batch = next(iter(trainer.pairs.epoch(0)))
-        images = batch["images"] = batch["images"] * 0.5 + 0.25  # so that nothing is clamped
-        trainer.embed_texts(batch)
-        found[start] = trainer.attack(images, batch) - images
-        assert torch.equal(trainer.attack(images, batch) - images, found[start])
+        run = build(read_recipe(recipe, overrides), tmp_path / start)
+        batch = next(iter(run.pairs.epoch(0)))
+        images = batch.images * 0.5 + 0.25  # so that nothing is clamped
+        batch = replace(batch, images=images)
+        batch = run.add_texts(batch)
+        found[start] = find_adversarial(run, batch).images - images
+        assert torch.equal(find_adversarial(run, batch).images - images, found[start])
     zero, noise, random = found["zero"].abs(), found["noise"].abs(), found["random"].abs()
     assert torch.allclose(zero[zero > 0], torch.tensor(eps), atol=1e-6) and (zero > 0).float().mean() > 0.9
     assert random.max() <= eps + 1e-6 and random.unique().numel() > 100

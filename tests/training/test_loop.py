@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from advflyp.attack.pgd import pgd
+from advflyp.data.batch import Batch
 from advflyp.method.advflyp import clip_loss
 from advflyp.model.load import load_model, read_card, weights_sha256
+from advflyp.training import loop
+from advflyp.training.build import TrainingRun, build, copied
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
+from advflyp.training.loop import fit, train
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
-from advflyp.training.setup import copied
-from advflyp.training.step import random_start
-from advflyp.training.trainer import Trainer, train
+from advflyp.training.update import Updated, find_adversarial, random_start, update
 from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
 
@@ -68,17 +70,17 @@ def test_resuming_equals_no_interruption(
     overrides = {"checkpoint.every": 1, "optim.name": "sgd", "optim.lr": 0.05}
     train(recipe, overrides, out=tmp_path / "whole")
 
-    real_step = Trainer.step
+    real_step = loop.update
     done = 0
 
-    def dying_step(self: Trainer, batch: dict) -> dict:
+    def dying_step(run: TrainingRun, batch: Batch) -> Updated:
         nonlocal done
         if done == killed_after:
             raise KeyboardInterrupt
         done += 1
-        return real_step(self, batch)
+        return real_step(run, batch)
 
-    monkeypatch.setattr(Trainer, "step", dying_step)
+    monkeypatch.setattr(loop, "update", dying_step)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overrides, out=tmp_path / "cut")
     monkeypatch.undo()
@@ -103,7 +105,9 @@ def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
     assert equal(state(tmp_path / "run"), state(tmp_path / "whole"))
 
 
-def test_the_last_smaller_batch_is_a_step(recipe: Path, tmp_path: Path) -> None:
+def test_the_last_smaller_batch_is_a_step(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """41 pairs in batches of 16, so 16, 16 and 9, in two epochs; also where a run is resumed before and behind it."""
     overrides = {"data.limit": 41, "data.drop_last": "false", "checkpoint.every": 1, "log.every": 1}
     result = train(recipe, overrides, out=tmp_path / "whole")
@@ -111,13 +115,13 @@ def test_the_last_smaller_batch_is_a_step(recipe: Path, tmp_path: Path) -> None:
     seen = [line["seen"] for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert seen == [16, 32, 41, 57, 73, 82]
     for left in (2, 3):
-        trainer = Trainer(read_recipe(recipe, overrides), tmp_path / f"cut-{left}")
+        run = build(read_recipe(recipe, overrides), tmp_path / f"cut-{left}")
         steps = iter(range(left))
-        step = trainer.step
-        trainer.step = lambda batch: (next(steps), step(batch))[1]  # noqa: B023
+        monkeypatch.setattr(loop, "update", lambda run, batch: (next(steps), update(run, batch))[1])  # noqa: B023
         with pytest.raises(StopIteration):
-            trainer.fit()
-        trainer.close()
+            fit(run)
+        monkeypatch.undo()
+        run.close()
         assert train(recipe, overrides, out=tmp_path / f"cut-{left}", resume=True).steps == 6
         assert equal(state(tmp_path / f"cut-{left}"), state(tmp_path / "whole"))
 
@@ -138,16 +142,16 @@ def test_flyp_encodes_the_captions_that_are_drawn(tmp_path: Path, tiny_folder: P
     path.write_text(RECIPE.format(model=tiny_folder, data=data).replace('"advflyp"', '"flyp"'))
     overrides = {"data.templates": "openai", "data.batch_size": 8, "train.unfreeze": unfreeze}
     with models_in_float64():
-        trainer = Trainer(read_recipe(path, overrides), tmp_path / "run")
-    batch = next(iter(trainer.pairs.epoch(0)))
-    assert len(set(batch["captions"])) > 4
-    with mock.patch.object(trainer.model, "tokenizer", wraps=trainer.model.tokenizer) as tokenizer:
-        trainer.embed_texts(batch)
+        run = build(read_recipe(path, overrides), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    assert len(set(batch.captions)) > 4
+    with mock.patch.object(run.model, "tokenizer", wraps=run.model.tokenizer) as tokenizer:
+        batch = run.add_texts(batch)
     assert sum(len(call.args[0]) for call in tokenizer.call_args_list) <= 8
-    assert "class_embeddings" not in batch
-    assert batch["text_embeddings"].requires_grad == (unfreeze == "all")
-    assert_equal64(batch["text_embeddings"], trainer.model.encode_text(batch["captions"]))
-    trainer.close()
+    assert batch.class_embeddings.numel() == 0
+    assert batch.text_embeddings.requires_grad == (unfreeze == "all")
+    assert_equal64(batch.text_embeddings, run.model.encode_text(batch.captions))
+    run.close()
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe: Path, tmp_path: Path) -> None:
@@ -179,18 +183,18 @@ def test_batch_norm_statistics_move_only_when_asked(
 
 
 def test_attack_raises_the_methods_loss_within_the_threat(recipe: Path, tmp_path: Path) -> None:
-    trainer = Trainer(read_recipe(recipe), tmp_path / "run")
-    batch = next(iter(trainer.pairs.epoch(0)))
-    images = batch["images"]
-    batch["text_embeddings"] = trainer.embed_text(batch["captions"])
-    found = trainer.attack(images, batch)
-    threat = trainer.recipe.attack.threat
+    run = build(read_recipe(recipe), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    images = batch.images
+    batch = run.add_texts(batch)
+    found = find_adversarial(run, batch).images
+    threat = run.recipe.attack.threat
     assert threat.contains(images, found).all()
     start = threat.random_start(images, torch.Generator().manual_seed(0))
-    assert trainer.method.attack_loss(found, batch) > trainer.method.attack_loss(start, batch)
-    assert torch.equal(trainer.attack(images, batch), found), "the start depends on seed and step alone"
-    trainer.progress.step += 1
-    assert not torch.equal(trainer.attack(images, batch), found)
+    assert run.method.attack_loss(found, batch) > run.method.attack_loss(start, batch)
+    assert torch.equal(find_adversarial(run, batch).images, found), "the start depends on seed and step alone"
+    run.state.step += 1
+    assert not torch.equal(find_adversarial(run, batch).images, found)
 
 
 def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
@@ -200,25 +204,25 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
         "optim.name": "sgd", "optim.lr": 0.1, "optim.warmup_steps": 0, "optim.schedule": "constant",
     }  # fmt: skip
     with models_in_float64():
-        trainer = Trainer(read_recipe(recipe, overrides), tmp_path / "run")
-    batch = next(iter(trainer.pairs.epoch(0)))
-    reference, images = load_model(tiny_folder).double(), batch["images"].double()
-    text = reference.encode_text(batch["captions"]).detach()
+        run = build(read_recipe(recipe, overrides), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    reference, images = load_model(tiny_folder).double(), batch.images.double()
+    text = reference.encode_text(batch.captions).detach()
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return clip_loss(reference.encode_image(x), text, reference.logit_scale)
 
-    threat = trainer.recipe.attack.threat
+    threat = run.recipe.attack.threat
     start = random_start(images, threat, 0, 0)
     found = pgd(images, loss, threat, steps=2, step_size=4 / 255, start=start)
     parameters = dict(reference.net.visual.named_parameters())
     gradients = torch.autograd.grad(loss(found), list(parameters.values()))
-    trainer.step(batch)
+    update(run, batch)
     expected = {
         name: parameter - 0.1 * gradient
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
     }
-    assert_equal64(dict(trainer.model.net.visual.named_parameters()), expected)
+    assert_equal64(dict(run.model.net.visual.named_parameters()), expected)
 
 
 def test_validation_decides_the_best_and_patience_ends_the_run(
@@ -228,7 +232,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     scores = iter([0.9, 0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    class FakeEvaluator:
+    class FakeJudge:
         def __init__(self, model, *_: object, **__: object) -> None:
             self.model = model
 
@@ -238,7 +242,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
             weights.append(weights_sha256(self.model))
             return torch.full((10,), next(scores))
 
-    monkeypatch.setattr("advflyp.training.trainer.Evaluator", FakeEvaluator)
+    monkeypatch.setattr("advflyp.training.validation.Judge", FakeJudge)
     overrides = {"validate.set": "mini/val", "train.patience": 2, "train.epochs": 9}
     result = train(recipe, overrides, out=tmp_path / "run")
     assert result.best == 0.5
@@ -263,22 +267,22 @@ def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) 
         model = load_model(model_name)
         captions = sorted({p.read_text() for p in data.glob("*.txt")})
         text = model.encode_text(captions).detach()
-        trainer_pairs = Trainer(
+        pairs = build(
             read_recipe(recipe, {"data.batch_size": 64}), tmp_path / f"probe-{model_name.name}"
         ).pairs
-        batch = next(iter(trainer_pairs.epoch(0)))
-        labels = torch.tensor([captions.index(c) for c in batch["captions"]])
+        batch = next(iter(pairs.epoch(0)))
+        labels = torch.tensor([captions.index(c) for c in batch.captions])
         threat = read_recipe(recipe).attack.threat
 
         def loss(x: torch.Tensor) -> torch.Tensor:
             logits = model.logit_scale * model.encode_image(x) @ text.T
             return torch.nn.functional.cross_entropy(logits, labels)
 
-        found = pgd(batch["images"], loss, threat, steps=10, step_size=1 / 255, random_start=False)
+        found = pgd(batch.images, loss, threat, steps=10, step_size=1 / 255, random_start=False)
         with torch.no_grad():
             accuracy = [
                 (model.encode_image(x) @ text.T).argmax(1).eq(labels).float().mean().item()
-                for x in (batch["images"], found)
+                for x in (batch.images, found)
             ]
         return accuracy[0], accuracy[1]
 
@@ -296,14 +300,14 @@ def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) 
 def test_validations_inside_an_epoch_count_once(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FakeEvaluator:
+    class FakeJudge:
         def __init__(self, *_: object, **__: object) -> None:
             pass
 
         def correct(self, *_: object, **__: object) -> torch.Tensor:
             return torch.ones(10)
 
-    monkeypatch.setattr("advflyp.training.trainer.Evaluator", FakeEvaluator)
+    monkeypatch.setattr("advflyp.training.validation.Judge", FakeJudge)
     overrides = {"validate.set": "mini/val", "validate.every": 2, "validate.attack": "clean"}
     train(recipe, overrides, out=tmp_path / "run")
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
@@ -346,10 +350,10 @@ def test_folders_that_cannot_take_a_run(recipe: Path, tmp_path: Path) -> None:
 def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(self: Trainer, batch: dict) -> dict:
+    def dies(run: TrainingRun, batch: Batch) -> Updated:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "step", dies)
+    monkeypatch.setattr(loop, "update", dies)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "run")
     monkeypatch.undo()
@@ -381,7 +385,7 @@ def test_no_permission(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Root may write anywhere but into the kernel's own tree.
     with pytest.raises(ValueError, match="cannot write to /proc/advflyp|no permission to write to /proc"):
         train(recipe, out="/proc/advflyp")
-    monkeypatch.setattr("advflyp.training.setup.os.access", lambda path, mode: False)
+    monkeypatch.setattr("advflyp.training.folder.os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match=f"no permission to write to {tmp_path}"):
         train(recipe, out=tmp_path / "run")
 
@@ -464,12 +468,12 @@ def test_every_tower_of_a_compiled_run_is_compiled(
 
     monkeypatch.setattr(torch, "compile", compile_counted)
     config = read_recipe(recipe, {"train.compile": str(compiled).lower()})
-    trainer = Trainer(config, tmp_path / "run")
-    original = trainer.method.original
+    run = build(config, tmp_path / "run")
+    original = run.method.original
     assert original is not None and not any(p.requires_grad for p in original.parameters())
-    for model in (trainer.model, original):
+    for model in (run.model, original):
         with torch.no_grad():
             model.encode_image(torch.rand(2, 3, *model.image_size))
         assert (ran[id(model.visual)] > 0) == compiled
     assert (copied(original, config.train).visual._compiled_call_impl is not None) == compiled
-    trainer.close()
+    run.close()

@@ -1,0 +1,49 @@
+"""A training batch, from the data to a method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A training batch: this rank's rows, and the text embeddings of all ranks.
+
+    Tensors that the method's kind of data does not come with (`Method.trains_on`) are empty.
+
+    Attributes:
+        images: (n, 3, H, W) clean pixels in [0, 1].
+        captions: n texts; of labelled images, the prompts of their classes.
+        labels: (n,) int64 class indices, of labelled images.
+        text_embeddings: (N, d) unit-norm embeddings of the captions of all ranks.
+        class_embeddings: (K, d) unit-norm embeddings of the classes, of labelled images.
+        clean_embeddings: f_θ(x) with its graph, where the attack's only forward pass is shared with the losses.
+        position: The place in the data behind the batch, as its source counts.
+    """
+
+    images: Tensor
+    captions: list[str]
+    labels: Tensor = field(default_factory=_nothing)
+    text_embeddings: Tensor = field(default_factory=_nothing)
+    class_embeddings: Tensor = field(default_factory=_nothing)
+    clean_embeddings: Tensor | None = None
+    position: dict[str, Any] = field(default_factory=dict)
+    _computed: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute something once for the batch: every step of the attack asks for it again.
+
+        Args:
+            name: What it is called.
+            compute: Called the first time.
+        """
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]

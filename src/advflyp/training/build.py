@@ -1,0 +1,277 @@
+"""From a recipe to the objects of a run."""
+
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from advflyp import distributed
+from advflyp.config import read_toml
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.pairs import Pairs
+from advflyp.data.pairs.stream import Share
+from advflyp.data.sets.labelled import LabelledSet, load_set
+from advflyp.data.training import DecodedClasses, open_training
+from advflyp.distributed import Ranks
+from advflyp.method import find_method
+from advflyp.method.base import Method
+from advflyp.model.clip import CLIP
+from advflyp.model.load import start_from
+from advflyp.model.precision import PrecisionChoice, choose_precision
+from advflyp.training import sharding
+from advflyp.training.checks import check_attack, check_data, check_sizes, check_split
+from advflyp.training.folder import RunFolder
+from advflyp.training.meter import Meter
+from advflyp.training.optim import make_optimizer, peak_rate
+from advflyp.training.recipe import Recipe, TrainConfig
+from advflyp.training.signals import Signals
+from advflyp.training.state import TrainState
+from advflyp.training.texts import CaptionTexts, LabelTexts, NoTexts, open_texts
+from advflyp.training.update import Objective
+from advflyp.wording import counted
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(kw_only=True)
+class TrainingRun:
+    """The objects of a run, and its state.
+
+    Attributes:
+        recipe: The resolved recipe; its precision is what "auto" came to.
+        folder: Where the run is written.
+        console: Where progress is shown, on rank 0; None is silent.
+        accelerator: The device and the trackers.
+        ranks: The ranks that share a batch.
+        share: The rows of a batch that this rank has.
+        precision: The precision, and why.
+        model: The model that is trained; under FSDP its image tower is sharded.
+        unsharded: A copy of it for measuring and saving, under FSDP; else the same model (`unsharded_model`).
+        method: The losses.
+        pairs: The training data.
+        add_texts: Adds the text embeddings to a batch.
+        objective: The method's losses, gradients exchanged between ranks.
+        parameters: What is trained.
+        optimizer: Moves `parameters`.
+        total_steps: Updates of the whole run.
+        validation_set: Decides the best weights; without one the last are the best.
+        notes: Lines to say when the run begins.
+        state: How far the run is.
+        logged: Bytes of metrics.jsonl that belong to it.
+        meter: What a step costs.
+        signals: Whether a signal has come.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    console: Console | None
+    accelerator: "Accelerator"
+    ranks: Ranks
+    share: Share
+    precision: PrecisionChoice
+    model: CLIP
+    unsharded: CLIP
+    method: Method
+    pairs: Pairs
+    add_texts: NoTexts | CaptionTexts | LabelTexts
+    objective: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+    validation_set: LabelledSet | None
+    notes: list[str]
+    signals: Signals
+    state: TrainState = field(default_factory=TrainState)
+    logged: int = 0
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the image tower is split over the ranks (FSDP)."""
+        return self.recipe.train.parallel == "fsdp"
+
+    def unsharded_model(self) -> CLIP:
+        """The model that is measured and saved: under FSDP, an unsharded copy; all ranks must call it at once."""
+        if self.is_sharded:
+            self.unsharded.load_state_dict(sharding.whole(self.model.state_dict()))
+        return self.unsharded
+
+    def close(self) -> None:
+        """Let go of the folder and of the other ranks."""
+        self.folder.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        # DDP's gradient buckets must not outlive the connection.
+        self.objective = nn.Identity()
+        self.ranks.close()
+
+
+def build(recipe: Recipe, out: Path, *, resume: bool = False, console: Console | None = None) -> TrainingRun:
+    """Open everything that a recipe names; nothing is written.
+
+    Args:
+        recipe: What to train.
+        out: The run folder.
+        resume: Whether the folder may hold a run.
+        console: Where progress is shown.
+
+    Raises:
+        ValueError: The recipe, its data, its model or the folder cannot be used.
+    """
+    accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
+    device = accelerator.device
+    ranks = distributed.join(recipe.data.batch_size, device)
+    console = console if ranks.rank == 0 else None
+    folder = RunFolder(out)
+    ranks.first(lambda: folder.claim(resume))
+    precision = ranks.first(lambda: settle_precision(recipe, folder, device, resume))
+    # The run folder and its checkpoints hold what was chosen, not "auto".
+    recipe = replace(recipe, train=replace(recipe.train, precision=precision.precision))
+    check_data(recipe)
+    # A mistake in it shows before a model is loaded.
+    validation_set = None if recipe.validate.set is None else load_set(recipe.validate.set)
+    torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
+    model, method = _open_method(recipe, precision, ranks, device)
+    share = Share(recipe.data.batch_size, ranks.rank, ranks.size, recipe.data.drop_last)
+    pairs = _open_pairs(recipe, model, share, device)
+    unsharded, parameters = _prepare(recipe, model, method, ranks, device)
+    total_steps = min(recipe.train.epochs * len(pairs), recipe.train.max_steps or sys.maxsize)
+    objective = Objective(method)
+    sharded = recipe.train.parallel == "fsdp"
+    return TrainingRun(
+        recipe=recipe,
+        folder=folder,
+        console=console,
+        accelerator=accelerator,
+        ranks=ranks,
+        share=share,
+        precision=precision,
+        model=model,
+        unsharded=unsharded,
+        method=method,
+        pairs=pairs,
+        add_texts=open_texts(recipe, model, method, pairs, ranks),
+        objective=objective if sharded else distributed.replicated(objective, ranks, device),
+        parameters=parameters,
+        optimizer=make_optimizer(parameters, recipe.optim),
+        total_steps=total_steps,
+        validation_set=validation_set,
+        notes=[str(precision), *_remarks(validation_set, pairs), *_lower_rate(recipe, total_steps)],
+        signals=Signals(tell=console is not None),
+    )
+
+
+def settle_precision(
+    recipe: Recipe, folder: RunFolder, device: torch.device, resume: bool
+) -> PrecisionChoice:
+    """What "auto" means for this run: what it was started with, on whatever machine, or the device's best."""
+    asked = recipe.train.precision
+    if not (resume and asked == "auto" and folder.recipe.is_file()):
+        return choose_precision(asked, device)
+    started = read_toml(folder.recipe).get("train", {}).get("precision", "auto")
+    choice = choose_precision(started, device)
+    return choice if started == "auto" else PrecisionChoice(choice.precision, "the run was started with it")
+
+
+def _open_method(
+    recipe: Recipe, precision: PrecisionChoice, ranks: Ranks, device: torch.device
+) -> tuple[CLIP, Method]:
+    """The model to start from, and the method that trains it."""
+    model = start_from(recipe.model, device=device)
+    model.precision = precision.precision
+    apply_memory_options(model, recipe.train)
+    method = find_method(recipe.method_name)[0](recipe.method, model)
+    method.ranks = ranks
+    check_attack(recipe, method)
+    check_sizes(recipe, method, model)
+    return model, method
+
+
+def _open_pairs(recipe: Recipe, model: CLIP, share: Share, device: torch.device) -> Pairs:
+    data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
+    reader = PictureReader(model.config["preprocess_cfg"], data.resize, data.interpolation)
+    return open_training(data, wanted, reader, seed=recipe.train.seed, device=device, share=share)
+
+
+def _prepare(
+    recipe: Recipe, model: CLIP, method: Method, ranks: Ranks, device: torch.device
+) -> tuple[CLIP, list[nn.Parameter]]:
+    """Keep the frozen original, unfreeze what is trained, and shard the tower where that is asked for.
+
+    Returns:
+        The model that is measured and saved, and what is trained.
+    """
+    if method.needs_original:
+        method.original = copied(model, recipe.train).requires_grad_(False)
+    parameters = unfreeze(model, recipe.train.unfreeze)
+    if recipe.train.parallel != "fsdp":
+        return model, parameters
+    check_split(recipe, ranks)
+    unsharded = copied(model, recipe.train)
+    ranks.wait_for_all()
+    sharding.shard(model.visual, device, ranks.size)
+    return unsharded, [p for p in model.parameters() if p.requires_grad]
+
+
+def _remarks(validation_set: LabelledSet | None, pairs: Pairs) -> list[str]:
+    trained = pairs.labelled if isinstance(pairs, DecodedClasses) else None
+    used = [one for one in (validation_set, trained) if one is not None]
+    return list(dict.fromkeys(remark for one in used for remark in one.remarks))
+
+
+def _lower_rate(recipe: Recipe, total_steps: int) -> list[str]:
+    config = recipe.optim
+    peak = peak_rate(config, total_steps)
+    if config.lr_steps is None or peak >= config.lr:
+        return []
+    return [
+        f"learning rate {peak:.3g}: {config.lr:g} is for {counted(config.lr_steps, 'step')}, and this run has "
+        f"{total_steps}; --optim.lr sets another"
+    ]
+
+
+def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:
+    """Let gradients reach the named part only; the parameters to be trained."""
+    chosen = []
+    for name, parameter in model.net.named_parameters():
+        is_vision, is_scale = name.startswith("visual."), name in ("logit_scale", "logit_bias")
+        wanted = is_vision or (what == "all") or (what == "vision+text" and not is_scale)
+        # A parameter the architecture itself keeps constant (fixed position tables) stays so.
+        parameter.requires_grad_(wanted and parameter.requires_grad)
+        if parameter.requires_grad:
+            chosen.append(parameter)
+    return chosen
+
+
+def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
+    """How the tower computes: in parts, with recomputed activations, compiled. ValueError where it cannot."""
+    model.micro_batch = config.micro_batch
+    if config.activation_checkpointing:
+        blocks = model.net.visual
+        blocks.set_grad_checkpointing(True)
+        flags = [getattr(m, "grad_checkpointing", False) for m in blocks.modules()]
+        if not any(flags):
+            raise ValueError(
+                f"train.activation_checkpointing: the image tower of {model.name} has no blocks to recompute; use "
+                "train.micro_batch"
+            )
+    if config.compile:
+        model.visual.compile()
+
+
+def copied(model: CLIP, config: TrainConfig) -> CLIP:
+    """A copy with the same memory options: a deep copy leaves the compiled call behind."""
+    copy = deepcopy(model)
+    if config.compile:
+        copy.visual.compile()
+    return copy

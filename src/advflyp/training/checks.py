@@ -1,0 +1,79 @@
+"""What is refused before a run begins: data, attack, sizes or a split that do not go with the method or the model."""
+
+from advflyp.data.training import readings
+from advflyp.distributed import Ranks
+from advflyp.method import METHODS, find_method
+from advflyp.method.base import FromEmbeddings, Method
+from advflyp.model.clip import CLIP
+from advflyp.model.resolution import positions_at
+from advflyp.training.recipe import Recipe
+
+
+def check_data(recipe: Recipe) -> None:
+    """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
+    train, wanted = recipe.data.train, find_method(recipe.method_name)[0].trains_on
+    found = readings(train)
+    if wanted == "images" or not found or wanted in found:
+        return
+    others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
+    has, lacks = (
+        ("labelled pictures", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
+    )
+    instead = "mini" if wanted == "pairs" else "mini/proxy"
+    raise ValueError(
+        f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
+        f"name other data, such as {instead}, or one of the methods {', '.join(sorted(others))}"
+    )
+
+
+def check_attack(recipe: Recipe, method: Method) -> None:
+    """ValueError where the attack does not go with the method or with how the step is computed."""
+    attack, name = recipe.attack, recipe.method_name
+    if attack.steps and attack.start == "zero" and method.flat_at_clean:
+        raise ValueError(
+            f"attack.start = 'zero' does not go with method.name = '{name}', whose loss has no gradient at the clean "
+            "images; use 'random'"
+        )
+    if not attack.share_clean_forward:
+        return
+    if not (isinstance(method, FromEmbeddings) and method.shares_clean):
+        raise ValueError(
+            f"attack.share_clean_forward: method.name = '{name}', as it is set, needs no clean forward pass that could "
+            "be shared; leave it out"
+        )
+    train = recipe.train
+    others = {
+        "train.compile": train.compile,
+        "train.parallel = 'fsdp'": train.parallel == "fsdp",
+        "train.batch_norm = 'update'": train.batch_norm == "update",
+    }
+    for key, there in others.items():
+        if there:
+            raise ValueError(f"attack.share_clean_forward does not go with {key}; leave one of them out")
+
+
+def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
+    """ValueError where the method or the model cannot take the images of `data.schedule`."""
+    for side, _ in recipe.data.schedule or ():
+        if (side, side) == model.image_size:
+            continue
+        if not method.any_size:
+            raise ValueError(
+                f"data.schedule: method.name = '{recipe.method_name}' takes images of the model's own size only"
+            )
+        if recipe.train.parallel == "fsdp":
+            raise ValueError("data.schedule does not go with train.parallel = 'fsdp'; use 'ddp'")
+        positions_at(model.visual, (side, side), model.name)
+
+
+def check_split(recipe: Recipe, ranks: Ranks) -> None:
+    """ValueError where a tower cannot be split over the processes."""
+    if ranks.size == 1:
+        raise ValueError(
+            "train.parallel = 'fsdp' splits a tower over several processes, and this is one alone; start it with "
+            "torchrun --nproc-per-node N -m advflyp train …"
+        )
+    if recipe.train.unfreeze != "vision":
+        raise ValueError(
+            "train.parallel = 'fsdp' splits the image tower only; set train.unfreeze = 'vision', or use 'ddp'"
+        )

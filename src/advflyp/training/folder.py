@@ -1,0 +1,111 @@
+"""The folder of a run: its files, whether it can take a run, and the lock that keeps other processes out."""
+
+import os
+from pathlib import Path
+from typing import IO
+
+from advflyp.files import lock, names_in, recover_folder, write_text
+from advflyp.model.load import BEST, check_replaceable
+from advflyp.training.checkpoint import checkpoints, step_of
+from advflyp.training.runlog import METRICS_FILE
+
+RECIPE_FILE = "recipe.toml"
+CHECKPOINTS = "checkpoints"
+LOCK_FILE = ".lock"
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder that cannot take this run, before anything is loaded or written.
+
+    Raises:
+        ValueError: It holds something else, another run or, to be resumed, a run without its checkpoints; or it
+            cannot be written to.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder for the run")
+    saved = checkpoints(out / CHECKPOINTS)
+    metrics = out / METRICS_FILE
+    check_replaceable(out / BEST)
+    # The first checkpoint is written before the first line.
+    if resume and not saved and ((out / BEST).exists() or (metrics.exists() and metrics.stat().st_size)):
+        raise ValueError(
+            f"{out} holds the results of a run whose checkpoints are gone, so that it cannot be continued; put "
+            f"{out / CHECKPOINTS} back, or name another folder"
+        )
+    # A run that ended before its first step, for want of data or memory, has nothing to lose: it may begin again.
+    if not resume and (any(map(step_of, saved)) or (out / BEST).exists()):
+        raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
+    # What a run leaves that died before its first checkpoint may be overwritten. The lock is the first of it.
+    ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
+    names = names_in(out)
+    if not saved and (names - ours - {BEST} or (names and LOCK_FILE not in names)):
+        raise ValueError(f"{out} is not empty; name a new folder for the run")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"no permission to write to {parent}; name another folder for the run")
+
+
+def lock_run(folder: Path) -> IO[bytes]:
+    """Lock a run's folder while the returned file is open.
+
+    Raises:
+        ValueError: Another process has the lock, or the folder cannot be written to.
+    """
+    try:
+        return lock(folder / LOCK_FILE)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+class RunFolder:
+    """The folder of a run, which one process writes to.
+
+    Attributes:
+        path: The folder.
+        recipe: The resolved recipe.
+        checkpoints: The folder with the checkpoints.
+        best: The folder with the best weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / RECIPE_FILE
+        self.checkpoints = path / CHECKPOINTS
+        self.best = path / BEST
+        self._locks: list[IO[bytes]] = []
+
+    def claim(self, resume: bool) -> None:
+        """Check the folder, and lock it if it is there already; ValueError where it cannot take the run."""
+        check_folder(self.path, resume)
+        if self.path.is_dir():
+            self._locks.append(lock_run(self.path))
+
+    def begin(self, recipe: str) -> None:
+        """Make and lock the folder, and write the resolved recipe into it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self._locks:
+                self._locks.append(lock_run(self.path))
+            recover_folder(self.best)
+            write_text(self.recipe, recipe)
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        for file in self._locks:
+            file.close()
+
+    def saved(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return checkpoints(self.checkpoints)
+
+    def last_good(self) -> str:
+        """The end of a message about a failure: which checkpoint is the last good one."""
+        try:
+            saved = self.saved()
+        except ValueError as error:
+            return f"Which checkpoint is the last good one is unknown: {error}."
+        if not saved:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is that of step {step_of(saved[-1])}."

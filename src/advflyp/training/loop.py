@@ -1,0 +1,278 @@
+"""The training loop: batch → attack → losses → step → log → validate → save. Nothing here knows a method by name."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from advflyp.data.batch import Batch
+from advflyp.model.clip import CLIP
+from advflyp.model.deviation import cosine_deviation
+from advflyp.training.build import TrainingRun, build
+from advflyp.training.checkpoint import save_checkpoint
+from advflyp.training.failures import check_finite, explaining, finite_means, writing
+from advflyp.training.recipe import leaves, read_recipe
+from advflyp.training.runlog import RunLog, SilentLog
+from advflyp.training.signals import Interrupted
+from advflyp.training.state import resume_run, state_dict
+from advflyp.training.update import Updated, update
+from advflyp.training.validation import changes, validate, validate_original
+
+# Pairs of a batch by which φ is measured.
+PHI_PAIRS = 32
+
+AnyLog = RunLog | SilentLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What `train` returns.
+
+    Attributes:
+        out: The run folder; `load_model(out)` gives the best weights.
+        steps: Updates made, resumed ones included.
+        best: Best validation accuracy (0–1); None without validation.
+        before: Accuracies (0–1) of the model that the run began with: "clean" and, under attack, "robust".
+        after: Those of the best weights.
+        finished: False where a signal ended the run early; `resume` continues it.
+    """
+
+    out: Path
+    steps: int
+    best: float | None
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+    finished: bool = True
+
+
+def train(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Run a recipe; `out` receives the resolved recipe, metrics, checkpoints and the best weights.
+
+    Started by torchrun or another launcher, all ranks call this alike and share every batch. SIGTERM, SIGUSR1 and
+    SIGINT (Ctrl-C) end the run after the step it is at, with a checkpoint; the last one raises its KeyboardInterrupt
+    then, and at once when it comes a second time.
+
+    Args:
+        recipe: A TOML file, or the name of a recipe that comes with the package: "mini/advflyp_full".
+        overrides: {"optim.lr": 1e-4, …}.
+        out: The run folder.
+        resume: Continue the run in `out` from its last whole checkpoint; begin it where it has none yet.
+        console: Where progress is shown; None is silent.
+
+    Raises:
+        ValueError: The recipe, its data, its model or the folder cannot be used.
+        RunError: The run cannot go on.
+    """
+    run = build(read_recipe(recipe, overrides), Path(out), resume=resume, console=console)
+    try:
+        if resume:
+            resume_run(run)
+        return fit(run)
+    finally:
+        run.close()
+
+
+def fit(run: TrainingRun) -> RunResult:
+    """Train to the end, to the point where validation stops improving, or to a signal."""
+    state, signals = run.state, run.signals
+    run.ranks.first(lambda: run.folder.begin(f"# {run.precision}\n{run.recipe.toml()}"))
+    interrupted = False
+    with _deterministic(run), signals.heard(), explaining(run), _open_log(run) as log:
+        for note in run.notes:
+            log.say(note)
+        try:
+            _loop(run, log)
+        except Interrupted:
+            interrupted = True
+            save(run, log)
+            log.say(
+                f"{signals.name or 'another process'} ended the run after step {state.step}; continue it with --resume"
+            )
+    if interrupted and signals.name == "SIGINT":
+        raise KeyboardInterrupt
+    return RunResult(
+        out=run.folder.path,
+        steps=state.step,
+        best=state.best,
+        before=state.before,
+        after=state.after,
+        finished=not interrupted,
+    )
+
+
+def _loop(run: TrainingRun, log: AnyLog) -> None:
+    recipe, state = run.recipe, run.state
+    if state.step == 0:
+        # So that there is something to resume from, and a full disk is noticed at once.
+        save(run, log)
+        validate_original(run, log)
+    while not state.finished:
+        # A signal may have come between a step and its validation.
+        _validate_if_due(run, log)
+        for batch in _batches(run):
+            updated = _take_step(run, batch, log)
+            is_last = state.step == run.total_steps
+            if state.step % recipe.log.every == 0 or is_last:
+                _write_line(run, updated, log)
+            if not is_last:
+                _validate_if_due(run, log)
+                if state.step % recipe.checkpoint.every == 0 and not state.finished:
+                    save(run, log)
+        _end_epoch(run, log)
+    for line in changes(state.before, state.after, recipe):
+        log.say(line)
+
+
+def _batches(run: TrainingRun) -> Iterator[Batch]:
+    """What is left of the epoch, for as long as every rank has a batch; `Interrupted` where a signal came to any."""
+    state, ranks = run.state, run.ranks
+    source = run.pairs.epoch(state.epoch, state.position or None)
+    while state.step < run.total_steps and not state.finished:
+        with run.meter.waiting():
+            batch = next(source, None)
+        rows = 0 if batch is None else len(batch.images)
+        more, stop = ranks.go_on(rows == run.share.size, bool(run.signals))
+        if stop:
+            raise Interrupted
+        if not (more or share_last_batch(run, rows)):
+            return
+        assert batch is not None
+        yield batch
+
+
+def share_last_batch(run: TrainingRun, rows: int) -> bool:
+    """Whether what is left of an epoch makes a batch with rows of every rank; the ranks then know how many."""
+    if run.recipe.data.drop_last:
+        return False
+    sizes = run.ranks.objects(rows)
+    if min(sizes) == 0:
+        return False
+    run.ranks.split(sizes)
+    return True
+
+
+def _take_step(run: TrainingRun, batch: Batch, log: AnyLog) -> Updated:
+    """One update, and what is known after it."""
+    state, skipped = run.state, run.pairs.dirt
+    pairs = run.ranks.rows(len(batch.images))
+    updated = update(run, batch)
+    run.meter.add(updated.metrics, pairs)
+    state.flops += run.meter.flops_of_last * run.ranks.size
+    state.step += 1
+    state.position = batch.position
+    state.pairs_seen += pairs
+    run.ranks.split()  # the next batch is a full one
+    log.advance(state.step)
+    for reason in skipped.examples.keys() - state.skipped.examples.keys():
+        log.say(f"left out: {reason}, such as {skipped.examples[reason]}")
+    state.skipped = skipped
+    return updated
+
+
+def _validate_if_due(run: TrainingRun, log: AnyLog) -> None:
+    every = run.recipe.validate.every
+    if every is not None and run.state.step and run.state.step % every == 0:
+        validate(run, log)
+
+
+def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
+    state, recipe = run.state, run.recipe
+    state.skipped = run.pairs.dirt
+    if not (state.position or state.finished):
+        raise ValueError(
+            f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: {state.skipped.describe()}"
+        )
+    if state.skipped.counts:
+        log.write(
+            "data",
+            state.step,
+            epoch=state.epoch,
+            skipped=dict(state.skipped.counts),
+            examples=state.skipped.examples,
+        )
+        log.say(f"unusable samples so far: {state.skipped.describe()}")
+    if not state.finished:
+        validate(run, log)
+    state.epoch += 1
+    state.position = {}
+    last = state.step == run.total_steps or state.epoch == recipe.train.epochs
+    state.finished = state.finished or last
+    save(run, log)
+
+
+def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:
+    """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
+    state = run.state
+    metrics = run.meter.line(finite_means(run), run.device, run.precision.precision)
+    if run.recipe.attack.steps > 0:
+        metrics["phi"] = _phi(run.model, updated.batch.images, updated.images_adv)
+    about: dict[str, float] = {"of": run.total_steps, "epoch": state.epoch, "seen": state.pairs_seen}
+    if state.flops:
+        about["pflops"] = state.flops / 1e15
+    # A gain is none where the loss began at 0.
+    metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    log.write("train", state.step, **about, lr=run.optimizer.param_groups[0]["lr"], **metrics)
+    log.advance(state.step, f"loss {metrics['loss']:.3f}  {metrics['pairs_per_second']:.0f} images/s")
+
+
+@torch.no_grad()
+def _phi(model: CLIP, images: Tensor, images_adv: Tensor) -> float:
+    """φ (Eq. 14) on some images of the batch, in radians."""
+    clean, adversarial = (model.encode_image(some[:PHI_PAIRS]) for some in (images, images_adv))
+    return round(cosine_deviation(clean, adversarial).mean().item(), 5)
+
+
+def save(run: TrainingRun, log: AnyLog) -> None:
+    """Write a checkpoint; all ranks call this at once."""
+    check_finite(run)
+    state = state_dict(run, log.sync())
+    if run.ranks.rank == 0:
+        with writing(run.folder.checkpoints, run.folder.last_good):
+            save_checkpoint(run.folder.checkpoints, run.state.step, state, keep=run.recipe.checkpoint.keep)
+
+
+def _open_log(run: TrainingRun) -> AnyLog:
+    if run.ranks.rank != 0:
+        return SilentLog()
+    tracked = bool(run.recipe.log.trackers)
+    if tracked:
+        values = {
+            key: value if isinstance(value, int | float) else str(value)
+            for key, value in leaves(run.recipe.tree()).items()
+        }
+        # A folder of one name, whatever the project is called: a run that begins anew there knows it as its own.
+        run.accelerator.project_configuration.logging_dir = str(run.folder.path / "tensorboard")
+        # As in metrics.jsonl, what an interrupted run wrote after its checkpoint does not count.
+        purged = {"tensorboard": {"purge_step": run.state.step + 1}}
+        run.accelerator.init_trackers(run.recipe.log.project, values, purged)
+    return RunLog(
+        run.folder.path,
+        run.total_steps,
+        resume_step=run.state.step,
+        kept=run.logged,
+        console=run.console,
+        tracker=run.accelerator if tracked else None,
+    )
+
+
+@contextmanager
+def _deterministic(run: TrainingRun) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(run.recipe.train.deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

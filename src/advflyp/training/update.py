@@ -1,0 +1,222 @@
+"""One update: text embeddings, attack (inner maximisation), losses (outer minimisation), optimiser."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advflyp.attack.pgd import AttackConfig, ascend
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat, widest
+from advflyp.data.batch import Batch
+from advflyp.devices import to_device
+from advflyp.method.base import FromEmbeddings, Method
+from advflyp.seeds import derive_seed
+from advflyp.training import sharding
+from advflyp.training.optim import learning_rate, set_learning_rate
+
+if TYPE_CHECKING:
+    from advflyp.training.build import TrainingRun
+
+# Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
+DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
+# Radius of N-FGSM's start, in ε.
+NOISE = 2
+
+
+class Objective(nn.Module):
+    """A method's losses as a module, for what wraps modules to exchange gradients."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.model = method.model
+        self.method = method
+
+    def forward(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return self.method.losses(images, images_adv, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """What an attack has found; without one, the clean images.
+
+    Attributes:
+        images: (n, 3, H, W) adversarial images.
+        loss_at_start: The batch's loss where the attack began, a scalar.
+        clean_embeddings: f_θ(x) with its graph, where the attack's forward pass is shared.
+    """
+
+    images: Tensor
+    loss_at_start: Tensor | None = None
+    clean_embeddings: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """One update.
+
+    Attributes:
+        batch: The batch as the method saw it: images at the size of the step, with the text embeddings.
+        images_adv: (n, 3, H, W) adversarial images; the clean ones where nothing attacks.
+        metrics: Losses, the gradient's norm and the attack's gain, as device scalars: nothing has waited for them.
+    """
+
+    batch: Batch
+    images_adv: Tensor
+    metrics: dict[str, Tensor]
+
+
+def update(run: "TrainingRun", batch: Batch) -> Updated:
+    """Attack a batch, and move the weights against the gradient of the method's losses."""
+    recipe, model = run.recipe, run.model
+    updates_statistics = recipe.train.batch_norm == "update"
+    attack = attack_config(run)
+    images = _resized(run, to_device(batch.images, model.device).to(model.dtype))
+    found = Adversarial(images=images)
+    model.train(updates_statistics)
+    batch = run.add_texts(replace(batch, images=images))
+    run.optimizer.zero_grad(set_to_none=True)
+    with run.meter.counting(recipe.train.compile or run.is_sharded, (images.shape, attack)):
+        if attack.steps > 0:
+            model.eval()
+            found = find_adversarial(run, batch)
+            model.train(updates_statistics)
+        losses = run.objective(images, found.images, replace(batch, clean_embeddings=found.clean_embeddings))
+        loss = torch.stack(list(losses.values())).sum()
+        # Gradients are averaged over the ranks, and their parts add up to the whole.
+        (loss * run.ranks.size).backward()
+    metrics = {"loss": loss.detach(), **{f"loss/{name}": value.detach() for name, value in losses.items()}}
+    if found.loss_at_start is not None:
+        metrics["attack_gain"] = next(iter(losses.values())).detach() / found.loss_at_start
+    metrics["grad_norm"] = _move_weights(run)
+    model.eval()
+    return Updated(batch=batch, images_adv=found.images, metrics=metrics)
+
+
+def _move_weights(run: "TrainingRun") -> Tensor:
+    """Clip the gradient and take the optimiser's step; the norm that the gradient had."""
+    config = run.recipe.optim
+    gradients = [p.grad for p in run.parameters if p.grad is not None]
+    norm = sharding.unsharded(torch.nn.utils.get_total_norm(gradients))
+    if config.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(run.parameters, config.max_grad_norm, norm)
+    set_learning_rate(run.optimizer, learning_rate(config, run.state.step, run.total_steps))
+    run.optimizer.step()
+    # SigLIP's scale, which comes with 117, stays uncapped.
+    if run.recipe.train.unfreeze == "all" and run.model.logit_bias is None:
+        cap_logit_scale(run.model.net)
+    return norm
+
+
+def attack_config(run: "TrainingRun") -> AttackConfig:
+    """The recipe's attack, or what follows it where one step was not enough."""
+    attack, steps = run.recipe.attack, run.state.attack_steps
+    if steps is None:
+        return attack
+    return replace(attack, steps=steps, start="random", share_clean_forward=False)
+
+
+def find_adversarial(run: "TrainingRun", batch: Batch) -> Adversarial:
+    """Eq. 6: attack the batch jointly; the random start depends on (seed, step) alone."""
+    attack = attack_config(run)
+    if attack.share_clean_forward:
+        assert isinstance(run.method, FromEmbeddings)  # check_attack
+        return perturbed_sharing(run.method, batch, attack)
+    # A sharded tower computes with other parameters than these; autograd leaves their gradients out as well.
+    with constant([] if run.is_sharded else run.parameters):
+        return perturbed(run.method, batch, attack, run.recipe.train.seed, run.state.step)
+
+
+def _resized(run: "TrainingRun", images: Tensor) -> Tensor:
+    """At the size of this step: decoded images have the model's, those of a mini corpus 64×64 for any model."""
+    side = run.recipe.data.size_at(run.state.step, run.total_steps)
+    size = run.model.image_size if side is None else (side, side)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def random_start(images: Tensor, threat: Threat, seed: int, step: int, first_row: int = 0) -> Tensor:
+    """Draw this rank's rows of a random start for the whole batch.
+
+    A row's draw is a function of the seed, the step and the row's place in the whole batch alone, so that δ₀ does not
+    depend on the number of ranks, nor on the device: equal to the last bit in L∞, up to rounding in L2.
+
+    Args:
+        images: The rank's own n rows, (n, 3, H, W) pixels in [0, 1].
+        threat: The ball to draw from.
+        seed: The run's seed.
+        step: Updates made so far.
+        first_row: Where in the whole batch they begin.
+
+    Returns:
+        (n, 3, H, W) images inside `threat`.
+    """
+    drawn = DRAWN_ON_CPU if images.device.type == "cpu" else DRAWN_ON_ACCELERATOR
+    size = max(1, drawn // images[0].numel())
+    places = torch.arange(first_row, first_row + len(images), device=images.device)
+    parts = zip(images.split(size), places.split(size), strict=True)
+    key = derive_seed(seed, step)
+    return torch.cat([threat.random_start(part, Streams(key, at)) for part, at in parts])
+
+
+def perturbed(method: Method, batch: Batch, attack: AttackConfig, seed: int, step: int) -> Adversarial:
+    """Eq. 6: attack this rank's rows of the batch, jointly with the others', from where the recipe says."""
+    images, threat = batch.images, attack.threat
+    at_start: list[Tensor] = []
+
+    def loss(candidates: Tensor) -> Tensor:
+        value = method.attack_loss(candidates, batch)
+        if not at_start:
+            at_start.append(_of_batch(method, value))
+        return value
+
+    if attack.start == "zero":
+        start = images
+    elif attack.start == "random":
+        start = random_start(images, threat, seed, step, method.ranks.first_row)
+    else:
+        noise = Threat(norm=attack.norm, eps=min(NOISE * attack.eps, widest(attack.norm)))
+        start = random_start(images, noise, seed, step, method.ranks.first_row)
+        # What the step can reach, so that it is never projected.
+        threat = Threat(norm=attack.norm, eps=min(noise.eps + attack.step_size, widest(attack.norm)))
+    found = ascend(images, start, loss, threat, steps=attack.steps, step_size=attack.step_size)
+    return Adversarial(images=found, loss_at_start=at_start[0])
+
+
+def perturbed_sharing(method: FromEmbeddings, batch: Batch, attack: AttackConfig) -> Adversarial:
+    """The one step from the images themselves whose forward pass, with its graph, the losses use again."""
+    leaf = batch.images.detach().requires_grad_()
+    clean = method.model.encode_image(leaf)
+    value = method.attack_loss_of(clean, batch)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    found = attack.threat.project(batch.images, attack.threat.step(batch.images, gradient, attack.step_size))
+    return Adversarial(images=found, loss_at_start=_of_batch(method, value), clean_embeddings=clean)
+
+
+def _of_batch(method: Method, loss: Tensor) -> Tensor:
+    found = loss.detach()
+    return method.ranks.mean(found) if found.ndim else found
+
+
+@contextmanager
+def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the block no gradient is wanted of the parameters, and nothing is kept to compute it."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def cap_logit_scale(net: Any) -> None:
+    """τ⁻¹ ≤ 100, as CLIP was pretrained."""
+    with torch.no_grad():
+        net.logit_scale.clamp_(0, math.log(100))

@@ -1,0 +1,156 @@
+"""What decides which weights are the best: accuracies on the validation set, clean and under attack."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from advflyp.__about__ import __version__
+from advflyp.data.lineage import trained_on
+from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.evaluator import Judge
+from advflyp.model.load import read_card, save_model
+from advflyp.training.failures import check_finite, writing
+from advflyp.training.recipe import Recipe
+from advflyp.training.update import attack_config
+from advflyp.wording import counted
+
+if TYPE_CHECKING:
+    from advflyp.training.build import TrainingRun
+
+# A loss of clean accuracy, in points, that deserves a warning; of a few hundred images, less is noise.
+LOSS = 5
+
+
+class Log(Protocol):
+    """Where a run reports: `RunLog`, or `SilentLog` on other ranks."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+def validate_original(run: "TrainingRun", log: Log) -> None:
+    """Measure what the run begins with; never the best, which is one of the trained."""
+    if run.validation_set is None:
+        return
+    run.state.before = _accuracies(run)
+    log.write("validate", 0, epoch=0, best=False, **run.state.before)
+    log.say(f"step 0: {run.recipe.validate.set} {shown(run.state.before)}")
+
+
+def validate(run: "TrainingRun", log: Log) -> None:
+    """Measure, keep the weights if they are the best so far, and count towards patience."""
+    state, recipe = run.state, run.recipe
+    if state.validated_at == state.step:
+        return  # `validate.every` fell on the end of the epoch
+    check_finite(run)
+    if run.validation_set is None:
+        _keep_best(run, {"step": state.step})
+        state.validated_at = state.step
+        return
+    accuracies = _accuracies(run)
+    state.validated_at = state.step
+    score = accuracies.get("robust", accuracies["clean"])
+    better = state.best is None or score > state.best
+    if better:
+        state.best, state.after = score, accuracies
+        state.validations_without_gain = 0
+        _keep_best(run, {"step": state.step, "validation": accuracies, "original": state.before})
+    else:
+        state.validations_without_gain += 1
+    log.write("validate", state.step, epoch=state.epoch, best=better, **accuracies)
+    log.say(f"step {state.step}: {recipe.validate.set} {shown(accuracies)}{' (best)' if better else ''}")
+    _watch_overfitting(run, accuracies, log)
+    patience = recipe.train.patience
+    if patience is not None and state.validations_without_gain >= patience:
+        log.say(f"no gain in {counted(patience, 'validation')}: stopped")
+        state.finished = True
+
+
+def _accuracies(run: "TrainingRun") -> dict[str, float]:
+    """Clean and robust accuracy (0–1) of the model as it is now on the validation set."""
+    assert run.validation_set is not None
+    recipe, seed = run.recipe, run.recipe.train.seed
+    evaluator = Judge(
+        run.unsharded_model(), run.validation_set, limit=recipe.validate.limit, seed=seed, ranks=run.ranks
+    )
+    # Of several ranks one cannot leave the others in the middle.
+    watch = run.signals.raise_if_any if run.ranks.size == 1 else _go_on
+
+    def accuracy(attack: Attack) -> float:
+        threat = recipe.attack.threat if attack.perturbs else None
+        precision = run.precision.precision
+        correct = evaluator.correct(attack, threat, precision=precision, seed=seed, watch=watch)
+        return correct.float().mean().item()
+
+    attack = Attack.parse(recipe.validate.attack)
+    found = {"clean": accuracy(Attack.parse("clean"))}
+    if attack.perturbs:
+        found["robust"] = accuracy(attack)
+        if attack_config(run).steps == 1:
+            found["fgsm"] = accuracy(Attack.parse("fgsm"))
+    return found
+
+
+def _go_on(_: object) -> None:
+    pass
+
+
+def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: Log) -> None:
+    """Go on with two steps where the model resists one step only (catastrophic overfitting; Wong et al. 2020)."""
+    gap = accuracies.get("fgsm", 0) - accuracies.get("robust", 0)
+    if gap > run.recipe.attack.overfitting_gap:
+        run.state.attack_steps = 2
+        log.say(
+            f"step {run.state.step}: accuracy under one step is {100 * gap:.1f} points above that under "
+            f"{run.recipe.validate.attack}: the model overfits to one step, training goes on with two"
+        )
+
+
+def _keep_best(run: "TrainingRun", about: dict[str, Any]) -> None:
+    recipe, state = run.recipe, run.state
+    card = {
+        **about,
+        "pairs_seen": state.pairs_seen,
+        **({"pflops": state.flops / 1e15} if state.flops else {}),
+        "version": __version__,
+        "precision": vars(run.precision),
+        "recipe": recipe.tree(),
+        "trained_on": trained_on(read_card(recipe.model.name), recipe.data.train, recipe.data.also),
+    }
+    model = run.unsharded_model()
+    if run.ranks.rank == 0:
+        with writing(run.folder.best, run.folder.last_good):
+            save_model(model, run.folder.best, card)
+
+
+def shown(accuracies: dict[str, float]) -> str:
+    """ "clean 55.0 %, robust 21.5 %"."""
+    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in accuracies.items())
+
+
+def changes(before: dict[str, float] | None, after: dict[str, float] | None, recipe: Recipe) -> list[str]:
+    """The lines that end a run: accuracies (0–1) before and after it, and a warning where it did harm."""
+    if before is None or after is None:
+        return []
+    # One step is no longer measured after a run that went on with two.
+    points = {name: 100 * (after[name] - value) for name, value in before.items() if name in after}
+    moved = [
+        f"{name} {100 * before[name]:.1f} → {100 * after[name]:.1f} % ({points[name]:+.1f})"
+        for name in points
+    ]
+    lines = [f"{recipe.validate.set} before and after: {', '.join(moved)}"]
+    lower = f"a lower optim.lr (it was {recipe.optim.lr:g})"
+    if points["clean"] < -LOSS:
+        attacked = f" or attack.eps (it was {_radius(recipe)})" if recipe.attack.steps else ""
+        lines.append(
+            f"warning: clean accuracy fell by {-points['clean']:.1f} points; {lower}{attacked} keeps more of it"
+        )
+    if recipe.attack.steps and points.get("robust", 1) <= 0:
+        lines.append(
+            f"warning: the run made the model no more robust; it needs more steps, more data or {lower}"
+        )
+    return lines
+
+
+def _radius(recipe: Recipe) -> str:
+    eps = recipe.attack.eps
+    return f"{round(255 * eps, 2):g}/255" if recipe.attack.norm == "linf" else f"{eps:g}"
