@@ -136,8 +136,8 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
     index = labelled.subset(arguments.images, 0)
     batches = labelled.batches(model.preprocess, arguments.batch_size, index)
     answers = [judge.exact(images.to(model.device)).argmax(1) for _, images, _ in batches]
-    pictures = [labelled.pictures[place][0] for place in index]
-    return replace(labelled, pictures=list(zip(pictures, torch.cat(answers).tolist(), strict=True)))
+    pictures = [labelled.dataset[place][0] for place in index]
+    return replace(labelled, dataset=list(zip(pictures, torch.cat(answers).tolist(), strict=True)))
 
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:

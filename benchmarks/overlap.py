@@ -9,6 +9,7 @@ corpus with those of the test sets, and random hashes with 100,000 others.
 
 import io
 from collections.abc import Callable
+from itertools import islice
 from time import process_time
 
 import numpy as np
@@ -57,7 +58,7 @@ def bits(image: Image.Image, hashes: np.ndarray) -> int:
 
 def main() -> None:
     names = set_names(["mini"])
-    sets = {name: [on_white(p) for p, _ in load_set(name).pictures[:PICTURES]] for name in names}
+    sets = {name: [on_white(p) for p, _ in islice(load_set(name).dataset, PICTURES)] for name in names}
     sets["photographs"] = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs(60)]
     print(f"within {HASH_LIMIT} / {CANDIDATE_LIMIT} bits, in %")
     print(f"{'':18}" + "".join(f"{change:>18}" for change in CHANGES) + f"{'different ones':>18}")
@@ -79,7 +80,7 @@ def main() -> None:
 
     pixels, _ = read_shards(EMBEDDED)
     training = np.array([picture_hash(on_white(Image.fromarray(one))) for one in pixels[:]], np.uint64)
-    test = np.concatenate([both([on_white(p) for p, _ in load_set(name).pictures]) for name in names])
+    test = np.concatenate([both([on_white(p) for p, _ in load_set(name).dataset]) for name in names])
     flagged = {row for start in range(0, len(training), 64) for row in _rows(training, test, start)}
     print(
         f"alone it flags {len(flagged)} of {len(training):,} training pictures against {len(test):,} test pictures"

@@ -6,6 +6,7 @@ import random
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +204,13 @@ def labelled_by(
     """`n` pictures of noise labelled with the model's own answer, so that it is right on every one of them."""
     random = torch.Generator().manual_seed(seed)
     arrays = (torch.rand(n, 32, 32, 3, generator=random) * 255).byte().numpy()
-    pictures = [(Image.fromarray(array), 0) for array in arrays]
-    labelled = LabelledSet(
-        name="mini/noise",
-        split="test",
-        classes=list(classes),
-        templates=["a {}", "the {}"],
-        pictures=pictures,
-        info={},
-    )
+    images = [(Image.fromarray(array), 0) for array in arrays]
+    labelled = LabelledSet(images, classes, ["a {}", "the {}"], name="mini/noise", split="test")
     judge = Judge(model, labelled)
-    images = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
-    answers = judge.exact(images).argmax(1).tolist()
-    labelled.pictures[:] = [(picture, answer) for (picture, _), answer in zip(pictures, answers, strict=True)]  # type: ignore[index]
-    return labelled
+    pixels = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
+    answers = judge.exact(pixels).argmax(1).tolist()
+    answered = [(image, answer) for (image, _), answer in zip(images, answers, strict=True)]
+    return replace(labelled, dataset=answered)
 
 
 RECIPE = """

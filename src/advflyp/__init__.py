@@ -8,6 +8,8 @@ from advflyp.__about__ import __version__
 if TYPE_CHECKING:
     from advflyp.attack.pgd import pgd as pgd
     from advflyp.attack.threat import Threat as Threat
+    from advflyp.data.sets.labelled import LabelledSet as LabelledSet
+    from advflyp.data.sets.labelled import load_set as load_set
     from advflyp.evaluation.suite import evaluate as evaluate
     from advflyp.method.advflyp import clip_loss as clip_loss
     from advflyp.method.regularisers import feature_deviation as feature_deviation
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: torch alone takes seconds, and `advflyp --help` needs none of it.
 _HOME = {
+    "LabelledSet": "advflyp.data.sets.labelled",
     "Threat": "advflyp.attack.threat",
     "attack_image": "advflyp.use.attack_image",
     "clip_loss": "advflyp.method.advflyp",
@@ -27,6 +30,7 @@ _HOME = {
     "export_model": "advflyp.model.interop.export",
     "feature_deviation": "advflyp.method.regularisers",
     "load_model": "advflyp.model.load",
+    "load_set": "advflyp.data.sets.labelled",
     "logit_divergence": "advflyp.method.regularisers",
     "pgd": "advflyp.attack.pgd",
     "predict": "advflyp.use.predict",
@@ -34,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "LabelledSet",
     "Threat",
     "__version__",
     "attack_image",
@@ -42,6 +47,7 @@ __all__ = [
     "export_model",
     "feature_deviation",
     "load_model",
+    "load_set",
     "logit_divergence",
     "pgd",
     "predict",

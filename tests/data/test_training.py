@@ -200,7 +200,7 @@ def test_readings(tmp_path: Path) -> None:
         ({"method.name": "tecoa", "data.train": "imagenet@tarin"}, "imagenet has no split 'tarin'; did you mean"),
         ({"method.name": "tecoa", "data.train": "{tmp}/whole"}, "name one of them: {tmp}/whole/train"),
         ({"method.name": "tecoa", "data.train": "{tmp}/empty"}, "holds no class folders"),
-        ({"method.name": "tecoa", "data.train": "{tmp}/hollow"}, "holds no pictures"),
+        ({"method.name": "tecoa", "data.train": "{tmp}/hollow"}, "holds no images"),
         ({"method.name": "fare", "data.train": "{tmp}/empty"}, "holds no image"),
         ({"method.name": "tecoa", "data.train": "{tmp}/classes", "data.batch_size": "64"}, "not enough for one batch"),
         ({"method.name": "tecoa", "data.train": "mini/proxy", "data.batch_size": "1"}, "must be at least 2, not 1"),

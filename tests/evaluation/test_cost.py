@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from advflyp import files
 from advflyp.attack.threat import Threat
+from advflyp.data.sets.images import Images, balanced
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.data.sets.pictures import Pictures, balanced
 from advflyp.evaluation import evaluator as judge
 from advflyp.evaluation import journal, jsonl
 from advflyp.evaluation.attacks import Attack, Stage
@@ -28,10 +28,10 @@ from advflyp.model.clip import CLIP
 GREY = Image.new("RGB", (8, 8), (100, 120, 140))
 
 
-class Same(Pictures):
-    """One picture, as often as there are labels."""
+class Same(Images):
+    """One image, as often as there are labels."""
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         return GREY
 
     def key(self, index: int) -> str:
@@ -88,12 +88,7 @@ def bookkeeping(model: CLIP, n: int, folder: Path, monkeypatch: pytest.MonkeyPat
     """Elements that tensors and Python's collections hold in an attacked run of n images; bytes of the journal."""
     classes = ["cat", "dog", "house"]
     labelled = LabelledSet(
-        name="mini/grey",
-        split="test",
-        classes=classes,
-        templates=["a {}"],
-        pictures=Same(torch.zeros(n, dtype=torch.int64)),
-        info={},
+        Same(torch.zeros(n, dtype=torch.int64)), classes, "a {}", name="mini/grey", split="test"
     )
     one = Judge(model, labelled, batch_size=8)
     labelled.labels[:] = one.exact(model.preprocess(GREY)[None]).argmax(1)  # all of them right

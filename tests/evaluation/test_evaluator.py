@@ -37,7 +37,7 @@ def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
     assert torch.equal(outcome.clean, outcome.label)
     rows = torch.stack([outcome.index, outcome.label, outcome.attacked], dim=1).tolist()
     for place, label, attacked in rows:
-        image = tiny.preprocess(noise_set.pictures[place][0])[None]
+        image = tiny.preprocess(noise_set.dataset[place][0])[None]
         found = judge.attack(image, torch.tensor([label]), attack, threat, index=torch.tensor([place]))
         assert judge.exact(found).argmax(1).item() == attacked
         assert threat.contains(image, found).all()
@@ -94,8 +94,8 @@ def test_bf16_and_fp32_searches_agree(tiny: CLIP) -> None:
 def test_an_image_that_is_wrong_when_clean_stays_wrong_and_is_not_attacked(
     tiny: CLIP, noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise_set.pictures[:] = [(picture, (label + 1) % 3) for picture, label in noise_set.pictures]  # type: ignore[index]
-    judge = Judge(tiny, noise_set)
+    wrong = [(image, (label + 1) % 3) for image, label in noise_set.dataset]
+    judge = Judge(tiny, replace(noise_set, dataset=wrong))
     assert not judge.correct(CLEAN, None).any()
     monkeypatch.setattr("advflyp.evaluation.evaluator._Run._stage", lambda *_: pytest.fail("attacked"))
     outcome = judge.run(Attack.parse("pgd2"), Threat(eps=8 / 255))
@@ -161,9 +161,10 @@ def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Pa
 
 
 class Unreadable(list):
-    """Pictures of which some cannot be decoded."""
+    """Images of which some cannot be decoded."""
 
     bad: tuple[int, ...] = ()
+    targets: list[int]
 
     def __getitem__(self, place):
         if place in self.bad:
@@ -177,8 +178,8 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
 ) -> None:
     """One of 150 is tolerated, though it is more than 1 % of the 40 that are left; two are not."""
     labelled = labelled_by(tiny.double(), 150)
-    pictures = Unreadable(labelled.pictures)
-    pictures.bad = bad
+    images = Unreadable(labelled.dataset)
+    images.bad, images.targets = bad, labelled.labels.tolist()
     attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
 
     def cut(standing: Standing) -> None:
@@ -186,7 +187,7 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
             raise Cut
 
     def judge() -> Judge:
-        return Judge(tiny, replace(labelled, pictures=pictures, unreadable={}), batch_size=10)
+        return Judge(tiny, replace(labelled, dataset=images, unreadable={}), batch_size=10)
 
     with pytest.raises(Cut):
         judge().run(attack, threat, journal=journal, watch=cut)

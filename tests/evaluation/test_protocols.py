@@ -168,7 +168,7 @@ def test_pixels(name: str, built: Path, model224: CLIP, monkeypatch: pytest.Monk
     protocol = PROTOCOLS[name]
     labelled = load_set("eurosat")
     judge = Judge(model224, labelled, pixels=protocol.pixels_of(labelled))
-    place = labelled.pictures.paths.index("River/River_1.jpg")
+    place = labelled.dataset.paths.index("River/River_1.jpg")
     image = labelled.image(place)
     assert image.size == (402, 301)
     ((_, found, _),) = labelled.batches(judge.transform, 1, [place])

@@ -73,12 +73,7 @@ def sets(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> dict[str, LabelledSet]:
         arrays = (torch.rand(40, 32, 32, 3, generator=generator) * 255).byte().numpy()
         pictures = [(Image.fromarray(array), index % 4) for index, array in enumerate(arrays)]
         made[name] = LabelledSet(
-            name=name,
-            split="test",
-            classes=["cat", "dog & co", "<house>", "sea"],
-            templates=["a {}"],
-            pictures=pictures,
-            info={},
+            pictures, ["cat", "dog & co", "<house>", "sea"], "a {}", name=name, split="test"
         )
     monkeypatch.setattr(examples_module, "load_set", made.__getitem__)
     return made

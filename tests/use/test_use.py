@@ -30,8 +30,8 @@ def pictures(tmp_path: Path) -> list[Path]:
     food = load_set("mini/food")
     paths = []
     for index in (2, 5):
-        paths.append(tmp_path / f"{food.classes[food.pictures[index][1]]}.png")
-        on_white(food.pictures[index][0]).save(paths[-1])
+        paths.append(tmp_path / f"{food.classes[food.dataset[index][1]]}.png")
+        on_white(food.dataset[index][0]).save(paths[-1])
     return paths
 
 

@@ -74,7 +74,7 @@ class DecodedClasses(Decoded[int, tuple[int, str]]):
         chosen = config.chosen_templates()
         self.classes, self.templates = labelled.classes, chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
-        super().__init__(config, reader, seed, len(self.places), "picture", device, share)
+        super().__init__(config, reader, seed, len(self.places), "image", device, share)
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
         for number, at in permuted(len(self.places), self.seed, epoch, start, self.share):
@@ -102,12 +102,31 @@ def open_training(
     seed: int,
     device: torch.device,
     share: Share | None = None,
+    data: Any = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds too little.
 
     wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `Classes`
+    data:   an object to train on in place of what `config.train` names, which is then only what messages call it: a
+            `LabelledSet`, or pairs (see `open_objects`)
     The other arguments are those of `open_pairs`.
     """
+    if isinstance(data, LabelledSet) and wanted == "pairs":
+        raise ValueError(
+            f"{data.name} is a labelled set, and this method trains on pairs; give (image, caption) items, or choose a "
+            "method that trains on labels"
+        )
+    if data is not None and not isinstance(data, LabelledSet) and wanted == "labelled":
+        raise ValueError(
+            "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
+        )
+    share = share or Share(config.batch_size, drop_last=config.drop_last)
+    if isinstance(data, LabelledSet):
+        return DecodedClasses(data, config, reader, seed, device, share)
+    if data is not None:
+        return open_pairs(
+            config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs", pairs=data
+        )
     if config.train == PROXY_PAIRS:
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
@@ -126,7 +145,6 @@ def open_training(
             templates=chosen or labelled.templates,
             draw=chosen is not None and len(chosen) > 1,
         )
-    share = share or Share(config.batch_size, drop_last=config.drop_last)
     return DecodedClasses(labelled, config, reader, seed, device, share)
 
 

@@ -18,8 +18,8 @@ from advflyp import limits
 from advflyp.data.pairs import images
 from advflyp.data.pairs.images import PictureReader, as_rgb, read_image
 from advflyp.data.sets.catalogue import TABLE
+from advflyp.data.sets.images import Files
 from advflyp.data.sets.labelled import load_set
-from advflyp.data.sets.pictures import Files
 from advflyp.errors import SkippedSample
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model

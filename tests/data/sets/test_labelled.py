@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from advflyp.cli.main import main
 from advflyp.data.sets import catalogue, folders, imagenet
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.folders import folder_shards
+from advflyp.data.sets.images import Encoded
 from advflyp.data.sets.labelled import LabelledSet, load_set, mini_sets, set_names
-from advflyp.data.sets.pictures import Encoded
 from advflyp.data.sets.prompts import fill
 from advflyp.model.clip import CLIP
 from advflyp.model.zeroshot import class_embeddings
@@ -29,12 +30,11 @@ def flat(image: Image.Image) -> torch.Tensor:
 
 def in_memory(labels: list[int], classes: int = 3) -> LabelledSet:
     return LabelledSet(
+        [(Image.new("RGB", (4, 4), colour(i)), label) for i, label in enumerate(labels)],
+        [f"class {i}" for i in range(classes)],
+        "{}",
         name="x",
         split="test",
-        classes=[f"class {i}" for i in range(classes)],
-        templates=["{}"],
-        pictures=[(Image.new("RGB", (4, 4), colour(i)), label) for i, label in enumerate(labels)],
-        info={},
     )
 
 
@@ -54,8 +54,8 @@ def test_each_embedded_set(name: str) -> None:
     assert len(set(labelled.classes)) == len(labelled.classes)
     assert set(labelled.labels.tolist()) <= set(range(len(labelled.classes)))
     assert all(template.count("{}") == 1 for template in labelled.templates)
-    assert all(picture.size == (64, 64) for picture, _ in labelled.pictures)
-    assert labelled.labels.tolist() == [label for _, label in labelled.pictures]
+    assert all(picture.size == (64, 64) for picture, _ in labelled.dataset)
+    assert labelled.labels.tolist() == [label for _, label in labelled.dataset]
     assert len({labelled.key(index) for index in range(len(labelled))}) == len(labelled)
     assert labelled.info["licence"] and labelled.info["source"]
 
@@ -88,14 +88,10 @@ def test_batches() -> None:
     (batch,) = labelled.batches(flat, 16, [7, 0, 7])
     assert batch[0].tolist() == [7, 0, 7] and batch[2].tolist() == [1, 0, 1]
     assert [len(places) for places, _, _ in labelled.batches(flat, 5)] == [5, 5]
-    # A list can still be changed in place; nothing remembers the old one.
-    labelled.pictures[:] = [(picture, 2) for picture, _ in labelled.pictures]  # type: ignore[index]
-    assert set(labelled.labels.tolist()) == {2}
 
 
 def test_transparent_parts_are_white() -> None:
-    labelled = in_memory([0, 1])
-    labelled.pictures[:] = [(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 0)]  # type: ignore[index]
+    labelled = replace(in_memory([0, 1]), dataset=[(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 0)])
     ((_, images, _),) = labelled.batches(flat, 1)
     assert float(images.min()) == 1
 
@@ -146,9 +142,7 @@ def test_corrupt_pictures_are_left_out_and_recorded(tmp_path: Path) -> None:
     missing = {labelled.key(i) for i in range(300)} - {labelled.key(int(i)) for b in batches for i in b[0]}
     assert missing == set(labelled.unreadable)
     (tmp_path / "dog" / "13.jpg").unlink()
-    with pytest.raises(
-        ValueError, match=r"more than 1% of 300 pictures cannot be read; .*: cat/7.jpg \(.*…$"
-    ):
+    with pytest.raises(ValueError, match=r"more than 1% of 300 images cannot be read; .*: cat/7.jpg \(.*…$"):
         list(labelled.batches(flat, 100))
     # Only what is wanted counts.
     good = [i for i in range(300) if labelled.key(i) not in {*labelled.unreadable}]
@@ -184,7 +178,7 @@ def test_subset_is_balanced_seeded_and_nested() -> None:
 def test_a_set_needs_two_classes_pictures_and_names_for_its_labels() -> None:
     with pytest.raises(ValueError, match="x has 1 class; zero-shot classification needs at least two"):
         in_memory([0, 0], classes=1)
-    with pytest.raises(ValueError, match="x holds no pictures"):
+    with pytest.raises(ValueError, match="x holds no images"):
         in_memory([])
     with pytest.raises(ValueError, match="x has labels from 0 to 3 and 3 class names"):
         in_memory([0, 3])
@@ -198,7 +192,7 @@ def test_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         labelled = load_set(name)
         assert (labelled.name, labelled.split, labelled.classes) == (name, "val", ["apple", "hot dog"])
         assert labelled.templates == ["This is a photo of a {}."]
-        assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+        assert {picture_number(p): labelled.classes[label] for p, label in labelled.dataset} == expected
         assert labelled.key(0) == "apple/deep/1.JPG"
         assert set_names([name]) == [name]
     put_text(tmp_path / "named" / "classnames.txt", "Granny Smith", "sausage in a bun")
@@ -220,7 +214,7 @@ def test_folders_that_are_no_sets(tmp_path: Path) -> None:
         load_set(str(tmp_path / "one"))
     put(tmp_path / "hollow" / "cat" / "a.png", 1)
     (tmp_path / "hollow" / "dog").mkdir()
-    with pytest.raises(ValueError, match="dog holds no pictures; fill the class or remove its folder"):
+    with pytest.raises(ValueError, match="dog holds no images; fill the class or remove its folder"):
         load_set(str(tmp_path / "hollow"))
     tree(tmp_path / "short", {"a": "", "b": ""})
     put_text(tmp_path / "short" / "classnames.txt", "only one")
@@ -236,7 +230,7 @@ def test_webdataset_of_ones_own(tmp_path: Path) -> None:
         labelled = load_set(name)
         assert (labelled.name, labelled.split, labelled.classes) == (name, "test", classes)
         assert labelled.templates == ["a photo of a {}.", "a photo of the {}."]
-        assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+        assert {picture_number(p): labelled.classes[label] for p, label in labelled.dataset} == expected
         assert labelled.key(4) == "1.tar/s0000004.webp"
     (one,) = load_set(str(tmp_path / "own" / "test" / "1.tar")).batches(flat, 8)
     assert one[2].tolist() == [12 % 3, 15 % 3, 18 % 3]
@@ -256,11 +250,11 @@ def test_shards_by_number_and_names_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.png", b"x")], "a has a picture but no a.cls"),
-        ([("a.cls", b"0")], "a has a label but no picture"),
+        ([("a.png", b"x")], "a has an image but no a.cls"),
+        ([("a.cls", b"0")], "a has a label but no image"),
         ([("a.png", b"x"), ("a.cls", b"cat")], "a .cls member is not a whole number"),
         ([("a.png", b"x"), ("a.cls", b"7")], "has labels from 7 to 7 and 2 class names"),
-        ([], "holds no pictures"),
+        ([], "holds no images"),
     ],
 )
 def test_damaged_shards(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
@@ -284,12 +278,11 @@ def test_shards_that_cannot_be_read(tmp_path: Path) -> None:
         load_set(str(tmp_path / "1.tar.gz"))
 
 
-def test_sequences_behave_like_lists() -> None:
-    pictures = Encoded([png(i) for i in range(4)], list("abcd"), [0, 1, 0, 1])
-    assert [label for _, label in pictures[1:3]] == [1, 0] and picture_number(pictures[-1][0]) == 3
-    assert len(list(pictures)) == 4
+def test_images_are_a_sequence() -> None:
+    images = Encoded([png(i) for i in range(4)], list("abcd"), [0, 1, 0, 1])
+    assert [label for _, label in images] == [0, 1, 0, 1] and picture_number(images[3][0]) == 3
     with pytest.raises(IndexError):
-        pictures[4]
+        images[4]
 
 
 def test_a_path_to_nothing(tmp_path: Path) -> None:
@@ -302,7 +295,7 @@ def test_a_set_that_is_the_working_folder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path / "test")
     for name in (".", "./", "../test", "folder:."):
         labelled = load_set(name)
-        assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+        assert {picture_number(p): labelled.classes[label] for p, label in labelled.dataset} == expected
         assert labelled.key(0) == "apple/1.jpg" and labelled.split == "test"
 
 
@@ -323,7 +316,7 @@ def test_folders_by_number(tmp_path: Path) -> None:
     put_text(tmp_path / "n" / "classnames.txt", *names)
     labelled = load_set(str(tmp_path / "n"))
     assert labelled.classes == names and labelled.labels.tolist() == list(range(12))
-    assert {picture_number(p): labelled.classes[label] for p, label in labelled.pictures} == expected
+    assert {picture_number(p): labelled.classes[label] for p, label in labelled.dataset} == expected
 
 
 def test_folders_whose_order_is_not_clear(tmp_path: Path) -> None:
@@ -452,7 +445,7 @@ def test_images_beside_the_class_folders_are_told(
     assert load_set("folder:set").remarks == ()
     for name in ("a.png", "b.HEIC", ".c.png", "readme.txt"):
         put(tmp_path / "set" / name, 1)
-    line = "set: 2 images beside the class folders, in no class: left out"
+    line = "set: 2 images beside the class folders, in no class: skipped"
     assert load_set("set").remarks == (line,) and len(load_set("set")) == 3
     main(["eval", str(tiny_folder), "--sets", "set", "--attacks", "clean"])
     assert line in capsys.readouterr().out

@@ -41,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 
 
 def contents(labelled: LabelledSet) -> Expected:
-    return {picture_number(picture): labelled.classes[label] for picture, label in labelled.pictures}
+    return {picture_number(picture): labelled.classes[label] for picture, label in labelled.dataset}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -98,7 +98,7 @@ def test_pixels_and_labels_are_torchvisions(
         monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *_: True)
     kind, arguments = TORCHVISION[name]
     theirs = getattr(torchvision.datasets, kind)(str(folder), **arguments)
-    ours = load_set(f"{name}@train" if base == "cifar100" else name).pictures
+    ours = load_set(f"{name}@train" if base == "cifar100" else name).dataset
     pairs = [(np.asarray(picture.convert("RGB")).tobytes(), label) for picture, label in ours]
     others = [
         (np.asarray(p.convert("RGB")).tobytes(), label)
@@ -185,9 +185,7 @@ def test_incomplete_sets(root: Path) -> None:
     with pytest.raises(ValueError, match="imagenet-a has 200 classes, but .* has 1: "):
         load_set("imagenet-a")
     put(root / "imagenet-r" / "goldfish" / "a.jpg", 1)
-    with pytest.raises(
-        ValueError, match="holds a folder goldfish; the pictures belong in folders by WordNet"
-    ):
+    with pytest.raises(ValueError, match="holds a folder goldfish; the images belong in folders by WordNet"):
         load_set("imagenet-r")
     put(root / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG", 1)
     with pytest.raises(ValueError, match="holds no folders"):
@@ -278,7 +276,7 @@ def test_sun397_has_the_authors_partition_too(root: Path) -> None:
 def test_objectnet_loses_its_red_border_and_has_all_classes_too(root: Path) -> None:
     BUILDERS["objectnet"](root)
     labelled = load_set("objectnet@all")
-    assert len(labelled.classes) == 313 and labelled.pictures[0][0].size == (4, 4)
+    assert len(labelled.classes) == 313 and labelled.dataset[0][0].size == (4, 4)
     assert labelled.classes[:3] == ["air freshener", "alarm clock", "band aid"]
 
 
@@ -357,7 +355,7 @@ def test_a_webdataset_by_choice_has_its_own_prompts(root: Path) -> None:
 
 def test_the_webdataset_of_objectnet_is_cropped_too(root: Path) -> None:
     webdataset(root / "wds_objectnet", (3,), ["a", "b"], border=2)
-    assert load_set("objectnet").pictures[0][0].size == (4, 4)
+    assert load_set("objectnet").dataset[0][0].size == (4, 4)
 
 
 def test_templates() -> None:

@@ -283,7 +283,7 @@ def test_shards_read_back_as_pairs(
         key, label = loaded.key(place), int(loaded.labels[place])
         sample = samples[f"{place:09d}"]
         assert sample.image_bytes() == (Path(images) / key).read_bytes()
-        assert sample.captions() == tuple(captioner([loaded.pictures[place][0].convert("RGB")]))
+        assert sample.captions() == tuple(captioner([loaded.dataset[place][0].convert("RGB")]))
         assert json.loads(files[f"{place:09d}.json"]) == {
             "key": key,
             "class": loaded.classes[label],
@@ -442,9 +442,7 @@ def test_files_stay_as_they_are_and_other_pictures_become_png(
     assert len(sizes) == 3 and all(0.9 * 1600 < width * height <= 1600 for width, height in sizes)
     # A set in memory, and one whose pictures are packed.
     pixels = [(drawn(number), number % 2) for number in range(3)]
-    arrays = LabelledSet(
-        name="arrays", split="test", classes=["a", "b"], templates=["{}"], pictures=pixels, info={}
-    )
+    arrays = LabelledSet(pixels, ["a", "b"], "{}", name="arrays")
     monkeypatch.setattr("advflyp.data.tools.caption.load_set", lambda _: arrays)
     run("arrays", name="arrays")
     (shard,) = members(tmp_path / "arrays").values()

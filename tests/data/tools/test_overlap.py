@@ -42,7 +42,7 @@ CHANGES: dict[str, tuple[Callable[[Image.Image], Image.Image], float, float]] = 
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, list[Image.Image]]:
-    return {name: [on_white(picture) for picture, _ in load_set(name).pictures[:80]] for name in SETS}
+    return {name: [on_white(load_set(name).image(i)) for i in range(80)] for name in SETS}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -88,9 +88,9 @@ def test_distances_are_hamming_distances(piece: int, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def leaked(tmp_path: Path) -> tuple[str, str]:
     """Training shards that hold two pictures of an evaluation folder, one of them mirrored, and one broken file."""
-    foods = [on_white(picture) for picture, _ in load_set("mini/food").pictures[:12]]
+    foods = [on_white(load_set("mini/food").image(i)) for i in range(12)]
     test = class_folder(tmp_path / "test", foods)
-    others = [on_white(picture) for picture, _ in load_set("mini/animals-3d").pictures[:10]]
+    others = [on_white(load_set("mini/animals-3d").image(i)) for i in range(10)]
     training = [*others, jpeg(foods[3], 95), foods[7].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     members = [(f"{i:02d}.png", encoded_png(image)) for i, image in enumerate(training)] + [("99.png", b"x")]
     texts = [(name.replace("png", "txt"), b"caption") for name, _ in members]
@@ -116,7 +116,7 @@ def test_leaks_are_found_with_and_without_a_model(leaked: tuple[str, str]) -> No
 
 def test_shards_of_one_name_in_two_folders(tmp_path: Path) -> None:
     """They give two pairs one key: only the one that matches goes."""
-    leaked, other = (on_white(load_set(name).pictures[3][0]) for name in ("mini/food", "mini/animals-3d"))
+    leaked, other = (on_white(load_set(name).dataset[3][0]) for name in ("mini/food", "mini/animals-3d"))
     for folder, image in (("a", other), ("b", leaked)):
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "0.tar", [("0.png", encoded_png(image)), ("0.txt", folder.encode())])
@@ -136,7 +136,7 @@ def test_cosines_are_those_of_each_pair_by_itself(
     monkeypatch.setattr(module, "_BLOCK", 5)
     parts = overlap(training, [test], model=model, bits=32, cosine=-1).matches
     assert len(whole) > 20 and {match.mirrored for match in whole} == {True, False}
-    evaluated = {load_set(test).key(i): on_white(load_set(test).pictures[i][0]) for i in range(12)}
+    evaluated = {load_set(test).key(i): on_white(load_set(test).dataset[i][0]) for i in range(12)}
     samples = list(in_order(open_source(training)))
     for one, other in zip(whole, parts, strict=True):
         assert (one.number, one.picture) == (other.number, other.picture)

@@ -17,7 +17,7 @@ def test_the_rule(tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet]) -> None
     assert len({(e.set, e.index) for e in shown}) == 6
     for example in shown:
         labelled = sets[example.set]
-        assert example.label == labelled.classes[labelled.pictures[example.index][1]]
+        assert example.label == labelled.classes[labelled.dataset[example.index][1]]
         assert example.before.top_clean[0][0] == example.label, "the original model is right"
         for view in (example.before, example.after):
             inside = Threat(eps=2 / 255).contains(view.clean[None], view.adversarial[None])

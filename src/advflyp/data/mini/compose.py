@@ -26,7 +26,7 @@ from advflyp.data.mini.shards import read_tar
 from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.pairs import DataConfig
 from advflyp.data.pairs.stream import Position, Share
-from advflyp.data.sets.pictures import balanced
+from advflyp.data.sets.images import balanced
 from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
 from advflyp.wording import counted

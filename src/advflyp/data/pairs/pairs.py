@@ -12,11 +12,12 @@ from random import Random
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from advflyp.data.batch import Batch
 from advflyp.data.pairs.dirt import ENOUGH, Dirt
-from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.images import PictureReader, finish_image
 from advflyp.data.pairs.prefetch import prefetched, threaded
 from advflyp.data.pairs.samples import Sample
 from advflyp.data.pairs.sources import open_source
@@ -298,7 +299,10 @@ class DecodedPairs(Decoded[Sample, str]):
 
     def decode(self, sample: Sample, epoch: int) -> tuple[Tensor, str]:
         captions = sample.captions() if self.captions or sample.caption is not None else ("",)
-        pixels = self.reader.from_bytes(sample.image_bytes())
+        if isinstance(sample.image, Image):
+            pixels = self.reader.from_image(finish_image(sample.image))
+        else:
+            pixels = self.reader.from_bytes(sample.image_bytes())
         if len(captions) == 1:
             return pixels, captions[0]
         return pixels, Random(f"{self.seed}/{epoch}/{sample.key}").choice(captions)
@@ -315,16 +319,18 @@ def open_pairs(
     device: torch.device,
     share: Share | None = None,
     captions: bool = True,
+    pairs: Any = None,
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
 
     device:   where the batches are wanted
     share:    which rows of them this process makes; all by default
     captions: whether they are wanted; without, an image that has none is a sample as well
+    pairs:    an object to read in place of what `config.train` names; see `open_objects`
     """
     from advflyp.data.mini.compose import MiniPairs, corpus_folder
 
-    corpus = corpus_folder(config.train)
+    corpus = corpus_folder(config.train) if pairs is None else None
     if corpus is not None:
         if config.also is not None:
             raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
@@ -332,11 +338,11 @@ def open_pairs(
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     columns = Columns(config.image_column, config.caption_column)
 
-    def stream(name: str, limit: int | None, size: int | None, share: Share) -> Stream:
+    def stream(name: Any, limit: int | None, size: int | None, share: Share) -> Stream:
         source = open_source(name, limit=limit, size=size, columns=columns, captions=captions)
         return open_stream(source, seed=seed, buffer=config.shuffle_buffer, share=share)
 
-    found = stream(config.train, config.limit, config.size, share)
+    found = stream(config.train if pairs is None else pairs, config.limit, config.size, share)
     if config.also is not None:
         # Sample by sample: a small second source has something for every process.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))

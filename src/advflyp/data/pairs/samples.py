@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from PIL.Image import Image
+
 from advflyp.data.pairs.addresses import read_named
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in
 from advflyp.documents import parse_json
@@ -20,14 +22,14 @@ class Sample:
     """One pair as it is stored.
 
     key:     its name, for messages
-    image:   the encoded picture, or where it is
+    image:   the encoded image, where it is, or the image itself
     caption: every line is a caption; encoded text, a file of text or JSON, or the captions themselves
     problem: why it cannot be used, where that is known without looking into it
     table:   the address of the table that names the image's place, empty where none does
     """
 
     key: str
-    image: bytes | str | None = None
+    image: bytes | str | Image | None = None
     caption: bytes | Path | tuple[str, ...] | None = None
     problem: str | None = None
     table: str = ""
@@ -35,15 +37,17 @@ class Sample:
     @property
     def held(self) -> int:
         """Bytes that it holds in memory, about."""
+        pixels = 4 * self.image.width * self.image.height if isinstance(self.image, Image) else 0
         parts = (self.image, *(self.caption if isinstance(self.caption, tuple) else (self.caption,)))
-        return sum(len(part) for part in parts if isinstance(part, bytes | str))
+        return pixels + sum(len(part) for part in parts if isinstance(part, bytes | str))
 
     def image_bytes(self) -> bytes:
-        """The encoded picture; `SkippedSample` where there is none."""
+        """The encoded image; `SkippedSample` where there is none."""
         if self.problem is not None:
             raise SkippedSample(self.problem)
         if self.image is None:
             raise SkippedSample("no image")
+        assert not isinstance(self.image, Image), "decoded already"
         return self.image if isinstance(self.image, bytes) else read_named(self.image, self.table)
 
     def captions(self) -> tuple[str, ...]:

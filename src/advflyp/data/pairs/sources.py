@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from advflyp.config import nearest_path
 from advflyp.data.filenames import is_clutter, is_image, is_shard, shards_in
 from advflyp.data.pairs.addresses import expand, is_remote, open_binary
 from advflyp.data.pairs.folder_pairs import FolderPairs
 from advflyp.data.pairs.manifest import read_manifest
+from advflyp.data.pairs.objects import open_objects
 from advflyp.data.pairs.samples import Indexed, Sample, Sharded
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tables import (
@@ -42,14 +44,14 @@ class First:
 
 
 def open_source(
-    train: str,
+    train: Any,
     *,
     limit: int | None = None,
     size: int | None = None,
     columns: Columns | None = None,
     captions: bool = True,
 ) -> Indexed | Sharded:
-    """The pairs that `train` names.
+    """The pairs that `train` names, or is: a text, or an object (see `open_objects`).
 
     limit:   only the first so many, in stored order
     size:    how many samples the shards hold, where neither a manifest nor the shards themselves say so
@@ -57,7 +59,11 @@ def open_source(
     captions: whether there have to be any; without, images alone are samples as well
     ValueError where there are none or they cannot be read.
     """
-    source = _open(train, size, replace(columns or Columns(), captioned=captions), captions)
+    source = (
+        _open(train, size, replace(columns or Columns(), captioned=captions), captions)
+        if isinstance(train, str)
+        else open_objects(train, size)
+    )
     if isinstance(source, Sharded):
         unknown = next((shard.name for shard in source.shards if shard.count is None), None)
         if limit is not None and unknown is not None:

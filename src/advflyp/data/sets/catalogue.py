@@ -15,7 +15,7 @@ from advflyp.data.sets.prompts import PHOTO, RENDERING, SKETCH
 from advflyp.plugins import is_import_path
 
 if TYPE_CHECKING:
-    from advflyp.data.sets.pictures import Pictures
+    from advflyp.data.sets.images import Images
     from advflyp.data.sets.readers import Reader
 
 
@@ -24,7 +24,7 @@ class Entry:
     """One set.
 
     title:       as papers write it
-    n, k:        pictures and classes of the default split
+    n, k:        images and classes of the default split
     read:        its reader as MODULE.FUNCTION of this package
     splits:      what `read` can read; the first is the default, the paper's
     places:      folders below the data folder where its files may lie; the first is where they belong
@@ -130,7 +130,7 @@ TABLE: dict[str, Entry] = {
         title="Country211", domain="scenes", n=21_100, k=211, splits=("test", "valid", "train"),
         places=("country211",), read="readers.country211",
         torchvision="Country211", wds="wds_country211", wds_splits=TEST,
-        home="https://github.com/openai/CLIP/blob/main/data/country211.md", licence="Creative Commons, by picture",
+        home="https://github.com/openai/CLIP/blob/main/data/country211.md", licence="Creative Commons, by image",
     ),
     "fgvc_aircraft": Entry(
         title="FGVCAircraft", domain="domain-specific", n=3_333, k=100, splits=("test", "train", "val", "trainval"),
@@ -312,7 +312,7 @@ def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
 
 def _reader(name: str) -> "Reader":
     module, _, function = name.partition(".")
-    return getattr(import_module(f"advflyp.data.{module}"), function)
+    return getattr(import_module(f"advflyp.data.sets.{module}"), function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +323,7 @@ class OpenedSet:
     templates: the prompts that a webdataset brings along, with "{}"; none with the authors' files
     """
 
-    pictures: "Pictures"
+    images: "Images"
     names: list[str]
     is_webdataset: bool
     templates: list[str] | None = None
@@ -353,15 +353,15 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error
-    pictures, names = opened
+    images, names = opened
     if not entry.upright:
-        pictures.ignore_orientation()
+        images.ignore_orientation()
     if is_wds:
         templates = own_templates(folder) or own_templates(folder.parent)
-        return OpenedSet(pictures=pictures, names=names, is_webdataset=True, templates=templates)
+        return OpenedSet(images=images, names=names, is_webdataset=True, templates=templates)
     if len(names) != entry.k and not (entry.title == "ObjectNet" and split == "all"):
         raise ValueError(f"{name} has {entry.k} classes, but {folder} has {len(names)}: {how_to_get(name)}")
-    return OpenedSet(pictures=pictures, names=names, is_webdataset=False)
+    return OpenedSet(images=images, names=names, is_webdataset=False)
 
 
 def how_to_get(name: str, source: Source = "any") -> str:

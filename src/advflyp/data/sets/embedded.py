@@ -9,7 +9,7 @@ from typing import Any
 
 from advflyp.data.mini import EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets
 from advflyp.data.mini.build import proxy_concepts
-from advflyp.data.sets.pictures import Encoded
+from advflyp.data.sets.images import Encoded
 
 
 def mini_set(name: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def mini_set(name: str) -> dict[str, Any]:
         "split": info["split"],
         "classes": info["classes"],
         "templates": info["templates"],
-        "pictures": _read_pictures(path),
+        "dataset": _read_images(path),
         "info": {key: value for key, value in info.items() if key not in ("classes", "templates")},
     }
 
@@ -54,14 +54,14 @@ def _proxy_set() -> dict[str, Any]:
         "split": "train",
         "classes": classes,
         "templates": ["{}", "a picture of a {}", "an image of {}"],
-        "pictures": Encoded(
+        "dataset": Encoded(
             [files[i] for i in chosen], [keys[i] for i in chosen], [index[concepts[i]] for i in chosen]
         ),
         "info": {"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
     }
 
 
-def _read_pictures(path: Path) -> Encoded:
+def _read_images(path: Path) -> Encoded:
     """KEY.webp and KEY.cls members of a tar."""
     files: list[bytes] = []
     keys: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from advflyp.data.filenames import images_among, is_clutter, shards_in, walk
 from advflyp.data.pairs.sources import find_shards
-from advflyp.data.sets.pictures import Files, Shards
+from advflyp.data.sets.images import Files, Shards
 from advflyp.data.sets.prompts import words
 from advflyp.documents import read_json, read_text
 from advflyp.limits import MAX_NAME
@@ -44,9 +44,9 @@ def check_no_splits(folder: Path, likely: str = "test") -> None:
 
 
 def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
-    """All pictures below folder/CLASS, labelled with the class's place in `classes`, sorted by path.
+    """All images below folder/CLASS, labelled with the class's place in `classes`, sorted by path.
 
-    ValueError for a class without pictures.
+    ValueError for a class without images.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -57,7 +57,7 @@ def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
             for file in images_among(files)
         ]
         if not found:
-            raise ValueError(f"{folder / name} holds no pictures; fill the class or remove its folder")
+            raise ValueError(f"{folder / name} holds no images; fill the class or remove its folder")
         paths += sorted(found)
         labels += [label] * len(found)
     return Files(folder, paths, labels, border)
@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> tuple[Files, list[str]]:
     found = class_folders(folder)
     if not found:
         raise ValueError(
-            f"{folder} holds no class folders; make it CLASS/picture.jpg, one folder for each class"
+            f"{folder} holds no class folders; make it CLASS/image.jpg, one folder for each class"
         )
     check_no_splits(folder)
     by_folder = names_by_folder(folder)

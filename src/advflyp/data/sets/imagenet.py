@@ -8,7 +8,7 @@ from pathlib import Path
 from advflyp.config import convert
 from advflyp.data.sets.catalogue import PUBLISHED_LIST
 from advflyp.data.sets.folders import class_files, class_folders, read_lines
-from advflyp.data.sets.pictures import Files, Part, held_out
+from advflyp.data.sets.images import Files, Part, held_out
 from advflyp.data.sets.readers import Opened
 from advflyp.documents import read_json, read_json_object
 
@@ -42,7 +42,7 @@ def _wnid_folders(folder: Path) -> Opened:
     if strangers or not found:
         what = f"a folder {strangers[0]}" if strangers else "no folders"
         raise ValueError(
-            f"{folder} holds {what}; the pictures belong in folders by WordNet number such as n01440764"
+            f"{folder} holds {what}; the images belong in folders by WordNet number such as n01440764"
         )
     return class_files(folder, found), found
 

@@ -1,8 +1,11 @@
-"""Labelled sets for zero-shot classification: one table, pictures decoded when they are needed."""
+"""Labelled sets for zero-shot classification: images decoded when they are needed, from any dataset."""
 
+import hashlib
+import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from advflyp.data.sets.folders import (
     read_shards,
 )
 from advflyp.data.sets.imagenet import names_by_wnid
-from advflyp.data.sets.pictures import Pictures, balanced
+from advflyp.data.sets.images import DatasetImages, Images, NotAnItem, balanced, dataset_name
 from advflyp.data.sets.prompts import PHOTO, choose_templates, describe
 from advflyp.errors import RunError, SkippedSample
 from advflyp.plugins import is_import_path, load_object
@@ -38,53 +41,94 @@ from advflyp.wording import counted
 # A set with more unreadable pictures than this is not the set its name promises.
 TOLERATED = 0.01
 IMAGENET_CLASSES = 1000
+# Of which `sha256` knows the pixels.
+HASHED_IMAGES = 16
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(init=False, eq=False)
 class LabelledSet:
-    """Pictures with class indices.
+    """Images with class indices, as evaluations and labelled training take them.
 
-    name:       "mini/food", "cifar10", "eurosat@test", a path
-    split:      which part of the data this is
-    classes:    K names, in the order of the indices
-    templates:  prompts, each with one "{}" for the class name
-    pictures:   (PIL image, class index); a list, or `Pictures`, which decodes them when they are asked for
-    info:       domain, source, licence, in_proxy (whether the labelled proxy set covers the classes)
-    unreadable: pictures that `batches` left out: {key: reason}
-    own_names:  the classes as the authors' files write them, for the rules of `classnames.py`; None where not known
-    remarks:    what of the data is not used, in sentences for the user
-    ValueError where there is nothing to tell apart: no picture, or fewer than two classes.
+    Attributes:
+        dataset: The images, with labels and keys that are known without decoding.
+        unreadable: Images that `batches` skipped: {key: reason}.
     """
 
-    name: str
-    split: str
+    dataset: Images
     classes: list[str]
     templates: list[str]
-    pictures: Sequence[tuple[Image.Image, int]]
+    name: str
+    split: str
     info: dict[str, Any]
-    unreadable: dict[str, str] = field(default_factory=dict)
-    own_names: list[str] | None = None
-    remarks: tuple[str, ...] = ()
+    unreadable: dict[str, str]
+    own_names: list[str] | None
+    remarks: tuple[str, ...]
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        dataset: Any = None,
+        classes: Sequence[str] = (),
+        templates: str | Sequence[str] = PHOTO,
+        *,
+        name: str = "",
+        split: str = "all",
+        info: dict[str, Any] | None = None,
+        unreadable: dict[str, str] | None = None,
+        own_names: list[str] | None = None,
+        remarks: tuple[str, ...] = (),
+        pictures: Any = None,
+    ) -> None:
+        """Wrap any dataset: `LabelledSet(torchvision.datasets.CIFAR10(root, train=False), classes, templates)`.
+
+        Args:
+            dataset: Any sequence of (image, label) with a length: a torch `Dataset`, a `Subset` of one, a list. An
+                image is a PIL image or a tensor (3, H, W), or (1, H, W) for grey: floats in [0, 1], which are rounded
+                to 8 bits, or uint8.
+            classes: K names, in the order of the labels 0 to K-1.
+            templates: Prompts, each with one "{}" for the class name; "openai" for OpenAI's 80.
+            name: What results call it. By default the type of the dataset and a part of `sha256`, so that results of
+                another content are not taken for its own; a set with a name of its own gets a new one when it changes.
+            split: Which part of the data this is.
+            info: domain, source, licence, in_proxy (whether the labelled proxy set covers the classes).
+            unreadable: Images that are known to be unreadable: {key: reason}.
+            own_names: The classes as the authors' files write them, for the rules of `classnames.py`.
+            remarks: What of the data is not used, in sentences for the user.
+            pictures: The former name of `dataset`.
+
+        Raises:
+            ValueError: There is nothing to tell apart (no image, fewer than two classes, two of one name), a label is
+                not one of 0 to K-1, or the first item is not (image, label).
+        """
+        if pictures is not None:
+            warnings.warn("LabelledSet: `pictures` is now `dataset`", DeprecationWarning, stacklevel=2)
+            dataset = pictures
+        called = name or dataset_name(dataset)
+        self.classes, self.templates = list(classes), choose_templates(templates)
+        if isinstance(dataset, Images):
+            self.dataset = dataset
+        else:
+            self.dataset = DatasetImages(dataset, called)
+            check_distinct(self.classes, called)
+        self.split, self.own_names, self.remarks = split, own_names, remarks
+        self.info = {"domain": "own"} if info is None else info
+        self.unreadable = {} if unreadable is None else unreadable
         if len(self.classes) < 2:
             raise ValueError(
-                f"{self.name} has {counted(len(self.classes), 'class')}; "
-                "zero-shot classification needs at least two"
+                f"{called} has {counted(len(self.classes), 'class')}; zero-shot classification needs at least two"
             )
-        if not len(self.pictures):
-            raise ValueError(f"{self.name} holds no pictures; point to a folder or to shards that do")
-        labels = self.labels
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+        if not len(self.dataset):
+            raise ValueError(f"{called} holds no images; point to a folder or to shards that do")
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise ValueError(
-                f"{self.name} has labels from {int(labels.min())} to {int(labels.max())} and "
+                f"{called} has labels from {int(self.labels.min())} to {int(self.labels.max())} and "
                 f"{counted(len(self.classes), 'class name')}; give one name for each label from 0 on"
             )
+        self.name = name or f"{called}-{self.sha256[:8]}"
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
     @property
     def prompt(self) -> str:
@@ -94,31 +138,44 @@ class LabelledSet:
     @property
     def labels(self) -> Tensor:
         """(n,) int64, known without decoding."""
-        if isinstance(self.pictures, Pictures):
-            return self.pictures.labels
-        return torch.tensor([label for _, label in self.pictures], dtype=torch.int64)
+        return self.dataset.labels
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the class names, every label and key, and the pixels of 16 images; templates are not in it."""
+        content = [self.classes, self.labels.tolist(), [self.key(index) for index in range(len(self))]]
+        digest = hashlib.sha256(json.dumps(content).encode())
+        for index in sorted({place * len(self) // HASHED_IMAGES for place in range(HASHED_IMAGES)}):
+            try:
+                image = self.image(index)
+            except SkippedSample as reason:
+                digest.update(str(reason).encode())
+            else:
+                digest.update(str(image.size).encode() + image.tobytes())
+        return digest.hexdigest()
 
     def key(self, index: int) -> str:
-        """What picture `index` is called: a path, or the name of a tar member."""
-        return self.pictures.key(index) if isinstance(self.pictures, Pictures) else f"{index:05d}"
+        """What image `index` is called: a path, or the name of a tar member."""
+        return self.dataset.key(index)
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index` as all parts of the program decode images: RGB, 8 bits, transparent parts white.
+        """Image `index` as all parts of the program decode images: RGB, 8 bits, transparent parts white.
 
         Raises:
             SkippedSample: It cannot be decoded.
+            ValueError: The dataset gives something that is no image, or no longer the label it gave at first.
         """
         try:
-            return as_rgb(self.pictures[index][0])
-        except RunError:
-            raise  # of the machine, not of the image
+            return as_rgb(self.dataset.image(index))
+        except (RunError, NotAnItem):
+            raise  # of the machine, or of the dataset, not of the image
         except OSError as error:
             raise SkippedSample(error.strerror or "unreadable image") from None
         except UNREADABLE:
             raise SkippedSample("unreadable image") from None
 
     def subset(self, limit: int | None, seed: int) -> list[int]:
-        """Positions of `limit` pictures as `balanced` chooses them; ValueError for a limit below 1."""
+        """Positions of `limit` images as `balanced` chooses them; ValueError for a limit below 1."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         return balanced(self.labels.tolist(), limit, seed)
@@ -132,8 +189,8 @@ class LabelledSet:
     ) -> Iterator[Batch]:
         """Positions (N,) int64, images (N, 3, H, W) in [0, 1], labels (N,), in the order of `index` (None: all).
 
-        preprocess: an RGB picture → (3, H, W) in [0, 1]; runs in `workers` threads, two batches ahead
-        A picture that cannot be decoded is left out and entered in `unreadable`; ValueError when these are more
+        preprocess: an RGB image → (3, H, W) in [0, 1]; runs in `workers` threads, two batches ahead
+        An image that cannot be decoded is skipped and entered in `unreadable`; ValueError when these are more
         than 1 % of those wanted.
         """
         wanted = range(len(self)) if index is None else index
@@ -148,7 +205,7 @@ class LabelledSet:
                     is_own_set = self.info.get("domain") == "own"
                     advice = "mend or remove them" if is_own_set else "fetch the set again"
                     raise ValueError(
-                        f"{self.name}: more than {TOLERATED:.0%} of {counted(len(wanted), 'picture')} cannot be read; "
+                        f"{self.name}: more than {TOLERATED:.0%} of {counted(len(wanted), 'image')} cannot be read; "
                         f"{advice}: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
                     )
                 continue
@@ -164,10 +221,10 @@ class LabelledSet:
     ) -> Iterator[tuple[int, Tensor | str]]:
         def load(place: int) -> Tensor | str:
             try:
-                picture = self.image(place)
+                image = self.image(place)
             except SkippedSample as reason:
                 return str(reason)
-            return preprocess(picture)
+            return preprocess(image)
 
         return threaded(wanted, load, workers, ahead)
 
@@ -178,16 +235,18 @@ def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
 
 
 def load_set(
-    name: str, templates: str | Sequence[str] | None = None, *, source: Source = "any"
+    name: "str | LabelledSet", templates: str | Sequence[str] | None = None, *, source: Source = "any"
 ) -> LabelledSet:
     """The set called `name`; of the sets that are not embedded only labels and names are read.
 
-    name:      one of the table, NAME or NAME@SPLIT; "mini/food"; a path, see `docs/sets.md`
+    name:      one of the table, NAME or NAME@SPLIT; "mini/food"; a path, see `docs/sets.md`; a set, which is returned
     templates: other prompts than the set's: "openai" (80 templates), one template or several
     source:    of a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
                copy with the prompts that it brings along
     ValueError where it does not exist, is not on this machine, or is damaged.
     """
+    if isinstance(name, LabelledSet):
+        return name if templates is None else replace(name, templates=choose_templates(templates))
     names = set_names([name])
     if len(names) > 1:
         raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
@@ -228,7 +287,7 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
         split=split,
         classes=classes,
         templates=templates,
-        pictures=opened.pictures,
+        dataset=opened.images,
         own_names=own_names,
         info={
             "domain": entry.domain,
@@ -255,15 +314,15 @@ def _own_set(name: str) -> LabelledSet:
         hint = nearest_path(path) or "; name one that holds a folder for each class"
         raise ValueError(f"there is no folder {path}{hint}")
     if kind == "folder" or (folder.is_dir() and not kind and not has_shards(folder)):
-        pictures, classes = read_folder(folder)
+        images, classes = read_folder(folder)
         templates = own_templates(folder)
         if beside := images_beside(folder):
             loose = counted(beside, "image")
-            remarks = (f"{name}: {loose} beside the class folders, in no class: left out",)
+            remarks = (f"{name}: {loose} beside the class folders, in no class: skipped",)
     else:
         shards = own_shards(path)
         folder = shards[0].parent
-        pictures, classes = read_shards(shards)
+        images, classes = read_shards(shards)
         templates = own_templates(folder) or own_templates(folder.parent)
     split = folder.resolve().name
     labelled = LabelledSet(
@@ -271,7 +330,7 @@ def _own_set(name: str) -> LabelledSet:
         split=split if split.lower() in SPLITS else "all",
         classes=classes,
         templates=choose_templates(templates or PHOTO),
-        pictures=pictures,
+        dataset=images,
         remarks=remarks,
         info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
     )
@@ -279,12 +338,17 @@ def _own_set(name: str) -> LabelledSet:
 
 
 def with_distinct_names(labelled: LabelledSet) -> LabelledSet:
-    """The set; ValueError where two classes have one name, whose logits would tie on every picture."""
+    """The set; ValueError where two classes have one name."""
+    check_distinct(labelled.classes, labelled.name)
+    return labelled
+
+
+def check_distinct(classes: Sequence[str], name: str) -> None:
+    """ValueError where two classes of a set have one name: their logits would tie on every image."""
     first: dict[str, int] = {}
-    for number, name in enumerate(labelled.classes):
-        if first.setdefault(name, number) != number:
+    for number, title in enumerate(classes):
+        if first.setdefault(title, number) != number:
             raise ValueError(
-                f"{labelled.name} has two classes called '{name}', numbers {first[name]} and {number}, which zero-shot "
+                f"{name} has two classes called '{title}', numbers {first[title]} and {number}, which zero-shot "
                 "classification cannot tell apart; merge them, or give them names of their own in classnames.txt"
             )
-    return labelled

@@ -1,6 +1,6 @@
 """The paper's 14 sets as their authors' archives unpack, which is how torchvision keeps them too.
 
-Each reader takes the set's folder and a split and gives (pictures, class names as the authors' files write them).
+Each reader takes the set's folder and a split and gives (images, class names as the authors' files write them).
 Nothing is decoded, and a missing file is a FileNotFoundError. The order is that of the authors' lists, else that of
 the sorted paths.
 """
@@ -14,10 +14,10 @@ import numpy as np
 
 from advflyp.config import convert
 from advflyp.data.sets.folders import class_files, class_folders, read_lines
-from advflyp.data.sets.pictures import Arrays, Files, Pictures, held_out
+from advflyp.data.sets.images import Arrays, Files, Images, held_out
 from advflyp.documents import read_json
 
-Opened = tuple[Pictures, list[str]]
+Opened = tuple[Images, list[str]]
 Reader = Callable[[Path, str], Opened]
 
 # Of every class, for sets without an official split; `train` is what remains.
@@ -74,10 +74,10 @@ def stl10(folder: Path, split: str) -> Opened:
 
 
 def caltech101(folder: Path, split: str) -> Opened:
-    """101_ObjectCategories without its background pictures, which are no class."""
+    """101_ObjectCategories without its background images, which are no class."""
     folders = [name for name in class_folders(folder) if name != "BACKGROUND_Google"]
-    pictures = class_files(folder, folders)
-    return _seeded(pictures, split), folders
+    images = class_files(folder, folders)
+    return _seeded(images, split), folders
 
 
 def caltech256(folder: Path, split: str) -> Opened:
@@ -86,8 +86,8 @@ def caltech256(folder: Path, split: str) -> Opened:
     whole = class_files(folder, folders)
     # 056.dog holds a folder of a user's own, greg/, which belongs to no class.
     own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
-    pictures = Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist())
-    return _seeded(pictures, split), folders
+    images = Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist())
+    return _seeded(images, split), folders
 
 
 def oxford_pets(folder: Path, split: str) -> Opened:
@@ -101,7 +101,7 @@ def oxford_pets(folder: Path, split: str) -> Opened:
 
 
 def flowers102(folder: Path, split: str) -> Opened:
-    """setid.mat says which pictures (the test set is the largest), imagelabels.mat which flower, from 1 on."""
+    """setid.mat says which images (the test set is the largest), imagelabels.mat which flower, from 1 on."""
     from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
@@ -187,9 +187,9 @@ def dtd(folder: Path, split: str) -> Opened:
     return Files(folder, [f"images/{path}" for path in paths], labels), classes
 
 
-def _seeded(pictures: Pictures, split: str) -> Pictures:
+def _seeded(images: Images, split: str) -> Images:
     """ "all", or the split made here for a set without one."""
-    return pictures if split == "all" else held_out(pictures, TEST_SHARE, rest=split == "train")
+    return images if split == "all" else held_out(images, TEST_SHARE, rest=split == "train")
 
 
 def _present(path: Path) -> str:

@@ -24,8 +24,8 @@ from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.pairs.manifest import Manifest
 from advflyp.data.pairs.prefetch import prefetched
+from advflyp.data.sets.images import Encoded, Files, Part, Shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
-from advflyp.data.sets.pictures import Encoded, Files, Part, Shards
 from advflyp.data.tools.caption_folder import CaptionFolder
 from advflyp.data.tools.pack import SUFFIXES
 from advflyp.data.tools.vlm import Captioner, own_device
@@ -214,7 +214,7 @@ class _Writer:
     def _load(self, place: int) -> _Picture | str:
         """The picture, or why it cannot be used."""
         try:
-            data = _file(self.labelled.pictures, place)
+            data = _file(self.labelled.dataset, place)
             if data is None:
                 return self._decoded(place)
             opened = open_image(data)

@@ -1,0 +1,87 @@
+"""Pairs from objects: any torch `Dataset`, list or other iterable of (image, caption)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from advflyp.data.pairs.cells import captions_in
+from advflyp.data.pairs.images import UNREADABLE
+from advflyp.data.pairs.samples import Indexed, Sample, Sharded
+from advflyp.data.sets.images import NotAnItem, dataset_name, to_pil
+from advflyp.errors import RunError, SkippedSample
+
+ADVICE = "each must be (image, caption), the caption a text or a list of texts"
+
+
+def open_objects(pairs: Any, size: int | None = None) -> Indexed | Sharded:
+    """The source of pairs that an object is.
+
+    Args:
+        pairs: (image, caption) items. An image is what `LabelledSet` takes; a caption a text, or a list of texts of
+            which one is drawn each epoch. With a length and items by number (a map-style `Dataset`, a list) every
+            epoch is a permutation; anything else is iterated anew each epoch and shuffled within data.shuffle_buffer.
+        size: How many items an iterable without a length gives (data.size).
+
+    Raises:
+        ValueError: It is no such thing, is used up by iterating once, or nothing says how many items it has.
+    """
+    name = dataset_name(pairs)
+    if hasattr(pairs, "__getitem__") and hasattr(pairs, "__len__"):
+        return DatasetPairs(pairs, name)
+    if not hasattr(pairs, "__iter__"):
+        raise NotAnItem(f"pairs is a {name}; give a Dataset, a list or an iterable: {ADVICE}")
+    if iter(pairs) is pairs:
+        raise NotAnItem(
+            f"{name} can be iterated only once, and every epoch needs it again; make a list of it"
+        )
+    count = len(pairs) if hasattr(pairs, "__len__") else size
+    if count is None:
+        raise NotAnItem(f"nothing says how many pairs {name} gives; give their number with data.size")
+    return Sharded([IterablePairs(pairs, name, count)], count)
+
+
+class DatasetPairs:
+    """Pairs that can be had by number. Items are asked for one at a time, by one thread."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
+        if len(self):
+            self.sample(0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def sample(self, number: int) -> Sample:
+        key = f"{self.name}:{number}"
+        try:
+            item = self.dataset[number]
+        except RunError:
+            raise  # of the machine, not of the item
+        except UNREADABLE:
+            return Sample(key, problem="unreadable image")
+        return item_sample(key, item)
+
+
+@dataclass
+class IterablePairs:
+    """Pairs in the order of an iterable, a `Shard`; offsets are numbers of items, those before are passed over."""
+
+    iterable: Any
+    name: str
+    count: int | None
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
+        for number, item in enumerate(islice(iter(self.iterable), offset, None), offset):
+            yield item_sample(f"{self.name}:{number}", item), number + 1
+
+
+def item_sample(key: str, item: Any) -> Sample:
+    """An (image, caption) item as a sample; NotAnItem where it is none."""
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        raise NotAnItem(f"{key} is a {type(item).__name__}; {ADVICE}")
+    image = to_pil(item[0], f"the image of {key}")
+    try:
+        return Sample(key, image, tuple(captions_in(item[1])) or None)
+    except SkippedSample as reason:
+        return Sample(key, problem=str(reason))

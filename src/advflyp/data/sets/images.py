@@ -1,0 +1,367 @@
+"""Where the images of a labelled set are: labels at once, each image decoded when it is asked for."""
+
+import operator
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
+from advflyp.data.pairs.images import read_image
+from advflyp.data.pairs.tars import index_tar
+from advflyp.errors import SkippedSample
+from advflyp.limits import (
+    MAX_LABEL_BYTES,
+    open_regular,
+    read_image_file,
+    read_image_stream,
+    reading,
+)
+
+# A larger number is no label, and fits no tensor.
+MAX_LABEL = 1 << 31
+# What torchvision's datasets call their lists of labels.
+LABEL_LISTS = ("targets", "labels", "_labels")
+
+
+class Images(ABC):
+    """(image, class index) whose labels and keys are known without decoding.
+
+    labels:  (n,) int64
+    upright: whether the EXIF orientation of files is applied
+    `image` is called from several threads at once and raises `SkippedSample` or OSError where there is no image.
+    """
+
+    labels: Tensor
+    upright: bool = True
+
+    def __init__(self, labels: Sequence[int] | np.ndarray | Tensor) -> None:
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.image(index), int(self.labels[index])
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def ignore_orientation(self) -> None:
+        """From now on decode files as they are stored, whatever their EXIF orientation."""
+        self.upright = False
+
+    def decode(self, data: bytes, border: int = 0) -> Image.Image:
+        """An encoded image, of whatever size, without `border` pixels on each side."""
+        return read_image(data, upright=self.upright, border=border, min_side=1)
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """Decoded."""
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """What the image is called: unique in the set, the same on every machine."""
+
+
+class NotAnItem(ValueError):
+    """A dataset gives something else than an image and its label."""
+
+
+class DatasetImages(Images):
+    """Any sequence of (image, label): a torch `Dataset`, a list; see `LabelledSet`. Keys are positions.
+
+    Labels come from the dataset's own list of them, as torchvision's keep one (each is compared when its image is
+    read), else from one pass over all items. Items are asked for one at a time: not every dataset is safe for threads.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name, self.lock = dataset, name, Lock()
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise NotAnItem(
+                f"{name} has no length or no items by number; make a list of it, or a Dataset with __len__ and "
+                "__getitem__"
+            )
+        labels = stored_labels(dataset)
+        super().__init__(labels or [self._label(index) for index in range(len(dataset))])
+        if len(dataset):
+            # One that cannot be read is skipped and counted when it is asked for.
+            with suppress(SkippedSample, OSError):
+                self.image(0)
+
+    def image(self, index: int) -> Image.Image:
+        image, label = self._item(index)
+        if label != int(self.labels[index]):
+            raise NotAnItem(
+                f"item {index} of {self.name} has the label {label}, and had {int(self.labels[index])}"
+            )
+        return to_pil(image, f"image {index} of {self.name}")
+
+    def key(self, index: int) -> str:
+        return f"{index:05d}"
+
+    def _label(self, index: int) -> int:
+        try:
+            return self._item(index)[1]
+        except OSError as error:
+            raise NotAnItem(
+                f"item {index} of {self.name} cannot be read ({error}), and so has no label; give the dataset a list "
+                "`targets` of all labels, or leave the item out with torch.utils.data.Subset"
+            ) from error
+
+    def _item(self, index: int) -> tuple[Any, int]:
+        with self.lock:
+            item = self.dataset[index]
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise NotAnItem(f"item {index} of {self.name} is {_kind(item)}; it must be (image, label)")
+        image, label = item
+        return image, whole_number(label, f"the label of item {index} of {self.name}")
+
+
+def dataset_name(dataset: Any) -> str:
+    """What messages call a dataset that has no name: its type, below subsets."""
+    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return type(dataset).__name__.lower()
+
+
+def stored_labels(dataset: Any) -> list[int] | None:
+    """The labels that a dataset of torchvision's, or a subset of one, keeps as a list; None where there are none."""
+    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        whole = stored_labels(dataset.dataset)
+        return None if whole is None else [whole[index] for index in dataset.indices]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    found = next((getattr(dataset, name) for name in LABEL_LISTS if hasattr(dataset, name)), None)
+    try:
+        labels = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    is_list = (
+        labels.shape == (len(dataset),) and not labels.is_floating_point() and labels.dtype != torch.bool
+    )
+    return labels.tolist() if is_list else None
+
+
+def whole_number(value: Any, what: str) -> int:
+    """A label as a number; NotAnItem where it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise NotAnItem(f"{what} is {_kind(value)}; labels are whole numbers from 0 on") from None
+
+
+def to_pil(image: Any, what: str) -> Image.Image:
+    """A PIL image as it is; of a tensor, (3, H, W) or (1, H, W) in [0, 1] or uint8, its pixels rounded to 8 bits.
+
+    Raises:
+        NotAnItem: It is neither; the message begins with `what`.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, Tensor):
+        raise NotAnItem(f"{what} is {_kind(image)}; give a PIL image, or a tensor (3, H, W) in [0, 1]")
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
+        raise NotAnItem(f"{what} is {_kind(image)}; a tensor must be (3, H, W), or (1, H, W) for grey")
+    if image.dtype != torch.uint8:
+        low, high = float(image.min()), float(image.max())
+        if not image.is_floating_point() or not (low >= 0 and high <= 1):
+            raise NotAnItem(
+                f"{what} is a tensor of {image.dtype} from {low:.3g} to {high:.3g}; give floats in [0, 1] or uint8, "
+                "and leave the normalisation to the model"
+            )
+        image = (image.detach().float() * 255).round().to(torch.uint8)
+    return to_pil_image(image.cpu())
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+class Files(Images):
+    """Image files, `paths` below `folder` with "/"; these are the keys.
+
+    border: pixels to cut off on each side
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[int], border: int = 0) -> None:
+        super().__init__(labels)
+        assert len(paths) == len(labels)
+        self.folder, self.paths, self.border = folder, paths, border
+
+    def image(self, index: int) -> Image.Image:
+        return self.decode(self.encoded(index), self.border)
+
+    def encoded(self, index: int) -> bytes:
+        """The file of an image; OSError or `SkippedSample` where it cannot be read."""
+        return read_image_file(self.folder / self.paths[index])
+
+    def key(self, index: int) -> str:
+        return self.paths[index]
+
+
+class Arrays(Images):
+    """(n, H, W, 3) uint8 pixels in memory, for sets that come as one array."""
+
+    def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
+        super().__init__(labels)
+        assert len(pixels) == len(self.labels)
+        self.pixels = pixels
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
+
+    def key(self, index: int) -> str:
+        return f"{index:05d}"
+
+
+class Encoded(Images):
+    """Image files in memory, for small sets."""
+
+    def __init__(self, files: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> None:
+        super().__init__(labels)
+        assert len(files) == len(keys) == len(labels)
+        self.files, self.keys = files, keys
+
+    def image(self, index: int) -> Image.Image:
+        return self.decode(self.files[index])
+
+    def key(self, index: int) -> str:
+        return self.keys[index]
+
+
+class Shards(Images):
+    """Samples KEY.jpg (or another image) + KEY.cls in webdataset tars, in any order; keys are SHARD/MEMBER.
+
+    One pass over the headers at opening says where each image is, so that any one is a seek and a read.
+    ValueError for a shard that is no plain tar, an image without a label and a label without an image.
+    """
+
+    def __init__(self, shards: Sequence[Path], border: int = 0) -> None:
+        self.shards, self.border = shards, border
+        self.members: list[tuple[int, str, int, int]] = []  # shard, name, offset, size
+        labels: list[int] = []
+        for number, shard in enumerate(shards):
+            found = _members(shard)
+            labels += [label for label, _, _, _ in found]
+            self.members += [(number, name, offset, size) for _, name, offset, size in found]
+        super().__init__(labels)
+
+    def image(self, index: int) -> Image.Image:
+        return self.decode(self.encoded(index), self.border)
+
+    def encoded(self, index: int) -> bytes:
+        """The file of an image; OSError or `SkippedSample` where it cannot be read."""
+        shard, _, offset, size = self.members[index]
+        with open_regular(self.shards[shard]) as file, reading(self.shards[shard]):
+            file.seek(offset)
+            return read_image_stream(file, size)
+
+    def key(self, index: int) -> str:
+        shard, name, _, _ = self.members[index]
+        return f"{self.shards[shard].name}/{name}"
+
+
+def _members(shard: Path) -> list[tuple[int, str, int, int]]:
+    """(label, name, offset, size) of each image, in the order of the tar."""
+    index = index_tar(shard, plain=True)
+    found: list[tuple[int, str, int, int]] = []
+    with open(shard, "rb") as file:
+        for key, one in index.items():
+            label = one.parts.get(LABEL_SUFFIX)
+            image = next((one.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in one.parts), None)
+            if (label is None and image is None) or (
+                (label is None or image is None) and is_extra(key, index)
+            ):
+                continue
+            if label is None:
+                raise ValueError(f"{shard}: {key} has an image but no {key}.cls; labels are needed for all")
+            if image is None:
+                raise ValueError(f"{shard}: {key} has a label but no image; the shard seems damaged")
+            file.seek(label[1])
+            found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL_BYTES))), *image))
+    return found
+
+
+def _whole_number(shard: Path, data: bytes) -> int:
+    try:
+        label = int(data)
+    except ValueError as error:
+        raise ValueError(f"{shard}: a .cls member is not a whole number ({error})") from None
+    if abs(label) > MAX_LABEL:
+        raise ValueError(f"{shard}: a .cls member is {label}; labels are numbers from 0 on")
+    return label
+
+
+class Part(Images):
+    """The images at `places` of another sequence; they keep their keys."""
+
+    def __init__(self, whole: Images, places: Sequence[int]) -> None:
+        super().__init__(whole.labels[torch.as_tensor(places, dtype=torch.int64)])
+        self.whole, self.places = whole, places
+
+    def ignore_orientation(self) -> None:
+        self.whole.ignore_orientation()
+
+    def image(self, index: int) -> Image.Image:
+        return self.whole.image(self.places[index])
+
+    def key(self, index: int) -> str:
+        return self.whole.key(self.places[index])
+
+
+def held_out(whole: Images, share: float, *, rest: bool = False) -> Part:
+    """A share of every class, or the rest: a split for sets that have none.
+
+    The images of class c are put in the order of their keys, shuffled by random.Random(f"0/{c}"), and the first
+    round(share × count) are held out. So the split depends on the names of the files alone.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(whole.labels.tolist()):
+        members.setdefault(label, []).append(index)
+    chosen: list[int] = []
+    for label, places in members.items():
+        places.sort(key=whole.key)
+        random.Random(f"0/{label}").shuffle(places)
+        cut = round(share * len(places))
+        chosen += places[cut:] if rest else places[:cut]
+    return Part(whole, sorted(chosen))
+
+
+def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
+    """Positions of `limit` labels, ascending, classes as evenly represented as they can be; None: all.
+
+    Every class gives one before any gives a second, and so on: counts differ by at most one among classes that have
+    some left. Which ones, and the order of the classes, are drawn by `seed`; a smaller limit takes a part of what a
+    larger one takes.
+    """
+    if limit is None or limit >= len(labels):
+        return list(range(len(labels)))
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    classes = sorted(members)
+    random.Random(f"{seed}/classes").shuffle(classes)
+    for label in classes:
+        random.Random(f"{seed}/{label}").shuffle(members[label])
+    chosen: list[int] = []
+    turn = 0
+    while len(chosen) < limit:
+        # Without the classes that are used up, which would be asked in vain every time.
+        classes = [label for label in classes if turn < len(members[label])]
+        chosen += [members[label][turn] for label in classes[: limit - len(chosen)]]
+        turn += 1
+    return sorted(chosen)
