@@ -31,7 +31,7 @@ from advflyp.cli.parse import arguments as parsed
 from advflyp.config import number
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
@@ -132,17 +132,17 @@ def cell(row: dict[str, dict[str, float]], candidate: str) -> str:
 
 def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> LabelledSet:
     """The pictures that are used, each with the class the model sees in it."""
-    judge = Judge(model, labelled)
+    evaluator = Evaluator(model, labelled)
     index = labelled.subset(arguments.images, 0)
     batches = labelled.batches(model.preprocess, arguments.batch_size, index)
-    answers = [judge.exact(images.to(model.device)).argmax(1) for _, images, _ in batches]
+    answers = [evaluator.logits_fp32(images.to(model.device)).argmax(1) for _, images, _ in batches]
     pictures = [labelled.dataset[place][0] for place in index]
     return replace(labelled, dataset=list(zip(pictures, torch.cat(answers).tolist(), strict=True)))
 
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
-    judge = Judge(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
-    return judge.correct(Attack.parse(name), threat, precision=arguments.precision).float().mean().item()
+    evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
+    return evaluator.correct(Attack.parse(name), threat, precision=arguments.precision).float().mean().item()
 
 
 def batches(model, labelled, arguments: Arguments):
@@ -182,17 +182,17 @@ def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -
         def forward(self, images: Tensor) -> Tensor:
             return class_logits(model.encode_image(images), weights, scale)
 
-    judge = Classifier().eval()
+    evaluator = Classifier().eval()
     columns = zip(*batches(model, labelled, arguments), strict=True)
     images, labels = (torch.cat(column) for column in columns)
-    attack = AutoAttack(judge, norm="Linf", eps=threat.eps, version="standard", device=str(images.device))
+    attack = AutoAttack(evaluator, norm="Linf", eps=threat.eps, version="standard", device=str(images.device))
     if name != "autoattack":
         attack.attacks_to_run = [name]
     adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=arguments.batch_size)
     right = 0
     with torch.no_grad():
         for part in torch.arange(len(images)).split(arguments.batch_size):
-            right += int((judge(adversarial[part]).argmax(1) == labels[part]).sum())
+            right += int((evaluator(adversarial[part]).argmax(1) == labels[part]).sum())
     return right / arguments.images
 
 

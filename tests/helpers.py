@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.model.load import save_model
 
@@ -206,9 +206,9 @@ def labelled_by(
     arrays = (torch.rand(n, 32, 32, 3, generator=random) * 255).byte().numpy()
     images = [(Image.fromarray(array), 0) for array in arrays]
     labelled = LabelledSet(images, classes, ["a {}", "the {}"], name="mini/noise", split="test")
-    judge = Judge(model, labelled)
+    evaluator = Evaluator(model, labelled)
     pixels = torch.cat([images for _, images, _ in labelled.batches(model.preprocess, n)])
-    answers = judge.exact(pixels).argmax(1).tolist()
+    answers = evaluator.logits_fp32(pixels).argmax(1).tolist()
     answered = [(image, answer) for (image, _), answer in zip(images, answers, strict=True)]
     return replace(labelled, dataset=answered)
 

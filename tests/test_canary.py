@@ -30,7 +30,7 @@ from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model, read_card
 from advflyp.paper.study import read_study
 from advflyp.report.figures.embedding import read_clouds
-from advflyp.report.pages.prose import read_recipe_tree
+from advflyp.report.measure.runs import read_recipe_tree
 from advflyp.training.checkpoint import load_last
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics

@@ -10,7 +10,7 @@ from advflyp.attack.victim import Victim, predicted
 IMAGES = torch.linspace(0.05, 0.95, 10).view(10, 1, 1, 1).expand(10, 3, 2, 2).contiguous()
 
 
-def exact(images: Tensor) -> Tensor:
+def float32(images: Tensor) -> Tensor:
     """Two classes: the darker half is class 0, the brighter one class 1."""
     brightness = images.flatten(1).mean(1)
     return torch.stack([0.5 - brightness, brightness - 0.5], 1)
@@ -18,23 +18,23 @@ def exact(images: Tensor) -> Tensor:
 
 def rounded(images: Tensor) -> Tensor:
     """A coarse search, which sees the boundary at 0.3."""
-    return exact(images + 0.2)
+    return float32(images + 0.2)
 
 
-def test_without_a_judge_the_search_has_the_last_word() -> None:
+def test_without_float32_logits_the_search_has_the_last_word() -> None:
     labels = torch.zeros(10, dtype=torch.long)
-    fooled = Victim(exact).fooled(IMAGES, labels, exact(IMAGES))
+    fooled = Victim(float32).fooled(IMAGES, labels, float32(IMAGES))
     assert fooled.tolist() == [False] * 5 + [True] * 5
 
 
 def test_what_the_search_finds_is_confirmed() -> None:
     asked = []
 
-    def judge(images: Tensor) -> Tensor:
+    def asked_fp32(images: Tensor) -> Tensor:
         asked.append(images)
-        return exact(images)
+        return float32(images)
 
-    victim = Victim(rounded, judge)
+    victim = Victim(rounded, asked_fp32)
     labels = torch.zeros(10, dtype=torch.long)
     logits = victim(IMAGES)
     assert (logits.argmax(1) != labels).sum() == 7, "two of these are the search's error"
@@ -46,29 +46,29 @@ def test_what_the_search_finds_is_confirmed() -> None:
     assert torch.equal(logits, before)
 
 
-def test_the_judge_is_not_asked_where_nothing_was_found() -> None:
-    def judge(images: Tensor) -> Tensor:
+def test_float32_is_not_asked_where_nothing_was_found() -> None:
+    def asked_fp32(images: Tensor) -> Tensor:
         raise AssertionError("asked")
 
     labels = rounded(IMAGES).argmax(1)
-    assert not Victim(rounded, judge).fooled(IMAGES, labels, rounded(IMAGES)).any()
+    assert not Victim(rounded, asked_fp32).fooled(IMAGES, labels, rounded(IMAGES)).any()
 
 
 def test_no_graph_is_kept() -> None:
     weight = torch.ones(1, requires_grad=True)
-    victim = Victim(rounded, lambda images: exact(images) * weight)
+    victim = Victim(rounded, lambda images: float32(images) * weight)
     assert not victim.fooled(IMAGES, torch.zeros(10, dtype=torch.long), rounded(IMAGES)).requires_grad
 
 
-def test_an_attack_goes_on_until_the_judge_agrees() -> None:
+def test_an_attack_goes_on_until_float32_agrees() -> None:
     """An image that only the search believes fooled must not leave and count as robust afterwards."""
-    labels = exact(IMAGES).argmax(1)
+    labels = float32(IMAGES).argmax(1)
     streams = Streams(0, torch.arange(10))
-    found = apgd(Victim(rounded, exact), IMAGES, labels, Threat(eps=0.12), streams=streams, steps=20)
+    found = apgd(Victim(rounded, float32), IMAGES, labels, Threat(eps=0.12), streams=streams, steps=20)
     # 0.35 and 0.45 look fooled from the beginning, 0.25 soon; only 0.45 can truly cross 0.5. For the brighter half
     # the search sees no boundary within reach.
     assert (found != IMAGES).flatten(1).any(1).nonzero().flatten().tolist() == [4]
-    assert exact(found)[4].argmax() == 1
+    assert float32(found)[4].argmax() == 1
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])

@@ -21,7 +21,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.model.load import load_model
 from devices.conftest import Gpu
@@ -73,16 +73,16 @@ def test_a_set_is_judged_on_a_gpu(precision: Any, gpu: Gpu, tiny_folder: Path) -
     """A search in bf16 finds other points than a CPU's; what it says of them is said in float32."""
     labelled = labelled_by(load_model(tiny_folder), 12)
     model = load_model(tiny_folder, device=gpu.device)
-    judge = Judge(model, labelled, batch_size=5)
+    evaluator = Evaluator(model, labelled, batch_size=5)
     threat = Threat(eps=64 / 255)
-    clean = judge.run(Attack.parse("clean"), None)
+    clean = evaluator.run(Attack.parse("clean"), None)
     assert torch.equal(clean.attacked, clean.label)
-    outcome = judge.run(Attack.parse("pgd3"), threat, precision=precision)
+    outcome = evaluator.run(Attack.parse("pgd3"), threat, precision=precision)
     assert outcome.attacked.device.type == "cpu" and (~outcome.correct).any()
     _, pixels, labels = next(iter(labelled.batches(model.preprocess, 12)))
     pixels, labels = pixels.to(gpu.device), labels.to(gpu.device)
-    found = judge.attack(pixels, labels, Attack.parse("pgd3"), threat, precision)
-    assert torch.equal(judge.exact(found).argmax(1).cpu(), outcome.attacked)
+    found = evaluator.attack(pixels, labels, Attack.parse("pgd3"), threat, precision)
+    assert torch.equal(evaluator.logits_fp32(found).argmax(1).cpu(), outcome.attacked)
 
 
 def test_autoattack_takes_any_classifier(gpu: Gpu, tiny_folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_attack_synchronises_once_an_iteration(
     classifier = Classifier(load_model(tiny_folder, device=gpu.device), CLASSES, TEMPLATES)
     pixels = images(3).float().to(gpu.device)
     labels = classifier.logits(pixels).argmax(1)
-    victim = Victim(classifier.logits, classifier.exact if judged else None)
+    victim = Victim(classifier.logits, classifier.logits_fp32 if judged else None)
     few, many = (
         syncs_of(gpu, ATTACKS[name], steps, victim, pixels, labels, Threat(norm=norm, eps=1e-4))
         for steps in (1, 2)

@@ -18,10 +18,10 @@ from advflyp import files
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.images import Images, balanced
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation import evaluator as judge
+from advflyp.evaluation import evaluator as module
 from advflyp.evaluation import journal, jsonl
 from advflyp.evaluation.attacks import Attack, Stage
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP
 
@@ -90,8 +90,8 @@ def bookkeeping(model: CLIP, n: int, folder: Path, monkeypatch: pytest.MonkeyPat
     labelled = LabelledSet(
         Same(torch.zeros(n, dtype=torch.int64)), classes, "a {}", name="mini/grey", split="test"
     )
-    one = Judge(model, labelled, batch_size=8)
-    labelled.labels[:] = one.exact(model.preprocess(GREY)[None]).argmax(1)  # all of them right
+    one = Evaluator(model, labelled, batch_size=8)
+    labelled.labels[:] = one.logits_fp32(model.preprocess(GREY)[None]).argmax(1)  # all of them right
     written: list[int] = []
     held: list[int] = []
     real = journal.np.savez
@@ -103,7 +103,7 @@ def bookkeeping(model: CLIP, n: int, folder: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch, Elements() as elements:
         patch.setattr(journal.np, "savez", savez)
         for kind in (set, list, dict, sorted):
-            patch.setattr(judge, kind.__name__, counting(kind, held), raising=False)
+            patch.setattr(module, kind.__name__, counting(kind, held), raising=False)
         outcome = one.run(
             Idle(name="idle", kind="own"), Threat(eps=1 / 255), journal=Journal(folder / str(n))
         )

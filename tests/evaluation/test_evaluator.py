@@ -8,7 +8,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import evaluator as module
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge, Outcome, Standing
+from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
@@ -18,10 +18,10 @@ CLEAN = Attack.parse("clean")
 
 
 def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
-    judge = Judge(tiny, noise_set, batch_size=7)
-    assert judge.correct(CLEAN, None).all()
+    evaluator = Evaluator(tiny, noise_set, batch_size=7)
+    assert evaluator.correct(CLEAN, None).all()
     accuracy = [
-        judge.correct(Attack.parse("pgd10"), Threat(eps=eps)).float().mean().item()
+        evaluator.correct(Attack.parse("pgd10"), Threat(eps=eps)).float().mean().item()
         for eps in (0.1 / 255, 2 / 255, 32 / 255)
     ]
     assert accuracy[0] >= accuracy[1] >= accuracy[2]
@@ -30,16 +30,16 @@ def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
 
 def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
     attack, threat = Attack.parse("pgd3x2"), Threat(eps=4 / 255)
-    judge = Judge(tiny.double(), noise_set, limit=11, seed=3)
-    outcome = judge.run(attack, threat)
+    evaluator = Evaluator(tiny.double(), noise_set, limit=11, seed=3)
+    outcome = evaluator.run(attack, threat)
     assert outcome.index.tolist() == noise_set.subset(11, 3)
     assert torch.equal(outcome.label, noise_set.labels[outcome.index])
     assert torch.equal(outcome.clean, outcome.label)
     rows = torch.stack([outcome.index, outcome.label, outcome.attacked], dim=1).tolist()
     for place, label, attacked in rows:
         image = tiny.preprocess(noise_set.dataset[place][0])[None]
-        found = judge.attack(image, torch.tensor([label]), attack, threat, index=torch.tensor([place]))
-        assert judge.exact(found).argmax(1).item() == attacked
+        found = evaluator.attack(image, torch.tensor([label]), attack, threat, index=torch.tensor([place]))
+        assert evaluator.logits_fp32(found).argmax(1).item() == attacked
         assert threat.contains(image, found).all()
 
 
@@ -47,17 +47,17 @@ def test_batch_size_and_company_change_nothing(tiny: CLIP) -> None:
     labelled = labelled_by(tiny.double(), 40)
     for name in ("pgd3", "noise", "cw4x2"):
         attack, threat = Attack.parse(name), Threat(eps=2 / 255)
-        outcomes = [Judge(tiny, labelled, batch_size=b).run(attack, threat) for b in (3, 40)]
+        outcomes = [Evaluator(tiny, labelled, batch_size=b).run(attack, threat) for b in (3, 40)]
         assert torch.equal(outcomes[0].attacked, outcomes[1].attacked)
-        part = Judge(tiny, labelled, limit=13, batch_size=4).run(attack, threat)
+        part = Evaluator(tiny, labelled, limit=13, batch_size=4).run(attack, threat)
         assert torch.equal(part.attacked, outcomes[1].attacked[part.index])
 
 
 def test_seeds_differ(tiny: CLIP, noise_set: LabelledSet) -> None:
-    judge = Judge(tiny, noise_set)
+    evaluator = Evaluator(tiny, noise_set)
     images = torch.cat([images for _, images, _ in noise_set.batches(tiny.preprocess, 20)])
     found = [
-        judge.attack(images, noise_set.labels, Attack.parse("noise"), Threat(eps=1 / 255), seed=seed)
+        evaluator.attack(images, noise_set.labels, Attack.parse("noise"), Threat(eps=1 / 255), seed=seed)
         for seed in (0, 0, 1)
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -71,7 +71,7 @@ def test_judged_in_float32_even_if_found_in_bf16(
     monkeypatch.setattr(
         tiny, "encode_image", lambda images: (seen.append(tiny.precision), original(images))[1]
     )
-    Judge(tiny, noise_set, batch_size=20).run(Attack.parse("pgd3"), Threat(eps=1e-6), precision="bf16")
+    Evaluator(tiny, noise_set, batch_size=20).run(Attack.parse("pgd3"), Threat(eps=1e-6), precision="bf16")
     assert seen[0] == seen[-1] == "fp32"
     assert seen.count("bf16") == 3
 
@@ -79,10 +79,10 @@ def test_judged_in_float32_even_if_found_in_bf16(
 def test_bf16_and_fp32_searches_agree(tiny: CLIP) -> None:
     """The accuracy left by a search in bf16 is that of one in float32, within sampling noise."""
     labelled = labelled_by(tiny, 300)
-    judge = Judge(tiny, labelled)
+    evaluator = Evaluator(tiny, labelled)
     # An ε at which about half of them fall, where a difference would show.
     threat = Threat(eps=1.2 / 255)
-    left = [judge.correct(Attack.parse("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
+    left = [evaluator.correct(Attack.parse("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
     share = [x.float().mean().item() for x in left]
     assert 0.1 < share[0] < 0.9
     # Of m images that only one of the searches fools, by chance either fools half, with a standard deviation of √m of
@@ -95,10 +95,10 @@ def test_an_image_that_is_wrong_when_clean_stays_wrong_and_is_not_attacked(
     tiny: CLIP, noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = [(image, (label + 1) % 3) for image, label in noise_set.dataset]
-    judge = Judge(tiny, replace(noise_set, dataset=wrong))
-    assert not judge.correct(CLEAN, None).any()
+    evaluator = Evaluator(tiny, replace(noise_set, dataset=wrong))
+    assert not evaluator.correct(CLEAN, None).any()
     monkeypatch.setattr("advflyp.evaluation.evaluator._Run._stage", lambda *_: pytest.fail("attacked"))
-    outcome = judge.run(Attack.parse("pgd2"), Threat(eps=8 / 255))
+    outcome = evaluator.run(Attack.parse("pgd2"), Threat(eps=8 / 255))
     assert not outcome.correct.any()
     assert torch.equal(outcome.attacked, outcome.clean)
 
@@ -115,7 +115,7 @@ def test_each_stage_gets_the_points_still_standing_in_full_batches(
         stage(self, number, rows, images)
 
     monkeypatch.setattr(module._Run, "_stage", spy)
-    outcome = Judge(tiny, labelled, batch_size=10).run(Attack.parse("pgd3x3"), Threat(eps=1 / 255))
+    outcome = Evaluator(tiny, labelled, batch_size=10).run(Attack.parse("pgd3x3"), Threat(eps=1 / 255))
     totals = [sum(size for stage_number, size in sizes if stage_number == n) for n in range(3)]
     assert totals[0] == 60 > totals[1] >= totals[2] >= int(outcome.correct.sum())
     for n in range(3):
@@ -130,14 +130,14 @@ class Cut(Exception):
 def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Path) -> None:
     labelled = labelled_by(tiny.double(), 50)
     attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.journal")
-    whole = Judge(tiny, labelled, batch_size=10).run(attack, threat)
+    whole = Evaluator(tiny, labelled, batch_size=10).run(attack, threat)
     assert 0 < whole.correct.sum() < 50
 
     def cut_after(batches: int):
         calls = []
 
-        def watch(standing: Standing) -> None:
-            calls.append(standing)
+        def watch(progress: SetProgress) -> None:
+            calls.append(progress)
             if len(calls) == batches:
                 raise Cut
 
@@ -145,11 +145,14 @@ def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Pa
 
     images_seen: list[int] = []
     for batches in (2, 3, 100):
-        judge = Judge(tiny, labelled, batch_size=10)
-        original, count = judge.exact, [0]
-        judge.exact = lambda images, o=original, c=count: (c.__setitem__(0, c[0] + len(images)), o(images))[1]  # type: ignore[method-assign]
+        evaluator = Evaluator(tiny, labelled, batch_size=10)
+        original, count = evaluator.logits_fp32, [0]
+        evaluator.logits_fp32 = lambda images, o=original, c=count: (
+            c.__setitem__(0, c[0] + len(images)),
+            o(images),
+        )[1]  # type: ignore[method-assign]
         try:
-            outcome = judge.run(attack, threat, journal=journal, watch=cut_after(batches))
+            outcome = evaluator.run(attack, threat, journal=journal, watch=cut_after(batches))
         except Cut:
             saved = journal.read()
             assert (saved["survived"].sum() > 0) or (saved["attacked"] >= 0).any()
@@ -182,37 +185,37 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
     images.bad, images.targets = bad, labelled.labels.tolist()
     attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
 
-    def cut(standing: Standing) -> None:
-        if standing.finished > 75:
+    def cut(progress: SetProgress) -> None:
+        if progress.finished > 75:
             raise Cut
 
-    def judge() -> Judge:
-        return Judge(tiny, replace(labelled, dataset=images, unreadable={}), batch_size=10)
+    def evaluator() -> Evaluator:
+        return Evaluator(tiny, replace(labelled, dataset=images, unreadable={}), batch_size=10)
 
     with pytest.raises(Cut):
-        judge().run(attack, threat, journal=journal, watch=cut)
+        evaluator().run(attack, threat, journal=journal, watch=cut)
     if len(bad) > 1:
         with pytest.raises(ValueError, match="more than 1% of"):
-            judge().run(attack, threat, journal=journal)
+            evaluator().run(attack, threat, journal=journal)
         return
-    resumed = judge().run(attack, threat, journal=journal)
+    resumed = evaluator().run(attack, threat, journal=journal)
     assert resumed.index.tolist() == [place for place in range(150) if place not in bad]
-    whole = Judge(tiny, labelled).run(attack, threat)
+    whole = Evaluator(tiny, labelled).run(attack, threat)
     assert torch.equal(resumed.attacked, whole.attacked[resumed.index])
 
 
 def test_what_a_watcher_is_told(tiny: CLIP) -> None:
     labelled = labelled_by(tiny, 30)
-    told: list[Standing] = []
-    outcome = Judge(tiny, labelled, batch_size=5).run(
+    told: list[SetProgress] = []
+    outcome = Evaluator(tiny, labelled, batch_size=5).run(
         Attack.parse("pgd2x2"), Threat(eps=2 / 255), watch=told.append
     )
-    finished = [standing.finished for standing in told]
+    finished = [progress.finished for progress in told]
     assert finished == sorted(finished) and finished[-1] == 30
     assert told[-1].left == 0 and told[-1].images == 30
     assert told[-1].accuracy == int(outcome.correct.sum()) / 30
     assert told[-1].seconds_left == 0
-    assert all(standing.left + standing.finished <= 30 for standing in told)
+    assert all(progress.left + progress.finished <= 30 for progress in told)
 
 
 def test_the_model_is_left_as_it_was(tiny: CLIP, noise_set: LabelledSet) -> None:
@@ -221,7 +224,7 @@ def test_the_model_is_left_as_it_was(tiny: CLIP, noise_set: LabelledSet) -> None
     frozen.eval()
     flags = [module.training for module in tiny.modules()]
     before = torch.get_rng_state()
-    Judge(tiny, noise_set).run(Attack.parse("pgd2"), Threat(eps=1 / 255))
+    Evaluator(tiny, noise_set).run(Attack.parse("pgd2"), Threat(eps=1 / 255))
     assert flags == [module.training for module in tiny.modules()]
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in tiny.parameters())
@@ -232,31 +235,31 @@ def test_pixels_that_are_no_numbers(
 ) -> None:
     monkeypatch.setattr(tiny, "preprocess", lambda picture: torch.full((3, 32, 32), float("nan")))
     with pytest.raises(ValueError, match="mini/noise, at 00000: pixels must be numbers from 0 to 1"):
-        Judge(tiny, noise_set).run(CLEAN, None)
+        Evaluator(tiny, noise_set).run(CLEAN, None)
 
 
 def test_classes_are_encoded_when_an_image_is_and_in_float32(
     tiny: CLIP, noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An evaluation whose results are known encodes no text; a search in bf16 sees float32 embeddings."""
-    expected = Judge(tiny, noise_set).weights
+    expected = Evaluator(tiny, noise_set).weights
     seen: list[str] = []
     original = tiny.encode_text
     monkeypatch.setattr(tiny, "encode_text", lambda texts: (seen.append(tiny.precision), original(texts))[1])
-    judge = Judge(tiny, noise_set)
+    evaluator = Evaluator(tiny, noise_set)
     assert seen == []
-    judge.victim("bf16").search(torch.rand(2, 3, 32, 32))
+    evaluator.victim("bf16").search(torch.rand(2, 3, 32, 32))
     assert seen and set(seen) == {"fp32"}
-    assert torch.equal(judge.weights, expected)
+    assert torch.equal(evaluator.weights, expected)
 
 
 @pytest.mark.parametrize("attack", ["clean", "pgd2", "noise", "apgd-ce+square"])
 def test_a_tie_is_a_wrong_answer_for_every_class(tiny: CLIP, noise_set: LabelledSet, attack: str) -> None:
     """A model that says the same of everything: by position, class 0 would be right."""
-    judge = Judge(tiny, noise_set)
-    judge.__dict__["weights"] = torch.zeros_like(judge.weights)
+    evaluator = Evaluator(tiny, noise_set)
+    evaluator.__dict__["weights"] = torch.zeros_like(evaluator.weights)
     threat = None if attack == "clean" else Threat(eps=1 / 255)
-    outcome = judge.run(Attack.parse(attack), threat)
+    outcome = evaluator.run(Attack.parse(attack), threat)
     assert not outcome.correct.any() and set(outcome.label.tolist()) >= {0, 1}
     assert not (outcome.clean == outcome.label).any() and int(outcome.clean.min()) >= 0
 
@@ -266,4 +269,4 @@ def test_logits_that_are_no_numbers_end_an_evaluation(noise_set: LabelledSet, ti
     with torch.no_grad():
         model.visual.conv1.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"gives logits that are not finite on .*, first at .*: its weights"):
-        Judge(model, noise_set).correct(CLEAN, None)
+        Evaluator(model, noise_set).correct(CLEAN, None)

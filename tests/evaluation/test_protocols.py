@@ -19,7 +19,7 @@ from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.evaluation import suite
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import BARRED, Classifier
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.pixels import Pixels
 from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, QUICK, Protocol, find_protocol
 from advflyp.evaluation.results import read_cells
@@ -59,7 +59,7 @@ def prompts(model: CLIP, labelled: LabelledSet) -> torch.Tensor:
     given: list[torch.Tensor] = []
     tokenizer = model.tokenizer
     model.tokenizer = lambda texts: given.append(tokenizer(texts)) or given[-1]
-    assert Judge(model, labelled).weights.shape[0] == len(labelled.classes)
+    assert Evaluator(model, labelled).weights.shape[0] == len(labelled.classes)
     model.tokenizer = tokenizer
     return torch.cat(given)
 
@@ -167,17 +167,17 @@ def test_pixels(name: str, built: Path, model224: CLIP, monkeypatch: pytest.Monk
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
     protocol = PROTOCOLS[name]
     labelled = load_set("eurosat")
-    judge = Judge(model224, labelled, pixels=protocol.pixels_of(labelled))
+    evaluator = Evaluator(model224, labelled, pixels=protocol.pixels_of(labelled))
     place = labelled.dataset.paths.index("River/River_1.jpg")
     image = labelled.image(place)
     assert image.size == (402, 301)
-    ((_, found, _),) = labelled.batches(judge.transform, 1, [place])
+    ((_, found, _),) = labelled.batches(evaluator.transform, 1, [place])
     if name in ("advflyp", "robustvlm", "clip-benchmark"):
         expected = by_hand(image, 224, Image.Resampling.BICUBIC)
     else:
         expected = by_hand(image, 256, Image.Resampling.BILINEAR)
     assert torch.equal(found[0], expected)
-    assert torch.equal(judge.pixels.to_input(found, model224), found)
+    assert torch.equal(evaluator.pixels.to_input(found, model224), found)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -209,11 +209,11 @@ def test_a_smaller_model_has_a_smaller_margin(tiny: CLIP) -> None:
 
 
 @pytest.fixture
-def cifar(built: Path, tiny_rn_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
+def cifar(built: Path, tiny_rn_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Evaluator]:
     """TeCoA's CIFAR-10, 32 × 32, for a model whose input is 64 × 64, in float64."""
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
 
-    def make(**how: object) -> Judge:
+    def make(**how: object) -> Evaluator:
         protocol = PROTOCOLS["tecoa"]
         model = load_model(tiny_rn_folder).double()
         labelled = protocol.apply(load_set("cifar10"))
@@ -226,23 +226,23 @@ def cifar(built: Path, tiny_rn_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             # Directions in which the images differ: a random model's own classes are all alike.
             weights = F.normalize(embeddings[:10] - embeddings.mean(0), dim=-1)
             labels = (embeddings @ weights.T).argmax(1).tolist()
-        judge = Judge(
+        evaluator = Evaluator(
             model, replace(labelled, pictures=list(zip(images, labels, strict=True))), pixels=pixels, **how
         )
-        judge.weights = weights
-        return judge
+        evaluator.weights = weights
+        return evaluator
 
     return make
 
 
-def test_the_gradient_goes_through_the_upsampling(cifar: Callable[..., Judge]) -> None:
-    judge = cifar()
+def test_the_gradient_goes_through_the_upsampling(cifar: Callable[..., Evaluator]) -> None:
+    evaluator = cifar()
     image = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     ours, theirs = image.clone().requires_grad_(), image.clone().requires_grad_()
-    judge.logits(ours)[:, 3].sum().backward()
+    evaluator.logits(ours)[:, 3].sum().backward()
     larger = F.interpolate(theirs, (64, 64), mode="bicubic", align_corners=False)
-    embedding = F.normalize(judge.model.encode_image_raw(larger), dim=-1)
-    (judge.model.logit_scale * embedding @ judge.weights[3]).sum().backward()
+    embedding = F.normalize(evaluator.model.encode_image_raw(larger), dim=-1)
+    (evaluator.model.logit_scale * embedding @ evaluator.weights[3]).sum().backward()
     assert ours.grad is not None and theirs.grad is not None
     assert_equal64(ours.grad, theirs.grad)
 
@@ -250,17 +250,17 @@ def test_the_gradient_goes_through_the_upsampling(cifar: Callable[..., Judge]) -
 @pytest.mark.parametrize(
     "name", ["noise", "pgd10", "cw10", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 )
-def test_every_attack_perturbs_native_pixels(name: str, cifar: Callable[..., Judge]) -> None:
-    judge = cifar(limit=4)
+def test_every_attack_perturbs_native_pixels(name: str, cifar: Callable[..., Evaluator]) -> None:
+    evaluator = cifar(limit=4)
     attack, threat = Attack.parse(name), Threat(eps=16 / 255)
-    ((_, images, labels),) = judge.labelled.batches(judge.transform, 4, judge.index.tolist())
+    ((_, images, labels),) = evaluator.labelled.batches(evaluator.transform, 4, evaluator.index.tolist())
     assert images.shape == (4, 3, 32, 32)
     images = images.double()
-    found = judge.attack(images, labels, attack, threat, index=judge.index)
+    found = evaluator.attack(images, labels, attack, threat, index=evaluator.index)
     assert found.shape == images.shape and threat.contains(images, found).all()
-    outcome = judge.run(attack, threat)
+    outcome = evaluator.run(attack, threat)
     assert torch.equal(outcome.clean, outcome.label), "the labels are what the model says of clean images"
-    assert torch.equal(outcome.attacked == outcome.label, judge.exact(found).argmax(1) == labels)
+    assert torch.equal(outcome.attacked == outcome.label, evaluator.logits_fp32(found).argmax(1) == labels)
     if name != "noise":
         assert not outcome.correct.all()
 
@@ -325,7 +325,7 @@ def test_cells_of_protocols_are_never_taken_for_another_s(
     every.append(ADVFLYP.changed(classnames=[f"class {number}" for number in range(10)]))
     cells = [cell for protocol in every for cell in run(protocol)]
     assert len({cell.key() for cell in cells}) == len(cells) == 8
-    monkeypatch.setattr(suite.Judge, "run", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(suite.Evaluator, "run", lambda *_, **__: pytest.fail("computed again"))
     assert [cell for protocol in every for cell in run(protocol)] == cells == read_cells(out)
     assert [cell.protocol for cell in cells] == [
         "advflyp", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "advflyp (resize 40, bilinear)",
@@ -347,7 +347,7 @@ def test_changes(built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> No
     openai = ADVFLYP.changed(templates=["openai"]).apply(load_set("mini/food"))
     assert len(openai.templates) == 80
     with pytest.raises(ValueError, match="--resize 20 is smaller than the input of .*, 32 pixels"):
-        Judge(tiny, load_set("mini/food"), pixels=ADVFLYP.changed(resize=20).pixels)
+        Evaluator(tiny, load_set("mini/food"), pixels=ADVFLYP.changed(resize=20).pixels)
     with pytest.raises(ValueError, match="must hold {} once and no other braces"):
         ADVFLYP.changed(templates=["a {c}"])
     with pytest.raises(ValueError, match="resize must be at most 4,096 pixels, not 5,000"):

@@ -4,7 +4,7 @@ import torch
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
 from helpers import labelled_by
@@ -18,7 +18,7 @@ def labelled(tiny: CLIP) -> LabelledSet:
 
 
 def check(model: CLIP, labelled: LabelledSet, eps: float = 1.5 / 255) -> dict:
-    return sanity_check(Judge(model, labelled), PGD, Threat(eps=eps))
+    return sanity_check(Evaluator(model, labelled), PGD, Threat(eps=eps))
 
 
 def test_a_plain_model_passes(tiny: CLIP, labelled: LabelledSet) -> None:
@@ -65,9 +65,9 @@ def test_gradients_that_point_the_wrong_way_are_flagged(
 
 
 def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:
-    judge = Judge(tiny, labelled)
+    evaluator = Evaluator(tiny, labelled)
     # Every embedding turned round: the likeliest class is the one least like the picture.
-    judge.weights = -judge.weights
-    assert not judge.correct(Attack.parse("clean"), None).any()
-    verdict = sanity_check(judge, PGD, Threat(eps=1 / 255), limit=5)
+    evaluator.weights = -evaluator.weights
+    assert not evaluator.correct(Attack.parse("clean"), None).any()
+    verdict = sanity_check(evaluator, PGD, Threat(eps=1 / 255), limit=5)
     assert verdict == {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}

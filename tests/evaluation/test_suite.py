@@ -11,7 +11,7 @@ import torch
 import advflyp
 import helpers
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import retrieval
@@ -56,11 +56,11 @@ def test_what_is_stored_is_not_computed_again(
     tiny: CLIP, known_sets: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "r.jsonl"
-    original = Judge.run
+    original = Evaluator.run
     first = evaluate(tiny, ["mini"], ["clean", "pgd2"], [1 / 255], out=out)
-    monkeypatch.setattr(Judge, "run", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(Evaluator, "run", lambda *_, **__: pytest.fail("computed again"))
     assert evaluate(tiny, ["mini"], ["clean", "pgd2"], [1 / 255], out=out) == first
-    monkeypatch.setattr(Judge, "run", original)
+    monkeypatch.setattr(Evaluator, "run", original)
     with torch.no_grad():
         tiny.net.logit_scale += 0.1
     evaluate(tiny, ["mini"], ["clean"], [1 / 255], out=out)
@@ -106,9 +106,9 @@ def test_a_cell_whose_parquet_is_gone_is_measured_again(
     for path in (tmp_path / "r.samples").glob("*pgd2*"):
         path.unlink()
     measured = []
-    original = Judge.run
+    original = Evaluator.run
     monkeypatch.setattr(
-        Judge,
+        Evaluator,
         "run",
         lambda self, attack, *a, **k: (measured.append(attack.name), original(self, attack, *a, **k))[1],
     )
@@ -131,8 +131,8 @@ from advflyp.evaluation import suite
 from advflyp.model.load import load_model
 tiny = load_model({model!r})
 suite.set_names, suite.load_set = lambda names: names, lambda name: labelled_by(tiny, 20)
-def watch(cell, standing):
-    if cell.attack != "clean" and standing.finished >= 8:
+def watch(cell, progress):
+    if cell.attack != "clean" and progress.finished >= 8:
         os.kill(os.getpid(), signal.SIGKILL)
 suite.evaluate(tiny, ["mini/noise"], ["clean", "pgd3x2"], [1 / 255], batch_size=1, out={out!r}, watch=watch)
 """
@@ -151,7 +151,7 @@ def test_a_killed_process_is_continued(
     assert len(read_cells(out)) == 1 and 8 <= known < 20
     told = []
     arguments = (tiny, ["mini"], ["clean", "pgd3x2"], [1 / 255])
-    resumed = evaluate(*arguments, batch_size=1, out=out, watch=lambda cell, standing: told.append(standing))
+    resumed = evaluate(*arguments, batch_size=1, out=out, watch=lambda cell, progress: told.append(progress))
     whole = evaluate(*arguments, batch_size=1, out=tmp_path / "whole.jsonl")
     assert told[0].finished >= known
     for a, b in zip(resumed, whole, strict=True):
@@ -174,8 +174,8 @@ def test_an_interrupted_cell_is_continued(tiny: CLIP, known_sets: LabelledSet, t
     whole = evaluate(*arguments, batch_size=4)
     out, calls = tmp_path / "r.jsonl", []
 
-    def stop(cell, standing) -> None:
-        calls.append(standing)
+    def stop(cell, progress) -> None:
+        calls.append(progress)
         if len(calls) == 3:
             raise KeyboardInterrupt
 

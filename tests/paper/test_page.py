@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report.test_html import Page
 
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.results import append_cell, read_cells
@@ -17,6 +16,7 @@ from advflyp.paper.page import main_experiment, paper_report
 from advflyp.paper.study import Experiment, read_study
 from advflyp.report.figures import embedding
 from report.cells import cell
+from report.pages.test_html import Page
 from report.sample import METHODS, OUT_OF_PROXY, SETS, write_sample
 
 

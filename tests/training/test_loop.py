@@ -232,7 +232,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     scores = iter([0.9, 0.2, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    class FakeJudge:
+    class FakeEvaluator:
         def __init__(self, model, *_: object, **__: object) -> None:
             self.model = model
 
@@ -242,7 +242,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
             weights.append(weights_sha256(self.model))
             return torch.full((10,), next(scores))
 
-    monkeypatch.setattr("advflyp.training.validation.Judge", FakeJudge)
+    monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     overrides = {"validate.set": "mini/val", "train.patience": 2, "train.epochs": 9}
     result = train(recipe, overrides, out=tmp_path / "run")
     assert result.best == 0.5
@@ -300,14 +300,14 @@ def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) 
 def test_validations_inside_an_epoch_count_once(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FakeJudge:
+    class FakeEvaluator:
         def __init__(self, *_: object, **__: object) -> None:
             pass
 
         def correct(self, *_: object, **__: object) -> torch.Tensor:
             return torch.ones(10)
 
-    monkeypatch.setattr("advflyp.training.validation.Judge", FakeJudge)
+    monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     overrides = {"validate.set": "mini/val", "validate.every": 2, "validate.attack": "clean"}
     train(recipe, overrides, out=tmp_path / "run")
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.results import Cell, mean_interval, read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.method.base import Batch
@@ -61,7 +61,7 @@ def test_the_results_that_come_with_the_weights_are_taken_up(
     """
     with as_file(files("advflyp") / module.MEASURED) as measured:
         shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(Judge, "run", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(Evaluator, "run", lambda *_, **__: pytest.fail("measured again"))
     cells = module._measure("mini", BEFORE, tmp_path, Console(quiet=True))
     assert len(cells) == 50 and {cell.model for cell in cells} == {BEFORE}
 

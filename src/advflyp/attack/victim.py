@@ -28,17 +28,17 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
 class Victim:
     """A classifier under attack.
 
-    search: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable
-    judge:  the same in float32; whether an image is misclassified is its word. By default `search` is exact already.
+    search:      (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable
+    logits_fp32: the same in float32, which decides whether an image is misclassified; None: `search` is float32 already
 
     An attack calls it for logits and may stop working on the images that `fooled` says are done.
     """
 
     def __init__(
-        self, search: Callable[[Tensor], Tensor], judge: Callable[[Tensor], Tensor] | None = None
+        self, search: Callable[[Tensor], Tensor], logits_fp32: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         self.search = search
-        self.judge = judge
+        self.logits_fp32 = logits_fp32
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.search(images)
@@ -51,8 +51,8 @@ class Victim:
         the attack for a rounding error, and count as robust afterwards.
         """
         found = predicted(logits, labels) != labels
-        if self.judge is not None:
+        if self.logits_fp32 is not None:
             rows = found.nonzero().squeeze(1)
             if len(rows):
-                found[rows] = predicted(self.judge(images[rows]), labels[rows]) != labels[rows]
+                found[rows] = predicted(self.logits_fp32(images[rows]), labels[rows]) != labels[rows]
         return found

@@ -64,10 +64,10 @@ class Classifier:
             with self.model.computing_in(resolved):
                 return self.logits(images)
 
-        return Victim(search, None if resolved == "fp32" else self.exact)
+        return Victim(search, None if resolved == "fp32" else self.logits_fp32)
 
     @torch.no_grad()
-    def exact(self, images: Tensor) -> Tensor:
+    def logits_fp32(self, images: Tensor) -> Tensor:
         """Float32 logits, whatever precision the model is set to."""
         with self.model.computing_in("fp32"):
             return self.logits(images)
@@ -91,7 +91,7 @@ class Classifier:
                 streams = Streams(stage_seed(seed, number), index.to(images.device)[rows])
                 found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
                 result[rows] = found
-                rows = rows[predicted(self.exact(found), labels[rows]) == labels[rows]]
+                rows = rows[predicted(self.logits_fp32(found), labels[rows]) == labels[rows]]
                 if not len(rows):
                     break
         return result

@@ -28,8 +28,8 @@ STATE = ("clean", "attacked", "survived")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What somebody who watches is told after every batch, of the images of this process.
+class SetProgress:
+    """How far the evaluation of a set is on this rank, as a progress callback is told after every batch.
 
     finished:     images whose outcome is known, of `images`
     left:         images in work that no attack has fooled yet
@@ -64,7 +64,7 @@ class Outcome:
         return self.attacked == self.label
 
 
-class Judge(Classifier):
+class Evaluator(Classifier):
     """A zero-shot classifier made of a model and a set's class names, and the set's pictures.
 
     limit, seed: a class-balanced subset of the set;  batch_size: images at a time
@@ -103,7 +103,7 @@ class Judge(Classifier):
         *,
         precision: Precision = "auto",
         seed: int = 0,
-        watch: Callable[[Standing], None] = lambda standing: None,
+        watch: Callable[[SetProgress], None] = lambda progress: None,
     ) -> Tensor:
         """(n,) bool: classified correctly in float32, after the attack if there is one."""
         return self.run(attack, threat, precision=precision, seed=seed, watch=watch).correct
@@ -116,7 +116,7 @@ class Judge(Classifier):
         precision: Precision = "auto",
         seed: int = 0,
         journal: Journal | None = None,
-        watch: Callable[[Standing], None] = lambda standing: None,
+        watch: Callable[[SetProgress], None] = lambda progress: None,
     ) -> Outcome:
         """Classify every image, after the attack if there is one.
 
@@ -136,28 +136,34 @@ class Judge(Classifier):
 
 
 class _Run:
-    """The state of `Judge.run`: for each image its predictions and how many stages it has survived."""
+    """The state of `Evaluator.run`: for each image its predictions and how many stages it has survived."""
 
     def __init__(
         self,
-        judge: Judge,
+        evaluator: Evaluator,
         attack: Attack,
         threat: Threat | None,
         precision: Precision,
         seed: int,
         journal: Journal | None,
-        watch: Callable[[Standing], None],
+        watch: Callable[[SetProgress], None],
     ) -> None:
-        self.judge, self.threat, self.seed, self.journal, self.watch = judge, threat, seed, journal, watch
-        self.victim = judge.victim(precision)
+        self.evaluator, self.threat, self.seed, self.journal, self.watch = (
+            evaluator,
+            threat,
+            seed,
+            journal,
+            watch,
+        )
+        self.victim = evaluator.victim(precision)
         self.stages = attack.stages(threat) if threat is not None else []
-        self.clean = judge.clean
+        self.clean = evaluator.clean
         self.attacked = torch.full_like(self.clean, UNKNOWN)
         self.survived = torch.zeros_like(self.clean)
-        self.labels = judge.labelled.labels[judge.index]
+        self.labels = evaluator.labelled.labels[evaluator.index]
         # This process's images; the others' are unknown until all have finished.
         self.mine = torch.zeros_like(self.clean, dtype=torch.bool)
-        self.mine[judge.ranks.rank :: judge.ranks.size] = True
+        self.mine[evaluator.ranks.rank :: evaluator.ranks.size] = True
         if saved := journal.read() if journal else {}:
             # Of an image that is there several times NumPy keeps the last.
             for name in STATE:
@@ -177,24 +183,24 @@ class _Run:
 
     def all_images(self) -> None:
         """Image by image of what is not known yet, some batches at a time."""
-        judge = self.judge
+        evaluator = self.evaluator
         todo = (self.mine & (self.attacked == UNKNOWN)).nonzero().squeeze(1)
         together: list[tuple[Tensor, Tensor]] = []
         read = torch.zeros_like(self.mine)
-        for positions, images in self._batches(judge.index[todo].tolist()):
-            rows = torch.searchsorted(judge.index, positions)
+        for positions, images in self._batches(evaluator.index[todo].tolist()):
+            rows = torch.searchsorted(evaluator.index, positions)
             read[rows] = True
-            images = images.to(judge.model.device)
+            images = images.to(evaluator.model.device)
             try:
                 check_pixels(images)
             except ValueError as error:
                 raise ValueError(
-                    f"{judge.labelled.name}, at {judge.labelled.key(int(positions[0]))}: {error}"
+                    f"{evaluator.labelled.name}, at {evaluator.labelled.key(int(positions[0]))}: {error}"
                 ) from None
             unknown = self.clean[rows] == UNKNOWN
             if unknown.any():
                 new = rows[unknown]
-                logits = judge.exact(images[unknown]).cpu()
+                logits = evaluator.logits_fp32(images[unknown]).cpu()
                 self._check_finite(logits, new)
                 self.clean[new] = predicted(logits, self.labels[new])
                 self._settle(rows)
@@ -206,8 +212,8 @@ class _Run:
         if together:
             self._attack(together)
         self.clean[todo[~read[todo]]] = UNREADABLE
-        for rank, (clean, attacked) in enumerate(judge.ranks.objects((self.clean, self.attacked))):
-            theirs = slice(rank, None, judge.ranks.size)
+        for rank, (clean, attacked) in enumerate(evaluator.ranks.objects((self.clean, self.attacked))):
+            theirs = slice(rank, None, evaluator.ranks.size)
             self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
 
     def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -215,11 +221,11 @@ class _Run:
 
         What is left of an interrupted run may be few: whether more than 1 % cannot be read is asked of all its images.
         """
-        judge, labelled, bad = self.judge, self.judge.labelled, 0
+        evaluator, labelled, bad = self.evaluator, self.evaluator.labelled, 0
         read: set[int] = set()
         while True:
             try:
-                for positions, images, _ in labelled.batches(judge.transform, judge.batch_size, todo):
+                for positions, images, _ in labelled.batches(evaluator.transform, evaluator.batch_size, todo):
                     read.update(positions.tolist())
                     yield positions, images
                 return
@@ -236,19 +242,19 @@ class _Run:
         for number in range(len(self.stages)):
             # After an interruption some images are further than others.
             here = ((self.attacked[rows] == UNKNOWN) & (self.survived[rows] == number)).nonzero().squeeze(1)
-            for part in here.split(self.judge.batch_size) if len(here) else ():
+            for part in here.split(self.evaluator.batch_size) if len(here) else ():
                 self._stage(number, rows[part], images[part.to(images.device)])
         self._note()
 
     def _stage(self, number: int, rows: Tensor, images: Tensor) -> None:
-        judge, threat = self.judge, self.threat
+        evaluator, threat = self.evaluator, self.threat
         assert threat is not None
         labels = self.labels[rows].to(images.device)
-        streams = Streams(stage_seed(self.seed, number), judge.index[rows].to(images.device))
+        streams = Streams(stage_seed(self.seed, number), evaluator.index[rows].to(images.device))
         found = self.stages[number](self.victim, images, labels, threat, streams=streams)
         assert bool(threat.contains(images, found).all())
         # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
-        answers = predicted(judge.exact(found).cpu(), self.labels[rows])
+        answers = predicted(evaluator.logits_fp32(found).cpu(), self.labels[rows])
         fooled = answers != self.labels[rows]
         self.attacked[rows[fooled]] = answers[fooled]
         self.survived[rows] += 1
@@ -260,11 +266,11 @@ class _Run:
         """ValueError for a model that is broken, whatever its accuracy would be."""
         broken = (~logits.isfinite().all(1)).nonzero().squeeze(1)
         if len(broken):
-            judge = self.judge
-            where = judge.labelled.key(int(judge.index[rows[broken[0]]]))
+            evaluator = self.evaluator
+            where = evaluator.labelled.key(int(evaluator.index[rows[broken[0]]]))
             raise ValueError(
-                f"{judge.model.name} gives logits that are not finite on {judge.labelled.name}, first at {where}: its "
-                "weights are damaged or its training diverged; use an earlier checkpoint"
+                f"{evaluator.model.name} gives logits that are not finite on {evaluator.labelled.name}, first at "
+                f"{where}: its weights are damaged or its training diverged; use an earlier checkpoint"
             )
 
     def _settle(self, rows: Tensor) -> None:
@@ -288,11 +294,11 @@ class _Run:
             self._count(rows)
             if self.journal is not None and self.stages:
                 self.journal.append(row=rows, **{name: getattr(self, name)[rows] for name in STATE})
-        images = len(self.clean[self.judge.ranks.rank :: self.judge.ranks.size])
+        images = len(self.clean[self.evaluator.ranks.rank :: self.evaluator.ranks.size])
         done, right, left = self.counts.tolist()
         elapsed, fresh = time.monotonic() - self.started, done - self.known_at_start
         self.watch(
-            Standing(
+            SetProgress(
                 images=images,
                 finished=done,
                 left=left,

@@ -20,7 +20,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 
 STEPS = (1, 5, 10, 40)
 QUERIES = 200
@@ -29,7 +29,7 @@ SLACK = 0.02
 
 
 def sanity_check(
-    judge: Judge, attack: Attack, threat: Threat, *, seed: int = 0, limit: int = 200
+    evaluator: Evaluator, attack: Attack, threat: Threat, *, seed: int = 0, limit: int = 200
 ) -> dict[str, Any]:
     """What PGD, random noise and Square do to up to `limit` images that are classified correctly.
 
@@ -45,9 +45,9 @@ def sanity_check(
             "the loss does not rise"         from the start to the tenth step, on average
         and the figure behind each check.
     """
-    with for_use(judge.model):
-        own = _look(judge, attack, threat, seed, limit)
-    every = judge.ranks.objects(own)
+    with for_use(evaluator.model):
+        own = _look(evaluator, attack, threat, seed, limit)
+    every = evaluator.ranks.objects(own)
     return _verdict({name: sum(figures[name] for figures in every) for name in own})
 
 
@@ -84,18 +84,18 @@ def _verdict(found: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
+def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
     """Figures of this process's images that add up to those of all: how many survive what, …"""
-    images, labels, streams = _correct_images(judge, seed, limit)
+    images, labels, streams = _correct_images(evaluator, seed, limit)
     loss = LOSSES.get(attack.kind, LOSSES["pgd"])[1]
     every = torch.arange(len(images), device=images.device)
-    parts = every.split(judge.batch_size) if len(every) else ()
+    parts = every.split(evaluator.batch_size) if len(every) else ()
 
     def survivors(run: Any) -> int:
         left = 0
         for part in parts:
             found = run(images[part], labels[part], streams[part])
-            left += int((predicted(judge.exact(found), labels[part]) == labels[part]).sum())
+            left += int((predicted(evaluator.logits_fp32(found), labels[part]) == labels[part]).sum())
         return left
 
     def last_iterate(images: Tensor, labels: Tensor, streams: Streams, steps: int) -> Tensor:
@@ -115,7 +115,7 @@ def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -
         )
 
     def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda x: loss(judge.logits(x), labels)
+        return lambda x: loss(evaluator.logits(x), labels)
 
     def white_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
         step_size = _step_size(threat, STEPS[-1])
@@ -129,7 +129,7 @@ def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -
     def noise(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
         return threat.random_start(images, streams)
 
-    victim = judge.victim()
+    victim = evaluator.victim()
     return {
         "n": len(images),
         **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},
@@ -138,23 +138,23 @@ def _look(judge: Judge, attack: Attack, threat: Threat, seed: int, limit: int) -
         "black box": survivors(black_box),
         "noise": survivors(noise),
         "pixels": images.numel(),
-        **_gradients(judge, images, labels, streams, loss, threat, parts),
+        **_gradients(evaluator, images, labels, streams, loss, threat, parts),
     }
 
 
-def _correct_images(judge: Judge, seed: int, limit: int) -> tuple[Tensor, Tensor, Streams]:
+def _correct_images(evaluator: Evaluator, seed: int, limit: int) -> tuple[Tensor, Tensor, Streams]:
     """Of this process's share."""
-    chosen = judge.labelled.subset(limit, seed)
-    wanted = set(judge.index.tolist())
-    inside = [index for index in chosen if index in wanted] or judge.index[:limit].tolist()
-    own = inside[judge.ranks.rank :: judge.ranks.size]
-    device = judge.model.device
+    chosen = evaluator.labelled.subset(limit, seed)
+    wanted = set(evaluator.index.tolist())
+    inside = [index for index in chosen if index in wanted] or evaluator.index[:limit].tolist()
+    own = inside[evaluator.ranks.rank :: evaluator.ranks.size]
+    device = evaluator.model.device
     # A process may have none.
     none = torch.empty(0, dtype=torch.int64)
     kept = [(none, torch.empty(0), none)]
-    for places, images, labels in judge.labelled.batches(judge.transform, judge.batch_size, own):
+    for places, images, labels in evaluator.labelled.batches(evaluator.transform, evaluator.batch_size, own):
         there = labels.to(device)
-        right = (predicted(judge.exact(images.to(device)), there) == there).cpu()
+        right = (predicted(evaluator.logits_fp32(images.to(device)), there) == there).cpu()
         kept.append((places[right], images[right], labels[right]))
     places, images, labels = (torch.cat(column).to(device) for column in zip(*kept, strict=True))
     return images, labels, Streams(seed, places)
@@ -165,7 +165,7 @@ def _step_size(threat: Threat, steps: int) -> float:
 
 
 def _gradients(
-    judge: Judge,
+    evaluator: Evaluator,
     images: Tensor,
     labels: Tensor,
     streams: Streams,
@@ -178,7 +178,7 @@ def _gradients(
     for part in parts:
 
         def value(x: Tensor, labels: Tensor = labels[part]) -> Tensor:
-            return loss(judge.logits(x), labels)
+            return loss(evaluator.logits(x), labels)
 
         leaf = images[part].requires_grad_(True)
         with torch.enable_grad():

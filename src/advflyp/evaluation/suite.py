@@ -19,7 +19,7 @@ from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
-from advflyp.evaluation.evaluator import Judge, Outcome, Standing
+from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import check_store
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
@@ -49,7 +49,7 @@ def evaluate(
     name: str | None = None,
     protocol: Protocol = ADVFLYP,
     progress: Callable[[Cell], None] = lambda cell: None,
-    watch: Callable[[Cell, Standing], None] = lambda cell, standing: None,
+    watch: Callable[[Cell, SetProgress], None] = lambda cell, progress: None,
 ) -> list[Cell]:
     """Zero-shot accuracy, clean and under attack.
 
@@ -95,7 +95,7 @@ def evaluate(
             stack.enter_context(compiled(model))
         for set_name in chosen:
             labelled = protocol.apply(_load(set_name, protocol))
-            judge = Judge(
+            evaluator = Evaluator(
                 model,
                 labelled,
                 limit=limit,
@@ -107,11 +107,11 @@ def evaluate(
             )
             for attack in parsed:
                 for threat in threats if attack.perturbs else [None]:
-                    blank = _blank(judge, attack, threat, search, seed, name, sha256, protocol)
-                    cell = _cell(blank, known.get(blank.key()), judge, attack, threat, store, watch)
+                    blank = _blank(evaluator, attack, threat, search, seed, name, sha256, protocol)
+                    cell = _cell(blank, known.get(blank.key()), evaluator, attack, threat, store, watch)
                     if sanity and threat and cell.sanity is None:
                         cell = dataclasses.replace(
-                            cell, sanity=sanity_check(judge, attack, threat, seed=seed)
+                            cell, sanity=sanity_check(evaluator, attack, threat, seed=seed)
                         )
                         _save(cell, store, ranks)
                     result.append(cell)
@@ -131,21 +131,21 @@ def _known(store: Path | None) -> dict[tuple[str, ...], Cell]:
 def _cell(
     blank: Cell,
     known: Cell | None,
-    judge: Judge,
+    evaluator: Evaluator,
     attack: Attack,
     threat: Threat | None,
     store: Path | None,
-    watch: Callable[[Cell, Standing], None],
+    watch: Callable[[Cell, SetProgress], None],
 ) -> Cell:
     """The cell that is stored already, or the one that is measured now and stored."""
-    ranks = judge.ranks
+    ranks = evaluator.ranks
     own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
     journal = Journal.beside(store, own) if store else None
     cell = known
     if cell is None or not ranks.first(partial(_has_samples, store, cell)):
         # The new line takes the place of the known one: its name for the weights and its verdict stay.
         kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
-        cell = _measure(dataclasses.replace(blank, **kept), judge, attack, threat, store, journal, watch)
+        cell = _measure(dataclasses.replace(blank, **kept), evaluator, attack, threat, store, journal, watch)
         _save(cell, store, ranks)
     if journal:
         journal.remove()
@@ -162,7 +162,7 @@ def _save(cell: Cell, store: Path | None, ranks: Ranks) -> None:
 
 
 def _blank(
-    judge: Judge,
+    evaluator: Evaluator,
     attack: Attack,
     threat: Threat | None,
     search: PrecisionChoice,
@@ -172,11 +172,11 @@ def _blank(
     protocol: Protocol,
 ) -> Cell:
     """The cell before anything is measured: all that makes it this measurement and no other."""
-    labelled = judge.labelled
-    card = read_card(judge.model.name)
-    part = {} if len(judge) == len(labelled) else {"limit": len(judge), "seed": seed}
+    labelled = evaluator.labelled
+    card = read_card(evaluator.model.name)
+    part = {} if len(evaluator) == len(labelled) else {"limit": len(evaluator), "seed": seed}
     return Cell(
-        model=name or judge.model.name,
+        model=name or evaluator.model.name,
         checkpoint_sha256=sha256,
         set=labelled.name,
         split=labelled.split + (" (webdataset)" if labelled.info.get("read_from") == "webdataset" else ""),
@@ -198,17 +198,17 @@ def _blank(
         seen=was_trained_on(card, labelled.name),
         pflops=card.get("pflops"),
         protocol=protocol.name,
-        settings=_settings(judge, protocol),
+        settings=_settings(evaluator, protocol),
     )
 
 
-def _settings(judge: Judge, protocol: Protocol) -> dict[str, Any]:
+def _settings(evaluator: Evaluator, protocol: Protocol) -> dict[str, Any]:
     """What the protocol changes of images and class names; nothing of the default."""
-    found = judge.pixels.settings(judge.model)
+    found = evaluator.pixels.settings(evaluator.model)
     if protocol.names_classes:
-        found["classnames_sha256"] = names_sha256(judge.labelled.classes)
-    if judge.repeated:
-        found["repeated_classes"] = judge.repeated
+        found["classnames_sha256"] = names_sha256(evaluator.labelled.classes)
+    if evaluator.repeated:
+        found["repeated_classes"] = evaluator.repeated
     return found
 
 
@@ -221,25 +221,25 @@ def _load(name: str, protocol: Protocol) -> LabelledSet:
 
 def _measure(
     cell: Cell,
-    judge: Judge,
+    evaluator: Evaluator,
     attack: Attack,
     threat: Threat | None,
     store: Path | None,
     journal: Journal | None,
-    watch: Callable[[Cell, Standing], None],
+    watch: Callable[[Cell, SetProgress], None],
 ) -> Cell:
     started = time.monotonic()
     precision: Precision = "bf16" if cell.precision == "bf16" else "fp32"
-    outcome = judge.run(
+    outcome = evaluator.run(
         attack,
         threat,
         precision=precision,
         seed=cell.seed,
         journal=journal,
-        watch=lambda standing: watch(cell, standing),
+        watch=lambda progress: watch(cell, progress),
     )
     correct, n = int(outcome.correct.sum()), len(outcome.label)
-    keys = [judge.labelled.key(index) for index in outcome.index.tolist()]
+    keys = [evaluator.labelled.key(index) for index in outcome.index.tolist()]
     cell = dataclasses.replace(
         cell,
         n=n,
@@ -248,9 +248,9 @@ def _measure(
         ci95=wilson(correct, n),
         seconds=round(time.monotonic() - started, 3),
         per_class=_per_class(outcome),
-        unreadable=sorted({judge.labelled.key(index) for index in judge.index.tolist()} - set(keys)),
+        unreadable=sorted({evaluator.labelled.key(index) for index in evaluator.index.tolist()} - set(keys)),
     )
-    if store and judge.ranks.rank == 0:
+    if store and evaluator.ranks.rank == 0:
         write_samples(store, cell, **vars(outcome), keys=keys)
     return cell
 

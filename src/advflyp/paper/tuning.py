@@ -20,7 +20,7 @@ from advflyp.documents import read_json
 from advflyp.errors import RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import lock, write_text
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
@@ -76,9 +76,11 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
-    judge = Judge(load_model(run, device=pick_device("auto")), load_set(SET), limit=PICTURES)
-    clean = judge.correct(Attack.parse("clean"), None).float().mean().item()
-    robust = judge.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
+    evaluator = Evaluator(load_model(run, device=pick_device("auto")), load_set(SET), limit=PICTURES)
+    clean = evaluator.correct(Attack.parse("clean"), None).float().mean().item()
+    robust = (
+        evaluator.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
+    )
     return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 
 

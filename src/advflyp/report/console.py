@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from advflyp.escape import for_rich, for_terminal
-from advflyp.evaluation.evaluator import Standing
+from advflyp.evaluation.evaluator import SetProgress
 from advflyp.evaluation.results import Cell
 from advflyp.report.measure.grid import MARKS, MIXED
 from advflyp.report.measure.measured import Condition, Results, attack_title, radius
@@ -124,18 +124,18 @@ class EvaluationProgress:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def watch(self, cell: Cell, standing: Standing) -> None:
+    def watch(self, cell: Cell, now: SetProgress) -> None:
         """What `evaluate` calls after every batch."""
         title = for_terminal(f"{cell.set} {cell.attack}")
         title += f" {radius(cell.eps, cell.norm)}" if cell.norm else ""
         if title not in self.tasks:
             for task in self.tasks.values():
                 self.progress.update(task, visible=False)
-            self.tasks[title] = self.progress.add_task(title, total=standing.images, status="")
-        left = "" if standing.seconds_left is None else f"  {duration(standing.seconds_left)} to go"
-        so_far = f"{100 * standing.accuracy:.1f} % so far" if standing.finished else ""
-        status = f"{standing.finished}/{standing.images}  {standing.left} left  {so_far}{left}"
-        self.progress.update(self.tasks[title], completed=standing.finished, status=status)
+            self.tasks[title] = self.progress.add_task(title, total=now.images, status="")
+        left = "" if now.seconds_left is None else f"  {duration(now.seconds_left)} to go"
+        so_far = f"{100 * now.accuracy:.1f} % so far" if now.finished else ""
+        status = f"{now.finished}/{now.images}  {now.left} left  {so_far}{left}"
+        self.progress.update(self.tasks[title], completed=now.finished, status=status)
         self.pulse.say(lambda: f"{title}  {status}")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from advflyp.__about__ import __version__
 from advflyp.data.lineage import trained_on
 from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.load import read_card, save_model
 from advflyp.training.failures import check_finite, writing
 from advflyp.training.recipe import Recipe
@@ -69,7 +69,7 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
     """Clean and robust accuracy (0–1) of the model as it is now on the validation set."""
     assert run.validation_set is not None
     recipe, seed = run.recipe, run.recipe.train.seed
-    evaluator = Judge(
+    evaluator = Evaluator(
         run.unsharded_model(), run.validation_set, limit=recipe.validate.limit, seed=seed, ranks=run.ranks
     )
     # Of several ranks one cannot leave the others in the middle.

@@ -199,7 +199,7 @@ def _search(
     label = torch.tensor([place], device=origin.device)
 
     def says(images: Tensor) -> int:
-        return int(predicted(plain.exact(images), label))
+        return int(predicted(plain.logits_fp32(images), label))
 
     with for_use(plain.model):
         if says(origin) != place:

@@ -69,8 +69,8 @@ class EightBitClassifier(Classifier):
         self.clean, self.threat = clean, threat
         self.last_found: Tensor | None = None
 
-    def exact(self, images: Tensor) -> Tensor:
-        return super().exact(eight_bits(self.clean, images, self.threat))
+    def logits_fp32(self, images: Tensor) -> Tensor:
+        return super().logits_fp32(eight_bits(self.clean, images, self.threat))
 
     def victim(self, precision: Precision = "auto") -> Victim:
         return Victim(super().victim(precision).search, self._confirm)
@@ -78,4 +78,4 @@ class EightBitClassifier(Classifier):
     def _confirm(self, images: Tensor) -> Tensor:
         # A victim asks only for images whose float pixels are misclassified.
         self.last_found = images[-1:]
-        return self.exact(images)
+        return self.logits_fp32(images)

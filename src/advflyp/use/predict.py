@@ -87,7 +87,7 @@ def guess(classifier: Classifier, pixels: Tensor, names: Sequence[str], top: int
     ValueError for a model whose answers are not finite.
     """
     with for_use(classifier.model):
-        probabilities = classifier.exact(pixels.to(classifier.model.device)).softmax(1)
+        probabilities = classifier.logits_fp32(pixels.to(classifier.model.device)).softmax(1)
     if not bool(probabilities.isfinite().all()):
         raise ValueError(
             f"{classifier.model.name} gives probabilities that are not finite: its weights are damaged or its training "

@@ -10,6 +10,7 @@ from typing import Any
 import braceexpand
 import pytest
 
+from advflyp.data.pairs import addresses
 from advflyp.data.pairs.addresses import (
     MAX_NAMED,
     brace_count,
@@ -19,7 +20,6 @@ from advflyp.data.pairs.addresses import (
     open_binary,
     read_named,
 )
-from advflyp.data.pairs.pairs import addresses
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.web.isolated import advflyp_guard as guard

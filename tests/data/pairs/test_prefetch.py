@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from advflyp.data.pairs.pairs import prefetch
+from advflyp.data.pairs import prefetch
 from advflyp.data.pairs.prefetch import prefetched, threaded
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advflyp.data.pairs.pairs import stream as stream_module
+from advflyp.data.pairs import stream as stream_module
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.stream import Mixed, Share, open_stream, permutation

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+from advflyp.data.pairs import cells, tables
 from advflyp.data.pairs.manifest import describe_shards, write_manifest
-from advflyp.data.pairs.pairs import cells, tables
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns

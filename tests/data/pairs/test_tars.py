@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from advflyp.data.pairs.pairs import tars
+from advflyp.data.pairs import tars
 from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tars import APART, TarShard, count_keys

@@ -24,7 +24,7 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.documents import read_json
 from advflyp.evaluation.attacks import LOSSES, Attack
 from advflyp.evaluation.classifier import for_use
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
@@ -110,8 +110,8 @@ def clouds(
         for name, share in zip(sets, shares, strict=True):
             if share == 0:
                 continue
-            judge = Judge(model, load_set(name), limit=share, seed=seed, batch_size=64)
-            places, *pair = _embed(judge, search, threat, seed)
+            evaluator = Evaluator(model, load_set(name), limit=share, seed=seed, batch_size=64)
+            places, *pair = _embed(evaluator, search, threat, seed)
             parts.append((pair[0], pair[1]))
             names += [name] * len(places)
             index += places
@@ -257,19 +257,21 @@ def about(cloud: Cloud) -> str:
     )
 
 
-def _embed(judge: Judge, attack: Attack, threat: Threat, seed: int) -> tuple[list[int], Tensor, Tensor]:
+def _embed(
+    evaluator: Evaluator, attack: Attack, threat: Threat, seed: int
+) -> tuple[list[int], Tensor, Tensor]:
     """Places of the pictures that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
-    model, found = judge.model, []
+    model, found = evaluator.model, []
     _, loss = LOSSES[attack.kind]
     places: list[int] = []
-    batches = judge.labelled.batches(model.preprocess, judge.batch_size, judge.index.tolist())
+    batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
     for index, images, labels in batches:
         images, labels = images.to(model.device), labels.to(model.device)
         # All steps for every picture: an evaluation's attack would stop at the first wrong answer.
         with for_use(model), model.computing_in("fp32"):
             adversarial = pgd(
                 images,
-                lambda x, labels=labels: loss(judge.logits(x), labels),
+                lambda x, labels=labels: loss(evaluator.logits(x), labels),
                 threat,
                 steps=attack.steps,
                 step_size=attack.step_size(threat),

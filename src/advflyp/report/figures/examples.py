@@ -14,7 +14,7 @@ from advflyp.attack.victim import predicted
 from advflyp.data.sets.labelled import load_set
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
-from advflyp.evaluation.evaluator import Judge
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 
 RULE = (
@@ -88,10 +88,10 @@ def examples(
     random.Random(seed).shuffle(order)
 
     @cache
-    def judge(model: CLIP, name: str) -> Judge:
-        return Judge(model, load_set(name))
+    def evaluator(model: CLIP, name: str) -> Evaluator:
+        return Evaluator(model, load_set(name))
 
-    queues = {name: _correct(partial(judge, before, name), seed) for name in order}
+    queues = {name: _correct(partial(evaluator, before, name), seed) for name in order}
     chosen: list[tuple[str, int]] = []
     while queues and len(chosen) < n:
         for name in list(queues):
@@ -104,7 +104,7 @@ def examples(
                 break
     result = []
     for name, index in chosen:
-        views = [_view(judge(model, name), index, search, threat, seed) for model in (before, after)]
+        views = [_view(evaluator(model, name), index, search, threat, seed) for model in (before, after)]
         labelled = load_set(name)
         result.append(
             Example(
@@ -138,45 +138,45 @@ def rule(seed: int) -> str:
     return RULE.format(seed=seed)
 
 
-def _correct(make_judge: Callable[[], Judge], seed: int) -> Iterator[int]:
+def _correct(make_evaluator: Callable[[], Evaluator], seed: int) -> Iterator[int]:
     """Places of the pictures that the model classifies correctly, in a shuffled order.
 
-    The judge is made when the first is asked for: a set that is not needed costs nothing.
+    The evaluator is made when the first is asked for: a set that is not needed costs nothing.
     """
-    judge = make_judge()
-    labels = judge.labelled.labels.tolist()
-    places = list(range(len(judge)))
+    evaluator = make_evaluator()
+    labels = evaluator.labelled.labels.tolist()
+    places = list(range(len(evaluator)))
     random.Random(seed).shuffle(places)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
-        images = torch.stack([_pixels(judge, place) for place in chunk])
+        images = torch.stack([_pixels(evaluator, place) for place in chunk])
         own = torch.tensor([labels[place] for place in chunk])
-        with for_use(judge.model):
-            answers = predicted(judge.exact(images.to(judge.model.device)).cpu(), own)
+        with for_use(evaluator.model):
+            answers = predicted(evaluator.logits_fp32(images.to(evaluator.model.device)).cpu(), own)
         yield from (place for place, right in zip(chunk, (answers == own).tolist(), strict=True) if right)
 
 
-def _view(judge: Judge, index: int, attack: Attack, threat: Threat, seed: int) -> View:
-    device = judge.model.device
-    clean = _pixels(judge, index)[None].to(device)
-    label = judge.labelled.labels[index : index + 1].to(device)
-    adversarial = judge.attack(clean, label, attack, threat, "fp32", seed, torch.tensor([index]))
+def _view(evaluator: Evaluator, index: int, attack: Attack, threat: Threat, seed: int) -> View:
+    device = evaluator.model.device
+    clean = _pixels(evaluator, index)[None].to(device)
+    label = evaluator.labelled.labels[index : index + 1].to(device)
+    adversarial = evaluator.attack(clean, label, attack, threat, "fp32", seed, torch.tensor([index]))
     return View(
         clean=clean[0].cpu(),
         adversarial=adversarial[0].cpu(),
-        top_clean=_top(judge, clean),
-        top_adversarial=_top(judge, adversarial),
+        top_clean=_top(evaluator, clean),
+        top_adversarial=_top(evaluator, adversarial),
     )
 
 
-def _pixels(judge: Judge, index: int) -> Tensor:
-    return judge.model.preprocess(judge.labelled.image(index))
+def _pixels(evaluator: Evaluator, index: int) -> Tensor:
+    return evaluator.model.preprocess(evaluator.labelled.image(index))
 
 
-def _top(judge: Judge, images: Tensor) -> list[tuple[str, float]]:
+def _top(evaluator: Evaluator, images: Tensor) -> list[tuple[str, float]]:
     """The three likeliest classes of the one picture."""
-    with for_use(judge.model):
-        probabilities = judge.exact(images).softmax(1)[0]
+    with for_use(evaluator.model):
+        probabilities = evaluator.logits_fp32(images).softmax(1)[0]
     values, indices = probabilities.topk(min(3, len(probabilities)))
-    names = judge.labelled.classes
+    names = evaluator.labelled.classes
     return [(names[i], value) for i, value in zip(indices.tolist(), values.tolist(), strict=True)]
