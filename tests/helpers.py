@@ -20,7 +20,7 @@ from torch import Tensor
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
-from advflyp.model.load import save_model
+from advflyp.model.folder import save_model
 
 TEXT = {
     "context_length": 16,

@@ -26,8 +26,9 @@ from advflyp.data.web.url_list import open_urls
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import read_retrieval
+from advflyp.model.folder import read_card
 from advflyp.model.interop.export import export_model
-from advflyp.model.load import load_model, read_card
+from advflyp.model.load import load_model
 from advflyp.paper.study import read_study
 from advflyp.report.figures.embedding import read_clouds
 from advflyp.report.measure.runs import read_recipe_tree

@@ -6,11 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "advflyp"
 PERIPHERY = ("__main__", "cli", "data.tools", "data.web", "model.interop", "paper", "report", "use")
 # What turns names into models may know every format.
-EDGE = ("model.from_hub", "model.load", "model.zoo")
+EDGE = ("model.from_hub", "model.load")
 # Still to be mended; each entry goes with its mending.
 UPWARD: set[tuple[str, str]] = {
     ("data.pairs.addresses", "data.web.isolated.advflyp_guard"),
-    ("model.build", "model.interop.weights_file"),
     ("model.bundle", "cli.environment"),
     ("model.bundle", "cli.parse"),
     ("model.bundle", "report.pages.model_card"),
@@ -18,11 +17,6 @@ UPWARD: set[tuple[str, str]] = {
 CIRCLES: set[str] = {
     "data.mini.compose",
     "data.pairs.pairs",
-    "model.architectures",
-    "model.from_hub",
-    "model.interop.checkpoints",
-    "model.load",
-    "model.zoo",
 }
 LONG_FUNCTIONS: set[str] = {
     "attack.apgd._climb",

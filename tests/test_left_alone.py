@@ -16,8 +16,9 @@ from advflyp.evaluation import sanity
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import save_model, weights_sha256
 from advflyp.model.interop.export import export_model
-from advflyp.model.load import load_model, save_model, weights_sha256
+from advflyp.model.load import load_model
 from advflyp.model.mix import curve, interpolate
 from advflyp.report.figures.embedding import clouds
 from advflyp.report.figures.examples import examples

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from advflyp.method.advflyp import clip_loss as clip_loss
     from advflyp.method.regularisers import feature_deviation as feature_deviation
     from advflyp.method.regularisers import logit_divergence as logit_divergence
+    from advflyp.model.clip import CLIP as CLIP
     from advflyp.model.interop.export import export_model as export_model
     from advflyp.model.load import load_model as load_model
     from advflyp.training.loop import train as train
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: torch alone takes seconds, and `advflyp --help` needs none of it.
 _HOME = {
+    "CLIP": "advflyp.model.clip",
     "LabelledSet": "advflyp.data.sets.labelled",
     "Threat": "advflyp.attack.threat",
     "attack_image": "advflyp.use.attack_image",
@@ -38,6 +40,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CLIP",
     "LabelledSet",
     "Threat",
     "__version__",

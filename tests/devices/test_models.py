@@ -15,7 +15,8 @@ from advflyp.data.batch import Batch
 from advflyp.evaluation.classifier import Classifier
 from advflyp.method import METHODS
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, save_model, weights_sha256
+from advflyp.model.folder import save_model, weights_sha256
+from advflyp.model.load import load_model
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.training.build import unfreeze
 from devices.conftest import Gpu

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from advflyp.data.batch import Batch
-from advflyp.model.load import load_model, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun
 from advflyp.training.checkpoint import (

@@ -18,7 +18,7 @@ from advflyp.evaluation.recall import cross_entropy, ranks
 from advflyp.evaluation.results import wilson
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval, retrieval
 from advflyp.model.clip import CLIP
-from advflyp.model.load import weights_sha256
+from advflyp.model.folder import weights_sha256
 from helpers import assert_equal64
 
 

@@ -18,7 +18,7 @@ from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.load import save_model, weights_sha256
+from advflyp.model.folder import save_model, weights_sha256
 from advflyp.report.console import verdicts
 
 

@@ -8,7 +8,8 @@ import torch
 from advflyp.data.batch import Batch
 from advflyp.data.training import Classes
 from advflyp.method import METHODS
-from advflyp.model.load import load_model, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model
 from advflyp.model.zeroshot import class_embeddings
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun, build

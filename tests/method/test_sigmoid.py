@@ -14,7 +14,8 @@ from advflyp.data.batch import Batch
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig, clip_loss, same_captions, sigmoid_loss
 from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, save_model
+from advflyp.model.folder import save_model
+from advflyp.model.load import load_model
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.loop import train
 from advflyp.training.recipe import read_recipe

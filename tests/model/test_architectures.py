@@ -1,77 +1,132 @@
-"""Which models of open_clip the shapes of a file fit."""
+"""Configurations of open_clip, the modules they describe, and models that users made with open_clip."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from advflyp.training.trainer import train
 
-from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
-from advflyp.model.load import load_model
-
-
-def shapes_of(architecture: str) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        config: Any = open_clip.get_model_config(architecture)
-        custom = config.pop("custom_text", False)
-        config["vision_cfg"]["timm_model_pretrained"] = False
-        net = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
-    return {key: value.shape for key, value in net.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "whole", "image_tower"),
-    [
-        ("ViT-L-14", ["ViT-L-14", "ViT-L-14-quickgelu"], None),
-        ("ViT-L-14-336", ["ViT-L-14-336", "ViT-L-14-336-quickgelu"], None),
-        ("RN50", ["RN50", "RN50-quickgelu"], None),
-        # Which size of picture it was trained on, a convolution does not tell.
-        ("convnext_base_w", ["convnext_base_w", "convnext_base_w_320"], None),
-        ("ViT-g-14", ["ViT-g-14"], ["ViT-g-14"]),
-        ("ViT-B-16-SigLIP", ["ViT-B-16-SigLIP"], None),
-    ],
+import advflyp
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.architectures import (
+    architecture_config,
+    architecture_names,
+    config_of,
+    is_built_by,
+    meta_net,
+    similar_architectures,
 )
-def test_architectures_by_their_shapes(
-    architecture: str, whole: list[str], image_tower: list[str] | None
-) -> None:
-    shapes = shapes_of(architecture)
-    assert fitting_architectures(shapes, whole=True) == whole
-    image = {key: shape for key, shape in shapes.items() if key.startswith("visual.")}
-    found = fitting_architectures(image, whole=False)
-    assert found == image_tower or (image_tower is None and set(whole) <= set(found))
+from advflyp.model.folder import save_model, weights_sha256
+from advflyp.model.load import load_model
+from helpers import siglip_config
+
+CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 
 
-def test_a_tensor_more_or_less_fits_nothing() -> None:
-    shapes = shapes_of("ViT-B-32")
-    assert not fitting_architectures({**shapes, "visual.more": torch.Size([1])}, whole=True)
-    shapes.pop("visual.proj")
-    assert not fitting_architectures(shapes, whole=True)
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Any, Any, Any]:
+    """What a user of open_clip has: a net, its evaluation transform, its tokenizer."""
+    (tmp_path / "architectures").mkdir()
+    (tmp_path / "architectures" / "my-vit.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(tmp_path / "architectures")
+    torch.manual_seed(0)
+    net, _, preprocess = open_clip.create_model_and_transforms("my-vit", image_mean=(0.5, 0.4, 0.3))
+    return net, preprocess, open_clip.get_tokenizer("my-vit")
 
 
-def test_ours() -> None:
-    state = load_model("mini-vit").net.state_dict()
-    shapes = {key: value.shape for key, value in state.items()}
-    models = models_of(fitting_architectures(shapes, whole=True))
-    assert only_model(models) == "mini-vit"
+def test_a_model_made_with_open_clip(made: tuple[Any, Any, Any], recipe: Path, tmp_path: Path) -> None:
+    net, preprocess, tokenizer = made
+    net.eval()
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = net.visual.image_mean, net.visual.image_std
+    normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        expected = net.encode_image(normalised, normalize=True)
+        texts = net.encode_text(tokenizer(["a cat"]), normalize=True)
+    model = advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, name="mine")
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(images), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model.encode_text(["a cat"]), texts, rtol=0, atol=1e-6)
+    (clean,) = evaluate(model, ["mini/flags"], ["clean"], limit=8, device="cpu")
+    assert clean.model == "mine" and clean.n == 8
+    save_model(model, tmp_path / "mine", {})
+    assert weights_sha256(load_model(tmp_path / "mine")) == weights_sha256(model)
+    run = train(recipe, {"model.name": str(tmp_path / "mine"), "train.max_steps": 1}, out=tmp_path / "run")
+    assert weights_sha256(load_model(run.out)) != weights_sha256(model)
 
 
-def test_activations_are_told_apart() -> None:
-    models = models_of(["ViT-B-32", "ViT-B-32-quickgelu"])
-    assert models["ViT-B-32/openai"][0] and not models["ViT-B-32/laion2b_s34b_b79k"][0]
-    assert only_model(models) is None
-    # The same weights under both names.
-    assert "ViT-B-32-quickgelu/openai" not in models
-    described = describe_models(models)
-    assert described.startswith("ViT-B-32/openai, ")
-    assert "(QuickGELU) or ViT-B-32/laion2b" in described and described.endswith("(GELU)")
+def test_quick_gelu_is_seen(made: tuple[Any, Any, Any]) -> None:
+    net, _, preprocess = open_clip.create_model_and_transforms("my-vit", force_quick_gelu=True)
+    model = advflyp.CLIP.from_open_clip(net, preprocess, made[2])
+    assert model.config["model_cfg"]["quick_gelu"]
+    plain, _, preprocess = open_clip.create_model_and_transforms("my-vit")
+    with pytest.raises(ValueError, match="is not what its architecture describes"):
+        advflyp.CLIP.from_open_clip(plain, preprocess, made[2], architecture={**CONFIG, "quick_gelu": True})
 
 
-def test_one_architecture_may_still_have_several_meanings() -> None:
-    assert only_model(models_of(["convnext_base_w"])) is not None
-    assert only_model(models_of(["convnext_base_w", "convnext_base"])) is None
-    assert only_model({}) is None
+def test_other_models_need_their_architecture(made: tuple[Any, Any, Any]) -> None:
+    architecture_names()  # tells open_clip ours
+    net, _, preprocess = open_clip.create_model_and_transforms("mini")
+    tokenizer = open_clip.get_tokenizer("my-vit")
+    with pytest.raises(ValueError, match="does not tell how open_clip built it: name its architecture"):
+        advflyp.CLIP.from_open_clip(net, preprocess, tokenizer)
+    model = advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini")
+    assert model.config["model_cfg"]["vision_cfg"]["layers"] == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"no architecture 'mini-vitt'; did you mean mini-vit\?"):
+        advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini-vitt")
 
 
-def test_without_known_weights_an_architecture_is_named_alone() -> None:
-    assert not open_clip.list_pretrained_tags_by_model("ViT-S-32")
-    assert list(models_of(["ViT-S-32"])) == ["ViT-S-32/random"]
+def test_another_transform_and_half_precision_are_refused(made: tuple[Any, Any, Any]) -> None:
+    net, preprocess, tokenizer = made
+    _, train_preprocess, _ = open_clip.create_model_and_transforms("my-vit", image_mean=(0.5, 0.4, 0.3))
+    with pytest.raises(
+        ValueError, match="preprocess is not the evaluation transform of open_clip: pass the third"
+    ):
+        advflyp.CLIP.from_open_clip(net, train_preprocess, tokenizer)
+    with pytest.raises(ValueError, match="has half-precision weights; create it with precision='fp32'"):
+        advflyp.CLIP.from_open_clip(net.half(), preprocess, tokenizer)
+
+
+def test_a_classifier_is_a_module() -> None:
+    model = load_model("mini-vit", device="cpu")
+    classifier = model.classifier(["cat", "dog", "pizza"], ["a photo of a {}", "a {}"])
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    with model.computing_in("bf16"):
+        logits = classifier(images)
+    assert logits.shape == (2, 3) and logits.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert gradient.abs().sum() > 0
+    with torch.no_grad():
+        cosines = model.encode_image(images) @ classifier.weights.T
+    torch.testing.assert_close(logits, cosines * model.logit_scale, rtol=0, atol=1e-4)
+    assert not classifier.weights.requires_grad and not set(classifier.state_dict()) & {"weights"}
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu", "ViT-g-14"])
+def test_the_configuration_of_a_module(name: str) -> None:
+    net = meta_net(architecture_config(name))
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    config = config_of(net, tokenizer)
+    assert config is not None and is_built_by(net, config)
+    other = architecture_config("ViT-B-16" if name == "ViT-B-32" else "ViT-B-32")
+    assert not is_built_by(net, other)
+
+
+def test_no_memory_for_a_look() -> None:
+    for config in (siglip_config(), architecture_config("convnext_base")):
+        net = meta_net(config)
+        assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
+
+
+def test_architectures_of_the_same_sizes() -> None:
+    state = meta_net(architecture_config("ViT-L-14-336")).state_dict()
+    assert similar_architectures(state) == ["ViT-L-14-336", "ViT-L-14-336-quickgelu", "ViT-L-14-CLIPA-336"]
+    state.pop("visual.conv1.weight")
+    assert similar_architectures(state) == []

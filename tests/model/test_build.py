@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from advflyp.cli.main import main
-from advflyp.model import build
+from advflyp.model import tokenizers
 from advflyp.model.build import build_net
-from advflyp.model.load import load_model, read_card, save_model, weights_sha256
+from advflyp.model.folder import read_card, save_model, weights_sha256
+from advflyp.model.load import load_model
 from hubserver import Hub, use_hub
 
 CANARY = """
@@ -166,6 +167,15 @@ def test_the_same_modules_as_open_clip_makes(name: str) -> None:
     assert list(ours.state_dict()) == list(state)
     for key, value in ours.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+def test_a_huge_tower_of_timm_is_refused_before_memory_is_taken(folder: Path) -> None:
+    """A name of timm's is a size, too."""
+    edit_config(folder, lambda c: c["vision_cfg"].update(timm_model_name="vit_pe_core_gigantic_patch14_448"))
+    with pytest.raises(
+        ValueError, match=r"describes a model of 1,8\d\d,\d{3},\d{3} numbers; its weights are fewer"
+    ):
+        load_model(folder)
 
 
 def test_weights_by_any_name(folder: Path) -> None:
@@ -354,7 +364,7 @@ def test_a_tokenizer_that_cannot_pad(tmp_path: Path, folder: Path) -> None:
 
 def test_a_vocabulary_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few kilobytes of gzip are gigabytes."""
-    monkeypatch.setattr(build, "MAX_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr(tokenizers, "MAX_LIST_BYTES", 1 << 20)
     (folder / "bpe.txt.gz").write_bytes(gzip.compress(bytes(2 << 20)))
     edit_config(folder, lambda c: c["text_cfg"].update(tokenizer_kwargs={"bpe_path": "bpe.txt.gz"}))
     with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be read: is larger than 1 MB"):
@@ -362,7 +372,7 @@ def test_a_vocabulary_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_tokenizer_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(tokenizers, "MAX_DOCUMENT_BYTES", 1000)
     (folder / "tokenizer.json").write_text(" " * 1001)
     edit_config(folder, lambda c: c["text_cfg"].update(hf_tokenizer_name="x", tokenizer_kwargs={}))
     with pytest.raises(ValueError, match=r"cannot be read: tokenizer\.json is larger than"):

@@ -16,8 +16,9 @@ from huggingface_hub import constants
 from advflyp.cli.main import main
 from advflyp.model import repository
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import weights_sha256
 from advflyp.model.interop.export import export_model
-from advflyp.model.load import load_model, weights_sha256
+from advflyp.model.load import load_model
 from hubserver import NOWHERE, TOKEN, Hub, use_hub
 
 pytest.importorskip("transformers")

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from advflyp.cli.main import main
 from advflyp.model.clip import CLIP
-from advflyp.model.load import ModelConfig, load_model, read_card, save_model, start_from
+from advflyp.model.folder import read_card, save_model
+from advflyp.model.load import ModelConfig, load_model, start_from
 from advflyp.model.repository import Address, read_address
 from advflyp.model.zoo import ENTRIES, ZOO, Entry, find_entry
 from advflyp.report.pages.zoo import zoo_card

@@ -10,7 +10,7 @@ import pytest
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.model.clip import CLIP
-from advflyp.model.load import weights_sha256
+from advflyp.model.folder import weights_sha256
 from advflyp.paper import page as paper
 from advflyp.paper.page import main_experiment, paper_report
 from advflyp.paper.study import Experiment, read_study

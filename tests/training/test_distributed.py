@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from advflyp.method import METHODS
-from advflyp.model.load import save_model
+from advflyp.model.folder import save_model
 from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, make_tiny, siglip_config, small_model, write_folder
 from training.processes import run

@@ -13,7 +13,8 @@ import torch
 from advflyp.attack.pgd import pgd
 from advflyp.data.batch import Batch
 from advflyp.method.advflyp import clip_loss
-from advflyp.model.load import load_model, read_card, weights_sha256
+from advflyp.model.folder import read_card, weights_sha256
+from advflyp.model.load import load_model
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun, build, copied
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of

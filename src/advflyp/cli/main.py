@@ -348,7 +348,8 @@ class Interpolate:
             recover_folder(self.save[1])
             if names_in(self.save[1]):
                 raise ValueError(f"{self.save[1]} is there already; name a new folder with --save")
-        from advflyp.model.load import load_model, pick_device, save_model
+        from advflyp.model.folder import save_model
+        from advflyp.model.load import load_model, pick_device
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
         from advflyp.report.measure.grid import means_table

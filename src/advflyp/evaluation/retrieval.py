@@ -27,7 +27,8 @@ from advflyp.evaluation.jsonl import append_line, check_store, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import slug
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, pick_device, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
 LOSSES = {"pgd": ("multi-positive cross-entropy", cross_entropy), "cw": ("margin", margin)}

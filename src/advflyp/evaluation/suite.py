@@ -27,7 +27,8 @@ from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, pick_device, read_card, weights_sha256
+from advflyp.model.folder import read_card, weights_sha256
+from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, PrecisionChoice, choose_precision
 
 

@@ -1,122 +1,197 @@
-"""Shapes of tensors → which of open_clip's models they may be of."""
+"""open_clip's architectures: configurations by name, the modules they describe, and those that weights resemble."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
-from open_clip.model import CLIPTextCfg, _build_vision_tower
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from advflyp.model.load import ARCHITECTURES, BUNDLED, PREPROCESSING
+from advflyp.config import nearest
+from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 
-Shapes = Mapping[str, torch.Size]
-# How many models of one activation a message names.
-SHOWN = 4
-TEXT_FIELDS = {field.name for field in fields(CLIPTextCfg)}
+# Our own, and their vocabulary.
+ARCHITECTURES = Path(__file__).parent / "configs"
+# Buffers that are not stored, such as attention masks.
+SPARE_NUMBERS = 100_000_000
+NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
+# What torch's and timm's initialisers call on a new tensor.
+INITIALISERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+# Attributes of a module that do not change what it computes in an evaluation.
+STATE = ("training", "output_dict", "grad_checkpointing")
 
 
-def fitting_architectures(shapes: Shapes, *, whole: bool) -> list[str]:
-    """Those of open_clip's architectures, and ours, that have exactly these tensors.
-
-    shapes: by open_clip's names, those of the image tower with "visual." before them
-    whole:  the text tower, too
-    """
+def architecture_names() -> list[str]:
+    """open_clip's architectures and ours."""
     open_clip.add_model_config(ARCHITECTURES)
-    image = {key.removeprefix("visual."): shape for key, shape in shapes.items() if key.startswith("visual.")}
-    configs = {name: open_clip.get_model_config(name) or {} for name in open_clip.list_models()}
-    # The plainest name first.
-    configs = dict(sorted(configs.items(), key=lambda item: (len(item[0]), item[0])))
+    return open_clip.list_models()
+
+
+def architecture_config(name: str) -> dict[str, Any]:
+    """The "model_cfg" of an architecture.
+
+    Raises:
+        ValueError: If open_clip has no architecture of that name.
+    """
+    known = architecture_names()
+    if name not in known:
+        raise ValueError(f"open_clip has no architecture '{name}'{nearest(name, known)}")
+    return deepcopy(open_clip.get_model_config(name) or {})
+
+
+def new_net(model_cfg: Mapping[str, Any]) -> nn.Module:
+    """The module that a "model_cfg" describes, with random weights, on torch's current device."""
+    arguments = deepcopy(dict(model_cfg))
+    vision, text = arguments["vision_cfg"], arguments["text_cfg"]
+    if "timm_model_name" in vision:
+        if not timm.is_model(vision["timm_model_name"]):
+            raise ValueError(f"timm has no model '{vision['timm_model_name']}'")
+        vision["timm_model_pretrained"] = False
+    if text.get("hf_model_name"):
+        text["hf_model_name"] = str(_text_tower_folder(text["hf_model_name"]))
+        text["hf_model_pretrained"] = False
+    kind: Any = open_clip.CLIP
+    if arguments.pop("custom_text", False) or text.get("hf_model_name"):
+        kind = open_clip.CoCa if "multimodal_cfg" in arguments else open_clip.CustomTextCLIP
+    return kind(**arguments)
+
+
+def _text_tower_folder(name: str) -> Path:
+    """Fetch the configuration of a text tower of transformers, by which open_clip makes the tower."""
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise ValueError(f"the text tower {name} {NEEDS_TRANSFORMERS}") from None
+    folder = open_repository(name).fetch([HF_CONFIG_FILE])
+    try:
+        # open_clip leaves the question open, and transformers then asks on the terminal whether to run code.
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # transformers may raise anything for a wrong one
+        wrong = f"the text tower {name} is of no type that transformers has, and no code of it is run"
+        raise ValueError(wrong) from None
+    return folder
+
+
+class _SkipInitialisers(TorchFunctionMode):
+    """Leave new tensors of the meta device as they are: timm's initialisers take seconds there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in INITIALISERS and tensor is not None and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+def meta_net(model_cfg: Mapping[str, Any]) -> nn.Module:
+    """`new_net` without memory for its weights."""
+    with torch.device("meta"), _SkipInitialisers():
+        return new_net(model_cfg)
+
+
+def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
+    """Refuse a configuration of a model that is larger than its weights.
+
+    A line of a stranger's JSON would otherwise take all memory for layers that nobody has weights for.
+
+    Args:
+        model_cfg: open_clip's configuration.
+        stored: How many numbers the weights have at most.
+
+    Raises:
+        ValueError: If the model has more.
+    """
+    net = meta_net(model_cfg)
+    numbers = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
+    if numbers > stored + SPARE_NUMBERS:
+        raise ValueError(f"its configuration describes a model of {numbers:,} numbers; its weights are fewer")
+
+
+def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:
+    """The "model_cfg" of a ViT with CLIP's text tower and vocabulary, read from the module; None for other models."""
+    plain = type(net) is open_clip.CLIP and type(net.visual) is VisionTransformer and type(net.visual.proj)
+    if not plain or type(tokenizer) is not SimpleTokenizer or tokenizer.vocab_size != CLIPTextCfg.vocab_size:
+        return None
+    image, text = net.visual.transformer.resblocks, net.transformer.resblocks
+    width = net.visual.conv1.out_channels
+    config: dict[str, Any] = {
+        "embed_dim": net.visual.output_dim,
+        "vision_cfg": {
+            "image_size": net.visual.image_size[0],
+            "patch_size": net.visual.patch_size[0],
+            "width": width,
+            "layers": len(image),
+            "head_width": width // image[0].attn.num_heads,
+            "mlp_ratio": image[0].mlp.c_fc.out_features / width,
+        },
+        "text_cfg": {
+            "context_length": net.context_length,
+            "vocab_size": net.vocab_size,
+            "width": net.ln_final.normalized_shape[0],
+            "layers": len(text),
+            "heads": text[0].attn.num_heads,
+            "mlp_ratio": text[0].mlp.c_fc.out_features / net.ln_final.normalized_shape[0],
+        },
+    }
+    if isinstance(image[0].mlp.gelu, QuickGELU):
+        config["quick_gelu"] = True
+    return config if is_built_by(net, config) else None
+
+
+def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
+    """Whether a module has the layers, settings and shapes that a "model_cfg" describes."""
+    built = meta_net(model_cfg)
+    pairs = list(zip(net.named_modules(), built.named_modules(), strict=False))
+    return (
+        len([*net.modules()]) == len([*built.modules()])
+        and all(ours == theirs and _settings(a) == _settings(b) for (ours, a), (theirs, b) in pairs)
+        and _shapes(net) == _shapes(built)
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and key not in STATE
+    }
+    return {**found, "kind": type(module)}
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in net.state_dict().items()}
+
+
+def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
+    """The architectures whose image tower is a ViT of the same sizes, by their configurations.
+
+    Args:
+        state: Tensors by open_clip's names, those of the image tower with "visual." before them.
+    """
+    patches, places = state.get("visual.conv1.weight"), state.get("visual.positional_embedding")
+    if patches is None or places is None or patches.dim() != 4 or places.dim() != 2:
+        return []
+    layers = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
+    side = round((len(places) - 1) ** 0.5) * patches.shape[-1]
+    sizes = {
+        "width": len(patches),
+        "layers": len(layers),
+        "patch_size": patches.shape[-1],
+        "image_size": side,
+    }
+    configs = {name: architecture_config(name) for name in architecture_names()}
+    projection = state.get("visual.proj")
     return [
         name
         for name, config in configs.items()
-        if _image_may_fit(config, image)
-        and (not whole or _text_fits(config["text_cfg"], shapes))
-        and _image_fits(config, image)
+        if sizes.items() <= {**asdict(CLIPVisionCfg()), **config["vision_cfg"]}.items()
+        and (projection is None or projection.shape[-1] == config["embed_dim"])
     ]
-
-
-def _image_may_fit(config: dict[str, Any], image: Shapes) -> bool:
-    """Cheap: building every tower would take a minute."""
-    vision = config["vision_cfg"]
-    if ("timm_model_name" in vision) != any(key.startswith("trunk.") for key in image):
-        return False
-    sizes = {size for shape in image.values() for size in shape}
-    return config["embed_dim"] in sizes and vision.get("width", config["embed_dim"]) in sizes
-
-
-def _image_fits(config: dict[str, Any], image: Shapes) -> bool:
-    vision: Any = {**config["vision_cfg"]}
-    if "timm_model_name" in vision:
-        vision["timm_model_pretrained"] = False
-    with torch.device("meta"):
-        tower = _build_vision_tower(config["embed_dim"], vision)
-    own = {key: value.shape for key, value in tower.state_dict().items()}
-    return _counted(own) == _counted(image)
-
-
-def _counted(shapes: Shapes) -> dict[str, torch.Size]:
-    """Without the counters of batch normalisation, which not every file keeps."""
-    return {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
-
-
-def _text_fits(text: dict[str, Any], shapes: Shapes) -> bool:
-    inside = {
-        key.removeprefix("text."): shape for key, shape in shapes.items() if not key.startswith("visual.")
-    }
-    table, places = inside.get("token_embedding.weight"), inside.get("positional_embedding")
-    if table is None or places is None or "hf_model_name" in text:
-        return table is None and "hf_model_name" in text
-    config = CLIPTextCfg(**{key: value for key, value in text.items() if key in TEXT_FIELDS})
-    layers = len({key.split(".")[2] for key in inside if key.startswith("transformer.resblocks.")})
-    own = (config.vocab_size, config.width, config.context_length + config.embed_cls, config.layers)
-    return (*table, places[0], layers) == own
-
-
-def models_of(architectures: list[str]) -> dict[str, tuple[Any, ...]]:
-    """Names of models with these architectures → what their weights' shapes do not tell.
-
-    Its first entry is whether they use QuickGELU. Models without weights are named only where there are no others: as
-    a base they would lend a text tower that knows nothing.
-    """
-    tags = {name: open_clip.list_pretrained_tags_by_model(name) for name in architectures}
-    models: dict[str, tuple[Any, ...]] = {
-        name: (False,) for name in architectures if (BUNDLED / name).is_dir()
-    }
-    for architecture in architectures:
-        plain = architecture.removesuffix("-quickgelu")
-        for tag in tags[architecture]:
-            hidden = _hidden(architecture, tag)
-            # Most tags of ViT-B-32-quickgelu are also of ViT-B-32, with the same meaning.
-            if models.get(f"{plain}/{tag}") != hidden:
-                models[f"{architecture}/{tag}"] = hidden
-    return models or {f"{name}/random": _hidden(name, "random") for name in architectures}
-
-
-def _hidden(architecture: str, tag: str) -> tuple[Any, ...]:
-    config = open_clip.get_model_config(architecture) or {}
-    pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    quick_gelu = bool(config.get("quick_gelu", False) or pretrained.get("quick_gelu", False))
-    return quick_gelu, *(str(pretrained.get(key)) for key in PREPROCESSING)
-
-
-def only_model(models: dict[str, tuple[Any, ...]]) -> str | None:
-    """A model of these that stands for all of them, if they differ in nothing but their weights."""
-    first = next(iter(models), None)
-    if first is None or len({name.rpartition("/")[0] for name in models}) > 1 or len({*models.values()}) > 1:
-        return None
-    return first
-
-
-def describe_models(models: dict[str, tuple[Any, ...]]) -> str:
-    """Some of them by activation: "ViT-B-32/openai, … (QuickGELU) or ViT-B-32/laion2b_s34b_b79k, … (GELU)"."""
-    return " or ".join(_groups(models))
-
-
-def _groups(models: dict[str, tuple[Any, ...]]) -> Iterator[str]:
-    for quick, activation in ((True, "QuickGELU"), (False, "GELU")):
-        names = [name for name, hidden in models.items() if hidden[0] == quick]
-        names.sort(key=lambda name: not name.endswith("/openai"))
-        if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield f"{', '.join(names[:SHOWN])}{more} ({activation})"

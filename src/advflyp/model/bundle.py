@@ -19,7 +19,8 @@ from advflyp.cli.environment import processor_name
 from advflyp.cli.parse import Arg, arguments
 from advflyp.documents import read_json_object
 from advflyp.evaluation.suite import evaluate
-from advflyp.model.load import BEST, BUNDLED, CARD_FILE, load_model, read_card, save_model
+from advflyp.model.folder import BEST, BUNDLED, CARD_FILE, read_card, save_model
+from advflyp.model.load import load_model
 from advflyp.model.mix import mix
 from advflyp.report.pages.model_card import scrubbed
 from advflyp.terminal import say

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from open_clip import get_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from torchvision import transforms
 
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.model.architectures import architecture_config, config_of, is_built_by
 from advflyp.model.layers import exchange
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import Resolved
 from advflyp.model.recompute import in_parts
 from advflyp.model.resolution import positions_at
+from advflyp.model.zeroshot import ZeroShotClassifier
 
 
 class CLIP(nn.Module):
@@ -40,7 +43,7 @@ class CLIP(nn.Module):
         self, net: nn.Module, tokenizer: Callable[[list[str]], Tensor], config: dict[str, Any], name: str
     ) -> None:
         super().__init__()
-        self.net = net
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
@@ -56,6 +59,56 @@ class CLIP(nn.Module):
         transform: Any = image_transform_v2(settings, is_train=False)
         self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(transform.transforms[:-1])
         exchange(net, self.visual)
+
+    @classmethod
+    def from_open_clip(
+        cls,
+        net: nn.Module,
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        architecture: str | dict[str, Any] | None = None,
+        name: str = "open_clip",
+    ) -> "CLIP":
+        """Wrap a model made by open_clip.
+
+            net, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained="openai")
+            model = CLIP.from_open_clip(net, preprocess, open_clip.get_tokenizer("ViT-B-32"))
+
+        Args:
+            net: An open_clip module with float32 weights. It is not copied: its first convolution and its attention
+                layers are replaced by ones with the same parameters and results, and training changes its weights.
+            preprocess: The evaluation transform that open_clip made for `net`.
+            tokenizer: What `open_clip.get_tokenizer` gives.
+            architecture: The name or the "model_cfg" that open_clip built `net` from, as a saved model has to record
+                it. A ViT with CLIP's own text tower and vocabulary tells it; for others it is needed.
+            name: What results call the model.
+
+        Raises:
+            ValueError: If `architecture` is needed or describes another model, the weights are not float32, or
+                `preprocess` is not the evaluation transform of `net`.
+        """
+        if any(parameter.dtype != torch.float32 for parameter in net.parameters()):
+            raise ValueError(f"{name} has half-precision weights; create it with precision='fp32'")
+        config = architecture if architecture is not None else config_of(net, tokenizer)
+        config = architecture_config(config) if isinstance(config, str) else config
+        if config is None:
+            raise ValueError(
+                f"{name} does not tell how open_clip built it: name its architecture, as in "
+                "from_open_clip(net, preprocess, tokenizer, architecture='ViT-B-16-SigLIP')"
+            )
+        if not is_built_by(net, config):
+            raise ValueError(
+                f"{name} is not what its architecture describes: name the one that it was made from"
+            )
+        settings = dict(get_model_preprocess_cfg(net))
+        # The transforms print all that they do.
+        if str(preprocess) != str(image_transform_v2(PreprocessCfg(**settings), is_train=False)):
+            raise ValueError(
+                f"preprocess is not the evaluation transform of {name}: pass the third value of "
+                "open_clip.create_model_and_transforms"
+            )
+        return cls(net, tokenizer, {"model_cfg": config, "preprocess_cfg": settings}, name)
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +166,18 @@ class CLIP(nn.Module):
                 features = functional_call(self.visual, positions, (self._normalised(images),))
                 features = features[0] if isinstance(features, tuple) else features
         return at_least_float32(features)
+
+    def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
+        """Make a zero-shot classifier.
+
+        Args:
+            classes: K class names.
+            templates: Prompts with one "{}" each for the class name, such as "This is a photo of a {}.".
+
+        Returns:
+            A module: (N, 3, H, W) pixels in [0, 1] → (N, K) float32 logits.
+        """
+        return ZeroShotClassifier(self, classes, templates)
 
     @property
     def patch_grid(self) -> tuple[int, int]:

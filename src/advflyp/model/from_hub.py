@@ -1,105 +1,88 @@
-"""Models on the Hugging Face hub: whole repositories, and single files of weights in them.
+"""Models on the Hugging Face hub: which files of a repository are fetched.
 
     hf-hub:OWNER/NAME               in open_clip's format, or with all that transformers saves
-    hf-hub:OWNER/NAME@MODEL         weights and config.json of transformers; MODEL gives what lacks
+    hf-hub:OWNER/NAME@MODEL         weights and config.json of transformers; MODEL gives what they lack
     hf-hub:OWNER/NAME/FILE@MODEL    a file of weights, as `checkpoints.py` reads it
 
 Configurations come first and weights last: what cannot be loaded is not downloaded.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from advflyp.config import nearest
-from advflyp.model.build import (
-    CONFIG_FILE,
-    HF_CONFIG_FILE,
-    check_alone,
-    open_clip_weights,
-    read_open_clip_config,
-)
-from advflyp.model.clip import CLIP
-from advflyp.model.interop.checkpoints import SUFFIXES, load_checkpoint_file
+from advflyp.model.build import CONFIG_FILE, check_alone, open_clip_weights, read_open_clip_config
+from advflyp.model.interop.checkpoints import SUFFIXES
 from advflyp.model.interop.hf_folder import check_complete, hf_weights, read_hf_config
-from advflyp.model.load import describe, from_folder, from_transformers
-from advflyp.model.repository import Address, Repository, open_repository
-from advflyp.model.zoo import refuse_classifiers
+from advflyp.model.repository import HF_CONFIG_FILE, Address, Repository
 
+# Whose repositories hold robust image classifiers, which have no text tower.
+CLASSIFIERS = ("UCSC-VLAA/AdvXL-",)
 # Configurations and vocabularies.
 SMALL_FILES = (".json", ".txt", ".model", ".txt.gz")
 # How many files a message names.
 SHOWN = 3
 
 
-def load_address(
-    address: Address,
-    name: str,
-    *,
-    revision: str | None = None,
-    sha256: Mapping[str, str] | None = None,
-    alone: bool = False,
-) -> CLIP:
-    """Load a model from the hub.
-
-    Args:
-        address: Where it is.
-        name: What the user called it.
-        revision: The commit; None for the newest.
-        sha256: Hashes that its files must have.
-        alone: Fetch nothing of other repositories that a configuration names.
+def refuse_classifiers(repository: str) -> None:
+    """Refuse repositories that are known to hold no CLIP, before anything is downloaded.
 
     Raises:
-        ValueError: If it cannot be fetched or loaded.
+        ValueError: For one of them.
     """
-    refuse_classifiers(address.repository)
-    repository = open_repository(address.repository, revision, sha256)
+    if repository.startswith(CLASSIFIERS):
+        raise ValueError(
+            f"{repository} holds an image classifier with fixed classes, which is no CLIP: it has no text tower, so it "
+            "cannot be measured zero-shot; nothing was downloaded"
+        )
+
+
+def fetch_model(repository: Repository, address: Address, name: str, *, alone: bool = False) -> Path:
+    """Fetch a folder of a model, or one file of weights.
+
+    Args:
+        repository: Where it is.
+        address: What is wanted of it.
+        name: What the user called it.
+        alone: Refuse a configuration by which files of other repositories would be fetched.
+
+    Returns:
+        The folder or the file.
+
+    Raises:
+        ValueError: If the repository holds no such model, or it cannot be fetched.
+    """
     if address.file is not None:
-        return _load_file(repository, address.file, address.base, name)
+        return _fetch_file(repository, address)
     files = repository.files
     if CONFIG_FILE not in files and HF_CONFIG_FILE not in files:
         raise ValueError(
-            f"{name} holds no model that can be loaded: neither {CONFIG_FILE} (open_clip's) nor {HF_CONFIG_FILE} "
+            f"it holds no model that can be loaded: neither {CONFIG_FILE} (open_clip's) nor {HF_CONFIG_FILE} "
             f"(transformers'){_single_files(repository)}"
         )
     small = [file for file in files if file.endswith(SMALL_FILES)]
     folder = repository.fetch(small)
-    try:
-        if CONFIG_FILE not in files:
-            weights = _check_transformers(repository, folder, name, address.base)
-            return from_transformers(repository.fetch([*small, *weights]), name, address.base)
-        if address.base is not None:
-            raise ValueError(f"it is a whole model, as its {CONFIG_FILE} says; leave out @{address.base}")
-        config = read_open_clip_config(folder)
-        if alone:
-            check_alone(config["model_cfg"]["text_cfg"], folder, repository.name)
-        folder = repository.fetch([*small, open_clip_weights(files)])
-        return from_folder(folder, name, None if alone else repository.name)
-    except ValueError as error:
-        partly = " (the hub did not answer; its cache may lack files)" if repository.cached else ""
-        raise ValueError(f"{name}{partly}: {error}") from None
+    if CONFIG_FILE not in files:
+        read_hf_config(folder)
+        weights = hf_weights(folder, files)
+        check_complete(folder, name, address.base)
+        return repository.fetch([*small, *weights])
+    if address.base is not None:
+        raise ValueError(f"it is a whole model, as its {CONFIG_FILE} says; leave out @{address.base}")
+    config = read_open_clip_config(folder)
+    if alone:
+        check_alone(config["model_cfg"]["text_cfg"], folder, repository.name)
+    return repository.fetch([*small, open_clip_weights(files)])
 
 
-def _check_transformers(repository: Repository, folder: Path, name: str, base: str | None) -> list[str]:
-    """The files of weights of a repository that transformers saved, once all else is known to be right."""
-    read_hf_config(folder)
-    weights = hf_weights(folder, repository.files)
-    check_complete(folder, name, base)
-    if base is not None:
-        describe(base)
-    return weights
-
-
-def _load_file(repository: Repository, file: str, base: str | None, name: str) -> CLIP:
-    shown = Address(repository.name, file).name
+def _fetch_file(repository: Repository, address: Address) -> Path:
+    file = address.file or ""
     if file not in repository.paths:
         hint = nearest(file, repository.paths) or _single_files(repository)
         raise ValueError(f"{repository.name} holds no file {file}{hint}")
-    if base is not None:
-        describe(base)
-    elif CONFIG_FILE in repository.files:
+    if address.base is None and CONFIG_FILE in repository.files:
         whole = Address(repository.name).name
-        raise ValueError(f"{shown}: name the repository alone, whose {CONFIG_FILE} says the rest: {whole}")
-    return load_checkpoint_file(repository.fetch([file]) / file, base, name, shown=shown)
+        raise ValueError(f"name the repository alone, whose {CONFIG_FILE} says the rest: {whole}")
+    return repository.fetch([file]) / file
 
 
 def _single_files(repository: Repository) -> str:

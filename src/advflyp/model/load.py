@@ -1,68 +1,50 @@
-"""Models by name: load and save.
+"""Names → models.
 
-    "mini", "mini-vit"          the small CLIPs that come with the package
-    "ViT-B-32/openai"           an open_clip architecture and its pretrained weights
-    "ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
-    "fare4-vit-l-14"            a published robust CLIP; see `zoo.py`
-    "hf-hub:org/repo"           a model on the Hugging Face hub, open_clip's or transformers'
-    runs/x                      a run of ours: its best weights
-    a folder                    with open_clip_config.json and weights beside it, as open_clip saves them, or of a CLIP
-                                or SigLIP that transformers saved
-    fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
-    "hf-hub:org/repo/fare.pt@ViT-L-14/openai"
-                                the same of a file on the hub
-    "hf-hub:org/repo@ViT-L-14/openai", FOLDER@ViT-L-14/openai
-                                weights and config.json of transformers; the model named last gives what lacks:
-                                preprocessing and tokenizer
-
-What we save is such a folder, so open_clip loads it too (`local-dir:FOLDER`).
+"mini", "mini-vit"          the small CLIPs that come with the package
+"ViT-B-32/openai"           an open_clip architecture and its pretrained weights
+"ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
+"fare4-vit-l-14"            a published robust CLIP; see `zoo.py`
+"hf-hub:org/repo"           a model on the Hugging Face hub, open_clip's or transformers'
+runs/x                      a run of ours: its best weights
+a folder                    with open_clip_config.json and weights beside it, as open_clip saves them, or of a CLIP
+or SigLIP that transformers saved
+fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
+"hf-hub:org/repo/fare.pt@ViT-L-14/openai"
+the same of a file on the hub
+"hf-hub:org/repo@ViT-L-14/openai", FOLDER@ViT-L-14/openai
+weights and config.json of transformers; the model named last gives the preprocessing
+and the tokenizer that they lack
 """
 
-import hashlib
-import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import safetensors.torch
 import torch
-from open_clip.tokenizer import HFTokenizer
 
-from advflyp.config import convert, nearest, nearest_path
+from advflyp.config import nearest, nearest_path
 from advflyp.devices import pick_device as pick_device
-from advflyp.documents import read_json_object
-from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
-from advflyp.model.build import (
-    ARCHITECTURES,
-    CONFIG_FILE,
-    HF_CONFIG_FILE,
-    TOKENIZER_FILES,
-    build_net,
-    load_open_clip_folder,
-    load_tokenizer,
-)
+from advflyp.model.architectures import ARCHITECTURES, architecture_config, architecture_names
+from advflyp.model.build import CONFIG_FILE, build_net
 from advflyp.model.clip import CLIP
-from advflyp.model.repository import HUB_PREFIX, open_repository, read_address
-from advflyp.model.zoo import ZOO, Entry, load_entry
+from advflyp.model.folder import BEST, BUNDLED, check_finite, load_folder
+from advflyp.model.from_hub import fetch_model, refuse_classifiers
+from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
+from advflyp.model.interop.hf_folder import Lender, check_complete, load_hf_folder
+from advflyp.model.repository import (
+    HF_CONFIG_FILE,
+    HUB_PREFIX,
+    Address,
+    open_repository,
+    read_address,
+)
+from advflyp.model.tokenizers import load_tokenizer
+from advflyp.model.zoo import ZOO, Entry
 
-# As open_clip writes them.
-LOCAL_PREFIX = "local-dir:"
-BUNDLED = Path(__file__).parent / "weights"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-CARD_FILE = "card.json"
-CARD_KEYS: dict[str, Any] = {
-    "recipe": dict[str, dict[str, Any]],
-    "trained_on": list[str],
-    "pairs_seen": int,
-    "pflops": float,
-    "weights_sha256": str,
-}
-BEST = "best"
+LOCAL_PREFIX = "local-dir:"  # open_clip's
 # What a tag of open_clip says of the pixels that its weights expect.
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 # How open_clip names the weights that a tag stands for, where the tag names no file.
@@ -73,51 +55,61 @@ HUB_NAME = re.compile(r"(?:\w+:/{0,2}|https?://[^/]+/)?([\w.-]+/[\w.-]+)/?")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model to start from (recipe table `model`).
+    """The model to start from (recipe table `model`).
 
-    name: any name that `load_model` takes
-    text: take the text tower and the logit scale of this model instead, which must have the same ones
+    Attributes:
+        name: Any name that `load_model` takes.
+        text: Take the text tower and the logit scale of this model instead. Its text tower must have the same
+            architecture and embedding size.
     """
 
     name: str = "mini"
     text: str | None = None
 
 
-def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> CLIP:
-    """The model called `name` in evaluation mode, float32; see this module for what names there are.
+def load_model(name: str | Path, *, device: str | torch.device = "auto") -> CLIP:
+    """Load a model by its name.
 
-    ValueError where there is no such model, or its weights are not finite.
+    Args:
+        name: A name of the table at the top of this module.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        The model in evaluation mode, with float32 weights.
+
+    Raises:
+        ValueError: If there is no such model or device, or the weights are not finite.
     """
+    place = pick_device(device)
     model = build_model(str(name))
     check_finite(model, f"{name} cannot be used", "use an earlier checkpoint")
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def build_model(name: str, *, weights: bool = True) -> CLIP:
-    """The model called `name`, on the CPU.
+    """Build the model called `name` on the CPU.
 
-    weights: False for any weights at all, where the right ones would have to be downloaded
-    ValueError where there is no such model.
+    Args:
+        name: As for `load_model`.
+        weights: False for any weights at all, where the right ones would have to be downloaded.
+
+    Raises:
+        ValueError: If there is no such model.
     """
-    from advflyp.model.from_hub import load_address
-    from advflyp.model.interop.checkpoints import load_checkpoint_file, split_name
-
     name = name.removeprefix(LOCAL_PREFIX)
     if "/" not in name and (BUNDLED / name).is_dir():
-        return from_folder(BUNDLED / name, name)
+        return load_folder(BUNDLED / name, name)
     if name in ZOO:
         return _from_zoo(ZOO[name], weights)
     if Path(name).is_dir():
-        if (Path(name) / HF_CONFIG_FILE).is_file() and not (Path(name) / CONFIG_FILE).is_file():
-            return from_transformers(Path(name), name)
-        return from_folder(_weights_folder(Path(name)), name)
+        return _from_folder(Path(name), name)
     if name.startswith(HUB_PREFIX):
-        return load_address(read_address(name), name)
+        return _from_hub(read_address(name), name)
     if (found := split_name(name)) is not None:
         path, base = found
         if path.is_dir():
-            return from_transformers(path, name, base)
-        return load_checkpoint_file(path, base, name)
+            return _from_transformers(path, name, base)
+        return _from_checkpoint(path, base, name)
     return _from_architecture(name, weights)
 
 
@@ -135,19 +127,20 @@ def describe(name: str) -> tuple[dict[str, Any], Any]:
 
 
 def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CLIP:
-    """The model that a recipe's `model` table describes.
+    """Load the model that a recipe's `model` table describes.
 
-    ValueError where a model is unknown or the two text towers differ.
+    Raises:
+        ValueError: If a model is unknown or the text towers differ.
     """
     model = load_model(config.name, device=device)
     if config.text is not None:
         other = load_model(config.text, device=device)
-        mine, theirs = _text_state(model), _text_state(other)
-        shapes = [{key: value.shape for key, value in state.items()} for state in (mine, theirs)]
+        ours, theirs = _text_state(model), _text_state(other)
+        shapes = [{key: value.shape for key, value in state.items()} for state in (ours, theirs)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"model.text: the text tower of {config.text} has not the shape of that of {config.name}; "
-                "name a model with the same text architecture and embedding size"
+                f"model.text: the text towers of {config.text} and {config.name} have different shapes; name a model "
+                "with the same text architecture and embedding size"
             )
         model.net.load_state_dict(theirs, strict=False)
         model.tokenizer = other.tokenizer
@@ -158,156 +151,160 @@ def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.net.state_dict().items() if not k.startswith("visual.")}
 
 
-def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity."""
-    checked = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
-    # Read at once: each reading waits for the device.
-    finite = torch.stack([*checked.values()]).tolist() if checked else []
-    return [name for name, fine in zip(checked, finite, strict=True) if not fine]
-
-
-def check_finite(model: CLIP, refused: str, advice: str) -> None:
-    """Refuse weights that are not finite.
-
-    Args:
-        model: The model.
-        refused: How the message begins.
-        advice: How it ends.
-
-    Raises:
-        ValueError: If a weight is NaN or infinite.
-    """
-    if wrong := not_finite(model.net.state_dict()):
-        raise ValueError(
-            f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; {advice}"
-        )
-
-
-def broken_weights(names: Sequence[str]) -> str:
-    """ "3 of its tensors are not finite (visual.proj, …)"."""
-    noun = f"{len(names)} of its tensors {'is' if len(names) == 1 else 'are'}"
-    return f"{noun} not finite ({names[0]}{', …' if len(names) > 1 else ''})"
-
-
-def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
-    """Write weights, configuration and card into `folder`, which appears only when it is complete.
-
-    card: what a reader should know of these weights (data, recipe, results); JSON
-    half: store float16, half the size
-    ValueError where a weight is not finite, or `folder` holds anything but a model that was written like this;
-    nothing is written then.
-    """
-    check_replaceable(folder)
-    with draft_folder(folder) as draft:
-        _write(model, draft, card, half)
-        publish_folder(draft, folder, replace=True)
-
-
-def check_replaceable(folder: Path) -> None:
-    """ValueError unless `folder` is new, empty, or what `save_model` wrote and nothing else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder")
-    names = names_in(folder)
-    known = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
-    if names and (names - known or "weights_sha256" not in read_card(folder.absolute())):
-        foreign = min(names - known or names)
-        raise ValueError(
-            f"{folder} holds {foreign}, which advflyp did not write, and is not replaced; move it away, or name "
-            "another folder"
-        )
-
-
-def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
-    state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
-    if half:
-        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    if wrong := not_finite(state):
-        raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
-    # Not save_file: it makes files that only their owner can read.
-    with write_atomically(folder / WEIGHTS_FILE) as file:
-        file.write(safetensors.torch.save(state))
-    write_text(folder / CONFIG_FILE, json.dumps(model.config, indent=2) + "\n")
-    if isinstance(model.tokenizer, HFTokenizer):
-        # open_clip looks for it beside the configuration.
-        model.tokenizer.tokenizer.save_pretrained(folder)
-    card = {**card, "weights_sha256": state_sha256(state)}
-    write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
-
-
-def read_card(name: str | Path) -> dict[str, Any]:
-    """What is known of the model called `name`, if it is in a folder that says so; {} for others.
-
-    ValueError for a damaged card.
-    """
-    for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
-        path = folder / CARD_FILE
-        if path.is_file():
-            card = read_json_object(path)
-            # Of a model of anybody's: what is there has to be what it is taken for.
-            known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
-            return card | known
-    return ZOO[str(name)].card() if str(name) in ZOO else {}
-
-
-def weights_sha256(model: CLIP) -> str:
-    """A hash of every tensor of the model, whatever file it came from."""
-    return state_sha256(model.net.state_dict())
-
-
-def state_sha256(state: dict[str, torch.Tensor]) -> str:
-    """`weights_sha256` of a state dict."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode())
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def from_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
-    """A folder in open_clip's format. repository: where it is from on the hub, if it is."""
-    net, config, tokenizer = load_open_clip_folder(folder, repository)
-    return CLIP(_channels_last(net), tokenizer, config, name)
-
-
-def from_transformers(folder: Path, name: str, base: str | None = None) -> CLIP:
-    """A folder of transformers'. base: the model that gives what it lacks."""
-    from advflyp.model.interop.hf_folder import Lender, check_complete, load_hf_folder, read_hf_config
-
-    read_hf_config(folder)
-    check_complete(folder, name, base)
-    lender = None if base is None else Lender(base, *describe(base))
-    net, config, tokenizer = load_hf_folder(folder, lender)
-    return CLIP(_channels_last(net), tokenizer, config, name)
-
-
-def _from_zoo(entry: Entry, weights: bool) -> CLIP:
-    if weights or entry.base is None:
-        return load_entry(entry)
-    # Finetuning left the architecture, the tokenizer and the preprocessing as they were.
-    model = build_model(entry.base, weights=False)
-    model.name = entry.name
-    return model
-
-
-def _channels_last(net: torch.nn.Module) -> torch.nn.Module:
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _weights_folder(path: Path) -> Path:
-    for folder in (path / BEST, path):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+def _from_folder(folder: Path, name: str) -> CLIP:
+    for place in (folder / BEST, folder):
+        if (place / CONFIG_FILE).is_file():
+            return load_folder(place, name)
+    if (folder / HF_CONFIG_FILE).is_file():
+        return _from_transformers(folder, name)
     raise ValueError(
-        f"{path} holds no model: neither {CONFIG_FILE} (an open_clip folder) nor {HF_CONFIG_FILE} (transformers') nor "
-        f"{BEST}/ (one of our runs; it appears after the first validation)"
+        f"{folder} holds no model: neither {CONFIG_FILE} (an open_clip folder) nor {HF_CONFIG_FILE} (transformers') "
+        f"nor {BEST}/ (one of our runs; it appears after the first validation)"
     )
 
 
+def _from_transformers(folder: Path, name: str, base: str | None = None) -> CLIP:
+    check_complete(folder, name, base)
+    lender = None if base is None else Lender(base, *describe(base))
+    net, config, tokenizer = load_hf_folder(folder, lender)
+    return CLIP(net, tokenizer, config, name)
+
+
+def _from_hub(address: Address, name: str, entry: Entry | None = None) -> CLIP:
+    refuse_classifiers(address.repository)
+    pinned = (entry.revision, entry.sha256) if entry else (None, None)
+    repository = open_repository(address.repository, *pinned)
+    try:
+        if address.base is not None:
+            describe(address.base)
+        path = fetch_model(repository, address, name, alone=entry is not None)
+        if address.file is not None:
+            return _from_checkpoint(path, address.base, name, Address(repository.name, address.file).name)
+        if (path / CONFIG_FILE).is_file():
+            return load_folder(path, name, None if entry else repository.name)
+        return _from_transformers(path, name, address.base)
+    except ValueError as error:
+        partly = " (the hub did not answer; its cache may lack files)" if repository.cached else ""
+        raise ValueError(f"{name}{partly}: {error}") from None
+
+
+def _from_zoo(entry: Entry, weights: bool) -> CLIP:
+    """A published model; the zoo alone decides what is fetched."""
+    if entry.base is not None and not weights:
+        # Finetuning left the architecture, the tokenizer and the preprocessing as they were.
+        model = build_model(entry.base, weights=False)
+        model.name = entry.name
+        return model
+    model = _from_hub(read_address(entry.address), entry.name, entry)
+    if entry.layout == "open_clip" and entry.base is not None:
+        found, wanted = (
+            "QuickGELU" if config["model_cfg"].get("quick_gelu") else "GELU"
+            for config in (model.config, describe(entry.base)[0])
+        )
+        if found != wanted:
+            raise ValueError(
+                f"{entry.name}: the configuration in {entry.repository} says {found}, but {entry.base}, which it was "
+                f"finetuned from, has {wanted}; put the weights into that one: "
+                f"hf-hub:{entry.repository}/FILE@{entry.base}"
+            )
+    return model
+
+
+def split_name(name: str) -> tuple[Path, str | None] | None:
+    """Split "FILE@MODEL" or "FILE" into the file and the model; None where `name` is no file's.
+
+    A folder that transformers saved may stand before the @, too.
+
+    Raises:
+        ValueError: For a checkpoint that is not there, and for MODEL behind a folder that needs none.
+    """
+    if Path(name).is_file():
+        return Path(name), None
+    # The first "@" that follows a file: there may be others in its path, and in the model's.
+    places = [index for index, letter in enumerate(name) if letter == "@"]
+    for index in places:
+        path, base = Path(name[:index]), name[index + 1 :]
+        if (path / CONFIG_FILE).is_file() or (path / BEST / CONFIG_FILE).is_file():
+            raise ValueError(f"{path} is a folder that says all of the model; leave out @{base}")
+        if path.is_file() or (path / HF_CONFIG_FILE).is_file():
+            if not base:
+                raise ValueError(f"{name}: name a model after the @, as in {path}@ViT-B-32/openai")
+            return path, base
+    for path in [name, *(name[:index] for index in places)]:
+        if path.endswith(SUFFIXES):
+            what = f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}"
+            raise ValueError(f"{what}; name a checkpoint as FILE@MODEL")
+    return None
+
+
+def _from_checkpoint(path: Path, base: str | None, name: str, shown: str | None = None) -> CLIP:
+    """The model in a checkpoint file; `shown` is what messages call the file, where its path means nothing."""
+    weights = read_checkpoint(path, shown or str(path))
+    if base is not None:
+        model = build_model(base, weights=not weights.whole)
+    elif weights.start is not None:
+        base, model = weights.start["name"], _started_from(ModelConfig(**weights.start), weights.file)
+    elif (path.parent / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{path} belongs to {path.parent}; name that folder, whose {CONFIG_FILE} says the rest"
+        )
+    else:
+        raise ValueError(lacks_base(weights))
+    fill(model.net, weights, base)
+    model.name = name
+    return model
+
+
+def _started_from(start: ModelConfig, file: str) -> CLIP:
+    """The model that a run of ours started from, for its architecture and tokenizer."""
+    if named := next((one for one in (start.name, start.text) if one and _is_fetched(one)), None):
+        # Whoever made the file would decide what is fetched.
+        raise ValueError(
+            f"{file} is of a run that started from {named}; name that model, so that it is fetched: "
+            f"{file}@{start.name}"
+        )
+    try:
+        model = build_model(start.name, weights=False)
+        if start.text is not None:
+            model.tokenizer = build_model(start.text, weights=False).tokenizer
+        return model
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is of a run that started from {start.name}, which cannot be loaded ({error}); "
+            f"name a model of the same architecture: {file}@MODEL"
+        ) from None
+
+
+def _is_fetched(name: str) -> bool:
+    """Whether building a model would ask the hub for a repository, even without its weights."""
+    if name in ZOO:
+        return ZOO[name].base is None
+    return HUB_PREFIX in name or any(part in ZOO for part in name.split("@"))
+
+
 def _from_architecture(given: str, weights: bool) -> CLIP:
-    open_clip.add_model_config(ARCHITECTURES)
-    known = open_clip.list_models()
+    known = architecture_names()
     name = _open_clip_name(given, known)
+    architecture, _, tag = name.rpartition("/")
+    _check_known(given, name, known)
+    model_cfg = architecture_config(architecture)
+    # The tag says which activation its weights were trained with, and which pixels.
+    pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    if pretrained.get("quick_gelu", False):
+        model_cfg["quick_gelu"] = True
+    preprocess = {key: pretrained[key] for key in PREPROCESSING if key in pretrained}
+    try:
+        tokenizer = load_tokenizer(model_cfg["text_cfg"], ARCHITECTURES)
+        file = _tag_weights(pretrained["hf_hub"]) if pretrained and weights else None
+        net = build_net(model_cfg, preprocess, file)
+    except ValueError as error:
+        raise ValueError(f"{name} could not be fetched: {error}") from None
+    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(open_clip.get_model_preprocess_cfg(net))}
+    return CLIP(net, tokenizer, config, name)
+
+
+def _check_known(given: str, name: str, known: list[str]) -> None:
+    """ValueError unless `name`, which is what was given as open_clip writes it, is an architecture and its weights."""
     architecture, slash, tag = name.rpartition("/")
     if not slash:
         if name in known:
@@ -330,20 +327,6 @@ def _from_architecture(given: str, weights: bool) -> CLIP:
         raise ValueError(
             f"{architecture} has no weights '{tag}', only {_choices(architecture)}{nearest(tag, tags)}"
         )
-    model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
-    # The tag says which activation its weights were trained with, and which pixels.
-    pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    if pretrained.get("quick_gelu", False):
-        model_cfg["quick_gelu"] = True
-    preprocess = {key: pretrained[key] for key in PREPROCESSING if key in pretrained}
-    try:
-        tokenizer = load_tokenizer(model_cfg["text_cfg"], ARCHITECTURES)
-        file = _tag_weights(pretrained["hf_hub"]) if pretrained and weights else None
-        net = build_net(model_cfg, preprocess, file)
-    except ValueError as error:
-        raise ValueError(f"{name} could not be fetched: {error}") from None
-    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(open_clip.get_model_preprocess_cfg(net))}
-    return CLIP(_channels_last(net), tokenizer, config, name)
 
 
 def _open_clip_name(name: str, known: list[str]) -> str:

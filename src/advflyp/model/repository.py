@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 
 HUB_PREFIX = "hf-hub:"
+HF_CONFIG_FILE = "config.json"  # of transformers
 DATASET_PREFIX = "hf:"
 # Seconds to connect to each address of the hub, and to wait for its answer.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 3.0, 10.0

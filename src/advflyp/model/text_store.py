@@ -18,7 +18,7 @@ from torch import Tensor
 from advflyp.devices import to_device
 from advflyp.files import append, try_open_locked
 from advflyp.model.clip import CLIP
-from advflyp.model.load import state_sha256
+from advflyp.model.folder import state_sha256
 
 DIGEST = 16
 # More than a file has records.

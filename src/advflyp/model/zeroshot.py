@@ -1,17 +1,20 @@
 """Zero-shot classification: class names × templates → one weight vector a class (Eq. 2)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advflyp.data.sets.prompts import fill
-from advflyp.model.clip import CLIP
+
+if TYPE_CHECKING:
+    from advflyp.model.clip import CLIP
 
 
 def prompt_embeddings(
-    model: CLIP, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
+    model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
 ) -> Tensor:
     """(K, T, d) unit-norm embeddings of every template of every class, with gradients.
 
@@ -30,7 +33,7 @@ def class_means(prompts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def class_embeddings(
-    model: CLIP, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
+    model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
 ) -> Tensor:
     """(K, d) unit-norm classifier weights; constants. The arguments are those of `prompt_embeddings`."""
     return class_means(prompt_embeddings(model, classes, templates, batch_size=batch_size))
@@ -43,7 +46,7 @@ class ClassTexts:
     """
 
     def __init__(
-        self, model: CLIP, classes: Sequence[str], templates: Sequence[str], *, frozen: bool
+        self, model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, frozen: bool
     ) -> None:
         self.model, self.classes, self.templates, self.frozen = model, classes, templates, frozen
         self.known: tuple[Tensor, Tensor] | None = None
@@ -67,3 +70,25 @@ class ClassTexts:
 def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor | float) -> Tensor:
     """(N, d) image embeddings and (K, d) class weights → (N, K) logits τ⁻¹·cos."""
     return logit_scale * image_embeddings @ weights.T
+
+
+class ZeroShotClassifier(nn.Module):
+    """(N, 3, H, W) pixels in [0, 1] → (N, K) float32 logits τ⁻¹·cos, differentiable; `CLIP.classifier` makes one.
+
+    The class embeddings are those of the model at the time it is made.
+    """
+
+    weights: Tensor
+
+    def __init__(self, model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.classes, self.templates = list(classes), list(templates)
+        with model.computing_in("fp32"):
+            self.register_buffer("weights", class_embeddings(model, classes, templates), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.model.computing_in("fp32"):
+            return class_logits(
+                self.model.encode_image(images), self.weights, self.model.logit_scale.detach()
+            )

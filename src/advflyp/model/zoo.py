@@ -9,15 +9,9 @@ The facts are from model cards, READMEs and papers; what none of them says is No
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from advflyp.config import nearest
-
-if TYPE_CHECKING:
-    from advflyp.model.clip import CLIP
-
-# Whose repositories hold robust image classifiers, which have no text tower.
-CLASSIFIERS = ("UCSC-VLAA/AdvXL-",)
 
 
 @dataclass(frozen=True)
@@ -350,43 +344,3 @@ def find_entry(name: str) -> Entry:
         hint = nearest(name, ZOO) or "; `advflyp models` lists them"
         raise ValueError(f"the zoo has no model '{name}'{hint}")
     return ZOO[name]
-
-
-def load_entry(entry: Entry) -> "CLIP":
-    """Fetch and build the model of an entry, on the CPU.
-
-    Raises:
-        ValueError: If it cannot be fetched, or is not what the entry says.
-    """
-    from advflyp.model.from_hub import load_address
-    from advflyp.model.load import describe
-    from advflyp.model.repository import read_address
-
-    model = load_address(
-        read_address(entry.address), entry.name, revision=entry.revision, sha256=entry.sha256, alone=True
-    )
-    if entry.layout == "open_clip" and entry.base is not None:
-        found, wanted = (
-            bool(config["model_cfg"].get("quick_gelu")) for config in (model.config, describe(entry.base)[0])
-        )
-        if found != wanted:
-            names = {True: "QuickGELU", False: "GELU"}
-            raise ValueError(
-                f"{entry.name}: the configuration in {entry.repository} says {names[found]}, but {entry.base}, which "
-                f"it was finetuned from, has {names[wanted]}; put the weights into that one: "
-                f"hf-hub:{entry.repository}/FILE@{entry.base}"
-            )
-    return model
-
-
-def refuse_classifiers(repository: str) -> None:
-    """Refuse repositories that are known to hold no CLIP, before anything is downloaded.
-
-    Raises:
-        ValueError: For one of them.
-    """
-    if repository.startswith(CLASSIFIERS):
-        raise ValueError(
-            f"{repository} holds an image classifier with fixed classes, which is no CLIP: it has no text tower, so it "
-            "cannot be measured zero-shot; nothing was downloaded"
-        )

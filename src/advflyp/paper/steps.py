@@ -26,7 +26,8 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.files import lock, try_lock, write_text
-from advflyp.model.load import load_model, pick_device, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model, pick_device
 from advflyp.paper.plan import Measure, Plan, Run
 from advflyp.paper.tuning import tuned_rate
 from advflyp.training.checkpoint import checkpoints

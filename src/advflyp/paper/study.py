@@ -17,7 +17,7 @@ from advflyp.config import convert
 from advflyp.data.sets.labelled import set_names
 from advflyp.documents import read_json
 from advflyp.evaluation.results import Cell, read_cells
-from advflyp.model.load import BEST
+from advflyp.model.folder import BEST
 from advflyp.plugins import is_import_path
 from advflyp.report.measure.measured import Condition, Results
 from advflyp.report.measure.runs import read_recipe_tree

@@ -10,7 +10,7 @@ import torch
 
 from advflyp.errors import GONE, LostRank, RunError, refusal
 from advflyp.model.clip import CLIP
-from advflyp.model.load import broken_weights, not_finite
+from advflyp.model.folder import broken_weights, not_finite
 from advflyp.training.meter import losses_not_finite
 from advflyp.training.signals import Interrupted
 

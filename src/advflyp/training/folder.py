@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO
 
 from advflyp.files import lock, names_in, recover_folder, write_text
-from advflyp.model.load import BEST, check_replaceable
+from advflyp.model.folder import BEST, check_replaceable
 from advflyp.training.checkpoint import checkpoints, step_of
 from advflyp.training.runlog import METRICS_FILE
 

@@ -6,7 +6,7 @@ from advflyp.__about__ import __version__
 from advflyp.data.lineage import trained_on
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.evaluator import Evaluator
-from advflyp.model.load import read_card, save_model
+from advflyp.model.folder import read_card, save_model
 from advflyp.training.failures import check_finite, writing
 from advflyp.training.recipe import Recipe
 from advflyp.training.update import attack_config

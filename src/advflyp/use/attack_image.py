@@ -14,7 +14,8 @@ from advflyp.dtypes import in_float64
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, pick_device, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model, pick_device
 from advflyp.report.figures.examples import amplification, perturbation
 from advflyp.use.eight_bits import EightBitClassifier, check_reach, eight_bits
 from advflyp.use.labels import Labels, choose_labels

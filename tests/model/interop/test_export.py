@@ -15,9 +15,10 @@ from open_clip.tokenizer import HFTokenizer
 from advflyp.cli.main import main
 from advflyp.errors import RunError
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import save_model
 from advflyp.model.interop import export
 from advflyp.model.interop.export import TEXTS, export_model
-from advflyp.model.load import load_model, save_model
+from advflyp.model.load import load_model
 from helpers import assert_equal64, siglip_config, small_model
 
 pytest.importorskip("transformers")

@@ -10,7 +10,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from advflyp.cli.main import main
-from advflyp.model.load import load_model, save_model
+from advflyp.model.folder import save_model
+from advflyp.model.load import load_model
 from helpers import assert_equal64
 
 pytest.importorskip("transformers")

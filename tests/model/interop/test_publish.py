@@ -17,9 +17,10 @@ from huggingface_hub import ModelCard
 from advflyp.cli.main import main
 from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.evaluation.suite import evaluate
+from advflyp.model.folder import save_model
 from advflyp.model.interop.licences import find_licence
 from advflyp.model.interop.publish import prepare
-from advflyp.model.load import load_model, save_model
+from advflyp.model.load import load_model
 from advflyp.training.loop import train
 from helpers import assert_equal64
 from hubserver import NOWHERE, TOKEN, Hub, use_hub

@@ -1,9 +1,9 @@
-"""Checkpoint files, ours and other projects', as models: `FILE` or `FILE@MODEL`.
+"""Checkpoint files, ours and other projects', as weights for a model: `FILE@MODEL`.
 
-    runs/x/checkpoints/step-….pt        our own; the recipe inside says what it started from
     fare.pt@ViT-L-14/openai             RobustVLM: the state of an image tower
     model_best.pth.tar@ViT-B-32/openai  AdvFLYP, TeCoA, PMG-AFT, TGA-ZSR: an image tower, or what was trained
     epoch_5.pt@ViT-B-32/random          open_clip's trainer: a whole model
+    runs/x/checkpoints/step-….pt        our own; the recipe inside names MODEL
 
 MODEL is what the weights were finetuned from, any name `load_model` takes. It gives what the file does not hold: the
 text tower, the activation (QuickGELU or GELU, which no shape tells) and the preprocessing. The format is recognised
@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor
 
 from advflyp.documents import parse_toml
-from advflyp.model.architectures import describe_models, fitting_architectures, models_of, only_model
-from advflyp.model.clip import CLIP
-from advflyp.model.interop.weights_file import read_weights_file
-from advflyp.model.load import BEST, CONFIG_FILE, HF_CONFIG_FILE, ModelConfig, build_model
-from advflyp.model.repository import HUB_PREFIX
-from advflyp.model.zoo import ZOO
+from advflyp.model.architectures import similar_architectures
+from advflyp.model.weights_file import read_weights_file
 from advflyp.wording import counted
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
@@ -44,89 +41,49 @@ SHOWN = 3
 class Weights:
     """What a checkpoint holds.
 
-    state:   tensors by open_clip's names, those of the image tower with "visual." before them
-    partial: only what was trained; the rest is the base model's
-    start:   the base model, where the file says it
+    Attributes:
+        file: What messages call it.
+        state: Tensors by open_clip's names, those of the image tower with "visual." before them.
+        partial: Only what was trained; the rest is the base model's.
+        start: The recipe table `model` of our own checkpoints: "name" and "text".
     """
 
+    file: str
     state: dict[str, Tensor]
     partial: bool = False
-    start: ModelConfig | None = None
+    start: dict[str, str | None] | None = None
 
     @property
     def whole(self) -> bool:
-        """A text tower is there, too."""
+        """Whether a text tower is there, too."""
         return not self.partial and any(key.startswith(TEXT_TOWER) for key in self.state)
 
 
-def split_name(name: str) -> tuple[Path, str | None] | None:
-    """ "FILE@MODEL" or "FILE" → the file and the model; None where `name` is no file's.
-
-    Before the @ may also stand a folder of transformers', to which MODEL gives what it lacks.
-    ValueError for the name of a checkpoint that is not there, and for MODEL behind a folder that says all.
-    """
-    if Path(name).is_file():
-        return Path(name), None
-    # The first "@" that follows a file: there may be others in its path, and in the model's.
-    places = [index for index, letter in enumerate(name) if letter == "@"]
-    for index in places:
-        path, base = Path(name[:index]), name[index + 1 :]
-        if (path / CONFIG_FILE).is_file() or (path / BEST / CONFIG_FILE).is_file():
-            raise ValueError(f"{path} is a folder that says all of the model; leave out @{base}")
-        if path.is_file() or (path / HF_CONFIG_FILE).is_file():
-            if not base:
-                raise ValueError(f"{name}: name a model after the @, as in {path}@ViT-B-32/openai")
-            return path, base
-    for path in [name, *(name[:index] for index in places)]:
-        if path.endswith(SUFFIXES):
-            what = f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}"
-            raise ValueError(f"{what}; name a checkpoint, alone or as FILE@MODEL")
-    return None
-
-
-def load_checkpoint_file(path: Path, base: str | None, name: str, *, shown: str | None = None) -> CLIP:
-    """The model in a checkpoint.
+def read_checkpoint(path: Path, shown: str) -> Weights:
+    """Read the weights in a checkpoint, whoever wrote it.
 
     Args:
         path: The file.
-        base: What it was finetuned from; needed where the file does not tell all of the model.
-        name: What the user called the model.
-        shown: What messages call the file, where its path means nothing to the user.
+        shown: What messages call it.
 
     Raises:
-        ValueError: If the file cannot be read, is of no known kind, or does not fit `base`.
+        ValueError: If the file cannot be read or holds no weights of a CLIP.
     """
     content = read_weights_file(path)
-    path = path if shown is None else Path(shown)
-    weights = find_weights(content, path)
-    if base is not None:
-        model = build_model(base, weights=not weights.whole)
-    elif weights.start is not None:
-        model, base = _start_of(weights.start, path), weights.start.name
-    else:
-        base = _only_base(weights, path)
-        model = build_model(base, weights=False)
-    _fill(model.net, weights, path, base)
-    model.name = name
-    return model
-
-
-def find_weights(content: Mapping[str, Any], path: Path) -> Weights:
-    """The state dict in a checkpoint, whoever wrote it. ValueError where there is none of a CLIP."""
-    _refuse_prompts(content, path)
+    _refuse_prompts(content, shown)
     place = next((place for place in PLACES if _is_state(content.get(place))), None)
     found = content[place] if place is not None else content
     if not _is_state(found):
         entries = ", ".join(str(key) for key in list(content)[:8])
-        raise ValueError(f"{path} holds no state dict; its entries are: {entries or 'none'}")
+        raise ValueError(f"{shown} holds no state dict; its entries are: {entries or 'none'}")
     start = None
     if place == "model" and isinstance(content.get("recipe"), str):
-        start = _recipe_start(content["recipe"], path)
+        start = _recipe_start(content["recipe"], shown)
     partial = place == "partial_state_dict"
     state = _bare(_tensors(found))
     if any(key.startswith(("vision_model.", "text_model.")) for key in state):
         raise ValueError(
-            f"{path} has the names of transformers' CLIP; name the folder or the repository that holds it with its "
+            f"{shown} has the names of transformers' CLIP; name the folder or the repository that holds it with its "
             "config.json instead"
         )
     if not any(key.startswith("visual.") for key in state):
@@ -134,15 +91,15 @@ def find_weights(content: Mapping[str, Any], path: Path) -> Weights:
             state = {f"visual.{key}": value for key, value in state.items()}
         elif head := next((key for key in CLASSIFIER_HEADS if key in state), None):
             raise ValueError(
-                f"{path} holds an image classifier with {len(state[head])} fixed classes ({head}), which is no CLIP: "
+                f"{shown} holds an image classifier with {len(state[head])} fixed classes ({head}), which is no CLIP: "
                 "it has no text tower, so it cannot be measured zero-shot"
             )
         elif not partial:
             raise ValueError(
-                f"{path} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
+                f"{shown} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
                 f"CLIP name them: {_named(state)}"
             )
-    return Weights(state, partial, start)
+    return Weights(shown, state, partial, start)
 
 
 def _is_state(value: Any) -> bool:
@@ -155,7 +112,7 @@ def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     }
 
 
-def _refuse_prompts(content: Mapping[str, Any], path: Path) -> None:
+def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
     """TeCoA's code stores visual prompts beside the tower, of no size where none were trained."""
     if "add_prompter" not in content:
         return
@@ -165,7 +122,7 @@ def _refuse_prompts(content: Mapping[str, Any], path: Path) -> None:
         trained = [key for key, value in tensors.items() if value.numel()]
         if trained:
             raise ValueError(
-                f"{path} holds a trained visual prompt ({place}: {_named(trained)}), without which its weights are "
+                f"{file} holds a trained visual prompt ({place}: {_named(trained)}), without which its weights are "
                 "another model; only checkpoints without prompts can be loaded"
             )
 
@@ -178,88 +135,45 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _recipe_start(recipe: str, path: Path) -> ModelConfig:
+def _recipe_start(recipe: str, file: str) -> dict[str, str | None]:
     try:
         table = parse_toml(recipe).get("model")
     except ValueError:
         table = None
     name, text = (table.get("name"), table.get("text")) if isinstance(table, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(text, str | None):
-        raise ValueError(f"{path} holds a recipe that cannot be read; name its model: {path}@MODEL")
-    return ModelConfig(name=name, text=text)
+        raise ValueError(f"{file} holds a recipe that cannot be read; name its model: {file}@MODEL")
+    return {"name": name, "text": text}
 
 
-def _start_of(start: ModelConfig, path: Path) -> CLIP:
-    """The model that a run of ours started from, for its architecture and tokenizer."""
-    if named := next((one for one in (start.name, start.text) if one and _is_fetched(one)), None):
-        # Whoever made the file would decide what is fetched.
-        raise ValueError(
-            f"{path} is of a run that started from {named}; name that model, so that it is fetched: {path}@{start.name}"
-        )
-    try:
-        model = build_model(start.name, weights=False)
-        if start.text is not None:
-            model.tokenizer = build_model(start.text, weights=False).tokenizer
-        return model
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is of a run that started from {start.name}, which cannot be loaded ({error}); "
-            f"name a model of the same architecture: {path}@MODEL"
-        ) from None
-
-
-def _is_fetched(name: str) -> bool:
-    """Building it would ask the hub for a repository, even without its weights."""
-    if name in ZOO:
-        return ZOO[name].base is None
-    return HUB_PREFIX in name or any(part in ZOO for part in name.split("@"))
-
-
-def _only_base(weights: Weights, path: Path) -> str:
-    """The one model that a whole state dict can be of. ValueError where there are several, or none."""
-    if (path.parent / CONFIG_FILE).is_file():
-        raise ValueError(
-            f"{path} belongs to {path.parent}; name that folder, whose {CONFIG_FILE} says the rest"
-        )
-    models = models_of(_fitting(weights))
-    if weights.whole and (only := only_model(models)):
-        return only
-    activation = "its activation (QuickGELU or GELU)"
+def lacks_base(weights: Weights) -> str:
+    """What to do about a file of weights without MODEL."""
     if weights.whole:
-        lacks = f"says neither {activation} nor its preprocessing"
+        lacks = "its activation (QuickGELU or GELU) and its preprocessing"
     elif weights.partial:
-        lacks = f"holds only the part of a model that was trained, and does not say {activation}"
+        lacks = "the parameters that were not trained"
     else:
-        lacks = f"holds an image tower without a text tower, and does not say {activation}"
-    known = describe_models(models)
-    if not known:
-        known = f"no architecture of open_clip ({_described(weights.state)}); a folder will do as MODEL"
-    example = next(iter(models), "ViT-B-32/openai")
-    raise ValueError(
-        f"{path} {lacks}: name the model it was finetuned from, as in {path}@{example}; its shapes are those of {known}"
+        lacks = "a text tower and its activation (QuickGELU or GELU)"
+    names = similar_architectures(weights.state)
+    hint = f"; its image tower has the sizes of {_named(names)}" if names else ""
+    tags = [f"{name}/{tag}" for name in names for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return (
+        f"{weights.file} lacks {lacks}: name the model that it was finetuned from, as in "
+        f"{weights.file}@{next(iter(tags), 'ViT-B-32/openai')}{hint}"
     )
 
 
-def _fitting(weights: Weights) -> list[str]:
-    shapes = {key: value.shape for key, value in weights.state.items()}
-    return fitting_architectures(shapes, whole=weights.whole)
+def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
+    """Put the weights into a model, in float32.
 
+    Args:
+        net: An open_clip module.
+        weights: What it is to hold.
+        base: What messages call the model.
 
-def _described(state: Mapping[str, Tensor]) -> str:
-    """What the shapes say of a vision transformer's size."""
-    patches, places = state.get("visual.conv1.weight"), state.get("visual.positional_embedding")
-    if patches is None or places is None or patches.dim() != 4 or places.dim() != 2:
-        return counted(len(state), "tensor")
-    layers = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
-    width, _, patch, _ = patches.shape
-    side = round((len(places) - 1) ** 0.5)
-    projection = state.get("visual.proj")
-    size = f", embeddings {projection.shape[-1]}" if projection is not None else ""
-    return f"width {width}, {counted(len(layers), 'layer')}, {side}×{side} patches of {patch}{size}"
-
-
-def _fill(net: torch.nn.Module, weights: Weights, path: Path, base: str) -> None:
-    """Put the weights into the model, in float32. ValueError, with names, unless all fit and none is missing."""
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape.
+    """
     own = net.state_dict()
     state = {_as_in(own, key): value for key, value in weights.state.items()}
     expected = [key for key in own if weights.whole or key.startswith("visual.")]
@@ -280,9 +194,9 @@ def _fill(net: torch.nn.Module, weights: Weights, path: Path, base: str) -> None
         if keys
     ]
     if faults:
-        fitting = [] if weights.partial else _fitting(weights)
-        hint = f"; its shapes are those of {_named(fitting)}" if fitting else ""
-        raise ValueError(f"the tensors of {path} are not those of {base}: {'; '.join(faults)}{hint}")
+        names = similar_architectures(weights.state)
+        hint = f"; its image tower has the sizes of {_named(names)}" if names and wrong else ""
+        raise ValueError(f"the tensors of {weights.file} are not those of {base}: {'; '.join(faults)}{hint}")
     net.load_state_dict({key: state[key].to(own[key].dtype) for key in state if key in own}, strict=False)
 
 

@@ -26,16 +26,10 @@ from advflyp.config import nearest
 from advflyp.data.sets.labelled import load_set
 from advflyp.errors import RunError
 from advflyp.files import draft_folder, publish_folder, recover_folder, write_text
+from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
-from advflyp.model.load import (
-    CARD_FILE,
-    CONFIG_FILE,
-    check_finite,
-    load_model,
-    read_card,
-    save_model,
-    weights_sha256,
-)
+from advflyp.model.folder import CARD_FILE, check_finite, read_card, save_model, weights_sha256
+from advflyp.model.load import load_model
 
 # Between entries of unit-norm embeddings.
 TOLERANCE = 1e-5

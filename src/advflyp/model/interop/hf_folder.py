@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
-from advflyp.model.build import (
-    HF_CONFIG_FILE,
-    check_size,
-    check_sizes,
-    has_tokenizer,
-    hf_tokenizer,
-    shortened,
-)
+from advflyp.model.architectures import check_size, meta_net, new_net
+from advflyp.model.build import check_sizes
 from advflyp.model.interop.hf import INTERPOLATIONS, NAMED
 from advflyp.model.interop.hf_names import convert, correspondence
-from advflyp.model.interop.weights_file import read_weights_file
+from advflyp.model.repository import HF_CONFIG_FILE
+from advflyp.model.tokenizers import has_tokenizer, hf_tokenizer, shortened
+from advflyp.model.weights_file import read_weights_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # transformers' names of activations → whether they are QuickGELU, and what nn.GELU is asked for.
@@ -212,15 +207,13 @@ def _clip(
         },
         "text_cfg": _text_cfg(text, state),
     }
-    arguments = deepcopy(model_cfg)
     if quick[0][0]:
         model_cfg["quick_gelu"] = True
     elif quick[0][1] == "tanh":
         for tower in ("vision_cfg", "text_cfg"):
-            model_cfg[tower]["act_kwargs"] = arguments[tower]["act_kwargs"] = {"approximate": "tanh"}
-    arguments["quick_gelu"] = quick[0][0]
-    check_size(open_clip.CLIP, arguments, sum(value.numel() for value in state.values()))
-    return open_clip.CLIP(**arguments), model_cfg
+            model_cfg[tower]["act_kwargs"] = {"approximate": "tanh"}
+    check_size(model_cfg, sum(value.numel() for value in state.values()))
+    return new_net(model_cfg), model_cfg
 
 
 def _known(activation: Any) -> tuple[bool, str]:
@@ -256,8 +249,7 @@ def _siglip(
             *state["text_model.embeddings.token_embedding.weight"].shape,
         ):
             continue
-        with torch.device("meta"):
-            shapes = _build_siglip(model_cfg).state_dict()
+        shapes = meta_net(model_cfg).state_dict()
         names = correspondence(shapes, None)
         theirs = [name for same in names for name in same.theirs]
         if sorted(theirs) == sorted(state) and all(
@@ -276,14 +268,7 @@ def _siglip(
         )
     approximate = _known(text.get("hidden_act", "gelu_pytorch_tanh"))[1]
     model_cfg["text_cfg"]["act_kwargs"] = {"approximate": approximate}
-    return _build_siglip(model_cfg), model_cfg
-
-
-def _build_siglip(model_cfg: dict[str, Any]) -> nn.Module:
-    arguments = deepcopy(model_cfg)
-    del arguments["custom_text"]
-    arguments["vision_cfg"]["timm_model_pretrained"] = False
-    return open_clip.CustomTextCLIP(**arguments)
+    return new_net(model_cfg), model_cfg
 
 
 def _preprocess(folder: Path, size: int) -> dict[str, Any]:

@@ -12,19 +12,14 @@ from typing import Any
 from advflyp.data.pairs.manifest import file_sha256
 from advflyp.errors import RunError
 from advflyp.evaluation.results import Cell, read_cells
-from advflyp.model.build import TOKENIZER_FILES, has_tokenizer
+from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import BEST, CARD_FILE, read_card, weights_sha256
 from advflyp.model.interop.export import has_vocabulary_file, store_tokenizer
 from advflyp.model.interop.licences import find_licence
-from advflyp.model.load import (
-    BEST,
-    CARD_FILE,
-    CONFIG_FILE,
-    HF_CONFIG_FILE,
-    load_model,
-    read_card,
-    weights_sha256,
-)
+from advflyp.model.load import load_model
+from advflyp.model.repository import HF_CONFIG_FILE
+from advflyp.model.tokenizers import TOKENIZER_FILES, has_tokenizer
 from advflyp.report.pages.model_card import model_card, scrubbed
 from advflyp.wording import counted
 

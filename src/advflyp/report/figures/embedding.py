@@ -28,7 +28,8 @@ from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import write_text
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
-from advflyp.model.load import load_model, weights_sha256
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model
 from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.measure.measured import attack_title, radius
 from advflyp.report.measure.tables import Table, Value

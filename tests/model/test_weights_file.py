@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from advflyp.model.interop.weights_file import Ignored, read_weights_file
+from advflyp.model.weights_file import Ignored, read_weights_file
 
 STATE = {"weight": torch.arange(64.0).reshape(8, 8)}
 

@@ -1,0 +1,178 @@
+"""Folders in open_clip's format, read and written. What is written, open_clip loads too (`local-dir:FOLDER`)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import safetensors.torch
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import nn
+
+from advflyp.config import convert
+from advflyp.documents import read_json_object
+from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
+from advflyp.model.build import CONFIG_FILE, UNREADABLE, build_net, open_clip_weights, read_open_clip_config
+from advflyp.model.clip import CLIP
+from advflyp.model.tokenizers import TOKENIZER_FILES, load_tokenizer, shortened
+from advflyp.model.zoo import ZOO
+
+# The models that come with the package.
+BUNDLED = Path(__file__).parent / "weights"
+# Where a run keeps its best weights.
+BEST = "best"
+# As open_clip writes them.
+WEIGHTS_FILE = "open_clip_model.safetensors"
+CARD_FILE = "card.json"
+CARD_KEYS: dict[str, Any] = {
+    "recipe": dict[str, dict[str, Any]],
+    "trained_on": list[str],
+    "pairs_seen": int,
+    "pflops": float,
+    "weights_sha256": str,
+}
+
+
+def load_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
+    """Load a folder in open_clip's format.
+
+    Args:
+        folder: With its configuration, weights and tokenizer.
+        name: What the user called it.
+        repository: The repository on the hub that it is from.
+
+    Raises:
+        ValueError: If it is incomplete, damaged, or needs code of its own.
+    """
+    config = read_open_clip_config(folder)
+    weights = folder / open_clip_weights({path.name for path in folder.iterdir()})
+    try:
+        net = build_net(config["model_cfg"], config["preprocess_cfg"], weights)
+    except Exception as error:  # a wrong configuration may raise anything
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        raise ValueError(f"{UNREADABLE.format(folder)}: {shortened(error)}") from None
+    tokenizer = load_tokenizer(config["model_cfg"]["text_cfg"], folder, repository)
+    _check_vocabulary(net, tokenizer, folder)
+    config["preprocess_cfg"] = dict(open_clip.get_model_preprocess_cfg(net))
+    return CLIP(net, tokenizer, config, name)
+
+
+def _check_vocabulary(net: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """ValueError for a tokenizer with tokens that the text tower does not know."""
+    embedding = getattr(getattr(net, "text", net), "token_embedding", None)
+    tokens = 1 + max(tokenizer.encoder.values()) if isinstance(tokenizer, SimpleTokenizer) else 0
+    if isinstance(embedding, nn.Embedding) and tokens > embedding.num_embeddings:
+        raise ValueError(
+            f"{UNREADABLE.format(folder)}: its tokenizer has {tokens:,} tokens and its text tower "
+            f"{embedding.num_embeddings:,}"
+        )
+
+
+def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    checked = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
+    # Read at once: each reading waits for the device.
+    finite = torch.stack([*checked.values()]).tolist() if checked else []
+    return [name for name, fine in zip(checked, finite, strict=True) if not fine]
+
+
+def check_finite(model: CLIP, refused: str, advice: str) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        model: The model.
+        refused: How the message begins.
+        advice: How it ends.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite.
+    """
+    if wrong := not_finite(model.net.state_dict()):
+        raise ValueError(
+            f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; {advice}"
+        )
+
+
+def broken_weights(names: Sequence[str]) -> str:
+    """ "3 of its tensors are not finite (visual.proj, …)"."""
+    noun = f"{len(names)} of its tensors {'is' if len(names) == 1 else 'are'}"
+    return f"{noun} not finite ({names[0]}{', …' if len(names) > 1 else ''})"
+
+
+def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
+    """Write weights, configuration and card into `folder`, which appears only when it is complete.
+
+    card: what a reader should know of these weights (data, recipe, results); JSON
+    half: store float16, half the size
+    ValueError where a weight is not finite, or `folder` holds anything but a model that was written like this;
+    nothing is written then.
+    """
+    check_replaceable(folder)
+    with draft_folder(folder) as draft:
+        _write(model, draft, card, half)
+        publish_folder(draft, folder, replace=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """ValueError unless `folder` is new, empty, or what `save_model` wrote and nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    names = names_in(folder)
+    known = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
+    if names and (names - known or "weights_sha256" not in read_card(folder.absolute())):
+        foreign = min(names - known or names)
+        raise ValueError(
+            f"{folder} holds {foreign}, which advflyp did not write, and is not replaced; move it away, or name "
+            "another folder"
+        )
+
+
+def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    if wrong := not_finite(state):
+        raise ValueError(f"{model.name} is not saved to {folder}: {broken_weights(wrong)}")
+    # Not save_file: it makes files that only their owner can read.
+    with write_atomically(folder / WEIGHTS_FILE) as file:
+        file.write(safetensors.torch.save(state))
+    write_text(folder / CONFIG_FILE, json.dumps(model.config, indent=2) + "\n")
+    if isinstance(model.tokenizer, HFTokenizer):
+        # open_clip looks for it beside the configuration.
+        model.tokenizer.tokenizer.save_pretrained(folder)
+    card = {**card, "weights_sha256": state_sha256(state)}
+    write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
+
+
+def read_card(name: str | Path) -> dict[str, Any]:
+    """What is known of the model called `name`, if it is in a folder that says so; {} for others.
+
+    ValueError for a damaged card.
+    """
+    for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
+        path = folder / CARD_FILE
+        if path.is_file():
+            card = read_json_object(path)
+            # Of a model of anybody's: what is there has to be what it is taken for.
+            known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
+            return card | known
+    return ZOO[str(name)].card() if str(name) in ZOO else {}
+
+
+def weights_sha256(model: CLIP) -> str:
+    """A hash of every tensor of the model, whatever file it came from."""
+    return state_sha256(model.net.state_dict())
+
+
+def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    """`weights_sha256` of a state dict."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
