@@ -117,8 +117,10 @@ def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
 
 def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:
     """The "model_cfg" of a ViT with CLIP's text tower and vocabulary, read from the module; None for other models."""
-    plain = type(net) is open_clip.CLIP and type(net.visual) is VisionTransformer and type(net.visual.proj)
-    if not plain or type(tokenizer) is not SimpleTokenizer or tokenizer.vocab_size != CLIPTextCfg.vocab_size:
+    kinds = (open_clip.CLIP, VisionTransformer, SimpleTokenizer)
+    if kinds != (type(net), type(net.visual), type(tokenizer)):
+        return None
+    if tokenizer.vocab_size != CLIPTextCfg.vocab_size or net.visual.proj is None:
         return None
     image, text = net.visual.transformer.resblocks, net.transformer.resblocks
     width = net.visual.conv1.out_channels

@@ -243,7 +243,8 @@ def _from_checkpoint(path: Path, base: str | None, name: str, shown: str | None 
     if base is not None:
         model = build_model(base, weights=not weights.whole)
     elif weights.start is not None:
-        base, model = weights.start["name"], _started_from(ModelConfig(**weights.start), weights.file)
+        base = str(weights.start["name"])
+        model = _started_from(ModelConfig(**weights.start), weights.file)
     elif (path.parent / CONFIG_FILE).is_file():
         raise ValueError(
             f"{path} belongs to {path.parent}; name that folder, whose {CONFIG_FILE} says the rest"

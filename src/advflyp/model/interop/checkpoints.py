@@ -51,7 +51,7 @@ class Weights:
     file: str
     state: dict[str, Tensor]
     partial: bool = False
-    start: dict[str, str | None] | None = None
+    start: dict[str, Any] | None = None
 
     @property
     def whole(self) -> bool:
@@ -135,7 +135,7 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _recipe_start(recipe: str, file: str) -> dict[str, str | None]:
+def _recipe_start(recipe: str, file: str) -> dict[str, Any]:
     try:
         table = parse_toml(recipe).get("model")
     except ValueError:
