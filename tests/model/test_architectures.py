@@ -7,7 +7,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from advflyp.training.trainer import train
 
 import advflyp
 from advflyp.evaluation.suite import evaluate
@@ -21,6 +20,7 @@ from advflyp.model.architectures import (
 )
 from advflyp.model.folder import save_model, weights_sha256
 from advflyp.model.load import load_model
+from advflyp.training.loop import train
 from helpers import siglip_config
 
 CONFIG = {
