@@ -149,7 +149,8 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
     sets were measured of; the deviation is the sample standard deviation over seeds, None of one seed.
     """
     from advflyp.paper.study import read_study
-    from advflyp.report.measure.measured import Replicated, Results
+    from advflyp.report.measure.estimates import Replicated
+    from advflyp.report.measure.results import Results
 
     study = read_study(folder)
     results = Results(study.cells, seeds=True)

@@ -17,7 +17,8 @@ from advflyp.cli.main import parse as cli_parse
 from advflyp.paper.study import read_study
 from advflyp.recipes import find_recipe
 from advflyp.report.measure.grid import sides
-from advflyp.report.measure.measured import Condition, Results
+from advflyp.report.measure.estimates import Condition
+from advflyp.report.measure.results import Results
 from advflyp.training.recipe import read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))

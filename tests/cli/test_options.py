@@ -129,7 +129,7 @@ def calls(
     monkeypatch.setattr(
         "advflyp.training.loop.train", lambda path, keys, **_: [read_recipe(path, keys), done][1]
     )
-    monkeypatch.setattr("advflyp.report.pages.html.write_report", lambda out, **_: out)
+    monkeypatch.setattr("advflyp.report.pages.report.write_report", lambda out, **_: out)
     monkeypatch.setattr(export, "FORMATS", {"hf": lambda model, out, pictures: export.Exported(out, 0.0)})
     monkeypatch.setattr("advflyp.model.interop.publish.send", refused)
     monkeypatch.setattr("advflyp.use.server.LocalServer.serve_forever", nothing)

@@ -16,7 +16,7 @@ from advflyp.paper.page import main_experiment, paper_report
 from advflyp.paper.study import Experiment, read_study
 from advflyp.report.figures import embedding
 from report.cells import cell
-from report.pages.test_html import Page
+from report.html_page import Page
 from report.sample import METHODS, OUT_OF_PROXY, SETS, write_sample
 
 
@@ -130,7 +130,7 @@ def test_figures(folder: Path, out: Path) -> None:
     phi = (out / "tables" / "figure5-phi.csv").read_text()
     stored = json.loads((folder / "embedding.json").read_text())
     assert f"{np.mean(stored[0]['phi']):.4f}" in phi
-    assert phi.splitlines()[0] == "model,mean φ (rad),standard error (rad),pictures"
+    assert phi.splitlines()[0] == "model,mean φ (rad),standard error (rad),images"
 
 
 def test_from_results_alone(folder: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_with_weights(
     sets: dict[str, LabelledSet],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Embeddings are computed once and stored; pictures before and after are shown."""
+    """Embeddings are computed once and stored; images before and after are shown."""
     monkeypatch.setattr(embedding, "load_set", sets.__getitem__)
     rows = ["AdvFLYP", "AdvFLYP_full"]
     every = ["original", *rows]
@@ -169,13 +169,11 @@ def test_with_weights(
             shutil.copytree(tiny_folder, run / "best")
             (run / "recipe.toml").write_text(f'[model]\nname = "{tiny_folder}"\n')
     calls = []
-    real = paper.clouds
-    monkeypatch.setattr(
-        paper, "clouds", lambda *args, **more: calls.append(args) or real(*args, **more, n=18)
-    )
+    real = paper.embed
+    monkeypatch.setattr(paper, "embed", lambda *args, **more: calls.append(args) or real(*args, **more, n=18))
     page = Page(paper_report(tmp_path, tmp_path / "out"))
     stored = json.loads((tmp_path / "embedding.json").read_text())
-    assert [cloud["label"] for cloud in stored] == every and len(stored[0]["phi"]) == 18
+    assert [one["label"] for one in stored] == every and len(stored[0]["phi"]) == 18
     assert "What it looks like" in page.text and "change ×16" in page.text
     assert len([link for link in page.links if link.startswith("data:image")]) == 8 * 2 * 3
     shutil.rmtree(tmp_path / "runs")
@@ -265,7 +263,7 @@ def test_experiments_stand_in_the_order_of_their_numbers(folder: Path, tmp_path:
     ] == wanted
 
 
-def test_every_model_of_a_picture_has_a_look_of_its_own(out: Path) -> None:
+def test_every_model_of_a_figure_has_a_look_of_its_own(out: Path) -> None:
     page = (out / "index.html").read_text()
     key = re.search(r'<ul class="key">(.*?)</ul>', page, re.S)
     assert key is not None
@@ -276,7 +274,7 @@ def test_every_model_of_a_picture_has_a_look_of_its_own(out: Path) -> None:
     assert colours[0] == "c-ink" and len(set(colours[:9])) == 9, "the original has the colour of the text"
 
 
-def test_pictures_of_seeds_have_no_intervals(folder: Path, out: Path) -> None:
+def test_figures_of_seeds_have_no_intervals(folder: Path, out: Path) -> None:
     text = Page(out / "index.html").text
     assert "± one standard deviation over training seeds; what has one seed has none" in text
     assert "95 % intervals where" not in text.replace("\u00a0", " ")

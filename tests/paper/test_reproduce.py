@@ -174,7 +174,7 @@ def test_the_rate_with_the_best_score_is_taken(
     tiny_folder: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "UPDATES", 2)
-    monkeypatch.setattr(tune, "PICTURES", 20)
+    monkeypatch.setattr(tune, "IMAGES", 20)
     plan = small(tiny_folder, grid=(1e-5, 1e-3))
     carry_out(plan, plan, tmp_path, quiet)
     scores = read_tuning(tmp_path)

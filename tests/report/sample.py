@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from advflyp.evaluation.results import Cell, append_cell
-from advflyp.report.figures.embedding import Cloud, write_clouds
+from advflyp.report.figures.embedding import TSNEResult, write_tsne
 from report.cells import cell
 
 METHODS = {
@@ -127,11 +127,11 @@ def plan() -> dict[str, object]:
     }
 
 
-def cloud(label: str, moved: float, n: int = 256) -> Cloud:
+def cloud(label: str, moved: float, n: int = 256) -> TSNEResult:
     generator = np.random.default_rng(len(label))
     clean = generator.normal(0, 6, (n, 2)) + 18 * generator.integers(-1, 2, (n, 2))
     adversarial = clean + generator.normal(0, 12 * moved, (n, 2))
-    return Cloud(
+    return TSNEResult(
         label=label,
         checkpoint_sha256=sha(label),
         sets=["mini/food"] * n,
@@ -172,7 +172,7 @@ def write_sample(folder: Path, *, seeds: int = 3, embedding: bool = True) -> Pat
             del METHODS[label]
     if embedding:
         shown = {"original": 0.6, "AdvFLYP": 0.12, "AdvFLYP_full": 0.1}
-        write_clouds(folder / "embedding.json", [cloud(*pair) for pair in shown.items()])
+        write_tsne(folder / "embedding.json", [cloud(*pair) for pair in shown.items()])
     return folder
 
 

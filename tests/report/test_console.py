@@ -4,13 +4,13 @@ import pytest
 from rich.console import Console
 
 from advflyp.evaluation.results import Cell
-from advflyp.report.console import Fitted, as_rich, before_after_table, results_table
+from advflyp.report.console import TerminalTable, as_rich, before_after_table, results_table
 from advflyp.report.measure.grid import MARKS, means_table, methods_table
-from advflyp.report.measure.measured import Results
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import comparison_table
 
 
-def printed(table: Fitted, width: int = 80) -> str:
+def printed(table: TerminalTable, width: int = 80) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)

@@ -16,9 +16,9 @@ from advflyp.evaluation.results import append_cell
 from advflyp.report.console import as_rich, results_table, verdicts
 from advflyp.report.measure.render import as_csv, latex, markdown
 from advflyp.report.measure.tables import Table
-from advflyp.report.pages.html import report_from_paths
 from advflyp.report.pages.model_card import model_card
-from advflyp.report.pages.pairs_page import check_page, dirt_table, write_page
+from advflyp.report.pages.pairs_page import check_page, skipped_table, write_page
+from advflyp.report.pages.report import report_from_paths
 from hostile import NAMES, assert_printable
 from report.cells import cell
 
@@ -42,7 +42,7 @@ def test_samples_that_are_left_out(tmp_path: Path) -> None:
     found = Checked(
         name=NAMES[0], seen=50, usable=50 - len(NAMES), dirt=dirt, words=Counter([3]), sides=Counter([64])
     )
-    assert_printable(printed(as_rich(dirt_table(found))))
+    assert_printable(printed(as_rich(skipped_table(found))))
     page = write_page(tmp_path, check_page(found)).read_text(encoding="utf-8")
     assert_printable(page)
     assert "<script" not in page

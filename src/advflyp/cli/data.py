@@ -231,7 +231,7 @@ class Check:
         from advflyp.data.tools.check import check
         from advflyp.files import check_files
         from advflyp.report.console import as_rich
-        from advflyp.report.pages.pairs_page import PAGE, check_page, dirt_table, write_page
+        from advflyp.report.pages.pairs_page import PAGE, check_page, skipped_table, write_page
 
         if self.out is not None:
             check_files(self.out, (PAGE,))
@@ -246,7 +246,7 @@ class Check:
                 progress=count,
             )
         if found.dirt.counts:
-            SafeConsole().print(as_rich(dirt_table(found)))
+            SafeConsole().print(as_rich(skipped_table(found)))
         share = 100 * found.usable / max(1, found.seen)
         say(f"{found.usable:,} of {counted(found.seen, 'pair')} can be used ({share:.1f} %)")
         if self.out is not None:

@@ -306,7 +306,7 @@ class Report:
     """Several checkpoints of one name are training seeds of one method: mean ± standard deviation."""
 
     def run(self) -> None:
-        from advflyp.report.pages.html import report_from_paths
+        from advflyp.report.pages.report import report_from_paths
 
         say(f"the report is {report_from_paths(self.paths, self.out, seeds=self.seeds)}")
 
@@ -353,7 +353,7 @@ class Interpolate:
         from advflyp.model.mix import curve, interpolate
         from advflyp.report.console import as_rich
         from advflyp.report.measure.grid import means_table
-        from advflyp.report.measure.measured import Results
+        from advflyp.report.measure.results import Results
         from advflyp.training.runlog import Pulse
 
         device = pick_device(self.device)

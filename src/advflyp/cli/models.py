@@ -23,8 +23,9 @@ class Models:
             say(*zoo_card(find_entry(self.name)))
             return
         from advflyp.console import SafeConsole
+        from advflyp.report.console import as_rich
 
-        SafeConsole().print(zoo_table())
+        SafeConsole().print(as_rich(zoo_table()))
         say("`advflyp models MODEL` shows its paper, files and published figures.")
 
 

@@ -9,7 +9,7 @@ from advflyp.data.sets.labelled import set_names
 from advflyp.evaluation.attacks import Attack
 from advflyp.paper.plan import Plan, Run
 from advflyp.paper.steps import FINISHED, is_done, recipe_file, steps_of
-from advflyp.paper.tuning import PICTURES, UPDATES, read_tuning
+from advflyp.paper.tuning import IMAGES, UPDATES, read_tuning
 from advflyp.training.recipe import Recipe, read_recipe
 
 # Forward passes of the image tower a second: mini-vit in bf16 on one processor core; ViT-B/32 (8.8 GFLOP) at
@@ -49,7 +49,7 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
             if plan.grid and f"tune {tuned}" not in seen:
                 seen.add(f"tune {tuned}")
                 one = UPDATES * _training_passes(_recipe(plan, plan.run(tuned)))
-                passes = len(plan.grid) * (one + PICTURES * (1 + _attack_passes("pgd10")))
+                passes = len(plan.grid) * (one + IMAGES * (1 + _attack_passes("pgd10")))
                 found.append((f"tune {tuned}", Cost(passes / speed / 3600, 0)))
             recipe = _recipe(plan, step.run)
             updates = recipe.train.max_steps or math.ceil(

@@ -79,7 +79,7 @@ class Experiment:
 class Plan:
     """Everything that is to be run, the most important first.
 
-    precision: of training and of the search for adversarial images, which are judged in float32; "auto" is settled
+    precision: of training and of the search for adversarial images, which are evaluated in float32; "auto" is settled
                when the study begins, so that all of it is of one precision
     grid:      learning rates that are tried for each method; empty keeps those of the recipes
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from advflyp.evaluation.results import Cell
-from advflyp.report.figures.embedding import Cloud
+from advflyp.report.figures.embedding import TSNEResult
 from advflyp.report.measure.tables import Table, Value
 
 ROBUST = ("pgd10", "cw10", "autoattack")
@@ -54,13 +54,13 @@ ANGLES = (
 )
 
 
-def published_table(cells: Iterable[Cell], sets: Sequence[str], clouds: Iterable[Cloud] = ()) -> Table:
+def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterable[TSNEResult] = ()) -> Table:
     """The paper's figures, ours beside them where everything that the mean needs has been measured.
 
     sets: the 14 downstream sets. Of several seeds the mean is shown.
     """
     cells = list(cells)
-    angles = {cloud.label: cloud.mean_phi for cloud in clouds}
+    angles = {one.label: one.mean_phi for one in embedded}
     rows: list[list[Value]] = []
     for one in ACCURACIES:
         setting = "clean" if one.attacks == CLEAN else f"PGD-10, CW-10, AutoAttack, ε = {255 * one.eps:g}/255"

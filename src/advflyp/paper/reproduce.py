@@ -17,12 +17,12 @@ from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
 from advflyp.paper.study import read_study
 from advflyp.report.console import as_rich
-from advflyp.report.figures.embedding import FILE as CLOUDS
-from advflyp.report.figures.embedding import read_clouds
+from advflyp.report.figures.embedding import FILE as TSNE_FILE
+from advflyp.report.figures.embedding import read_tsne
 from advflyp.report.pages.sections import FILES
 from advflyp.wording import counted
 
-OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", CLOUDS}
+OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", TSNE_FILE}
 
 
 def reproduce(
@@ -72,7 +72,7 @@ def _print_means(out: Path, only: Sequence[str], console: Console) -> None:
     """The means of the main experiment, or of those asked for; at the paper's scale its figures beside ours."""
     study = read_study(out)
     if study.scale == "paper":
-        console.print(as_rich(published_table(study.cells, set_names(["paper"]), read_clouds(out / CLOUDS))))
+        console.print(as_rich(published_table(study.cells, set_names(["paper"]), read_tsne(out / TSNE_FILE))))
     chosen = [e for e in study.experiments if e.id in only] if only else [main_experiment(study)]
     for experiment in sorted(chosen, key=lambda experiment: experiment.place):
         console.print()

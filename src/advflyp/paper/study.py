@@ -19,7 +19,8 @@ from advflyp.documents import read_json
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.folder import BEST
 from advflyp.plugins import is_import_path
-from advflyp.report.measure.measured import Condition, Results
+from advflyp.report.measure.estimates import Condition
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import read_recipe_tree
 
 PLAN, RESULTS, RUNS = "plan.json", "results", "runs"

@@ -1,6 +1,6 @@
-"""Every method's learning rate by the same small search, on validation pictures only.
+"""Every method's learning rate by the same small search, on validation images only.
 
-A short training at each rate of the grid; the score is the mean of clean and PGD-10 accuracy (ε = 2/255) on pictures
+A short training at each rate of the grid; the score is the mean of clean and PGD-10 accuracy (ε = 2/255) on images
 of `mini/val`, a vendor that neither training nor any test set has. The best rate is taken; ties go to the smaller.
 """
 
@@ -29,7 +29,7 @@ from advflyp.training.loop import train
 TUNING_FILE = "tuning.json"
 UPDATES = 40
 SEED = 1000
-SET, PICTURES = "mini/val", 200
+SET, IMAGES = "mini/val", 200
 EPS = 2 / 255
 
 
@@ -76,7 +76,7 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
-    evaluator = Evaluator(load_model(run, device=pick_device("auto")), load_set(SET), limit=PICTURES)
+    evaluator = Evaluator(load_model(run, device=pick_device("auto")), load_set(SET), limit=IMAGES)
     clean = evaluator.correct(Attack.parse("clean"), None).float().mean().item()
     robust = (
         evaluator.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()

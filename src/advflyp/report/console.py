@@ -1,4 +1,4 @@
-"""Results on the terminal, as rich tables: what is wider than it is printed in parts, never cut."""
+"""What commands print of results: tables that fit any terminal, verdicts, progress."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -14,8 +14,9 @@ from rich.text import Text
 from advflyp.escape import for_rich, for_terminal
 from advflyp.evaluation.evaluator import SetProgress
 from advflyp.evaluation.results import Cell
+from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.grid import MARKS, MIXED
-from advflyp.report.measure.measured import Condition, Results, attack_title, radius
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value, accuracy_table, check_models, comparison_table
 from advflyp.training.runlog import Pulse, duration
 from advflyp.wording import counted
@@ -23,33 +24,28 @@ from advflyp.wording import counted
 INTERVALS = "each accuracy is followed by its 95 % interval"
 
 
-def results_table(cells: Sequence[Cell]) -> "Fitted":
-    """What `advflyp eval` prints: set, n and each attack at each ε, the mean over sets last.
-
-    Cells of several models make one block of rows for each.
-    """
+def results_table(cells: Sequence[Cell]) -> Group:
+    """What `advflyp eval` prints: for each model set, n and each attack at each ε, the mean over sets last."""
     results = Results(cells)
     several = len(results.models) > 1
-    tables = [accuracy_table(results, model, name_model=not several) for model in results.models]
-    # One heading for all: a model that was not attacked at some ε shows a dash there.
-    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
-    shown = Fitted(tables[0].title, columns, [tables[0].note, INTERVALS])
-    for model, table in zip(results.models, tables, strict=True):
-        if several:
-            shown.add_block(model)
-        place = [table.columns.index(column) if column in table.columns else None for column in columns]
-        _fill(shown, table, place)
-    return shown
+    tables = [accuracy_table(results, model, name_model=several) for model in results.models]
+    return Group(*(as_rich(replace(table, note=_notes(table.note, INTERVALS))) for table in tables))
 
 
 def before_after_table(
     cells: Sequence[Cell], before: str, after: str, eps: float, stores: Sequence[Path] = ()
-) -> "Fitted":
+) -> "TerminalTable":
     """What `advflyp quickstart` ends with: clean and attacked accuracy of two models, set by set.
 
-    eps:    in pixels of [0, 1]; the strongest attack measured at it is shown
-    stores: files of `cells`, as in `Results`
-    ValueError where there are no results of one of the models at that ε.
+    Args:
+        cells: What was measured.
+        before: The first model's name in the cells.
+        after: The second model's.
+        eps: In pixels of [0, 1]; the strongest attack measured at it is shown.
+        stores: Files of `cells`, as in `Results`.
+
+    Raises:
+        ValueError: If there are no results of one of the models at that ε.
     """
     results = Results(cells, stores=stores)
     check_models(results, before, after)
@@ -59,22 +55,28 @@ def before_after_table(
     conditions = [c for c in (results.clean, attacked) if c]
     table = comparison_table(results, before, after, conditions, intervals=False)
     changes = [
-        f"{_short(condition)} {change.number}" + (f" ({change.interval})" if change.interval else "")
+        f"{'clean' if condition.norm is None else attack_title(condition.attack)} {change.number}"
+        + (f" ({change.interval})" if change.interval else "")
         for condition in conditions
         if (change := results.change(before, after, condition))
     ]
     counts = ", ".join(dict.fromkeys(results.images(name) for name in results.sets))
-    shown = Fitted(
-        f"Zero-shot accuracy in %, {attacked.title}\nbefore: {before}   after: {after}",
-        [column.replace(_long(attacked), attack_title(attacked.attack)) for column in table.columns],
-        [
+    long = attacked.title.replace(", ", "\n")
+    shown = replace(
+        table,
+        title=f"Zero-shot accuracy in %, {attacked.title}\nbefore: {before}   after: {after}",
+        columns=[column.replace(long, attack_title(attacked.attack)) for column in table.columns],
+        note=_notes(
             f"mean change in points: {'; '.join(changes)}" if changes else "",
             table.note,
             f"images of each set: {counts}; {INTERVALS}",
-        ],
+        ),
     )
-    _fill(shown, table, range(len(table.columns)))
-    return shown
+    return as_rich(shown)
+
+
+def _notes(*notes: str) -> str:
+    return "\n".join(note for note in notes if note)
 
 
 def verdicts(cells: Sequence[Cell]) -> list[str]:
@@ -88,14 +90,11 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
             lines.append(f"{about}: the model was trained on this data; its accuracy here is not zero-shot")
         if cell.unreadable:
             names = ", ".join(cell.unreadable[:3])
-            lines.append(
-                f"{about}: {counted(len(cell.unreadable), 'picture')} could not be read: left out: {names}"
-            )
+            lines.append(f"{about}: skipped {counted(len(cell.unreadable), 'unreadable image')}: {names}")
         if cell.sanity is not None:
             n, failed = cell.sanity["n"], "; ".join(cell.sanity["failed"])
             on = f"on {counted(n, 'image')}"
-            verdict = f"gradients look masked {on}: {failed}" if failed else f"sane {on}"
-            lines.append(f"{about}: {verdict}")
+            lines.append(f"{about}: {f'gradients look masked {on}: {failed}' if failed else f'sane {on}'}")
     return lines
 
 
@@ -139,65 +138,44 @@ class EvaluationProgress:
         self.pulse.say(lambda: f"{title}  {status}")
 
 
-def as_rich(table: Table) -> "Fitted":
+def as_rich(table: Table) -> "TerminalTable":
     """Any of the report's tables, for a terminal."""
-    over = [title for title, count in table.groups for _ in range(count)] or [""] * len(table.columns)
-    columns = [
-        "\n".join([*title.split(", "), name]) if title else name
-        for title, name in zip(over, table.columns, strict=True)
-    ]
     # A terminal shows no marks, and a file of what was printed could not.
-    shown = Fitted(table.title, columns, [table.note.replace(MARKS, "").replace(MIXED, "").strip()])
-    for title, _, rows in table.parts():
-        if title:
-            shown.add_block(title.replace(", ε = ", " "))
-        _fill(shown, replace(table, rows=rows, blocks=[]), range(len(columns)))
-    return shown
+    return TerminalTable(replace(table, note=table.note.replace(MARKS, "").replace(MIXED, "").strip()))
 
 
-class Fitted:
+class TerminalTable:
     """A table for a terminal of any width: columns that do not fit stand in further tables below the first.
 
     The first column, the names of the rows, is repeated in each. The rest is as short as numbers are, and never wraps.
     """
 
-    def __init__(self, title: str, columns: Sequence[str], notes: Sequence[str]) -> None:
-        self.title = title
-        self.columns = [for_rich(column, keep="\n") for column in columns]
-        self.notes = [note for note in notes if note]
-        # A row, or a line below it (None), or the title of the rows that follow.
-        self.lines: list[list[Text] | Text | None] = []
-        self.bold: set[int] = set()
-
-    def add_row(self, row: Sequence[Text], *, bold: bool = False) -> None:
-        if bold:
-            self.bold.add(len(self.lines))
-        self.lines.append(list(row))
-
-    def add_section(self) -> None:
-        self.lines.append(None)
-
-    def add_block(self, title: str) -> None:
-        self.lines.append(for_rich(title, "bold"))
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        over = [title for title, count in table.groups for _ in range(count)] or [""] * len(table.columns)
+        names = (
+            "\n".join([*title.split(", "), name]) if title else name
+            for title, name in zip(over, table.columns, strict=True)
+        )
+        self.columns = [for_rich(name, keep="\n") for name in names]
+        self.rows = [[_text(value) for value in row] for row in table.rows]
+        self.footer = [_text(value) for value in table.footer]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        parts = self._parts(options.max_width)
-        yield for_rich(self.title, "italic", keep="\n")
-        for place, part in enumerate(parts):
+        if self.table.title:
+            yield for_rich(self.table.title, "italic", keep="\n")
+        for place, columns in enumerate(self._split(options.max_width)):
             if place:
                 yield Text()
-            yield self._table(part)
-        if self.notes:
-            yield for_rich("\n" + "\n".join(self.notes), "dim italic", keep="\n")
+            yield self._part(columns)
+        if self.table.note:
+            yield for_rich("\n" + self.table.note, "dim italic", keep="\n")
 
-    def _parts(self, width: int) -> list[list[int]]:
+    def _split(self, width: int) -> list[list[int]]:
         """The columns of each table, the first in all of them."""
-        rows = [line for line in self.lines if isinstance(line, list)]
+        rows = [self.columns, *self.rows, *([self.footer] if self.footer else [])]
         # What stands between two columns is two spaces.
-        widths = [
-            2 + max(measure(cell) for cell in (self.columns[column], *(row[column] for row in rows)))
-            for column in range(len(self.columns))
-        ]
+        widths = [2 + max(measure(row[column]) for row in rows) for column in range(len(self.columns))]
         # A long name wraps before it takes the room of the numbers.
         first = min(widths[0], max(width // 3, width - sum(widths[1:])))
         parts: list[list[int]] = [[0]]
@@ -213,55 +191,41 @@ class Fitted:
 
     def _groups(self, room: int, widths: Sequence[int]) -> list[list[int]]:
         """Columns that stay together, as far as there is room: those that share all but the last line of a heading."""
+        over = [column.plain.rpartition("\n")[0] for column in self.columns]
         groups: list[list[int]] = []
         for column in range(1, len(widths)):
-            over = self.columns[column].plain.rpartition("\n")[0]
-            if over and groups and self.columns[groups[-1][0]].plain.rpartition("\n")[0] == over:
+            if over[column] and groups and over[groups[-1][0]] == over[column]:
                 groups[-1].append(column)
             else:
                 groups.append([column])
-        fits = [sum(widths[column] for column in group) <= room for group in groups]
         return [
             part
-            for group, whole in zip(groups, fits, strict=True)
-            for part in ([group] if whole else [[column] for column in group])
+            for group in groups
+            for part in ([group] if sum(widths[c] for c in group) <= room else [[c] for c in group])
         ]
 
-    def _table(self, part: Sequence[int]) -> RichTable:
+    def _part(self, columns: Sequence[int]) -> RichTable:
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for column in part:
-            heading = self.columns[column]
+        for column in columns:
             if column:
-                table.add_column(heading, justify="right", no_wrap=True)
+                justify = "left" if self.table.words else "right"
+                table.add_column(self.columns[column], justify=justify, no_wrap=True)
             else:
-                table.add_column(heading, overflow="fold")
-        for place, line in enumerate(self.lines):
-            if line is None:
-                table.add_section()
-            elif isinstance(line, Text):
-                table.add_row(line)
-            else:
-                table.add_row(
-                    *(line[column] for column in part), style="bold" if place in self.bold else None
-                )
+                table.add_column(self.columns[column], overflow="fold")
+        for title, start, rows in self.table.parts():
+            if title:
+                table.add_row(for_rich(title.replace(", ε = ", " "), "bold"))
+            for row in self.rows[start : start + len(rows)]:
+                table.add_row(*(row[column] for column in columns))
+            table.add_section()
+        if self.footer:
+            table.add_row(*(self.footer[column] for column in columns), style="bold")
         return table
 
 
 def measure(text: Text) -> int:
     """The width of its longest line on a terminal."""
     return max(map(cell_len, text.plain.splitlines() or [""]))
-
-
-def _fill(shown: Fitted, table: Table, place: Sequence[int | None]) -> None:
-    def pick(row: Sequence[Value]) -> list[Text]:
-        return [_text(None if index is None else row[index]) for index in place]
-
-    for row in table.rows:
-        shown.add_row(pick(row))
-    if table.footer:
-        shown.add_section()
-        shown.add_row(pick(table.footer), bold=True)
-    shown.add_section()
 
 
 def _text(value: Value) -> Text:
@@ -271,11 +235,3 @@ def _text(value: Value) -> Text:
         return for_rich(value, keep="\n")
     spread = f" {value.interval:>5}" if value.interval else ""
     return Text.assemble(value.number, (spread, "dim not bold"))
-
-
-def _short(condition: Condition) -> str:
-    return "clean" if condition.norm is None else attack_title(condition.attack)
-
-
-def _long(condition: Condition) -> str:
-    return condition.title.replace(", ", "\n")

@@ -20,7 +20,7 @@ from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
-from advflyp.report.measure.measured import attack_title, radius
+from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.use.attack_image import attack_with
 from advflyp.use.eight_bits import check_reach
 from advflyp.use.labels import choose_labels
@@ -168,7 +168,7 @@ def open_demo(server: LocalServer, models: list[CLIP]) -> None:
         head='<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>advflyp demo: {for_html(name)}</title>\n"
         '<link rel="icon" href="data:,">',
-        style=(files("advflyp") / "report" / "style.css").read_text("utf-8")
+        style=(files("advflyp") / "report" / "pages" / "templates" / "style.css").read_text("utf-8")
         + (page / "demo.css").read_text("utf-8"),
         body=(page / "demo.html").read_text("utf-8"),
         data=demo.setup(),

@@ -17,7 +17,7 @@ from advflyp.files import check_files, write_atomically
 from advflyp.model.load import load_model
 from advflyp.report.console import EvaluationProgress, before_after_table
 from advflyp.report.figures.examples import examples
-from advflyp.report.pages.html import write_report
+from advflyp.report.pages.report import write_report
 from advflyp.report.pages.sections import FILES
 from advflyp.training.build import build
 from advflyp.training.checkpoint import checkpoints

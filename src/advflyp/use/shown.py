@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advflyp.escape import for_rich, for_terminal
-from advflyp.report.measure.measured import attack_title, radius
+from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.use.attack_image import AttackedPicture
 from advflyp.use.predict import Guess, Prediction
 from advflyp.wording import counted

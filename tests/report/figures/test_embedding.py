@@ -12,14 +12,14 @@ from advflyp.model.clip import CLIP
 from advflyp.report.figures import embedding
 from advflyp.report.figures.embedding import (
     about_maps,
-    cloud_plot,
-    clouds,
     cosine_deviation,
+    embed,
     phi_plot,
     phi_table,
-    read_clouds,
+    read_tsne,
     tsne,
-    write_clouds,
+    tsne_plot,
+    write_tsne,
 )
 from advflyp.report.figures.plots import Look, svg
 from report.sample import cloud
@@ -77,10 +77,10 @@ def test_tsne_keeps_groups_apart_and_is_reproducible() -> None:
 @pytest.fixture
 def found(tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embedding, "load_set", sets.__getitem__)
-    return clouds({"one": tiny, "two": other}, list(sets), eps=8 / 255, n=21)
+    return embed({"one": tiny, "two": other}, list(sets), eps=8 / 255, n=21)
 
 
-def test_clouds_are_of_the_same_pictures(found, tiny: CLIP, sets: dict[str, LabelledSet]) -> None:
+def test_all_results_are_of_the_same_images(found, tiny: CLIP, sets: dict[str, LabelledSet]) -> None:
     one, two = found
     assert (one.sets, one.index) == (two.sets, two.index) and one.phi != two.phi
     assert [one.sets.count(name) for name in sets] == [11, 10]
@@ -90,29 +90,29 @@ def test_clouds_are_of_the_same_pictures(found, tiny: CLIP, sets: dict[str, Labe
 
 
 def test_a_stronger_attack_moves_further(found, tiny: CLIP, sets: dict[str, LabelledSet]) -> None:
-    (weak,) = clouds({"one": tiny}, list(sets), eps=1 / 255, n=21)
+    (weak,) = embed({"one": tiny}, list(sets), eps=1 / 255, n=21)
     assert weak.mean_phi < found[0].mean_phi
 
 
 def test_stored_and_read(found, tmp_path: Path) -> None:
     path = tmp_path / "embedding.json"
-    assert read_clouds(path) == []
-    write_clouds(path, found)
-    assert read_clouds(path) == found and [p.name for p in tmp_path.iterdir()] == ["embedding.json"]
+    assert read_tsne(path) == []
+    write_tsne(path, found)
+    assert read_tsne(path) == found and [p.name for p in tmp_path.iterdir()] == ["embedding.json"]
     path.write_text(json.dumps([{"label": "x"}]))
     with pytest.raises(ValueError, match="does not hold embeddings.*delete it"):
-        read_clouds(path)
+        read_tsne(path)
 
 
 def test_picture_and_table(found) -> None:
-    picture = svg(cloud_plot(found[0], width=300, height=320, largest=1.0), "")
+    picture = svg(tsne_plot(found[0], width=300, height=320, largest=1.0), "")
     assert f"φ = {found[0].mean_phi:.4f} rad" in picture
     words = svg(phi_plot(found, Look.of([cloud.label for cloud in found]), width=500), "")
     assert all(f">{cloud.label}<" in words and f"{cloud.mean_phi:.4f}" in words for cloud in found)
     assert 0 <= found[0].nearest_to_own <= 21
     assert f"{found[0].label} {found[0].nearest_to_own} of 21" in about_maps(found)
     table = phi_table(found, title="t")
-    assert table.rows[1][:2] == ["two", f"{found[1].mean_phi:.4f}"] and "21 pictures" in table.note
+    assert table.rows[1][:2] == ["two", f"{found[1].mean_phi:.4f}"] and "21 images" in table.note
     error = np.std(found[0].phi, ddof=1) / math.sqrt(21)
     assert table.rows[0][2] == f"{error:.4f}"
 
@@ -122,7 +122,7 @@ def test_marks_grow_with_the_angle_on_one_scale() -> None:
     calm, moved = (cloud(str(move), move) for move in (0.05, 0.6))
     largest = max(*calm.phi, *moved.phi)
     areas = [
-        cloud_plot(one, width=300, height=320, largest=largest).axes[0].collections[0].get_sizes()  # type: ignore[attr-defined]
+        tsne_plot(one, width=300, height=320, largest=largest).axes[0].collections[0].get_sizes()  # type: ignore[attr-defined]
         for one in (calm, moved)
     ]
     assert (np.sqrt(areas[1]).mean() - 2) / (np.sqrt(areas[0]).mean() - 2) == pytest.approx(
@@ -132,4 +132,4 @@ def test_marks_grow_with_the_angle_on_one_scale() -> None:
 
 def test_mistakes(tiny: CLIP) -> None:
     with pytest.raises(ValueError, match="pgdN or cwN .*, not 'autoattack'"):
-        clouds({"x": tiny}, ["mini/one"], eps=1 / 255, attack="autoattack")
+        embed({"x": tiny}, ["mini/one"], eps=1 / 255, attack="autoattack")

@@ -15,9 +15,9 @@ from advflyp.report.figures.curves import (
     validation_curve,
 )
 from advflyp.report.figures.dots import dumbbells, per_set
-from advflyp.report.figures.plots import INK, MARKERS, MODELS, REFERENCE, VARIABLES, Look, svg
-from advflyp.report.measure.measured import Estimate, Results
-from advflyp.report.pages.elements import SHAPES
+from advflyp.report.figures.plots import INK, MARKERS, MODELS, REFERENCE, SHAPES, VARIABLES, Look, svg
+from advflyp.report.measure.estimates import Estimate
+from advflyp.report.measure.results import Results
 from advflyp.training.runlog import read_metrics
 
 

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
+from advflyp.report.measure.estimates import Condition, Estimate, Replicated
 from advflyp.report.measure.grid import IN, MIXED, OUT, means_table, methods_table, sanity_table, sides
-from advflyp.report.measure.measured import Condition, Estimate, Replicated, Results
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table
 from report.cells import cell
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from advflyp.escape import for_latex
-from advflyp.report.measure.measured import Estimate, Replicated
+from advflyp.report.measure.estimates import Estimate, Replicated
 from advflyp.report.measure.render import as_csv, latex, markdown
 from advflyp.report.measure.tables import Table
 

@@ -4,8 +4,9 @@ import math
 import pytest
 
 from advflyp.evaluation.results import Cell, mean_interval
-from advflyp.report.measure.measured import Condition, Estimate, Results, radius, signed
+from advflyp.report.measure.estimates import Condition, Estimate, radius, signed
 from advflyp.report.measure.render import as_csv, markdown, plain
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import accuracy_table, comparison_table, models_table
 
 

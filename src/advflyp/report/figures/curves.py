@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advflyp.report.figures.plots import INK, MARKERS, MODELS, MUTED, Look, axes_in, sheet, spread, styled
-from advflyp.report.measure.measured import Estimate
+from advflyp.report.measure.estimates import Estimate
 from advflyp.wording import counted
 
 # Bands of more models than these would cover each other.
@@ -33,7 +33,7 @@ def accuracy_against_eps(
     """A line for each model, with the band of its interval where they are few.
 
     curves:  model → (ε in pixels, accuracy), ascending; the clean accuracy at 0
-    ceiling: end of the y axis in %, the same for pictures that stand together
+    ceiling: end of the y axis in %, the same for figures that stand together
     label:   write the models' names beside the lines' right ends, where there is room
     """
     figure = sheet(width, height)
@@ -144,7 +144,7 @@ def against_pairs(
 
 @dataclass
 class Line:
-    """One training curve: `x` in steps, `y` in the unit of its picture."""
+    """One training curve: `x` in steps, `y` in the unit of its figure."""
 
     x: list[float] = field(default_factory=list)
     y: list[float] = field(default_factory=list)

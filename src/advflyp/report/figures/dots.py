@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, sheet, styled
-from advflyp.report.measure.measured import Change, Condition, Estimate, Results
+from advflyp.report.measure.estimates import Change, Condition, Estimate
+from advflyp.report.measure.results import Results
 
 DOT_STEP = 11  # between the dots of two models in one row
 
@@ -65,7 +66,7 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
 
 
 def ordered_sets(results: Results, conditions: Sequence[Condition], look: Look) -> list[str]:
-    """The sets as pictures show them: where the last model is best under the last condition, first."""
+    """The sets as figures show them: where the last model is best under the last condition, first."""
     model = list(look.colours)[-1]
     return sorted(results.sets, key=lambda name: -_value(results.get(model, name, conditions[-1])))
 
@@ -130,7 +131,7 @@ def dumbbells(
     """One set, many methods: a row for each with its clean (hollow) and robust accuracy (filled) and a line between.
 
     rows:    (method, clean, robust), the first on top
-    ceiling: end of the axis in %, the same for pictures that stand together
+    ceiling: end of the axis in %, the same for figures that stand together
     """
     names = [look.names[name] for name, _, _ in rows]
     left, right, top, bottom = 12 + 6.9 * max(map(len, names)), 14, 30, 42

@@ -1,4 +1,4 @@
-"""Clean and adversarial pictures in a model's embedding space: the angle φ between them (Eq. 14), and t-SNE.
+"""Clean and adversarial images in a model's embedding space: the angle φ between them (Eq. 14), and t-SNE.
 
 Needs weights once; what is stored in embedding.json is enough to draw it again.
 """
@@ -31,7 +31,7 @@ from advflyp.model.deviation import cosine_deviation
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model
 from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, axes_in, sheet, styled
-from advflyp.report.measure.measured import attack_title, radius
+from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -40,11 +40,11 @@ IMAGES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cloud:
-    """The same N pictures, clean and attacked, as one model embeds them.
+class TSNEResult:
+    """The same N images, clean and attacked, as one model embeds them.
 
     label, checkpoint_sha256: which model
-    sets:                 N names, the set of each picture;  index: N places in their sets
+    sets:                 N names, the set of each image;  index: N places in their sets
     attack, norm, eps, seed: the attack, made against this model
     phi:                  N angles in radians (Eq. 14)
     clean, adversarial:   N points each of one joint t-SNE, in no unit
@@ -66,18 +66,18 @@ class Cloud:
 
     @property
     def nearest_to_own(self) -> int:
-        """How many attacked pictures have, in the map, their own clean picture as the nearest clean one."""
+        """How many attacked images have, in the map, their own clean image as the nearest clean one."""
         clean, adversarial = np.array(self.clean), np.array(self.adversarial)
         distances = np.linalg.norm(adversarial[:, None] - clean[None], axis=2)
         return int((distances.argmin(axis=1) == np.arange(len(clean))).sum())
 
     @property
     def mean_phi(self) -> float:
-        """φ of Eq. 14, averaged over the pictures, in radians."""
+        """φ of Eq. 14, averaged over the images, in radians."""
         return math.fsum(self.phi) / len(self.phi)
 
 
-def clouds(
+def embed(
     models: Mapping[str, CLIP | str | Path],
     sets: Sequence[str],
     *,
@@ -86,14 +86,14 @@ def clouds(
     attack: str = "pgd10",
     norm: Literal["linf", "l2"] = "linf",
     seed: int = 0,
-) -> list[Cloud]:
-    """Embed the same pictures with each model, clean and attacked on that model.
+) -> list[TSNEResult]:
+    """Embed the same images with each model, clean and attacked on that model.
 
     models: by label
-    sets:   the pictures come from these, as many from each as from the others, their classes evenly
+    sets:   the images come from these, as many from each as from the others, their classes evenly
     eps:    radius in pixels of [0, 1]
-    n:      pictures in all; fewer where the sets have fewer
-    seed:   of the choice of pictures, the attack's random start and the t-SNE
+    n:      images in all; fewer where the sets have fewer
+    seed:   of the choice of images, the attack's random start and the t-SNE
     ValueError for unknown models, sets or attacks.
     """
     search, threat = Attack.parse(attack), Threat(norm=norm, eps=eps)
@@ -120,7 +120,7 @@ def clouds(
         perplexity = min(30.0, (len(names) - 1) / 3)
         points = tsne(torch.cat([clean, adversarial]), perplexity=perplexity, seed=seed)
         result.append(
-            Cloud(
+            TSNEResult(
                 label=label,
                 checkpoint_sha256=weights_sha256(model),
                 sets=names,
@@ -146,17 +146,17 @@ def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
     return search.fit_transform(embeddings.numpy()).astype(np.float64)
 
 
-def write_clouds(path: Path, found: Sequence[Cloud]) -> None:
+def write_tsne(path: Path, found: Sequence[TSNEResult]) -> None:
     """Store them as JSON; the file appears complete or not at all."""
-    write_text(path, json.dumps([dataclasses.asdict(cloud) for cloud in found]) + "\n")
+    write_text(path, json.dumps([dataclasses.asdict(one) for one in found]) + "\n")
 
 
-def read_clouds(path: Path) -> list[Cloud]:
-    """What `write_clouds` stored; none where there is no file. ValueError where it holds something else."""
+def read_tsne(path: Path) -> list[TSNEResult]:
+    """What `write_tsne` stored; none where there is no file. ValueError where it holds something else."""
     if not path.is_file():
         return []
     try:
-        return convert(read_json(path), list[Cloud], "the file")
+        return convert(read_json(path), list[TSNEResult], "the file")
     except ValueError as error:
         raise ValueError(
             f"{path} does not hold embeddings ({error}); delete it, it will be made again"
@@ -164,27 +164,27 @@ def read_clouds(path: Path) -> list[Cloud]:
 
 
 @styled
-def phi_plot(found: Sequence[Cloud], look: Look, *, width: int) -> Figure:
-    """The angle of every picture, a row of dots for each model on one axis; the mean as a line."""
-    left, right, top, bottom, row = 14 + 7.4 * max(len(cloud.label) for cloud in found), 74, 12, 46, 54
+def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
+    """The angle of every image, a row of dots for each model on one axis; the mean as a line."""
+    left, right, top, bottom, row = 14 + 7.4 * max(len(one.label) for one in found), 74, 12, 46, 54
     figure = sheet(width, top + bottom + row * len(found))
     axes = axes_in(figure, left, bottom, right, top)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_xlim(0, 1.04 * max(max(cloud.phi) for cloud in found))
-    axes.set_yticks(range(len(found)), [cloud.label for cloud in found])
+    axes.set_xlim(0, 1.04 * max(max(one.phi) for one in found))
+    axes.set_yticks(range(len(found)), [one.label for one in found])
     axes.set_xlabel("φ, angle between clean and attacked embedding (rad)")
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     # Places within a row tell dots of nearly the same angle apart, and mean nothing.
-    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, max(len(cloud.phi) for cloud in found))
-    for place, cloud in enumerate(found):
-        colour = look.colours.get(cloud.label, INK)
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, max(len(one.phi) for one in found))
+    for place, one in enumerate(found):
+        colour = look.colours.get(one.label, INK)
         axes.plot(
-            cloud.phi, place + jitter[: len(cloud.phi)], "o", color=colour, alpha=0.45, markersize=3.4, mew=0
+            one.phi, place + jitter[: len(one.phi)], "o", color=colour, alpha=0.45, markersize=3.4, mew=0
         )
-        axes.plot([cloud.mean_phi] * 2, [place - 0.4, place + 0.4], color=colour, linewidth=2.6)
+        axes.plot([one.mean_phi] * 2, [place - 0.4, place + 0.4], color=colour, linewidth=2.6)
         axes.annotate(
-            f"{cloud.mean_phi:.4f}",
+            f"{one.mean_phi:.4f}",
             (1, place),
             (8, 0),
             ("axes fraction", "data"),
@@ -197,19 +197,19 @@ def phi_plot(found: Sequence[Cloud], look: Look, *, width: int) -> Figure:
 
 
 @styled
-def cloud_plot(cloud: Cloud, *, width: int, height: int, largest: float) -> Figure:
-    """Both point clouds, φ in the title; the attacked pictures' marks grow with their angles.
+def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Figure:
+    """Both point clouds, φ in the title; the attacked images' marks grow with their angles.
 
     largest: the angle of the largest mark, the same for all maps that stand together
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 10, 34, 10, 50)
-    axes.set_title(f"{cloud.label}\nφ = {cloud.mean_phi:.4f} rad", pad=8)
-    a, b = np.array(cloud.clean), np.array(cloud.adversarial)
+    axes.set_title(f"{one.label}\nφ = {one.mean_phi:.4f} rad", pad=8)
+    a, b = np.array(one.clean), np.array(one.adversarial)
     lines = np.stack([a, b, np.full_like(a, np.nan)], axis=1).reshape(-1, 2)
     axes.plot(lines[:, 0], lines[:, 1], color=MUTED, alpha=0.35, linewidth=0.7, zorder=1)
     # The mark's width, not its area: twice the angle is to look like twice as much.
-    size = (2 + 12 * np.minimum(np.array(cloud.phi) / largest, 1)) ** 2
+    size = (2 + 12 * np.minimum(np.array(one.phi) / largest, 1)) ** 2
     axes.scatter(b[:, 0], b[:, 1], s=size, marker="^", color=MODELS[0], alpha=0.5, linewidths=0, zorder=2)
     axes.plot(a[:, 0], a[:, 1], "o", color=MODELS[1], markersize=2.6, alpha=0.9, mew=0, zorder=3)
     axes.set_xticks([])
@@ -226,34 +226,34 @@ def cloud_plot(cloud: Cloud, *, width: int, height: int, largest: float) -> Figu
     return figure
 
 
-def phi_table(found: Sequence[Cloud], *, title: str) -> Table:
-    """φ of each model: the mean over pictures and its standard error, in radians."""
+def phi_table(found: Sequence[TSNEResult], *, title: str) -> Table:
+    """φ of each model: the mean over images and its standard error, in radians."""
     rows: list[list[Value]] = []
-    for cloud in found:
-        error = float(np.std(cloud.phi, ddof=1)) / math.sqrt(len(cloud.phi)) if len(cloud.phi) > 1 else None
+    for one in found:
+        error = float(np.std(one.phi, ddof=1)) / math.sqrt(len(one.phi)) if len(one.phi) > 1 else None
         spread = None if error is None else f"{error:.4f}"
-        rows.append([cloud.label, f"{cloud.mean_phi:.4f}", spread, str(len(cloud.phi))])
-    columns = ["model", "mean φ (rad)", "standard error (rad)", "pictures"]
+        rows.append([one.label, f"{one.mean_phi:.4f}", spread, str(len(one.phi))])
+    columns = ["model", "mean φ (rad)", "standard error (rad)", "images"]
     return Table(title=title, columns=columns, rows=rows, note=about(found[0]))
 
 
-def about_maps(found: Sequence[Cloud]) -> str:
+def about_maps(found: Sequence[TSNEResult]) -> str:
     """What the maps can and cannot show, as a few sentences."""
-    own = ", ".join(f"{cloud.label} {cloud.nearest_to_own} of {len(cloud.phi)}" for cloud in found)
+    own = ", ".join(f"{one.label} {one.nearest_to_own} of {len(one.phi)}" for one in found)
     return (
-        "t-SNE of the same embeddings, a map for each model: the larger an attacked picture's mark, the larger its φ, "
+        "t-SNE of the same embeddings, a map for each model: the larger an attacked image's mark, the larger its φ, "
         "on one scale for all maps. t-SNE keeps neighbours and no distances, so that the maps look much alike: of the "
-        f"attacked pictures that many lie nearest to their own clean one: {own}."
+        f"attacked images that many lie nearest to their own clean one: {own}."
     )
 
 
-def about(cloud: Cloud) -> str:
+def about(one: TSNEResult) -> str:
     """What φ is of, as a sentence."""
-    sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in cloud.sets))
-    attack = f"{attack_title(cloud.attack)} at ε = {radius(cloud.eps, cloud.norm)}"
+    sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in one.sets))
+    attack = f"{attack_title(one.attack)} at ε = {radius(one.eps, one.norm)}"
     return (
-        f"φ is Eq. 14: the angle between the embeddings of a clean picture and of the attacked one, in radians (0: the "
-        f"attack moves nothing), of {counted(len(cloud.phi), 'picture')} ({sets}) after {attack} against that very "
+        f"φ is Eq. 14: the angle between the embeddings of a clean image and of the attacked one, in radians (0: the "
+        f"attack moves nothing), of {counted(len(one.phi), 'image')} ({sets}) after {attack} against that very "
         "model."
     )
 
@@ -261,14 +261,14 @@ def about(cloud: Cloud) -> str:
 def _embed(
     evaluator: Evaluator, attack: Attack, threat: Threat, seed: int
 ) -> tuple[list[int], Tensor, Tensor]:
-    """Places of the pictures that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
+    """Places of the images that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
     model, found = evaluator.model, []
     _, loss = LOSSES[attack.kind]
     places: list[int] = []
     batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
     for index, images, labels in batches:
         images, labels = images.to(model.device), labels.to(model.device)
-        # All steps for every picture: an evaluation's attack would stop at the first wrong answer.
+        # All steps for every image: an evaluation's attack would stop at the first wrong answer.
         with for_use(model), model.computing_in("fp32"):
             adversarial = pgd(
                 images,

@@ -1,4 +1,4 @@
-"""Pictures that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
+"""Images that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from advflyp.model.clip import CLIP
 
 RULE = (
     "How they were chosen: the sets are put in an order shuffled with seed {seed}; each in turn gives the next "
-    "picture, in an order of its own shuffled with the same seed, that the original model classifies correctly "
+    "image, in an order of its own shuffled with the same seed, that the original model classifies correctly "
     "without an attack. Nothing else is looked at: neither whether the attack succeeds nor what the "
     "finetuned model says."
 )
@@ -28,7 +28,7 @@ CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One picture as one model sees it.
+    """One image as one model sees it.
 
     clean, adversarial: (3, H, W) float32 pixels in [0, 1] on the CPU, at the model's resolution
     top_clean, top_adversarial: the three likeliest classes with their probabilities, likeliest first
@@ -39,12 +39,16 @@ class View:
     top_clean: list[tuple[str, float]]
     top_adversarial: list[tuple[str, float]]
 
+    def is_right(self, label: str) -> bool:
+        """Whether the model still says `label` of the adversarial image."""
+        return self.top_adversarial[0][0] == label
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture before and after finetuning, each model attacked for itself.
+    """A image before and after finetuning, each model attacked for itself.
 
-    set, index: which picture;  label: its class
+    set, index: which image;  label: its class
     attack, norm, eps, seed: how it was attacked; the same perturbation as in `evaluate` with these settings
     before, after: what the two models make of it
     """
@@ -75,7 +79,7 @@ def examples(
     attack: str = "pgd10",
     norm: Literal["linf", "l2"] = "linf",
 ) -> list[Example]:
-    """Up to `n` pictures chosen by `RULE`, attacked on both models.
+    """Up to `n` images chosen by `RULE`, attacked on both models.
 
     set_names: sets to spread them over
     eps:       radius of the attack, in pixels of [0, 1]
@@ -123,7 +127,7 @@ def examples(
 
 
 def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
-    """The factor that makes the perturbation fill the range of a picture whose middle grey is no change."""
+    """The factor that makes the perturbation fill the range of a image whose middle grey is no change."""
     reach = threat.eps if threat.norm == "linf" else (adversarial - clean).abs().max().item()
     return 0.5 / reach if reach > 0 else 1.0
 
@@ -134,12 +138,12 @@ def perturbation(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
 
 
 def rule(seed: int) -> str:
-    """How the pictures were chosen, as a sentence for the reader."""
+    """How the images were chosen, as a sentence for the reader."""
     return RULE.format(seed=seed)
 
 
 def _correct(make_evaluator: Callable[[], Evaluator], seed: int) -> Iterator[int]:
-    """Places of the pictures that the model classifies correctly, in a shuffled order.
+    """Places of the images that the model classifies correctly, in a shuffled order.
 
     The evaluator is made when the first is asked for: a set that is not needed costs nothing.
     """
@@ -174,7 +178,7 @@ def _pixels(evaluator: Evaluator, index: int) -> Tensor:
 
 
 def _top(evaluator: Evaluator, images: Tensor) -> list[tuple[str, float]]:
-    """The three likeliest classes of the one picture."""
+    """The three likeliest classes of the one image."""
     with for_use(evaluator.model):
         probabilities = evaluator.logits_fp32(images).softmax(1)[0]
     values, indices = probabilities.topk(min(3, len(probabilities)))

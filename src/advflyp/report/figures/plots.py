@@ -1,7 +1,7 @@
-"""The report's pictures: matplotlib figures, and their SVG in the colours of the page.
+"""The report's figures, drawn by matplotlib, and their SVG in the colours of the page.
 
 Sizes are in CSS pixels, one unit of the SVG each. Colours are those of the light theme; `svg` exchanges each
-for a CSS variable, so that the same picture is legible on dark ground. Saved as PNG they stay light.
+for a CSS variable, so that the same figure is legible on dark ground. Saved as PNG they stay light.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,6 +27,17 @@ INK, MUTED, GRID = "#1b1e23", "#5f6872", "#dde1e6"
 MODELS = ("#c04a00", "#0067a5", "#007a5a", "#a8508a", "#8a6500", "#4d4a9e", "#b0123c", "#4a7a00")
 MARKERS = "osD^vPX"  # one fewer than colours: the pair of both is unique up to 56 models
 REFERENCE = "h"  # of models that the others are compared with, in the colour of the text
+# The markers as SVG paths in a square of ten units, for the key.
+SHAPES = {
+    "o": "M.6 5a4.4 4.4 0 1 0 8.8 0a4.4 4.4 0 1 0-8.8 0z",
+    "s": "M1 1h8v8H1z",
+    "D": "M5 0 10 5 5 10 0 5z",
+    "^": "M5 .5 9.8 9.3 .2 9.3z",
+    "v": "M5 9.5 .2 .7 9.8 .7z",
+    "P": "M3.3 .4h3.4v2.9h2.9v3.4H6.7v2.9H3.3V6.7H.4V3.3h2.9z",
+    "X": "M2.6.2 5 2.6 7.4.2l2.4 2.4L7.4 5l2.4 2.4-2.4 2.4L5 7.4 2.6 9.8.2 7.4 2.6 5 .2 2.6z",
+    "h": "M5 .4 9 2.7v4.6L5 9.6 1 7.3V2.7z",
+}
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--m{i}" for i, c in enumerate(MODELS)}}
 
 STYLE: dict[Any, Any] = {
@@ -88,6 +100,15 @@ class Look:
             markers[model] = MARKERS[place % len(MARKERS)]
         return cls(colours, markers, {model: (names or {}).get(model, model) for model in models})
 
+    def css_class(self, model: str) -> str:
+        """The class of the page's style that has the model's colour."""
+        colour = self.colours[model]
+        return f"c{MODELS.index(colour)}" if colour in MODELS else "c-ink"
+
+    def path(self, model: str) -> str:
+        """The model's marker as an SVG path in a square of ten units."""
+        return SHAPES[self.markers[model]]
+
     def of_some(self, models: Sequence[str]) -> "Look":
         """The same looks, of these models only."""
         return Look(
@@ -120,8 +141,8 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return within
 
 
-def svg(figure: Figure, description: str) -> str:
-    """The picture as an inline <svg> element that takes its colours from the page's CSS variables.
+def svg(figure: Figure, description: str) -> Markup:
+    """The figure as an inline <svg> element that takes its colours from the page's CSS variables.
 
     description: what a screen reader says
     """
@@ -150,7 +171,7 @@ def svg(figure: Figure, description: str) -> str:
     text = re.sub(r"""font-family: [^;"]*;?""", "", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would style the whole page
     text = _own_ids(text)
-    return re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)).strip()
+    return Markup(re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)).strip())
 
 
 def _own_ids(text: str) -> str:

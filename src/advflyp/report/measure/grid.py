@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import cache
 
 from advflyp.data.mini import full_corpus_folder, mini_sets
-from advflyp.report.measure.measured import Condition, Results, is_flagged
+from advflyp.report.measure.estimates import Condition
+from advflyp.report.measure.results import Results, is_flagged
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -261,7 +262,7 @@ def _seeds_missing(results: Results, shown: Shown) -> list[str]:
 
 
 def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
-    """Sets of which only a part was judged, and those on which not everybody saw as many images."""
+    """Sets of which only a part was evaluated, and those on which not everybody saw as many images."""
     uneven, parts = [], []
     every: dict[str, list[int]] = {}
     for name in sets:

@@ -9,7 +9,7 @@ from pathlib import Path
 from advflyp.evaluation.compare import Comparison
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.files import check_written_by_us, write_text
-from advflyp.report.measure.measured import Change, Condition, Estimate
+from advflyp.report.measure.estimates import Change, Condition, Estimate
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
@@ -26,16 +26,16 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
         blocks.append((condition.title + said, len(found)))
         table += found
     return Table(
-        title=f"Zero-shot accuracy in % on the same pictures\nA: {rows[0].model_a}   B: {rows[0].model_b}",
+        title=f"Zero-shot accuracy in % on the same images\nA: {rows[0].model_a}   B: {rows[0].model_b}",
         columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
         rows=table,
         blocks=blocks,
-        note="\n".join([*_about_pictures(rows), *_about_settings(rows), METHOD.format(len(rows))]),
+        note="\n".join([*_about_images(rows), *_about_settings(rows), METHOD.format(len(rows))]),
     )
 
 
 METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
-only A, only B: pictures that one of them alone gets right.
+only A, only B: images that one of them alone gets right.
 p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows."""
 # Of our files: each kind holds one, and hardly any other file does.
 MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
@@ -72,10 +72,10 @@ def _row(row: Comparison) -> list[Value]:
     ]
 
 
-def _about_pictures(rows: Sequence[Comparison]) -> list[str]:
-    """Where the two were measured on different pictures: how many they share. Once a set."""
+def _about_images(rows: Sequence[Comparison]) -> list[str]:
+    """Where the two were measured on different images: how many they share. Once a set."""
     lines = [
-        f"{_set(row)}: {counted(row.n, 'picture')} in common, of {row.n_a} (A) and {row.n_b} (B)."
+        f"{_set(row)}: {counted(row.n, 'image')} in common, of {row.n_a} (A) and {row.n_b} (B)."
         for row in rows
         if len(row.sets) == 1 and not row.n == row.n_a == row.n_b
     ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.retrieval import RetrievalCell
-from advflyp.report.measure.measured import Condition, Estimate
+from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -15,7 +15,7 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
     columns = [f"{way}\nR@{one.k}" for way in ("to text", "to image") for one in first.image_to_text]
     return Table(
         title=f"Zero-shot retrieval in %\nmodel: {first.model}\npairs: {first.pairs}",
-        columns=["pictures", *columns],
+        columns=["images", *columns],
         rows=[[_condition(cell), *map(_estimate, cell.image_to_text + cell.text_to_image)] for cell in cells],
         note="\n".join(_notes(cells)),
     )
@@ -43,11 +43,11 @@ def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
     cell = cells[0]
     part = f", drawn from {cell.subset['of']}" if "limit" in cell.subset else ""
     notes = [
-        f"{counted(cell.n_images, 'picture')}, {counted(cell.n_captions, 'caption')}{part}",
+        f"{counted(cell.n_images, 'image')}, {counted(cell.n_captions, 'caption')}{part}",
         "each recall is followed by its 95 % interval",
     ]
     if any(cell.norm for cell in cells):
-        notes.append("attacked: every picture of the gallery, in both directions")
+        notes.append("attacked: every image of the gallery, in both directions")
     if cell.unreadable:
         names = ", ".join(f"{key} ({reason})" for key, reason in list(cell.unreadable.items())[:3])
         notes.append(f"{counted(len(cell.unreadable), 'pair')} could not be used: left out: {names}")

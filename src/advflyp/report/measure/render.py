@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from advflyp.escape import for_csv, for_latex, for_markdown
-from advflyp.report.measure.measured import Estimate, Replicated
+from advflyp.report.measure.estimates import Estimate, Replicated
 from advflyp.report.measure.tables import Table, Value
 
 FLAG = "†"

@@ -7,7 +7,7 @@ from typing import Any
 
 from advflyp.config import convert, read_toml
 from advflyp.method import METHODS
-from advflyp.report.measure.measured import radius
+from advflyp.report.measure.estimates import radius
 from advflyp.training.runlog import duration
 from advflyp.wording import counted
 

@@ -1,13 +1,14 @@
 """Tables as plain data, whatever they are printed as: those of one model, of two, of the means of many.
 
-report/measure/grid.py has the table of many methods on many sets; report/console.py prints a `Table`,
-report/measure/render.py writes it as Markdown, CSV and LaTeX, report/pages/elements.py as HTML.
+report/measure/grid.py has the table of many methods on many sets. One renderer each: report/console.py (terminal),
+report/measure/render.py (Markdown, CSV, LaTeX), report/pages/templates/elements.html (HTML).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from advflyp.report.measure.measured import Condition, Estimate, Results, competitors
+from advflyp.report.measure.estimates import Condition, Estimate, competitors
+from advflyp.report.measure.results import Results
 from advflyp.wording import counted
 
 Value = str | Estimate | None
@@ -22,6 +23,7 @@ class Table:
     blocks:    the rows in parts: each part's title and how many rows it has, all of them together
     best:      in each block the best and the second best value of a column are marked (`ranks`)
     unranked:  rows, by their first value, that take no part in that: references, not competitors
+    words:     columns of text, set left-aligned
     """
 
     title: str
@@ -33,6 +35,7 @@ class Table:
     blocks: list[tuple[str, int]] = field(default_factory=list)
     best: bool = False
     unranked: Sequence[str] = ()
+    words: bool = False
 
     def parts(self) -> list[tuple[str, int, list[list[Value]]]]:
         """Each block's title, the place of its first row and its rows; one without a title where there are none."""

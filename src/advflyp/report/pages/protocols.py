@@ -8,7 +8,7 @@ from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.classnames import OURS
 from advflyp.data.sets.prompts import fill
 from advflyp.evaluation.protocols import ADVFLYP, OTHERS, PROTOCOLS, Protocol
-from advflyp.report.measure.measured import attack_title, radius
+from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table, Value
 
 # A class of each dataset, as the authors write it, by which protocols differ where they do.
@@ -75,7 +75,7 @@ def facts(protocol: Protocol) -> dict[str, str]:
         "ε": f"{_radii(protocol)} ({protocol.norm})",
         "AutoAttack": attack_title("+".join(protocol.autoattack)),
         "equal names": "never right" if protocol.ties == "wrong" else "the first of them can be right",
-        "precision": f"search in {protocol.precision}, judged in fp32",
+        "precision": f"search in {protocol.precision}, evaluated in fp32",
     }
     return found
 

@@ -1,12 +1,13 @@
-"""Sections that the report of results and the report of a whole comparison share: HTML from results."""
+"""The sections that several pages share, as data for their templates: figures drawn, numbers arranged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from advflyp.escape import for_html
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
 from advflyp.files import write_files
 from advflyp.report.figures.curves import (
     FEW,
@@ -19,97 +20,90 @@ from advflyp.report.figures.dots import dumbbells, ordered_sets, per_set
 from advflyp.report.figures.examples import Example, rule
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.figures.tradeoff import tradeoff
+from advflyp.report.measure.estimates import Condition, Estimate, attack_title, competitors, radius
 from advflyp.report.measure.grid import sides
-from advflyp.report.measure.measured import Condition, Estimate, Results, attack_title, competitors, radius
 from advflyp.report.measure.render import as_csv, latex
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import run_summary
 from advflyp.report.measure.tables import Table
-from advflyp.report.pages import elements
 from advflyp.training.runlog import read_metrics
 
 WIDTHS = (900, 350)
 # What a report may write into its folder, as `check_files` takes it.
 FILES = ("index.html", "results.md", "tables/*.csv", "tables/*.tex")
 
-
-def document(title: str, description: str, sections: Sequence[str]) -> str:
-    """A whole page that needs nothing but itself."""
-    # No line break between a number and its sign.
-    body = "\n".join(section for section in sections if section)
-    body = body.replace(" %", "\u00a0%").replace("ε = ", "ε\u00a0=\u00a0")
-    css = (files("advflyp") / "report" / "style.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{for_html(title)}</title>\n"
-        f'<meta name="description" content="{for_html(description)}">\n'
-        f"<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+View = dict[str, Any]
+Get = Callable[[str, Condition], Estimate | None]
 
 
-def section(heading: str, body: str) -> str:
-    """A section of the page; nothing where there is nothing to say."""
-    return f"<section>\n<h2>{heading}</h2>\n{body}\n</section>" if body else ""
+class Drawing(NamedTuple):
+    """A figure as SVG for a desktop and for a phone."""
+
+    wide: Markup
+    narrow: Markup
 
 
-def tile(name: str, figures: str, below: str) -> str:
-    """A large figure with what it is above and how sure below; `figures` is HTML."""
-    return (
-        f'<div class="tile"><b>{for_html(name)}</b><span class="figures">{figures} %</span>'
-        f"<small>{for_html(below)}</small></div>"
-    )
+def drawing(draw: Callable[..., Figure], description: str, widths: tuple[int, int] = WIDTHS) -> Drawing:
+    """Draw a figure, a function of its width in pixels, in both widths."""
+    return Drawing(*(svg(draw(width=width), description) for width in widths))
 
 
-def set_by_set(results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look) -> str:
-    """Every set, a dot with its interval for each model; a picture for each set where models are many."""
+def write_report_files(out: Path, tables: Mapping[str, Table], *, html: str, markdown: str) -> Path:
+    """Write `out`/index.html, results.md and tables/NAME.csv and .tex; the path of the page."""
+    files = {"results.md": markdown}
+    for name, table in tables.items():
+        files[f"tables/{name}.csv"] = as_csv(table)
+        files[f"tables/{name}.tex"] = latex(table)
+    write_files(out, files | {"index.html": html})
+    return out / "index.html"
+
+
+def spread_words(results: Results) -> str:
+    """What the bars, bands and crosses of a figure are: of one kind (`Results.drawn`)."""
+    if not results.replicated:
+        return "95 % intervals"
+    return "± one standard deviation over training seeds; what has one seed has none"
+
+
+def means_over(sets: Sequence[str]) -> dict[str, list[str]]:
+    """Title → sets: all of them, and those in and out of the proxy where that is known."""
+    return {
+        (f"{side}, " if side else "")
+        + ("one set" if len(names) == 1 else f"mean of {len(names)} sets"): names
+        for side, names in {"": list(sets), **sides(sets)}.items()
+    }
+
+
+def set_by_set(results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look) -> View:
+    """Every set, a dot with its interval for each model; a figure for each set where models are many."""
+    view: View = {"spread": spread_words(results), "small": [], "two": len(models) == 2}
     if len(models) > FEW and len(shown) == 2:
-        return _dumbbells(results, models, (shown[0], shown[1]), look)
-    draw = elements.picture(
-        lambda width: per_set(results, shown, look, width=width),
-        "accuracy of each model on each set, with intervals",
-        widths=WIDTHS,
-    )
-    right = " At the right, the change in points." if len(models) == 2 else ""
-    return f"<p>Each mark is the accuracy on one set, the bars behind are {spread_words(results)}.{right}</p>{draw}"
+        return view | {"robust": shown[1].title, "small": _dumbbells(results, models, *shown, look)}
+    draw = partial(per_set, results, shown, look)
+    return view | {"drawing": drawing(draw, "accuracy of each model on each set, with intervals")}
 
 
 def _dumbbells(
-    results: Results, models: Sequence[str], shown: tuple[Condition, Condition], look: Look
-) -> str:
-    clean, robust = shown
-    groups: dict[str, Callable[[str, Condition], Estimate | None]] = {}
-    split = sides(results.sets)
+    results: Results, models: Sequence[str], clean: Condition, robust: Condition, look: Look
+) -> list[Markup]:
+    groups: dict[str, Get] = {}
     if len(results.sets) > 1:
-        groups[f"mean of {len(results.sets)} sets"] = lambda m, c: results.mean(m, c, results.sets)
-    for side, names in split.items():
-        groups[f"mean of {len(names)} {side}"] = lambda m, c, names=names: results.mean(m, c, names)
-    known = {name: side for side, names in split.items() for name in names}
-    for name in sorted(results.sets, key=lambda name: known.get(name, "")):
-        title = results.short[name] + (f" ({known[name]})" if name in known else "")
+        for title, names in means_over(results.sets).items():
+            groups[title] = lambda m, c, names=names: results.mean(m, c, names)
+    side_of = {name: side for side, names in sides(results.sets).items() for name in names}
+    for name in sorted(results.sets, key=lambda name: side_of.get(name, "")):
+        title = results.short[name] + (f" ({side_of[name]})" if name in side_of else "")
         groups[title] = lambda m, c, name=name: results.get(m, name, c)
-    rows = {
-        title: [(m, results.drawn(get(m, clean)), results.drawn(get(m, robust))) for m in models]
-        for title, get in groups.items()
-    }
-    rows = {title: found for title, found in rows.items() if any(a or b for _, a, b in found)}
-    plots = [
-        svg(
-            dumbbells(
-                sorted(found, key=lambda row: -(row[2].value if row[2] else -1)),
-                look,
-                width=300,
-                title=title,
-                ceiling=_ceiling(value for _, *two in found for value in two),
-            ),
-            f"clean and robust accuracy of each method: {title}",
-        )
-        for title, found in rows.items()
-    ]
-    return (
-        f"<p>Hollow: accuracy on clean images; filled: under {for_html(robust.title)}; the bars behind are "
-        f"{spread_words(results)}. The most robust method stands on top. Each picture has its own scale.</p>"
-        + elements.grid(plots, kind="roomy")
-    )
+    plots = []
+    for title, get in groups.items():
+        rows = [(m, results.drawn(get(m, clean)), results.drawn(get(m, robust))) for m in models]
+        if not any(a or b for _, a, b in rows):
+            continue
+        rows.sort(key=lambda row: -(row[2].value if row[2] else -1))
+        top = _ceiling(value for _, *two in rows for value in two)
+        figure = dumbbells(rows, look, width=300, title=title, ceiling=top)
+        plots.append(svg(figure, f"clean and robust accuracy of each method: {title}"))
+    return plots
 
 
 def tradeoffs(
@@ -119,15 +113,20 @@ def tradeoffs(
     robust: Condition,
     look: Look,
     references: Sequence[str] = (),
-) -> str:
-    """Every method a point: mean over all sets, and over those in and out of the proxy; nothing of fewer than two.
+) -> View | None:
+    """Every method a point: mean over all sets, and over those in and out of the proxy; None for fewer than two.
 
-    references: models that are not trained, so that they may be on the front beside means of several trainings
+    Args:
+        results: What was measured.
+        models: The methods to show.
+        clean: The condition across.
+        robust: The condition upwards.
+        look: Their colours and marks.
+        references: Models that are not trained, so that they may be on the front beside means of several trainings.
     """
-    parts: dict[str, Sequence[str]] = {"": results.sets, **sides(results.sets)}
-    pictures = []
-    left_out: dict[str, None] = {}
-    for side, names in parts.items():
+    drawings = []
+    unranked: dict[str, None] = {}
+    for title, names in means_over(results.sets).items():
         means = {
             model: (one, two)
             for model in models
@@ -136,198 +135,125 @@ def tradeoffs(
         if len(means) < 2:
             continue
         ranked = competitors({model: one for model, (one, _) in means.items() if model not in references})
-        left_out |= {model: None for model in means if model not in (*ranked, *references)}
-        points = {model: (results.drawn(one), results.drawn(two)) for model, (one, two) in means.items()}
-        over = "one set" if len(names) == 1 else f"mean of {len(names)} sets"
-        title = f"{side}, {over}" if side else over
+        unranked |= {model: None for model in means if model not in (*ranked, *references)}
         draw = partial(
             tradeoff,
-            points,
+            {model: (results.drawn(one), results.drawn(two)) for model, (one, two) in means.items()},
             look,
             robust=robust.title,
             title=title[:1].upper() + title[1:],
             on_front=[*references, *ranked],
         )
-        pictures.append(
-            elements.picture(
-                lambda width, draw=draw: draw(width=width, height=480 if width > 500 else 420),
-                f"robust against clean accuracy, {title}",
-                widths=WIDTHS,
-            )
-        )
-    if not pictures:
-        return ""
-    fewer = f" (not among those: {for_html(', '.join(left_out))}, of fewer trainings)" if left_out else ""
-    return (
-        "<p>Up and right is better. The dashed stairs are the front: whatever lies in the grey below them is beaten "
-        f"by a method on them, in clean and in robust accuracy{fewer}. Crosses are {spread_words(results)}. The axes "
-        "are cut: they do not begin at zero.</p>" + "".join(pictures)
-    )
+        drawings.append(drawing(draw, f"robust against clean accuracy, {title}"))
+    if not drawings:
+        return None
+    return {"drawings": drawings, "unranked": list(unranked), "spread": spread_words(results)}
 
 
-def against_eps(results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look) -> str:
+def against_eps(
+    results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look
+) -> View | None:
     """Accuracy against ε for each attack with two radii or more: the mean, and few models also set by set."""
-    attacks: dict[tuple[str, str], set[float]] = {}
+    radii: dict[tuple[str, str], set[float]] = {}
     for condition in results.attacked:
-        attacks.setdefault((condition.attack, str(condition.norm)), set()).add(condition.eps)
-    parts = [
-        _curve(results, models, shown, look, *attack) for attack, radii in attacks.items() if len(radii) > 1
+        radii.setdefault((condition.attack, str(condition.norm)), set()).add(condition.eps)
+    curves = [
+        _curves(results, models, shown, look, *attack) for attack, found in radii.items() if len(found) > 1
     ]
-    if not parts:
-        return ""
-    bands = f"; bands are {spread_words(results)}" if len(models) <= FEW else ""
-    return (
-        f"<p>Accuracy against ε, the most a pixel may change. 0 is the clean picture{bands}.</p>"
-        + "".join(parts)
-    )
+    if not curves:
+        return None
+    return {"curves": curves, "bands": len(models) <= FEW, "spread": spread_words(results)}
 
 
-def _curve(
+def _curves(
     results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look, attack: str, norm: str
-) -> str:
-    """The mean over sets, and a small picture for each set."""
+) -> View:
     along = [c for c in results.conditions if c.norm is None or (c.attack, c.norm) == (attack, norm)]
+    title = f"{attack_title(attack)}{' (L2)' if norm == 'l2' else ''}"
 
-    def lines(
-        get: Callable[[str, Condition], Estimate | None],
-    ) -> dict[str, list[tuple[float, Estimate]]]:
+    def lines(get: Get) -> dict[str, list[tuple[float, Estimate]]]:
         found = {
             model: [(c.eps, value) for c in along if (value := results.drawn(get(model, c))) is not None]
             for model in models
         }
         return {model: points for model, points in found.items() if points}
 
-    title = f"{attack_title(attack)}{' (L2)' if norm == 'l2' else ''}"
-    groups: dict[str, Sequence[str]] = {}
-    if len(results.sets) > 1 and results.mean_sets:
-        groups[f"mean of {len(results.mean_sets)} sets"] = results.mean_sets
-        if len(models) > 2:
-            groups |= {f"{side}, mean of {len(s)}": s for side, s in sides(results.mean_sets).items()}
-    parts = []
-    for over, names in groups.items():
-        mean = lines(lambda m, c, names=names: results.mean(m, c, names))
-        if not mean:
-            continue
-        draw = partial(
-            accuracy_against_eps,
-            mean,
-            look,
-            title=f"{title}, {over}",
-            ceiling=_ceiling(value for points in mean.values() for _, value in points),
-            norm=norm,
-            label=True,
-        )
-        parts.append(
-            elements.picture(
-                lambda width, draw=draw: draw(width=width, height=320 if len(models) <= FEW else 400),
-                f"accuracy against ε: {title}, {over}",
-                widths=WIDTHS,
-            )
-        )
-    if len(models) > FEW and parts:
-        return "".join(parts)
-    curves = {
-        name: lines(lambda m, c, name=name: results.get(m, name, c))
-        for name in ordered_sets(results, shown, look)
-    }
-    ceiling = _ceiling(v for found in curves.values() for points in found.values() for _, v in points)
-    small = [
+    means = []
+    groups = means_over(results.mean_sets) if len(models) > 2 else {"": results.mean_sets}
+    for over, names in groups.items() if len(results.sets) > 1 and results.mean_sets else ():
+        found = lines(lambda m, c, names=names: results.mean(m, c, names))
+        over = over or f"mean of {len(names)} sets"
+        draw = partial(_mean_curve, found, look, f"{title}, {over}", norm)
+        means += [drawing(draw, f"accuracy against ε, {title}, {over}")] if found else []
+    small: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
+    if len(models) <= FEW or not means:
+        small = {
+            name: found
+            for name in ordered_sets(results, shown, look)
+            if (found := lines(lambda m, c, name=name: results.get(m, name, c)))
+        }
+    top = _ceiling(value for found in small.values() for line in found.values() for _, value in line)
+    size: View = {"width": 220, "height": 150, "norm": norm, "ceiling": top, "axis_titles": False}
+    plots = [
         svg(
-            accuracy_against_eps(
-                found,
-                look,
-                width=220,
-                height=150,
-                title=results.short[name],
-                ceiling=ceiling,
-                norm=norm,
-                axis_titles=False,
-            ),
+            accuracy_against_eps(found, look, title=results.short[name], **size),
             f"accuracy against ε on {name}",
         )
-        for name, found in curves.items()
-        if found
+        for name, found in small.items()
     ]
-    unit = "1/255" if norm == "linf" else "L2 length"
-    note = f'<p class="note">{for_html(title)} on each set. Across: ε ({unit}); up: accuracy (%).</p>'
-    return "".join(parts) + note + elements.grid(small)
+    return {"title": title, "norm": norm, "means": means, "small": plots}
 
 
-def before_after(examples: Sequence[Example], names: tuple[str, str]) -> str:
-    """Pictures, what the attack makes of them, and what two models say."""
-    if not examples:
-        return ""
-    first = examples[0]
-    before = sum(elements.still_right(example.before, example.label) for example in examples)
-    after = sum(elements.still_right(example.after, example.label) for example in examples)
-    intro = (
-        f"<p>Left the clean picture, right what {for_html(attack_title(first.attack))} at "
-        f"ε = {radius(first.eps, first.norm)} makes of it against this very model, between them the change, "
-        "amplified by the factor above it (middle grey is no change). Under each picture the three likeliest "
-        f"classes.</p><p>Still right under attack: {before} of {len(examples)} before, {after} after.</p>"
-        f'<p class="note">{for_html(rule(first.seed))} Whose pictures they are is said under The sets.</p>'
+def _mean_curve(
+    found: dict[str, list[tuple[float, Estimate]]], look: Look, title: str, norm: str, width: int
+) -> Figure:
+    return accuracy_against_eps(
+        found,
+        look,
+        width=width,
+        height=320 if len(found) <= FEW else 400,
+        title=title,
+        norm=norm,
+        ceiling=_ceiling(value for line in found.values() for _, value in line),
+        label=True,
     )
-    cards = "".join(elements.example_card(example, names) for example in examples)
-    return f'{intro}<div class="examples">{cards}</div>'
 
 
-def training(
-    runs: Mapping[str, Path], recipes: Mapping[str, Mapping[str, Any]], *, folded: bool = False
-) -> str:
-    """Loss terms and validation accuracy of each run. folded: each under its name, to be opened."""
-    body = []
+def before_after(found: Sequence[Example], names: tuple[str, str]) -> View | None:
+    """Images, what the attack makes of them, and what two models say; None without examples."""
+    if not found:
+        return None
+    first = found[0]
+    return {
+        "examples": found,
+        "names": names,
+        "attack": f"{attack_title(first.attack)}, ε = {radius(first.eps, first.norm)}",
+        "right": [
+            sum(getattr(one, side).is_right(one.label) for one in found) for side in ("before", "after")
+        ],
+        "rule": rule(first.seed),
+    }
+
+
+def training(runs: Mapping[str, Path], recipes: Mapping[str, Mapping[str, Any]]) -> list[View]:
+    """Loss terms and validation accuracy of each run that has any."""
+    found = []
     for name, folder in runs.items():
         entries = read_metrics(folder)
         lines = training_lines(entries)
         size = {"width": 290, "height": 180, "steps": max((entry["step"] for entry in entries), default=0)}
         plots = [
-            svg(loss_curve(term, ln, **size), f"{name}: loss {term}") for term, ln in lines["loss"].items()
+            svg(loss_curve(term, line, **size), f"{name}: loss {term}")
+            for term, line in lines["loss"].items()
         ]
         if lines["validation"]:
             plots.append(svg(validation_curve(lines["validation"], **size), f"{name}: validation accuracy"))
         if plots:
-            summary = f"<p>{for_html(run_summary(entries, recipes[name]))}</p>"
-            grid = summary + elements.grid(plots, kind="roomy")
-            body.append(fold(name, grid) if folded else f"<h3>{for_html(name)}</h3>{grid}")
-    note = (
-        "<p>The terms of the loss, each weighted as it enters the sum, and the accuracy on the validation set, "
-        "which decides the weights that are kept.</p>"
-    )
-    return note + "".join(body) if body else ""
+            found.append({"name": name, "summary": run_summary(entries, recipes[name]), "plots": plots})
+    return found
 
 
-def fold(summary: str, inner: str, *, is_open: bool = False) -> str:
-    """Something to be opened; `inner` is HTML."""
-    return f"<details{' open' * is_open}><summary>{for_html(summary)}</summary>{inner}</details>"
-
-
-def table(data: Table, *, words: bool = False) -> str:
-    """A table under its title."""
-    return f"<h3>{for_html(data.title)}</h3>{elements.table(data, words=words)}"
-
-
-def table_files(tables: Mapping[str, Table]) -> dict[str, str]:
-    """What is written beside the page: tables/NAME.csv and .tex of each."""
-    result = {}
-    for name, data in tables.items():
-        result[f"tables/{name}.csv"] = as_csv(data)
-        result[f"tables/{name}.tex"] = latex(data)
-    return result
-
-
-def write(out: Path, contents: Mapping[str, str]) -> None:
-    """Each file appears complete or not at all; see `write_files`."""
-    write_files(out, contents)
-
-
-def spread_words(results: Results) -> str:
-    """What the bars, bands and crosses of a picture are: of one kind (`Results.drawn`)."""
-    if not results.replicated:
-        return "95 % intervals"
-    return "± one standard deviation over training seeds; what has one seed has none"
-
-
-def _ceiling(values: Any) -> float:
+def _ceiling(values: Iterable[Estimate | None]) -> float:
     """The end of an accuracy axis: the next multiple of 20 %."""
     top = max((100 * value.high for value in values if value is not None), default=0)
     return min(100.0, 20 * (top // 20 + 1))

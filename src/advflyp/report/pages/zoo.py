@@ -3,11 +3,8 @@
 import textwrap
 from collections.abc import Iterator
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from advflyp.model.zoo import ENTRIES, Entry
+from advflyp.report.measure.tables import Table, Value
 
 WIDTH = 80
 LAYOUTS = {
@@ -23,14 +20,13 @@ UNTRIED = (
 
 
 def zoo_table() -> Table:
-    """A line for each model of the zoo, within 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "method", "ε", "architecture", "licence"):
-        table.add_column(column, no_wrap=True)
-    for entry in ENTRIES:
-        cells = (entry.name, entry.method, entry.eps or "?", entry.architecture, entry.licence or "?")
-        table.add_row(*map(Text, cells))
-    return table
+    """A row for each model of the zoo."""
+    rows: list[list[Value]] = [
+        [entry.name, entry.method, entry.eps or "?", entry.architecture, entry.licence or "?"]
+        for entry in ENTRIES
+    ]
+    columns = ["model", "method", "ε", "architecture", "licence"]
+    return Table(title="", columns=columns, rows=rows, words=True)
 
 
 def zoo_card(entry: Entry) -> list[str]:

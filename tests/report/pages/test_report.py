@@ -5,7 +5,6 @@ import json
 import os
 import re
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,60 +17,19 @@ from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.files import RECORD
 from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import examples, rule
-from advflyp.report.measure.measured import Results
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import read_recipe_tree, run_summary, trained_seconds
-from advflyp.report.pages.html import report_from_paths, write_report
 from advflyp.report.pages.prose import (
     attack_text,
     headline,
     scope,
 )
+from advflyp.report.pages.report import report_from_paths, write_report
 from advflyp.training.runlog import duration, read_metrics
 from report.cells import SETS, cell, measured
+from report.html_page import Page
 
-VOID = {"meta", "img", "br"}
 PAIR = {"before": "mini", "after": "mini + robust"}
-
-
-class Page(HTMLParser):
-    """Checks that every element is closed in order; gathers links, ids and the tables' texts."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.rows: list[list[str]] = []
-        self.feed(path.read_text())
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.links += [str(values[k]) for k in ("src", "href", "xlink:href", "data", "action") if k in values]
-        self.ids += [str(values["id"])] if "id" in values else []
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.text += data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data.replace("\u00a0", " ")
 
 
 def shown(c: Cell) -> str:
@@ -118,7 +76,7 @@ def test_every_number_is_in_its_table(page: Page, cells: list[Cell]) -> None:
     change = means["mini + robust"] - means["mini"]
     assert mean_row[6].startswith(f"+{100 * change:.1f}")
     assert f"+{100 * change:.1f} points" in page.text
-    assert f"{100 * means['mini + robust']:.1f}\u00a0% of pictures correctly" in page.text
+    assert f"{100 * means['mini + robust']:.1f}\u00a0% of images correctly" in page.text
 
 
 def test_texts_from_outside_are_escaped(page: Page, tmp_path: Path) -> None:
@@ -155,7 +113,7 @@ def test_any_number_of_models(tmp_path: Path, models: tuple[str, ...]) -> None:
     assert "change" not in [word for row in page.rows for word in row]
     assert all(model in page.text for model in models)
     best = max(measured(models), key=lambda c: (c.eps == 1 / 255, c.accuracy)).model
-    expected = {1: "one classifies", 3: f"{best} classifies the most pictures correctly of 3 models"}
+    expected = {1: "one classifies", 3: f"{best} classifies the most images correctly of 3 models"}
     assert expected[len(models)] in page.text
 
 
@@ -260,7 +218,7 @@ def test_other_measurements(tmp_path: Path) -> None:
         cell("m", "mini/food", 2, 10, **{**l2, "eps": 1.0}),
     ]
     text = Page(write_report(tmp_path / "b", title="t", cells=mixed)).text
-    assert "0.5 (L2)" in text and "5 steps of α = 0.1 (L2) from the clean picture" in text
+    assert "0.5 (L2)" in text and "5 steps of α = 0.1 (L2) from the clean image" in text
     squares = [*only_clean, cell("m", "mini/food", 1, 20, attack="square", attack_args={"queries": 5000})]
     assert "Settings: queries 5000." in Page(write_report(tmp_path / "c", title="t", cells=squares)).text
     apart = [cell("m", "mini/food", 0, 40), cell("k", "mini/flags", 0, 30)]

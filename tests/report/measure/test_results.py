@@ -7,16 +7,16 @@ import pytest
 from advflyp.evaluation.compare import compare
 from advflyp.evaluation.results import Cell, append_cell, mean_interval
 from advflyp.evaluation.samples import write_samples
-from advflyp.report.measure.grid import means_table
-from advflyp.report.measure.measured import (
+from advflyp.report.measure.estimates import (
     Change,
     Condition,
     Estimate,
     Replicated,
     ReplicatedChange,
-    Results,
     competitors,
 )
+from advflyp.report.measure.grid import means_table
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import accuracy_table
 from advflyp.report.pages.prose import headline, meaning, prompts_table, scope
 from report.cells import SETS, cell
@@ -96,8 +96,8 @@ def test_protocols_are_apart() -> None:
     both = Results([*ours, named])
     assert prompts_table(both).rows[0] == ["food", "a picture of a {}."]
     assert prompts_table(both).rows[-1] == ["food [tecoa]", "a {}"]
-    assert "Protocol tecoa" in meaning(both) and " On food: resize 256." in meaning(both)
-    assert "Protocol" not in meaning(Results(ours))
+    assert meaning(both)["protocols"] == {"tecoa": {"resize 256": {"food": None}}}
+    assert meaning(Results(ours))["protocols"] == {}
     alone = Results(theirs)
     assert (alone.models, alone.protocol) == (["a"], "tecoa")
     table = accuracy_table(alone, "a")

@@ -1,119 +1,42 @@
-"""Result cells arranged for reading: by model, set and condition, with intervals, or with seeds put together."""
+"""Result cells arranged for reading: by model, set and condition, with intervals, or over seeds."""
 
 import math
-import re
-import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import overload
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, mean_interval
+from advflyp.report.measure.estimates import (
+    Change,
+    Condition,
+    Estimate,
+    Replicated,
+    ReplicatedChange,
+    aggregate_seeds,
+)
 
-MINUS = "−"
-Name = TypeVar("Name", bound=Hashable)
 SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An accuracy (0–1) and its 95 % interval. flagged: a check for masked gradients failed, do not believe it."""
-
-    value: float
-    low: float
-    high: float
-    flagged: bool = False
-
-    @property
-    def number(self) -> str:
-        return f"{100 * self.value:.1f}"
-
-    @property
-    def interval(self) -> str:
-        return f"{100 * self.low:.0f}–{100 * self.high:.0f}"
-
-    @property
-    def seeds(self) -> int:
-        """How many trainings it is the mean of."""
-        return 1
-
-
-@dataclass(frozen=True)
-class Replicated(Estimate):
-    """The mean of several training seeds; low and high are one sample standard deviation (n − 1) away from it."""
-
-    trainings: int = 2
-
-    @property
-    def seeds(self) -> int:
-        return self.trainings
-
-    @property
-    def deviation(self) -> float:
-        return (self.high - self.low) / 2
-
-    @property
-    def interval(self) -> str:
-        return f"±{100 * self.deviation:.1f}"
-
-
-@dataclass(frozen=True)
-class Change(Estimate):
-    """A difference of accuracies; printed with its sign, in points. Without an interval, `low` and `high` are NaN."""
-
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def number(self) -> str:
-        return signed(100 * self.value)
-
-    @property
-    def interval(self) -> str:
-        return "" if math.isnan(self.low) else f"{signed(100 * self.low)} to {signed(100 * self.high)}"
-
-
-@dataclass(frozen=True)
-class ReplicatedChange(Replicated):
-    """A difference of means over training seeds, ± one standard deviation of the difference of two such runs."""
-
-    @property
-    def number(self) -> str:
-        return signed(100 * self.value)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the images went through: an attack in a norm ball, or nothing ("clean", eps 0)."""
-
-    attack: str
-    norm: str | None
-    eps: float
-
-    @property
-    def title(self) -> str:
-        return self.attack if not self.norm else f"{attack_title(self.attack)}, ε = {self.radius}"
-
-    @property
-    def radius(self) -> str:
-        return radius(self.eps, self.norm)
-
-
 Key = tuple[str, str, Condition]
 
 
 class Results:
     """Cells by model, set and condition, each in the order of its first appearance (ε ascending).
 
-    seeds:  a name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
-            name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)"
-    models: the models to show in this order, whether measured or not; by default those that were
-    stores: result files beside which it may be stored what became of each image; changes get their intervals from that
     Results of several protocols are apart: a model measured by another one than ours is "model [protocol]". `protocol`
     is the one that all results follow, and empty where that is ours or there are several (`mixes_protocols`).
-    ValueError where one measurement is there twice with different settings, so that no table can hold both; with
-    `seeds` the one with the most images counts.
+
+    Args:
+        cells: What was measured.
+        seeds: A name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
+            name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)".
+        models: The models to show in this order, whether measured or not; by default those that were.
+        stores: Result files beside which the outcome of each image may be stored; changes get intervals from that.
+
+    Raises:
+        ValueError: If one measurement is there twice with different settings, so that no table can hold both; with
+            `seeds` the one with the most images counts.
     """
 
     def __init__(
@@ -131,55 +54,59 @@ class Results:
         self.mixes_protocols = len(protocols) > 1
         only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
         self.protocol = "" if only == DEFAULT_PROTOCOL else only
-        hashes: dict[str, set[str]] = {}
-        for cell in cells:
-            hashes.setdefault(self._model(cell), set()).add(cell.checkpoint_sha256)
-        self.runs: dict[Key, dict[str, Cell]] = {}
-        for cell in cells:
-            model = self._model(cell)
-            if len(hashes[model]) > 1 and not seeds:
-                model = f"{model} ({cell.checkpoint_sha256[:8]})"
-            runs = self.runs.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
-            known = runs.get(cell.checkpoint_sha256, cell)
-            if not seeds:
-                _same_settings(model, known, cell)
-            runs[cell.checkpoint_sha256] = known if known.n > cell.n else cell
+        self.runs = self._by_checkpoint(cells, seeds)
         # One cell for each, where a seed is as good as any other: its settings, how many images it saw.
         self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
         self.counts: dict[str, set[int]] = {name: set() for name in self.sets}
-        for (_, name, _), runs in self.runs.items():
+        self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
+        self.seconds = dict.fromkeys(self.models, 0.0)
+        for (model, name, _), runs in self.runs.items():
             self.counts[name].update(cell.n for cell in runs.values())
-        conditions = list(dict.fromkeys(condition for _, _, condition in self.cells))
-        attacks = list(dict.fromkeys((c.attack, c.norm) for c in conditions))
+            if model in self.hashes:
+                self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
+                self.seconds[model] += sum(cell.seconds for cell in runs.values())
         # What all names share ("mini/") is said once, in a heading.
         prefixes = {name.partition("/")[0] for name in self.sets if "/" in name[:-1]}
         shared = len(prefixes) == 1 and all("/" in name[:-1] for name in self.sets)
         self.group = prefixes.pop() if shared else None
         self.short = {name: name.partition("/")[2] if shared else name for name in self.sets}
         # Clean first, then attack by attack.
+        conditions = list(dict.fromkeys(condition for _, _, condition in self.cells))
+        attacks = list(dict.fromkeys((c.attack, c.norm) for c in conditions))
         self.conditions = sorted(
             conditions, key=lambda c: (c.norm is not None, attacks.index((c.attack, c.norm)), c.eps)
         )
-        self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
-        self.seconds = dict.fromkeys(self.models, 0.0)
-        for (model, _, _), runs in self.runs.items():
-            if model in self.hashes:
-                self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
-                self.seconds[model] += sum(cell.seconds for cell in runs.values())
+        self.common_sets = self._common_sets()
+        # The mean of one set among several would pass for that of all.
+        self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
+
+    def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool) -> dict[Key, dict[str, Cell]]:
+        hashes: dict[str, set[str]] = {}
+        for cell in cells:
+            hashes.setdefault(self._model(cell), set()).add(cell.checkpoint_sha256)
+        found: dict[Key, dict[str, Cell]] = {}
+        for cell in cells:
+            model = self._model(cell)
+            if len(hashes[model]) > 1 and not seeds:
+                model = f"{model} ({cell.checkpoint_sha256[:8]})"
+            runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
+            known = runs.get(cell.checkpoint_sha256, cell)
+            if not seeds:
+                _same_settings(model, known, cell)
+            runs[cell.checkpoint_sha256] = known if known.n > cell.n else cell
+        return found
+
+    def _common_sets(self) -> list[str]:
+        """Means are over the same sets for every model and condition, else they could not be compared."""
         measured = [
             (model, condition)
             for model in self.models
             for condition in self.conditions
             if any((model, name, condition) in self.cells for name in self.sets)
         ]
-        # Means are over the same sets for every model and condition, else they could not be compared.
-        self.common_sets = [
-            name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)
-        ]
-        # The mean of one set among several would pass for that of all.
-        self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
+        return [name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)]
 
     def pflops(self, model: str) -> float | None:
         """10¹⁵ operations of a model's finetuning; of several seeds the mean of those that are known."""
@@ -193,7 +120,9 @@ class Results:
 
     def get(self, model: str, set_name: str, condition: Condition) -> Estimate | None:
         runs = self.runs.get((model, set_name, condition), {}).values()
-        return together([Estimate(cell.accuracy, *cell.ci95, flagged=is_flagged(cell)) for cell in runs])
+        return aggregate_seeds(
+            [Estimate(cell.accuracy, *cell.ci95, flagged=is_flagged(cell)) for cell in runs]
+        )
 
     def mean(self, model: str, condition: Condition, sets: Sequence[str] | None = None) -> Estimate | None:
         """Over `sets`, by default `mean_sets`; seeds that lack one of them do not count. None where all do."""
@@ -207,7 +136,7 @@ class Results:
                 if len(known) == 1:
                     low, high = known[0].ci95
                 found.append(Estimate(value, low, high, flagged=any(map(is_flagged, known))))
-        return together(found)
+        return aggregate_seeds(found)
 
     def change(
         self, before: str, after: str, condition: Condition, set_name: str | None = None
@@ -249,7 +178,7 @@ class Results:
     @overload
     def drawn(self, value: Estimate | None) -> Estimate | None: ...
     def drawn(self, value: Estimate | None) -> Estimate | None:
-        """As a picture shows it, in which all bars are of one kind.
+        """As a figure shows it, in which all bars are of one kind.
 
         Where there are seeds these are standard deviations over them, and a single checkpoint has none.
         """
@@ -258,7 +187,7 @@ class Results:
         return replace(value, low=value.value, high=value.value)
 
     def images(self, set_name: str) -> str:
-        """How many images of the set were judged ("150", or "100, 150" where it varies)."""
+        """How many images of the set were evaluated ("150", or "100, 150" where it varies)."""
         return ", ".join(str(n) for n in sorted(self.counts.get(set_name, ())))
 
     @property
@@ -290,61 +219,9 @@ class Results:
         return sum(cell.accuracy for cell in cells) / len(cells)
 
 
-def together(found: Sequence[Estimate]) -> Estimate | None:
-    """One seed as it is, several as mean ± sample standard deviation; None of none."""
-    if len(found) < 2:
-        return found[0] if found else None
-    values = [one.value for one in found]
-    mean, deviation = statistics.fmean(values), statistics.stdev(values)
-    flagged = any(one.flagged for one in found)
-    return Replicated(mean, mean - deviation, mean + deviation, flagged, trainings=len(values))
-
-
-def competitors(values: Mapping[Name, Estimate]) -> dict[Name, Estimate]:
-    """Those that are ranked: of the most trainings. A mean of several and a single one are not ranked together."""
-    most = max((value.seeds for value in values.values()), default=1)
-    return {name: value for name, value in values.items() if value.seeds == most}
-
-
 def is_flagged(cell: Cell) -> bool:
     """Whether the cell was checked for masked gradients and failed."""
     return cell.sanity is not None and not cell.sanity["passed"]
-
-
-def attack_title(attack: str) -> str:
-    """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-cex5+square" → "APGD-CE×5 + Square"; others stay as they are."""
-    if match := re.fullmatch(r"(pgd|cw)(\d+)(?:x(\d+))?", attack):
-        return f"{match[1].upper()}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
-    if ":" in attack:
-        return attack  # a function of the user's
-    return " + ".join(map(_member_title, attack.split("+")))
-
-
-def _member_title(member: str) -> str:
-    names = {
-        "autoattack": "AutoAttack",
-        "autoattack-rand": "AutoAttack (rand)",
-        "fgsm": "FGSM",
-        "square": "Square",
-    }
-    match = re.fullmatch(r"(.+?)(?:x(\d+))?", member)
-    name, restarts = (match[1], match[2]) if match else (member, None)
-    title = names.get(name, name.upper() if "-" in name else name)
-    return f"{title}×{restarts}" if restarts else title
-
-
-def radius(eps: float, norm: str | None) -> str:
-    """ε as people write it: "2/255" for L∞, "0.5 (L2)" for L2; what is no number of grey levels stays as it is."""
-    if norm == "l2":
-        return f"{eps:.4g} (L2)"
-    levels = round(eps * 255, 2)
-    return f"{_trim(levels)}/255" if math.isclose(levels, eps * 255, rel_tol=1e-6) else f"{eps:.6g}"
-
-
-def signed(points: float, digits: int = 1) -> str:
-    """ "+3.2", "−0.4" with a true minus sign."""
-    text = f"{abs(points):.{digits}f}"
-    return text if float(text) == 0 else f"{'+' if points > 0 else MINUS}{text}"
 
 
 def _same_settings(model: str, one: Cell, two: Cell) -> None:
@@ -355,7 +232,3 @@ def _same_settings(model: str, one: Cell, two: Cell) -> None:
                 f"the results hold {model} on {two.set} under {two.attack} twice, with different {name} "
                 f"({a} and {b}); give the report one of them"
             )
-
-
-def _trim(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")

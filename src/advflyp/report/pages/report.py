@@ -1,0 +1,279 @@
+"""`advflyp report`: one self-contained index.html, and its tables as Markdown, CSV and LaTeX beside it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from advflyp.escape import for_markdown, for_terminal
+from advflyp.evaluation.results import Cell, read_cells
+from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
+from advflyp.files import check_files
+from advflyp.report.figures.examples import Example
+from advflyp.report.figures.plots import Look
+from advflyp.report.measure.estimates import Condition, ReplicatedChange
+from advflyp.report.measure.grid import methods_table, sanity_table
+from advflyp.report.measure.recall import recall_tables
+from advflyp.report.measure.render import markdown
+from advflyp.report.measure.results import Results
+from advflyp.report.measure.runs import read_recipe_tree
+from advflyp.report.measure.tables import (
+    Table,
+    accuracy_table,
+    check_models,
+    comparison_table,
+    models_table,
+)
+from advflyp.report.pages import prose, sections
+from advflyp.report.pages.jinja import render
+from advflyp.training.runlog import METRICS_FILE
+
+RESULTS_FILE = "results.jsonl"
+WHAT = "name result files (*.jsonl) and run folders"
+
+C = TypeVar("C", Cell, RetrievalCell)
+Pair = tuple[str, str] | None
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    cells: Sequence[Cell],
+    before: str | None = None,
+    after: str | None = None,
+    runs: Mapping[str, Path] | None = None,
+    examples: Sequence[Example] = (),
+    eps: float | None = None,
+    seeds: bool = False,
+    retrieval: Sequence[RetrievalCell] = (),
+    stores: Sequence[Path] = (),
+) -> Path:
+    """Write `out`/index.html, results.md and tables/*.csv, *.tex.
+
+    Args:
+        out: The report's folder.
+        title: Stands above the headline.
+        cells: Every measurement to show; models are told apart by their `model`.
+        before: With `after`, the two models to compare, as the cells name them; without them all models stand side
+            by side.
+        after: See `before`.
+        runs: Run folders whose training is shown, by the name to show.
+        examples: Images before and after.
+        eps: Radius of the headline, in pixels of [0, 1]; by default that of the examples, else that of the training
+            attack, else the smallest one measured.
+        seeds: Several checkpoints of one name are training seeds of one method: mean ± standard deviation.
+        retrieval: Results of `advflyp retrieval`.
+        stores: Files of `cells`, beside which the outcome of each image is stored: changes get intervals from that.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        ValueError: If there are no results, or none of a model named, or `out` cannot be written.
+    """
+    pair: Pair = (before, after) if before is not None and after is not None else None
+    runs = dict(runs or {})
+    results = Results(cells, seeds=seeds, stores=stores)
+    if not results.cells and not retrieval:
+        raise ValueError("there are no results to report")
+    check_models(results, *(pair or ()))
+    html, text, tables = _contents(title, results, pair, runs, examples, eps, retrieval)
+    return sections.write_report_files(Path(out), tables, html=html, markdown=text)
+
+
+def _contents(
+    title: str,
+    results: Results,
+    pair: Pair,
+    runs: Mapping[str, Path],
+    examples: Sequence[Example],
+    eps: float | None,
+    retrieval: Sequence[RetrievalCell],
+) -> tuple[str, str, dict[str, Table]]:
+    """The page, results.md and the tables."""
+    recipes = {name: read_recipe_tree(path) for name, path in runs.items()}
+    models = [*(pair or ()), *(model for model in results.models if model not in (pair or ()))]
+    radii = [eps, *(one.eps for one in examples[:1])]
+    radii += [recipe.get("attack", {}).get("eps") for recipe in recipes.values()]
+    shown = [c for c in (results.clean, _headline_attack(results, radii)) if c]
+    look = Look.of(models, dict(zip(pair, ("before", "after"), strict=True)) if pair else {})
+    headline = (
+        prose.headline(results, models, pair, shown)
+        if results.cells
+        else f"Image–text retrieval of {', '.join(dict.fromkeys(cell.model for cell in retrieval))}."
+    )
+    main = _main_tables(results, models, pair, shown)
+    single = {
+        f"model-{number}-{_slug(model)}": accuracy_table(results, model)
+        for number, model in enumerate(results.models, 1)
+    }
+    recall = {f"retrieval-{number}": table for number, table in enumerate(recall_tables(retrieval), 1)}
+    tables = main | single | recall
+    page = render(
+        "report.html",
+        title=title,
+        kicker=title,
+        headline=headline,
+        look=look,
+        main_tables=list(main.values()),
+        model_tables=list(single.values()),
+        retrieval_tables=list(recall.values()),
+        training=sections.training(runs, recipes),
+        **_accuracy(results, models, pair, shown, look, examples, runs),
+    )
+    head = f"# {for_markdown(title)}\n\n{for_markdown(headline)}\n\n"
+    return page, head + "\n".join(map(markdown, tables.values())), tables
+
+
+def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) -> Path:
+    """The report of result files (*.jsonl) and run folders.
+
+    Two models are compared, the first as "before", if all results follow one protocol.
+
+    Args:
+        paths: Result files and run folders.
+        out: The report's folder.
+        seeds: Several checkpoints of one name are training seeds of one method.
+
+    Raises:
+        ValueError: For a path that is neither, if no path holds results, and for files in `out` that are not a
+            report's.
+    """
+    check_files(Path(out), sections.FILES)
+    stores: list[Path] = []
+    runs: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            is_run, has_results = (path / METRICS_FILE).is_file(), (path / RESULTS_FILE).is_file()
+            if not is_run and not has_results:
+                raise ValueError(
+                    f"{path} is no run folder: it holds neither {METRICS_FILE} nor {RESULTS_FILE}; {WHAT}"
+                )
+            if is_run:
+                runs[for_terminal(str(path))] = path
+            if has_results:
+                stores.append(path / RESULTS_FILE)
+        elif path.is_file():
+            stores.append(path)
+        else:
+            raise ValueError(f"there is no {path}; {WHAT}")
+    found = [_read(store) for store in stores]
+    cells = [cell for some, _ in found for cell in some]
+    retrieval = [cell for _, some in found for cell in some]
+    if not cells and not retrieval:
+        raise ValueError(
+            f"no results in {', '.join(map(str, paths)) or 'nothing'}; make some with "
+            "`advflyp eval MODEL --out results.jsonl`"
+        )
+    # Names as Results splits them, should two checkpoints share one.
+    results = Results(cells, seeds=seeds)
+    is_pair = len(results.models) == 2 and not results.mixes_protocols
+    before, after = results.models if is_pair else (None, None)
+    return write_report(
+        out,
+        title="advflyp report",
+        cells=cells,
+        before=before,
+        after=after,
+        runs=runs,
+        seeds=seeds,
+        retrieval=retrieval,
+        stores=stores,
+    )
+
+
+def _headline_attack(results: Results, radii: Sequence[float | None]) -> Condition | None:
+    for eps in radii:
+        if eps is not None and (condition := results.strongest(eps)):
+            return condition
+    return results.strongest()
+
+
+def _main_tables(
+    results: Results, models: Sequence[str], pair: Pair, shown: Sequence[Condition]
+) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    if results.mean_sets and len(results.sets) > 1:
+        tables["means"] = models_table(results)
+    if len(models) > 2:
+        tables["methods"] = methods_table(results)
+    if pair:
+        tables["before-after"] = comparison_table(results, *pair, shown)
+    if (sanity := sanity_table(results)) is not None:
+        tables["sanity"] = sanity
+    return tables
+
+
+def _accuracy(
+    results: Results,
+    models: Sequence[str],
+    pair: Pair,
+    shown: Sequence[Condition],
+    look: Look,
+    examples: Sequence[Example],
+    runs: Mapping[str, Path],
+) -> dict[str, Any]:
+    """The sections of accuracies; all empty where only retrieval was measured."""
+    if not results.cells:
+        names = ("tradeoffs", "set_by_set", "against_eps", "examples", "meaning", "made", "tiles", "scope")
+        return dict.fromkeys(names, "")
+    is_many = len(models) > 2 and len(shown) == 2
+    names = (f"before: {pair[0]}", f"after: {pair[1]}") if pair else ("before", "after")
+    return {
+        "tiles": _tiles(results, models, pair, shown),
+        "scope": prose.scope(results) + prose.seen(results),
+        "tradeoffs": sections.tradeoffs(results, models, shown[0], shown[1], look) if is_many else None,
+        "set_by_set": sections.set_by_set(results, models, shown, look),
+        "against_eps": sections.against_eps(results, models, shown, look),
+        "examples": sections.before_after(examples, names),
+        "sets_table": prose.sets_table(results),
+        "prompts_table": prose.prompts_table(results),
+        "meaning": prose.meaning(results),
+        "made": prose.made(results, runs),
+    }
+
+
+def _tiles(
+    results: Results, models: Sequence[str], pair: Pair, shown: Sequence[Condition]
+) -> list[dict[str, Any]]:
+    """A large figure for each condition: of one model its accuracy, of a pair both and the change."""
+    tiles = []
+    for condition in reversed(shown):
+        name = "on clean images" if condition.norm is None else f"under {condition.title}"
+        values = [value for model in models if (value := results.mean(model, condition))]
+        below = f"95 % interval {values[0].interval} %" if values else ""
+        change = results.change(*pair, condition) if pair else None
+        if change:
+            kind = "standard deviation" if isinstance(change, ReplicatedChange) else "95 % interval"
+            below = f"{change.number} points" + (f" ({kind} {change.interval})" if change.interval else "")
+        if change or len(models) == 1 == len(values):
+            figures = [value.number for value in values[: 2 if change else 1]]
+            tiles.append({"name": name, "figures": figures, "unit": " %", "below": below})
+    return tiles
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-60:]
+
+
+def _named(cells: list[C]) -> list[C]:
+    """With names that every part of a report can show: a figure cannot be drawn with half a character in it."""
+    return [
+        replace(
+            cell,
+            **{name: for_terminal(value) for name, value in vars(cell).items() if isinstance(value, str)},
+        )
+        for cell in cells
+    ]
+
+
+def _read(path: Path) -> tuple[list[Cell], list[RetrievalCell]]:
+    """Whichever of the two kinds of results a file holds."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            is_retrieval = '"image_to_text"' in file.readline()
+        return ([], _named(read_retrieval(path))) if is_retrieval else (_named(read_cells(path)), [])
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a result file (*.jsonl)") from None
