@@ -46,7 +46,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A image before and after finetuning, each model attacked for itself.
+    """An image before and after finetuning, each model attacked for itself.
 
     set, index: which image;  label: its class
     attack, norm, eps, seed: how it was attacked; the same perturbation as in `evaluate` with these settings
@@ -127,7 +127,7 @@ def examples(
 
 
 def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
-    """The factor that makes the perturbation fill the range of a image whose middle grey is no change."""
+    """The factor that makes the perturbation fill the range of an image whose middle grey is no change."""
     reach = threat.eps if threat.norm == "linf" else (adversarial - clean).abs().max().item()
     return 0.5 / reach if reach > 0 else 1.0
 
