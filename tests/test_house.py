@@ -29,9 +29,6 @@ LONG_FUNCTIONS: set[str] = {
     "evaluation.suite.evaluate",
     "paper.plan._experiments",
     "paper.plan.make_plan",
-    "report.figures.curves.accuracy_against_eps",
-    "report.measure.measured.__init__",
-    "report.pages.sections._curve",
 }
 LONG_FILES: set[str] = {
     "cli.data",

@@ -45,19 +45,9 @@ def accuracy_against_eps(
     left, bottom = (54, 46) if axis_titles else (32, 24)
     axes = axes_in(figure, left, bottom, right, 30 if title else 12)
     axes.set_title(title, pad=8)
-    ends = []
-    ticks = sorted({eps * unit for points in curves.values() for eps, _ in points})
     for model, points in curves.items():
-        colour, x = look.colours[model], [eps * unit for eps, _ in points]
-        if len(curves) <= FEW:
-            low, high = ([100 * getattr(e, end) for _, e in points] for end in ("low", "high"))
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-        y = [100 * e.value for _, e in points]
-        size = 6 if axis_titles else 4.5
-        axes.plot(
-            x, y, color=colour, marker=look.markers[model], markersize=size, linewidth=2.2, clip_on=False
-        )
-        ends.append((y[-1], model))
+        _curve(axes, points, look, model, unit, 6 if axis_titles else 4.5, with_band=len(curves) <= FEW)
+    ticks = sorted({eps * unit for points in curves.values() for eps, _ in points})
     axes.set_xlim(0, max(ticks) or 1)
     axes.set_ylim(0, ceiling)
     axes.set_yticks(
@@ -72,21 +62,48 @@ def accuracy_against_eps(
         )
         axes.set_ylabel("accuracy (%)")
     if label:
-        gap = 15 / (height - bottom - 30) * ceiling
-        for (_, model), y in zip(
-            sorted(ends), spread([end for end, _ in sorted(ends)], gap, floor=0), strict=True
-        ):
-            axes.annotate(
-                look.names[model],
-                (max(ticks), y),
-                (10, 0),
-                textcoords="offset points",
-                va="center",
-                color=look.colours[model],
-                fontweight="bold",
-                annotation_clip=False,
-            )
+        ends = [
+            (100 * points[-1][1].value, look.names[model], look.colours[model])
+            for model, points in curves.items()
+        ]
+        _end_labels(axes, ends, max(ticks), 15 / (height - bottom - 30) * ceiling)
     return figure
+
+
+def _curve(
+    axes: Axes,
+    points: Sequence[tuple[float, Estimate]],
+    look: Look,
+    model: str,
+    unit: float,
+    size: float,
+    *,
+    with_band: bool,
+) -> None:
+    colour, x = look.colours[model], [eps * unit for eps, _ in points]
+    if with_band:
+        low, high = ([100 * getattr(e, end) for _, e in points] for end in ("low", "high"))
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    y, marker = [100 * e.value for _, e in points], look.markers[model]
+    axes.plot(x, y, color=colour, marker=marker, markersize=size, linewidth=2.2, clip_on=False)
+
+
+def _end_labels(
+    axes: Axes, ends: Sequence[tuple[float, str, str]], x: float, gap: float, floor: float = 0
+) -> None:
+    """Names of lines beside their right ends, at least `gap` apart. ends: (y, name, colour)"""
+    order = sorted(ends)
+    for (_, name, colour), y in zip(order, spread([end[0] for end in order], gap, floor=floor), strict=True):
+        axes.annotate(
+            name,
+            (x, y),
+            (10, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 
 
 @styled
@@ -126,19 +143,7 @@ def against_pairs(
     axes.locator_params(axis="y", nbins=6)
     low, high = axes.get_ylim()
     gap = 15 / (height - 76) * (high - low)
-    ends.sort()
-    for (_, name, colour), y in zip(ends, spread([end for end, _, _ in ends], gap), strict=True):
-        axes.annotate(
-            name,
-            (1, y),
-            (8, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            va="center",
-            color=colour,
-            fontweight="bold",
-            annotation_clip=False,
-        )
+    _end_labels(axes, ends, axes.get_xlim()[1], gap, floor=-math.inf)
     return figure
 
 
@@ -205,24 +210,14 @@ def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, step
         colour, dash = looks[name]
         y = [100 * value for value in line.y]
         axes.plot(line.x, y, dash, color=colour, linewidth=1.8, marker="o", markersize=5, clip_on=False)
-        ends.append((y[-1], line.x[-1], name))
+        ends.append((y[-1], f"{name} {y[-1]:.1f}", colour))
     top = max(100 * value for line in lines.values() for value in line.y)
     axes.set_ylim(0, max(10.0, min(100.0, 10 * np.ceil(top / 9))))
     axes.set_xlim(0, steps)
     _step_axis(axes, steps)
     axes.locator_params(axis="y", nbins=4)
     gap = 15 / (height - 70) * axes.get_ylim()[1]
-    for (y, x, name), place in zip(sorted(ends), spread([end[0] for end in sorted(ends)], gap), strict=True):
-        axes.annotate(
-            f"{name} {y:.1f}",
-            (x, place),
-            (9, 0),
-            textcoords="offset points",
-            va="center",
-            color=looks[name][0],
-            fontweight="bold",
-            annotation_clip=False,
-        )
+    _end_labels(axes, ends, max(line.x[-1] for line in lines.values()), gap, floor=-math.inf)
     return figure
 
 
