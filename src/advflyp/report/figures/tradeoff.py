@@ -68,6 +68,8 @@ def tradeoff(
         axes.plot([100 * clean.low, 100 * clean.high], [y, y], **faint)
         axes.plot([x, x], [100 * hard.low, 100 * hard.high], **faint)
         axes.plot([x], [y], look.markers[name], color=colour, markersize=9, clip_on=False, zorder=3)
+    # The size of a text is known on a canvas only.
+    FigureCanvasAgg(figure)
     _labels(axes, look, places, avoided)
     return figure
 
@@ -80,7 +82,6 @@ def _labels(axes: Axes, look: Look, places: Mapping[str, Point], avoided: Sequen
     # It imports pyplot, which takes a while.
     from adjustText import adjust_text
 
-    FigureCanvasAgg(axes.figure)
     texts = [
         axes.text(x, y, look.names[name], color=look.colours[name], fontweight="bold", zorder=4)
         for name, (x, y) in places.items()

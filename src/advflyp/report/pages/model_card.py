@@ -52,6 +52,7 @@ def model_card(
     strongest = "AutoAttack was not run; expect lower figures from it."
     if any(cell.attack == "autoattack" for cell in cells):
         strongest = "AutoAttack, the strongest here, is the figure to compare."
+    known: dict[str, Any] = {**_training(recipe), **_measured(cells, name)}
     made = ModelCard.from_template(
         _data(name, kind, recipe, cells, licence),
         template_str=(files("advflyp.report.pages") / "templates" / "model_card.md").read_text("utf-8"),
@@ -67,8 +68,7 @@ def model_card(
         facts=_facts(recipe, card, sha256),
         recipe=tomli_w.dumps(recipe).strip() if recipe else "",
         licence=_licence(card, licence),
-        **_training(recipe),
-        **_measured(cells, name),
+        **known,
     )
     # A part that is left out leaves its blank lines.
     return for_terminal(re.sub(r"\n{3,}", "\n\n", str(made)).rstrip("\n"), keep="\n") + "\n"

@@ -78,7 +78,10 @@ def set_by_set(results: Results, models: Sequence[str], shown: Sequence[Conditio
     """Every set, a dot with its interval for each model; a figure for each set where models are many."""
     view: View = {"spread": spread_words(results), "small": [], "two": len(models) == 2}
     if len(models) > FEW and len(shown) == 2:
-        return view | {"robust": shown[1].title, "small": _dumbbells(results, models, *shown, look)}
+        return view | {
+            "robust": shown[1].title,
+            "small": _dumbbells(results, models, shown[0], shown[1], look),
+        }
     draw = partial(per_set, results, shown, look)
     return view | {"drawing": drawing(draw, "accuracy of each model on each set, with intervals")}
 
