@@ -16,8 +16,8 @@ from advflyp.cli.main import CLI, Train, main
 from advflyp.cli.main import parse as cli_parse
 from advflyp.paper.study import read_study
 from advflyp.recipes import find_recipe
-from advflyp.report.measure.grid import sides
 from advflyp.report.measure.estimates import Condition
+from advflyp.report.measure.grid import sides
 from advflyp.report.measure.results import Results
 from advflyp.training.recipe import read_recipe
 
