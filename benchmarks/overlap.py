@@ -17,7 +17,8 @@ from loader import jpegs
 from PIL import Image, ImageEnhance
 from timing import interleaved, medians
 
-from advflyp.data.mini.compose import EMBEDDED, read_shards
+from advflyp.data.mini import EMBEDDED
+from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.images import on_white
 from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, picture_hash, within

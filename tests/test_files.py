@@ -382,7 +382,6 @@ ALLOWED = {
     "terminal.py": {"open": "the null device", "os.open": "the null device"},
     "data/web/isolation.py": {"open": "the log of another program, for as long as it runs"},
     "data/web/rounds.py": {"save": "of its own, by write_text"},
-    "data/mini/build.py": {"copytree": "into a draft"},
     "model/interop/export.py": {"save_pretrained": "into a draft"},
     "model/load.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
 }

@@ -165,7 +165,7 @@ def test_cheap_mistakes_and_help_come_before_torch(tmp_path: Path) -> None:
         "report no.jsonl", "report", "predict mini no.png --labels a,b", "attack mini no.png --labels a,b",
         "interpolate mini mini --alphas 2", "publish nothing --repo a/b", "data --help",
         "data check nothing", "data pack nothing --out x", "data overlap nothing", "data download no.csv --out x",
-        "data sample no.parquet", "data fetch", "data mini", "eval mini --sets eurosta", "eval mini --sets ./picturs",
+        "data sample no.parquet", "data fetch", "eval mini --sets eurosta", "eval mini --sets ./picturs",
         "interpolate mini mini --sets eurosta", "data fetch eurosta", "data caption eurosta --out x",
         "data overlap . --against eurosta", "train advflyp_full --validate.set eurosta", "publish . --repo a/b --send",
         "train advflyp_full --data.train picturs", "train mini/tecoa --method.loss clip", "train picturs.toml",

@@ -51,7 +51,6 @@ BASE = {
     "data check": "pairs",
     "data overlap": "pairs --against classes",
     "data caption": "classes --out captions --model model",
-    "data mini": "--build",
     "env": "",
 }
 
@@ -135,8 +134,6 @@ def calls(
     monkeypatch.setattr("advflyp.use.server.LocalServer.serve_forever", nothing)
     monkeypatch.setattr("advflyp.data.sets.fetch._fetch_files", refused)
     monkeypatch.setattr("advflyp.data.sets.fetch._fetch_wds", refused)
-    monkeypatch.setattr("advflyp.data.mini.build.build", nothing)
-    monkeypatch.setattr("advflyp.data.mini.build.build_sets", nothing)
     monkeypatch.setattr("advflyp.data.web.download.find_img2dataset", refused)
     monkeypatch.setattr("advflyp.data.tools.caption.Captioner", refused)
 

@@ -46,36 +46,6 @@ class Fetch:
 
 
 @dataclass
-class Mini:
-    """Build the small corpus that comes with the package anew, or fetch its test sets that are not embedded."""
-
-    build: bool = False
-    """Fetch the packages and build the full corpus (about 37,600 pairs)."""
-    embedded: bool = False
-    """With --build: the smaller part that the package carries."""
-    sets: Annotated[tuple[str, ...], Arg("DATASET")] = ()
-    """Fetch test sets that are not embedded because of their licences: openmoji, stamps."""
-    out: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
-    """Folder for the result; by default the user's cache, where data.train = "mini-full" finds it."""
-    work: Annotated[Path | None, Arg("FOLDER", output="folder")] = None
-    """Folder for the downloaded packages; by default the user's cache."""
-
-    def run(self) -> None:
-        if not self.build and not self.sets:
-            raise ValueError("say what to make: --build, or --sets openmoji stamps")
-        from advflyp.data.mini import full_corpus_folder
-        from advflyp.data.mini.build import build, build_sets
-
-        out = self.out or full_corpus_folder()
-        work = self.work or full_corpus_folder().with_name("mini-packages")
-        if self.build:
-            build(out, work=work, full=not self.embedded, sets=list(self.sets), say=say)
-        else:
-            build_sets(list(self.sets), out, work, say=say)
-        say(f"done: {out}")
-
-
-@dataclass
 class Sample:
     """Draw a uniform sample of addresses and captions from metadata in Parquet, in one pass."""
 
@@ -472,6 +442,5 @@ DATA = Group(
         "check": Check,
         "overlap": Overlap,
         "caption": Caption,
-        "mini": Mini,
     },
 )

@@ -130,6 +130,11 @@ def open_training(
     if config.train == PROXY_PAIRS:
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
+    corpus = corpus_folder(config.train)
+    if corpus is not None and wanted != "labelled":
+        if config.also is not None:
+            raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
+        return MiniPairs(corpus, config, seed=seed, device=device, share=share)
     if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
         return open_pairs(config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs")
     labelled = load_set(config.train)

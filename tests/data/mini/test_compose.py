@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from advflyp.data.mini.compose import MiniClasses, MiniPairs, augment, compose, corpus_folder
-from advflyp.data.pairs.pairs import DataConfig, open_pairs
+from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.training import open_training
 from helpers import write_tar
 
 CPU = torch.device("cpu")
@@ -147,11 +149,10 @@ def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert corpus_folder("mini") is not None
     assert corpus_folder(str(tmp_path)) is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="advflyp data mini --build"):
+    with pytest.raises(ValueError, match="tools.mini_corpus.build"):
         corpus_folder("mini-full")
-    opened = open_pairs(
-        DataConfig(train=str(folder), batch_size=8), lambda p: torch.zeros(0), seed=0, device=CPU
-    )
+    config, reader = DataConfig(train=str(folder), batch_size=8), PictureReader({"size": 8})
+    opened = open_training(config, "pairs", reader, seed=0, device=CPU)
     assert isinstance(opened, MiniPairs)
 
 

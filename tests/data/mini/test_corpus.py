@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advflyp.data.mini.build import proxy_concepts, statistics
-from advflyp.data.mini.compose import EMBEDDED, read_shards
-from advflyp.data.mini.neardup import COLOUR_LIMIT, EDGE_LIMIT, find
-from advflyp.data.mini.shards import read_tar, sha256
-from advflyp.data.mini.sources import SOURCES, source
+from advflyp.data.mini import EMBEDDED, proxy_concepts
+from advflyp.data.mini.shards import read_shards, read_tar
+from tools.mini_corpus.build import statistics
+from tools.mini_corpus.neardup import COLOUR_LIMIT, EDGE_LIMIT, find
+from tools.mini_corpus.shards import sha256
+from tools.mini_corpus.sources import SOURCES, source
 
 MANIFEST = json.loads((EMBEDDED / "manifest.json").read_text("utf-8"))
 SETS: dict[str, dict[str, Any]] = json.loads((EMBEDDED / "sets.json").read_text("utf-8"))

@@ -72,7 +72,8 @@ def test_absent_on_demand_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         set_names(["mini/foot"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
-        ValueError, match="not on this machine; fetch it with `advflyp data mini --sets openmoji`"
+        ValueError,
+        match="not on this machine; make it in a checkout .* --sets openmoji`",
     ):
         load_set("mini/openmoji")
 

@@ -109,7 +109,7 @@ def test_what_cannot_be_fetched(
     for arguments, message in (
         (["fetch"], "say what to fetch"),
         (["fetch", "eurosta"], "there is no set 'eurosta'; did you mean 'eurosat'?"),
-        (["fetch", "mini/openmoji"], "fetch it with `advflyp data mini --sets openmoji`"),
+        (["fetch", "mini/openmoji"], "tools.mini_corpus.build --sets openmoji`"),
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", str(root))
         with pytest.raises(SystemExit) as stopped:

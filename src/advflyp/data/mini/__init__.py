@@ -2,26 +2,33 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 EMBEDDED = Path(__file__).parent / "corpus"
-# The training pictures whose concept is known, as labelled data for methods that need labels.
+# The training images whose concept is known, as labelled data for methods that need labels.
 PROXY = "proxy"
+PROXY_RENDERINGS = 3  # a concept is a class of the proxy set when the corpus shows it this often
 # Sets that are made on the user's machine because of their licences, and their sources.
 ON_DEMAND = {"openmoji": "openmoji", "stamps": "tuxpaint"}
+# The builder is not in the wheel.
+BUILD = "python -m tools.mini_corpus.build"
 
 
 def full_corpus_folder() -> Path:
-    """Where `advflyp data mini --build` puts the full corpus unless told otherwise."""
+    """Where the builder puts the full corpus, and the sets made on demand, unless told otherwise."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "advflyp" / "mini"
 
 
 def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:
     """The descriptions of the labelled sets of a mini corpus, by name."""
-    return (
-        json.loads((folder / "sets.json").read_text(encoding="utf-8"))
-        if (folder / "sets.json").is_file()
-        else {}
-    )
+    table = folder / "sets.json"
+    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+
+
+def proxy_concepts(concepts: Iterable[str | None]) -> set[str]:
+    """The classes of the labelled proxy set: concepts that the corpus shows often enough."""
+    return {c for c, n in Counter(concepts).items() if c is not None and n >= PROXY_RENDERINGS}

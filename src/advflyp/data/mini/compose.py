@@ -1,28 +1,22 @@
-"""The mini corpus in memory: RGBA images composed on varied backgrounds, captions drawn anew each epoch.
+"""The mini corpus as batches: RGBA images composed on varied backgrounds, captions drawn anew each epoch.
 
 An image is decoded once in a run, when a batch first asks for it; a whole batch is composed and augmented at once, on
 the training device.
 """
 
-import io
-import json
-import os
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.data.batch import Batch
-from advflyp.data.mini import EMBEDDED, full_corpus_folder
+from advflyp.data.mini import BUILD, EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
-from advflyp.data.mini.shards import read_tar
+from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.pairs import DataConfig
 from advflyp.data.pairs.stream import Position, Share
@@ -37,77 +31,36 @@ MANIFEST = "manifest.json"
 def corpus_folder(name: str) -> Path | None:
     """The mini corpus that `name` means ("mini", "mini-full" or a built folder), None if it is no mini corpus.
 
-    ValueError where "mini-full" has not been built.
+    Raises:
+        ValueError: Where "mini-full" has not been built.
     """
     if name == "mini":
         return EMBEDDED
     if name == "mini-full":
         if not (full_corpus_folder() / MANIFEST).is_file():
-            raise ValueError('there is no full mini corpus yet; make it with "advflyp data mini --build"')
+            raise ValueError(
+                f"there is no full mini corpus yet; build it in a checkout of advflyp with `{BUILD}`"
+            )
         return full_corpus_folder()
     path = Path(name).expanduser()
     return path if (path / MANIFEST).is_file() and (path / "sets.json").is_file() else None
 
 
-def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
-    """The images of a corpus, and a dict (name, tags, group, style, …) for each."""
-    files: list[bytes] = []
-    metas: list[bytes] = []
-    for shard in sorted(folder.glob("train-*.tar.gz")):
-        for name, data in read_tar(shard):
-            if name.endswith(".webp"):
-                files.append(data)
-            elif name.endswith(".json"):
-                metas.append(data)
-    if not files:
-        raise ValueError(
-            f"{folder} holds no train-*.tar.gz shards; build it with `advflyp data mini --build`"
-        )
-    assert len(files) == len(metas)
-    return LazyImages(files), json.loads(b"[" + b",".join(metas) + b"]")
-
-
-class LazyImages:
-    """Encoded RGBA images of one size, each decoded when it is first asked for: a short run needs few of them.
-
-    Args:
-        files: N encoded images.
-    """
-
-    def __init__(self, files: Sequence[bytes]) -> None:
-        self.files = files
-        width, height = Image.open(io.BytesIO(files[0])).size
-        # Memory that is not written to is not taken.
-        self.pixels = np.empty((len(files), height, width, 4), np.uint8)
-        self.decoded = np.zeros(len(files), bool)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        """(n, H, W, 4) uint8 with straight alpha, for n indices or a slice."""
-        wanted = np.arange(len(self))[rows]
-        missing = np.unique(wanted[~self.decoded[wanted]]).tolist()
-        # Pillow lets other threads run while it decodes.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            for row, image in zip(missing, threads.map(self._decode, missing), strict=True):
-                self.pixels[row] = image
-        self.decoded[missing] = True
-        return self.pixels[wanted]
-
-    def subset(self, rows: Sequence[int]) -> "LazyImages":
-        return LazyImages([self.files[row] for row in rows])
-
-    def _decode(self, row: int) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(self.files[row])).convert("RGBA"))
-
-
 class MiniPairs:
     """Batches from a mini corpus; see `advflyp.data.pairs.pairs.Pairs`.
 
-    share:    which rows of a batch this process is given
-    concepts: only the pictures of these; `config.limit` then takes them evenly
     An epoch draws as many pairs as the corpus has, with replacement, in proportion to their weights.
+
+    Args:
+        folder: The corpus.
+        config: Its `batch_size`, `drop_last` and `limit` are used.
+        seed: Of the order, the compositions and the captions.
+        device: Where images are composed.
+        share: Which rows of a batch this rank is given; all by default.
+        concepts: Only the images of these; `config.limit` then takes them evenly.
+
+    Raises:
+        ValueError: Where the corpus does not fill one batch.
     """
 
     def __init__(
@@ -159,27 +112,29 @@ class MiniPairs:
         for batch in range(start["batch"] if start else 0, len(self)):
             rng = random.Random(f"{self.seed}/{epoch}/{batch}")
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            # On the CPU whatever the device: the same seed then means the same pictures everywhere.
+            # On the CPU whatever the device: the same seed then means the same images everywhere.
             generator = torch.Generator().manual_seed(rng.getrandbits(63))
             rgba = to_device(torch.from_numpy(self.images[index.numpy()]), self.device).permute(0, 3, 1, 2)
             images = compose(rgba, self.mono[index], generator)
             images = augment(images, self.mirror[index], generator)
-            # Made as a whole by every process, so that several see the pictures of one: composing costs little.
+            # Composed as a whole by every rank, so that several see the images of one: composing costs little.
             mine = slice(*self.share.of_last(len(index)))
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
             yield Batch(images=images[mine], **about, position={"batch": batch + 1})
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
-        """What the pictures at `index` come with."""
+        """What the images at `index` come with."""
         return {"captions": [caption(self.metas[i], rng) for i in index.tolist()]}
 
 
 class MiniClasses(MiniPairs):
-    """The pictures of a mini corpus whose concept is a class, composed and augmented as the pairs are.
+    """The images of a mini corpus whose concept is a class, composed and augmented as the pairs are.
 
-    classes:   concepts, in the order of the labels
-    templates: prompts; the first makes the captions
-    draw:      draw each caption from all templates instead
+    Args:
+        folder, config, seed, device, share: As in `MiniPairs`.
+        classes: Concepts, in the order of the labels.
+        templates: Prompts; the first makes the captions.
+        draw: Draw each caption from all templates instead.
     """
 
     def __init__(
@@ -207,22 +162,22 @@ class MiniClasses(MiniPairs):
         return {"labels": labels, "captions": captions}
 
 
-def compose(pictures: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
-    """RGBA pictures on random backgrounds.
+def compose(images: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
+    """RGBA images on random backgrounds.
 
     Args:
-        pictures: (N, 4, H, W) uint8, on any device.
+        images: (N, 4, H, W) uint8, on any device.
         mono: (N,) bool, on the CPU: shapes without a colour of their own; they get one that contrasts with the
             background.
         generator: The source of the colours, on the CPU.
 
     Returns:
-        (N, 3, H, W) float32 in [0, 1], on the device of `pictures`.
+        (N, 3, H, W) float32 in [0, 1], on the device of `images`.
     """
-    colours = (*_backdrops(len(pictures), pictures.shape[2], generator), mono.view(-1, 1, 1, 1))
-    background, ink, mono = (to_device(part, pictures.device) for part in colours)
-    alpha = pictures[:, 3:].float() / 255
-    colour = torch.where(mono, ink, pictures[:, :3].float() / 255)
+    colours = (*_backdrops(len(images), images.shape[2], generator), mono.view(-1, 1, 1, 1))
+    background, ink, mono = (to_device(part, images.device) for part in colours)
+    alpha = images[:, 3:].float() / 255
+    colour = torch.where(mono, ink, images[:, :3].float() / 255)
     return colour * alpha + background * (1 - alpha)
 
 

@@ -1,32 +1,22 @@
-"""The corpus's files: their bytes depend on nothing but their content."""
+"""Read the shards of a mini corpus: gzipped tars of KEY.webp, KEY.json and KEY.txt."""
 
 import gzip
-import hashlib
 import io
 import json
-import tarfile
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from advflyp.files import write_atomically, write_text
+import numpy as np
+from PIL import Image
 
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """(name, content) pairs as a gzipped tar without times, owners or host, so that a rebuild is equal."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members:
-            assert len(name) <= 100, "read_tar knows no longer names"
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            info.mode = 0o644
-            tar.addfile(info, io.BytesIO(content))
-    with write_atomically(path) as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as zipped:
-        zipped.write(buffer.getvalue())
+from advflyp.data.mini import BUILD
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    """What `write_tar` wrote, in its order; a reader of any tar takes five times as long.
+    """The names and contents of a shard's members, in order; a reader of any tar takes five times as long.
 
     Raises:
         OSError, EOFError, zlib.error: For a damaged file; gzip's checksum covers all of it.
@@ -39,12 +29,56 @@ def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
         at += 512 + -(-size // 512) * 512
 
 
-def write_json(path: Path, value: object) -> None:
-    """Readable JSON, UTF-8."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
+    """The images of a corpus, and a dict (name, tags, group, style, …) for each.
+
+    Raises:
+        ValueError: For a folder without shards.
+    """
+    files: list[bytes] = []
+    metas: list[bytes] = []
+    for shard in sorted(folder.glob("train-*.tar.gz")):
+        for name, data in read_tar(shard):
+            if name.endswith(".webp"):
+                files.append(data)
+            elif name.endswith(".json"):
+                metas.append(data)
+    if not files:
+        raise ValueError(f"{folder} holds no train-*.tar.gz shards; build them with `{BUILD}`")
+    assert len(files) == len(metas)
+    return LazyImages(files), json.loads(b"[" + b",".join(metas) + b"]")
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class LazyImages:
+    """Encoded RGBA images of one size, each decoded when it is first asked for: a short run needs few of them.
+
+    Args:
+        files: N encoded images.
+    """
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self.files = files
+        width, height = Image.open(io.BytesIO(files[0])).size
+        # Memory that is not written to is not taken.
+        self.pixels = np.empty((len(files), height, width, 4), np.uint8)
+        self.decoded = np.zeros(len(files), bool)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(n, H, W, 4) uint8 with straight alpha, for n indices or a slice."""
+        wanted = np.arange(len(self))[rows]
+        missing = np.unique(wanted[~self.decoded[wanted]]).tolist()
+        # Pillow lets other threads run while it decodes.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for row, image in zip(missing, threads.map(self._decode, missing), strict=True):
+                self.pixels[row] = image
+        self.decoded[missing] = True
+        return self.pixels[wanted]
+
+    def subset(self, rows: Sequence[int]) -> "LazyImages":
+        return LazyImages([self.files[row] for row in rows])
+
+    def _decode(self, row: int) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(self.files[row])).convert("RGBA"))

@@ -36,7 +36,7 @@ class DataConfig:
     """The training data (recipe table `data`).
 
     train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled pictures
-                with their captions), a folder that `advflyp data mini --build` made, a folder of name.jpg + name.txt,
+                with their captions), a corpus that its builder made (docs/mini.md), a folder of name.jpg + name.txt,
                 webdataset shards (one file, a folder, a glob or "{000..099}.tar"; also s3://, gs://, https://, hf://),
                 a CSV, TSV, JSONL or Parquet table, a Hugging Face dataset "hf:NAME";
                 labelled: "mini/proxy", any set of the table such as "imagenet@train", a folder of class folders,
@@ -328,13 +328,6 @@ def open_pairs(
     captions: whether they are wanted; without, an image that has none is a sample as well
     pairs:    an object to read in place of what `config.train` names; see `open_objects`
     """
-    from advflyp.data.mini.compose import MiniPairs, corpus_folder
-
-    corpus = corpus_folder(config.train) if pairs is None else None
-    if corpus is not None:
-        if config.also is not None:
-            raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
-        return MiniPairs(corpus, config, seed=seed, device=device, share=share)
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     columns = Columns(config.image_column, config.caption_column)
 

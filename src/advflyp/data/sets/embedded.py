@@ -2,13 +2,11 @@
 
 import json
 import random
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.mini import EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets
-from advflyp.data.mini.build import proxy_concepts
+from advflyp.data.mini import BUILD, EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets, proxy_concepts
+from advflyp.data.mini.shards import read_tar
 from advflyp.data.sets.images import Encoded
 
 
@@ -21,7 +19,9 @@ def mini_set(name: str) -> dict[str, Any]:
     info = mini_sets(folder).get(short)
     path = folder / ("val.tar.gz" if short == "val" else f"sets/{short}.tar.gz")
     if info is None or not path.is_file():
-        raise ValueError(f"{name} is not on this machine; fetch it with `advflyp data mini --sets {short}`")
+        raise ValueError(
+            f"{name} is not on this machine; make it in a checkout of advflyp with `{BUILD} --sets {short}`"
+        )
     return {
         "name": name,
         "split": info["split"],
@@ -38,7 +38,7 @@ def _proxy_set() -> dict[str, Any]:
     keys: list[str] = []
     concepts: list[str] = []
     for shard in sorted(EMBEDDED.glob("train-*.tar.gz")):
-        for name, data in _read_tar(shard):
+        for name, data in read_tar(shard):
             if name.endswith(".json"):
                 concepts.append(json.loads(data)["concept"])
             elif name.endswith(".webp"):
@@ -66,18 +66,10 @@ def _read_images(path: Path) -> Encoded:
     files: list[bytes] = []
     keys: list[str] = []
     labels: list[int] = []
-    for name, data in _read_tar(path):
+    for name, data in read_tar(path):
         if name.endswith(".cls"):
             labels.append(int(data))
         else:
             files.append(data)
             keys.append(name)
     return Encoded(files, keys, labels)
-
-
-def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path) as tar:
-        for member in tar:
-            data = tar.extractfile(member)
-            assert data is not None
-            yield member.name, data.read()

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from advflyp.data.mini import ON_DEMAND
-from advflyp.data.mini.read import Item
-from advflyp.data.mini.render import MARGIN, SIZE
+from tools.mini_corpus.read import Item
+from tools.mini_corpus.render import MARGIN, SIZE
 
 MAX_PER_SET = 1000
 

@@ -1,14 +1,19 @@
 """Build a mini corpus folder from the packages: fetch, read, render, drop near-duplicates, write.
 
+    python -m tools.mini_corpus.build                           # the full corpus, about 37,600 pairs
+    python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
+    python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
+
 The same packages, seed and library versions give the same bytes.
 """
 
+import argparse
 import json
 import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,50 +23,51 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advflyp.data.mini import EMBEDDED, ON_DEMAND, neardup
+from advflyp.data.mini import EMBEDDED, ON_DEMAND, full_corpus_folder, proxy_concepts
 from advflyp.data.mini.captions import caption
-from advflyp.data.mini.clipart import read_clipart, read_stamps
-from advflyp.data.mini.compose import MANIFEST, read_shards
-from advflyp.data.mini.emoji import EmojiTable
-from advflyp.data.mini.fetch import fetch, silent
-from advflyp.data.mini.read import Item, draw, finish, read_icons
-from advflyp.data.mini.render import encode_webp, fit, on_white, render_svg, require_renderer
-from advflyp.data.mini.sets import SetPlan, embedded_sets, on_demand_sets, without
-from advflyp.data.mini.shards import sha256, write_json, write_tar
-from advflyp.data.mini.sources import SOURCES, TWINS, Source, source
+from advflyp.data.mini.compose import MANIFEST
+from advflyp.data.mini.shards import read_shards
 from advflyp.files import draft_folder, names_in, publish_folder
+from advflyp.terminal import say
 from advflyp.wording import counted
+from tools.mini_corpus import neardup
+from tools.mini_corpus.clipart import read_clipart, read_stamps
+from tools.mini_corpus.emoji import EmojiTable
+from tools.mini_corpus.fetch import fetch, silent
+from tools.mini_corpus.read import Item, draw, finish, read_icons
+from tools.mini_corpus.render import encode_webp, fit, on_white, render_svg, require_renderer
+from tools.mini_corpus.sets import SetPlan, embedded_sets, on_demand_sets, without
+from tools.mini_corpus.shards import sha256, write_json, write_tar
+from tools.mini_corpus.sources import SOURCES, TWINS, Source, source
 
 PAIRS_PER_SHARD = 2000
-PROXY_RENDERINGS = 3  # a concept is a class of the labelled proxy set when training shows it this often
 
 
 def build(
-    out: Path,
-    *,
-    work: Path,
-    full: bool,
-    seed: int = 0,
-    sets: list[str] | None = None,
-    say: Callable[[str], None] = silent,
+    out: Path, *, work: Path, full: bool, seed: int = 0, say: Callable[[str], None] = silent
 ) -> dict[str, Any]:
-    """Build training pairs and labelled sets into `out`; returns the manifest.
+    """Build training pairs and labelled sets into `out`.
 
-    work:  keeps the downloaded packages
-    full:  every pair; otherwise the part that the package carries
-    sets:  copyleft test sets to build beside them ("openmoji", "stamps")
-    say:   called with a line for every step that takes long
-    ValueError for a folder that holds other things or pairs already, an unknown set, a missing client or package.
+    Args:
+        out: A new folder, or one that holds sets of `build_sets`, which stay.
+        work: Keeps the downloaded packages.
+        full: Every pair; otherwise the part that the package carries.
+        seed: Of the sets and of the pairs' order.
+        say: Called with a line before every step that takes long.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: For a folder that holds other things or pairs already, a missing client or package.
     """
-    names = _known(sets or [])
     if "pairs" in _present(out):
         raise ValueError(f"{out} holds a corpus already; remove it or give another folder")
-    wanted = [s for s in SOURCES if s.role != "demand" or s.name in {ON_DEMAND[name] for name in names}]
-    material = collect(wanted, work, say)
-    items, pictures = material.items, material.pictures
-    plans = embedded_sets(items, material.folders["fashion-mnist"], seed) + on_demand_sets(names, items, seed)
-    say(f"looking for near-duplicates among {counted(len(pictures), 'image')}")
-    dropped, plans, report = separate(items, pictures, plans)
+    material = collect([s for s in SOURCES if s.role != "demand"], work, say)
+    items, images = material.items, material.images
+    plans = embedded_sets(items, material.folders["fashion-mnist"], seed)
+    say(f"looking for near-duplicates among {counted(len(images), 'image')}")
+    dropped, plans, report = separate(items, images, plans)
     train = [n for n, item in enumerate(items) if item.role == "train" and n not in dropped]
     proxy = proxy_concepts(items[n].concept for n in train)
     if not full:
@@ -73,9 +79,9 @@ def build(
         for number, start in enumerate(range(0, len(train), PAIRS_PER_SHARD)):
             part = train[start : start + PAIRS_PER_SHARD]
             path = staging / f"train-{number:04d}.tar.gz"
-            write_tar(path, (member for n in part for member in _pair(items[n], pictures[n], seed)))
+            write_tar(path, (member for n in part for member in _pair(items[n], images[n], seed)))
             files[path.name] = {"sha256": sha256(path), "count": len(part)}
-        files |= _write_sets(staging, plans, items, pictures, proxy)
+        files |= _write_sets(staging, plans, items, images, proxy)
         manifest = {
             "seed": seed,
             "full": full,
@@ -95,40 +101,40 @@ def build_sets(
     corpus: Path = EMBEDDED,
     say: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
-    """Build the copyleft test sets `names` ("openmoji", "stamps") into `out`; returns the manifest.
+    """Build the copyleft test sets `names` ("openmoji", "stamps") into `out`, beside a corpus that it may hold.
 
-    Pictures that resemble one in `corpus` are left out. An `out` that holds a corpus keeps it. Errors as in `build`.
+    Images that resemble one in `corpus` stay out. The rest is as in `build`.
     """
-    names = _known(names)
+    for name in names:
+        if name not in ON_DEMAND:
+            raise ValueError(f"there is no set '{name}' to build; there are {' and '.join(ON_DEMAND)}")
     _present(out)
-    wanted = [s for s in SOURCES if s.role == "names" or s.name in {ON_DEMAND[name] for name in names}]
-    material = collect(wanted, work, say)
+    demanded = {ON_DEMAND[name] for name in names}
+    material = collect([s for s in SOURCES if s.role == "names" or s.name in demanded], work, say)
     say("looking for images that the training pairs hold, too")
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     plans = [
-        without(
-            plan, {match.query for match in neardup.find(_pictures(plan, material.pictures), training[:])}
-        )
-        for plan in on_demand_sets(names, material.items, seed)
+        without(plan, {match.query for match in neardup.find(_on_white(plan, material.images), training[:])})
+        for plan in on_demand_sets(list(dict.fromkeys(names)), material.items, seed)
     ]
     with _staging(out) as staging:
-        files = _write_sets(staging, plans, material.items, material.pictures, proxy)
+        files = _write_sets(staging, plans, material.items, material.images, proxy)
         manifest = {"seed": seed, "sources": material.rows(Counter(), plans), "files": files}
         return _install(staging, out, manifest)
 
 
 @dataclass
 class Material:
-    """Rendered items: pictures are (N, 64, 64, 4) uint8; folders and archives are those of each source."""
+    """Rendered items: images are (N, 64, 64, 4) uint8; folders and packages are those of each source."""
 
     items: list[Item]
-    pictures: np.ndarray
+    images: np.ndarray
     folders: dict[str, Path]
     packages: list[tuple[Source, str, str]]
 
     def rows(self, pairs: Counter[str], plans: Sequence[SetPlan]) -> list[dict[str, Any]]:
-        """The manifest's table of sources; held_out counts pictures in labelled sets."""
+        """The manifest's table of sources; held_out counts images in labelled sets."""
         held_out = Counter(self.items[n].source for n in {n for plan in plans for n in plan.members})
         for plan in plans:
             if plan.pixels is not None:
@@ -144,7 +150,7 @@ class Material:
 
 
 def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = silent) -> Material:
-    """Fetch, read and render sources; pictures that cannot be drawn are left out."""
+    """Fetch, read and render sources; images that cannot be drawn are skipped."""
     require_renderer()
     folders, packages = {}, []
     for s in wanted:
@@ -162,21 +168,19 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
     say(f"drawing {counted(len(items), 'image')}")
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rendered = list(pool.map(_render, ((item.svg, item.path) for item in items), chunksize=64))
-    drawn = [(item, picture) for item, picture in zip(items, rendered, strict=True) if picture is not None]
-    return Material(
-        [item for item, _ in drawn], np.stack([picture for _, picture in drawn]), folders, packages
-    )
+    drawn = [(item, image) for item, image in zip(items, rendered, strict=True) if image is not None]
+    return Material([item for item, _ in drawn], np.stack([image for _, image in drawn]), folders, packages)
 
 
 def separate(
-    items: Sequence[Item], pictures: np.ndarray, plans: Sequence[SetPlan]
+    items: Sequence[Item], images: np.ndarray, plans: Sequence[SetPlan]
 ) -> tuple[set[int], list[SetPlan], dict[str, Any]]:
     """Part training and labelled sets where they resemble each other.
 
-    Returns the training items to drop, the sets without the pictures that give way, and a report of both.
+    Returns the training items to drop, the sets without the images that give way, and a report of both.
     """
     train = np.array([n for n, item in enumerate(items) if item.role == "train"])
-    matches = neardup.find(np.concatenate([_pictures(plan, pictures) for plan in plans]), pictures[train])
+    matches = neardup.find(np.concatenate([_on_white(plan, images) for plan in plans]), images[train])
     dropped: set[int] = set()
     kept, per_set = [], {}
     start = 0
@@ -204,11 +208,6 @@ def separate(
     return dropped | twins, kept, report
 
 
-def proxy_concepts(concepts: Iterable[str | None]) -> set[str]:
-    """The classes of the labelled proxy set: concepts that training shows often enough."""
-    return {c for c, n in Counter(concepts).items() if c is not None and n >= PROXY_RENDERINGS}
-
-
 def statistics(folder: Path = EMBEDDED) -> dict[str, Any]:
     """The figures that the documentation quotes: pairs per kind, captions, sets, bytes."""
     _, metas = read_shards(folder)
@@ -225,41 +224,41 @@ def statistics(folder: Path = EMBEDDED) -> dict[str, Any]:
     }
 
 
-def _render(picture: tuple[str, str]) -> np.ndarray | None:
-    svg, path = picture
+def _render(drawing: tuple[str, str]) -> np.ndarray | None:
+    svg, path = drawing
     try:
         return fit(render_svg(svg) if svg else Image.open(path))
     except (ValueError, OSError):
         return None  # it draws nothing, or nothing that 64 pixels can show
 
 
-def _pair(item: Item, picture: np.ndarray, seed: int) -> Iterator[tuple[str, bytes]]:
+def _pair(item: Item, image: np.ndarray, seed: int) -> Iterator[tuple[str, bytes]]:
     meta = item.meta()
-    yield f"{item.key}.webp", encode_webp(picture)
+    yield f"{item.key}.webp", encode_webp(image)
     yield f"{item.key}.json", json.dumps(meta, ensure_ascii=False).encode()
     yield f"{item.key}.txt", caption(meta, random.Random(f"{seed} {item.key}")).encode()
 
 
-def _pictures(plan: SetPlan, pictures: np.ndarray) -> np.ndarray:
-    """(N, 64, 64, 3) uint8 on white."""
-    return plan.pixels if plan.pixels is not None else on_white(pictures[plan.members])
+def _on_white(plan: SetPlan, images: np.ndarray) -> np.ndarray:
+    """(N, 64, 64, 3) uint8."""
+    return plan.pixels if plan.pixels is not None else on_white(images[plan.members])
 
 
 def _write_sets(
-    folder: Path, plans: Sequence[SetPlan], items: Sequence[Item], pictures: np.ndarray, proxy: set[str]
+    folder: Path, plans: Sequence[SetPlan], items: Sequence[Item], images: np.ndarray, proxy: set[str]
 ) -> dict[str, Any]:
     """The sets' files and sets.json; returns the manifest's entries."""
     (folder / "sets").mkdir(exist_ok=True)
     files, table = {}, {}
     for plan in plans:
         members = []
-        for row, (picture, label) in enumerate(zip(_pictures(plan, pictures), plan.labels, strict=True)):
+        for row, (image, label) in enumerate(zip(_on_white(plan, images), plan.labels, strict=True)):
             key = f"{plan.name}_{row:04d}"
-            members += [(f"{key}.webp", encode_webp(picture, 80)), (f"{key}.cls", b"%d" % label)]
+            members += [(f"{key}.webp", encode_webp(image, 80)), (f"{key}.cls", b"%d" % label)]
         name = "val.tar.gz" if plan.split == "val" else f"sets/{plan.name}.tar.gz"
         write_tar(folder / name, members)
         files[name] = {"sha256": sha256(folder / name), "count": len(plan)}
-        # A picture is covered when its own concept or its class's name is a class of the proxy set.
+        # An image is covered when its own concept or its class's name is a class of the proxy set.
         concepts = [items[n].concept for n in plan.members] or [None] * len(plan)
         covered = [
             concept in proxy or plan.classes[label] in proxy
@@ -278,13 +277,6 @@ def _write_sets(
         }
     write_json(folder / "sets.json", table)
     return files
-
-
-def _known(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in ON_DEMAND:
-            raise ValueError(f"there is no set '{name}' to build; there are {' and '.join(ON_DEMAND)}")
-    return list(dict.fromkeys(names))
 
 
 def _present(out: Path) -> dict[str, Any]:
@@ -319,3 +311,32 @@ def _install(staging: Path, out: Path, manifest: dict[str, Any]) -> dict[str, An
     write_json(staging / MANIFEST, manifest)
     publish_folder(staging, out, replace=bool(present))
     return manifest
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mini_corpus.build", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--embedded", action="store_true", help="only the part that the package carries")
+    parser.add_argument(
+        "--sets", nargs="+", metavar="SET", help=f"only these test sets: {', '.join(ON_DEMAND)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=full_corpus_folder(), help="where the library looks by default"
+    )
+    parser.add_argument("--work", type=Path, help="keeps the downloaded packages")
+    given = parser.parse_args()
+    work = given.work or full_corpus_folder().with_name("mini-packages")
+    try:
+        if given.sets:
+            build_sets(given.sets, given.out, work, say=say)
+        else:
+            build(given.out, work=work, full=not given.embedded, say=say)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    say(f"done: {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.data.mini.clipart import read_clipart
-from advflyp.data.mini.emoji import Emoji, EmojiTable
-from advflyp.data.mini.read import Item, draw, finish, read_icons
-from advflyp.data.mini.sources import BRANDS, ICON_CLASSES, SOURCES, TWINS, Source, source
+from tools.mini_corpus.clipart import read_clipart
+from tools.mini_corpus.emoji import Emoji, EmojiTable
+from tools.mini_corpus.read import Item, draw, finish, read_icons
+from tools.mini_corpus.sources import BRANDS, ICON_CLASSES, SOURCES, TWINS, Source, source
 
 TABLE = EmojiTable(
     [

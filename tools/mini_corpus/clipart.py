@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from advflyp.data.mini.emoji import slug
-from advflyp.data.mini.read import Item, draw, words
-from advflyp.data.mini.sources import BRANDS, Source
+from tools.mini_corpus.emoji import slug
+from tools.mini_corpus.read import Item, draw, words
+from tools.mini_corpus.sources import BRANDS, Source
 
 HELD_OUT_PERCENT = 50  # of the families of drawings in the categories below: the test set "clipart"
 CLIPART_CLASSES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advflyp.data.mini.render import on_white
+from tools.mini_corpus.render import on_white
 
 # Set by looking at pairs on either side: below 0.25 are copies, recoloured copies, the same flag in another
 # proportion, and plain discs and squares; from 0.3 on, most pairs only resemble each other.

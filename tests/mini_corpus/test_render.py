@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advflyp.data.mini.render import encode_webp, fit, icon_svg, on_white, render_svg
+from tools.mini_corpus.render import encode_webp, fit, icon_svg, on_white, render_svg
 
 XMLNS = 'xmlns="http://www.w3.org/2000/svg"'
 RED = '<rect x="30" y="40" width="40" height="20" fill="#f00"/>'

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from advflyp.data.mini.neardup import find
+from tools.mini_corpus.neardup import find
 
 
 def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -1,6 +1,6 @@
 import pytest
 
-from advflyp.data.mini.emoji import Emoji, EmojiTable, glue, slug, split_glued, without_tone
+from tools.mini_corpus.emoji import Emoji, EmojiTable, glue, slug, split_glued, without_tone
 
 TABLE = EmojiTable(
     [

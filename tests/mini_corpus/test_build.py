@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advflyp.data.mini import build as builder
-from advflyp.data.mini import fetch as fetching
-from advflyp.data.mini.sets import fashion
-from advflyp.data.mini.sources import SOURCES, source
+from tools.mini_corpus import build as builder
+from tools.mini_corpus import fetch as fetching
+from tools.mini_corpus.sets import fashion
+from tools.mini_corpus.sources import SOURCES, source
 
 MAMMALS = ("dog face", "cat face", "cow", "pig", "fox", "bear")
 EMOJI = [
@@ -139,8 +139,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_build_is_whole_and_a_rebuild_equal(packages: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    manifest = builder.build(out, work=tmp_path / "work", full=True, sets=["openmoji"])
-    again = builder.build(tmp_path / "again", work=tmp_path / "work", full=True, sets=["openmoji"])
+    manifest = builder.build(out, work=tmp_path / "work", full=True)
+    again = builder.build(tmp_path / "again", work=tmp_path / "work", full=True)
     assert again == manifest
     assert tree(out) == tree(tmp_path / "again")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
@@ -159,11 +159,11 @@ def test_a_build_is_whole_and_a_rebuild_equal(packages: Path, tmp_path: Path) ->
     assert "fluent-emoji-flat_guitar" not in keys and "fluent-emoji-flat_pizza" in keys
     counts = {row["name"]: row["count"] for row in manifest["sources"]}
     assert sum(counts.values()) == manifest["pairs"]
-    assert counts["emojione"] == counts["openmoji"] == counts["streamline-emojis"] == 0
+    assert counts["emojione"] == counts["streamline-emojis"] == 0 and "openmoji" not in counts
 
     sets = json.loads((out / "sets.json").read_text())
     assert list(sets) == ["val", "animals", "food", "travel", "objects-3d", "animals-3d", "flags", "fashion", "clipart",
-                          "icons", "emoji-groups", "openmoji"]  # fmt: skip
+                          "icons", "emoji-groups"]  # fmt: skip
     assert sets["animals"]["classes"] == sorted([*MAMMALS, "rose"])
     assert sets["val"]["split"] == "val" and sets["food"]["split"] == "test"
     assert sets["food"]["in_proxy"] and not sets["flags"]["in_proxy"]

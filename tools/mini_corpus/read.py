@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.mini.emoji import Emoji, EmojiTable, slug, split_glued, without_tone
-from advflyp.data.mini.render import icon_svg
-from advflyp.data.mini.sources import BRANDS, ICON_CLASSES, Source
+from tools.mini_corpus.emoji import Emoji, EmojiTable, slug, split_glued, without_tone
+from tools.mini_corpus.render import icon_svg
+from tools.mini_corpus.sources import BRANDS, ICON_CLASSES, Source
 
 MAX_TAGS = 12
 TONED_PERCENT = 12  # of the skin-tone variants: they are many and differ in nothing else

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from advflyp.data.mini.sources import Source
 from advflyp.files import draft_folder, move
+from tools.mini_corpus.sources import Source
 
 
 def silent(line: str) -> None:

@@ -1,22 +1,20 @@
 """Make a finished pretraining run one of the models that come with the package.
 
-    python -m advflyp.model.bundle runs/mini mini
+    python -m tools.mini_corpus.bundle runs/mini mini
 
 writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
 src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights
 counts their pairs, too. `--average RUN …` takes the mean of its weights and theirs (a uniform soup).
 """
 
+import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
 from advflyp.cli.environment import processor_name
-from advflyp.cli.parse import Arg, arguments
 from advflyp.documents import read_json_object
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.folder import BEST, BUNDLED, CARD_FILE, read_card, save_model
@@ -28,20 +26,16 @@ from advflyp.training.runlog import read_metrics
 from advflyp.wording import counted
 
 
-@dataclass
-class Arguments:
-    """Which run becomes which model."""
-
-    run: Annotated[Path, Arg("RUN", positional=True, input="there is no run folder")]
-    name: Annotated[str, Arg("NAME", positional=True)]
-    average: tuple[Path, ...] = ()
-    """Other run folders or models of the same start, whose weights are averaged with those of `run`."""
-
-
 def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, float]:
-    """Save the best weights of `run` as the bundled model `name`; its clean accuracies by set (0–1).
+    """Save the best weights of `run` as the bundled model `name`.
 
-    average: runs or models whose weights are averaged with those of `run`
+    Args:
+        run: A run folder.
+        name: "mini" or "mini-vit".
+        average: Runs or models of the same start, whose weights are averaged with those of `run`.
+
+    Returns:
+        The clean accuracies (0–1) by set.
     """
     card = read_json_object(run / BEST / CARD_FILE)
     folder = BUNDLED / name
@@ -64,8 +58,8 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
         folder,
         {
             "name": name,
-            "licence": "Apache-2.0; the pictures it learned from are listed in THIRD_PARTY_NOTICES.md",
-            "data": "the full mini corpus (`advflyp data mini --build`): pictograms with names and keywords",
+            "licence": "Apache-2.0; the images it learned from are listed in THIRD_PARTY_NOTICES.md",
+            "data": "the full mini corpus (`python -m tools.mini_corpus.build`): pictograms with names and keywords",
             "intended use": "trying out and testing adversarial finetuning; not for any other purpose",
             "pairs_seen": before + card["pairs_seen"],
             "pairs_seen_before_this_recipe": before,
@@ -98,6 +92,12 @@ def hardware() -> str:
 
 
 if __name__ == "__main__":
-    given = arguments(Arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mini_corpus.bundle", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--average", type=Path, nargs="+", metavar="RUN", default=[])
+    given = parser.parse_args()
     for key, value in bundle(given.run, given.name, given.average).items():
         say(f"{key:20} {100 * value:5.1f} %")

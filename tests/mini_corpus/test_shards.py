@@ -5,7 +5,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from advflyp.data.mini.shards import sha256, write_tar
+from tools.mini_corpus.shards import sha256, write_tar
 
 MEMBERS = [("a.webp", b"\x00\x01"), ("a.json", b"{}"), ("a.txt", "Côte".encode())]
 
