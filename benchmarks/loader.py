@@ -31,11 +31,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advflyp.cli.parse import arguments as parsed
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig, Pairs, open_pairs
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Pairs, open_pairs
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
-READER = PictureReader(SETTINGS)
+READER = ImageReader(SETTINGS)
 
 
 @dataclass

@@ -28,7 +28,6 @@ LONG_FILES: set[str] = {
     "cli.data",
     "cli.main",
     "cli.parse",
-    "data.pairs.tars",
     "distributed",
     "files",
 }

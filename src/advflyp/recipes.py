@@ -30,7 +30,7 @@ CONFIGS = PACKAGE / "configs"
 # Where the dataclass of each recipe table is; a test compares this with `training.recipe.TABLES` and `method.METHODS`.
 TABLES = {
     "model": "model/load.py ModelConfig",
-    "data": "data/pairs/pairs.py DataConfig",
+    "data": "data/config.py DataConfig",
     "attack": "attack/pgd.py AttackConfig",
     "optim": "training/optim.py OptimConfig",
     "train": "training/recipe.py TrainConfig",

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from advflyp.cli.main import main
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.sets.prompts import openai_templates
-from advflyp.data.training import Classes, DecodedClasses, open_training, readings
+from advflyp.data.training import DecodedLabelled, LabelledBatches, open_training, readings
 from advflyp.model.clip import CLIP
 from helpers import COLOURS, pairs, write_folder, write_shards, write_tar
 from layouts import BUILDERS
@@ -43,7 +43,7 @@ def class_shards(folder: Path, n: int = 43) -> Path:
 
 def opened(train: object, model: Any, wanted: Any = "labelled", seed: int = 0, **config: Any) -> Any:
     config = {"batch_size": 8, "workers": 2, **config}
-    reader = model and PictureReader(model.config["preprocess_cfg"])
+    reader = model and ImageReader(model.config["preprocess_cfg"])
     return open_training(DataConfig(train=str(train), **config), wanted, reader, seed=seed, device=CPU)
 
 
@@ -54,11 +54,11 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_batches(tiny: CLIP, source: Path) -> None:
     stream = opened(source, tiny)
-    assert isinstance(stream, Classes)
+    assert isinstance(stream, LabelledBatches)
     assert sorted(stream.classes) == sorted(COLOURS)
     pictures = {}
     for index, (data, _) in enumerate(pairs(43)):
-        image = PictureReader(tiny.config["preprocess_cfg"]).from_bytes(data).float() / 255
+        image = ImageReader(tiny.config["preprocess_cfg"]).from_bytes(data).float() / 255
         pictures[image.numpy().tobytes()] = list(COLOURS)[index % 4]
     batches = list(stream.epoch(0))
     assert len(stream) == len(batches) == 5
@@ -115,7 +115,7 @@ def test_resuming_counts_unreadable_pictures(tiny: CLIP, tmp_path: Path) -> None
         path.write_bytes(b"not a picture")
     stream = opened(folder, tiny)
     whole = list(stream.epoch(3))
-    assert len(whole) == 4 and stream.dirt.counts == {"not an image": 6}
+    assert len(whole) == 4 and stream.skipped.counts == {"not an image": 6}
     rest = list(opened(folder, tiny).epoch(3, whole[1].position))
     assert len(rest) == 2
     for batch, again in zip(whole[2:], rest, strict=True):
@@ -137,10 +137,10 @@ def test_a_set_of_the_table(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("ADVFLYP_DATA", str(tmp_path))
     BUILDERS["cifar10"](tmp_path)
     stream = opened("CIFAR-10@train", tiny, batch_size=4)
-    assert isinstance(stream, DecodedClasses)
+    assert isinstance(stream, DecodedLabelled)
     assert stream.labelled.name == "cifar10@train" and stream.labelled.split == "train"
     batch = next(stream.epoch(0))
-    assert batch.captions[0] == f"This is a photo of a {stream.classes[int(batch['labels'][0])]}."
+    assert batch.captions[0] == f"This is a photo of a {stream.classes[int(batch.labels[0])]}."
 
 
 def test_images_alone_come_from_either(tiny: CLIP, source: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_mini_proxy() -> None:
     )
     known = load_set("mini/proxy")
     assert labelled.classes == known.classes and labelled.templates == known.templates
-    assert not isinstance(captioned, Classes)
+    assert not isinstance(captioned, LabelledBatches)
     one, other = next(labelled.epoch(2)), next(captioned.epoch(2))
     assert torch.equal(one.images, other.images) and one.position == other.position
     assert one.captions == [known.classes[label] for label in one.labels.tolist()]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from advflyp.attack.threat import Threat
+from advflyp.data.config import DataConfig
 from advflyp.data.mini import EMBEDDED
 from advflyp.data.mini.compose import MiniPairs
-from advflyp.data.pairs.pairs import DataConfig
 from advflyp.method import METHODS
 from advflyp.model.clip import TextCache
 from advflyp.model.text_store import TextStore

@@ -11,7 +11,7 @@ from PIL import Image
 
 from advflyp.attack.threat import Threat
 from advflyp.cli.main import main
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.evaluation import retrieval as module
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.recall import cross_entropy, ranks
@@ -53,7 +53,7 @@ def recall_at(cell: RetrievalCell, way: str) -> list[float]:
 
 def test_clean_recall_is_that_of_the_embeddings(tiny: CLIP, folder: Path) -> None:
     (cell,) = retrieval(tiny, folder, ["clean"], batch_size=7)
-    pictures = CaptionedPictures(folder)
+    pictures = CaptionedImages(folder)
     ((_, images),) = pictures.batches(tiny.preprocess, 99)
     with torch.no_grad():
         of_images, of_captions = ranks(
@@ -97,7 +97,7 @@ def test_the_attack_raises_its_loss_inside_the_ball(
     ((images, found, before, after),) = seen
     assert Threat(eps=4 / 255).contains(images, found).all() and not torch.equal(images, found)
     assert (after > before).float().mean() > 0.9
-    pictures = CaptionedPictures(folder)
+    pictures = CaptionedImages(folder)
     with torch.no_grad():
         logits = tiny.logit_scale * tiny.encode_image(images) @ tiny.encode_text(pictures.captions).T
     own = pictures.owner == torch.arange(24)[:, None]

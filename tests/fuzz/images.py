@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, features
 
-from advflyp.data.pairs.images import PictureReader, read_image
+from advflyp.data.pairs.images import ImageReader, read_image
 from advflyp.errors import SkippedSample
 from advflyp.use import pictures
 from fuzz.mutate import EDGES, mutated
@@ -29,10 +29,10 @@ MODES = {
 SIZES = (1, 3, 7, 8, 9, 17, 64, 300)
 HUGE = (0, 1, 9_000, 9_459, 12_000, 65_535, 89_478_485, 2**31 - 1, 2**32 - 1)
 READERS = [
-    PictureReader({"size": 32}, resize=40),
-    PictureReader({"size": 32, "resize_mode": "squash"}),
-    PictureReader({"size": (32, 48)}),
-    PictureReader({"size": 32, "resize_mode": "longest"}),
+    ImageReader({"size": 32}, resize=40),
+    ImageReader({"size": 32, "resize_mode": "squash"}),
+    ImageReader({"size": (32, 48)}),
+    ImageReader({"size": 32, "resize_mode": "longest"}),
 ]
 
 
@@ -52,7 +52,7 @@ def make(rng: random.Random, folder: Path) -> Callable[[], object]:
     return lambda: decode(data, path, reader, upright, border)
 
 
-def decode(data: bytes, path: Path, reader: PictureReader, upright: bool, border: int) -> None:
+def decode(data: bytes, path: Path, reader: ImageReader, upright: bool, border: int) -> None:
     """All decoders take a file, or all refuse it; what they give has the pixels that were asked for."""
     refused = []
     for read in (

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from advflyp.data.pairs.tables import Columns
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.data.web.url_list import open_urls
 from fuzz.mutate import as_json, mutated, text, value
 from fuzz.tars import PICTURE, train_on
@@ -57,7 +57,7 @@ def use(rng: random.Random, path: Path, names: tuple[str, str], out: Path) -> Ca
         case 3:
             return lambda: train_on(str(path))
         case 4:
-            return lambda: len(CaptionedPictures(path, columns=Columns(*names) if columns else None))
+            return lambda: len(CaptionedImages(path, columns=Columns(*names) if columns else None))
         case 0:
             return lambda: command("data", "pack", path, "--out", out / "packed", *columns)
         case 1:

@@ -12,17 +12,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig, open_pairs
-from advflyp.data.pairs.tars import TarShard
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import open_pairs
+from advflyp.data.pairs.shards import TarShard
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.data.sets.labelled import load_set
 from fuzz.mutate import EDGES, PATHS, as_json, mutated, text, value
 from fuzz.watch import command
 from helpers import encoded_png
 from hostile import NAMES
 
-READER = PictureReader({"size": 8})
+READER = ImageReader({"size": 8})
 PICTURE = encoded_png(Image.new("RGB", (16, 12), "red"))
 TYPES = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
@@ -90,7 +91,7 @@ def use(rng: random.Random, path: Path, out: Path) -> Callable[[], object]:
         case 4:
             return lambda: train_on(str(path))
         case 5:
-            return lambda: len(CaptionedPictures(path))
+            return lambda: len(CaptionedImages(path))
         case _:
             return lambda: command("data", "check", path)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advflyp.data.batch import Batch
-from advflyp.data.training import Classes
+from advflyp.data.training import LabelledBatches
 from advflyp.method import METHODS
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model
@@ -123,7 +123,7 @@ def test_frozen_prompts_are_encoded_once(
     encoded: list[str] = []
     real = run.model.encode_text
     monkeypatch.setattr(run.model, "encode_text", lambda texts: encoded.extend(texts) or real(texts))
-    assert isinstance(run.pairs, Classes)
+    assert isinstance(run.pairs, LabelledBatches)
     expected = class_embeddings(run.model, run.pairs.classes, run.pairs.templates)
     encoded.clear()
     for batch in run.pairs.epoch(0):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advflyp.console import SafeConsole
-from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.tools.check import Checked
 from advflyp.evaluation.results import append_cell
 from advflyp.report.console import as_rich, results_table, verdicts
@@ -36,11 +36,16 @@ def test_tables_on_a_terminal() -> None:
 
 
 def test_samples_that_are_left_out(tmp_path: Path) -> None:
-    dirt = Dirt()
+    skipped = Skipped()
     for number, name in enumerate(NAMES):
-        dirt.add(f"reason {number}", name)
+        skipped.add(f"reason {number}", name)
     found = Checked(
-        name=NAMES[0], seen=50, usable=50 - len(NAMES), dirt=dirt, words=Counter([3]), sides=Counter([64])
+        name=NAMES[0],
+        seen=50,
+        usable=50 - len(NAMES),
+        skipped=skipped,
+        words=Counter([3]),
+        sides=Counter([64]),
     )
     assert_printable(printed(as_rich(skipped_table(found))))
     page = write_page(tmp_path, check_page(found)).read_text(encoding="utf-8")

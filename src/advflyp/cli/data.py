@@ -166,8 +166,8 @@ class Caption:
             )
         for remark in remarks_on([self.images]):
             say(remark)
-        if done.dirt.counts:
-            say(f"left out: {done.dirt.describe()}")
+        if done.skipped.counts:
+            say(f"left out: {done.skipped.describe()}")
         i, n = done.part
         which = "" if n == 1 else f"part {i}/{n}: "
         rest = "" if done.manifest else "; the manifest follows when all parts are done"
@@ -215,14 +215,14 @@ class Check:
                 workers=self.workers,
                 progress=count,
             )
-        if found.dirt.counts:
+        if found.skipped.counts:
             SafeConsole().print(as_rich(skipped_table(found)))
         share = 100 * found.usable / max(1, found.seen)
         say(f"{found.usable:,} of {counted(found.seen, 'pair')} can be used ({share:.1f} %)")
         if self.out is not None:
             say(f"look at {write_page(self.out, check_page(found))}")
         if not found.usable:
-            raise ValueError(f"no pair of {self.pairs} can be used: {found.dirt.describe()}")
+            raise ValueError(f"no pair of {self.pairs} can be used: {found.skipped.describe()}")
 
 
 @dataclass
@@ -358,8 +358,8 @@ class Overlap:
                     f"{name}: not compared, unreadable: {counted(len(bad), 'image')}: {picture} ({why}){more}"
                 )
         say(f"of {counted(found.seen, 'training pair')}, {_near_duplicates(found.keys)} of evaluation images")
-        if found.dirt.counts:
-            say(f"not compared: {found.dirt.describe()}")
+        if found.skipped.counts:
+            say(f"not compared: {found.skipped.describe()}")
         if self.out is not None:
             page = write_page(self.out, overlap_page(found), found.matches)
             say(f"look at {page}; {self.out / MATCHES} lists all")

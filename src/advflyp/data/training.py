@@ -14,17 +14,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from advflyp.data.config import DataConfig
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
 from advflyp.data.mini import EMBEDDED, PROXY
-from advflyp.data.mini.compose import MiniClasses, MiniPairs, corpus_folder
+from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.folder_pairs import has_pairs
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig, Decoded, Pairs, open_pairs
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Decoded, Pairs, open_pairs
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import Position, Share, permuted
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
-from advflyp.data.pairs.tars import Damaged, members, unpacked
+from advflyp.data.pairs.tars import DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
@@ -44,7 +45,7 @@ CAPTIONS = ("txt", "caption")
 
 
 @runtime_checkable
-class Classes(Pairs, Protocol):
+class LabelledBatches(Pairs, Protocol):
     """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
 
     classes, templates: as in `LabelledSet`; the captions are of the first template
@@ -56,14 +57,14 @@ class Classes(Pairs, Protocol):
     draws_captions: bool
 
 
-class DecodedClasses(Decoded[int, tuple[int, str]]):
-    """Batches of a labelled set; see `Classes`. `config.limit` takes its classes evenly."""
+class DecodedLabelled(Decoded[int, tuple[int, str]]):
+    """Batches of a labelled set; see `LabelledBatches`. `config.limit` takes its classes evenly."""
 
     def __init__(
         self,
         labelled: LabelledSet,
         config: DataConfig,
-        reader: PictureReader,
+        reader: ImageReader,
         seed: int,
         device: torch.device,
         share: Share,
@@ -97,7 +98,7 @@ class DecodedClasses(Decoded[int, tuple[int, str]]):
 def open_training(
     config: DataConfig,
     wanted: Literal["pairs", "labelled", "images"],
-    reader: PictureReader,
+    reader: ImageReader,
     *,
     seed: int,
     device: torch.device,
@@ -106,7 +107,7 @@ def open_training(
 ) -> Pairs:
     """The source that `config.train` names; ValueError where it does not exist or holds too little.
 
-    wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `Classes`
+    wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `LabelledBatches`
     data:   an object to train on in place of what `config.train` names, which is then only what messages call it: a
             `LabelledSet`, or pairs (see `open_objects`)
     The other arguments are those of `open_pairs`.
@@ -122,7 +123,7 @@ def open_training(
         )
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     if isinstance(data, LabelledSet):
-        return DecodedClasses(data, config, reader, seed, device, share)
+        return DecodedLabelled(data, config, reader, seed, device, share)
     if data is not None:
         return open_pairs(
             config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs", pairs=data
@@ -140,7 +141,7 @@ def open_training(
     labelled = load_set(config.train)
     if config.train == PROXY_SET:
         chosen = config.chosen_templates()
-        return MiniClasses(
+        return MiniLabelled(
             EMBEDDED,
             config,
             seed=seed,
@@ -150,7 +151,7 @@ def open_training(
             templates=chosen or labelled.templates,
             draw=chosen is not None and len(chosen) > 1,
         )
-    return DecodedClasses(labelled, config, reader, seed, device, share)
+    return DecodedLabelled(labelled, config, reader, seed, device, share)
 
 
 def readings(train: str) -> set[Reading]:
@@ -195,6 +196,6 @@ def _shard_readings(shard: Path) -> set[Reading]:
                     found.add("pairs")
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
-    except (SkippedSample, Damaged, OSError, EOFError, zlib.error, lzma.LZMAError):
+    except (SkippedSample, DamagedTar, OSError, EOFError, zlib.error, lzma.LZMAError):
         pass  # who opens it will say what is wrong
     return found

@@ -19,7 +19,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.journal import Journal
@@ -149,7 +149,7 @@ def retrieval(
     if store:
         check_store(store)
     known = {cell.key(): cell for cell in read_retrieval(store)} if store else {}
-    pictures = CaptionedPictures(pairs, limit=limit, seed=seed, columns=columns)
+    pictures = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
     if not isinstance(model, CLIP):
         model = load_model(model, device=place)
     chosen = choose_precision(precision, model.device)
@@ -221,7 +221,7 @@ class _Search:
     """
 
     def __init__(
-        self, model: CLIP, pictures: CaptionedPictures, batch_size: int, watch: Callable[[int], None]
+        self, model: CLIP, pictures: CaptionedImages, batch_size: int, watch: Callable[[int], None]
     ) -> None:
         self.model, self.pictures, self.batch_size = model, pictures, batch_size
         self.clean = self._gallery(lambda images, rows: images, watch)

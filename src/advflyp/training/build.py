@@ -12,11 +12,11 @@ from torch import nn
 
 from advflyp import distributed
 from advflyp.config import read_toml
-from advflyp.data.pairs.images import PictureReader
+from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Pairs
 from advflyp.data.pairs.stream import Share
 from advflyp.data.sets.labelled import LabelledSet, load_set
-from advflyp.data.training import DecodedClasses, open_training
+from advflyp.data.training import DecodedLabelled, open_training
 from advflyp.distributed import Ranks
 from advflyp.method import find_method
 from advflyp.method.base import Method
@@ -199,7 +199,7 @@ def _open_method(
 
 def _open_pairs(recipe: Recipe, model: CLIP, share: Share, device: torch.device) -> Pairs:
     data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
-    reader = PictureReader(model.config["preprocess_cfg"], data.resize, data.interpolation)
+    reader = ImageReader(model.config["preprocess_cfg"], data.resize, data.interpolation)
     return open_training(data, wanted, reader, seed=recipe.train.seed, device=device, share=share)
 
 
@@ -224,7 +224,7 @@ def _prepare(
 
 
 def _remarks(validation_set: LabelledSet | None, pairs: Pairs) -> list[str]:
-    trained = pairs.labelled if isinstance(pairs, DecodedClasses) else None
+    trained = pairs.labelled if isinstance(pairs, DecodedLabelled) else None
     used = [one for one in (validation_set, trained) if one is not None]
     return list(dict.fromkeys(remark for one in used for remark in one.remarks))
 

@@ -166,7 +166,7 @@ def share_last_batch(run: TrainingRun, rows: int) -> bool:
 
 def _take_step(run: TrainingRun, batch: Batch, log: AnyLog) -> Updated:
     """One update, and what is known after it."""
-    state, skipped = run.state, run.pairs.dirt
+    state, skipped = run.state, run.pairs.skipped
     pairs = run.ranks.rows(len(batch.images))
     updated = update(run, batch)
     run.meter.add(updated.metrics, pairs)
@@ -190,7 +190,7 @@ def _validate_if_due(run: TrainingRun, log: AnyLog) -> None:
 
 def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
     state, recipe = run.state, run.recipe
-    state.skipped = run.pairs.dirt
+    state.skipped = run.pairs.skipped
     if not (state.position or state.finished):
         raise ValueError(
             f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: {state.skipped.describe()}"

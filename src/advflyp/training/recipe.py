@@ -9,7 +9,7 @@ import tomli_w
 
 from advflyp.attack.pgd import AttackConfig
 from advflyp.config import Mistakes, as_tree, build, override, unknown
-from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.config import DataConfig
 from advflyp.documents import parse_toml
 from advflyp.evaluation.attacks import Attack
 from advflyp.method import method_config

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from advflyp.data.pairs.dirt import Dirt
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position
 from advflyp.training import sharding
 from advflyp.training.checkpoint import load_last, random_state, set_random_state
@@ -39,7 +39,7 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     position: Position = field(default_factory=dict)
-    skipped: Dirt = field(default_factory=Dirt)
+    skipped: Skipped = field(default_factory=Skipped)
     pairs_seen: int = 0
     best: float | None = None
     before: dict[str, float] | None = None
@@ -100,9 +100,9 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
         run.method.original.load_state_dict(state["original"])
     sharding.load_optimizer(run.optimizer, state["optimizer"], run.parameters)
     own = ranks[run.ranks.rank]
-    skipped = Dirt(Counter(own["dirt"]["counts"]), dict(own["dirt"]["examples"]))
+    skipped = Skipped(Counter(own["dirt"]["counts"]), dict(own["dirt"]["examples"]))
     run.state = TrainState(**state["progress"], position=own["position"] or {}, skipped=skipped)
-    run.pairs.dirt = skipped
+    run.pairs.skipped = skipped
     # A checkpoint of an older version does not say it: every line stays.
     run.logged = state.get("logged", sys.maxsize)
     set_random_state(own, run.device)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from advflyp.data.batch import Batch
-from advflyp.data.training import Classes
+from advflyp.data.training import LabelledBatches
 from advflyp.devices import to_device
 from advflyp.distributed import Ranks
 from advflyp.method.base import Method
@@ -46,7 +46,14 @@ class LabelTexts:
     """
 
     def __init__(
-        self, encode: EncodeText, ranks: Ranks, model: CLIP, pairs: Classes, method: Method, *, frozen: bool
+        self,
+        encode: EncodeText,
+        ranks: Ranks,
+        model: CLIP,
+        pairs: LabelledBatches,
+        method: Method,
+        *,
+        frozen: bool,
     ) -> None:
         self.encode, self.ranks, self.device = encode, ranks, model.device
         self.classes = ClassTexts(model, pairs.classes, pairs.templates, frozen=frozen)
@@ -76,5 +83,5 @@ def open_texts(
         encode = TextCache(model) if cache is None else TextStore(model, cache)
     if method.trains_on == "pairs":
         return CaptionTexts(encode, ranks)
-    assert isinstance(pairs, Classes)
+    assert isinstance(pairs, LabelledBatches)
     return LabelTexts(encode, ranks, model, pairs, method, frozen=frozen)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from advflyp.data.mini.compose import MiniClasses, MiniPairs, augment, compose, corpus_folder
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.config import DataConfig
+from advflyp.data.mini.compose import MiniLabelled, MiniPairs, augment, compose, corpus_folder
+from advflyp.data.pairs.images import ImageReader
 from advflyp.data.training import open_training
 from helpers import write_tar
 
@@ -151,7 +151,7 @@ def test_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="tools.mini_corpus.build"):
         corpus_folder("mini-full")
-    config, reader = DataConfig(train=str(folder), batch_size=8), PictureReader({"size": 8})
+    config, reader = DataConfig(train=str(folder), batch_size=8), ImageReader({"size": 8})
     opened = open_training(config, "pairs", reader, seed=0, device=CPU)
     assert isinstance(opened, MiniPairs)
 
@@ -177,9 +177,9 @@ def concepts(tmp_path: Path) -> Path:
     return folder
 
 
-def mini_classes(folder: Path, classes: list[str], **config: object) -> MiniClasses:
+def mini_classes(folder: Path, classes: list[str], **config: object) -> MiniLabelled:
     config = DataConfig(train=str(folder), **{"batch_size": 4, **config})
-    return MiniClasses(folder, config, seed=0, device=CPU, classes=classes, templates=["a {}", "the {}"])
+    return MiniLabelled(folder, config, seed=0, device=CPU, classes=classes, templates=["a {}", "the {}"])
 
 
 def test_labelled_pictures_are_those_of_the_captioned_twin(concepts: Path) -> None:

@@ -10,7 +10,7 @@ from advflyp.data import filenames
 from advflyp.data.pairs.folder_pairs import FolderPairs, has_pairs
 from advflyp.data.pairs.images import NEEDS_HEIF, NEEDS_JXL
 from advflyp.data.pairs.sources import open_source
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.data.tools.check import check
 from advflyp.data.training import readings
 from helpers import members, pairs, write_tar
@@ -53,7 +53,7 @@ def test_what_systems_leave_behind(tmp_path: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "README", "README.txt", "LICENSE.txt", "info.json"):
         put(tmp_path / name, "text")
     assert captions(tmp_path) == expected()
-    assert len(CaptionedPictures(tmp_path)) == 3
+    assert len(CaptionedImages(tmp_path)) == 3
 
 
 def test_a_folder_called_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "set/b/up").symlink_to(tmp_path / "set")
     (tmp_path / "set/c").symlink_to(tmp_path / "elsewhere")
     assert captions(tmp_path / "set") == {**expected("a/"), **expected("b/")}
-    assert len(CaptionedPictures(tmp_path / "set")) == 6 and "pairs" in readings(str(tmp_path / "set"))
+    assert len(CaptionedImages(tmp_path / "set")) == 6 and "pairs" in readings(str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "JPE", "avif", "gif", "ppm", "TIFF"])
@@ -87,14 +87,14 @@ def test_suffixes_of_images(tmp_path: Path, suffix: str) -> None:
     for path in tmp_path.glob(f"*.{suffix}"):
         Image.new("RGB", (9, 9)).save(path, kind)
     assert captions(tmp_path) == expected(image=suffix)
-    assert has_pairs(tmp_path) and len(CaptionedPictures(tmp_path)) == 3
+    assert has_pairs(tmp_path) and len(CaptionedImages(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("suffix", ["TXT", "Txt", "caption", "CAPTION"])
 def test_suffixes_of_captions(tmp_path: Path, suffix: str) -> None:
     put_pairs(tmp_path, text=suffix)
     assert captions(tmp_path) == expected()
-    assert CaptionedPictures(tmp_path).captions == [f"caption {n}" for n in range(3)]
+    assert CaptionedImages(tmp_path).captions == [f"caption {n}" for n in range(3)]
 
 
 def test_captions_in_json(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_shards_beside_their_checksums_and_shadows(tmp_path: Path) -> None:
     put(tmp_path / "0.tar.sha256", "abc")
     put(tmp_path / "._0.tar", "x" * 600)
     assert len(open_source(str(tmp_path))) == 4 and len(open_source(f"{tmp_path}/*.tar")) == 4
-    assert len(CaptionedPictures(tmp_path)) == 4
+    assert len(CaptionedImages(tmp_path)) == 4
 
 
 def test_photographs_that_need_a_plugin_are_samples(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_photographs_that_need_a_plugin_are_samples(tmp_path: Path) -> None:
     put(tmp_path / "0.heic", heic)  # beside 0.png
     found = check(str(tmp_path))
     assert (found.seen, found.usable) == (6, 3)
-    assert found.dirt.counts == {NEEDS_HEIF: 2, NEEDS_JXL: 1}
+    assert found.skipped.counts == {NEEDS_HEIF: 2, NEEDS_JXL: 1}
     write_tar(tmp_path / "t.tar", [("a.heic", heic), ("a.txt", b"one"), ("b.png", PNG), ("b.txt", b"two")])
     found = check(str(tmp_path / "t.tar"))
-    assert (found.seen, found.usable) == (2, 1) and found.dirt.counts == {NEEDS_HEIF: 1}
+    assert (found.seen, found.usable) == (2, 1) and found.skipped.counts == {NEEDS_HEIF: 1}
 
 
 @pytest.mark.parametrize("names", ["0.png", "*.png", "{0,1}.png", "a.HEIC"])

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 
 from advflyp import limits
 from advflyp.data.pairs import images
-from advflyp.data.pairs.images import PictureReader, as_rgb, read_image
+from advflyp.data.pairs.images import ImageReader, as_rgb, read_image
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.images import Files
 from advflyp.data.sets.labelled import load_set
@@ -49,7 +49,7 @@ def photos() -> list[Image.Image]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_pixels_are_those_of_open_clips_preprocessing(kind: str) -> None:
     """On photographs: the mean difference is a hundredth of a grey level, the largest two."""
-    reader = PictureReader(CLIP_224)
+    reader = ImageReader(CLIP_224)
     for photo in photos():
         data = encoded(photo, kind, quality=90) if kind != "PNG" else encoded(photo)
         ours = reader.from_bytes(data)
@@ -63,14 +63,14 @@ def test_the_models_own_geometry(tiny: CLIP) -> None:
     """SigLIP squashes, CLIP crops."""
     squashing = small_model(siglip_config())
     for model in (tiny, squashing):
-        reader = PictureReader(model.config["preprocess_cfg"])
+        reader = ImageReader(model.config["preprocess_cfg"])
         for photo in photos():
             difference = reader.from_bytes(encoded(photo)).float() - model.preprocess(photo) * 255
             assert difference.abs().mean() < 0.1
 
 
 def test_a_fast_jpeg_is_pillows_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = PictureReader(CLIP_224)
+    reader = ImageReader(CLIP_224)
     data = [encoded(photo, "JPEG", quality=75) for photo in photos()]
     data.append(encoded(photos()[0].convert("L"), "JPEG"))
     fast = [reader.from_bytes(one) for one in data]
@@ -81,26 +81,26 @@ def test_a_fast_jpeg_is_pillows_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resizing_before_the_crop() -> None:
     """The paper's: shorter side 256, then the middle 224."""
     photo = photos()[1].resize((600, 400))
-    ours = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    ours = ImageReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
     resized = photo.resize((384, 256), Image.Resampling.BICUBIC).crop((80, 16, 304, 240))
     assert (ours - torch.from_numpy(np.array(resized)).permute(2, 0, 1)).abs().mean() < 0.02
     with pytest.raises(ValueError, match=r"data\.resize must be at least the model's 224 pixels, not 100"):
-        PictureReader(CLIP_224, resize=100)
+        ImageReader(CLIP_224, resize=100)
     with pytest.raises(ValueError, match=r"data\.resize goes with models that crop"):
-        PictureReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
+        ImageReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
 
 
 def test_the_released_codes_pixels() -> None:
     """Shorter side 256 by Pillow's bilinear resize, then the middle 224, whatever the model's interpolation is."""
     photo = photos()[1].resize((512, 600))
-    ours = PictureReader(CLIP_224, resize=256, interpolation="bilinear").from_bytes(encoded(photo)).float()
+    ours = ImageReader(CLIP_224, resize=256, interpolation="bilinear").from_bytes(encoded(photo)).float()
     resized = photo.resize((256, 300), Image.Resampling.BILINEAR).crop((16, 38, 240, 262))
     theirs = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
     assert (ours - theirs).abs().mean() < 0.02
-    bicubic = PictureReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
+    bicubic = ImageReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
     assert (bicubic - theirs).abs().mean() > 0.1
     assert torch.equal(
-        PictureReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(),
+        ImageReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(),
         bicubic,
     )
 
@@ -143,7 +143,7 @@ def test_unusual_pictures_become_rgb(name: str, data: bytes, colour: tuple[int, 
     image = read_image(data)
     assert image.mode == "RGB" and image.size == (20, 10)
     assert np.abs(np.array(image).astype(int) - colour).max() <= 4
-    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+    assert ImageReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -163,8 +163,8 @@ def test_pictures_stand_upright(orientation: int) -> None:
     image = read_image(data)
     assert image.size == (40, 24)
     assert np.abs(np.array(image).astype(int) - np.array(upright)).mean() < 6
-    fast = PictureReader({"size": 24}).from_bytes(data).float()
-    assert (fast - PictureReader({"size": 24}).from_image(upright).float()).abs().mean() < 6
+    fast = ImageReader({"size": 24}).from_bytes(data).float()
+    assert (fast - ImageReader({"size": 24}).from_image(upright).float()).abs().mean() < 6
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
@@ -188,7 +188,7 @@ def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tm
     assert as_rgb(upright) is upright, "it is not turned again"
     opened = Image.open(io.BytesIO(data))
     assert np.array_equal(as_rgb(opened), upright) and np.array_equal(read_picture(opened), upright)
-    ours = PictureReader(CLIP_224)
+    ours = ImageReader(CLIP_224)
     assert (ours.from_bytes(data).float() - ours.from_image(upright).float()).abs().mean() < 0.2
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -197,7 +197,7 @@ def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tm
     assert np.array_equal(labelled.image(0), upright)
     benchmark = Files(tmp_path, ["a/1.jpg"], [0])
     benchmark.ignore_orientation()
-    assert benchmark.picture(0).size == stored.size, "the protocol of the table's benchmarks"
+    assert benchmark.image(0).size == stored.size, "the protocol of the table's benchmarks"
     assert not any(entry.upright for entry in TABLE.values())
 
 
@@ -205,7 +205,7 @@ def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tm
 def test_damaged_metadata_do_no_harm() -> None:
     data = encoded(photos()[0], "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\x07" * 30)
     assert read_image(data).size == photos()[0].size
-    assert PictureReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
+    assert ImageReader({"size": 8}).from_bytes(data).shape == (3, 8, 8)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -242,7 +242,7 @@ WHOLE = encoded(solid("RGB", (1, 2, 3)).resize((64, 64)), "JPEG")
     ],
 )
 def test_what_cannot_be_used(data: bytes, reason: str) -> None:
-    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+    for read in (read_image, ImageReader({"size": 8}).from_bytes):
         with warnings.catch_warnings(), pytest.raises(SkippedSample) as caught:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             read(data)
@@ -250,12 +250,12 @@ def test_what_cannot_be_used(data: bytes, reason: str) -> None:
 
 
 def test_bytes_behind_a_jpeg_do_no_harm() -> None:
-    assert PictureReader({"size": 8}).from_bytes(WHOLE + b"\0\0trailer").shape == (3, 8, 8)
+    assert ImageReader({"size": 8}).from_bytes(WHOLE + b"\0\0trailer").shape == (3, 8, 8)
 
 
 def test_the_reader_of_a_loaded_model(tiny_folder: Path) -> None:
     model = load_model(tiny_folder)
-    assert PictureReader(model.config["preprocess_cfg"]).size == model.image_size
+    assert ImageReader(model.config["preprocess_cfg"]).size == model.image_size
 
 
 def striped(width: int, height: int) -> bytes:
@@ -284,7 +284,7 @@ def test_lines_are_refused_before_they_are_resized(size: tuple[int, int], tmp_pa
     with pytest.raises(ValueError, match="more than 256 times as long"):
         read_picture(Image.new("RGB", (3, 769)))
     assert read_image(striped(8, 2048)).size == (8, 2048)
-    assert PictureReader(CLIP_224).from_bytes(striped(2048, 8)).shape == (3, 224, 224)
+    assert ImageReader(CLIP_224).from_bytes(striped(2048, 8)).shape == (3, 224, 224)
 
 
 def test_jpegs_of_very_many_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +306,11 @@ def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.M
     files = Files(tmp_path, ["pipe.png", "zero.png", "a.png"], [0, 0, 0])
     for number in range(2):
         with pytest.raises(SkippedSample, match="not a regular file"):
-            files.picture(number)
-    assert files.picture(2).size == (9, 9)
+            files.image(number)
+    assert files.image(2).size == (9, 9)
     monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 20)
     with pytest.raises(SkippedSample, match="image file is too large"):
-        files.picture(2)
+        files.image(2)
     with pytest.raises(ValueError, match=r"a\.png is larger than"):
         read_picture(tmp_path / "a.png")
 
@@ -320,7 +320,7 @@ def test_a_damaged_avif(rest: bytes) -> None:
     """Its decoder raises RuntimeError, which no other does."""
     data = encoded(RED, "AVIF")
     data = data[: data.index(b"mdat") + 4]
-    for read in (read_image, PictureReader({"size": 8}).from_bytes):
+    for read in (read_image, ImageReader({"size": 8}).from_bytes):
         with pytest.raises(SkippedSample, match="unreadable image"):
             read(data + rest)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from advflyp.data.pairs.images import PictureReader, on_white
-from advflyp.data.pairs.pairs import DataConfig, open_pairs
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader, on_white
+from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.pairs.sources import find_shards, open_source
 from advflyp.data.pairs.stream import open_stream
 from advflyp.model.clip import CLIP
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 def opened(tiny: CLIP, train: object, seed: int = 0, **config: object):
     config = {"batch_size": 8, "workers": 2, **config}
-    reader = PictureReader(tiny.config["preprocess_cfg"])
+    reader = ImageReader(tiny.config["preprocess_cfg"])
     return open_pairs(DataConfig(train=str(train), **config), reader, seed=seed, device=CPU)
 
 
@@ -43,7 +44,7 @@ def test_an_epoch_has_every_pair_at_most_once(tiny: CLIP, source: Path) -> None:
     assert batches[0].images.min() >= 0.0 and batches[0].images.max() <= 1
     expected = Counter(caption for _, caption in pairs(43))
     assert not Counter(captions(batches)) - expected
-    assert not stream.dirt.counts
+    assert not stream.skipped.counts
 
 
 def test_pictures_keep_their_captions(tiny: CLIP, tmp_path: Path) -> None:
@@ -107,8 +108,8 @@ def test_unusable_samples_are_counted_by_reason(tiny: CLIP, tmp_path: Path) -> N
     stream = opened(tiny, write_tar(tmp_path / "x.tar", good + bad), max_bad_fraction=0.5)
     assert len(list(stream.epoch(0))) == 1
     reasons = ("not an image", "truncated image", "no caption", "no image", "empty caption")
-    assert stream.dirt.counts == dict.fromkeys(reasons, 1)
-    assert stream.dirt.examples["truncated image"] == "x.tar:b"
+    assert stream.skipped.counts == dict.fromkeys(reasons, 1)
+    assert stream.skipped.examples["truncated image"] == "x.tar:b"
 
 
 def test_limit_is_the_same_subset_in_every_epoch(tiny: CLIP, source: Path) -> None:
@@ -172,7 +173,7 @@ def test_one_of_several_captions_is_drawn_each_epoch(tiny: CLIP, tmp_path: Path)
     assert set(captions(list(opened(tiny, folder, workers=1).epoch(3)))) == drawn[3]
 
 
-def test_too_much_dirt_stops_training(tiny: CLIP, tmp_path: Path) -> None:
+def test_too_many_skipped_samples_stop_training(tiny: CLIP, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pairs", 40)
     for index in range(0, 40, 4):
         (folder / f"{index:04d}.png").write_bytes(b"<html>")
@@ -195,11 +196,11 @@ def test_a_few_bad_samples_at_the_end_do_not_stop_a_resumed_run(tiny: CLIP, tmp_
     whole = list(opened(tiny, folder).epoch(0))
     assert len(whole) == 4
     resumed = opened(tiny, folder)
-    assert not list(resumed.epoch(0, whole[-1]["position"]))
-    assert resumed.dirt.counts == {"not an image": 8}
+    assert not list(resumed.epoch(0, whole[-1].position))
+    assert resumed.skipped.counts == {"not an image": 8}
 
 
-def test_much_dirt_stops_long_before_the_end_of_the_epoch(
+def test_many_skipped_samples_stop_training_long_before_the_end_of_the_epoch(
     tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("advflyp.data.pairs.pairs.ENOUGH", 20)
@@ -217,24 +218,24 @@ def test_damaged_shards_are_counted_and_the_others_used(tiny: CLIP, tmp_path: Pa
     (folder / "004.tar").write_bytes(b"")
     stream = opened(tiny, folder, batch_size=13)
     assert len(list(stream.epoch(0))) == 3
-    assert stream.dirt.counts == {"truncated shard": 1, "empty shard": 1}
-    assert stream.dirt.examples["truncated shard"] == "001.tar"
+    assert stream.skipped.counts == {"truncated shard": 1, "empty shard": 1}
+    assert stream.skipped.examples["truncated shard"] == "001.tar"
 
 
 def test_the_position_is_exact_although_decoding_runs_ahead(tiny: CLIP, tmp_path: Path) -> None:
-    """Dirt is what stands before a batch's end, not what the threads have met beyond it."""
+    """Skipped is what stands before a batch's end, not what the threads have met beyond it."""
     folder = write_folder(tmp_path / "pairs", 80)
     for index in range(0, 80, 9):
         (folder / f"{index:04d}.png").write_bytes(b"x")
     first = opened(tiny, folder, workers=4)
     batches = first.epoch(0)
     taken = [next(batches) for _ in range(3)]
-    halfway = first.dirt
+    halfway = first.skipped
     batches.close()
     second = opened(tiny, folder)
-    second.dirt = halfway
-    list(second.epoch(0, taken[-1]["position"]))
-    assert second.dirt.counts == {"not an image": 9}
+    second.skipped = halfway
+    list(second.epoch(0, taken[-1].position))
+    assert second.skipped.counts == {"not an image": 9}
 
 
 def test_two_sources(tiny: CLIP, tmp_path: Path) -> None:

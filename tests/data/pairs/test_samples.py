@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.data.pairs.dirt import Dirt
-from advflyp.data.pairs.samples import MAX_CAPTION_BYTES, Sample, json_captions
+from advflyp.data.pairs.samples import MAX_CAPTION_BYTES, Sample, Skipped, json_captions
 from advflyp.errors import SkippedSample
 
 
@@ -59,12 +58,12 @@ def test_pictures_in_files(tmp_path: Path) -> None:
         Sample("k", b"x", problem="duplicate key").image_bytes()
 
 
-def test_dirt_names_the_first_of_each_kind() -> None:
-    dirt = Dirt()
+def test_skipped_names_the_first_of_each_kind() -> None:
+    skipped = Skipped()
     for key in ("a", "b", "c"):
-        dirt.add("truncated image", key)
-    dirt.add("no caption", "d")
-    assert dirt.describe() == "3 truncated image (such as a), 1 no caption (such as d)"
+        skipped.add("truncated image", key)
+    skipped.add("no caption", "d")
+    assert skipped.describe() == "3 truncated image (such as a), 1 no caption (such as d)"
 
 
 def test_endless_words() -> None:

@@ -119,7 +119,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         open_source(str(path), columns=Columns("wow", "was"))
 
 
-def test_rows_that_lack_something_are_dirt(tmp_path: Path) -> None:
+def test_rows_that_lack_something_are_skipped(tmp_path: Path) -> None:
     pictures(tmp_path)
     table = [
         {"image": "img/0.png", "caption": None},
@@ -240,7 +240,7 @@ def test_rows_that_do_not_fit_their_header(tmp_path: Path, name: str, text: str,
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("t.csv", b"image,caption\n", "holds no pairs"),
+        ("t.csv", b"image,caption\n", r"t\.csv holds no pairs; it has no rows"),
         ("t.csv", b"\n", "t.csv is empty"),
         ("t.json", b"[]", "t.json is empty"),
         ("t.jsonl", b'{"image": "a.png"', "is damaged"),
@@ -255,6 +255,14 @@ def test_tables_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, mess
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_utf_16_with_a_byte_order_mark_is_read(tmp_path: Path, name: str) -> None:
+    text = "image,caption\na.png,naïve\n" if name == "t.csv" else '{"image": "a.png", "caption": "naïve"}\n'
+    (tmp_path / name).write_text(text, encoding="utf-16")
+    (sample,) = in_order(open_source(str(tmp_path / name)))
+    assert sample.captions() == ("naïve",) and sample.image == str(tmp_path / "a.png")
 
 
 def test_the_layout_of_the_papers_release(tmp_path: Path) -> None:

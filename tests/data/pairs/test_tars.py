@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from advflyp.data.pairs import tars
+from advflyp.data.pairs import shards, tars
 from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.shards import APART, TarShard
 from advflyp.data.pairs.sources import open_source
-from advflyp.data.pairs.tars import APART, TarShard, count_keys
+from advflyp.data.pairs.tars import count_keys
 from helpers import members, pairs, write_tar
 
 PICTURE = pairs(1)[0][0]
@@ -315,7 +316,7 @@ def test_what_is_no_part_of_a_pair_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MAX_IMAGE_BYTES", len(PICTURE))
+    monkeypatch.setattr(shards, "MAX_IMAGE_BYTES", len(PICTURE))
     path = write_tar(
         tmp_path / "a.tar",
         [("1.png", PICTURE + b"0"), ("1.txt", b"x"), ("2.png", PICTURE), ("2.txt", b"x")],

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from advflyp.data.sets.captioned import CaptionedPictures
+from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.model.clip import CLIP
 from helpers import pairs, write_folder, write_tar
 
@@ -29,7 +29,7 @@ def test_the_layout_of_coco_and_flickr30k(tmp_path: Path, tiny: CLIP) -> None:
     write_tar(folder / "0.tar", coco_members(3))
     write_tar(folder / "1.tar", coco_members(4, first=3))
     for name in (folder.parent, folder, folder / "{0..1}.tar", folder / "*.tar"):
-        pictures = CaptionedPictures(name)
+        pictures = CaptionedImages(name)
         assert len(pictures) == 7 and len(pictures.captions) == 35
         assert pictures.captions[:5] == [
             "a man rides a horse", "A rider on a brown horse.", "two words", "four", "five",
@@ -47,13 +47,13 @@ def test_img2dataset_and_folder_hold_the_same_pictures(tmp_path: Path, tiny: CLI
         key = f"{index:04d}"
         # Picture last: the order within a sample is anybody's.
         members += [(f"{key}.json", b"{}"), (f"{key}.txt", caption.encode()), (f"{key}.png", image)]
-    shard = CaptionedPictures(write_tar(tmp_path / "00000.tar", members))
-    folder = CaptionedPictures(write_folder(tmp_path / "folder", 5))
+    shard = CaptionedImages(write_tar(tmp_path / "00000.tar", members))
+    folder = CaptionedImages(write_folder(tmp_path / "folder", 5))
     assert shard.captions == folder.captions == [caption for _, caption in pairs(5)]
     (a,), (b,) = (list(source.batches(tiny.preprocess, 8)) for source in (shard, folder))
     assert torch.equal(a[1], b[1])
     assert folder.entries[2].key == "0002.png"
-    assert folder.sha256() == CaptionedPictures(write_folder(tmp_path / "copy", 5)).sha256() != shard.sha256()
+    assert folder.sha256() == CaptionedImages(write_folder(tmp_path / "copy", 5)).sha256() != shard.sha256()
 
 
 def test_every_source_of_pairs_will_do(tmp_path: Path, tiny: CLIP) -> None:
@@ -65,15 +65,15 @@ def test_every_source_of_pairs_will_do(tmp_path: Path, tiny: CLIP) -> None:
     table = pa.table({"caption": [[text, f"also {text}"] for text in texts], "image": images})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=3)
     write_tar(tmp_path / "t.tar.gz", coco_members(7))
-    ((_, expected),) = CaptionedPictures(folder).batches(tiny.preprocess, 9)
+    ((_, expected),) = CaptionedImages(folder).batches(tiny.preprocess, 9)
     for name in ("t.csv", "t.parquet", "t.tar.gz"):
-        ((_, images),) = CaptionedPictures(tmp_path / name).batches(tiny.preprocess, 9)
+        ((_, images),) = CaptionedImages(tmp_path / name).batches(tiny.preprocess, 9)
         assert torch.equal(images, expected)
-        part = CaptionedPictures(tmp_path / name, limit=3, seed=1)
+        part = CaptionedImages(tmp_path / name, limit=3, seed=1)
         ((_, some),) = part.batches(tiny.preprocess, 9)
         assert torch.equal(some, expected[part.places])
-    assert CaptionedPictures(tmp_path / "t.csv").captions == texts
-    both = CaptionedPictures(tmp_path / "t.parquet")
+    assert CaptionedImages(tmp_path / "t.csv").captions == texts
+    both = CaptionedImages(tmp_path / "t.parquet")
     assert both.captions == [caption for text in texts for caption in (text, f"also {text}")]
     assert both.owner.tolist() == [row for row in range(7) for _ in range(2)]
 
@@ -82,26 +82,26 @@ def test_a_shard_that_breaks_off_is_no_smaller_set(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", coco_members(200))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 + 700])
     with pytest.raises(ValueError, match=r"a\.tar is a truncated shard; fetch it again"):
-        CaptionedPictures(shard)
+        CaptionedImages(shard)
 
 
 def test_a_limit_draws_a_nested_subset(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "p", 30)
 
     def places(limit: int, seed: int = 0) -> list[int]:
-        return CaptionedPictures(folder, limit=limit, seed=seed).places.tolist()
+        return CaptionedImages(folder, limit=limit, seed=seed).places.tolist()
 
     assert places(10) == sorted(places(10)) != list(range(10))
     assert set(places(4)) < set(places(10)) and places(10) != places(10, seed=1)
     assert places(99) == list(range(30))
-    assert CaptionedPictures(folder, limit=4).usable == 30
+    assert CaptionedImages(folder, limit=4).usable == 30
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path, tiny: CLIP) -> None:
     members = coco_members(400)
     broken = [("x1.png", b"no picture"), ("x1.txt", b"a"), ("x2.png", members[0][1]), ("x3.txt", b"b")]
     broken += [("x4.png", members[0][1]), ("x4.txt", b" \n\n")]
-    pictures = CaptionedPictures(write_tar(tmp_path / "a.tar", members + broken))
+    pictures = CaptionedImages(write_tar(tmp_path / "a.tar", members + broken))
     assert pictures.unreadable == {
         "a.tar:x2": "no caption", "a.tar:x3": "no image", "a.tar:x4": "empty caption",
     }  # fmt: skip
@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, tiny: CLIP) -> None:
 
 def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
     members = coco_members(60)
-    pictures = CaptionedPictures(write_tar(tmp_path / "a.tar", [*members, ("x.png", b""), ("x.txt", b"a")]))
+    pictures = CaptionedImages(write_tar(tmp_path / "a.tar", [*members, ("x.png", b""), ("x.txt", b"a")]))
     with pytest.raises(
         ValueError, match=r"more than 1% of 61 pairs cannot be used; .* a\.tar:x \(empty image file\)"
     ):
@@ -122,24 +122,24 @@ def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
     with pytest.raises(
         ValueError, match=r"more than 1% of 61 pairs cannot be used; .* a\.tar:x \(no caption\)"
     ):
-        CaptionedPictures(write_tar(tmp_path / "a.tar", [*members, ("x.png", b"")]))
+        CaptionedImages(write_tar(tmp_path / "a.tar", [*members, ("x.png", b"")]))
 
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no pairs at nowhere .*: name a folder of name\.jpg"):
-        CaptionedPictures("nowhere")
+        CaptionedImages("nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no image: put a name.txt beside every name.jpg"):
-        CaptionedPictures(tmp_path / "empty")
+        CaptionedImages(tmp_path / "empty")
     (tmp_path / "empty" / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="holds 1 image but no caption"):
-        CaptionedPictures(tmp_path / "empty")
+        CaptionedImages(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"of 1 pair cannot be used; .*: none\.tar:a \(no caption\)"):
-        CaptionedPictures(write_tar(tmp_path / "none.tar", [("a.png", b"x"), ("b.json", b"{}")]))
+        CaptionedImages(write_tar(tmp_path / "none.tar", [("a.png", b"x"), ("b.json", b"{}")]))
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match=r"bad\.tar is a damaged shard; fetch it again"):
-        CaptionedPictures(tmp_path / "bad.tar")
+        CaptionedImages(tmp_path / "bad.tar")
     with pytest.raises(ValueError, match="holds 1 image with captions; retrieval needs two"):
-        CaptionedPictures(write_folder(tmp_path / "one", 1))
+        CaptionedImages(write_folder(tmp_path / "one", 1))
     with pytest.raises(ValueError, match="limit must be at least 2"):
-        CaptionedPictures(write_folder(tmp_path / "p", 3), limit=1)
+        CaptionedImages(write_folder(tmp_path / "p", 3), limit=1)

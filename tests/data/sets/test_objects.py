@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 import advflyp
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.stream import Share
 from advflyp.data.training import open_training
 from advflyp.model.clip import CLIP
@@ -167,7 +167,7 @@ def test_a_set_is_taken_where_its_name_is() -> None:
 def epoch(
     tiny: CLIP, data: object, wanted: str = "pairs", number: int = 0, start: dict | None = None, **config
 ):
-    reader = PictureReader(tiny.config["preprocess_cfg"])
+    reader = ImageReader(tiny.config["preprocess_cfg"])
     settings = DataConfig(train="object", **({"batch_size": 8, "workers": 2} | config))
     share = Share(8, drop_last=settings.drop_last)
     opened = open_training(settings, wanted, reader, seed=0, device=CPU, share=share, data=data)  # type: ignore[arg-type]
@@ -179,9 +179,9 @@ def test_a_labelled_set_trains(tiny: CLIP) -> None:
     batches, opened = epoch(tiny, advflyp.LabelledSet(data, CLASSES, "a {}"), "labelled")
     assert opened.classes == CLASSES and len(batches) == 3
     for batch in batches:
-        values = (batch["images"][:, 0, 0, 0] * 255).round().long()
-        assert torch.equal(batch["labels"], values % 3)
-        assert batch["captions"] == [f"a {CLASSES[label]}" for label in batch["labels"].tolist()]
+        values = (batch.images[:, 0, 0, 0] * 255).round().long()
+        assert torch.equal(batch.labels, values % 3)
+        assert batch.captions == [f"a {CLASSES[label]}" for label in batch.labels.tolist()]
     with pytest.raises(ValueError, match="is a labelled set, and this method trains on pairs"):
         epoch(tiny, advflyp.LabelledSet(data, CLASSES), "pairs")
     with pytest.raises(ValueError, match="this method trains on labels; give an advflyp.LabelledSet"):
@@ -202,15 +202,15 @@ def test_pairs_from_objects_are_shuffled_resumed_and_counted(tiny: CLIP, kind: s
     data, more = (items, {}) if kind == "dataset" else (Endless(43), {"size": 43})
     batches, _ = epoch(tiny, data, **more)
     assert len(batches) == 5
-    seen = [caption for batch in batches for caption in batch["captions"]]
+    seen = [caption for batch in batches for caption in batch.captions]
     assert len(set(seen)) == 40 and seen != sorted(seen, key=lambda text: int(text.split()[1]))
     for batch in batches:
-        values = (batch["images"][:, 0, 0, 0] * 255).round().long().tolist()
-        assert batch["captions"] == [f"grey {value}" for value in values]
-    rest, _ = epoch(tiny, data, start=batches[1]["position"], **more)
-    assert [batch["captions"] for batch in rest] == [batch["captions"] for batch in batches[2:]]
+        values = (batch.images[:, 0, 0, 0] * 255).round().long().tolist()
+        assert batch.captions == [f"grey {value}" for value in values]
+    rest, _ = epoch(tiny, data, start=batches[1].position, **more)
+    assert [batch.captions for batch in rest] == [batch.captions for batch in batches[2:]]
     again, _ = epoch(tiny, data, number=1, **more)
-    assert [batch["captions"] for batch in again] != [batch["captions"] for batch in batches]
+    assert [batch.captions for batch in again] != [batch.captions for batch in batches]
 
 
 def test_several_captions_and_skipped_items(tiny: CLIP) -> None:
@@ -223,11 +223,11 @@ def test_several_captions_and_skipped_items(tiny: CLIP) -> None:
     data = Broken([(grey(i), [f"one {i}", f"two {i}"]) for i in range(40)])
     data[7] = (grey(7), 7)
     first, opened = epoch(tiny, data, drop_last=False)
-    assert dict(opened.dirt.counts) == {"unreadable image": 1, "caption is not text": 1}
-    assert opened.dirt.examples["unreadable image"] == "broken:5"
+    assert dict(opened.skipped.counts) == {"unreadable image": 1, "caption is not text": 1}
+    assert opened.skipped.examples["unreadable image"] == "broken:5"
     second, _ = epoch(tiny, data, number=1, drop_last=False)
-    kinds = {caption.split()[0] for batch in first + second for caption in batch["captions"]}
-    assert kinds == {"one", "two"} and sum(len(batch["captions"]) for batch in first) == 38
+    kinds = {caption.split()[0] for batch in first + second for caption in batch.captions}
+    assert kinds == {"one", "two"} and sum(len(batch.captions) for batch in first) == 38
 
 
 @pytest.mark.parametrize(

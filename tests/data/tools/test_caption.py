@@ -262,7 +262,7 @@ def test_shards_read_back_as_pairs(
     seen: list[tuple[int, int]] = []
     done = run(batch_size=3, progress=lambda n, total: seen.append((n, total)))
     assert seen == [(3, 11), (4, 11), (7, 11), (8, 11), (11, 11)]
-    assert (done.pairs, done.fresh, done.part, dict(done.dirt.counts)) == (11, 11, (0, 1), {})
+    assert (done.pairs, done.fresh, done.part, dict(done.skipped.counts)) == (11, 11, (0, 1), {})
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None and manifest == done.manifest
     assert [(s.name, s.pairs) for s in manifest.shards] == [
@@ -386,11 +386,11 @@ def test_what_cannot_be_captioned_is_left_out_and_named(
         "refused by the model's processor": "cat/03.png",
         "empty caption": "dog/04.png",
     }
-    assert done.dirt.examples == reasons and set(done.dirt.counts.values()) == {1}
+    assert done.skipped.examples == reasons and set(done.skipped.counts.values()) == {1}
     assert done.pairs == 3 and done.manifest is not None
     assert done.manifest.failures == dict.fromkeys(reasons, 1) and done.manifest.source["left_out"] == reasons
     # Also known when nothing is left to do, and to the next process.
-    assert run(name=str(folder)).dirt == done.dirt
+    assert run(name=str(folder)).skipped == done.skipped
 
 
 def test_nothing_is_left_of_a_set_without_a_usable_picture(

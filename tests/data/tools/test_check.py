@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from advflyp.cli.main import main
-from advflyp.data.pairs.images import PictureReader
-from advflyp.data.pairs.pairs import DataConfig, open_pairs
+from advflyp.data.config import DataConfig
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.tools import check as module
 from advflyp.data.tools.check import check
 from advflyp.report.pages.pairs_page import check_page, histogram, write_page
@@ -34,9 +35,9 @@ def dirty(tmp_path: Path) -> Path:
 def test_the_counts_are_those_of_training(dirty: Path) -> None:
     found = check(str(dirty))
     config = DataConfig(train=str(dirty), batch_size=7, max_bad_fraction=1)
-    training = open_pairs(config, PictureReader({"size": 16}), seed=0, device=torch.device("cpu"))
+    training = open_pairs(config, ImageReader({"size": 16}), seed=0, device=torch.device("cpu"))
     assert len(list(training.epoch(0))) == 3
-    assert found.dirt.counts == training.dirt.counts and sum(found.dirt.counts.values()) == 6
+    assert found.skipped.counts == training.skipped.counts and sum(found.skipped.counts.values()) == 6
     assert (found.seen, found.usable) == (27, 21)
     assert found.sides == {48: 21} and found.words[3] == 21
     captions = Counter(caption for _, caption in pairs(20))
@@ -62,13 +63,13 @@ def test_damaged_jpegs_count_as_in_training(tmp_path: Path) -> None:
     found = check(shard)
     training = open_pairs(
         DataConfig(train=shard, batch_size=2, max_bad_fraction=1),
-        PictureReader({"size": 16}),
+        ImageReader({"size": 16}),
         seed=0,
         device=torch.device("cpu"),
     )
     assert len(list(training.epoch(0))) == found.usable // 2
-    assert found.dirt.counts == training.dirt.counts
-    assert {"truncated image", "not an image", "unreadable image"} <= found.dirt.counts.keys()
+    assert found.skipped.counts == training.skipped.counts
+    assert {"truncated image", "not an image", "unreadable image"} <= found.skipped.counts.keys()
 
 
 def test_half_a_character_is_no_reason_to_stop(tmp_path: Path) -> None:

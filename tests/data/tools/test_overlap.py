@@ -101,7 +101,7 @@ def test_leaks_are_found_with_and_without_a_model(leaked: tuple[str, str]) -> No
     training, test = leaked
     for model in (None, load_model("mini")):
         found = overlap(training, [test], model=model)
-        assert found.seen == 13 and found.dirt.counts == {"not an image": 1}
+        assert found.seen == 13 and found.skipped.counts == {"not an image": 1}
         assert [(match.key, match.mirrored) for match in found.matches] == [
             ("t.tar:10", False),
             ("t.tar:11", True),

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.data.batch import Batch
+from advflyp.data.config import DataConfig
 from advflyp.data.mini import BUILD, EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_shards
-from advflyp.data.pairs.dirt import Dirt
-from advflyp.data.pairs.pairs import DataConfig
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position, Share
 from advflyp.data.sets.images import balanced
 from advflyp.data.sets.prompts import fill
@@ -94,7 +94,7 @@ class MiniPairs:
         self.share = share or Share(config.batch_size, drop_last=config.drop_last)
         self.seed = seed
         self.device = device
-        self.dirt = Dirt()
+        self.skipped = Skipped()
         if len(metas) < config.batch_size:
             raise ValueError(
                 f"the corpus holds {counted(len(metas), 'pair')}, not enough for one batch of {config.batch_size}; "
@@ -127,7 +127,7 @@ class MiniPairs:
         return {"captions": [caption(self.metas[i], rng) for i in index.tolist()]}
 
 
-class MiniClasses(MiniPairs):
+class MiniLabelled(MiniPairs):
     """The images of a mini corpus whose concept is a class, composed and augmented as the pairs are.
 
     Args:

@@ -64,7 +64,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
 
 
-class PictureReader:
+class ImageReader:
     """Pictures as training takes them: (3, H, W) uint8 at the model's resolution.
 
     settings: open_clip's preprocessing of the model ("preprocess_cfg")

@@ -14,7 +14,7 @@ from advflyp.__about__ import __version__
 from advflyp.config import fill
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.images import open_image
-from advflyp.data.pairs.tars import TarShard
+from advflyp.data.pairs.shards import TarShard
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import write_text

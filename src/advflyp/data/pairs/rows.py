@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from advflyp.config import suggest
 from advflyp.data.pairs.cells import names_a_file
-from advflyp.documents import parse_json
+from advflyp.documents import decode, parse_json
 from advflyp.limits import MAX_TABLE_BYTES
 from advflyp.wording import counted
 
@@ -39,7 +39,7 @@ def read_text_table(address: str, file: BinaryIO) -> TextTable:
     if len(data) > MAX_TABLE_BYTES:
         raise ValueError(f"{address} is larger than {MAX_TABLE_BYTES >> 30} GB; save it as Parquet")
     try:
-        text = data.decode("utf-8-sig")
+        text = decode(data)
     except UnicodeDecodeError:
         raise ValueError(f"{address} is not UTF-8; save it as UTF-8") from None
     if address.lower().endswith(JSON_SUFFIXES):

@@ -1,8 +1,9 @@
-"""One image–text pair before decoding, and the two kinds of places that pairs come from."""
+"""One image–text pair before decoding, the two kinds of places that pairs come from, and the count of skipped ones."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 
+# Fewer samples than this say nothing about the data; the end of an epoch always does.
+ENOUGH = 500
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
 
 
@@ -112,6 +115,33 @@ def _bytes(file: Path) -> bytes:
             return stream.read(MAX_CAPTION_BYTES + 1)
     except OSError:
         raise SkippedSample("caption file cannot be read") from None
+
+
+@dataclass
+class Skipped:
+    """The samples that were skipped so far, each counted by its reason, and the first of every reason.
+
+    counts:   {reason: samples}
+    examples: {reason: the key of the first}
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, key: str) -> None:
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, key)
+
+    def copy(self) -> "Skipped":
+        """One of its own: what is added to either does not reach the other."""
+        return Skipped(self.counts.copy(), dict(self.examples))
+
+    def describe(self) -> str:
+        """The reasons, the most frequent first: "12 truncated image (such as 00003.tar:0042), 1 no caption (…)"."""
+        return ", ".join(
+            f"{count:,} {reason}" + (f" (such as {self.examples[reason]})" if reason in self.examples else "")
+            for reason, count in self.counts.most_common()
+        )
 
 
 class Indexed(Protocol):

@@ -11,6 +11,7 @@ from advflyp.data.pairs.folder_pairs import FolderPairs
 from advflyp.data.pairs.manifest import read_manifest
 from advflyp.data.pairs.objects import open_objects
 from advflyp.data.pairs.samples import Indexed, Sample, Sharded
+from advflyp.data.pairs.shards import TarShard
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tables import (
     Columns,
@@ -20,7 +21,7 @@ from advflyp.data.pairs.tables import (
     open_parquet,
     open_table,
 )
-from advflyp.data.pairs.tars import TarShard, count_keys
+from advflyp.data.pairs.tars import count_keys
 
 # The list of pairs in the paper's release.
 RELEASED = "laion_index.json"

@@ -83,14 +83,14 @@ class Listed:
         return self.samples[number]
 
 
-def listed(rows: Iterable[tuple[str, int, Any, Any]]) -> Listed:
+def listed(rows: Iterable[tuple[str, int, Any, Any]], name: str) -> Listed:
     """Rows (table, number, image, caption) as pairs, in the order of their first rows; ValueError where there are none.
 
     table: its address, where relative names start from
+    name:  what messages call all of them
     """
     found: dict[str, Sample] = {}
     further: dict[str, list[str]] = {}
-    table = "the table"
     for table, number, image, caption in rows:
         sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
         address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
@@ -100,7 +100,7 @@ def listed(rows: Iterable[tuple[str, int, Any, Any]]) -> Listed:
             # One more than a caption may have letters is refused anyway.
             texts += _texts(sample)
     if not found:
-        raise ValueError(f"{table} holds no pairs")
+        raise ValueError(f"{name} holds no pairs; it has no rows")
     for address, texts in further.items():
         found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
     return Listed(list(found.values()))
@@ -131,10 +131,11 @@ def open_table(address: str, columns: Columns) -> Listed | Sharded:
     with open_binary(address) as file:
         table = read_text_table(address, file)
     image, caption = columns.find(table.names, address)
-    return listed(
+    rows = (
         (address, number, cells.get(image), None if caption is None else cells.get(caption))
         for number, cells in table.rows()
     )
+    return listed(rows, address)
 
 
 def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
@@ -155,7 +156,7 @@ def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
             f"{addresses[0]} and the others hold both paths and bytes; train on one kind at a time"
         )
     if of_paths:
-        return listed(row for table in of_paths for row in _path_rows(*table))
+        return listed((row for table in of_paths for row in _path_rows(*table)), addresses[0])
     if not sum(shard.count for shard in shards):
         raise ValueError(f"{addresses[0]} holds no pairs")
     return Sharded(shards, sum(shard.count for shard in shards))

@@ -43,7 +43,7 @@ class Entry:
     row: int
 
 
-class CaptionedPictures:
+class CaptionedImages:
     """The images of `pairs` and their captions; those that cannot be used are in `unreadable`, {key: reason}.
 
     pairs:   whatever `data.train` takes: a folder, shards, a table, hf:NAME

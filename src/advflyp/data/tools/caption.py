@@ -20,10 +20,10 @@ from typing import IO
 
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.pairs.manifest import Manifest
 from advflyp.data.pairs.prefetch import prefetched
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.sets.images import Encoded, Files, Part, Shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.tools.caption_folder import CaptionFolder
@@ -46,7 +46,7 @@ class Captioned:
     part:     (i, n): this process was part i of n
     pairs:    in all shards of this part
     fresh:    pictures that this call went through; the others were done before
-    dirt:     pictures of this part that were left out
+    skipped:     pictures of this part that were left out
     manifest: of all parts; None while others are unfinished
     """
 
@@ -54,7 +54,7 @@ class Captioned:
     part: tuple[int, int]
     pairs: int
     fresh: int
-    dirt: Dirt
+    skipped: Skipped
     manifest: Manifest | None
 
 
@@ -129,10 +129,10 @@ def caption(
                     pairs, left_out = writer.write(wanted, draft, told)
                     folder.finish_shard(draft, number, shard, pairs, left_out)
                 fresh += len(wanted)
-    pairs, dirt = folder.summary([number])
+    pairs, skipped = folder.summary([number])
     manifest = folder.finish()
     return Captioned(
-        out=folder.out, part=(number, parts), pairs=pairs, fresh=fresh, dirt=dirt, manifest=manifest
+        out=folder.out, part=(number, parts), pairs=pairs, fresh=fresh, skipped=skipped, manifest=manifest
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from advflyp.config import convert
-from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.manifest import FILE, Manifest, describe_shards, read_manifest, write_manifest
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.tools.pack import check_new
 from advflyp.documents import read_json_object
 from advflyp.files import holder, lock, publish, try_lock, write_text
@@ -120,16 +120,16 @@ class CaptionFolder:
         if pairs:
             publish(draft, self.out / name, replace=False)
 
-    def summary(self, parts: Sequence[int]) -> tuple[int, Dirt]:
+    def summary(self, parts: Sequence[int]) -> tuple[int, Skipped]:
         """Pairs of some parts, and what they left out."""
-        dirt, pairs = Dirt(), 0
+        skipped, pairs = Skipped(), 0
         for part in parts:
             for shard in self.shards(part):
                 record = self.record(part, shard) or {"pairs": 0, "left_out": {}}
                 pairs += record["pairs"]
                 for key, reason in record["left_out"].items():
-                    dirt.add(reason, key)
-        return pairs, dirt
+                    skipped.add(reason, key)
+        return pairs, skipped
 
     def finish(self) -> Manifest | None:
         """The manifest, written where all parts are done and nobody has; None where they are not.
@@ -144,15 +144,15 @@ class CaptionFolder:
             manifest = read_manifest(self.out)
             if manifest is not None:
                 return manifest
-            pairs, dirt = self.summary(parts)
+            pairs, skipped = self.summary(parts)
             if not pairs:
                 shutil.rmtree(self.work)
                 if not any(self.out.iterdir()):
                     self.out.rmdir()
-                raise ValueError(f"no picture of {self.of} could be captioned: {dirt.describe()}")
+                raise ValueError(f"no picture of {self.of} could be captioned: {skipped.describe()}")
             shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
             versions = read_json_object(self.work / "settings.json").get("versions")
-            source = {"captioned_from": self.of, **self.settings, "left_out": dirt.examples}
-            manifest = describe_shards(shards, failures=dirt.counts, source=source, versions=versions)
+            source = {"captioned_from": self.of, **self.settings, "left_out": skipped.examples}
+            manifest = describe_shards(shards, failures=skipped.counts, source=source, versions=versions)
             write_manifest(self.out, manifest)
             return manifest

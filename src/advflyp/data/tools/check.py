@@ -10,10 +10,9 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import threaded
-from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
@@ -53,14 +52,14 @@ class Checked:
     usable: int = 0
     captions: int = 0
     repeated: int = 0
-    dirt: Dirt = field(default_factory=Dirt)
+    skipped: Skipped = field(default_factory=Skipped)
     words: Counter[int] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
     sheet: list[Shown] = field(default_factory=list)
 
     def share_of(self, reason: str) -> float:
         """From 0 to 1, of all samples."""
-        return self.dirt.counts[reason] / max(1, self.seen)
+        return self.skipped.counts[reason] / max(1, self.seen)
 
 
 def check(
@@ -89,7 +88,7 @@ def check(
         if progress is not None and found.seen % 100 == 0:
             progress(found.seen)
         if isinstance(outcome, str):
-            found.dirt.add(outcome, sample.key)
+            found.skipped.add(outcome, sample.key)
             continue
         captions, side, thumbnail = outcome
         found.usable += 1

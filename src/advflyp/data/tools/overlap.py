@@ -14,10 +14,9 @@ from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor
 
-from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import threaded
-from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
@@ -74,7 +73,7 @@ class Overlap:
     unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
     shown: list[tuple[Image.Image, Image.Image, Match]] = field(default_factory=list)
-    dirt: Dirt = field(default_factory=Dirt)
+    skipped: Skipped = field(default_factory=Skipped)
 
     @property
     def keys(self) -> set[tuple[int, str]]:
@@ -144,7 +143,7 @@ def overlap(
     for sample, outcome in threaded(islice(in_order(source), limit), look, workers, 16 * workers):
         found.seen += 1
         if isinstance(outcome, str):
-            found.dirt.add(outcome, sample.key)
+            found.skipped.add(outcome, sample.key)
             continue
         waiting.append((found.seen - 1, sample, outcome))
         if len(waiting) == _BLOCK:

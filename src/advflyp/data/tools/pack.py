@@ -9,10 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from advflyp.data.pairs.dirt import Dirt
 from advflyp.data.pairs.images import open_image, read_image
 from advflyp.data.pairs.manifest import Manifest, describe_shards, write_manifest
-from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
@@ -86,9 +85,9 @@ def _write_all(
     about: dict[str, Any] | None,
     progress: Callable[[int], None] | None,
 ) -> Manifest:
-    dirt = Dirt()
+    skipped = Skipped()
     shards: list[Path] = []
-    good = _usable(samples, resize, dirt)
+    good = _usable(samples, resize, skipped)
     first = next(good, None)
     written = 0
     while first is not None:
@@ -104,15 +103,15 @@ def _write_all(
                     progress(written)
         shards.append(path)
     if not shards:
-        reasons = f": {dirt.describe()}" if dirt.counts else ""
+        reasons = f": {skipped.describe()}" if skipped.counts else ""
         raise ValueError(f"there is no usable pair to write to {folder.name}{reasons}")
-    manifest = describe_shards(shards, failures=dirt.counts, source=about)
+    manifest = describe_shards(shards, failures=skipped.counts, source=about)
     write_manifest(folder, manifest)
     return manifest
 
 
 def _usable(
-    samples: Iterable[Sample], resize: int | None, dirt: Dirt
+    samples: Iterable[Sample], resize: int | None, skipped: Skipped
 ) -> Iterator[tuple[str, bytes, tuple[str, ...], str]]:
     """Suffix, picture, captions and key of every pair that can be used."""
     for sample in samples:
@@ -120,7 +119,7 @@ def _usable(
             captions = sample.captions()
             suffix, data = _picture(sample.image_bytes(), resize)
         except SkippedSample as reason:
-            dirt.add(str(reason), sample.key)
+            skipped.add(str(reason), sample.key)
             continue
         yield suffix, data, captions, sample.key
 

@@ -88,8 +88,13 @@ def overlap_page(found: Overlap) -> str:
 def skipped_table(found: Checked) -> Table:
     """Reasons, counts, shares and an example of each."""
     rows: list[list[Value]] = [
-        [reason, f"{count:,}", f"{100 * found.share_of(reason):.2f} %", found.dirt.examples.get(reason, "")]
-        for reason, count in found.dirt.counts.most_common()
+        [
+            reason,
+            f"{count:,}",
+            f"{100 * found.share_of(reason):.2f} %",
+            found.skipped.examples.get(reason, ""),
+        ]
+        for reason, count in found.skipped.counts.most_common()
     ]
     columns = ["reason", "samples", "share", "for example"]
     return Table(title="Skipped samples", columns=columns, rows=rows, words=True)

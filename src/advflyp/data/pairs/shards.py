@@ -1,0 +1,230 @@
+"""Webdataset shards: members KEY.jpg and KEY.txt of a tar follow one another, and are a sample."""
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from advflyp.data import filenames
+from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_extra, parse_member
+from advflyp.data.pairs.addresses import is_remote, open_binary
+from advflyp.data.pairs.samples import Sample, json_captions
+from advflyp.data.pairs.tars import (
+    DamagedTar,
+    Member,
+    Parts,
+    index_tar,
+    is_sample,
+    is_whole,
+    members,
+    unpacked,
+)
+from advflyp.errors import SkippedSample
+from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES
+
+APART = "image and caption apart in the tar (it has to be sorted by name)"
+
+
+@dataclass
+class TarShard:
+    """A tar (.tar, or packed by gzip, bzip2 or xz) on this machine or anywhere; see `Shard`.
+
+    Offsets are in the unpacked stream.
+    """
+
+    address: str
+    count: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.address.rpartition("/")[2]
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
+        end = offset
+        try:
+            with open_binary(self.address) as file, unpacked(file) as stream:
+                stream.seek(offset)
+                # The rest of a sample can be looked for where that does not mean to read everything again.
+                path = Path(self.address) if stream is file and not is_remote(self.address) else None
+                for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset, _wanted))):
+                    yield sample, end
+        except DamagedTar as error:
+            yield Sample(self.name, problem=str(error)), end
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+            yield Sample(self.name, problem="truncated shard"), end
+        except OSError as error:
+            # A disk or a network that fails is not skipped: all the rest would be counted as such.
+            raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
+
+
+@dataclass(slots=True)
+class _Group:
+    """Members of one key that follow one another, or one that is a problem.
+
+    begin, end: offsets behind the first of them and behind the last
+    """
+
+    key: str
+    base: str
+    begin: int
+    end: int
+    parts: dict[str, bytes] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return is_whole(self.parts)
+
+    def takes(self, member: filenames.Member) -> bool:
+        return member.key == self.key and member.suffix not in self.parts
+
+    def passes_over(self, member: filenames.Member) -> bool:
+        """Whether a member between this sample's halves is a further file of it: 1.jpg, 1.mask.png, 1.txt."""
+        return not self.is_whole and is_extra(member.key, (self.key,))
+
+
+def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
+    """What belongs to no sample is passed over. Damage is raised behind the last whole group."""
+    group: _Group | None = None
+    strange: list[_Group] = []
+    damage: Exception | None = None
+    while True:
+        try:
+            member = next(found, None)
+        except (DamagedTar, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            member, damage = None, error
+        if member is not None and (problem := _problem(member)):
+            strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
+            continue
+        name = None if member is None or not member.is_file else parse_member(member.name)
+        if member is not None and (name is None or (group is not None and group.passes_over(name))):
+            continue
+        if member is not None and name is not None and group is not None and group.takes(name):
+            group.parts[name.suffix] = member.data
+            group.end = member.end
+            continue
+        # A sample that ends where the shard breaks may lack a half that was there once.
+        if group is not None and (damage is None or group.is_whole):
+            yield group
+        # Between samples, so that a resumed stream never begins in the middle of one.
+        yield from strange
+        strange = []
+        if member is None or name is None:
+            if damage is not None:
+                raise damage
+            return
+        group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
+
+
+class _Samples:
+    """The samples of a shard's groups.
+
+    path: of the shard, where it can be read from any place on
+    """
+
+    def __init__(self, shard: str, path: Path | None) -> None:
+        self.shard, self.path = shard, path
+        self.seen: dict[str, bool] = {}  # key: whether the sample was whole
+        self.index: dict[str, Parts] | None = None
+
+    def of(self, groups: Iterator[_Group]) -> Iterator[tuple[Sample, int]]:
+        # Halves with dots in their keys, all of one base: samples, unless they are the extras of one that follows.
+        lonely: list[tuple[str, Sample, int]] = []
+        base = last = ""
+        for found in groups:
+            group = self._completed(found)
+            sample = None if group is None else self._sample(group)
+            if group is None or sample is None:
+                continue
+            may_be_extra = group.key != group.base and not group.is_whole
+            if may_be_extra and is_extra(group.key, (last,)):
+                continue
+            if not may_be_extra or group.base != base:
+                yield from ((one, end) for key, one, end in lonely if not is_extra(key, (group.key,)))
+                lonely, base = [], group.base
+            if may_be_extra:
+                lonely.append((group.key, sample, group.end))
+            else:
+                yield sample, group.end
+                last = group.key
+        yield from ((one, end) for _, one, end in lonely)
+
+    def _completed(self, group: _Group) -> _Group | None:
+        """The group with what stands elsewhere in the shard; None where it was part of an earlier one."""
+        if group.problem is not None or group.is_whole or self.path is None:
+            return group
+        if self.index is None:
+            self.index = index_tar(self.path)
+        whole = self.index.get(group.key)
+        if whole is None or not is_whole(whole.parts):
+            return group
+        if whole.begin != group.begin:
+            return None
+        with open(self.path, "rb") as file:
+            for suffix, (_, offset, size) in whole.parts.items():
+                if suffix not in group.parts:
+                    file.seek(offset)
+                    group.parts[suffix] = file.read(_kept(suffix, size))
+        return group
+
+    def _sample(self, group: _Group) -> Sample | None:
+        """None for a group that is no sample."""
+        label = f"{self.shard}:{_shown(group.key)}"
+        if group.problem is not None:
+            return Sample(label, problem=group.problem)
+        if not is_sample(group.key, group.parts):
+            return None
+        if group.key in self.seen:
+            is_repeated = group.is_whole or self.seen[group.key]
+            return Sample(label, problem="duplicate key" if is_repeated else APART)
+        self.seen[group.key] = group.is_whole
+        image = next((group.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in group.parts), None)
+        suffix = next((suffix for suffix in CAPTION_SUFFIXES if suffix in group.parts), None)
+        text = None if suffix is None else group.parts[suffix]
+        return stored_sample(label, image, suffix, text)
+
+
+def _wanted(name: str, size: int) -> int:
+    parsed = parse_member(name)
+    return 0 if parsed is None else _kept(parsed.suffix, size)
+
+
+def _kept(suffix: str, size: int) -> int:
+    """How many bytes of a file are kept: none of an image that is too large, one more than are allowed of a text."""
+    if suffix in IMAGE_SUFFIXES:
+        return size if size <= MAX_IMAGE_BYTES else 0
+    return min(size, (MAX_CAPTION_BYTES if suffix in CAPTION_SUFFIXES else MAX_LABEL_BYTES) + 1)
+
+
+def stored_sample(key: str, image: bytes | None, suffix: str | None, text: bytes | None) -> Sample:
+    """A sample whose captions are the content of a member, JSON where its suffix says so."""
+    if text is not None and len(text) > MAX_CAPTION_BYTES:
+        return Sample(key, problem="caption is too long")  # not kept in the shuffle buffer
+    if text is None or suffix != "json":
+        return Sample(key, image, text)
+    try:
+        return Sample(key, image, json_captions(text) or None)
+    except SkippedSample as reason:
+        return Sample(key, problem=str(reason))
+
+
+def _problem(member: Member) -> str | None:
+    """Names that would lead out of a folder, links and images of any size: harmless here, but signs of a shard made to
+    harm.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "unsafe member name"
+    name = parse_member(member.name)
+    if name is None:
+        return None
+    if not member.is_file:
+        return "link in place of a file"
+    is_huge = name.suffix in IMAGE_SUFFIXES and member.size > MAX_IMAGE_BYTES
+    return "image file is too large" if is_huge else None
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "replace").decode("utf-8")
