@@ -150,7 +150,7 @@ def test_processes_each_need_a_gpu_of_their_own(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with (
         pytest.raises(ValueError, match="share no 'cuda:1'; use cpu, or cuda for a GPU for each"),
-        distributed.together("cuda:1"),
+        distributed.process_group("cuda:1"),
     ):
         pass
 

@@ -28,7 +28,6 @@ LONG_FILES: set[str] = {
     "cli.data",
     "cli.main",
     "cli.parse",
-    "distributed",
     "files",
 }
 MAX_FUNCTION, MAX_FILE = 60, 400

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch
 
-from advflyp import distributed
+from advflyp import distributed, liveness
 from advflyp.errors import LostRank
 
 # Seconds, in place of ten minutes.
@@ -17,8 +17,8 @@ LIMIT = 2.0
 
 
 def main(what: str) -> None:
-    distributed.TIMEOUT, distributed.BEAT = timedelta(seconds=LIMIT), 0.2
-    with distributed.together("cpu") as (ranks, _):
+    liveness.TIMEOUT, liveness.BEAT = timedelta(seconds=LIMIT), 0.2
+    with distributed.process_group("cpu") as (ranks, _):
         try:
             print(WORK[what](ranks))
         except LostRank as error:
@@ -29,18 +29,18 @@ def main(what: str) -> None:
 def slow(ranks: distributed.Ranks) -> list[object]:
     """The second takes three times as long as it might keep silent."""
     time.sleep(3 * LIMIT * ranks.rank)
-    return [ranks.objects(ranks.rank)]
+    return [ranks.all_gather_object(ranks.rank)]
 
 
 def slow_everywhere(ranks: distributed.Ranks) -> list[object]:
     """One or the other is late for everything that is exchanged."""
     late = ranks.rank == 1
-    found: list[object] = [ranks.first(lambda: time.sleep(3 * LIMIT) or "done")]
+    found: list[object] = [ranks.broadcast_from_rank0(lambda: time.sleep(3 * LIMIT) or "done")]
     time.sleep(3 * LIMIT * late)
     found += [ranks.go_on(not late, False), ranks.go_on(True, late), ranks.go_on(True, False)]
     time.sleep(3 * LIMIT * late)
     ranks.wait_for_all()
-    return [*found, ranks.total(torch.tensor(1 + ranks.rank)).item()]
+    return [*found, ranks.all_reduce_sum(torch.tensor(1 + ranks.rank)).item()]
 
 
 def gone(rank: int, how: Callable[[], None]) -> Callable[[distributed.Ranks], list[int]]:
@@ -51,7 +51,7 @@ def gone(rank: int, how: Callable[[], None]) -> Callable[[distributed.Ranks], li
         if ranks.rank == rank:
             time.sleep(1)
             how()
-        return ranks.objects(ranks.rank)
+        return ranks.all_gather_object(ranks.rank)
 
     return work
 

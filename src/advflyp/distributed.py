@@ -1,61 +1,49 @@
-"""The processes of a run, and what they exchange.
+"""The ranks of a run, and what they exchange.
 
-Every process holds some rows of each batch: its pictures, of which it alone computes embeddings and gradients. The
-loss couples all rows. What a process needs of the others are constants to it, since their rows do not depend on its
-own; so it has the loss of the whole batch as a function of its own rows, and differentiates that:
+Every rank holds some rows of each batch: its images, of which it alone computes embeddings and gradients. The loss
+couples all rows. What a rank needs of the others are constants to it, since their rows do not depend on its own; so it
+has the loss of the whole batch as a function of its own rows, and differentiates that:
 
-- the gradient of its own pictures is complete. No gradient is exchanged within an attack.
-- the gradient of the weights is its rows' part. The parts of all processes, added up, are the whole, by the chain
-  rule over the rows; that sum is the one exchange of gradients in a step.
+- the gradient of its own images is complete. No gradient is exchanged within an attack.
+- the gradient of the weights is its rows' part. The parts of all ranks, added up, are the whole, by the chain rule over
+  the rows; that sum is the one exchange of gradients in a step.
 
-`Ranks` is one process alone, `Group` one of several; losses are written for either.
-
-A process may be at something for hours while the others wait: an attack on its share of the images, a download, a
-checkpoint on a slow disk. So what the hosts exchange begins with a meeting that waits for as long as all are alive, and
-whether they are alive is asked every second by threads of their own (`_Pulse`). Only what follows has a time limit.
+`Ranks` is one rank alone, `Group` one of several; losses are written for either. What the hosts exchange begins with a
+meeting (`liveness.py`) that waits for as long as all ranks are alive; only what follows has a time limit.
 """
 
 import gc
 import inspect
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 
-from advflyp.data.pairs.stream import Share
+from advflyp import liveness
 from advflyp.devices import pick_device
 from advflyp.errors import LostRank
+from advflyp.liveness import Meetings
+from advflyp.share import Share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
 
-# How long a process that is alive may keep silent, and how long an exchange may take once all are there for it.
-TIMEOUT = timedelta(minutes=10)
-# Seconds between two signs of life.
-BEAT = 1.0
-# Seconds that the result of a meeting may be on its way after one of the processes has left.
-GRACE = 2.0
-# A store's counter holds so many bits for each of the things that are counted.
-BITS = 20
-FOREVER = timedelta(days=365)
-
 
 class Ranks:
-    """One process alone: it has every row, and there is nobody to exchange anything with.
+    """One rank alone: it has every row, and there is nobody to exchange anything with.
 
-    rank, size: which process of how many;  first_row: where in the batch its own rows begin
+    Attributes:
+        rank: Which rank this is.
+        size: How many there are.
+        first_row: Where in the batch its own rows begin.
     """
 
     rank = 0
@@ -63,46 +51,46 @@ class Ranks:
     first_row = 0
 
     def rows(self, own: int) -> int:
-        """Rows of the whole batch, where `own` are this process's."""
+        """Rows of the whole batch, where `own` are this rank's."""
         return own
 
     def split(self, sizes: Sequence[int] | None = None) -> None:
-        """From here on a batch consists of so many rows of each process; without an argument of as many as at first."""
+        """From here on a batch consists of so many rows of each rank; by default of as many as at first."""
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, …) own rows → (N, …) those of all processes, in the order of the batch. Gradients reach every row."""
+        """(n, …) own rows → (N, …) those of all ranks, in the order of the batch. Gradients reach every row."""
         return rows
 
     def mean(self, rows: Tensor) -> Tensor:
         """(n,) → the mean over the N rows of the batch; gradients reach the own ones."""
         return rows.mean()
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, element by element; gradients reach the own value."""
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, element by element; gradients reach the own value."""
         return value
 
-    def each(self, value: Tensor) -> Tensor:
-        """(…) → (processes, …) every process's value; gradients reach the own one."""
+    def all_gather(self, value: Tensor) -> Tensor:
+        """(…) → (ranks, …) every rank's value; gradients reach the own one."""
         return value[None]
 
     def logsumexp(self, value: Tensor) -> Tensor:
-        """log Σ exp over all processes, element by element; gradients reach the own value."""
+        """log Σ exp over all ranks, element by element; gradients reach the own value."""
         return value
 
-    def objects(self, value: T) -> list[T]:
-        """Every process's `value`, in the order of the processes."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of the ranks."""
         return [value]
 
-    def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether every process has more to do, and whether any of them wants to stop."""
-        return more, stop
-
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on the first process, for all of them; its ValueError is raised by all."""
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, for all of them; its ValueError is raised by all."""
         return work()
 
+    def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether every rank has more to do, and whether any of them wants to stop."""
+        return more, stop
+
     def wait_for_all(self) -> None:
-        """Go on when every process has come here, however long one takes; `LostRank` where one is gone."""
+        """Go on when every rank has come here, however long one takes; `LostRank` where one is gone."""
 
     def leave(self) -> None:
         """Stop asking whether the others are alive, and letting them know."""
@@ -115,9 +103,11 @@ ALONE = Ranks()
 
 
 class Group(Ranks):
-    """One of several processes, after torch.distributed was started.
+    """One of several ranks, after torch.distributed was started.
 
-    batch: N, rows of a batch of all processes together
+    Args:
+        batch: N, rows of a batch of all ranks.
+        device: This rank's.
     """
 
     def __init__(self, batch: int, device: torch.device) -> None:
@@ -126,15 +116,8 @@ class Group(Ranks):
         self.full = [Share(batch, rank, self.size).size for rank in range(self.size)]
         self.split()
         # What the host decides is exchanged by the hosts: reading it off a device would make that wait.
-        self.hosts: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        # A connection of its own: another thread may wait for an answer on the group's.
-        store = _get_default_store().clone()
-        store.set_timeout(FOREVER)
-        self.store: Any = PrefixStore(f"advflyp/{self.hosts.group_name}", store)
-        self.meetings = 0
-        self.pulse = _Pulse()
-        # Also where the process ends without `close`: a thread that is in the middle of an exchange would abort it.
-        weakref.finalize(self, self.pulse.leave)
+        self.hosts: Any = dist.new_group(backend="gloo", timeout=liveness.TIMEOUT)
+        self.meetings = Meetings(self.hosts.group_name)
 
     def rows(self, own: int) -> int:
         return self.batch
@@ -147,14 +130,14 @@ class Group(Ranks):
         return _Gather.apply(rows, self.sizes, self.rank)
 
     def mean(self, rows: Tensor) -> Tensor:
-        return self.total(rows.sum()) / self.batch
+        return self.all_reduce_sum(rows.sum()) / self.batch
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         whole = value.detach().clone()
         dist.all_reduce(whole)
         return _Shared.apply(value, whole)
 
-    def each(self, value: Tensor) -> Tensor:
+    def all_gather(self, value: Tensor) -> Tensor:
         every = [torch.empty_like(value, requires_grad=False) for _ in range(self.size)]
         dist.all_gather(every, value.detach().contiguous())
         every[self.rank] = value
@@ -168,28 +151,28 @@ class Group(Ranks):
         whole = highest + total.log()
         return _Shared.apply((value - whole).exp(), whole)
 
-    def objects(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         every: list[Any] = [None] * self.size
-        self._meet()
+        self.meetings.meet()
         with _losses():
             dist.all_gather_object(every, value, group=self.hosts)
         return every
 
     def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
-        ended, stopped = self._meet(not more, stop)
+        ended, stopped = self.meetings.meet(not more, stop)
         return not ended, bool(stopped)
 
     def wait_for_all(self) -> None:
-        self._meet()
+        self.meetings.meet()
 
-    def first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         found: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 found[0] = work()
             except ValueError as error:
                 found[1] = str(error)
-        self._meet()
+        self.meetings.meet()
         with _losses():
             dist.broadcast_object_list(found, src=0, group=self.hosts)
         if found[1] is not None:
@@ -197,7 +180,7 @@ class Group(Ranks):
         return found[0]
 
     def leave(self) -> None:
-        self.pulse.leave()
+        self.meetings.leave()
 
     def close(self) -> None:
         self.leave()
@@ -206,73 +189,10 @@ class Group(Ranks):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _meet(self, *votes: bool) -> list[int]:
-        """How many processes gave each vote, when all have come here; `LostRank` where one is gone.
-
-        By a counter in the store, not by a collective: one that waits for a machine that has vanished keeps the
-        process from ending.
-        """
-        self.meetings += 1
-        ballot = sum(vote << (BITS * place) for place, vote in enumerate([True, *votes]))
-        counted: list[int] = []
-        # The store's machine may vanish as well, and no call of it ends then.
-        clerk = threading.Thread(target=self._count, args=(self.meetings, ballot, counted), daemon=True)
-        clerk.start()
-        clerk.join(BEAT)
-        while clerk.is_alive() and self.pulse.all_alive:
-            clerk.join(BEAT)
-        clerk.join(GRACE)
-        if not counted:
-            raise LostRank
-        return [counted[0] >> (BITS * (place + 1)) & (1 << BITS) - 1 for place in range(len(votes))]
-
-    def _count(self, meeting: int, ballot: int, counted: list[int]) -> None:
-        with suppress(RuntimeError):  # the store is gone, and its process with it
-            total = self.store.add(f"{meeting}", ballot)
-            if total & (1 << BITS) - 1 == self.size:
-                self.store.set(f"{meeting}/all", str(total))
-            counted.append(int(self.store.get(f"{meeting}/all")))
-            if self.rank == 0:
-                # Whoever came to this meeting has left the last one.
-                for key in (f"{meeting - 1}", f"{meeting - 1}/all"):
-                    self.store.delete_key(key)
-
-
-class _Pulse:
-    """Tells processes that are slow from those that are gone: a thread in each, which meets those of the others.
-
-    A process that has been killed closes its connections, and the threads of the others see that at once; from one
-    whose machine has vanished they hear nothing for `TIMEOUT`.
-
-    all_alive: no process has been lost, or has left
-    """
-
-    def __init__(self) -> None:
-        self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self.all_alive = True
-        self.leaving = threading.Event()
-        self.thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
-        self.thread.start()
-
-    def leave(self) -> None:
-        """Tell the others, whose threads end as well: from here on processes end one after the other."""
-        self.leaving.set()
-        self.thread.join(2 * BEAT)
-
-    def _beat(self) -> None:
-        while self.all_alive:
-            leaving = torch.tensor(int(self.leaving.wait(BEAT)))
-            try:
-                dist.all_reduce(leaving, dist.ReduceOp.MAX, group=self.group)
-            except RuntimeError:
-                self.all_alive = False
-            else:
-                self.all_alive = not leaving
-
 
 @contextmanager
 def _losses() -> Iterator[None]:
-    """What a backend raises where another process is gone, in our words."""
+    """What a backend raises where another rank is gone, in our words."""
     try:
         yield
     except RuntimeError as error:
@@ -292,7 +212,7 @@ class _Shared(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes. Each process's loss depends on them through its own rows only: their gradients are summed.
+    """Rows of all ranks. Each rank's loss depends on them through its own rows only: their gradients are summed.
 
     torch.distributed.nn has one that is deprecated in torch 2.15 and whose successor is absent in 2.11.
     """
@@ -317,11 +237,11 @@ class _Gather(torch.autograd.Function):
 
 
 def launched() -> int:
-    """How many processes torchrun, accelerate or another launcher has started for this run; 1 without one."""
+    """How many ranks torchrun, accelerate or another launcher has started for this run; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this process speaks for its run."""
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -329,11 +249,15 @@ def is_first() -> bool:
 def start(
     device: str | torch.device, trackers: Sequence[str] = (), folder: Path | None = None
 ) -> "Accelerator":
-    """The device of this process, and the connection to the others where a launcher has started several.
+    """The device of this rank, and the connection to the others where a launcher has started several.
 
-    device:   "auto", "cpu" or "cuda"
-    trackers: that the run is going to write to;  folder: where they put files
-    ValueError for a device that is not there, or is none for several processes, and for more of them than GPUs.
+    Args:
+        device: "auto", "cpu" or "cuda".
+        trackers: Trackers that the run is going to write to.
+        folder: Where they put files.
+
+    Raises:
+        ValueError: The device is not there, or is none for several ranks; or there are more ranks than GPUs.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -353,15 +277,15 @@ def start(
         cpu=place.type == "cpu",
         log_with=list(trackers) or None,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=liveness.TIMEOUT)],
     )
 
 
 def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The module with the mean of its gradients over all processes, exchanged while they are being computed."""
+    """The module with the mean of its gradients over all ranks, exchanged while they are being computed."""
     if ranks.size == 1:
         return module
-    # DDP compares the parameters in a limited time, and one process may have had to fetch what the others had.
+    # DDP compares the parameters in a limited time, and one rank may have had to fetch what the others had.
     ranks.wait_for_all()
     # Buffers never change while training; torch 2.15 has another word for leaving them alone than 2.11.
     known = inspect.signature(DistributedDataParallel).parameters
@@ -377,8 +301,8 @@ def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Modu
 
 
 @contextmanager
-def together(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device | None]]:
-    """The processes that work on something other than batches, and the device of this one if a launcher gave it one.
+def process_group(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device | None]]:
+    """The ranks that work on something other than batches, and the device of this one if a launcher gave it one.
 
     Those that are connected already stay so afterwards.
     """
@@ -404,10 +328,7 @@ def together(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device |
 
 
 def join(batch: int, device: torch.device) -> Ranks:
-    """What this process is among those of its run, after `start`.
-
-    ValueError where a batch has fewer rows than there are processes.
-    """
+    """What this rank is among those of its run, after `start`; ValueError where a batch has fewer rows than ranks."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return ALONE
     if batch < dist.get_world_size():

@@ -67,8 +67,8 @@ def test_collectives(process: OneProcess) -> None:
     results: dict[str, tuple[Tensor, Tensor]] = {
         "gather": (group.gather(rows), rows),
         "mean": (group.mean(rows[:, 0]), rows[:, 0].mean()),
-        "total": (group.total(rows), rows),
-        "each": (group.each(rows), rows[None]),
+        "total": (group.all_reduce_sum(rows), rows),
+        "each": (group.all_gather(rows), rows[None]),
         "logsumexp": (group.logsumexp(rows), rows),
     }
     for name, (found, expected) in results.items():
@@ -77,8 +77,8 @@ def test_collectives(process: OneProcess) -> None:
         (gradient,) = torch.autograd.grad(found.square().sum(), rows, retain_graph=True)
         (wanted,) = torch.autograd.grad(expected.square().sum(), rows, retain_graph=True)
         torch.testing.assert_close(gradient, wanted, msg=name)
-    assert group.objects({"rank": 0}) == [{"rank": 0}]
-    assert group.go_on(True, False) == (True, False) and group.first(lambda: 5) == 5
+    assert group.all_gather_object({"rank": 0}) == [{"rank": 0}]
+    assert group.go_on(True, False) == (True, False) and group.broadcast_from_rank0(lambda: 5) == 5
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

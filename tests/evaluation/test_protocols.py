@@ -227,7 +227,7 @@ def cifar(built: Path, tiny_rn_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             weights = F.normalize(embeddings[:10] - embeddings.mean(0), dim=-1)
             labels = (embeddings @ weights.T).argmax(1).tolist()
         evaluator = Evaluator(
-            model, replace(labelled, pictures=list(zip(images, labels, strict=True))), pixels=pixels, **how
+            model, replace(labelled, dataset=list(zip(images, labels, strict=True))), pixels=pixels, **how
         )
         evaluator.weights = weights
         return evaluator

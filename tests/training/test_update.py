@@ -14,7 +14,7 @@ from rich.console import Console
 import advflyp.training.update as step_module
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.data.pairs.stream import Share
+from advflyp.share import Share
 from advflyp.training.build import build
 from advflyp.training.checkpoint import checkpoints, load_last, step_of
 from advflyp.training.loop import train

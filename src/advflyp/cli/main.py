@@ -90,12 +90,12 @@ class Train:
 
         recipe = find_recipe(self.recipe)
         check_names(recipe, self.overrides)
-        from advflyp.distributed import is_first
+        from advflyp.distributed import is_rank0
         from advflyp.training.loop import train
 
         out = self.out or Path("runs") / recipe.stem
         result = train(recipe, self.overrides, out=out, resume=self.resume, console=_console())
-        if result.finished and is_first():
+        if result.finished and is_rank0():
             say(f"{counted(result.steps, 'step')}; the model is {result.out}")
 
 
@@ -161,7 +161,7 @@ class Eval:
             choose_templates(self.templates)
         from advflyp.data.sets.folders import read_names
         from advflyp.data.sets.labelled import remarks_on
-        from advflyp.distributed import is_first
+        from advflyp.distributed import is_rank0
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import EvaluationProgress, results_table, verdicts
@@ -195,7 +195,7 @@ class Eval:
         console.print(results_table(cells))
         for line in [*remarks_on(self.sets or ()), *verdicts(cells)]:
             console.print(for_rich(line))
-        if self.out is not None and is_first():
+        if self.out is not None and is_rank0():
             say(f"{counted(len(cells), 'result')} in {self.out}")
 
 

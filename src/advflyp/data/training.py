@@ -23,7 +23,7 @@ from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Decoded, Pairs, open_pairs
 from advflyp.data.pairs.sources import find_shards
-from advflyp.data.pairs.stream import Position, Share, permuted
+from advflyp.data.pairs.stream import Position, permuted
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tars import DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
@@ -32,6 +32,7 @@ from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.sets.prompts import drawn_caption
 from advflyp.errors import SkippedSample
 from advflyp.limits import open_regular
+from advflyp.share import Share
 
 Reading = Literal["pairs", "labelled"]
 

@@ -212,7 +212,9 @@ class _Run:
         if together:
             self._attack(together)
         self.clean[todo[~read[todo]]] = UNREADABLE
-        for rank, (clean, attacked) in enumerate(evaluator.ranks.objects((self.clean, self.attacked))):
+        for rank, (clean, attacked) in enumerate(
+            evaluator.ranks.all_gather_object((self.clean, self.attacked))
+        ):
             theirs = slice(rank, None, evaluator.ranks.size)
             self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
 

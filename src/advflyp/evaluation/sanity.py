@@ -47,7 +47,7 @@ def sanity_check(
     """
     with for_use(evaluator.model):
         own = _look(evaluator, attack, threat, seed, limit)
-    every = evaluator.ranks.objects(own)
+    every = evaluator.ranks.all_gather_object(own)
     return _verdict({name: sum(figures[name] for figures in every) for name in own})
 
 

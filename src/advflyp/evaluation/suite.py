@@ -85,8 +85,8 @@ def evaluate(
     place = pick_device(device)
     store = Path(out) if out is not None else None
     result: list[Cell] = []
-    with distributed.together(place) as (ranks, own), ExitStack() as stack:
-        known = ranks.first(partial(_known, store))
+    with distributed.process_group(place) as (ranks, own), ExitStack() as stack:
+        known = ranks.broadcast_from_rank0(partial(_known, store))
         if not isinstance(model, CLIP):
             model = load_model(model, device=own or place)
         sha256 = weights_sha256(model)
@@ -143,7 +143,7 @@ def _cell(
     own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
     journal = Journal.beside(store, own) if store else None
     cell = known
-    if cell is None or not ranks.first(partial(_has_samples, store, cell)):
+    if cell is None or not ranks.broadcast_from_rank0(partial(_has_samples, store, cell)):
         # The new line takes the place of the known one: its name for the weights and its verdict stay.
         kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
         cell = _measure(dataclasses.replace(blank, **kept), evaluator, attack, threat, store, journal, watch)

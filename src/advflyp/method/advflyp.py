@@ -89,7 +89,7 @@ def sigmoid_loss(
 
     masks = [] if ignore is None else [ignore]
     blocks = in_row_blocks(terms, image_embeddings, own, *masks, columns=len(text_embeddings))
-    return -ranks.total(torch.stack(blocks).sum()) / ranks.rows(len(image_embeddings))
+    return -ranks.all_reduce_sum(torch.stack(blocks).sum()) / ranks.rows(len(image_embeddings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,9 @@ def feature_deviation(
     """
     difference = a - b
     if norm == "frobenius":
-        return torch.linalg.vector_norm(ranks.each(torch.linalg.vector_norm(difference))) / ranks.rows(len(a))
+        return torch.linalg.vector_norm(ranks.all_gather(torch.linalg.vector_norm(difference))) / ranks.rows(
+            len(a)
+        )
     return ranks.mean(torch.linalg.vector_norm(difference, dim=1))
 
 

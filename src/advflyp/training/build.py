@@ -14,7 +14,6 @@ from advflyp import distributed
 from advflyp.config import read_toml
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Pairs
-from advflyp.data.pairs.stream import Share
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.training import DecodedLabelled, open_training
 from advflyp.distributed import Ranks
@@ -23,6 +22,7 @@ from advflyp.method.base import Method
 from advflyp.model.clip import CLIP
 from advflyp.model.load import start_from
 from advflyp.model.precision import PrecisionChoice, choose_precision
+from advflyp.share import Share
 from advflyp.training import sharding
 from advflyp.training.checks import check_attack, check_data, check_sizes, check_split
 from advflyp.training.folder import RunFolder
@@ -133,8 +133,8 @@ def build(recipe: Recipe, out: Path, *, resume: bool = False, console: Console |
     ranks = distributed.join(recipe.data.batch_size, device)
     console = console if ranks.rank == 0 else None
     folder = RunFolder(out)
-    ranks.first(lambda: folder.claim(resume))
-    precision = ranks.first(lambda: settle_precision(recipe, folder, device, resume))
+    ranks.broadcast_from_rank0(lambda: folder.claim(resume))
+    precision = ranks.broadcast_from_rank0(lambda: settle_precision(recipe, folder, device, resume))
     # The run folder and its checkpoints hold what was chosen, not "auto".
     recipe = replace(recipe, train=replace(recipe.train, precision=precision.precision))
     check_data(recipe)

@@ -88,7 +88,7 @@ def train(
 def fit(run: TrainingRun) -> RunResult:
     """Train to the end, to the point where validation stops improving, or to a signal."""
     state, signals = run.state, run.signals
-    run.ranks.first(lambda: run.folder.begin(f"# {run.precision}\n{run.recipe.toml()}"))
+    run.ranks.broadcast_from_rank0(lambda: run.folder.begin(f"# {run.precision}\n{run.recipe.toml()}"))
     interrupted = False
     with _deterministic(run), signals.heard(), explaining(run), _open_log(run) as log:
         for note in run.notes:
@@ -157,7 +157,7 @@ def share_last_batch(run: TrainingRun, rows: int) -> bool:
     """Whether what is left of an epoch makes a batch with rows of every rank; the ranks then know how many."""
     if run.recipe.data.drop_last:
         return False
-    sizes = run.ranks.objects(rows)
+    sizes = run.ranks.all_gather_object(rows)
     if min(sizes) == 0:
         return False
     run.ranks.split(sizes)

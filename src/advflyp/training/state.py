@@ -66,7 +66,7 @@ def state_dict(run: "TrainingRun", logged: int) -> dict[str, Any]:
         "dirt": {"counts": dict(skipped.counts), "examples": dict(skipped.examples)},
         **random_state(run.device),
     }
-    processes = run.ranks.objects(own)
+    processes = run.ranks.all_gather_object(own)
     state = {
         "model": run.unsharded_model().state_dict(),
         "optimizer": sharding.whole(run.optimizer.state_dict()),
@@ -110,7 +110,7 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
 
 def resume_run(run: "TrainingRun") -> None:
     """Restore the last whole checkpoint of the run's folder; a run without one starts from the beginning."""
-    if not run.ranks.first(lambda: bool(run.folder.saved())):
+    if not run.ranks.broadcast_from_rank0(lambda: bool(run.folder.saved())):
         run.notes.append(f"{run.folder.path} has no checkpoint yet: the run starts from the beginning")
         return
     state, damaged = load_last(run.folder.checkpoints)

@@ -13,7 +13,8 @@ from advflyp.data.pairs import stream as stream_module
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.data.pairs.shards import TarShard
 from advflyp.data.pairs.sources import open_source
-from advflyp.data.pairs.stream import Mixed, Share, open_stream, permutation
+from advflyp.data.pairs.stream import Mixed, open_stream, permutation
+from advflyp.share import Share
 from helpers import write_shards
 
 

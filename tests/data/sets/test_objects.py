@@ -13,9 +13,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 import advflyp
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.stream import Share
 from advflyp.data.training import open_training
 from advflyp.model.clip import CLIP
+from advflyp.share import Share
 from helpers import class_folder
 
 CPU = torch.device("cpu")

@@ -19,10 +19,11 @@ from advflyp.data.mini import BUILD, EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.samples import Skipped
-from advflyp.data.pairs.stream import Position, Share
+from advflyp.data.pairs.stream import Position
 from advflyp.data.sets.images import balanced
 from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
+from advflyp.share import Share
 from advflyp.wording import counted
 
 MANIFEST = "manifest.json"

@@ -19,9 +19,10 @@ from advflyp.data.pairs.images import ImageReader, finish_image
 from advflyp.data.pairs.prefetch import prefetched, threaded
 from advflyp.data.pairs.samples import ENOUGH, Sample, Skipped
 from advflyp.data.pairs.sources import open_source
-from advflyp.data.pairs.stream import Mixed, Position, Share, Stream, open_stream
+from advflyp.data.pairs.stream import Mixed, Position, Stream, open_stream
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
+from advflyp.share import Share
 from advflyp.wording import counted
 
 Raw = TypeVar("Raw")  # a sample before decoding

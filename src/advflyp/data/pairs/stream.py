@@ -4,74 +4,17 @@ Every order depends on (seed, epoch, share) alone. A position is a small mapping
 only the stream that made it can read it.
 """
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from advflyp.data.pairs.samples import Indexed, Sample, Shard, Sharded
 from advflyp.limits import MAX_SHUFFLED_BYTES
+from advflyp.seeds import derive_seed
+from advflyp.share import WHOLE, Share
 
 Position = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several processes has of every batch: the rows from `first` to `last`, exclusive.
-
-    batch: N, pictures in a batch of all processes together
-    rank:  which of `ranks` processes
-    drop_last: leave out what an epoch has beyond its full batches; else it is a smaller batch, shared out as the others
-    """
-
-    batch: int
-    rank: int = 0
-    ranks: int = 1
-    drop_last: bool = True
-
-    @property
-    def first(self) -> int:
-        return self.rank * self.batch // self.ranks
-
-    @property
-    def last(self) -> int:
-        return (self.rank + 1) * self.batch // self.ranks
-
-    @property
-    def size(self) -> int:
-        return self.last - self.first
-
-    def batches(self, count: int) -> int:
-        """Batches in an epoch of `count` samples, each with a row for every process."""
-        full, rest = divmod(count, self.batch)
-        return full + (not self.drop_last and rest >= self.ranks)
-
-    def holds(self, count: int) -> np.ndarray:
-        """(count,) bool: which of an epoch's samples are this process's."""
-        row = np.arange(count) % self.batch
-        mine = (row >= self.first) & (row < self.last)
-        rest = count % self.batch
-        if rest and not self.drop_last:
-            first, last = self.of_last(rest)
-            mine[count - rest :] = (row[:rest] >= first) & (row[:rest] < last)
-        return mine
-
-    def of_last(self, rest: int) -> tuple[int, int]:
-        """The rows, from the first to the last, exclusive, of a batch of `rest` at most as large as a full one: as many
-        for each process as for the others, but for one, and for none more than it has of a full batch.
-        """
-        each, more = divmod(rest, self.ranks)
-        full = [Share(self.batch, rank, self.ranks).size for rank in range(self.ranks)]
-        larger = sorted(range(self.ranks), key=lambda rank: -full[rank])[:more]
-        sizes = [each + (rank in larger) for rank in range(self.ranks)]
-        first = sum(sizes[: self.rank])
-        return first, first + sizes[self.rank]
-
-
-# One process has all rows, of however many a batch consists.
-WHOLE = Share(1)
 
 
 class Stream(Protocol):
@@ -95,8 +38,7 @@ def open_stream(source: Indexed | Sharded, *, seed: int, buffer: int, share: Sha
 
 def permutation(n: int, *seed: Any) -> np.ndarray:
     """(n,) a permutation that depends on the values of `seed` alone."""
-    digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).permutation(n)
+    return np.random.Generator(np.random.PCG64(derive_seed(*seed, bits=128))).permutation(n)
 
 
 def permuted(
