@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.threat import Threat
-from advflyp.cli.parse import arguments as parsed
 from advflyp.config import number
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import Attack
@@ -67,7 +67,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     device = str(pick_device(arguments.device))
     # Frozen for all: a graph through the text tower would only cost (a) memory, 40 GB for 1,000 prompts.
     model = load_model(arguments.model, device=device).requires_grad_(False)

@@ -19,10 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
 from figures import headline_table
 from timing import ROOT, Record, describe_machine
-
-from advflyp.cli.parse import arguments as parsed
 
 if TYPE_CHECKING:
     from advflyp.paper.plan import Plan
@@ -173,7 +172,7 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     plan = headline_plan(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rates = arguments.out / KNOWN_RATES.name

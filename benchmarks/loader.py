@@ -24,13 +24,13 @@ from typing import cast
 
 import simplejpeg
 import torch
+import tyro
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from advflyp.cli.parse import arguments as parsed
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Pairs, open_pairs
@@ -223,7 +223,7 @@ def memory(shards: Path, images: int, per_epoch: int) -> None:
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
     data = jpegs(arguments.images)
     print(f"{len(data)} JPEGs of {sum(map(len, data)) / len(data) / 1000:.0f} kB, 256 to 512 pixels → 224")

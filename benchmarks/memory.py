@@ -11,8 +11,8 @@ the images themselves. From these follows the table, in GB. What a device's allo
 from dataclasses import dataclass
 
 import torch
+import tyro
 
-from advflyp.cli.parse import arguments as parsed
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
 from advflyp.training.build import unfreeze
@@ -51,7 +51,7 @@ def per_image(model: CLIP) -> float:
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     print(f"{'model':17} {'setting':42} {'fixed':>7}" + "".join(f"{batch:>9,}" for batch in BATCHES))
     for name in arguments.models:
         model = load_model(name)

@@ -17,8 +17,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from advflyp.cli.parse import arguments as parsed
+import tyro
 
 PER_FILE = 2_500_000
 GROUP = 250_000
@@ -80,7 +79,7 @@ SCHEMA = pa.schema(
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "metadata"
         place.mkdir()

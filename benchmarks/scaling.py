@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from advflyp.cli.parse import arguments as parsed
+import tyro
 
 RECIPE = """
 [model]
@@ -220,7 +220,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         work(Path(sys.argv[2]), int(sys.argv[3]))
         return
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     if arguments.extrapolate:
         extrapolate()
     else:

@@ -23,10 +23,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import tyro
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
 
-from advflyp.cli.parse import arguments as parsed
 from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import Float32Conv2d, SelfAttention
@@ -205,7 +205,7 @@ def measure(
 
 
 def main() -> None:
-    arguments = parsed(Arguments)
+    arguments = tyro.cli(Arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random initialisation
     # The corpus is read, and an image decoded, once for all measurements.
     compose.read_shards = cache(compose.read_shards)

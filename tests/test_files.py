@@ -376,7 +376,7 @@ def test_nothing_to_recover(tmp_path: Path) -> None:
 
 # What writes outside of files.py, and why it may.
 ALLOWED = {
-    "cli/parse.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
+    "cli/arguments.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
     "model/interop/publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
     "use/quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
     "terminal.py": {"open": "the null device", "os.open": "the null device"},

@@ -25,9 +25,6 @@ LONG_FUNCTIONS: set[str] = {
     "paper.plan.make_plan",
 }
 LONG_FILES: set[str] = {
-    "cli.data",
-    "cli.main",
-    "cli.parse",
     "files",
 }
 MAX_FUNCTION, MAX_FILE = 60, 400
@@ -100,13 +97,19 @@ def test_no_module_imports_itself_through_others():
     assert {module for module in SOURCES if module in below(module)} == CIRCLES
 
 
+def first_line(module: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Where a function is counted from. A command's signature and docstring are its options and their help."""
+    is_command = module.startswith("cli.") and ast.get_docstring(function) and len(function.body) > 1
+    return function.body[1].lineno if is_command else function.lineno
+
+
 def test_functions_and_files_are_short():
     functions = {
         f"{module}.{node.name}"
         for module, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION
+        and (node.end_lineno or 0) - first_line(module, node) >= MAX_FUNCTION
     }
     files = {module for module, source in SOURCES.items() if source.count("\n") > MAX_FILE}
     assert functions == LONG_FUNCTIONS

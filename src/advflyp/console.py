@@ -1,5 +1,6 @@
 """The one kind of rich console that this package opens."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,3 +29,8 @@ class SafeConsole(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         drop_output()
+
+
+def rank0_console() -> SafeConsole:
+    """A console that is silent on every rank of a run but the first."""
+    return SafeConsole(quiet=os.environ.get("RANK", "0") != "0")

@@ -89,7 +89,7 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["interpolate", "{model}", "{tmp}/nothing"], "nothing"),
         (
             ["interpolate", "{model}", "{model}", "--save", "0.5", "{tmp}/other"],
-            "other is there already; name a new",
+            "other exists already; name a new",
         ),
         (["eval", "{model}", "--sets", "mini/foods"], "did you mean 'mini/food'?"),
         (["data", "check", "/dev/zero"], "/dev/zero is a device, which has no end"),

@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from advflyp.cli.main import CLI, main
-from advflyp.cli.parse import Group, Option, options_of
+from advflyp.cli.arguments import Option, options_of
+from advflyp.cli.main import COMMANDS, main
 from advflyp.config import Typed
 from advflyp.model.load import load_model
 from advflyp.recipes import known_keys
@@ -55,9 +55,11 @@ BASE = {
 }
 
 
-def commands(group: Group = CLI, before: str = "") -> Iterator[tuple[str, type]]:
-    for name, command in group.commands.items():
-        if isinstance(command, Group):
+def commands(
+    group: Mapping[str, Any] = COMMANDS, before: str = ""
+) -> Iterator[tuple[str, Callable[..., None]]]:
+    for name, command in group.items():
+        if isinstance(command, Mapping):
             yield from commands(command, f"{before}{name} ")
         else:
             yield before + name, command
@@ -160,8 +162,8 @@ def tried(option: Option) -> Iterator[list[str]]:
         return
     values = list(VALUES)
     for value in values:
-        yield [value] if option.arg.positional else [f"{option.flag}={value}"]
-    if not option.arg.positional:
+        yield [value] if option.is_positional else [f"{option.flag}={value}"]
+    if not option.is_positional:
         yield [option.flag]
         yield [option.flag, "x", option.flag, "1"]
         yield [option.flag, "x", "y", "z"]
@@ -169,14 +171,14 @@ def tried(option: Option) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])
 def test_no_value_of_an_option_ends_in_a_traceback(
-    name: str, command: type, calls: Callable[[list[str]], tuple[int, str]]
+    name: str, command: Callable[..., None], calls: Callable[[list[str]], tuple[int, str]]
 ) -> None:
     base = BASE[name].split()
     code, error = calls([*name.split(), *base])
     assert code in (0, 2) and error.count("\n") == (1 if code else 0), error
     for option in options_of(command):
         for words in tried(option):
-            line = [*name.split(), *(words if option.arg.positional else [*base, *words])]
+            line = [*name.split(), *(words if option.is_positional else [*base, *words])]
             code, error = calls(line)
             assert code in (0, 2), (line, error)
             if code:

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from advflyp.attack.threat import Threat
-from advflyp.cli.main import ProtocolName, main
+from advflyp.cli.evaluate import ProtocolName
+from advflyp.cli.main import main
 from advflyp.data.sets.catalogue import PAPER
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.evaluation import suite

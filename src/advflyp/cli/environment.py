@@ -4,9 +4,9 @@ import os
 import platform
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from advflyp.terminal import say
 from advflyp.wording import counted
 
 PACKAGES = (
@@ -15,6 +15,12 @@ PACKAGES = (
 )  # fmt: skip
 # As the kernel calls them, those that decide how fast matrices are multiplied.
 INSTRUCTIONS = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+
+
+def env() -> None:
+    """Print what a bug report needs: versions, processor, GPUs, the precision that auto chooses, threads, system."""
+    for name, value in describe_environment().items():
+        say(f"{name:16} {value}")
 
 
 def describe_environment() -> dict[str, str]:
@@ -84,6 +90,8 @@ def _gpu(name: str) -> str:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

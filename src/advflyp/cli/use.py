@@ -1,117 +1,118 @@
-"""The commands that use a model on pictures: predict, attack, demo."""
+"""Commands that use a model on images: predict, attack, demo."""
 
-import json
-from dataclasses import asdict, dataclass
+import json as json_format
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from advflyp.cli.parse import Arg
+from advflyp.cli.arguments import Arg, Model, OutFolder, Prompts, Seed
 from advflyp.terminal import say
 
+Labels = Annotated[tuple[str, ...], Arg("LABEL")]
+IMAGE = Arg("IMAGE", input="there is no image")
 
-@dataclass
-class Predict:
-    """Say what pictures show, among labels of your own."""
 
-    model: Annotated[str, Arg("MODEL", positional=True)]
-    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
-    images: Annotated[tuple[Path, ...], Arg("IMAGE", positional=True, input="there is no picture")]
-    """Picture files."""
-    labels: Annotated[tuple[str, ...], Arg("LABEL")]
-    """At least two: cat,dog or cat dog; or a file with one a line; or a dataset (mini/food), whose class names and
-    prompts are taken."""
-    template: Annotated[tuple[str, ...], Arg("PROMPT", commas=False)] = ()
-    """Prompts with {} for the label, or openai (80 prompts); by default the set's, else "This is a photo of a {}."."""
-    top: int = 5
-    """How many labels to show of each picture."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+def predict(
+    model: Model,
+    images: Annotated[tuple[Path, ...], IMAGE],
+    /,
+    *,
+    labels: Labels,
+    template: Prompts = (),
+    top: int = 5,
+    json: bool = False,
+    device: str = "auto",
+) -> None:
+    """Classify images among labels of your own.
 
-    def run(self) -> None:
-        from advflyp.console import SafeConsole
-        from advflyp.use.predict import predict
-        from advflyp.use.shown import predictions_table
+    Args:
+        model: As in `advflyp eval`.
+        images: Image files.
+        labels: At least two: cat,dog or cat dog; or a file with one per line; or a dataset (mini/food), whose class
+            names and prompts are taken.
+        template: Prompts with {} for the label, or openai (80 prompts); by default the dataset's, else "This is a
+            photo of a {}.".
+        top: Labels to show for each image.
+        json: Print JSON instead of a table.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    from advflyp.console import SafeConsole
+    from advflyp.use.predict import predict
+    from advflyp.use.shown import predictions_table
 
-        found = predict(
-            self.model,
-            self.images,
-            _chosen(self.labels),
-            templates=self.template,
-            top=self.top,
-            device=self.device,
+    found = predict(model, images, _chosen(labels), templates=template, top=top, device=device)
+    if json:
+        # ASCII only: whatever the labels are, it is JSON on every terminal and in every locale.
+        say(*json_format.dumps([asdict(one) for one in found], indent=2).splitlines())
+    else:
+        SafeConsole().print(predictions_table(found))
+
+
+def attack(
+    model: Model,
+    image: Annotated[Path, IMAGE],
+    /,
+    *,
+    labels: Labels,
+    label: str | None = None,
+    eps: str = "4/255",
+    attack: str = "pgd10",
+    norm: Literal["linf", "l2"] = "linf",
+    against: str | None = None,
+    template: Prompts = (),
+    out: OutFolder = Path("attack"),
+    seed: Seed = 0,
+    device: str = "auto",
+) -> None:
+    """Make an image adversarial and write it as a PNG, with the perturbation and what models say of both.
+
+    Args:
+        model: As in `advflyp eval`.
+        image: An image file.
+        labels: What the model chooses among, as in `advflyp predict`.
+        label: The label the attack moves away from (default: each model's clean prediction).
+        eps: Radius in pixels of [0, 1], at least one grey level, 1/255.
+        attack: As in `advflyp eval`: pgdN, cwN, autoattack, …
+        norm: Norm of the threat model.
+        against: A second model. Each is attacked for itself, and each classifies both adversarial images.
+        template: As in `advflyp predict`.
+        out: Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json.
+        seed: Random seed.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    asked = {name: str(value) for name, value in locals().items() if name not in ("out", "device")}
+    from advflyp.config import number
+    from advflyp.console import SafeConsole
+    from advflyp.escape import for_rich
+    from advflyp.use.attack_files import draft_of, write_files
+    from advflyp.use.attack_image import attack_image
+    from advflyp.use.pictures import sha256_of
+    from advflyp.use.shown import attacked_table, legend, title, verdict
+
+    radius = number(eps, "--eps")
+    asked["image_sha256"] = sha256_of(image)
+    with draft_of(out, asked) as draft:
+        found = attack_image(
+            model,
+            image,
+            _chosen(labels),
+            eps=radius,
+            label=label,
+            attack=attack,
+            norm=norm,
+            against=against,
+            templates=template,
+            seed=seed,
+            device=device,
         )
-        if self.json:
-            # Only ASCII: whatever the labels are, it is JSON on every terminal and in every locale.
-            say(*json.dumps([asdict(one) for one in found], indent=2).splitlines())
-        else:
-            SafeConsole().print(predictions_table(found))
-
-
-@dataclass
-class Attack:
-    """Make a picture adversarial and write it as a picture file, with the perturbation and what models say of both."""
-
-    model: Annotated[str, Arg("MODEL", positional=True)]
-    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
-    image: Annotated[Path, Arg("IMAGE", positional=True, input="there is no picture")]
-    """A picture file."""
-    labels: Annotated[tuple[str, ...], Arg("LABEL")]
-    """What the model chooses among, as in `advflyp predict`."""
-    label: str | None = None
-    """What the picture shows; by default each model is moved away from its own answer."""
-    eps: str = "4/255"
-    """Radius in pixels of [0, 1], at least one grey level, 1/255."""
-    attack: str = "pgd10"
-    """As in `advflyp eval`: pgdN, cwN, autoattack, …"""
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the threat model."""
-    against: str | None = None
-    """A second model: each is attacked for itself, and each says what it sees in both adversarial pictures."""
-    template: Annotated[tuple[str, ...], Arg("PROMPT", commas=False)] = ()
-    """As in `advflyp predict`."""
-    out: Annotated[Path, Arg("FOLDER", output="folder")] = Path("attack")
-    """Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json."""
-    seed: Annotated[int, Arg(least=0)] = 0
-    """Of the attack's random start."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
-
-    def run(self) -> None:
-        from advflyp.config import number
-        from advflyp.console import SafeConsole
-        from advflyp.escape import for_rich
-        from advflyp.use.attack_files import draft_of, write_files
-        from advflyp.use.attack_image import attack_image
-        from advflyp.use.pictures import sha256_of
-        from advflyp.use.shown import attacked_table, legend, title, verdict
-
-        eps = number(self.eps, "--eps")
-        asked = {name: str(value) for name, value in vars(self).items() if name not in ("out", "device")}
-        asked["image_sha256"] = sha256_of(self.image)
-        with draft_of(self.out, asked) as draft:
-            found = attack_image(
-                self.model,
-                self.image,
-                _chosen(self.labels),
-                eps=eps,
-                label=self.label,
-                attack=self.attack,
-                norm=self.norm,
-                against=self.against,
-                templates=self.template,
-                seed=self.seed,
-                device=self.device,
-            )
-            write_files(found, draft, asked)
-        console = SafeConsole()
-        console.print(for_rich(title(found)))
-        console.print(attacked_table(found))
-        console.print(for_rich(legend(found), "dim"))
-        for place in range(len(found.made)):
-            console.print(for_rich(verdict(found, place)))
-        say(f"the pictures are in {self.out}")
+        write_files(found, draft, asked)
+    console = SafeConsole()
+    console.print(for_rich(title(found)))
+    console.print(attacked_table(found))
+    console.print(for_rich(legend(found), "dim"))
+    for place in range(len(found.made)):
+        console.print(for_rich(verdict(found, place)))
+    say(f"the images are in {out}")
 
 
 def _chosen(labels: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -119,20 +120,22 @@ def _chosen(labels: tuple[str, ...]) -> str | tuple[str, ...]:
     return labels[0] if len(labels) == 1 else labels
 
 
-@dataclass
-class Demo:
-    """Show a page on this machine: pick or upload a picture, attack it, see one model or two side by side."""
+def demo(
+    model: Model = "mini",
+    /,
+    *,
+    against: str | None = None,
+    port: Annotated[int, Arg(least=0)] = 8765,
+    device: str = "auto",
+) -> None:
+    """Show a page on this machine: pick or upload an image, attack it, see one model or two side by side.
 
-    model: Annotated[str, Arg("MODEL", positional=True)] = "mini"
-    """As in `advflyp eval`: mini, ViT-B-32/openai, a run folder, …"""
-    against: str | None = None
-    """A second model to compare, for example the run folder of a robust one."""
-    port: Annotated[int, Arg(least=0)] = 8765
-    """Of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    Args:
+        model: As in `advflyp eval`.
+        against: A second model to compare, for example the run folder of a robust one.
+        port: Port of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    from advflyp.use.demo import serve
 
-    def run(self) -> None:
-        from advflyp.use.demo import serve
-
-        serve(self.model, self.against, port=self.port, device=self.device)
+    serve(model, against, port=port, device=device)

@@ -1,41 +1,46 @@
-"""Command lines from dataclasses."""
+"""Command lines from functions."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from advflyp.cli.parse import Arg, Group, check_output, find_command, parse
+from advflyp.cli.arguments import Arg, OutFile, Prompts, Seed, check_output, options_of, parse
+from advflyp.cli.main import COMMANDS, find_command, main
 
 
-@dataclass
-class Bake:
+def bake_cake(
+    flour: Annotated[str, Arg("FLOUR")],
+    toppings: Annotated[tuple[str, ...], Arg("TOPPING")] = (),
+    /,
+    *,
+    sizes: tuple[int, ...] = (1, 2),
+    prompts: Prompts = (),
+    heat: float = 0.5,
+    mode: Literal["fan", "gas"] = "fan",
+    limit: int | None = None,
+    batch_size: int = 3,
+    seed: Seed = 0,
+    quick: bool = False,
+    columns: dict[str, str] | None = None,
+    save: tuple[float, Path] | None = None,
+    out: OutFile | None = None,
+    secret: Annotated[int, Arg(hidden=True)] = 7,
+) -> SimpleNamespace:
     """Bake a cake.
 
     With love.
+
+    Args:
+        flour: What it is made of.
+        sizes: How large, 100 % at most.
     """
-
-    flour: Annotated[str, Arg("FLOUR", positional=True)]
-    """What it is made of."""
-    toppings: Annotated[tuple[str, ...], Arg("TOPPING", positional=True)] = ()
-    sizes: tuple[int, ...] = (1, 2)
-    """How large, 100 % at most."""
-    prompts: Annotated[tuple[str, ...], Arg(commas=False)] = ()
-    heat: float = 0.5
-    mode: Literal["fan", "gas"] = "fan"
-    limit: int | None = None
-    batch_size: int = 3
-    seed: Annotated[int, Arg(least=0)] = 0
-    quick: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
-    save: tuple[float, Path] | None = None
-    out: Annotated[Path | None, Arg(output="file")] = None
-    secret: Annotated[int, Arg(hidden=True)] = 7
+    return SimpleNamespace(**locals())
 
 
-def bake(line: str, **more: str) -> Bake:
-    return parse(Bake, line.split(), "bake")
+def bake(line: str) -> Any:
+    return parse(bake_cake, line.split(), "bake")()
 
 
 def test_values_of_every_kind() -> None:
@@ -43,7 +48,7 @@ def test_values_of_every_kind() -> None:
     assert (made.flour, made.toppings, made.sizes, made.heat) == ("rye", ("nuts",), (3, 4), 0.25)
     assert (made.mode, made.limit, made.batch_size, made.quick) == ("gas", 5, 9, True)
     assert made.save == (0.7, Path("a/b"))
-    assert bake("rye --limit none").limit is None
+    assert made.secret == 7
     assert bake("--quick rye nuts").toppings == bake("rye --quick nuts").toppings == ("nuts",)
 
 
@@ -58,7 +63,7 @@ def test_what_follows_a_list_with_commas_is_no_part_of_it() -> None:
 
 def test_commas_that_do_not_separate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bake("rye a/{0,1}.tar,b").toppings == ("a/{0,1}.tar", "b")
-    assert parse(Bake, ["rye", "--prompts", "a photo, of {}"], "bake").prompts == ("a photo, of {}",)
+    assert parse(bake_cake, ["rye", "--prompts", "a photo, of {}"], "bake")().prompts == ("a photo, of {}",)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b").touch()
     assert bake("rye a,b").toppings == ("a,b",)
@@ -73,7 +78,7 @@ def test_pairs(line: str) -> None:
     ("line", "message"),
     [
         ("", "FLOUR is missing; see bake --help"),
-        ("rye --sizes", "--sizes needs a value; see bake --help"),
+        ("rye --sizes", "--sizes needs a value"),
         ("rye --sizes --quick", "--sizes needs a value"),
         ("rye --limit", "--limit needs a value"),
         ("rye --limit x", "--limit must be a whole number, not 'x'"),
@@ -86,7 +91,8 @@ def test_pairs(line: str) -> None:
         ("rye --batch 1", "bake has no option --batch; did you mean '--batch-size'?"),
         ("rye --zzz 1", "bake has no option --zzz; see bake --help"),
         ("rye --secret 1", "bake has no option --secret"),
-        ("rye --quick=yes", "--quick: ignored explicit argument 'yes'"),
+        ("rye --quick=yes", "--quick takes no value; give it alone, or leave it out"),
+        ("rye nuts --seed 1 2 --quick x --haet", "bake has no option --haet"),
         ("rye --columns url", "--columns takes pairs"),
         ("rye --save 1", "--save takes 2 values; see bake --help"),
         ("rye --limit 0", "--limit must be at least 1, not 0"),
@@ -101,7 +107,7 @@ def test_pairs(line: str) -> None:
 )
 def test_a_mistake_is_one_sentence(line: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        parse(Bake, line.split(" ") if line else [], "bake")
+        parse(bake_cake, line.split(" ") if line else [], "bake")
     assert str(error.value).startswith(message)
 
 
@@ -121,23 +127,45 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         bake("--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "FLOUR [TOPPING ...]" in printed and "What it is made of." in printed
+    assert "FLOUR [TOPPING …]" in printed and "What it is made of. (required)" in printed
     assert "How large, 100 % at most. (default: 1 2)" in printed
     assert "With love." in printed and "secret" not in printed
 
 
+def test_every_parameter_of_every_command_is_explained() -> None:
+    from docstring_parser import parse as parse_docstring
+
+    for name, command in [*COMMANDS.items(), *((f"data {k}", v) for k, v in COMMANDS["data"].items())]:  # type: ignore[union-attr]
+        if callable(command):
+            explained = {
+                one.arg_name: one.description for one in parse_docstring(command.__doc__ or "").params
+            }
+            given = {option.parameter.name for option in options_of(command)}
+            assert explained.keys() == given, name
+            assert all(explained.values()), name
+
+
 def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    group = Group("Kitchen.", {"bake": Bake, "more": Group("More.", {"bake": Bake})})
-    assert find_command(group, ["bake", "rye"], "cook") == (Bake, ["rye"], "cook bake")
-    assert find_command(group, ["more", "bake"], "cook") == (Bake, [], "cook more bake")
+    assert find_command(["eval", "mini"]) == (COMMANDS["eval"], ["mini"], "advflyp eval")
+    assert find_command(["data", "check"])[1:] == ([], "advflyp data check")
     for words, message in (
-        ([], "name a command: bake, more"),
-        (["bkae"], "cook has no command 'bkae'; did you mean 'bake'?"),
-        (["more"], "name a command: bake"),
-        (["--quick"], "cook has no option --quick; options follow a command"),
+        ([], "name a command: quickstart, train"),
+        (["trian"], "advflyp has no command 'trian'; did you mean 'train'?"),
+        (["data"], "name a command: sets"),
+        (["data", "chek"], "advflyp data has no command 'chek'; did you mean 'check'?"),
+        (["--quick"], "advflyp has no option --quick; options follow a command"),
     ):
         with pytest.raises(ValueError, match=message):
-            find_command(group, words, "cook")
-    with pytest.raises(SystemExit):
-        find_command(group, ["more", "--help"], "cook")
-    assert "Bake a cake." in capsys.readouterr().out
+            find_command(words)
+    for words, shown in (["data", "--help"], "near-duplicates"), (["-h"], "quickstart"):
+        with pytest.raises(SystemExit):
+            find_command(words)
+        assert shown in capsys.readouterr().out
+
+
+def test_the_help_of_train_explains_recipe_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--resume" in printed and "--optim.lr\n      peak learning rate" in printed

@@ -1,0 +1,371 @@
+"""Command lines from functions: the signature says what there is, the docstring is the help.
+
+    def evaluate(model: str, /, *, sets: Datasets = (), out: OutFile | None = None) -> None:
+        \"\"\"Evaluate a model.
+
+Args:
+            model: A name or a run folder.
+            …
+
+`advflyp eval mini --sets a b` and `--sets a,b` are the same. tyro parses the words and prints the help; what a value
+may be is decided by `config.convert`, as in a recipe; a mistake is a `ValueError` of one sentence.
+"""
+
+import functools
+import inspect
+import os
+import tempfile
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from advflyp.config import Typed, check_there, convert, nearest, suggest
+
+
+@dataclass(frozen=True)
+class Arg:
+    """How a parameter stands on the command line, as an annotation of its type.
+
+    Attributes:
+        metavar: What the help calls a value.
+        least: The smallest number allowed; 1 for an integer unless told otherwise.
+        commas: Whether "a,b" is two items of a list.
+        input: For a path, or a pattern of paths, that has to exist: how the message begins where it does not.
+        output: For a path to write to: what it will be. It is checked before anything is computed.
+        hidden: Neither an option nor in the help.
+    """
+
+    metavar: str | None = None
+    least: float | None = None
+    commas: bool = True
+    input: str | None = None
+    output: Literal["file", "folder"] | None = None
+    hidden: bool = False
+
+
+Model = Annotated[str, Arg("MODEL")]
+Datasets = Annotated[tuple[str, ...], Arg("DATASET")]
+Attacks = Annotated[tuple[str, ...], Arg("ATTACK")]
+Radii = Annotated[tuple[str, ...], Arg("EPS")]
+Prompts = Annotated[tuple[str, ...], Arg("PROMPT", commas=False)]
+Pairs = Annotated[str, Arg("PAIRS", input="there are no pairs at")]
+Column = Annotated[str, Arg("COLUMN")]
+Seed = Annotated[int, Arg(least=0)]
+OutFile = Annotated[Path, Arg("FILE", output="file")]
+OutFolder = Annotated[Path, Arg("FOLDER", output="folder")]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a command: its type without annotations and `None`, and how it stands on the command line."""
+
+    parameter: inspect.Parameter
+    hint: Any
+    arg: Arg
+
+    @property
+    def is_positional(self) -> bool:
+        return self.parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.parameter.name.strip("_").replace("_", "-")
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.metavar if self.is_positional else self.flag
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.hint) is tuple and typing.get_args(self.hint)[-1] is Ellipsis
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types of the values: of a list its items', of a fixed tuple one for each."""
+        if typing.get_origin(self.hint) is tuple:
+            return tuple(kind for kind in typing.get_args(self.hint) if kind is not Ellipsis)
+        return (self.hint,)
+
+    @property
+    def nargs(self) -> Any:
+        """How many words it takes."""
+        return "*" if self.is_list or typing.get_origin(self.hint) is dict else len(self.kinds)
+
+    @property
+    def metavar(self) -> str:
+        if self.arg.metavar is not None:
+            return self.arg.metavar
+        kind = self.kinds[0]
+        if typing.get_origin(kind) is Literal:
+            return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+        return {int: "N", float: "NUMBER", Path: "PATH"}.get(kind, self.parameter.name.upper())
+
+    def value(self, words: Sequence[str]) -> Any:
+        """What was typed as a value of the parameter; ValueError where it cannot be one."""
+        if not words:
+            raise ValueError(f"{self.name} {'is missing' if self.is_positional else 'needs a value'}")
+        if self.is_list and self.arg.commas:
+            words = [part for word in words for part in split_commas(word) if part] or [""]
+        if not all(word.strip() for word in words):
+            raise ValueError(f"{self.name} is empty; give it a value, or leave it out")
+        if typing.get_origin(self.hint) is dict:
+            return _mapping(words, self.name)
+        kinds = self.kinds * len(words) if self.is_list else self.kinds
+        values = tuple(self._one(word, kind) for word, kind in zip(words, kinds, strict=True))
+        return values if typing.get_origin(self.hint) is tuple else values[0]
+
+    def _one(self, word: str, kind: Any) -> Any:
+        if kind is Path:
+            return _path(word, self.name)
+        if typing.get_origin(kind) is Literal:
+            choices = typing.get_args(kind)
+            if word.lower() not in choices:
+                raise ValueError(f"{self.name} cannot be '{word}'{suggest(word, choices)}")
+            return word.lower()
+        found = convert(Typed(word), kind, self.name)
+        least = 1 if self.arg.least is None and kind is int else self.arg.least
+        if least is not None and found < least:
+            raise ValueError(f"{self.name} must be at least {least:g}, not {found:g}")
+        return found
+
+
+def options_of(command: Callable[..., Any]) -> list[Option]:
+    """The parameters of a command, except for hidden ones."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    found = []
+    for parameter in inspect.signature(command).parameters.values():
+        hint, arg = hints[parameter.name], Arg()
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):
+            hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        if typing.get_origin(hint) is Annotated:
+            hint, arg = typing.get_args(hint)
+        if not arg.hidden:
+            found.append(Option(parameter, hint, arg))
+    return found
+
+
+def parse(
+    command: Callable[..., Any], words: Sequence[str], prog: str, also_known: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """A command with the arguments of a command line, ready to be called; --help prints and exits.
+
+    Args:
+        command: Positional-only parameters are positional arguments, keyword-only ones options. A type may be annotated
+            with `Arg`.
+        words: The command line behind the command's name.
+        prog: The command as the user called it.
+        also_known: Further options that a misspelled one may have meant.
+
+    Raises:
+        ValueError: For an unknown option, a missing or impossible value, a path that cannot be read or written.
+    """
+    import tyro
+    from tyro._errors import ParseErrorEvent, on_parse_error
+
+    options = {option.parameter.name: option for option in options_of(command)}
+
+    def refuse(event: ParseErrorEvent) -> None:
+        raise ValueError(_mistake(event, prog, options, also_known))
+
+    with on_parse_error(refuse):
+        call = tyro.cli(
+            _for_tyro(command, options.values()),
+            prog=prog,
+            args=_gathered(words, options.values()),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    given = inspect.signature(command).bind(*call.args, **call.keywords)
+    for name, option in options.items():
+        if option.arg.input is not None and name in given.arguments:
+            value = given.arguments[name]
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not option.parameter.default:
+                    check_there(str(one), option.arg.input)
+    given.apply_defaults()
+    for name, option in options.items():
+        path = given.arguments[name]
+        if option.arg.output is not None and path is not None:
+            check_output(path[-1] if isinstance(path, tuple) else path, option.arg.output, option.name)
+    return call
+
+
+def _for_tyro(command: Callable[..., Any], options: Any) -> Callable[..., functools.partial[Any]]:
+    """A function of the options with types that tyro knows; it returns the command with its arguments."""
+    import docstring_parser
+    import tyro
+
+    def stub(*arguments: Any, **named: Any) -> functools.partial[Any]:
+        return functools.partial(command, *arguments, **named)
+
+    explained = {
+        one.arg_name: one.description or "" for one in docstring_parser.parse(command.__doc__ or "").params
+    }
+    parameters = []
+    for option in options:
+        is_required = option.parameter.default is inspect.Parameter.empty
+        about = tyro.conf.arg(
+            name=option.flag[2:],
+            help=" ".join(explained.get(option.parameter.name, "").split()),
+            help_behavior_hint="(required)" if is_required else _default,
+        )
+        annotation: Any = Annotated[bool, about]
+        if option.hint is not bool:
+            spec = tyro.constructors.PrimitiveConstructorSpec(
+                nargs=option.nargs,
+                metavar=f"{option.metavar} …" if option.nargs == "*" else option.metavar,
+                instance_from_str=option.value,
+                is_instance=lambda _: True,
+                str_from_instance=_shown,
+            )
+            annotation = Annotated[object, spec, about]
+        parameters.append(option.parameter.replace(annotation=annotation))
+    stub.__doc__ = command.__doc__
+    stub.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return stub
+
+
+def _shown(default: Any) -> list[str]:
+    if default is None:
+        return []
+    return [str(part) for part in default] if isinstance(default, tuple) else [str(default)]
+
+
+def _default(shown: str) -> str:
+    """How the help ends: nothing for a flag, and where a default is explained or there is none."""
+    return "" if shown in ("", "False") else f"(default: {shown})"
+
+
+def _mistake(event: Any, prog: str, options: Mapping[str, Option], also_known: Sequence[str]) -> str:
+    """tyro's errors, of which it prints a box, as one sentence."""
+    match type(event).__name__:
+        case "InstantiationFailure":
+            return event.message
+        case "BadValue":
+            option = options[event.argument.field.intern_name]
+            needs = "needs a value" if option.nargs == 1 else f"takes {option.nargs} values"
+            return f"{option.name} {needs}; see {prog} --help"
+        case "MissingArgs" if not event.unrecognized_tokens:
+            names = [options[missing.arg.field.intern_name].name for missing in event.missing_arguments]
+            return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing; see {prog} --help"
+    words = getattr(event, "unrecognized_tokens", None) or getattr(event, "tokens", None) or [""]
+    known = [option.flag for option in options.values() if not option.is_positional]
+    return _unknown(words, [*known, *also_known], prog)
+
+
+def _unknown(words: Sequence[str], known: Sequence[str], prog: str) -> str:
+    word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+    if not word.startswith("-"):
+        return f"'{word}' is one argument too many; see {prog} --help"
+    wanted = word.lstrip("-").replace("-", "_").lower()
+    # The beginning of an option, or the end of a recipe key: --lr for --optim.lr.
+    part = [
+        flag
+        for flag in known
+        if wanted in (flag.rpartition(".")[2], flag[2 : 2 + len(wanted)].replace("-", "_"))
+    ]
+    hint = f"; did you mean '{part[0]}'?" if len(part) == 1 else nearest(word, known)
+    return f"{prog} has no option {word}{hint or f'; see {prog} --help'}"
+
+
+def _gathered(words: Sequence[str], options: Any) -> list[str]:
+    """The words with the values of each list in one place, which may be given in parts: --sets a --sets b,c.
+
+    Of a list whose first word has commas, what follows that word is no part.
+    """
+    lists = {
+        option.flag: option.arg.commas for option in options if option.is_list and not option.is_positional
+    }
+    switches = {option.flag for option in options if option.hint is bool}
+    left, others, found = list(words), [], dict[str, list[str]]()
+    while left and left[0] != "--":
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if equals and flag in switches:
+            raise ValueError(f"{flag} takes no value; give it alone, or leave it out")
+        if flag not in lists:
+            others.append(word)
+            continue
+        values = found.setdefault(flag, [])
+        if equals:
+            values.append(value)
+            continue
+        if lists[flag] and left and not left[0].startswith("--") and len(split_commas(left[0])) > 1:
+            values.append(left.pop(0))
+            while left and (values[-1].endswith(",") or left[0].startswith(",")):
+                values[-1] += left.pop(0)
+            continue
+        while left and not left[0].startswith("--"):
+            values.append(left.pop(0))
+    return [*others, *(part for flag, values in found.items() for part in (flag, *values)), *left]
+
+
+def split_commas(word: str) -> list[str]:
+    """ "a,b" → ["a", "b"]; commas inside {braces} and in the names of files that exist do not separate."""
+    if "," not in word or os.path.exists(word):
+        return [word]
+    parts, depth = [""], 0
+    for sign in word:
+        depth += (sign == "{") - (sign == "}")
+        if sign == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
+
+
+def _path(word: str, name: str) -> Path:
+    path = Path(word)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # to be made, or for the command to find missing
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}: {textwrap.shorten(word, 60)}") from None
+    return path
+
+
+def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
+    """ "a x b y", "a=x b=y" and "a=x,b=y"."""
+    if any("=" in word for word in words):
+        words = [half for word in words for part in split_commas(word) for half in part.partition("=")[::2]]
+    pairs = list(zip(words[::2], [*words[1::2], ""], strict=False))
+    if any(not key or not value for key, value in pairs):
+        raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
+    return dict(pairs)
+
+
+def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None:
+    """ValueError unless a file or folder can be written at `path`, as far as that shows beforehand.
+
+    Nothing is left behind: what is written on trial has no name.
+    """
+    if path.exists():
+        if kind == "folder" and not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder with {name}")
+        if kind == "file" and path.is_dir():
+            raise ValueError(
+                f"{path} is a folder; name a file with {name}, for example {path / 'results.jsonl'}"
+            )
+        if kind == "file" and not path.is_file():
+            raise ValueError(f"{path} is no ordinary file; name another with {name}")
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
+    near = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if near == path and kind == "file":
+        near = near.absolute().parent
+    if not near.is_dir():
+        raise ValueError(f"{near} is no folder; name another {kind} with {name}")
+    try:
+        with tempfile.TemporaryFile(dir=near) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {near} ({error.strerror}); name another {kind} with {name}"
+        ) from None

@@ -1,0 +1,31 @@
+"""What the commands on data print: how far they are, and what shards hold."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advflyp.terminal import say
+from advflyp.wording import counted
+
+if TYPE_CHECKING:
+    from advflyp.data.pairs.manifest import Manifest
+
+
+@contextmanager
+def counter(noun: str, done: str) -> Iterator[Callable[[int], None]]:
+    """Shows how far a long command is."""
+    from advflyp.console import SafeConsole
+    from advflyp.training.runlog import Status
+
+    with Status(SafeConsole(), f"no {noun} {done} yet") as status:
+        yield lambda number: status.update(f"{counted(number, noun)} {done}")
+
+
+def print_manifest(manifest: "Manifest", out: Path) -> None:
+    """Say what shards hold, and what was skipped."""
+    size = sum(shard.bytes for shard in manifest.shards)
+    pairs, shards = counted(manifest.pairs, "pair"), counted(len(manifest.shards), "shard")
+    say(f"{pairs} in {shards} of {out}, {size / 1e9:.2f} GB")
+    for reason, number in manifest.failures.items():
+        say(f"  {number:,} skipped: {reason}")

@@ -1,0 +1,146 @@
+"""Commands that train: quickstart, train, pretrain, recipes, reproduce."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from advflyp.cli.arguments import Arg, OutFolder
+from advflyp.terminal import say
+from advflyp.wording import counted
+
+Recipe = Annotated[str, Arg("RECIPE")]
+# `--table.key value`, which `main` tells from options.
+Overrides = Annotated[Mapping[str, str], Arg(hidden=True)]
+NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
+
+
+def quickstart(*, out: OutFolder = Path("quickstart"), minutes: Annotated[float, Arg(least=0.5)] = 5) -> None:
+    """Make a small CLIP robust and show it: evaluate, finetune with AdvFLYP_full, evaluate again, report.
+
+    Args:
+        out: Folder for the run, the results and report/index.html.
+        minutes: Time limit; on a slow machine the training is shortened to fit.
+    """
+    from advflyp.console import rank0_console
+
+    console = rank0_console()
+    # The imports take longer than anybody waits without a word.
+    console.print("loading torch and open_clip")
+    from advflyp.use.quickstart import quickstart
+
+    quickstart(out, minutes=minutes, console=console)
+
+
+def train(
+    recipe: Recipe,
+    /,
+    *,
+    out: OutFolder | None = None,
+    resume: bool = False,
+    overrides: Overrides = NO_OVERRIDES,
+) -> None:
+    """Train as a recipe says. Recipe keys follow as --table.key value, for example --optim.lr 1e-4.
+
+    Args:
+        recipe: A recipe of the package (`advflyp recipes` lists them), or a TOML file.
+        out: Run folder; by default runs/RECIPE.
+        resume: Continue from the last checkpoint in the run folder, or begin where there is none.
+        overrides: Recipe keys with their values.
+    """
+    from advflyp.recipes import check_names, find_recipe
+
+    path = find_recipe(recipe)
+    check_names(path, overrides)
+    from advflyp.console import rank0_console
+    from advflyp.distributed import is_rank0
+    from advflyp.training.loop import train
+
+    result = train(
+        path, overrides, out=out or Path("runs") / path.stem, resume=resume, console=rank0_console()
+    )
+    if result.finished and is_rank0():
+        say(f"{counted(result.steps, 'step')}; the model is {result.out}")
+
+
+def pretrain(
+    recipe: Recipe,
+    /,
+    *,
+    out: OutFolder | None = None,
+    resume: bool = False,
+    overrides: Overrides = NO_OVERRIDES,
+) -> None:
+    """Train from scratch: `train` for recipes whose model is named NAME/random.
+
+    Args:
+        recipe: A recipe of the package (`advflyp recipes` lists them), or a TOML file.
+        out: Run folder; by default runs/RECIPE.
+        resume: Continue from the last checkpoint in the run folder, or begin where there is none.
+        overrides: Recipe keys with their values.
+    """
+    train(recipe, out=out, resume=resume, overrides=overrides)
+
+
+def recipes(name: Recipe | None = None, /, *, keys: bool = False) -> None:
+    """List the recipes of the package, print one, or explain every recipe key.
+
+    Args:
+        name: Print this recipe with the keys of its base filled in, ready to be changed.
+        keys: Explain every recipe key, with its default.
+    """
+    from advflyp.recipes import describe_keys, recipe_summaries, recipe_text
+
+    if keys:
+        say(*describe_keys())
+    elif name is not None:
+        say(*recipe_text(name).splitlines())
+    else:
+        say(*(f"{recipe:26} {about}" for recipe, about in recipe_summaries().items()))
+
+
+def reproduce(
+    *,
+    scale: Literal["mini", "paper"] = "mini",
+    out: OutFolder | None = None,
+    seeds: int = 1,
+    steps: int | None = None,
+    only: Annotated[tuple[str, ...], Arg("EXPERIMENT")] = (),
+    pairs: str | None = None,
+    captioned: str | None = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+) -> None:
+    """Run the paper's experiments and print its tables with our numbers.
+
+    Args:
+        scale: mini runs on the embedded corpus, on a CPU; paper runs the same plan on the real data, with the published
+            figures beside ours.
+        out: Folder for runs, results and report, by default runs/reproduce-SCALE. The same command resumes; several
+            processes may share a folder.
+        seeds: Trainings of each method.
+        steps: Updates of each training; by default 100 at mini scale, the recipes' epochs at paper scale.
+        only: Experiments to run: table1 … table14, figure3, figure5; by default all.
+        pairs: With --scale paper: the web pairs, for example "shards/{000..099}.tar".
+        captioned: With --scale paper: pairs of captioned ImageNet images.
+        dry_run: Print what is still to be done, with estimated hours and disk, and stop.
+        report_only: Write the report of the results so far, and stop.
+    """
+    from advflyp.console import rank0_console
+    from advflyp.paper.reproduce import reproduce
+
+    failed = reproduce(
+        out or Path("runs") / f"reproduce-{scale}",
+        scale=scale,
+        seeds=seeds,
+        steps=steps,
+        only=only,
+        pairs=pairs,
+        captioned=captioned,
+        dry_run=dry_run,
+        report_only=report_only,
+        console=rank0_console(),
+    )
+    if failed:
+        sys.exit(1)
