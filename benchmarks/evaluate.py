@@ -30,7 +30,7 @@ from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.threat import Threat
 from advflyp.config import number
 from advflyp.data.sets.labelled import LabelledSet, load_set
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
@@ -142,7 +142,7 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
-    return evaluator.correct(Attack.parse(name), threat, precision=arguments.precision).float().mean().item()
+    return evaluator.correct(find_attack(name), threat, precision=arguments.precision).float().mean().item()
 
 
 def batches(model, labelled, arguments: Arguments):
@@ -154,7 +154,7 @@ def batches(model, labelled, arguments: Arguments):
 def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     """Prompts encoded in every forward pass, every image attacked to the last step, judged at the end."""
     loss = cross_entropy if name.startswith("pgd") else margin
-    steps, right = Attack.parse(name).steps, 0
+    steps, right = int(name.removeprefix("pgd").removeprefix("cw")), 0
     prompts = [labelled.templates[0].format(c) for c in labelled.classes]
 
     def logits(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What is computed in float64 must not ask for it on a device that has none (Apple's GPUs), and half types grow."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -140,7 +141,8 @@ def test_attacks_on_a_device_without_float64(name: str, norm: Literal["linf", "l
         x, w = images(0, 12).to(device), weights.to(device)
         search = lambda x: (x.flatten(1) - 0.5) @ w  # noqa: E731
         labels, streams = search(x).argmax(1), Streams(0, torch.arange(12).to(device))
-        return MEMBERS[name](Victim(search), x, labels, threat, streams=streams, **budget).cpu()
+        attack = replace(MEMBERS[name], **budget)
+        return attack.perturb(Victim(search), x, labels, threat, streams=streams).cpu()
 
     assert torch.equal(found(device), found("cpu"))
     assert not torch.equal(found("cpu"), images(0, 12)), "something is found"

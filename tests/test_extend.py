@@ -1,6 +1,7 @@
 """The examples of docs/extend.md, run as they stand there; and names that lead nowhere."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -27,7 +28,7 @@ MOST_LINES = 40
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's files in the current folder."""
     found = BLOCK.findall(PAGE.read_text())
-    assert [name for name, _ in found] == ["my_method", "my_set", "my_attack"]
+    assert [name for name, _ in found] == ["my_method", "my_set", "my_attack", "any_classifier"]
     for name, code in found:
         assert code.count("\n") < MOST_LINES
         (tmp_path / f"{name}.py").write_text(code)
@@ -111,14 +112,20 @@ def test_the_attack_measures_and_stays_in_the_ball(examples: Path) -> None:
         )
 
 
-def test_other_code_is_another_measurement(examples: Path) -> None:
-    from advflyp.evaluation.attacks import Attack
+def test_our_attacks_on_another_classifier(examples: Path) -> None:
+    names = runpy.run_path("any_classifier.py")
+    assert 0 <= names["robust"] < 1
+    assert names["threat"].contains(names["images"], names["adversarial"]).all()
 
-    attack, threat = Attack.parse("my_attack:draws"), Threat(norm="linf", eps=0.1)
+
+def test_other_code_is_another_measurement(examples: Path) -> None:
+    from advflyp.evaluation.attacks import find_attack
+
+    attack, threat = find_attack("my_attack:draws"), Threat(norm="linf", eps=0.1)
     before = attack.arguments(threat, 3)
     code = Path("my_other_attack.py")
     code.write_text(Path("my_attack.py").read_text().replace("range(20)", "range(30)"))
-    assert Attack.parse("my_other_attack:draws").arguments(threat, 3) != before
+    assert find_attack("my_other_attack:draws").arguments(threat, 3) != before
 
 
 def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,12 @@ UPWARD: set[tuple[str, str]] = {
 }
 CIRCLES: set[str] = set()
 LONG_FUNCTIONS: set[str] = {
-    "attack.apgd._climb",
     "data.tools.caption.caption",
     "data.tools.overlap.overlap",
     "data.tools.vlm.__init__",
     "data.web.download.download",
     "data.web.sample.sample",
     "evaluation.retrieval.retrieval",
-    "evaluation.suite.evaluate",
     "paper.plan._experiments",
     "paper.plan.make_plan",
 }

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 from advflyp.__about__ import __version__
 
 if TYPE_CHECKING:
+    from advflyp.attack.apgd import APGD as APGD
+    from advflyp.attack.apgd import TargetedAPGD as TargetedAPGD
+    from advflyp.attack.autoattack import AutoAttack as AutoAttack
+    from advflyp.attack.fab import FAB as FAB
+    from advflyp.attack.pgd import CW as CW
+    from advflyp.attack.pgd import FGSM as FGSM
+    from advflyp.attack.pgd import PGD as PGD
     from advflyp.attack.pgd import pgd as pgd
+    from advflyp.attack.square import Square as Square
     from advflyp.attack.threat import Threat as Threat
     from advflyp.data.sets.labelled import LabelledSet as LabelledSet
     from advflyp.data.sets.labelled import load_set as load_set
@@ -25,6 +33,14 @@ if TYPE_CHECKING:
 _HOME = {
     "CLIP": "advflyp.model.clip",
     "LabelledSet": "advflyp.data.sets.labelled",
+    "APGD": "advflyp.attack.apgd",
+    "AutoAttack": "advflyp.attack.autoattack",
+    "CW": "advflyp.attack.pgd",
+    "FAB": "advflyp.attack.fab",
+    "FGSM": "advflyp.attack.pgd",
+    "PGD": "advflyp.attack.pgd",
+    "Square": "advflyp.attack.square",
+    "TargetedAPGD": "advflyp.attack.apgd",
     "Threat": "advflyp.attack.threat",
     "attack_image": "advflyp.use.attack_image",
     "clip_loss": "advflyp.method.advflyp",
@@ -40,8 +56,16 @@ _HOME = {
 }
 
 __all__ = [
+    "APGD",
     "CLIP",
+    "CW",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "AutoAttack",
     "LabelledSet",
+    "Square",
+    "TargetedAPGD",
     "Threat",
     "__version__",
     "attack_image",

@@ -6,8 +6,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from advflyp.attack import apgd as module
-from advflyp.attack.apgd import apgd, apgd_targeted
-from advflyp.attack.losses import cross_entropy, dlr
+from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -34,8 +33,8 @@ class Recorder:
 def firm(model: nn.Module, threat: Threat) -> tuple[Tensor, Tensor]:
     """Images that no attack at `threat` fools, so that nothing leaves."""
     images, labels = pictures(10, 40, 5)
-    found = apgd_targeted(
-        Victim(model), images, labels, threat, streams=Streams(0, torch.arange(40)), steps=20
+    found = TargetedAPGD(steps=20).perturb(
+        Victim(model), images, labels, threat, streams=Streams(0, torch.arange(40))
     )
     stands = (found == images).flatten(1).all(1) & (model(images).argmax(1) == labels)
     assert stands.sum() >= 8
@@ -65,10 +64,8 @@ def test_visits_the_points_that_the_published_code_visits(
     if targeted:
         published.y_target = robust(images).argsort(1)[:, -2]
     published.attack_single_run(images, labels, x_init=start)
-    if targeted:
-        apgd_targeted(Victim(ours), images, labels, threat, streams=streams, targets=1)
-    else:
-        apgd(Victim(ours), images, labels, threat, streams=streams)
+    attack = TargetedAPGD(targets=1) if targeted else APGD()
+    attack.perturb(Victim(ours), images, labels, threat, streams=streams)
 
     assert len(ours.seen) == len(theirs.seen) == 101
     # A gradient of the cross-entropy is as exact as 1 − p, here 3e-5 at the least: 2⁻⁵³/3e-5 of its direction. 100
@@ -86,9 +83,8 @@ def test_the_start_is_on_the_surface_of_the_ball(threat: Threat) -> None:
 def test_each_target_has_a_start_of_its_own(robust: nn.Module) -> None:
     images, labels = firm(robust, THREATS[0])
     record = Recorder(robust)
-    apgd_targeted(
-        Victim(record), images, labels, THREATS[0], streams=Streams(0, torch.arange(8)), targets=2, steps=3
-    )
+    attack = TargetedAPGD(targets=2, steps=3)
+    attack.perturb(Victim(record), images, labels, THREATS[0], streams=Streams(0, torch.arange(8)))
     assert len(record.seen) == 8
     assert ((record.seen[0] - record.seen[4]).abs() > 1e-4).float().mean() > 0.9
 
@@ -105,12 +101,14 @@ def test_finds_the_corner_of_the_ball_on_a_linear_loss() -> None:
         return torch.stack([-value, value], 1)
 
     labels = torch.zeros(1, dtype=torch.long)
-    found = apgd(Victim(search), images, labels, Threat(eps=eps), streams=Streams(0, torch.arange(1)))
+    found = APGD().perturb(
+        Victim(search), images, labels, Threat(eps=eps), streams=Streams(0, torch.arange(1))
+    )
     assert search(found).argmax() == 1
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, dlr])
-def test_eot_sees_through_a_random_model(robust: nn.Module, loss) -> None:
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_eot_sees_through_a_random_model(robust: nn.Module, loss: str) -> None:
     """Noise drowns one gradient, not the mean of many."""
     images, labels = pictures(10, 60, 5)
     threat = Threat(eps=24 / 255)
@@ -125,7 +123,8 @@ def test_eot_sees_through_a_random_model(robust: nn.Module, loss) -> None:
 
         weights = 2 * torch.randn(1, 10, generator=torch.Generator().manual_seed(1))
         streams = Streams(0, torch.arange(60))
-        found = apgd(Victim(noisy), images, labels, threat, streams=streams, loss=loss, steps=10, eot=eot)
+        attack = APGD(loss=loss, steps=10, eot=eot)
+        found = attack.perturb(Victim(noisy), images, labels, threat, streams=streams)
         return int((robust(found).argmax(1) == labels).sum())
 
     assert standing(16) < standing(1)

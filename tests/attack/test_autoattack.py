@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from pyautoattack import AutoAttack
+from pyautoattack import AutoAttack as Published
 from torch import Tensor, nn
 
-from advflyp.attack import autoattack as module
-from advflyp.attack.autoattack import MEMBERS, RAND, STANDARD, arguments, autoattack
-from advflyp.attack.losses import cross_entropy, dlr
+from advflyp.attack.autoattack import MEMBERS, AutoAttack
+from advflyp.attack.base import Custom, Member
+from advflyp.attack.names import RAND, STANDARD
+from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -21,10 +23,10 @@ SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
-def small(name: str, steps: int, queries: int, targets: int = 9) -> Callable[..., Tensor]:
+def small(name: str, steps: int, queries: int, targets: int = 9) -> Member:
     """A member with a smaller budget."""
     options = {"queries": queries} if name == "square" else {"steps": steps}
-    return partial(MEMBERS[name], **options, **({"targets": targets} if name.endswith("-t") else {}))
+    return replace(MEMBERS[name], **options, **({"targets": targets} if name.endswith("-t") else {}))
 
 
 def published(
@@ -38,7 +40,7 @@ def published(
     targets: int,
 ) -> Tensor:
     """(N,) bool: what stands after the published implementation."""
-    theirs = AutoAttack(model, norm=NORMS[threat.norm], eps=threat.eps, seed=0, version="standard")
+    theirs = Published(model, norm=NORMS[threat.norm], eps=threat.eps, seed=0, version="standard")
     theirs.logger.setLevel(logging.ERROR)
     theirs.attacks_to_run = list(members)
     for attack in (theirs.apgd, theirs.apgd_targeted):
@@ -76,7 +78,7 @@ def test_as_strong_as_the_published_member(
     model = request.getfixturevalue(fixture)
     images, labels = pictures(10, 60, 5)
     streams = Streams(0, torch.arange(60))
-    found = small(name, 20, 200, 3)(Victim(model), images, labels, threat, streams=streams)
+    found = small(name, 20, 200, 3).perturb(Victim(model), images, labels, threat, streams=streams)
     ours = stands(model, images, labels, threat, found)
     theirs = published(model, images, labels, threat, (name,), 20, 200, 3)
     # Random starts decide about one or two images, random squares about a few more.
@@ -101,7 +103,7 @@ def test_as_strong_as_the_published_ensemble(
     """At the standard budget."""
     model = request.getfixturevalue(fixture)
     images, labels = pictures(10, 80, 5)
-    ours = stands(model, images, labels, threat, autoattack(Victim(model), images, labels, threat))
+    ours = stands(model, images, labels, threat, AutoAttack()(model, images, labels, threat))
     theirs = published(model, images, labels, threat, STANDARD, 100, 5000, 9)
     assert ours.sum() <= theirs.sum() + 1
     assert (ours != theirs).sum() <= 2
@@ -131,7 +133,9 @@ def test_few_classes(few_classes: dict[int, nn.Module], name: str, threat: Threa
     model = few_classes[classes]
     images, labels = pictures(classes, 30, 5)
     clean = model(images).argmax(1) == labels
-    found = small(name, 20, 150)(Victim(model), images, labels, threat, streams=Streams(0, torch.arange(30)))
+    found = small(name, 20, 150).perturb(
+        Victim(model), images, labels, threat, streams=Streams(0, torch.arange(30))
+    )
     after = stands(model, images, labels, threat, found)
     assert clean.float().mean() > 0.9
     assert after.sum() < (0.8 if name == "square" else 0.2) * clean.sum()
@@ -158,7 +162,7 @@ def test_budgets_and_number_of_targets(classes: int, targets: int) -> None:
     }
     for name, passes in expected.items():
         victim = Counting(search)
-        found = small(name, 4, 7)(
+        found = small(name, 4, 7).perturb(
             Victim(victim), images, labels, Threat(eps=1e-6), streams=Streams(0, torch.arange(3))
         )
         assert victim.images == 3 * passes, name
@@ -182,7 +186,7 @@ def test_who_is_fooled_is_not_looked_at_again(plain: nn.Module, name: str, threa
         done[who] |= fooled & threat.contains(images[who], x.detach())
         return logits
 
-    found = small(name, 12, 80, 3)(
+    found = small(name, 12, 80, 3).perturb(
         Victim(search), images, labels, threat, streams=Streams(0, torch.arange(40))
     )
     assert torch.equal(done, plain(found).argmax(1) != labels)
@@ -191,64 +195,84 @@ def test_who_is_fooled_is_not_looked_at_again(plain: nn.Module, name: str, threa
     assert torch.equal(found[~done], images[~done])
 
 
-def test_members_run_one_after_the_other_on_those_that_stand(
-    plain: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_run_one_after_the_other_on_those_that_stand(plain: nn.Module) -> None:
     images, labels = pictures(10, 20, 5)
     images = images * 0.98 + 0.01
+    with torch.no_grad():
+        labels = plain(images).argmax(1)
+    labels[9] = (labels[9] + 1) % 10
+    grey = torch.full_like(images[:1], 0.5)
+    labels[plain(grey).argmax(1) == labels] = -1
+    inside = (labels >= 0).nonzero().squeeze(1)
+    images, labels = images[inside], labels[inside]
     called = []
 
-    def member(name: str, fooled: list[int], victim, images, labels, threat, *, streams) -> Tensor:
-        called.append((name, streams.index.tolist(), streams.seed))
-        hit = torch.isin(streams.index, torch.tensor(fooled))
-        return torch.where(hit[:, None, None, None], images + 0.01, images)
+    def member(hit: list[int], victim, images, labels, threat, *, streams) -> Tensor:
+        called.append((streams.index.tolist(), streams.seed))
+        fooled = torch.isin(streams.index, torch.tensor(hit))
+        return torch.where(fooled[:, None, None, None], grey, images)
 
-    members = {"first": partial(member, "first", [4, 7]), "second": partial(member, "second", [5])}
-    members["last"] = partial(member, "last", list(range(100)))
-    monkeypatch.setattr(module, "MEMBERS", members)
-    result = autoattack(
-        Victim(plain),
-        images,
-        labels,
-        Threat(eps=0.01),
-        seed=3,
-        members=("first", "second", "last", "first"),
-        index=torch.arange(3, 23),
-    )
-    assert [(name, index) for name, index, _ in called] == [
-        ("first", list(range(3, 23))),
-        ("second", [3, 5, 6, *range(8, 23)]),
-        ("last", [3, 6, *range(8, 23)]),
+    every = list(range(3, 3 + len(images)))
+    wrong = [place for place, row in zip(every, inside.tolist(), strict=True) if row == 9]
+    stages = [partial(member, hit) for hit in (every[1:3], every[4:5], every, every)]
+
+    class Staged(Custom):
+        def stages(self, threat: Threat):
+            return stages
+
+    attack = Staged(function=stages[0])
+    found = attack(plain, images, labels, Threat(eps=1), seed=3, index=torch.tensor(every))
+    left = [place for place in every if place not in wrong]
+    assert [index for index, _ in called] == [
+        left,
+        [place for place in left if place not in every[1:3]],
+        [place for place in left if place not in (*every[1:3], every[4])],
     ]
-    assert len({seed for _, _, seed in called}) == 3
-    assert torch.equal(result, images + 0.01)
+    assert len({seed for _, seed in called}) == 3
+    rows = torch.tensor(every)
+    assert torch.equal(
+        found[torch.isin(rows, torch.tensor(wrong))], images[torch.isin(rows, torch.tensor(wrong))]
+    )
+    assert torch.equal(found[torch.isin(rows, torch.tensor(left))], grey.expand(len(left), -1, -1, -1))
 
 
-def test_the_ensemble_is_as_strong_as_each_member_alone(
-    plain: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MEMBERS", {name: small(name, 5, 40, 2) for name in MEMBERS})
+def test_the_ensemble_is_as_strong_as_its_first_member(plain: nn.Module) -> None:
     images, labels = pictures(10, 60, 5)
-    threat = Threat(eps=14 / 255)
-
-    def standing(*members: str) -> Tensor:
-        found = autoattack(Victim(plain), images, labels, threat, members=members, index=torch.arange(60) + 7)
-        return stands(plain, images, labels, threat, found)
-
-    together = standing(*STANDARD)
-    for name in STANDARD:
-        assert not (together & ~standing(name)).any(), name
+    threat, index = Threat(eps=14 / 255), torch.arange(60) + 7
+    members = (small("square", 5, 5), small("apgd-ce", 5, 5))
+    alone, together = (
+        stands(plain, images, labels, threat, attack(plain, images, labels, threat, index=index))
+        for attack in (members[0], AutoAttack(members=members))
+    )
+    assert not (together & ~alone).any() and together.sum() < alone.sum()
 
 
 def test_arguments_are_those_of_the_published_ensemble() -> None:
+    threat = Threat(eps=1 / 255)
     assert STANDARD == ("apgd-ce", "apgd-t", "fab-t", "square")
-    assert {name: arguments(name, 1000) for name in STANDARD} == {
+    assert AutoAttack().name == "autoattack" and AutoAttack(members=RAND).name == "autoattack-rand"
+    assert AutoAttack().arguments(threat, 1000) == {
         "apgd-ce": {"loss": "cross_entropy", "steps": 100, "eot": 1},
         "apgd-t": {"targets": 9, "steps": 100},
         "fab-t": {"targets": 9, "steps": 100},
         "square": {"queries": 5000, "p_init": 0.8, "rescale": False},
     }
-    assert arguments("apgd-t", 4)["targets"] == arguments("fab-t", 4)["targets"] == 3
-    assert [arguments(name, 10) for name in RAND] == [
-        {"loss": loss.__name__, "steps": 100, "eot": 20} for loss in (cross_entropy, dlr)
-    ]
+    few = AutoAttack().arguments(threat, 4)
+    assert few["apgd-t"]["targets"] == few["fab-t"]["targets"] == 3
+    assert AutoAttack(members=RAND).arguments(threat, 10) == {
+        f"apgd-{name}-eot20": {"loss": loss, "steps": 100, "eot": 20}
+        for name, loss in (("ce", "cross_entropy"), ("dlr", "dlr"))
+    }
+
+
+def test_what_is_not_the_published_ensemble_is_not_called_so() -> None:
+    small_ones = AutoAttack(members=(small("apgd-ce", 5, 0), "square"))
+    assert small_ones.name == "apgd-ce(steps=5)+square"
+    assert small_ones.arguments(Threat(eps=0.1), 10)["apgd-ce"]["steps"] == 5
+    assert (
+        AutoAttack(members=("apgd-ce", "apgd-ce", "square")).arguments(None, 10)["apgd-ce"]["restarts"] == 2
+    )
+    assert PGD(steps=7, step_size=0.5).name == "pgd7(step_size=0.5)"
+    for members in ((), ("apgd",), (PGD(),)):
+        with pytest.raises(ValueError, match="AutoAttack's members are"):
+            AutoAttack(members=members)

@@ -6,7 +6,7 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from advflyp.attack.fab import fab_targeted, to_boundary
+from advflyp.attack.fab import FAB, to_boundary
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -130,14 +130,8 @@ def test_visits_the_points_that_the_published_code_visits(robust: nn.Module, thr
     )
     published.target_class = 3
     published.attack_single_run(images, labels, is_targeted=True)
-    fab_targeted(
-        Victim(recorder(sequences[1])),
-        images,
-        labels,
-        threat,
-        streams=Streams(0, torch.arange(30)),
-        targets=2,
-        steps=15,
+    FAB(targets=2, steps=15).perturb(
+        Victim(recorder(sequences[1])), images, labels, threat, streams=Streams(0, torch.arange(30))
     )
     # Both begin with the clean logits (theirs asks twice); ours takes the likeliest wrong class first.
     theirs, ours = sequences[0][2:], sequences[1][1 + 30 :]
@@ -164,7 +158,7 @@ def test_finds_the_smallest_perturbation_of_a_linear_classifier() -> None:
         assert distances.max() < 0.4
         for image, distance in zip(images, distances.tolist(), strict=True):
             for factor, fooled in ((1.02, True), (0.98, False)):
-                found = fab_targeted(
+                found = FAB().perturb(
                     Victim(search),
                     image[None],
                     labels[:1],

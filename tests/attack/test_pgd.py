@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from advflyp.attack.pgd import AttackConfig, pgd, pgd_points
+from advflyp.attack.pgd import PGD, AttackConfig, pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -162,9 +162,8 @@ def test_points_leave_when_fooled_and_the_others_go_on_as_alone(tiny: CLIP, thre
     victim = Victim(lambda x: (seen.append(len(x)), logits(x))[1])
     threat = Threat(norm=threat.norm, eps=threat.eps / 8)
     steps, size = 6, threat.eps / 3
-    found = pgd_points(
-        victim, images, labels, threat, streams=Streams(0, torch.arange(12)), steps=steps, step_size=size
-    )
+    attack = PGD(steps=steps, step_size=size)
+    found = attack.perturb(victim, images, labels, threat, streams=Streams(0, torch.arange(12)))
     stayed = 0
     for i in range(12):
         x, label = images[i : i + 1], labels[i : i + 1]

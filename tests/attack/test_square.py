@@ -6,7 +6,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from advflyp.attack import square as module
-from advflyp.attack.square import square
+from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -38,15 +38,8 @@ def run(threat: Threat, queries: int, rising: bool = True, **options) -> list[Te
     """The images asked about: the clean ones, the start, the proposals."""
     victim = Firm(rising)
     images, labels = grey()
-    square(
-        Victim(victim),
-        images,
-        labels,
-        threat,
-        streams=Streams(0, torch.arange(6)),
-        queries=queries,
-        **options,
-    )
+    attack = Square(queries=queries, **options)
+    attack.perturb(Victim(victim), images, labels, threat, streams=Streams(0, torch.arange(6)))
     assert len(victim.seen) == queries + 2
     return victim.seen
 
@@ -131,18 +124,14 @@ def test_an_image_is_asked_the_same_in_every_company(threat: Threat) -> None:
 
     images, labels = grey(4)
     together = Leaving(4, {30: 1, 80: 3, 131: 0})
-    square(Victim(together), images, labels, threat, streams=Streams(0, torch.arange(4)), queries=200)
+    attack = Square(queries=200)
+    attack.perturb(Victim(together), images, labels, threat, streams=Streams(0, torch.arange(4)))
     assert [len(together.asked[image]) for image in range(4)] == [131, 30, 202, 80]
     for image in range(4):
         alone = Leaving(1, {})
         only = slice(image, image + 1)
-        square(
-            Victim(alone),
-            images[only],
-            labels[only],
-            threat,
-            streams=Streams(0, torch.tensor([image])),
-            queries=200,
+        attack.perturb(
+            Victim(alone), images[only], labels[only], threat, streams=Streams(0, torch.tensor([image]))
         )
         for ours, theirs in zip(together.asked[image], alone.asked[0], strict=False):
             assert_equal64(ours, theirs)
@@ -199,7 +188,7 @@ def test_gets_better_with_queries(plain: nn.Module, threat: Threat) -> None:
 
     def standing(queries: int) -> int:
         streams = Streams(0, torch.arange(60))
-        found = square(Victim(plain), images, labels, threat, streams=streams, queries=queries)
+        found = Square(queries=queries).perturb(Victim(plain), images, labels, threat, streams=streams)
         return int((plain(found).argmax(1) == labels).sum())
 
     few, many = standing(3), standing(150)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advflyp.attack.apgd import apgd
+from advflyp.attack.apgd import APGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, predicted
@@ -64,7 +64,9 @@ def test_an_attack_goes_on_until_float32_agrees() -> None:
     """An image that only the search believes fooled must not leave and count as robust afterwards."""
     labels = float32(IMAGES).argmax(1)
     streams = Streams(0, torch.arange(10))
-    found = apgd(Victim(rounded, float32), IMAGES, labels, Threat(eps=0.12), streams=streams, steps=20)
+    found = APGD(steps=20).perturb(
+        Victim(rounded, float32), IMAGES, labels, Threat(eps=0.12), streams=streams
+    )
     # 0.35 and 0.45 look fooled from the beginning, 0.25 soon; only 0.45 can truly cross 0.5. For the brighter half
     # the search sees no boundary within reach.
     assert (found != IMAGES).flatten(1).any(1).nonzero().flatten().tolist() == [4]

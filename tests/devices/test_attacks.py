@@ -1,8 +1,7 @@
 """Evaluations on a GPU: every attack finds what it finds on a CPU, in float64; retrieval; classification of a set."""
 
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from advflyp.attack.apgd import apgd, apgd_targeted
-from advflyp.attack.autoattack import autoattack
-from advflyp.attack.fab import fab_targeted
-from advflyp.attack.losses import dlr, margin
-from advflyp.attack.pgd import pgd_points
-from advflyp.attack.square import square
+from advflyp.attack.apgd import APGD, TargetedAPGD
+from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.base import Attack
+from advflyp.attack.fab import FAB
+from advflyp.attack.pgd import CW, PGD
+from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.retrieval import retrieval
@@ -33,15 +32,20 @@ CLASSES, TEMPLATES = ["cat", "dog", "house", "tree", "boat"], ["a {}"]
 # At these radii each attack fools the tiny model on some of the images, not on all.
 EPS = {"linf": 2 / 255, "l2": 0.3}
 EPS_WITHOUT_GRADIENTS = {"linf": 24 / 255, "l2": 9.0}
-ATTACKS: dict[str, Callable[..., Tensor]] = {
-    "pgd": partial(pgd_points, steps=3),
-    "cw": partial(pgd_points, loss=margin, steps=3),
-    "apgd-ce": partial(apgd, steps=6),
-    "apgd-dlr-eot2": partial(apgd, loss=dlr, steps=4, eot=2),
-    "apgd-t": partial(apgd_targeted, targets=2, steps=4),
-    "fab-t": partial(fab_targeted, targets=2, steps=3),
-    "square": partial(square, queries=12),
+ATTACKS: dict[str, Attack] = {
+    "pgd": PGD(steps=3),
+    "cw": CW(steps=3),
+    "apgd-ce": APGD(steps=6),
+    "apgd-dlr-eot2": APGD(loss="dlr", steps=4, eot=2),
+    "apgd-t": TargetedAPGD(targets=2, steps=4),
+    "fab-t": FAB(targets=2, steps=3),
+    "square": Square(queries=12),
 }
+
+
+def with_steps(attack: Attack, threat: Threat) -> Attack:
+    """PGD with steps that fit the radius."""
+    return replace(attack, step_size=threat.eps / 2) if isinstance(attack, PGD) else attack
 
 
 def images(n: int = 12) -> Tensor:
@@ -52,7 +56,7 @@ def images(n: int = 12) -> Tensor:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, tiny_folder: Path) -> None:
     threat = Threat(norm=norm, eps=(EPS_WITHOUT_GRADIENTS if name == "square" else EPS)[norm])
-    step = {"step_size": threat.eps / 2} if name in ("pgd", "cw") else {}
+    attack = with_steps(ATTACKS[name], threat)
     host = load_model(tiny_folder).double()
     found = []
     for device in (torch.device("cpu"), gpu.device):
@@ -60,9 +64,7 @@ def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, 
         pixels = images().to(device)
         labels = classifier.logits(pixels).argmax(1)
         streams = Streams(3, torch.arange(len(pixels), device=device))
-        found.append(
-            ATTACKS[name](Victim(classifier.logits), pixels, labels, threat, streams=streams, **step)
-        )
+        found.append(attack.perturb(Victim(classifier.logits), pixels, labels, threat, streams=streams))
         assert found[-1].device == device and threat.contains(pixels, found[-1]).all()
         assert 0 < (classifier.logits(found[-1]).argmax(1) != labels).sum() < len(pixels)
     torch.testing.assert_close(found[1].cpu(), found[0], rtol=0, atol=1e-9)
@@ -75,13 +77,13 @@ def test_a_set_is_judged_on_a_gpu(precision: Any, gpu: Gpu, tiny_folder: Path) -
     model = load_model(tiny_folder, device=gpu.device)
     evaluator = Evaluator(model, labelled, batch_size=5)
     threat = Threat(eps=64 / 255)
-    clean = evaluator.run(Attack.parse("clean"), None)
+    clean = evaluator.run(find_attack("clean"), None)
     assert torch.equal(clean.attacked, clean.label)
-    outcome = evaluator.run(Attack.parse("pgd3"), threat, precision=precision)
+    outcome = evaluator.run(find_attack("pgd3"), threat, precision=precision)
     assert outcome.attacked.device.type == "cpu" and (~outcome.correct).any()
     _, pixels, labels = next(iter(labelled.batches(model.preprocess, 12)))
     pixels, labels = pixels.to(gpu.device), labels.to(gpu.device)
-    found = evaluator.attack(pixels, labels, Attack.parse("pgd3"), threat, precision)
+    found = evaluator.attack(pixels, labels, find_attack("pgd3"), threat, precision)
     assert torch.equal(evaluator.logits_fp32(found).argmax(1).cpu(), outcome.attacked)
 
 
@@ -90,7 +92,7 @@ def test_autoattack_takes_any_classifier(gpu: Gpu, tiny_folder: Path) -> None:
     pixels = images(4).float().to(gpu.device)
     labels = classifier.logits(pixels).argmax(1)
     threat = Threat(eps=32 / 255)
-    found = autoattack(Victim(classifier.logits), pixels, labels, threat, members=("apgd-ce",))
+    found = AutoAttack(members=("apgd-ce",))(classifier.logits, pixels, labels, threat)
     assert threat.contains(pixels, found).all() and (classifier.logits(found).argmax(1) != labels).all()
 
 
@@ -142,7 +144,7 @@ def test_an_attack_synchronises_once_an_iteration(
 
 def syncs_of(
     gpu: Gpu,
-    attack: Callable[..., Tensor],
+    attack: Attack,
     steps: int,
     victim: Victim,
     pixels: Tensor,
@@ -150,9 +152,8 @@ def syncs_of(
     threat: Threat,
 ) -> list[Sync]:
     streams = Streams(0, torch.arange(len(pixels), device=gpu.device))
-    count = {"queries" if attack.func is square else "steps": steps}  # type: ignore[attr-defined]
-    step = {"step_size": threat.eps / 2} if attack.func is pgd_points else {}  # type: ignore[attr-defined]
+    attack = replace(with_steps(attack, threat), **{"queries" if attack.name == "square" else "steps": steps})
     with gpu.recording() as syncs:
-        found = attack(victim, pixels, labels, threat, streams=streams, **count, **step)
+        found = attack.perturb(victim, pixels, labels, threat, streams=streams)
     assert torch.equal(victim(found).argmax(1), labels)
     return syncs

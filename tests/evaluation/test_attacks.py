@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 
 LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
 
@@ -23,7 +25,7 @@ LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
     ],
 )
 def test_names(name: str, stages: int, arguments) -> None:
-    attack = Attack.parse(name)
+    attack = find_attack(name)
     assert attack.name == name and attack.perturbs
     assert len(attack.stages(LINF)) == stages
     recorded = attack.arguments(LINF, 10)
@@ -34,20 +36,20 @@ def test_names(name: str, stages: int, arguments) -> None:
 
 
 def test_clean_is_no_attack() -> None:
-    assert not Attack.parse("clean").perturbs
-    assert Attack.parse("clean").arguments(None, 10) == {}
+    assert not find_attack("clean").perturbs
+    assert find_attack("clean").arguments(None, 10) == {}
 
 
 def test_autoattack_targets_follow_the_classes() -> None:
-    attack = Attack.parse("autoattack")
+    attack = find_attack("autoattack")
     assert attack.arguments(LINF, 10)["apgd-t"]["targets"] == 9
     assert attack.arguments(LINF, 4)["apgd-t"]["targets"] == 3
     assert attack.arguments(LINF, 1000)["apgd-t"]["targets"] == 9
 
 
 def test_the_papers_step_size_and_one_for_l2() -> None:
-    assert Attack.parse("pgd10").arguments(LINF, 3)["step_size"] == 1 / 255
-    assert Attack.parse("pgd10").arguments(L2, 3)["step_size"] == 0.125
+    assert find_attack("pgd10").arguments(LINF, 3)["step_size"] == 1 / 255
+    assert find_attack("pgd10").arguments(L2, 3)["step_size"] == 0.125
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_the_papers_step_size_and_one_for_l2() -> None:
 )
 def test_mistakes(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Attack.parse(name)
+        find_attack(name)
 
 
 def test_cw_raises_the_margin_and_pgd_the_cross_entropy() -> None:
@@ -81,10 +83,8 @@ def test_cw_raises_the_margin_and_pgd_the_cross_entropy() -> None:
     threat = Threat(eps=1e-3)
     moved = {}
     for name, loss in (("pgd1", cross_entropy), ("cw1", margin)):
-        (stage,) = Attack.parse(name).stages(threat)
-        found = stage(
-            Victim(logits), images, labels, threat, streams=Streams(0, torch.arange(1)), random_start=False
-        )
+        (stage,) = replace(find_attack(name), random_start=False).stages(threat)
+        found = stage(Victim(logits), images, labels, threat, streams=Streams(0, torch.arange(1)))
         leaf = images.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(logits(leaf), labels).sum(), leaf)
         moved[name] = (found - images)[0, 0, 0]
@@ -94,7 +94,7 @@ def test_cw_raises_the_margin_and_pgd_the_cross_entropy() -> None:
 
 def test_noise_is_a_draw_from_the_ball() -> None:
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    (stage,) = Attack.parse("noise").stages(LINF)
+    (stage,) = find_attack("noise").stages(LINF)
     seen = []
     victim = Victim(lambda x: seen.append(x) or torch.zeros(len(x), 2))
     found = stage(
@@ -110,7 +110,7 @@ def test_fgsm_is_one_step_of_the_slopes_sign() -> None:
     images = torch.rand(4, 3, 2, 2, generator=generator)
     slopes = torch.randn(12, 3, generator=generator)
     labels = (images.flatten(1) @ slopes).argmax(1)
-    (stage,) = Attack.parse("FGSM").stages(LINF)
+    (stage,) = find_attack("FGSM").stages(LINF)
     victim = Victim(lambda x: x.flatten(1) @ slopes)
     found = stage(victim, images, labels, LINF, streams=Streams(0, torch.arange(4)))
     leaf = images.clone().requires_grad_()

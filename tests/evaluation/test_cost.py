@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from advflyp import files
+from advflyp.attack.base import Attack, Stage
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.images import Images, balanced
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import evaluator as module
 from advflyp.evaluation import journal, jsonl
-from advflyp.evaluation.attacks import Attack, Stage
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP

@@ -7,21 +7,21 @@ import torch
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import evaluator as module
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
 from helpers import labelled_by
 
-CLEAN = Attack.parse("clean")
+CLEAN = find_attack("clean")
 
 
 def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
     evaluator = Evaluator(tiny, noise_set, batch_size=7)
     assert evaluator.correct(CLEAN, None).all()
     accuracy = [
-        evaluator.correct(Attack.parse("pgd10"), Threat(eps=eps)).float().mean().item()
+        evaluator.correct(find_attack("pgd10"), Threat(eps=eps)).float().mean().item()
         for eps in (0.1 / 255, 2 / 255, 32 / 255)
     ]
     assert accuracy[0] >= accuracy[1] >= accuracy[2]
@@ -29,7 +29,7 @@ def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
 
 
 def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
-    attack, threat = Attack.parse("pgd3x2"), Threat(eps=4 / 255)
+    attack, threat = find_attack("pgd3x2"), Threat(eps=4 / 255)
     evaluator = Evaluator(tiny.double(), noise_set, limit=11, seed=3)
     outcome = evaluator.run(attack, threat)
     assert outcome.index.tolist() == noise_set.subset(11, 3)
@@ -46,7 +46,7 @@ def test_what_became_of_each_image(tiny: CLIP, noise_set: LabelledSet) -> None:
 def test_batch_size_and_company_change_nothing(tiny: CLIP) -> None:
     labelled = labelled_by(tiny.double(), 40)
     for name in ("pgd3", "noise", "cw4x2"):
-        attack, threat = Attack.parse(name), Threat(eps=2 / 255)
+        attack, threat = find_attack(name), Threat(eps=2 / 255)
         outcomes = [Evaluator(tiny, labelled, batch_size=b).run(attack, threat) for b in (3, 40)]
         assert torch.equal(outcomes[0].attacked, outcomes[1].attacked)
         part = Evaluator(tiny, labelled, limit=13, batch_size=4).run(attack, threat)
@@ -57,7 +57,7 @@ def test_seeds_differ(tiny: CLIP, noise_set: LabelledSet) -> None:
     evaluator = Evaluator(tiny, noise_set)
     images = torch.cat([images for _, images, _ in noise_set.batches(tiny.preprocess, 20)])
     found = [
-        evaluator.attack(images, noise_set.labels, Attack.parse("noise"), Threat(eps=1 / 255), seed=seed)
+        evaluator.attack(images, noise_set.labels, find_attack("noise"), Threat(eps=1 / 255), seed=seed)
         for seed in (0, 0, 1)
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -71,7 +71,7 @@ def test_judged_in_float32_even_if_found_in_bf16(
     monkeypatch.setattr(
         tiny, "encode_image", lambda images: (seen.append(tiny.precision), original(images))[1]
     )
-    Evaluator(tiny, noise_set, batch_size=20).run(Attack.parse("pgd3"), Threat(eps=1e-6), precision="bf16")
+    Evaluator(tiny, noise_set, batch_size=20).run(find_attack("pgd3"), Threat(eps=1e-6), precision="bf16")
     assert seen[0] == seen[-1] == "fp32"
     assert seen.count("bf16") == 3
 
@@ -82,7 +82,7 @@ def test_bf16_and_fp32_searches_agree(tiny: CLIP) -> None:
     evaluator = Evaluator(tiny, labelled)
     # An ε at which about half of them fall, where a difference would show.
     threat = Threat(eps=1.2 / 255)
-    left = [evaluator.correct(Attack.parse("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
+    left = [evaluator.correct(find_attack("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
     share = [x.float().mean().item() for x in left]
     assert 0.1 < share[0] < 0.9
     # Of m images that only one of the searches fools, by chance either fools half, with a standard deviation of √m of
@@ -97,8 +97,8 @@ def test_an_image_that_is_wrong_when_clean_stays_wrong_and_is_not_attacked(
     wrong = [(image, (label + 1) % 3) for image, label in noise_set.dataset]
     evaluator = Evaluator(tiny, replace(noise_set, dataset=wrong))
     assert not evaluator.correct(CLEAN, None).any()
-    monkeypatch.setattr("advflyp.evaluation.evaluator._Run._stage", lambda *_: pytest.fail("attacked"))
-    outcome = evaluator.run(Attack.parse("pgd2"), Threat(eps=8 / 255))
+    monkeypatch.setattr("advflyp.evaluation.evaluator._Run._record", lambda *_: pytest.fail("attacked"))
+    outcome = evaluator.run(find_attack("pgd2"), Threat(eps=8 / 255))
     assert not outcome.correct.any()
     assert torch.equal(outcome.attacked, outcome.clean)
 
@@ -108,14 +108,14 @@ def test_each_stage_gets_the_points_still_standing_in_full_batches(
 ) -> None:
     labelled = labelled_by(tiny, 60)
     sizes: list[tuple[int, int]] = []
-    stage = module._Run._stage
+    record = module._Run._record
 
-    def spy(self, number, rows, images) -> None:
-        sizes.append((number, len(rows)))
-        stage(self, number, rows, images)
+    def spy(self, rows, answers) -> None:
+        sizes.append((int(self.survived[rows[0]]), len(rows)))
+        record(self, rows, answers)
 
-    monkeypatch.setattr(module._Run, "_stage", spy)
-    outcome = Evaluator(tiny, labelled, batch_size=10).run(Attack.parse("pgd3x3"), Threat(eps=1 / 255))
+    monkeypatch.setattr(module._Run, "_record", spy)
+    outcome = Evaluator(tiny, labelled, batch_size=10).run(find_attack("pgd3x3"), Threat(eps=1 / 255))
     totals = [sum(size for stage_number, size in sizes if stage_number == n) for n in range(3)]
     assert totals[0] == 60 > totals[1] >= totals[2] >= int(outcome.correct.sum())
     for n in range(3):
@@ -129,7 +129,7 @@ class Cut(Exception):
 
 def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Path) -> None:
     labelled = labelled_by(tiny.double(), 50)
-    attack, threat, journal = Attack.parse("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.journal")
+    attack, threat, journal = find_attack("pgd3x2"), Threat(eps=1.5 / 255), Journal(tmp_path / "x.journal")
     whole = Evaluator(tiny, labelled, batch_size=10).run(attack, threat)
     assert 0 < whole.correct.sum() < 50
 
@@ -183,7 +183,7 @@ def test_what_is_left_of_an_interrupted_run_may_hold_unreadable_pictures(
     labelled = labelled_by(tiny.double(), 150)
     images = Unreadable(labelled.dataset)
     images.bad, images.targets = bad, labelled.labels.tolist()
-    attack, threat, journal = Attack.parse("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
+    attack, threat, journal = find_attack("pgd1"), Threat(eps=1 / 255), Journal(tmp_path / "x.journal")
 
     def cut(progress: SetProgress) -> None:
         if progress.finished > 75:
@@ -208,7 +208,7 @@ def test_what_a_watcher_is_told(tiny: CLIP) -> None:
     labelled = labelled_by(tiny, 30)
     told: list[SetProgress] = []
     outcome = Evaluator(tiny, labelled, batch_size=5).run(
-        Attack.parse("pgd2x2"), Threat(eps=2 / 255), watch=told.append
+        find_attack("pgd2x2"), Threat(eps=2 / 255), watch=told.append
     )
     finished = [progress.finished for progress in told]
     assert finished == sorted(finished) and finished[-1] == 30
@@ -224,7 +224,7 @@ def test_the_model_is_left_as_it_was(tiny: CLIP, noise_set: LabelledSet) -> None
     frozen.eval()
     flags = [module.training for module in tiny.modules()]
     before = torch.get_rng_state()
-    Evaluator(tiny, noise_set).run(Attack.parse("pgd2"), Threat(eps=1 / 255))
+    Evaluator(tiny, noise_set).run(find_attack("pgd2"), Threat(eps=1 / 255))
     assert flags == [module.training for module in tiny.modules()]
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in tiny.parameters())
@@ -259,7 +259,7 @@ def test_a_tie_is_a_wrong_answer_for_every_class(tiny: CLIP, noise_set: Labelled
     evaluator = Evaluator(tiny, noise_set)
     evaluator.__dict__["weights"] = torch.zeros_like(evaluator.weights)
     threat = None if attack == "clean" else Threat(eps=1 / 255)
-    outcome = evaluator.run(Attack.parse(attack), threat)
+    outcome = evaluator.run(find_attack(attack), threat)
     assert not outcome.correct.any() and set(outcome.label.tolist()) >= {0, 1}
     assert not (outcome.clean == outcome.label).any() and int(outcome.clean.min()) >= 0
 

@@ -18,7 +18,7 @@ from advflyp.cli.main import main
 from advflyp.data.sets.catalogue import PAPER
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.evaluation import suite
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import BARRED, Classifier
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.pixels import Pixels
@@ -253,7 +253,7 @@ def test_the_gradient_goes_through_the_upsampling(cifar: Callable[..., Evaluator
 )
 def test_every_attack_perturbs_native_pixels(name: str, cifar: Callable[..., Evaluator]) -> None:
     evaluator = cifar(limit=4)
-    attack, threat = Attack.parse(name), Threat(eps=16 / 255)
+    attack, threat = find_attack(name), Threat(eps=16 / 255)
     ((_, images, labels),) = evaluator.labelled.batches(evaluator.transform, 4, evaluator.index.tolist())
     assert images.shape == (4, 3, 32, 32)
     images = images.double()
@@ -277,8 +277,8 @@ def test_autoattack_means_what_the_protocol_says() -> None:
     assert {name: p.attack("AutoAttack").name for name, p in PROTOCOLS.items()} == expected
     robustvlm = PROTOCOLS["robustvlm"].attack("autoattack")
     assert robustvlm.members == ("apgd-ce",) * 5 + ("apgd-t",)
-    assert PROTOCOLS["tecoa"].attack("pgd7") == Attack.parse("pgd7")
-    assert PROTOCOLS["tecoa"].attack("autoattack-rand") == Attack.parse("autoattack-rand")
+    assert PROTOCOLS["tecoa"].attack("pgd7") == find_attack("pgd7")
+    assert PROTOCOLS["tecoa"].attack("autoattack-rand") == find_attack("autoattack-rand")
 
 
 def test_sets_and_attacks_exist() -> None:

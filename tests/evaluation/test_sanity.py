@@ -3,13 +3,13 @@ import torch
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
 from helpers import labelled_by
 
-PGD = Attack.parse("pgd10")
+PGD = find_attack("pgd10")
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:
     evaluator = Evaluator(tiny, labelled)
     # Every embedding turned round: the likeliest class is the one least like the picture.
     evaluator.weights = -evaluator.weights
-    assert not evaluator.correct(Attack.parse("clean"), None).any()
+    assert not evaluator.correct(find_attack("clean"), None).any()
     verdict = sanity_check(evaluator, PGD, Threat(eps=1 / 255), limit=5)
     assert verdict == {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}

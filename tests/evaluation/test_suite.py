@@ -10,9 +10,11 @@ import torch
 
 import advflyp
 import helpers
+from advflyp import APGD, PGD, AutoAttack, Square, Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.protocols import names_sha256
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples
@@ -65,6 +67,37 @@ def test_what_is_stored_is_not_computed_again(
         tiny.net.logit_scale += 0.1
     evaluate(tiny, ["mini"], ["clean"], [1 / 255], out=out)
     assert len(read_cells(out)) == 3, "other weights are another measurement"
+
+
+def random_answer(victim, images, labels, threat, *, streams):
+    return threat.random_start(images, streams)
+
+
+def test_objects_in_place_of_names(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    """The same numbers as by name; what an object is, its cell says."""
+    ensemble = AutoAttack(members=(APGD(steps=3), Square(queries=5)))
+    attacks = ["clean", PGD(steps=2), ensemble, random_answer]
+    out = tmp_path / "r.jsonl"
+    cells = evaluate([tiny, tiny], [known_sets], attacks, [4 / 255], out=out)
+    first, second = ([replace(cell, seconds=0) for cell in part] for part in (cells[:4], cells[4:]))
+    assert first == second and read_cells(out) == cells[4:]
+    assert [cell.attack for cell in cells[:4]] == [
+        "clean", "pgd2", "apgd-ce(steps=3)+square(queries=5)", f"{__name__}:random_answer"
+    ]  # fmt: skip
+    assert cells[2].attack_args["apgd-ce"]["steps"] == 3 and cells[2].attack_args["square"]["queries"] == 5
+    assert set(cells[3].attack_args) == {"source_sha256"}
+    assert cells[0].set == known_sets.name and cells[0].subset == {"of": 20}
+    assert cells[0].settings == {"classnames_sha256": names_sha256(known_sets.classes)}
+    named = evaluate(tiny, ["mini"], ["clean", "pgd2"], [4 / 255])
+    assert [cell.correct for cell in named] == [cell.correct for cell in cells[:2]]
+    # An attack called by itself finds what the evaluation finds.
+    evaluator = Evaluator(tiny, known_sets)
+    images = torch.cat([images for _, images, _ in known_sets.batches(tiny.preprocess, 20)])
+    for attack, cell in ((attacks[1], cells[1]), (ensemble, cells[2])):
+        found = attack(evaluator.logits, images, known_sets.labels, Threat(eps=4 / 255))
+        assert (evaluator.logits_fp32(found).argmax(1) == known_sets.labels).sum() == cell.correct
+    with pytest.raises(ValueError, match="`name` is for one model, not for 2"):
+        evaluate([tiny, tiny], [known_sets], name="m")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.paper.plan import Plan, Scale, make_plan
 from advflyp.paper.steps import recipe_file, steps_of
 from advflyp.training.recipe import Recipe, read_recipe
@@ -43,7 +43,7 @@ def test_every_run_exists_and_what_is_shown_is_measured(plan: Plan) -> None:
         # AutoAttack beyond the smallest radius is left to accelerators.
         assert unmeasured <= ({"autoattack"} if plan.scale == "mini" else set()), experiment.id
         for attack in experiment.attacks:
-            Attack.parse(attack)
+            find_attack(attack)
 
 
 def test_at_mini_scale_all_methods_see_as_many_images() -> None:

@@ -2,77 +2,89 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from advflyp.attack.losses import attack_targets, count_targets, cross_entropy, targeted_dlr
-from advflyp.attack.points import Points, Standing, standing
+from advflyp.attack.base import Member
+from advflyp.attack.losses import LOSSES, attack_targets, check_loss, count_targets, targeted_dlr
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
-from advflyp.dtypes import at_least_float32
+from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
 
-RHO = 0.75  # a step size stays while more than this share of the steps raised the loss
+RHO = 0.75  # a step size stays while the loss rose in more than this share of the steps
 MOMENTUM = 0.75  # α: the share of the new step; the rest repeats the one before
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels (N,), targets (N,) → (N,)
 
 
-def apgd(
-    victim: Victim,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    streams: Streams,
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    steps: int = 100,
-    eot: int = 1,
-) -> Tensor:
-    """Untargeted APGD from one random start.
+@dataclass(frozen=True, kw_only=True)
+class APGD(Member):
+    """Untargeted Auto-PGD from a random start on the surface of the ball.
 
-    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
-    labels:  (N,) int64
-    streams: the images' random numbers
-    loss:    logits (N, K), labels (N,) → (N,), raised
-    steps:   ascent steps
-    eot:     passes over which logits, loss and gradient are averaged, for a model that draws random numbers
-    Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
+    An image that is not fooled comes back as it is.
+
+    Args:
+        loss: "ce" or "dlr" (Croce & Hein 2020).
+        steps: Ascent steps.
+        eot: Passes over which logits, loss and gradient are averaged, for a model that draws random numbers.
+        restarts: Runs, each on the images that are still classified correctly.
     """
-    result = images.detach().clone()
-    points = standing(victim, result, labels, streams)
-    _climb(victim, points, points.labels, threat, lambda z, y, _: loss(z, y), steps, eot, result)
-    return result
+
+    loss: str = "ce"
+    steps: int = 100
+    eot: int = 1
+    in_kind: ClassVar[tuple[str, ...]] = ("loss", "eot")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss, ("ce", "dlr"))
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        result, loss = images.detach().clone(), LOSSES[self.loss]
+        points = correct_points(victim, result, labels, streams)
+        _climb(
+            victim, points, points.labels, threat, lambda z, y, _: loss(z, y), self.steps, self.eot, result
+        )
+        return result
+
+    @property
+    def member(self) -> str:
+        return f"apgd-{self.loss}" + (f"-eot{self.eot}" if self.eot > 1 else "")
 
 
-def apgd_targeted(
-    victim: Victim,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    streams: Streams,
-    targets: int = 9,
-    steps: int = 100,
-) -> Tensor:
-    """APGD on the targeted DLR loss, from a new random start for each of the most likely wrong classes.
+@dataclass(frozen=True, kw_only=True)
+class TargetedAPGD(Member):
+    """Auto-PGD on the targeted DLR loss, from a new random start for each of the most likely wrong classes.
 
-    targets: how many classes, the likeliest on the clean image first; all wrong ones where these are fewer
-    Otherwise as `apgd`.
+    Args:
+        targets: How many classes, the likeliest on the clean image first; all wrong ones where these are fewer.
+        steps: Ascent steps for each.
+        restarts: Runs, each on the images that are still classified correctly.
     """
-    result = images.detach().clone()
-    points = standing(victim, result, labels, streams)
-    for rank in range(1, count_targets(points.logits.shape[1], targets) + 1):
-        classes = attack_targets(points.logits, points.labels, rank)
-        rest = _climb(victim, points, classes, threat, targeted_dlr, steps, 1, result)
-        points.keep(torch.isin(points.rows, rest))
-    return result
+
+    targets: int = 9
+    steps: int = 100
+    kind: ClassVar[str] = "apgd-t"
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        result = images.detach().clone()
+        points = correct_points(victim, result, labels, streams)
+        for rank in range(1, count_targets(points.logits.shape[1], self.targets) + 1):
+            classes = attack_targets(points.logits, points.labels, rank)
+            rest = _climb(victim, points, classes, threat, targeted_dlr, self.steps, 1, result)
+            points.keep(torch.isin(points.rows, rest))
+        return result
 
 
 @dataclass
 class _Ascent(Points):
-    """Where each image's ascent stands; `best` is the point with the highest loss so far."""
+    """The state of each image's ascent; `best` is the point with the highest loss so far."""
 
     targets: Tensor
     adversarial: Tensor
@@ -83,14 +95,14 @@ class _Ascent(Points):
     best_loss: Tensor
     best_gradient: Tensor
     step_size: Tensor  # (M, 1, 1, 1)
-    rises: Tensor  # steps since the last checkpoint that raised the loss
+    rises: Tensor  # steps since the last checkpoint in which the loss rose
     checked_loss: Tensor  # best loss at the last checkpoint
     halved: Tensor  # whether the step size was halved there
 
 
 def _climb(
     victim: Victim,
-    points: Standing,
+    points: CorrectPoints,
     targets: Tensor,
     threat: Threat,
     objective: Objective,
@@ -98,29 +110,11 @@ def _climb(
     eot: int,
     result: Tensor,
 ) -> Tensor:
-    """Write what is found into `result`; returns the rows of the images that still stand."""
+    """Write what is found into `result`; returns the rows of the images that are not fooled."""
     if not len(points):
         return points.rows
-    start = _random_start(points.images, threat, points.streams)
-    logits, loss, gradient = _evaluate(victim, start, points.labels, targets, objective, eot)
-    at = _Ascent(
-        rows=points.rows,
-        images=points.images,
-        labels=points.labels,
-        targets=targets,
-        adversarial=start,
-        previous=start,
-        loss=loss,
-        gradient=gradient,
-        best=start,
-        best_loss=loss,
-        best_gradient=gradient,
-        step_size=start.new_full((len(points), 1, 1, 1), 2 * threat.eps),
-        rises=torch.zeros_like(points.labels),
-        checked_loss=loss,
-        halved=torch.ones_like(points.labels, dtype=torch.bool),
-    )
-    at.leave(victim.fooled(start, at.labels, logits), start, result)
+    at, logits = _begin(victim, points, targets, threat, objective, eot)
+    at.leave(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, result)
 
     # Checkpoints 0.22, 0.41, 0.57, 0.70 … of the way: each window is 0.03 shorter than the last, down to 0.06.
     window, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
@@ -153,6 +147,32 @@ def _climb(
     return at.rows
 
 
+def _begin(
+    victim: Victim, points: CorrectPoints, targets: Tensor, threat: Threat, objective: Objective, eot: int
+) -> tuple[_Ascent, Tensor]:
+    """The state at a random start, and the logits (M, K) there."""
+    start = _random_start(points.images, threat, points.streams)
+    logits, loss, gradient = _evaluate(victim, start, points.labels, targets, objective, eot)
+    state = _Ascent(
+        rows=points.rows,
+        images=points.images,
+        labels=points.labels,
+        targets=targets,
+        adversarial=start,
+        previous=start,
+        loss=loss,
+        gradient=gradient,
+        best=start,
+        best_loss=loss,
+        best_gradient=gradient,
+        step_size=start.new_full((len(points), 1, 1, 1), 2 * threat.eps),
+        rises=torch.zeros_like(points.labels),
+        checked_loss=loss,
+        halved=torch.ones_like(points.labels, dtype=torch.bool),
+    )
+    return state, logits
+
+
 def _checkpoint(at: _Ascent, window: int) -> None:
     """Halve the step size and return to the best point where one of the paper's two conditions holds."""
     # The released code reads condition 1 as "at most"; the paper has "fewer than".
@@ -175,7 +195,7 @@ def _evaluate(
     for _ in range(eot):
         leaf = images.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = at_least_float32(victim(leaf))
+            logits = victim(leaf)
             loss = objective(logits, labels, targets)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         passes.append((logits.detach(), loss.detach(), gradient))

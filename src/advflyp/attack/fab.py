@@ -1,16 +1,17 @@
 """FAB, the fast adaptive boundary attack (Croce & Hein 2020, "Minimally distorted adversarial examples")."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from advflyp.attack.base import Member
 from advflyp.attack.losses import attack_targets, count_targets
-from advflyp.attack.points import Points, Standing, standing
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, predicted
-from advflyp.dtypes import at_least_float32, in_float64
+from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points, predicted
+from advflyp.dtypes import in_float64
 
 ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
 ETA = 1.05  # overshoot across the boundary
@@ -18,46 +19,44 @@ BETA = 0.9  # backward step of an adversarial image towards the original
 
 
 @dataclass
-class _Search(Points):
+class _Approach(Points):
     targets: Tensor
     current: Tensor
 
 
-def fab_targeted(
-    victim: Victim,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    streams: Streams,
-    targets: int = 9,
-    steps: int = 100,
-) -> Tensor:
-    """FAB-T: towards the boundary to each of the most likely wrong classes, as near the image as it goes.
+@dataclass(frozen=True, kw_only=True)
+class FAB(Member):
+    """Targeted FAB: towards the boundary to each of the most likely wrong classes, as near the image as possible.
 
-    The distance is minimised, whatever ε is; an image leaves as soon as an adversarial one is within ε.
+    The distance is minimised, whatever ε is; an image leaves as soon as an adversarial one is within ε. It draws no
+    random numbers: the attack begins at the image. An image that is not fooled comes back as it is.
 
-    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
-    labels:  (N,) int64
-    streams: not used, the attack begins at the image
-    targets: how many classes, the likeliest on the clean image first; all wrong ones where these are fewer
-    steps:   iterations for each class, of two forward passes and a backward one
-    Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
+    Args:
+        targets: How many classes, the likeliest on the clean image first; all wrong ones where these are fewer.
+        steps: Iterations for each class, of two forward passes and a backward one.
     """
-    result = images.detach().clone()
-    points = standing(victim, result, labels, streams)
-    for rank in range(1, count_targets(points.logits.shape[1], targets) + 1):
-        rest = _approach(victim, points, threat, rank, steps, result)
-        points.keep(torch.isin(points.rows, rest))
-    return result
+
+    targets: int = 9
+    steps: int = 100
+    kind: ClassVar[str] = "fab-t"
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        result = images.detach().clone()
+        points = correct_points(victim, result, labels, streams)
+        for rank in range(1, count_targets(points.logits.shape[1], self.targets) + 1):
+            rest = _approach(victim, points, threat, rank, self.steps, result)
+            points.keep(torch.isin(points.rows, rest))
+        return result
 
 
 def _approach(
-    victim: Victim, points: Standing, threat: Threat, rank: int, steps: int, result: Tensor
+    victim: Victim, points: CorrectPoints, threat: Threat, rank: int, steps: int, result: Tensor
 ) -> Tensor:
-    """Write what is found into `result`; returns the rows of the images that still stand."""
+    """Write what is found into `result`; returns the rows of the images that are not fooled."""
     targets = attack_targets(points.logits, points.labels, rank)
-    at = _Search(points.rows, points.images, points.labels, targets, points.images)
+    at = _Approach(points.rows, points.images, points.labels, targets, points.images)
     for _ in range(steps):
         if not len(at):
             break
@@ -81,7 +80,7 @@ def _approach(
         at.current = moved.clamp(0, 1)
 
         with torch.no_grad():
-            logits = at_least_float32(victim(at.current))
+            logits = victim(at.current)
         found = _found(victim, at, threat, logits)
         before, delta = at.current, at.current - at.images
         adversarial = (predicted(logits, at.labels) != at.labels).view(-1, 1, 1, 1)
@@ -90,7 +89,7 @@ def _approach(
     return at.rows
 
 
-def _found(victim: Victim, at: _Search, threat: Threat, logits: Tensor) -> Tensor:
+def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Tensor:
     """(M,) bool: which of the current points, that have these logits, fool the victim and are inside `threat`."""
     found = (predicted(logits, at.labels) != at.labels) & threat.contains(at.images, at.current)
     rows = found.nonzero().squeeze(1)
@@ -99,11 +98,11 @@ def _found(victim: Victim, at: _Search, threat: Threat, logits: Tensor) -> Tenso
     return found
 
 
-def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor, Tensor]:
+def _difference(victim: Victim, at: _Approach) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (M, K); z_t − z_y (M,), below 0 on the image's own side of the boundary; its gradient (M, 3, H, W)."""
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = at_least_float32(victim(leaf))
+        logits = victim(leaf)
         value = logits.gather(1, at.targets[:, None]) - logits.gather(1, at.labels[:, None])
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return logits.detach(), value.detach().squeeze(1), gradient
@@ -112,14 +111,18 @@ def _difference(victim: Victim, at: _Search) -> tuple[Tensor, Tensor, Tensor]:
 def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:
     """The shortest d with value + ⟨gradient, d⟩ = 0 and points + d in [0, 1] (Eq. 6).
 
-    points, gradient: (N, 3, H, W)
-    value:            (N,)
-    norm:             "linf" or "l2"
-    Returns (N, 3, H, W). Where the box does not reach the hyperplane, d goes as near it as it can.
-
     Every |d_i| is min(λ·s_i, room_i), with s_i = 1 (L∞) or |w_i| (L2), room_i what is left to the pixel's limit, and
     λ the one number for which Σ|w_i|·|d_i| = |value|. That sum is piecewise linear in λ with kinks at
     room_i / s_i; between two kinks λ is a division.
+
+    Args:
+        points: (N, 3, H, W).
+        gradient: (N, 3, H, W), the normal w of each hyperplane.
+        value: (N,).
+        norm: "linf" or "l2".
+
+    Returns:
+        (N, 3, H, W). Where the box does not reach the hyperplane, d goes as near it as it can.
     """
     # Sums over 10⁵ pixels are differences of nearly equal numbers below: float64.
     w, x, wanted = in_float64(gradient).flatten(1), in_float64(points).flatten(1), -in_float64(value)

@@ -1,7 +1,11 @@
-"""What an evaluation attack raises: functions of logits (N, K) and labels (N,), one value an image."""
+"""What the attacks of an evaluation maximise: functions of logits (N, K) and labels (N,), one value per image."""
+
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from advflyp.config import suggest
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +35,11 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """(N,) targeted DLR (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
 
     With three classes the divisor is z_π1 − z_π3, with two it is 1: the published one needs four.
-    targets: (N,) the class each image is to be moved to
+
+    Args:
+        logits: (N, K).
+        labels: (N,) int64.
+        targets: (N,) int64, the class each image is to be moved to.
     """
     difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
     classes = logits.shape[1]
@@ -49,3 +57,13 @@ def attack_targets(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
 def count_targets(classes: int, wanted: int = 9) -> int:
     """How many target classes there are: `wanted`, or every wrong class where these are fewer."""
     return min(wanted, classes - 1)
+
+
+# The untargeted losses by the names that attacks take; `APGD` names its members after them.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def check_loss(loss: str, known: Iterable[str]) -> None:
+    """ValueError unless `loss` is one of `known`."""
+    if loss not in known:
+        raise ValueError(f"there is no loss '{loss}'{suggest(loss, known)}")

@@ -17,30 +17,32 @@ KNOWN = (
 
 
 def read_attack_name(name: str) -> dict[str, Any]:
-    """The fields of `evaluation.attacks.Attack` for a name, also as tables print it: "PGD-10×5", "AutoAttack (rand)".
+    """The kind of attack that a name is of and its parameters; names as tables print them too: "PGD-10×5".
 
-    ValueError for a name that is no attack; of one's own, "module:function", only the form is looked at.
+    Returns:
+        "kind" ("clean", "noise", "fgsm", "pgd", "cw", "autoattack", "own"), "steps" and "restarts" of pgd and cw,
+        "members" (name, restarts) of autoattack.
+
+    Raises:
+        ValueError: There is no such attack; of one's own, "module:function", only the form is looked at.
     """
     if is_import_path(name):
-        return {"name": name, "kind": "own"}
+        return {"kind": "own"}
     plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")
     plain = re.sub(r"^(pgd|cw)-", r"\1", plain)
-    if plain in ("clean", "noise"):
-        return {"name": plain, "kind": plain}
-    if plain == "fgsm":
-        return {"name": plain, "kind": plain, "steps": 1}
+    if plain in ("clean", "noise", "fgsm"):
+        return {"kind": plain}
     if plain in ("autoattack", "autoattack-rand"):
-        return {"name": plain, "kind": "autoattack", "members": STANDARD if plain == "autoattack" else RAND}
+        members = STANDARD if plain == "autoattack" else RAND
+        return {"kind": "autoattack", "members": [(member, 1) for member in members]}
     if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
-        return {"name": plain, "kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
+        return {"kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
     found = [re.fullmatch(r"(.+?)(?:x([1-9]\d{0,2}))?", part) for part in plain.split("+")]
-    members = tuple(match[1] if match else "" for match in found)
-    if all(member in MEMBERS for member in members):
-        # A restart is one more turn, for the images that still stand.
-        turns = [member for match in found if match for member in [match[1]] * int(match[2] or 1)]
-        return {"name": plain, "kind": "autoattack", "members": tuple(turns)}
+    members = [(match[1], int(match[2] or 1)) if match else ("", 1) for match in found]
+    if all(member in MEMBERS for member, _ in members):
+        return {"kind": "autoattack", "members": members}
     if len(members) > 1:
-        wrong = next(member for member in members if member not in MEMBERS)
+        wrong = next(member for member, _ in members if member not in MEMBERS)
         raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
     known = ["clean", "noise", "fgsm", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
     raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")

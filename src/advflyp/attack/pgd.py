@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from advflyp.attack.losses import cross_entropy
+from advflyp.attack.base import Attack
+from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
 from advflyp.attack.victim import Victim
@@ -20,16 +21,18 @@ UPDATED_TOGETHER = 1024
 class AttackConfig:
     """The training attack (recipe table `attack`).
 
-    norm, eps: the threat model, eps in pixels of [0, 1] ("1/255")
-    steps:     ascent steps; 0 trains on clean images
-    step_size: α, in the units of eps
-    start:     where the ascent begins: "random", a uniform draw from the ball; "zero", the image itself; or "noise",
-               N-FGSM's (de Jorge et al. 2022): a draw from the ball of radius 2ε, then one step that is not projected
-               back onto the ball of radius ε
-    share_clean_forward: one step from zero takes its gradient from the forward pass over the clean images that the
-               losses need as well; the same perturbation and losses for less arithmetic
-    overfitting_gap: of one-step attacks: when the accuracy (0–1) under one step of validation exceeds that under
-               `validate.attack` by more than this, training goes on with two steps from a random start
+    Args:
+        norm: The norm of the threat model, "linf" or "l2".
+        eps: Its radius, in pixels of [0, 1] ("1/255").
+        steps: Ascent steps; 0 trains on clean images.
+        step_size: α, in the units of eps.
+        start: Where the ascent begins: "random", a uniform draw from the ball; "zero", the image itself; or "noise",
+            N-FGSM's (de Jorge et al. 2022): a draw from the ball of radius 2ε, then one step that is not projected
+            back onto the ball of radius ε.
+        share_clean_forward: One step from zero takes its gradient from the forward pass over the clean images that the
+            losses need as well; the same perturbation and losses for less arithmetic.
+        overfitting_gap: When, under a one-step attack, the accuracy (0–1) under one step of validation exceeds that
+            under `validate.attack` by more than this, training continues with two steps from a random start.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -87,17 +90,23 @@ def pgd(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Images inside `threat` that raise `loss` (Eqs. 4 and 6).
+    """Images inside `threat` that maximise `loss` (Eqs. 4 and 6). No parameter and no `.grad` is touched.
 
-    images:       (N, 3, H, W) float32 or float64 pixels in [0, 1]
-    loss:         (N, 3, H, W) → (N,) or scalar, maximised; may couple the images of the batch
-    steps:        number of ascent steps; each is projected onto the ball and the pixel range
-    step_size:    α in pixels, 1/255 is one grey level
-    random_start: begin at a uniform draw from the ball instead of at the image
-    generator:    source of that draw, on the images' device
-    start:        begin here instead, (N, 3, H, W) inside the threat
-    Returns adversarial images, detached. No parameter and no `.grad` is touched. ValueError for pixels that are not
-    in [0, 1].
+    Args:
+        images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
+        loss: (N, 3, H, W) → (N,) or scalar, maximised; may couple the images of the batch.
+        threat: The ball around each image.
+        steps: Ascent steps; each is projected onto the ball and the pixel range.
+        step_size: α in pixels, 1/255 is one grey level.
+        random_start: Begin at a uniform draw from the ball instead of at the image.
+        generator: Source of that draw, on the images' device.
+        start: Begin here instead, (N, 3, H, W) inside the threat.
+
+    Returns:
+        (N, 3, H, W) adversarial images, detached.
+
+    Raises:
+        ValueError: Pixels are not in [0, 1].
     """
     images = images.detach()
     check_pixels(images)
@@ -115,10 +124,7 @@ def ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """`pgd` from `start`, without looking at the pixels: on an accelerator the host does not wait for it.
-
-    images, start: (N, 3, H, W) detached
-    """
+    """`pgd` from `start`, (N, 3, H, W), without looking at the pixels: on an accelerator the host does not wait."""
 
     def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
         (gradient,) = torch.autograd.grad(loss(candidates).sum(), candidates)
@@ -127,34 +133,91 @@ def ascend(
     return _ascend(images, start, slope, threat, steps, step_size)
 
 
-def pgd_points(
-    victim: Victim,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    streams: Streams,
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    steps: int = 10,
-    step_size: float = 1 / 255,
-    random_start: bool = True,
-) -> Tensor:
-    """The same ascent for an evaluation: each image for itself, and an image that is misclassified leaves at once.
+# What results call the losses of `PGD`.
+RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr"}
 
-    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1];  labels: (N,)
-    loss:    (N, K) logits, (N,) labels → (N,), maximised
-    streams: the random starts, one stream an image
-    Returns adversarial images, detached: for each image the first misclassified iterate, else the last one.
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """N steps on the cross-entropy (Madry et al. 2018); each image for itself, and one that is fooled leaves at once.
+
+    Args:
+        steps: Ascent steps.
+        step_size: α in pixels of [0, 1]; None is 1/255 for L∞, the paper's, and 2.5·ε/steps for L2, where grey levels
+            mean little.
+        random_start: Begin at a uniform draw from the ball instead of at the image.
+        loss: "ce", "margin" (Carlini & Wagner 2017) or "dlr".
+        restarts: Runs, each on the images that are still classified correctly.
     """
-    images = images.detach()
-    start = threat.random_start(images, streams) if random_start else images
 
-    def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        logits = victim(candidates)
-        (gradient,) = torch.autograd.grad(loss(logits, labels[rows]).sum(), candidates)
-        return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    loss: str = "ce"
 
-    return _ascend(images, start, slope, threat, steps, step_size)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss, LOSSES)
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size must be above 0, for example 1/255, not {self.step_size:g}")
+
+    def alpha(self, threat: Threat) -> float:
+        """The step size in `threat`."""
+        if self.step_size is not None:
+            return self.step_size
+        return 1 / 255 if threat.norm == "linf" else 2.5 * threat.eps / self.steps
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        """For each image the first misclassified iterate, else the last one."""
+        images, loss = images.detach(), LOSSES[self.loss]
+        start = threat.random_start(images, streams) if self.random_start else images
+
+        def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+            logits = victim(candidates)
+            (gradient,) = torch.autograd.grad(loss(logits, labels[rows]).sum(), candidates)
+            return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
+
+        return _ascend(images, start, slope, threat, self.steps, self.alpha(threat))
+
+    @property
+    def name(self) -> str:
+        kind = {"ce": "pgd", "margin": "cw"}.get(self.loss, f"pgd-{self.loss}-")
+        return self._named(f"{kind}{self.steps}", "steps", "loss")
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        if threat is None:
+            return {}
+        return {
+            "loss": RECORDED[self.loss],
+            "steps": self.steps,
+            "step_size": self.alpha(threat),
+            "restarts": self.restarts,
+            "random_start": self.random_start,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CW(PGD):
+    """The same on the margin max_{j≠y} z_j − z_y of Carlini & Wagner (2017)."""
+
+    loss: str = "margin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(PGD):
+    """One step of length ε on the cross-entropy, from the image itself (Goodfellow et al. 2015)."""
+
+    steps: int = 1
+    random_start: bool = False
+
+    def alpha(self, threat: Threat) -> float:
+        return threat.eps if self.step_size is None else self.step_size
+
+    @property
+    def name(self) -> str:
+        return self._named("fgsm")
 
 
 def _ascend(

@@ -2,86 +2,84 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from advflyp.attack.base import Member
 from advflyp.attack.losses import margin
-from advflyp.attack.points import Points, standing
 from advflyp.attack.streams import Streams, as_integers, as_signs
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Points, Victim, correct_points
 from advflyp.devices import to_device
-from advflyp.dtypes import at_least_float32
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-
-
 # So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
 AHEAD = 64
 
 
 @dataclass
-class _Search(Points):
+class _RandomSearch(Points):
     streams: Streams
     best: Tensor
     best_loss: Tensor
     drawn: Tensor  # (M, AHEAD, draws a query, C) in [0, 1)
 
 
-@torch.no_grad()
-def square(
-    victim: Victim,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    streams: Streams,
-    queries: int = 5000,
-    p_init: float = 0.8,
-    rescale: bool = False,
-) -> Tensor:
-    """Square Attack on the margin loss. Each image draws its own squares.
+@dataclass(frozen=True, kw_only=True)
+class Square(Member):
+    """Square Attack on the margin loss. Each image draws its own squares; one that is not fooled comes back as it is.
 
-    images:  (N, 3, H, W) float32 or float64 pixels in [0, 1]
-    labels:  (N,) int64
-    streams: the images' random numbers
-    queries: proposals an image, after the start
-    p_init:  share of the pixels that the first squares cover
-    rescale: go through the whole schedule of p in `queries`; AutoAttack does not, it stops half-way
-    Returns (N, 3, H, W) inside `threat`, detached: an image that fools `victim`, or else the image itself.
+    Args:
+        queries: Proposals per image, after the start.
+        p_init: Share of the pixels that the first squares cover.
+        rescale: Go through the whole schedule of p in `queries`; AutoAttack does not, it stops half-way.
     """
-    result = images.detach().clone()
-    points = standing(victim, result, labels, streams)
-    if not len(points):
-        return result
-    begin, kind = (_stripes, _Squares) if threat.norm == "linf" else (_tiles, _Bumps)
-    best = begin(points.images, threat, points.streams)
-    logits = at_least_float32(victim(best))
-    loss = margin(logits, points.labels)
-    at = _Search(points.rows, points.images, points.labels, points.streams, best, loss, drawn=loss)
-    at.leave(victim.fooled(best, at.labels, logits), best, result)
 
-    channels, height, width = images.shape[1:]
-    propose, last = None, None
-    for query in range(queries):
-        if not len(at):
-            break
-        stage = sum((query * 10_000 // queries if rescale else query) > start for start in SCHEDULE)
-        if propose is None or stage != last:
-            side, last = round(math.sqrt(p_init / 2**stage * height * width)), stage
-            propose = kind(threat, side, images)
-        if query % AHEAD == 0:
-            at.drawn = at.streams.ahead(AHEAD * kind.draws, channels).unflatten(1, (AHEAD, kind.draws))
-        proposal = propose(at, at.drawn[:, query % AHEAD])
-        logits = at_least_float32(victim(proposal))
-        loss = margin(logits, at.labels)
-        better = loss > at.best_loss
-        at.best = torch.where(better.view(-1, 1, 1, 1), proposal, at.best)
-        at.best_loss = torch.where(better, loss, at.best_loss)
-        at.leave(victim.fooled(proposal, at.labels, logits), proposal, result)
-    return result
+    queries: int = 5000
+    p_init: float = 0.8
+    rescale: bool = False
+    kind: ClassVar[str] = "square"
+
+    @torch.no_grad()
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        result = images.detach().clone()
+        points = correct_points(victim, result, labels, streams)
+        if not len(points):
+            return result
+        begin, proposals = (_stripes, _Squares) if threat.norm == "linf" else (_tiles, _Bumps)
+        best = begin(points.images, threat, points.streams)
+        logits = victim(best)
+        loss = margin(logits, points.labels)
+        at = _RandomSearch(points.rows, points.images, points.labels, points.streams, best, loss, drawn=loss)
+        at.leave(victim.fooled(best, at.labels, logits), best, result)
+
+        channels, height, width = images.shape[1:]
+        propose, last = None, None
+        for query in range(self.queries):
+            if not len(at):
+                break
+            stage = sum(
+                (query * 10_000 // self.queries if self.rescale else query) > start for start in SCHEDULE
+            )
+            if propose is None or stage != last:
+                side, last = round(math.sqrt(self.p_init / 2**stage * height * width)), stage
+                propose = proposals(threat, side, images)
+            if query % AHEAD == 0:
+                draws = proposals.draws
+                at.drawn = at.streams.ahead(AHEAD * draws, channels).unflatten(1, (AHEAD, draws))
+            proposal = propose(at, at.drawn[:, query % AHEAD])
+            logits = victim(proposal)
+            loss = margin(logits, at.labels)
+            better = loss > at.best_loss
+            at.best = torch.where(better.view(-1, 1, 1, 1), proposal, at.best)
+            at.best_loss = torch.where(better, loss, at.best_loss)
+            at.leave(victim.fooled(proposal, at.labels, logits), proposal, result)
+        return result
 
 
 def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
@@ -100,7 +98,7 @@ class _Squares:
         self.eps, self.side = threat.eps, min(max(side, 1), height, width)
         self.rows, self.columns = (torch.arange(size, device=images.device) for size in (height, width))
 
-    def __call__(self, at: _Search, drawn: Tensor) -> Tensor:
+    def __call__(self, at: _RandomSearch, drawn: Tensor) -> Tensor:
         top, left = _corner(drawn[:, 0], drawn[:, 1], self.side, at.images)
         down, across = self.rows - top, self.columns - left
         inside = ((down >= 0) & (down < self.side))[:, None, :, None]
@@ -136,7 +134,7 @@ class _Bumps:
         self.threat, self.side = threat, min(side + 1 - side % 2, height, width)
         self.bump = _bump(self.side, images)
 
-    def __call__(self, at: _Search, drawn: Tensor) -> Tensor:
+    def __call__(self, at: _RandomSearch, drawn: Tensor) -> Tensor:
         delta = at.best - at.images
         channels = delta.shape[1]
         window, other = (self._window(drawn[:, n], drawn[:, n + 1], delta) for n in (0, 2))

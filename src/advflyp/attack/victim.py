@@ -1,9 +1,14 @@
-"""What an evaluation attack may ask of a classifier."""
+"""The classifier as attacks see it, and the images that an attack still works on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from advflyp.attack.streams import Streams
+from advflyp.dtypes import at_least_float32
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:
@@ -25,13 +30,25 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(own > values, labels, rivals)
 
 
+@contextmanager
+def for_use(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class Victim:
-    """A classifier under attack.
+    """A classifier under attack: an attack calls it for logits, and may leave alone what `fooled` says is done.
 
-    search:      (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable
-    logits_fp32: the same in float32, which decides whether an image is misclassified; None: `search` is float32 already
-
-    An attack calls it for logits and may stop working on the images that `fooled` says are done.
+    Args:
+        search: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable.
+        logits_fp32: The same in float32, which decides whether an image is misclassified. By default `search` is in
+            float32 already.
     """
 
     def __init__(
@@ -41,7 +58,8 @@ class Victim:
         self.logits_fp32 = logits_fp32
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.search(images)
+        """(N, 3, H, W) → (N, K) logits, at least float32."""
+        return at_least_float32(self.search(images))
 
     @torch.no_grad()
     def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
@@ -56,3 +74,56 @@ class Victim:
             if len(rows):
                 found[rows] = predicted(self.logits_fp32(images[rows]), labels[rows]) != labels[rows]
         return found
+
+
+@dataclass
+class Points:
+    """Tensors with one row for each of M images; an attack's own state is a subclass with more of them.
+
+    Attributes:
+        rows: (M,) int64, where the image is in the attack's input.
+        images: (M, 3, H, W), the originals.
+        labels: (M,) int64.
+    """
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keep(self, mask: Tensor) -> None:
+        """Keep only the images where `mask` (M,) is true."""
+        # Each choice by a mask would wait for the device, to know how many there are.
+        stay = mask.nonzero().squeeze(1)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[stay])
+
+    def leave(self, found: Tensor, adversarial: Tensor, result: Tensor) -> None:
+        """Drop the images where `found` (M,) is true; their `adversarial` (M, 3, H, W) is written into `result`."""
+        gone = found.nonzero().squeeze(1)
+        if len(gone):
+            result[self.rows[gone]] = adversarial[gone]
+            self.keep(~found)
+
+
+@dataclass
+class CorrectPoints(Points):
+    """Images that are classified correctly so far.
+
+    Attributes:
+        logits: (M, K), of the originals.
+        streams: Each image's random numbers.
+    """
+
+    logits: Tensor
+    streams: Streams
+
+
+@torch.no_grad()
+def correct_points(victim: Victim, images: Tensor, labels: Tensor, streams: Streams) -> CorrectPoints:
+    """Those of (N, 3, H, W) images that need attacking; `streams` itself does not advance."""
+    logits = victim(images)
+    rows = (~victim.fooled(images, labels, logits)).nonzero().squeeze(1)
+    return CorrectPoints(rows, images[rows], labels[rows], logits[rows], streams[rows])

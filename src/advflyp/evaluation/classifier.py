@@ -1,16 +1,15 @@
-"""A zero-shot classifier as evaluations and attacks use it: logits, float32 verdicts, an attack's stages."""
+"""A zero-shot classifier as evaluations and attacks use it: logits, in float32 too, and its adversarial images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from advflyp.attack.streams import Streams
+from advflyp.attack.base import Attack, run_stages
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim, predicted
-from advflyp.evaluation.attacks import Attack
+from advflyp.attack.victim import Victim, for_use
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision, resolve
@@ -23,9 +22,13 @@ BARRED = -10_000.0
 class Classifier:
     """A model and K class names, encoded with their templates when the first image is classified.
 
-    classes, templates: as in `class_embeddings`
-    pixels: what the images that it is given are; by default the model's input
-    repeated: classes that are never predicted, because an earlier one has the same name: without it both always tie
+    Args:
+        model: The model.
+        classes: K class names.
+        templates: Prompts, each with one "{}" for the class name.
+        pixels: What the images that it is given are; by default the model's input.
+        repeated: Classes that are never predicted, because an earlier one has the same name: without it both always
+            tie.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Classifier:
         return logits
 
     def victim(self, precision: Precision = "auto") -> Victim:
-        """The classifier as attacks see it: searched in `precision`, judged in float32."""
+        """The classifier as attacks see it: searched in `precision`, evaluated in float32."""
         resolved = resolve(precision, self.model.device)
 
         def search(images: Tensor) -> Tensor:
@@ -82,31 +85,33 @@ class Classifier:
         seed: int = 0,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial images for (N, 3, H, W) `images`; `index` are their places in the set."""
-        index = torch.arange(len(images)) if index is None else index
-        result = images.clone()
-        rows = torch.arange(len(images), device=images.device)
+        """Adversarial images for (N, 3, H, W) `images`, whatever they are classified as when clean.
+
+        Args:
+            images: (N, 3, H, W) pixels in [0, 1].
+            labels: (N,) int64, the true classes.
+            attack: The attack.
+            threat: The ball around each image.
+            precision: Of the search.
+            seed: Random seed.
+            index: (N,) int64, the images' places in their dataset; 0 … N − 1 by default.
+        """
+        index = torch.arange(len(images)) if index is None else index.cpu()
+        result, labels = images.clone(), labels.cpu()
         with for_use(self.model):
-            for number, stage in enumerate(attack.stages(threat)):
-                streams = Streams(stage_seed(seed, number), index.to(images.device)[rows])
-                found = stage(self.victim(precision), images[rows], labels[rows], threat, streams=streams)
-                result[rows] = found
-                rows = rows[predicted(self.logits_fp32(found), labels[rows]) == labels[rows]]
-                if not len(rows):
-                    break
+            for rows, found, _ in run_stages(
+                attack.stages(threat),
+                self.victim(precision),
+                self.logits_fp32,
+                images,
+                labels,
+                threat,
+                seed=seed,
+                index=index,
+                survived=torch.zeros_like(labels),
+            ):
+                result[rows.to(images.device)] = found
         return result
-
-
-@contextmanager
-def for_use(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -120,8 +125,3 @@ def compiled(model: CLIP) -> Iterator[None]:
         yield
     finally:
         tower._compiled_call_impl = before
-
-
-def stage_seed(seed: int, number: int) -> int:
-    """The seed of an attack's stage `number`."""
-    return seed * 1_000_003 + number

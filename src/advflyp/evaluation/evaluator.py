@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advflyp.attack.streams import Streams
+from advflyp.attack.base import Attack, run_stages
 from advflyp.attack.threat import Threat, check_pixels
-from advflyp.attack.victim import predicted
+from advflyp.attack.victim import for_use, predicted
 from advflyp.data.sets.labelled import TOLERATED, LabelledSet
 from advflyp.distributed import ALONE, Ranks
-from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.classifier import Classifier, for_use, stage_seed
+from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
@@ -240,23 +239,26 @@ class _Run:
 
     def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
         rows = torch.cat([rows for rows, _ in together])
-        images = torch.cat([images for _, images in together])
-        for number in range(len(self.stages)):
-            # After an interruption some images are further than others.
-            here = ((self.attacked[rows] == UNKNOWN) & (self.survived[rows] == number)).nonzero().squeeze(1)
-            for part in here.split(self.evaluator.batch_size) if len(here) else ():
-                self._stage(number, rows[part], images[part.to(images.device)])
+        if self.threat is not None:
+            batches = run_stages(
+                self.stages,
+                self.victim,
+                self.evaluator.logits_fp32,
+                torch.cat([images for _, images in together]),
+                self.labels[rows],
+                self.threat,
+                seed=self.seed,
+                index=self.evaluator.index[rows],
+                # After an interruption some images are further than others.
+                survived=torch.where(self.attacked[rows] == UNKNOWN, self.survived[rows], -1),
+                batch_size=self.evaluator.batch_size,
+            )
+            for part, _, answers in batches:
+                self._record(rows[part], answers)
         self._note()
 
-    def _stage(self, number: int, rows: Tensor, images: Tensor) -> None:
-        evaluator, threat = self.evaluator, self.threat
-        assert threat is not None
-        labels = self.labels[rows].to(images.device)
-        streams = Streams(stage_seed(self.seed, number), evaluator.index[rows].to(images.device))
-        found = self.stages[number](self.victim, images, labels, threat, streams=streams)
-        assert bool(threat.contains(images, found).all())
-        # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
-        answers = predicted(evaluator.logits_fp32(found).cpu(), self.labels[rows])
+    def _record(self, rows: Tensor, answers: Tensor) -> None:
+        """What images are classified as after one more stage."""
         fooled = answers != self.labels[rows]
         self.attacked[rows[fooled]] = answers[fooled]
         self.survived[rows] += 1

@@ -7,17 +7,20 @@ cannot be had is in `notes`.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
+from advflyp.attack.base import Attack
 from advflyp.attack.names import STANDARD
 from advflyp.config import suggest
 from advflyp.data.sets.catalogue import PAPER, TABLE
 from advflyp.data.sets.classnames import ADVFLYP_CODE, TECOA, Rule
 from advflyp.data.sets.labelled import LabelledSet, with_distinct_names
 from advflyp.data.sets.prompts import PHOTO, choose_templates
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.pixels import Interpolation, Pixels
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.model.precision import Precision
@@ -117,12 +120,11 @@ class Protocol:
             values["own_names"] = tuple(classnames)
         return replace(self, name=f"{self.name} ({', '.join(said)})", **values) if said else self
 
-    def attack(self, name: str) -> Attack:
-        """The attack of a name; "autoattack" as the protocol means it, under the names of its members."""
-        found = Attack.parse(name)
-        if found.name != "autoattack" or self.autoattack == STANDARD:
-            return found
-        return Attack.parse("+".join(self.autoattack))
+    def attack(self, attack: Attack | str | Callable[..., Tensor]) -> Attack:
+        """An attack by name; "autoattack" as the protocol means it, under the names of its members."""
+        found = find_attack(attack)
+        is_named = isinstance(attack, str) and found.name == "autoattack"
+        return find_attack("+".join(self.autoattack)) if is_named else found
 
     def apply(self, labelled: LabelledSet) -> LabelledSet:
         """The dataset with the protocol's class names and prompts.

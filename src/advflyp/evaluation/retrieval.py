@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from advflyp.__about__ import __version__
-from advflyp.attack.pgd import pgd
+from advflyp.attack.base import Attack, Clean
+from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.attack.victim import for_use
 from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
-from advflyp.evaluation.attacks import Attack
-from advflyp.evaluation.classifier import for_use
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.jsonl import append_line, check_store, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
@@ -31,7 +32,7 @@ from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
-LOSSES = {"pgd": ("multi-positive cross-entropy", cross_entropy), "cw": ("margin", margin)}
+LOSSES = {"ce": ("multi-positive cross-entropy", cross_entropy), "margin": ("margin", margin)}
 OUTCOME = (
     "model",
     "pairs",
@@ -187,7 +188,7 @@ def retrieval(
                     model, pictures, batch_size, lambda done, at=blank: watch(at, done)
                 )
                 gallery = search.clean
-                if threat is not None:
+                if threat is not None and isinstance(attack, PGD):
                     gallery = search.attacked(
                         attack,
                         threat,
@@ -233,7 +234,7 @@ class _Search:
 
     def attacked(
         self,
-        attack: Attack,
+        attack: PGD,
         threat: Threat,
         precision: Resolved,
         seed: int,
@@ -241,7 +242,7 @@ class _Search:
         journal: Journal | None = None,
     ) -> Tensor:
         """(n, d): every picture after the attack; `journal` holds those that are known so far."""
-        _, objective = LOSSES[attack.kind]
+        _, objective = LOSSES[attack.loss]
 
         def perturb(images: Tensor, rows: Tensor) -> Tensor:
             own = self.owner == rows[:, None]
@@ -257,7 +258,7 @@ class _Search:
                     loss,
                     threat,
                     steps=attack.steps,
-                    step_size=attack.step_size(threat),
+                    step_size=attack.alpha(threat),
                     start=threat.random_start(images, Streams(seed, self.places[rows])),
                 )
             assert bool(threat.contains(images, found).all())
@@ -311,17 +312,19 @@ class _Search:
         return torch.cat(parts)[torch.tensor([number[text] for text in captions], device=self.model.device)]
 
 
-def _attack(name: str) -> Attack:
-    attack = Attack.parse(name)
-    if attack.perturbs and (attack.kind not in LOSSES or attack.restarts > 1):
+def _attack(attack: Attack | str) -> Clean | PGD:
+    found = find_attack(attack)
+    if isinstance(found, Clean):
+        return found
+    if not isinstance(found, PGD) or found.loss not in LOSSES or found.restarts > 1 or not found.random_start:
         raise ValueError(
-            f"retrieval has no attack '{name}'; known: clean, pgdN, cwN (N steps, for example pgd10)"
+            f"retrieval has no attack '{found.name}'; known: clean, pgdN, cwN (N steps, for example pgd10)"
         )
-    return attack
+    return found
 
 
-def _arguments(attack: Attack, threat: Threat | None) -> dict[str, Any]:
-    if threat is None:
+def _arguments(attack: Clean | PGD, threat: Threat | None) -> dict[str, Any]:
+    if threat is None or isinstance(attack, Clean):
         return {}
-    loss, _ = LOSSES[attack.kind]
-    return {"loss": loss, "steps": attack.steps, "step_size": attack.step_size(threat), "random_start": True}
+    loss, _ = LOSSES[attack.loss]
+    return {"loss": loss, "steps": attack.steps, "step_size": attack.alpha(threat), "random_start": True}

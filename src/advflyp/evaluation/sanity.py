@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advflyp.attack.pgd import pgd, pgd_points
-from advflyp.attack.square import square
+from advflyp.attack.base import Attack
+from advflyp.attack.losses import LOSSES
+from advflyp.attack.pgd import PGD, pgd
+from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import predicted
-from advflyp.evaluation.attacks import LOSSES, Attack
-from advflyp.evaluation.classifier import for_use
+from advflyp.attack.victim import for_use, predicted
 from advflyp.evaluation.evaluator import Evaluator
 
 STEPS = (1, 5, 10, 40)
@@ -87,7 +87,8 @@ def _verdict(found: dict[str, float]) -> dict[str, Any]:
 def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
     """Figures of this process's images that add up to those of all: how many survive what, …"""
     images, labels, streams = _correct_images(evaluator, seed, limit)
-    loss = LOSSES.get(attack.kind, LOSSES["pgd"])[1]
+    name = attack.loss if isinstance(attack, PGD) else "ce"
+    loss = LOSSES[name]
     every = torch.arange(len(images), device=images.device)
     parts = every.split(evaluator.batch_size) if len(every) else ()
 
@@ -118,13 +119,11 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
         return lambda x: loss(evaluator.logits(x), labels)
 
     def white_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        step_size = _step_size(threat, STEPS[-1])
-        return pgd_points(
-            victim, images, labels, threat, streams=streams, loss=loss, steps=STEPS[-1], step_size=step_size
-        )
+        search = PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))
+        return search.perturb(victim, images, labels, threat, streams=streams)
 
     def black_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        return square(victim, images, labels, threat, streams=streams, queries=QUERIES)
+        return Square(queries=QUERIES).perturb(victim, images, labels, threat, streams=streams)
 
     def noise(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
         return threat.random_start(images, streams)

@@ -1,9 +1,9 @@
-"""Sets × attacks × ε: one result cell each, stored as soon as it is known, so that a second call goes on."""
+"""Datasets × attacks × ε: one result cell each, stored as soon as it is known, so that a second call resumes."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,12 @@ import torch
 
 from advflyp import distributed
 from advflyp.__about__ import __version__
+from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
 from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
-from advflyp.evaluation.attacks import Attack
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
@@ -29,13 +29,15 @@ from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import read_card, weights_sha256
 from advflyp.model.load import load_model, pick_device
-from advflyp.model.precision import Precision, PrecisionChoice, choose_precision
+from advflyp.model.precision import Precision, choose_precision
+
+Model = CLIP | str | Path
 
 
 def evaluate(
-    model: CLIP | str | Path,
-    sets: Sequence[str] = ("mini",),
-    attacks: Sequence[str] = ("clean", "pgd10"),
+    model: Model | Sequence[Model],
+    sets: Sequence[LabelledSet | str] = ("mini",),
+    attacks: Sequence[Attack | str | Callable[..., torch.Tensor]] = ("clean", "pgd10"),
     eps: Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
@@ -52,165 +54,247 @@ def evaluate(
     progress: Callable[[Cell], None] = lambda cell: None,
     watch: Callable[[Cell, SetProgress], None] = lambda cell, progress: None,
 ) -> list[Cell]:
-    """Zero-shot accuracy, clean and under attack.
+    """Zero-shot accuracy, clean and under attack. Under torchrun, the ranks share the images; rank 0 writes.
 
-    model:     a model, which is left as it was, or the name of one
-    sets:      names of sets or groups
-    attacks:   "clean", "pgd10", "cw10", "autoattack", …: `Attack` says which there are
-    eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
-    out:       JSON-lines file; cells that it already holds are not computed again, an interrupted one goes on from
-               its last finished batch. What every image was classified as goes to Parquet files beside it; a cell
-               whose Parquet file is gone is measured again
-    limit:     so many images of each set, its classes evenly represented, drawn by `seed`
-    precision: of the attack's search: "auto", "fp32", "bf16"; every adversarial image is judged in float32 all the same
-    compile:   torch.compile the image tower
-    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
-    seed:      of the attacks and of `limit`
-    sanity:    check each attacked cell for masked gradients; the verdict is in the cell
-    name:      what results call the model; its own name by default
-    protocol:  class names, prompts, pixels, and what "autoattack" means. Its datasets, attacks, radii, limit and
-               precision are for the arguments above: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`
-    progress:  called with each cell as it is known
-    watch:     called after every batch with the cell in work and how it stands
-    Started by torchrun or another launcher, its processes share the images of every set; the first one writes.
-    Returns one cell per set × attack × ε. ValueError for unknown names or radii that are not above 0.
+    Args:
+        model: A model, which is left as it was, the name of one, or several of these.
+        sets: Datasets, names of them or of groups.
+        attacks: Attacks, names of them ("clean", "pgd10"; see `find_attack`) or functions of one's own.
+        eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
+        out: JSON-lines file; what it already holds is not computed again, an interrupted cell resumes. What every image
+            was classified as goes to Parquet files beside it; a cell whose Parquet file is gone is measured again.
+        norm: "linf" or "l2".
+        limit: N class-balanced images of each dataset, drawn by `seed`.
+        batch_size: Images at a time.
+        precision: Of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
+        compile: Run the image tower through torch.compile.
+        device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
+        seed: Random seed of the attacks and of `limit`.
+        sanity: Check each attacked cell for masked gradients; the verdict is in the cell.
+        name: What results call the model; its own name by default.
+        protocol: Class names, prompts, pixels, and what "autoattack" means. Its datasets, attacks, radii, limit and
+            precision are for the arguments above: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`.
+        progress: Called with each cell as it is known.
+        watch: Called after every batch with the cell in work and its progress.
+
+    Returns:
+        One cell per model × dataset × attack × ε.
+
+    Raises:
+        ValueError: Unknown names, or radii that are not above 0.
     """
+    suite = _Suite(protocol, limit, batch_size, precision, compile, seed, sanity, out, progress, watch)
+    conditions = _conditions(map(protocol.attack, attacks), norm, eps)
+    models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
+    with distributed.process_group(place) as (ranks, own):
+        return suite.run(models, name, datasets, conditions, ranks, own or place)
+
+
+Condition = tuple[Attack, Threat | None]
+
+
+def _conditions(
+    attacks: Iterable[Attack], norm: Literal["linf", "l2"], eps: Sequence[float]
+) -> list[Condition]:
+    """Each attack at each radius; no attack at none."""
     threats = [Threat(norm=norm, eps=value) for value in eps]
-    parsed = [protocol.attack(attack) for attack in attacks]
-    chosen = set_names(list(sets))
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    place = pick_device(device)
-    store = Path(out) if out is not None else None
-    result: list[Cell] = []
-    with distributed.process_group(place) as (ranks, own), ExitStack() as stack:
-        known = ranks.broadcast_from_rank0(partial(_known, store))
-        if not isinstance(model, CLIP):
-            model = load_model(model, device=own or place)
-        sha256 = weights_sha256(model)
-        search = choose_precision(precision, model.device)
-        # Batches shrink as points leave an attack.
-        if compile:
-            stack.enter_context(compiled(model))
-        for set_name in chosen:
-            labelled = protocol.apply(_load(set_name, protocol))
-            evaluator = Evaluator(
-                model,
-                labelled,
-                limit=limit,
-                seed=seed,
-                batch_size=batch_size,
-                ranks=ranks,
-                pixels=protocol.pixels_of(labelled),
-                repeated=protocol.repeated(labelled.classes),
-            )
-            for attack in parsed:
-                for threat in threats if attack.perturbs else [None]:
-                    blank = _blank(evaluator, attack, threat, search, seed, name, sha256, protocol)
-                    cell = _cell(blank, known.get(blank.key()), evaluator, attack, threat, store, watch)
-                    if sanity and threat and cell.sanity is None:
-                        cell = dataclasses.replace(
-                            cell, sanity=sanity_check(evaluator, attack, threat, seed=seed)
-                        )
-                        _save(cell, store, ranks)
-                    result.append(cell)
-                    if ranks.rank == 0:
-                        progress(cell)
-    return result
+    return [(attack, threat) for attack in attacks for threat in (threats if attack.perturbs else [None])]
 
 
-def _known(store: Path | None) -> dict[tuple[str, ...], Cell]:
-    """What is stored already; ValueError where nothing can be stored."""
-    if store is None:
-        return {}
-    check_store(store)
-    return {cell.key(): cell for cell in read_cells(store)}
+def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
+    models = [model] if isinstance(model, CLIP | str | Path) else list(model)
+    if name is not None and len(models) > 1:
+        raise ValueError(f"`name` is for one model, not for {len(models)}; each keeps its own")
+    return models
 
 
-def _cell(
-    blank: Cell,
-    known: Cell | None,
-    evaluator: Evaluator,
-    attack: Attack,
-    threat: Threat | None,
-    store: Path | None,
-    watch: Callable[[Cell, SetProgress], None],
-) -> Cell:
-    """The cell that is stored already, or the one that is measured now and stored."""
-    ranks = evaluator.ranks
-    own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
-    journal = Journal.beside(store, own) if store else None
-    cell = known
-    if cell is None or not ranks.broadcast_from_rank0(partial(_has_samples, store, cell)):
-        # The new line takes the place of the known one: its name for the weights and its verdict stay.
-        kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
-        cell = _measure(dataclasses.replace(blank, **kept), evaluator, attack, threat, store, journal, watch)
-        _save(cell, store, ranks)
-    if journal:
-        journal.remove()
-    return cell
+def _chosen_sets(sets: Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
+    """The datasets in order, groups by their members, each name once."""
+    found: list[LabelledSet | str] = []
+    for one in sets:
+        found += set_names([one]) if isinstance(one, str) else [one]
+    return [one for place, one in enumerate(found) if one not in found[:place]]
 
 
-def _has_samples(store: Path | None, cell: Cell) -> bool:
-    return store is None or has_samples(store, cell)
+@dataclass
+class _Suite:
+    """What all cells of a call of `evaluate` have in common, and how each is found or made."""
 
+    protocol: Protocol
+    limit: int | None
+    batch_size: int
+    precision: Precision
+    compile: bool
+    seed: int
+    sanity: bool
+    out: str | Path | None
+    progress: Callable[[Cell], None]
+    watch: Callable[[Cell, SetProgress], None]
 
-def _save(cell: Cell, store: Path | None, ranks: Ranks) -> None:
-    if store and ranks.rank == 0:
-        append_cell(store, cell)
+    def __post_init__(self) -> None:
+        self.store = None if self.out is None else Path(self.out)
+        for what in ("limit", "batch_size"):
+            value = getattr(self, what)
+            if value is not None and value < 1:
+                raise ValueError(f"{what} must be at least 1, not {value}")
 
+    def run(
+        self,
+        models: Sequence[Model],
+        name: str | None,
+        datasets: Sequence[LabelledSet | str],
+        conditions: Sequence[Condition],
+        ranks: Ranks,
+        device: torch.device,
+    ) -> list[Cell]:
+        """Every cell, the known ones too."""
+        known, result = ranks.broadcast_from_rank0(self._known), []
+        for one in models:
+            model = one if isinstance(one, CLIP) else load_model(one, device=device)
+            same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
+            # Batches shrink as points leave an attack.
+            with compiled(model) if self.compile else nullcontext():
+                for dataset in datasets:
+                    evaluator = self._evaluator(model, dataset, ranks)
+                    # What an object calls itself may stand for anything.
+                    is_named = isinstance(dataset, str)
+                    for attack, threat in conditions:
+                        blank = self._blank(evaluator, attack, threat, same, is_named)
+                        cell = self._cell(blank, known.get(blank.key()), evaluator, attack, threat)
+                        result.append(cell)
+                        if ranks.rank == 0:
+                            self.progress(cell)
+        return result
 
-def _blank(
-    evaluator: Evaluator,
-    attack: Attack,
-    threat: Threat | None,
-    search: PrecisionChoice,
-    seed: int,
-    name: str | None,
-    sha256: str,
-    protocol: Protocol,
-) -> Cell:
-    """The cell before anything is measured: all that makes it this measurement and no other."""
-    labelled = evaluator.labelled
-    card = read_card(evaluator.model.name)
-    part = {} if len(evaluator) == len(labelled) else {"limit": len(evaluator), "seed": seed}
-    return Cell(
-        model=name or evaluator.model.name,
-        checkpoint_sha256=sha256,
-        set=labelled.name,
-        split=labelled.split + (" (webdataset)" if labelled.info.get("read_from") == "webdataset" else ""),
-        n=0,
-        prompt=labelled.prompt,
-        attack=attack.name,
-        attack_args=attack.arguments(threat, len(labelled.classes)),
-        norm=threat.norm if threat else None,
-        eps=threat.eps if threat else 0.0,
-        precision=search.precision if threat else "fp32",
-        precision_reason=search.reason if threat else "",
-        seed=seed if threat else 0,
-        version=__version__,
-        correct=0,
-        accuracy=0.0,
-        ci95=(0.0, 1.0),
-        seconds=0.0,
-        subset={"of": len(labelled), **part},
-        seen=was_trained_on(card, labelled.name),
-        pflops=card.get("pflops"),
-        protocol=protocol.name,
-        settings=_settings(evaluator, protocol),
-    )
+    def _known(self) -> dict[tuple[str, ...], Cell]:
+        """What is stored already; ValueError where nothing can be stored."""
+        if self.store is None:
+            return {}
+        check_store(self.store)
+        return {cell.key(): cell for cell in read_cells(self.store)}
 
+    def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks) -> Evaluator:
+        """The model on a dataset, as the protocol has it."""
+        protocol = self.protocol
+        labelled = protocol.apply(_load(dataset, protocol) if isinstance(dataset, str) else dataset)
+        return Evaluator(
+            model,
+            labelled,
+            limit=self.limit,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            ranks=ranks,
+            pixels=protocol.pixels_of(labelled),
+            repeated=protocol.repeated(labelled.classes),
+        )
 
-def _settings(evaluator: Evaluator, protocol: Protocol) -> dict[str, Any]:
-    """What the protocol changes of images and class names; nothing of the default."""
-    found = evaluator.pixels.settings(evaluator.model)
-    if protocol.names_classes:
-        found["classnames_sha256"] = names_sha256(evaluator.labelled.classes)
-    if evaluator.repeated:
-        found["repeated_classes"] = evaluator.repeated
-    return found
+    def _cell(
+        self, blank: Cell, known: Cell | None, evaluator: Evaluator, attack: Attack, threat: Threat | None
+    ) -> Cell:
+        """The cell that is stored already, or the one that is measured now and stored."""
+        cell, ranks = known, evaluator.ranks
+        own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
+        journal = Journal.beside(self.store, own) if self.store else None
+        if cell is None or not ranks.broadcast_from_rank0(partial(self._has_samples, cell)):
+            # The new line takes the place of the known one: its name for the weights and its verdict stay.
+            kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
+            cell = self._measure(replace(blank, **kept), evaluator, attack, threat, journal)
+            self._save(cell, ranks)
+        if journal:
+            journal.remove()
+        if self.sanity and threat and cell.sanity is None:
+            cell = replace(cell, sanity=sanity_check(evaluator, attack, threat, seed=self.seed))
+            self._save(cell, ranks)
+        return cell
+
+    def _has_samples(self, cell: Cell) -> bool:
+        return self.store is None or has_samples(self.store, cell)
+
+    def _save(self, cell: Cell, ranks: Ranks) -> None:
+        if self.store and ranks.rank == 0:
+            append_cell(self.store, cell)
+
+    def _blank(
+        self,
+        evaluator: Evaluator,
+        attack: Attack,
+        threat: Threat | None,
+        same: dict[str, Any],
+        is_named: bool,
+    ) -> Cell:
+        """The cell before anything is measured: all that makes it this measurement and no other."""
+        labelled, model = evaluator.labelled, evaluator.model
+        card, search = read_card(model.name), choose_precision(self.precision, model.device)
+        part = {} if len(evaluator) == len(labelled) else {"limit": len(evaluator), "seed": self.seed}
+        return Cell(
+            **same,
+            set=labelled.name,
+            split=labelled.split
+            + (" (webdataset)" if labelled.info.get("read_from") == "webdataset" else ""),
+            n=0,
+            prompt=labelled.prompt,
+            attack=attack.name,
+            attack_args=attack.arguments(threat, len(labelled.classes)),
+            norm=threat.norm if threat else None,
+            eps=threat.eps if threat else 0.0,
+            precision=search.precision if threat else "fp32",
+            precision_reason=search.reason if threat else "",
+            seed=self.seed if threat else 0,
+            version=__version__,
+            correct=0,
+            accuracy=0.0,
+            ci95=(0.0, 1.0),
+            seconds=0.0,
+            subset={"of": len(labelled), **part},
+            seen=was_trained_on(card, labelled.name),
+            pflops=card.get("pflops"),
+            protocol=self.protocol.name,
+            settings=self._settings(evaluator, is_named),
+        )
+
+    def _settings(self, evaluator: Evaluator, is_named: bool) -> dict[str, Any]:
+        """What the protocol changes of images and class names; nothing of the default."""
+        found = evaluator.pixels.settings(evaluator.model)
+        if self.protocol.names_classes or not is_named:
+            found["classnames_sha256"] = names_sha256(evaluator.labelled.classes)
+        if evaluator.repeated:
+            found["repeated_classes"] = evaluator.repeated
+        return found
+
+    def _measure(
+        self,
+        cell: Cell,
+        evaluator: Evaluator,
+        attack: Attack,
+        threat: Threat | None,
+        journal: Journal | None,
+    ) -> Cell:
+        started = time.monotonic()
+        outcome = evaluator.run(
+            attack,
+            threat,
+            precision="bf16" if cell.precision == "bf16" else "fp32",
+            seed=cell.seed,
+            journal=journal,
+            watch=lambda progress: self.watch(cell, progress),
+        )
+        correct, n = int(outcome.correct.sum()), len(outcome.label)
+        keys = [evaluator.labelled.key(index) for index in outcome.index.tolist()]
+        cell = replace(
+            cell,
+            n=n,
+            correct=correct,
+            accuracy=correct / n,
+            ci95=wilson(correct, n),
+            seconds=round(time.monotonic() - started, 3),
+            per_class=_per_class(outcome),
+            unreadable=sorted(
+                {evaluator.labelled.key(index) for index in evaluator.index.tolist()} - set(keys)
+            ),
+        )
+        if self.store and evaluator.ranks.rank == 0:
+            write_samples(self.store, cell, **vars(outcome), keys=keys)
+        return cell
 
 
 def _load(name: str, protocol: Protocol) -> LabelledSet:
@@ -218,42 +302,6 @@ def _load(name: str, protocol: Protocol) -> LabelledSet:
     if protocol.source == "any" or canonical(name) is None:
         return load_set(name)
     return load_set(name, source=protocol.source)
-
-
-def _measure(
-    cell: Cell,
-    evaluator: Evaluator,
-    attack: Attack,
-    threat: Threat | None,
-    store: Path | None,
-    journal: Journal | None,
-    watch: Callable[[Cell, SetProgress], None],
-) -> Cell:
-    started = time.monotonic()
-    precision: Precision = "bf16" if cell.precision == "bf16" else "fp32"
-    outcome = evaluator.run(
-        attack,
-        threat,
-        precision=precision,
-        seed=cell.seed,
-        journal=journal,
-        watch=lambda progress: watch(cell, progress),
-    )
-    correct, n = int(outcome.correct.sum()), len(outcome.label)
-    keys = [evaluator.labelled.key(index) for index in outcome.index.tolist()]
-    cell = dataclasses.replace(
-        cell,
-        n=n,
-        correct=correct,
-        accuracy=correct / n,
-        ci95=wilson(correct, n),
-        seconds=round(time.monotonic() - started, 3),
-        per_class=_per_class(outcome),
-        unreadable=sorted({evaluator.labelled.key(index) for index in evaluator.index.tolist()} - set(keys)),
-    )
-    if store and evaluator.ranks.rank == 0:
-        write_samples(store, cell, **vars(outcome), keys=keys)
-    return cell
 
 
 def _per_class(outcome: Outcome) -> dict[str, list[int]]:

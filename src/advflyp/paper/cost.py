@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.data.sets.labelled import set_names
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.paper.plan import Plan, Run
 from advflyp.paper.steps import FINISHED, is_done, recipe_file, steps_of
 from advflyp.paper.tuning import IMAGES, UPDATES, read_tuning
@@ -83,8 +83,8 @@ def _training_passes(recipe: Recipe) -> float:
 def _attack_passes(attack: str) -> float:
     if attack == "autoattack":
         return AUTOATTACK * STANDING
-    parsed = Attack.parse(attack)
-    return 2 * parsed.steps + 1 if parsed.perturbs else 1
+    parsed = find_attack(attack)
+    return 2 * getattr(parsed, "steps", 0) + 1
 
 
 def _recipe(plan: Plan, run: Run) -> Recipe:

@@ -22,7 +22,7 @@ from rich.console import Console
 from advflyp.data.sets.labelled import set_names
 from advflyp.errors import RunError
 from advflyp.escape import for_rich
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.files import lock, try_lock, write_text
@@ -89,7 +89,7 @@ def _missing(step: Step, folder: Path) -> set[tuple[str, str, float]]:
         if cell.subset.get("limit", of) == min(m.limit or of, of):
             known.add((cell.set, cell.attack, round(255 * cell.eps, 6)))
     return {
-        (name, attack, round(255 * eps, 6) if Attack.parse(attack).perturbs else 0.0)
+        (name, attack, round(255 * eps, 6) if find_attack(attack).perturbs else 0.0)
         for name in set_names(list(m.sets))
         for attack in m.attacks
         for eps in m.eps

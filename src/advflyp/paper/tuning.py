@@ -19,7 +19,7 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.documents import read_json
 from advflyp.errors import RunError
 from advflyp.escape import for_rich
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import lock, write_text
 from advflyp.model.load import load_model, pick_device
@@ -77,9 +77,9 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
     evaluator = Evaluator(load_model(run, device=pick_device("auto")), load_set(SET), limit=IMAGES)
-    clean = evaluator.correct(Attack.parse("clean"), None).float().mean().item()
+    clean = evaluator.correct(find_attack("clean"), None).float().mean().item()
     robust = (
-        evaluator.correct(Attack.parse("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
+        evaluator.correct(find_attack("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
     )
     return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 

@@ -11,7 +11,7 @@ from advflyp.attack.pgd import AttackConfig
 from advflyp.config import Mistakes, as_tree, build, override, unknown
 from advflyp.data.config import DataConfig
 from advflyp.documents import parse_toml
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.method import method_config
 from advflyp.model.load import ModelConfig
 from advflyp.model.precision import check_precision
@@ -90,7 +90,7 @@ class ValidateConfig:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        Attack.parse(self.attack)
+        find_attack(self.attack)
         for name in ("limit", "every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from advflyp.__about__ import __version__
+from advflyp.attack.base import Attack
 from advflyp.data.lineage import trained_on
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.folder import read_card, save_model
 from advflyp.training.failures import check_finite, writing
@@ -81,12 +82,12 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
         correct = evaluator.correct(attack, threat, precision=precision, seed=seed, watch=watch)
         return correct.float().mean().item()
 
-    attack = Attack.parse(recipe.validate.attack)
-    found = {"clean": accuracy(Attack.parse("clean"))}
+    attack = find_attack(recipe.validate.attack)
+    found = {"clean": accuracy(find_attack("clean"))}
     if attack.perturbs:
         found["robust"] = accuracy(attack)
         if attack_config(run).steps == 1:
-            found["fgsm"] = accuracy(Attack.parse("fgsm"))
+            found["fgsm"] = accuracy(find_attack("fgsm"))
     return found
 
 

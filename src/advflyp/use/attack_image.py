@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.dtypes import in_float64
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
@@ -187,7 +188,7 @@ def attack_with(
 
 
 def _attack(name: str) -> Attack:
-    attack = Attack.parse(name)
+    attack = find_attack(name)
     if not attack.perturbs:
         raise ValueError(f"'{name}' changes nothing; name an attack such as pgd10, cw10 or autoattack")
     return attack

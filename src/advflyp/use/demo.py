@@ -16,7 +16,7 @@ from advflyp.config import fill
 from advflyp.console import SafeConsole
 from advflyp.data.sets.labelled import load_set
 from advflyp.escape import for_html, for_rich
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
@@ -112,7 +112,7 @@ class Demo:
             labels,
             self._picture(question),
             question.label or None,
-            Attack.parse(question.attack),
+            find_attack(question.attack),
             threat,
         )
         record = asdict(found)

@@ -3,7 +3,8 @@ import torch
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.suite import Attack, Evaluator
+from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import Example, amplification, examples, perturbation, rule
 
@@ -40,7 +41,7 @@ def test_the_choice_knows_nothing_of_the_second_model(
 
 def test_it_is_the_attack_of_the_evaluation(tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet]) -> None:
     shown = examples(tiny, other, NAMES, eps=8 / 255, n=8)
-    threat, attack = Threat(eps=8 / 255), Attack.parse("pgd10")
+    threat, attack = Threat(eps=8 / 255), find_attack("pgd10")
     outcome = {name: Evaluator(tiny, labelled).correct(attack, threat) for name, labelled in sets.items()}
     for example in shown:
         assert (example.before.top_adversarial[0][0] == example.label) == bool(
@@ -52,8 +53,7 @@ def test_fewer_where_the_original_is_rarely_right(
     tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet]
 ) -> None:
     right = sum(
-        int(Evaluator(tiny, labelled).correct(Attack.parse("clean"), None).sum())
-        for labelled in sets.values()
+        int(Evaluator(tiny, labelled).correct(find_attack("clean"), None).sum()) for labelled in sets.values()
     )
     assert len(examples(tiny, other, NAMES, eps=2 / 255, n=1000)) == right > 0
 

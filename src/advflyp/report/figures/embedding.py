@@ -16,13 +16,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advflyp.attack.pgd import pgd
+from advflyp.attack.losses import LOSSES
+from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.config import convert
 from advflyp.data.sets.labelled import load_set
 from advflyp.documents import read_json
-from advflyp.evaluation.attacks import LOSSES, Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.files import write_text
@@ -96,8 +97,8 @@ def embed(
     seed:   of the choice of images, the attack's random start and the t-SNE
     ValueError for unknown models, sets or attacks.
     """
-    search, threat = Attack.parse(attack), Threat(norm=norm, eps=eps)
-    if search.kind not in ("pgd", "cw") or search.restarts > 1:
+    search, threat = find_attack(attack), Threat(norm=norm, eps=eps)
+    if not isinstance(search, PGD) or not search.random_start or search.restarts > 1:
         raise ValueError(
             f"embeddings are shown after pgdN or cwN (N steps, for example pgd10), not '{attack}'"
         )
@@ -258,12 +259,10 @@ def about(one: TSNEResult) -> str:
     )
 
 
-def _embed(
-    evaluator: Evaluator, attack: Attack, threat: Threat, seed: int
-) -> tuple[list[int], Tensor, Tensor]:
+def _embed(evaluator: Evaluator, attack: PGD, threat: Threat, seed: int) -> tuple[list[int], Tensor, Tensor]:
     """Places of the images that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
     model, found = evaluator.model, []
-    _, loss = LOSSES[attack.kind]
+    loss = LOSSES[attack.loss]
     places: list[int] = []
     batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
     for index, images, labels in batches:
@@ -275,7 +274,7 @@ def _embed(
                 lambda x, labels=labels: loss(evaluator.logits(x), labels),
                 threat,
                 steps=attack.steps,
-                step_size=attack.step_size(threat),
+                step_size=attack.alpha(threat),
                 start=threat.random_start(images, Streams(seed, index.to(images.device))),
             )
             with torch.no_grad():

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.data.sets.labelled import load_set
-from advflyp.evaluation.attacks import Attack
+from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
@@ -87,7 +88,7 @@ def examples(
     Fewer than `n` where the original model gets fewer right. ValueError for unknown sets or attacks.
     """
     threat = Threat(norm=norm, eps=eps)
-    search = Attack.parse(attack)
+    search = find_attack(attack)
     order = list(set_names)
     random.Random(seed).shuffle(order)
 

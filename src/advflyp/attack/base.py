@@ -1,0 +1,312 @@
+"""Attacks as objects on any classifier, and the one loop that runs their stages."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advflyp.attack.losses import LOSSES, count_targets
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat, check_pixels
+from advflyp.attack.victim import Victim, for_use, predicted
+
+# (victim, images, labels, threat, streams=…) → adversarial images
+Stage = Callable[..., Tensor]
+STAGE_SEEDS = 1_000_003
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """An attack on any classifier: `PGD(steps=10)(classifier, images, labels, Threat(eps=4 / 255))`.
+
+    A subclass is a frozen dataclass with the parameters as fields, and has `perturb` (or `stages`, where it is made of
+    other attacks). Results record its name and every parameter.
+
+    Args:
+        restarts: How many times it is run, each time on the images that are still classified correctly.
+    """
+
+    restarts: int = 1
+    perturbs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", int) and value < 1:
+                raise ValueError(f"{type(self).__name__}: {field.name} must be at least 1, not {value}")
+
+    def __call__(
+        self,
+        classifier: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        index: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Adversarial images, as an evaluation searches for them.
+
+        Args:
+            classifier: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, K at least 2, differentiable; it normalises. A
+                module is attacked in evaluation mode and left as it was, gradients of parameters included.
+            images: (N, 3, H, W) float32 or float64 pixels in [0, 1], on any device.
+            labels: (N,) int64, the true classes.
+            threat: The ball around each image.
+            seed: Random seed.
+            generator: Draws the seed, in place of `seed`.
+            index: (N,) int64, the images' places in their dataset, 0 … N − 1 by default: the outcome for an image is a
+                function of the seed and its place, whatever else is in the batch.
+            batch_size: Images at a time; all by default.
+
+        Returns:
+            (N, 3, H, W) images inside `threat`, detached. An image that is misclassified already comes back as it is.
+
+        Raises:
+            ValueError: Images, labels or logits have another shape or type, or pixels are not in [0, 1].
+        """
+        images, labels = images.detach(), labels.cpu()
+        _check_batch(images, labels)
+        if generator is not None:
+            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        index = torch.arange(len(images)) if index is None else index.cpu()
+        result, victim = images.clone(), Victim(classifier)
+        with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
+            survived = torch.zeros_like(labels)
+            for rows in torch.arange(len(images)).split(batch_size or max(len(images), 1)):
+                with torch.no_grad():
+                    logits = victim(images[rows.to(images.device)]).cpu()
+                _check_logits(logits, labels[rows])
+                survived[rows[predicted(logits, labels[rows]) != labels[rows]]] = -1
+            for rows, found, _ in run_stages(
+                self.stages(threat),
+                victim,
+                victim,
+                images,
+                labels,
+                threat,
+                seed=seed,
+                index=index,
+                survived=survived,
+                batch_size=batch_size,
+            ):
+                result[rows.to(images.device)] = found
+        return result
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        """One run of the attack, on images that are still classified correctly.
+
+        Args:
+            victim: The classifier.
+            images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
+            labels: (N,) int64, on the same device.
+            threat: The ball around each image.
+            streams: The images' random numbers, the only ones that may be used.
+
+        Returns:
+            (N, 3, H, W) inside `threat`, detached.
+        """
+        raise NotImplementedError
+
+    def stages(self, threat: Threat) -> list[Stage]:
+        """What is run one after another, each on the images that are still classified correctly."""
+        return [self.perturb] * self.restarts
+
+    @property
+    def name(self) -> str:
+        """What results call it; parameters that differ from the defaults are part of the name."""
+        return self._named(type(self).__name__)
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        """Every parameter that changes the outcome, as results record them."""
+        # The name alone would not say when the code has become another.
+        return {**asdict(self), "source_sha256": source_sha256(type(self))}
+
+    def _named(self, short: str, *said: str) -> str:
+        """`short`, which says the values of the fields `said`, the restarts, and the other fields that were changed."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        changed = [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, (value, default) in values.items()
+            if value != default and name not in (*said, "restarts")
+        ]
+        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
+        return short + restarts + (f"({', '.join(changed)})" if changed else "")
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    victim: Victim,
+    logits_fp32: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    seed: int,
+    index: Tensor,
+    survived: Tensor,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Run an attack's stages one after another, each on the images that no earlier one has fooled.
+
+    Args:
+        stages: Of the attack.
+        victim: The classifier as the stages see it.
+        logits_fp32: The classifier in float32, which decides who is fooled.
+        images: (N, 3, H, W) pixels in [0, 1].
+        labels: (N,) int64, on the CPU.
+        threat: The ball around each image; an image outside is a mistake of the stage.
+        seed: Random seed of the attack.
+        index: (N,) int64 on the CPU, the images' places in their dataset.
+        survived: (N,) int64 on the CPU, how many stages each image has survived already; −1: it is not attacked.
+        batch_size: Images at a time; all by default.
+
+    Yields:
+        After each batch, its rows (M,), the adversarial images (M, 3, H, W) and what these are classified as (M,).
+    """
+    survived, standing = survived.clone(), torch.ones(len(labels), dtype=torch.bool)
+    for number, stage in enumerate(stages):
+        here = (standing & (survived == number)).nonzero().squeeze(1)
+        for rows in here.split(batch_size or len(here)) if len(here) else ():
+            there = rows.to(images.device)
+            origin = images[there]
+            streams = Streams(seed * STAGE_SEEDS + number, index[rows].to(images.device))
+            found = stage(victim, origin, labels[rows].to(images.device), threat, streams=streams)
+            assert bool(threat.contains(origin, found).all())
+            # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
+            with torch.no_grad():
+                answers = predicted(logits_fp32(found).cpu(), labels[rows])
+            standing[rows] = answers == labels[rows]
+            survived[rows] += 1
+            yield rows, found, answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Attack):
+    """No attack: the images as they are."""
+
+    perturbs: ClassVar[bool] = False
+
+    def stages(self, threat: Threat) -> list[Stage]:
+        return []
+
+    @property
+    def name(self) -> str:
+        return "clean"
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Attack):
+    """One uniform draw from the ball: what any attack has to beat."""
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        return threat.random_start(images, streams)
+
+    @property
+    def name(self) -> str:
+        return self._named("noise")
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        return {"restarts": self.restarts} if self.restarts > 1 else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Attack):
+    """An attack that AutoAttack may have as a member; results record it as an ensemble of one where it is alone."""
+
+    kind: ClassVar[str] = ""
+    in_kind: ClassVar[tuple[str, ...]] = ()  # fields that `member` says
+
+    @property
+    def member(self) -> str:
+        """What AutoAttack calls it."""
+        return self.kind
+
+    @property
+    def name(self) -> str:
+        return self._named(self.member, *self.in_kind)
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        values = {name: value for name, value in asdict(self).items() if name != "restarts"}
+        if "loss" in values:
+            values["loss"] = LOSSES[values["loss"]].__name__
+        if "targets" in values:
+            values["targets"] = count_targets(classes, values["targets"])
+        return {self.member: values | ({"restarts": self.restarts} if self.restarts > 1 else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom(Attack):
+    """A function of the user's own, with the arguments of `Attack.perturb`.
+
+    Args:
+        function: (victim, images, labels, threat, streams=…) → images inside the ball.
+        called: Its name in results; "module:function" by default.
+    """
+
+    function: Stage
+    called: str = ""
+
+    def stages(self, threat: Threat) -> list[Stage]:
+        return [self.function] * self.restarts
+
+    @property
+    def name(self) -> str:
+        called = self.called or f"{self.function.__module__}:{self.function.__qualname__}"
+        return called + (f"x{self.restarts}" if self.restarts > 1 else "")
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        return {"source_sha256": source_sha256(self.function)}
+
+
+def source_sha256(code: Any) -> str:
+    """A hash of the module that a function or class is defined in; in a notebook, of its own source."""
+    for part in (inspect.getmodule(code), code):
+        try:
+            source = inspect.getsource(part)  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            continue
+        return hashlib.sha256(source.encode()).hexdigest()
+    raise ValueError(f"the source of {code!r} is not to be had, which results record; define it in a file")
+
+
+def _check_batch(images: Tensor, labels: Tensor) -> None:
+    if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "an attack takes float32 or float64 images of shape (N, 3, H, W), not "
+            f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; a model in half precision "
+            "needs a wrapper that casts them, such as lambda x: model(x.half())"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"an attack takes one int64 label for each of the {len(images)} images, not "
+            f"{str(labels.dtype).removeprefix('torch.')} labels of shape {tuple(labels.shape)}"
+        )
+    check_pixels(images)
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+        raise ValueError(
+            f"the classifier must give logits of shape ({len(labels)}, K) with two classes or more, not "
+            f"{tuple(logits.shape)}"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels must be from 0 to {logits.shape[1] - 1}, as many as the classifier has classes; they are from "
+            f"{int(labels.min())} to {int(labels.max())}"
+        )

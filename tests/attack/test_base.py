@@ -1,0 +1,127 @@
+"""Attacks as objects on any classifier: what they take, what they leave alone, what they refuse."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import advflyp
+from advflyp import APGD, CW, FAB, FGSM, PGD, AutoAttack, Square, TargetedAPGD, Threat
+from advflyp.attack.base import Attack
+from advflyp.attack.victim import predicted
+from attack.classifiers import pictures
+
+THREAT = Threat(eps=24 / 255)
+SMALL = AutoAttack(
+    members=(APGD(steps=4), TargetedAPGD(steps=3, targets=2), FAB(steps=2, targets=2), Square(queries=20))
+)
+ATTACKS: list[Attack] = [
+    PGD(steps=3, step_size=0.05),
+    CW(steps=3, step_size=0.05),
+    FGSM(),
+    APGD(loss="dlr", steps=3),
+    SMALL,
+]
+
+
+def tiny_timm(classes: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model("resnet10t", num_classes=classes, in_chans=3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_autoattack_on_a_classifier_of_timm(classes: int) -> None:
+    net = tiny_timm(classes).train()
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # The images are near the boundaries.
+        net.get_classifier().bias -= net.eval()(images).mean(0)  # type: ignore[operator]
+        labels = net(images).argmax(1)
+    labels[0] = (labels[0] + 1) % classes
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()
+    found = SMALL(net, images, labels, THREAT, seed=1)
+    assert net.training and all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert torch.equal(found[0], images[0]), "misclassified from the start"
+    assert THREAT.contains(images, found).all() and found.dtype == images.dtype
+    with torch.no_grad():
+        fooled = net.eval()(found).argmax(1) != labels
+    assert fooled[1:].any()
+    assert torch.equal((found != images).flatten(1).any(1)[1:], fooled[1:])
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name[:12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_callable_in_batches_of_any_size(robust: nn.Module, attack: Attack, dtype: torch.dtype) -> None:
+    images, labels = pictures(10, 24, 5)
+    images = images.to(dtype)
+    classifier = lambda x: robust(x.double())  # noqa: E731
+    found = attack(classifier, images, labels, THREAT, seed=5)
+    assert found.dtype == dtype and not found.requires_grad and THREAT.contains(images, found).all()
+    clean, after = (predicted(classifier(x).detach(), labels) == labels for x in (images, found))
+    assert not (after & ~clean).any() and after.sum() < clean.sum()
+    if dtype == torch.float64:
+        parts = attack(classifier, images, labels, THREAT, seed=5, batch_size=7)
+        torch.testing.assert_close(parts, found, rtol=0, atol=1e-9)
+
+
+def test_seed_index_and_generator(plain: nn.Module) -> None:
+    images, labels = pictures(10, 8, 5)
+    attack = PGD(steps=1, step_size=1e-4)
+
+    def found(**options: Any) -> Tensor:
+        return attack(plain, images, labels, Threat(eps=0.01), **options)
+
+    assert torch.equal(found(), found(seed=0, index=torch.arange(8)))
+    assert not torch.equal(found(), found(seed=1))
+    assert not torch.equal(found(), found(index=torch.arange(8) + 1))
+    drawn = [found(generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 4, 4, dtype=torch.float16)}, "takes float32 or float64 images"),
+        ({"images": torch.zeros(3, 4, 4)}, r"of shape \(N, 3, H, W\), not float32 of shape \(3, 4, 4\)"),
+        ({"images": torch.full((2, 3, 4, 4), 2.0)}, "pixels must be numbers from 0 to 1"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "one int64 label for each of the 2 images"),
+        ({"labels": torch.zeros(2)}, "not float32 labels"),
+        ({"labels": torch.tensor([0, 5])}, "labels must be from 0 to 4"),
+        ({"classifier": lambda x: x.flatten(1)[:, :1]}, "two classes or more"),
+        ({"classifier": lambda x: x}, "must give logits of shape"),
+    ],
+)
+def test_mistakes(change: dict[str, Any], message: str) -> None:
+    given = {
+        "classifier": lambda x: x.flatten(1)[:, :5],
+        "images": torch.zeros(2, 3, 4, 4),
+        "labels": torch.zeros(2, dtype=torch.int64),
+        "threat": THREAT,
+    }
+    with pytest.raises(ValueError, match=message):
+        PGD()(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(steps=0), "PGD: steps must be at least 1"),
+        (lambda: PGD(step_size=0.0), "step_size must be above 0"),
+        (lambda: PGD(loss="cross"), "there is no loss 'cross'"),
+        (lambda: APGD(loss="margin"), "there is no loss 'margin'"),
+        (lambda: AutoAttack(restarts=0), "restarts must be at least 1"),
+    ],
+)
+def test_parameters_that_are_none(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_they_are_exported() -> None:
+    for name in ("APGD", "CW", "FAB", "FGSM", "PGD", "AutoAttack", "Square", "TargetedAPGD"):
+        assert name in advflyp.__all__ and issubclass(getattr(advflyp, name), Attack)
