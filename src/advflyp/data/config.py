@@ -11,21 +11,22 @@ from advflyp.data.sets.prompts import choose_templates
 class DataConfig:
     """The training data (recipe table `data`).
 
-    train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled pictures
+    train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled images
                 with their captions), a corpus that its builder made (docs/mini.md), a folder of name.jpg + name.txt,
                 webdataset shards (one file, a folder, a glob or "{000..099}.tar"; also s3://, gs://, https://, hf://),
                 a CSV, TSV, JSONL or Parquet table, a Hugging Face dataset "hf:NAME";
                 labelled: "mini/proxy", any set of the table such as "imagenet@train", a folder of class folders,
                 webdataset shards with .cls members
     also:       a second source of pairs, mixed into the first
-    also_share: of the samples that come from it
-    batch_size: N of Eq. 1, pictures in a batch
-    drop_last:  leave out the samples of an epoch that fill no batch; false makes a smaller last batch of them
-    limit:      use only so many: the first pairs, or pictures with the classes evenly represented
-    size:       samples in the shards of `train`, where neither a manifest nor local files say so
-    workers:    decoding threads
-    resize:     shorter side before the centre crop; none is the model's own preprocessing, which crops nothing off it
-    interpolation: "bilinear" or "bicubic" resizing; none is the model's own
+    also_share: fraction of the samples drawn from `also`
+    batch_size: N of Eq. 1, images in a batch
+    drop_last:  drop the samples of an epoch that fill no batch; false makes a smaller last batch of them
+    limit:      the first N pairs, or N class-balanced images
+    size:       number of samples in `train`, where neither a manifest nor local files say so
+    workers:    number of decoding threads
+    resize:     shorter side before the centre crop; none uses the model's own preprocessing, which
+                crops nothing off it
+    interpolation: "bilinear" or "bicubic" resizing; none uses the model's own
     templates:  prompts of labelled data in place of the set's: one, several with " | " between them, or "openai", the
                 80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is drawn anew
                 each epoch
@@ -34,8 +35,8 @@ class DataConfig:
                 embeddings are interpolated; validation is at the model's own size
     shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded, up to
                        1 GB of them
-    max_bad_fraction:  training stops when more of the samples than this cannot be used
-    image_column, caption_column: of tables, where they have no name that is known
+    max_bad_fraction:  training stops when a larger fraction of the samples is skipped
+    image_column, caption_column: column names of a table, if not detected
     text_cache: folder for embeddings of captions by a frozen text encoder, kept from run to run; none keeps them in
                 memory only
     """

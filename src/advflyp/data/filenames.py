@@ -8,7 +8,7 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2")
 IMAGE_SUFFIXES += ("ppm", "pgm", "pbm", "pnm")
-# What cameras write and Pillow reads with a plugin only: images nevertheless, so that none is left out in silence.
+# What cameras write and Pillow reads with a plugin only: images nevertheless, so that none is skipped in silence.
 PLUGIN_SUFFIXES = ("heic", "heif", "hif", "jxl")
 IMAGE_SUFFIXES += PLUGIN_SUFFIXES
 # The first that there is holds an image's captions.

@@ -1,6 +1,6 @@
-"""Training data for every kind of method: what `data.train` can be read as, and labelled pictures as batches.
+"""Training data for every kind of method: what `data.train` can be read as, and labelled images as batches.
 
-Batches of labelled pictures have the order, the resuming and the counting of those of pairs; the set behind them is
+Batches of labelled images have the order, the resuming and the counting of those of pairs; the set behind them is
 read as for an evaluation.
 """
 
@@ -37,11 +37,11 @@ from advflyp.share import Share
 Reading = Literal["pairs", "labelled"]
 
 PROXY_SET = f"mini/{PROXY}"
-# The same pictures as pairs, with the captions that the corpus has for them.
+# The same images as pairs, with the captions that the corpus has for them.
 PROXY_PAIRS = f"mini/{PROXY}-captioned"
 # Enough of a shard to see what its samples consist of.
 PEEK = 60
-# JSON stands beside labelled pictures too.
+# JSON stands beside labelled images too.
 CAPTIONS = ("txt", "caption")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import braceexpand
 import pytest
 
+from advflyp.data.isolated import advflyp_guard as guard
 from advflyp.data.pairs import addresses
 from advflyp.data.pairs.addresses import (
     MAX_NAMED,
@@ -22,7 +23,6 @@ from advflyp.data.pairs.addresses import (
 )
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
-from advflyp.data.web.isolated import advflyp_guard as guard
 from advflyp.errors import SkippedSample
 from helpers import pairs
 from webserver import Server, jpeg, serving

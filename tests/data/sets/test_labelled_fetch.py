@@ -40,7 +40,7 @@ def test_from_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = downloads(monkeypatch, "EuroSAT", "eurosat")
     said: list[str] = []
     fetch(["EuroSAT"], say=said.append)
-    assert "licence: MIT" in said[0] and "100 pictures, 10 classes (published: 27,000 pictures)" in said[1]
+    assert "licence: MIT" in said[0] and "100 images, 10 classes (published: 27,000 images)" in said[1]
     assert len(load_set("eurosat@test")) == 20
     assert [path.name for path in root.iterdir()] == ["eurosat"], "no archives, no staging folder"
     fetch(["eurosat", "eurosat@train"], say=said.append)
@@ -118,7 +118,7 @@ def test_what_cannot_be_fetched(
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     main(["data", "fetch", "mini/food"])
-    assert "mini/food: 88 pictures, nothing to fetch" in capsys.readouterr().out
+    assert "mini/food: 88 images, nothing to fetch" in capsys.readouterr().out
 
 
 def test_overview(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from advflyp.data.web.isolated import advflyp_guard as guard
+from advflyp.data.isolated import advflyp_guard as guard
 from webserver import Server, jpeg, serving
 
 # Another loopback address takes the part of the internet.

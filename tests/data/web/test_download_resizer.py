@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from advflyp.data.isolated import advflyp_resizer as resizer
 from advflyp.data.pairs.images import read_image
-from advflyp.data.web.isolated import advflyp_resizer as resizer
 
 
 def stored(kind: str, orientation: int, order: str = "<") -> bytes:

@@ -22,7 +22,7 @@ import fsspec
 
 from advflyp.__about__ import __version__
 from advflyp.data.filenames import is_clutter
-from advflyp.data.web.isolated import advflyp_guard as guard
+from advflyp.data.isolated import advflyp_guard as guard
 from advflyp.errors import SkippedSample
 from advflyp.limits import (
     FETCH_SECONDS,

@@ -1,4 +1,4 @@
-"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and what makes one unusable.
+"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and what makes a sample skipped.
 
 Training pairs, labelled sets, retrieval, overlap, captions, `predict` and `attack` all decode here, so that the same
 file is the same pixels everywhere. Chosen by measurement (`benchmarks/loader.py`): JPEGs go through libjpeg-turbo
@@ -65,7 +65,7 @@ WHITE_IS_ZERO, SIGNED = 0, 2
 
 
 class ImageReader:
-    """Pictures as training takes them: (3, H, W) uint8 at the model's resolution.
+    """Images as training takes them: (3, H, W) uint8 at the model's resolution.
 
     settings: open_clip's preprocessing of the model ("preprocess_cfg")
     resize:   length of the shorter side before the centre crop; None is the model's own, which crops nothing off it
@@ -90,7 +90,7 @@ class ImageReader:
             )
         if resize is not None and parsed.resize_mode != "shortest":
             raise ValueError(
-                f"data.resize goes with models that crop; this one's pictures are resized to {size}: "
+                f"data.resize goes with models that crop; this one's images are resized to {size}: "
                 "`--data.resize none`"
             )
         self.shorter = resize or min(self.size)
@@ -102,7 +102,7 @@ class ImageReader:
         self.transform = Compose(transform.transforms[:-1])
 
     def from_bytes(self, data: bytes) -> Tensor:
-        """An encoded picture → (3, H, W) uint8; `SkippedSample` where it is none, damaged, too small or too large."""
+        """An encoded image → (3, H, W) uint8; `SkippedSample` where it is none, damaged, too small or too large."""
         image = open_image(data)
         if not self.own and _is_plain_jpeg(image):
             try:
@@ -114,7 +114,7 @@ class ImageReader:
         return self.from_image(finish_image(image))
 
     def from_image(self, image: Image.Image) -> Tensor:
-        """An RGB picture → (3, H, W) uint8."""
+        """An RGB image → (3, H, W) uint8."""
         if self.own:
             return (cast(Tensor, self.transform(image)) * 255).round().to(torch.uint8)
         return self._fit(F.pil_to_tensor(image))

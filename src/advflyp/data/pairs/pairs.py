@@ -26,7 +26,7 @@ from advflyp.share import Share
 from advflyp.wording import counted
 
 Raw = TypeVar("Raw")  # a sample before decoding
-With = TypeVar("With")  # what its picture comes with: a caption, a label
+With = TypeVar("With")  # what its image comes with: a caption, a label
 
 
 class Pairs(Protocol):
@@ -35,7 +35,7 @@ class Pairs(Protocol):
     skipped: Skipped  # samples that could not be used, of all epochs so far
 
     def __len__(self) -> int:
-        """Batches an epoch has if no sample is unusable."""
+        """Batches an epoch has if no sample is skipped."""
         ...
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
@@ -47,11 +47,11 @@ class Pairs(Protocol):
 
 
 class Decoded(ABC, Generic[Raw, With]):
-    """Batches of pictures decoded in threads; samples that cannot be used are left out and counted in `skipped`.
+    """Batches of images decoded in threads; samples that cannot be used are skipped and counted in `skipped`.
 
-    count:  samples an epoch, of all processes together
-    device: where pictures become floats; they get there as bytes
-    share:  which rows of a batch this process makes
+    count:  samples an epoch, of all ranks together
+    device: where images become floats; they get there as bytes
+    share:  which rows of a batch this rank makes
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Decoded(ABC, Generic[Raw, With]):
 
     @abstractmethod
     def decode(self, sample: Raw, epoch: int) -> tuple[Tensor, With]:
-        """The picture (3, H, W) uint8 and what it comes with, or `SkippedSample`; called from several threads."""
+        """The image (3, H, W) uint8 and what it comes with, or `SkippedSample`; called from several threads."""
 
     @abstractmethod
     def collate(self, some: list[With]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def open_pairs(
     """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
 
     device:   where the batches are wanted
-    share:    which rows of them this process makes; all by default
+    share:    which rows of them this rank makes; all by default
     captions: whether they are wanted; without, an image that has none is a sample as well
     pairs:    an object to read in place of what `config.train` names; see `open_objects`
     """
@@ -236,7 +236,7 @@ def open_pairs(
 
     found = stream(config.train if pairs is None else pairs, config.limit, config.size, share)
     if config.also is not None:
-        # Sample by sample: a small second source has something for every process.
+        # Sample by sample: a small second source has something for every rank.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
         found = Mixed(found, also, config.also_share, share.ranks)
     return DecodedPairs(found, config, reader, seed, device, share, captions)

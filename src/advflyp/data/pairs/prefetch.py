@@ -1,4 +1,4 @@
-"""Work done ahead of time: pictures decoded in threads, batches made while the model computes."""
+"""Work done ahead of time: images decoded in threads, batches made while the model computes."""
 
 import queue
 import threading

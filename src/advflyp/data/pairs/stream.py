@@ -1,4 +1,4 @@
-"""The order of an epoch: shuffled, split over processes, continued exactly where it was left.
+"""The order of an epoch: shuffled, split over ranks, continued exactly where it stopped.
 
 Every order depends on (seed, epoch, share) alone. A position is a small mapping of numbers that a checkpoint stores;
 only the stream that made it can read it.
@@ -21,7 +21,7 @@ class Stream(Protocol):
     """Undecoded samples of an epoch."""
 
     def __len__(self) -> int:
-        """Samples that all processes together get from an epoch, as far as that is known."""
+        """Samples that all ranks together get from an epoch, as far as that is known."""
         ...
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
@@ -30,7 +30,7 @@ class Stream(Protocol):
 
 
 def open_stream(source: Indexed | Sharded, *, seed: int, buffer: int, share: Share = WHOLE) -> Stream:
-    """The stream of one process; all of them together see each sample once an epoch."""
+    """The stream of one rank; all of them together see each sample once an epoch."""
     if isinstance(source, Sharded):
         return ShardStream(source, seed=seed, buffer=buffer, rank=share.rank, ranks=share.ranks)
     return IndexedStream(source, seed=seed, share=share)
@@ -46,7 +46,7 @@ def permuted(
 ) -> Iterator[tuple[int, Position]]:
     """The numbers below n in the order of an epoch, of every batch the rows of `share`, with positions.
 
-    So the batches of all processes together are those of a single one, row by row, as long as no sample is left out.
+    So the batches of all ranks together are those of a single one, row by row, as long as no sample is skipped.
     """
     done = position["done"] if position else 0
     mine = permutation(n, seed, epoch)[share.holds(n)]
@@ -56,7 +56,7 @@ def permuted(
 
 
 class IndexedStream:
-    """A permutation of all samples, of which every process takes its rows of every batch."""
+    """A permutation of all samples, of which every rank takes its rows of every batch."""
 
     def __init__(self, source: Indexed, *, seed: int, share: Share = WHOLE) -> None:
         self.source, self.seed, self.share = source, seed, share
@@ -167,9 +167,7 @@ class Mixed:
 
     def __init__(self, main: Stream, other: Stream, share: float, ranks: int = 1) -> None:
         if len(other) < ranks:
-            raise ValueError(
-                "data.also holds fewer pairs than there are processes; leave it out or name more"
-            )
+            raise ValueError("data.also holds fewer pairs than there are ranks; drop it or name more")
         self.main, self.other, self.share = main, other, share
 
     def __len__(self) -> int:

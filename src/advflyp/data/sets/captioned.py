@@ -185,10 +185,10 @@ class CaptionedImages:
             for _, image in threaded(self._wanted(), decoded, workers, ahead, lambda sample: sample.held)
         )
 
-    def _check(self, unusable: dict[str, str], wanted: int) -> None:
-        if len(unusable) > TOLERATED * wanted:
-            some = [f"{key} ({reason})" for key, reason in unusable.items()][:3]
+    def _check(self, skipped: dict[str, str], wanted: int) -> None:
+        if len(skipped) > TOLERATED * wanted:
+            some = [f"{key} ({reason})" for key, reason in skipped.items()][:3]
             raise ValueError(
                 f"{self.name}: more than {TOLERATED:.0%} of {counted(wanted, 'pair')} cannot be used; mend or remove "
-                f"them: {', '.join(some)}{', …' if len(unusable) > 3 else ''}"
+                f"them: {', '.join(some)}{', …' if len(skipped) > 3 else ''}"
             )

@@ -204,7 +204,7 @@ ALIASES = {"oxfordpet": "oxford_pets", "oxfordiiitpet": "oxford_pets", "imagenet
 def canonical(name: str) -> str | None:
     """How this table writes a name of a set: "EuroSAT@Test" → "eurosat@test"; None where it has no such set.
 
-    The default split is left out. ValueError for a split that the set does not have.
+    The default split is not written. ValueError for a split that the set does not have.
     """
     base, at, split = name.partition("@")
     known = {_squash(key): key for key in TABLE} | ALIASES

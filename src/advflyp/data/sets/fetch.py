@@ -35,7 +35,7 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
     """
     for name in set_names(list(names)):
         if canonical(name) is None:
-            say(f"{name}: {counted(len(load_set(name)), 'picture')}, nothing to fetch")
+            say(f"{name}: {counted(len(load_set(name)), 'image')}, nothing to fetch")
             continue
         _, entry, split = parts(name)
         source: Source = "webdataset" if wds and split in entry.wds_splits else "any"
@@ -58,9 +58,9 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
         labelled = load_set(name, source=source)
-        count = f"{counted(len(labelled), 'picture')}, {counted(len(labelled.classes), 'class')}"
+        count = f"{counted(len(labelled), 'image')}, {counted(len(labelled.classes), 'class')}"
         if split == entry.splits[0] and len(labelled) != entry.n:
-            count += f" (published: {counted(entry.n, 'picture')})"
+            count += f" (published: {counted(entry.n, 'image')})"
         say(f"{name}: {count}")
 
 
@@ -106,10 +106,10 @@ def overview() -> Table:
         caption="Groups: " + "; ".join([*groups, "mini: the test sets that come with the package"]),
         caption_justify="left",
     )
-    for column in ("set", "pictures", "classes", "splits", "here"):
+    for column in ("set", "images", "classes", "splits", "here"):
         table.add_column(
             column,
-            justify="right" if column in ("pictures", "classes") else "left",
+            justify="right" if column in ("images", "classes") else "left",
             no_wrap=column == "set",
         )
     for name, entry in TABLE.items():

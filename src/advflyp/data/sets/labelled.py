@@ -38,7 +38,7 @@ from advflyp.errors import RunError, SkippedSample
 from advflyp.plugins import is_import_path, load_object
 from advflyp.wording import counted
 
-# A set with more unreadable pictures than this is not the set its name promises.
+# A set with more unreadable images than this is not the set its name promises.
 TOLERATED = 0.01
 IMAGENET_CLASSES = 1000
 # Of which `sha256` knows the pixels.

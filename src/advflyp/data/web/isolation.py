@@ -17,7 +17,7 @@ from advflyp.files import draft_folder, move, write_text
 VERSION = "1.47.0"
 # What each way of spreading the work needs beside img2dataset.
 DISTRIBUTORS = {"multiprocessing": (), "pyspark": ("pyspark",), "ray": ("ray",)}
-SCRIPTS = Path(__file__).resolve().parent / "isolated"
+SCRIPTS = Path(__file__).resolve().parents[1] / "isolated"
 # img2dataset 1.47 imports `imghdr`, which Python 3.13 no longer has.
 NEWEST_PYTHON = (3, 12)
 
