@@ -64,7 +64,7 @@ def headline_plan(arguments: Arguments) -> "Plan":
     """The part of the reproduction's plan that the arguments name; ValueError for an unknown method."""
     from advflyp.config import suggest
     from advflyp.model.load import pick_device
-    from advflyp.paper.plan import make_plan
+    from advflyp.paper.experiments import make_plan
 
     plan = make_plan("mini", seeds=arguments.seeds, steps=arguments.steps).only(EXPERIMENTS)
     known = [run.name for run in plan.runs]

@@ -17,8 +17,6 @@ LONG_FUNCTIONS: set[str] = {
     "data.web.download.download",
     "data.web.sample.sample",
     "evaluation.retrieval.retrieval",
-    "paper.plan._experiments",
-    "paper.plan.make_plan",
 }
 LONG_FILES: set[str] = {
     "files",

@@ -13,7 +13,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.paper import page as paper
 from advflyp.paper.page import main_experiment, paper_report
-from advflyp.paper.study import Experiment, read_study
+from advflyp.paper.study import Exhibit, read_study
 from advflyp.report.figures import embedding
 from report.cells import cell
 from report.html_page import Page
@@ -284,7 +284,7 @@ def test_figures_of_seeds_have_no_intervals(folder: Path, out: Path) -> None:
     ("name", "kind"), [("tab_12", "table12"), ("Fig. 3", "figure3"), ("table-1", "table1"), ("x", "x")]
 )
 def test_kinds(name: str, kind: str) -> None:
-    assert Experiment(id=name, title="", rows=[], sets=[], attacks=[], eps=[]).kind == kind
+    assert Exhibit(id=name, title="", rows=[], sets=[], attacks=[], eps=[]).kind == kind
 
 
 def test_mistakes(tmp_path: Path) -> None:

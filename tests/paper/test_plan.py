@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from advflyp.evaluation.attacks import find_attack
-from advflyp.paper.plan import Plan, Scale, make_plan
+from advflyp.paper.experiments import make_plan
+from advflyp.paper.plan import Plan, Scale
 from advflyp.paper.steps import recipe_file, steps_of
 from advflyp.training.recipe import Recipe, read_recipe
 

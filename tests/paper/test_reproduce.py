@@ -19,8 +19,9 @@ from advflyp.evaluation.results import read_cells
 from advflyp.paper import reproduce as module
 from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
+from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment
-from advflyp.paper.plan import Measure, Plan, make_plan
+from advflyp.paper.plan import Measure, Plan
 from advflyp.paper.reproduce import reproduce
 from advflyp.paper.steps import carry_out, is_done, steps_of
 from advflyp.paper.study import read_study

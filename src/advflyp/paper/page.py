@@ -10,7 +10,7 @@ from advflyp.escape import for_markdown
 from advflyp.files import check_files
 from advflyp.model.load import load_model
 from advflyp.paper.published import published_table
-from advflyp.paper.study import Experiment, Study, read_study
+from advflyp.paper.study import Exhibit, Study, read_study
 from advflyp.report.figures.curves import against_pairs
 from advflyp.report.figures.embedding import (
     FILE,
@@ -209,7 +209,7 @@ class ComparisonPage:
             tables["sanity"] = sanity
         return tables
 
-    def _experiment(self, experiment: Experiment) -> dict[str, Any]:
+    def _experiment(self, experiment: Exhibit) -> dict[str, Any]:
         full, means = _names(experiment)
         return {
             "title": experiment.title,
@@ -222,7 +222,7 @@ class ComparisonPage:
             "is_open": means not in self.tables or experiment.kind in ("table1", "table2"),
         }
 
-    def _against_pairs(self, experiment: Experiment) -> list[Markup]:
+    def _against_pairs(self, experiment: Exhibit) -> list[Markup]:
         """A figure for each attack: a line for each batch size."""
         results = experiment.results(self.study)
         data = {row: self.study.data_of(row) for row in experiment.rows}
@@ -259,11 +259,11 @@ class ComparisonPage:
             "note": about_maps(self.embedded),
         }
 
-    def _notes(self, experiment: Experiment) -> list[str]:
+    def _notes(self, experiment: Exhibit) -> list[str]:
         return [note for note in (experiment.note, experiment.seeds_note(self.study)) if note]
 
 
-def experiment_means(study: Study, experiment: Experiment) -> Table:
+def experiment_means(study: Study, experiment: Exhibit) -> Table:
     """Its means over sets: a row for each method, a column for each attack at each ε."""
     return means_table(
         experiment.results(study),
@@ -274,7 +274,7 @@ def experiment_means(study: Study, experiment: Experiment) -> Table:
     )
 
 
-def main_experiment(study: Study) -> Experiment:
+def main_experiment(study: Study) -> Exhibit:
     """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more."""
     ranked = [e for e in study.experiments if len(e.rows) > 1 and e.kind != "figure3"] or study.experiments
     attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
@@ -282,7 +282,7 @@ def main_experiment(study: Study) -> Experiment:
         raise ValueError(f"the plan in {study.folder} has no experiments")
     first = next((e for e in attacked if e.kind == "table1"), attacked[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
-    return Experiment(**{**vars(first), "attacks": attacks})
+    return Exhibit(**{**vars(first), "attacks": attacks})
 
 
 def _headline_attack(results: Results) -> Condition | None:
@@ -291,7 +291,7 @@ def _headline_attack(results: Results) -> Condition | None:
     return min(pgd, key=lambda c: c.eps) if pgd else results.strongest()
 
 
-def _names(experiment: Experiment) -> tuple[str, str]:
+def _names(experiment: Exhibit) -> tuple[str, str]:
     """What the files of its tables are called."""
     letters = (letter if letter.isalnum() or letter in "-_." else "-" for letter in experiment.id)
     name = "".join(letters).strip(".")

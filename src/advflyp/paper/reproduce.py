@@ -11,8 +11,9 @@ from advflyp.escape import for_rich
 from advflyp.files import check_files, names_in
 from advflyp.model.load import pick_device
 from advflyp.paper.cost import cost
+from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
-from advflyp.paper.plan import PLAN_FILE, Plan, Scale, make_plan
+from advflyp.paper.plan import PLAN_FILE, Plan, Scale
 from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
 from advflyp.paper.study import read_study

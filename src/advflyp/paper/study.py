@@ -27,7 +27,7 @@ PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Exhibit:
     """One table or figure of the plan.
 
     rows:     labels of the methods, in their order
@@ -123,7 +123,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SeedRun:
     """One seed of one method: its label, its result file's stem, its folder and recipe where there is one."""
 
     label: str
@@ -159,12 +159,12 @@ class Study:
     folder: Path
     scale: str
     planned: dict[str, dict[str, Any]]
-    experiments: list[Experiment]
+    experiments: list[Exhibit]
     cells: list[Cell]
-    runs: list[Run]
+    runs: list[SeedRun]
     seed_of: dict[str, int]
 
-    def run_of(self, label: str) -> Run | None:
+    def run_of(self, label: str) -> SeedRun | None:
         """The first seed of a method whose folder is there with weights."""
         runs = [run for run in self.runs if run.label == label and run.has_weights]
         return min(runs, key=lambda run: run.seed, default=None)
@@ -203,7 +203,7 @@ def read_study(folder: Path) -> Study:
     except ValueError as error:
         raise ValueError(f"{path} is not a plan of ours: {error}") from None
     cells: list[Cell] = []
-    runs: list[Run] = []
+    runs: list[SeedRun] = []
     seed_of: dict[str, int] = {}
     for file in sorted((folder / RESULTS).glob("*.jsonl"), key=_by_seed):
         found = read_cells(file)
@@ -212,7 +212,7 @@ def read_study(folder: Path) -> Study:
         run = folder / RUNS / file.stem
         known = run if run.is_dir() else None
         runs += [
-            Run(label=label, name=file.stem, folder=known, recipe=read_recipe_tree(run) if known else {})
+            SeedRun(label=label, name=file.stem, folder=known, recipe=read_recipe_tree(run) if known else {})
             for label in dict.fromkeys(cell.model for cell in found)
         ]
     if not cells:
@@ -229,8 +229,8 @@ def read_study(folder: Path) -> Study:
     )
 
 
-def _experiment(entry: Mapping[str, Any]) -> Experiment:
-    return Experiment(
+def _experiment(entry: Mapping[str, Any]) -> Exhibit:
+    return Exhibit(
         id=str(entry["id"]),
         title=str(entry["title"]),
         rows=list(dict.fromkeys(convert(entry["rows"], list[str], "rows"))),

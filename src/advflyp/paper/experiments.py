@@ -1,0 +1,253 @@
+"""The paper's experiments, declared: which runs, measured on what, make which table or figure.
+
+One plan for both scales: at mini scale the embedded corpus and `mini-vit` stand where the paper has the web pairs,
+ImageNet and ViT-B/32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Plan, Run, Scale
+
+MOST_SEEDS = 100
+FULL, FAST, OTHER = "advflyp_full", "advflyp_fast", "-other"
+
+METHODS = {
+    "tecoa": "TeCoA",
+    "advflyp_full": "AdvFLYP_full",
+    "advflyp": "AdvFLYP",
+    "pmg_aft": "PMG-AFT",
+    "fare": "FARE",
+    "tga_zsr": "TGA-ZSR",
+    "advflyp_logit": "AdvFLYP + logit",
+    "advflyp_feature": "AdvFLYP + feature",
+    "clean_contrastive": "clean contrastive",
+    "clean_classification": "clean classification",
+    "flyp": "naive FLYP",
+    "aft_captioned": "AFT, captioned",
+    "advflyp_2nd": "AdvFLYP_2nd",
+    "tecoa_feature": "TeCoA + feature",
+    "tecoa_logit": "TeCoA + logit",
+    "tecoa_full": "TeCoA + both",
+}
+# Methods with the learning rate of AdvFLYP_full.
+UNFROZEN = {
+    "advflyp_text": "AdvFLYP_full, text unfrozen",
+    "advflyp_all": "AdvFLYP_full, all unfrozen",
+}
+ON_OTHER = ("tecoa", "advflyp", "advflyp_full")
+# These are trained on labelled images, all others on image–text pairs.
+LABELLED = ("tecoa", "pmg", "tga", "fare", "flyp", "clean_classification", "aft")
+
+MAIN = (ORIGINAL, "tecoa", "pmg_aft", "tga_zsr", "fare", "advflyp", FULL)
+ABLATION = (ORIGINAL, "advflyp", "advflyp_logit", "advflyp_feature", FULL)
+ON_TECOA = ("tecoa", "tecoa_logit", "tecoa_feature", "tecoa_full")
+BACKBONE = tuple(f"{name}{OTHER}" for name in (ORIGINAL, *ON_OTHER))
+SCALING, COST = ("scaling",), ("cost",)  # filled in by the scale
+
+SMALL, LARGER = RADII[:1], RADII[1:]
+ROBUST, FEW, THIN = ("pgd10", "cw10", "autoattack"), ("clean", "pgd10", "cw10"), ("clean", "pgd10")
+
+# id, title, runs, attacks and radii shown, names of what is measured (`_measures`). The most important come first.
+EXPERIMENTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[float, ...], str], ...] = (
+    ("table1", "Table 1: robust accuracy, ε = 1/255", MAIN, ROBUST, SMALL, "cheap strong"),
+    ("table2", "Table 2: accuracy on clean images", MAIN, ("clean",), SMALL, "cheap"),
+    ("table4", "Table 4: which regulariser does what", ABLATION, FEW, SMALL, "cheap"),
+    ("table3", "Table 3: stronger attacks", MAIN, ROBUST, LARGER, "higher"),
+    ("table10", "Table 10: ε = 2/255", MAIN, ROBUST, LARGER[:1], "higher"),
+    ("table11", "Table 11: ε = 4/255", MAIN, ROBUST, LARGER[1:], "higher"),
+    ("table5", "Table 5: under domain shift", (ORIGINAL, "pmg_aft", FULL), THIN, SMALL, "shift"),
+    (
+        "table13",
+        "Table 13: finetuning on clean images",
+        (ORIGINAL, "clean_classification", "clean_contrastive"),
+        THIN,
+        SMALL,
+        "cheap",
+    ),
+    ("table8", "Table 8: naive FLYP", ("tecoa", "pmg_aft", "flyp", "advflyp"), FEW, SMALL, "cheap"),
+    ("table14", "Table 14: labels, captions, pairs", ("pmg_aft", "aft_captioned", FULL), FEW, SMALL, "cheap"),
+    ("table7", "Table 7: held to the original alone", ("advflyp_2nd", FULL), FEW, SMALL, "cheap"),
+    ("table9", "Table 9: the regularisers on TeCoA", ON_TECOA, FEW, SMALL, "cheap"),
+    ("table6", "Table 6: which modules are trained", (FULL, *UNFROZEN), FEW, SMALL, "cheap"),
+    ("table12", "Table 12: another backbone", BACKBONE, FEW, SMALL, "cheap"),
+    ("figure3", "Figure 3: amount of data and batch size", SCALING, THIN, SMALL, "thin"),
+    (
+        "figure5",
+        "Figure 5 and Eq. 14: where attacked images land",
+        (ORIGINAL, "advflyp", FULL),
+        THIN,
+        SMALL,
+        "cheap",
+    ),
+    ("cost", "Cost: accuracy and arithmetic", COST, (*THIN, "autoattack"), RADII, "cheap strong strongest"),
+)
+NOTES = {
+    "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
+    "images of 48 pixels a side in place of 64; AdvFLYP_fast does both.",
+}
+MINI_NOTES = {
+    "table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not.",
+}
+
+
+def make_plan(
+    scale: Scale,
+    *,
+    seeds: int = 1,
+    steps: int | None = None,
+    pairs: str | None = None,
+    captioned: str | None = None,
+) -> Plan:
+    """The whole plan of a scale.
+
+    Args:
+        scale: "mini" or "paper".
+        seeds: Trainings of each method, numbered from 0.
+        steps: Updates of each training (mini: 100 by default; paper: the recipes' epochs).
+        pairs: The web pairs, in place of the recipes' shards/*.tar.
+        captioned: Pairs of captioned ImageNet images, in place of the recipe's.
+
+    Raises:
+        ValueError: For an impossible number.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    if seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds is how many trainings each method gets, at most {MOST_SEEDS}, not {seeds}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, not {steps}")
+    mini = scale == "mini"
+    if mini and (pairs or captioned):
+        raise ValueError("--pairs and --captioned go with --scale paper; the mini scale has its own pairs")
+    make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
+    scaling, levers = make.scaling(), make.levers()
+    names = {SCALING: tuple(run.name for run in scaling)}
+    names[COST] = (ORIGINAL, FULL, *(run.name for run in levers)) if levers else ()
+    measures = _measures(mini)
+    notes = NOTES | (MINI_NOTES if mini else {})
+    return Plan(
+        scale=scale,
+        seeds=seeds,
+        steps=make.steps,
+        precision="auto",
+        grid=(1e-4, 3e-4, 1e-3, 3e-3) if mini else (),
+        runs=(*make.methods(), *scaling, *levers),
+        experiments=tuple(
+            Experiment(
+                id=id,
+                title=title,
+                runs=names.get(runs, runs),
+                attacks=attacks,
+                eps=eps,
+                measures=tuple(one for name in measured.split() for one in measures[name]),
+                note=notes.get(id, ""),
+            )
+            for id, title, runs, attacks, eps, measured in EXPERIMENTS
+            if names.get(runs, runs)
+        ),
+    )
+
+
+def _measures(mini: bool) -> dict[str, tuple[Measure, ...]]:
+    """What experiments measure, by name. Runs that several experiments share are measured once, as equal measures."""
+    sets = ("mini",) if mini else ("paper",)
+    limit = 60 if mini else None
+    cheap = Measure(sets=sets, attacks=FEW, limit=limit)
+    thin = Measure(sets=sets, attacks=THIN, eps=SMALL, limit=limit)
+    # AutoAttack takes some 10,000 forward passes for every robust image: 100 images and one seed at mini scale.
+    full = {"sets": sets, "attacks": ("autoattack",), "limit": 10 if mini else None, "first_seed": mini}
+    strong, strongest = Measure(**full, eps=SMALL), Measure(**full, eps=LARGER)
+    variants = Measure(sets=("imagenet-variants",), attacks=THIN, eps=SMALL)
+    return {
+        "cheap": (cheap,),
+        "thin": (thin,),
+        "strong": (strong,),
+        "strongest": (strongest,),
+        "higher": (cheap,) if mini else (cheap, strongest),
+        "shift": (cheap,) if mini else (variants,),
+    }
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of a scale; the fields are the arguments of `make_plan`."""
+
+    mini: bool
+    steps: int | None
+    pairs: str | None
+    captioned: str | None
+
+    def methods(self) -> list[Run]:
+        backbone, other = ("mini-vit", "mini") if self.mini else ("ViT-B-32/openai", "ViT-B-16/openai")
+        # "(mini)" would be read as the scale.
+        of_other = ", ResNet" if self.mini else f", {other.removesuffix('/openai')}"
+        labels = {ORIGINAL: ORIGINAL, **METHODS}
+        return [
+            _original(ORIGINAL, ORIGINAL, backbone),
+            *(self._trained(name, label) for name, label in METHODS.items()),
+            *(self._trained(name, label, rate_of=FULL) for name, label in UNFROZEN.items()),
+            _original(f"{ORIGINAL}{OTHER}", ORIGINAL + of_other, other),
+            *(
+                self._trained(f"{name}{OTHER}", labels[name] + of_other, name, name, model__name=other)
+                for name in ON_OTHER
+            ),
+        ]
+
+    def scaling(self) -> list[Run]:
+        """The runs of Fig. 3: at mini scale as many images seen as all others."""
+        amounts = (1500, 6000, None) if self.mini else (100_000, 500_000, 1_000_000)
+        found = []
+        for limit in amounts:
+            for batch in (64, 128, 256) if self.mini else (256, 512, 1024):
+                keys: dict[str, Any] = {"data__batch_size": batch}
+                if limit:
+                    keys["data__limit"] = limit
+                if self.steps:
+                    keys["train__max_steps"] = max(1, self.steps * 128 // batch)
+                amount = f"{limit:,}".replace(",", "\u202f") if limit else "all"
+                label = f"AdvFLYP_full, {amount} pairs, batch {batch}"
+                found.append(self._trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))
+        return found
+
+    def levers(self) -> list[Run]:
+        """What makes AdvFLYP_full cheaper, one by one and together, at mini scale; not in the paper."""
+        if not self.mini or not self.steps:
+            return []
+        one_step = {"attack__steps": 1, "attack__start": "zero", "attack__share_clean_forward": True}
+        noise = {"attack__steps": 1, "attack__start": "noise"}
+        smaller = {"data__schedule": [[48, 0.8], [64, 0.2]]}
+        half = {"train__max_steps": max(1, self.steps // 2)}
+        # Forward equivalents of an image: 11, and with both levers 5.2.
+        longer = {"train__max_steps": round(self.steps * 11 / 5.2)}
+        return [
+            self._trained("full-half", "AdvFLYP_full, half the updates", FULL, FULL, **half),
+            self._trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **one_step),
+            self._trained("full-noise", "AdvFLYP_full, one step from noise", FULL, FULL, **noise),
+            self._trained("full-smaller", "AdvFLYP_full, smaller images", FULL, FULL, **smaller),
+            self._trained(FAST, "AdvFLYP_fast", FAST, FULL),
+            self._trained("fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, **longer),
+        ]
+
+    def _trained(
+        self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
+    ) -> Run:
+        """A training. keys: recipe keys with two underscores for the dot"""
+        recipe = f"{recipe or name}.toml"
+        over: dict[str, Any] = {"model.name": "mini-vit" if self.mini else "ViT-B-32/openai"}
+        if self.steps:
+            # As many updates for all, whatever an epoch of their data is.
+            over |= {"train.max_steps": self.steps, "train.epochs": 1000}
+        if self.mini:
+            # The last weights: early stopping would give methods budgets of their own.
+            over |= {"validate.set": "none", "checkpoint.every": 25}
+        over |= {key.replace("__", "."): value for key, value in keys.items()}
+        if self.pairs and not recipe.startswith(LABELLED):
+            over["data.train"] = self.pairs
+        if self.captioned and recipe.startswith("aft"):
+            over["data.train"] = self.captioned
+        return Run(name=name, label=label, recipe=recipe, overrides=over, rate_of=rate_of)
+
+
+def _original(name: str, label: str, model: str) -> Run:
+    return Run(name=name, label=label, recipe=None, overrides={"model.name": model})
