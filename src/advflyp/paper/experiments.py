@@ -122,8 +122,10 @@ def make_plan(
         raise ValueError("--pairs and --captioned go with --scale paper; the mini scale has its own pairs")
     make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     scaling, levers = make.scaling(), make.levers()
-    names = {SCALING: tuple(run.name for run in scaling)}
-    names[COST] = (ORIGINAL, FULL, *(run.name for run in levers)) if levers else ()
+    names: dict[tuple[str, ...], tuple[str, ...]] = {
+        SCALING: tuple(run.name for run in scaling),
+        COST: (ORIGINAL, FULL, *(run.name for run in levers)) if levers else (),
+    }
     measures = _measures(mini)
     notes = NOTES | (MINI_NOTES if mini else {})
     return Plan(
