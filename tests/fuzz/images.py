@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from advflyp.data.pairs.images import ImageReader, read_image
 from advflyp.errors import SkippedSample
-from advflyp.use import pictures
+from advflyp.use import images as own_images
 from fuzz.mutate import EDGES, mutated
 
 MODES = {
@@ -66,7 +66,7 @@ def decode(data: bytes, path: Path, reader: ImageReader, upright: bool, border: 
             continue
         assert found in ((3, *reader.size), "RGB"), found
     assert len(refused) in (0, 2) and len(set(refused)) < 2, refused
-    pictures.read_picture(path)
+    own_images.load_image(path)
 
 
 def encoded(rng: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""`advflyp predict` and `advflyp attack`: what is said of pictures, and what is in the files."""
+"""`advflyp predict` and `advflyp attack`: what is said of images, and what is in the files."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from advflyp.data.pairs.images import on_white
 from advflyp.data.sets.labelled import load_set
 from advflyp.model.load import load_model
 from advflyp.model.zeroshot import class_embeddings
-from advflyp.use.attack_image import AttackedPicture, Made, attack_image
+from advflyp.use.attack_image import AdversarialImage, AttackedImage, attack_image
 from advflyp.use.eight_bits import eight_bits
 from advflyp.use.predict import Guess, Prediction, predict
 from advflyp.use.shown import attacked_table, legend, predictions_table, title, verdict
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     food = load_set("mini/food")
     paths = []
     for index in (2, 5):
@@ -40,13 +40,13 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_predictions_are_those_of_the_equation(
-    pictures: list[Path], capsys: pytest.CaptureFixture[str]
+    images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["predict", "mini", *map(str, pictures), "--labels", "cat,dog,pizza", "--top", "2", "--json"])
+    main(["predict", "mini", *map(str, images), "--labels", "cat,dog,pizza", "--top", "2", "--json"])
     found = json.loads(capsys.readouterr().out)
     model = load_model("mini")
     texts = class_embeddings(model, ["cat", "dog", "pizza"], ["This is a photo of a {}."])
-    for path, one in zip(pictures, found, strict=True):
+    for path, one in zip(images, found, strict=True):
         pixels = model.preprocess(Image.open(path).convert("RGB"))[None]
         with torch.no_grad():
             expected = (model.logit_scale * model.encode_image(pixels) @ texts.T).softmax(1)[0]
@@ -58,10 +58,10 @@ def test_predictions_are_those_of_the_equation(
         )
 
 
-def test_labels_of_a_set_and_of_a_file(pictures: list[Path], tmp_path: Path) -> None:
+def test_labels_of_a_set_and_of_a_file(images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n".join(load_set("mini/food").classes) + "\n")
     for labels in ("mini/food", str(tmp_path / "labels.txt")):
-        for path, one in zip(pictures, predict("mini", pictures, labels), strict=True):
+        for path, one in zip(images, predict("mini", images, labels), strict=True):
             # A file has no prompts of its own: the default one is worse for drawings.
             assert len(one.guesses) == 5 and (labels != "mini/food" or one.guesses[0].label == path.stem)
             assert all(a.probability >= b.probability for a, b in pairwise(one.guesses))
@@ -69,10 +69,10 @@ def test_labels_of_a_set_and_of_a_file(pictures: list[Path], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "4/255"), ("l2", "1.0")])
 def test_the_files_hold_what_is_said(
-    norm: str, eps: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    norm: str, eps: str, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = ["attack", "mini", str(pictures[0]), "--labels", "mini/food", "--eps", eps, "--norm", norm]
+    command = ["attack", "mini", str(images[0]), "--labels", "mini/food", "--eps", eps, "--norm", norm]
     main([*command, "--against", "mini-vit", "--out", str(out)])
     printed = " ".join(capsys.readouterr().out.split())
     assert "is fooled" in printed
@@ -93,11 +93,11 @@ def test_the_files_hold_what_is_said(
     assert str(told).count("probability") >= 6
 
 
-def said(label: str | None, answers: list[list[str]], outcomes: list[str]) -> AttackedPicture:
+def said(label: str | None, answers: list[list[str]], outcomes: list[str]) -> AttackedImage:
     """What two models say: of the clean image, of the one made against the first, of that against the second."""
     guesses = [[[Guess(label=answer, probability=0.75)] for answer in row] for row in answers]
     made = [
-        Made(
+        AdversarialImage(
             against=model,
             label=label or answers[0][place],
             outcome=outcomes[place],  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def said(label: str | None, answers: list[list[str]], outcomes: list[str]) -> At
         "templates": ["{}"],
     }
     attack = {"attack": "pgd10", "norm": "linf", "eps": 4 / 255, "seed": 0}
-    return AttackedPicture(**about, **attack, label=label, clean=guesses[0], made=made)  # type: ignore[arg-type]
+    return AttackedImage(**about, **attack, label=label, clean=guesses[0], made=made)  # type: ignore[arg-type]
 
 
 def lines(table: Table) -> list[str]:
@@ -147,11 +147,11 @@ def test_an_answer_is_right_only_where_somebody_said_what_the_image_shows() -> N
     assert "'frog'" in legend(known) and "two says 'cat' without an attack" in verdict(known, 1)
 
 
-def test_each_model_is_moved_away_from_its_own_answer_or_from_the_label(pictures: list[Path]) -> None:
+def test_each_model_is_moved_away_from_its_own_answer_or_from_the_label(images: list[Path]) -> None:
     labels = load_set("mini/food").classes
     models = [load_model("mini"), load_model("mini-vit")]
     wanted = {}
-    for path in pictures:
+    for path in images:
         mine = [predict(model, path, labels, top=1)[0].label for model in models]
         found = attack_image(models[0], path, labels, eps=1 / 255, attack="noise", against=models[1])
         assert found.label is None and [made.label for made in found.made] == mine
@@ -196,41 +196,41 @@ def test_rounding_stays_in_the_ball(norm: str, eps: float) -> None:
 
 
 def test_no_folder_is_written_over(
-    pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "adversarial.png").write_text("mine")
     with pytest.raises(SystemExit) as stopped:
-        main(["attack", "mini", str(pictures[0]), "--labels", "cat,dog", "--out", str(own)])
+        main(["attack", "mini", str(images[0]), "--labels", "cat,dog", "--out", str(own)])
     assert stopped.value.code == 2 and str(own) in capsys.readouterr().err
     assert (own / "adversarial.png").read_text() == "mine" and len(list(own.iterdir())) == 1
 
 
-def test_wrong_input(pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input(images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     half = tmp_path / "half.png"
-    half.write_bytes(pictures[0].read_bytes()[:400])
-    picture = str(pictures[0])
+    half.write_bytes(images[0].read_bytes()[:400])
+    image = str(images[0])
     for arguments, message in (
-        (["predict", "minni", picture, "--labels", "cat,dog"], "there is no model 'minni'"),
+        (["predict", "minni", image, "--labels", "cat,dog"], "there is no model 'minni'"),
         (["predict", "mini", str(tmp_path / "none.png"), "--labels", "cat,dog"], "none.png"),
-        (["predict", "mini", str(text), "--labels", "cat,dog"], "text.png is not a picture that can be read"),
+        (["predict", "mini", str(text), "--labels", "cat,dog"], "text.png is not an image that can be read"),
         (["predict", "mini", str(half), "--labels", "cat,dog"], "half.png"),
-        (["predict", "mini", picture, "--labels", "cat"], "'cat' is one label; a model needs at least two"),
-        (["predict", "mini", picture, "--labels", "cat,cat"], "cat"),
+        (["predict", "mini", image, "--labels", "cat"], "'cat' is one label; a model needs at least two"),
+        (["predict", "mini", image, "--labels", "cat,cat"], "cat"),
         (
-            ["attack", "mini", picture, "--labels", "cat,dog", "--label", "cow"],
+            ["attack", "mini", image, "--labels", "cat,dog", "--label", "cow"],
             "the label 'cow' is not among",
         ),
-        (["attack", "mini", picture, "--labels", "cat,dog", "--eps", "0"], "eps must be above 0"),
+        (["attack", "mini", image, "--labels", "cat,dog", "--eps", "0"], "eps must be above 0"),
         (
-            ["attack", "mini", picture, "--labels", "cat,dog", "--eps", "0.5/255"],
+            ["attack", "mini", image, "--labels", "cat,dog", "--eps", "0.5/255"],
             "eps must be at least 1/255",
         ),
-        (["attack", "mini", picture, "--labels", "cat,dog", "--eps", "much"], "--eps"),
-        (["attack", "mini", picture, "--labels", "cat,dog", "--attack", "pgdd"], "there is no attack 'pgdd'"),
+        (["attack", "mini", image, "--labels", "cat,dog", "--eps", "much"], "--eps"),
+        (["attack", "mini", image, "--labels", "cat,dog", "--attack", "pgdd"], "there is no attack 'pgdd'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, *(["--out", str(tmp_path / "out")] if arguments[0] == "attack" else [])])
@@ -239,10 +239,10 @@ def test_wrong_input(pictures: list[Path], tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_from_python(pictures: list[Path]) -> None:
+def test_from_python(images: list[Path]) -> None:
     model = advflyp.load_model("mini")
-    (found,) = advflyp.predict(model, Image.open(pictures[0]), ["pizza", pictures[0].stem])
-    assert found.guesses[0].label == pictures[0].stem
+    (found,) = advflyp.predict(model, Image.open(images[0]), ["pizza", images[0].stem])
+    assert found.guesses[0].label == images[0].stem
 
 
 def test_a_model_whose_answers_are_no_numbers(tiny_folder: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def attack(
     from advflyp.escape import for_rich
     from advflyp.use.attack_files import draft_of, write_files
     from advflyp.use.attack_image import attack_image
-    from advflyp.use.pictures import sha256_of
+    from advflyp.use.images import sha256_of
     from advflyp.use.shown import attacked_table, legend, title, verdict
 
     radius = number(eps, "--eps")

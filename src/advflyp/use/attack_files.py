@@ -1,4 +1,4 @@
-"""The folder of `advflyp attack`: pictures and attack.json, never over somebody else's files."""
+"""The folder of `advflyp attack`: images and attack.json, never over somebody else's files."""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from typing import Any
 from advflyp.__about__ import __version__
 from advflyp.documents import read_json_object
 from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically, write_text
-from advflyp.use.attack_image import AttackedPicture
+from advflyp.use.attack_image import AttackedImage
 
 RECORD = "attack.json"
-PICTURES = ("clean", "adversarial", "difference")
-OURS = {RECORD, *(f"{name}{end}.png" for name in PICTURES for end in ("", "-2"))}
+IMAGES = ("clean", "adversarial", "difference")
+OURS = {RECORD, *(f"{name}{end}.png" for name in IMAGES for end in ("", "-2"))}
 
 
 @contextmanager
@@ -31,11 +31,11 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
         publish_folder(draft, out, replace=(out / RECORD).exists())
 
 
-def write_files(found: AttackedPicture, folder: Path, asked: dict[str, Any]) -> None:
-    """Each model's pictures as PNG files, NAME.png for the first and NAME-2.png for the second; attack.json."""
+def write_files(found: AttackedImage, folder: Path, asked: dict[str, Any]) -> None:
+    """Each model's images as PNG files, NAME.png for the first and NAME-2.png for the second; attack.json."""
     record: dict[str, Any] = {"version": __version__, "asked": asked, **asdict(found)}
     for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
-        for name in PICTURES:
+        for name in IMAGES:
             entry[name] = f"{name}{'' if number == 1 else f'-{number}'}.png"
             with write_atomically(folder / entry[name]) as file:
                 file.write(getattr(made, name))
@@ -56,7 +56,7 @@ def _check(out: Path, asked: dict[str, Any]) -> None:
         before = read_json_object(out / RECORD)["asked"]
     except (OSError, ValueError, KeyError):
         raise ValueError(
-            f"{out} holds pictures that no {RECORD} explains; name a new folder with --out"
+            f"{out} holds images that no {RECORD} explains; name a new folder with --out"
         ) from None
     if before != asked:
         raise ValueError(f"{out} holds the answer to another attack; name a new folder with --out")

@@ -1,4 +1,4 @@
-"""`advflyp attack`: one picture made adversarial, as a picture file, against one model or each of two."""
+"""`advflyp attack`: one image made adversarial, as an image file, against one model or each of two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,30 +16,31 @@ from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
-from advflyp.model.load import load_model, pick_device
+from advflyp.model.load import load_model
 from advflyp.report.figures.examples import amplification, perturbation
 from advflyp.use.eight_bits import EightBitClassifier, check_reach, eight_bits
+from advflyp.use.images import ImageLike, as_png, check_image, from_bytes, load_image, name_of
 from advflyp.use.labels import Labels, choose_labels
-from advflyp.use.pictures import Picture, as_png, check_picture, from_bytes, name_of, read_picture
 from advflyp.use.predict import Guess, guess
 
 TOP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """The adversarial picture made against one model, at that model's input resolution.
+class AdversarialImage:
+    """The adversarial image made against one model, at that model's input resolution.
 
-    against:       the model's name
-    label:         what the attack moves the model away from: what the image shows, where that was said, else the
-                   model's own answer for the clean image
-    outcome:       "fooled"; "withstood"; "rounding": fooled by float pixels, not by any 8-bit image that was found;
-                   "wrong": its answer was not `label` without an attack, so that there was nothing to attack
-    clean, adversarial, difference: PNG files; the difference is amplified around middle grey
-    amplification: by this factor
-    largest:       the largest change of a pixel, in grey levels of 255
-    length:        L2 length of the perturbation, in pixels of [0, 1]
-    guesses:       what each model makes of the adversarial PNG, model by model; the likeliest first
+    Attributes:
+        against: The model's name.
+        label: The label that the attack moves away from: what the image shows, where that was said, else the model's
+            own answer for the clean image.
+        outcome: "fooled"; "withstood"; "rounding": fooled by float pixels, not by any 8-bit image that was found;
+            "wrong": its answer was not `label` without an attack.
+        clean: PNG file, like `adversarial` and `difference`, which is amplified around middle grey.
+        amplification: By this factor.
+        largest: The largest change of a pixel, in grey levels of 255.
+        length: L2 norm of the perturbation, in pixels of [0, 1].
+        guesses: What each model makes of the adversarial PNG, model by model; the likeliest first.
     """
 
     against: str
@@ -55,16 +56,19 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedPicture:
-    """One picture before and after.
+class AttackedImage:
+    """One image before and after.
 
-    image:          its file;  label: what it shows, None where nobody said so
-    models:         one or two names
-    labels, templates: what the models choose among, and the prompts
-    attack, norm, eps, seed: how it was attacked, as in `advflyp.evaluate`
-    clean:          what each model makes of the picture; the likeliest first
-    made:           one adversarial picture for each model
-    sha256:         of each model's weights; empty where nobody asked
+    Attributes:
+        image: Its file.
+        label: What it shows; None where nobody said so.
+        models: One or two names.
+        labels: What the models choose among.
+        templates: The prompts.
+        attack: How it was attacked, with `norm`, `eps` and `seed` as in `advflyp.evaluate`.
+        clean: What each model makes of the clean image; the likeliest first.
+        made: One adversarial image for each model.
+        sha256: Hashes of the models' weights; empty where nobody asked.
     """
 
     image: str
@@ -77,13 +81,13 @@ class AttackedPicture:
     eps: float
     seed: int
     clean: list[list[Guess]]
-    made: list[Made]
+    made: list[AdversarialImage]
     sha256: list[str] = field(default_factory=list)
 
 
 def attack_image(
     model: CLIP | str | Path,
-    image: Picture,
+    image: ImageLike,
     labels: str | Sequence[str],
     *,
     eps: float,
@@ -94,28 +98,34 @@ def attack_image(
     templates: str | Sequence[str] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
-) -> AttackedPicture:
-    """Make a picture adversarial within `eps`, as an 8-bit picture file, and look at it again with float32 models.
+) -> AttackedImage:
+    """Make an image adversarial within `eps`, as an 8-bit PNG that is still adversarial for the float32 model.
 
-    model, against: a model, or two to compare; each is attacked for itself, and each sees both adversarial pictures
-    image:     a file or a PIL image
-    labels, templates: see `choose_labels`
-    eps:       radius in pixels of [0, 1], at least 1/255
-    label:     what the picture shows; by default each model is moved away from its own answer
-    attack:    any attack of `advflyp eval`, norm "linf" or "l2"
-    seed:      of its random start
-    device:    where models given by name are put: "auto", "cpu", "cuda", "cuda:1", "mps"
-    ValueError for anything unknown or unreadable, and where every model is wrong without an attack.
+    Args:
+        model: A model or the name of one.
+        image: A file or a PIL image.
+        labels: See `choose_labels`.
+        eps: Radius in pixels of [0, 1], at least 1/255.
+        label: The label the attack moves away from (default: each model's own answer for the clean image).
+        attack: Any attack of `advflyp eval`.
+        norm: "linf" or "l2".
+        against: A second model. Each is attacked for itself, and each sees both adversarial images.
+        templates: See `choose_labels`.
+        seed: Random seed.
+        device: Where models given by name are put: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ValueError: If anything is unknown or unreadable, or every model is wrong without an attack.
     """
-    search, place = _attack(attack), pick_device(device)
+    search = _attack(attack)
     threat = Threat(norm=norm, eps=eps)
     check_reach(threat)
     chosen = choose_labels(labels, templates)
     if label is not None:
         chosen.index(label)
-    check_picture(image)
+    check_image(image)
     pair = [one for one in (model, against) if one is not None]
-    models = [one if isinstance(one, CLIP) else load_model(one, device=place) for one in pair]
+    models = [one if isinstance(one, CLIP) else load_model(one, device=device) for one in pair]
     classifiers = [chosen.classifier(one) for one in models]
     found = attack_with(classifiers, chosen, image, label, search, threat, seed)
     if all(made.outcome == "wrong" for made in found.made):
@@ -136,16 +146,16 @@ def attack_image(
 def attack_with(
     classifiers: Sequence[Classifier],
     labels: Labels,
-    image: Picture,
+    image: ImageLike,
     label: str | None,
     attack: Attack,
     threat: Threat,
     seed: int = 0,
-) -> AttackedPicture:
+) -> AttackedImage:
     """`attack_image` with models that are loaded and labels that are encoded, `labels.classifier(model)` of each."""
-    picture = read_picture(image)
+    decoded = load_image(image)
     models = [one.model for one in classifiers]
-    pixels = [model.preprocess(picture)[None].to(model.device) for model in models]
+    pixels = [model.preprocess(decoded)[None].to(model.device) for model in models]
     clean = [guess(*pair, labels.names, TOP)[0] for pair in zip(classifiers, pixels, strict=True)]
     shows = None if label is None else labels.names[labels.index(label)]
     made = []
@@ -154,10 +164,10 @@ def attack_with(
         place = labels.index(target)
         adversarial, outcome = _search(classifier, origin, place, attack, threat, seed)
         file = as_png(adversarial)
-        again = from_bytes(file, "the adversarial picture")
+        again = from_bytes(file, "the adversarial image")
         change = adversarial - origin[0]
         made.append(
-            Made(
+            AdversarialImage(
                 against=models[number].name,
                 label=target,
                 outcome=outcome,
@@ -172,7 +182,7 @@ def attack_with(
                 ],
             )
         )
-    return AttackedPicture(
+    return AttackedImage(
         image=name_of(image),
         label=shows,
         models=[model.name for model in models],

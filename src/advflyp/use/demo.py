@@ -1,18 +1,18 @@
-"""`advflyp demo`: what its page asks, and what it is answered."""
+"""`advflyp demo`: a Gradio page on which one image is attacked, and what one model or two make of it."""
 
-import base64
-import binascii
-import io
-import time
-from dataclasses import asdict, dataclass
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from importlib.resources import files
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 
 from advflyp.attack.threat import Threat
-from advflyp.config import fill
 from advflyp.console import SafeConsole
 from advflyp.data.sets.labelled import load_set
 from advflyp.escape import for_html, for_rich
@@ -21,12 +21,16 @@ from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
 from advflyp.report.measure.estimates import attack_title, radius
-from advflyp.use.attack_image import attack_with
+from advflyp.use.attack_image import AttackedImage, attack_with
 from advflyp.use.eight_bits import check_reach
+from advflyp.use.images import as_pil, from_bytes
 from advflyp.use.labels import choose_labels
-from advflyp.use.pictures import from_bytes
-from advflyp.use.server import MAX_PICTURE, LocalServer
+from advflyp.use.local_only import LocalOnly
+from advflyp.use.predict import Guess
+from advflyp.use.shown import outcome, verdict
 
+LOOPBACK = "127.0.0.1"
+NEEDS_GRADIO = "the demo needs Gradio: pip install 'advflyp[demo]'"
 # Chosen by eye, for variety; the other labels are there to be confused with.
 SAMPLES = (
     ("food", "pizza"), ("food", "strawberry"), ("food", "pineapple"), ("animals-3d", "owl"),
@@ -37,151 +41,283 @@ OTHERS = (
     "bread", "hamburger", "watermelon", "cat", "dog", "fish", "tree", "flower", "car", "house", "chair", "shoe",
 )  # fmt: skip
 PROMPTS = ("a picture of a {}", "This is a photo of a {}.")
-ATTACKS = (
-    ("noise", "random noise, no attack"),
-    ("pgd10", "PGD-10"),
-    ("cw10", "CW-10"),
-    ("pgd100", "PGD-100"),
-    ("autoattack", "AutoAttack (slow)"),
+ATTACKS = {
+    "random noise, no attack": "noise",
+    "PGD-10": "pgd10",
+    "CW-10": "cw10",
+    "PGD-100": "pgd100",
+    "AutoAttack (slow)": "autoattack",
+}
+MAX_LABELS, MAX_LABELS_FILE = 200, 1 << 16
+MAX_UPLOAD = "16mb"
+# Questions that wait while one is answered, and browsers whose last answer is kept.
+WAITING, SESSIONS = 4, 8
+NOT_SAID = "not said"
+MARKS = {"wrong": ("–", ""), "fooled": ("✗", "bad"), "rounding": ("✓", "good"), "withstood": ("✓", "good")}
+CARD_PARTS = 6
+OWN = "each model attacked for itself"
+TITLE = "# A change nobody sees, and what it does to CLIP"
+NOTE = (
+    "Images are shown at the models' input size, as the 8-bit files that the models were asked about. Probabilities "
+    "are among the labels given. An attack stops at the first image that fools the model; a model that withstands PGD "
+    "may still fall to AutoAttack."
 )
-MAX_LABELS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What the page asks.
-
-    sample: which of the bundled pictures;  file, name: else an encoded picture in base64, and what it is called
-    label:  what it shows; "" where nobody says so: each model is moved away from its own answer
-    """
-
-    labels: tuple[str, ...]
-    eps: float
-    attack: str
-    sample: int | None = None
-    file: str = ""
-    name: str = "the picture"
-    label: str = ""
+# The small images of small models are not blurred, and the samples stay a grid on a phone.
+CSS = """
+.shot img { image-rendering: pixelated; width: 100% !important; height: 100% !important; object-fit: contain; }
+.verdict { font-size: 1.05rem; } .good { color: #15803d; } .bad { color: #c2410c; }
+.dark .good { color: #4ade80; } .dark .bad { color: #fb923c; }
+#samples .grid-wrap { max-height: none; overflow: visible; }
+#samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#samples .thumbnail-item { min-width: 0; aspect-ratio: 1; }
+.gradio-container { max-width: 1240px !important; margin: auto; }
+"""
 
 
 class Demo:
-    """One model or two, and the bundled pictures."""
+    """One model or two, and the images of the mini corpus."""
 
     def __init__(self, models: list[CLIP]) -> None:
         self.models = models
-        self.pictures = []
+        self.samples: list[Image.Image] = []
         for name, label in SAMPLES:
             labelled = load_set(f"mini/{name}")
-            place = labelled.labels.tolist().index(labelled.classes.index(label))
-            self.pictures.append(labelled.image(place))
+            self.samples.append(labelled.image(labelled.labels.tolist().index(labelled.classes.index(label))))
         # Labels are encoded once, not for every question.
         self.classifiers = lru_cache(maxsize=8)(self._classifiers)
-
-    def setup(self) -> dict[str, Any]:
-        """What the page begins with."""
-        sizes = " and ".join(dict.fromkeys("×".join(map(str, model.image_size)) for model in self.models))
-        return {
-            "models": [model.name for model in self.models],
-            "samples": [
-                {"label": label, "picture": _data_url(_png(picture))}
-                for (_, label), picture in zip(SAMPLES, self.pictures, strict=True)
-            ],
-            "labels": [*(label for _, label in SAMPLES), *OTHERS],
-            "attacks": ATTACKS,
-            "limit": MAX_PICTURE,
-            "about": f"Pictures are shown at the models' input size, {sizes} pixels, as the 8-bit files that the "
-            "models were asked about. Probabilities are among the labels given. An attack stops at the first picture "
-            "that fools the model; a model that withstands PGD may still fall to AutoAttack.",
-        }
-
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A `Question` as JSON → an `AttackedPicture` as JSON. ValueError for what cannot be done."""
-        started = time.monotonic()
-        question = fill(Question, asked)
-        if len(question.labels) > MAX_LABELS:
-            raise ValueError(
-                f"at most {MAX_LABELS} labels here, not {len(question.labels)}; `advflyp attack` takes more"
-            )
-        if question.attack not in dict(ATTACKS):
-            raise ValueError(f"the attack is one of {', '.join(dict(ATTACKS))}")
-        threat = Threat(norm="linf", eps=question.eps)
-        check_reach(threat)
-        labels = choose_labels(question.labels, PROMPTS)
-        found = attack_with(
-            self.classifiers(question.labels),
-            labels,
-            self._picture(question),
-            question.label or None,
-            find_attack(question.attack),
-            threat,
-        )
-        record = asdict(found)
-        for made, model in zip(record["made"], self.models, strict=True):
-            made["side"] = max(model.image_size)
-            for picture in ("clean", "adversarial", "difference"):
-                made[picture] = _data_url(made[picture])
-        return {
-            **record,
-            "title": f"{attack_title(found.attack)}, ε\u00a0=\u00a0{radius(found.eps, found.norm)}",
-            "seconds": time.monotonic() - started,
-        }
-
-    def _picture(self, question: Question) -> Any:
-        if question.sample is not None:
-            if not 0 <= question.sample < len(self.pictures):
-                raise ValueError(f"there are samples 0 to {len(self.pictures) - 1}, not {question.sample}")
-            return self.pictures[question.sample]
-        try:
-            data = base64.b64decode(question.file, validate=True)
-        except binascii.Error:
-            raise ValueError(f"{question.name} did not arrive whole; send it again") from None
-        return from_bytes(data, question.name)
 
     def _classifiers(self, names: tuple[str, ...]) -> list[Classifier]:
         labels = choose_labels(names, PROMPTS)
         return [labels.classifier(model) for model in self.models]
 
+    def attack(self, image: int | bytes, eps: float, attack: str, label: str, names: str) -> AttackedImage:
+        """Attack each model.
+
+        Args:
+            image: The number of a sample, or an encoded image.
+            eps: The radius in grey levels, of 255.
+            attack: A name of `ATTACKS`.
+            label: What the image shows; `NOT_SAID` moves each model away from its own answer.
+            names: What the models choose among, one label a line.
+
+        Raises:
+            ValueError: If something of it cannot be used.
+        """
+        lines = _lines(names)
+        if len(lines) > MAX_LABELS:
+            raise ValueError(
+                f"at most {MAX_LABELS} labels here, not {len(lines)}; `advflyp attack` takes more"
+            )
+        threat = Threat(norm="linf", eps=eps / 255)
+        check_reach(threat)
+        labels = choose_labels(lines, PROMPTS)
+        decoded = self.samples[image] if isinstance(image, int) else from_bytes(image, "the image")
+        shows = None if label == NOT_SAID else label
+        return attack_with(
+            self.classifiers(lines), labels, decoded, shows, find_attack(ATTACKS[attack]), threat
+        )
+
+    def ask(self, *values: Any) -> tuple[AttackedImage | None, str]:
+        """The answer to what the page asks, or nothing, and what is to be said of it, as HTML."""
+        try:
+            found = self.attack(*values)
+        except ValueError as error:
+            return None, f"<p class=bad role=alert>{for_html(str(error))}</p>"
+        return found, f"<p>{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}</p>"
+
+    def show(self, found: AttackedImage | None, view: str) -> list[Any]:
+        """What all cards show."""
+        numbers = range(len(self.models))
+        if found is None:
+            return [None] * (CARD_PARTS * len(numbers))
+        return [part for number in numbers for part in card(found, number, number if view == OWN else 0)]
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def card(found: AttackedImage, model: int, made: int) -> list[Any]:
+    """What a model's part of the page shows: verdict, clean image, change, attacked image, guesses before and after.
+
+    Args:
+        found: One image, attacked.
+        model: The number of the model that is asked.
+        made: The number of the model that the adversarial image was made against.
+    """
+    result = found.made[made]
+    mark, kind = MARKS[outcome(found, model, made)]
+    return [
+        f"<h3>{for_html(found.models[model])}</h3>"
+        f"<p class='verdict {kind}'>{mark} {for_html(verdict(found, model, made))}</p>"
+        f"<p>Change shown ×{round(result.amplification)}.</p>",
+        as_pil(result.clean),
+        as_pil(result.difference),
+        as_pil(result.adversarial),
+        _bars(found.clean[model]),
+        _bars(result.guesses[model]),
+    ]
+
+
+def _bars(guesses: list[Guess]) -> dict[str, float]:
+    return {guess.label: guess.probability for guess in guesses}
+
+
+def build_page(models: list[CLIP]) -> Any:
+    """The page, a `gradio.Blocks`.
+
+    Raises:
+        ValueError: If Gradio is not installed.
+    """
+    gradio = _gradio()
+    demo = Demo(models)
+    with gradio.Blocks(title="advflyp demo", analytics_enabled=False) as page:
+        image, found = gradio.State(0), gradio.State(None)
+        gradio.Markdown(TITLE)
+        with gradio.Row(equal_height=False):
+            with gradio.Column(scale=1, min_width=300):
+                samples, upload, eps, attack, label, lines, file = _controls(gradio, demo)
+            with gradio.Column(scale=3):
+                status = gradio.HTML()
+                views = [OWN, f"the image made against {models[0].name}, shown to both"]
+                view = gradio.Radio(views, value=OWN, show_label=False, visible=len(models) > 1)
+                with gradio.Row(equal_height=False):
+                    cards = [part for _ in models for part in _card_parts(gradio)]
+                gradio.Markdown(NOTE)
+
+        def choices(text: str, chosen: str) -> Any:
+            names = [NOT_SAID, *dict.fromkeys(_lines(text))]
+            return gradio.Dropdown(names, value=chosen if chosen in names else NOT_SAID)
+
+        def sample(event: gradio.SelectData) -> tuple[int, str]:  # pyright: ignore[reportInvalidTypeForm]
+            return event.index, SAMPLES[event.index][1]
+
+        def from_file(data: bytes) -> str:
+            return data[:MAX_LABELS_FILE].decode("utf-8", "replace")
+
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        samples.select(sample, None, [image, label], **quiet)
+        upload.upload(lambda data: (data, NOT_SAID), upload, [image, label], **quiet)
+        file.upload(from_file, file, lines, **quiet)
+        lines.change(choices, [lines, label], label, **quiet)
+        gradio.on(
+            [page.load, image.change, eps.release, attack.change, label.change, lines.blur, file.upload],
+            demo.ask, [image, eps, attack, label, lines], [found, status],
+            trigger_mode="always_last", concurrency_limit=1, api_visibility="private",
+        ).then(demo.show, [found, view], cards, **quiet)  # fmt: skip
+        view.change(demo.show, [found, view], cards, **quiet)
+    return page.queue(max_size=WAITING)
+
+
+def _controls(gradio: Any, demo: Demo) -> tuple[Any, ...]:
+    samples = gradio.Gallery(
+        demo.samples, label="Image", format="png", columns=4, allow_preview=False, height="auto",
+        object_fit="contain", buttons=[], elem_id="samples",
+    )  # fmt: skip
+    upload = gradio.UploadButton("Use an image of yours", file_types=["image"], type="binary")
+    eps = gradio.Slider(1, 16, 2, step=1, label="ε: grey levels that a pixel may change, of 255")
+    attack = gradio.Dropdown(list(ATTACKS), value="PGD-10", label="Attack")
+    every = [*(label for _, label in SAMPLES), *OTHERS]
+    label = gradio.Dropdown([NOT_SAID, *every], value=every[0], label="The image shows")
+    with gradio.Accordion("Labels", open=False):
+        lines = gradio.Textbox("\n".join(every), lines=8, label="The models choose among, one a line")
+        file = gradio.UploadButton("Labels from a file", file_types=[".txt"], type="binary")
+    return samples, upload, eps, attack, label, lines, file
+
+
+def _card_parts(gradio: Any) -> list[Any]:
+    image: dict[str, Any] = {
+        "format": "png",
+        "interactive": False,
+        "elem_classes": "shot",
+        "height": 190,
+        "min_width": 90,
+    }
+    with gradio.Column(min_width=320):
+        head = gradio.HTML()
+        with gradio.Row():
+            clean = gradio.Image(label="clean", buttons=[], **image)
+            change = gradio.Image(label="change", buttons=[], **image)
+            attacked = gradio.Image(label="attacked", buttons=["download"], **image)
+        with gradio.Row():
+            before, after = (
+                gradio.Label(label=label, num_top_classes=4, min_width=140, show_heading=False)
+                for label in ("clean", "attacked")
+            )
+    return [head, clean, change, attacked, before, after]
+
 
 def serve(
     model: str, against: str | None = None, *, port: int = 8765, device: str | torch.device = "auto"
 ) -> None:
-    """Show the page at http://127.0.0.1:PORT/ until Ctrl-C; ValueError for an unknown model or a port in use."""
+    """Show the page at http://127.0.0.1:PORT/ until Ctrl-C.
+
+    Args:
+        model: The name of a model.
+        against: The name of another, to compare it with.
+        port: 0 for any free one.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises:
+        ValueError: If a model is unknown, the port is in use, or Gradio is not installed.
+    """
     console, place = SafeConsole(), pick_device(device)
-    with LocalServer(port) as server:
-        with console.status("loading"):
-            names = [name for name in (model, against) if name is not None]
-            open_demo(server, [load_model(name, device=place) for name in names])
-        console.print(for_rich(f"the demo is at {server.url} (Ctrl-C ends it)"))
+    _gradio()
+    port = _free_port(port)
+    with console.status("loading"):
+        models = [load_model(name, device=place) for name in (model, against) if name is not None]
+    with served(models, port) as url:
+        console.print(for_rich(f"the demo is at {url} (Ctrl-C ends it)"))
         try:
-            server.serve_forever()
+            threading.Event().wait()
         except KeyboardInterrupt:
             console.print()
             console.print(for_rich("ended"))
 
 
-def open_demo(server: LocalServer, models: list[CLIP]) -> None:
-    """Give a server the page and its answers."""
-    demo = Demo(models)
-    page = files("advflyp") / "use" / "page"
-    name = " and ".join(model.name for model in models)
-    server.show(
-        head='<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>advflyp demo: {for_html(name)}</title>\n"
-        '<link rel="icon" href="data:,">',
-        style=(files("advflyp") / "report" / "pages" / "templates" / "style.css").read_text("utf-8")
-        + (page / "demo.css").read_text("utf-8"),
-        body=(page / "demo.html").read_text("utf-8"),
-        data=demo.setup(),
-        script=(page / "demo.js").read_text("utf-8"),
-        answer=demo.answer,
-    )
+@contextmanager
+def served(models: list[CLIP], port: int) -> Iterator[str]:
+    """Serve the page on this machine only; its address. What is uploaded and answered is deleted at the end."""
+    gradio = _gradio()
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]  # Gradio's
+
+    with TemporaryDirectory() as folder:
+        # Read whenever something is stored.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(models)
+        page.launch(
+            server_name=LOOPBACK, server_port=port, share=False, inbrowser=False, prevent_thread_lock=True, quiet=True,
+            max_file_size=MAX_UPLOAD, state_session_capacity=SESSIONS, footer_links=["settings"], ssr_mode=False,
+            enable_monitoring=False, mcp_server=False, pwa=False, css=CSS,
+            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+        )  # fmt: skip
+        try:
+            yield f"http://{LOOPBACK}:{port}/"
+        finally:
+            page.close(verbose=False)
 
 
-def _png(picture: Any) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "png")
-    return stream.getvalue()
+def _gradio() -> Any:
+    # Read when Gradio is imported: no statistics, no question which version is the newest.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # pyright: ignore[reportMissingImports]  # an extra
+    except ImportError:
+        raise ValueError(NEEDS_GRADIO) from None
+    return gradio
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _free_port(port: int) -> int:
+    """The port, or any free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OverflowError:
+            raise ValueError(f"a port is a number from 0 to 65535, not {port}") from None
+        except OSError as error:
+            raise ValueError(
+                f"port {port} cannot be used ({error.strerror}); choose another with --port, or --port 0 for a free one"
+            ) from None
+        return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Adversarial images as picture files hold them: whole grey levels, inside the same ball."""
+"""Adversarial images as image files hold them: whole grey levels, inside the same ball."""
 
 import math
 
@@ -15,10 +15,10 @@ BISECTIONS = 40
 
 
 def check_reach(threat: Threat) -> None:
-    """ValueError where no picture of 8 bits but the original is inside the ball."""
+    """ValueError where no image of 8 bits but the original is inside the ball."""
     if levels(threat) < 1:
         raise ValueError(
-            f"eps must be at least 1/255, one grey level of a picture file, not {255 * threat.eps:.3g}/255"
+            f"eps must be at least 1/255, one grey level of an image file, not {255 * threat.eps:.3g}/255"
         )
 
 

@@ -1,4 +1,4 @@
-"""`advflyp predict`: what a model makes of pictures, among labels of the user's."""
+"""`advflyp predict`: what a model makes of images, among labels of the user's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model, pick_device
+from advflyp.model.load import load_model
+from advflyp.use.images import ImageLike, check_image, load_image, name_of
 from advflyp.use.labels import choose_labels
-from advflyp.use.pictures import Picture, check_picture, name_of, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """A label and its probability among the labels given: these sum to 1, whatever the picture shows."""
+    """A label and its probability among the labels given: these sum to 1, whatever the image shows."""
 
     label: str
     probability: float
@@ -25,10 +25,11 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model makes of one picture.
+    """What a model makes of one image.
 
-    image:   its file, as it was named
-    guesses: the likeliest first
+    Attributes:
+        image: Its file, as it was named.
+        guesses: The likeliest first.
     """
 
     image: str
@@ -42,7 +43,7 @@ class Prediction:
 
 def predict(
     model: CLIP | str | Path,
-    images: Picture | Sequence[Picture],
+    images: ImageLike | Sequence[ImageLike],
     labels: str | Sequence[str],
     *,
     templates: str | Sequence[str] | None = None,
@@ -50,41 +51,45 @@ def predict(
     batch_size: int = 64,
     device: str | torch.device = "auto",
 ) -> list[Prediction]:
-    """Zero-shot classification of pictures, in float32.
+    """Classify images zero-shot, in float32.
 
-    model:     a model or the name of one
-    images:    files or PIL images, one or several
-    labels:    two or more names, or a text that says where they are; see `choose_labels`, also for `templates`
-    top:       how many guesses of each picture
-    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
-    ValueError for an unknown model, unusable labels, a file that is no readable picture.
+    Args:
+        model: A model or the name of one.
+        images: Files or PIL images, one or several.
+        labels: Two or more names, or a text that says where they are; see `choose_labels`.
+        templates: Prompts; see `choose_labels`.
+        top: How many guesses of each image.
+        batch_size: How many images at a time.
+        device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ValueError: If the model is unknown, the labels cannot be used, or a file is no readable image.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    place = pick_device(device)
-    pictures = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-    if not pictures:
-        raise ValueError("name at least one picture")
+    every = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    if not every:
+        raise ValueError("name at least one image")
     chosen = choose_labels(labels, templates)
-    for picture in pictures:
-        check_picture(picture)
-    if not isinstance(model, CLIP):
-        model = load_model(model, device=place)
+    for image in every:
+        check_image(image)
+    model = model if isinstance(model, CLIP) else load_model(model, device=device)
     classifier = chosen.classifier(model)
     result = []
-    for start in range(0, len(pictures), batch_size):
-        part = pictures[start : start + batch_size]
-        pixels = torch.stack([model.preprocess(read_picture(picture)) for picture in part])
-        for picture, guesses in zip(part, guess(classifier, pixels, chosen.names, top), strict=True):
-            result.append(Prediction(image=name_of(picture), guesses=guesses))
+    for start in range(0, len(every), batch_size):
+        part = every[start : start + batch_size]
+        pixels = torch.stack([model.preprocess(load_image(image)) for image in part])
+        for image, guesses in zip(part, guess(classifier, pixels, chosen.names, top), strict=True):
+            result.append(Prediction(image=name_of(image), guesses=guesses))
     return result
 
 
 @torch.no_grad()
 def guess(classifier: Classifier, pixels: Tensor, names: Sequence[str], top: int) -> list[list[Guess]]:
-    """(N, 3, H, W) pixels in [0, 1] → for each picture the `top` likeliest names, equal ones in any order.
+    """(N, 3, H, W) pixels in [0, 1] → for each image the `top` likeliest names, equal ones in any order.
 
-    ValueError for a model whose answers are not finite.
+    Raises:
+        ValueError: If the model's answers are not finite.
     """
     with for_use(classifier.model):
         probabilities = classifier.logits_fp32(pixels.to(classifier.model.device)).softmax(1)

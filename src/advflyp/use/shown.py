@@ -1,4 +1,4 @@
-"""Predictions and attacked pictures on a terminal."""
+"""Predictions and attacked images on a terminal."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from advflyp.escape import for_rich, for_terminal
 from advflyp.report.measure.estimates import attack_title, radius
-from advflyp.use.attack_image import AttackedPicture
+from advflyp.use.attack_image import AttackedImage
 from advflyp.use.predict import Guess, Prediction
 from advflyp.wording import counted
 
@@ -28,7 +28,7 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def attacked_table(found: AttackedPicture) -> Table:
+def attacked_table(found: AttackedImage) -> Table:
     """What each model says of the clean image and of each adversarial one.
 
     ✓ and ✗ say whether an answer is right, which takes somebody who said what the image shows. Otherwise all that can
@@ -47,14 +47,14 @@ def attacked_table(found: AttackedPicture) -> Table:
     return table
 
 
-def title(found: AttackedPicture) -> str:
-    """The picture and what was done to it."""
+def title(found: AttackedImage) -> str:
+    """The image and what was done to it."""
     attack = f"{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}"
     shows = "" if found.label is None else f" '{found.label}'"
     return f"{found.image}:{shows} among {counted(len(found.labels), 'label')}; {attack}"
 
 
-def legend(found: AttackedPicture) -> str:
+def legend(found: AttackedImage) -> str:
     """What the marks of `attacked_table` mean."""
     if found.label is not None:
         return f"✓: '{found.label}', as --label says; ✗: anything else"
@@ -63,23 +63,35 @@ def legend(found: AttackedPicture) -> str:
     )
 
 
-def verdict(found: AttackedPicture, number: int) -> str:
-    """One sentence: what the attack did to model `number`."""
-    made = found.made[number]
+def outcome(found: AttackedImage, model: int, made: int) -> str:
+    """The outcome of `AdversarialImage` for model `model` and the image made against model `made`."""
+    if made == model:
+        return found.made[made].outcome
+    # Where nobody said what the image shows, no answer is wrong: each model is held to its own.
+    label, attacked = found.made[model].label, found.made[made].guesses[model][0].label
+    if found.clean[model][0].label != label:
+        return "wrong"
+    return "withstood" if attacked == label else "fooled"
+
+
+def verdict(found: AttackedImage, model: int, made: int | None = None) -> str:
+    """One sentence: what the image made against model `made`, by default the same, does to model `model`."""
+    made = model if made is None else made
+    result, name = found.made[made], found.models[model]
     within = f"within ε = {radius(found.eps, found.norm)}"
-    if made.outcome == "wrong":
-        return f"{made.against} says '{found.clean[number][0].label}' without an attack: there was nothing to attack"
-    if made.outcome == "withstood":
-        return f"{made.against} withstands: {found.attack} finds no picture {within} that it takes for something else"
-    if made.outcome == "rounding":
-        return (
-            f"{made.against} is fooled {within} by float pixels only: rounded to the 8 bits of a picture file the "
-            "effect is lost"
-        )
-    changed = f"no pixel changes by more than {made.largest} of 255 grey levels"
+    what = outcome(found, model, made)
+    if what == "wrong":
+        return f"{name} says '{found.clean[model][0].label}' without an attack: there was nothing to attack"
+    if what == "withstood" and made == model:
+        return f"{name} withstands: {found.attack} finds no image {within} that it takes for something else"
+    if what == "rounding":
+        return f"{name} is fooled {within} by float pixels only: in the 8 bits of an image file the effect is lost"
+    changed = f"no pixel changes by more than {result.largest} of 255 grey levels"
+    label, answer = found.made[model].label, result.guesses[model][0].label
+    if what == "withstood":
+        return f"{name} withstands the image made against {found.models[made]}: still '{label}'"
     whose = "its answer " if found.label is None else ""
-    answer = made.guesses[number][0].label
-    return f"{made.against} is fooled: {whose}'{made.label}' becomes '{answer}', and {changed}"
+    return f"{name} is fooled: {whose}'{label}' becomes '{answer}', and {changed}"
 
 
 def percent(probability: float) -> str:

@@ -23,7 +23,7 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.errors import SkippedSample
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
-from advflyp.use.pictures import read_picture
+from advflyp.use.images import load_image
 from helpers import siglip_config, small_model
 
 CLIP_224 = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -187,7 +187,7 @@ def test_every_way_decodes_the_same_pixels(kind: str, how: dict[str, object], tm
     assert upright.size == stored.size[::-1]
     assert as_rgb(upright) is upright, "it is not turned again"
     opened = Image.open(io.BytesIO(data))
-    assert np.array_equal(as_rgb(opened), upright) and np.array_equal(read_picture(opened), upright)
+    assert np.array_equal(as_rgb(opened), upright) and np.array_equal(load_image(opened), upright)
     ours = ImageReader(CLIP_224)
     assert (ours.from_bytes(data).float() - ours.from_image(upright).float()).abs().mean() < 0.2
     for name in ("a", "b"):
@@ -280,9 +280,9 @@ def test_lines_are_refused_before_they_are_resized(size: tuple[int, int], tmp_pa
         read_image(data, min_side=1)
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.png (is more than 256 times as long|is smaller than 8)"):
-        read_picture(tmp_path / "a.png")
+        load_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match="more than 256 times as long"):
-        read_picture(Image.new("RGB", (3, 769)))
+        load_image(Image.new("RGB", (3, 769)))
     assert read_image(striped(8, 2048)).size == (8, 2048)
     assert ImageReader(CLIP_224).from_bytes(striped(2048, 8)).shape == (3, 224, 224)
 
@@ -312,7 +312,7 @@ def test_files_are_regular_and_have_an_end(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SkippedSample, match="image file is too large"):
         files.image(2)
     with pytest.raises(ValueError, match=r"a\.png is larger than"):
-        read_picture(tmp_path / "a.png")
+        load_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("rest", [bytes(46), b"\xff" * 46], ids=["zeros", "ones"])
@@ -342,7 +342,7 @@ def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package:
     with pytest.raises(
         ValueError, match=rf"a\.heic is a .* image: install a reader with `pip install {package}`"
     ):
-        read_picture(tmp_path / "a.heic")
+        load_image(tmp_path / "a.heic")
 
 
 @pytest.mark.parametrize("name", ["pillow_heif", "pillow_jxl"])

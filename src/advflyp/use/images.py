@@ -1,4 +1,4 @@
-"""A user's picture files: read as training reads pictures, refused in one sentence that names the file."""
+"""A user's image files: read as training reads images, refused in one sentence that names the file."""
 
 import hashlib
 import io
@@ -23,12 +23,12 @@ from advflyp.data.pairs.images import (
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_ASPECT, MAX_IMAGE_BYTES, MAX_PIXELS, read_image_file
 
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 CONVERT = "or convert it to JPEG"
 KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 SENTENCES = {
     "empty image file": "is empty",
-    "not an image": f"is not a picture that can be read ({KINDS})",
+    "not an image": f"is not an image that can be read ({KINDS})",
     NEEDS_HEIF: f"is a HEIC image: install a reader with `pip install pillow-heif`, {CONVERT}",
     NEEDS_JXL: f"is a JPEG XL image: install a reader with `pip install pillow-jxl-plugin`, {CONVERT}",
     NEEDS_AVIF: f"is an AVIF image, which this Pillow cannot read: `pip install 'pillow>=11.3'`, {CONVERT}",
@@ -36,7 +36,7 @@ SENTENCES = {
     "image is too long and thin": f"is more than {MAX_ASPECT} times as long as it is wide; cut it",
     "image takes too long to decode": "is a JPEG of too many scans; save it anew",
     "image file is too large": f"is larger than {MAX_IMAGE_BYTES >> 20} MB; make it smaller",
-    "not a regular file": "is not a regular file; name a picture file",
+    "not a regular file": "is not a regular file; name an image file",
     "image is too small": f"is smaller than {MIN_SIDE} pixels on a side",
     "truncated image": "is cut off before its end; copy it again",
     "unreadable image": "is damaged, or has pixels of a kind that has no agreed colours",
@@ -45,27 +45,27 @@ SENTENCES = {
 }
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """RGB, upright, transparent parts white, the first frame. ValueError where there is no such picture."""
-    if isinstance(picture, Image.Image):
+def load_image(image: ImageLike) -> Image.Image:
+    """RGB, upright, transparent parts white, the first frame. ValueError where there is no such image."""
+    if isinstance(image, Image.Image):
         try:
-            check_size(picture, min_side=1)
-            return as_rgb(picture)
+            check_size(image, min_side=1)
+            return as_rgb(image)
         except SkippedSample as error:
-            raise ValueError(f"the picture {SENTENCES[str(error)]}") from None
+            raise ValueError(f"the image {SENTENCES[str(error)]}") from None
         except UNREADABLE:
-            raise ValueError(f"the picture {SENTENCES['unreadable image']}") from None
-    return from_bytes(_bytes(Path(picture)), str(picture))
+            raise ValueError(f"the image {SENTENCES['unreadable image']}") from None
+    return from_bytes(_bytes(Path(image)), str(image))
 
 
-def check_picture(picture: Picture) -> None:
-    """ValueError for a file that is missing or does not begin like a picture; cheap, nothing is decoded."""
-    if not isinstance(picture, Image.Image):
-        _opened(_bytes(Path(picture)), str(picture))
+def check_image(image: ImageLike) -> None:
+    """ValueError for a file that is missing or does not begin like an image; cheap, nothing is decoded."""
+    if not isinstance(image, Image.Image):
+        _opened(_bytes(Path(image)), str(image))
 
 
 def from_bytes(data: bytes, name: str) -> Image.Image:
-    """An encoded picture as `read_picture` gives it; `name` is what a ValueError calls it."""
+    """An encoded image as `load_image` gives it; `name` is what a ValueError calls it."""
     image = _opened(data, name)
     try:
         return finish_image(image)
@@ -80,9 +80,14 @@ def as_png(pixels: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def name_of(picture: Picture) -> str:
+def as_pil(png: bytes) -> Image.Image:
+    """The image of `as_png`."""
+    return Image.open(io.BytesIO(png))
+
+
+def name_of(image: ImageLike) -> str:
     """What results call it."""
-    return "picture" if isinstance(picture, Image.Image) else str(picture)
+    return "image" if isinstance(image, Image.Image) else str(image)
 
 
 def sha256_of(path: Path) -> str:
@@ -92,9 +97,9 @@ def sha256_of(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name picture files, for example {path}/*.jpg")
+        raise ValueError(f"{path} is a folder; name image files, for example {path}/*.jpg")
     if not path.is_file():
-        raise ValueError(f"there is no picture {path}")
+        raise ValueError(f"there is no image {path}")
     try:
         return read_image_file(path)
     except SkippedSample as reason:
