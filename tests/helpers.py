@@ -60,11 +60,11 @@ def assert_equal64(
 @contextmanager
 def models_in_float64() -> Iterator[None]:
     """Runs that are set up within train in float64: model, pixels, losses and optimiser."""
-    from advflyp.training import build
+    from advflyp.training import objects
 
-    start_from = build.start_from
+    start_from = objects.start_from
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "start_from", lambda *model, **how: start_from(*model, **how).double())
+        patch.setattr(objects, "start_from", lambda *model, **how: start_from(*model, **how).double())
         yield
 
 

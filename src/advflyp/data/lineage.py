@@ -9,6 +9,8 @@ from advflyp.data.pairs.addresses import GLOB, brace_count, expand, is_remote
 from advflyp.data.sets.catalogue import canonical
 
 KEY = "trained_on"
+# Before the name of what Python gave as an object: no file or set is called that.
+OBJECT = "object:"
 # Of a card, which may be a stranger's: names that are looked at, and files that the braces of one may name.
 MAX_KNOWN, MAX_PATTERN = 1_000, 10_000
 
@@ -35,7 +37,7 @@ def was_trained_on(card: Mapping[str, Any], data: str) -> bool:
 def _absolute(name: str) -> str:
     name = name.removeprefix("folder:").removeprefix("wds:")
     path = Path(name).expanduser()
-    is_named = name == "mini" or name.startswith(("mini/", "hf:")) or is_remote(name)
+    is_named = name == "mini" or name.startswith(("mini/", "hf:", OBJECT)) or is_remote(name)
     if is_named or (not path.exists() and canonical(name) is not None):
         return canonical(name) or name
     return str(path.absolute())

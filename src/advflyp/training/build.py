@@ -14,19 +14,19 @@ from advflyp import distributed
 from advflyp.config import read_toml
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Pairs
-from advflyp.data.sets.labelled import LabelledSet, load_set
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.data.training import DecodedLabelled, open_training
 from advflyp.distributed import Ranks
 from advflyp.method import find_method
 from advflyp.method.base import Method
 from advflyp.model.clip import CLIP
-from advflyp.model.load import start_from
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.share import Share
 from advflyp.training import sharding
 from advflyp.training.checks import check_attack, check_data, check_sizes, check_split
 from advflyp.training.folder import RunFolder
 from advflyp.training.meter import Meter
+from advflyp.training.objects import NAMES, Objects
 from advflyp.training.optim import make_optimizer, peak_rate
 from advflyp.training.recipe import Recipe, TrainConfig
 from advflyp.training.signals import Signals
@@ -116,12 +116,20 @@ class TrainingRun:
         self.ranks.close()
 
 
-def build(recipe: Recipe, out: Path, *, resume: bool = False, console: Console | None = None) -> TrainingRun:
+def build(
+    recipe: Recipe,
+    out: Path,
+    *,
+    objects: Objects = NAMES,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainingRun:
     """Open everything that a recipe names; nothing is written.
 
     Args:
         recipe: What to train.
         out: The run folder.
+        objects: In place of what the recipe names.
         resume: Whether the folder may hold a run.
         console: Where progress is shown.
 
@@ -135,19 +143,17 @@ def build(recipe: Recipe, out: Path, *, resume: bool = False, console: Console |
     folder = RunFolder(out)
     ranks.broadcast_from_rank0(lambda: folder.claim(resume))
     precision = ranks.broadcast_from_rank0(lambda: settle_precision(recipe, folder, device, resume))
-    # The run folder and its checkpoints hold what was chosen, not "auto".
-    recipe = replace(recipe, train=replace(recipe.train, precision=precision.precision))
-    check_data(recipe)
+    objects.check(recipe, folder, resume)
+    recipe = _resolved(recipe, precision, objects)
     # A mistake in it shows before a model is loaded.
-    validation_set = None if recipe.validate.set is None else load_set(recipe.validate.set)
+    validation_set = objects.open_validation_set(recipe)
     torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
-    model, method = _open_method(recipe, precision, ranks, device)
+    model = objects.open_model(recipe, device)
+    method = _open_method(recipe, precision, model, ranks)
     share = Share(recipe.data.batch_size, ranks.rank, ranks.size, recipe.data.drop_last)
-    pairs = _open_pairs(recipe, model, share, device)
+    pairs = _open_pairs(recipe, objects, model, share, device)
     unsharded, parameters = _prepare(recipe, model, method, ranks, device)
     total_steps = min(recipe.train.epochs * len(pairs), recipe.train.max_steps or sys.maxsize)
-    objective = Objective(method)
-    sharded = recipe.train.parallel == "fsdp"
     return TrainingRun(
         recipe=recipe,
         folder=folder,
@@ -161,7 +167,7 @@ def build(recipe: Recipe, out: Path, *, resume: bool = False, console: Console |
         method=method,
         pairs=pairs,
         add_texts=open_texts(recipe, model, method, pairs, ranks),
-        objective=objective if sharded else distributed.replicated(objective, ranks, device),
+        objective=_open_objective(recipe, method, ranks, device),
         parameters=parameters,
         optimizer=make_optimizer(parameters, recipe.optim),
         total_steps=total_steps,
@@ -183,24 +189,38 @@ def settle_precision(
     return choice if started == "auto" else PrecisionChoice(choice.precision, "the run was started with it")
 
 
-def _open_method(
-    recipe: Recipe, precision: PrecisionChoice, ranks: Ranks, device: torch.device
-) -> tuple[CLIP, Method]:
-    """The model to start from, and the method that trains it."""
-    model = start_from(recipe.model, device=device)
+def _open_objective(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The method's losses; FSDP exchanges the gradients of its own parameters."""
+    objective = Objective(method)
+    if recipe.train.parallel == "fsdp":
+        return objective
+    return distributed.replicated(objective, ranks, device)
+
+
+def _resolved(recipe: Recipe, precision: PrecisionChoice, objects: Objects) -> Recipe:
+    """What the run folder and its checkpoints hold: the precision that was chosen, not "auto", and the objects."""
+    recipe = objects.recorded(replace(recipe, train=replace(recipe.train, precision=precision.precision)))
+    if objects.pairs is None:
+        check_data(recipe)
+    return recipe
+
+
+def _open_method(recipe: Recipe, precision: PrecisionChoice, model: CLIP, ranks: Ranks) -> Method:
+    """The method that trains the model."""
     model.precision = precision.precision
     apply_memory_options(model, recipe.train)
     method = find_method(recipe.method_name)[0](recipe.method, model)
     method.ranks = ranks
     check_attack(recipe, method)
     check_sizes(recipe, method, model)
-    return model, method
+    return method
 
 
-def _open_pairs(recipe: Recipe, model: CLIP, share: Share, device: torch.device) -> Pairs:
+def _open_pairs(recipe: Recipe, objects: Objects, model: CLIP, share: Share, device: torch.device) -> Pairs:
     data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
     reader = ImageReader(model.config["preprocess_cfg"], data.resize, data.interpolation)
-    return open_training(data, wanted, reader, seed=recipe.train.seed, device=device, share=share)
+    seed = recipe.train.seed
+    return open_training(data, wanted, reader, seed=seed, device=device, share=share, data=objects.pairs)
 
 
 def _prepare(
@@ -214,6 +234,11 @@ def _prepare(
     if method.needs_original:
         method.original = copied(model, recipe.train).requires_grad_(False)
     parameters = unfreeze(model, recipe.train.unfreeze)
+    if not parameters:
+        raise ValueError(
+            f"nothing of {model.name} can be trained: none of its parameters requires a gradient; call "
+            "model.requires_grad_(True)"
+        )
     if recipe.train.parallel != "fsdp":
         return model, parameters
     check_split(recipe, ranks)

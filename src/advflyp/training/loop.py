@@ -12,11 +12,13 @@ from rich.console import Console
 from torch import Tensor
 
 from advflyp.data.batch import Batch
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.checkpoint import save_checkpoint
 from advflyp.training.failures import check_finite, explaining, finite_means, writing
+from advflyp.training.objects import Objects
 from advflyp.training.recipe import leaves, read_recipe
 from advflyp.training.runlog import RunLog, SilentLog
 from advflyp.training.signals import Interrupted
@@ -56,6 +58,9 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     out: str | Path,
+    model: CLIP | None = None,
+    pairs: Any = None,
+    validation_set: LabelledSet | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
@@ -69,14 +74,20 @@ def train(
         recipe: A TOML file, or the name of a recipe that comes with the package: "mini/advflyp_full".
         overrides: {"optim.lr": 1e-4, …}.
         out: The run folder.
-        resume: Continue the run in `out` from its last whole checkpoint; begin it where it has none yet.
+        model: The model to start from, in place of `model.name`; it stays as it is.
+        pairs: What to train on, in place of `data.train`: a torch `Dataset` or list of (image, caption), or a
+            `LabelledSet` for methods that train on labels.
+        validation_set: What decides the best weights, in place of `validate.set`.
+        resume: Continue the run in `out` from its last whole checkpoint; begin it where it has none yet. A run
+            that was given objects needs the same ones again.
         console: Where progress is shown; None is silent.
 
     Raises:
         ValueError: The recipe, its data, its model or the folder cannot be used.
         RunError: The run cannot go on.
     """
-    run = build(read_recipe(recipe, overrides), Path(out), resume=resume, console=console)
+    objects = Objects(model=model, pairs=pairs, validation_set=validation_set)
+    run = build(read_recipe(recipe, overrides), Path(out), objects=objects, resume=resume, console=console)
     try:
         if resume:
             resume_run(run)

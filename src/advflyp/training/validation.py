@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
-from advflyp.data.lineage import trained_on
+from advflyp.data.lineage import OBJECT, trained_on
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.folder import read_card, save_model
@@ -115,12 +115,18 @@ def _keep_best(run: "TrainingRun", about: dict[str, Any]) -> None:
         "version": __version__,
         "precision": vars(run.precision),
         "recipe": recipe.tree(),
-        "trained_on": trained_on(read_card(recipe.model.name), recipe.data.train, recipe.data.also),
+        "trained_on": trained_on(_card_of(recipe.model.name), recipe.data.train, recipe.data.also),
     }
     model = run.unsharded_model()
     if run.ranks.rank == 0:
         with writing(run.folder.best, run.folder.last_good):
             save_model(model, run.folder.best, card)
+
+
+def _card_of(model: str) -> dict[str, Any]:
+    """What is known of the model that the run began with; of an object, by the name that it was loaded by."""
+    name = model.removeprefix(OBJECT).rpartition("@")[0] if model.startswith(OBJECT) else model
+    return read_card(name) if name else {}
 
 
 def shown(accuracies: dict[str, float]) -> str:

@@ -1,0 +1,87 @@
+"""Objects in place of what a recipe names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import advflyp
+from advflyp.config import read_toml
+from advflyp.model.folder import read_card, weights_sha256
+from advflyp.model.load import load_model
+from advflyp.training import loop
+from helpers import write_folder
+
+FEW = {"train.max_steps": 3, "checkpoint.every": 1, "data.limit": None}
+
+
+def pairs_in(folder: Path) -> list[tuple[Image.Image, str]]:
+    """The pairs of `write_folder`, as anybody's list."""
+    return [
+        (Image.open(path).convert("RGB"), path.with_suffix(".txt").read_text())
+        for path in sorted(folder.glob("*.png"))
+    ]
+
+
+def grey(value: int) -> Image.Image:
+    return Image.new("RGB", (32, 32), (value, value, value))
+
+
+def test_objects_train_as_what_the_recipe_names(
+    recipe: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short and resumed, too; the model that was given stays as it is, and the folder says what there was."""
+    model = load_model(tiny_folder)
+    before = weights_sha256(model)
+    pairs = pairs_in(write_folder(tmp_path / "data", 40))
+    mine = advflyp.LabelledSet([(grey(i), i % 2) for i in range(12)], ["dark", "light"], "a {}", name="mine")
+    overrides = FEW | {"validate.attack": "pgd1"}
+
+    def run(out: str, **how: bool) -> loop.RunResult:
+        objects = {"model": model, "pairs": pairs, "validation_set": mine}
+        return advflyp.train(recipe, overrides, out=tmp_path / out, **objects, **how)  # type: ignore[arg-type]
+
+    result = run("whole")
+    assert result.steps == 3 and result.before is not None and {"clean", "robust"} <= result.before.keys()
+    assert weights_sha256(model) == before and weights_sha256(load_model(tmp_path / "whole")) != before
+    written = read_toml(tmp_path / "whole/recipe.toml")
+    assert written["model"]["name"] == f"object:{model.name}@{before[:12]}"
+    assert written["data"]["train"] == "object:list:40" and written["validate"]["set"] == "object:mine:12"
+    assert read_card(tmp_path / "whole")["trained_on"][-1] == "object:list:40"
+
+    real, steps = loop.update, iter(range(2))
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(loop, "update", lambda run, batch: (next(steps), real(run, batch))[1])
+        run("cut")
+    assert run("cut", resume=True).steps == 3
+    for name, value in load_model(tmp_path / "whole").net.state_dict().items():
+        assert torch.equal(value, load_model(tmp_path / "cut").net.state_dict()[name])
+
+
+def test_a_resume_needs_the_same_objects(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    pairs, out = pairs_in(write_folder(tmp_path / "data", 40)), tmp_path / "run"
+    advflyp.train(recipe, FEW, out=out, pairs=pairs)
+    with pytest.raises(
+        ValueError, match=r"data\.train = 'object:list:40' was an object .*\.train\(…, pairs=…\)"
+    ):
+        advflyp.train(recipe, FEW, out=out, resume=True)
+    with pytest.raises(ValueError, match=r"data\.train = 'object:list:40' was an object"):
+        advflyp.train(out / "recipe.toml", out=tmp_path / "again")
+    with pytest.raises(ValueError, match="data.train was 'object:list:40', is 'object:list:39'"):
+        advflyp.train(recipe, FEW, out=out, pairs=pairs[1:], resume=True)
+    assert advflyp.train(recipe, FEW, out=out, pairs=pairs, resume=True).steps == 3
+
+
+def test_objects_that_cannot_be_trained(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    frozen = load_model(tiny_folder).requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"none of its parameters requires a gradient; call model\.requires_grad_"
+    ):
+        advflyp.train(recipe, FEW, out=tmp_path / "run", model=frozen)
+    with pytest.raises(ValueError, match=r"model\.text does not go with a model that is given"):
+        advflyp.train(recipe, FEW | {"model.text": "mini"}, out=tmp_path / "run", model=frozen)
+    with pytest.raises(ValueError, match="is a labelled set, and this method trains on pairs"):
+        mine = advflyp.LabelledSet([(grey(i), i % 2) for i in range(16)], ["dark", "light"])
+        advflyp.train(recipe, FEW, out=tmp_path / "run", pairs=mine)
+    assert not (tmp_path / "run").exists()
