@@ -30,7 +30,7 @@ from advflyp.model.folder import read_card
 from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
 from advflyp.paper.study import read_study
-from advflyp.report.figures.embedding import read_clouds
+from advflyp.report.figures.embedding import read_tsne
 from advflyp.report.measure.runs import read_recipe_tree
 from advflyp.training.checkpoint import load_last
 from advflyp.training.recipe import read_recipe
@@ -203,7 +203,7 @@ FILES: dict[str, Loader] = {
     "results of a retrieval": file("r.jsonl", read_retrieval),
     "a card": of_folder("card.json", read_card),
     "a plan": of_folder("plan.json", read_study),
-    "embeddings": file("embedding.json", read_clouds),
+    "embeddings": file("embedding.json", read_tsne),
     "a manifest": of_folder("manifest.json", read_manifest),
     **{f"a table {suffix}": file(f"t{suffix}", lambda path: open_source(str(path))) for suffix in
        (".csv", ".tsv", ".json", ".jsonl", ".parquet")},

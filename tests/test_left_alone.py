@@ -20,7 +20,7 @@ from advflyp.model.folder import save_model, weights_sha256
 from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
 from advflyp.model.mix import curve, interpolate
-from advflyp.report.figures.embedding import clouds
+from advflyp.report.figures.embedding import embed
 from advflyp.report.figures.examples import examples
 from advflyp.use.attack_image import attack_image
 from advflyp.use.demo import Demo
@@ -114,7 +114,7 @@ USES: dict[str, Use] = {
     "examples": lambda model, labelled, pairs, out: examples(
         model, model, [labelled], eps=EPS, n=2, attack="pgd1"
     ),
-    "embedding": lambda model, labelled, pairs, out: clouds(
+    "embedding": lambda model, labelled, pairs, out: embed(
         {"m": model}, [labelled], eps=EPS, n=6, attack="pgd1"
     ),
     "overlap": lambda model, labelled, pairs, out: overlap(
