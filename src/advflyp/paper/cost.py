@@ -32,7 +32,10 @@ class Cost:
 def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[str, Cost]]:
     """What is still to be done, step by step, with its estimated cost.
 
-    images: how many images a set has
+    Args:
+        plan: The plan.
+        folder: The study's folder.
+        images: How many images a set has.
     """
     speed = FORWARDS_A_SECOND[plan.scale]
     found: list[tuple[str, Cost]] = []

@@ -23,11 +23,12 @@ ORIGINAL = "original"
 class Run:
     """A model of the comparison.
 
-    name:      of its folders
-    label:     of its rows
-    recipe:    file below configs/ (mini/ at mini scale); none is the model as it was pretrained
-    overrides: recipe keys on top
-    rate_of:   the run whose learning rate it takes; none searches its own
+    Attributes:
+        name: Stem of its folders' names.
+        label: The name of its rows.
+        recipe: File below configs/ (mini/ at mini scale); none is the model as it was pretrained.
+        overrides: Recipe keys on top.
+        rate_of: The run whose learning rate it takes; none searches its own.
     """
 
     name: str
@@ -41,8 +42,9 @@ class Run:
 class Measure:
     """Attacks at radii on sets.
 
-    limit:      so many images of each set, classes evenly represented
-    first_seed: only for the first seed, where it costs too much for all
+    Attributes:
+        limit: Images of each set, class-balanced; by default all.
+        first_seed: Only for the first seed, where it costs too much for all.
     """
 
     sets: tuple[str, ...]
@@ -56,9 +58,11 @@ class Measure:
 class Experiment:
     """A table or a figure.
 
-    runs:         by name
-    attacks, eps: what it shows
-    measures:     what has to be measured for it; runs that several experiments share are measured once for all
+    Attributes:
+        runs: Names of runs.
+        attacks: The attacks that it shows.
+        eps: The radii that it shows, in pixels of [0, 1].
+        measures: What has to be measured for it; runs that several experiments share are measured once for all.
     """
 
     id: str
@@ -74,9 +78,10 @@ class Experiment:
 class Plan:
     """Everything that is to be run, the most important first.
 
-    precision: of training and of the search for adversarial images, which are evaluated in float32; "auto" is settled
-               when the study begins, so that all of it is of one precision
-    grid:      learning rates that are tried for each method; empty keeps those of the recipes
+    Attributes:
+        precision: Precision of training and of the search for adversarial images, which are evaluated in float32;
+            "auto" is settled when the study begins, so that all of it is of one precision.
+        grid: Learning rates that are tried for each method; empty keeps those of the recipes.
     """
 
     scale: Scale

@@ -57,7 +57,10 @@ ANGLES = (
 def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterable[TSNEResult] = ()) -> Table:
     """The paper's figures, ours beside them where everything that the mean needs has been measured.
 
-    sets: the 14 downstream sets. Of several seeds the mean is shown.
+    Args:
+        cells: What was measured.
+        sets: The 14 downstream sets. Of several seeds the mean is shown.
+        embedded: The embeddings of Fig. 5, if there are any.
     """
     cells = list(cells)
     angles = {one.label: one.mean_phi for one in embedded}

@@ -30,10 +30,12 @@ PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
 class Exhibit:
     """One table or figure of the plan.
 
-    rows:     labels of the methods, in their order
-    sets:     names of sets, groups resolved
-    attacks, eps: each attack but "clean" at each radius, in pixels of [0, 1]
-    unranked: labels that are shown as references and take no part in best and second best
+    Attributes:
+        rows: Labels of the methods, in their order.
+        sets: Names of sets, groups resolved.
+        attacks: Names of attacks; each but "clean" is shown at each radius.
+        eps: Radii in pixels of [0, 1].
+        unranked: Labels that are shown as references and take no part in best and second best.
     """
 
     id: str
@@ -151,9 +153,10 @@ class SeedRun:
 class Study:
     """A comparison: what was planned and what is there.
 
-    scale:   "mini" or "paper", as the plan says
-    planned: the plan's runs, by label: {"recipe": file or None, "overrides": {"table.key": value}}
-    seed_of: the training seed of each checkpoint, by the hash of its weights
+    Attributes:
+        scale: "mini" or "paper", as the plan says.
+        planned: The plan's runs, by label: {"recipe": file or None, "overrides": {"table.key": value}}.
+        seed_of: The training seed of each checkpoint, by the hash of its weights.
     """
 
     folder: Path

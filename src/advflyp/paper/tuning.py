@@ -43,8 +43,13 @@ def tuned_rate(
 ) -> float:
     """The learning rate for the run `name`, searched once and kept in `folder`/tuning.json.
 
-    recipe, overrides: as the run is trained, "train.precision" among them
-    grid: rates to try, ascending
+    Args:
+        name: The run's name.
+        recipe: The run's recipe.
+        overrides: As the run is trained, "train.precision" among them.
+        grid: Rates to try, ascending.
+        folder: The study's folder.
+        console: Where progress is printed.
     """
     with lock(folder / "locks" / f"tune-{name}", wait=math.inf):
         scores = read_tuning(folder).get(name, {})

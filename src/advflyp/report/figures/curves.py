@@ -32,9 +32,16 @@ def accuracy_against_eps(
 ) -> Figure:
     """A line for each model, with the band of its interval where they are few.
 
-    curves:  model → (ε in pixels, accuracy), ascending; the clean accuracy at 0
-    ceiling: end of the y axis in %, the same for figures that stand together
-    label:   write the models' names beside the lines' right ends, where there is room
+    Args:
+        curves: Model → (ε in pixels, accuracy), ascending; the clean accuracy at 0.
+        look: Colours, marks and names of the models.
+        width: In pixels.
+        height: In pixels.
+        title: Above the axes.
+        ceiling: End of the y axis in %, the same for figures that stand together.
+        norm: Norm of the attack.
+        label: Write the models' names beside the lines' right ends, where there is room.
+        axis_titles: Write titles at the axes.
     """
     figure = sheet(width, height)
     unit = 255 if norm == "linf" else 1
@@ -112,7 +119,11 @@ def against_pairs(
 ) -> Figure:
     """Accuracy against the number of image–text pairs (log scale), a line with its interval for each batch size.
 
-    lines: batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end
+    Args:
+        lines: Batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end.
+        width: In pixels.
+        height: In pixels.
+        title: Above the axes.
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 54, 46, 92, 30)

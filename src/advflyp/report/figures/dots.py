@@ -130,8 +130,12 @@ def dumbbells(
 ) -> Figure:
     """One set, many methods: a row for each with its clean (hollow) and robust accuracy (filled) and a line between.
 
-    rows:    (method, clean, robust), the first on top
-    ceiling: end of the axis in %, the same for figures that stand together
+    Args:
+        rows: (method, clean, robust), the first on top.
+        look: Colours, marks and names of the models.
+        width: In pixels.
+        title: Above the axes.
+        ceiling: End of the axis in %, the same for figures that stand together.
     """
     names = [look.names[name] for name, _, _ in rows]
     left, right, top, bottom = 12 + 6.9 * max(map(len, names)), 14, 30, 42

@@ -44,12 +44,16 @@ IMAGES = 256
 class TSNEResult:
     """The same N images, clean and attacked, as one model embeds them.
 
-    label, checkpoint_sha256: which model
-    sets:                 N names, the set of each image;  index: N places in their sets
-    attack, norm, eps, seed: the attack, made against this model
-    phi:                  N angles in radians (Eq. 14)
-    clean, adversarial:   N points each of one joint t-SNE, in no unit
-    perplexity:           of the t-SNE
+    Attributes:
+        label: The model's name.
+        checkpoint_sha256: Hash of its weights.
+        sets: N names, the set of each image.
+        index: N places in their sets.
+        attack: The attack, made against this model; `norm`, `eps` and `seed` belong to it.
+        phi: N angles in radians (Eq. 14).
+        clean: N points of one joint t-SNE with `adversarial`, in no unit.
+        adversarial: N points.
+        perplexity: The t-SNE's perplexity.
     """
 
     label: str
@@ -90,34 +94,29 @@ def embed(
 ) -> list[TSNEResult]:
     """Embed the same images with each model, clean and attacked on that model.
 
-    models: by label
-    sets:   the images come from these, as many from each as from the others, their classes evenly
-    eps:    radius in pixels of [0, 1]
-    n:      images in all; fewer where the sets have fewer
-    seed:   of the choice of images, the attack's random start and the t-SNE
-    ValueError for unknown models, sets or attacks.
+    Args:
+        models: Models or their names, by label.
+        sets: The images come from these, as many from each as from the others, their classes evenly.
+        eps: Radius in pixels of [0, 1].
+        n: Images in all; fewer where the sets have fewer.
+        attack: Name of the attack, in the notation of `advflyp eval`.
+        norm: Norm of the attack.
+        seed: Random seed of the choice of images, the attack's start and the t-SNE.
+
+    Raises:
+        ValueError: For unknown models, sets or attacks.
     """
     search, threat = find_attack(attack), Threat(norm=norm, eps=eps)
     if not isinstance(search, PGD) or not search.random_start or search.restarts > 1:
         raise ValueError(
             f"embeddings are shown after pgdN or cwN (N steps, for example pgd10), not '{attack}'"
         )
-    shares = [n // len(sets) + (place < n % len(sets)) for place in range(len(sets))]
+    # As many images from each set, and those left over from the first sets.
+    shares = {name: n // len(sets) + (place < n % len(sets)) for place, name in enumerate(sets)}
     result = []
     for label, source in models.items():
         model = source if isinstance(source, CLIP) else load_model(source)
-        parts: list[tuple[Tensor, Tensor]] = []
-        names: list[str] = []
-        index: list[int] = []
-        for name, share in zip(sets, shares, strict=True):
-            if share == 0:
-                continue
-            evaluator = Evaluator(model, load_set(name), limit=share, seed=seed, batch_size=64)
-            places, *pair = _embed(evaluator, search, threat, seed)
-            parts.append((pair[0], pair[1]))
-            names += [name] * len(places)
-            index += places
-        clean, adversarial = (torch.cat(column) for column in zip(*parts, strict=True))
+        names, index, clean, adversarial = _embed_sets(model, shares, search, threat, seed)
         perplexity = min(30.0, (len(names) - 1) / 3)
         points = tsne(torch.cat([clean, adversarial]), perplexity=perplexity, seed=seed)
         result.append(
@@ -201,7 +200,11 @@ def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
 def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Figure:
     """Both point clouds, φ in the title; the attacked images' marks grow with their angles.
 
-    largest: the angle of the largest mark, the same for all maps that stand together
+    Args:
+        one: The t-SNE to draw.
+        width: In pixels.
+        height: In pixels.
+        largest: The angle of the largest mark, the same for all maps that stand together.
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 10, 34, 10, 50)
@@ -257,6 +260,24 @@ def about(one: TSNEResult) -> str:
         f"attack moves nothing), of {counted(len(one.phi), 'image')} ({sets}) after {attack} against that very "
         "model."
     )
+
+
+def _embed_sets(
+    model: CLIP, shares: Mapping[str, int], attack: PGD, threat: Threat, seed: int
+) -> tuple[list[str], list[int], Tensor, Tensor]:
+    """Each image's set and place in it, and what `_embed` gives; `shares` are numbers of images by set."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    names: list[str] = []
+    index: list[int] = []
+    for name, share in shares.items():
+        if share:
+            evaluator = Evaluator(model, load_set(name), limit=share, seed=seed, batch_size=64)
+            places, clean, adversarial = _embed(evaluator, attack, threat, seed)
+            parts.append((clean, adversarial))
+            names += [name] * len(places)
+            index += places
+    clean, adversarial = (torch.cat(column) for column in zip(*parts, strict=True))
+    return names, index, clean, adversarial
 
 
 def _embed(evaluator: Evaluator, attack: PGD, threat: Threat, seed: int) -> tuple[list[int], Tensor, Tensor]:

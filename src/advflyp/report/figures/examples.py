@@ -31,8 +31,11 @@ CHUNK = 32
 class View:
     """One image as one model sees it.
 
-    clean, adversarial: (3, H, W) float32 pixels in [0, 1] on the CPU, at the model's resolution
-    top_clean, top_adversarial: the three likeliest classes with their probabilities, likeliest first
+    Attributes:
+        clean: (3, H, W) float32 pixels in [0, 1] on the CPU, at the model's resolution.
+        adversarial: The same after the attack.
+        top_clean: The three likeliest classes of `clean` with their probabilities, likeliest first.
+        top_adversarial: Those of `adversarial`.
     """
 
     clean: Tensor
@@ -49,9 +52,13 @@ class View:
 class Example:
     """An image before and after finetuning, each model attacked for itself.
 
-    set, index: which image;  label: its class
-    attack, norm, eps, seed: how it was attacked; the same perturbation as in `evaluate` with these settings
-    before, after: what the two models make of it
+    Attributes:
+        set: The dataset.
+        index: The image's place in it.
+        label: Its class.
+        attack: How it was attacked, with `norm`, `eps` and `seed`; the same perturbation as in `evaluate`.
+        before: What the first model makes of it.
+        after: What the second model makes of it.
     """
 
     set: str
@@ -82,10 +89,20 @@ def examples(
 ) -> list[Example]:
     """Up to `n` images chosen by `RULE`, attacked on both models.
 
-    set_names: sets to spread them over
-    eps:       radius of the attack, in pixels of [0, 1]
-    seed:      of the choice and of the attack's random start
-    Fewer than `n` where the original model gets fewer right. ValueError for unknown sets or attacks.
+    Fewer than `n` where the original model gets fewer right.
+
+    Args:
+        before: The first model.
+        after: The second model.
+        set_names: Sets to spread them over.
+        eps: Radius of the attack, in pixels of [0, 1].
+        n: How many images.
+        seed: Random seed of the choice and of the attack's start.
+        attack: Name of the attack, in the notation of `advflyp eval`.
+        norm: Norm of the attack.
+
+    Raises:
+        ValueError: For unknown sets or attacks.
     """
     threat = Threat(norm=norm, eps=eps)
     search = find_attack(attack)
@@ -97,18 +114,8 @@ def examples(
         return Evaluator(model, load_set(name))
 
     queues = {name: _correct(partial(evaluator, before, name), seed) for name in order}
-    chosen: list[tuple[str, int]] = []
-    while queues and len(chosen) < n:
-        for name in list(queues):
-            index = next(queues[name], None)
-            if index is None:
-                del queues[name]
-            else:
-                chosen.append((name, index))
-            if len(chosen) == n:
-                break
     result = []
-    for name, index in chosen:
+    for name, index in _in_turns(queues, n):
         views = [_view(evaluator(model, name), index, search, threat, seed) for model in (before, after)]
         labelled = load_set(name)
         result.append(
@@ -125,6 +132,21 @@ def examples(
             )
         )
     return result
+
+
+def _in_turns(queues: dict[str, Iterator[int]], n: int) -> list[tuple[str, int]]:
+    """Up to `n` images: each set gives one in turn, until all have given what they have."""
+    chosen: list[tuple[str, int]] = []
+    while queues and len(chosen) < n:
+        for name in list(queues):
+            index = next(queues[name], None)
+            if index is None:
+                del queues[name]
+            else:
+                chosen.append((name, index))
+            if len(chosen) == n:
+                break
+    return chosen
 
 
 def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:

@@ -91,7 +91,10 @@ class Look:
     ) -> "Look":
         """The first model is vermilion, the second blue; a single one is blue.
 
-        references: of `models`, those that are no method of their own, such as the original
+        Args:
+            models: All models, in their order.
+            names: Short names for labels, by model.
+            references: Those of `models` that are no method of their own, such as the original.
         """
         first = 1 if len(models) == 1 else 0
         colours, markers = dict.fromkeys(models, INK), dict.fromkeys(models, REFERENCE)
@@ -144,7 +147,9 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def svg(figure: Figure, description: str) -> Markup:
     """The figure as an inline <svg> element that takes its colours from the page's CSS variables.
 
-    description: what a screen reader says
+    Args:
+        figure: What to convert.
+        description: What a screen reader says.
     """
     stream = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
@@ -199,7 +204,10 @@ def axes_in(figure: Figure, left: float, bottom: float, right: float, top: float
 def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> list[float]:
     """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
 
-    floor: no place is below it
+    Args:
+        values: Ascending places.
+        gap: Least distance of two places.
+        floor: No place is below it.
     """
     places: list[float] = []
     for value in values:

@@ -52,10 +52,14 @@ def methods_table(
 ) -> Table:
     """A row for each of `results.models` in each block, the best and second best of a block marked.
 
-    conditions: the blocks, by default all measured ones; of one that nobody was measured under only the note speaks
-    sets:       the columns, by default all measured ones
-    unranked:   models that are shown and not ranked
     A mean is over all sets that the block has any results on; a model that lacks one of these has none.
+
+    Args:
+        results: What was measured.
+        conditions: The blocks, by default all measured ones; those without results are in the note only.
+        title: The table's title.
+        sets: The columns, by default all measured ones.
+        unranked: Models that are shown and not ranked.
     """
     chosen = list(sets or results.sets)
     wanted = list(conditions or results.conditions)
@@ -111,7 +115,12 @@ def means_table(
 
     What the finetuning took in arithmetic stands before them, where it is known of any model.
 
-    conditions, sets, unranked: as in `methods_table`
+    Args:
+        results: What was measured.
+        conditions: As in `methods_table`.
+        title: The table's title.
+        sets: As in `methods_table`.
+        unranked: As in `methods_table`.
     """
     chosen = list(sets or results.sets)
     wanted = list(conditions or results.conditions)

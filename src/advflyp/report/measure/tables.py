@@ -18,12 +18,13 @@ Value = str | Estimate | None
 class Table:
     """One value a column in each row; None is a measurement that is missing and prints as a dash.
 
-    columns:   headings, a line break splits them
-    groups:    headings above the columns: each with how many columns it spans, all of them together
-    blocks:    the rows in parts: each part's title and how many rows it has, all of them together
-    best:      in each block the best and the second best value of a column are marked (`ranks`)
-    unranked:  rows, by their first value, that take no part in that: references, not competitors
-    words:     columns of text, set left-aligned
+    Attributes:
+        columns: Headings, a line break splits them.
+        groups: Headings above the columns: each with how many columns it spans, all of them together.
+        blocks: The rows in parts: each part's title and how many rows it has, all of them together.
+        best: In each block the best and the second best value of a column are marked (`ranks`).
+        unranked: Rows, by their first value, that take no part in that: references, not competitors.
+        words: Columns of text, set left-aligned.
     """
 
     title: str
@@ -124,7 +125,12 @@ def comparison_table(
 ) -> Table:
     """A row for each set: before, after and the change in points, at each condition.
 
-    intervals: also for the changes (wide)
+    Args:
+        results: What was measured.
+        before: The first model's name.
+        after: The second model's name.
+        conditions: Attacks and radii, clean included.
+        intervals: Also for the changes (wide).
     """
     rows: list[list[Value]] = []
     for name in results.sets:
