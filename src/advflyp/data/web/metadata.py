@@ -1,19 +1,23 @@
-"""Image–text metadata as public sets publish it: names of columns, what they hold, which rows a filter takes."""
+"""Image–text metadata as public sets publish it: names of columns, what they hold, which rows a filter takes.
 
+What is here becomes SQL of DuckDB. Names of columns are quoted, other values of a user are quoted or
+checked numbers.
+"""
+
+import datetime
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
+import duckdb
+import fsspec
 
 from advflyp.config import suggest
+from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.cells import MISSING
-
-# Its functions are made at import; a type checker sees none of them.
-pc: Any = pyarrow.compute
 
 # What the columns are called in LAION-400M, LAION-2B and 5B, Re-LAION, COYO, CC12M, DataComp; case does not matter.
 KNOWN = {
@@ -32,22 +36,27 @@ KNOWN = {
     "language": ("language", "lang"),
 }
 NEEDED = ("url", "caption")
-NUMBERS = ("similarity", "width", "height")
 NSFW_WORDS = ("UNLIKELY", "UNSURE", "NSFW")
 SPACE = r"\t-\r\x1c- \x{85}\pZ"  # what str.split() takes for white space
+# Longer text counts as missing: a few bytes of Parquet can say the same ten megabytes for each of a million rows.
+MAX_TEXT_BYTES = 10_000
+NUMBER_TYPES = ("BOOL", "TINYINT", "SMALLINT", "INT", "BIGINT", "HUGEINT", "U", "FLOAT", "DOUBLE", "DECIMAL")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which rows may be drawn; None asks nothing.
+    """Which rows may be drawn; None asks nothing. A row that lacks the value a filter asks for is not drawn.
 
-    min_similarity:        of picture and caption, as the metadata has it
-    min_side:              pixels of the shorter side
-    max_aspect:            longer side over shorter side
-    licences, languages:   one of these, compared without regard to case
-    max_nsfw:              for a score; for LAION's words UNLIKELY, UNSURE, NSFW the number of the word from 0
-    min_caption_words, max_caption_words
-    A row that lacks the value a filter asks for is not drawn. ValueError for an impossible value.
+    Attributes:
+        min_similarity: Of image and caption, as the metadata has it.
+        min_side: Pixels of the shorter side.
+        max_aspect: Longer side over shorter side.
+        licences, languages: One of these, compared without regard to case.
+        max_nsfw: For a score; for LAION's words UNLIKELY, UNSURE, NSFW the number of the word from 0.
+        min_caption_words, max_caption_words: How long the caption is.
+
+    Raises:
+        ValueError: For an impossible value.
     """
 
     min_similarity: float | None = None
@@ -95,17 +104,135 @@ class Filters:
         return {name: used for name, used in columns.items() if getattr(self, name) is not None}
 
 
+# A file, for FROM. Invalid UTF-8 comes with question marks in place of its bytes.
+PARQUET = (
+    "read_parquet($file, file_row_number=true, hive_partitioning=false, binary_as_string=true, "
+    "utf8_validation='replace')"
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of metadata.
+
+    Attributes:
+        address: Where it is, for people.
+        name: What DuckDB calls it: the parameter $file of `PARQUET`.
+        columns: Our name → its column.
+        types: Our name → DuckDB's name of that column's type.
+    """
+
+    address: str
+    name: str
+    columns: dict[str, str] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Our name → SQL for the cleaned values."""
+        return {ours: _value(ours, theirs, self.types[ours]) for ours, theirs in self.columns.items()}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """ValueError, naming the file, for what DuckDB finds wrong with it in the block."""
+        try:
+            yield
+        except duckdb.Error as error:
+            reason = " ".join(str(error).split())[:200]
+            if isinstance(error, duckdb.OutOfMemoryException):
+                what = "unpacks to more than fits in memory, or the disk is full"
+            elif "magic bytes" in reason or "too small to be a Parquet" in reason:
+                what = "is not a readable Parquet file"
+            else:
+                what = "cannot be read to its end; fetch it anew and sample again"
+            raise ValueError(f"{self.address} {what} ({reason})") from None
+
+
+def open_files(
+    db: duckdb.DuckDBPyConnection, addresses: Sequence[str], filters: Filters, given: Mapping[str, str] | None
+) -> list[File]:
+    """The files for DuckDB, which opens remote ones through fsspec alone.
+
+    Args:
+        db: The connection.
+        addresses: Here or remote.
+        filters: They need some of the columns.
+        given: Our name → theirs, by the user.
+
+    Raises:
+        ValueError: Where one cannot be read, or a column that is needed is not found.
+    """
+    db.register_filesystem(_Named(addresses))
+    found = []
+    for number, address in enumerate(addresses):
+        # DuckDB would take a file's name for a pattern.
+        name = f"advflyp://{number}" if is_remote(address) else re.sub(r"([*?[])", r"[\1]", address)
+        file = File(address, name)
+        with file.reading():
+            rows = db.execute(
+                f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {PARQUET}", {"file": file.name}
+            )
+            types = {name: kind for name, kind, *_ in rows.fetchall()}
+        columns = find_columns(types, address, filters, given)
+        found.append(
+            File(address, file.name, columns, {ours: types[theirs] for ours, theirs in columns.items()})
+        )
+    return found
+
+
+class _Named(fsspec.AbstractFileSystem):
+    """The files that the user has named, by number: DuckDB can open nothing else through it."""
+
+    protocol = "advflyp"
+    cachable = False
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        super().__init__()
+        self.addresses = addresses
+        self.sizes: dict[str, int] = {}
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return open_binary(self._address(path))
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        address = self._address(path)
+        if address not in self.sizes:
+            with open_binary(address) as file:
+                self.sizes[address] = file.seek(0, 2)
+        return {"name": path, "size": self.sizes[address], "type": "file"}
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        return [path]
+
+    def modified(self, path: str) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)
+
+    def _address(self, path: str) -> str:
+        return self.addresses[int(path.removeprefix("advflyp://"))]
+
+
 def find_columns(
-    names: Sequence[str], file: str, filters: Filters, given: Mapping[str, str] | None = None
+    columns: Mapping[str, str], file: str, filters: Filters, given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Our names → the file's columns; ValueError where one that is needed is not found."""
-    lower = {name.lower(): name for name in reversed(list(names))}
+    """Our names → the file's columns.
+
+    Args:
+        columns: The file's columns and DuckDB's names of their types.
+        file: Its name, for messages.
+        filters: They need some of the columns.
+        given: Our name → theirs, by the user.
+
+    Raises:
+        ValueError: Where a column that is needed is not found among those of text and numbers.
+    """
+    plain = [name for name, kind in columns.items() if kind == "VARCHAR" or _is_number(kind)]
+    lower = {name.lower(): name for name in reversed(plain)}
     found: dict[str, str] = {}
     for ours, theirs in (given or {}).items():
         if ours not in KNOWN:
             raise ValueError(f"there is no column '{ours}' to be named{suggest(ours, KNOWN)}")
-        if theirs not in names:
-            raise ValueError(f"{file} has no column '{theirs}'{suggest(theirs, names)}")
+        if theirs not in plain:
+            raise ValueError(f"{file} has no column '{theirs}' of text or numbers{suggest(theirs, plain)}")
         found[ours] = theirs
     for ours, known in KNOWN.items():
         theirs = next((lower[name] for name in known if name in lower), None)
@@ -115,128 +242,83 @@ def find_columns(
     wanted |= {column: name for name, used in filters.needs().items() for column in used}
     for column, needer in wanted.items():
         if column not in found:
+            there = ", ".join(name if name in plain else f"{name} ({kind})" for name, kind in columns.items())
             raise ValueError(
-                f"{file} has no column of {column}s by a known name, which {needer} needs; it has "
-                f"{', '.join(names)}: name one with --columns {column} NAME"
+                f"{file} has no column of {column}s by a known name, which {needer} needs, with text or numbers; it "
+                f"has {there}: name one with --columns {column}=NAME"
             )
     return found
 
 
-class Layout(NamedTuple):
-    """Of a file: our name → its column, and our name → that column's type (of values, if they are in a dictionary)."""
-
-    names: dict[str, str]
-    types: dict[str, pa.DataType]
-
-
-def read_layout(schema: pa.Schema, file: str, filters: Filters, given: Mapping[str, str] | None) -> Layout:
-    """ValueError where a column that is needed is not found among those of text and numbers."""
-    types: dict[str, pa.DataType] = {}
-    others: dict[str, pa.DataType] = {}
-    for name, kind in zip(schema.names, schema.types, strict=True):
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        is_plain = not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
-        (types if is_plain else others)[name] = kind
-    for ours in {*NEEDED, *(given or {})} & KNOWN.keys():
-        called = [given[ours]] if given and ours in given else KNOWN[ours]
-        strange = next((name for name in others if name in called or name.lower() in called), None)
-        if strange is not None and not any(name.lower() in called or name in called for name in types):
-            raise ValueError(
-                f"{file}: the column '{strange}' holds {others[strange]}, neither text nor numbers; name another one "
-                f"with --columns {ours} NAME"
-            )
-    names = find_columns(list(types), file, filters, given)
-    return Layout(names, {ours: types[theirs] for ours, theirs in names.items()})
+def drawn_columns(files: Sequence[File]) -> dict[str, str]:
+    """The columns of the sample, those that any file has, and their types."""
+    kinds = {"similarity": "DOUBLE", "width": "BIGINT", "height": "BIGINT"}
+    if all(_is_number(file.types.get("nsfw", "INT")) for file in files):
+        kinds["nsfw"] = "DOUBLE"
+    return {ours: kinds.get(ours, "VARCHAR") for ours in KNOWN if any(ours in file.columns for file in files)}
 
 
-def common_schema(layouts: Sequence[Layout]) -> pa.Schema:
-    """Of the sample: what any file has. Large strings, because a sample's text may be more than 2 GiB."""
-    columns = []
-    for ours in KNOWN:
-        types = [layout.types[ours] for layout in layouts if ours in layout.types]
-        if not types:
-            continue
-        if ours in NUMBERS or (ours == "nsfw" and all(_is_number(kind) for kind in types)):
-            whole = all(pa.types.is_integer(kind) for kind in types)
-            columns.append((ours, pa.int64() if whole else pa.float64()))
-        else:
-            columns.append((ours, pa.large_string()))
-    return pa.schema(columns)
-
-
-def conditions(rows: Mapping[str, Any], f: Filters) -> Iterator[tuple[str, Any]]:
-    """Why rows would be left out, and which rows (n,) are not."""
-    yield "no web address", pc.match_substring_regex(rows["url"], f"^(?i:https?)://[^{SPACE}/]")
-    missing = "|".join(sorted(map(re.escape, MISSING)))
-    yield (
-        "no caption",
-        pc.invert(pc.match_substring_regex(rows["caption"], f"^[{SPACE}]*({missing})[{SPACE}]*$")),
-    )
+def conditions(f: Filters) -> dict[str, str]:
+    """Why rows would be left out, and in SQL which are not; what is neither true nor false is left out, too."""
+    missing = ", ".join(f"'{word}'" for word in sorted(MISSING))
+    found = {
+        "no web address": f"regexp_matches(url, '^(?i:https?)://[^{SPACE}/]')",
+        "no caption": f"caption NOT IN ({missing})",
+    }
     if f.min_similarity is not None:
-        yield "similarity", pc.greater_equal(rows["similarity"], f.min_similarity)
+        found["similarity"] = f"similarity >= {float(f.min_similarity)!r}"
     if f.min_side is not None or f.max_aspect is not None:
-        sides = rows["width"], rows["height"]
-        shorter, longer = (of(*sides, skip_nulls=False) for of in (pc.min_element_wise, pc.max_element_wise))
-        yield "size", pc.greater_equal(shorter, float(f.min_side or 1))
-        if f.max_aspect is not None:
-            yield "aspect", pc.less_equal(longer, pc.multiply(shorter, f.max_aspect))
-    if f.licences is not None:
-        yield "licence", _one_of(rows["licence"], f.licences)
-    if f.languages is not None:
-        yield "language", _one_of(rows["language"], f.languages)
+        found["size"] = f"width >= {int(f.min_side or 1)} AND height >= {int(f.min_side or 1)}"
+    if f.max_aspect is not None:
+        found["aspect"] = f"greatest(width, height) <= {float(f.max_aspect)!r}::DOUBLE * least(width, height)"
+    for reason, allowed in (("licence", f.licences), ("language", f.languages)):
+        if allowed is not None:
+            quoted = ", ".join(f"lower({_text(value)})" for value in allowed)
+            found[reason] = f"lower({reason}) IN ({quoted})"
     if f.max_nsfw is not None:
-        yield "nsfw", pc.less_equal(_nsfw(rows["nsfw"]), f.max_nsfw)
+        words = " ".join(f"WHEN '{word}' THEN {number}" for number, word in enumerate(NSFW_WORDS))
+        score = f"CASE upper(nsfw::VARCHAR) {words} ELSE {_number('nsfw')} END"
+        found["nsfw"] = f"{score} <= {float(f.max_nsfw)!r}"
+    words = "length(caption) - length(replace(caption, ' ', '')) + 1"
     if f.min_caption_words is not None or f.max_caption_words is not None:
-        words = pc.count_substring_regex(rows["caption"], f"[^{SPACE}]+")
-        yield "short caption", pc.greater_equal(words, f.min_caption_words or 1)
-        if f.max_caption_words is not None:
-            yield "long caption", pc.less_equal(words, f.max_caption_words)
+        found["short caption"] = f"{words} >= {int(f.min_caption_words or 1)}"
+    if f.max_caption_words is not None:
+        found["long caption"] = f"{words} <= {int(f.max_caption_words)}"
+    return found
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+def _value(ours: str, theirs: str, kind: str) -> str:
+    """SQL for the cleaned values of a column."""
+    column = '"' + theirs.replace('"', '""') + '"'
+    if kind == "VARCHAR":
+        column = f"CASE WHEN strlen({column}) <= {MAX_TEXT_BYTES} THEN {column} END"
+    if ours == "similarity":
+        return _number(column)
+    if ours in ("width", "height"):
+        return f"try_cast(try_cast({column} AS DOUBLE) AS BIGINT)"
+    if ours == "url":
+        return f"regexp_replace({column}::VARCHAR, '^[{SPACE}]+|[{SPACE}]+$', '', 'g')"
+    if ours == "caption":
+        text = f"{column}::VARCHAR"
+        # Most are one line already, which is found out at a quarter of the cost.
+        folded = f"trim(regexp_replace({text}, '[{SPACE}]+', ' ', 'g'))"
+        return f"CASE WHEN regexp_matches({text}, '[^ -~]|  |^ | $') THEN {folded} ELSE {text} END"
+    return column
 
 
-def _plain(column: Any) -> Any:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+def _number(column: str) -> str:
+    """As float64; text that is no number, NaN and infinities are missing: NaN is above all numbers for DuckDB."""
+    value = f"try_cast({column} AS DOUBLE)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
-def text_of(column: Any) -> Any:
-    """As large strings; what is not UTF-8 is missing."""
-    column = _plain(column)
-    try:
-        column = column.cast(pa.large_string())
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid:
-        return pa.array(map(_decoded, column.cast(pa.large_binary()).to_pylist()), pa.large_string())
+def _is_number(kind: str) -> bool:
+    return (
+        kind.startswith(NUMBER_TYPES)
+        and kind[-1] != "]"
+        and not kind.startswith(("UNION", "UUID", "INTERVAL"))
+    )
 
 
-def _decoded(text: bytes | None) -> str | None:
-    try:
-        return None if text is None else text.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def numbers_of(column: Any) -> Any:
-    """As float64; text that is no number, and NaN, are missing."""
-    column = _plain(column)
-    if not _is_number(column.type):
-        column = text_of(column)
-        is_number = pc.match_substring_regex(column, r"^[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?$")
-        column = pc.if_else(is_number, column, None)
-    column = column.cast(pa.float64(), safe=False)
-    return pc.if_else(pc.is_nan(column), None, column)
-
-
-def _one_of(column: Any, allowed: Sequence[str]) -> Any:
-    wanted = pa.array([value.lower() for value in allowed], pa.large_string())
-    return pc.is_in(pc.utf8_lower(text_of(column)), wanted)
-
-
-def _nsfw(column: Any) -> Any:
-    if _is_number(_plain(column).type):
-        return numbers_of(column)
-    words = pc.index_in(pc.utf8_upper(text_of(column)), pa.array(NSFW_WORDS, pa.large_string()))
-    return pc.coalesce(words.cast(pa.float64()), numbers_of(column))
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

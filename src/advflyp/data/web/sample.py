@@ -1,10 +1,10 @@
-"""A uniform sample of image–text metadata: many large Parquet files, one pass, bounded memory.
+"""A uniform sample of image–text metadata: many large Parquet files, one pass, bounded memory, by DuckDB.
 
-Every row gets a priority, a seeded 64-bit hash of its URL, and the rows of the smallest priorities are kept. That
-draws uniformly without replacement from the distinct URLs; which are drawn depends neither on the order of files and
-rows nor on how they are grouped, and the first n of the result are themselves a uniform sample. A URL that comes twice
-counts once: of its rows that pass the filters the first stays, by the order of the files as they were named (a glob's
-are sorted) and then of their rows.
+Every row gets a priority, a seeded 128-bit hash of its URL, and the rows of the smallest priorities are kept. That
+draws uniformly without replacement from the distinct URLs; which are drawn depends neither on threads nor on the order
+of files and rows, and the first n of the result are themselves a uniform sample. A URL that comes twice counts once: of
+its rows that pass the filters the first stays, by the order of the files as they were named (a glob's are sorted) and
+then of their rows.
 """
 
 import json
@@ -12,49 +12,37 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import duckdb
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
-import xxhash
 
 from advflyp.__about__ import __version__
-from advflyp.data.pairs.addresses import expand, is_remote, open_binary
-from advflyp.data.web.metadata import (
-    NUMBERS,
-    SPACE,
-    Filters,
-    common_schema,
-    conditions,
-    numbers_of,
-    read_layout,
-    text_of,
-)
-from advflyp.files import write_atomically
+from advflyp.data.pairs.addresses import expand
+from advflyp.data.web.metadata import PARQUET, File, Filters, conditions, drawn_columns, open_files
+from advflyp.files import draft_folder, write_atomically
 from advflyp.wording import counted
 
-# Its functions are made at import; a type checker sees none of them.
-pc: Any = pyarrow.compute
-
-BATCH_ROWS = 65_536
-MAX_PIECES = 4096
-BUFFER_BYTES = 8 << 20
+# DuckDB moves to the disk what is beyond, and refuses a page of a Parquet file that does not fit.
+MEMORY_BYTES, BASE_BYTES = 2_000_000_000, 300_000_000
 GROUP_ROWS = 100_000
-# Bytes of a kept row of LAION's kind with everything Arrow and the priorities add (`benchmarks/sample.py`).
-ROW_BYTES = 300
+SPARE_ROWS = 65_536
+# Row numbers of a file are below.
+MAX_FILE_ROWS = 1 << 40
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a sampling reads, from the files' footers alone.
 
-    columns: our name → theirs, of the first file
-    bytes:   of the columns that are read, compressed
-    memory:  bytes it will need, about
+    Attributes:
+        files, rows, row_groups: How many there are.
+        bytes: Compressed size of the columns that are read.
+        memory: Bytes it needs at most, about.
+        columns: Our name → theirs, of the first file.
     """
 
     files: int
@@ -69,11 +57,12 @@ class Plan:
 class Summary:
     """What a sampling did.
 
-    rows:    read
-    kept:    written
-    wanted:  good pairs that were asked for
-    drawn:   rows to draw for them; `kept` is less where there are not so many
-    dropped: {reason: rows} that could not be drawn
+    Attributes:
+        rows: Rows read.
+        kept: Rows written.
+        wanted: Good pairs that were asked for.
+        drawn: Rows to draw for them; `kept` is less where there are not so many.
+        dropped: {reason: rows} that could not be drawn.
     """
 
     rows: int = 0
@@ -84,14 +73,14 @@ class Summary:
 
     def describe(self) -> str:
         """For people; says so if there were fewer rows than asked for."""
-        left_out = "".join(f", {number:,} without: {reason}" for reason, number in self.dropped.most_common())
-        lines = [f"{self.kept:,} of {counted(self.rows, 'row')}{left_out}"]
-        if self.kept < self.drawn:
-            lines.append(
-                f"there are no more rows to draw; {self.drawn:,} were asked for, to get "
-                f"{counted(self.wanted, 'good pair')}"
-            )
-        return "\n".join(lines)
+        without = "".join(f", {number:,} without: {reason}" for reason, number in self.dropped.most_common())
+        line = f"{self.kept:,} of {counted(self.rows, 'row')}{without}"
+        if self.kept == self.drawn:
+            return line
+        return (
+            f"{line}\nthere are no more rows to draw; {self.drawn:,} were asked for, to get "
+            f"{counted(self.wanted, 'good pair')}"
+        )
 
 
 def sample(
@@ -107,59 +96,48 @@ def sample(
 ) -> Summary:
     """Draw rows of `metadata` and write them to the Parquet file `out`, those of the smallest priority first.
 
-    metadata:       Parquet files: names, globs, {braces}, here or at any address of fsspec
-    num:            good pairs that are wanted
-    expect_success: share of the links that still work: num / expect_success rows are drawn
-    columns:        our name → theirs ("url", "caption", "similarity", …), where theirs is not known
-    progress:       called with the rows read so far
     With fewer rows than asked for, all are written. The file's metadata say how it was made.
-    ValueError for files that cannot be read or lack a column that is needed, and an impossible number.
+
+    Args:
+        metadata: Parquet files: names, globs, {braces}, here or at any address of fsspec.
+        num: Good pairs wanted.
+        out: A new file; what does not fit in memory lies beside it meanwhile.
+        seed: The same seed draws the same rows.
+        expect_success: Share of the links that still work: num / expect_success rows are drawn.
+        filters: Which rows may be drawn.
+        columns: Our name → theirs ("url", "caption", "similarity", …), where theirs is not known.
+        progress: Called with the rows read so far.
+
+    Raises:
+        ValueError: For files that cannot be read or lack a column that is needed, and an impossible number.
     """
-    filters = filters or Filters()
-    drawn = _number_to_draw(num, expect_success)
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"--seed must be from 0 to 2^64 - 1, not {seed}")
-    if out.exists():
-        raise ValueError(f"{out} exists; remove it or name another file")
-    if out.suffix != ".parquet":
-        raise ValueError(f"--out must end in .parquet, not {out.name}")
-    files = _files(metadata)
-    layouts = []
-    for file in files:
-        with _opened(file) as parquet:
-            layouts.append(read_layout(parquet.schema_arrow, file, filters, columns))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder of {out}: {error.strerror}; name another --out") from None
-    schema = common_schema(layouts)
-    summary = Summary(wanted=num, drawn=drawn)
-    best = _Best(drawn, schema)
-    for file, layout in zip(files, layouts, strict=True):
-        for batch in _batches(file, list(dict.fromkeys(layout.names.values()))):
-            summary.rows += len(batch)
-            found = {ours: batch.column(theirs) for ours, theirs in layout.names.items()}
-            best.add(*_candidates(found, schema, filters, summary.dropped, seed, best.limit))
+    filters, drawn = filters or Filters(), _number_to_draw(num, expect_success)
+    _check(seed, out)
+    with draft_folder(out.with_name(f"{out.name}.spilled")) as spill, _connected(spill) as db:
+        files = open_files(db, _addresses(metadata), filters, columns)
+        best = _Best(db, files, filters, seed, Summary(wanted=num, drawn=drawn))
+        for number in range(len(files)):
+            best.add(number)
             if progress is not None:
-                progress(summary.rows)
-    table = best.result()
-    summary.kept = len(table)
-    if not len(table):
-        raise ValueError(
-            f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were left out"
-        )
-    about = {
-        "wanted": num,
-        "drawn": drawn,
-        "seed": seed,
-        "expect_success": expect_success,
-        "rows": summary.rows,
-        "dropped": dict(summary.dropped),
-        "sources": list(metadata),
-        "filters": {f.name: getattr(filters, f.name) for f in fields(filters)},
-        "version": __version__,
-    }
-    _write(table, {key: json.dumps(value) for key, value in about.items()}, out)
+                progress(best.summary.rows)
+        best.compact()
+        summary = best.summary
+        if not summary.kept:
+            raise ValueError(
+                f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were left out"
+            )
+        about = {
+            "wanted": num,
+            "drawn": drawn,
+            "seed": seed,
+            "expect_success": expect_success,
+            "rows": summary.rows,
+            "dropped": dict(summary.dropped),
+            "sources": list(metadata),
+            "filters": asdict(filters),
+            "version": __version__,
+        }
+        _write(best.batches(), {key: json.dumps(value) for key, value in about.items()}, out)
     return summary
 
 
@@ -171,107 +149,101 @@ def plan(
     filters: Filters | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Plan:
-    """What `sample` would read, from the footers alone; ValueError as there."""
-    filters = filters or Filters()
-    drawn = _number_to_draw(num, expect_success)
-    files = _files(metadata)
+    """What `sample` would read, from the footers alone; arguments and errors as there."""
+    _number_to_draw(num, expect_success)
     rows = groups = size = 0
-    first: dict[str, str] = {}
-    for file in files:
-        with _opened(file) as parquet:
-            names = read_layout(parquet.schema_arrow, file, filters, columns).names
-            first = first or names
-            about = parquet.metadata
-            rows, groups = rows + about.num_rows, groups + about.num_row_groups
-            for group in range(about.num_row_groups):
-                for column in range(about.num_columns):
-                    chunk = about.row_group(group).column(column)
-                    size += chunk.total_compressed_size if chunk.path_in_schema in names.values() else 0
-    memory = 300_000_000 + 3 * min(rows, drawn) * ROW_BYTES
-    return Plan(len(files), rows, groups, size, memory, first)
-
-
-def _candidates(
-    found: dict[str, pa.Array],
-    schema: pa.Schema,
-    filters: Filters,
-    dropped: Counter[str],
-    seed: int,
-    limit: int,
-) -> tuple[np.ndarray, pa.Table]:
-    """Priorities (n,) uint64 and rows of those that may be drawn and can still be among the best.
-
-    The others that may not be drawn are counted by the first reason.
-    """
-    rows = {ours: numbers_of(column) if ours in NUMBERS else column for ours, column in found.items()}
-    rows["url"], rows["caption"] = pc.utf8_trim_whitespace(text_of(rows["url"])), text_of(rows["caption"])
-    good = np.ones(len(rows["url"]), bool)
-    for reason, condition in conditions(rows, filters):
-        # A missing value is not good.
-        kept = good & pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
-        if lost := int(good.sum() - kept.sum()):
-            dropped[reason] += lost
-        good = kept
-    urls = rows["url"].filter(pa.array(good)).cast(pa.large_binary()).to_pylist()
-    digest = xxhash.xxh3_64_intdigest
-    priorities = np.fromiter((digest(url, seed) for url in urls), np.uint64, len(urls))
-    among = priorities <= np.uint64(limit)
-    chosen = pa.array(np.flatnonzero(good)[among])
-    rows = {ours: column.take(chosen) for ours, column in rows.items()}
-    folded = pc.replace_substring_regex(rows["caption"], f"[{SPACE}]+", " ")
-    rows["caption"] = pc.utf8_trim_whitespace(folded)
-    columns = [
-        pa.nulls(len(chosen), column.type)
-        if column.name not in rows
-        else text_of(rows[column.name])
-        if pa.types.is_large_string(column.type)
-        else numbers_of(rows[column.name]).cast(column.type)
-        for column in schema
-    ]
-    return priorities[among], pa.table(columns, schema=schema)
+    with _connected() as db:
+        files = open_files(db, _addresses(metadata), filters or Filters(), columns)
+        for file in files:
+            with file.reading():
+                [(more_rows, more_groups)] = db.execute(
+                    "SELECT num_rows, num_row_groups FROM parquet_file_metadata($file)", {"file": file.name}
+                ).fetchall()
+                [(used,)] = db.execute(
+                    "SELECT coalesce(sum(total_compressed_size), 0) FROM parquet_metadata($file) "
+                    "WHERE list_contains($names, path_in_schema)",
+                    {"file": file.name, "names": list(file.columns.values())},
+                ).fetchall()
+            rows, groups, size = rows + more_rows, groups + more_groups, size + int(used)
+    return Plan(len(files), rows, groups, size, MEMORY_BYTES + BASE_BYTES, files[0].columns)
 
 
 class _Best:
-    """The rows of the `number` smallest priorities so far, one for each URL: the first that came.
+    """The rows of the smallest priorities so far, in DuckDB's table `drawn`."""
 
-    Two URLs of the same hash count as one; among 5 · 10⁹ that befalls less than one.
-    """
+    def __init__(
+        self,
+        db: duckdb.DuckDBPyConnection,
+        files: Sequence[File],
+        filters: Filters,
+        seed: int,
+        summary: Summary,
+    ) -> None:
+        self.db, self.files, self.seed, self.summary = db, files, seed, summary
+        self.columns = drawn_columns(files)
+        self.limit = (1 << 128) - 1  # what is above cannot be among the best any more
+        self.reason = " ".join(
+            f"WHEN ({condition}) IS NOT TRUE THEN '{reason}'"
+            for reason, condition in conditions(filters).items()
+        )
+        made = "".join(f", {name} {kind}" for name, kind in self.columns.items())
+        db.execute(f"CREATE TABLE drawn (priority UHUGEINT, place BIGINT{made})")
 
-    def __init__(self, number: int, schema: pa.Schema) -> None:
-        self.number = number
-        self.limit = (1 << 64) - 1  # what is above cannot be among the best any more
-        self.priorities = [np.empty(0, np.uint64)]
-        self.tables = [schema.empty_table()]
-        self.waiting = 0
+    def add(self, number: int) -> None:
+        """Read a file."""
+        file = self.files[number]
+        values = ", ".join(f"{file.values.get(name, 'NULL')} AS {name}" for name in self.columns)
+        kept = ", ".join(f"CASE WHEN reason IS NULL THEN {name} END AS {name}" for name in self.columns)
+        where = {"file": file.name, "first": number * MAX_FILE_ROWS}
+        with file.reading():
+            self.db.execute(
+                f"""
+                CREATE OR REPLACE TEMP TABLE part AS SELECT reason, priority, place, {kept} FROM (
+                    SELECT *, CASE {self.reason} END AS reason, md5_number($seed || url) AS priority
+                    FROM (SELECT {values}, $first + file_row_number AS place FROM {PARQUET})
+                ) WHERE reason IS NOT NULL OR priority <= $limit
+                """,
+                {**where, "seed": f"{self.seed} ", "limit": self.limit},
+            )
+            [(rows,)] = self.db.execute(
+                "SELECT num_rows FROM parquet_file_metadata($file)", {"file": file.name}
+            ).fetchall()
+        self.summary.rows += rows
+        dropped = "SELECT reason, count(*) FROM part WHERE reason IS NOT NULL GROUP BY reason"
+        self.summary.dropped.update(dict(self.db.execute(dropped).fetchall()))
+        self.db.execute("INSERT INTO drawn SELECT * EXCLUDE reason FROM part WHERE reason IS NULL")
+        [(waiting,)] = self.db.execute("SELECT count(*) FROM drawn").fetchall()
+        if waiting > 2 * self.summary.drawn + SPARE_ROWS:
+            self.compact()
 
-    def add(self, priorities: np.ndarray, table: pa.Table) -> None:
-        if not len(table):
-            return
-        self.priorities.append(priorities)
-        self.tables.append(table)
-        self.waiting += len(table)
-        # Late in a pass a batch adds a few rows only, and many small tables need more memory than their rows.
-        if self.waiting >= 2 * self.number + BATCH_ROWS or len(self.tables) >= MAX_PIECES:
-            self._compact()
+    def compact(self) -> None:
+        """Of the rows so far only the best stay, one for each URL: the first that came."""
+        self.db.execute(
+            """
+            CREATE OR REPLACE TABLE drawn AS SELECT drawn.* FROM drawn SEMI JOIN (
+                SELECT priority, min(place) AS place FROM drawn GROUP BY priority ORDER BY priority LIMIT $number
+            ) USING (priority, place)
+            """,
+            {"number": self.summary.drawn},
+        )
+        [(kept, last)] = self.db.execute("SELECT count(*), max(priority) FROM drawn").fetchall()
+        self.summary.kept = kept
+        if kept == self.summary.drawn:
+            self.limit = last
 
-    def result(self) -> pa.Table:
-        self._compact()
-        return self.tables[0]
+    def batches(self) -> pa.RecordBatchReader:
+        """What stayed, in the order of the priorities."""
+        query = f"SELECT {', '.join(self.columns)} FROM drawn ORDER BY priority"
+        return self.db.sql(query).to_arrow_reader(GROUP_ROWS)
 
-    def _compact(self) -> None:
-        priorities = np.concatenate(self.priorities)
-        # Stable, so that of equal URLs the first stays.
-        order = np.argsort(priorities, kind="stable")
-        ordered = priorities[order]
-        distinct = np.ones(len(order), bool)
-        distinct[1:] = ordered[1:] != ordered[:-1]
-        chosen = order[distinct][: self.number]
-        table = pa.concat_tables(self.tables)
-        self.priorities = [priorities[chosen]]
-        self.tables = [table.take(pa.array(chosen)).combine_chunks()]
-        self.waiting = len(chosen)
-        if len(chosen) == self.number:
-            self.limit = int(priorities[chosen[-1]])
+
+def _check(seed: int, out: Path) -> None:
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"--seed must be from 0 to 2^64 - 1, not {seed}")
+    if out.exists():
+        raise ValueError(f"{out} exists; remove it or name another file")
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out must end in .parquet, not {out.name}")
 
 
 def _number_to_draw(num: int, expect_success: float) -> int:
@@ -282,7 +254,7 @@ def _number_to_draw(num: int, expect_success: float) -> int:
     return math.ceil(num / expect_success)
 
 
-def _files(metadata: Sequence[str]) -> list[str]:
+def _addresses(metadata: Sequence[str]) -> list[str]:
     files = [file for pattern in metadata for file in expand(pattern, "*.parquet")]
     if not files:
         raise ValueError("name at least one Parquet file of metadata")
@@ -290,38 +262,31 @@ def _files(metadata: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[pq.ParquetFile]:
-    # Nothing is read ahead, or a file's whole contents would pile up; a remote column is read in one request.
-    with open_binary(file) as stream:
+def _connected(spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB that fetches and loads no extensions, with a folder for what does not fit in memory."""
+    config: dict[str, Any] = {
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "enable_external_file_cache": "false",
+        "python_enable_replacements": "false",
+        "preserve_insertion_order": "false",
+        "memory_limit": f"{MEMORY_BYTES}B",
+        "temp_directory": "" if spill is None else str(spill),
+    }
+    with duckdb.connect(":memory:", config=config) as db:
         try:
-            parquet = pq.ParquetFile(
-                stream, pre_buffer=False, buffer_size=0 if is_remote(file) else BUFFER_BYTES
-            )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is not a readable Parquet file: {error}") from None
-        yield parquet
-
-
-def _batches(file: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with _opened(file) as parquet:
-        try:
-            yield from parquet.iter_batches(BATCH_ROWS, columns=columns)
-        except Exception as error:
-            # Every file system of fsspec has errors of its own.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            yield db
+        except duckdb.OutOfMemoryException as error:
+            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{file} cannot be read to its end; fetch it anew and sample again ({reason})"
+                f"the sample does not fit beside --out; free some space there ({reason})"
             ) from None
 
 
-def _write(table: pa.Table, about: Mapping[str, str], out: Path) -> None:
-    """All or nothing; with plain strings, which every reader knows."""
-    schema = pa.schema(
-        [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema],
-        dict(about),
-    )
+def _write(rows: pa.RecordBatchReader, about: Mapping[str, str], out: Path) -> None:
+    """All or nothing."""
+    schema = rows.schema.with_metadata(dict(about))
     with write_atomically(out, replace=False) as file, pq.ParquetWriter(file, schema) as writer:
-        for start in range(0, len(table), GROUP_ROWS):
-            # Taken, not sliced: a slice keeps the offsets of the whole, which may be too large to cast.
-            group = table.take(pa.array(range(start, min(start + GROUP_ROWS, len(table)))))
-            writer.write_table(group.cast(schema))
+        for batch in rows:
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
