@@ -43,7 +43,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             data = read_bounded(file, MAX_RECIPE_BYTES)
     except FileNotFoundError:
         raise ValueError(
-            f"there is no recipe at {path}; `advflyp recipes` lists those that come along"
+            f"there is no recipe at {path}; `advflyp recipes` lists those of the package"
         ) from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; name a recipe file such as {path}/advflyp_full.toml") from None

@@ -1,11 +1,11 @@
-"""What ends a command with one line: a user's mistake is a `ValueError`; here is the rest."""
+"""What ends a command with one line, other than a user's mistake, which is a `ValueError`."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GONE = "another process of this run has stopped or cannot be reached; its own message says why"
+GONE = "another rank of this run has stopped or cannot be reached; its own message says why"
 
 
 class RunError(RuntimeError):
@@ -17,19 +17,19 @@ class SkippedSample(Exception):
 
 
 class LostRank(RunError):
-    """Another process of the run is gone: it was killed, has failed, or its machine has vanished."""
+    """Another rank of the run is gone: it was killed, has failed, or its machine has vanished."""
 
     def __init__(self) -> None:
         super().__init__(GONE)
 
 
-# What the system says where the user can mend something, and how. Behind "then" comes how to go on.
+# What the system says where the user can mend something, and how. After "then" comes how to continue.
 _MENDED = {
     errno.ENOSPC: "free some space, then",
     errno.EDQUOT: "free some space, then",
     errno.EFBIG: "use a file system that takes larger files (or raise `ulimit -f`), then",
-    errno.EIO: "look after the disk, then",
-    errno.ESTALE: "look after the network's disk, then",
+    errno.EIO: "check the disk, then",
+    errno.ESTALE: "check the network file system, then",
     errno.EMFILE: "let a process open more files (`ulimit -n`), then",
     errno.ENFILE: "close other programs, then",
     errno.ENOMEM: "close other programs, then",
@@ -54,7 +54,7 @@ _MENDED = {
 
 
 def refusal(error: OSError, to_go_on: str = "give the same command again") -> str | None:
-    """A sentence on what the system refused: which file, why, and what to do. None where that is not up to a user."""
+    """A sentence on what the system refused: which file, why, and what to do. None where a user cannot mend it."""
     if error.errno not in _MENDED or error.strerror is None:
         return None
     if error.errno == errno.ENOENT and error.filename is None:

@@ -76,7 +76,6 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["eval", "{model}", "--eps", "0"], "eps must be above 0"),
         (["eval", "{model}", "--sets", "mini/foot"], "there is no set 'mini/foot'; did you mean 'mini/food'"),
         (["eval", "{model}", "--optim.lr", "1"], "--optim.lr is a recipe key; it goes with `advflyp train`"),
-        (["data", "mini"], "say what to make: --build, or --sets"),
         (["report", "{tmp}/nothing", "--out", "{tmp}/report"], "nothing"),
         (["reproduce", "--out", "{tmp}/r", "--only", "table15"], "the plan has no experiment 'table15'"),
         (["reproduce", "--out", "{tmp}/r", "--seeds", "0"], "--seeds must be at least 1"),

@@ -460,7 +460,7 @@ def test_a_dead_process_ends_the_others(expected: tuple[Path, Path], tmp_path: P
         assert code == 1
         lines = [line for line in err.splitlines() if line.startswith("advflyp")]
         assert len(lines) == 1 and lines[0].startswith(f"advflyp [rank {rank}]: step "), err
-        assert "another process of this run has stopped" in lines[0]
+        assert "another rank of this run has stopped" in lines[0]
         assert "The last good checkpoint is that of step" in lines[0]
         assert "Traceback" not in err
 

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def mean(cells: list[Cell], model: str, attack: str, eps: float) -> float:
 def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IMAGES_PER_SET", 3)
     monkeypatch.setattr(module, "EPS_CURVE", (EPS, 4 / 255))
-    monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: 0.01)
+    monkeypatch.setattr(module, "_seconds_per_step", lambda: 0.01)
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     monkeypatch.setattr(module, "MEASURED", nothing)
@@ -59,8 +58,7 @@ def test_the_results_that_come_with_the_weights_are_taken_up(
     """Weights, version and settings are those of the quickstart, or it would measure them again; made by
     advflyp eval mini --sets mini --attacks clean pgd10 --eps 1/255 2/255 4/255 8/255 --limit 150 --precision fp32
     """
-    with as_file(files("advflyp") / module.MEASURED) as measured:
-        shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(module.MEASURED, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(Evaluator, "run", lambda *_, **__: pytest.fail("measured again"))
     cells = module._measure("mini", BEFORE, tmp_path, Console(quiet=True))
     assert len(cells) == 50 and {cell.model for cell in cells} == {BEFORE}
@@ -68,8 +66,7 @@ def test_the_results_that_come_with_the_weights_are_taken_up(
 
 @pytest.mark.slow
 def test_the_results_that_come_with_the_weights_are_right() -> None:
-    with as_file(files("advflyp") / module.MEASURED) as measured:
-        shipped = {cell.key(): cell for cell in read_cells(measured / module.RESULTS)}
+    shipped = {cell.key(): cell for cell in read_cells(module.MEASURED / module.RESULTS)}
     attacks = ("clean", "pgd10")
     for cell in evaluate("mini", ["mini/food"], attacks, module.EPS_CURVE, limit=150, precision="fp32"):
         # Rounding, which differs from processor to processor, may decide an image.
@@ -101,9 +98,9 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 def test_a_slow_machine_trains_less_and_says_so(
     monkeypatch: pytest.MonkeyPatch, pace: float, left: float, steps: int
 ) -> None:
-    monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: pace)
+    monkeypatch.setattr(module, "_seconds_per_step", lambda: pace)
     console = Console(file=io.StringIO(), width=200)
-    assert module._affordable(Path("recipe.toml"), left, console) == steps
+    assert module._affordable(left, console) == steps
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{pace:.2f} s here: {steps} steps" in said
     assert ("shortened from 60 steps" in said) == (steps < 60)
@@ -119,7 +116,7 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     monkeypatch.setattr(module, "FEWEST_STEPS", 2)
     small = {"data.limit": 256, "data.batch_size": 16, "checkpoint.every": 1}
     monkeypatch.setattr(module, "KEYS", module.KEYS | small)
-    monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: 1000.0)
+    monkeypatch.setattr(module, "_seconds_per_step", lambda: 1000.0)
     real, done = loop.update, []
 
     def dying(run: TrainingRun, batch: Batch) -> Updated:
@@ -132,15 +129,14 @@ def test_a_stopped_quickstart_keeps_the_length_it_chose(
     with pytest.raises(KeyboardInterrupt):
         quickstart(tmp_path)
     monkeypatch.setattr(loop, "update", real)
-    monkeypatch.setattr(module, "_seconds_per_step", lambda recipe: pytest.fail("the length is known"))
+    monkeypatch.setattr(module, "_seconds_per_step", lambda: pytest.fail("the length is known"))
     quickstart(tmp_path)
     assert "max_steps = 2" in (tmp_path / "run/recipe.toml").read_text()
 
 
 def test_the_pace_is_that_of_the_real_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEYS", module.KEYS | {"data.batch_size": 8})
-    with as_file(files("advflyp") / module.RECIPE) as recipe:
-        assert 0 < module._seconds_per_step(recipe) < 60
+    assert 0 < module._seconds_per_step() < 60
 
 
 @pytest.mark.slow

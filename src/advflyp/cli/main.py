@@ -34,7 +34,7 @@ DATA: Mapping[str, Command] = {
 COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "quickstart": train.quickstart,
     "train": train.train,
-    "pretrain": train.pretrain,
+    "pretrain": train.train,
     "recipes": train.recipes,
     "eval": evaluate.evaluate,
     "protocols": evaluate.protocols,

@@ -1,4 +1,4 @@
-"""Commands that train: quickstart, train, pretrain, recipes, reproduce."""
+"""Commands that train: quickstart, train, recipes, reproduce."""
 
 import sys
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def train(
     resume: bool = False,
     overrides: Overrides = NO_OVERRIDES,
 ) -> None:
-    """Train as a recipe says. Recipe keys follow as --table.key value, for example --optim.lr 1e-4.
+    """Train as a recipe says; recipe keys follow as --table.key value, for example --optim.lr 1e-4.
 
     Args:
         recipe: A recipe of the package (`advflyp recipes` lists them), or a TOML file.
@@ -62,25 +62,6 @@ def train(
     )
     if result.finished and is_rank0():
         say(f"{counted(result.steps, 'step')}; the model is {result.out}")
-
-
-def pretrain(
-    recipe: Recipe,
-    /,
-    *,
-    out: OutFolder | None = None,
-    resume: bool = False,
-    overrides: Overrides = NO_OVERRIDES,
-) -> None:
-    """Train from scratch: `train` for recipes whose model is named NAME/random.
-
-    Args:
-        recipe: A recipe of the package (`advflyp recipes` lists them), or a TOML file.
-        out: Run folder; by default runs/RECIPE.
-        resume: Continue from the last checkpoint in the run folder, or begin where there is none.
-        overrides: Recipe keys with their values.
-    """
-    train(recipe, out=out, resume=resume, overrides=overrides)
 
 
 def recipes(name: Recipe | None = None, /, *, keys: bool = False) -> None:

@@ -1,8 +1,7 @@
-"""`advflyp quickstart`: the paper's claim in miniature, on real pictures, in a few minutes on a CPU."""
+"""`advflyp quickstart`: the paper's claim in miniature, on real images, in a few minutes on a CPU."""
 
 import time
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +14,7 @@ from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
 from advflyp.files import check_files, write_atomically
 from advflyp.model.load import load_model
+from advflyp.recipes import PACKAGE
 from advflyp.report.console import EvaluationProgress, before_after_table
 from advflyp.report.figures.examples import examples
 from advflyp.report.pages.report import write_report
@@ -28,7 +28,7 @@ from advflyp.training.runlog import duration
 from advflyp.training.update import update
 from advflyp.wording import counted
 
-RECIPE = "configs/mini/advflyp_full.toml"
+RECIPE = "mini/advflyp_full"
 # The paper's ε: at the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
 # 60 steps at this learning rate do more than 100 at the recipe's. The last weights are kept: to choose the best of few
 # steps on 200 images is to choose by chance.
@@ -45,7 +45,7 @@ EPS_CURVE = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 IMAGES_PER_SET = 150
 # The original's results come with its weights. `evaluate` takes those up that it would measure itself, so of these
 # weights, and measures what is missing.
-MEASURED = "model/weights/mini/measured"
+MEASURED = PACKAGE / "model/weights/mini/measured"
 RESULTS = "results.jsonl"
 STEPS, FEWEST_STEPS = 60, 20
 # What follows the training takes about as long as this many of its steps (the second evaluation), and these seconds.
@@ -54,7 +54,12 @@ EVALUATION_STEPS, REPORT_SECONDS = 40, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """report: path of index.html;  cells: every measurement, before and after."""
+    """What a quickstart leaves behind.
+
+    Attributes:
+        report: Path of index.html.
+        cells: Every measurement, before and after.
+    """
 
     report: Path
     cells: list[Cell]
@@ -67,11 +72,11 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
 
     Args:
         out: Folder for the run, the results and the report.
-        minutes: On a machine on which all of it would take longer, the training is shortened.
-        console: Where progress goes; none is silent.
+        minutes: Time limit; on a slow machine the training is shortened to fit.
+        console: For progress; silent by default.
 
     Raises:
-        ValueError: For a file in the place of the folder, and for files in it that are not of a quickstart.
+        ValueError: `out` is a file, or holds files that no quickstart wrote.
     """
     begun = time.monotonic()
     out = Path(out)
@@ -87,12 +92,11 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     cells = _measure("mini", BEFORE, out, console)
     console.print()
     console.print(for_rich("finetuning with AdvFLYP_full: PGD-2 at ε=1/255 on the embedded image–text pairs"))
-    with as_file(files("advflyp") / RECIPE) as recipe:
-        if resume:
-            steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
-        else:
-            steps = _affordable(recipe, 60 * minutes - (time.monotonic() - begun), console)
-        train(recipe, KEYS | {"train.max_steps": steps}, out=run, resume=resume, console=console)
+    if resume:
+        steps = read_toml(run / RECIPE_FILE)["train"]["max_steps"]
+    else:
+        steps = _affordable(60 * minutes - (time.monotonic() - begun), console)
+    train(RECIPE, KEYS | {"train.max_steps": steps}, out=run, resume=resume, console=console)
     cells += _measure(run, AFTER, out, console)
     sets = list(dict.fromkeys(cell.set for cell in cells))
     shown = examples(load_model("mini"), load_model(run), sets, eps=EPS)
@@ -114,17 +118,16 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
 
 
 def _take_up_results(out: Path) -> None:
-    with as_file(files("advflyp") / MEASURED) as measured:
-        # results.jsonl last: whatever it names that is not beside it would be measured again.
-        for path in sorted(measured.rglob("*"), key=lambda path: path.name == RESULTS):
-            if path.is_file():
-                with write_atomically(out / path.relative_to(measured)) as file:
-                    file.write(path.read_bytes())
+    # results.jsonl last: whatever it names that is not beside it would be measured again.
+    for path in sorted(MEASURED.rglob("*"), key=lambda path: path.name == RESULTS):
+        if path.is_file():
+            with write_atomically(out / path.relative_to(MEASURED)) as file:
+                file.write(path.read_bytes())
 
 
-def _affordable(recipe: Path, seconds: float, console: Console) -> int:
-    """How many steps of the recipe fit into what is left of the time, after a look at the pace."""
-    pace = _seconds_per_step(recipe)
+def _affordable(seconds: float, console: Console) -> int:
+    """How many steps fit into what is left of the time, after a look at the pace."""
+    pace = _seconds_per_step()
     steps = int((seconds - REPORT_SECONDS) / pace) - EVALUATION_STEPS
     chosen = min(STEPS, max(FEWEST_STEPS, steps))
     rest = duration((chosen + EVALUATION_STEPS) * pace + REPORT_SECONDS)
@@ -137,10 +140,10 @@ def _affordable(recipe: Path, seconds: float, console: Console) -> int:
     return chosen
 
 
-def _seconds_per_step(recipe: Path) -> float:
+def _seconds_per_step() -> float:
     """Of the second and third step of a real run; the first one warms up."""
     with TemporaryDirectory() as folder:
-        run = build(read_recipe(recipe, KEYS), Path(folder))
+        run = build(read_recipe(RECIPE, KEYS), Path(folder))
         try:
             batches = run.pairs.epoch(0)
             update(run, next(batches))
