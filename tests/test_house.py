@@ -15,7 +15,6 @@ LONG_FUNCTIONS: set[str] = {
     "data.tools.overlap.overlap",
     "data.tools.vlm.__init__",
     "data.web.download.download",
-    "evaluation.retrieval.retrieval",
 }
 LONG_FILES: set[str] = {
     "files",

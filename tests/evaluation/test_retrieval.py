@@ -132,7 +132,7 @@ def test_finished_lines_are_kept(
     assert first[0].subset == {"of": 24, "limit": 10, "seed": 3} and first[0].n_images == 10
     with open(out, "a") as file:
         file.write('{"model": "cut o')
-    monkeypatch.setattr(module, "_Search", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(module._Gallery, "prepare", lambda *_: pytest.fail("computed again"))
     moved = folder.rename(tmp_path / "moved")
     assert retrieval(tiny, moved, ["clean", "pgd2"], [1 / 255, 2 / 255], out=out, limit=10, seed=3) == first
     monkeypatch.undo()
@@ -285,7 +285,7 @@ def test_the_command(
     arguments = ["--attacks", "clean", "pgd2", "--eps", "4/255", "--limit", "12", "--out", str(out)]
     main(["retrieval", str(tiny_folder), str(folder), *arguments])
     printed = " ".join(capsys.readouterr().out.split())
-    for part in ("PGD-2", "4/255", "R@10", "12 pictures, 24 captions, drawn from 24"):
+    for part in ("PGD-2", "4/255", "R@10", "12 images, 24 captions, drawn from 24"):
         assert part in printed
     assert len(read_retrieval(out)) == 2
     table = tmp_path / "t.tsv"
@@ -294,7 +294,7 @@ def test_the_command(
     table.write_text("\n".join(["where\twhat", *lines]))
     columns = ["--image-column", "where", "--caption-column", "what"]
     main(["retrieval", str(tiny_folder), str(table), *arguments[:5], *columns])
-    assert "24 pictures, 48 captions" in " ".join(capsys.readouterr().out.split())
+    assert "24 images, 48 captions" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit, match="2"):
         main(["retrieval", str(tiny_folder), str(folder), "--eps", "much"])
     assert capsys.readouterr().err.startswith("advflyp: --eps must be a number or a fraction")

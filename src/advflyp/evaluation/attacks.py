@@ -1,7 +1,8 @@
 """Attacks by name: what the command line, recipes and results call them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -9,7 +10,11 @@ from advflyp.attack.autoattack import MEMBERS, AutoAttack
 from advflyp.attack.base import Attack, Clean, Custom, Noise
 from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import CW, FGSM, PGD
+from advflyp.attack.threat import Threat
 from advflyp.plugins import load_object
+
+A = TypeVar("A", bound=Attack)
+Condition = tuple[Attack, Threat | None]
 
 
 def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
@@ -52,3 +57,11 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
         case _:
             found = load_object(attack)
             return found if isinstance(found, Attack) else Custom(function=found, called=attack)
+
+
+def conditions(
+    attacks: Iterable[A], norm: Literal["linf", "l2"], eps: Sequence[float]
+) -> list[tuple[A, Threat | None]]:
+    """Each attack at each radius; what perturbs nothing, at none."""
+    threats = [Threat(norm=norm, eps=value) for value in eps]
+    return [(attack, threat) for attack in attacks for threat in (threats if attack.perturbs else [None])]

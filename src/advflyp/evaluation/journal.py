@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from advflyp.evaluation.jsonl import UNFINISHED
+from advflyp.evaluation.results import UNFINISHED
 from advflyp.files import append, open_locked
 
 # Before each record: its length in bytes and its CRC-32.

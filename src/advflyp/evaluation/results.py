@@ -1,22 +1,24 @@
-"""One result cell: a model on a set under an attack at an ε; JSON lines on disk, with confidence intervals."""
+"""Result cells: a model on a dataset under an attack at an ε, with intervals; JSON lines that a crash cannot spoil."""
 
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar, TypeVar
 
 from advflyp.config import convert, fill
-from advflyp.evaluation.jsonl import append_line, read_lines
+from advflyp.documents import parse_json
+from advflyp.errors import SkippedSample
+from advflyp.files import append, open_locked
+from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
-OUTCOME = (
-    "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity", "precision_reason",
-    "seen", "pflops",
-)  # fmt: skip
+T = TypeVar("T")
+
 # Of the arguments of an attack, those that a report computes with.
 SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
 
@@ -24,27 +26,68 @@ DEFAULT_PROTOCOL = "advflyp"
 OF_PROTOCOL = ("protocol", "settings")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What was measured and everything needed to measure it again.
+BLOCK = 1 << 16
+# What belongs to results.jsonl is in folders beside it: results.samples, results.unfinished.
+SAMPLES, UNFINISHED = ".samples", ".unfinished"
+# Every record begins with the name of the model: by that, a line that was cut off is told from a file of other things.
+BEGINNING = b'{"model": "'
 
-    eps:        radius in pixels of [0, 1]; 0 for clean images. The perturbation lives at the model's resolution, but
-                where `settings` has another one
-    subset:     {"of": images in the set} or {"of", "limit", "seed"} for a class-balanced part of it
-    n:          how many images were read and classified
-    correct:    how many of them correctly
-    accuracy:   correct / n
-    ci95:       Wilson 95 % interval of the accuracy
-    per_class:  [correct, n] of each class that has images, by its index
-    unreadable: pictures that could not be read, by name; they are not among the n
-    sanity:     verdict of the checks for masked gradients, where they were asked for
-    seen:       whether the model was finetuned on this data, as far as its card says
-    pflops:     10¹⁵ operations that the model's finetuning took, as far as its card says
-    precision_reason: why `precision` was chosen; empty where nothing was searched for
-    protocol:   the name of the protocol that it follows, with what the user changed in brackets
-    settings:   what the protocol changes of images and class names, as it was for this model and set: resize,
-                interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted)
+
+class Measurement:
+    """What a cell of classification and one of retrieval have in common: which measurement they are of."""
+
+    # Fields that say what was found, and not what was measured.
+    OUTCOME: ClassVar[tuple[str, ...]]
+    # The words of its file names.
+    SLUG: ClassVar[tuple[str, ...]]
+
+    def key(self) -> tuple[str, ...]:
+        """What makes two cells the same measurement, whoever ran it and however long it took."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        # Results from before there were protocols keep their key, and with it the name of their files.
+        late = {name: values.pop(name) for name in OF_PROTOCOL if name in values}
+        if late.get("settings") or late.get("protocol", DEFAULT_PROTOCOL) != DEFAULT_PROTOCOL:
+            values |= late
+        return tuple(
+            json.dumps(value, sort_keys=True) for name, value in values.items() if name not in self.OUTCOME
+        )
+
+    def slug(self) -> str:
+        """A file name for what belongs to this measurement of this model: readable, and unique by a hash."""
+        eps: float = self.eps  # type: ignore[attr-defined]
+        words = [getattr(self, name) for name in self.SLUG] + ([f"{eps * 255:g}"] if eps else [])
+        digest = hashlib.sha256("\n".join(self.key()).encode()).hexdigest()
+        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Measurement):
+    """Zero-shot classification: what was measured and everything needed to measure it again.
+
+    Attributes:
+        eps: Radius in pixels of [0, 1]; 0 for clean images. The perturbation has the model's resolution, unless
+            `settings` has another one.
+        subset: {"of": images in the dataset}, or {"of", "limit", "seed"} for a class-balanced part of it.
+        n: How many images were read and classified.
+        correct: How many of them correctly.
+        accuracy: correct / n.
+        ci95: Wilson 95 % interval of the accuracy.
+        per_class: [correct, n] of each class that has images, by its index.
+        unreadable: Images that could not be read, by name; they are not among the n.
+        sanity: Verdict of the checks for masked gradients, where they were asked for.
+        seen: Whether the model was finetuned on this data, as far as its card says.
+        pflops: 10¹⁵ operations that the model's finetuning took, as far as its card says.
+        precision_reason: Why `precision` was chosen; empty where nothing was searched for.
+        protocol: The protocol that it follows, with what the user changed in brackets.
+        settings: What the protocol changes of images and class names, as it was for this model and dataset: resize,
+            interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted).
     """
+
+    OUTCOME: ClassVar[tuple[str, ...]] = (
+        "model", "n", "correct", "accuracy", "ci95", "seconds", "per_class", "unreadable", "sanity",
+        "precision_reason", "seen", "pflops",
+    )  # fmt: skip
+    SLUG: ClassVar[tuple[str, ...]] = ("model", "set", "attack")
 
     model: str
     checkpoint_sha256: str
@@ -73,27 +116,6 @@ class Cell:
     protocol: str = DEFAULT_PROTOCOL
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def key(self) -> tuple[str, ...]:
-        """What makes two cells the same measurement, whoever ran it and however long it took."""
-        values = [
-            getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in (*OUTCOME, *OF_PROTOCOL)
-        ]
-        # Results from before there were protocols keep their key, and with it the name of their files.
-        if self.protocol != DEFAULT_PROTOCOL or self.settings:
-            values += [getattr(self, name) for name in OF_PROTOCOL]
-        return tuple(json.dumps(value, sort_keys=True) for value in values)
-
-    def slug(self) -> str:
-        """A file name for what belongs to this measurement of this model: readable, and unique by a hash."""
-        return slug(self.model, self.set, self.attack, eps=self.eps, key=self.key())
-
-
-def slug(*words: str, eps: float, key: tuple[str, ...]) -> str:
-    """A file name of words, ε in grey levels and a hash of `key`."""
-    words += (f"{eps * 255:g}",) if eps else ()
-    digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(words)).strip("-")[-80:] + "-" + digest[:12]
-
 
 def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of `correct` successes in `n` trials (n ≥ 1); 95 % by default."""
@@ -114,8 +136,8 @@ def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tu
     return mean, (max(0.0, mean - half), min(1.0, mean + half))
 
 
-def append_cell(path: Path, cell: Cell) -> None:
-    """Add one line to a JSON-lines file, made if it is not there."""
+def append_cell(path: Path, cell: Any) -> None:
+    """Add one line to a JSON-lines file, made if it is not there; several processes may do so at once."""
     append_line(path, dataclasses.asdict(cell))
 
 
@@ -147,3 +169,84 @@ def read_cells(path: Path) -> list[Cell]:
     """
     cells = read_lines(path, _checked)
     return list({(cell.model, *cell.key()): cell for cell in cells}.values())
+
+
+def check_store(path: Path) -> None:
+    """ValueError where a file is in the place of a folder that is to be beside the results: measuring takes long."""
+    for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, and the folder for what belongs to {path}; move it away")
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to a JSON-lines file."""
+    with open_locked(path) as file:
+        end = _end_of_lines(file)
+        file.seek(end)
+        rest = file.read()
+        line = json.dumps(record).encode() + b"\n"
+        if _cut_off(rest):
+            # It would swallow this one.
+            file.truncate(end)
+        elif _is_json(rest):
+            line = b"\n" + line
+        else:
+            raise ValueError(f"{path} does not hold results; name another file for them")
+        append(file, line)
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Where the last whole line ends, sought from the end of the file: what is before it is not read."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - BLOCK)
+        file.seek(begin)
+        place = file.read(end - begin).rfind(b"\n")
+        if place >= 0:
+            return begin + place + 1
+        end = begin
+    return 0
+
+
+def read_lines(path: Path, make: Callable[[Any], T]) -> list[T]:
+    """`make` of every record of a JSON-lines file; none where there is no file.
+
+    A last line that a crash cut off is left out. ValueError naming the line that is not JSON or of which `make` raises
+    one, and where `path` is a folder or too large.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
+    lines = _read(path).split(b"\n") if path.is_file() else [b""]
+    if _cut_off(lines[-1]):
+        lines.pop()
+    result = []
+    for number, line in enumerate(lines, 1):
+        try:
+            result.append(make(parse_json(line)))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is not a result of ours that fits here: {error} (`eval` and `retrieval` write "
+                "different results)"
+            ) from None
+    return result
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return read_bounded(file, MAX_RESULTS_BYTES)
+    except SkippedSample as reason:
+        raise ValueError(f"{path} {reason}; name the results that you mean") from None
+
+
+def _cut_off(line: bytes) -> bool:
+    """Whether nothing of a last line without its newline counts: it is empty, or the beginning of a record of ours."""
+    return BEGINNING.startswith(line[: len(BEGINNING)]) and not _is_json(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line)
+    except ValueError:
+        return False
+    return True

@@ -1,13 +1,12 @@
-"""Zero-shot search of pictures by captions and captions by pictures, clean and with the pictures attacked."""
+"""Zero-shot search of images by captions and captions by images, clean and with the images attacked."""
 
 import copy
-import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,41 +21,37 @@ from advflyp.attack.victim import for_use
 from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
-from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.attacks import conditions, find_attack
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.jsonl import append_line, check_store, read_lines
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
-from advflyp.evaluation.results import slug
+from advflyp.evaluation.results import Measurement, append_cell, check_store, read_lines
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
 LOSSES = {"ce": ("multi-positive cross-entropy", cross_entropy), "margin": ("margin", margin)}
-OUTCOME = (
-    "model",
-    "pairs",
-    "n_images",
-    "n_captions",
-    "image_to_text",
-    "text_to_image",
-    "unreadable",
-    "seconds",
-    "precision_reason",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalCell:
-    """Recall of one model on one collection of pairs under one attack, and everything to measure it again.
+class RetrievalCell(Measurement):
+    """Retrieval: recall of one model on one collection of pairs under one attack, and all to measure it again.
 
-    pairs:            what the user called them;  captions_sha256: which they are
-    subset:           {"of": pairs} or {"of", "limit", "seed"}
-    eps:              radius in pixels of [0, 1]; 0 for clean pictures. Every picture of the gallery is attacked
-    image_to_text:    a hit is a picture with one of its own captions among the k most similar of all captions
-    text_to_image:    a hit is a caption with its own picture among the k most similar of all pictures
-    unreadable:       {name: reason} of pairs that could not be used; they are not counted
+    Attributes:
+        pairs: What the user called them.
+        captions_sha256: Which they are.
+        subset: {"of": pairs} or {"of", "limit", "seed"}.
+        eps: Radius in pixels of [0, 1]; 0 for clean images. Every image of the gallery is attacked.
+        image_to_text: A hit is an image with one of its own captions among the k most similar of all captions.
+        text_to_image: A hit is a caption with its own image among the k most similar of all images.
+        unreadable: {name: reason} of skipped pairs; they are not counted.
     """
+
+    OUTCOME: ClassVar[tuple[str, ...]] = (
+        "model", "pairs", "n_images", "n_captions", "image_to_text", "text_to_image", "unreadable", "seconds",
+        "precision_reason",
+    )  # fmt: skip
+    SLUG: ClassVar[tuple[str, ...]] = ("model", "attack")
 
     model: str
     checkpoint_sha256: str
@@ -77,15 +72,6 @@ class RetrievalCell:
     unreadable: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     precision_reason: str = ""
-
-    def key(self) -> tuple[str, ...]:
-        """What makes two cells the same measurement."""
-        values = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OUTCOME]
-        return tuple(json.dumps(value, sort_keys=True) for value in values)
-
-    def slug(self) -> str:
-        """A file name for what belongs to this measurement: readable, and unique by a hash."""
-        return slug(self.model, self.attack, eps=self.eps, key=self.key())
 
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
@@ -109,7 +95,7 @@ def _checked(record: Any) -> RetrievalCell:
 def retrieval(
     model: CLIP | str | Path,
     pairs: str | Path,
-    attacks: Sequence[str] = ("clean", "pgd10"),
+    attacks: Sequence[Attack | str] = ("clean", "pgd10"),
     eps: Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
@@ -123,114 +109,158 @@ def retrieval(
     columns: Columns | None = None,
     watch: Callable[[RetrievalCell, int], None] = lambda cell, done: None,
 ) -> list[RetrievalCell]:
-    """Recall at 1, 5 and 10 in both directions, clean and with every picture attacked.
+    """Recall at 1, 5 and 10 in both directions, clean and with every image attacked.
 
-    model:     a model or the name of one
-    pairs:     whatever `data.train` takes: a folder, shards, a table, hf:NAME; a text's lines are captions of their own
-    attacks:   "clean", "pgdN" on −log Σ_own softmax of a picture's similarities τ⁻¹·cos to all captions, or "cwN" on
-               the margin of the best foreign caption over the best own one; each picture for itself
-    eps:       radii in pixels of [0, 1]; each attack but "clean" is run at each
-    out:       JSON-lines file; cells that it already holds are not computed again, an interrupted one goes on from
-               its last finished batch
-    limit:     so many pictures, drawn by `seed`, with their captions
-    precision: of the search for adversarial pictures: "auto", "fp32", "bf16"; embeddings are float32 all the same
-    device:    where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps"
-    name:      what results call the model; its own name by default
-    columns:   of a table of pairs
-    watch:     called after every batch with the cell in work and how many of its pictures are embedded
-    Returns one cell per attack × ε. ValueError for unknown attacks, radii that are not above 0, fewer than two
-    pictures, and when more than 1 % of the pairs cannot be used.
+    Args:
+        model: A model or the name of one.
+        pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME; each line of a text is a caption.
+        attacks: "clean", "pgdN" on −log Σ_own softmax of an image's similarities τ⁻¹·cos to all captions, "cwN" on the
+            margin of the best foreign caption over the best own one, or such objects; each image for itself.
+        eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
+        out: JSON-lines file; cells that it already holds are not computed again, an interrupted one resumes.
+        norm: "linf" or "l2".
+        limit: This many images, drawn by `seed`, with their captions.
+        batch_size: Images at a time.
+        precision: Of the search for adversarial images: "auto", "fp32", "bf16"; embeddings are always float32.
+        device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
+        seed: Random seed of the attacks and of `limit`.
+        name: What results call the model; its own name by default.
+        columns: The columns of a table of pairs.
+        watch: Called after every batch with the cell in work and how many of its images are embedded.
+
+    Returns:
+        One cell per attack × ε.
+
+    Raises:
+        ValueError: Unknown attacks, radii that are not above 0, fewer than two images, more than 1 % skipped pairs.
     """
-    threats = [Threat(norm=norm, eps=value) for value in eps]
-    wanted = [(a, t) for a in map(_attack, attacks) for t in (threats if a.perturbs else [None])]
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    place = pick_device(device)
-    store = Path(out) if out is not None else None
-    if store:
-        check_store(store)
-    known = {cell.key(): cell for cell in read_retrieval(store)} if store else {}
-    pictures = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
-    if not isinstance(model, CLIP):
-        model = load_model(model, device=place)
-    chosen = choose_precision(precision, model.device)
-    part = {} if len(pictures) == pictures.usable else {"limit": len(pictures), "seed": seed}
-    same = {
-        "model": name or model.name,
-        "checkpoint_sha256": weights_sha256(model),
-        "pairs": str(pairs),
-        "captions_sha256": pictures.sha256(),
-        "subset": {"of": pictures.usable, **part},
-        "n_images": len(pictures),
-        "n_captions": len(pictures.captions),
-        "version": __version__,
-    }
-    search: _Search | None = None
-    result: list[RetrievalCell] = []
-    for attack, threat in wanted:
-        blank = RetrievalCell(
-            **same,
+    wanted = conditions(map(_attack, attacks), norm, eps)
+    place, store = pick_device(device), Path(out) if out is not None else None
+    known = _known(store)
+    images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
+    model = model if isinstance(model, CLIP) else load_model(model, device=place)
+    gallery = _Gallery(model, images, batch_size)
+    blanks = _blanks(wanted, gallery, name, str(pairs), precision, seed)
+    return [
+        _cell(blank, known.get(blank.key()), gallery, *condition, store, partial(watch, blank))
+        for blank, condition in zip(blanks, wanted, strict=True)
+    ]
+
+
+def _known(store: Path | None) -> dict[tuple[str, ...], RetrievalCell]:
+    if store is None:
+        return {}
+    check_store(store)
+    return {cell.key(): cell for cell in read_retrieval(store)}
+
+
+def _blanks(
+    wanted: Sequence[tuple[Clean | PGD, Threat | None]],
+    gallery: "_Gallery",
+    name: str | None,
+    pairs: str,
+    precision: Precision,
+    seed: int,
+) -> list[RetrievalCell]:
+    """The cells before anything is measured."""
+    model, images = gallery.model, gallery.images
+    search = choose_precision(precision, model.device)
+    part = {} if len(images) == images.usable else {"limit": len(images), "seed": seed}
+    same = RetrievalCell(
+        model=name or model.name,
+        checkpoint_sha256=weights_sha256(model),
+        pairs=pairs,
+        captions_sha256=images.sha256(),
+        subset={"of": images.usable, **part},
+        n_images=len(images),
+        n_captions=len(images.captions),
+        attack="clean",
+        attack_args={},
+        norm=None,
+        eps=0.0,
+        precision="fp32",
+        seed=0,
+        version=__version__,
+    )
+    return [
+        replace(
+            same,
             attack=attack.name,
             attack_args=_arguments(attack, threat),
-            norm=threat.norm if threat else None,
-            eps=threat.eps if threat else 0.0,
-            precision=chosen.precision if threat else "fp32",
-            precision_reason=chosen.reason if threat else "",
-            seed=seed if threat else 0,
+            norm=threat.norm,
+            eps=threat.eps,
+            precision=search.precision,
+            precision_reason=search.reason,
+            seed=seed,
         )
-        cell = known.get(blank.key())
-        journal = Journal.beside(store, blank.slug()) if store else None
-        if cell is None:
-            started = time.monotonic()
-            with for_use(model):
-                # Which pictures cannot be read is known once all were embedded clean; that gallery serves "clean".
-                search = search or _Search(
-                    model, pictures, batch_size, lambda done, at=blank: watch(at, done)
-                )
-                gallery = search.clean
-                if threat is not None and isinstance(attack, PGD):
-                    gallery = search.attacked(
-                        attack,
-                        threat,
-                        chosen.precision,
-                        seed,
-                        lambda done, at=blank: watch(at, done),
-                        journal,
-                    )
-                of_images, of_captions = ranks(gallery, search.captions, search.owner)
-            cell = dataclasses.replace(
-                blank,
-                n_images=len(of_images),
-                n_captions=len(of_captions),
-                image_to_text=recalls(of_images, len(of_images)),
-                text_to_image=recalls(of_captions, len(of_images)),
-                unreadable=dict(pictures.unreadable),
-                seconds=round(time.monotonic() - started, 3),
-            )
-            if store:
-                append_line(store, dataclasses.asdict(cell))
-        if journal:
-            journal.remove()
-        result.append(cell)
-    return result
+        if threat is not None and isinstance(attack, PGD)
+        else same
+        for attack, threat in wanted
+    ]
 
 
-class _Search:
-    """A model and the readable pairs: captions and clean pictures, embedded once in float32.
+def _cell(
+    blank: RetrievalCell,
+    known: RetrievalCell | None,
+    gallery: "_Gallery",
+    attack: Clean | PGD,
+    threat: Threat | None,
+    store: Path | None,
+    watch: Callable[[int], None],
+) -> RetrievalCell:
+    """The cell that is stored already, or the one that is measured now and stored."""
+    journal = Journal.beside(store, blank.slug()) if store else None
+    cell = known
+    if cell is None:
+        started = time.monotonic()
+        with for_use(gallery.model):
+            # Which images cannot be read is known once all were embedded clean; that gallery serves "clean".
+            embeddings = gallery.prepare(watch)
+            if threat is not None and isinstance(attack, PGD):
+                precision: Resolved = "bf16" if blank.precision == "bf16" else "fp32"
+                embeddings = gallery.attacked(attack, threat, precision, blank.seed, watch, journal)
+            of_images, of_captions = ranks(embeddings, gallery.captions, gallery.owner)
+        cell = replace(
+            blank,
+            n_images=len(of_images),
+            n_captions=len(of_captions),
+            image_to_text=recalls(of_images, len(of_images)),
+            text_to_image=recalls(of_captions, len(of_images)),
+            unreadable=dict(gallery.images.unreadable),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        if store:
+            append_cell(store, cell)
+    if journal:
+        journal.remove()
+    return cell
 
-    clean: (n, d);  captions: (m, d);  owner: (m,) int64, the row of the picture that a caption belongs to
+
+class _Gallery:
+    """A model and the readable pairs: captions and clean images, embedded once in float32, when first needed.
+
+    Attributes:
+        clean: (n, d).
+        captions: (m, d).
+        owner: (m,) int64, the row of the image that a caption belongs to.
     """
 
-    def __init__(
-        self, model: CLIP, pictures: CaptionedImages, batch_size: int, watch: Callable[[int], None]
-    ) -> None:
-        self.model, self.pictures, self.batch_size = model, pictures, batch_size
-        self.clean = self._gallery(lambda images, rows: images, watch)
-        pictures.drop_unreadable()
-        self.captions = self._embed(pictures.captions)
-        self.owner = pictures.owner.to(model.device)
-        self.places = pictures.places.to(model.device)
-        self.logit_scale = model.logit_scale.detach()
+    def __init__(self, model: CLIP, images: CaptionedImages, batch_size: int) -> None:
+        self.model, self.images, self.batch_size = model, images, batch_size
+        self.clean: Tensor | None = None
+
+    def prepare(self, watch: Callable[[int], None]) -> Tensor:
+        """`clean`, once everything has been embedded."""
+        if self.clean is None:
+            self.clean = self._embed_images(lambda images, rows: images, watch)
+            self.images.drop_unreadable()
+            self.captions = self._embed_texts(self.images.captions)
+            self.owner = self.images.owner.to(self.model.device)
+            self.places = self.images.places.to(self.model.device)
+            self.logit_scale = self.model.logit_scale.detach()
+        return self.clean
 
     def attacked(
         self,
@@ -241,7 +271,7 @@ class _Search:
         watch: Callable[[int], None],
         journal: Journal | None = None,
     ) -> Tensor:
-        """(n, d): every picture after the attack; `journal` holds those that are known so far."""
+        """(n, d): every image after the attack; `journal` holds those that are known so far."""
         _, objective = LOSSES[attack.loss]
 
         def perturb(images: Tensor, rows: Tensor) -> Tensor:
@@ -264,31 +294,31 @@ class _Search:
             assert bool(threat.contains(images, found).all())
             return found
 
-        gallery = self._gallery(perturb, watch, journal)
-        if len(gallery) < len(self.clean):
+        gallery = self._embed_images(perturb, watch, journal)
+        if len(gallery) < len(self.prepare(watch)):
             raise ValueError(
-                f"{self.pictures.name}: a picture that could be read cannot be read any more; try again"
+                f"{self.images.name}: an image that could be read cannot be read any more; try again"
             )
         return gallery
 
-    def _gallery(
+    def _embed_images(
         self,
         change: Callable[[Tensor, Tensor], Tensor],
         watch: Callable[[int], None],
         journal: Journal | None = None,
     ) -> Tensor:
-        """(n, d) float32 embeddings of the readable pictures, each batch after `change(images, rows)`."""
-        places, device = self.pictures.places, self.model.device
+        """(n, d) float32 embeddings of the readable images, each batch after `change(images, rows)`."""
+        places, device = self.images.places, self.model.device
         parts: list[Tensor] = []
         saved = journal.read() if journal else {}
-        # Pictures are taken in order, so that what is known is a beginning; other pictures are another gallery.
+        # Images are taken in order, so that what is known is a beginning; other images are another gallery.
         begin = 0
         if saved and np.array_equal(saved["places"], places[: len(saved["places"])]):
             begin = len(saved["places"])
             parts = [torch.from_numpy(saved["embeddings"])]
         elif saved and journal:
             journal.remove()
-        rest, done = copy.copy(self.pictures), begin
+        rest, done = copy.copy(self.images), begin
         rest.entries = rest.entries[begin:]
         for rows, images in rest.batches(self.model.preprocess, self.batch_size):
             rows = rows + begin
@@ -302,8 +332,8 @@ class _Search:
         return torch.cat(parts).to(device)
 
     @torch.no_grad()
-    def _embed(self, captions: list[str]) -> Tensor:
-        """(m, d) float32; a text that several pictures have is encoded once."""
+    def _embed_texts(self, captions: list[str]) -> Tensor:
+        """(m, d) float32; a text that several images have is encoded once."""
         number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
         texts = list(number)
         with self.model.computing_in("fp32"):

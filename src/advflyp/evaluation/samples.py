@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.evaluation.jsonl import SAMPLES
-from advflyp.evaluation.results import Cell
+from advflyp.evaluation.results import SAMPLES, Cell
 from advflyp.files import write_atomically
 
 SCHEMA = pa.schema(

@@ -1,7 +1,7 @@
 """Datasets × attacks × ε: one result cell each, stored as soon as it is known, so that a second call resumes."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,12 +18,12 @@ from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
+from advflyp.evaluation.attacks import Condition, conditions
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.jsonl import check_store
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
-from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
+from advflyp.evaluation.results import Cell, append_cell, check_store, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
@@ -84,21 +84,10 @@ def evaluate(
         ValueError: Unknown names, or radii that are not above 0.
     """
     suite = _Suite(protocol, limit, batch_size, precision, compile, seed, sanity, out, progress, watch)
-    conditions = _conditions(map(protocol.attack, attacks), norm, eps)
+    wanted = conditions(map(protocol.attack, attacks), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
     with distributed.process_group(place) as (ranks, own):
-        return suite.run(models, name, datasets, conditions, ranks, own or place)
-
-
-Condition = tuple[Attack, Threat | None]
-
-
-def _conditions(
-    attacks: Iterable[Attack], norm: Literal["linf", "l2"], eps: Sequence[float]
-) -> list[Condition]:
-    """Each attack at each radius; no attack at none."""
-    threats = [Threat(norm=norm, eps=value) for value in eps]
-    return [(attack, threat) for attack in attacks for threat in (threats if attack.perturbs else [None])]
+        return suite.run(models, name, datasets, wanted, ranks, own or place)
 
 
 def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
@@ -143,7 +132,7 @@ class _Suite:
         models: Sequence[Model],
         name: str | None,
         datasets: Sequence[LabelledSet | str],
-        conditions: Sequence[Condition],
+        wanted: Sequence[Condition],
         ranks: Ranks,
         device: torch.device,
     ) -> list[Cell]:
@@ -158,7 +147,7 @@ class _Suite:
                     evaluator = self._evaluator(model, dataset, ranks)
                     # What an object calls itself may stand for anything.
                     is_named = isinstance(dataset, str)
-                    for attack, threat in conditions:
+                    for attack, threat in wanted:
                         blank = self._blank(evaluator, attack, threat, same, is_named)
                         cell = self._cell(blank, known.get(blank.key()), evaluator, attack, threat)
                         result.append(cell)

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.jsonl import append_line
 from advflyp.evaluation.recall import Recall
-from advflyp.evaluation.results import Cell, append_cell
+from advflyp.evaluation.results import Cell, append_cell, append_line
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.files import RECORD
 from advflyp.model.clip import CLIP
