@@ -106,29 +106,24 @@ def open_training(
     share: Share | None = None,
     data: Any = None,
 ) -> Pairs:
-    """The source that `config.train` names; ValueError where it does not exist or holds too little.
+    """The source that `config.train` names.
 
-    wanted: what the method trains on; "images" takes whatever is there. A "labelled" source is a `LabelledBatches`
-    data:   an object to train on in place of what `config.train` names, which is then only what messages call it: a
-            `LabelledSet`, or pairs (see `open_objects`)
-    The other arguments are those of `open_pairs`.
+    Args:
+        config: The recipe table `data`.
+        wanted: What the method trains on; "images" takes whatever is there. A "labelled" source is a `LabelledBatches`.
+        reader: The preprocessing of the model.
+        seed: What the order depends on, beside the epoch.
+        device: Where the batches are wanted.
+        share: Which rows of them this rank makes; all by default.
+        data: An object to train on in place of what `config.train` names, which is then only what messages call it: a
+            `LabelledSet`, or pairs (see `open_objects`).
+
+    Raises:
+        ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
     """
-    if isinstance(data, LabelledSet) and wanted == "pairs":
-        raise ValueError(
-            f"{data.name} is a labelled set, and this method trains on pairs; give (image, caption) items, or choose a "
-            "method that trains on labels"
-        )
-    if data is not None and not isinstance(data, LabelledSet) and wanted == "labelled":
-        raise ValueError(
-            "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
-        )
     share = share or Share(config.batch_size, drop_last=config.drop_last)
-    if isinstance(data, LabelledSet):
-        return DecodedLabelled(data, config, reader, seed, device, share)
     if data is not None:
-        return open_pairs(
-            config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs", pairs=data
-        )
+        return _open_object(data, config, wanted, reader, seed, device, share)
     if config.train == PROXY_PAIRS:
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
@@ -153,6 +148,33 @@ def open_training(
             draw=chosen is not None and len(chosen) > 1,
         )
     return DecodedLabelled(labelled, config, reader, seed, device, share)
+
+
+def _open_object(
+    data: Any,
+    config: DataConfig,
+    wanted: str,
+    reader: ImageReader,
+    seed: int,
+    device: torch.device,
+    share: Share,
+) -> Pairs:
+    """A `LabelledSet` or pairs as batches; ValueError where the method trains on the other kind."""
+    if not isinstance(data, LabelledSet):
+        if wanted == "labelled":
+            raise ValueError(
+                "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
+            )
+        captions = wanted == "pairs"
+        return open_pairs(
+            config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data
+        )
+    if wanted == "pairs":
+        raise ValueError(
+            f"{data.name} is a labelled set, and this method trains on pairs; give (image, caption) items, or choose a "
+            "method that trains on labels"
+        )
+    return DecodedLabelled(data, config, reader, seed, device, share)
 
 
 def readings(train: str) -> set[Reading]:

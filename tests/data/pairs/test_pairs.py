@@ -11,6 +11,7 @@ from advflyp.data.pairs.images import ImageReader, on_white
 from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.pairs.sources import find_shards, open_source
 from advflyp.data.pairs.stream import open_stream
+from advflyp.data.training import open_training
 from advflyp.model.clip import CLIP
 from helpers import members, pairs, write_folder, write_shards, write_tar
 
@@ -251,7 +252,8 @@ def test_two_sources(tiny: CLIP, tmp_path: Path) -> None:
     )
     assert captions(rest) == captions(whole[3:])
     with pytest.raises(ValueError, match=r"data\.also mixes decoded pairs"):
-        opened(tiny, "mini", also=str(other))
+        reader = ImageReader(tiny.config["preprocess_cfg"])
+        open_training(DataConfig(train="mini", also=str(other)), "pairs", reader, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 import advflyp
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.sources import open_source
 from advflyp.data.training import open_training
 from advflyp.model.clip import CLIP
 from advflyp.share import Share
-from helpers import class_folder
+from helpers import class_folder, write_folder
 
 CPU = torch.device("cpu")
 CLASSES = ["ant", "bee", "cat"]
@@ -211,6 +212,10 @@ def test_pairs_from_objects_are_shuffled_resumed_and_counted(tiny: CLIP, kind: s
     assert [batch.captions for batch in rest] == [batch.captions for batch in batches[2:]]
     again, _ = epoch(tiny, data, number=1, **more)
     assert [batch.captions for batch in again] != [batch.captions for batch in batches]
+
+
+def test_a_path_object_is_a_name(tmp_path: Path) -> None:
+    assert len(open_source(write_folder(tmp_path / "pairs", 3))) == 3
 
 
 def test_several_captions_and_skipped_items(tiny: CLIP) -> None:

@@ -220,12 +220,19 @@ def open_pairs(
     captions: bool = True,
     pairs: Any = None,
 ) -> Pairs:
-    """The source that `config.train` names; ValueError where it does not exist or holds no pairs.
+    """The source that `config.train` names.
 
-    device:   where the batches are wanted
-    share:    which rows of them this rank makes; all by default
-    captions: whether they are wanted; without, an image that has none is a sample as well
-    pairs:    an object to read in place of what `config.train` names; see `open_objects`
+    Args:
+        config: The recipe table `data`.
+        reader: The preprocessing of the model.
+        seed: What the order depends on, beside the epoch.
+        device: Where the batches are wanted.
+        share: Which rows of them this rank makes; all by default.
+        captions: Whether they are wanted; without, an image that has none is a sample as well.
+        pairs: An object to read in place of what `config.train` names; see `open_objects`.
+
+    Raises:
+        ValueError: The source does not exist, or holds too few pairs for a batch.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     columns = Columns(config.image_column, config.caption_column)

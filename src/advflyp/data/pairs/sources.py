@@ -52,19 +52,22 @@ def open_source(
     columns: Columns | None = None,
     captions: bool = True,
 ) -> Indexed | Sharded:
-    """The pairs that `train` names, or is: a text, or an object (see `open_objects`).
+    """The pairs that `train` names, or is.
 
-    limit:   only the first so many, in stored order
-    size:    how many samples the shards hold, where neither a manifest nor the shards themselves say so
-    columns: of tables
-    captions: whether there have to be any; without, images alone are samples as well
-    ValueError where there are none or they cannot be read.
+    Args:
+        train: A path, a pattern, an address or "hf:NAME", see docs/data.md; or an object, see `open_objects`.
+        limit: Only the first so many, in stored order.
+        size: How many samples the shards hold, where neither a manifest nor the shards themselves say so.
+        columns: Which columns of a table hold images and captions.
+        captions: Whether there have to be any; without, images alone are samples as well.
+
+    Raises:
+        ValueError: There are no pairs, or they cannot be read.
     """
-    source = (
-        _open(train, size, replace(columns or Columns(), captioned=captions), captions)
-        if isinstance(train, str)
-        else open_objects(train, size)
-    )
+    if isinstance(train, str | Path):
+        source = _open(str(train), size, replace(columns or Columns(), captioned=captions), captions)
+    else:
+        source = open_objects(train, size)
     if isinstance(source, Sharded):
         unknown = next((shard.name for shard in source.shards if shard.count is None), None)
         if limit is not None and unknown is not None:

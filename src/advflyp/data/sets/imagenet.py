@@ -9,7 +9,7 @@ from advflyp.config import convert
 from advflyp.data.sets.catalogue import PUBLISHED_LIST
 from advflyp.data.sets.folders import class_files, class_folders, read_lines
 from advflyp.data.sets.images import Files, Part, held_out
-from advflyp.data.sets.readers import Opened
+from advflyp.data.sets.readers import Opened, listed
 from advflyp.documents import read_json, read_json_object
 
 # Of each TinyImageNet class of 500, for validation while training; as large as the validation part.
@@ -81,9 +81,7 @@ def tiny_imagenet(folder: Path, split: str) -> Opened:
     classes = [entries[wnid] for wnid in wnids]
     if split == "val":
         rows = [line.split("\t")[:2] for line in read_lines(folder / "val" / "val_annotations.txt")]
-        index = {wnid: label for label, wnid in enumerate(wnids)}
-        paths = [f"val/images/{name}" for name, _ in rows]
-        return Files(folder, paths, [index[wnid] for _, wnid in rows]), classes
+        return listed(folder, [(f"val/images/{name}", wnid) for name, wnid in rows], wnids)[0], classes
     whole = class_files(folder / "train", wnids)
     if split == "train-all":
         return whole, classes

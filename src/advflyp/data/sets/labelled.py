@@ -187,11 +187,17 @@ class LabelledSet:
         index: Sequence[int] | None = None,
         workers: int = 4,
     ) -> Iterator[Batch]:
-        """Positions (N,) int64, images (N, 3, H, W) in [0, 1], labels (N,), in the order of `index` (None: all).
+        """Positions (N,) int64, images (N, 3, H, W) in [0, 1], and labels (N,) of batches.
 
-        preprocess: an RGB image → (3, H, W) in [0, 1]; runs in `workers` threads, two batches ahead
-        An image that cannot be decoded is skipped and entered in `unreadable`; ValueError when these are more
-        than 1 % of those wanted.
+        Args:
+            preprocess: An RGB image → (3, H, W) in [0, 1]; runs in `workers` threads, two batches ahead.
+            batch_size: N; the last batch may be smaller.
+            index: Positions of the images that are wanted, in this order; None: all.
+            workers: Threads.
+
+        Raises:
+            ValueError: More than 1 % of those wanted cannot be decoded; up to that, an image is skipped and entered in
+                `unreadable`.
         """
         wanted = range(len(self)) if index is None else index
         labels = self.labels
@@ -237,13 +243,16 @@ def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
 def load_set(
     name: "str | LabelledSet", templates: str | Sequence[str] | None = None, *, source: Source = "any"
 ) -> LabelledSet:
-    """The set called `name`; of the sets that are not embedded only labels and names are read.
+    """Load a labelled set by name; only labels and names are read, images when they are asked for.
 
-    name:      one of the table, NAME or NAME@SPLIT; "mini/food"; a path, see `docs/sets.md`; a set, which is returned
-    templates: other prompts than the set's: "openai" (80 templates), one template or several
-    source:    of a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
-               copy with the prompts that it brings along
-    ValueError where it does not exist, is not on this machine, or is damaged.
+    Args:
+        name: NAME or NAME@SPLIT of the table in docs/sets.md, "mini/food", or a path; a set is returned as it is.
+        templates: Other prompts than the set's: "openai" (80 templates), one template or several.
+        source: Of a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
+            copy with the prompts that it brings along.
+
+    Raises:
+        ValueError: It does not exist, is not on this machine, or is damaged.
     """
     if isinstance(name, LabelledSet):
         return name if templates is None else replace(name, templates=choose_templates(templates))

@@ -6,7 +6,7 @@ the sorted paths.
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,12 +122,8 @@ def food101(folder: Path, split: str) -> Opened:
     """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
     path = folder / "meta" / f"{split}.json"
     lists = convert(read_json(path), dict[str, list[str]], str(path))
-    classes = sorted(lists)
-    index = {name: label for label, name in enumerate(classes)}
-    rows = [(path, index[name]) for name, paths in lists.items() for path in paths]
-    return (
-        Files(folder, [f"images/{path}.jpg" for path, _ in rows], [label for _, label in rows]),
-        classes,
+    return listed(
+        folder, [(f"images/{path}.jpg", name) for name in lists for path in lists[name]], sorted(lists)
     )
 
 
@@ -153,8 +149,8 @@ def sun397(folder: Path, split: str) -> Opened:
         return Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist()), names
     rows = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
     paths = [line.lstrip("/") for line in read_lines(folder / rows)]
-    index = {name: label for label, name in enumerate(classes)}
-    return Files(folder, paths, [index[path.rsplit("/", 1)[0]] for path in paths]), names
+    images, _ = listed(folder, [(path, path.rsplit("/", 1)[0]) for path in paths], classes)
+    return images, names
 
 
 def country211(folder: Path, split: str) -> Opened:
@@ -167,9 +163,7 @@ def fgvc_aircraft(folder: Path, split: str) -> Opened:
     """data/images_variant_test.txt: lines "0062765 707-320"; variants.txt has the 100 names."""
     classes = read_lines(folder / "data" / "variants.txt")
     rows = [line.split(" ", 1) for line in read_lines(folder / "data" / f"images_variant_{split}.txt")]
-    index = {name: label for label, name in enumerate(classes)}
-    paths = [f"data/images/{number}.jpg" for number, _ in rows]
-    return Files(folder, paths, [index[name] for _, name in rows]), classes
+    return listed(folder, [(f"data/images/{number}.jpg", name) for number, name in rows], classes)
 
 
 def eurosat(folder: Path, split: str) -> Opened:
@@ -181,10 +175,14 @@ def eurosat(folder: Path, split: str) -> Opened:
 def dtd(folder: Path, split: str) -> Opened:
     """labels/test1.txt, the first of the authors' ten partitions: lines "banded/banded_0002.jpg"."""
     paths = read_lines(folder / "labels" / f"{split}1.txt")
-    classes = sorted({path.split("/")[0] for path in paths})
-    index = {name: label for label, name in enumerate(classes)}
-    labels = [index[path.split("/")[0]] for path in paths]
-    return Files(folder, [f"images/{path}" for path in paths], labels), classes
+    rows = [(f"images/{path}", path.split("/")[0]) for path in paths]
+    return listed(folder, rows, sorted({name for _, name in rows}))
+
+
+def listed(folder: Path, rows: Sequence[tuple[str, str]], classes: list[str]) -> tuple[Files, list[str]]:
+    """The (path, class) rows of a list as files."""
+    label = {name: number for number, name in enumerate(classes)}
+    return Files(folder, [path for path, _ in rows], [label[name] for _, name in rows]), classes
 
 
 def _seeded(images: Images, split: str) -> Images:
