@@ -15,10 +15,10 @@ from advflyp.training.update import update
 from helpers import models_in_float64, siglip_config
 
 
-def record(run: dict[str, Any]) -> dict[str, Any]:
+def record(asked: dict[str, Any]) -> dict[str, Any]:
     """Some steps of a recipe in float64: per step δ, metrics and gradients; at the end the weights."""
     with models_in_float64():
-        run = build(read_recipe(run["recipe"], run["overrides"]), Path(run["out"]))
+        run = build(read_recipe(asked["recipe"], asked["overrides"]), Path(asked["out"]))
     if run.method.original is not None:
         # At the first step model and original are the same, and distances between them have no slope.
         noise = torch.Generator().manual_seed(0)
@@ -27,7 +27,7 @@ def record(run: dict[str, Any]) -> dict[str, Any]:
                 weight += 0.05 * torch.randn(weight.shape, generator=noise)
     steps = []
     batches = run.pairs.epoch(0)
-    for _ in range(run["steps"]):
+    for _ in range(asked["steps"]):
         batch = next(batches)
         share_last_batch(run, len(batch.images))  # as the loop does, where `data.drop_last` is off
         # What is asked for on the host makes an accelerator's wait, and its device is another than that of the losses.
@@ -46,13 +46,13 @@ def main(file: Path) -> None:
     siglip_config()  # makes its small tower known to timm
     runs = json.loads(file.read_text())
     last = None
-    for run in runs:
-        found = record(run)
+    for asked in runs:
+        found = record(asked)
         last = found.pop("run")
         rank = last.ranks.rank
         for step in found["steps"]:
             step["rows"] = [step["rows"].first, step["rows"].last]
-        folder = Path(run["out"])
+        folder = Path(asked["out"])
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(found, folder / f"{rank}.pt")
     if last is not None:
