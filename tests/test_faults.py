@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from advflyp.cli.main import main
-from advflyp.files import RECORD
+from advflyp.written import RECORD
 from faults import Disk, attempt, tree
 from helpers import RECIPE, write_folder
 

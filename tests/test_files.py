@@ -17,10 +17,7 @@ import pytest
 
 from advflyp import files
 from advflyp.files import (
-    RECORD,
     InUse,
-    check_files,
-    check_written_by_us,
     draft_file,
     draft_folder,
     lock,
@@ -33,9 +30,9 @@ from advflyp.files import (
     try_lock,
     try_open_locked,
     write_atomically,
-    write_files,
     write_text,
 )
+from advflyp.written import RECORD, check_files, check_written_by_us, write_files
 
 # A process of its own for each kill, forked from one without torch. Before the nth operation on a file it is gone.
 PROGRAM = """
@@ -43,6 +40,7 @@ import os, sys
 from pathlib import Path
 from advflyp import files
 from advflyp.files import *
+from advflyp.written import *
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym", "fcntl.flock"}
 os.fsync = lambda file: None  # slow, and of no use to a process that is killed
@@ -252,11 +250,7 @@ def test_a_lock_is_one_processs(tmp_path: Path) -> None:
     with pytest.raises(InUse, match=rf"process {os.getpid()} on \S+ is at work on .*deep; wait for its end"):
         lock(path, wait=0.15)
     assert try_lock(path) is None and try_open_locked(path) is None
-    with open(path, "rb") as file:
-        assert files.is_locked(file)
     held.close()
-    with open(path, "rb") as file:
-        assert not files.is_locked(file)
     with lock(path):
         assert try_lock(path) is None
     # A lock on a file that has been removed since it was opened keeps nobody out.
@@ -379,11 +373,12 @@ ALLOWED = {
     "cli/arguments.py": {"tempfile": "a file without a name tries whether a folder can be written to"},
     "model/interop/publish.py": {"tempfile": "a folder whose files are read at once, to be sent"},
     "use/quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
+    "use/demo.py": {"tempfile": "a folder for the files of a page, gone with it"},
     "terminal.py": {"open": "the null device", "os.open": "the null device"},
     "data/web/isolation.py": {"open": "the log of another program, for as long as it runs"},
     "data/web/rounds.py": {"save": "of its own, by write_text"},
     "model/interop/export.py": {"save_pretrained": "into a draft"},
-    "model/load.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
+    "model/folder.py": {"save_pretrained": "into a draft", "save": "safetensors', into memory"},
 }
 MODULES = {"fcntl", "tempfile", "filelock"}
 ALWAYS = {

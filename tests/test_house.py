@@ -16,9 +16,7 @@ LONG_FUNCTIONS: set[str] = {
     "data.tools.vlm.__init__",
     "data.web.download.download",
 }
-LONG_FILES: set[str] = {
-    "files",
-}
+LONG_FILES: set[str] = set()
 MAX_FUNCTION, MAX_FILE = 60, 400
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 GONE = "another rank of this run has stopped or cannot be reached; its own message says why"
 
@@ -66,11 +67,22 @@ def refusal(error: OSError, to_go_on: str = "give the same command again") -> st
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within the block an `OSError` that names no file names `path`: that of a write does not say what was written."""
+def naming(path: str | os.PathLike[str], instead_of: Path | None = None) -> Iterator[None]:
+    """Within the block an `OSError` that names no file names `path`: that of a write does not say what was written.
+
+    Args:
+        path: What a user knows it by.
+        instead_of: A draft; errors that name it, or what is in it, name `path` too.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        named = error.filename
+        of_draft = (
+            named is not None
+            and instead_of is not None
+            and Path(os.fsdecode(named)).is_relative_to(instead_of)
+        )
+        if of_draft or (named is None and error.errno is not None):
             error.filename = os.fspath(path)
         raise

@@ -1,4 +1,4 @@
-"""Whatever is written, is written through here: whole files and folders, lines behind lines, locks, marks.
+"""Everything is written through here: whole files and folders, lines behind lines, locks, hashes.
 
 A file or folder is written under a name of its own, `.NAME.RANDOM.partial`, and takes its place when it is complete:
 whenever a process is killed or a disk is full, what was there before is whole. A draft is locked while its process
@@ -11,30 +11,23 @@ with results are locked themselves, and a lock's file is handed to a child proce
 import ctypes
 import errno
 import fcntl
-import glob
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from advflyp.documents import parse_json
 from advflyp.errors import naming
 
 DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 # Of a name, so that a draft's is no longer than a file system takes.
 LETTERS = 50
-# In a folder of files that may be replaced: lines of {name: SHA-256} of what was written.
-RECORD = ".advflyp.jsonl"
-# More bytes than a table or a card has.
-LONGEST = 1 << 24
 # How often a folder is made that others remove at the same time.
 ATTEMPTS = 100
 # Of Linux, from fcntl.h and stdio.h.
@@ -123,7 +116,7 @@ def draft_folder(folder: Path) -> Iterator[Path]:
     recover_folder(folder)
     while True:
         work = _draft_name(near, folder.name)
-        with _called(folder):
+        with naming(folder, instead_of=work):
             lock = try_open_locked(work / "lock")
         if lock is not None:
             break  # else another process has just taken it for abandoned
@@ -131,7 +124,7 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         try:
             draft = work / folder.name
             draft.mkdir()
-            with _called(folder, within=work):
+            with naming(folder, instead_of=work):
                 yield draft
         finally:
             _clear(work)
@@ -260,71 +253,8 @@ def holder(path: Path) -> str:
     return f"process {who}" if who else "another process"
 
 
-def is_locked(file: IO[bytes]) -> bool:
-    """Whether another process has the lock of an open file; where none has, it is shared until the file is closed."""
-    return not _locked(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def check_written_by_us(path: Path, *marks: bytes, option: str) -> None:
-    """ValueError where there is a file with contents at `path` that holds none of `marks`.
-
-    Args:
-        path: A file that is to be replaced.
-        marks: Each kind of file that we write there holds one of them, and hardly any other file does.
-        option: What names another file.
-    """
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        data = file.read(LONGEST)
-    if data and not any(mark in data for mark in marks):
-        raise ValueError(
-            f"{path} was not written by advflyp and is not replaced; name another file with {option}"
-        )
-
-
-def check_files(folder: Path, names: Iterable[str]) -> None:
-    """ValueError where a file of `folder` is not as `write_files` left it there.
-
-    Args:
-        folder: A folder for files that are replaced one by one; others may be in it.
-        names: Which files, as patterns: "index.html", "tables/*".
-    """
-    written = _written(folder)
-    found = (path for name in names for path in sorted(folder.glob(name)))
-    for path in (path for path in found if not DRAFT.fullmatch(path.name)):
-        known = written.get(path.relative_to(folder).as_posix(), ())
-        if not known or not path.is_file() or _sha256(path) not in known:
-            raise ValueError(
-                f"{path} was not written by advflyp, or was changed since, and is not replaced; move it away, or name "
-                "another folder"
-            )
-
-
-def write_files(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write files of a folder, each whole or not at all, and note in `RECORD` that they are ours.
-
-    Args:
-        folder: It is made if it is not there.
-        contents: Text by name, which may be that of a file in a folder below.
-
-    Raises:
-        ValueError: Where one of them is there and is not as it was written here; then nothing is written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder")
-    check_files(folder, map(glob.escape, contents))
-    with open_locked(folder / RECORD) as record:
-        sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
-        # Before the files: there is none, whenever this ends, that is not in it. On a line of its own, too, where the
-        # last one was cut off.
-        append(record, b"\n" + json.dumps(sums).encode() + b"\n")
-        os.fsync(record.fileno())
-        for name, text in contents.items():
-            write_text(folder / name, text)
-
-
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -334,17 +264,6 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _written(folder: Path) -> dict[str, set[str]]:
-    """Name → SHA-256 of all that `write_files` has written under it."""
-    found: dict[str, set[str]] = {}
-    if (folder / RECORD).is_file():
-        for line in (folder / RECORD).read_bytes().split(b"\n"):
-            with suppress(ValueError, AttributeError, TypeError):  # cut off by a crash, or not ours
-                for name, digest in parse_json(line).items():
-                    found.setdefault(name, set()).add(digest)
-    return found
-
-
 def _draft_name(folder: Path, name: str) -> Path:
     return folder / f".{name[:LETTERS]}.{secrets.token_hex(4)}.partial"
 
@@ -352,25 +271,13 @@ def _draft_name(folder: Path, name: str) -> Path:
 def _new_draft(folder: Path, name: str) -> IO[bytes]:
     while True:
         path = _draft_name(folder, name)
-        with _called(folder / name):
+        with naming(folder / name, instead_of=path):
             file = open(path, "x+b")  # noqa: SIM115, the caller closes it
         # Another process may have taken it for abandoned before it was locked.
         if _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(file, path):
             return file
         file.close()
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _called(path: Path, within: Path | None = None) -> Iterator[None]:
-    """Errors name what a user knows, not its draft: all of them, or those that name what is `within`, or nothing."""
-    try:
-        yield
-    except OSError as error:
-        named = error.filename
-        if within is None or named is None or Path(os.fsdecode(named)).is_relative_to(within):
-            error.filename = os.fspath(path)
-        raise
 
 
 def _remove_abandoned(folder: Path, name: str) -> None:

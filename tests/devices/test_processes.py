@@ -19,7 +19,7 @@ from advflyp import distributed
 from advflyp.distributed import Group
 from advflyp.training import build as module
 from advflyp.training.build import TrainingRun
-from advflyp.training.loop import save
+from advflyp.training.loop import write_checkpoint
 from advflyp.training.runlog import SilentLog
 from advflyp.training.update import update
 from helpers import assert_equal64, models_in_float64
@@ -126,5 +126,5 @@ def test_steps_of_a_group_are_those_of_one_alone(
     assert isinstance(together.ranks, Group) and together.ranks.size == 1
     assert_equal64(steps(together), alone)
     together.state.step = 0
-    save(together, SilentLog())
+    write_checkpoint(together, SilentLog())
     assert len(list((together.folder.path / "checkpoints").iterdir())) == 1

@@ -109,7 +109,7 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
 ) -> None:
     """The end of epoch 1 validates at step 4, of which there is a checkpoint already; the one after it never comes."""
     recipe, whole = expected
-    save = loop.save
+    save = loop.write_checkpoint
 
     def gone(run: TrainingRun, *args: object) -> None:
         if run.state.validated_at == 4:
@@ -117,7 +117,7 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
         save(run, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "save", gone)
+        patch.setattr(loop, "write_checkpoint", gone)
         train(recipe, VALIDATED, out=tmp_path / "run")
     assert (
         read_metrics(tmp_path / "run")[-1]["step"]

@@ -77,15 +77,15 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracker's folder is one of the run's own: it does not make the run folder a foreign one."""
-    real = loop.save
+    real = loop.write_checkpoint
 
     def broken(self: TrainingRun, *_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(loop, "save", broken)
+    monkeypatch.setattr(loop, "write_checkpoint", broken)
     with pytest.raises(AssertionError):
         train(recipe, OVERRIDES, out=tmp_path / "run")
-    monkeypatch.setattr(loop, "save", real)
+    monkeypatch.setattr(loop, "write_checkpoint", real)
     assert train(recipe, OVERRIDES, out=tmp_path / "run").finished
     check_agreement(tmp_path / "run")
 

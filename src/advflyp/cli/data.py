@@ -126,9 +126,9 @@ def check(
     from advflyp.console import SafeConsole
     from advflyp.data.pairs.tables import Columns
     from advflyp.data.tools.check import check
-    from advflyp.files import check_files
     from advflyp.report.console import as_rich
     from advflyp.report.pages.pairs_page import PAGE, check_page, skipped_table, write_page
+    from advflyp.written import check_files
 
     if out is not None:
         check_files(out, (PAGE,))
@@ -190,9 +190,9 @@ def overlap(
     from advflyp.data.sets.labelled import remarks_on
     from advflyp.data.tools.overlap import overlap, without
     from advflyp.data.tools.pack import check_new, write_shards
-    from advflyp.files import check_files
     from advflyp.model.load import load_model, pick_device
     from advflyp.report.pages.pairs_page import MATCHES, PAGE, overlap_page, write_page
+    from advflyp.written import check_files
 
     if out is not None:
         check_files(out, (PAGE, MATCHES))

@@ -73,10 +73,11 @@ def publish(
         find_licence(licence)  # a mistake shows before torch is imported
     elif send:
         raise ValueError("say under which licence: --licence apache-2.0, for example")
-    from advflyp.files import check_written_by_us, write_text
+    from advflyp.files import write_text
     from advflyp.model.interop.publish import prepare
     from advflyp.model.interop.publish import send as send_publication
     from advflyp.report.pages.model_card import MARK
+    from advflyp.written import check_written_by_us
 
     if card is not None:
         check_written_by_us(card, MARK.encode(), option="--card")

@@ -6,7 +6,6 @@ the hub is asked here before `datasets` or fsspec fetch anything.
 """
 
 import glob
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from advflyp.files import file_sha256
 
 HUB_PREFIX = "hf-hub:"
 HF_CONFIG_FILE = "config.json"  # of transformers
@@ -126,8 +127,7 @@ class Repository:
     def _check_hash(self, folder: Path, name: str) -> None:
         if (wanted := self.sha256.get(name)) is None:
             return
-        with open(folder / name, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(folder / name)
         if found != wanted:
             raise ValueError(
                 f"{name} of {self.name} has the SHA-256 {found[:16]}… and not {wanted[:16]}…, which it is known by: it "

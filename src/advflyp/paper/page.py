@@ -7,7 +7,6 @@ from typing import Any
 from markupsafe import Markup
 
 from advflyp.escape import for_markdown
-from advflyp.files import check_files
 from advflyp.model.load import load_model
 from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
@@ -33,6 +32,7 @@ from advflyp.report.measure.tables import Table
 from advflyp.report.pages import prose, sections
 from advflyp.report.pages.jinja import render
 from advflyp.wording import counted
+from advflyp.written import check_files
 
 FULL = "AdvFLYP_full"
 TITLE = "The paper's experiments"

@@ -8,7 +8,7 @@ from rich.console import Console
 from advflyp.console import SafeConsole
 from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.escape import for_rich
-from advflyp.files import check_files, names_in
+from advflyp.files import names_in
 from advflyp.model.load import pick_device
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
@@ -22,6 +22,7 @@ from advflyp.report.figures.embedding import FILE as TSNE_FILE
 from advflyp.report.figures.embedding import read_tsne
 from advflyp.report.pages.sections import FILES
 from advflyp.wording import counted
+from advflyp.written import check_files
 
 OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", TSNE_FILE}
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from advflyp.files import draft_file, publish
+from advflyp.files import draft_file, file_sha256, publish
 
 HEX = 16
 CHECKPOINT = re.compile(r"step-\d+(-[0-9a-f]+)?\.pt")
@@ -97,12 +97,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     `Damaged` where the file is not the one that was written.
     """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    if digest.hexdigest()[:HEX] != path.stem.split("-")[-1]:
-        raise Damaged(f"{path} is damaged: its contents have not the hash that its name says")
+    if file_sha256(path)[:HEX] != path.stem.split("-")[-1]:
+        raise Damaged(f"{path} is damaged: its checksum does not match its name")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that is none of ours may raise anything

@@ -108,7 +108,7 @@ def fit(run: TrainingRun) -> RunResult:
             _loop(run, log)
         except Interrupted:
             interrupted = True
-            save(run, log)
+            write_checkpoint(run, log)
             log.say(
                 f"{signals.name or 'another process'} ended the run after step {state.step}; continue it with --resume"
             )
@@ -128,7 +128,7 @@ def _loop(run: TrainingRun, log: AnyLog) -> None:
     recipe, state = run.recipe, run.state
     if state.step == 0:
         # So that there is something to resume from, and a full disk is noticed at once.
-        save(run, log)
+        write_checkpoint(run, log)
         validate_original(run, log)
     while not state.finished:
         # A signal may have come between a step and its validation.
@@ -141,7 +141,7 @@ def _loop(run: TrainingRun, log: AnyLog) -> None:
             if not is_last:
                 _validate_if_due(run, log)
                 if state.step % recipe.checkpoint.every == 0 and not state.finished:
-                    save(run, log)
+                    write_checkpoint(run, log)
         _end_epoch(run, log)
     for line in changes(state.before, state.after, recipe):
         log.say(line)
@@ -221,7 +221,7 @@ def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
     state.position = {}
     last = state.step == run.total_steps or state.epoch == recipe.train.epochs
     state.finished = state.finished or last
-    save(run, log)
+    write_checkpoint(run, log)
 
 
 def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:
@@ -246,7 +246,7 @@ def _phi(model: CLIP, images: Tensor, images_adv: Tensor) -> float:
     return round(cosine_deviation(clean, adversarial).mean().item(), 5)
 
 
-def save(run: TrainingRun, log: AnyLog) -> None:
+def write_checkpoint(run: TrainingRun, log: AnyLog) -> None:
     """Write a checkpoint; all ranks call this at once."""
     check_finite(run)
     state = state_dict(run, log.sync())

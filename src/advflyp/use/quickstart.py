@@ -12,7 +12,7 @@ from advflyp.console import SafeConsole
 from advflyp.escape import for_rich
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.suite import evaluate
-from advflyp.files import check_files, write_atomically
+from advflyp.files import write_atomically
 from advflyp.model.load import load_model
 from advflyp.recipes import PACKAGE
 from advflyp.report.console import EvaluationProgress, before_after_table
@@ -27,6 +27,7 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import duration
 from advflyp.training.update import update
 from advflyp.wording import counted
+from advflyp.written import check_files
 
 RECIPE = "mini/advflyp_full"
 # The paper's ε: at the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.

@@ -23,12 +23,12 @@ from PIL import Image
 import advflyp.data.web.download as downloads
 import advflyp.data.web.rounds as rounds
 from advflyp.data.pairs.images import read_image
-from advflyp.data.pairs.manifest import file_sha256, read_manifest
+from advflyp.data.pairs.manifest import read_manifest
 from advflyp.data.web.download import download, parse_extra
 from advflyp.data.web.isolation import Img2dataset, find_img2dataset, interpreter
 from advflyp.data.web.rounds import reason, round_rows
 from advflyp.data.web.url_list import open_urls
-from advflyp.files import lock, move
+from advflyp.files import file_sha256, lock, move
 from webserver import Server, jpeg, serving
 
 

@@ -13,7 +13,6 @@ from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.results import Cell, append_cell, append_line
 from advflyp.evaluation.retrieval import RetrievalCell
-from advflyp.files import RECORD
 from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import examples, rule
 from advflyp.report.measure.results import Results
@@ -25,6 +24,7 @@ from advflyp.report.pages.prose import (
 )
 from advflyp.report.pages.report import report_from_paths, write_report
 from advflyp.training.runlog import duration, read_metrics
+from advflyp.written import RECORD
 from report.cells import SETS, cell, measured
 from report.html_page import Page
 

@@ -1,6 +1,5 @@
 """`manifest.json`: what a folder of shards holds, and where it came from."""
 
-import hashlib
 import json
 import statistics
 from collections import Counter
@@ -17,7 +16,7 @@ from advflyp.data.pairs.images import open_image
 from advflyp.data.pairs.shards import TarShard
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
-from advflyp.files import write_text
+from advflyp.files import file_sha256, write_text
 from advflyp.limits import MAX_MANIFEST_BYTES
 
 FILE = "manifest.json"
@@ -146,9 +145,3 @@ def describe_shards(
         versions={"advflyp": __version__, **(versions or {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """A list of image addresses and captions: Parquet, CSV, TSV or JSON, in the order to try them in."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import TextTable, find_column, read_text_table
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
-from advflyp.files import write_atomically
+from advflyp.files import file_sha256, write_atomically
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 URL_NAMES = ("url", "image_url", "img_url", "link")
@@ -48,8 +47,7 @@ class UrlList:
         return value if isinstance(value, int) and value > 0 else None
 
     def sha256(self) -> str:
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self.path)
 
     def write_slice(
         self, start: int, stop: int, target: Path, extra: Sequence[str] = ()

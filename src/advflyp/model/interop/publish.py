@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from advflyp.data.pairs.manifest import file_sha256
 from advflyp.errors import RunError
 from advflyp.evaluation.results import Cell, read_cells
+from advflyp.files import file_sha256
 from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import BEST, CARD_FILE, read_card, weights_sha256

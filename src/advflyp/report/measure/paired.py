@@ -8,11 +8,12 @@ from pathlib import Path
 
 from advflyp.evaluation.compare import Comparison
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
-from advflyp.files import check_written_by_us, write_text
+from advflyp.files import write_text
 from advflyp.report.measure.estimates import Change, Condition, Estimate
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
+from advflyp.written import check_written_by_us
 
 
 def paired_table(rows: Sequence[Comparison]) -> Table:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from advflyp.data.tools.check import Checked
 from advflyp.data.tools.overlap import Match, Overlap
-from advflyp.files import write_files
 from advflyp.report.figures.plots import MODELS, axes_in, sheet, styled
 from advflyp.report.measure.tables import Table, Value
 from advflyp.report.pages.jinja import render
 from advflyp.report.pages.sections import Drawing, drawing
 from advflyp.wording import counted
+from advflyp.written import write_files
 
 PAGE, MATCHES = "index.html", "matches.jsonl"
 

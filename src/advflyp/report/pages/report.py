@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
-from advflyp.files import check_files
 from advflyp.report.figures.examples import Example
 from advflyp.report.figures.plots import Look
 from advflyp.report.measure.estimates import Condition, ReplicatedChange
@@ -28,6 +27,7 @@ from advflyp.report.measure.tables import (
 from advflyp.report.pages import prose, sections
 from advflyp.report.pages.jinja import render
 from advflyp.training.runlog import METRICS_FILE
+from advflyp.written import check_files
 
 RESULTS_FILE = "results.jsonl"
 WHAT = "name result files (*.jsonl) and run folders"

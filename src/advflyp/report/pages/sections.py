@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from advflyp.files import write_files
 from advflyp.report.figures.curves import (
     FEW,
     accuracy_against_eps,
@@ -27,6 +26,7 @@ from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import run_summary
 from advflyp.report.measure.tables import Table
 from advflyp.training.runlog import read_metrics
+from advflyp.written import write_files
 
 WIDTHS = (900, 350)
 # What a report may write into its folder, as `check_files` takes it.
