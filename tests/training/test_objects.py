@@ -59,6 +59,13 @@ def test_objects_train_as_what_the_recipe_names(
         assert torch.equal(value, load_model(tmp_path / "cut").net.state_dict()[name])
 
 
+def test_names_do_as_well(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    data, out = write_folder(tmp_path / "more", 16), tmp_path / "run"
+    advflyp.train(recipe, FEW | {"train.max_steps": 1}, out=out, model=tiny_folder, pairs=str(data))
+    written = read_toml(out / "recipe.toml")
+    assert (written["model"]["name"], written["data"]["train"]) == (str(tiny_folder), str(data))
+
+
 def test_a_resume_needs_the_same_objects(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
     pairs, out = pairs_in(write_folder(tmp_path / "data", 40)), tmp_path / "run"
     advflyp.train(recipe, FEW, out=out, pairs=pairs)

@@ -58,9 +58,9 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     out: str | Path,
-    model: CLIP | None = None,
+    model: CLIP | str | Path | None = None,
     pairs: Any = None,
-    validation_set: LabelledSet | None = None,
+    validation_set: LabelledSet | str | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
@@ -74,10 +74,10 @@ def train(
         recipe: A TOML file, or the name of a recipe that comes with the package: "mini/advflyp_full".
         overrides: {"optim.lr": 1e-4, …}.
         out: The run folder.
-        model: The model to start from, in place of `model.name`; it stays as it is.
-        pairs: What to train on, in place of `data.train`: a torch `Dataset` or list of (image, caption), or a
+        model: The model to start from, or its name, in place of `model.name`; an object stays as it is.
+        pairs: What to train on, in place of `data.train`: a name, a torch `Dataset` or list of (image, caption), or a
             `LabelledSet` for methods that train on labels.
-        validation_set: What decides the best weights, in place of `validate.set`.
+        validation_set: What decides the best weights, or its name, in place of `validate.set`.
         resume: Continue the run in `out` from its last whole checkpoint; begin it where it has none yet. A run
             that was given objects needs the same ones again.
         console: Where progress is shown; None is silent.
@@ -86,8 +86,15 @@ def train(
         ValueError: The recipe, its data, its model or the folder cannot be used.
         RunError: The run cannot go on.
     """
-    objects = Objects(model=model, pairs=pairs, validation_set=validation_set)
-    run = build(read_recipe(recipe, overrides), Path(out), objects=objects, resume=resume, console=console)
+    given = {"model.name": model, "data.train": pairs, "validate.set": validation_set}
+    names = {key: str(value) for key, value in given.items() if isinstance(value, str | Path)}
+    objects = Objects(
+        model=model if isinstance(model, CLIP) else None,
+        pairs=None if isinstance(pairs, str | Path) else pairs,
+        validation_set=validation_set if isinstance(validation_set, LabelledSet) else None,
+    )
+    resolved = read_recipe(recipe, {**(overrides or {}), **names})
+    run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
     try:
         if resume:
             resume_run(run)
