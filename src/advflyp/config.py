@@ -300,10 +300,7 @@ def _check_unquoted(value: str, hint: Any, key: str) -> None:
     """ValueError for a text in a file where there has to be a number, true or false."""
     if hint is float and "/" in value:
         return
-    try:
-        convert(Typed(value), hint, key)
-    except ValueError as error:
-        raise ValueError(f"{error}") from None
+    convert(Typed(value), hint, key)
     raise ValueError(f'{key} is the text "{_cut(value)}"; write it without quotes: {_cut(value)}')
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -113,7 +114,7 @@ def calls(
     done = RunResult(out=tmp_path, steps=1, best=None)
     once = load_model("model")
     for module in (
-        "model.hub",
+        "model.load",
         "evaluation.suite",
         "evaluation.retrieval",
         "use.predict",
@@ -133,7 +134,11 @@ def calls(
     monkeypatch.setattr("advflyp.report.pages.report.write_report", lambda out, **_: out)
     monkeypatch.setattr(export, "FORMATS", {"hf": lambda model, out, pictures: export.Exported(out, 0.0)})
     monkeypatch.setattr("advflyp.model.interop.publish.send", refused)
-    monkeypatch.setattr("advflyp.use.server.LocalServer.serve_forever", nothing)
+    monkeypatch.setattr("advflyp.use.demo._gradio", nothing)
+    monkeypatch.setattr("advflyp.use.demo.served", lambda *_: nullcontext("here"))
+    monkeypatch.setattr(
+        "advflyp.use.demo.threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=nothing))
+    )
     monkeypatch.setattr("advflyp.data.sets.fetch._fetch_files", refused)
     monkeypatch.setattr("advflyp.data.sets.fetch._fetch_wds", refused)
     monkeypatch.setattr("advflyp.data.web.download.find_img2dataset", refused)
