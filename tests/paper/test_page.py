@@ -238,7 +238,7 @@ def test_all_methods_of_a_table_are_of_the_same_seeds(folder: Path, tmp_path: Pa
         first = 100 * accuracies(folder, row["method"], "pgd10", list(SETS))[0]
         assert float(row["all (7)"]) == pytest.approx(first.mean(), abs=1e-3), row["method"]
     text = (out / "results.md").read_text()
-    note = "Of seed 0, which all of these methods have; some have more."
+    note = "Only seed 0, which all of these methods have; some have more."
     assert (
         note in text.partition("## Table 1")[2].partition("## Table 2")[0]
         and note in Page(out / "index.html").text
@@ -276,7 +276,7 @@ def test_every_model_of_a_figure_has_a_look_of_its_own(out: Path) -> None:
 
 def test_figures_of_seeds_have_no_intervals(folder: Path, out: Path) -> None:
     text = Page(out / "index.html").text
-    assert "± one standard deviation over training seeds; what has one seed has none" in text
+    assert "± one standard deviation over training seeds (none for a single seed)" in text
     assert "95 % intervals where" not in text.replace("\u00a0", " ")
 
 

@@ -89,7 +89,7 @@ class Exhibit:
             return ""
         seeds = sorted({study.seed_of[cell.checkpoint_sha256] for cell in kept})
         named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-        return f"Of {named}, which all of these methods have; some have more."
+        return f"Only {named}, which all of these methods have; some have more."
 
     def _cells(self, study: "Study") -> list[Cell]:
         """What was measured of it."""

@@ -77,8 +77,8 @@ def test_numbers_of_images_and_settings_are_told() -> None:
     limited = {"of": 1000, "limit": 97, "seed": 0}
     changed = [dataclasses.replace(c, subset=limited) if c.set == FASHION else c for c in changed]
     note = methods_table(Results(changed)).note
-    assert "Not everywhere the same number of images: food (90, 97)." in note
-    assert "Only a part of the images, evenly of each class: fashion (97 of 1000)." in note
+    assert "The number of images varies: food (90, 97)." in note
+    assert "Class-balanced subsets: fashion (97 of 1000)." in note
     assert "Measured with different prompts: food." in note and "precision" not in note
 
 
@@ -121,7 +121,7 @@ def test_seeds() -> None:
     table = methods_table(Results(more, seeds=True))
     assert table.columns[:2] == ["method", "seeds"] and [row[1] for row in table.rows[3:6]] == ["2", "1", "1"]
     assert [row[1] for row in table.rows[:3]] == ["1"] * 3, "clean, of one seed"
-    assert "Not of every seed: a (2 results)." in table.note and "clean: 1 seed only." in table.note
+    assert "Seeds missing: a (2 results)." in table.note and "clean: 1 seed only." in table.note
     assert "±" in table.note and "Ranges" in table.note
 
 
@@ -150,10 +150,10 @@ def test_means_of_seeds_are_not_ranked_against_single_runs() -> None:
 
 def test_a_part_of_all_sets_is_said_once() -> None:
     limited = [dataclasses.replace(c, subset={"of": 1000, "limit": 97, "seed": 0}) for c in cells()]
-    assert "97 images of each set, evenly of each class." in methods_table(Results(limited)).note
+    assert "97 class-balanced images of each set." in methods_table(Results(limited)).note
     few = [cell(m, s, 1, 3, 10, attack="autoattack") for m in "abc" for s in (FOOD, FLAGS, FASHION)]
     note = methods_table(Results([*limited, *few])).note
-    assert "Not everywhere the same number of images: 10 or 97 of each set." in note
+    assert "The number of images varies: 10 or 97 of each set." in note
 
 
 def test_sanity() -> None:

@@ -112,7 +112,7 @@ def test_any_number_of_models(tmp_path: Path, models: tuple[str, ...]) -> None:
     assert "change" not in [word for row in page.rows for word in row]
     assert all(model in page.text for model in models)
     best = max(measured(models), key=lambda c: (c.eps == 1 / 255, c.accuracy)).model
-    expected = {1: "one classifies", 3: f"{best} classifies the most images correctly of 3 models"}
+    expected = {1: "one classifies", 3: f"{best} has the highest accuracy of 3 models"}
     assert expected[len(models)] in page.text
 
 

@@ -11,10 +11,8 @@ from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
 IN, OUT = "in proxy", "out of proxy"
-MARKS = "Bold: the best of a block; underlined: the second best; equal figures share."
-MIXED = (
-    "Marked are only methods with the most trainings: a mean of several is not ranked against a single one."
-)
+MARKS = "Bold: best of a block; underlined: second best; ties share the mark."
+MIXED = "Only methods with the most training seeds are ranked: a mean over several is not compared with a single run."
 # What may differ between cells that stand in one column, so that the reader has to be told.
 TOLD = {
     "prompt": "prompts",
@@ -209,8 +207,7 @@ def sanity_table(results: Results) -> Table | None:
         title="Checks for masked gradients",
         columns=["model", "set", "attack", "images", "failed"],
         rows=rows,
-        note=passed
-        + (" The others, listed here and marked † in the tables, are not to be believed." if rows else ""),
+        note=passed + (" Do not trust the others, listed here and marked † in the tables." if rows else ""),
     )
 
 
@@ -246,7 +243,7 @@ def _about(
         if different:
             lines.append(f"Measured with different {words}: {', '.join(different)}.")
     if any(is_flagged(cell) for runs in shown.values() for cell in runs.values()):
-        lines.append("†: gradients look masked, the accuracy is not to be believed.")
+        lines.append("†: the gradients look masked; do not trust this accuracy.")
     return lines
 
 
@@ -267,7 +264,7 @@ def _seeds_missing(results: Results, shown: Shown) -> list[str]:
             if count < min(here, len(results.hashes[model])):
                 fewer[model] = fewer.get(model, 0) + 1
     names = ", ".join(f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
-    return lines + ([f"Not of every seed: {names}."] if fewer else [])
+    return lines + ([f"Seeds missing: {names}."] if fewer else [])
 
 
 def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
@@ -286,10 +283,8 @@ def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
     alike = len(sets) > 1 and len({tuple(counts) for counts in every.values()}) == 1
     if alike and len(uneven) == len(sets):
         numbers = " or ".join(map(str, every[sets[0]]))
-        return [f"Not everywhere the same number of images: {numbers} of each set."]
+        return [f"The number of images varies: {numbers} of each set."]
     if alike and len(parts) == len(sets):
-        return [f"{counted(every[sets[0]][0], 'image')} of each set, evenly of each class."]
-    lines = [f"Not everywhere the same number of images: {', '.join(uneven)}."] if uneven else []
-    return lines + (
-        [f"Only a part of the images, evenly of each class: {', '.join(parts)}."] if parts else []
-    )
+        return [f"{counted(every[sets[0]][0], 'class-balanced image')} of each set."]
+    lines = [f"The number of images varies: {', '.join(uneven)}."] if uneven else []
+    return lines + ([f"Class-balanced subsets: {', '.join(parts)}."] if parts else [])

@@ -50,5 +50,5 @@ def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
         notes.append("attacked: every image of the gallery, in both directions")
     if cell.unreadable:
         names = ", ".join(f"{key} ({reason})" for key, reason in list(cell.unreadable.items())[:3])
-        notes.append(f"{counted(len(cell.unreadable), 'pair')} could not be used: left out: {names}")
+        notes.append(f"skipped {counted(len(cell.unreadable), 'pair')}: {names}")
     return notes

@@ -61,7 +61,7 @@ def headline(
         return nothing
     best = max(ranked, key=lambda model: ranked[model].value)
     return _sentence(
-        f"{_where(shown[-1])}, {best} classifies the most images correctly of {len(ranked)} models, "
+        f"{_where(shown[-1])}, {best} has the highest accuracy of {len(ranked)} models, "
         f"{ranked[best].number} %"
     )
 
@@ -210,7 +210,7 @@ def attack_text(cell: Cell) -> str:
         text = (
             f"Projected gradient ascent on the {LOSS_NAMES.get(loss, loss)}: {counted(steps, 'step')} of "
             f"α = {radius(size, cell.norm)} from {start}, each projected back into the ε-ball, with the model's own "
-            f"gradients and the right label (white box){f', the worst of {restarts} runs' if restarts > 1 else ''}. "
+            f"gradients and the right label (white box){f', worst of {restarts} restarts' if restarts > 1 else ''}. "
         )
     rest = ", ".join(map(_setting, arguments.items()))
     return (f"{text}Settings: {rest}." if rest else text or "With its standard settings.").strip()

@@ -42,6 +42,7 @@ def protocols_table() -> Table:
     """A row for each protocol."""
     return Table(
         title="Protocols for --protocol",
+        words=True,
         columns=["name", "whose", "datasets", "attacks", "ε"],
         rows=[[p.name, p.title, str(len(p.sets)), _attacks(p), _radii(p)] for p in PROTOCOLS.values()],
         note="`advflyp protocols NAME` shows everything of one.",

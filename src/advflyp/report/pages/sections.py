@@ -62,7 +62,7 @@ def spread_words(results: Results) -> str:
     """What the bars, bands and crosses of a figure are: of one kind (`Results.drawn`)."""
     if not results.replicated:
         return "95 % intervals"
-    return "± one standard deviation over training seeds; what has one seed has none"
+    return "± one standard deviation over training seeds (none for a single seed)"
 
 
 def means_over(sets: Sequence[str]) -> dict[str, list[str]]:
