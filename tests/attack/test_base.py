@@ -69,6 +69,11 @@ def test_any_callable_in_batches_of_any_size(robust: nn.Module, attack: Attack, 
         torch.testing.assert_close(parts, found, rtol=0, atol=1e-9)
 
 
+def test_no_images(plain: nn.Module) -> None:
+    images, labels = torch.empty(0, 3, 16, 16), torch.empty(0, dtype=torch.int64)
+    assert PGD()(plain, images, labels, THREAT).shape == images.shape
+
+
 def test_seed_index_and_generator(plain: nn.Module) -> None:
     images, labels = pictures(10, 8, 5)
     attack = PGD(steps=1, step_size=1e-4)

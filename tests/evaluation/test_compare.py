@@ -21,7 +21,7 @@ from advflyp.report.measure.paired import paired_table, write_comparison
 
 
 def store(path: Path, right: list[int], **changes: Any) -> Path:
-    """A cell whose i-th picture is classified correctly where right[i] is 1; `index`, `label`, `keys` may be given."""
+    """A cell whose i-th image is classified correctly where right[i] is 1; `index`, `label`, `keys` may be given."""
     n = len(right)
     index = np.array(changes.pop("index", range(n)))
     label = np.array(changes.pop("label", index % 3))
@@ -50,7 +50,7 @@ def outcomes(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[in
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (0, 5), (2, 9), (7, 7), (3, 4), (1, 12)])
 def test_mcnemar_by_enumeration(only_a: int, only_b: int) -> None:
-    """All 2^(b+c) ways to hand the discordant pictures out; as extreme or more so, in either direction."""
+    """All 2^(b+c) ways to hand the discordant images out; as extreme or more so, in either direction."""
     n = only_a + only_b
     splits = (sum(way) for way in product((0, 1), repeat=n))
     extreme = sum(abs(2 * split - n) >= abs(2 * only_a - n) for split in splits)
@@ -64,7 +64,7 @@ def test_mcnemar_of_many_pictures() -> None:
 
 
 def test_interval_is_agresti_and_min_s() -> None:
-    """Wald's interval of matched pairs after half a picture was added to each cell of the table."""
+    """Wald's interval of matched pairs after half an image was added to each cell of the table."""
     both, only_a, only_b, neither = 36 + 0.5, 12 + 0.5, 2 + 0.5, 0 + 0.5
     n = both + only_a + only_b + neither
     # The difference of a pair is +1, −1 or 0: its mean and variance.
@@ -76,7 +76,7 @@ def test_interval_is_agresti_and_min_s() -> None:
     low, high = mean_difference_interval([(0, 40, 40)])
     assert low < 1 and high == 1, "inside [-1, 1]"
     low, high = mean_difference_interval([(0, 0, 100)])
-    assert low < 0 < high, "no discordant picture is no certainty"
+    assert low < 0 < high, "no discordant image is no certainty"
 
 
 @pytest.mark.parametrize("sizes", [(60,), (40, 80, 25)])
@@ -154,7 +154,7 @@ def test_only_common_pictures_count(tmp_path: Path) -> None:
     assert (row.only_a, row.only_b) == (0, 1), "8: both, 5: B alone, 1: neither"
     assert row.differing == ["seed"]
     note = paired_table([row]).note
-    assert "mini/food: 3 pictures in common, of 4 (A) and 3 (B)" in note
+    assert "mini/food: 3 images in common, of 4 (A) and 3 (B)" in note
     assert "measured with different seed" in note
 
 
@@ -222,7 +222,7 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no set with the same attack"):
         compare(a, weaker)
     apart = store(tmp_path / "apart.jsonl", [1, 0, 1], index=[7, 8, 9])
-    with pytest.raises(ValueError, match=r"have no picture of mini/food \(test, clean\) in common"):
+    with pytest.raises(ValueError, match=r"have no image of mini/food \(test, clean\) in common"):
         compare(a, apart)
     relabelled = store(tmp_path / "relabelled.jsonl", [1, 0, 1], label=[0, 2, 1])
     with pytest.raises(ValueError, match="different sets called mini/food"):

@@ -74,17 +74,13 @@ class Attack:
         """
         images, labels = images.detach(), labels.cpu()
         _check_batch(images, labels)
+        if not len(images):
+            return images.clone()
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         index = torch.arange(len(images)) if index is None else index.cpu()
         result, victim = images.clone(), Victim(classifier)
         with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
-            survived = torch.zeros_like(labels)
-            for rows in torch.arange(len(images)).split(batch_size or max(len(images), 1)):
-                with torch.no_grad():
-                    logits = victim(images[rows.to(images.device)]).cpu()
-                _check_logits(logits, labels[rows])
-                survived[rows[predicted(logits, labels[rows]) != labels[rows]]] = -1
             for rows, found, _ in run_stages(
                 self.stages(threat),
                 victim,
@@ -94,7 +90,7 @@ class Attack:
                 threat,
                 seed=seed,
                 index=index,
-                survived=survived,
+                survived=_survived_none(victim, images, labels, batch_size),
                 batch_size=batch_size,
             ):
                 result[rows.to(images.device)] = found
@@ -282,6 +278,17 @@ def source_sha256(code: Any) -> str:
             continue
         return hashlib.sha256(source.encode()).hexdigest()
     raise ValueError(f"the source of {code!r} is not to be had, which results record; define it in a file")
+
+
+@torch.no_grad()
+def _survived_none(victim: Victim, images: Tensor, labels: Tensor, batch_size: int | None) -> Tensor:
+    """(N,) 0, and −1 for images that are misclassified when clean; ValueError for logits that do not fit."""
+    survived = torch.zeros_like(labels)
+    for rows in torch.arange(len(images)).split(batch_size or len(images)):
+        logits = victim(images[rows.to(images.device)]).cpu()
+        _check_logits(logits, labels[rows])
+        survived[rows[predicted(logits, labels[rows]) != labels[rows]]] = -1
+    return survived
 
 
 def _check_batch(images: Tensor, labels: Tensor) -> None:

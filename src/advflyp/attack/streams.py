@@ -23,8 +23,10 @@ class Streams:
     The k-th draw of an image is a function of (seed, its place in the set, k) alone: the same in every batch size,
     order and company, on every device, and whatever other images left the batch before.
 
-    seed:  any integer; other seeds are other streams
-    index: (N,) int64, the images' places in their set
+    Args:
+        seed: Any integer; other seeds are other streams.
+        index: (N,) int64, the images' places in their dataset.
+        draws: How many draws have been made.
     """
 
     def __init__(self, seed: int, index: Tensor, draws: int = 0) -> None:
@@ -36,7 +38,7 @@ class Streams:
         return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> "Streams":
-        """The streams of some of the images, by position or mask, where these now stand."""
+        """The streams of some of the images, by position or mask, in their present state."""
         return Streams(self.seed, self.index[rows], self.draws)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

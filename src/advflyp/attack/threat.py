@@ -18,8 +18,9 @@ SMALLEST, LARGEST = 1e-12, 10_000
 class Threat:
     """All images within `eps` of the original in the given norm, with pixels in [0, 1].
 
-    norm: "linf" or "l2"
-    eps:  radius in pixel units, 1/255 is one 8-bit grey level (L∞); the length over all pixels (L2)
+    Args:
+        norm: "linf" or "l2".
+        eps: Radius in pixel units, 1/255 is one 8-bit grey level (L∞); the length over all pixels (L2).
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -43,12 +44,14 @@ class Threat:
     def random_start(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
         """(N, 3, H, W): images drawn uniformly from the ball, clamped to valid pixels.
 
-        generator: of the whole batch, on its device; or a stream for each image
+        Args:
+            images: (N, 3, H, W).
+            generator: For the whole batch, on its device; or a stream for each image.
         """
         return self.project(images, images + self.noise(images, generator))
 
     def noise(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
-        """(N, 3, H, W): draws from the ball, uniform in volume; of `images` only shape, type and device matter."""
+        """(N, 3, H, W): draws from the ball, uniform in volume, of the shape, type and device of `images`."""
         of_batch = not isinstance(generator, Streams)
         if self.norm == "linf":
             if of_batch:
@@ -102,7 +105,7 @@ def check_pixels(images: Tensor) -> None:
     if not good.all():
         first = int((~good).nonzero()[0])
         raise ValueError(
-            f"pixels must be numbers from 0 to 1; those of image {first} of the batch are not: pass pictures before "
+            f"pixels must be numbers from 0 to 1; those of image {first} of the batch are not: pass images before "
             "normalisation, the model normalises"
         )
 

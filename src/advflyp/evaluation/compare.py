@@ -1,4 +1,4 @@
-"""Two models on the same pictures: McNemar's exact test, differences with intervals for paired proportions."""
+"""Two models on the same images: McNemar's exact test, differences with intervals for paired proportions."""
 
 import itertools
 import json
@@ -20,19 +20,21 @@ SETTINGS = ("protocol", "settings", "prompt", "precision", "seed", "version")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Models A and B on the same pictures, under the same attack.
+    """Models A and B on the same images, under the same attack.
 
-    sets:          "set (split)"; several where the row is over sets
-    attack, norm, eps: what the pictures went through, as in `Cell`
-    protocol:      that of both; "A / B" where no protocol is common to both, which `differing` says too
-    n:             pictures both models were measured on;  n_a, n_b: all that each was measured on
-    accuracy_a, accuracy_b: on the n pictures; over sets the mean of the sets' accuracies
-    difference:    accuracy_b − accuracy_a
-    ci95:          its 95 % interval, Agresti & Min's (2005) for matched pairs
-    only_a, only_b: pictures that A alone, B alone classifies correctly (b and c of McNemar's table); over sets, sums
-    p:             exact two-sided McNemar test of only_a = only_b
-    p_holm:        adjusted by Holm's method for all rows that `compare` returns
-    differing:     settings in which the two measurements differ, of SETTINGS
+    Attributes:
+        sets: "set (split)"; several where the row is over datasets.
+        attack: Attack, norm and eps as in `Cell`.
+        n: Images that both models were measured on; n_a, n_b are all that each was measured on.
+        accuracy_a: On the n images; over datasets the mean of their accuracies. Likewise accuracy_b.
+        difference: accuracy_b − accuracy_a.
+        ci95: Its 95 % interval, Agresti & Min's (2005) for matched pairs.
+        only_a: Images that A alone classifies correctly (b of McNemar's table); over datasets, the sum.
+        only_b: Images that B alone classifies correctly (c of McNemar's table); over datasets, the sum.
+        p: Exact two-sided McNemar test of only_a = only_b.
+        p_holm: Adjusted by Holm's method for all rows that `compare` returns.
+        differing: Settings in which the two measurements differ, of SETTINGS.
+        protocol: Of both; "A / B" where no protocol is common to both, which `differing` says too.
     """
 
     model_a: str
@@ -57,13 +59,17 @@ class Comparison:
 
 
 def compare(a: str | Path, b: str | Path) -> list[Comparison]:
-    """Every set × attack × ε that both have, and for each attack × ε of several sets a row over these last.
+    """Every dataset × attack × ε that both have, and for each attack × ε of several datasets a last row over them.
 
     Protocols are apart: each that both have gives rows and means of its own.
 
-    a, b: "results.jsonl", or "results.jsonl::MODEL" where a file holds several models
-    ValueError where a model is not named or unknown, the two have no set and attack or no picture in common, what
-    is known of a picture differs, or the outcomes of single pictures are missing.
+    Args:
+        a: "results.jsonl", or "results.jsonl::MODEL" where a file holds several models.
+        b: The same for the other model.
+
+    Raises:
+        ValueError: A model is not named or unknown, the two have no dataset and attack or no image in common, labels
+            or names of images differ, or the predictions for single images are missing.
     """
     name_a, store_a, cells_a = _choose(str(a))
     name_b, store_b, cells_b = _choose(str(b))
@@ -77,7 +83,7 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
         )
     groups: dict[tuple[str, str | None, float, str], list[Comparison]] = {}
     for cell_a, cell_b in (pair for key in common for pair in _pairs(cells_a[key], cells_b[key])):
-        right_a, right_b = _common_pictures(
+        right_a, right_b = _common_images(
             cell_a, read_samples(store_a, cell_a), cell_b, read_samples(store_b, cell_b)
         )
         only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -116,7 +122,7 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
 def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, int] | None:
     """How many images A alone and B alone classify correctly, and n, where both were measured on the same n images.
 
-    None where they were not, or where what became of single images is stored beside none of the result files `stores`.
+    None where they were not, or where the predictions for single images are beside none of the result files `stores`.
     """
     found = []
     for cell in (a, b):
@@ -133,7 +139,7 @@ def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, i
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of as uneven a split of the discordant pictures, were each as likely to fall to A as to B."""
+    """Exact two-sided p of as uneven a split of the discordant images, were each as likely to fall to A as to B."""
     discordant = only_a + only_b
     return float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
@@ -143,9 +149,12 @@ def mean_difference_interval(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean over sets of accuracy B − accuracy A.
 
-    counts: (only_a, only_b, n) of each set; the sets' pictures are independent samples
-    For one set it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half a picture is added to each of
-    the four cells of the table, so that few discordant pictures do not claim certainty.
+    For one set it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half an image is added to each of
+    the four cells of the table, so that few discordant images do not claim certainty.
+
+    Args:
+        counts: (only_a, only_b, n) of each dataset; their images are independent samples.
+        z: Quantile of the normal distribution.
     """
     centre = variance = 0.0
     for only_a, only_b, n in counts:
@@ -236,7 +245,7 @@ def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
 
 
 def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
-    """Of measurements of the same thing with other limits or seeds, the two with the most pictures, and alike."""
+    """Of measurements of the same thing with other limits or seeds, the two with the most images, and alike."""
 
     def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
         one, two = pair
@@ -245,19 +254,19 @@ def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
     return max(itertools.product(some, others), key=rank)
 
 
-def _common_pictures(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Whether A and B are right, (n,) bool each, on the pictures that both have seen."""
+def _common_images(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Whether A and B are right, (n,) bool each, on the images that both have seen."""
     what = f"{a.set} ({a.split}, {a.attack})"
     _, in_a, in_b = np.intersect1d(of_a.index, of_b.index, assume_unique=True, return_indices=True)
     if not len(in_a):
         raise ValueError(
-            f"{a.model} and {b.model} have no picture of {what} in common; evaluate both with the same --limit "
+            f"{a.model} and {b.model} have no image of {what} in common; evaluate both with the same --limit "
             "and --seed"
         )
     named = all(keys is not None for keys in (*of_a.key[in_a], *of_b.key[in_b]))
     if (of_a.label[in_a] != of_b.label[in_b]).any() or (named and (of_a.key[in_a] != of_b.key[in_b]).any()):
         raise ValueError(
-            f"{a.model} and {b.model} were measured on different sets called {what}: labels or names of pictures "
+            f"{a.model} and {b.model} were measured on different sets called {what}: labels or names of images "
             "differ; evaluate both on the same one"
         )
     return of_a.correct[in_a], of_b.correct[in_b]

@@ -28,12 +28,14 @@ STATE = ("clean", "attacked", "survived")
 
 @dataclass(frozen=True, kw_only=True)
 class SetProgress:
-    """How far the evaluation of a set is on this rank, as a progress callback is told after every batch.
+    """How far the evaluation of a dataset is on this rank, as a progress callback is told after every batch.
 
-    finished:     images whose outcome is known, of `images`
-    left:         images in work that no attack has fooled yet
-    accuracy:     among the finished, the share classified correctly
-    seconds_left: estimated; None before anything is finished
+    Attributes:
+        images: How many this rank has.
+        finished: Those whose outcome is known.
+        left: Those in work that no attack has fooled yet.
+        accuracy: Among the finished, the share classified correctly.
+        seconds_left: Estimated; None before anything is finished.
     """
 
     images: int
@@ -45,11 +47,14 @@ class SetProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of each readable image; all (n,) int64.
+    """The predictions for each readable image; all (n,) int64.
 
-    index: place in the set;  label: true class
-    clean, attacked: predicted class without and with the attack; the same where an image was wrong already. A class
-                     that ties with the true one is what was predicted: a tie is never correct
+    Attributes:
+        index: Place in the dataset.
+        label: True class.
+        clean: Predicted class without the attack. A class that ties with the true one is what was predicted: a tie is
+            never correct.
+        attacked: Predicted class after the attack; `clean` where an image was wrong already.
     """
 
     index: Tensor
@@ -64,11 +69,17 @@ class Outcome:
 
 
 class Evaluator(Classifier):
-    """A zero-shot classifier made of a model and a set's class names, and the set's pictures.
+    """A model on a dataset: a zero-shot classifier of its class names, and its images.
 
-    limit, seed: a class-balanced subset of the set;  batch_size: images at a time
-    pixels: how images become what is perturbed;  repeated: as in `Classifier`
-    ranks: the processes that share the images; each is told the outcome of all
+    Args:
+        model: The model.
+        labelled: The dataset.
+        limit: Size of a class-balanced subset of it, drawn by `seed`.
+        seed: Random seed of the subset.
+        batch_size: Images at a time.
+        ranks: The ranks that share the images; each is told the outcome of all.
+        pixels: How images become what is perturbed.
+        repeated: As in `Classifier`.
     """
 
     def __init__(
@@ -119,8 +130,15 @@ class Evaluator(Classifier):
     ) -> Outcome:
         """Classify every image, after the attack if there is one.
 
-        journal: holds what is known so far; an interrupted run goes on from its last finished batch
         An image that is wrong when clean counts as wrong under attack; there is nothing to search.
+
+        Args:
+            attack: The attack.
+            threat: The ball around each image; None for clean images.
+            precision: Of the search.
+            seed: Random seed of the attack.
+            journal: Holds what is known so far; an interrupted run resumes from its last finished batch.
+            watch: Called after every batch.
         """
         with for_use(self.model):
             run = _Run(self, attack, threat, precision, seed, journal, watch)

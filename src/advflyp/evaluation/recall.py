@@ -1,4 +1,4 @@
-"""Ranks and recall of a search among pictures and captions, and the losses that spoil it; functions of embeddings."""
+"""Ranks and recall of a search among images and captions, and the losses that spoil it; functions of embeddings."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,7 @@ CUTOFFS = (1, 5, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Share of n searches that have a hit among the k most similar, with a 95 % interval.
-
-    ci95: [low, high], Wilson's
-    """
+    """Share of n searches that have a hit among the k most similar, with Wilson's 95 % interval [low, high]."""
 
     k: int
     hits: int
@@ -28,13 +25,17 @@ class Recall:
 
 @torch.no_grad()
 def ranks(images: Tensor, captions: Tensor, owner: Tensor, *, block: int = 512) -> tuple[Tensor, Tensor]:
-    """The rank of each picture's best own caption among all captions, and of each caption's picture among all.
+    """The rank of each image's best own caption among all captions, and of each caption's image among all.
 
-    images:   (n, d) unit-norm;  captions: (m, d) unit-norm
-    owner:    (m,) int64, the row of the picture that a caption belongs to; every picture has one or more
-    block:    pictures at a time: block × m similarities are in memory
-    Returns (n,) and (m,) int64 from 1 on. What is as similar as the right one ranks before it, so that a model gains
-    nothing by making everything equal; neither does a NaN help.
+    Args:
+        images: (n, d) unit-norm.
+        captions: (m, d) unit-norm.
+        owner: (m,) int64, the row of the image that a caption belongs to; every image has one or more.
+        block: Images at a time: block × m similarities are in memory.
+
+    Returns:
+        (n,) and (m,) int64 from 1 on. What is as similar as the right one ranks before it, so that a model gains
+        nothing by making everything equal; neither does a NaN help.
     """
     own = (images[owner] * captions).sum(1)
     best = torch.full_like(images[:, 0], float("-inf")).scatter_reduce(0, owner, own, "amax")
@@ -52,9 +53,10 @@ def ranks(images: Tensor, captions: Tensor, owner: Tensor, *, block: int = 512) 
 def recalls(ranked: Tensor, independent: int) -> list[Recall]:
     """Recall at 1, 5 and 10.
 
-    ranked:      (n,) ranks of n searches
-    independent: how many of them tell something new. Captions of one picture share its embedding and tend to hit or
-                 miss together, so that the interval is that of as many searches as there are pictures
+    Args:
+        ranked: (n,) ranks of n searches.
+        independent: How many of them tell something new. Captions of one image share its embedding and tend to hit or
+            miss together, so that the interval is that of as many searches as there are images.
     """
     n = len(ranked)
     result = []
@@ -66,16 +68,20 @@ def recalls(ranked: Tensor, independent: int) -> list[Recall]:
 
 
 def cross_entropy(logits: Tensor, own: Tensor) -> Tensor:
-    """(N,) −log Σ_{j own} softmax(z)_j: how little of a picture's softmax over all captions is on its own ones.
+    """(N,) −log Σ_{j own} softmax(z)_j: how little of an image's softmax over all captions is on its own ones.
 
-    logits: (N, m);  own: (N, m) bool
+    Args:
+        logits: (N, m).
+        own: (N, m) bool.
     """
     return logits.logsumexp(1) - logits.masked_fill(~own, float("-inf")).logsumexp(1)
 
 
 def margin(logits: Tensor, own: Tensor) -> Tensor:
-    """(N,) max_{j foreign} z_j − max_{j own} z_j; above 0 where the most similar caption is another picture's.
+    """(N,) max_{j foreign} z_j − max_{j own} z_j; above 0 where the most similar caption is another image's.
 
-    logits: (N, m);  own: (N, m) bool
+    Args:
+        logits: (N, m).
+        own: (N, m) bool.
     """
     return logits.masked_fill(own, float("-inf")).amax(1) - logits.masked_fill(~own, float("-inf")).amax(1)

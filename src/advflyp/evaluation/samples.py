@@ -1,4 +1,4 @@
-"""What became of every single picture: one Parquet file for each result cell, in a folder beside the results.
+"""Predictions for every single image: one Parquet file per result cell, in a folder beside the results.
 
 `pandas.read_parquet(folder)` (or polars, or DuckDB) reads all of them as one table.
 """
@@ -37,14 +37,15 @@ OF_CELL = SCHEMA.names[: SCHEMA.names.index("index")]
 
 
 class Samples(NamedTuple):
-    """The pictures of a cell, in the order in which they were judged: arrays of the same length n.
+    """The images of a cell, in the order in which they were evaluated: arrays of the same length n.
 
-    index:    int64, positions in the whole set
-    key:      the pictures' names, None where they have none
-    label:    int64
-    clean:    int64, predicted for the unchanged picture
-    attacked: int64, predicted after the attack; `clean` where nothing was attacked
-    correct:  bool, attacked == label
+    Attributes:
+        index: int64, positions in the whole dataset.
+        key: The images' names, None where they have none.
+        label: int64.
+        clean: int64, predicted for the unchanged image.
+        attacked: int64, predicted after the attack; `clean` where nothing was attacked.
+        correct: bool, attacked == label.
     """
 
     index: np.ndarray
@@ -70,15 +71,20 @@ def write_samples(
     attacked: Any,
     keys: Sequence[str] | None = None,
 ) -> Path:
-    """Store what became of the pictures of `cell`, in one file that appears when it is complete.
+    """Store the predictions for the images of `cell`, in one file that appears when it is complete.
 
-    store:           the results file that holds the cell
-    index:           (n,) positions in the set
-    label:           (n,) class indices
-    clean, attacked: (n,) predictions; attacked is only looked at where clean is right, since a picture that is
-                     wrong when clean is not attacked
-    keys:            n names of the pictures
-    The arrays are numpy's or torch's (on the CPU). Returns the file.
+    Args:
+        store: The results file that holds the cell.
+        cell: The cell.
+        index: (n,) positions in the dataset. This and the following arrays are numpy's or torch's (on the CPU).
+        label: (n,) class indices.
+        clean: (n,) predictions.
+        attacked: (n,) predictions, only looked at where clean is right: an image that is wrong when clean is not
+            attacked.
+        keys: n names of the images.
+
+    Returns:
+        The file.
     """
     index, label, clean, attacked = (
         np.asarray(values, dtype=np.int64) for values in (index, label, clean, attacked)
@@ -101,19 +107,19 @@ def write_samples(
 
 
 def has_samples(store: Path, cell: Cell) -> bool:
-    """Whether what became of the pictures of `cell` is stored."""
+    """Whether the predictions for the images of `cell` are stored."""
     return _path(store, cell).is_file()
 
 
 def read_samples(store: Path, cell: Cell) -> Samples:
-    """What became of the pictures of `cell`; ValueError where that was not stored."""
+    """The predictions for the images of `cell`; ValueError where they were not stored."""
     path = _path(store, cell)
     try:
         with open(path, "rb") as file:
             table = pq.ParquetFile(file).read()
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is not there, which says how {cell.model} did on each picture of {cell.set} ({cell.attack}); "
+            f"{path} is not there, which says how {cell.model} did on each image of {cell.set} ({cell.attack}); "
             "keep that folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
