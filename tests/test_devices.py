@@ -10,7 +10,7 @@ from PIL import Image
 
 from advflyp import distributed
 from advflyp.cli.main import main
-from advflyp.data.tools.caption import caption
+from advflyp.data.tools.caption import Options, caption
 from advflyp.devices import available_devices, pick_device
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
@@ -133,7 +133,7 @@ def test_functions_also_where_the_model_is_given(
         "predict": lambda: predict(tiny, _red(), "cat,dog", **where),
         "attack": lambda: attack_image(tiny, _red(), "cat,dog", eps=4 / 255, **where),
         "serve": lambda: serve("mini", port=0, **where),
-        "caption": lambda: caption("mini/food", out=tmp_path / "out", **where),
+        "caption": lambda: caption("mini/food", Options(out=tmp_path / "out", **where)),
     }
     for call in calls.values():
         with pytest.raises(ValueError, match="there is no device 'mps' here; use cpu or auto"):

@@ -71,12 +71,11 @@ def caption(
 
     set_names([images])
     from advflyp.data.sets.labelled import remarks_on
-    from advflyp.data.tools.caption import caption
+    from advflyp.data.tools.caption import Options, caption
     from advflyp.training.runlog import Status
 
     with Status(SafeConsole(), "loading the model") as status:
-        done = caption(
-            images,
+        options = Options(
             out=out,
             model=model,
             prompt=prompt,
@@ -87,7 +86,9 @@ def caption(
             per_shard=per_shard,
             device=device,
             part=part,
-            progress=lambda n, total: status.update(f"captions: {n:,} of {counted(total, 'image')}"),
+        )
+        done = caption(
+            images, options, lambda n, total: status.update(f"captions: {n:,} of {counted(total, 'image')}")
         )
     for remark in remarks_on([images]):
         say(remark)

@@ -122,9 +122,9 @@ def download(
     """
     how = {name: value for name, value in locals().items() if name != "urls"}
     from advflyp.console import SafeConsole
-    from advflyp.data.web.download import download
+    from advflyp.data.web.download import Options, download
     from advflyp.escape import for_rich
 
     console = SafeConsole()
-    manifest = download(urls, say=lambda line: console.print(for_rich(line), soft_wrap=True), **how)
+    manifest = download(urls, Options(**how), lambda line: console.print(for_rich(line), soft_wrap=True))
     print_manifest(manifest, out)

@@ -25,7 +25,7 @@ from advflyp.data.pairs.sources import open_source
 from advflyp.data.sets import labelled
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.tools import vlm
-from advflyp.data.tools.caption import MODEL, PROMPT, Captioned, caption, which_part
+from advflyp.data.tools.caption import MODEL, PROMPT, Captioned, Options, caption, which_part
 from advflyp.data.tools.vlm import Captioner
 from helpers import COLOURS, SHAPES, picture
 from hubserver import NOWHERE, use_hub
@@ -152,15 +152,9 @@ def run(model: str, images: str, tmp_path: Path) -> Callable[..., Captioned]:
     """`caption` with what suits the tiny model."""
 
     def call(out: str = "out", name: str = images, **given: Any) -> Captioned:
-        arguments = {
-            "model": model,
-            "max_new_tokens": 10,
-            "dtype": "fp32",
-            "device": "cpu",
-            "per_shard": 4,
-            **given,
-        }
-        return caption(name, out=tmp_path / out, **arguments)
+        progress = given.pop("progress", None)
+        tiny = {"model": model, "max_new_tokens": 10, "dtype": "fp32", "device": "cpu", "per_shard": 4}
+        return caption(name, Options(out=tmp_path / out, **{**tiny, **given}), progress)
 
     return call
 
@@ -306,14 +300,15 @@ def test_a_killed_run_goes_on(tmp_path: Path, model: str, images: str, run: Call
     script = f"""
 import os, signal
 from pathlib import Path
-from advflyp.data.tools.caption import caption
+from advflyp.data.tools.caption import Options, caption
 
 def progress(done, total):
     if done == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-caption({images!r}, out=Path({str(tmp_path / "out")!r}), model={model!r}, max_new_tokens=10, dtype="fp32",
-        device="cpu", per_shard=4, batch_size=2, progress=progress)
+options = Options(out=Path({str(tmp_path / "out")!r}), model={model!r}, max_new_tokens=10, dtype="fp32",
+                  device="cpu", per_shard=4, batch_size=2)
+caption({images!r}, options, progress)
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -501,7 +496,7 @@ def test_folders_that_are_no_captioning_model(
     (bare / "model.safetensors").write_bytes(b"cut off")
     for folder, message in (
         (tiny_folder, "cannot caption with "),
-        (text, "a gpt2 model does not answer to a picture and a text"),
+        (text, "a gpt2 model does not answer to an image and a text"),
         (mute, "its processor has no chat template"),
         (bare, "cannot caption with "),
         (
@@ -639,8 +634,8 @@ def test_torchrun_and_the_default_model(
     (cache / "refs" / "main").write_text("0" * 40)
     script = tmp_path / "script.py"
     script.write_text(
-        f"from pathlib import Path\nfrom advflyp.data.tools.caption import caption\ncaption({images!r}, "
-        f"out=Path({str(tmp_path / 'out')!r}), max_new_tokens=10, dtype='fp32', device='cpu', per_shard=4)\n"
+        f"from pathlib import Path\nfrom advflyp.data.tools.caption import Options, caption\ncaption({images!r}, "
+        f"Options(out=Path({str(tmp_path / 'out')!r}), max_new_tokens=10, dtype='fp32', device='cpu', per_shard=4))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1"}

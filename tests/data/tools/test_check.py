@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from advflyp.cli.main import main
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import open_pairs
+from advflyp.data.pairs.sources import open_source
 from advflyp.data.tools import check as module
 from advflyp.data.tools.check import check
 from advflyp.report.pages.pairs_page import check_page, histogram, write_page
@@ -110,6 +113,35 @@ def test_the_sheet_is_a_uniform_sample(tmp_path: Path, monkeypatch: pytest.Monke
     folder = write_tar(tmp_path / "s.tar", members([(b"x", "caption")] * 20))
     drawn = Counter(one.key for seed in range(300) for one in check(str(folder), seed=seed, workers=1).sheet)
     assert len(drawn) == 20 and all(45 < count < 110 for count in drawn.values())
+
+
+def test_damaged_parquet_files_are_counted_and_passed_over(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        rows = [{"image": data, "caption": caption} for data, caption in pairs(4)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"PAR1 is not all that it takes")
+    found = check(str(tmp_path))
+    assert (found.seen, found.usable) == (6, 4)
+    assert found.skipped.counts == {"damaged Parquet file": 2}
+    assert found.skipped.examples == {"damaged Parquet file": str(tmp_path / "a.parquet")}
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
+        open_source(str(tmp_path))
+    (tmp_path / "c.parquet").unlink()
+    found = check(str(tmp_path))
+    assert (found.seen, found.usable) == (2, 0)
+
+
+def test_damaged_tables_of_paths_are_counted_and_passed_over(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", 6)
+    names = sorted(str(path) for path in folder.iterdir() if path.suffix == ".png")
+    for name, some in (("a", names[:3]), ("b", names[3:])):
+        table = pa.table({"image": some, "caption": [f"caption {one}" for one in some]})
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="none")
+    path = tmp_path / "a.parquet"
+    path.write_bytes(path.read_bytes()[:4] + b"\xff" * 100 + path.read_bytes()[104:])
+    found = check(str(tmp_path / "*.parquet"))
+    assert found.usable == 3 and found.skipped.counts == {"damaged Parquet file": 1}
 
 
 def test_a_limit_and_nothing_usable(tmp_path: Path) -> None:

@@ -23,13 +23,17 @@ from PIL import Image
 import advflyp.data.web.download as downloads
 import advflyp.data.web.rounds as rounds
 from advflyp.data.pairs.images import read_image
-from advflyp.data.pairs.manifest import read_manifest
-from advflyp.data.web.download import download, parse_extra
+from advflyp.data.pairs.manifest import Manifest, read_manifest
+from advflyp.data.web.download import Options, parse_extra
 from advflyp.data.web.isolation import Img2dataset, find_img2dataset, interpreter
 from advflyp.data.web.rounds import reason, round_rows
 from advflyp.data.web.url_list import open_urls
 from advflyp.files import file_sha256, lock, move
 from webserver import Server, jpeg, serving
+
+
+def download(urls: Path, say: Any = lambda _: None, **options: Any) -> Manifest:
+    return downloads.download(urls, Options(**options), say)
 
 
 def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None, **about: Any) -> Path:
@@ -575,9 +579,10 @@ def test_private_addresses_in_real_workers(installed: str, server: Server, tmp_p
 CALL = """
 import sys
 from pathlib import Path
-from advflyp.data.web.download import download
-download(Path(sys.argv[1]), out=Path(sys.argv[2]), num=120, shard_size=20, processes=1, threads=2, allow_private=True,
-         img2dataset=sys.argv[3])
+from advflyp.data.web.download import Options, download
+options = Options(out=Path(sys.argv[2]), num=120, shard_size=20, processes=1, threads=2, allow_private=True,
+                  img2dataset=sys.argv[3])
+download(Path(sys.argv[1]), options)
 """
 
 

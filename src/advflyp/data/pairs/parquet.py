@@ -11,6 +11,10 @@ import pyarrow.parquet as pq
 ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
+class DamagedFile(ValueError):
+    """A file that is not what its name says; the message is for the user."""
+
+
 def is_damage(error: Exception) -> bool:
     """Whether one of ERRORS is about the file: those of a disk or a network have a number, Arrow's have none."""
     return not isinstance(error, OSError) or error.errno is None
@@ -25,7 +29,7 @@ def parquet_file(address: str, source: Any) -> Iterator[pq.ParquetFile]:
         source: A path or a stream.
 
     Raises:
-        ValueError: The file is damaged, as far as Arrow finds that while it is opened, or in the block.
+        DamagedFile: As far as Arrow finds that while it is opened, or in the block.
     """
     with reading(address), pq.ParquetFile(source) as file:
         yield file
@@ -33,11 +37,11 @@ def parquet_file(address: str, source: Any) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """ValueError, naming the file, where Arrow finds in the block that it is damaged."""
+    """`DamagedFile`, naming the file, where Arrow finds in the block that it is damaged."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if not is_damage(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{address} is not a readable Parquet file: {reason}") from None
+        raise DamagedFile(f"{address} is not a readable Parquet file: {reason}") from None

@@ -51,6 +51,7 @@ def open_source(
     size: int | None = None,
     columns: Columns | None = None,
     captions: bool = True,
+    damaged: list[str] | None = None,
 ) -> Indexed | Sharded:
     """The pairs that `train` names, or is.
 
@@ -60,12 +61,13 @@ def open_source(
         size: How many samples the shards hold, where neither a manifest nor the shards themselves say so.
         columns: Which columns of a table hold images and captions.
         captions: Whether there have to be any; without, images alone are samples as well.
+        damaged: Damaged Parquet files are entered here and passed over; by default the first is an error.
 
     Raises:
         ValueError: There are no pairs, or they cannot be read.
     """
     if isinstance(train, str | Path):
-        source = _open(str(train), size, replace(columns or Columns(), captioned=captions), captions)
+        source = _open(str(train), size, replace(columns or Columns(), captioned=captions), captions, damaged)
     else:
         source = open_objects(train, size)
     if isinstance(source, Sharded):
@@ -79,7 +81,9 @@ def open_source(
     return source if limit is None else First(source, limit)
 
 
-def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Indexed | Sharded:
+def _open(
+    train: str, size: int | None, columns: Columns, captions: bool, damaged: list[str] | None
+) -> Indexed | Sharded:
     if is_hub_dataset(train):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
@@ -91,7 +95,7 @@ def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Ind
         tables = sorted(
             str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet" and not is_clutter(p.name)
         )
-        return open_parquet(tables, columns) if tables else FolderPairs(path, captions)
+        return open_parquet(tables, columns, damaged) if tables else FolderPairs(path, captions)
     try:
         files = _named(train)
     except ValueError as error:
@@ -102,7 +106,7 @@ def _open(train: str, size: int | None, columns: Columns, captions: bool) -> Ind
             f"{train} {what}, and pairs need captions: {WHAT}; `advflyp predict` looks at single images"
         )
     if files[0].lower().endswith(".parquet"):
-        return open_parquet(files, columns)
+        return open_parquet(files, columns, damaged)
     if files[0].lower().endswith(TABLES):
         if len(files) > 1:
             raise ValueError(

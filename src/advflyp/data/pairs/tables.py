@@ -4,6 +4,7 @@ A table names image files, relative to itself, or holds their bytes. Rows of the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -17,7 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from advflyp.config import suggest
 from advflyp.data.pairs.addresses import is_remote, named_in, open_binary
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, image_in
-from advflyp.data.pairs.parquet import ERRORS, is_damage, parquet_file
+from advflyp.data.pairs.parquet import ERRORS, DamagedFile, is_damage, parquet_file
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.samples import Sample, Sharded
@@ -138,12 +139,27 @@ def open_table(address: str, columns: Columns) -> Listed | Sharded:
     return listed(rows, address)
 
 
-def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
-    """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind."""
+def open_parquet(
+    addresses: list[str], columns: Columns, damaged: list[str] | None = None
+) -> Listed | Sharded:
+    """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind.
+
+    Args:
+        addresses: The files.
+        columns: Which columns hold what.
+        damaged: Damaged files are entered here and passed over; by default the first is an error.
+
+    Raises:
+        ValueError: There are no pairs, or a column that is needed is not found.
+    """
     shards: list[RowGroup] = []
     of_paths: list[tuple[str, str, str | None]] = []
     for address in addresses:
-        with open_binary(address) as stream, parquet_file(address, stream) as file:
+        with (
+            _passing_over(damaged, address),
+            open_binary(address) as stream,
+            parquet_file(address, stream) as file,
+        ):
             image, caption = columns.find(file.schema_arrow.names, address)
             if _is_text(file.schema_arrow.field(image).type):
                 of_paths.append((address, image, caption))
@@ -156,8 +172,8 @@ def open_parquet(addresses: list[str], columns: Columns) -> Listed | Sharded:
             f"{addresses[0]} and the others hold both paths and bytes; train on one kind at a time"
         )
     if of_paths:
-        return listed((row for table in of_paths for row in _path_rows(*table)), addresses[0])
-    if not sum(shard.count for shard in shards):
+        return listed((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])
+    if not sum(shard.count for shard in shards) and not damaged:
         raise ValueError(f"{addresses[0]} holds no pairs")
     return Sharded(shards, sum(shard.count for shard in shards))
 
@@ -167,9 +183,26 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _path_rows(address: str, image: str, caption: str | None) -> Iterator[tuple[str, int, Any, Any]]:
+@contextmanager
+def _passing_over(damaged: list[str] | None, address: str) -> Iterator[None]:
+    """Within the block a damaged file ends the block, if there is a list for it."""
+    try:
+        yield
+    except DamagedFile:
+        if damaged is None:
+            raise
+        damaged.append(address)
+
+
+def _path_rows(
+    address: str, image: str, caption: str | None, damaged: list[str] | None
+) -> Iterator[tuple[str, int, Any, Any]]:
     number = 0
-    with open_binary(address) as stream, parquet_file(address, stream) as file:
+    with (
+        _passing_over(damaged, address),
+        open_binary(address) as stream,
+        parquet_file(address, stream) as file,
+    ):
         for group in range(file.num_row_groups):
             for path, text in _rows(file, group, image, caption):
                 number += 1

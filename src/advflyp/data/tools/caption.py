@@ -1,7 +1,7 @@
-"""`advflyp data caption`: the pictures of a labelled set → webdataset shards of pictures and generated captions.
+"""`advflyp data caption`: the images of a labelled set → webdataset shards of images and generated captions.
 
-Which pictures a shard covers is known beforehand (`caption_folder.py`), whatever happened to the other shards: a killed
-run goes on at its first unfinished one, and several processes share nothing but the folder.
+Which images a shard covers is known beforehand (`caption_folder.py`), whatever happened to the other shards: a killed
+run resumes at its first unfinished one, and several processes share nothing but the folder.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
 
@@ -27,27 +27,80 @@ from advflyp.data.pairs.samples import Skipped
 from advflyp.data.sets.images import Encoded, Files, Part, Shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.tools.caption_folder import CaptionFolder
-from advflyp.data.tools.pack import SUFFIXES
+from advflyp.data.tools.pack import SUFFIXES, add_member
 from advflyp.data.tools.vlm import Captioner, own_device
 from advflyp.errors import SkippedSample
 from advflyp.files import draft_file
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PROMPT = "Describe this image with no more than 50 words"
-# The model sees larger pictures reduced to this: with 16 at a time, one of 12 million pixels would fill the memory.
+# The model sees larger images reduced to this: with 16 at a time, one of 12 million pixels would fill the memory.
 MAX_PIXELS = 1 << 20
 WORKERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images are captioned.
+
+    Attributes:
+        out: Folder for the shards.
+        model: A folder or a name on the hub; an image-text model with a chat template.
+        prompt: What the model is asked about each image.
+        batch_size: Images per batch.
+        max_new_tokens: Longest caption, in tokens.
+        limit: N class-balanced images.
+        dtype: bf16, fp16 or fp32.
+        device: As in `own_device`.
+        part: "i/n" with i from 0; by default RANK and WORLD_SIZE of torchrun, else all.
+        per_shard: Images of a shard; skipped ones are missing from it.
+        max_pixels: The model sees larger images reduced; they are stored as they are.
+
+    Raises:
+        ValueError: For an impossible value.
+    """
+
+    out: Path
+    model: str = MODEL
+    prompt: str = PROMPT
+    batch_size: int = 16
+    max_new_tokens: int = 96
+    limit: int | None = None
+    dtype: str = "bf16"
+    device: str = "auto"
+    part: str | None = None
+    per_shard: int = 1000
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens", "per_shard", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not self.prompt.strip():
+            raise ValueError("--prompt is empty; say what the model is to do with an image")
+
+    def settings(self, parts: int, images: str) -> dict[str, Any]:
+        """What the result depends on."""
+        names = ("model", "prompt", "max_new_tokens", "dtype", "limit")
+        found = {name: getattr(self, name) for name in names} | {"parts": parts}
+        return found | {
+            "per_shard": self.per_shard,
+            "max_pixels": self.max_pixels,
+            "pictures": images,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned:
     """What a call leaves in `out`.
 
-    part:     (i, n): this process was part i of n
-    pairs:    in all shards of this part
-    fresh:    pictures that this call went through; the others were done before
-    skipped:     pictures of this part that were left out
-    manifest: of all parts; None while others are unfinished
+    Attributes:
+        out: The folder.
+        part: (i, n): this process was part i of n.
+        pairs: In all shards of this part.
+        fresh: Images that this call went through; the others were done before.
+        skipped: Skipped images of this part.
+        manifest: Of all parts; None while others are unfinished.
     """
 
     out: Path
@@ -58,82 +111,67 @@ class Captioned:
     manifest: Manifest | None
 
 
-def caption(
-    name: str,
-    *,
-    out: Path,
-    model: str = MODEL,
-    prompt: str = PROMPT,
-    batch_size: int = 16,
-    max_new_tokens: int = 96,
-    limit: int | None = None,
-    dtype: str = "bf16",
-    device: str = "auto",
-    part: str | None = None,
-    per_shard: int = 1000,
-    max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
-) -> Captioned:
-    """Caption the pictures of the labelled set `name` into shards of `out`; go on where an earlier call stopped.
-
-    model:      a folder or a name on the hub; an image-text model with a chat template
-    limit:      only so many pictures, the classes evenly represented
-    part:       "i/n" with i from 0; by default RANK and WORLD_SIZE of torchrun, else all
-    per_shard:  pictures of a shard; those left out are missing from it
-    max_pixels: the model sees larger pictures reduced; they are stored as they are
-    progress:   called with the pictures of this part that are done, and all of its pictures
+def caption(name: str, options: Options, progress: Callable[[int, int], None] | None = None) -> Captioned:
+    """Caption the images of the labelled set `name` into shards; resume where an earlier call stopped.
 
     Members are KEY.jpg, .png or .webp (the file as it is where the set has one of these formats, else a PNG), KEY.txt
-    and KEY.json (key, class, label, model, prompt); KEY is the picture's position in the set. Whichever process
-    finishes last writes the manifest. ValueError for arguments that do not fit, a folder that holds something else or
-    was begun with other arguments, and a set of which no picture could be captioned.
+    and KEY.json (key, class, label, model, prompt); KEY is the image's position in the set. Whichever process finishes
+    last writes the manifest.
+
+    Args:
+        name: As in `load_set`.
+        options: How.
+        progress: Called with the images of this part that are done, and all of its images.
+
+    Raises:
+        ValueError: For arguments that do not fit, a folder that holds something else or was begun with other
+            arguments, and a set of which no image could be captioned.
     """
-    _check(batch_size=batch_size, max_new_tokens=max_new_tokens, per_shard=per_shard, max_pixels=max_pixels)
-    if not prompt.strip():
-        raise ValueError("--prompt is empty; say what the model is to do with a picture")
-    own_device(device)  # a mistake shows before the pictures are looked at
-    number, parts = which_part(part)
+    own_device(options.device)  # a mistake shows before the images are looked at
+    number, parts = which_part(options.part)
     labelled = load_set(name)
-    places = labelled.subset(limit, seed=0)
+    places = labelled.subset(options.limit, seed=0)
     # Shards in the order of the set would hold one class each; and what is done of an unfinished run is a fair sample.
     random.Random(0).shuffle(places)
-    settings = {
-        "model": model,
-        "prompt": prompt,
-        "max_new_tokens": max_new_tokens,
-        "dtype": dtype,
-        "limit": limit,
-        "parts": parts,
-        "per_shard": per_shard,
-        "max_pixels": max_pixels,
-        "pictures": _fingerprint(labelled, places),
-    }
-    folder = CaptionFolder(out.expanduser(), name, settings, places)
+    settings = options.settings(parts, _fingerprint(labelled, places))
+    folder = CaptionFolder(options.out.expanduser(), name, settings, places)
     folder.check()
     fresh = 0
     if folder.unfinished(number):
         # Before anything is written: most mistakes show here.
-        captioner = Captioner(model, prompt, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
-        writer = _Writer(labelled, captioner, {"model": model, "prompt": prompt}, batch_size, max_pixels)
+        captioner = Captioner(
+            options.model,
+            options.prompt,
+            max_new_tokens=options.max_new_tokens,
+            dtype=options.dtype,
+            device=options.device,
+        )
         folder.begin(captioner.versions)
-        with folder.own(number):
-            # Asked again: another process may have had the part while this one loaded the model.
-            todo = folder.unfinished(number)
-            total = len(places[number::parts])
-            before = total - sum(len(folder.places(number, shard)) for shard in todo)
-            for shard in todo:
-                wanted = folder.places(number, shard)
-                done = before + fresh
-                told = (lambda n, done=done: progress(done + n, total)) if progress else None
-                with draft_file(folder.work, folder.name(number, shard)) as draft:
-                    pairs, left_out = writer.write(wanted, draft, told)
-                    folder.finish_shard(draft, number, shard, pairs, left_out)
-                fresh += len(wanted)
+        fresh = _caption_part(folder, number, _Writer(labelled, captioner, options), progress)
     pairs, skipped = folder.summary([number])
     manifest = folder.finish()
     return Captioned(
         out=folder.out, part=(number, parts), pairs=pairs, fresh=fresh, skipped=skipped, manifest=manifest
     )
+
+
+def _caption_part(
+    folder: CaptionFolder, number: int, writer: "_Writer", progress: Callable[[int, int], None] | None
+) -> int:
+    """Caption the unfinished shards of a part; how many images they cover."""
+    with folder.own(number):
+        # Asked again: another process may have had the part while this one loaded the model.
+        todo = folder.unfinished(number)
+        total = sum(len(folder.places(number, shard)) for shard in folder.shards(number))
+        done = before = total - sum(len(folder.places(number, shard)) for shard in todo)
+        for shard in todo:
+            wanted = folder.places(number, shard)
+            told = (lambda n, done=done: progress(done + n, total)) if progress else None
+            with draft_file(folder.work, folder.name(number, shard)) as draft:
+                pairs, skipped = writer.write(wanted, draft, told)
+                folder.finish_shard(draft, number, shard, pairs, skipped)
+            done += len(wanted)
+    return done - before
 
 
 def which_part(part: str | None) -> tuple[int, int]:
@@ -150,7 +188,7 @@ def which_part(part: str | None) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Loaded:
     """As it is stored, and as the model sees it."""
 
     suffix: str
@@ -162,57 +200,49 @@ class _Picture:
 class _Writer:
     labelled: LabelledSet
     captioner: Callable[[Sequence[Image.Image]], list[str | None]]
-    about: dict[str, str]
-    batch_size: int
-    max_pixels: int
+    options: Options
 
     def write(
         self, places: Sequence[int], file: IO[bytes], progress: Callable[[int], None] | None
     ) -> tuple[int, dict[str, str]]:
-        """Caption the pictures at `places` into a tar; the number of pairs, and {key: reason} of the others."""
-        left_out: dict[str, str] = {}
-        pairs = done = 0
-        labels = self.labelled.labels
-        batches = prefetched(self._batches(places))
+        """Caption the images at `places` into a tar; the number of pairs, and {key: reason} of the skipped images."""
+        skipped: dict[str, str] = {}
+        done = 0
         with tarfile.open(fileobj=file, mode="w") as tar:
-            for batch in batches:
-                good = [picture for _, picture in batch if isinstance(picture, _Picture)]
-                captions = iter(self.captioner([picture.image for picture in good]))
-                for place, picture in batch:
+            for batch in prefetched(self._batches(places)):
+                captions = iter(self.captioner([one.image for _, one in batch if isinstance(one, _Loaded)]))
+                for place, one in batch:
                     key = _shown(self.labelled.key(place))
-                    caption = next(captions) if isinstance(picture, _Picture) else None
-                    if not isinstance(picture, _Picture):
-                        left_out[key] = picture
+                    caption = next(captions) if isinstance(one, _Loaded) else None
+                    if not isinstance(one, _Loaded):
+                        skipped[key] = one
                     elif not caption:
-                        left_out[key] = (
+                        skipped[key] = (
                             "refused by the model's processor" if caption is None else "empty caption"
                         )
                     else:
-                        label = int(labels[place])
-                        about = {
-                            "key": key,
-                            "class": self.labelled.classes[label],
-                            "label": label,
-                            **self.about,
-                        }
-                        text = json.dumps(about).encode()
-                        _add(tar, f"{place:09d}.{picture.suffix}", picture.data)
-                        _add(tar, f"{place:09d}.txt", caption.encode())
-                        _add(tar, f"{place:09d}.json", text)
-                        pairs += 1
+                        self._add(tar, place, key, one, caption)
                 done += len(batch)
                 if progress is not None:
                     progress(done)
-        return pairs, left_out
+        return done - len(skipped), skipped
 
-    def _batches(self, places: Sequence[int]) -> Iterator[list[tuple[int, _Picture | str]]]:
+    def _add(self, tar: tarfile.TarFile, place: int, key: str, loaded: "_Loaded", caption: str) -> None:
+        label = int(self.labelled.labels[place])
+        about = {"key": key, "class": self.labelled.classes[label], "label": label}
+        about |= {"model": self.options.model, "prompt": self.options.prompt}
+        add_member(tar, f"{place:09d}.{loaded.suffix}", loaded.data)
+        add_member(tar, f"{place:09d}.txt", caption.encode())
+        add_member(tar, f"{place:09d}.json", json.dumps(about).encode())
+
+    def _batches(self, places: Sequence[int]) -> Iterator[list[tuple[int, _Loaded | str]]]:
         with ThreadPoolExecutor(WORKERS) as pool:
-            for start in range(0, len(places), self.batch_size):
-                batch = places[start : start + self.batch_size]
+            for start in range(0, len(places), self.options.batch_size):
+                batch = places[start : start + self.options.batch_size]
                 yield list(zip(batch, pool.map(self._load, batch), strict=True))
 
-    def _load(self, place: int) -> _Picture | str:
-        """The picture, or why it cannot be used."""
+    def _load(self, place: int) -> _Loaded | str:
+        """The image, or why it is skipped."""
         try:
             data = _file(self.labelled.dataset, place)
             if data is None:
@@ -224,28 +254,24 @@ class _Writer:
             return str(reason)
         except OSError:
             return "image file cannot be read"
-        seen = _reduced(image, self.max_pixels)
-        return (
-            _Picture(SUFFIXES[kind], data, seen) if kind in SUFFIXES else _Picture("png", _png(image), seen)
-        )
+        seen = _reduced(image, self.options.max_pixels)
+        return _Loaded(SUFFIXES[kind], data, seen) if kind in SUFFIXES else _Loaded("png", _png(image), seen)
 
-    def _decoded(self, place: int) -> _Picture | str:
+    def _decoded(self, place: int) -> _Loaded | str:
         image = self.labelled.image(place)
         if min(image.size) < MIN_SIDE:
             return "image is too small"
-        return _Picture("png", _png(image), _reduced(image, self.max_pixels))
+        return _Loaded("png", _png(image), _reduced(image, self.options.max_pixels))
 
 
-def _file(pictures: object, index: int) -> bytes | None:
-    """The picture's file, None where it is not one or only a part of it is the picture."""
-    if isinstance(pictures, Part):
-        return _file(pictures.whole, pictures.places[index])
-    if isinstance(pictures, Encoded):
-        return pictures.files[index]
-    if isinstance(pictures, Files) and not pictures.border:
-        return pictures.encoded(index)
-    if isinstance(pictures, Shards) and not pictures.border:
-        return pictures.encoded(index)
+def _file(images: object, index: int) -> bytes | None:
+    """The image's file, None where it is not one or only a part of it is the image."""
+    if isinstance(images, Part):
+        return _file(images.whole, images.places[index])
+    if isinstance(images, Encoded):
+        return images.files[index]
+    if isinstance(images, Files | Shards) and not images.border:
+        return images.encoded(index)
     return None
 
 
@@ -263,14 +289,8 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
 def _fingerprint(labelled: LabelledSet, places: Sequence[int]) -> str:
-    """Of the pictures' names, labels and order, so that a run never goes on with others."""
+    """Hash of the images' names, labels and order, so that a run never resumes with others."""
     digest = hashlib.sha256(json.dumps(labelled.classes).encode())
     labels = labelled.labels.tolist()
     for place in places:
@@ -280,9 +300,3 @@ def _fingerprint(labelled: LabelledSet, places: Sequence[int]) -> str:
 
 def _shown(key: str) -> str:
     return key.encode("utf-8", "replace").decode("utf-8")
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

@@ -79,8 +79,12 @@ def check(
     Memory does not grow with the pairs, but for eight bytes a caption (see `Known`). ValueError where there are none.
     """
     # The samples are counted as they come, so that remote shards need no size.
-    source = open_source(pairs, size=size or limit, columns=columns)
+    damaged: list[str] = []
+    source = open_source(pairs, size=size or limit, columns=columns, damaged=damaged)
     found = Checked(pairs)
+    for address in damaged:
+        found.seen += 1
+        found.skipped.add("damaged Parquet file", address)
     rng = random.Random(seed)
     known = Known()
     for sample, outcome in _decoded(islice(in_order(source), limit), workers):

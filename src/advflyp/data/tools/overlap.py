@@ -103,56 +103,76 @@ def overlap(
     """
     allowed = bits if bits is not None else HASH_LIMIT if model is None else CANDIDATE_LIMIT
     if not 0 <= allowed <= 32:
-        raise ValueError(f"--bits must be from 0 to 32, not {allowed}: unrelated pictures differ in about 32")
+        raise ValueError(f"--bits must be from 0 to 32, not {allowed}: unrelated images differ in about 32")
     if not -1 <= cosine <= 1:
         raise ValueError(f"--cosine must be from -1 to 1, not {cosine}")
     labelled = [load_set(name) for name in set_names(list(sets))]
     source = open_source(pairs, size=size or limit, columns=columns)
-    found = Overlap(pairs, against={one.name: len(one) for one in labelled})
-    places, hashes = _evaluation(labelled, workers, found.unreadable)
-    confirm = None if model is None else _Confirm(model, labelled)
-    waiting: list[tuple[int, Sample, np.uint64]] = []
-
-    def compare() -> None:
-        codes = np.array([code for _, _, code in waiting], np.uint64)
-        candidates = within(codes, hashes, allowed)
-        # Decoded a second time: pictures of any size that wait for the rest of the block would fill the memory.
-        images = {row: read_image(waiting[row][1].image_bytes()) for row, *_ in candidates}
-        cosines: list[float | None] = [None] * len(candidates)
-        if confirm and candidates:
-            cosines = confirm(images, [(row, places[place], flip) for row, place, _, flip in candidates])
-        for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
-            if similarity is not None and similarity < cosine:
-                continue
-            training, sample, _ = waiting[row]
-            number, index = places[place]
-            name, key = labelled[number].name, labelled[number].key(index)
-            match = Match(training, sample.key, name, key, differing, flip, similarity)
-            found.matches.append(match)
-            if len(found.shown) < SHOWN:
-                evaluated = labelled[number].image(index)
-                found.shown.append((_small(images[row]), _small(evaluated), match))
-        waiting.clear()
-
-    def look(sample: Sample) -> np.uint64 | str:
-        try:
-            return picture_hash(read_image(sample.image_bytes()))
-        except SkippedSample as reason:
-            return str(reason)
-
-    for sample, outcome in threaded(islice(in_order(source), limit), look, workers, 16 * workers):
+    comparison = _Comparison(Overlap(pairs), labelled, workers, model, allowed, cosine)
+    found = comparison.found
+    for sample, outcome in threaded(islice(in_order(source), limit), _hashed, workers, 16 * workers):
         found.seen += 1
         if isinstance(outcome, str):
             found.skipped.add(outcome, sample.key)
             continue
-        waiting.append((found.seen - 1, sample, outcome))
-        if len(waiting) == _BLOCK:
-            compare()
+        comparison.waiting.append((found.seen - 1, sample, outcome))
+        if len(comparison.waiting) == _BLOCK:
+            comparison.compare()
             if progress is not None:
                 progress(found.seen)
-    if waiting:
-        compare()
+    comparison.compare()
     return found
+
+
+def _hashed(sample: Sample) -> np.uint64 | str:
+    """The hash of a sample's image, or why it is skipped."""
+    try:
+        return picture_hash(read_image(sample.image_bytes()))
+    except SkippedSample as reason:
+        return str(reason)
+
+
+class _Comparison:
+    """Training images that wait to be compared with those of evaluations."""
+
+    def __init__(
+        self,
+        found: Overlap,
+        labelled: Sequence[LabelledSet],
+        workers: int,
+        model: CLIP | None,
+        bits: int,
+        cosine: float,
+    ) -> None:
+        self.found, self.labelled, self.bits, self.cosine = found, labelled, bits, cosine
+        found.against = {one.name: len(one) for one in labelled}
+        self.places, self.hashes = _evaluation(labelled, workers, found.unreadable)
+        self.confirm = None if model is None else _Confirm(model, labelled)
+        self.waiting: list[tuple[int, Sample, np.uint64]] = []
+
+    def compare(self) -> None:
+        """Enter the matches of those that wait."""
+        candidates = within(
+            np.array([code for _, _, code in self.waiting], np.uint64), self.hashes, self.bits
+        )
+        # Decoded a second time: images of any size that wait for the rest of the block would fill the memory.
+        images = {row: read_image(self.waiting[row][1].image_bytes()) for row, *_ in candidates}
+        cosines: list[float | None] = [None] * len(candidates)
+        if self.confirm and candidates:
+            cosines = self.confirm(
+                images, [(row, self.places[place], flip) for row, place, _, flip in candidates]
+            )
+        for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
+            if similarity is not None and similarity < self.cosine:
+                continue
+            training, sample, _ = self.waiting[row]
+            number, index = self.places[place]
+            one = self.labelled[number]
+            match = Match(training, sample.key, one.name, one.key(index), differing, flip, similarity)
+            self.found.matches.append(match)
+            if len(self.found.shown) < SHOWN:
+                self.found.shown.append((_small(images[row]), _small(one.image(index)), match))
+        self.waiting.clear()
 
 
 def picture_hash(image: Image.Image) -> np.uint64:

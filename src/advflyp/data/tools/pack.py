@@ -149,6 +149,11 @@ def _add(
 ) -> None:
     about = json.dumps({"key": key}).encode()
     for ending, content in ((suffix, data), ("txt", "\n".join(captions).encode()), ("json", about)):
-        info = tarfile.TarInfo(f"{number:09d}.{ending}")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
+        add_member(tar, f"{number:09d}.{ending}", content)
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """A file in a tar, without times and owners."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))

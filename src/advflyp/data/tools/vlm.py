@@ -40,33 +40,10 @@ class Captioner:
             raise ValueError(MISSING) from None
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.device, self.dtype = own_device(device), DTYPES[dtype]
-        model = str(Path(model).expanduser()) if model.startswith("~") else model
-        if _is_path(model) and not Path(model).is_dir():
-            raise ValueError(
-                f"there is no model folder {model}; name one, or a model of the Hugging Face hub"
-            )
-        if not Path(model).is_dir():
-            # Where the hub does not answer, transformers would ask it again and again.
-            model = str(open_repository(model).cached or model)
+        model = _located(model)
         safetensors: Any = import_module("safetensors")
         try:
-            # Otherwise transformers asks on the terminal whether to run a stranger's code.
-            config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
-            if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-                raise ValueError(f"a {config.model_type} model does not answer to a picture and a text")
-            if getattr(config, "is_encoder_decoder", False):
-                # Its answers do not begin with the prompt, which is cut off below.
-                raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
-            self.processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
-            self.net, report = transformers.AutoModelForImageTextToText.from_pretrained(
-                model, dtype=self.dtype, output_loading_info=True, trust_remote_code=False
-            )
-            if report["missing_keys"]:
-                # transformers only warns, and draws them at random.
-                first = min(report["missing_keys"])
-                raise ValueError(
-                    f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
-                )
+            self.processor, self.net = _loaded(transformers, model, self.dtype)
         except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
             raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
         self.net.to(self.device).eval()
@@ -76,14 +53,8 @@ class Captioner:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        own = self.net.generation_config
-        self.net.generation_config = transformers.GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+        self.net.generation_config = _greedy(
+            transformers, self.net.generation_config, tokenizer, max_new_tokens
         )
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
@@ -137,8 +108,48 @@ def own_device(name: str) -> torch.device:
     return device
 
 
-def _is_path(model: str) -> bool:
-    return model.startswith((".", "/")) or model.count("/") > 1
+def _located(model: str) -> str:
+    """A folder, or a name on the hub; ValueError where it can be neither."""
+    model = str(Path(model).expanduser()) if model.startswith("~") else model
+    if Path(model).is_dir():
+        return model
+    if model.startswith((".", "/")) or model.count("/") > 1:
+        raise ValueError(f"there is no model folder {model}; name one, or a model of the Hugging Face hub")
+    # Where the hub does not answer, transformers would ask it again and again.
+    return str(open_repository(model).cached or model)
+
+
+def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The processor and the net; ValueError, KeyError, OSError or ImportError where it is of the wrong kind."""
+    # Otherwise transformers asks on the terminal whether to run a stranger's code.
+    config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"a {config.model_type} model does not answer to an image and a text")
+    if getattr(config, "is_encoder_decoder", False):
+        # Its answers do not begin with the prompt, which is cut off below.
+        raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
+    processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    net, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        model, dtype=dtype, output_loading_info=True, trust_remote_code=False
+    )
+    if report["missing_keys"]:
+        # transformers only warns, and draws them at random.
+        first = min(report["missing_keys"])
+        raise ValueError(
+            f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
+        )
+    return processor, net
+
+
+def _greedy(transformers: Any, own: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    return transformers.GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ the state; the same command continues a download that ended in any way.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,112 +47,128 @@ OWN = {
 }
 
 
-def download(
-    urls: Path,
-    *,
-    out: Path,
-    num: int | None = None,
-    size: int = 256,
-    quality: int = 95,
-    resize_mode: str = "keep_ratio",
-    shard_size: int | None = None,
-    processes: int | None = None,
-    threads: int = 64,
-    timeout: int = 10,
-    retries: int = 0,
-    distributor: str = "multiprocessing",
-    allow_private: bool = False,
-    max_bytes: int = MAX_BYTES,
-    img2dataset: str | None = None,
-    extra: Sequence[str] = (),
-    url_column: str | None = None,
-    caption_column: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Manifest:
-    """Download pictures of a list to webdataset shards in `out`, with their captions, and describe them in a manifest.
-
-    num:           good pairs wanted; by default what the list says of itself, else one attempt at every row
-    size:          pixels of the shorter side of larger pictures (`resize_mode` "keep_ratio"); smaller ones stay
-    quality:       of the JPEGs
-    shard_size:    rows of the list in a shard, so more than pairs; by default 10,000, and fewer for small `num`
-    processes:     by default one for each processor; each has `threads` downloads at a time
-    timeout:       seconds of silence before a download is given up; six times that for a whole answer
-    distributor:   multiprocessing, pyspark or ray
-    allow_private: also connect to addresses that are not on the public internet, and the reader's own network
-    max_bytes:     of one answer
-    img2dataset:   an interpreter that has it, or the command; by default an environment made for it
-    extra:         further arguments of `img2dataset.download`, "key=value", values as in JSON where they are JSON
-    say:           is told about progress
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a list is downloaded.
 
     Only http and https; addresses are checked when connecting, for every redirect (`isolated/advflyp_guard.py`). A
-    proxy of the environment may itself be private. Pictures whose servers opt out by X-Robots-Tag (noai, noimageai,
-    noindex, noimageindex) are left out, as img2dataset does unless `extra` says otherwise.
-    ValueError for arguments that do not fit, a folder that holds something else, and img2dataset not being there.
+    proxy of the environment may itself be private. Images whose servers opt out by X-Robots-Tag (noai, noimageai,
+    noindex, noimageindex) are skipped, as img2dataset does unless `extra` says otherwise.
+
+    Attributes:
+        out: Folder for the shards and the manifest.
+        num: Good pairs wanted; by default what the list says of itself, else one attempt at every row.
+        size: Pixels of the shorter side of larger images (`resize_mode` "keep_ratio"); smaller ones stay.
+        quality: JPEG quality.
+        resize_mode: One of RESIZE_MODES.
+        shard_size: Rows of the list in a shard, so more than pairs; by default 10,000, and fewer for small `num`.
+        processes: By default one for each processor; each has `threads` downloads at a time.
+        threads: Downloads at a time.
+        timeout: Seconds of silence before a download is given up; six times that for a whole answer.
+        retries: Further attempts at each failed download.
+        distributor: multiprocessing, pyspark or ray.
+        allow_private: Also connect to addresses that are not on the public internet, and the reader's own network.
+        max_bytes: Maximum response size.
+        img2dataset: An interpreter that has it, or the command; by default an environment made for it.
+        extra: Further arguments of `img2dataset.download`, "key=value", values as in JSON where they are JSON.
+        url_column, caption_column: Columns of the list, where their names are not known.
+
+    Raises:
+        ValueError: For an impossible value.
     """
-    _check(
-        num=num,
-        size=size,
-        shard_size=shard_size,
-        processes=processes,
-        threads=threads,
-        timeout=timeout,
-        max_bytes=max_bytes,
-    )
-    if not 0 <= quality <= 100:
-        raise ValueError(f"--quality must be between 0 and 100, not {quality}")
-    if retries < 0:
-        raise ValueError(f"--retries must be at least 0, not {retries}")
-    if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"--resize-mode must be one of {', '.join(RESIZE_MODES)}, not '{resize_mode}'")
-    source = open_urls(urls, url_column=url_column, caption_column=caption_column)
-    further = parse_extra(extra)
+
+    out: Path
+    num: int | None = None
+    size: int = 256
+    quality: int = 95
+    resize_mode: str = "keep_ratio"
+    shard_size: int | None = None
+    processes: int | None = None
+    threads: int = 64
+    timeout: int = 10
+    retries: int = 0
+    distributor: str = "multiprocessing"
+    allow_private: bool = False
+    max_bytes: int = MAX_BYTES
+    img2dataset: str | None = None
+    extra: Sequence[str] = ()
+    url_column: str | None = None
+    caption_column: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num", "size", "shard_size", "processes", "threads", "timeout", "max_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not 0 <= self.quality <= 100:
+            raise ValueError(f"--quality must be between 0 and 100, not {self.quality}")
+        if self.retries < 0:
+            raise ValueError(f"--retries must be at least 0, not {self.retries}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(
+                f"--resize-mode must be one of {', '.join(RESIZE_MODES)}, not '{self.resize_mode}'"
+            )
+
+    def arguments(self, further: dict[str, Any]) -> dict[str, Any]:
+        """Those of `img2dataset.download`."""
+        return {
+            "image_size": self.size,
+            "encode_quality": self.quality,
+            "resize_mode": self.resize_mode,
+            "resize_only_if_bigger": True,
+            "extract_exif": False,
+            "processes_count": self.processes or len(os.sched_getaffinity(0)),
+            "thread_count": self.threads,
+            "timeout": self.timeout,
+            "retries": self.retries,
+            "distributor": self.distributor,
+            **further,
+        }
+
+
+def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _: None) -> Manifest:
+    """Download the images of a list to webdataset shards, with their captions, and describe them in a manifest.
+
+    Args:
+        urls: The list; see `open_urls`.
+        options: How.
+        say: Called with lines about the progress.
+
+    Raises:
+        ValueError: For arguments that do not fit, a folder that holds something else, and img2dataset not being there.
+    """
+    source = open_urls(urls, url_column=options.url_column, caption_column=options.caption_column)
+    further = parse_extra(options.extra)
     columns = _extra_columns(further, source)
-    out = out.expanduser()
+    out = options.out.expanduser()
     _check_folder(out)
-    wanted = num or source.wanted()
+    wanted = options.num or source.wanted()
     if wanted is not None and wanted > source.rows:
         say(f"{counted(wanted, 'pair')} wanted, but {source.path} has only {counted(source.rows, 'row')}")
     settings = {
-        "size": size,
-        "quality": quality,
-        "resize_mode": resize_mode,
+        "size": options.size,
+        "quality": options.quality,
+        "resize_mode": options.resize_mode,
         "columns": [source.url, source.caption],
         "extra": further,
     }
-    state = _resumed(out, source.sha256(), settings, shard_size)
+    state = _resumed(out, source.sha256(), settings, options.shard_size)
     if state is None:
-        rows = shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
+        rows = options.shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
         state = State(source.sha256(), {**settings, "shard_size": rows})
-    runner = find_img2dataset(img2dataset, distributor, say)
+    runner = find_img2dataset(options.img2dataset, options.distributor, say)
     for key in further:
         if key not in runner.parameters:
             raise ValueError(f"img2dataset has no argument '{key}'{suggest(key, runner.parameters)}")
-    arguments = {
-        "image_size": size,
-        "encode_quality": quality,
-        "resize_mode": resize_mode,
-        "resize_only_if_bigger": True,
-        "extract_exif": False,
-        "processes_count": processes or len(os.sched_getaffinity(0)),
-        "thread_count": threads,
-        "timeout": timeout,
-        "retries": retries,
-        "distributor": distributor,
-        **further,
-    }
-    limits = {"allow_private": allow_private, "max_bytes": max_bytes, "seconds": 6.0 * timeout}
+    how: dict[str, Any] = {"allow_private": options.allow_private}
+    limits = {**how, "max_bytes": options.max_bytes, "seconds": 6.0 * options.timeout}
     with lock(out / WORK / "lock", wait=WAIT) as held:
         # It may have gone on until now.
-        state = _resumed(out, source.sha256(), settings, shard_size) or state
+        state = _resumed(out, source.sha256(), settings, options.shard_size) or state
+        arguments = options.arguments(further)
         work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, held, say)
         fresh = work.run()
-        return _finish(work, fresh, {"distributor": distributor, "allow_private": allow_private})
-
-
-def _check(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        return _finish(work, fresh, {"distributor": options.distributor, **how})
 
 
 def _check_folder(out: Path) -> None:
