@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from advflyp.cli.arguments import Arg, OutFile, Prompts, Seed, check_output, options_of, parse
+from advflyp.cli.arguments import (
+    Arg,
+    OutFile,
+    Prompts,
+    Seed,
+    check_model_path,
+    check_output,
+    options_of,
+    parse,
+)
 from advflyp.cli.main import COMMANDS, find_command, main
 
 
@@ -119,6 +128,25 @@ def test_a_folder_for_output(tmp_path: Path) -> None:
         check_output(tmp_path / "file" / "x", "folder", "--out")
     check_output(tmp_path / "new" / "below", "folder", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_misspelled_path_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/advflyp", "mini", "a@b/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in (
+        "runs/advflyp",
+        "ViT-B-32/openai",
+        "mini/random",
+        "hf-hub:a/b",
+        "no-such-model",
+        "runs/advflyp@ViT-B-32",
+    ):
+        check_model_path(name)
+    with pytest.raises(ValueError, match="there is no model at runs/advflip; did you mean 'runs/advflyp'"):
+        check_model_path("runs/advflip")
+    with pytest.raises(ValueError, match=r"there is no model at \./nothing$"):
+        check_model_path("./nothing")
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,8 @@ def test_cheap_mistakes_and_help_come_before_torch(tmp_path: Path) -> None:
     lines = [
         "--version", "train --help", "train nothing", "train advflyp_full --optim.lrr 1", "train advflyp_full --lr 1",
         "recipes", "recipes --keys", "recipes mini/tecoa", "eval mini --eps 0", "eval mini --attacks pgd",
-        "eval mini --limit 0", "eval mini --out /dev/full", "retrieval mini nothing", "compare no.jsonl no.jsonl",
+        "eval mini --limit 0", "eval ./nothing", "interpolate mini ../nothing", "eval mini --out /dev/full",
+        "retrieval mini nothing", "compare no.jsonl no.jsonl",
         "report no.jsonl", "report", "predict mini no.png --labels a,b", "attack mini no.png --labels a,b",
         "interpolate mini mini --alphas 2", "publish nothing --repo a/b", "data --help",
         "data check nothing", "data pack nothing --out x", "data overlap nothing", "data download no.csv --out x",

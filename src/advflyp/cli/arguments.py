@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from advflyp.config import Typed, check_there, convert, nearest, suggest
+from advflyp.config import Typed, check_there, convert, nearest, nearest_path, suggest
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Arg:
         commas: Whether "a,b" is two items of a list.
         input: For a path, or a pattern of paths, that has to exist: how the message begins where it does not.
         output: For a path to write to: what it will be. It is checked before anything is computed.
+        is_model: Whether it names a model, which may be a path.
         hidden: Neither an option nor in the help.
     """
 
@@ -44,10 +45,11 @@ class Arg:
     commas: bool = True
     input: str | None = None
     output: Literal["file", "folder"] | None = None
+    is_model: bool = False
     hidden: bool = False
 
 
-Model = Annotated[str, Arg("MODEL")]
+Model = Annotated[str, Arg("MODEL", is_model=True)]
 Datasets = Annotated[tuple[str, ...], Arg("DATASET")]
 Attacks = Annotated[tuple[str, ...], Arg("ATTACK")]
 Radii = Annotated[tuple[str, ...], Arg("EPS")]
@@ -181,6 +183,8 @@ def parse(
         )
     given = inspect.signature(command).bind(*call.args, **call.keywords)
     for name, option in options.items():
+        if option.arg.is_model and name in given.arguments:
+            check_model_path(given.arguments[name])
         if option.arg.input is not None and name in given.arguments:
             value = given.arguments[name]
             for one in value if isinstance(value, tuple) else (value,):
@@ -339,6 +343,20 @@ def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
     if any(not key or not value for key, value in pairs):
         raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
     return dict(pairs)
+
+
+def check_model_path(name: str) -> None:
+    """ValueError for a misspelled path to a model, before torch is imported.
+
+    What may be another kind of name ("ViT-B-32/openai") counts as a path only where one that resembles it exists.
+    """
+    path = name.partition("@")[0]
+    is_path = path.startswith(("/", "./", "../", "~"))
+    exists = any(os.path.exists(os.path.expanduser(part)) for part in (path, name.rpartition("@")[0], name))
+    if (is_path or "/" in path) and not exists:
+        hint = nearest_path(path)
+        if is_path or hint:
+            raise ValueError(f"there is no model at {path}{hint}")
 
 
 def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None:

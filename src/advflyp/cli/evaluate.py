@@ -258,8 +258,8 @@ def report(
 
 
 def interpolate(
-    original: Annotated[str, Arg("ORIGINAL")],
-    robust: Annotated[str, Arg("ROBUST")],
+    original: Annotated[str, Arg("ORIGINAL", is_model=True)],
+    robust: Annotated[str, Arg("ROBUST", is_model=True)],
     /,
     *,
     alphas: Alphas = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
