@@ -20,6 +20,8 @@ def pick_device(name: str | torch.device) -> torch.device:
     there = available_devices()
     if str(name) == "auto":
         return torch.device("cuda" if "cuda:0" in there else "cpu")
+    if str(name) == "cpu:0":
+        return torch.device("cpu")  # what accelerate calls the CPU of a rank
     if str(name) in there or f"{name}:0" in there:
         return torch.device(name)
     built = torch.version.cuda is not None or torch.version.hip is not None
