@@ -13,13 +13,14 @@ from torch import nn
 
 from advflyp.data.tools.overlap import overlap
 from advflyp.evaluation import sanity
+from advflyp.evaluation.interpolation import curve
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import save_model, weights_sha256
 from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
-from advflyp.model.mix import curve, interpolate
+from advflyp.model.mix import interpolate
 from advflyp.report.figures.embedding import embed
 from advflyp.report.figures.examples import examples
 from advflyp.use.attack_image import attack_image

@@ -79,7 +79,7 @@ def test_other_models_need_their_architecture(made: tuple[Any, Any, Any]) -> Non
         advflyp.CLIP.from_open_clip(net, preprocess, tokenizer)
     model = advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini")
     assert model.config["model_cfg"]["vision_cfg"]["layers"] == [1, 1, 1, 1]
-    with pytest.raises(ValueError, match=r"no architecture 'mini-vitt'; did you mean mini-vit\?"):
+    with pytest.raises(ValueError, match=r"no architecture 'mini-vitt'; did you mean 'mini-vit'\?"):
         advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini-vitt")
 
 

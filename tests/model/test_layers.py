@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from advflyp.model.clip import CLIP
-from advflyp.model.layers import Float32Conv2d, SelfAttention, exchange
+from advflyp.model.layers import Float32Conv2d, SelfAttention, patch_layers
 from advflyp.model.precision import Resolved
 from helpers import assert_equal64
 
@@ -36,7 +36,7 @@ def test_attention(masked: bool) -> None:
     plain = nn.MultiheadAttention(24, 3, batch_first=True, dtype=torch.float64)
     nn.init.normal_(plain.in_proj_bias)
     ours = deepcopy(plain)
-    exchange(nn.Sequential(ours), nn.Conv2d(3, 1, 1))
+    patch_layers(nn.Sequential(ours), nn.Conv2d(3, 1, 1))
     assert type(ours) is SelfAttention and ours.state_dict().keys() == plain.state_dict().keys()
     x = torch.randn(5, 7, 24, dtype=torch.float64)
     mask = torch.full((7, 7), -torch.inf, dtype=torch.float64).triu(1) if masked else None

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from advflyp.evaluation.interpolation import curve
 from advflyp.evaluation.results import read_cells
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
-from advflyp.model.mix import curve, interpolate, mix
+from advflyp.model.mix import interpolate, mix
 from helpers import assert_equal64
 
 Pair = tuple[CLIP, CLIP]

@@ -303,9 +303,10 @@ def interpolate(
         if names_in(save[1]):
             raise ValueError(f"{save[1]} exists already; name a new folder with --save")
     from advflyp.console import rank0_console
+    from advflyp.evaluation.interpolation import curve
     from advflyp.model.folder import save_model
     from advflyp.model.load import load_model, pick_device
-    from advflyp.model.mix import curve, interpolate
+    from advflyp.model.mix import interpolate
     from advflyp.report.console import as_rich
     from advflyp.report.measure.grid import means_table
     from advflyp.report.measure.results import Results

@@ -16,7 +16,7 @@ from torchvision import transforms
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.architectures import architecture_config, config_of, is_built_by
-from advflyp.model.layers import exchange
+from advflyp.model.layers import patch_layers
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import Resolved
 from advflyp.model.recompute import in_parts
@@ -43,7 +43,7 @@ class CLIP(nn.Module):
         self, net: nn.Module, tokenizer: Callable[[list[str]], Tensor], config: dict[str, Any], name: str
     ) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
@@ -58,7 +58,7 @@ class CLIP(nn.Module):
         # open_clip's own evaluation transform, without its last step: the model normalises.
         transform: Any = image_transform_v2(settings, is_train=False)
         self.preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(transform.transforms[:-1])
-        exchange(net, self.visual)
+        patch_layers(net, self.visual)
 
     @classmethod
     def from_open_clip(

@@ -1,4 +1,4 @@
-"""How far an attack moves pictures in the embedding space."""
+"""How far an attack moves images in the embedding space."""
 
 import torch
 from torch import Tensor

@@ -85,7 +85,7 @@ class SelfAttention(nn.MultiheadAttention):
         return self.out_proj(found.transpose(1, 2).reshape(number, places, width)), None
 
 
-def exchange(net: nn.Module, visual: nn.Module) -> None:
+def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     """Give the layers of an open_clip model the classes of this module.
 
     The class, not the module, is exchanged, so that parameter names stay open_clip's.

@@ -33,7 +33,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import BEST, BUNDLED, check_finite, load_folder
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
-from advflyp.model.interop.hf_folder import Lender, check_complete, load_hf_folder
+from advflyp.model.interop.hf_folder import Lender, check_complete, load_hf_folder, read_hf_config
 from advflyp.model.repository import (
     HF_CONFIG_FILE,
     HUB_PREFIX,
@@ -96,7 +96,12 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
     Raises:
         ValueError: If there is no such model.
     """
-    name = name.removeprefix(LOCAL_PREFIX)
+    model = _build(name.removeprefix(LOCAL_PREFIX), weights)
+    model.net.to(memory_format=torch.channels_last)
+    return model
+
+
+def _build(name: str, weights: bool) -> CLIP:
     if "/" not in name and (BUNDLED / name).is_dir():
         return load_folder(BUNDLED / name, name)
     if name in ZOO:
@@ -164,6 +169,7 @@ def _from_folder(folder: Path, name: str) -> CLIP:
 
 
 def _from_transformers(folder: Path, name: str, base: str | None = None) -> CLIP:
+    read_hf_config(folder)
     check_complete(folder, name, base)
     lender = None if base is None else Lender(base, *describe(base))
     net, config, tokenizer = load_hf_folder(folder, lender)

@@ -1,24 +1,23 @@
 """Mixtures of weights: between the original and a robust model lies a curve of clean against robust accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from advflyp.dtypes import in_float64
-from advflyp.evaluation.results import Cell
-from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 
 
 def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
     """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; counters are those of the last model.
 
-    models:  of one architecture
-    weights: one for each; they sum to 1
-    ValueError where the architectures differ.
+    Args:
+        models: Of one architecture.
+        weights: One for each; they sum to 1.
+
+    Raises:
+        ValueError: If the architectures differ.
     """
     assert len(models) == len(weights) and abs(sum(weights) - 1) < 1e-6
     states = [model.state_dict() for model in models]
@@ -53,31 +52,3 @@ def interpolate(original: CLIP, robust: CLIP, alpha: float) -> CLIP:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie between 0 (the original) and 1 (the robust model), not {alpha:g}")
     return mix([original, robust], [1 - alpha, alpha])
-
-
-def curve(
-    original: CLIP,
-    robust: CLIP,
-    alphas: Sequence[float],
-    *,
-    name: str,
-    out: str | Path | None = None,
-    progress: Callable[[Cell], None] = lambda cell: None,
-    **settings: Any,
-) -> dict[float, list[Cell]]:
-    """α → result cells of the interpolated model, called "NAME, α = 0.3".
-
-    settings: sets, attacks, eps and the others of `evaluate`
-    """
-    for alpha in alphas:
-        interpolate(original, robust, alpha)  # a mistake shows before an hour of evaluation
-    return {
-        alpha: evaluate(
-            interpolate(original, robust, alpha),
-            out=out,
-            name=f"{name}, α = {alpha:g}",
-            progress=progress,
-            **settings,
-        )
-        for alpha in alphas
-    }

@@ -1,7 +1,7 @@
 """Embeddings of single patches, for every ViT that open_clip builds.
 
-A tower pools its tokens into one, which a head of norms and projections turns into the embedding of the picture. The
-embedding of a patch is what the same head makes of a picture all of whose tokens are that patch's: then the class
+A tower pools its tokens into one, which a head of norms and projections turns into the embedding of the image. The
+embedding of a patch is what the same head makes of an image all of whose tokens are that patch's: then the class
 token, the average and attention pooling all pass it on as it is.
 """
 
@@ -14,12 +14,12 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-# Attention kernels on CUDA take at most 65,535 sequences, and 256 pictures of 16 × 16 patches are one more.
+# Attention kernels on CUDA take at most 65,535 sequences, and 256 images of 16 × 16 patches are one more.
 MOST_SEQUENCES = 32_768
 
 
 class Patches(NamedTuple):
-    """What one forward gives of N pictures.
+    """What one forward gives of N images.
 
     image:  (N, d) float32 unit-norm, the same as `CLIP.encode_image`
     tokens: (N, rows · columns, d) float32 unit-norm, one a patch, row by row from the top left
@@ -34,7 +34,7 @@ class Patches(NamedTuple):
 
 
 def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]:
-    """(rows, columns) of patches in a picture of (height, width) pixels; ValueError where the tower has none.
+    """(rows, columns) of patches in an image of (height, width) pixels; ValueError where the tower has none.
 
     name: the model's, for the message
     """
@@ -56,7 +56,7 @@ def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]
 
 
 def embed_patches(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward of a tower that has a `patch_grid`: (N, d) of the pictures and (N, rows · columns, d) of the patches.
+    """One forward of a tower that has a `patch_grid`: (N, d) of the images and (N, rows · columns, d) of the patches.
 
     normalised: (N, 3, H, W) as the tower takes them;  neither result is normalised
     """
@@ -110,7 +110,7 @@ def _each_alone(tokens: Tensor, copies: int, head: Callable[[Tensor], Tensor]) -
 
 @contextmanager
 def _every_patch(visual: Any) -> Iterator[None]:
-    """Patch dropout off: a picture without some of its patches has no map."""
+    """Patch dropout off: an image without some of its patches has no map."""
     tower = visual.trunk if isinstance(visual, TimmModel) else visual
     dropouts: list[Any] = [getattr(tower, name, None) for name in ("patch_dropout", "patch_drop")]
     active = [module for module in dropouts if module is not None and module.training]

@@ -40,7 +40,7 @@ def class_embeddings(
 
 
 class ClassTexts:
-    """What a batch of labelled pictures needs of the text tower.
+    """What a batch of labelled images needs of the text tower.
 
     frozen: whether the tower stays as it is; then every prompt is encoded once, else each time, with gradients
     """
@@ -53,7 +53,7 @@ class ClassTexts:
 
     def __call__(self, labels: Tensor) -> dict[str, Tensor]:
         """(N,) labels → "class_embeddings" (K, d), means over the templates, and "text_embeddings" (N, d) of each
-        picture's own prompt, of the first template.
+        image's own prompt, of the first template.
         """
         first, means = self.known or self._encode()
         return {"class_embeddings": means, "text_embeddings": first[labels]}

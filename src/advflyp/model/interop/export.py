@@ -4,7 +4,7 @@
     hf           a folder for transformers' AutoModel and AutoProcessor; vision/ is the image tower alone
     onnx         the image tower: pixels in [0, 1] → unit-norm embeddings
 
-Each appears only when the largest difference from the source, over real pictures and texts, is within `TOLERANCE`.
+Each appears only when the largest difference from the source, over real images and texts, is within `TOLERANCE`.
 """
 
 import json
@@ -33,7 +33,7 @@ from advflyp.model.load import load_model
 
 # Between entries of unit-norm embeddings.
 TOLERANCE = 1e-5
-PICTURES = "mini/animals"
+DATASET = "mini/animals"
 COUNT = 8
 SIZE = (150, 100)
 TEXTS = ("a photo of a cat", "This is a photo of a red bicycle.", "two dogs on the beach at sunset", "food")
@@ -78,7 +78,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     try:
         with draft_folder(out) as draft:
             with torch.no_grad():
-                found = FORMATS[format](model, draft, _pictures())
+                found = FORMATS[format](model, draft, _example_images())
             for what, value in (("images", found.images), ("texts", found.texts)):
                 if value is not None and not value <= TOLERANCE:
                     raise RunError(
@@ -91,7 +91,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
 
 
-def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     save_model(model, folder, _card(model))
     if has_vocabulary_file(model):
         # Beside the weights, open_clip finds it by any name.
@@ -101,9 +101,9 @@ def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Ex
     net, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     net.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    pixels = _ours(model, pictures)
+    pixels = _ours(model, images)
     read: Any = transform
-    theirs = torch.stack([read(picture) for picture in pictures])
+    theirs = torch.stack([read(image) for image in images])
     return Exported(
         folder,
         images=_difference(
@@ -114,13 +114,13 @@ def _open_clip(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Ex
     )
 
 
-def _hf(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+def _hf(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     _need("transformers", "hf")
     with _quiet():
-        return _transformers(model, folder, pictures)
+        return _transformers(model, folder, images)
 
 
-def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     from transformers import AutoModel, AutoProcessor, CLIPVisionModelWithProjection, SiglipVisionModel
 
     from advflyp.model.interop.hf import processor_of, to_transformers
@@ -144,12 +144,12 @@ def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) ->
 
     loaded: Any = AutoModel.from_pretrained(folder).eval()
     reader: Any = AutoProcessor.from_pretrained(folder)
-    pixels = _ours(model, pictures)
+    pixels = _ours(model, images)
     inputs = _normalised(model, pixels)
     embeddings = model.encode_image(pixels)
     tower = kind.from_pretrained(alone).eval()(pixel_values=inputs)
     tokens = reader(text=list(TEXTS), padding="max_length", truncation=True, return_tensors="pt")
-    theirs = reader(images=list(pictures), return_tensors="pt")["pixel_values"]
+    theirs = reader(images=list(images), return_tensors="pt")["pixel_values"]
     return Exported(
         folder,
         images=max(
@@ -164,7 +164,7 @@ def _transformers(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) ->
     )
 
 
-def _onnx(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exported:
+def _onnx(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     _need("onnxruntime", "onnx")
     _need("onnxscript", "onnx")
     from advflyp.model.interop.onnx import run_onnx, write_onnx
@@ -177,7 +177,7 @@ def _onnx(model: CLIP, folder: Path, pictures: Sequence[Image.Image]) -> Exporte
     }
     write_text(folder / PREPROCESSING_FILE, json.dumps(settings, indent=2) + "\n")
     write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
-    pixels = _ours(model, pictures)
+    pixels = _ours(model, images)
     expected = model.encode_image(pixels)
     # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.
     parts = (pixels[:1], pixels[1:4], pixels[4:])
@@ -207,15 +207,15 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _pictures() -> list[Image.Image]:
+def _example_images() -> list[Image.Image]:
     # Neither square nor of any model's size, so that there is something to resize and to crop.
-    labelled = load_set(PICTURES)
+    labelled = load_set(DATASET)
     return [labelled.image(index).resize(SIZE) for index in range(COUNT)]
 
 
-def _ours(model: CLIP, pictures: Sequence[Image.Image]) -> Tensor:
+def _ours(model: CLIP, images: Sequence[Image.Image]) -> Tensor:
     """(N, 3, H, W) in [0, 1]."""
-    return torch.stack([model.preprocess(picture) for picture in pictures])
+    return torch.stack([model.preprocess(image) for image in images])
 
 
 def _normalised(model: CLIP, pixels: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def to_transformers(model: CLIP) -> "PreTrainedModel":
     if not clip and not siglip:
         raise ValueError(f"transformers has no class for the image tower of {model.name}; {ADVICE}")
     names = correspondence(state, None)
-    lacking = [name for same in names for name in same.ours if name not in state]
-    extra = state.keys() - {name for same in names for name in same.ours} - {"logit_bias"}
+    lacking = [name for one in names for name in one.open_clip if name not in state]
+    extra = state.keys() - {name for one in names for name in one.open_clip} - {"logit_bias"}
     if lacking or extra:
         odd = ", ".join(sorted([*lacking, *extra])[:3])
         raise ValueError(
@@ -45,7 +45,7 @@ def _empty(model: CLIP, siglip: bool) -> "PreTrainedModel":
     height, width = model.image_size
     if height != width:
         raise ValueError(
-            f"transformers takes square pictures, not the {height}×{width} of {model.name}; {ADVICE}"
+            f"transformers takes square images, not the {height}×{width} of {model.name}; {ADVICE}"
         )
     net = model.net
     vision, text = net.visual, getattr(net, "text", net)

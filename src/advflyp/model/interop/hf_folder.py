@@ -1,5 +1,6 @@
 """A Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
 
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -7,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from advflyp.config import convert as checked
 from advflyp.documents import read_json_object
-from advflyp.model.architectures import check_size, meta_net, new_net
+from advflyp.model.architectures import architecture_config, architecture_names, check_size, new_net
 from advflyp.model.build import check_sizes
 from advflyp.model.interop.hf import INTERPOLATIONS, NAMED
 from advflyp.model.interop.hf_names import convert, correspondence
@@ -237,29 +237,24 @@ def _text_cfg(text: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, An
 def _siglip(
     folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's towers have names, not sizes: the one of open_clip's architectures that has these tensors."""
-    for architecture in open_clip.list_models():
-        model_cfg: dict[str, Any] = deepcopy(open_clip.get_model_config(architecture) or {})
+    """timm's towers have names, not sizes: the architecture of open_clip's table with these sizes."""
+    sizes = (
+        vision.get("image_size", 224),
+        *state["text_model.embeddings.token_embedding.weight"].shape,
+        len(state["vision_model.embeddings.patch_embedding.bias"]),
+    )
+    for architecture in architecture_names():
+        model_cfg = architecture_config(architecture)
         tower, words = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-        if tower.get("timm_pool") != "map" or not model_cfg.get("custom_text"):
-            continue
-        sizes = (tower["image_size"], words.get("vocab_size"), words.get("width"))
-        if sizes != (
-            vision.get("image_size", 224),
-            *state["text_model.embeddings.token_embedding.weight"].shape,
-        ):
-            continue
-        shapes = meta_net(model_cfg).state_dict()
-        names = correspondence(shapes, None)
-        theirs = [name for same in names for name in same.theirs]
-        if sorted(theirs) == sorted(state) and all(
-            sum(shapes[name].numel() for name in same.ours)
-            == sum(state[name].numel() for name in same.theirs)
-            for same in names
+        known = (tower["image_size"], words.get("vocab_size"), words.get("width"), model_cfg["embed_dim"])
+        if (
+            known == sizes
+            and tower.get("timm_pool") == "map"
+            and _patch_fits(tower, vision.get("patch_size", 16))
         ):
             break
     else:
-        raise ValueError("a SigLIP of shapes that none of open_clip's architectures has")
+        raise ValueError("a SigLIP of sizes that none of open_clip's architectures has")
     if _known(vision.get("hidden_act", "gelu_pytorch_tanh"))[1] == "tanh":
         warnings.warn(
             f"{folder}: its image tower has the tanh approximation of GELU; open_clip's {architecture} computes GELU, "
@@ -269,6 +264,12 @@ def _siglip(
     approximate = _known(text.get("hidden_act", "gelu_pytorch_tanh"))[1]
     model_cfg["text_cfg"]["act_kwargs"] = {"approximate": approximate}
     return new_net(model_cfg), model_cfg
+
+
+def _patch_fits(tower: dict[str, Any], size: int) -> bool:
+    """Whether the patches that the name of a tower of timm's states, if any, are of `size` pixels."""
+    stated = re.search(r"_patch(\d+)_", tower["timm_model_name"])
+    return stated is None or int(stated[1]) == size
 
 
 def _preprocess(folder: Path, size: int) -> dict[str, Any]:
@@ -286,7 +287,7 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     )
     if not cropped and resize != square:
         raise ValueError(
-            f"{folder} resizes pictures to {resize} and crops {crop or 'nothing'}; open_clip can resize to "
+            f"{folder} resizes images to {resize} and crops {crop or 'nothing'}; open_clip can resize to "
             f"{size}×{size}, or the shorter side to {size} with a crop"
         )
     names = {number: name for name, number in INTERPOLATIONS.items()}

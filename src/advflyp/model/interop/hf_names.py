@@ -8,18 +8,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Same:
-    """Tensors of open_clip that hold, one below the other, what others of transformers hold, one below the other.
+class TensorMap:
+    """Tensors of open_clip that hold, one below the other, what tensors of transformers hold, one below the other.
 
-    turned: the one matrix is the other transposed
+    Attributes:
+        open_clip: Their names in open_clip.
+        transformers: Their names in transformers.
+        transpose: Whether one matrix is the other transposed.
     """
 
-    ours: Sequence[str]
-    theirs: Sequence[str]
-    turned: bool = False
+    open_clip: Sequence[str]
+    transformers: Sequence[str]
+    transpose: bool = False
 
 
-def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tensor] | None) -> list[Same]:
+def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tensor] | None) -> list[TensorMap]:
     """Of a whole model, by the state dict of either side."""
     if theirs is not None:
         kind = "siglip" if "vision_model.head.probe" in theirs else "clip"
@@ -34,12 +37,12 @@ def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tenso
     return [
         *_vision(kind, depths[0]),
         *_text(kind, text, depths[1]),
-        Same(("logit_scale",), ("logit_scale",)),
+        TensorMap(("logit_scale",), ("logit_scale",)),
     ]
 
 
 def convert(
-    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], names: list[Same], *, to_theirs: bool
+    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], names: list[TensorMap], *, to_theirs: bool
 ) -> dict[str, Tensor]:
     """A state dict under the other side's names.
 
@@ -47,10 +50,12 @@ def convert(
     KeyError for a tensor that is missing, ValueError for numbers that do not fill the shapes.
     """
     result: dict[str, Tensor] = {}
-    for same in names:
-        sources, targets = (same.ours, same.theirs) if to_theirs else (same.theirs, same.ours)
+    for one in names:
+        sources, targets = (
+            (one.open_clip, one.transformers) if to_theirs else (one.transformers, one.open_clip)
+        )
         whole = torch.cat([state[name] for name in sources]) if len(sources) > 1 else state[sources[0]]
-        whole = whole.T if same.turned else whole
+        whole = whole.T if one.transpose else whole
         wanted = [shapes[name] for name in targets]
         if whole.numel() != sum(shape.numel() for shape in wanted):
             raise ValueError(f"{sources[0]} {tuple(whole.shape)} instead of {tuple(wanted[0])}")
@@ -66,54 +71,54 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(key.split(".")[0]) for key in rest), default=-1)
 
 
-def _both(ours: str, theirs: str) -> Iterator[Same]:
+def _both(ours: str, theirs: str) -> Iterator[TensorMap]:
     for part in ("weight", "bias"):
-        yield Same((f"{ours}.{part}",), (f"{theirs}.{part}",))
+        yield TensorMap((f"{ours}.{part}",), (f"{theirs}.{part}",))
 
 
-def _vision(kind: str, depth: int) -> Iterator[Same]:
+def _vision(kind: str, depth: int) -> Iterator[TensorMap]:
     inside = "vision_model.embeddings"
     layers = "vision_model.encoder.layers"
     if kind == "clip":
-        yield Same(("visual.class_embedding",), (f"{inside}.class_embedding",))
-        yield Same(("visual.conv1.weight",), (f"{inside}.patch_embedding.weight",))
-        yield Same(("visual.positional_embedding",), (f"{inside}.position_embedding.weight",))
+        yield TensorMap(("visual.class_embedding",), (f"{inside}.class_embedding",))
+        yield TensorMap(("visual.conv1.weight",), (f"{inside}.patch_embedding.weight",))
+        yield TensorMap(("visual.positional_embedding",), (f"{inside}.position_embedding.weight",))
         yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")
         for n in range(depth):
             yield from _block(f"visual.transformer.resblocks.{n}", f"{layers}.{n}")
         yield from _both("visual.ln_post", "vision_model.post_layernorm")
-        yield Same(("visual.proj",), ("visual_projection.weight",), turned=True)
+        yield TensorMap(("visual.proj",), ("visual_projection.weight",), transpose=True)
         return
-    yield Same(("visual.trunk.pos_embed",), (f"{inside}.position_embedding.weight",))
+    yield TensorMap(("visual.trunk.pos_embed",), (f"{inside}.position_embedding.weight",))
     yield from _both("visual.trunk.patch_embed.proj", f"{inside}.patch_embedding")
     for n in range(depth):
         yield from _timm_block(f"visual.trunk.blocks.{n}", f"{layers}.{n}")
     yield from _both("visual.trunk.norm", "vision_model.post_layernorm")
     pool, head = "visual.trunk.attn_pool", "vision_model.head"
-    yield Same((f"{pool}.latent",), (f"{head}.probe",))
+    yield TensorMap((f"{pool}.latent",), (f"{head}.probe",))
     for part in ("weight", "bias"):
-        yield Same((f"{pool}.q.{part}", f"{pool}.kv.{part}"), (f"{head}.attention.in_proj_{part}",))
+        yield TensorMap((f"{pool}.q.{part}", f"{pool}.kv.{part}"), (f"{head}.attention.in_proj_{part}",))
     yield from _both(f"{pool}.proj", f"{head}.attention.out_proj")
     yield from _both(f"{pool}.norm", f"{head}.layernorm")
     for part in ("mlp.fc1", "mlp.fc2"):
         yield from _both(f"{pool}.{part}", f"{head}.{part}")
 
 
-def _text(kind: str, text: str, depth: int) -> Iterator[Same]:
+def _text(kind: str, text: str, depth: int) -> Iterator[TensorMap]:
     inside = "text_model.embeddings"
-    yield Same((f"{text}token_embedding.weight",), (f"{inside}.token_embedding.weight",))
-    yield Same((f"{text}positional_embedding",), (f"{inside}.position_embedding.weight",))
+    yield TensorMap((f"{text}token_embedding.weight",), (f"{inside}.token_embedding.weight",))
+    yield TensorMap((f"{text}positional_embedding",), (f"{inside}.position_embedding.weight",))
     for n in range(depth):
         yield from _block(f"{text}transformer.resblocks.{n}", f"text_model.encoder.layers.{n}")
     yield from _both(f"{text}ln_final", "text_model.final_layer_norm")
     if kind == "clip":
-        yield Same((f"{text}text_projection",), ("text_projection.weight",), turned=True)
+        yield TensorMap((f"{text}text_projection",), ("text_projection.weight",), transpose=True)
     else:
         yield from _both(f"{text}text_projection", "text_model.head")
-        yield Same(("logit_bias",), ("logit_bias",))
+        yield TensorMap(("logit_bias",), ("logit_bias",))
 
 
-def _block(ours: str, theirs: str) -> Iterator[Same]:
+def _block(ours: str, theirs: str) -> Iterator[TensorMap]:
     for n in (1, 2):
         yield from _both(f"{ours}.ln_{n}", f"{theirs}.layer_norm{n}")
     yield from _projections(f"{ours}.attn.in_proj_", theirs)
@@ -122,7 +127,7 @@ def _block(ours: str, theirs: str) -> Iterator[Same]:
     yield from _both(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
 
 
-def _timm_block(ours: str, theirs: str) -> Iterator[Same]:
+def _timm_block(ours: str, theirs: str) -> Iterator[TensorMap]:
     for n in (1, 2):
         yield from _both(f"{ours}.norm{n}", f"{theirs}.layer_norm{n}")
     yield from _projections(f"{ours}.attn.qkv.", theirs)
@@ -131,6 +136,8 @@ def _timm_block(ours: str, theirs: str) -> Iterator[Same]:
         yield from _both(f"{ours}.{part}", f"{theirs}.{part}")
 
 
-def _projections(ours: str, theirs: str) -> Iterator[Same]:
+def _projections(ours: str, theirs: str) -> Iterator[TensorMap]:
     for part in ("weight", "bias"):
-        yield Same((f"{ours}{part}",), tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv"))
+        yield TensorMap(
+            (f"{ours}{part}",), tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv")
+        )
