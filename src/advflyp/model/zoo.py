@@ -97,7 +97,9 @@ def _read_table(path: Path) -> tuple[Entry, ...]:
     papers, protocols, notes = (table[name] for name in ("papers", "protocols", "notes"))
     entries = []
     for row in table["models"]:
-        facts = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        facts: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+        }
         facts["paper"] = papers[row["paper"]]
         facts["notes"] = tuple(notes.get(note, note) for note in row.get("notes", ()))
         if published := row.get("published"):
