@@ -394,9 +394,7 @@ def test_nothing_is_left_of_a_set_without_a_usable_picture(
     folder = write_set(tmp_path / "dirty", 6)
     for path in folder.glob("*/*"):
         path.write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"no picture of .*dirty could be captioned: 6 not an image \(such as"
-    ):
+    with pytest.raises(ValueError, match=r"no image of .*dirty could be captioned: 6 not an image \(such as"):
         run(name=str(folder))
     assert not (tmp_path / "out").exists()
 
@@ -575,9 +573,7 @@ def test_a_set_that_changed_is_not_gone_on_with(
     run()
     labelled._load.cache_clear()
     (Path(images) / "cat" / "01.png").rename(Path(images) / "cat" / "99.png")
-    with pytest.raises(
-        ValueError, match="was begun with other pictures than .* has now; name another folder"
-    ):
+    with pytest.raises(ValueError, match="was begun with other images than .* has now; name another folder"):
         run()
 
 

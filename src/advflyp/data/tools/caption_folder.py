@@ -1,7 +1,7 @@
 """The folder that `advflyp data caption` writes to: what it was begun with, and which shards of which part are done.
 
-All pictures, in one order, are dealt to the parts in turn, and each part is cut into shards of so many pictures.
-`OUT/.caption` holds the settings, a record of each finished shard with what it left out, locks, and drafts.
+All images, in one order, are dealt to the parts in turn, and each part is cut into shards of so many images.
+`OUT/.caption` holds the settings, a record of each finished shard with what it skipped, locks, and drafts.
 """
 
 import json
@@ -25,9 +25,11 @@ WORK = ".caption"
 class CaptionFolder:
     """The state of a run of captioning.
 
-    name:     of the labelled set, for messages and the manifest
-    settings: "parts", "per_shard" (pictures), and whatever else changes the result
-    order:    positions of all pictures in the set
+    Args:
+        out: The folder.
+        name: The labelled set, for messages and the manifest.
+        settings: "parts", "per_shard" (images), and whatever else changes the result.
+        order: Positions of all images in the set.
     """
 
     def __init__(self, out: Path, name: str, settings: dict[str, Any], order: Sequence[int]) -> None:
@@ -50,7 +52,7 @@ class CaptionFolder:
                 continue
             if key == "pictures":
                 raise ValueError(
-                    f"{self.out} was begun with other pictures than {self.of} has now; name another folder"
+                    f"{self.out} was begun with other images than {self.of} has now; name another folder"
                 )
             what = "in" if key == "parts" else f"with --{key.replace('_', '-')}"
             shown, now = (
@@ -90,7 +92,7 @@ class CaptionFolder:
         return [shard for shard in self.shards(part) if self.record(part, shard) is None]
 
     def places(self, part: int, shard: int) -> Sequence[int]:
-        """Positions of the pictures that a shard covers."""
+        """Positions of the images that a shard covers."""
         parts = self.settings["parts"]
         step = parts * self.settings["per_shard"]
         start = part + shard * step
@@ -121,7 +123,7 @@ class CaptionFolder:
             publish(draft, self.out / name, replace=False)
 
     def summary(self, parts: Sequence[int]) -> tuple[int, Skipped]:
-        """Pairs of some parts, and what they left out."""
+        """Pairs of some parts, and what they skipped."""
         skipped, pairs = Skipped(), 0
         for part in parts:
             for shard in self.shards(part):
@@ -134,7 +136,8 @@ class CaptionFolder:
     def finish(self) -> Manifest | None:
         """The manifest, written where all parts are done and nobody has; None where they are not.
 
-        ValueError, and nothing is left, where all pictures were left out.
+        Raises:
+            ValueError: Where all images were skipped; nothing is left of the folder.
         """
         parts = range(self.settings["parts"])
         every = [(part, shard) for part in parts for shard in self.shards(part)]
@@ -149,7 +152,7 @@ class CaptionFolder:
                 shutil.rmtree(self.work)
                 if not any(self.out.iterdir()):
                     self.out.rmdir()
-                raise ValueError(f"no picture of {self.of} could be captioned: {skipped.describe()}")
+                raise ValueError(f"no image of {self.of} could be captioned: {skipped.describe()}")
             shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
             versions = read_json_object(self.work / "settings.json").get("versions")
             source = {"captioned_from": self.of, **self.settings, "left_out": skipped.examples}

@@ -43,7 +43,7 @@ class Checked:
     captions: of usable pairs
     words:    {words of a caption: captions}
     repeated: captions that an earlier pair has too
-    sides:    {length of the shorter side: pictures}
+    sides:    {length of the shorter side: images}
     sheet:    some usable pairs, drawn uniformly
     """
 

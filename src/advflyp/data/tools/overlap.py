@@ -1,6 +1,6 @@
-"""`advflyp data overlap`: training pictures that are near-duplicates of evaluation pictures.
+"""`advflyp data overlap`: training images that are near-duplicates of evaluation images.
 
-A perceptual hash (64 signs of low cosine frequencies of the grey picture) proposes pairs, mirrored ones too; a model's
+A perceptual hash (64 signs of low cosine frequencies of the grey image) proposes pairs, mirrored ones too; a model's
 image embeddings confirm them where a model is given. The evaluation's hashes are in memory, the training pairs stream.
 """
 
@@ -24,25 +24,25 @@ from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
-# Chosen by looking at both sides on real pictures; tests/data/tools/test_overlap.py holds what they find and leave.
+# Chosen by looking at both sides on real images; tests/data/tools/test_overlap.py holds what they find and leave.
 HASH_LIMIT = 6
 CANDIDATE_LIMIT = 12
 COSINE_LIMIT = 0.95
 THUMBNAIL = 160
 SHOWN = 60
-# Training pictures at a time, and evaluation hashes: what they make together stays in the processor's cache.
+# Training images at a time, and evaluation hashes: what they make together stays in the processor's cache.
 _BLOCK = 64
 _PIECE = 2048
 
 
 @dataclass(frozen=True)
 class Match:
-    """A training picture and an evaluation picture that are nearly the same.
+    """A training image and an evaluation image that are nearly the same.
 
     number:   of the training pair, from 0 in stored order: shards of one name in two folders share their keys
     key:      its name
-    set, picture: the evaluation set and the picture's name in it
-    bits:     of 64 in which the hashes differ, the mirrored picture's if that is nearer
+    set, picture: the evaluation set and the image's name in it
+    bits:     of 64 in which the hashes differ, the mirrored image's if that is nearer
     mirrored: whether it was
     cosine:   of the embeddings; None without a model
     """
@@ -61,10 +61,10 @@ class Overlap:
     """What was found.
 
     seen:     training samples, unusable ones too
-    against:  {set: pictures}
-    unreadable: {set: {picture: why}}, of the evaluation's pictures; nothing is compared with these
+    against:  {set: images}
+    unreadable: {set: {image: why}}, of the evaluation's images; nothing is compared with these
     matches:  in the order of the training pairs
-    shown:    thumbnails of some of them: training picture, evaluation picture, match
+    shown:    thumbnails of some of them: training image, evaluation image, match
     """
 
     name: str
@@ -176,7 +176,7 @@ class _Comparison:
 
 
 def picture_hash(image: Image.Image) -> np.uint64:
-    """64 bits: which of the 8×8 lowest cosine frequencies of the grey 32×32 picture are above their median.
+    """64 bits: which of the 8×8 lowest cosine frequencies of the grey 32×32 image are above their median.
 
     Re-encoding, resizing and changes of brightness leave most bits as they are.
     """
@@ -206,7 +206,7 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
 def _evaluation(
     labelled: Sequence[LabelledSet], workers: int, unreadable: dict[str, dict[str, str]]
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """(set, picture) of every readable picture and their hashes (M, 2), mirrored ones second.
+    """(set, image) of every readable image and their hashes (M, 2), mirrored ones second.
 
     The others are entered in `unreadable`.
     """
@@ -231,7 +231,7 @@ def _evaluation(
 
 
 class _Confirm:
-    """Cosines of pictures' embeddings; those of evaluation pictures are kept, other candidates may need them."""
+    """Cosines of images' embeddings; those of evaluation images are kept, other candidates may need them."""
 
     def __init__(self, model: CLIP, labelled: Sequence[LabelledSet]) -> None:
         self.model, self.labelled = model, labelled
@@ -240,7 +240,7 @@ class _Confirm:
     def __call__(
         self, images: dict[int, Image.Image], candidates: Sequence[tuple[int, tuple[int, int], bool]]
     ) -> list[float | None]:
-        """images: training pictures;  candidates: of which picture, (set, picture) of the evaluation, mirrored"""
+        """images: training images;  candidates: of which image, (set, image) of the evaluation, mirrored"""
         new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
         for start in range(0, len(new), _BLOCK):
             some = new[start : start + _BLOCK]

@@ -17,7 +17,7 @@ from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
 from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically
 
-# What Pillow calls a format → the suffix of a member that webdataset readers know as a picture.
+# What Pillow calls a format → the suffix of a member that webdataset readers know as an image.
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUALITY = 95
 
@@ -35,9 +35,9 @@ def pack(
 ) -> Manifest:
     """Write the pairs that `pairs` names (see `open_source`) to `out`/00000.tar …, and what they hold to a manifest.
 
-    resize:   shorter side of the pictures that are larger; None keeps every file as it is
+    resize:   shorter side of larger images; None keeps every file as it is
     progress: called with the pairs written so far
-    All captions of a picture are kept, a line each. SkippedSample pairs are left out and counted in the manifest.
+    All captions of an image are kept, a line each. Skipped samples are counted in the manifest.
     ValueError where there are no pairs or `out` holds anything already.
     """
     check_new(out)
@@ -113,22 +113,22 @@ def _write_all(
 def _usable(
     samples: Iterable[Sample], resize: int | None, skipped: Skipped
 ) -> Iterator[tuple[str, bytes, tuple[str, ...], str]]:
-    """Suffix, picture, captions and key of every pair that can be used."""
+    """Suffix, image, captions and key of every pair that can be used."""
     for sample in samples:
         try:
             captions = sample.captions()
-            suffix, data = _picture(sample.image_bytes(), resize)
+            suffix, data = _image(sample.image_bytes(), resize)
         except SkippedSample as reason:
             skipped.add(str(reason), sample.key)
             continue
         yield suffix, data, captions, sample.key
 
 
-def _picture(data: bytes, resize: int | None) -> tuple[str, bytes]:
+def _image(data: bytes, resize: int | None) -> tuple[str, bytes]:
     """The file as it is where it is of a common format and not too large, else a JPEG."""
     image = open_image(data)
     kind = image.format
-    # Decoded here too, so that a shard holds no picture that breaks off.
+    # Decoded here too, so that a shard holds no image that breaks off.
     image = read_image(data)
     if kind in SUFFIXES and (resize is None or min(image.size) <= resize):
         return SUFFIXES[kind], data

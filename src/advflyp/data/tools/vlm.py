@@ -1,4 +1,4 @@
-"""A generative vision-language model that describes pictures, through transformers (extra `caption`)."""
+"""A generative vision-language model that describes images, through transformers (extra `caption`)."""
 
 import os
 from collections.abc import Sequence
@@ -18,15 +18,20 @@ MISSING = "captioning needs transformers; install it with `pip install transform
 
 
 class Captioner:
-    """Pictures → what the model answers to the prompt, by greedy decoding.
+    """Images → what the model answers to the prompt, by greedy decoding.
 
-    model:   a folder or a name on the Hugging Face hub
-    prompt:  the user's turn after the picture, in the chat template of the model's processor
-    device:  auto, cpu, cuda or cuda:N; under torchrun "auto" and "cuda" are the process's own GPU
-
-    Sampling and penalties that the model's generation_config.json asks for are left out: a repetition penalty also
+    Sampling and penalties that the model's generation_config.json asks for are not applied: a repetition penalty also
     counts padding, so that a caption would depend on its neighbours in the batch.
-    ValueError where the model cannot be loaded, or takes no pictures.
+
+    Args:
+        model: A folder or a name on the Hugging Face hub.
+        prompt: The user's turn after the image, in the chat template of the model's processor.
+        max_new_tokens: Longest caption, in tokens.
+        dtype: bf16, fp16 or fp32.
+        device: As in `own_device`.
+
+    Raises:
+        ValueError: Where the model cannot be loaded, or takes no images.
     """
 
     def __init__(
@@ -67,9 +72,10 @@ class Captioner:
             raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str | None]:
-        """An answer on one line for each RGB picture; None where the model's processor refuses the picture.
+        """An answer on one line for each RGB image; None where the model's processor refuses the image.
 
-        ValueError where the batch does not fit into the device's memory.
+        Raises:
+            ValueError: Where the batch does not fit into the device's memory.
         """
         if not images:
             return []
@@ -83,7 +89,7 @@ class Captioner:
                 tokens = self.net.generate(**inputs.to(self.device, self.dtype))
         except torch.OutOfMemoryError:
             raise ValueError(
-                f"batches of {counted(len(images), 'picture')} do not fit into the memory of {self.device}; lower "
+                f"batches of {counted(len(images), 'image')} do not fit into the memory of {self.device}; lower "
                 "--batch-size"
             ) from None
         answers = tokens[:, inputs["input_ids"].shape[1] :]

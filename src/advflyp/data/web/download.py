@@ -1,6 +1,6 @@
 """`advflyp data download`: a list of addresses → webdataset shards, by img2dataset in an environment of its own.
 
-The list is worked through in rounds, so that it stops when enough of the pictures were good: the first round asks for
+The list is worked through in rounds, so that it stops when enough of the images were good: the first round asks for
 as many addresses as pairs are wanted, the next for what is missing at the rate of success so far. Each round is a run
 of img2dataset in a work folder, from which finished shards move to OUT under sequential names. `OUT/.download` holds
 the state; the same command continues a download that ended in any way.

@@ -259,7 +259,7 @@ def drawn_columns(files: Sequence[File]) -> dict[str, str]:
 
 
 def conditions(f: Filters) -> dict[str, str]:
-    """Why rows would be left out, and in SQL which are not; what is neither true nor false is left out, too."""
+    """Why rows would be skipped, and in SQL which are not; what is neither true nor false is skipped, too."""
     missing = ", ".join(f"'{word}'" for word in sorted(MISSING))
     found = {
         "no web address": f"regexp_matches(url, '^(?i:https?)://[^{SPACE}/]')",

@@ -124,7 +124,7 @@ def sample(
         summary = best.summary
         if not summary.kept:
             raise ValueError(
-                f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were left out"
+                f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were skipped"
             )
         about = {
             "wanted": num,
