@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from advflyp.data.batch import Batch
@@ -68,3 +69,25 @@ class FromEmbeddings(Method):
 
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         return self.attack_loss_of(self.model.encode_image(images_adv), batch)
+
+    def encode_branches(
+        self, images: Tensor, images_adv: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """f_θ(x + δ); where `shares_clean`, f_θ(x) with gradients; with an original, F_θ₀(x + δ) without; each (N, d).
+
+        What gradients flow through is one forward pass over adversarial and clean images together, unless it goes in
+        parts or the attack has computed f_θ(x) already.
+        """
+        model, clean = self.model, batch.clean_embeddings
+        if not self.shares_clean:
+            adversarial, clean = model.encode_image(images_adv), None
+        elif clean is not None:
+            adversarial = model.encode_image(images_adv)
+        elif model.micro_batch is not None:
+            adversarial, clean = model.encode_image(images_adv), model.encode_image(images)
+        else:
+            adversarial, clean = model.encode_image(torch.cat([images_adv, images])).chunk(2)
+        if self.original is None:
+            return adversarial, clean, None
+        with torch.no_grad():
+            return adversarial, clean, self.original.encode_image(images_adv)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.method.base import Batch, FromEmbeddings
-from advflyp.method.regularisers import check_temperature, encode_branches, logit_divergence
+from advflyp.method.regularisers import check_temperature, logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
 
@@ -60,14 +60,7 @@ class PMGAFT(FromEmbeddings):
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
         """{"ce", "original", "clean"}, each already weighted; gradients flow through P_adv and P_clean."""
         config, classes = self.config, batch.class_embeddings
-        adversarial, clean, original = encode_branches(
-            self.model,
-            images,
-            images_adv,
-            clean=self.shares_clean,
-            original=self.original,
-            known=batch.clean_embeddings,
-        )
+        adversarial, clean, original = self.encode_branches(images, images_adv, batch)
         scale, constant = self.model.logit_scale, self.model.logit_scale.detach()
         if config.logit_temperature is not None:
             scale = constant = config.logit_temperature

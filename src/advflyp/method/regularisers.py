@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.method.blocks import in_row_blocks
-from advflyp.model.clip import CLIP
 
 
 def feature_deviation(
@@ -58,35 +57,6 @@ def logit_divergence(
         return F.kl_div(log_b, log_a, reduction="none", log_target=True).sum(1)
 
     return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
-
-
-def encode_branches(
-    model: CLIP,
-    images: Tensor,
-    images_adv: Tensor,
-    *,
-    clean: bool,
-    original: CLIP | None,
-    known: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """f_θ(x + δ), and where asked for f_θ(x) with gradients and F_θ₀(x + δ) without; each (N, d).
-
-    What gradients flow through is one forward pass over adversarial and clean images together, unless it goes in parts.
-
-    known: f_θ(x), where the attack has computed it already
-    """
-    if clean and known is not None:
-        adversarial, anchor = model.encode_image(images_adv), known
-    elif clean and model.micro_batch is not None:
-        adversarial, anchor = model.encode_image(images_adv), model.encode_image(images)
-    elif clean:
-        adversarial, anchor = model.encode_image(torch.cat([images_adv, images])).chunk(2)
-    else:
-        adversarial, anchor = model.encode_image(images_adv), None
-    if original is None:
-        return adversarial, anchor, None
-    with torch.no_grad():
-        return adversarial, anchor, original.encode_image(images_adv)
 
 
 def check_temperature(value: float | None) -> None:
@@ -142,14 +112,7 @@ class Regularised(FromEmbeddings):
         """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
         are asked for.
         """
-        adversarial, clean, original = encode_branches(
-            self.model,
-            images,
-            images_adv,
-            clean=self.shares_clean,
-            original=self.original,
-            known=batch.clean_embeddings,
-        )
+        adversarial, clean, original = self.encode_branches(images, images_adv, batch)
         anchors = {"clean": clean, "original": original}
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}
 
