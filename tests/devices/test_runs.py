@@ -43,8 +43,8 @@ BETWEEN_STEPS = {
     "attack/base.py:run_stages": "validation: predictions are counted on the host",
     "evaluation/evaluator.py:all_images": "validation: images come from the host, predictions go there",
     "model/load.py:load_model": "the model is moved to the device",
-    "model/load.py:_write": "the best weights are written",
-    "model/load.py:not_finite": "weights that are saved have to be finite",
+    "model/folder.py:_write": "the best weights are written",
+    "model/folder.py:not_finite": "weights that are saved have to be finite",
     "training/checkpoint.py:save_checkpoint": "a checkpoint is written",
     "training/failures.py:broken": "before weights are saved, the model is tried on noise from the host",
     "training/meter.py:_wait_for": "the first line: the device's rate is measured",
@@ -140,7 +140,7 @@ def test_a_run_on_a_gpu_goes_on_on_a_cpu(
         assert train(recipe, keys, out=tmp_path / "run", resume=True).steps == 3
     assert load_checkpoint(checkpoints(tmp_path / "run/checkpoints")[-1])["processes"][0].keys() == {
         "position",
-        "skipped",
+        "dirt",
         "rng",
     }
 
