@@ -152,7 +152,9 @@ def syncs_of(
     threat: Threat,
 ) -> list[Sync]:
     streams = Streams(0, torch.arange(len(pixels), device=gpu.device))
-    attack = replace(with_steps(attack, threat), **{"queries" if attack.name == "square" else "steps": steps})
+    attack = replace(
+        with_steps(attack, threat), **{"queries" if isinstance(attack, Square) else "steps": steps}
+    )
     with gpu.recording() as syncs:
         found = attack.perturb(victim, pixels, labels, threat, streams=streams)
     assert torch.equal(victim(found).argmax(1), labels)

@@ -20,7 +20,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.sets.images import Images, balanced
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import evaluator as module
-from advflyp.evaluation import journal, jsonl
+from advflyp.evaluation import journal, results
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP
@@ -104,9 +104,7 @@ def bookkeeping(model: CLIP, n: int, folder: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(journal.np, "savez", savez)
         for kind in (set, list, dict, sorted):
             patch.setattr(module, kind.__name__, counting(kind, held), raising=False)
-        outcome = one.run(
-            Idle(name="idle", kind="own"), Threat(eps=1 / 255), journal=Journal(folder / str(n))
-        )
+        outcome = one.run(Idle(), Threat(eps=1 / 255), journal=Journal(folder / str(n)))
     assert len(outcome.label) == n and outcome.correct.all()
     assert len(written) > n // 16
     return elements.count + sum(held), sum(written)
@@ -134,11 +132,11 @@ def test_a_line_is_appended_without_reading_those_before(
     path = tmp_path / "r.jsonl"
     path.write_text('{"model": "' + "x" * 300_000 + '"}\n' + '{"model": "' + "y" * 200_000)
     monkeypatch.setattr(files, "open", counted, raising=False)
-    jsonl.append_line(path, {"model": "b"})
-    assert [len(record["model"]) for record in jsonl.read_lines(path, dict)] == [300_000, 1]
+    results.append_line(path, {"model": "b"})
+    assert [len(record["model"]) for record in results.read_lines(path, dict)] == [300_000, 1]
     read.clear()
-    jsonl.append_line(path, {"model": "c"})
-    assert 0 < sum(read) <= jsonl.BLOCK
+    results.append_line(path, {"model": "c"})
+    assert 0 < sum(read) <= results.BLOCK
 
 
 class Label(int):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advflyp.attack.base import Attack
+from advflyp.attack.base import Attack, Noise
 from advflyp.attack.losses import LOSSES
 from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.square import Square
@@ -33,17 +33,24 @@ def sanity_check(
 ) -> dict[str, Any]:
     """What PGD, random noise and Square do to up to `limit` images that are classified correctly.
 
-    The loss is that of `attack` (cross-entropy, where it is not pgd or cw); everything in float32. Returns
-        n         how many images were looked at
-        passed    whether no check failed
-        failed    the names of those that did, of
-            "more steps help the defender"   accuracy after 1, 5, 10, 40 steps (last iterate) must not rise
-            "survives a ball of every image" at ε = 1 (L2: √d) PGD from the image must bring accuracy to zero
-            "Square beats PGD"               200 queries without gradients must not find more than PGD-40
-            "noise beats PGD"                nor may one random draw from the ball
-            "gradients are zero"             in more than a tenth of the pixels, exactly
-            "the loss does not rise"         from the start to the tenth step, on average
-        and the figure behind each check.
+    The loss is that of `attack` (cross-entropy, where it is not pgd or cw); everything is in float32.
+
+    Args:
+        evaluator: The model on a dataset.
+        attack: The attack that is checked.
+        threat: The ball around each image.
+        seed: Random seed.
+        limit: How many images are looked at.
+
+    Returns:
+        n, how many images were looked at; passed, whether no check failed; the figure behind each check; and failed,
+        the names of the checks that did:
+        - "more steps help the defender": accuracy after 1, 5, 10, 40 steps (last iterate) must not rise;
+        - "survives a ball of every image": at ε = 1 (L2: √d) PGD from the image must bring accuracy to zero;
+        - "Square beats PGD": 200 queries without gradients must not find more than PGD-40;
+        - "noise beats PGD": nor may one random draw from the ball;
+        - "gradients are zero": in more than a tenth of the pixels, exactly;
+        - "the loss does not rise": from the start to the tenth step, on average.
     """
     with for_use(evaluator.model):
         own = _look(evaluator, attack, threat, seed, limit)
@@ -85,7 +92,7 @@ def _verdict(found: dict[str, float]) -> dict[str, Any]:
 
 
 def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
-    """Figures of this process's images that add up to those of all: how many survive what, …"""
+    """Figures of this rank's images that add up to those of all: how many survive what, …"""
     images, labels, streams = _correct_images(evaluator, seed, limit)
     name = attack.loss if isinstance(attack, PGD) else "ce"
     loss = LOSSES[name]
@@ -118,31 +125,24 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
     def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: loss(evaluator.logits(x), labels)
 
-    def white_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        search = PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))
-        return search.perturb(victim, images, labels, threat, streams=streams)
-
-    def black_box(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        return Square(queries=QUERIES).perturb(victim, images, labels, threat, streams=streams)
-
-    def noise(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        return threat.random_start(images, streams)
+    def standing(attack: Attack) -> int:
+        return survivors(lambda x, labels, own: attack.perturb(victim, x, labels, threat, streams=own))
 
     victim = evaluator.victim()
     return {
         "n": len(images),
         **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},
         "unbounded": survivors(anywhere),
-        "white box": survivors(white_box),
-        "black box": survivors(black_box),
-        "noise": survivors(noise),
+        "white box": standing(PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))),
+        "black box": standing(Square(queries=QUERIES)),
+        "noise": standing(Noise()),
         "pixels": images.numel(),
         **_gradients(evaluator, images, labels, streams, loss, threat, parts),
     }
 
 
 def _correct_images(evaluator: Evaluator, seed: int, limit: int) -> tuple[Tensor, Tensor, Streams]:
-    """Of this process's share."""
+    """Up to `limit` correctly classified images of this rank's share."""
     chosen = evaluator.labelled.subset(limit, seed)
     wanted = set(evaluator.index.tolist())
     inside = [index for index in chosen if index in wanted] or evaluator.index[:limit].tolist()
@@ -172,7 +172,7 @@ def _gradients(
     threat: Threat,
     parts: Sequence[Tensor],
 ) -> dict[str, float]:
-    """How many components of the gradient at the images are exactly zero; by how much ten steps raise the loss."""
+    """How many components of the gradient at the images are exactly zero; by how much ten steps increase the loss."""
     zeros, rise = 0.0, 0.0
     for part in parts:
 
