@@ -152,7 +152,7 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "model.safetensors" in refused("cut")
     write(tmp_path / "odd", resample=3, size={"shortest_edge": 48})
-    assert "resizes pictures to {'shortest_edge': 48} and crops" in refused("odd")
+    assert "resizes images to {'shortest_edge': 48} and crops" in refused("odd")
     write(tmp_path / "wide")
     config = json.loads((tmp_path / "wide/config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 3
