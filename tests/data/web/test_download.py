@@ -60,6 +60,23 @@ def samples(out: Path) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_small_list_that_holds_gigabytes(tmp_path: Path) -> None:
+    """2,000 captions of 5 MB each, said once."""
+    n = 2000
+    codes = pa.array([*[0] * (n - 1), 1], pa.int32())
+    captions = pa.DictionaryArray.from_arrays(codes, ["x" * 5_000_000, "short"])
+    table = pa.table(
+        {"url": [f"https://a/{number}" for number in range(n)], "caption": captions, "id": range(n)}
+    )
+    pq.write_table(table, tmp_path / "urls.parquet", compression="zstd")
+    source = open_urls(tmp_path / "urls.parquet")
+    count, bad = source.write_slice(10, n, tmp_path / "slice.parquet", ["id"])
+    assert (count, bad) == (1, {"empty caption": n - 11})
+    assert pq.read_table(tmp_path / "slice.parquet").to_pylist() == [
+        {"url": f"https://a/{n - 1}", "caption": "short", "id": n - 1}
+    ]
+
+
 class Fake:
     """img2dataset as it looks from outside: an address that begins with "good" works, others are their own error."""
 

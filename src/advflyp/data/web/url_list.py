@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from advflyp.data.pairs.cells import address_in, captions_in
@@ -18,8 +19,13 @@ from advflyp.data.pairs.rows import TextTable, find_column, read_text_table
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import file_sha256, write_atomically
+from advflyp.limits import MAX_CAPTION_BYTES
+
+# Its functions are made at import; a type checker sees none of them.
+pc: Any = pyarrow.compute
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
+BATCH_ROWS = 8192
 URL_NAMES = ("url", "image_url", "img_url", "link")
 CAPTION_NAMES = ("caption", "text", "top_caption", "alt_text", "title")
 
@@ -96,13 +102,23 @@ class UrlList:
         if self._table is not None:
             yield self._table.select(columns).slice(start, stop - start)
             return
+        # A few bytes can say the same ten megabytes for each of a million rows: as a dictionary they stay few.
         with parquet_file(str(self.path), self.path) as file:
+            kinds = {name: file.schema_arrow.field(name).type for name in columns}
+        texts = [
+            name for name, kind in kinds.items() if kind in (pa.string(), pa.large_string(), pa.binary())
+        ]
+        with reading(str(self.path)), pq.ParquetFile(self.path, read_dictionary=texts) as file:
             begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
                 if begin < stop and end > start:
-                    first = max(start - begin, 0)
-                    yield file.read_row_group(group, columns).slice(first, min(stop, end) - begin - first)
+                    for batch in file.iter_batches(BATCH_ROWS, [group], columns):
+                        first, last = max(start - begin, 0), min(stop - begin, len(batch))
+                        if first < last:
+                            part = batch.slice(first, last - first)
+                            yield pa.table({name: _short(part.column(name)) for name in part.schema.names})
+                        begin += len(batch)
                 begin = end
 
 
@@ -135,6 +151,15 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
     if not rows:
         raise ValueError(f"{path} has no rows")
     return UrlList(path, url, caption, names, rows, metadata, table)
+
+
+def _short(column: pa.Array) -> pa.Array:
+    """A column whose text of more than MAX_CAPTION_BYTES is missing, not as a dictionary."""
+    if not isinstance(column, pa.DictionaryArray):
+        return column
+    words = column.dictionary
+    words = pc.if_else(pc.less_equal(pc.binary_length(words), MAX_CAPTION_BYTES), words, None)
+    return pa.DictionaryArray.from_arrays(column.indices, words).dictionary_decode()
 
 
 def _arrow(text: TextTable) -> pa.Table:
