@@ -218,7 +218,8 @@ def nearest_path(name: str, known: Collection[str] = ()) -> str:
 def check_there(address: str, missing: str, known: Collection[str] = ()) -> None:
     """ValueError, beginning with `missing` and with the nearest path, where there is nothing at an address here.
 
-    known: what else may have been meant
+    Args:
+        known: What else may have been meant.
 
     What is inside is for those who read it to find out.
     """

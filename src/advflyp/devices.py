@@ -43,7 +43,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     is queued like any other work.
 
     Args:
-        tensor: Of any shape and type, usually on the host.
+        tensor: A tensor of any shape and type, usually on the host.
         device: Where it is wanted.
 
     Returns:

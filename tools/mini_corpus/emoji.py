@@ -70,7 +70,8 @@ def split_glued(word: str, vocabulary: frozenset[str]) -> str | None:
 class EmojiTable:
     """Looks emoji up by code point, country, name, or name without separators.
 
-    vocabulary: the words of all names and keywords
+    Attributes:
+        vocabulary: The words of all names and keywords.
     """
 
     def __init__(self, emoji: Iterable[Emoji]) -> None:

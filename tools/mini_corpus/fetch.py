@@ -18,7 +18,9 @@ def silent(line: str) -> None:
 def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tuple[Path, Path, str]:
     """Download and unpack a source's package unless `work` has it: (its files, its archive, its version).
 
-    say: called with a line before each download
+    Args:
+        say: Called with a line before each download.
+
     ValueError when a client is missing or the package cannot be had.
     """
     archives = work / "archives"

@@ -28,7 +28,8 @@ _BATCH = 256
 class Match:
     """Query and reference, by index, resemble each other.
 
-    colour, edges: the distances found, 0 for equal pictures; infinite where that one was not near
+    Attributes:
+        colour, edges: The distances found, 0 for equal pictures; infinite where that one was not near.
     """
 
     query: int
@@ -46,7 +47,9 @@ def find(
 ) -> list[Match]:
     """The pairs of near-duplicates between two collections.
 
-    queries, references: (N, 64, 64, 3 or 4) and (M, 64, 64, 3 or 4) uint8; RGBA is composed on white
+    Args:
+        queries, references: (N, 64, 64, 3 or 4) and (M, 64, 64, 3 or 4) uint8; RGBA is composed on white.
+
     A pair is one when its colour distance is at most colour_limit or its edge distance at most edge_limit.
     """
     if not len(queries) or not len(references):

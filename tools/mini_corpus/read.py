@@ -20,11 +20,12 @@ TONED_PERCENT = 12  # of the skin-tone variants: they are many and differ in not
 class Item:
     """One picture.
 
-    svg, path: what to render: SVG text, or a raster file
-    subgroup:  the emoji's subgroup, by which the test sets are chosen
-    concept:   the emoji's standard name, None for flags and everything else
-    label:     its class in the test set it may belong to
-    weight, role: the source's where they are 0 and empty
+    Attributes:
+        svg, path: SVG text, or a raster file.
+        subgroup: The emoji's subgroup, by which the test sets are chosen.
+        concept: The emoji's standard name, None for flags and everything else.
+        label: Its class in the test set it may belong to.
+        weight, role: The source's where they are 0 and empty.
     """
 
     key: str

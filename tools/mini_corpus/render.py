@@ -46,7 +46,8 @@ def render_svg(svg: str) -> Image.Image:
 def fit(image: Image.Image) -> np.ndarray:
     """(64, 64, 4) uint8 with straight alpha: what a picture draws, cropped and centred in a margin of 2 px.
 
-    ValueError for a picture that draws nothing or is more than 6 times longer than wide.
+    Raises:
+        ValueError: The image is empty or more than 6 times longer than wide.
     """
     image = image.convert("RGBA")
     box = _drawn_box(image)

@@ -75,9 +75,10 @@ _IN_FULL_CORPUS = {
 class SetPlan:
     """A labelled set before it is written.
 
-    members:   indices into the rendered items
-    pixels:    (N, 64, 64, 3) uint8, where the pictures are its own
-    gives_way: where a picture resembles a training picture it leaves the set; else that one leaves training
+    Attributes:
+        members: Indices into the rendered items.
+        pixels: (N, 64, 64, 3) uint8, where the pictures are its own.
+        gives_way: Where a picture resembles a training picture it leaves the set; else that one leaves training.
     """
 
     name: str

@@ -14,12 +14,13 @@ from typing import Any
 class Source:
     """One package of pictures.
 
-    role:     "train", "val", "test", "demand" (test sets built on demand) or "names" (no pictures)
-    reader:   "emoji" (matched to the standard names), "flag" (country codes), "icon" (coloured), "mono" (the shape
-              is in alpha, the colour is free), or "files" (read in a way of its own)
-    weight:   sampling weight in pretraining
-    embedded: the share of its pictures that the embedded corpus takes
-    client:   "npm" or "deb"
+    Attributes:
+        role: "train", "val", "test", "demand" (test sets built on demand) or "names" (no pictures).
+        reader: "emoji" (matched to the standard names), "flag" (country codes), "icon" (coloured), "mono" (the
+            shape is in alpha, the colour is free), or "files" (read in a way of its own).
+        weight: Sampling weight in pretraining.
+        embedded: The share of its pictures that the embedded corpus takes.
+        client: "npm" or "deb".
     """
 
     name: str

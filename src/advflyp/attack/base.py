@@ -155,7 +155,7 @@ def run_stages(
     """Run an attack's stages one after another, each on the images that no earlier one has fooled.
 
     Args:
-        stages: Of the attack.
+        stages: The attack's stages.
         victim: The classifier as the stages see it.
         logits_fp32: The classifier in float32, which decides who is fooled.
         images: (N, 3, H, W) pixels in [0, 1].

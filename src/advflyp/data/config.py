@@ -11,34 +11,33 @@ from advflyp.data.sets.prompts import choose_templates
 class DataConfig:
     """The training data (recipe table `data`).
 
-    train:      pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled images
-                with their captions), a corpus that its builder made (docs/mini.md), a folder of name.jpg + name.txt,
-                webdataset shards (one file, a folder, a glob or "{000..099}.tar"; also s3://, gs://, https://, hf://),
-                a CSV, TSV, JSONL or Parquet table, a Hugging Face dataset "hf:NAME";
-                labelled: "mini/proxy", any set of the table such as "imagenet@train", a folder of class folders,
-                webdataset shards with .cls members
-    also:       a second source of pairs, mixed into the first
-    also_share: fraction of the samples drawn from `also`
-    batch_size: N of Eq. 1, images in a batch
-    drop_last:  drop the samples of an epoch that fill no batch; false makes a smaller last batch of them
-    limit:      the first N pairs, or N class-balanced images
-    size:       number of samples in `train`, where neither a manifest nor local files say so
-    workers:    number of decoding threads
-    resize:     shorter side before the centre crop; none uses the model's own preprocessing, which
-                crops nothing off it
-    interpolation: "bilinear" or "bicubic" resizing; none uses the model's own
-    templates:  prompts of labelled data in place of the set's: one, several with " | " between them, or "openai", the
-                80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is drawn anew
-                each epoch
-    schedule:   sizes of the images over a run: [[160, 0.8], [224, 0.2]] makes the first four fifths of the updates at
-                160 pixels a side, for less arithmetic, and the others at 224; none is the model's own size. Position
-                embeddings are interpolated; validation is at the model's own size
-    shuffle_buffer:    samples of shards that are shuffled together, kept in memory undecoded, up to
-                       1 GB of them
-    max_bad_fraction:  training stops when a larger fraction of the samples is skipped
-    image_column, caption_column: column names of a table, if not detected
-    text_cache: folder for embeddings of captions by a frozen text encoder, kept from run to run; none keeps them in
-                memory only
+    Attributes:
+        train: Pairs: "mini" (the corpus that comes with the package), "mini/proxy-captioned" (its labelled images
+            with their captions), a corpus that its builder made (docs/mini.md), a folder of name.jpg + name.txt,
+            webdataset shards (one file, a folder, a glob or "{000..099}.tar"; also s3://, gs://, https://, hf://),
+            a CSV, TSV, JSONL or Parquet table, a Hugging Face dataset "hf:NAME"; labelled: "mini/proxy", any set of
+            the table such as "imagenet@train", a folder of class folders, webdataset shards with .cls members.
+        also: A second source of pairs, mixed into the first.
+        also_share: Fraction of the samples drawn from `also`.
+        batch_size: N of Eq. 1, images in a batch.
+        drop_last: Drop the samples of an epoch that fill no batch; false makes a smaller last batch of them.
+        limit: The first N pairs, or N class-balanced images.
+        size: Number of samples in `train`, where neither a manifest nor local files say so.
+        workers: Number of decoding threads.
+        resize: Shorter side before the centre crop; none uses the model's own preprocessing, which crops nothing
+            off it.
+        interpolation: "bilinear" or "bicubic" resizing; none uses the model's own.
+        templates: Prompts of labelled data in place of the set's: one, several with " | " between them, or
+            "openai", the 80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is
+            drawn anew each epoch.
+        schedule: Sizes of the images over a run: [[160, 0.8], [224, 0.2]] makes the first four fifths of the
+            updates at 160 pixels a side, for less arithmetic, and the others at 224; none is the model's own size.
+            Position embeddings are interpolated; validation is at the model's own size.
+        shuffle_buffer: Samples of shards that are shuffled together, kept in memory undecoded, up to 1 GB of them.
+        max_bad_fraction: Training stops when a larger fraction of the samples is skipped.
+        image_column, caption_column: Column names of a table, if not detected.
+        text_cache: Folder for embeddings of captions by a frozen text encoder, kept from run to run; none keeps
+            them in memory only.
     """
 
     train: str

@@ -34,9 +34,11 @@ DOCUMENTS = {"readme", "license", "licence", "copying", "notice", "changelog", "
 class Member:
     """The name of a file that is part of a sample; `parse_member` makes one.
 
-    key:    of the sample
-    suffix: in lower case, one of KNOWN
-    base:   webdataset's key, which ends at the first dot of the file's name; other than `key` where that has dots
+    Attributes:
+        key: The sample's key.
+        suffix: In lower case, one of KNOWN.
+        base: webdataset's key, which ends at the first dot of the file's name; other than `key` where that has
+            dots.
     """
 
     key: str
@@ -65,7 +67,8 @@ def parse_member(path: str) -> Member | None:
 def is_extra(key: str, known: Container[str]) -> bool:
     """Whether a sample that lacks a half is only a further file of another, as 0001.mask.png is of 0001.
 
-    known: the other samples' keys
+    Args:
+        known: The other samples' keys.
     """
     folder, slash, name = key.rpartition("/")
     while "." in name:

@@ -46,7 +46,8 @@ def _absolute(name: str) -> str:
 def _places(name: str, most: int | None = None) -> list[Path]:
     """The files of a pattern, or what is named as it is; "mini" has nothing in common with "mini/food".
 
-    most: files that may come of the pattern of a stranger, who may look into one folder
+    Args:
+        most: Files that may come of the pattern of a stranger, who may look into one folder.
     """
     if not Path(name).is_absolute():
         return [Path(f"{name}.set")]

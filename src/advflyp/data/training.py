@@ -49,8 +49,9 @@ CAPTIONS = ("txt", "caption")
 class LabelledBatches(Pairs, Protocol):
     """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
 
-    classes, templates: as in `LabelledSet`; the captions are of the first template
-    draws_captions: the captions are drawn from all templates instead
+    Attributes:
+        classes, templates: As in `LabelledSet`; the captions are of the first template.
+        draws_captions: The captions are drawn from all templates instead.
     """
 
     classes: list[str]
@@ -180,7 +181,8 @@ def _open_object(
 def readings(train: str) -> set[Reading]:
     """What `data.train` can be read as, seen from its name and a glance at the files; empty where that says nothing.
 
-    ValueError for a folder of whole splits: which of them is meant decides what is trained on.
+    Raises:
+        ValueError: The folder holds whole splits; which of them is meant decides what is trained on.
     """
     if train == PROXY_PAIRS or corpus_folder(train) is not None:
         return {"pairs"}

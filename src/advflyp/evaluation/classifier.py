@@ -92,7 +92,7 @@ class Classifier:
             labels: (N,) int64, the true classes.
             attack: The attack.
             threat: The ball around each image.
-            precision: Of the search.
+            precision: Precision of the search.
             seed: Random seed.
             index: (N,) int64, the images' places in their dataset; 0 … N − 1 by default.
         """

@@ -34,7 +34,7 @@ class Comparison:
         p: Exact two-sided McNemar test of only_a = only_b.
         p_holm: Adjusted by Holm's method for all rows that `compare` returns.
         differing: Settings in which the two measurements differ, of SETTINGS.
-        protocol: Of both; "A / B" where no protocol is common to both, which `differing` says too.
+        protocol: The protocol of both; "A / B" where no protocol is common to both, which `differing` says too.
     """
 
     model_a: str

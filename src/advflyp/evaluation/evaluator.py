@@ -135,7 +135,7 @@ class Evaluator(Classifier):
         Args:
             attack: The attack.
             threat: The ball around each image; None for clean images.
-            precision: Of the search.
+            precision: Precision of the search.
             seed: Random seed of the attack.
             journal: Holds what is known so far; an interrupted run resumes from its last finished batch.
             watch: Called after every batch.

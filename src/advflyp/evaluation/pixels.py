@@ -21,7 +21,7 @@ class Pixels:
     Attributes:
         resize: The shorter side before the centre crop, in pixels; None is the size of the model's input.
         of: The input size that `resize` is for: it is scaled for models of another one. None: as it is.
-        interpolation: Of the resizing; None is bicubic.
+        interpolation: How images are resized; None is bicubic.
         native: Perturb the image at its own size. Resizing it is then part of the model under attack, differentiable
             and without antialiasing. All images of the set must have one size.
     """

@@ -52,7 +52,7 @@ class Protocol:
             that are not in the table keep their own prompts and names.
         pixels: How images become what is perturbed.
         native: Datasets that are perturbed at their own size, and enlarged (bicubic) inside the model under attack.
-        precision: Of the attack's search.
+        precision: Precision of the attack's search.
         notes: What still differs from the published numbers.
     """
 
@@ -88,9 +88,9 @@ class Protocol:
 
         Args:
             templates: Prompts, each with one "{}", or "openai".
-            classnames: Of a dataset, in the order of its labels.
+            classnames: Class names of a dataset, in the order of its labels.
             resize: The shorter side before the centre crop, in pixels.
-            interpolation: Of the resizing.
+            interpolation: How images are resized.
 
         Raises:
             ValueError: A prompt without exactly one "{}", no class names, or a side that no image should have.

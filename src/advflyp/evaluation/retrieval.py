@@ -121,7 +121,7 @@ def retrieval(
         norm: "linf" or "l2".
         limit: This many images, drawn by `seed`, with their captions.
         batch_size: Images at a time.
-        precision: Of the search for adversarial images: "auto", "fp32", "bf16"; embeddings are always float32.
+        precision: Precision of the attack: "auto", "fp32", "bf16"; embeddings are always float32.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.
         name: What results call the model; its own name by default.

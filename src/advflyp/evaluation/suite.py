@@ -66,7 +66,7 @@ def evaluate(
         norm: "linf" or "l2".
         limit: N class-balanced images of each dataset, drawn by `seed`.
         batch_size: Images at a time.
-        precision: Of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
+        precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.

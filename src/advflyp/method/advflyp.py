@@ -32,11 +32,12 @@ def clip_loss(
 ) -> Tensor:
     """Eq. 1: the mean of the image-to-text and text-to-image cross-entropies of N pairs; a scalar.
 
-    image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other
-    logit_scale: τ⁻¹
-    ignore:      (N, N) bool, pairs that are not counted as negatives; its diagonal must be False
-    ranks:       with several processes, image_embeddings and `ignore` are the n rows of this one, all texts are
-                 given, and the loss is that of all N pairs as a function of its own rows
+    Args:
+        image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other.
+        logit_scale: τ⁻¹.
+        ignore: (N, N) bool, pairs that are not counted as negatives; its diagonal must be False.
+        ranks: With several processes, image_embeddings and `ignore` are the n rows of this one, all texts are
+            given, and the loss is that of all N pairs as a function of its own rows.
     """
     if ranks.size == 1 and len(image_embeddings) * len(text_embeddings) <= MOST_LOGITS:
         logits = logit_scale * image_embeddings @ text_embeddings.T
@@ -73,9 +74,10 @@ def sigmoid_loss(
 ) -> Tensor:
     """SigLIP's −1/N Σ_ij log σ(z_ij·(τ⁻¹ x_i·t_j + b)) (Zhai et al. 2023), z_ij = 1 for a pair, else −1; a scalar.
 
-    image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other
-    logit_scale, logit_bias: τ⁻¹ and b
-    ignore, ranks: as in `clip_loss`
+    Args:
+        image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other.
+        logit_scale, logit_bias: τ⁻¹ and b.
+        ignore, ranks: As in `clip_loss`.
     """
     own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
 
@@ -95,11 +97,13 @@ def sigmoid_loss(
 @dataclass(frozen=True, kw_only=True)
 class AdvFLYPConfig(RegularisedConfig):
     """Recipe table `method` with name = "advflyp": the keys of `RegularisedConfig` (both weights at 1 is AdvFLYP_full,
+
     Eq. 13), and
 
-    loss:              "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", what the model was pretrained
-                       with: sigmoid where it has a logit bias
-    mask_same_caption: do not count pairs with the same caption as negatives (for small corpora)
+    Attributes:
+        loss: "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", what the model was pretrained with:
+            sigmoid where it has a logit bias.
+        mask_same_caption: Do not count pairs with the same caption as negatives (for small corpora).
     """
 
     loss: Literal["auto", "contrastive", "sigmoid"] = "auto"

@@ -14,16 +14,17 @@ from advflyp.model.clip import CLIP
 class Method(ABC):
     """An inner loss, maximised over perturbations, and outer losses, minimised over weights.
 
-    trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with (batches
-               then hold no embeddings of texts)
-    needs_classes: of labelled data, whether it uses `class_embeddings`; where it does not, and captions are drawn from
-               many templates, only the captions are encoded
-    config:   the method's own keys of the recipe table `method`
-    model:    the one being trained
-    original: a frozen copy of the model before training, where `needs_original`; else None
-    ranks:    the processes that share a batch
-    flat_at_clean: the attack's loss has no gradient at the clean images of the model it starts from
-    any_size: the losses take images of another size than the model's own
+    Attributes:
+        trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with
+            (batches then hold no embeddings of texts).
+        needs_classes: For labelled data: whether it uses `class_embeddings`; where it does not, and captions are
+            drawn from many templates, only the captions are encoded.
+        config: The method's own keys of the recipe table `method`.
+        model: The one being trained.
+        original: A frozen copy of the model before training, where `needs_original`; else None.
+        ranks: The processes that share a batch.
+        flat_at_clean: The attack's loss has no gradient at the clean images of the model it starts from.
+        any_size: The losses take images of another size than the model's own.
     """
 
     trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"

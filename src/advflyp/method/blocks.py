@@ -14,7 +14,9 @@ def in_row_blocks(function: Callable[..., Any], *rows: Tensor, columns: int) -> 
     """What `function` returns for each block of rows, in order; one block where that is small enough.
 
     rows:    tensors (n, …), split alike
-    columns: of the (n, columns) matrix that `function` makes of them
+
+    Args:
+        columns: Number of columns of the (n, columns) matrix that `function` makes of them.
     """
     size = max(1, MOST_LOGITS // columns)
     if len(rows[0]) <= size:

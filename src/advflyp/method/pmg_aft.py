@@ -20,11 +20,12 @@ from advflyp.model.zeroshot import class_logits
 class PMGAFTConfig:
     """Recipe table `method` with name = "pmg_aft".
 
-    original_weight: α, of the divergence from the original model; 0 leaves it out
-    clean_weight:    β, of the divergence from the clean picture; 0 leaves it out
-    logit_temperature: τ⁻¹ in all three terms and in the attack; none takes the model's own. 1 is what the released code
-                     computes with: it normalises the texts again after it has scaled them
-    divergence:      over the images of a batch, "mean" or "sum" (the released code)
+    Attributes:
+        original_weight: α, of the divergence from the original model; 0 leaves it out.
+        clean_weight: β, of the divergence from the clean picture; 0 leaves it out.
+        logit_temperature: τ⁻¹ in all three terms and in the attack; none takes the model's own. 1 is what the
+            released code computes with: it normalises the texts again after it has scaled them.
+        divergence: Over the images of a batch, "mean" or "sum" (the released code).
     """
 
     original_weight: float = 1.0

@@ -21,9 +21,10 @@ def feature_deviation(
 ) -> Tensor:
     """One term of Eq. 8, a scalar: how far the (N, d) embeddings `a` lie from `b`.
 
-    norm: "row", the mean of the rows' L2 distances (Algorithm 1 and the released code), or
-          "frobenius", ‖a − b‖_F / N (the equation as printed)
-    ranks: with several processes, a and b are rows of this one, and the deviation is that of all rows
+    Args:
+        norm: "row", the mean of the rows' L2 distances (Algorithm 1 and the released code), or "frobenius", ‖a −
+            b‖_F / N (the equation as printed).
+        ranks: With several processes, a and b are rows of this one, and the deviation is that of all rows.
     """
     difference = a - b
     if norm == "frobenius":
@@ -44,10 +45,11 @@ def logit_divergence(
 ) -> Tensor:
     """One term of Eq. 12, a scalar: the mean over N images of KL(P_a ‖ P_b), P = softmax(τ⁻¹·X·Tᵀ), Eqs. 9–11.
 
-    image_a, image_b: (N, d) embeddings;  text: (M, d)
-    logit_scale: τ⁻¹; 1 gives the equations as printed
-    logit_scale_b: τ⁻¹ of P_b; none is that of P_a
-    ranks: with several processes, the images are rows of this one, and the mean is over all
+    Args:
+        image_a, image_b: (N, d) embeddings; text: (M, d).
+        logit_scale: τ⁻¹; 1 gives the equations as printed.
+        logit_scale_b: τ⁻¹ of P_b; none is that of P_a.
+        ranks: With several processes, the images are rows of this one, and the mean is over all.
     """
     scale_b = logit_scale if logit_scale_b is None else logit_scale_b
 
@@ -69,16 +71,16 @@ def check_temperature(value: float | None) -> None:
 class RegularisedConfig:
     """Keys of the recipe table `method` that every regularised method has.
 
-    feature_weight: weight of L_feat (Eq. 8); 0 leaves it out
-    logit_weight:   weight of L_logit (Eq. 12); 0 leaves it out
-    reference:      against what both regularisers hold the adversarial embeddings: "both" the frozen
-                    original model on the same adversarial image and the model itself on the clean image,
-                    or "frozen" alone (AdvFLYP_2nd)
-    feature_norm:   "row" or "frobenius", see `feature_deviation`
-    logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed
-    logit_gradients: what the gradients of L_logit reach, where more than the image tower is trained: "image", the image
-                    embeddings only (the paper's frozen T), or "all", the texts and τ too (the released code, in which
-                    P_θ₀ keeps the τ of the original)
+    Attributes:
+        feature_weight: Weight of L_feat (Eq. 8); 0 leaves it out.
+        logit_weight: Weight of L_logit (Eq. 12); 0 leaves it out.
+        reference: Against what both regularisers hold the adversarial embeddings: "both" the frozen original model
+            on the same adversarial image and the model itself on the clean image, or "frozen" alone (AdvFLYP_2nd).
+        feature_norm: "row" or "frobenius", see `feature_deviation`.
+        logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed.
+        logit_gradients: What the gradients of L_logit reach, where more than the image tower is trained: "image",
+            the image embeddings only (the paper's frozen T), or "all", the texts and τ too (the released code, in
+            which P_θ₀ keeps the τ of the original).
     """
 
     feature_weight: float = 0.0
@@ -119,7 +121,8 @@ class Regularised(FromEmbeddings):
     def penalties(self, adversarial: Tensor, anchors: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
         """{"feature", "logit"}, weighted, those that are on.
 
-        adversarial, anchors: (N, d) embeddings, of `branches`;  text: (M, d)
+        Args:
+            adversarial, anchors: (N, d) embeddings, of `branches`; text: (M, d).
         """
         config = self.config
         result = {}

@@ -19,7 +19,8 @@ def class_loss(
 ) -> Tensor:
     """(N, d) unit-norm → (N,) cross-entropies against the labels of the batch, the class embeddings constant.
 
-    logit_scale: τ⁻¹; none is the model's own
+    Args:
+        logit_scale: τ⁻¹; none is the model's own.
     """
     scale = model.logit_scale if logit_scale is None else logit_scale
     logits = class_logits(embeddings, batch.class_embeddings.detach(), scale)

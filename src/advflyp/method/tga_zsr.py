@@ -27,10 +27,12 @@ FLAT = 1e-6
 
 def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """A of N pictures, (N, height · width) in [0, 1]: dot product of each patch with the text, min–max normalised per
+
     picture, resized bilinearly, flattened. Zero, without a gradient, where all patches of a picture are equally near.
 
-    tokens: (N, rows · columns, d) normalised patches;  text: (N, d) unit-norm, one a picture
-    grid:   (rows, columns);  size: (height, width) of the pictures
+    Args:
+        tokens: (N, rows · columns, d) normalised patches; text: (N, d) unit-norm, one a picture.
+        grid: (rows, columns); size: (height, width) of the pictures.
     """
     cosines = torch.einsum("nld,nd->nl", tokens, text)
     lowest, highest = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
@@ -42,8 +44,9 @@ def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tup
 def normalised_over_tokens(patches: Patches) -> Tensor:
     """(N, L, d) patches, each of the d features divided by its L2 norm over the image's tokens.
 
-    patches: of any length. The embedding of the image counts as one of the tokens, as the class token does in the
-             released code.
+    Args:
+        patches: Vectors of any length. The embedding of the image counts as one of the tokens, as the class token does
+            in the released code.
     """
     every = torch.cat([patches.image[:, None], patches.tokens], dim=1)
     return F.normalize(every, dim=1)[:, 1:]
@@ -53,11 +56,12 @@ def normalised_over_tokens(patches: Patches) -> Tensor:
 class TGAZSRConfig:
     """Recipe table `method` with name = "tga_zsr".
 
-    refinement_weight: α, of the adversarial picture's attention; 0 leaves it out
-    constraint_weight: β, of the clean picture's attention; 0 leaves it out
-    attention_norm:    what a patch is divided by before its dot product with the text: "token", its own L2 norm (the
-                       paper: a cosine), or "dim", in each of the d dimensions the norm over all tokens of the image
-                       (the released code)
+    Attributes:
+        refinement_weight: α, of the adversarial picture's attention; 0 leaves it out.
+        constraint_weight: β, of the clean picture's attention; 0 leaves it out.
+        attention_norm: What a patch is divided by before its dot product with the text: "token", its own L2 norm
+            (the paper: a cosine), or "dim", in each of the d dimensions the norm over all tokens of the image (the
+            released code).
     """
 
     refinement_weight: float = 0.08

@@ -96,7 +96,8 @@ def _load_weights(net: nn.Module, path: Path) -> None:
 def read_open_clip_config(folder: Path) -> dict[str, Any]:
     """{"model_cfg": …, "preprocess_cfg": …} of a folder, without options that are not passed on.
 
-    ValueError where it cannot be read or asks for what is not known.
+    Raises:
+        ValueError: It cannot be read or asks for what is not known.
     """
     path = folder / CONFIG_FILE
     unreadable = UNREADABLE.format(folder)
@@ -173,7 +174,7 @@ def check_alone(text_cfg: Mapping[str, Any], folder: Path, repository: str) -> N
     """Refuse a configuration by which more than `repository` would be fetched.
 
     Args:
-        text_cfg: Of open_clip's configuration.
+        text_cfg: That of open_clip's configuration.
         folder: Its small files.
         repository: OWNER/NAME.
 

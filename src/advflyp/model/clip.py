@@ -27,10 +27,11 @@ from advflyp.model.zeroshot import ZeroShotClassifier
 class CLIP(nn.Module):
     """An open_clip model with its tokenizer and preprocessing.
 
-    net:       the open_clip module (`CLIP`, `CustomTextCLIP`, …), float32 weights
-    tokenizer: list of N texts → (N, context) int64 tokens
-    config:    {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores
-    name:      what the user asked for; recorded in results
+    Attributes:
+        net: The open_clip module (`CLIP`, `CustomTextCLIP`, …), float32 weights.
+        tokenizer: List of N texts → (N, context) int64 tokens.
+        config: {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores.
+        name: What the user asked for; recorded in results.
 
     `model.double()` makes one that computes everything in float64; where float32 stands below, that is meant then.
     """
@@ -187,7 +188,8 @@ class CLIP(nn.Module):
     def encode_patches(self, images: Tensor) -> Patches:
         """(N, 3, H, W) pixels in [0, 1] → embeddings of the images and of each of their patches, from one forward.
 
-        ValueError for an architecture without patch tokens.
+        Raises:
+            ValueError: The architecture has no patch tokens.
         """
         grid = self.patch_grid
         embeddings = self._in_parts(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
@@ -235,7 +237,8 @@ class CLIP(nn.Module):
 class TextCache:
     """Embeddings of a frozen text tower, each distinct text encoded once.
 
-    capacity: how many texts are remembered (2 KB each at d = 512); later ones are encoded every time.
+    Attributes:
+        capacity: How many texts are remembered (2 KB each at d = 512); later ones are encoded every time.
     """
 
     def __init__(self, model: CLIP, capacity: int = 1_000_000) -> None:

@@ -9,7 +9,9 @@ from advflyp.dtypes import in_float64
 def cosine_deviation(clean: Tensor, adversarial: Tensor) -> Tensor:
     """Eq. 14: the angle between each clean embedding and its adversarial one.
 
-    clean, adversarial: (N, d), of any length but zero (NaN then)
+    Args:
+        clean, adversarial: (N, d), of any length but zero (NaN then).
+
     Returns (N,) float64 radians in [0, π]. Kahan's 2·atan2(‖a − b‖, ‖a + b‖) on unit vectors: arccos loses half of
     the digits of a small angle.
     """

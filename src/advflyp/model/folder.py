@@ -106,8 +106,10 @@ def broken_weights(names: Sequence[str]) -> str:
 def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = False) -> None:
     """Write weights, configuration and card into `folder`, which appears only when it is complete.
 
-    card: what a reader should know of these weights (data, recipe, results); JSON
-    half: store float16, half the size
+    Args:
+        card: What a reader should know of these weights (data, recipe, results); JSON.
+        half: Store float16, half the size.
+
     ValueError where a weight is not finite, or `folder` holds anything but a model that was written like this;
     nothing is written then.
     """
@@ -151,7 +153,8 @@ def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
 def read_card(name: str | Path) -> dict[str, Any]:
     """What is known of the model called `name`, if it is in a folder that says so; {} for others.
 
-    ValueError for a damaged card.
+    Raises:
+        ValueError: The card is damaged.
     """
     for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
         path = folder / CARD_FILE

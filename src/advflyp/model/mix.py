@@ -13,7 +13,7 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
     """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; counters are those of the last model.
 
     Args:
-        models: Of one architecture.
+        models: Models of one architecture.
         weights: One for each; they sum to 1.
 
     Raises:

@@ -21,9 +21,10 @@ MOST_SEQUENCES = 32_768
 class Patches(NamedTuple):
     """What one forward gives of N images.
 
-    image:  (N, d) float32 unit-norm, the same as `CLIP.encode_image`
-    tokens: (N, rows · columns, d) float32 unit-norm, one a patch, row by row from the top left
-    grid:   (rows, columns)
+    Attributes:
+        image: (N, d) float32 unit-norm, the same as `CLIP.encode_image`.
+        tokens: (N, rows · columns, d) float32 unit-norm, one a patch, row by row from the top left.
+        grid: (rows, columns).
 
     Those of `CLIP.encode_patches_raw` are of any length.
     """
@@ -36,7 +37,8 @@ class Patches(NamedTuple):
 def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]:
     """(rows, columns) of patches in an image of (height, width) pixels; ValueError where the tower has none.
 
-    name: the model's, for the message
+    Args:
+        name: The model's, for the message.
     """
     if isinstance(visual, VisionTransformer) and getattr(visual, "attn_pool_contrastive", None) is None:
         rows, columns = visual.grid_size
@@ -58,7 +60,8 @@ def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]
 def embed_patches(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
     """One forward of a tower that has a `patch_grid`: (N, d) of the images and (N, rows · columns, d) of the patches.
 
-    normalised: (N, 3, H, W) as the tower takes them;  neither result is normalised
+    Args:
+        normalised: (N, 3, H, W) as the tower takes them; neither result is normalised.
     """
     with _every_patch(visual):
         if isinstance(visual, TimmModel):

@@ -18,8 +18,9 @@ def in_parts(
 ) -> Tensor:
     """`encode(images)`, `size` images at a time, in both directions.
 
-    encode:     (n, …) → (n, …), each row for itself, the same whenever it is called
-    parameters: all that `encode` uses and that may need a gradient
+    Args:
+        encode: (n, …) → (n, …), each row for itself, the same whenever it is called.
+        parameters: All that `encode` uses and that may need a gradient.
     """
     trained = [p for p in parameters if p.requires_grad]
     if len(images) <= size:

@@ -31,9 +31,11 @@ PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPE
 class TextStore:
     """N texts → (N, d) constants on the model's device, each text encoded once for all runs.
 
-    model:    its text tower must stay as it is
-    folder:   where embeddings are kept, 4·d + 16 bytes each; memory holds some 200 bytes of each
-    capacity: how many texts are known; others are encoded every time
+    Attributes:
+        model: Its text tower must stay as it is.
+        folder: Where embeddings are kept, 4·d + 16 bytes each; memory holds some 200 bytes of each.
+        capacity: How many texts are known; others are encoded every time.
+
     ValueError where it cannot be written.
     """
 

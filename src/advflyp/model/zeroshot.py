@@ -18,8 +18,9 @@ def prompt_embeddings(
 ) -> Tensor:
     """(K, T, d) unit-norm embeddings of every template of every class, with gradients.
 
-    classes:   K names
-    templates: T, each with one "{}" for the name
+    Args:
+        classes: K names.
+        templates: T, each with one "{}" for the name.
     """
     prompts = [fill(template, name) for name in classes for template in templates]
     chunks = [model.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
@@ -42,7 +43,8 @@ def class_embeddings(
 class ClassTexts:
     """What a batch of labelled images needs of the text tower.
 
-    frozen: whether the tower stays as it is; then every prompt is encoded once, else each time, with gradients
+    Attributes:
+        frozen: Whether the tower stays as it is; then every prompt is encoded once, else each time, with gradients.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Entry:
         eps: L∞ radius of the adversarial training, in pixels of [0, 1].
         towers: Which of its towers are robust.
         trained_on: Sets that it was finetuned on, as `data.train` names them.
-        licence: Of the weights, by the hub's identifiers.
+        licence: Licence of the weights, by the hub's identifiers.
         paper: Authors, title, where, and the number on arXiv.
         published: Accuracies.
         revision: The commit that is loaded; None for the newest.

@@ -20,8 +20,9 @@ CHECKPOINT = re.compile(r"step-\d+(-[0-9a-f]+)?\.pt")
 class CheckpointConfig:
     """Recipe table `checkpoint`.
 
-    every: steps between checkpoints; one is also written at the end of each epoch
-    keep:  how many are kept
+    Attributes:
+        every: Steps between checkpoints; one is also written at the end of each epoch.
+        keep: How many are kept.
     """
 
     every: int = 1000
@@ -76,7 +77,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; none where there is no such folder.
 
-    ValueError where the folder cannot be listed: `Path.glob` would say that there are none.
+    Raises:
+        ValueError: The folder cannot be listed: `Path.glob` would say that there are none.
     """
     try:
         names = os.listdir(folder)

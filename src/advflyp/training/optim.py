@@ -15,18 +15,19 @@ LARGEST_LR = 1e6
 class OptimConfig:
     """Recipe table `optim`.
 
-    name:         "sgd" (the paper's) or "adamw"
-    lr:           peak learning rate
-    lr_steps:     what `lr` is meant for: a run of fewer steps has a rate lower in proportion. An `lr` that overrides
-                  the recipe's is taken as it is
-    momentum:     of SGD
-    beta2, epsilon: of AdamW. 0.98 and 1e-6 are CLIP's, torch's own are 0.999 and 1e-8
-    weight_decay: of the parameters that `decayed` names
-    decayed:      "matrices", of two or more dimensions (biases, norms and the logit scale have no decay), or "all"
-    warmup_steps: linear rise from 0
-    warmup_share: of the run that the warm-up takes at most
-    schedule:     "cosine" to 0 at the last step, or "constant"
-    max_grad_norm: clip the gradient's norm; none does not
+    Attributes:
+        name: "sgd" (the paper's) or "adamw".
+        lr: Peak learning rate.
+        lr_steps: Number of steps that `lr` is meant for: a shorter run has a proportionally lower rate. An `lr` that
+            overrides the recipe's is taken as it is.
+        momentum: Momentum of SGD.
+        beta2, epsilon: Parameters of AdamW. 0.98 and 1e-6 are CLIP's, torch's own are 0.999 and 1e-8.
+        weight_decay: Weight decay of the parameters that `decayed` names.
+        decayed: "matrices", of two or more dimensions (biases, norms and the logit scale have no decay), or "all".
+        warmup_steps: Linear rise from 0.
+        warmup_share: Largest fraction of the run that the warm-up may take.
+        schedule: "cosine" to 0 at the last step, or "constant".
+        max_grad_norm: Clip the gradient's norm; none does not.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"

@@ -25,21 +25,23 @@ from advflyp.training.runlog import LogConfig
 class TrainConfig:
     """Recipe table `train`.
 
-    epochs, max_steps: whichever ends first
-    precision:     "fp32", "bf16" (weights, pixels, patch embedding and losses stay float32), or "auto": bf16 where the
-                   device is faster in it. A resumed run keeps what it was started with
-    seed:          of data order, captions and perturbations
-    device:        "auto", "cpu" or "cuda"
-    deterministic: only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU)
-    patience:      stop after so many validations without a better one; none never stops early
-    unfreeze:      what is trained: "vision" (the paper's), "vision+text", or "all" (also the logit scale and bias)
-    batch_norm:    "frozen" keeps the statistics of pretraining, "update" goes on estimating them
-    micro_batch:   images that go through the tower at a time, in a process; their activations are computed twice.
-                   For batches larger than memory; the result is that of the whole batch
-    activation_checkpointing: keep no activations within the blocks of a tower, compute them again; for large towers
-    parallel:      over several processes: "ddp", a whole model in each, or "fsdp", its weights, gradients and
-                   optimiser state split over them (FSDP2), for towers that do not fit
-    compile:       run the image tower through torch.compile
+    Attributes:
+        epochs, max_steps: Whichever ends first.
+        precision: "fp32", "bf16" (weights, pixels, patch embedding and losses stay float32), or "auto": bf16 where
+            the device is faster in it. A resumed run keeps what it was started with.
+        seed: Random seed of data order, captions and perturbations.
+        device: "auto", "cpu" or "cuda".
+        deterministic: Only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU).
+        patience: Stop after so many validations without a better one; none never stops early.
+        unfreeze: What to train: "vision" (the paper's), "vision+text", or "all" (also the logit scale and bias).
+        batch_norm: "frozen" keeps the statistics of pretraining, "update" goes on estimating them.
+        micro_batch: Images that go through the tower at a time, in a process; their activations are computed twice.
+            For batches larger than memory; the result is that of the whole batch.
+        activation_checkpointing: Keep no activations within the blocks of a tower, compute them again; for large
+            towers.
+        parallel: Over several processes: "ddp", a whole model in each, or "fsdp", its weights, gradients and
+            optimiser state split over them (FSDP2), for towers that do not fit.
+        compile: Run the image tower through torch.compile.
     """
 
     epochs: int = 1
@@ -78,10 +80,11 @@ class TrainConfig:
 class ValidateConfig:
     """Recipe table `validate`: what decides which weights are the best.
 
-    set:    a labelled set, measured at the end of each epoch; none keeps the last weights
-    limit:  so many of its images, classes evenly represented
-    attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean"
-    every:  steps between validations besides those at the end of an epoch
+    Attributes:
+        set: A labelled set, measured at the end of each epoch; none keeps the last weights.
+        limit: So many of its images, classes evenly represented.
+        attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean".
+        every: Steps between validations besides those at the end of an epoch.
     """
 
     set: str | None = None

@@ -28,9 +28,10 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 class LogConfig:
     """Recipe table `log`.
 
-    every:    steps between lines of metrics.jsonl
-    trackers: where they go besides: "tensorboard" (into the run folder), "wandb", "trackio"
-    project:  what the last two file the run under
+    Attributes:
+        every: Steps between lines of metrics.jsonl.
+        trackers: Where they go besides: "tensorboard" (into the run folder), "wandb", "trackio".
+        project: Project name for wandb and trackio.
     """
 
     every: int = 10
@@ -109,11 +110,12 @@ class Tracker(Protocol):
 class RunLog:
     """Appends one JSON object a line to `folder`/metrics.jsonl and shows progress.
 
-    total_steps: length of the bar
-    resume_step: where the run continues
-    kept:        what remains of an earlier file, in bytes (as `sync` returned them); the rest will be written again
-    console:     where the bar goes; none is silent
-    tracker:     is given the numbers of every line, too
+    Attributes:
+        total_steps: Length of the bar.
+        resume_step: Where the run continues.
+        kept: What remains of an earlier file, in bytes (as `sync` returned them); the rest will be written again.
+        console: Where the bar goes; none is silent.
+        tracker: Is given the numbers of every line, too.
     """
 
     def __init__(

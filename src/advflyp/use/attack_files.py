@@ -21,7 +21,9 @@ OURS = {RECORD, *(f"{name}{end}.png" for name in IMAGES for end in ("", "-2"))}
 def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     """A folder to write into that takes the place of `out` when the block ends, and vanishes if it fails.
 
-    asked: what was asked for; a folder that answers this already is written anew
+    Args:
+        asked: The request; a folder that holds its result is written anew.
+
     ValueError where `out` holds anything else.
     """
     recover_folder(out)

@@ -30,7 +30,9 @@ def levels(threat: Threat) -> int:
 def eight_bits(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
     """(N, 3, H, W): `adversarial` rounded to multiples of 1/255 without leaving the ball around `clean`.
 
-    clean: (1 or N, 3, H, W), multiples of 1/255 already, as every model's preprocessing gives them
+    Args:
+        clean: (1 or N, 3, H, W), multiples of 1/255 already, as every model's preprocessing gives them.
+
     L∞: each pixel is rounded, and held to ε in whole levels. L2: rounding may lengthen a perturbation; it is then
     shortened until what it rounds to is short enough.
     """
@@ -59,8 +61,9 @@ class EightBitClassifier(Classifier):
 
     The attacks' gradients are those of the image as it is; a point leaves an attack when its rounding is misclassified.
 
-    plain:      whose model and class weights these are;  clean: (1, 3, H, W), the one image that is attacked
-    last_found: (1, 3, H, W), the last image of float pixels that was misclassified, whatever its rounding was
+    Attributes:
+        plain: Whose model and class weights these are; clean: (1, 3, H, W), the one image that is attacked.
+        last_found: (1, 3, H, W), the last image of float pixels that was misclassified, whatever its rounding was.
     """
 
     def __init__(self, plain: Classifier, clean: Tensor, threat: Threat) -> None:

@@ -20,7 +20,8 @@ HOW = "separate them by commas (cat,dog), or name a file with one a line, or a s
 class Labels:
     """K names and the prompt templates that hold them; `choose_labels` makes one.
 
-    own: whether they are the user's; a set's class names are taken as they are
+    Attributes:
+        own: Whether they are the user's; a set's class names are taken as they are.
     """
 
     names: list[str]
@@ -56,7 +57,10 @@ class Labels:
 def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | None = None) -> Labels:
     """Labels as a list, or as text: "cat,dog", a file with one a line, "mini/food" or another known set.
 
-    templates: prompts with one "{}" each, or ["openai"]; by default the set's own, else "This is a photo of a {}."
+    Args:
+        templates: Prompts with one "{}" each, or ["openai"]; by default the set's own, else "This is a photo of a
+            {}.".
+
     ValueError for fewer than two labels, one that comes twice, an unreadable file, an unknown set.
     """
     prompts = choose_templates(templates[0] if len(templates) == 1 else templates) if templates else None

@@ -53,10 +53,11 @@ else:  # in advflyp's own environment
 class Limits:
     """What a download may do.
 
-    allow_private: connect to any address
-    max_bytes:     of one answer
-    seconds:       for one answer in all; img2dataset's own timeout is for each silence
-    named:         host and port that may be at a private address, since the user named them
+    Attributes:
+        allow_private: Connect to any address.
+        max_bytes: Maximum size of one response.
+        seconds: For one answer in all; img2dataset's own timeout is for each silence.
+        named: Host and port that may be at a private address, since the user named them.
     """
 
     allow_private: bool = False

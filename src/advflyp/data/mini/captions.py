@@ -13,7 +13,8 @@ _TEMPLATES = (
 def caption(meta: Mapping[str, Any], rng: random.Random) -> str:
     """One caption for a picture, never empty; the same state of `rng` gives the same one.
 
-    meta: its KEY.json, of which name is needed; tags, group and style are used where they are there
+    Args:
+        meta: Its KEY.json, of which name is needed; tags, group and style are used where they are there.
     """
     name = str(meta["name"]).strip() or "picture"
     style = meta.get("style") or "picture"

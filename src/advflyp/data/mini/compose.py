@@ -55,7 +55,7 @@ class MiniPairs:
     Args:
         folder: The corpus.
         config: Its `batch_size`, `drop_last` and `limit` are used.
-        seed: Of the order, the compositions and the captions.
+        seed: Random seed of the order, the compositions and the captions.
         device: Where images are composed.
         share: Which rows of a batch this rank is given; all by default.
         concepts: Only the images of these; `config.limit` then takes them evenly.

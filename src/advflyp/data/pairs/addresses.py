@@ -157,7 +157,7 @@ def read_named(address: str, table: str) -> bytes:
     """The encoded image at an address of `named_in`, or at a path.
 
     Args:
-        address: Of the image.
+        address: The image's address.
         table: Which names it; its own host may be private, since the user named it. Empty where no table does.
 
     Raises:
@@ -224,7 +224,9 @@ def _opener(named: tuple[str, int] | None) -> OpenerDirector:
 def expand(pattern: str, inside: str) -> list[str]:
     """The files that a pattern with {braces} and *globs* names, sorted within each brace.
 
-    inside: glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/"
+    Args:
+        inside: Glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/".
+
     ValueError, naming it, for a part that matches nothing. Other remote names without a glob are taken as they are.
     """
     if brace_count(pattern) > MAX_NAMED:

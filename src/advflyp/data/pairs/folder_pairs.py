@@ -12,11 +12,15 @@ IMAGES, CAPTIONS = "images", "captions"
 
 class FolderPairs:
     """Every image below `folder`, in the order of the paths; then every text without an image: half a pair is one that
+
     cannot be used.
 
     A text (name.txt, name.caption, or name.json with a caption in it) stands beside its image, or in a folder
     `captions` beside the folder `images`, as the paper's release has them (part0/images/1.jpg, part0/captions/1.txt).
-    captions: whether there have to be any
+
+    Attributes:
+        captions: Whether there have to be any.
+
     ValueError where there is no pair at all, or no image.
     """
 

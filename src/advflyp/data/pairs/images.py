@@ -67,9 +67,11 @@ WHITE_IS_ZERO, SIGNED = 0, 2
 class ImageReader:
     """Images as training takes them: (3, H, W) uint8 at the model's resolution.
 
-    settings: open_clip's preprocessing of the model ("preprocess_cfg")
-    resize:   length of the shorter side before the centre crop; None is the model's own, which crops nothing off it
-    interpolation: "bilinear" or "bicubic"; None is the model's own
+    Attributes:
+        settings: open_clip's preprocessing of the model ("preprocess_cfg").
+        resize: Length of the shorter side before the centre crop; None is the model's own, which crops nothing off
+            it.
+        interpolation: "bilinear" or "bicubic"; None is the model's own.
 
     The geometry is open_clip's. Its float pixels and these differ by rounding to 8 bits and the resize's arithmetic.
     """

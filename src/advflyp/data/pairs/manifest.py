@@ -37,11 +37,12 @@ class ShardFacts:
 class Manifest:
     """What the shards of a folder hold.
 
-    pairs:    usable ones, in all shards
-    failures: {reason: samples} that did not become pairs
-    captions: mean_words, median_words, max_words, mean_characters
-    images:   median_width, median_height
-    source:   where the pairs came from: whatever whoever made them recorded
+    Attributes:
+        pairs: Usable ones, in all shards.
+        failures: {reason: samples} that did not become pairs.
+        captions: mean_words, median_words, max_words, mean_characters.
+        images: median_width, median_height.
+        source: Where the pairs came from: whatever whoever made them recorded.
     """
 
     pairs: int
@@ -57,7 +58,8 @@ class Manifest:
 def read_manifest(folder: Path | str) -> Manifest | None:
     """The manifest of a folder of shards, None where there is none of ours; ValueError for a damaged one.
 
-    folder: also an address of fsspec's; one whose manifest cannot be opened has none
+    Args:
+        folder: Also an address of fsspec's; one whose manifest cannot be opened has none.
     """
     path = f"{str(folder).rstrip('/')}/{FILE}"
     if not is_remote(path) and not Path(path).is_file():

@@ -41,7 +41,8 @@ class Pairs(Protocol):
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
         """Batches of one epoch: images, captions and a position, of a labelled set also labels.
 
-        start: the position of the last batch already seen in this epoch
+        Args:
+            start: The position of the last batch already seen in this epoch.
         """
         ...
 
@@ -49,9 +50,10 @@ class Pairs(Protocol):
 class Decoded(ABC, Generic[Raw, With]):
     """Batches of images decoded in threads; samples that cannot be used are skipped and counted in `skipped`.
 
-    count:  samples an epoch, of all ranks together
-    device: where images become floats; they get there as bytes
-    share:  which rows of a batch this rank makes
+    Attributes:
+        count: Samples an epoch, of all ranks together.
+        device: Where images become floats; they get there as bytes.
+        share: Which rows of a batch this rank makes.
     """
 
     def __init__(

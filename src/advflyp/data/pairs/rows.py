@@ -52,7 +52,9 @@ def find_column(
 ) -> str:
     """The column called `given`, else the first of the `known` names, whatever its case.
 
-    what, option: what is looked for, and how a user names its column
+    Args:
+        what, option: What is looked for, and how a user names its column.
+
     ValueError where there is none, or two of that name.
     """
     if not names:

@@ -24,11 +24,12 @@ _LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
 class Sample:
     """One pair as it is stored.
 
-    key:     its name, for messages
-    image:   the encoded image, where it is, or the image itself
-    caption: every line is a caption; encoded text, a file of text or JSON, or the captions themselves
-    problem: why it cannot be used, where that is known without looking into it
-    table:   the address of the table that names the image's place, empty where none does
+    Attributes:
+        key: Its name, for messages.
+        image: The encoded image, where it is, or the image itself.
+        caption: Every line is a caption; encoded text, a file of text or JSON, or the captions themselves.
+        problem: Why it cannot be used, where that is known without looking into it.
+        table: The address of the table that names the image's place, empty where none does.
     """
 
     key: str
@@ -121,8 +122,9 @@ def _bytes(file: Path) -> bytes:
 class Skipped:
     """The samples that were skipped so far, each counted by its reason, and the first of every reason.
 
-    counts:   {reason: samples}
-    examples: {reason: the key of the first}
+    Attributes:
+        counts: {reason: samples}.
+        examples: {reason: the key of the first}.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -157,8 +159,9 @@ class Indexed(Protocol):
 class Shard(Protocol):
     """Pairs that are read one after the other.
 
-    name:  for messages
-    count: how many, None where that is not known without reading them
+    Attributes:
+        name: For messages.
+        count: How many, None where that is not known without reading them.
     """
 
     @property
@@ -176,8 +179,9 @@ class Shard(Protocol):
 class Sharded:
     """Pairs in shards.
 
-    total: samples in all of them, None where that is not known
-    limit: only the first so many, in stored order
+    Attributes:
+        total: Samples in all of them, None where that is not known.
+        limit: Only the first so many, in stored order.
     """
 
     shards: Sequence[Shard]

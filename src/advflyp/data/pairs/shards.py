@@ -63,7 +63,8 @@ class TarShard:
 class _Group:
     """Members of one key that follow one another, or one that is a problem.
 
-    begin, end: offsets behind the first of them and behind the last
+    Attributes:
+        begin, end: Offsets behind the first of them and behind the last.
     """
 
     key: str
@@ -121,7 +122,8 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
 class _Samples:
     """The samples of a shard's groups.
 
-    path: of the shard, where it can be read from any place on
+    Attributes:
+        path: The shard, if it can be read from any offset.
     """
 
     def __init__(self, shard: str, path: Path | None) -> None:

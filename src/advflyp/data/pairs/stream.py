@@ -72,7 +72,8 @@ class IndexedStream:
 class _Block:
     """Samples that follow one another, by their place in the block.
 
-    end: the place in the stream behind the last
+    Attributes:
+        end: The place in the stream behind the last.
     """
 
     def __init__(self, most: int) -> None:

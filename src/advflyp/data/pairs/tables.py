@@ -50,7 +50,8 @@ IMAGE_NAMES += ("file_name", "file", "image_bytes", "bytes")
 class Columns:
     """Which columns hold images and captions; None looks for a known name.
 
-    captioned: whether there has to be a column of captions
+    Attributes:
+        captioned: Whether there has to be a column of captions.
     """
 
     image: str | None = None
@@ -88,7 +89,9 @@ def listed(rows: Iterable[tuple[str, int, Any, Any]], name: str) -> Listed:
     """Rows (table, number, image, caption) as pairs, in the order of their first rows; ValueError where there are none.
 
     table: its address, where relative names start from
-    name:  what messages call all of them
+
+    Args:
+        name: What messages call all of them.
     """
     found: dict[str, Sample] = {}
     further: dict[str, list[str]] = {}
@@ -114,7 +117,8 @@ def _texts(sample: Sample) -> tuple[str, ...]:
 def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Path] = ()) -> Sample:
     """The cells of a row as a sample; it is called as its image file is, if it has one, else `row`.
 
-    table, local: which files the row may name, see `named_in`
+    Args:
+        table, local: Which files the row may name, see `named_in`.
     """
     try:
         found, captions = image_in(image), tuple(captions_in(caption)) or None

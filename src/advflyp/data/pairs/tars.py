@@ -35,9 +35,10 @@ class DamagedTar(Exception):
 class Member:
     """A file in a tar, or something else (a link, a folder, a file with holes), which has no data.
 
-    offset, size: of its data
-    end:          where the next header begins
-    data:         as much of it as was wanted
+    Attributes:
+        offset, size: Where its data are, in bytes.
+        end: Where the next header begins.
+        data: As much of it as was wanted.
     """
 
     name: str
@@ -199,8 +200,9 @@ def is_sample(key: str, suffixes: Collection[str]) -> bool:
 class Parts:
     """Where the members of one key are.
 
-    begin: offset behind the first of them
-    parts: {suffix: (name, offset of the data, size)}
+    Attributes:
+        begin: Offset behind the first of them.
+        parts: {suffix: (name, offset of the data, size)}.
     """
 
     begin: int

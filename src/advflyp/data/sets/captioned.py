@@ -30,10 +30,11 @@ from advflyp.wording import counted
 class Entry:
     """An image that is not decoded yet, and its captions.
 
-    key:      its name in the source: its path below the folder or table, or SHARD:KEY
-    place:    its number among all samples of the source
-    captions: at least one
-    shard, row: where it is: number of the shard and of the sample in it; without shards, 0 and its place
+    Attributes:
+        key: Its name in the source: its path below the folder or table, or SHARD:KEY.
+        place: Its number among all samples of the source.
+        captions: At least one.
+        shard, row: Where it is: number of the shard and of the sample in it; without shards, 0 and its place.
     """
 
     key: str
@@ -46,10 +47,12 @@ class Entry:
 class CaptionedImages:
     """The images of `pairs` and their captions; those that cannot be used are in `unreadable`, {key: reason}.
 
-    pairs:   whatever `data.train` takes: a folder, shards, a table, hf:NAME
-    limit:   use only this many images, drawn by `seed`; a smaller limit takes a part of what a larger one takes
-    columns: of a table
-    usable:  how many there are without the limit
+    Attributes:
+        pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME.
+        limit: Use only this many images, drawn by `seed`; a smaller limit takes a part of what a larger one takes.
+        columns: The columns of a table.
+        usable: How many there are without the limit.
+
     ValueError where there are no pairs, and when more than 1 % of those wanted cannot be used.
     """
 

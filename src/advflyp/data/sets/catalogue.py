@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 class Entry:
     """One set.
 
-    title:       as papers write it
-    n, k:        images and classes of the default split
-    read:        its reader as MODULE.FUNCTION of this package
-    splits:      what `read` can read; the first is the default, the paper's
-    places:      folders below the data folder where its files may lie; the first is where they belong
-    wds:         its copy in webdataset format, a repository of the Hugging Face hub's clip-benchmark
-    wds_splits:  {split: folder there}
-    torchvision: the class of torchvision.datasets that downloads it
-    archive:     (address, MD5) to unpack in the data folder
-    border:      pixels to cut off in the webdataset, as `read` does
-    upright:     whether EXIF orientation is applied. The protocol of these benchmarks ignores it: published results
-                 come from torchvision's loaders, which take the pixels as they are stored
+    Attributes:
+        title: As papers write it.
+        n, k: Images and classes of the default split.
+        read: Its reader as MODULE.FUNCTION of this package.
+        splits: What `read` can read; the first is the default, the paper's.
+        places: Folders below the data folder where its files may lie; the first is where they belong.
+        wds: Its copy in webdataset format, a repository of the Hugging Face hub's clip-benchmark.
+        wds_splits: {split: folder there}.
+        torchvision: The class of torchvision.datasets that downloads it.
+        archive: (address, MD5) to unpack in the data folder.
+        border: Pixels to cut off in the webdataset, as `read` does.
+        upright: Whether EXIF orientation is applied. The protocol of these benchmarks ignores it: published results
+            come from torchvision's loaders, which take the pixels as they are stored.
     """
 
     title: str
@@ -295,7 +296,8 @@ Source = Literal["any", "webdataset"]
 def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
     """The folder of a canonical name's split and whether it is a webdataset; None where it is not there.
 
-    source: "any": the authors' files, or else the webdataset
+    Args:
+        source: "any": the authors' files, or else the webdataset.
     """
     base, entry, split = parts(name)
     root = data_folder()
@@ -319,8 +321,9 @@ def _reader(name: str) -> "Reader":
 class OpenedSet:
     """A set of the table as it lies on this machine.
 
-    names:     of the classes, as the files write them
-    templates: the prompts that a webdataset brings along, with "{}"; none with the authors' files
+    Attributes:
+        names: Class names, as the files write them.
+        templates: The prompts that a webdataset brings along, with "{}"; none with the authors' files.
     """
 
     images: "Images"
@@ -332,7 +335,8 @@ class OpenedSet:
 def open_set(name: str, source: Source = "any") -> OpenedSet:
     """The images and class names of a canonical name.
 
-    ValueError where they are not on this machine or something is missing.
+    Raises:
+        ValueError: They are not on this machine or something is missing.
     """
     from advflyp.data.sets.folders import folder_shards, own_templates, read_shards
 

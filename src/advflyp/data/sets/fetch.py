@@ -30,7 +30,9 @@ HUB = "clip-benchmark"
 def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None] = print) -> None:
     """Download sets or groups of sets into the data folder; those that are there are left alone.
 
-    wds: take the webdataset copy from the Hugging Face hub even where the authors' files can be had
+    Args:
+        wds: Take the webdataset copy from the Hugging Face hub even where the authors' files can be had.
+
     ValueError for a name that is none, a set that has to be got by hand, and a download that fails.
     """
     for name in set_names(list(names)):

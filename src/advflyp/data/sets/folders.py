@@ -35,7 +35,8 @@ def class_folders(folder: Path) -> list[str]:
 def check_no_splits(folder: Path, likely: str = "test") -> None:
     """ValueError for a folder of whole splits: which of them is meant decides what is measured or trained on.
 
-    likely: the split that is usually wanted
+    Args:
+        likely: The split that is usually wanted.
     """
     found = class_folders(folder)
     if found and {name.lower() for name in found} <= SPLITS:
@@ -46,7 +47,8 @@ def check_no_splits(folder: Path, likely: str = "test") -> None:
 def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
     """All images below folder/CLASS, labelled with the class's place in `classes`, sorted by path.
 
-    ValueError for a class without images.
+    Raises:
+        ValueError: A class has no images.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -71,7 +73,8 @@ def images_beside(folder: Path) -> int:
 def read_folder(folder: Path) -> tuple[Files, list[str]]:
     """One folder for each class; names are the folders' words, or those that classnames.txt or .json gives them.
 
-    ValueError where there are no folders, only splits, or not as many names as folders.
+    Raises:
+        ValueError: There are no folders, only splits, or not as many names as folders.
     """
     found = class_folders(folder)
     if not found:
@@ -118,7 +121,8 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:
     """Webdataset tars; the class names are beside them or one folder up, in the order of the labels.
 
-    ValueError where there are none.
+    Raises:
+        ValueError: Nothing is found.
     """
     names = own_classes(shards[0].parent) or own_classes(shards[0].parent.parent)
     if names is None:
@@ -145,7 +149,8 @@ def own_shards(pattern: str) -> list[Path]:
 def folder_shards(folder: Path) -> list[Path]:
     """0.tar, 1.tar, … as many as nshards.txt says, or all tars there are by number.
 
-    ValueError where there are none, or one is missing.
+    Raises:
+        ValueError: There are none, or one is missing.
     """
     if not (folder / "nshards.txt").is_file():
         shards = sorted(shards_in(folder), key=lambda path: (len(path.stem), path.stem))

@@ -59,7 +59,8 @@ def imagenet_v2(folder: Path, split: str) -> Opened:
 def objectnet(folder: Path, split: str) -> Opened:
     """images/FOLDER/….png and mappings/; a red border of two pixels is cut off.
 
-    split: "test", the 113 classes that ImageNet has too, or "all" 313
+    Args:
+        split: "test", the 113 classes that ImageNet has too, or "all" 313.
     """
     path = folder / "mappings" / "folder_to_objectnet_label.json"
     titles: dict[str, str] = convert(read_json(path), dict[str, str], str(path))
@@ -73,8 +74,9 @@ def objectnet(folder: Path, split: str) -> Opened:
 def tiny_imagenet(folder: Path, split: str) -> Opened:
     """train/n01443537/images/, val/images/ + val/val_annotations.txt, words.txt with the names.
 
-    split: "val"; "heldout", a tenth of each class of train/, and "train", the other nine; "advflyp", the tenth that
-           AdvFLYP's release lists, and "advflyp-train", the other nine; "train-all", all of train/
+    Args:
+        split: "val"; "heldout", a tenth of each class of train/, and "train", the other nine; "advflyp", the tenth
+            that AdvFLYP's release lists, and "advflyp-train", the other nine; "train-all", all of train/.
     """
     wnids = sorted(read_lines(folder / "wnids.txt"))
     entries = dict(line.split("\t", 1) for line in read_lines(folder / "words.txt"))

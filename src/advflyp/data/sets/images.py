@@ -36,8 +36,10 @@ LABEL_LISTS = ("targets", "labels", "_labels")
 class Images(ABC):
     """(image, class index) whose labels and keys are known without decoding.
 
-    labels:  (n,) int64
-    upright: whether the EXIF orientation of files is applied
+    Attributes:
+        labels: (n,) int64.
+        upright: Whether the EXIF orientation of files is applied.
+
     `image` is called from several threads at once and raises `SkippedSample` or OSError where there is no image.
     """
 
@@ -194,7 +196,8 @@ def _kind(value: Any) -> str:
 class Files(Images):
     """Image files, `paths` below `folder` with "/"; these are the keys.
 
-    border: pixels to cut off on each side
+    Attributes:
+        border: Pixels to cut off on each side.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[int], border: int = 0) -> None:

@@ -248,7 +248,7 @@ def load_set(
     Args:
         name: NAME or NAME@SPLIT of the table in docs/sets.md, "mini/food", or a path; a set is returned as it is.
         templates: Other prompts than the set's: "openai" (80 templates), one template or several.
-        source: Of a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
+        source: For a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
             copy with the prompts that it brings along.
 
     Raises:

@@ -100,7 +100,7 @@ class Captioned:
         pairs: In all shards of this part.
         fresh: Images that this call went through; the others were done before.
         skipped: Skipped images of this part.
-        manifest: Of all parts; None while others are unfinished.
+        manifest: The manifest of all parts; None while others are unfinished.
     """
 
     out: Path

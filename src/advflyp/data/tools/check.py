@@ -37,14 +37,15 @@ class Shown:
 class Checked:
     """What a look at the pairs found.
 
-    name:     what was looked at
-    seen:     samples, usable or not
-    usable:   pairs that training would take
-    captions: of usable pairs
-    words:    {words of a caption: captions}
-    repeated: captions that an earlier pair has too
-    sides:    {length of the shorter side: images}
-    sheet:    some usable pairs, drawn uniformly
+    Attributes:
+        name: What was looked at.
+        seen: Samples, usable or not.
+        usable: Pairs that training would take.
+        captions: Captions of usable pairs.
+        words: {words of a caption: captions}.
+        repeated: Captions that an earlier pair has too.
+        sides: {length of the shorter side: images}.
+        sheet: Some usable pairs, drawn uniformly.
     """
 
     name: str
@@ -74,8 +75,10 @@ def check(
 ) -> Checked:
     """Look at the pairs that `pairs` names (see `open_source`), or at the first `limit` of them.
 
-    seed:     of the contact sheet
-    progress: called with the samples seen so far
+    Args:
+        seed: Random seed of the contact sheet.
+        progress: Called with the samples seen so far.
+
     Memory does not grow with the pairs, but for eight bytes a caption (see `Known`). ValueError where there are none.
     """
     # The samples are counted as they come, so that remote shards need no size.

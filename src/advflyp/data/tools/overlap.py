@@ -39,12 +39,13 @@ _PIECE = 2048
 class Match:
     """A training image and an evaluation image that are nearly the same.
 
-    number:   of the training pair, from 0 in stored order: shards of one name in two folders share their keys
-    key:      its name
-    set, picture: the evaluation set and the image's name in it
-    bits:     of 64 in which the hashes differ, the mirrored image's if that is nearer
-    mirrored: whether it was
-    cosine:   of the embeddings; None without a model
+    Attributes:
+        number: Number of the training pair, from 0 in stored order: shards of one name in two folders share their keys.
+        key: Its name.
+        set, picture: The evaluation set and the image's name in it.
+        bits: In how many of 64 bits the hashes differ, the mirrored image's if that is nearer.
+        mirrored: Whether it was.
+        cosine: Cosine of the embeddings; None without a model.
     """
 
     number: int
@@ -60,11 +61,12 @@ class Match:
 class Overlap:
     """What was found.
 
-    seen:     training samples, unusable ones too
-    against:  {set: images}
-    unreadable: {set: {image: why}}, of the evaluation's images; nothing is compared with these
-    matches:  in the order of the training pairs
-    shown:    thumbnails of some of them: training image, evaluation image, match
+    Attributes:
+        seen: Training samples, unusable ones too.
+        against: {set: images}.
+        unreadable: {set: {image: why}}, of the evaluation's images; nothing is compared with these.
+        matches: In the order of the training pairs.
+        shown: Thumbnails of some of them: training image, evaluation image, match.
     """
 
     name: str
@@ -96,9 +98,11 @@ def overlap(
 ) -> Overlap:
     """Compare the pairs that `pairs` names (see `open_source`) with evaluation sets (see `load_set`).
 
-    model:  confirms what the hash proposes; without it the hash decides, and its limit is stricter
-    bits:   most bits in which the hashes may differ
-    cosine: least similarity of the embeddings
+    Args:
+        model: Confirms what the hash proposes; without it the hash decides, and its limit is stricter.
+        bits: Most bits in which the hashes may differ.
+        cosine: Least similarity of the embeddings.
+
     ValueError for pairs and sets that cannot be read.
     """
     allowed = bits if bits is not None else HASH_LIMIT if model is None else CANDIDATE_LIMIT

@@ -35,8 +35,10 @@ def pack(
 ) -> Manifest:
     """Write the pairs that `pairs` names (see `open_source`) to `out`/00000.tar …, and what they hold to a manifest.
 
-    resize:   shorter side of larger images; None keeps every file as it is
-    progress: called with the pairs written so far
+    Args:
+        resize: Shorter side of larger images; None keeps every file as it is.
+        progress: Called with the pairs written so far.
+
     All captions of an image are kept, a line each. Skipped samples are counted in the manifest.
     ValueError where there are no pairs or `out` holds anything already.
     """

@@ -26,8 +26,9 @@ NEWEST_PYTHON = (3, 12)
 class Img2dataset:
     """An interpreter that has img2dataset.
 
-    parameters:   of `img2dataset.download`
-    distributors: for which everything is installed
+    Attributes:
+        parameters: Parameters of `img2dataset.download`.
+        distributors: For which everything is installed.
     """
 
     python: Path
@@ -49,7 +50,9 @@ def find_img2dataset(
 ) -> Img2dataset:
     """The interpreter that a user names, or that of our own environment, which is made if it is not there yet.
 
-    given: a Python interpreter, or the command `img2dataset` that `uv tool install` or pip made
+    Args:
+        given: A Python interpreter, or the command `img2dataset` that `uv tool install` or pip made.
+
     ValueError where there is none, and where it cannot be made.
     """
     if distributor not in DISTRIBUTORS:
@@ -163,7 +166,8 @@ def _variables(python: Path) -> dict[str, str]:
 class Running:
     """A job of img2dataset in a process group of its own, its output in `log`; see `isolated/advflyp_fetch.py`.
 
-    hold: open files that stay open, and so locked, as long as it lives
+    Attributes:
+        hold: Open files that stay open, and so locked, as long as it lives.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Filters:
     """Which rows may be drawn; None asks nothing. A row that lacks the value a filter asks for is not drawn.
 
     Attributes:
-        min_similarity: Of image and caption, as the metadata has it.
+        min_similarity: Lowest similarity of image and caption, as the metadata has it.
         min_side: Pixels of the shorter side.
         max_aspect: Longer side over shorter side.
         licences, languages: One of these, compared without regard to case.

@@ -45,17 +45,18 @@ REASONS = (
 class State:
     """How far a download has come; `OUT/.download/state.json`.
 
-    list_sha256: of the list
-    settings:    what the shards' contents depend on
-    rows:        of the list that are done with
-    pairs:       usable ones, in `shards`
-    shards:      finished, by name
-    next_shard:  number of the next one, which its keys begin with
-    failures:    {reason: rows}, of finished rounds
-    rounds:      finished
-    seconds:     of img2dataset's work
-    current:     of the round that runs: start, stop, count (rows in its slice), bad (rows that are not in it)
-    moving:      [[where, name]]: shards of the last round that may still have to be moved
+    Attributes:
+        list_sha256: Hash of the list.
+        settings: What the shards' contents depend on.
+        rows: How many rows of the list are done.
+        pairs: Usable ones, in `shards`.
+        shards: Finished, by name.
+        next_shard: Number of the next one, which its keys begin with.
+        failures: {reason: rows}, of finished rounds.
+        rounds: Finished.
+        seconds: How long img2dataset has worked.
+        current: The running round: start, stop, count (rows in its slice), bad (rows that are not in it).
+        moving: [[where, name]]: shards of the last round that may still have to be moved.
     """
 
     list_sha256: str
@@ -89,7 +90,9 @@ class State:
 def round_rows(missing: int, tried: int, pairs: int, left: int, wanted: int) -> int:
     """How many rows the next round takes.
 
-    missing: pairs still wanted; tried, pairs: rows and good pairs so far; left: rows not tried yet
+    Args:
+        missing: Pairs still wanted; tried, pairs: rows and good pairs so far; left: rows not tried yet.
+
     The first round cannot overshoot; later ones ask for 2 % more than the rate so far says, so that there are few.
     """
     if tried == 0:

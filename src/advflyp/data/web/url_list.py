@@ -34,9 +34,10 @@ CAPTION_NAMES = ("caption", "text", "top_caption", "alt_text", "title")
 class UrlList:
     """A list on this machine; `open_urls` makes it.
 
-    url, caption: names of its columns
-    rows:         how many
-    metadata:     what the Parquet schema says of itself, for example {"wanted": "1000000", "seed": "0"}
+    Attributes:
+        url, caption: Names of its columns.
+        rows: How many.
+        metadata: The Parquet schema's metadata, for example {"wanted": "1000000", "seed": "0"}.
     """
 
     path: Path
@@ -60,7 +61,9 @@ class UrlList:
     ) -> tuple[int, dict[str, int]]:
         """Write rows [start, stop) to a Parquet file with columns url and caption, white space tidied.
 
-        extra: further columns to keep
+        Args:
+            extra: Further columns to keep.
+
         Of several captions each has a line, as in shards.
         Returns how many rows it has, and {reason: rows} of those that cannot become a pair.
         """
@@ -125,7 +128,8 @@ class UrlList:
 def open_urls(path: Path, *, url_column: str | None = None, caption_column: str | None = None) -> UrlList:
     """Open a list; ValueError where it cannot be read, has no rows, or lacks a column.
 
-    url_column, caption_column: by default the first known name, whatever its case
+    Args:
+        url_column, caption_column: By default the first known name, whatever its case.
     """
     path = path.expanduser()
     if not path.is_file():

@@ -44,9 +44,10 @@ PREPROCESSING_FILE = "preprocessing.json"
 class Exported:
     """What was written, and the largest differences that were seen.
 
-    images, texts: between entries of embeddings; None where there is no such tower
-    pixels:        between our preprocessing and the one that was exported, in 1/255; None where there is none
-    also:          folders for parts of the model
+    Attributes:
+        images, texts: Between entries of embeddings; None where there is no such tower.
+        pixels: Between our preprocessing and the one that was exported, in 1/255; None where there is none.
+        also: Folders for parts of the model.
     """
 
     folder: Path
@@ -59,7 +60,9 @@ class Exported:
 def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Exported:
     """Write `model`, which is left as it is, or the one of that name, to the new folder `out` and verify it.
 
-    format: "open_clip", "hf", "onnx"
+    Args:
+        format: "open_clip", "hf", "onnx".
+
     ValueError for an unknown format, a model that the format has no class for, a folder that is there or cannot be
     written; RunError where the result computes something else. Neither leaves anything behind.
     """
@@ -243,7 +246,8 @@ def has_vocabulary_file(model: CLIP) -> bool:
 def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
     """Write the tokenizer into `folder` as one of transformers; the model's configuration with that.
 
-    name: what open_clip calls it: on the hub, the repository that holds it
+    Args:
+        name: What open_clip calls it: on the hub, the repository that holds it.
     """
     _need("transformers", "open_clip, for the tokenizer of this model,")
     from advflyp.model.interop.hf import tokenizer_of

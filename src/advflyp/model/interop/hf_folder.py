@@ -343,8 +343,10 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
     """Which files hold the weights: one, or the parts of an index, of safetensors or else of torch.
 
-    folder: where the indices are
-    names:  of all files that there are
+    Args:
+        folder: Where the indices are.
+        names: The names of all files.
+
     ValueError where none does, or an index cannot be read.
     """
     for name in WEIGHTS:

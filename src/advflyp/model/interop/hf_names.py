@@ -46,7 +46,9 @@ def convert(
 ) -> dict[str, Tensor]:
     """A state dict under the other side's names.
 
-    shapes: of the other side's tensors
+    Args:
+        shapes: Shapes of the other side's tensors.
+
     KeyError for a tensor that is missing, ValueError for numbers that do not fill the shapes.
     """
     result: dict[str, Tensor] = {}

@@ -46,8 +46,9 @@ HUBS_OWN = (".gitattributes", CARD)
 class Publication:
     """What goes to the hub.
 
-    files:   {name in the repository: path here}
-    written: {name in the repository: its text}, made here: the card and what goes with it
+    Attributes:
+        files: {name in the repository: path here}.
+        written: {name in the repository: its text}, made here: the card and what goes with it.
     """
 
     repo: str
@@ -71,8 +72,10 @@ def prepare(
 ) -> Publication:
     """What would be sent of `folder`: a run of ours, or a folder in open_clip's, transformers' or our ONNX format.
 
-    results: of `advflyp eval --out`; cells of other weights in them are left out
-    licence: identifier of the hub's list, such as "apache-2.0"
+    Args:
+        results: Files of `advflyp eval --out`; cells of other weights are ignored.
+        licence: Identifier of the hub's list, such as "apache-2.0".
+
     ValueError where there is no model, `repo` is no name, the list has no such licence, or the results are all of
     other weights.
     """
@@ -124,7 +127,9 @@ def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
 def send(publication: Publication, *, public: bool = False) -> str:
     """Make the repository where there is none and add everything in one commit; its address.
 
-    public: of a new repository; one that is there stays as it is
+    Args:
+        public: Make a new repository public; an existing one stays as it is.
+
     ValueError where nobody is logged in, the repository may not be written or holds files of something else; RunError
     where the hub does not answer.
     """

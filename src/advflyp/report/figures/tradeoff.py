@@ -77,7 +77,8 @@ def tradeoff(
 def _labels(axes: Axes, look: Look, places: Mapping[str, Point], avoided: Sequence[Point]) -> None:
     """Each point's name near it: on no point, no other name and inside the axes, as far as there is room.
 
-    avoided: points that no name is to cover, in the axes' units
+    Args:
+        avoided: Points that no name is to cover, in the axes' units.
     """
     # It imports pyplot, which takes a while.
     from adjustText import adjust_text
