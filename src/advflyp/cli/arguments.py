@@ -183,7 +183,7 @@ def parse(
         )
     given = inspect.signature(command).bind(*call.args, **call.keywords)
     for name, option in options.items():
-        if option.arg.is_model and name in given.arguments:
+        if option.arg.is_model and given.arguments.get(name) is not None:
             check_model_path(given.arguments[name])
         if option.arg.input is not None and name in given.arguments:
             value = given.arguments[name]
