@@ -57,7 +57,7 @@ def images(n: int = 12) -> Tensor:
 def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, tiny_folder: Path) -> None:
     threat = Threat(norm=norm, eps=(EPS_WITHOUT_GRADIENTS if name == "square" else EPS)[norm])
     attack = with_steps(ATTACKS[name], threat)
-    host = load_model(tiny_folder).double()
+    host = load_model(tiny_folder, device="cpu").double()
     found = []
     for device in (torch.device("cpu"), gpu.device):
         classifier = Classifier(deepcopy(host).to(device), CLASSES, TEMPLATES)
@@ -73,7 +73,7 @@ def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_set_is_judged_on_a_gpu(precision: Any, gpu: Gpu, tiny_folder: Path) -> None:
     """A search in bf16 finds other points than a CPU's; what it says of them is said in float32."""
-    labelled = labelled_by(load_model(tiny_folder), 12)
+    labelled = labelled_by(load_model(tiny_folder, device="cpu"), 12)
     model = load_model(tiny_folder, device=gpu.device)
     evaluator = Evaluator(model, labelled, batch_size=5)
     threat = Threat(eps=64 / 255)
@@ -97,7 +97,7 @@ def test_autoattack_takes_any_classifier(gpu: Gpu, tiny_folder: Path) -> None:
 
 
 def test_retrieval_on_a_gpu(gpu: Gpu, tiny_folder: Path, tmp_path: Path) -> None:
-    folder = write_pairs(tmp_path / "pairs", load_model(tiny_folder), n=12, candidates=100)
+    folder = write_pairs(tmp_path / "pairs", load_model(tiny_folder, device="cpu"), n=12, candidates=100)
     cells = [
         retrieval(
             load_model(tiny_folder, device=device),

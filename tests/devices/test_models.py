@@ -35,16 +35,16 @@ def test_a_model_is_moved_whole_and_saved_from_where_it_is(
     model = load_model(tiny_folder, device=gpu.device)
     assert model.device == gpu.device
     assert {value.device for value in (*model.parameters(), *model.buffers())} == {gpu.device}
-    assert weights_sha256(model) == weights_sha256(load_model(tiny_folder))
+    assert weights_sha256(model) == weights_sha256(load_model(tiny_folder, device="cpu"))
     save_model(model, tmp_path / "saved", {})
-    assert weights_sha256(load_model(tmp_path / "saved")) == weights_sha256(model)
+    assert weights_sha256(load_model(tmp_path / "saved", device="cpu")) == weights_sha256(model)
     assert weights_sha256(deepcopy(model)) == weights_sha256(model)
     assert model.to("cpu").device.type == "cpu"
 
 
 @pytest.mark.parametrize("kind", ["vit", "rn"])
 def test_embeddings_are_those_of_a_cpu(kind: str, gpu: Gpu, tiny_folder: Path, tiny_rn_folder: Path) -> None:
-    host = load_model(tiny_folder if kind == "vit" else tiny_rn_folder).double()
+    host = load_model(tiny_folder if kind == "vit" else tiny_rn_folder, device="cpu").double()
     model = deepcopy(host).to(gpu.device)
     pixels = images(size=host.image_size[0])
     close = {"rtol": 0, "atol": 1e-12}
@@ -99,7 +99,7 @@ def method_on(device: torch.device | str, name: str, folder: Path) -> Any:
     kind, config = METHODS[name]
     keys: dict[str, Any] = {"mask_same_caption": True} if name in ("advflyp", "flyp") else {}
     keys |= {"feature_weight": 1.0, "logit_weight": 1.0} if name in ("advflyp", "flyp", "tecoa") else {}
-    model = load_model(folder).double()
+    model = load_model(folder, device="cpu").double()
     method = kind(config(**keys), model)
     if method.needs_original:
         # A model that is its original has no distances to differentiate.
@@ -157,7 +157,7 @@ def test_a_deterministic_step_is_the_same_again(
 
 
 def test_a_classifier_is_that_of_a_cpu(gpu: Gpu, tiny_folder: Path) -> None:
-    host = load_model(tiny_folder).double()
+    host = load_model(tiny_folder, device="cpu").double()
     ours = Classifier(deepcopy(host).to(gpu.device), CLASSES, TEMPLATES)
     theirs = Classifier(host, CLASSES, TEMPLATES)
     logits = ours.logits(images().to(gpu.device))

@@ -14,9 +14,7 @@ class Float32Conv2d(nn.Conv2d):
     8-bit pixels), so the attack would optimise something other than what the model sees. TF32 loses 2 %: where torch
     is set to round the factors of float32 products, this layer computes in float64. To turn that setting off for the
     time of a forward would turn it off for other threads too, would not reach the backward, and could not be undone
-
-    Attributes:
-        exactly: A setting that was inherited reads as one of its own.
+    exactly: a setting that was inherited reads as one of its own.
     """
 
     def forward(self, input: Tensor) -> Tensor:
