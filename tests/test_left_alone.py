@@ -24,7 +24,7 @@ from advflyp.model.mix import interpolate
 from advflyp.report.figures.embedding import embed
 from advflyp.report.figures.examples import examples
 from advflyp.use.attack_image import attack_image
-from advflyp.use.demo import Demo
+from advflyp.use.demo import NOT_SAID, Demo
 from advflyp.use.predict import predict
 from helpers import class_folder, picture, write_folder
 
@@ -84,9 +84,7 @@ def process() -> dict[str, Any]:
 
 
 def ask_demo(model: CLIP, labelled: str, pairs: str, out: Path) -> None:
-    Demo([model]).answer(
-        {"labels": ["cat", "pizza"], "eps": EPS, "attack": "pgd10", "sample": 0, "label": ""}
-    )
+    Demo([model]).attack(0, 255 * EPS, "PGD-10", NOT_SAID, "cat\npizza")
 
 
 def photo(labelled: str) -> Image.Image:
