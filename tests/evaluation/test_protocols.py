@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from advflyp.attack.apgd import APGD, TargetedAPGD
+from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.base import Clean
 from advflyp.attack.threat import Threat
 from advflyp.cli.evaluate import ProtocolName
 from advflyp.cli.main import main
@@ -276,7 +279,8 @@ def test_autoattack_means_what_the_protocol_says() -> None:
     }
     assert {name: p.attack("AutoAttack").name for name, p in PROTOCOLS.items()} == expected
     robustvlm = PROTOCOLS["robustvlm"].attack("autoattack")
-    assert robustvlm.members == ("apgd-ce",) * 5 + ("apgd-t",)
+    assert robustvlm == AutoAttack(members=(APGD(restarts=5), TargetedAPGD()))
+    assert len(robustvlm.stages(Threat(eps=2 / 255))) == 6
     assert PROTOCOLS["tecoa"].attack("pgd7") == find_attack("pgd7")
     assert PROTOCOLS["tecoa"].attack("autoattack-rand") == find_attack("autoattack-rand")
 
@@ -287,7 +291,7 @@ def test_sets_and_attacks_exist() -> None:
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name and find_protocol(name) is protocol
         assert set_names(list(protocol.sets)) == list(protocol.sets)
-        assert protocol.attack(protocol.attacks[0]).kind == "clean"
+        assert isinstance(protocol.attack(protocol.attacks[0]), Clean)
         assert set(protocol.native) <= {"cifar10", "cifar100", "stl10"}, "images of one size"
     with pytest.raises(ValueError, match="there is no protocol 'tecao'; did you mean 'tecoa'"):
         find_protocol("tecao")

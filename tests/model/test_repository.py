@@ -170,7 +170,10 @@ def test_repositories_that_cannot_be_read(
         ("some/private", missing.format("some/private")),
         ("some/gated", f"some/gated is gated: ask for access at {hub.url}/some/gated, then log in with"),
         ("some/clip!", "'some/clip!' is no repository's name: write hf-hub:OWNER/NAME"),
-        ("some/empty", "hf-hub:some/empty holds no model that can be loaded: neither open_clip_config.json"),
+        (
+            "some/empty",
+            "hf-hub:some/empty: it holds no model that can be loaded: neither open_clip_config.json",
+        ),
         ("some/bert", "holds a model of the type 'bert'; of transformers' models those of the types 'clip'"),
         ("some/bare", "holds no weights: neither model.safetensors nor pytorch_model.bin"),
     ):

@@ -440,8 +440,8 @@ def test_a_file_in_a_repository(
     error = refusal(["eval", "hf-hub:some/towers/robust.pt@mini", *EVAL], capfd)
     assert "some/towers holds no file robust.pt; did you mean 'weights/robust.pt'?" in error
     error = refusal(["eval", file, *EVAL], capfd)
-    assert f"{file} holds an image tower without a text tower, and does not say its activation" in error
-    assert f"name the model it was finetuned from, as in {file}@" in error
+    assert f"{file} lacks a text tower and its activation (QuickGELU or GELU)" in error
+    assert f"name the model that it was finetuned from, as in {file}@" in error
     error = refusal(["eval", f"{file}@mini-vit", *EVAL], capfd)
     assert f"the tensors of {file} are not those of mini-vit: " in error
 

@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_streams()
     try:
         with _sigterm_unwinds():
-            _run(list(sys.argv[1:] if arguments is None else arguments))
+            try:
+                _run(list(sys.argv[1:] if arguments is None else arguments))
+            finally:
+                sys.stdout.flush()  # of what is buffered, too, a reader may have gone
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt as stop:

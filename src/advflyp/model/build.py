@@ -43,17 +43,17 @@ IGNORED_OPTIONS = ("trust_remote_code", "use_fast")
 PREPROCESSING: dict[str, Any] = {
     "mean": tuple[float, float, float],
     "std": tuple[float, float, float],
-    "interpolation": Literal["bicubic", "bilinear", "random"] | None,
-    "resize_mode": Literal["shortest", "longest", "squash"] | None,
+    "interpolation": Literal["bicubic", "bilinear", "random"],
+    "resize_mode": Literal["shortest", "longest", "squash"],
     "mode": Literal["RGB"],
 }
 TEXTS: dict[str, Any] = {
-    "hf_tokenizer_name": str | None,
-    "hf_model_name": str | None,
-    "tokenizer_mode": str | None,
+    "hf_tokenizer_name": str,
+    "hf_model_name": str,
+    "tokenizer_mode": str,
     "context_length": int,
 }
-SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str | None, "additional_special_tokens": list[str] | None}
+SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str, "additional_special_tokens": list[str]}
 LARGEST_SIZE, MOST_LAYERS, LARGEST_IMAGE = 10_000_000, 1_000, 8_192
 # Keys of "text_cfg" that published models have and open_clip has not.
 FOREIGN_KEYS = ("vocab_path",)
@@ -138,9 +138,11 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
 
 
 def _convert_known(table: dict[str, Any], hints: Mapping[str, Any], unreadable: str) -> None:
+    """Check the values of these keys; null is open_clip's default for each."""
     for key in table.keys() & hints.keys():
         try:
-            convert(table[key], hints[key], key)
+            if table[key] is not None:
+                convert(table[key], hints[key], key)
         except ValueError as error:
             raise ValueError(f"{unreadable}: {error}") from None
 

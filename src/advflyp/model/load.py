@@ -190,8 +190,11 @@ def _from_hub(address: Address, name: str, entry: Entry | None = None) -> CLIP:
             return load_folder(path, name, None if entry else repository.name)
         return _from_transformers(path, name, address.base)
     except ValueError as error:
-        partly = " (the hub did not answer; its cache may lack files)" if repository.cached else ""
-        raise ValueError(f"{name}{partly}: {error}") from None
+        if repository.cached:
+            raise ValueError(f"{name} (the hub did not answer; its cache may lack files): {error}") from None
+        if repository.name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _from_zoo(entry: Entry, weights: bool) -> CLIP:

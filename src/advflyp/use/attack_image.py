@@ -16,7 +16,7 @@ from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
-from advflyp.model.load import load_model
+from advflyp.model.load import load_model, pick_device
 from advflyp.report.figures.examples import amplification, perturbation
 from advflyp.use.eight_bits import EightBitClassifier, check_reach, eight_bits
 from advflyp.use.images import ImageLike, as_png, check_image, from_bytes, load_image, name_of
@@ -125,7 +125,8 @@ def attack_image(
         chosen.index(label)
     check_image(image)
     pair = [one for one in (model, against) if one is not None]
-    models = [one if isinstance(one, CLIP) else load_model(one, device=device) for one in pair]
+    place = pick_device(device)
+    models = [one if isinstance(one, CLIP) else load_model(one, device=place) for one in pair]
     classifiers = [chosen.classifier(one) for one in models]
     found = attack_with(classifiers, chosen, image, label, search, threat, seed)
     if all(made.outcome == "wrong" for made in found.made):

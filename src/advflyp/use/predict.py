@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
-from advflyp.model.load import load_model
+from advflyp.model.load import load_model, pick_device
 from advflyp.use.images import ImageLike, check_image, load_image, name_of
 from advflyp.use.labels import choose_labels
 
@@ -73,7 +73,8 @@ def predict(
     chosen = choose_labels(labels, templates)
     for image in every:
         check_image(image)
-    model = model if isinstance(model, CLIP) else load_model(model, device=device)
+    place = pick_device(device)
+    model = model if isinstance(model, CLIP) else load_model(model, device=place)
     classifier = chosen.classifier(model)
     result = []
     for start in range(0, len(every), batch_size):

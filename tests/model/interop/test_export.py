@@ -105,8 +105,8 @@ def write_tokenizer(folder: Path) -> None:
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    run = trainers.Bpebuild(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"])
-    tokenizer.train_from_iterator(["a photo of a red cat", *TEXTS, "the quick brown fox jumps"], run)
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"])
+    tokenizer.train_from_iterator(["a photo of a red cat", *TEXTS, "the quick brown fox jumps"], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

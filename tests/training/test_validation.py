@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from advflyp.training.outcome import changes
 
 from advflyp.training.recipe import Recipe, read_recipe
+from advflyp.training.validation import changes
 
 BEFORE = {"clean": 0.305, "robust": 0.01}
 
