@@ -196,4 +196,4 @@ def test_the_help_of_train_explains_recipe_keys(capsys: pytest.CaptureFixture[st
         main(["train", "--help"])
     printed = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "--resume" in printed and "--optim.lr\n      peak learning rate" in printed
+    assert "--resume" in printed and "--optim.lr\n      Peak learning rate" in printed
