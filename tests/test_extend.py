@@ -128,14 +128,43 @@ def test_other_code_is_another_measurement(examples: Path) -> None:
     assert find_attack("my_other_attack:draws").arguments(threat, 3) != before
 
 
+BROKEN = """
+from advflyp.method.base import Method
+
+class Bare(Method):
+    pass
+
+def nothing():
+    pass
+
+def no_streams(victim, images, labels, threat):
+    return images
+
+def too_far(victim, images, labels, threat, *, streams):
+    return images + 2 * threat.eps
+
+def forgets(victim, images, labels, threat, *, streams):
+    pass
+"""
+
+
 def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("my_broken.py").write_text("import a_package_that_is_not_there\n")
+    Path("my_broken_things.py").write_text(BROKEN)
     train = ["train", str(recipe), "--out", "run", "--method.name"]
     evaluate = ["eval", "mini", "--sets", "mini/food", "--attacks"]
     for arguments, message in (
         ([*train, "nothing:Here"], "'nothing:Here': there is no module nothing, neither installed nor in"),
         ([*train, "my_method:Anker"], "my_method.py has no Anker"),
         ([*train, "my_set:colours"], "'my_set:colours' is no subclass of advflyp.method.Method"),
+        ([*train, "my_broken_things:Bare"], "must annotate `config` with the dataclass of its recipe keys"),
+        ([*evaluate[:3], "my_broken_things:nothing"], "must return a LabelledSet, not NoneType"),
+        ([*evaluate, "my_broken_things:no_streams"], "must take the keyword argument `streams`"),
+        (
+            [*evaluate, "my_broken_things:too_far"],
+            "outside the ball or the pixel range; return threat.project(",
+        ),
+        ([*evaluate, "my_broken_things:forgets"], "must return images of the shape"),
         (
             [*train, "my_method:Anchor"],
             "method.feature_weight is a key of advflyp, flyp and tecoa, not of my_method:Anchor",

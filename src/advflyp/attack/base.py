@@ -177,13 +177,24 @@ def run_stages(
             origin = images[there]
             streams = Streams(seed * STAGE_SEEDS + number, index[rows].to(images.device))
             found = stage(victim, origin, labels[rows].to(images.device), threat, streams=streams)
-            assert bool(threat.contains(origin, found).all())
+            _check_found(found, origin, threat)
             # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
             with torch.no_grad():
                 answers = predicted(logits_fp32(found).cpu(), labels[rows])
             standing[rows] = answers == labels[rows]
             survived[rows] += 1
             yield rows, found, answers
+
+
+def _check_found(found: Any, images: Tensor, threat: Threat) -> None:
+    """ValueError for what is no adversarial image: a user's attack may return anything."""
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        returned = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"an attack must return images of the shape {tuple(images.shape)}, not {returned}")
+    if not threat.contains(images, found).all():
+        raise ValueError(
+            "an attack returned images outside the ball or the pixel range; return threat.project(images, found)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +267,12 @@ class Custom(Attack):
 
     function: Stage
     called: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parameters = inspect.signature(self.function).parameters.values()
+        if not any(one.name == "streams" or one.kind is one.VAR_KEYWORD for one in parameters):
+            raise ValueError(f"{self.name} must take the keyword argument `streams`, its random numbers")
 
     def stages(self, threat: Threat) -> list[Stage]:
         return [self.function] * self.restarts

@@ -32,7 +32,10 @@ def find_method(name: str) -> tuple[type[Method], type]:
     method = load_object(name)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"'{name}' is no subclass of advflyp.method.Method")
-    return method, get_type_hints(method)["config"]
+    hints = get_type_hints(method)
+    if "config" not in hints:
+        raise ValueError(f"'{name}' must annotate `config` with the dataclass of its recipe keys")
+    return method, hints["config"]
 
 
 def method_config(table: dict[str, Any]) -> tuple[str, Any]:

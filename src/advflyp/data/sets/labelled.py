@@ -104,6 +104,8 @@ class LabelledSet:
         if pictures is not None:
             warnings.warn("LabelledSet: `pictures` is now `dataset`", DeprecationWarning, stacklevel=2)
             dataset = pictures
+        if isinstance(classes, str):
+            raise ValueError(f"classes must be a list of names, not the text {classes!r}")
         called = name or dataset_name(dataset)
         self.classes, self.templates = list(classes), choose_templates(templates)
         if isinstance(dataset, Images):
@@ -120,11 +122,7 @@ class LabelledSet:
             )
         if not len(self.dataset):
             raise ValueError(f"{called} holds no images; point to a folder or to shards that do")
-        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise ValueError(
-                f"{called} has labels from {int(self.labels.min())} to {int(self.labels.max())} and "
-                f"{counted(len(self.classes), 'class name')}; give one name for each label from 0 on"
-            )
+        _check_labels(self.labels, len(self.classes), called)
         self.name = name or f"{called}-{self.sha256[:8]}"
 
     def __len__(self) -> int:
@@ -309,13 +307,25 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
     )
 
 
+def _check_labels(labels: Tensor, classes: int, called: str) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < classes:
+        raise ValueError(
+            f"{called} has labels from {low} to {high}; labels are places in `classes`, with "
+            f"{counted(classes, 'name')} 0 to {classes - 1}"
+        )
+
+
 def _own_set(name: str) -> LabelledSet:
     """A folder of class folders, webdataset shards with .cls members, or what a function of the user's returns.
 
     Under the name it was called by.
     """
     if is_import_path(name) and not name.startswith(("folder:", "wds:")):
-        return with_distinct_names(replace(load_object(name)(), name=name))
+        made = load_object(name)()
+        if not isinstance(made, LabelledSet):
+            raise ValueError(f"'{name}' must return a LabelledSet, not {type(made).__name__}")
+        return with_distinct_names(replace(made, name=name))
     remarks: tuple[str, ...] = ()
     kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
     folder = Path(path).expanduser()
