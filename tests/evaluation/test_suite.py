@@ -54,6 +54,12 @@ def test_cells(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
     assert weak.accuracy == weak.correct / weak.n
 
 
+def test_one_set_and_one_attack_need_no_list(tiny: CLIP, known_sets: LabelledSet) -> None:
+    listed = evaluate(tiny, ["mini"], ["pgd2"], limit=4)
+    alone = evaluate(tiny, "mini", "pgd2", limit=4)
+    assert [replace(cell, seconds=0) for cell in alone] == [replace(cell, seconds=0) for cell in listed]
+
+
 def test_what_is_stored_is_not_computed_again(
     tiny: CLIP, known_sets: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

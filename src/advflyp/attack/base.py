@@ -111,7 +111,7 @@ class Attack:
         Returns:
             (N, 3, H, W) inside `threat`, detached.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define perturb or stages")
 
     def stages(self, threat: Threat) -> list[Stage]:
         """What is run one after another, each on the images that are still classified correctly."""
@@ -169,9 +169,9 @@ def run_stages(
     Yields:
         After each batch, its rows (M,), the adversarial images (M, 3, H, W) and what these are classified as (M,).
     """
-    survived, standing = survived.clone(), torch.ones(len(labels), dtype=torch.bool)
+    survived, robust = survived.clone(), torch.ones(len(labels), dtype=torch.bool)
     for number, stage in enumerate(stages):
-        here = (standing & (survived == number)).nonzero().squeeze(1)
+        here = (robust & (survived == number)).nonzero().squeeze(1)
         for rows in here.split(batch_size or len(here)) if len(here) else ():
             there = rows.to(images.device)
             origin = images[there]
@@ -181,7 +181,7 @@ def run_stages(
             # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
             with torch.no_grad():
                 answers = predicted(logits_fp32(found).cpu(), labels[rows])
-            standing[rows] = answers == labels[rows]
+            robust[rows] = answers == labels[rows]
             survived[rows] += 1
             yield rows, found, answers
 

@@ -234,9 +234,9 @@ def _ascend(
     for _ in range(steps):
         leaf = adversarial[rows].detach().requires_grad_(True)
         with torch.enable_grad():
-            gradient, standing = slope(leaf, rows)
+            gradient, robust = slope(leaf, rows)
         here = leaf.detach()
-        stay = None if standing is None else standing.nonzero().squeeze(1)
+        stay = None if robust is None else robust.nonzero().squeeze(1)
         if stay is not None and len(stay) < len(here):
             rows = torch.arange(len(images), device=images.device)[rows][stay]
             here, gradient = here[stay], gradient[stay]

@@ -186,7 +186,7 @@ class _Run:
             for name in STATE:
                 getattr(self, name).numpy()[saved["row"]] = saved[name]
         self._settle(torch.arange(len(self.clean)))
-        # Finished, right, still standing: of each image of this process, and in all. Counted as images change: to go
+        # Finished, right, still robust: of each image of this process, and in all. Counted as images change: to go
         # over the whole set after every batch would take longer the larger the set is.
         self.counted = torch.zeros(len(self.clean), 3, dtype=torch.int64)
         self.counts = self.counted.sum(0)
@@ -304,8 +304,8 @@ class _Run:
     def _count(self, rows: Tensor) -> None:
         finished = self.attacked[rows] != UNKNOWN
         right = finished & (self.attacked[rows] == self.labels[rows])
-        standing = ~finished & (self.clean[rows] == self.labels[rows])
-        now = torch.stack([finished, right, standing], dim=1).long()
+        robust = ~finished & (self.clean[rows] == self.labels[rows])
+        now = torch.stack([finished, right, robust], dim=1).long()
         self.counts += (now - self.counted[rows]).sum(0)
         self.counted[rows] = now
 

@@ -95,7 +95,7 @@ def _checked(record: Any) -> RetrievalCell:
 def retrieval(
     model: CLIP | str | Path,
     pairs: str | Path,
-    attacks: Sequence[Attack | str] = ("clean", "pgd10"),
+    attacks: Attack | str | Sequence[Attack | str] = ("clean", "pgd10"),
     eps: Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
@@ -136,6 +136,7 @@ def retrieval(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
     wanted = conditions(map(_attack, attacks), norm, eps)
     place, store = pick_device(device), Path(out) if out is not None else None
     known = _known(store)

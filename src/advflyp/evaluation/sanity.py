@@ -125,7 +125,7 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
     def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: loss(evaluator.logits(x), labels)
 
-    def standing(attack: Attack) -> int:
+    def survivors_of(attack: Attack) -> int:
         return survivors(lambda x, labels, own: attack.perturb(victim, x, labels, threat, streams=own))
 
     victim = evaluator.victim()
@@ -133,9 +133,9 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
         "n": len(images),
         **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},
         "unbounded": survivors(anywhere),
-        "white box": standing(PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))),
-        "black box": standing(Square(queries=QUERIES)),
-        "noise": standing(Noise()),
+        "white box": survivors_of(PGD(loss=name, steps=STEPS[-1], step_size=_step_size(threat, STEPS[-1]))),
+        "black box": survivors_of(Square(queries=QUERIES)),
+        "noise": survivors_of(Noise()),
         "pixels": images.numel(),
         **_gradients(evaluator, images, labels, streams, loss, threat, parts),
     }

@@ -36,8 +36,8 @@ Model = CLIP | str | Path
 
 def evaluate(
     model: Model | Sequence[Model],
-    sets: Sequence[LabelledSet | str] = ("mini",),
-    attacks: Sequence[Attack | str | Callable[..., torch.Tensor]] = ("clean", "pgd10"),
+    sets: LabelledSet | str | Sequence[LabelledSet | str] = ("mini",),
+    attacks: Attack | str | Sequence[Attack | str | Callable[..., torch.Tensor]] = ("clean", "pgd10"),
     eps: Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
@@ -84,6 +84,7 @@ def evaluate(
         ValueError: Unknown names, or radii that are not above 0.
     """
     suite = _Suite(protocol, limit, batch_size, precision, compile, seed, sanity, out, progress, watch)
+    attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
     wanted = conditions(map(protocol.attack, attacks), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
     with distributed.process_group(place) as (ranks, own):
@@ -97,10 +98,10 @@ def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
     return models
 
 
-def _chosen_sets(sets: Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
+def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
     """The datasets in order, groups by their members, each name once."""
     found: list[LabelledSet | str] = []
-    for one in sets:
+    for one in [sets] if isinstance(sets, LabelledSet | str) else sets:
         found += set_names([one]) if isinstance(one, str) else [one]
     return [one for place, one in enumerate(found) if one not in found[:place]]
 

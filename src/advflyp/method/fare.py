@@ -1,6 +1,6 @@
 """FARE: unsupervised adversarial finetuning of the embeddings themselves (Schlarmann et al. 2024).
 
-No labels and no text: an adversarial picture is to be embedded where the original model embeds the clean one.
+No labels and no text: an adversarial image is to be embedded where the original model embeds the clean one.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """TeCoA: text-guided contrastive adversarial training (Mao et al. 2023), here with AdvFLYP's regularisers as an option.
 
-Labelled pictures, classified by the embeddings T (K, d) of their classes' prompts.
+Labelled images, classified by the embeddings T (K, d) of their classes' prompts.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""TGA-ZSR: TeCoA, and the attention that a picture's text draws is held in place (Yu et al. 2024).
+"""TGA-ZSR: TeCoA, and the attention that an image's text draws is held in place (Yu et al. 2024).
 
-With A(x) the attention map of a picture for its true class, the loss is
+With A(x) the attention map of an image for its true class, the loss is
 CE(P_adv, y) + α·mean‖A_θ(x + δ) − A_θ₀(x)‖₂ + β·mean‖A_θ(x) − A_θ₀(x)‖₂.
 
 What the map is made of differs: the paper's are cosines of patches and text; its released code, and AdvFLYP's of it,
@@ -26,13 +26,13 @@ FLAT = 1e-6
 
 
 def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A of N pictures, (N, height · width) in [0, 1]: dot product of each patch with the text, min–max normalised per
+    """A of N images, (N, height · width) in [0, 1]: dot product of each patch with the text, min–max normalised per
 
-    picture, resized bilinearly, flattened. Zero, without a gradient, where all patches of a picture are equally near.
+    image, resized bilinearly, flattened. Zero, without a gradient, where all patches of an image are equally near.
 
     Args:
-        tokens: (N, rows · columns, d) normalised patches; text: (N, d) unit-norm, one a picture.
-        grid: (rows, columns); size: (height, width) of the pictures.
+        tokens: (N, rows · columns, d) normalised patches; text: (N, d) unit-norm, one an image.
+        grid: (rows, columns); size: (height, width) of the images.
     """
     cosines = torch.einsum("nld,nd->nl", tokens, text)
     lowest, highest = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
@@ -57,8 +57,8 @@ class TGAZSRConfig:
     """Recipe table `method` with name = "tga_zsr".
 
     Attributes:
-        refinement_weight: α, of the adversarial picture's attention; 0 leaves it out.
-        constraint_weight: β, of the clean picture's attention; 0 leaves it out.
+        refinement_weight: α, of the adversarial image's attention; 0 leaves it out.
+        constraint_weight: β, of the clean image's attention; 0 leaves it out.
         attention_norm: What a patch is divided by before its dot product with the text: "token", its own L2 norm
             (the paper: a cosine), or "dim", in each of the d dimensions the norm over all tokens of the image (the
             released code).

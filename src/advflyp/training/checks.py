@@ -16,9 +16,7 @@ def check_data(recipe: Recipe) -> None:
     if wanted == "images" or not found or wanted in found:
         return
     others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
-    has, lacks = (
-        ("labelled pictures", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
-    )
+    has, lacks = ("labelled images", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
     instead = "mini" if wanted == "pairs" else "mini/proxy"
     raise ValueError(
         f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "

@@ -195,7 +195,7 @@ def _take_step(run: TrainingRun, batch: Batch, log: AnyLog) -> Updated:
     run.ranks.split()  # the next batch is a full one
     log.advance(state.step)
     for reason in skipped.examples.keys() - state.skipped.examples.keys():
-        log.say(f"left out: {reason}, such as {skipped.examples[reason]}")
+        log.say(f"skipped: {reason}, such as {skipped.examples[reason]}")
     state.skipped = skipped
     return updated
 

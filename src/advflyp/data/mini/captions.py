@@ -11,7 +11,7 @@ _TEMPLATES = (
 
 
 def caption(meta: Mapping[str, Any], rng: random.Random) -> str:
-    """One caption for a picture, never empty; the same state of `rng` gives the same one.
+    """One caption for an image, never empty; the same state of `rng` gives the same one.
 
     Args:
         meta: Its KEY.json, of which name is needed; tags, group and style are used where they are there.

@@ -91,7 +91,7 @@ def prepare(
         raise ValueError(f"{folder} holds no model: name a run folder, or what `advflyp export` wrote")
     files = {path.relative_to(folder).as_posix(): path for path in _allowed(folder)}
     card = scrubbed(read_card(folder))
-    model = load_model(folder) if kind != "onnx" else None
+    model = load_model(folder, device="cpu") if kind != "onnx" else None
     sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
     cells = _cells(results, sha256, folder)
     vision = any(name.startswith("vision/") for name in files)
