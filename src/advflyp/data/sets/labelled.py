@@ -129,6 +129,12 @@ class LabelledSet:
         return len(self.dataset)
 
     @property
+    def pictures(self) -> Images:
+        """The former name of `dataset`."""
+        warnings.warn("LabelledSet.pictures is now LabelledSet.dataset", DeprecationWarning, stacklevel=2)
+        return self.dataset
+
+    @property
     def prompt(self) -> str:
         """The templates as results record them."""
         return describe(self.templates)
