@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
 from devices.rules import AUTOCAST_FLOAT32, AUTOCAST_LOWER, overload
@@ -20,6 +21,7 @@ OTHER_NUMBERS = 0x5DEECE66D
 def sham_cuda() -> Iterator[ShamDevice]:
     """In the block torch has one CUDA device, a sham one; afterwards everything is as it was."""
     sham = ShamDevice()
+    _device_constructors.cache_clear()
     with (
         pytest.MonkeyPatch.context() as patch,
         torch.library._scoped_library("aten", "IMPL") as library,
@@ -27,7 +29,11 @@ def sham_cuda() -> Iterator[ShamDevice]:
     ):
         _pretend(patch, sham)
         _autocast(library)
-        yield sham
+        try:
+            yield sham
+        finally:
+            # A block `with torch.device(...)` remembers which functions make tensors, torch.tensor among them.
+            _device_constructors.cache_clear()
 
 
 def _pretend(patch: pytest.MonkeyPatch, sham: ShamDevice) -> None:

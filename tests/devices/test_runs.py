@@ -40,6 +40,7 @@ BETWEEN_STEPS = {
     "attack/threat.py:check_pixels": "validation: images that are no images are refused",
     "attack/victim.py:fooled": "validation: what the search has found is confirmed in float32",
     "attack/base.py:run_stages": "validation: predictions are counted on the host",
+    "attack/base.py:_check_found": "validation: images outside the ball are refused, once a batch",
     "evaluation/evaluator.py:all_images": "validation: images come from the host, predictions go there",
     "model/load.py:load_model": "the model is moved to the device",
     "model/folder.py:_write": "the best weights are written",

@@ -331,7 +331,11 @@ def test_afterwards_everything_is_as_it_was() -> None:
     with pytest.raises(DeviceError), sham_cuda():
         left = torch.zeros(2, device="cuda")
         torch.rand(3, device="cuda")
+        with torch.device("meta"):
+            torch.empty(1)
         _ = left + torch.zeros(2)
     assert look() == before
+    with torch.device("meta"):
+        assert torch.tensor(0).is_meta
     with pytest.raises(AssertionError, match="outside of sham_cuda"):
         _ = left + 1

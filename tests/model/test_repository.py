@@ -144,7 +144,7 @@ def refusal(name: str, capfd: pytest.CaptureFixture[str]) -> str:
         warnings.simplefilter("error")
         main(["eval", name, "--sets", "mini/food", "--attacks", "clean", "--limit", "2"])
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "Fetching" not in line]
-    assert time.monotonic() - begun < 20, "without a network its client alone takes more than a minute"
+    assert time.monotonic() - begun < 45, "without a network its client alone takes more than a minute"
     assert stopped.value.code == 2 and len(lines) == 1, lines
     return lines[0]
 

@@ -4,7 +4,6 @@ is the one that the files were made from."""
 import dataclasses
 import hashlib
 import json
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -317,14 +316,12 @@ def test_a_robust_text_tower_beside_another_image_tower(
 
 
 def refusal(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """What a command says: one line, within seconds."""
+    """What a command says: one line."""
     capfd.readouterr()
-    begun = time.monotonic()
     with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
         warnings.simplefilter("error")
         main(words)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "Fetching" not in line]
-    assert time.monotonic() - begun < 20
     assert stopped.value.code == 2 and len(lines) == 1, lines
     return lines[0]
 

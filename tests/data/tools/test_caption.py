@@ -541,7 +541,7 @@ def test_the_hub_is_out_of_reach(
         ValueError, match=r"the hub \(.*\) cannot be reached and user/vlm is not in its cache"
     ):
         run("out", model="user/vlm")
-    assert time.monotonic() - started < 5 and not (tmp_path / "out").exists()
+    assert time.monotonic() - started < 20 and not (tmp_path / "out").exists()
 
 
 def test_out_belongs_to_one_run(tmp_path: Path, run: Callable[..., Captioned], images: str) -> None:
