@@ -29,6 +29,7 @@ class Run:
         recipe: File below configs/ (mini/ at mini scale); none is the model as it was pretrained.
         overrides: Recipe keys on top.
         rate_of: The run whose learning rate it takes; none searches its own.
+        most_seeds: Trainings of it at most, however many the plan has.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     recipe: str | None
     overrides: dict[str, Any] = field(default_factory=dict)
     rate_of: str | None = None
+    most_seeds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,10 @@ class Plan:
         return sorted(dict.fromkeys(found), key=lambda m: "autoattack" in m.attacks)
 
     def seeds_of(self, run: Run) -> range:
-        """A model that is not trained has one."""
-        return range(self.seeds if run.recipe else 1)
+        """The seeds of a run's trainings; a model that is not trained has one."""
+        if not run.recipe:
+            return range(1)
+        return range(min(self.seeds, run.most_seeds or self.seeds))
 
     def settled(self, folder: Path, device: str | torch.device) -> "Plan":
         """The plan with the precision that the study in `folder` was begun with, or, at its beginning, the device's."""
