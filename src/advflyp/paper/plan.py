@@ -55,6 +55,11 @@ class Measure:
     limit: int | None = None
     first_seed: bool = False
 
+    def covers(self, other: "Measure") -> bool:
+        """Whether this measures all that `other` does."""
+        same = replace(self, attacks=other.attacks, eps=other.eps) == other
+        return same and {*other.attacks} <= {*self.attacks} and {*other.eps} <= {*self.eps}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -117,8 +122,9 @@ class Plan:
 
     def measures(self, run: Run) -> list[Measure]:
         """What is to be measured of a run, each once, cheap ones first."""
-        found = [m for e in self.experiments if run.name in e.runs for m in e.measures]
-        return sorted(dict.fromkeys(found), key=lambda m: "autoattack" in m.attacks)
+        found = dict.fromkeys(m for e in self.experiments if run.name in e.runs for m in e.measures)
+        needed = [m for m in found if not any(other.covers(m) for other in found if other != m)]
+        return sorted(needed, key=lambda m: "autoattack" in m.attacks)
 
     def seeds_of(self, run: Run) -> range:
         """The seeds of a run's trainings; a model that is not trained has one."""
