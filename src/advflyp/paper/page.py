@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
+from advflyp.paper.efficiency import efficiency_table
 from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
 from advflyp.report.figures.curves import against_pairs
@@ -85,7 +86,11 @@ class ComparisonPage:
             parts.append(f"## {for_markdown(experiment.title)}\n")
             parts += [for_markdown(note) + "\n" for note in self._notes(experiment)]
             full, means = _names(experiment)
-            own = [table for name in (means, full, f"{full}-phi") if (table := rest.pop(name, None))]
+            own = [
+                table
+                for name in (f"{full}-levers", means, full, f"{full}-phi")
+                if (table := rest.pop(name, None))
+            ]
             parts += [markdown(table) for table in own] or ["No results yet.\n"]
         return "\n".join([*parts, *map(markdown, rest.values())])
 
@@ -201,6 +206,8 @@ class ComparisonPage:
                 title=f"{experiment.title}: zero-shot accuracy in %",
                 unranked=experiment.unranked,
             )
+            if experiment.kind == "cost" and FULL in results.models:
+                tables[f"{full}-levers"] = efficiency_table(self.study, experiment, FULL)
             if experiment.kind == "figure5" and self.embedded:
                 tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
         if self.study.scale == "paper":
@@ -217,6 +224,7 @@ class ComparisonPage:
             "spread": sections.spread_words(experiment.results(self.study)),
             "against_pairs": self._against_pairs(experiment) if experiment.kind == "figure3" else None,
             "embedding": self._embedding() if experiment.kind == "figure5" and self.embedded else None,
+            "levers": self.tables.get(f"{full}-levers"),
             "means": self.tables.get(means),
             "full": self.tables.get(full),
             "is_open": means not in self.tables or experiment.kind in ("table1", "table2"),

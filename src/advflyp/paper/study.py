@@ -74,14 +74,14 @@ class Exhibit:
 
         The mean of three trainings beside one training would be compared with it. The originals are not trained.
         """
-        kept = self._of_common_seeds(self._cells(study), study)
+        kept = self._of_common_seeds(self.cells(study), study)
         # In the plan's order, not in that of the files.
         kept.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
         return Results(kept, seeds=True, models=self.rows)
 
     def seeds_note(self, study: "Study") -> str:
         """Which seeds the table is of, where some of its methods have more."""
-        measured = [cell for cell in self._cells(study) if not self._is_untrained(cell.model, study)]
+        measured = [cell for cell in self.cells(study) if not self._is_untrained(cell.model, study)]
         kept = self._of_common_seeds(measured, study)
         if len({cell.checkpoint_sha256 for cell in kept}) == len(
             {cell.checkpoint_sha256 for cell in measured}
@@ -91,7 +91,7 @@ class Exhibit:
         named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
         return f"Only {named}, which all of these methods have; some have more."
 
-    def _cells(self, study: "Study") -> list[Cell]:
+    def cells(self, study: "Study") -> list[Cell]:
         """What was measured of it."""
         wanted = self.conditions(study.cells)
         rows, sets = set(self.rows), set(self.sets)

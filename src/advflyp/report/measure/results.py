@@ -126,8 +126,14 @@ class Results:
 
     def mean(self, model: str, condition: Condition, sets: Sequence[str] | None = None) -> Estimate | None:
         """Over `sets`, by default `mean_sets`; seeds that lack one of them do not count. None where all do."""
+        return aggregate_seeds(list(self.means(model, condition, sets).values()))
+
+    def means(
+        self, model: str, condition: Condition, sets: Sequence[str] | None = None
+    ) -> dict[str, Estimate]:
+        """`mean` of each seed, by the hash of its weights."""
         names = self.mean_sets if sets is None else list(sets)
-        found = []
+        found = {}
         for sha in self.hashes.get(model, []):
             cells = [self.runs.get((model, name, condition), {}).get(sha) for name in names]
             known = [cell for cell in cells if cell is not None]
@@ -135,8 +141,8 @@ class Results:
                 value, (low, high) = mean_interval(known)
                 if len(known) == 1:
                     low, high = known[0].ci95
-                found.append(Estimate(value, low, high, flagged=any(map(is_flagged, known))))
-        return aggregate_seeds(found)
+                found[sha] = Estimate(value, low, high, flagged=any(map(is_flagged, known)))
+        return found
 
     def change(
         self, before: str, after: str, condition: Condition, set_name: str | None = None

@@ -1,0 +1,95 @@
+"""Accuracy against arithmetic: what each lever of a cheaper training costs, paired over seeds with the full one."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from scipy.stats import t
+
+from advflyp.paper.study import Exhibit, Study
+from advflyp.report.measure.estimates import Change, Condition, Estimate, aggregate_seeds
+from advflyp.report.measure.results import Results
+from advflyp.report.measure.tables import Table, Value
+
+Seeds = Mapping[int, float]
+
+
+def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
+    """A row for each training: its arithmetic, its accuracies, and their differences to the baseline's.
+
+    Every seed that was measured counts in the accuracies; the differences are paired over the seeds that both
+    trainings have, with the 95 % interval of Student's t (none for a single seed). "Robust" is the mean over the
+    radii of PGD-10's accuracy.
+
+    Args:
+        study: The results.
+        experiment: Which of them: its rows, sets and radii.
+        baseline: The row that the others are compared with.
+    """
+    # Not `experiment.results`, which keeps the seeds that all rows have.
+    results = Results(experiment.cells(study), seeds=True, models=experiment.rows)
+    attacked = [c for c in results.attacked if c.attack == "pgd10"]
+    conditions = [c for c in (results.clean, *attacked) if c is not None]
+    strong = [c for c in results.attacked if c.attack == "autoattack"]
+    robust = {row: _robust(results, row, attacked, experiment.sets, study) for row in experiment.rows}
+    clean = {row: _by_seed(results, row, conditions[0], experiment.sets, study) for row in experiment.rows}
+    whole = results.pflops(baseline)
+    rows: list[list[Value]] = []
+    for row in experiment.rows:
+        if not results.hashes[row]:
+            continue
+        spent = results.pflops(row)
+        cost: list[Value] = [None, None]
+        if spent is not None:
+            cost = [f"{spent:.3g}", f"{100 * spent / whole:.0f} %" if whole else None]
+        rows.append(
+            [
+                row,
+                str(len(results.hashes[row])),
+                *cost,
+                *(results.mean(row, condition, experiment.sets) for condition in conditions),
+                aggregate_seeds([Estimate(value, value, value) for value in robust[row].values()]),
+                *(
+                    None if row == baseline else paired(found[row], found[baseline])
+                    for found in (clean, robust)
+                ),
+                *(results.mean(row, condition, experiment.sets) for condition in strong),
+            ]
+        )
+    return Table(
+        title=f"{experiment.title}: accuracy in %, and differences to {baseline} in points",
+        columns=[
+            "training", "seeds", "PFLOPs", "of full",
+            *(c.title.replace(", ", "\n") for c in conditions),
+            "robust\n(mean)", "clean:\ndifference", "robust:\ndifference",
+            *(c.title.replace(", ", "\n") for c in strong),
+        ],
+        rows=rows,
+        note="Differences: paired over the seeds of both, 95 % interval of Student's t.",
+    )  # fmt: skip
+
+
+def paired(found: Seeds, baseline: Seeds) -> Change | None:
+    """The mean difference over the seeds of both, with the 95 % interval of Student's t; None where they share none."""
+    differences = [found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())]
+    if not differences:
+        return None
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return Change(mean)
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return Change(mean, mean - half, mean + half)
+
+
+def _by_seed(results: Results, row: str, condition: Condition, sets: Sequence[str], study: Study) -> Seeds:
+    means = results.means(row, condition, sets)
+    return {study.seed_of[sha]: one.value for sha, one in means.items()}
+
+
+def _robust(
+    results: Results, row: str, conditions: Sequence[Condition], sets: Sequence[str], study: Study
+) -> Seeds:
+    """The mean over the radii of the seeds that have them all."""
+    found = [_by_seed(results, row, condition, sets, study) for condition in conditions]
+    common = set.intersection(*(set(one) for one in found)) if found else set()
+    return {seed: statistics.fmean(one[seed] for one in found) for seed in common}
