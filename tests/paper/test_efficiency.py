@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from advflyp.evaluation.results import append_cell
-from advflyp.paper.efficiency import efficiency_table
+from advflyp.paper.efficiency import against_cost_points, efficiency_table
 from advflyp.paper.page import paper_report
 from advflyp.paper.study import read_study
 from advflyp.report.measure.estimates import Change, Estimate
@@ -79,6 +79,9 @@ def test_differences_are_those_of_a_paired_test(
     robust = rows[FAST]["robust (mean)"]
     assert isinstance(robust, Estimate) and robust.seeds == 4
     assert robust.value == pytest.approx(means(FAST, "pgd10", (1, 2), 4).mean(), abs=1e-12)
+    points = against_cost_points(study, study.experiments[0])
+    assert {label: cost for label, (cost, _) in points.items()} == COST
+    assert points[FAST][1] == robust
     strong = rows[FAST]["AutoAttack ε = 1/255"]
     assert isinstance(strong, Estimate) and strong.seeds == 1
 
@@ -86,5 +89,7 @@ def test_differences_are_those_of_a_paired_test(
 def test_the_report_shows_it(folder: Path, tmp_path: Path) -> None:
     out = paper_report(folder, tmp_path / "out").parent
     assert (out / "tables" / "cost-levers.csv").is_file()
-    note = "paired over the seeds of both, 95 % interval of Student"
-    assert note in (out / "index.html").read_text() and note in (out / "results.md").read_text()
+    note = "paired over the seeds of both"
+    page = (out / "index.html").read_text()
+    assert note in page and note in (out / "results.md").read_text()
+    assert 'aria-label="robust accuracy against the arithmetic of the finetuning"' in page

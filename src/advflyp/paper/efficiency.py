@@ -26,9 +26,8 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
         experiment: Which of them: its rows, sets and radii.
         baseline: The row that the others are compared with.
     """
-    # Not `experiment.results`, which keeps the seeds that all rows have.
-    results = Results(experiment.cells(study), seeds=True, models=experiment.rows)
-    attacked = [c for c in results.attacked if c.attack == "pgd10"]
+    results = _results(study, experiment)
+    attacked = _attacked(results)
     conditions = [c for c in (results.clean, *attacked) if c is not None]
     strong = [c for c in results.attacked if c.attack == "autoattack"]
     robust = {row: _robust(results, row, attacked, experiment.sets, study) for row in experiment.rows}
@@ -48,7 +47,7 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
                 str(len(results.hashes[row])),
                 *cost,
                 *(results.mean(row, condition, experiment.sets) for condition in conditions),
-                aggregate_seeds([Estimate(value, value, value) for value in robust[row].values()]),
+                _mean(robust[row]),
                 *(
                     None if row == baseline else paired(found[row], found[baseline])
                     for found in (clean, robust)
@@ -69,6 +68,18 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
     )  # fmt: skip
 
 
+def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[float, Estimate]]:
+    """Training → (PFLOPs, robust accuracy), of those that both are known of."""
+    results = _results(study, experiment)
+    points = {}
+    for row in experiment.rows:
+        spent = results.pflops(row)
+        robust = _mean(_robust(results, row, _attacked(results), experiment.sets, study))
+        if spent is not None and robust is not None:
+            points[row] = (spent, results.drawn(robust))
+    return points
+
+
 def paired(found: Seeds, baseline: Seeds) -> Change | None:
     """The mean difference over the seeds of both, with the 95 % interval of Student's t; None where they share none."""
     differences = [found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())]
@@ -79,6 +90,19 @@ def paired(found: Seeds, baseline: Seeds) -> Change | None:
         return Change(mean)
     half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
     return Change(mean, mean - half, mean + half)
+
+
+def _results(study: Study, experiment: Exhibit) -> Results:
+    """Not `experiment.results`, which keeps only the seeds that all rows have."""
+    return Results(experiment.cells(study), seeds=True, models=experiment.rows)
+
+
+def _attacked(results: Results) -> list[Condition]:
+    return [c for c in results.attacked if c.attack == "pgd10"]
+
+
+def _mean(found: Seeds) -> Estimate | None:
+    return aggregate_seeds([Estimate(value, value, value) for value in found.values()])
 
 
 def _by_seed(results: Results, row: str, condition: Condition, sets: Sequence[str], study: Study) -> Seeds:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
-from advflyp.paper.efficiency import efficiency_table
+from advflyp.paper.efficiency import against_cost_points, efficiency_table
 from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
 from advflyp.report.figures.curves import against_pairs
@@ -25,6 +25,7 @@ from advflyp.report.figures.embedding import (
 )
 from advflyp.report.figures.examples import Example, examples
 from advflyp.report.figures.plots import Look, svg
+from advflyp.report.figures.tradeoff import against_cost
 from advflyp.report.measure.estimates import Condition, Estimate, competitors
 from advflyp.report.measure.grid import IN, OUT, means_table, methods_table, sanity_table, sides
 from advflyp.report.measure.render import markdown
@@ -224,6 +225,7 @@ class ComparisonPage:
             "spread": sections.spread_words(experiment.results(self.study)),
             "against_pairs": self._against_pairs(experiment) if experiment.kind == "figure3" else None,
             "embedding": self._embedding() if experiment.kind == "figure5" and self.embedded else None,
+            "against_cost": self._against_cost(experiment) if experiment.kind == "cost" else None,
             "levers": self.tables.get(f"{full}-levers"),
             "means": self.tables.get(means),
             "full": self.tables.get(full),
@@ -249,6 +251,15 @@ class ComparisonPage:
                 figure = against_pairs(found, width=420, height=300, title=title)
                 plots.append(svg(figure, f"accuracy against the number of image–text pairs, {title}"))
         return plots
+
+    def _against_cost(self, experiment: Exhibit) -> sections.Drawing | None:
+        points = against_cost_points(self.study, experiment)
+        if not points:
+            return None
+        return sections.drawing(
+            lambda width: against_cost(points, self.look, width=width),
+            "robust accuracy against the arithmetic of the finetuning",
+        )
 
     def _embedding(self) -> dict[str, Any]:
         largest = max(angle for one in self.embedded for angle in one.phi)

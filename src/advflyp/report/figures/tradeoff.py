@@ -74,6 +74,37 @@ def tradeoff(
     return figure
 
 
+@styled
+def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, width: int) -> Figure:
+    """Each training's robust accuracy (up) against the arithmetic that it took (across), its name beside it.
+
+    Args:
+        points: Training → (PFLOPs, robust accuracy).
+        look: Colours, marks and names of the trainings.
+        width: In pixels.
+    """
+    figure = sheet(width, 380)
+    axes = axes_in(figure, 56, 50, 16, 14)
+    places = {name: (cost, 100 * robust.value) for name, (cost, robust) in points.items()}
+    axes.set_xlim(0, 1.12 * max(cost for cost, _ in points.values()))
+    axes.set_ylim(*_limits([robust for _, robust in points.values()]))
+    axes.grid()
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel("arithmetic of the finetuning (PFLOPs)")
+    axes.set_ylabel("robust accuracy (%)")
+    for name, (cost, robust) in points.items():
+        colour = look.colours[name]
+        axes.plot(
+            [cost, cost], [100 * robust.low, 100 * robust.high], color=colour, alpha=0.35, linewidth=2.5
+        )
+        axes.plot([cost], [100 * robust.value], look.markers[name], color=colour, markersize=9, zorder=3)
+    # The size of a text is known on a canvas only.
+    FigureCanvasAgg(figure)
+    _labels(axes, look, places, ())
+    return figure
+
+
 def _labels(axes: Axes, look: Look, places: Mapping[str, Point], avoided: Sequence[Point]) -> None:
     """Each point's name near it: on no point, no other name and inside the axes, as far as there is room.
 
