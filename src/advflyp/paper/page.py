@@ -1,6 +1,7 @@
 """The report of a whole comparison: every experiment of the plan with its tables, and the figures of the methods."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,11 @@ class ComparisonPage:
         points = against_cost_points(self.study, experiment)
         if not points:
             return None
+        # "one step", "fast": there is no room for more beside a point.
+        short = {row: row.removeprefix(f"{FULL}, ").removeprefix("AdvFLYP_") for row in points}
+        look = replace(self.look.of_some(list(points)), names=short)
         return sections.drawing(
-            lambda width: against_cost(points, self.look, width=width),
+            lambda width: against_cost(points, look, width=width),
             "robust accuracy against the arithmetic of the finetuning",
         )
 
