@@ -27,7 +27,7 @@ MAX_LABEL_BYTES = 64
 MAX_MEMBER_BYTES = 1 << 40
 # An extended header of a tar holds a name of at most 4,096 bytes and a few numbers.
 MAX_TAR_HEADER_BYTES = 1 << 20
-# A table of text is read whole.
+# A table of text is read whole; one that is a list of JSON as a document, see MAX_DOCUMENT_BYTES.
 MAX_TABLE_BYTES = 4 << 30
 # So is the manifest of a folder of shards.
 MAX_MANIFEST_BYTES = 64 << 20
@@ -53,6 +53,11 @@ MAX_AHEAD_BYTES = 1 << 30
 MAX_RATIO, FREE_BYTES = 200, 256 << 20
 # Seconds for an image from the web, in all.
 FETCH_SECONDS = 60.0
+# Seconds for a call of a tokenizer whose files may hold anybody's regular expressions, and further ones for each text.
+# A text takes some ten microseconds.
+TOKENIZER_SECONDS, TOKENIZER_SECONDS_A_TEXT = 60.0, 0.01
+# So many times as long as a text may become before it is split into tokens: none of the usual tokenizers doubles it.
+MAX_TEXT_GROWTH = 16
 
 
 # Not of one file, but of the machine and its disks: all files behind it would be taken for unusable.

@@ -1,9 +1,12 @@
 """open_clip's tokenizers, from its configurations and the files of a folder, which may be a stranger's."""
 
 import gzip
+import re
 import textwrap
+import threading
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -11,9 +14,17 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 
 from advflyp.documents import read_json_object
 from advflyp.errors import SkippedSample
-from advflyp.limits import MAX_DOCUMENT_BYTES, MAX_LIST_BYTES, read_bounded
+from advflyp.limits import (
+    MAX_DOCUMENT_BYTES,
+    MAX_LIST_BYTES,
+    MAX_TEXT_GROWTH,
+    TOKENIZER_SECONDS,
+    TOKENIZER_SECONDS_A_TEXT,
+    read_bounded,
+)
 from advflyp.model.architectures import ARCHITECTURES, NEEDS_TRANSFORMERS
 from advflyp.model.repository import HF_CONFIG_FILE, open_repository
+from advflyp.wording import counted
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 # What a tokenizer of transformers is stored in.
@@ -29,6 +40,26 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+# An expression that takes linear time: alternatives of signs and classes of signs, of which the last may be repeated.
+_SIGN = r"(?:\\[pP]\{\^?\w+\}|\\[^\w]|\\[sSdDwWnrt]|\[\^?(?:\\.|[^\[\]\\])+\]|[^\\\[\](){}|*+?^$])"
+_BRANCH = rf"{_SIGN}{{1,64}}(?:[*+?]|\{{\d{{1,3}},?(?:\d{{1,3}})?\}})?"
+_LINEAR = re.compile(rf"{_BRANCH}(?:\|{_BRANCH}){{0,15}}", re.DOTALL)
+
+
+class BoundedTokenizer(HFTokenizer):
+    """open_clip's around one of transformers, whose files may hold anybody's regular expressions: a call has an end.
+
+    tokenizers looks for them without the interpreter's lock, so that another thread can stop waiting for it.
+
+    Raises:
+        ValueError: A call takes too long, or the expressions fail.
+    """
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Any:
+        count = 1 if isinstance(texts, str) else len(texts)
+        seconds = TOKENIZER_SECONDS + count * TOKENIZER_SECONDS_A_TEXT
+        call = super().__call__
+        return _within(seconds, lambda: call(texts, context_length), f"read {counted(count, 'text')}")
 
 
 def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | None = None) -> Any:
@@ -76,11 +107,81 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
         settings = read_json_object(config) if config.is_file() else {}
         if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
             raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
-        made = HFTokenizer(str(folder), context_length, trust_remote_code=False, **options)
+        for name in {"tokenizer.json", *_versions(settings)}:
+            if (folder / name).is_file():
+                _check_normalizer(read_json_object(folder / name).get("normalizer"))
+        made = BoundedTokenizer(str(folder), context_length, trust_remote_code=False, **options)
         made(["a photo"])  # what it lacks may show only now
         return made
     except Exception as error:  # transformers may raise anything for a damaged one
         raise ValueError(f"the tokenizer in {folder} cannot be read: {shortened(error)}") from None
+
+
+def _versions(settings: Mapping[str, Any]) -> list[str]:
+    """Other files in place of tokenizer.json for some versions of transformers."""
+    named = settings.get("fast_tokenizer_files")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def _check_normalizer(tree: Any) -> None:
+    """Refuse what rewrites texts without an end.
+
+    Added tokens are rewritten, too, while the file is read: there, nothing could stop it.
+
+    Raises:
+        ValueError: An expression could take more than linear time, or a text could grow too much.
+    """
+    growth = 1
+    for step in _steps(tree):
+        pattern = step.get("pattern")
+        expression = pattern.get("Regex", "") if isinstance(pattern, dict) else ""
+        if expression and not (isinstance(expression, str) and _LINEAR.fullmatch(expression)):
+            raise ValueError(
+                f"its normalizer replaces '{str(expression)[:60]}', and only single characters that repeat are replaced"
+            )
+        growth *= max(1, *(len(str(step.get(key, ""))) for key in ("content", "prepend")))
+    if growth > MAX_TEXT_GROWTH:
+        raise ValueError(f"its normalizer makes a text up to {growth} times as long")
+
+
+def _steps(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for inner in tree.get("normalizers") or []:
+            yield from _steps(inner)
+
+
+def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
+    """What `call` returns; ValueError where it takes longer, and it is left to itself until the process ends.
+
+    Args:
+        what: What a tokenizer does in it.
+    """
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:  # a panic of Rust is no Exception
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    begun, worked = time.monotonic(), time.process_time()
+    thread.start()
+    thread.join(seconds)
+    while thread.is_alive():
+        # Neither a process that was stopped for a while nor one with many threads has been at it for that long.
+        if min(time.monotonic() - begun, time.process_time() - worked) > seconds:
+            raise ValueError(
+                f"the tokenizer has not {what} within {seconds:.0f} seconds; its regular expressions take too long"
+            )
+        thread.join(1)
+    if failed and isinstance(failed[0], Exception):
+        raise failed[0]
+    if failed:
+        raise ValueError(f"the tokenizer has failed: {failed[0]}") from None
+    return found[0]
 
 
 def _fetch_tokenizer(name: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from advflyp.data.pairs import rows as rows_module
 from advflyp.data.pairs.rows import find_column, read_text_table
 
 CAPTIONS = ["a red circle", "a dog, running", 'a "quoted" word', "two; or | three", "", "  the end  "]
@@ -167,3 +168,27 @@ def test_columns_are_found() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             find(given, *names)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_long_list_is_not_read_whole(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"image": "a.png", "caption": "a cat"}
+    data = f" \n{json.dumps([row] * 1000)}".encode(encoding)
+    assert len(list(read_text_table("t.json", io.BytesIO(data)).rows())) == 1000
+    monkeypatch.setattr(rows_module, "MAX_DOCUMENT_BYTES", 1 << 10)
+    read = 0
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            found = super().read(size)
+            read = max(read, self.tell())
+            return found
+
+    with pytest.raises(
+        ValueError, match=r"t\.json is a list of more than 0 MB; save it as JSON lines \(\.jsonl\)"
+    ):
+        read_text_table("t.json", Counted(data))
+    assert read < len(data)
+    lines = (json.dumps(row) + "\n").encode() * 1000
+    assert len(list(read_text_table("t.json", io.BytesIO(lines)).rows())) == 1000

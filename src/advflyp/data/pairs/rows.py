@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from advflyp.config import suggest
 from advflyp.data.pairs.cells import names_a_file
 from advflyp.documents import decode, parse_json
-from advflyp.limits import MAX_TABLE_BYTES
+from advflyp.limits import MAX_DOCUMENT_BYTES, MAX_TABLE_BYTES
 from advflyp.wording import counted
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
@@ -22,6 +22,9 @@ SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
 # Quotation marks as in RFC 4180, and as signs like any other.
 QUOTED: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL, "strict": True, "skipinitialspace": True}
 PLAIN: dict[str, Any] = {"quoting": csv.QUOTE_NONE}
+# From so many bytes it is seen whether JSON is a list: it begins so in UTF-8 or UTF-16, with a byte order mark or not.
+_HEAD = 4096
+_LIST = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\s\0]*\[")
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,29 @@ class TextTable:
 
 
 def read_text_table(address: str, file: BinaryIO) -> TextTable:
-    """ValueError for what is not UTF-8, damaged JSON, and a row that does not fit its header."""
-    data = file.read(MAX_TABLE_BYTES + 1)
-    if len(data) > MAX_TABLE_BYTES:
-        raise ValueError(f"{address} is larger than {MAX_TABLE_BYTES >> 30} GB; save it as Parquet")
+    """The table in a file that can seek.
+
+    Raises:
+        ValueError: For what is not UTF-8, too large, damaged JSON, and a row that does not fit its header.
+    """
+    is_json = address.lower().endswith(JSON_SUFFIXES)
+    is_list = is_json and _LIST.match(file.read(_HEAD)) is not None
+    file.seek(0)
+    limit = MAX_DOCUMENT_BYTES if is_list else MAX_TABLE_BYTES
+    data = file.read(limit + 1)
+    if len(data) > limit and is_list:
+        raise ValueError(
+            f"{address} is a list of more than {limit >> 20} MB; save it as JSON lines (.jsonl), an object a line, or "
+            "as Parquet"
+        )
+    if len(data) > limit:
+        raise ValueError(f"{address} is larger than {limit >> 30} GB; save it as Parquet")
     try:
         text = decode(data)
     except UnicodeDecodeError:
         raise ValueError(f"{address} is not UTF-8; save it as UTF-8") from None
-    if address.lower().endswith(JSON_SUFFIXES):
-        return _json_table(address, text)
+    if is_json:
+        return _json_table(address, text, is_list=is_list)
     return _delimited(address, text)
 
 
@@ -79,8 +95,8 @@ def find_column(
     return found
 
 
-def _json_table(address: str, text: str) -> TextTable:
-    if text.lstrip().startswith("["):
+def _json_table(address: str, text: str, *, is_list: bool) -> TextTable:
+    if is_list:
         try:
             listed = parse_json(text)
         except ValueError as error:
