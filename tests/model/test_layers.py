@@ -220,6 +220,15 @@ def test_an_attack_on_frozen_weights_copies_them_for_no_place_of_the_sequence(
     assert "aten.bmm" in called(as_pytorch(tiny)), "what this guards against is real"
 
 
+def test_attention_gathers_its_gradient_in_one_operation() -> None:
+    layer = SelfAttention(24, 3, batch_first=True)
+    x = torch.randn(5, 7, 24, requires_grad=True)
+    with Called() as found:
+        torch.autograd.grad(layer(x, x, x, need_weights=False)[0].sum(), x)
+    assert "aten.stack" in found.names
+    assert not {"aten.select_backward", "aten.add"} & found.names
+
+
 def as_pytorch(model: CLIP) -> CLIP:
     """A copy with PyTorch's own layers."""
     model = deepcopy(model)

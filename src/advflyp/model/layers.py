@@ -81,7 +81,9 @@ class SelfAttention(nn.MultiheadAttention):
         number, places, width = query.shape
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = projected.view(number, places, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask)
+        # Indexed one by one, each would fill a gradient of all three with zeros, and these would be added.
+        q, k, v = heads.unbind(0)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(found.transpose(1, 2).reshape(number, places, width)), None
 
 
