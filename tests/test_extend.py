@@ -15,20 +15,21 @@ from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
 from advflyp.plugins import load_object
 from advflyp.training.runlog import read_metrics
+from data.test_training import class_tree
 from helpers import write_folder
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/extend.md"
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    advflyp (.+)$", PAGE.read_text(), re.M)]
 BLOCK = re.compile(r'```python title="(\w+)\.py"\n(.*?)```', re.DOTALL)
-MOST_LINES = 40
+MOST_LINES = 45
 
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's files in the current folder."""
     found = BLOCK.findall(PAGE.read_text())
-    assert [name for name, _ in found] == ["my_method", "my_set", "my_attack", "any_classifier"]
+    assert [name for name, _ in found] == ["my_method", "my_trades", "my_set", "my_attack", "any_classifier"]
     for name, code in found:
         assert code.count("\n") < MOST_LINES
         (tmp_path / f"{name}.py").write_text(code)
@@ -44,33 +45,35 @@ def command_of(module: str) -> list[str]:
 
 
 def test_the_page_has_a_command_for_each_example() -> None:
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 4
+
+
+def test_a_method_on_labelled_images_trains(examples: Path, tiny_folder: Path) -> None:
+    class_tree(examples / "classes", 64)
+    main([*command_of("my_trades"), *smaller(tiny_folder, examples / "classes")])
+    lines = [line for line in read_metrics(Path("runs/trades")) if line["kind"] == "train"]
+    assert len(lines) == 6 and min(line["loss/divergence"] for line in lines) > 0
+    assert min(line["attack_gain"] for line in lines) > 1
+    assert {line["loss/natural"] for line in lines}.isdisjoint({0.0})
 
 
 def test_the_method_trains_and_resumes(examples: Path, tiny_folder: Path) -> None:
-    """The page's command, smaller: 6 steps of 16 images, a tiny model."""
-    data = write_folder(examples / "pairs", 64)
     command = command_of("my_method")
     assert command[0] == "train" and command[-2:] == ["--out", "runs/anchor"]
-    smaller = [
-        "--model.name",
-        str(tiny_folder),
-        "--data.train",
-        str(data),
-        "--train.max_steps",
-        "6",
-        "--data.batch_size",
-        "16",
-        "--optim.warmup_steps",
-        "0",
-    ]
-    smaller += ["--validate.set", "none", "--log.every", "1", "--train.device", "cpu"]
-    main([*command, *smaller])
+    keys = smaller(tiny_folder, write_folder(examples / "pairs", 64))
+    main([*command, *keys])
     lines = [line for line in read_metrics(Path("runs/anchor")) if line["kind"] == "train"]
     losses, gains = [line["loss/anchor"] for line in lines], [line["attack_gain"] for line in lines]
     assert len(losses) == 6 and min(losses) > 0
     assert min(gains) > 1, "the attack raises the method's own loss"
-    main([*command, *smaller, "--resume"])
+    main([*command, *keys, "--resume"])
+
+
+def smaller(model: Path, data: Path) -> list[str]:
+    """What makes the page's command 6 steps of 16 images with a tiny model."""
+    keys = {"model.name": model, "data.train": data, "train.max_steps": 6, "data.batch_size": 16}
+    keys |= {"optim.warmup_steps": 0, "validate.set": "none", "log.every": 1, "train.device": "cpu"}
+    return [word for key, value in keys.items() for word in (f"--{key}", str(value))]
 
 
 def test_the_set_is_measured(examples: Path) -> None:
