@@ -21,7 +21,7 @@ from advflyp.data.mini import EMBEDDED
 from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.images import on_white
 from advflyp.data.sets.labelled import load_set, set_names
-from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, picture_hash, within
+from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, image_hash, within
 
 PICTURES = 150
 
@@ -50,11 +50,11 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def both(images: list[Image.Image]) -> np.ndarray:
     """(N, 2) hashes, mirrored ones second."""
     flip = Image.Transpose.FLIP_LEFT_RIGHT
-    return np.array([(picture_hash(i), picture_hash(i.transpose(flip))) for i in images], np.uint64)
+    return np.array([(image_hash(i), image_hash(i.transpose(flip))) for i in images], np.uint64)
 
 
 def bits(image: Image.Image, hashes: np.ndarray) -> int:
-    return within(np.array([picture_hash(image)], np.uint64), hashes, 64)[0][2]
+    return within(np.array([image_hash(image)], np.uint64), hashes, 64)[0][2]
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"{name:18}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
     pixels, _ = read_shards(EMBEDDED)
-    training = np.array([picture_hash(on_white(Image.fromarray(one))) for one in pixels[:]], np.uint64)
+    training = np.array([image_hash(on_white(Image.fromarray(one))) for one in pixels[:]], np.uint64)
     test = np.concatenate([both([on_white(p) for p, _ in load_set(name).dataset]) for name in names])
     flagged = {row for start in range(0, len(training), 64) for row in _rows(training, test, start)}
     print(

@@ -242,7 +242,7 @@ def test_a_picture_that_vanishes_between_two_looks(
         if done == 24:
             (folder / "020.png").write_bytes(b"broken")
 
-    monkeypatch.setattr("advflyp.data.sets.captioned.TOLERATED", 0.5)
+    monkeypatch.setattr("advflyp.data.sets.labelled.TOLERATED", 0.5)
     with pytest.raises(ValueError, match=r"cannot be read any more"):
         retrieval(tiny, folder, ["pgd1"], watch=lose)
 

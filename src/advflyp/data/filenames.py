@@ -6,11 +6,12 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2")
-IMAGE_SUFFIXES += ("ppm", "pgm", "pbm", "pnm")
 # What cameras write and Pillow reads with a plugin only: images nevertheless, so that none is skipped in silence.
 PLUGIN_SUFFIXES = ("heic", "heif", "hif", "jxl")
-IMAGE_SUFFIXES += PLUGIN_SUFFIXES
+IMAGE_SUFFIXES = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2", "ppm", "pgm", "pbm", "pnm",
+    *PLUGIN_SUFFIXES,
+)  # fmt: skip
 # The first that there is holds an image's captions.
 CAPTION_SUFFIXES = ("txt", "caption", "json")
 LABEL_SUFFIX = "cls"
@@ -64,12 +65,13 @@ def parse_member(path: str) -> Member | None:
     return Member(folder + stem, last.lower(), folder + base) if last.lower() in KNOWN else None
 
 
-def is_extra(key: str, known: Container[str]) -> bool:
-    """Whether a sample that lacks a half is only a further file of another, as 0001.mask.png is of 0001.
+def writable(name: str) -> str:
+    """With question marks for what is not UTF-8, which could be written nowhere."""
+    return name.encode("utf-8", "replace").decode()
 
-    Args:
-        known: The other samples' keys.
-    """
+
+def is_extra(key: str, known: Container[str]) -> bool:
+    """Whether a sample that lacks a half is only a further file of one of `known`, as 0001.mask.png is of 0001."""
     folder, slash, name = key.rpartition("/")
     while "." in name:
         name = name.rpartition(".")[0]
@@ -90,13 +92,11 @@ def is_image(path: str) -> bool:
 
 def images_among(files: Sequence[str]) -> list[str]:
     """The images among the files of a folder; of a photograph in several formats not those that need a plugin."""
-    found = [file for file in files if is_image(file)]
-    plain = {file.rpartition(".")[0] for file in found if not _needs_plugin(file)}
-    return [file for file in found if not _needs_plugin(file) or file.rpartition(".")[0] not in plain]
-
-
-def _needs_plugin(file: str) -> bool:
-    return file.rpartition(".")[2].lower() in PLUGIN_SUFFIXES
+    found = [(file, *file.rpartition(".")[::2]) for file in files if is_image(file)]
+    plain = {stem for _, stem, suffix in found if suffix.lower() not in PLUGIN_SUFFIXES}
+    return [
+        file for file, stem, suffix in found if suffix.lower() not in PLUGIN_SUFFIXES or stem not in plain
+    ]
 
 
 def is_shard(path: str) -> bool:

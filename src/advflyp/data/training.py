@@ -4,15 +4,12 @@ Batches of labelled images have the order, the resuming and the counting of thos
 read as for an evaluation.
 """
 
-import lzma
-import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from advflyp.data.config import DataConfig
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
@@ -25,7 +22,7 @@ from advflyp.data.pairs.pairs import Decoded, Pairs, open_pairs
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import Position, permuted
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
-from advflyp.data.pairs.tars import DamagedTar, members, unpacked
+from advflyp.data.pairs.tars import BROKEN, DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
@@ -59,7 +56,7 @@ class LabelledBatches(Pairs, Protocol):
     draws_captions: bool
 
 
-class DecodedLabelled(Decoded[int, tuple[int, str]]):
+class DecodedLabelled(Decoded[int]):
     """Batches of a labelled set; see `LabelledBatches`. `config.limit` takes its classes evenly."""
 
     def __init__(
@@ -86,15 +83,12 @@ class DecodedLabelled(Decoded[int, tuple[int, str]]):
     def key(self, sample: int) -> str:
         return self.labelled.key(sample)
 
-    def decode(self, sample: int, epoch: int) -> tuple[Tensor, tuple[int, str]]:
+    def decode(self, sample: int, epoch: int) -> dict[str, Any]:
         label = self.labels[sample]
         templates = self.templates if self.draws_captions else self.templates[:1]
         caption = drawn_caption(templates, self.classes[label], self.seed, epoch, sample)
-        return self.reader.from_image(self.labelled.image(sample)), (label, caption)
-
-    def collate(self, some: list[tuple[int, str]]) -> dict[str, Any]:
-        labels, captions = zip(*some, strict=True)
-        return {"labels": torch.tensor(labels), "captions": list(captions)}
+        image = self.reader.from_image(self.labelled.image(sample))
+        return {"images": image, "labels": label, "captions": caption}
 
 
 def open_training(
@@ -124,58 +118,36 @@ def open_training(
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     if data is not None:
-        return _open_object(data, config, wanted, reader, seed, device, share)
-    if config.train == PROXY_PAIRS:
+        _check_kind(data, wanted)
+    elif config.train == PROXY_PAIRS:
         concepts = load_set(PROXY_SET).classes
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
-    corpus = corpus_folder(config.train)
-    if corpus is not None and wanted != "labelled":
+    elif (corpus := corpus_folder(config.train)) is not None and wanted != "labelled":
         if config.also is not None:
             raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
         return MiniPairs(corpus, config, seed=seed, device=device, share=share)
-    if wanted == "pairs" or (wanted == "images" and readings(config.train) != {"labelled"}):
-        return open_pairs(config, reader, seed=seed, device=device, share=share, captions=wanted == "pairs")
-    labelled = load_set(config.train)
-    if config.train == PROXY_SET:
-        chosen = config.chosen_templates()
-        return MiniLabelled(
-            EMBEDDED,
-            config,
-            seed=seed,
-            device=device,
-            share=share,
-            classes=labelled.classes,
-            templates=chosen or labelled.templates,
-            draw=chosen is not None and len(chosen) > 1,
-        )
-    return DecodedLabelled(labelled, config, reader, seed, device, share)
+    elif wanted == "labelled" or (wanted == "images" and readings(config.train) == {"labelled"}):
+        data = load_set(config.train)
+        if config.train == PROXY_SET:
+            names = {"classes": data.classes, "templates": data.templates}
+            return MiniLabelled(EMBEDDED, config, seed=seed, device=device, share=share, **names)
+    if isinstance(data, LabelledSet):
+        return DecodedLabelled(data, config, reader, seed, device, share)
+    captions = wanted == "pairs"
+    return open_pairs(config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data)
 
 
-def _open_object(
-    data: Any,
-    config: DataConfig,
-    wanted: str,
-    reader: ImageReader,
-    seed: int,
-    device: torch.device,
-    share: Share,
-) -> Pairs:
-    """A `LabelledSet` or pairs as batches; ValueError where the method trains on the other kind."""
-    if not isinstance(data, LabelledSet):
-        if wanted == "labelled":
-            raise ValueError(
-                "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
-            )
-        captions = wanted == "pairs"
-        return open_pairs(
-            config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data
+def _check_kind(data: Any, wanted: str) -> None:
+    """ValueError where an object is not of the kind that the method trains on."""
+    if wanted == "labelled" and not isinstance(data, LabelledSet):
+        raise ValueError(
+            "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
         )
-    if wanted == "pairs":
+    if wanted == "pairs" and isinstance(data, LabelledSet):
         raise ValueError(
             f"{data.name} is a labelled set, and this method trains on pairs; give (image, caption) items, or choose a "
             "method that trains on labels"
         )
-    return DecodedLabelled(data, config, reader, seed, device, share)
 
 
 def readings(train: str) -> set[Reading]:
@@ -221,6 +193,6 @@ def _shard_readings(shard: Path) -> set[Reading]:
                     found.add("pairs")
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
-    except (SkippedSample, DamagedTar, OSError, EOFError, zlib.error, lzma.LZMAError):
+    except (SkippedSample, OSError, DamagedTar, *BROKEN):
         pass  # who opens it will say what is wrong
     return found

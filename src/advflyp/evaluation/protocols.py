@@ -18,7 +18,7 @@ from advflyp.attack.names import STANDARD
 from advflyp.config import suggest
 from advflyp.data.sets.catalogue import PAPER, TABLE
 from advflyp.data.sets.classnames import ADVFLYP_CODE, TECOA, Rule
-from advflyp.data.sets.labelled import LabelledSet, with_distinct_names
+from advflyp.data.sets.labelled import LabelledSet, check_distinct
 from advflyp.data.sets.prompts import PHOTO, choose_templates
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.pixels import Interpolation, Pixels
@@ -147,7 +147,8 @@ class Protocol:
                     f"{labelled.name} has {len(labelled.classes)} classes, and --classnames {len(self.own_names)} "
                     "names; give one name for each class, in the order of the labels, and one dataset at a time"
                 )
-            return with_distinct_names(replace(labelled, **changes, classes=list(self.own_names)))
+            check_distinct(self.own_names, labelled.name)
+            return replace(labelled, **changes, classes=list(self.own_names))
         return replace(labelled, **changes) if changes else labelled
 
     @property

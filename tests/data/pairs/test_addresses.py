@@ -25,26 +25,13 @@ from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.errors import SkippedSample
 from helpers import pairs
-from webserver import Server, jpeg, serving
+from webserver import PUBLIC, Server, jpeg
 
-# Another loopback address takes the part of the internet.
-PUBLIC = "127.0.0.2"
 KIND = "address of a kind that a table may not name"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def internet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    real = guard.is_public
-    monkeypatch.setattr(guard, "is_public", lambda address: address == PUBLIC or real(address))
+def openers(internet: None) -> Iterator[None]:
     addresses._opener.cache_clear()  # an opener keeps the proxies of its day
     yield
     addresses._opener.cache_clear()

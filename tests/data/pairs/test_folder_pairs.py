@@ -33,7 +33,7 @@ def put_pairs(folder: Path, n: int = 3, image: str = "png", text: str = "txt") -
 
 def captions(folder: Path) -> dict[str, tuple[str, ...]]:
     found = FolderPairs(folder)
-    samples = [found.sample(number) for number in range(len(found))]
+    samples = [found[number] for number in range(len(found))]
     assert all(sample.image and sample.caption for sample in samples), "no halves"
     assert all(len(sample.image_bytes()) for sample in samples)
     return {sample.key: sample.captions() for sample in samples}
@@ -112,7 +112,7 @@ def test_halves_are_counted(tmp_path: Path) -> None:
     put(tmp_path / "y.txt", "alone")
     source = open_source(str(tmp_path))
     assert isinstance(source, FolderPairs) and len(source) == 5
-    assert source.sample(3).caption is None and source.sample(4).image is None
+    assert source[3].caption is None and source[4].image is None
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,8 +100,7 @@ def test_the_released_codes_pixels() -> None:
     bicubic = ImageReader(CLIP_224, resize=256).from_bytes(encoded(photo)).float()
     assert (bicubic - theirs).abs().mean() > 0.1
     assert torch.equal(
-        ImageReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(),
-        bicubic,
+        ImageReader(CLIP_224, resize=256, interpolation="bicubic").from_bytes(encoded(photo)).float(), bicubic
     )
 
 

@@ -36,7 +36,7 @@ class Numbers:
     def __len__(self) -> int:
         return self.n
 
-    def sample(self, number: int) -> Sample:
+    def __getitem__(self, number: int) -> Sample:
         return Sample(f"n/{number}")
 
 

@@ -318,8 +318,7 @@ def test_what_is_no_part_of_a_pair_is_not_kept(tmp_path: Path) -> None:
 def test_an_image_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "MAX_IMAGE_BYTES", len(PICTURE))
     path = write_tar(
-        tmp_path / "a.tar",
-        [("1.png", PICTURE + b"0"), ("1.txt", b"x"), ("2.png", PICTURE), ("2.txt", b"x")],
+        tmp_path / "a.tar", [("1.png", PICTURE + b"0"), ("1.txt", b"x"), ("2.png", PICTURE), ("2.txt", b"x")]
     )
     assert problems(path) == ["image file is too large"] and "a.tar:2" in good(path)
 

@@ -16,7 +16,7 @@ from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.tools import overlap as module
-from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, overlap, picture_hash, within, without
+from advflyp.data.tools.overlap import CANDIDATE_LIMIT, HASH_LIMIT, image_hash, overlap, within, without
 from advflyp.model.load import load_model
 from helpers import class_folder, encoded_png, pairs, write_tar
 
@@ -50,7 +50,7 @@ def test_changed_copies_are_found(pictures: dict[str, list[Image.Image]], change
     alter, alone, proposed = CHANGES[change]
     for images in pictures.values():
         hashes = codes(images)
-        changed = np.array([picture_hash(alter(image)) for image in images], np.uint64)
+        changed = np.array([image_hash(alter(image)) for image in images], np.uint64)
         bits = [one for query, reference, one, _ in within(changed, hashes, 64) if query == reference]
         assert np.mean(np.array(bits) <= HASH_LIMIT) >= alone
         assert np.mean(np.array(bits) <= CANDIDATE_LIMIT) >= proposed
@@ -66,7 +66,7 @@ def test_other_pictures_are_left_alone(pictures: dict[str, list[Image.Image]]) -
 
 
 def codes(images: list[Image.Image]) -> np.ndarray:
-    both = [(picture_hash(i), picture_hash(i.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) for i in images]
+    both = [(image_hash(i), image_hash(i.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) for i in images]
     return np.array(both, np.uint64)
 
 

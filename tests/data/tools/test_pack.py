@@ -72,16 +72,16 @@ def test_packing_that_was_interrupted_can_be_repeated(
 ) -> None:
     folder, out = write_folder(tmp_path / "in", 25), tmp_path / "out"
     whole = pack(str(folder), tmp_path / "whole", per_shard=10)
-    real, added = pack_module._add, []
+    real, added = pack_module.add_member, []
 
     def add(*arguments: object) -> None:
         added.append(arguments)
-        if len(added) == 15:
+        if len(added) == 3 * 15:
             raise fault
         real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(type(fault)):
-        patch.setattr(pack_module, "_add", add)
+        patch.setattr(pack_module, "add_member", add)
         pack(str(folder), out, per_shard=10)
     assert not out.exists() and not list(tmp_path.glob(".*")), "the folder appears when it is complete"
     out.mkdir()

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from advflyp.data.web.isolation import Img2dataset, find_img2dataset, interprete
 from advflyp.data.web.rounds import reason, round_rows
 from advflyp.data.web.url_list import open_urls
 from advflyp.files import file_sha256, lock, move
-from webserver import Server, jpeg, serving
+from webserver import Server, jpeg
 
 
 def download(urls: Path, say: Any = lambda _: None, **options: Any) -> Manifest:
@@ -512,12 +511,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
         assert found.version == "1.47.0" and "installing img2dataset==1.47.0" in said[0]
         assert find_img2dataset(None, "multiprocessing", said.append) == found and len(said) == 1
     return str(found.python)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
 
 
 @pytest.mark.network

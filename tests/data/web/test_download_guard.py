@@ -12,31 +12,13 @@ from typing import Any
 import pytest
 
 from advflyp.data.isolated import advflyp_guard as guard
-from webserver import Server, jpeg, serving
-
-# Another loopback address takes the part of the internet.
-PUBLIC = "127.0.0.2"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
+from webserver import PUBLIC, Server, jpeg
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def restored() -> Iterator[None]:
     yield
     urllib.request.install_opener(None)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.fixture
-def internet(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = guard.is_public
-    monkeypatch.setattr(guard, "is_public", lambda address: address == PUBLIC or real(address))
 
 
 def get(url: str, timeout: float = 5) -> bytes:

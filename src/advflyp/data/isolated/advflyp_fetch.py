@@ -29,20 +29,15 @@ LIMITS = ("allow_private", "max_bytes", "seconds")
 def check() -> None:
     """Say what is installed."""
     main = importlib.import_module("img2dataset.main")
-    print(
-        json.dumps(
-            {
-                "version": importlib.metadata.version("img2dataset"),
-                "python": platform.python_version(),
-                "opencv": importlib.import_module("cv2").__version__,
-                "parameters": sorted(inspect.signature(main.download).parameters),
-                "distributors": [
-                    "multiprocessing",
-                    *(name for name in ("pyspark", "ray") if importlib.util.find_spec(name)),
-                ],
-            }
-        )
-    )
+    further = [name for name in ("pyspark", "ray") if importlib.util.find_spec(name)]
+    found = {
+        "version": importlib.metadata.version("img2dataset"),
+        "python": platform.python_version(),
+        "opencv": importlib.import_module("cv2").__version__,
+        "parameters": sorted(inspect.signature(main.download).parameters),
+        "distributors": ["multiprocessing", *further],
+    }
+    print(json.dumps(found))
 
 
 def end_with_parent() -> None:

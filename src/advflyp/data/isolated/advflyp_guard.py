@@ -34,14 +34,8 @@ TOO_SLOW = "timed out"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Reserved, but public for some versions of Python.
 RESERVED = (
-    "100.64.0.0/10",
-    "192.0.0.0/24",
-    "192.88.99.0/24",
-    "64:ff9b:1::/48",
-    "2001::/23",
-    "3fff::/20",
-    "5f00::/16",
-)
+    "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "2001::/23", "3fff::/20", "5f00::/16",
+)  # fmt: skip
 
 if __name__ == "advflyp_guard":
     from img2dataset.downloader import Downloader  # pyright: ignore[reportMissingImports]
@@ -219,23 +213,15 @@ def _connection(
     return Connection
 
 
-class GuardedHTTPHandler(urllib.request.HTTPHandler):
-    """http: through the guard."""
+class GuardedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """http: and https: through the guard."""
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__()
+        urllib.request.HTTPSHandler.__init__(self)
         self.limits = limits
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(_connection(http.client.HTTPConnection, self.limits, req.has_proxy()), req)
-
-
-class GuardedHTTPSHandler(urllib.request.HTTPSHandler):
-    """https: through the guard."""
-
-    def __init__(self, limits: Limits) -> None:
-        super().__init__()
-        self.limits = limits
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         proxied = req.has_proxy() or bool(getattr(req, "_tunnel_host", None))
@@ -250,7 +236,8 @@ class GuardedProxyHandler(urllib.request.ProxyHandler):
         self.limits = limits
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
-        target = _target(req)
+        kind = http.client.HTTPSConnection if req.type == "https" else http.client.HTTPConnection
+        target = kind(req.host)
         if not self.limits.may_reach(target.host, target.port) and not getattr(
             req, "_advflyp_checked", False
         ):
@@ -264,19 +251,13 @@ class GuardedProxyHandler(urllib.request.ProxyHandler):
         return super().proxy_open(req, proxy, type)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _target(req: urllib.request.Request) -> http.client.HTTPConnection:
-    kind = http.client.HTTPSConnection if req.type == "https" else http.client.HTTPConnection
-    return kind(req.host)
-
-
 def guarded_opener(limits: Limits) -> urllib.request.OpenerDirector:
     """What opens http and https addresses within the limits."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         GuardedProxyHandler(limits),
         urllib.request.UnknownHandler(),
-        GuardedHTTPHandler(limits),
-        GuardedHTTPSHandler(limits),
+        GuardedHandler(limits),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),

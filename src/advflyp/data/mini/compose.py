@@ -74,27 +74,23 @@ class MiniPairs:
         share: Share | None = None,
         concepts: Sequence[str] | None = None,
     ) -> None:
-        label = None if concepts is None else {concept: number for number, concept in enumerate(concepts)}
         images, metas = read_shards(folder)
-        if label is not None:
-            keep = [row for row, meta in enumerate(metas) if meta["concept"] in label]
-            images, metas = images.subset(keep), [metas[row] for row in keep]
-        if config.limit is not None and config.limit < len(metas):
-            if label is None:
-                # The shards are grouped by source: a random subset, not the first source.
-                keep = random.Random(f"{seed}/limit").sample(range(len(metas)), config.limit)
-            else:
-                keep = balanced([label[meta["concept"]] for meta in metas], config.limit, seed)
-            images, metas = images.subset(keep), [metas[row] for row in keep]
-        self.images = images
-        self.metas = metas
+        keep = list(range(len(metas)))
+        if concepts is not None:
+            label = {concept: number for number, concept in enumerate(concepts)}
+            keep = [row for row in keep if metas[row]["concept"] in label]
+            places = balanced([label[metas[row]["concept"]] for row in keep], config.limit, seed)
+            keep = [keep[place] for place in places]
+        elif config.limit is not None and config.limit < len(metas):
+            # The shards are grouped by source: a random subset, not the first source.
+            keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
+        self.images = images.subset(keep)
+        self.metas = metas = [metas[row] for row in keep]
         self.mono = torch.tensor([meta["mono"] for meta in metas])
         self.mirror = torch.tensor([meta["mirror"] for meta in metas])
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
-        self.batch_size = config.batch_size
+        self.batch_size, self.seed, self.device = config.batch_size, seed, device
         self.share = share or Share(config.batch_size, drop_last=config.drop_last)
-        self.seed = seed
-        self.device = device
         self.skipped = Skipped()
         if len(metas) < config.batch_size:
             raise ValueError(
@@ -134,8 +130,7 @@ class MiniLabelled(MiniPairs):
     Args:
         folder, config, seed, device, share: As in `MiniPairs`.
         classes: Concepts, in the order of the labels.
-        templates: Prompts; the first makes the captions.
-        draw: Draw each caption from all templates instead.
+        templates: Prompts, of which the first makes the captions; of several in `config` each caption draws one.
     """
 
     def __init__(
@@ -148,12 +143,12 @@ class MiniLabelled(MiniPairs):
         share: Share | None = None,
         classes: Sequence[str],
         templates: Sequence[str],
-        draw: bool = False,
     ) -> None:
         super().__init__(folder, config, seed=seed, device=device, share=share, concepts=classes)
-        self.classes = list(classes)
-        self.templates, self.draws_captions = list(templates), draw
-        number = {concept: label for label, concept in enumerate(classes)}
+        chosen = config.chosen_templates()
+        self.classes, self.templates = list(classes), chosen or list(templates)
+        self.draws_captions = chosen is not None and len(chosen) > 1
+        number = {concept: label for label, concept in enumerate(self.classes)}
         self.labels = torch.tensor([number[meta["concept"]] for meta in self.metas])
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:

@@ -5,7 +5,6 @@ opens. What a file names (a cell of a table) is its author's choice, who may be 
 may be, and `read_named` reads it.
 """
 
-import http.client
 import os
 import re
 import socket
@@ -23,14 +22,8 @@ import fsspec
 from advflyp.__about__ import __version__
 from advflyp.data.filenames import is_clutter
 from advflyp.data.isolated import advflyp_guard as guard
-from advflyp.errors import SkippedSample
-from advflyp.limits import (
-    FETCH_SECONDS,
-    MAX_IMAGE_BYTES,
-    open_regular,
-    read_image_file,
-    read_image_stream,
-)
+from advflyp.errors import RunError, SkippedSample
+from advflyp.limits import FETCH_SECONDS, MAX_IMAGE_BYTES, open_regular, read_image_file, read_image_stream
 
 GLOB = set("*?[")
 # Files that a pattern may name, and digits of a number in its braces.
@@ -50,7 +43,11 @@ def is_remote(address: str) -> bool:
 def open_binary(address: str) -> BinaryIO:
     """Readable and seekable; ValueError where it cannot be opened."""
     if is_remote(address):
-        return _open_remote(address)
+        try:
+            system, path = fsspec.url_to_fs(address)
+            return cast(BinaryIO, system.open(path, "rb"))
+        except Exception as error:
+            raise ValueError(explain_failure(address, error)) from None
     try:
         return open_regular(address)
     except FileNotFoundError:
@@ -78,7 +75,8 @@ def explain_failure(address: str, error: BaseException) -> str:
     if status is not None:
         return f"the server of {address} answers {status}: try again later"
     if any(map(_is_network, causes)):
-        reason = next((text for cause in reversed(causes) if (text := _system_says(cause))), str(causes[-1]))
+        said = (_system_says(cause) for cause in reversed(causes) if isinstance(cause, OSError))
+        reason = next(filter(None, said), str(causes[-1]))
         return f"the server of {address} cannot be reached ({reason}): check the network and the address"
     if isinstance(error, FileNotFoundError):
         return f"there is no {address}"
@@ -105,10 +103,8 @@ def _status(error: BaseException) -> int | None:
     return next((value for value in values if isinstance(value, int) and value >= 400), None)
 
 
-def _system_says(error: BaseException) -> str | None:
+def _system_says(error: OSError) -> str | None:
     """ "Connection refused", whatever words a library has for it; those of `gaierror` have negative numbers."""
-    if not isinstance(error, OSError):
-        return None
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
 
 
@@ -135,22 +131,20 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
     folder = table.rpartition("/")[0]
     if is_remote(table) and name.startswith(f"{folder}/") and "::" not in name.removeprefix(folder):
         return name
-    if is_remote(name):
-        scheme = _scheme(name)
-        if scheme not in FOREIGN or (scheme not in WEB and "::" in name):
-            raise SkippedSample("address of a kind that a table may not name")
+    scheme = _scheme(name)
+    if is_remote(name) and (scheme in WEB or (scheme in FOREIGN and "::" not in name)):
         return name
+    # fsspec would open a chain of file systems.
+    if is_remote(name) or (is_remote(table) and "::" in name and not name.startswith("/")):
+        raise SkippedSample("address of a kind that a table may not name")
     name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
     if not is_remote(table):
         return os.path.join(os.path.dirname(table), name)
-    if name.startswith("/"):
-        if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
-            raise SkippedSample("local file named by a table that is elsewhere")
-        return name
-    # fsspec would open a chain of file systems.
-    if "::" in name:
-        raise SkippedSample("address of a kind that a table may not name")
-    return f"{folder}/{name}"
+    if not name.startswith("/"):
+        return f"{folder}/{name}"
+    if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
+        raise SkippedSample("local file named by a table that is elsewhere")
+    return name
 
 
 def read_named(address: str, table: str) -> bytes:
@@ -168,20 +162,12 @@ def read_named(address: str, table: str) -> bytes:
             return read_image_file(address)
         if _scheme(address) in WEB:
             return _fetch(address, table)
-        return _read_stored(address)
-    except (OSError, ValueError, http.client.HTTPException):
-        raise SkippedSample("image file cannot be read") from None
-
-
-def _read_stored(address: str) -> bytes:
-    with open_binary(address) as file:
-        try:
+        with open_binary(address) as file:
             return read_image_stream(file)
-        except SkippedSample:
-            raise
-        except Exception as error:
-            # Every file system of fsspec has errors of its own.
-            raise ValueError(f"cannot read {address}") from error
+    except (SkippedSample, RunError):
+        raise
+    except Exception:  # every file system of fsspec has errors of its own
+        raise SkippedSample("image file cannot be read") from None
 
 
 def _scheme(address: str) -> str:
@@ -224,21 +210,23 @@ def _opener(named: tuple[str, int] | None) -> OpenerDirector:
 def expand(pattern: str, inside: str) -> list[str]:
     """The files that a pattern with {braces} and *globs* names, sorted within each brace.
 
+    Remote names without a glob are taken as they are.
+
     Args:
+        pattern: Here or remote.
         inside: Glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/".
 
-    ValueError, naming it, for a part that matches nothing. Other remote names without a glob are taken as they are.
+    Raises:
+        ValueError: A part matches nothing; names it.
     """
     if brace_count(pattern) > MAX_NAMED:
         raise ValueError(f"{pattern[:100]} names more than {MAX_NAMED:,} files; name fewer, or their folder")
+    path = Path(pattern).expanduser()
+    if not is_remote(pattern) and path.is_file():
+        return [str(path)]  # its name may hold the signs of a pattern
     found: list[str] = []
-    if not is_remote(pattern) and Path(pattern).expanduser().is_file():
-        # Its name may hold the signs of a pattern.
-        return [str(Path(pattern).expanduser())]
     for one in braceexpand.braceexpand(pattern):
-        matches = (
-            _remote(one + inside if one.endswith("/") else one) if is_remote(one) else _local(one, inside)
-        )
+        matches = _remote(one, inside) if is_remote(one) else _local(one, inside)
         if not matches:
             raise ValueError(f"there is nothing at {one}")
         found += matches
@@ -274,7 +262,8 @@ def _local(one: str, inside: str) -> list[str]:
     return [str(p) for p in found if path.name.startswith(".") or not is_clutter(p.name)]
 
 
-def _remote(one: str) -> list[str]:
+def _remote(one: str, inside: str) -> list[str]:
+    one = one + inside if one.endswith("/") else one
     if not GLOB & set(one):
         return [one]
     try:
@@ -283,11 +272,3 @@ def _remote(one: str) -> list[str]:
         return [system.unstrip_protocol(match) for match in found]
     except Exception as error:
         raise ValueError(explain_failure(one, error)) from None
-
-
-def _open_remote(address: str) -> BinaryIO:
-    try:
-        system, path = fsspec.url_to_fs(address)
-        return cast(BinaryIO, system.open(path, "rb"))
-    except Exception as error:
-        raise ValueError(explain_failure(address, error)) from None

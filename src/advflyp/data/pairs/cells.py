@@ -7,10 +7,10 @@ trained on as a caption.
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from advflyp.data.filenames import IMAGE_SUFFIXES
+from advflyp.data.filenames import is_image
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_IMAGE_BYTES
@@ -30,14 +30,14 @@ MAX_PATH_BYTES = 4096
 def captions_in(value: Any) -> list[str]:
     """The captions in a cell, none where it is empty: text, UTF-8 bytes, {"raw": …}, or a list of these.
 
-    `SkippedSample` for anything else, such as numbers.
+    Raises:
+        SkippedSample: It is anything else, such as a number.
     """
     value = _without_notation(value)
-    if not isinstance(value, list | tuple):
-        value = [value]
-    if any(isinstance(part, list | tuple) for part in value):
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(part, list | tuple) for part in parts):
         raise SkippedSample("caption is not text")
-    return [text for part in value for text in _captions_of_one(part)]
+    return [text for part in parts for text in _captions_of_one(part)]
 
 
 def _captions_of_one(value: Any) -> list[str]:
@@ -46,47 +46,44 @@ def _captions_of_one(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, bytes):
-        return captions_in(_decoded(value))
-    if isinstance(value, Mapping) and (name := _caption_key(value)) is not None:
-        return captions_in(value[name])
+        return captions_in(decoded(value, "caption"))
+    if isinstance(value, Mapping):
+        lower = {name.lower(): inner for name, inner in value.items() if isinstance(name, str)}
+        if name := next((name for name in CAPTION_NAMES if name in lower), None):
+            return captions_in(lower[name])
     raise SkippedSample("caption is not text")
 
 
 def image_in(value: Any) -> bytes | str | None:
     """The encoded image in a cell, its path or address, or None where there is none.
 
-    A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one. `SkippedSample` for anything else.
+    A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one.
+
+    Raises:
+        SkippedSample: It is anything else, or too large.
     """
-    value = _without_notation(value)
-    if isinstance(value, list | tuple):
-        if len(value) > 1:
-            raise SkippedSample("several images in one row")
-        value = value[0] if value else None
+    value = _only(value, "images")
     if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
-        data, path = value.get("bytes"), value.get("path")
-        value = path if _is_missing(data) else data
+        data = value.get("bytes")
+        value = value.get("path") if _is_missing(data) else data
     if _is_missing(value):
         return None
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, bytes):
-        if len(value) > MAX_IMAGE_BYTES:
-            raise SkippedSample("image file is too large")
-        return value.decode().strip() if _is_path(value) else value
-    raise SkippedSample("neither an image nor the name of one")
+    if not isinstance(value, bytes):
+        raise SkippedSample("neither an image nor the name of one")
+    if len(value) > MAX_IMAGE_BYTES:
+        raise SkippedSample("image file is too large")
+    return value.decode().strip() if _is_path(value) else value
 
 
 def address_in(value: Any) -> str | None:
     """The web address in a cell, None where there is none; `SkippedSample` for what is not text."""
-    value = _without_notation(value)
-    if isinstance(value, list | tuple):
-        if len(value) > 1:
-            raise SkippedSample("several addresses in one row")
-        value = value[0] if value else None
+    value = _only(value, "addresses")
     if _is_missing(value):
         return None
     if isinstance(value, bytes):
-        value = _decoded(value, "address")
+        value = decoded(value, "address")
     if not isinstance(value, str):
         raise SkippedSample("address is not text")
     return " ".join(value.split()) or None
@@ -95,39 +92,40 @@ def address_in(value: Any) -> str | None:
 def names_a_file(text: str) -> bool:
     """Whether a cell or the name of a column is the path of an image file or an address."""
     text = text.strip()
-    is_file = text.rpartition(".")[2].lower() in IMAGE_SUFFIXES and "." in text
-    return is_file or bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text))
+    return ("." in text and is_image(text)) or bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S+$", text))
+
+
+def decoded(data: bytes, what: str) -> str:
+    """UTF-8 as text; `SkippedSample` where it is none."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SkippedSample(f"{what} is not UTF-8") from None
+
+
+def _only(value: Any, what: str) -> Any:
+    """The value, or the only one of a list; None for an empty list."""
+    value = _without_notation(value)
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) > 1:
+        raise SkippedSample(f"several {what} in one row")
+    return value[0] if value else None
 
 
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() in MISSING
-    if isinstance(value, float):
-        return value != value
-    return value is None or value == b""
-
-
-def _decoded(value: bytes, what: str = "caption") -> str:
-    try:
-        return value.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SkippedSample(f"{what} is not UTF-8") from None
+    return value is None or value == b"" or (isinstance(value, float) and value != value)
 
 
 def _is_path(data: bytes) -> bool:
     """Whether bytes are the name of an image file, as text is stored by writers that know no text."""
-    if len(data) > MAX_PATH_BYTES:
-        return False
     try:
-        text = data.decode()
+        text = data.decode() if len(data) <= MAX_PATH_BYTES else ""
     except UnicodeDecodeError:
         return False
     return text.isprintable() and names_a_file(text)
-
-
-def _caption_key(value: Mapping[Any, Any]) -> str | None:
-    lower = {name.lower(): name for name in value if isinstance(name, str)}
-    return next((lower[name] for name in CAPTION_NAMES if name in lower), None)
 
 
 def _without_notation(value: Any) -> Any:
@@ -140,7 +138,7 @@ def _without_notation(value: Any) -> Any:
     if _LIST.fullmatch(text):
         return [found for one in re.findall(_TEXT, text) if (found := _literal(one)) is not None]
     found = _literal(text)
-    parts: Iterable[Any] = found if isinstance(found, list) else [found]
+    parts = found if isinstance(found, list) else [found]
     # A caption may be in brackets: only what holds text was a notation.
     is_notation = all(isinstance(part, str | bytes | Mapping) or _is_missing(part) for part in parts)
     return found if found is not None and is_notation else value

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk
+from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk, writable
 from advflyp.data.pairs.samples import Sample
 from advflyp.wording import counted
 
@@ -11,25 +11,24 @@ IMAGES, CAPTIONS = "images", "captions"
 
 
 class FolderPairs:
-    """Every image below `folder`, in the order of the paths; then every text without an image: half a pair is one that
-
-    cannot be used.
+    """Every image below `folder`, in the order of the paths; then every text without an image, which is skipped.
 
     A text (name.txt, name.caption, or name.json with a caption in it) stands beside its image, or in a folder
     `captions` beside the folder `images`, as the paper's release has them (part0/images/1.jpg, part0/captions/1.txt).
 
-    Attributes:
+    Args:
+        folder: The folder.
         captions: Whether there have to be any.
 
-    ValueError where there is no pair at all, or no image.
+    Raises:
+        ValueError: There is no pair at all, or no image.
     """
 
     def __init__(self, folder: Path, captions: bool = True) -> None:
         self.folder = folder
         self.images, self.texts, self.lonely = _find(folder)
         if not (any(self.texts) if captions else self.images):
-            n = len(self.images)
-            count = f"{counted(n, 'image')} but no caption" if n else "no image"
+            count = f"{counted(len(self.images), 'image')} but no caption" if self.images else "no image"
             raise ValueError(
                 f"{folder} holds {count}: put a name.txt beside every name.jpg, or name *.tar shards"
             )
@@ -37,7 +36,7 @@ class FolderPairs:
     def __len__(self) -> int:
         return len(self.images) + len(self.lonely)
 
-    def sample(self, number: int) -> Sample:
+    def __getitem__(self, number: int) -> Sample:
         if number >= len(self.images):
             lonely = self.lonely[number - len(self.images)]
             return Sample(self._key(lonely), None, Path(lonely))
@@ -45,8 +44,7 @@ class FolderPairs:
         return Sample(self._key(image), image, None if text is None else Path(text))
 
     def _key(self, path: str) -> str:
-        # A name that is not UTF-8 could be written nowhere.
-        return os.path.relpath(path, self.folder).encode("utf-8", "replace").decode()
+        return writable(os.path.relpath(path, self.folder))
 
 
 def has_pairs(folder: Path) -> bool:
@@ -68,6 +66,10 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
                     texts.setdefault(where / stem, {})[suffix.lower()] = str(where / name)
                 elif name in images and place is folder:
                     found.append((where, stem, str(where / name)))
+    # Of files of one name, the one that holds the captions.
+    first = {
+        place: next(files[one] for one in CAPTION_SUFFIXES if one in files) for place, files in texts.items()
+    }
     own: list[Path | None] = []
     for where, stem, _ in found:
         apart = beside if where == folder else where.with_name(CAPTIONS) if where.name == IMAGES else None
@@ -75,12 +77,12 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
         own.append(next((place for place in places if place in texts), None))
     paired = set(own)
     # A file of JSON may be about anything.
-    lonely = sorted(
-        _first(files)
+    lonely = [
+        first[place]
         for place, files in texts.items()
         if place not in paired and files.keys() != {"json"} and not is_document(place.name)
-    )
-    return [path for _, _, path in found], [_first(texts[one]) if one else None for one in own], lonely
+    ]
+    return [path for _, _, path in found], [first[one] if one else None for one in own], sorted(lonely)
 
 
 def _captions_beside(folder: Path) -> Path | None:
@@ -88,8 +90,3 @@ def _captions_beside(folder: Path) -> Path | None:
     real = folder.resolve()
     captions = real.with_name(CAPTIONS)
     return captions if real.name == IMAGES and captions.is_dir() else None
-
-
-def _first(files: dict[str, str]) -> str:
-    """Of files of one name, the one that holds the captions."""
-    return next(files[suffix] for suffix in CAPTION_SUFFIXES if suffix in files)

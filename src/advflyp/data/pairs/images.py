@@ -8,6 +8,7 @@ mean; anything unusual is Pillow's.
 
 import struct
 import zlib
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -38,7 +39,7 @@ JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
 NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
 NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
-# What Pillow and the libraries behind it raise for a file that is no image, or only half of one.
+# What Pillow and the libraries behind it raise for a file that is no image, or half of one.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
     zlib.error, Image.DecompressionBombError,
@@ -67,13 +68,12 @@ WHITE_IS_ZERO, SIGNED = 0, 2
 class ImageReader:
     """Images as training takes them: (3, H, W) uint8 at the model's resolution.
 
-    Attributes:
-        settings: open_clip's preprocessing of the model ("preprocess_cfg").
-        resize: Length of the shorter side before the centre crop; None is the model's own, which crops nothing off
-            it.
-        interpolation: "bilinear" or "bicubic"; None is the model's own.
-
     The geometry is open_clip's. Its float pixels and these differ by rounding to 8 bits and the resize's arithmetic.
+
+    Args:
+        settings: open_clip's preprocessing of the model ("preprocess_cfg").
+        resize: Length of the shorter side before the centre crop; None is the model's own, which crops nothing off it.
+        interpolation: "bilinear" or "bicubic"; None is the model's own.
     """
 
     def __init__(
@@ -82,24 +82,22 @@ class ImageReader:
         if interpolation is not None:
             settings = {**settings, "interpolation": interpolation}
         parsed = PreprocessCfg(**settings)
-        size = parsed.size
-        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        height, width = self.size
+        size, mode = parsed.size, parsed.resize_mode
+        height, width = self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         if resize is not None and resize < max(self.size):
             raise ValueError(
                 f"data.resize must be at least the model's {max(self.size)} pixels, not {resize}; "
                 "`--data.resize none` is the model's own preprocessing"
             )
-        if resize is not None and parsed.resize_mode != "shortest":
+        if resize is not None and mode != "shortest":
             raise ValueError(
                 f"data.resize goes with models that crop; this one's images are resized to {size}: "
                 "`--data.resize none`"
             )
-        self.shorter = resize or min(self.size)
         self.interpolation = InterpolationMode(parsed.interpolation)
-        self.squash = parsed.resize_mode == "squash"
+        self.to = list(self.size) if mode == "squash" else [resize or min(self.size)]
         # open_clip pads for "longest", and for an oblong "shortest" resizes in its own way: rare, so left to it.
-        self.own = parsed.resize_mode == "longest" or (parsed.resize_mode == "shortest" and height != width)
+        self.own = mode == "longest" or (mode == "shortest" and height != width)
         transform: Any = image_transform_v2(parsed, is_train=False)
         self.transform = Compose(transform.transforms[:-1])
 
@@ -107,11 +105,8 @@ class ImageReader:
         """An encoded image → (3, H, W) uint8; `SkippedSample` where it is none, damaged, too small or too large."""
         image = open_image(data)
         if not self.own and _is_plain_jpeg(image):
-            try:
+            with suppress(ValueError):  # cut off, or recoverable: Pillow knows which
                 pixels = simplejpeg.decode_jpeg(data, "RGB")
-            except ValueError:
-                pass  # cut off, or recoverable: Pillow knows which
-            else:
                 return self._fit(torch.from_numpy(pixels).permute(2, 0, 1))
         return self.from_image(finish_image(image))
 
@@ -122,9 +117,7 @@ class ImageReader:
         return self._fit(F.pil_to_tensor(image))
 
     def _fit(self, pixels: Tensor) -> Tensor:
-        if self.squash:
-            return F.resize(pixels, list(self.size), self.interpolation, antialias=True)
-        pixels = F.resize(pixels, [self.shorter], self.interpolation, antialias=True)
+        pixels = F.resize(pixels, self.to, self.interpolation, antialias=True)
         return F.center_crop(pixels, list(self.size))
 
 

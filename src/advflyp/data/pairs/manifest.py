@@ -70,25 +70,16 @@ def read_manifest(folder: Path | str) -> Manifest | None:
     except ValueError:
         # A bucket answers for what is not there in many ways.
         return None
+    instead = "remove it, and the shards are counted instead"
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ValueError(
-            f"{path} is too large to be a manifest; remove it, and the shards are counted instead"
-        )
+        raise ValueError(f"{path} is too large to be a manifest; {instead}")
     try:
         tree = parse_json(data)
+        if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
+            return None
+        return fill(Manifest, tree) if isinstance(tree.get("shards"), list) else None
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and the shards are counted instead"
-        ) from None
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("shards"), list):
-        return None
-    del tree["format"]
-    try:
-        return fill(Manifest, tree)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and the shards are counted instead"
-        ) from None
+        raise ValueError(f"{path} is damaged ({error}); {instead}") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -112,37 +103,41 @@ def describe_shards(
     characters: list[int] = []
     sizes: list[tuple[int, int]] = []
     for shard in shards:
-        pairs = 0
+        before = len(sizes)
         for sample, _ in TarShard(str(shard)).read():
             try:
                 captions = sample.captions()
-                size = open_image(sample.image_bytes()).size
+                sizes.append(open_image(sample.image_bytes()).size)
             except SkippedSample as reason:
                 bad[str(reason)] += 1
                 continue
-            pairs += 1
-            sizes.append(size)
             words += [len(caption.split()) for caption in captions]
             characters += map(len, captions)
-        facts.append(ShardFacts(shard.name, pairs, shard.stat().st_size, file_sha256(shard)))
-    return Manifest(
-        pairs=sum(shard.pairs for shard in facts),
-        shards=facts,
-        failures=dict(bad.most_common()),
-        captions={
+        facts.append(ShardFacts(shard.name, len(sizes) - before, shard.stat().st_size, file_sha256(shard)))
+    about_captions = (
+        {}
+        if not words
+        else {
             "mean_words": round(statistics.fmean(words), 2),
             "median_words": statistics.median(words),
             "max_words": max(words),
             "mean_characters": round(statistics.fmean(characters), 2),
         }
-        if words
-        else {},
-        images={
+    )
+    about_images = (
+        {}
+        if not sizes
+        else {
             "median_width": statistics.median(width for width, _ in sizes),
             "median_height": statistics.median(height for _, height in sizes),
         }
-        if sizes
-        else {},
+    )
+    return Manifest(
+        pairs=len(sizes),
+        shards=facts,
+        failures=dict(bad.most_common()),
+        captions=about_captions,
+        images=about_images,
         source=dict(source or {}),
         versions={"advflyp": __version__, **(versions or {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),

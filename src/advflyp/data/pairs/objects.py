@@ -47,12 +47,12 @@ class DatasetPairs:
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name
         if len(self):
-            self.sample(0)
+            self[0]  # a mistake shows now
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def sample(self, number: int) -> Sample:
+    def __getitem__(self, number: int) -> Sample:
         key = f"{self.name}:{number}"
         try:
             item = self.dataset[number]
@@ -60,7 +60,7 @@ class DatasetPairs:
             raise  # of the machine, not of the item
         except UNREADABLE:
             return Sample(key, problem="unreadable image")
-        return item_sample(key, item)
+        return _sample(key, item)
 
 
 @dataclass
@@ -73,10 +73,10 @@ class IterablePairs:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         for number, item in enumerate(islice(iter(self.iterable), offset, None), offset):
-            yield item_sample(f"{self.name}:{number}", item), number + 1
+            yield _sample(f"{self.name}:{number}", item), number + 1
 
 
-def item_sample(key: str, item: Any) -> Sample:
+def _sample(key: str, item: Any) -> Sample:
     """An (image, caption) item as a sample; NotAnItem where it is none."""
     if not (isinstance(item, tuple | list) and len(item) == 2):
         raise NotAnItem(f"{key} is a {type(item).__name__}; {ADVICE}")

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch.utils.data import default_collate
 
 from advflyp.data.batch import Batch
 from advflyp.data.config import DataConfig
@@ -21,12 +21,10 @@ from advflyp.data.pairs.samples import ENOUGH, Sample, Skipped
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.stream import Mixed, Position, Stream, open_stream
 from advflyp.data.pairs.tables import Columns
-from advflyp.errors import SkippedSample
 from advflyp.share import Share
 from advflyp.wording import counted
 
 Raw = TypeVar("Raw")  # a sample before decoding
-With = TypeVar("With")  # what its image comes with: a caption, a label
 
 
 class Pairs(Protocol):
@@ -47,11 +45,15 @@ class Pairs(Protocol):
         ...
 
 
-class Decoded(ABC, Generic[Raw, With]):
+class Decoded(ABC, Generic[Raw]):
     """Batches of images decoded in threads; samples that cannot be used are skipped and counted in `skipped`.
 
-    Attributes:
+    Args:
+        config: The recipe table `data`.
+        reader: The preprocessing of the model.
+        seed: What the order depends on, beside the epoch.
         count: Samples an epoch, of all ranks together.
+        noun: What messages call them.
         device: Where images become floats; they get there as bytes.
         share: Which rows of a batch this rank makes.
     """
@@ -66,12 +68,8 @@ class Decoded(ABC, Generic[Raw, With]):
         device: torch.device,
         share: Share,
     ) -> None:
-        self.config = config
-        self.reader = reader
-        self.seed = seed
-        self.count = count
-        self.device = device
-        self.share = share
+        self.config, self.reader, self.seed, self.count = config, reader, seed, count
+        self.device, self.share = device, share
         self.skipped = Skipped()
         if count < config.batch_size:
             raise ValueError(
@@ -87,17 +85,16 @@ class Decoded(ABC, Generic[Raw, With]):
     def key(self, sample: Raw) -> str:
         """What messages call it."""
 
+    @abstractmethod
+    def decode(self, sample: Raw, epoch: int) -> dict[str, Any]:
+        """A row of the batch: "images" (3, H, W) uint8, "captions" a text, and of a labelled set "labels".
+
+        Called from several threads; `SkippedSample` where the sample cannot be used.
+        """
+
     def held(self, sample: Raw) -> int:
         """Bytes of memory that a sample takes before it is decoded."""
         return 0
-
-    @abstractmethod
-    def decode(self, sample: Raw, epoch: int) -> tuple[Tensor, With]:
-        """The image (3, H, W) uint8 and what it comes with, or `SkippedSample`; called from several threads."""
-
-    @abstractmethod
-    def collate(self, some: list[With]) -> dict[str, Any]:
-        """The rest of the batch, "captions" among it."""
 
     def __len__(self) -> int:
         return self.share.batches(self.count)
@@ -115,35 +112,38 @@ class Decoded(ABC, Generic[Raw, With]):
         skipped = self.skipped.copy()
         seen = bad = 0
         position: Position = start or {}
-        images: list[Tensor] = []
-        rest: list[With] = []
-        for sample, position, decoded in self._decoded(epoch, start):
+        rows: list[dict[str, Any]] = []
+        decoded = threaded(
+            self.samples(epoch, start),
+            lambda item: self.decode(item[0], epoch),
+            self.config.workers,
+            ahead=2 * self.share.size,
+            held=lambda item: self.held(item[0]),
+        )
+        for (sample, position), row in decoded:
             seen += 1
-            if isinstance(decoded, str):
+            if isinstance(row, str):
                 bad += 1
-                skipped.add(decoded, self.key(sample))
+                skipped.add(row, self.key(sample))
                 if seen >= ENOUGH:
                     self._check(bad, seen, skipped)
                 continue
-            images.append(decoded[0])
-            rest.append(decoded[1])
-            if len(images) == self.share.size:
-                yield self._batch(images, rest, position, skipped)
-                images, rest = [], []
-        if images and not self.share.drop_last:
-            yield self._batch(images, rest, position, skipped)
+            rows.append(row)
+            if len(rows) == self.share.size:
+                yield self._batch(rows, position, skipped)
+                rows = []
+        if rows and not self.share.drop_last:
+            yield self._batch(rows, position, skipped)
         if start is None:
             # The few samples that a resumed epoch may have left say nothing about the data.
             self._check(bad, seen, skipped)
         yield {"skipped": skipped}
 
-    def _batch(
-        self, images: list[Tensor], rest: list[With], position: Position, skipped: Skipped
-    ) -> dict[str, Any]:
-        stacked = torch.stack(images)
+    def _batch(self, rows: list[dict[str, Any]], position: Position, skipped: Skipped) -> dict[str, Any]:
+        batch = default_collate(rows)
         if self.device.type == "cuda":
-            stacked = stacked.pin_memory()
-        return {"images": stacked, **self.collate(rest), "position": position, "skipped": skipped.copy()}
+            batch["images"] = batch["images"].pin_memory()
+        return {**batch, "position": position, "skipped": skipped.copy()}
 
     def _check(self, bad: int, seen: int, skipped: Skipped) -> None:
         most = self.config.max_bad_fraction
@@ -154,24 +154,8 @@ class Decoded(ABC, Generic[Raw, With]):
                 "`advflyp data check`, or raise the fraction"
             )
 
-    def _decoded(
-        self, epoch: int, start: Position | None
-    ) -> Iterator[tuple[Raw, Position, tuple[Tensor, With] | str]]:
-        def decode(sample: Raw) -> tuple[Tensor, With] | str:
-            try:
-                return self.decode(sample, epoch)
-            except SkippedSample as reason:
-                return str(reason)
 
-        ahead = 2 * self.share.size
-        samples = self.samples(epoch, start)
-        work = threaded(
-            samples, lambda item: decode(item[0]), self.config.workers, ahead, lambda item: self.held(item[0])
-        )
-        return ((sample, position, decoded) for (sample, position), decoded in work)
-
-
-class DecodedPairs(Decoded[Sample, str]):
+class DecodedPairs(Decoded[Sample]):
     """Batches of the pairs of a stream. Of several captions one is drawn each epoch."""
 
     def __init__(
@@ -184,10 +168,8 @@ class DecodedPairs(Decoded[Sample, str]):
         share: Share,
         captions: bool,
     ) -> None:
-        noun = "pair" if captions else "image"
-        super().__init__(config, reader, seed, len(stream), noun, device, share)
-        self.stream = stream
-        self.captions = captions
+        super().__init__(config, reader, seed, len(stream), "pair" if captions else "image", device, share)
+        self.stream, self.captions = stream, captions
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
         return self.stream.samples(epoch, start)
@@ -198,18 +180,16 @@ class DecodedPairs(Decoded[Sample, str]):
     def held(self, sample: Sample) -> int:
         return sample.held
 
-    def decode(self, sample: Sample, epoch: int) -> tuple[Tensor, str]:
+    def decode(self, sample: Sample, epoch: int) -> dict[str, Any]:
         captions = sample.captions() if self.captions or sample.caption is not None else ("",)
         if isinstance(sample.image, Image):
             pixels = self.reader.from_image(finish_image(sample.image))
         else:
             pixels = self.reader.from_bytes(sample.image_bytes())
-        if len(captions) == 1:
-            return pixels, captions[0]
-        return pixels, Random(f"{self.seed}/{epoch}/{sample.key}").choice(captions)
-
-    def collate(self, some: list[str]) -> dict[str, Any]:
-        return {"captions": some}
+        caption = captions[0]
+        if len(captions) > 1:
+            caption = Random(f"{self.seed}/{epoch}/{sample.key}").choice(captions)
+        return {"images": pixels, "captions": caption}
 
 
 def open_pairs(

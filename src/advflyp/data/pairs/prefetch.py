@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_AHEAD_BYTES
 
 T = TypeVar("T")
@@ -19,25 +23,32 @@ def threaded(
     workers: int,
     ahead: int,
     held: Callable[[T], int] = lambda _: 0,
-) -> Iterator[tuple[T, R]]:
-    """Each item with what `work` makes of it, in order.
+) -> Iterator[tuple[T, R | str]]:
+    """Each item with what `work` makes of it, in order, or, as a text, why it is skipped.
 
     Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
-    What `work` raises is raised here. A consumer that stops early does not wait for what nobody wants.
+    What else `work` raises is raised here. A consumer that stops early does not wait for what nobody wants.
 
     Args:
         items: What to work on.
-        work: Called from several threads at once.
+        work: Called from several threads at once; an item for which it raises `SkippedSample` is skipped.
         workers: Threads.
         ahead: Items that are begun before they are asked for, at most.
         held: Bytes of memory that an item holds; of those begun, no more than MAX_AHEAD_BYTES and one item.
     """
-    begun: deque[tuple[T, Future[R]]] = deque()
+
+    def tried(item: T) -> R | str:
+        try:
+            return work(item)
+        except SkippedSample as reason:
+            return str(reason)
+
+    begun: deque[tuple[T, Future[R | str]]] = deque()
     bytes_held = 0
     pool = ThreadPoolExecutor(workers, "decode")
     try:
         for item in items:
-            begun.append((item, pool.submit(work, item)))
+            begun.append((item, pool.submit(tried, item)))
             bytes_held += held(item)
             while len(begun) > ahead or (bytes_held > MAX_AHEAD_BYTES and len(begun) > 1):
                 first, future = begun.popleft()
@@ -48,6 +59,31 @@ def threaded(
             yield first, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stacked(
+    decoded: Iterable[tuple[T, Tensor | str]], size: int, skip: Callable[[T, str], None]
+) -> Iterator[tuple[list[T], Tensor]]:
+    """Batches of what `threaded` decoded: the items, and their tensors as one; the last may be smaller.
+
+    Args:
+        decoded: Items, each with its tensor or why it is skipped.
+        size: Items of a batch.
+        skip: Called with each item that is skipped, and why.
+    """
+    items: list[T] = []
+    tensors: list[Tensor] = []
+    for item, tensor in decoded:
+        if isinstance(tensor, str):
+            skip(item, tensor)
+            continue
+        items.append(item)
+        tensors.append(tensor)
+        if len(items) == size:
+            yield items, torch.stack(tensors)
+            items, tensors = [], []
+    if items:
+        yield items, torch.stack(tensors)
 
 
 def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
@@ -76,8 +112,7 @@ def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
         except BaseException as error:
             put(True, error)
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
+            if close := getattr(iterator, "close", None):
                 close()
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

@@ -66,19 +66,20 @@ def read_text_table(address: str, file: BinaryIO) -> TextTable:
 def find_column(
     given: str | None, known: Sequence[str], names: Sequence[str], table: str, *, what: str, option: str
 ) -> str:
-    """The column called `given`, else the first of the `known` names, whatever its case.
+    """The column called `given`, else the first of the `known` names, whatever its case; ValueError without just one.
 
     Args:
+        given: By the user.
+        known: The likeliest first.
+        names: The columns of `table`.
+        table: For messages.
         what, option: What is looked for, and how a user names its column.
-
-    ValueError where there is none, or two of that name.
     """
     if not names:
         raise ValueError(f"{table} is empty")
     lower = {name.lower(): name for name in reversed(names)}
-    found = given if given in names else None
-    if given is None:
-        found = next((lower[name] for name in known if name in lower), None)
+    likeliest = next((lower[name] for name in known if name in lower), None)
+    found = likeliest if given is None else given if given in names else None
     if found is None and any(map(names_a_file, names)):
         raise ValueError(
             f"{table} has no header: its first row is {', '.join(names)[:100]}; put a row with the names of the "
@@ -128,11 +129,8 @@ def _parsed(line: str, address: str, number: int) -> Any:
     try:
         return parse_json(line)
     except ValueError as error:
-        what = (
-            "is cut off or no JSON object"
-            if number > 1
-            else "is no JSON object, and the file no list of objects"
-        )
+        first = "is no JSON object, and the file no list of objects"
+        what = "is cut off or no JSON object" if number > 1 else first
         raise ValueError(f"{address} is damaged: line {number} {what} ({error})") from None
 
 

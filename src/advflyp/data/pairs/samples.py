@@ -4,13 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from PIL.Image import Image
 
 from advflyp.data.pairs.addresses import read_named
-from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in
+from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, decoded
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
@@ -64,13 +65,13 @@ class Sample:
             caption = (json_captions(data) or None) if caption.suffix.lower() == ".json" else data
         if caption is None:
             raise SkippedSample("no caption")
-        if isinstance(caption, tuple):
+        if isinstance(caption, bytes):
+            lines = _text(caption).splitlines()
+        else:
             # JSON can hold halves of a character, which nothing can write.
-            lines: Sequence[str] = [line.encode("utf-8", "replace").decode() for line in caption]
+            lines = [line.encode("utf-8", "replace").decode() for line in caption]
             if sum(map(len, lines)) > MAX_CAPTION_BYTES:
                 raise SkippedSample("caption is too long")
-        else:
-            lines = _text(caption).splitlines()
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
         if any(map(_LONG_WORD.search, found)):
             raise SkippedSample("caption with an endless word")
@@ -81,9 +82,6 @@ class Sample:
 
 def json_captions(data: bytes) -> tuple[str, ...]:
     """The captions in a file of JSON about one image: a text, a list of texts, or an object that holds one of these.
-
-    Args:
-        data: The bytes of the file.
 
     Returns:
         No captions where an object has none under a known name.
@@ -103,10 +101,7 @@ def json_captions(data: bytes) -> tuple[str, ...]:
 def _text(caption: bytes) -> str:
     if len(caption) > MAX_CAPTION_BYTES:
         raise SkippedSample("caption is too long")
-    try:
-        return caption.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SkippedSample("caption is not UTF-8") from None
+    return decoded(caption, "caption")
 
 
 def _bytes(file: Path) -> bytes:
@@ -120,12 +115,7 @@ def _bytes(file: Path) -> bytes:
 
 @dataclass
 class Skipped:
-    """The samples that were skipped so far, each counted by its reason, and the first of every reason.
-
-    Attributes:
-        counts: {reason: samples}.
-        examples: {reason: the key of the first}.
-    """
+    """The samples that were skipped so far: {reason: samples} and {reason: the key of the first}."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -151,7 +141,7 @@ class Indexed(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, number: int) -> Sample:
+    def __getitem__(self, number: int, /) -> Sample:
         """Called from one thread; reads nothing large."""
         ...
 
@@ -180,28 +170,21 @@ class Sharded:
     """Pairs in shards.
 
     Attributes:
-        total: Samples in all of them, None where that is not known.
+        total: Samples in all of them.
         limit: Only the first so many, in stored order.
     """
 
     shards: Sequence[Shard]
-    total: int | None
+    total: int
     limit: int | None = None
 
     def __len__(self) -> int:
-        assert self.total is not None
         return self.total if self.limit is None else min(self.limit, self.total)
 
 
 def in_order(source: Indexed | Sharded) -> Iterator[Sample]:
     """Every sample once, as stored."""
-    if not isinstance(source, Sharded):
-        yield from map(source.sample, range(len(source)))
-        return
-    left = source.limit
-    for shard in source.shards:
-        for sample, _ in shard.read():
-            if left == 0:
-                return
-            left = None if left is None else left - 1
-            yield sample
+    if isinstance(source, Sharded):
+        every = (sample for shard in source.shards for sample, _ in shard.read())
+        return islice(every, source.limit)
+    return (source[number] for number in range(len(source)))

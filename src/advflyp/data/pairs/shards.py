@@ -1,17 +1,15 @@
 """Webdataset shards: members KEY.jpg and KEY.txt of a tar follow one another, and are a sample."""
 
-import gzip
-import lzma
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from advflyp.data import filenames
-from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_extra, parse_member
+from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_extra, parse_member, writable
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.samples import Sample, json_captions
 from advflyp.data.pairs.tars import (
+    BROKEN,
     DamagedTar,
     Member,
     Parts,
@@ -20,7 +18,7 @@ from advflyp.data.pairs.tars import (
     is_whole,
     members,
     unpacked,
-)
+)  # fmt: skip
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, MAX_LABEL_BYTES
 
@@ -52,7 +50,7 @@ class TarShard:
                     yield sample, end
         except DamagedTar as error:
             yield Sample(self.name, problem=str(error)), end
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        except BROKEN:
             yield Sample(self.name, problem="truncated shard"), end
         except OSError as error:
             # A disk or a network that fails is not skipped: all the rest would be counted as such.
@@ -61,16 +59,12 @@ class TarShard:
 
 @dataclass(slots=True)
 class _Group:
-    """Members of one key that follow one another, or one that is a problem.
-
-    Attributes:
-        begin, end: Offsets behind the first of them and behind the last.
-    """
+    """Members of one key that follow one another, or one that is a problem."""
 
     key: str
     base: str
-    begin: int
-    end: int
+    begin: int  # the offset behind the first of them
+    end: int  # and behind the last
     parts: dict[str, bytes] = field(default_factory=dict)
     problem: str | None = None
 
@@ -94,7 +88,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
     while True:
         try:
             member = next(found, None)
-        except (DamagedTar, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        except (DamagedTar, OSError, *BROKEN) as error:
             member, damage = None, error
         if member is not None and (problem := _problem(member)):
             strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
@@ -120,11 +114,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
 
 
 class _Samples:
-    """The samples of a shard's groups.
-
-    Attributes:
-        path: The shard, if it can be read from any offset.
-    """
+    """The samples of a shard's groups; `path` is the shard, if it can be read from any offset."""
 
     def __init__(self, shard: str, path: Path | None) -> None:
         self.shard, self.path = shard, path
@@ -173,7 +163,7 @@ class _Samples:
 
     def _sample(self, group: _Group) -> Sample | None:
         """None for a group that is no sample."""
-        label = f"{self.shard}:{_shown(group.key)}"
+        label = f"{self.shard}:{writable(group.key)}"
         if group.problem is not None:
             return Sample(label, problem=group.problem)
         if not is_sample(group.key, group.parts):
@@ -185,7 +175,14 @@ class _Samples:
         image = next((group.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in group.parts), None)
         suffix = next((suffix for suffix in CAPTION_SUFFIXES if suffix in group.parts), None)
         text = None if suffix is None else group.parts[suffix]
-        return stored_sample(label, image, suffix, text)
+        if text is not None and len(text) > MAX_CAPTION_BYTES:
+            return Sample(label, problem="caption is too long")  # not kept in the shuffle buffer
+        if text is None or suffix != "json":
+            return Sample(label, image, text)
+        try:
+            return Sample(label, image, json_captions(text) or None)
+        except SkippedSample as reason:
+            return Sample(label, problem=str(reason))
 
 
 def _wanted(name: str, size: int) -> int:
@@ -200,22 +197,8 @@ def _kept(suffix: str, size: int) -> int:
     return min(size, (MAX_CAPTION_BYTES if suffix in CAPTION_SUFFIXES else MAX_LABEL_BYTES) + 1)
 
 
-def stored_sample(key: str, image: bytes | None, suffix: str | None, text: bytes | None) -> Sample:
-    """A sample whose captions are the content of a member, JSON where its suffix says so."""
-    if text is not None and len(text) > MAX_CAPTION_BYTES:
-        return Sample(key, problem="caption is too long")  # not kept in the shuffle buffer
-    if text is None or suffix != "json":
-        return Sample(key, image, text)
-    try:
-        return Sample(key, image, json_captions(text) or None)
-    except SkippedSample as reason:
-        return Sample(key, problem=str(reason))
-
-
 def _problem(member: Member) -> str | None:
-    """Names that would lead out of a folder, links and images of any size: harmless here, but signs of a shard made to
-    harm.
-    """
+    """Names that would lead out of a folder, links and images of any size: harmless here, but made to harm."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"
@@ -226,7 +209,3 @@ def _problem(member: Member) -> str | None:
         return "link in place of a file"
     is_huge = name.suffix in IMAGE_SUFFIXES and member.size > MAX_IMAGE_BYTES
     return "image file is too large" if is_huge else None
-
-
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")

@@ -2,25 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch.utils.data import Subset
 
 from advflyp.config import nearest_path
 from advflyp.data.filenames import is_clutter, is_image, is_shard, shards_in
 from advflyp.data.pairs.addresses import expand, is_remote, open_binary
 from advflyp.data.pairs.folder_pairs import FolderPairs
+from advflyp.data.pairs.hub_pairs import HubPairs, is_hub_dataset, is_saved_dataset
 from advflyp.data.pairs.manifest import read_manifest
 from advflyp.data.pairs.objects import open_objects
-from advflyp.data.pairs.samples import Indexed, Sample, Sharded
+from advflyp.data.pairs.samples import Indexed, Sharded
 from advflyp.data.pairs.shards import TarShard
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
-from advflyp.data.pairs.tables import (
-    Columns,
-    HubPairs,
-    is_hub_dataset,
-    is_saved_dataset,
-    open_parquet,
-    open_table,
-)
+from advflyp.data.pairs.tables import Columns, open_parquet, open_table
 from advflyp.data.pairs.tars import count_keys
 
 # The list of pairs in the paper's release.
@@ -29,19 +25,6 @@ WHAT = (
     'name a folder of name.jpg + name.txt, webdataset shards such as "shards/{000..099}.tar", a CSV, TSV, JSONL or '
     "Parquet table, or hf:NAME"
 )
-
-
-class First:
-    """The first `limit` pairs of a source."""
-
-    def __init__(self, source: Indexed, limit: int) -> None:
-        self.source, self.limit = source, limit
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.source))
-
-    def sample(self, number: int) -> Sample:
-        return self.source.sample(number)
 
 
 def open_source(
@@ -67,39 +50,29 @@ def open_source(
         ValueError: There are no pairs, or they cannot be read.
     """
     if isinstance(train, str | Path):
-        source = _open(str(train), size, replace(columns or Columns(), captioned=captions), captions, damaged)
+        columns = replace(columns or Columns(), captioned=captions)
+        source = _open(str(train), size, columns, damaged)
     else:
         source = open_objects(train, size)
-    if isinstance(source, Sharded):
-        unknown = next((shard.name for shard in source.shards if shard.count is None), None)
-        if limit is not None and unknown is not None:
-            raise ValueError(
-                f"a limit needs to know how many pairs each shard holds; nothing says so of {unknown}"
-            )
-        source.limit = limit
+    if limit is None:
         return source
-    return source if limit is None else First(source, limit)
+    if not isinstance(source, Sharded):
+        return cast(Indexed, Subset(cast(Any, source), range(min(limit, len(source)))))
+    unknown = next((shard.name for shard in source.shards if shard.count is None), None)
+    if unknown is not None:
+        raise ValueError(
+            f"a limit needs to know how many pairs each shard holds; nothing says so of {unknown}"
+        )
+    return replace(source, limit=limit)
 
 
-def _open(
-    train: str, size: int | None, columns: Columns, captions: bool, damaged: list[str] | None
-) -> Indexed | Sharded:
+def _open(train: str, size: int | None, columns: Columns, damaged: list[str] | None) -> Indexed | Sharded:
     if is_hub_dataset(train):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
     if not is_remote(train) and path.is_dir() and not shards_in(path):
-        if is_saved_dataset(path):
-            return HubPairs(str(path), columns)
-        if (path / RELEASED).is_file():
-            return open_table(str(path / RELEASED), columns)
-        tables = sorted(
-            str(p) for p in path.iterdir() if p.suffix.lower() == ".parquet" and not is_clutter(p.name)
-        )
-        return open_parquet(tables, columns, damaged) if tables else FolderPairs(path, captions)
-    try:
-        files = _named(train)
-    except ValueError as error:
-        raise ValueError(_nothing_at(train, error)) from None
+        return _open_folder(path, columns, damaged)
+    files = _named(train)
     if is_image(files[0]):
         what = "is an image" if len(files) == 1 else f"names {len(files)} images"
         raise ValueError(
@@ -113,22 +86,20 @@ def _open(
                 f"{train} names {len(files)} tables; name one, or pack them with `advflyp data pack`"
             )
         return open_table(files[0], columns)
-    return open_shards(files, size)
+    return _open_shards(files, size)
 
 
-def _named(name: str) -> list[str]:
-    """The files that a path, a folder of shards or a pattern names; ValueError where there are none."""
-    path = Path(name).expanduser()
-    if is_remote(name) or not path.is_dir():
-        return expand(name if is_remote(name) else str(path), "*.tar*")
-    # Only shards, and not their checksums.
-    found = [str(shard) for shard in shards_in(path)]
-    if not found:
-        raise ValueError(f"there is nothing at {path}")
-    return found
+def _open_folder(folder: Path, columns: Columns, damaged: list[str] | None) -> Indexed | Sharded:
+    if is_saved_dataset(folder):
+        return HubPairs(str(folder), columns)
+    if (folder / RELEASED).is_file():
+        return open_table(str(folder / RELEASED), columns)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == ".parquet")
+    tables = [str(folder / name) for name in names if not is_clutter(name)]
+    return open_parquet(tables, columns, damaged) if tables else FolderPairs(folder, columns.captioned)
 
 
-def open_shards(files: list[str], size: int | None = None) -> Sharded:
+def _open_shards(files: list[str], size: int | None) -> Sharded:
     """Webdataset tars, counted by their manifest, by `size`, or, on this machine, by their headers."""
     known: dict[str, int] = {}
     # Not Path: it would make one slash of the two in s3://.
@@ -138,16 +109,13 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
             known |= {f"{folder}/{shard.name}": shard.pairs for shard in manifest.shards}
     shards = [TarShard(file, known.get(file, known.get(f"./{file}"))) for file in files]
     if size is None:
-        for shard in shards:
-            if shard.count is None and is_remote(shard.address):
-                open_binary(
-                    shard.address
-                ).close()  # what is not there or not reachable is a mistake before this one
+        for shard in (shard for shard in shards if shard.count is None):
+            if is_remote(shard.address):
+                open_binary(shard.address).close()  # what is not there is a mistake before this one
                 raise ValueError(
                     f"nothing says how many pairs {shard.address} holds; give their number with data.size"
                 )
-            if shard.count is None:
-                shard.count = count_keys(shard.address)
+            shard.count = count_keys(shard.address)
         size = sum(shard.count or 0 for shard in shards)
     if not size:
         problem = next((sample.problem for sample, _ in shards[0].read()), None)
@@ -162,12 +130,19 @@ def open_shards(files: list[str], size: int | None = None) -> Sharded:
 
 def find_shards(pattern: str) -> list[Path]:
     """Existing local tar files for a file, a folder, a glob or a brace pattern; ValueError where there are none."""
+    return [Path(file) for file in _named(pattern)]
+
+
+def _named(name: str) -> list[str]:
+    """The files that a path, a folder of shards or a pattern names; ValueError where there are none."""
+    path = Path(name).expanduser()
     try:
-        return [Path(file) for file in _named(pattern)]
+        if is_remote(name) or not path.is_dir():
+            return expand(name if is_remote(name) else str(path), "*.tar*")
+        # Only shards, and not their checksums.
+        if found := [str(shard) for shard in shards_in(path)]:
+            return found
+        raise ValueError(f"there is nothing at {path}")
     except ValueError as error:
-        raise ValueError(_nothing_at(pattern, error)) from None
-
-
-def _nothing_at(name: str, error: ValueError) -> str:
-    hint = "" if is_remote(name) else nearest_path(name)
-    return f"there are no pairs at {name} ({error}){hint or f': {WHAT}'}"
+        hint = "" if is_remote(name) else nearest_path(name)
+        raise ValueError(f"there are no pairs at {name} ({error}){hint or f': {WHAT}'}") from None

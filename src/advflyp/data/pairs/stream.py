@@ -5,6 +5,7 @@ only the stream that made it can read it.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,39 +67,35 @@ class IndexedStream:
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
         for number, at in permuted(len(self.source), self.seed, epoch, position, self.share):
-            yield self.source.sample(number), at
+            yield self.source[number], at
+
+
+Place = tuple[int, int, int]  # shard in the epoch's order, number in it, offset
 
 
 class _Block:
-    """Samples that follow one another, by their place in the block.
-
-    Attributes:
-        end: The place in the stream behind the last.
-    """
+    """Samples that follow one another, by their place in the block; `end` is the place in the stream behind them."""
 
     def __init__(self, most: int) -> None:
         self.most, self.count, self.held = most, 0, 0
         self.samples: dict[int, Sample] = {}
-        self.end = (0, 0, 0)
+        self.end: Place = (0, 0, 0)
 
-    def fill(self, incoming: Iterator[tuple[Sample, tuple[int, int, int]]], most: int | None = None) -> None:
+    def fill(self, incoming: Iterator[tuple[Sample, Place]], most: int) -> None:
         """Take `most` samples more, or as many as there are and go in."""
-        left = self.most if most is None else most
-        while left and self.count < self.most and self.held < MAX_SHUFFLED_BYTES:
-            found = next(incoming, None)
-            if found is None:
+        room = min(most, self.most - self.count) if self.held < MAX_SHUFFLED_BYTES else 0
+        for sample, self.end in islice(incoming, room):
+            self.samples[self.count] = sample
+            self.count, self.held = self.count + 1, self.held + sample.held
+            if self.held >= MAX_SHUFFLED_BYTES:
                 return
-            self.samples[self.count], self.end = found
-            self.held += found[0].held
-            self.count, left = self.count + 1, left - 1
 
 
 class ShardStream:
     """Shards in a random order; within a block of `buffer` samples that follow one another, a random order.
 
-    A block ends early where its samples fill MAX_SHUFFLED_BYTES.
-
-    Whole blocks instead of a reservoir, so that a position is where the block begins and how much of it is out:
+    A block ends early where its samples fill MAX_SHUFFLED_BYTES. Whole blocks instead of a reservoir, so that a
+    position is where the block begins and how much of it is out:
     resuming reads at most a block again. While a block goes out the next one comes in.
     With fewer shards than ranks, every rank reads all of them and takes each `ranks`-th sample.
     """
@@ -112,25 +109,23 @@ class ShardStream:
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
         at = position or {"block": 0, "out": 0, "shard": 0, "number": 0, "offset": 0}
         number, out = at["block"], at["out"]
-        begin = (at["shard"], at["number"], at["offset"])
+        begin: Place = (at["shard"], at["number"], at["offset"])
         incoming = self._unshuffled(epoch, *begin)
         block = _Block(self.buffer)
-        block.fill(incoming)
+        block.fill(incoming, self.buffer)
         while block.samples:
             following = _Block(self.buffer)
             order = permutation(len(block.samples), self.seed, epoch, self.rank, number)
             for place in order[out:].tolist():
                 following.fill(incoming, 1)
                 out += 1
-                names = zip(("shard", "number", "offset"), begin, strict=True)
-                yield block.samples.pop(place), {"block": number, "out": out, **dict(names)}
-            following.fill(incoming)
+                at = dict(zip(("shard", "number", "offset"), begin, strict=True))
+                yield block.samples.pop(place), {"block": number, "out": out, **at}
+            following.fill(incoming, self.buffer)
             block, begin, number, out = following, block.end, number + 1, 0
 
-    def _unshuffled(
-        self, epoch: int, first: int, number: int, offset: int
-    ) -> Iterator[tuple[Sample, tuple[int, int, int]]]:
-        """Samples of this rank with the place behind each: shard (in the epoch's order), number in it, offset."""
+    def _unshuffled(self, epoch: int, first: int, number: int, offset: int) -> Iterator[tuple[Sample, Place]]:
+        """Samples of this rank with the place behind each."""
         shards = self._order(epoch)
         split = len(self.source.shards) < self.ranks
         for place in range(first, len(shards)):
@@ -175,9 +170,9 @@ class Mixed:
         return int(len(self.main) / (1 - self.share))
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
-        at: Position = dict(
-            position or {"n": 0, "main": None, "other": None, "round": self._first_round(epoch)}
-        )
+        # Rounds of different epochs of the main stream must not be the same ones.
+        begin = {"n": 0, "main": None, "other": None, "round": epoch * 1_000_000}
+        at: Position = dict(position or begin)
         main = self.main.samples(epoch, at["main"])
         other = self.other.samples(at["round"], at["other"])
         while True:
@@ -195,7 +190,3 @@ class Mixed:
                 sample, at["main"] = found
             at["n"] += 1
             yield sample, dict(at)
-
-    def _first_round(self, epoch: int) -> int:
-        # Rounds of different epochs of the main stream must not be the same ones.
-        return epoch * 1_000_000

@@ -1,4 +1,4 @@
-"""Pairs listed in a table: CSV, TSV, JSON lines, a JSON list, Parquet, or a Hugging Face dataset.
+"""Pairs listed in a table: CSV, TSV, JSON lines, a JSON list, or Parquet.
 
 A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
@@ -6,44 +6,31 @@ A table names image files, relative to itself, or holds their bytes. Rows of the
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub.constants import HF_HUB_CACHE
 
-from advflyp.config import suggest
-from advflyp.data.pairs.addresses import is_remote, named_in, open_binary
+from advflyp.data.pairs.addresses import named_in, open_binary
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, image_in
-from advflyp.data.pairs.parquet import ERRORS, DamagedFile, is_damage, parquet_file
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
-from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
 
 # Of a Parquet file, unpacked at a time.
 BATCH_ROWS = 64
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
 IMAGE_NAMES = (
-    "image",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "img",
-    "image_path",
-    "filepath",
-    "file_path",
-    "path",
-    "filename",
-)
-IMAGE_NAMES += ("file_name", "file", "image_bytes", "bytes")
+    "image", "jpg", "jpeg", "png", "webp", "img", "image_path", "filepath", "file_path", "path", "filename",
+    "file_name", "file", "image_bytes", "bytes",
+)  # fmt: skip
+
+Row = tuple[str, int, Any, Any]  # address of the table, number, image, caption
 
 
 @dataclass(frozen=True)
@@ -60,58 +47,16 @@ class Columns:
 
     def find(self, names: Sequence[str], table: str) -> tuple[str, str | None]:
         """Their names in a table, None for captions that nobody needs; ValueError where they are not found."""
-        image = self._find("image", self.image, IMAGE_NAMES, names, table)
+
+        def find(kind: str, given: str | None, known: Sequence[str]) -> str:
+            option = f"data.{kind}_column (--{kind}-column)"
+            return find_column(given, known, names, table, what=kind, option=option)
+
+        image = find("image", self.image, IMAGE_NAMES)
         needed = self.captioned or self.caption is not None
         if not needed and not any(name.lower() in CAPTION_NAMES for name in names):
             return image, None
-        return image, self._find("caption", self.caption, CAPTION_NAMES, names, table)
-
-    @staticmethod
-    def _find(kind: str, given: str | None, known: Sequence[str], names: Sequence[str], table: str) -> str:
-        option = f"data.{kind}_column (--{kind}-column)"
-        return find_column(given, known, names, table, what=kind, option=option)
-
-
-@dataclass
-class Listed:
-    """Pairs of a table that names image files: an image and its captions each, in memory."""
-
-    samples: list[Sample]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def sample(self, number: int) -> Sample:
-        return self.samples[number]
-
-
-def listed(rows: Iterable[tuple[str, int, Any, Any]], name: str) -> Listed:
-    """Rows (table, number, image, caption) as pairs, in the order of their first rows; ValueError where there are none.
-
-    table: its address, where relative names start from
-
-    Args:
-        name: What messages call all of them.
-    """
-    found: dict[str, Sample] = {}
-    further: dict[str, list[str]] = {}
-    for table, number, image, caption in rows:
-        sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
-        address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
-        if address not in found:
-            found[address] = sample
-        elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
-            # One more than a caption may have letters is refused anyway.
-            texts += _texts(sample)
-    if not found:
-        raise ValueError(f"{name} holds no pairs; it has no rows")
-    for address, texts in further.items():
-        found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
-    return Listed(list(found.values()))
-
-
-def _texts(sample: Sample) -> tuple[str, ...]:
-    return sample.caption if isinstance(sample.caption, tuple) else ()
+        return image, find("caption", self.caption, CAPTION_NAMES)
 
 
 def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Path] = ()) -> Sample:
@@ -129,7 +74,7 @@ def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Pa
         return Sample(row, problem=str(reason))
 
 
-def open_table(address: str, columns: Columns) -> Listed | Sharded:
+def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
     """The pairs of a table file; ValueError where it cannot be read or lacks what is needed."""
     if address.lower().endswith(".parquet"):
         return open_parquet([address], columns)
@@ -140,12 +85,62 @@ def open_table(address: str, columns: Columns) -> Listed | Sharded:
         (address, number, cells.get(image), None if caption is None else cells.get(caption))
         for number, cells in table.rows()
     )
-    return listed(rows, address)
+    return _joined(rows, address)
+
+
+def _joined(rows: Iterable[Row], name: str) -> list[Sample]:
+    """Rows of files as pairs, in the order of their first rows; ValueError where there are none in `name`."""
+    found: dict[str, Sample] = {}
+    further: dict[str, list[str]] = {}
+    for table, number, image, caption in rows:
+        sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
+        address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
+        if address not in found:
+            found[address] = sample
+        elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
+            # One more than a caption may have letters is refused anyway.
+            texts += _texts(sample)
+    if not found:
+        raise ValueError(f"{name} holds no pairs; it has no rows")
+    for address, texts in further.items():
+        found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
+    return list(found.values())
+
+
+def _texts(sample: Sample) -> tuple[str, ...]:
+    return sample.caption if isinstance(sample.caption, tuple) else ()
+
+
+class DamagedFile(ValueError):
+    """A file that is not what its name says; the message is for the user."""
+
+
+@contextmanager
+def parquet_file(address: str, **how: Any) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that is open for as long as the block takes.
+
+    Raises:
+        ValueError: It cannot be opened; `DamagedFile` where Arrow finds in the block that it is damaged.
+    """
+    with open_binary(address) as stream, reading(address), pq.ParquetFile(stream, **how) as file:
+        yield file
+
+
+@contextmanager
+def reading(address: str) -> Iterator[None]:
+    """`DamagedFile`, naming the file, for Arrow's dozen errors of what is wrong with it in the block."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of a disk or a network; Arrow's own have no number
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFile(f"{address} is not a readable Parquet file: {reason}") from None
 
 
 def open_parquet(
     addresses: list[str], columns: Columns, damaged: list[str] | None = None
-) -> Listed | Sharded:
+) -> list[Sample] | Sharded:
     """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind.
 
     Args:
@@ -159,32 +154,25 @@ def open_parquet(
     shards: list[RowGroup] = []
     of_paths: list[tuple[str, str, str | None]] = []
     for address in addresses:
-        with (
-            _passing_over(damaged, address),
-            open_binary(address) as stream,
-            parquet_file(address, stream) as file,
-        ):
+        with _passing_over(damaged, address), parquet_file(address) as file:
             image, caption = columns.find(file.schema_arrow.names, address)
-            if _is_text(file.schema_arrow.field(image).type):
+            kind = file.schema_arrow.field(image).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if kind in (pa.string(), pa.large_string(), pa.string_view()):
                 of_paths.append((address, image, caption))
                 continue
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                shards.append(RowGroup(address, group, image, caption, count))
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            shards += [RowGroup(address, group, image, caption, n) for group, n in enumerate(counts)]
     if of_paths and shards:
         raise ValueError(
             f"{addresses[0]} and the others hold both paths and bytes; train on one kind at a time"
         )
     if of_paths:
-        return listed((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])
-    if not sum(shard.count for shard in shards) and not damaged:
+        return _joined((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])
+    total = sum(shard.count for shard in shards)
+    if not total and not damaged:
         raise ValueError(f"{addresses[0]} holds no pairs")
-    return Sharded(shards, sum(shard.count for shard in shards))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return Sharded(shards, total)
 
 
 @contextmanager
@@ -198,15 +186,9 @@ def _passing_over(damaged: list[str] | None, address: str) -> Iterator[None]:
         damaged.append(address)
 
 
-def _path_rows(
-    address: str, image: str, caption: str | None, damaged: list[str] | None
-) -> Iterator[tuple[str, int, Any, Any]]:
+def _path_rows(address: str, image: str, caption: str | None, damaged: list[str] | None) -> Iterator[Row]:
     number = 0
-    with (
-        _passing_over(damaged, address),
-        open_binary(address) as stream,
-        parquet_file(address, stream) as file,
-    ):
+    with _passing_over(damaged, address), parquet_file(address) as file:
         for group in range(file.num_row_groups):
             for path, text in _rows(file, group, image, caption):
                 number += 1
@@ -221,12 +203,10 @@ def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> 
     """
     columns = [image] if caption is None else [image, caption]
     facts = file.metadata.row_group(group)
-    chunks = (facts.column(number) for number in range(facts.num_columns))
+    chunks = [facts.column(number) for number in range(facts.num_columns)]
     # No value is larger than what its column is unpacked.
-    largest = max(
-        (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns), default=0
-    )
-    most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max(1, largest)))
+    sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns]
+    most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max([1, *sizes])))
     for batch in file.iter_batches(most, [group], columns):
         images, texts = batch.column(image), None if caption is None else batch.column(caption)
         for row in range(len(batch)):
@@ -251,87 +231,10 @@ class RowGroup:
         row = offset
         with open_binary(self.address) as stream:
             try:
-                rows = _rows(pq.ParquetFile(stream), self.group, self.image, self.caption)
-                for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
-                    name = f"{self.name}:{row - 1}"
-                    yield replace(to_sample(name, image, caption, self.address), key=name), row
-            except ERRORS as error:
-                if not is_damage(error):
-                    raise
+                with reading(self.address), pq.ParquetFile(stream) as file:
+                    rows = _rows(file, self.group, self.image, self.caption)
+                    for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
+                        name = f"{self.name}:{row - 1}"
+                        yield replace(to_sample(name, image, caption, self.address), key=name), row
+            except ValueError:  # `DamagedFile`, or a value that Python cannot hold
                 yield Sample(self.name, problem="damaged shard"), row
-
-
-def is_hub_dataset(name: str) -> bool:
-    """Whether it is written "hf:NAME"; hf://datasets/… is a file."""
-    return name.startswith(DATASET_PREFIX) and not is_remote(name)
-
-
-class HubPairs:
-    """A Hugging Face dataset: "hf:NAME", "hf:NAME@SPLIT", or a folder that `save_to_disk` wrote.
-
-    ValueError where it cannot be had, or the package `datasets` is missing.
-    """
-
-    def __init__(self, name: str, columns: Columns) -> None:
-        if find_spec("datasets") is None:
-            raise ValueError(f"{name} needs the package datasets: pip install datasets")
-        self.name = name
-        place, _, split = name.removeprefix(DATASET_PREFIX).partition("@")
-        found = _load_dataset(place)
-        import datasets  # pyright: ignore[reportMissingImports], an extra
-
-        if isinstance(found, datasets.DatasetDict):
-            split = split or "train"
-            if split not in found:
-                raise ValueError(f"{place} has no split '{split}'{suggest(split, map(str, found))}")
-            found = found[split]
-        self.image, self.caption = columns.find(found.column_names, name)
-        # As they are stored: nothing is decoded, in lists neither.
-        self.data: Any = found.select_columns(
-            [self.image] if self.caption is None else [self.image, self.caption]
-        ).with_format("arrow")
-        # A dataset of the hub may name files of its repository, and those that `datasets` has unpacked.
-        self.table = (
-            f"{place}/{self.image}" if Path(place).is_dir() else f"hf://datasets/{place}/{self.image}"
-        )
-        config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
-        self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def sample(self, number: int) -> Sample:
-        row = self.data[number].to_pylist()[0]
-        name = f"{self.name}:{number}"
-        caption = None if self.caption is None else row[self.caption]
-        sample = to_sample(name, row[self.image], caption, self.table, self.local)
-        return replace(sample, key=name)
-
-
-def _load_dataset(place: str) -> Any:
-    """What `datasets` makes of a folder or of a name on the hub; of the latter its cache, where the hub refuses it."""
-    refusal: ValueError | None = None
-    if not Path(place).is_dir():
-        try:
-            ask_hub(place, "dataset")
-        except ValueError as error:
-            refusal = error
-    # Slow to import.
-    import datasets  # pyright: ignore[reportMissingImports], an extra
-
-    try:
-        if Path(place).is_dir():
-            return datasets.load_from_disk(place)
-        if refusal is None:
-            return datasets.load_dataset(place)
-        with hub_offline():
-            return datasets.load_dataset(place)
-    except Exception as error:  # its errors are of a dozen kinds
-        if refusal is not None:
-            raise refusal from None
-        raise ValueError(f"cannot open the dataset {place}: {type(error).__name__}: {error}") from None
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
 from advflyp.errors import SkippedSample
@@ -22,8 +22,12 @@ from advflyp.limits import FREE_BYTES, MAX_MEMBER_BYTES, MAX_RATIO, MAX_TAR_HEAD
 BLOCK = 512
 # What is read at once of what nobody wants.
 PIECE = 1 << 20
-# How packed files begin, with what unpacks them; and what else is sometimes called a tar.
-PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
+# How packed files begin, with what unpacks them, here and on a command line; and what else is sometimes called a tar.
+PACKED: dict[bytes, tuple[Any, str]] = {
+    b"\x1f\x8b": (gzip.open, "gunzip"), b"BZh": (bz2.open, "bunzip2"), b"\xfd7zXZ": (lzma.open, "unxz"),
+}  # fmt: skip
+# What unpacking raises where a file is cut off or broken.
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 FOREIGN = {b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file"}
 
 
@@ -33,20 +37,14 @@ class DamagedTar(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar, or something else (a link, a folder, a file with holes), which has no data.
-
-    Attributes:
-        offset, size: Where its data are, in bytes.
-        end: Where the next header begins.
-        data: As much of it as was wanted.
-    """
+    """A file in a tar, or something else (a link, a folder, a file with holes), which has no data."""
 
     name: str
     is_file: bool
-    offset: int
+    offset: int  # where its data begin, in bytes
     size: int
-    end: int
-    data: bytes = b""
+    end: int  # where the next header begins
+    data: bytes  # as much of them as was wanted
 
 
 def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
@@ -56,17 +54,14 @@ def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
     foreign = next((kind for sign, kind in FOREIGN.items() if magic.startswith(sign)), None)
     if foreign is not None:
         raise DamagedTar(f"{foreign} in place of a tar")
-    if magic.startswith(b"\x1f\x8b"):
-        return _Unpacked(gzip.GzipFile(fileobj=file), file)
-    if magic.startswith(b"BZh"):
-        return _Unpacked(bz2.BZ2File(file), file)
-    return _Unpacked(lzma.LZMAFile(file), file) if magic.startswith(b"\xfd7zXZ") else file
+    unpack = next((unpack for sign, (unpack, _) in PACKED.items() if magic.startswith(sign)), None)
+    return file if unpack is None else _Unpacked(unpack(file), file)
 
 
 class _Unpacked(io.BufferedIOBase):
     """A packed stream that does not grow without end: 1 MB of a tar can be a terabyte of zeros, and hours of work."""
 
-    def __init__(self, stream: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, packed: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, packed: BinaryIO) -> None:
         self.stream, self.packed = stream, packed
 
     def read(self, size: int | None = -1) -> bytes:
@@ -89,16 +84,13 @@ class _Unpacked(io.BufferedIOBase):
 def members(
     stream: "BinaryIO | _Unpacked", offset: int, wanted: Callable[[str, int], int], length: int | None = None
 ) -> Iterator[Member]:
-    """The members of a tar from a header on.
+    """The members of an unpacked tar from the header at `offset` on; `DamagedTar` where it is cut off or broken.
 
     Args:
-        stream: Unpacked, at `offset`.
+        stream: Stands at `offset`.
         offset: Where a header begins.
         wanted: Name and size of a file → how many bytes of it are kept.
         length: Bytes of the stream, where it is a file in which what is not wanted can be skipped.
-
-    Raises:
-        DamagedTar: The tar is cut off or broken.
     """
     name: str | None = None  # from an extended header before the member
     size: int | None = None
@@ -181,46 +173,33 @@ def _extended(data: bytes) -> dict[str, str]:
     return fields
 
 
-def has_image(suffixes: Collection[str]) -> bool:
-    """Whether there is an image among files of one key."""
-    return any(suffix in suffixes for suffix in IMAGE_SUFFIXES)
-
-
 def is_whole(suffixes: Collection[str]) -> bool:
     """Whether files of one key are an image and something that can hold its captions."""
-    return has_image(suffixes) and any(suffix in suffixes for suffix in CAPTION_SUFFIXES)
+    return all(any(one in suffixes for one in known) for known in (IMAGE_SUFFIXES, CAPTION_SUFFIXES))
 
 
 def is_sample(key: str, suffixes: Collection[str]) -> bool:
     """Whether files of one key are a sample, or a half of one: an image, or a text that is not about the dataset."""
-    return has_image(suffixes) or (not is_document(key) and ("txt" in suffixes or "caption" in suffixes))
+    has_image = any(suffix in suffixes for suffix in IMAGE_SUFFIXES)
+    return has_image or (not is_document(key) and ("txt" in suffixes or "caption" in suffixes))
 
 
 @dataclass(slots=True)
 class Parts:
-    """Where the members of one key are.
+    """Where the members of one key are."""
 
-    Attributes:
-        begin: Offset behind the first of them.
-        parts: {suffix: (name, offset of the data, size)}.
-    """
-
-    begin: int
-    parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    begin: int  # the offset behind the first of them
+    parts: dict[str, tuple[str, int, int]] = field(
+        default_factory=dict
+    )  # suffix: name, offset of the data, size
 
 
 def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
-    """The members of a tar by the keys of their samples, wherever they stand, read from the headers alone.
+    """The members of a tar by the keys of their samples, in the order of their first ones, from the headers alone.
 
     Args:
-        shard: A file on this machine.
+        shard: A file on this machine; ValueError where it cannot be read.
         plain: Whether the tar must be whole and not packed. If not, what there is until it breaks is enough.
-
-    Returns:
-        The keys in the order of their first members.
-
-    Raises:
-        ValueError: The file cannot be read.
     """
     index: dict[str, Parts] = {}
     end, size = 0, shard.stat().st_size if shard.is_file() else None
@@ -233,22 +212,19 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
                     continue
                 parts = index.setdefault(name.key, Parts(member.end)).parts
                 parts.setdefault(name.suffix, (member.name, member.offset, member.size))
-    except (DamagedTar, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (DamagedTar, *BROKEN) as error:
         # Some writers leave the mark of the end out.
         if plain and not 0 < end == size:
-            raise ValueError(f"{shard} is not a readable tar file: {error}{_how_to_unpack(shard)}") from None
+            with open(shard, "rb") as file:
+                magic = file.read(6)
+            tools = (tool for sign, (_, tool) in PACKED.items() if magic.startswith(sign))
+            advice = "".join(f"; unpack it with {tool} first" for tool in tools)
+            raise ValueError(f"{shard} is not a readable tar file: {error}{advice}") from None
     except SkippedSample as reason:
         raise ValueError(f"cannot read {shard}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot read {shard}: {error.strerror or error}") from None
     return index
-
-
-def _how_to_unpack(shard: Path) -> str:
-    with open(shard, "rb") as file:
-        magic = file.read(6)
-    tool = next((tool for sign, tool in PACKED.items() if magic.startswith(sign)), None)
-    return f"; unpack it with {tool} first" if tool else ""
 
 
 def count_keys(shard: str | Path) -> int:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from advflyp.data.filenames import shards_in
 from advflyp.data.pairs.images import read_image
-from advflyp.data.pairs.prefetch import threaded
+from advflyp.data.pairs.prefetch import stacked, threaded
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
-from advflyp.data.sets.labelled import TOLERATED
+from advflyp.data.sets.labelled import check_tolerated
 from advflyp.errors import SkippedSample
 from advflyp.wording import counted
 
@@ -114,20 +114,20 @@ class CaptionedImages:
         An image that cannot be decoded is skipped and entered in `unreadable`; `drop_unreadable` forgets it.
         """
         broken: dict[str, str] = {}
-        rows: list[int] = []
-        images: list[Tensor] = []
-        for row, image in enumerate(self._decoded(preprocess, workers, 2 * batch_size)):
-            if isinstance(image, str):
-                broken[self.entries[row].key] = image
-                self._check(broken, len(self.entries))
-                continue
-            rows.append(row)
-            images.append(image)
-            if len(rows) == batch_size:
-                yield torch.tensor(rows), torch.stack(images)
-                rows, images = [], []
-        if rows:
-            yield torch.tensor(rows), torch.stack(images)
+
+        def skip(item: tuple[int, Sample], reason: str) -> None:
+            broken[self.entries[item[0]].key] = reason
+            self._check(broken, len(self.entries))
+
+        decoded = threaded(
+            enumerate(self._wanted()),
+            lambda item: preprocess(read_image(item[1].image_bytes())),
+            workers,
+            ahead=2 * batch_size,
+            held=lambda item: item[1].held,
+        )
+        for items, images in stacked(decoded, batch_size, skip):
+            yield torch.tensor([row for row, _ in items]), images
         self.unreadable |= broken
 
     def drop_unreadable(self) -> None:
@@ -149,7 +149,7 @@ class CaptionedImages:
 
     def _samples(self) -> Iterator[tuple[int, int, Sample]]:
         if not isinstance(self.source, Sharded):
-            yield from ((0, row, self.source.sample(row)) for row in range(len(self.source)))
+            yield from ((0, row, self.source[row]) for row in range(len(self.source)))
             return
         for number, shard in enumerate(self.source.shards):
             for row, (sample, _) in enumerate(shard.read()):
@@ -161,7 +161,7 @@ class CaptionedImages:
     def _wanted(self) -> Iterator[Sample]:
         """The samples of the entries, in their order; shards without any are not opened."""
         if not isinstance(self.source, Sharded):
-            yield from (self.source.sample(entry.row) for entry in self.entries)
+            yield from (self.source[entry.row] for entry in self.entries)
             return
         rows: dict[int, set[int]] = {}
         for entry in self.entries:
@@ -174,24 +174,6 @@ class CaptionedImages:
                 if row == last:
                     break
 
-    def _decoded(
-        self, preprocess: Callable[[Image.Image], Tensor], workers: int, ahead: int
-    ) -> Iterator[Tensor | str]:
-        def decoded(sample: Sample) -> Tensor | str:
-            try:
-                return preprocess(read_image(sample.image_bytes()))
-            except SkippedSample as reason:
-                return str(reason)
-
-        return (
-            image
-            for _, image in threaded(self._wanted(), decoded, workers, ahead, lambda sample: sample.held)
-        )
-
     def _check(self, skipped: dict[str, str], wanted: int) -> None:
-        if len(skipped) > TOLERATED * wanted:
-            some = [f"{key} ({reason})" for key, reason in skipped.items()][:3]
-            raise ValueError(
-                f"{self.name}: more than {TOLERATED:.0%} of {counted(wanted, 'pair')} cannot be used; mend or remove "
-                f"them: {', '.join(some)}{', …' if len(skipped) > 3 else ''}"
-            )
+        what = f"of {counted(wanted, 'pair')} cannot be used; mend or remove them"
+        check_tolerated(self.name, what, skipped, wanted)

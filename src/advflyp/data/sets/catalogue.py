@@ -56,6 +56,11 @@ class Entry:
     upright: bool = False
 
     @property
+    def has_files(self) -> bool:
+        """Whether the authors' files can be downloaded."""
+        return self.torchvision is not None or self.archive is not None
+
+    @property
     def every_split(self) -> list[str]:
         """Those of the files and those of the webdataset."""
         return list(dict.fromkeys([*self.splits, *self.wds_splits]))
@@ -231,16 +236,18 @@ def set_names(groups: list[str]) -> list[str]:
     mini = [f"mini/{name}" for name in (*embedded, *ON_DEMAND, PROXY)]
     result: list[str] = []
     for name in groups:
-        found = canonical(name)
+        path = Path(name).expanduser()
+        is_marked = name.startswith(("folder:", "wds:")) or ".tar" in name
+        is_own = is_marked or path.is_dir() or is_import_path(name)
         if name.lower() in sets_of:
             result += sets_of[name.lower()]
-        elif found is not None:
+        elif (found := canonical(name)) is not None:
             result.append(found)
-        elif name in mini or _is_own(name):
+        elif name in mini or is_own:
             result.append(name)
         elif f"mini/{name}" in mini:
             result.append(f"mini/{name}")  # as tables of the mini sets call it
-        elif Path(name).expanduser().is_file():
+        elif path.is_file():
             raise ValueError(
                 f"{name} is a file; name a folder that holds a folder for each class, or webdataset shards (*.tar)"
             )
@@ -248,8 +255,7 @@ def set_names(groups: list[str]) -> list[str]:
             raise ValueError(f"there is no folder and there are no shards at {name}{nearest_path(name)}")
         else:
             known = [*sets_of, *TABLE, *mini]
-            hint = nearest_path(name, known) or suggest(name, known)
-            raise ValueError(f"there is no set '{name}'{hint}")
+            raise ValueError(f"there is no set '{name}'{nearest_path(name, known) or suggest(name, known)}")
     return list(dict.fromkeys(result))
 
 
@@ -259,19 +265,9 @@ def check_training_name(name: str) -> None:
     What is inside, and on other machines, is for those who open it to find out.
     """
     is_mini = name == "mini" or name.startswith(("mini-", "mini/"))
-    if is_mini or is_import_path(name) or canonical(name) is not None:
-        return
-    known = ["mini", "mini-full", f"mini/{PROXY}", *TABLE]
-    check_there(name.removeprefix("folder:").removeprefix("wds:"), "there are no pairs at", known)
-
-
-def _is_own(name: str) -> bool:
-    return (
-        name.startswith(("folder:", "wds:"))
-        or ".tar" in name
-        or Path(name).expanduser().is_dir()
-        or is_import_path(name)
-    )
+    if not (is_mini or is_import_path(name) or canonical(name) is not None):
+        known = ["mini", "mini-full", f"mini/{PROXY}", *TABLE]
+        check_there(name.removeprefix("folder:").removeprefix("wds:"), "there are no pairs at", known)
 
 
 def _squash(name: str) -> str:
@@ -312,11 +308,6 @@ def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
     return None
 
 
-def _reader(name: str) -> "Reader":
-    module, _, function = name.partition(".")
-    return getattr(import_module(f"advflyp.data.sets.{module}"), function)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OpenedSet:
     """A set of the table as it lies on this machine.
@@ -345,10 +336,10 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
     if found is None:
         raise ValueError(f"{name} is not on this machine: {how_to_get(name, source)}")
     folder, is_wds = found
+    module, _, function = entry.read.partition(".")
+    read: Reader = getattr(import_module(f"advflyp.data.sets.{module}"), function)
     try:
-        opened = (
-            read_shards(folder_shards(folder), entry.border) if is_wds else _reader(entry.read)(folder, split)
-        )
+        images, names = read_shards(folder_shards(folder), entry.border) if is_wds else read(folder, split)
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
     except (ValueError, OSError):
@@ -357,7 +348,6 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error
-    images, names = opened
     if not entry.upright:
         images.ignore_orientation()
     if is_wds:
@@ -370,25 +360,22 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
 
 def how_to_get(name: str, source: Source = "any") -> str:
     """The end of a message: where the set belongs and how it comes there."""
-    _, entry, split = parts(name)
+    base, entry, split = parts(name)
     if source == "webdataset":
-        if split not in entry.wds_splits:
-            return f"CLIP benchmark has no copy of it{_other_split(name)}"
-        return f"fetch CLIP benchmark's copy of it with `advflyp data fetch --wds {name}`"
+        if split in entry.wds_splits:
+            return f"fetch CLIP benchmark's copy of it with `advflyp data fetch --wds {name}`"
+        other = f"; it has {base}@{next(iter(entry.wds_splits))}" if entry.wds_splits else ""
+        return f"CLIP benchmark has no copy of it{other}"
+    place = data_folder() / entry.places[0]
     if split.startswith("advflyp"):
         return (
             f"its images are those of tiny-imagenet, the list is {PUBLISHED_LIST} of AdvFLYP's release (folder "
-            f"ImageNet_files); put that file in {data_folder() / entry.places[0]}"
+            f"ImageNet_files); put that file in {place}"
         )
     if fetchable(name):
-        folder = data_folder() / (entry.places[0] if split in entry.splits else entry.wds or "")
+        folder = place if split in entry.splits else data_folder() / (entry.wds or "")
         return f"it belongs in {folder}; fetch it with `advflyp data fetch {name}`"
-    return f"get it from {entry.home} and put it in {data_folder() / entry.places[0]} (see docs/sets.md)"
-
-
-def _other_split(name: str) -> str:
-    base, entry, _ = parts(name)
-    return f"; it has {base}@{next(iter(entry.wds_splits))}" if entry.wds_splits else ""
+    return f"get it from {entry.home} and put it in {place} (see docs/sets.md)"
 
 
 def fetchable(name: str) -> bool:
@@ -396,5 +383,4 @@ def fetchable(name: str) -> bool:
     _, entry, split = parts(name)
     if split.startswith("advflyp"):
         return False  # the list has to be got by hand
-    ours = split in entry.splits and (entry.torchvision is not None or entry.archive is not None)
-    return ours or split in entry.wds_splits
+    return (split in entry.splits and entry.has_files) or split in entry.wds_splits

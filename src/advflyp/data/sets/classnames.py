@@ -44,15 +44,6 @@ def _caltech256(folder: str) -> str:
 
 _openai_names = cache(names_by_wnid)
 
-
-def _openai(wnid: str) -> str:
-    return _openai_names()[wnid]
-
-
-def _wordnet(wnid: str) -> str:
-    return wordnet_imagenet()[wnid]
-
-
 IMAGENET = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
 
 OURS: Mapping[str, Rule] = {
@@ -70,7 +61,7 @@ OURS: Mapping[str, Rule] = {
     "fgvc_aircraft": as_written,
     "eurosat": lambda folder: EUROSAT.get(folder, words(folder)),
     "dtd": words,
-    **dict.fromkeys(IMAGENET, _openai),
+    **dict.fromkeys(IMAGENET, lambda wnid: _openai_names()[wnid]),
     "objectnet": lambda title: title.lower().replace("_", " "),
     "tiny-imagenet": first_of,
 }
@@ -89,10 +80,6 @@ def _face_is_person(folder: str) -> str:
     return "person" if folder in ("Faces", "Faces_easy") else folder
 
 
-def _iso_country(code: str) -> str:
-    return ISO_NAMES.get(code, code).replace("-", " ")
-
-
 def _boeing(variant: str) -> str:
     return f"boeing {variant}" if variant.startswith("7") else variant.lower()
 
@@ -104,7 +91,7 @@ _SHARED: Mapping[str, Rule] = {
     "flowers102": plain,
     "food101": plain,
     "stanford_cars": lambda name: plain(name[:-5]),  # the year is cut off
-    "country211": _iso_country,
+    "country211": lambda code: ISO_NAMES.get(code, code).replace("-", " "),
     "fgvc_aircraft": _boeing,
     "eurosat": lambda folder: _EUROSAT.get(folder) or OURS["eurosat"](folder),
     "dtd": plain,
@@ -114,7 +101,7 @@ ADVFLYP_CODE: Mapping[str, Rule] = {
     **_SHARED,
     **dict.fromkeys(("cifar10", "cifar100", "stl10", "sun397"), as_written),
     "caltech101": _face_is_person,
-    **dict.fromkeys(IMAGENET, _wordnet),
+    **dict.fromkeys(IMAGENET, lambda wnid: wordnet_imagenet()[wnid]),
     "tiny-imagenet": first_of,
 }
 
@@ -122,6 +109,6 @@ TECOA: Mapping[str, Rule] = {
     **_SHARED,
     **dict.fromkeys(("cifar10", "cifar100", "stl10", "sun397"), plain),
     "caltech101": lambda folder: plain(_face_is_person(folder)),
-    **dict.fromkeys(IMAGENET, lambda wnid: plain(_wordnet(wnid))),
+    **dict.fromkeys(IMAGENET, lambda wnid: plain(wordnet_imagenet()[wnid])),
     "tiny-imagenet": lambda synonyms: plain(first_of(synonyms)),
 }

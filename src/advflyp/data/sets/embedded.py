@@ -44,32 +44,24 @@ def _proxy_set() -> dict[str, Any]:
             elif name.endswith(".webp"):
                 files.append(data)
                 keys.append(f"{shard.name}/{name}")
-    assert len(files) == len(concepts)
     classes = sorted(proxy_concepts(concepts))
     index = {concept: number for number, concept in enumerate(classes)}
-    chosen = [number for number, concept in enumerate(concepts) if concept in index]
+    rows = zip(files, keys, concepts, strict=True)
+    chosen = [(data, key, index[concept]) for data, key, concept in rows if concept in index]
     random.Random(0).shuffle(chosen)
     return {
         "name": f"mini/{PROXY}",
         "split": "train",
         "classes": classes,
         "templates": ["{}", "a picture of a {}", "an image of {}"],
-        "dataset": Encoded(
-            [files[i] for i in chosen], [keys[i] for i in chosen], [index[concepts[i]] for i in chosen]
-        ),
+        "dataset": Encoded(*zip(*chosen, strict=True)),
         "info": {"domain": "emoji", "source": "the embedded corpus", "in_proxy": True},
     }
 
 
 def _read_images(path: Path) -> Encoded:
     """KEY.webp and KEY.cls members of a tar."""
-    files: list[bytes] = []
-    keys: list[str] = []
-    labels: list[int] = []
-    for name, data in read_tar(path):
-        if name.endswith(".cls"):
-            labels.append(int(data))
-        else:
-            files.append(data)
-            keys.append(name)
-    return Encoded(files, keys, labels)
+    members = list(read_tar(path))
+    images = [(name, data) for name, data in members if not name.endswith(".cls")]
+    labels = [int(data) for name, data in members if name.endswith(".cls")]
+    return Encoded([data for _, data in images], [name for name, _ in images], labels)

@@ -31,9 +31,12 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
     """Download sets or groups of sets into the data folder; those that are there are left alone.
 
     Args:
+        names: As in `set_names`.
         wds: Take the webdataset copy from the Hugging Face hub even where the authors' files can be had.
+        say: Called with lines about the progress.
 
-    ValueError for a name that is none, a set that has to be got by hand, and a download that fails.
+    Raises:
+        ValueError: A name is none, a set has to be got by hand, or a download fails.
     """
     for name in set_names(list(names)):
         if canonical(name) is None:
@@ -42,28 +45,31 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
         _, entry, split = parts(name)
         source: Source = "webdataset" if wds and split in entry.wds_splits else "any"
         if locate(name, source) is None:
-            if not fetchable(name):
-                raise ValueError(f"{name} cannot be downloaded: {how_to_get(name)}")
-            say(f"{name}: downloading; licence: {entry.licence}; {entry.home}")
-            data_folder().mkdir(parents=True, exist_ok=True)
-            try:
-                if split in entry.splits and (entry.torchvision or entry.archive) and source == "any":
-                    _fetch_files(entry, data_folder())
-                else:
-                    _fetch_wds(entry, split, data_folder())
-            except URLError as error:
-                address = entry.home if entry.archive is None else entry.archive[0]
-                raise ValueError(
-                    f"{name} could not be downloaded: {explain_failure(address, error)}"
-                ) from None
-            except (OSError, RuntimeError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
+            _download(name, source, say)
         labelled = load_set(name, source=source)
         count = f"{counted(len(labelled), 'image')}, {counted(len(labelled.classes), 'class')}"
         if split == entry.splits[0] and len(labelled) != entry.n:
             count += f" (published: {counted(entry.n, 'image')})"
         say(f"{name}: {count}")
+
+
+def _download(name: str, source: Source, say: Callable[[str], None]) -> None:
+    _, entry, split = parts(name)
+    if not fetchable(name):
+        raise ValueError(f"{name} cannot be downloaded: {how_to_get(name)}")
+    say(f"{name}: downloading; licence: {entry.licence}; {entry.home}")
+    data_folder().mkdir(parents=True, exist_ok=True)
+    try:
+        if split in entry.splits and entry.has_files and source == "any":
+            _fetch_files(entry, data_folder())
+        else:
+            _fetch_wds(entry, split, data_folder())
+    except URLError as error:
+        address = entry.home if entry.archive is None else entry.archive[0]
+        raise ValueError(f"{name} could not be downloaded: {explain_failure(address, error)}") from None
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} could not be downloaded ({reason}): see {entry.home}") from None
 
 
 def _fetch_files(entry: Entry, root: Path) -> None:
@@ -109,23 +115,13 @@ def overview() -> Table:
         caption_justify="left",
     )
     for column in ("set", "images", "classes", "splits", "here"):
-        table.add_column(
-            column,
-            justify="right" if column in ("images", "classes") else "left",
-            no_wrap=column == "set",
-        )
+        justify = "right" if column in ("images", "classes") else "left"
+        table.add_column(column, justify=justify, no_wrap=column == "set")
     for name, entry in TABLE.items():
-        here = [split for split in entry.every_split if locate(f"{name}@{split}") is not None]
-        table.add_row(
-            name, f"{entry.n:,}", f"{entry.k:,}", ", ".join(entry.every_split), ", ".join(here) or "no"
-        )
+        here = ", ".join(split for split in entry.every_split if locate(f"{name}@{split}") is not None)
+        table.add_row(name, f"{entry.n:,}", f"{entry.k:,}", ", ".join(entry.every_split), here or "no")
     table.add_section()
     for name, info in mini_sets().items():
-        table.add_row(
-            f"mini/{name}",
-            f"{info['n']:,}",
-            f"{len(info['classes']):,}",
-            info["split"],
-            "comes with the package",
-        )
+        images, classes = f"{info['n']:,}", f"{len(info['classes']):,}"
+        table.add_row(f"mini/{name}", images, classes, info["split"], "comes with the package")
     return table

@@ -82,28 +82,34 @@ def read_folder(folder: Path) -> tuple[Files, list[str]]:
             f"{folder} holds no class folders; make it CLASS/image.jpg, one folder for each class"
         )
     check_no_splits(folder)
-    by_folder = names_by_folder(folder)
+    by_folder = _names_by_folder(folder)
     if by_folder is not None:
         unnamed = next((name for name in found if name not in by_folder), None)
         if unnamed is not None:
             raise ValueError(f"{folder / CLASS_NAMES[1]} has no name for the folder '{unnamed}'; add one")
         return class_files(folder, found), [by_folder[name] for name in found]
-    given = own_classes(folder)
-    names = given or [*map(words, found)]
+    names = _own_classes(folder)
+    if names is None:
+        return class_files(folder, found), [*map(words, found)]
     if len(names) != len(found):
         raise ValueError(
             f"{folder} has {counted(len(found), 'class folder')}, and {counted(len(names), 'name')} in "
             f"{CLASS_NAMES[0]}; give one name for each folder, in the order of the folders"
         )
-    if given is not None:
-        _check_order(folder, found)
+    _check_order(folder, found)
     return class_files(folder, found), names
 
 
 def _check_order(folder: Path, found: list[str]) -> None:
     """ValueError for folders that one may list in another order than the alphabet's, as class2 before class10."""
-    by_number = sorted(found, key=_natural)
-    moved = next((pair for pair in zip(found, by_number, strict=True) if len(set(pair)) > 1), None)
+
+    def natural(name: str) -> list[tuple[bool, int, str]]:
+        parts = [part for part in re.split(r"(\d+)", name) if part]
+        return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+    moved = next(
+        (pair for pair in zip(found, sorted(found, key=natural), strict=True) if pair[0] != pair[1]), None
+    )
     if moved is not None:
         raise ValueError(
             f"the folders of {folder} begin with '{moved[0]}' by the alphabet and with '{moved[1]}' by number, and a "
@@ -112,22 +118,17 @@ def _check_order(folder: Path, found: list[str]) -> None:
         )
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts class2 before class10."""
-    parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
 def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:
     """Webdataset tars; the class names are beside them or one folder up, in the order of the labels.
 
     Raises:
         ValueError: Nothing is found.
     """
-    names = own_classes(shards[0].parent) or own_classes(shards[0].parent.parent)
+    folder = shards[0].parent
+    names = _own_classes(folder) or _own_classes(folder.parent)
     if names is None:
         raise ValueError(
-            f"the shards in {shards[0].parent} have no class names: put a {CLASS_NAMES[0]} beside them, "
+            f"the shards in {folder} have no class names: put a {CLASS_NAMES[0]} beside them, "
             "one name a line, in the order of the labels"
         )
     return Shards(shards, border), names
@@ -160,13 +161,12 @@ def folder_shards(folder: Path) -> list[Path]:
     text = read_text(folder / "nshards.txt").strip()
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_SHARD_DIGITS):
         raise ValueError(f"{folder / 'nshards.txt'} must be a number of shards, not '{text[:40]}'")
-    count = int(text)
-    shards = [folder / f"{number}.tar" for number in range(count)]
-    for shard in shards:
-        if not shard.is_file():
-            raise ValueError(
-                f"{shard} is missing, though nshards.txt says {counted(count, 'shard')}; fetch the set again"
-            )
+    shards = [folder / f"{number}.tar" for number in range(int(text))]
+    missing = next((shard for shard in shards if not shard.is_file()), None)
+    if missing is not None:
+        raise ValueError(
+            f"{missing} is missing, though nshards.txt says {counted(len(shards), 'shard')}; fetch the set again"
+        )
     return shards
 
 
@@ -176,8 +176,8 @@ def has_shards(folder: Path) -> bool:
     return any(shards_in(place) for place in (folder, *inside))
 
 
-def own_classes(folder: Path) -> list[str] | None:
-    """The class names that a set brings along, if it does: lines of text, or a JSON list."""
+def _own_classes(folder: Path) -> list[str] | None:
+    """The class names that a set brings along, if it does."""
     found = (folder / name for name in CLASS_NAMES)
     return next((read_names(path) for path in found if path.is_file()), None)
 
@@ -192,7 +192,7 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def names_by_folder(folder: Path) -> dict[str, str] | None:
+def _names_by_folder(folder: Path) -> dict[str, str] | None:
     """{folder: class name} of a classnames.json that holds an object, if there is one."""
     path = folder / CLASS_NAMES[1]
     names = read_json(path) if path.is_file() else None

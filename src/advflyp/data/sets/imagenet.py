@@ -59,8 +59,7 @@ def imagenet_v2(folder: Path, split: str) -> Opened:
 def objectnet(folder: Path, split: str) -> Opened:
     """images/FOLDER/….png and mappings/; a red border of two pixels is cut off.
 
-    Args:
-        split: "test", the 113 classes that ImageNet has too, or "all" 313.
+    The splits are "test", the 113 classes that ImageNet has too, and "all" 313.
     """
     path = folder / "mappings" / "folder_to_objectnet_label.json"
     titles: dict[str, str] = convert(read_json(path), dict[str, str], str(path))
@@ -74,9 +73,8 @@ def objectnet(folder: Path, split: str) -> Opened:
 def tiny_imagenet(folder: Path, split: str) -> Opened:
     """train/n01443537/images/, val/images/ + val/val_annotations.txt, words.txt with the names.
 
-    Args:
-        split: "val"; "heldout", a tenth of each class of train/, and "train", the other nine; "advflyp", the tenth
-            that AdvFLYP's release lists, and "advflyp-train", the other nine; "train-all", all of train/.
+    The splits are "val"; "heldout", a tenth of each class of train/, and "train", the other nine; "advflyp", the tenth
+    that AdvFLYP's release lists, and "advflyp-train", the other nine; "train-all", all of train/.
     """
     wnids = sorted(read_lines(folder / "wnids.txt"))
     entries = dict(line.split("\t", 1) for line in read_lines(folder / "words.txt"))
@@ -94,8 +92,6 @@ def tiny_imagenet(folder: Path, split: str) -> Opened:
 
 def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Part:
     """The images of the training part that the published list names, or the rest."""
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
     entries = read_json(path)
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and isinstance(entry.get("eval_files"), list) for entry in entries.values()

@@ -19,13 +19,7 @@ from advflyp.data.filenames import IMAGE_SUFFIXES, LABEL_SUFFIX, is_extra
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.tars import index_tar
 from advflyp.errors import SkippedSample
-from advflyp.limits import (
-    MAX_LABEL_BYTES,
-    open_regular,
-    read_image_file,
-    read_image_stream,
-    reading,
-)
+from advflyp.limits import MAX_LABEL_BYTES, open_regular, read_image_file, read_image_stream, reading
 
 # A larger number is no label, and fits no tensor.
 MAX_LABEL = 1 << 31
@@ -39,12 +33,14 @@ class Images(ABC):
     Attributes:
         labels: (n,) int64.
         upright: Whether the EXIF orientation of files is applied.
+        border: Pixels to cut off on each side.
 
     `image` is called from several threads at once and raises `SkippedSample` or OSError where there is no image.
     """
 
     labels: Tensor
     upright: bool = True
+    border: int = 0
 
     def __init__(self, labels: Sequence[int] | np.ndarray | Tensor) -> None:
         self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
@@ -64,13 +60,15 @@ class Images(ABC):
         """From now on decode files as they are stored, whatever their EXIF orientation."""
         self.upright = False
 
-    def decode(self, data: bytes, border: int = 0) -> Image.Image:
-        """An encoded image, of whatever size, without `border` pixels on each side."""
-        return read_image(data, upright=self.upright, border=border, min_side=1)
+    def encoded(self, index: int) -> bytes | None:
+        """The file of an image, None where it is in none; OSError or `SkippedSample` where it cannot be read."""
+        return None
 
-    @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Decoded."""
+        """Decoded, of whatever size."""
+        data = self.encoded(index)
+        assert data is not None, "an image in no file needs an `image` of its own"
+        return read_image(data, upright=self.upright, border=self.border, min_side=1)
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -95,8 +93,7 @@ class DatasetImages(Images):
                 f"{name} has no length or no items by number; make a list of it, or a Dataset with __len__ and "
                 "__getitem__"
             )
-        labels = stored_labels(dataset)
-        super().__init__(labels or [self._label(index) for index in range(len(dataset))])
+        super().__init__(_stored_labels(dataset) or [self._label(index) for index in range(len(dataset))])
         if len(dataset):
             # One that cannot be read is skipped and counted when it is asked for.
             with suppress(SkippedSample, OSError):
@@ -128,7 +125,12 @@ class DatasetImages(Images):
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise NotAnItem(f"item {index} of {self.name} is {_kind(item)}; it must be (image, label)")
         image, label = item
-        return image, whole_number(label, f"the label of item {index} of {self.name}")
+        try:
+            return image, operator.index(label)
+        except TypeError:
+            raise NotAnItem(
+                f"the label of item {index} of {self.name} is {_kind(label)}; labels are whole numbers from 0 on"
+            ) from None
 
 
 def dataset_name(dataset: Any) -> str:
@@ -138,10 +140,10 @@ def dataset_name(dataset: Any) -> str:
     return type(dataset).__name__.lower()
 
 
-def stored_labels(dataset: Any) -> list[int] | None:
+def _stored_labels(dataset: Any) -> list[int] | None:
     """The labels that a dataset of torchvision's, or a subset of one, keeps as a list; None where there are none."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
-        whole = stored_labels(dataset.dataset)
+        whole = _stored_labels(dataset.dataset)
         return None if whole is None else [whole[index] for index in dataset.indices]
     if getattr(dataset, "target_transform", None) is not None:
         return None
@@ -150,18 +152,8 @@ def stored_labels(dataset: Any) -> list[int] | None:
         labels = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         return None
-    is_list = (
-        labels.shape == (len(dataset),) and not labels.is_floating_point() and labels.dtype != torch.bool
-    )
-    return labels.tolist() if is_list else None
-
-
-def whole_number(value: Any, what: str) -> int:
-    """A label as a number; NotAnItem where it is none."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise NotAnItem(f"{what} is {_kind(value)}; labels are whole numbers from 0 on") from None
+    whole_numbers = not labels.is_floating_point() and labels.dtype != torch.bool
+    return labels.tolist() if whole_numbers and labels.shape == (len(dataset),) else None
 
 
 def to_pil(image: Any, what: str) -> Image.Image:
@@ -188,28 +180,19 @@ def to_pil(image: Any, what: str) -> Image.Image:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 class Files(Images):
-    """Image files, `paths` below `folder` with "/"; these are the keys.
-
-    Attributes:
-        border: Pixels to cut off on each side.
-    """
+    """Image files, `paths` below `folder` with "/"; these are the keys."""
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[int], border: int = 0) -> None:
         super().__init__(labels)
         assert len(paths) == len(labels)
         self.folder, self.paths, self.border = folder, paths, border
 
-    def image(self, index: int) -> Image.Image:
-        return self.decode(self.encoded(index), self.border)
-
     def encoded(self, index: int) -> bytes:
-        """The file of an image; OSError or `SkippedSample` where it cannot be read."""
         return read_image_file(self.folder / self.paths[index])
 
     def key(self, index: int) -> str:
@@ -217,7 +200,7 @@ class Files(Images):
 
 
 class Arrays(Images):
-    """(n, H, W, 3) uint8 pixels in memory, for sets that come as one array."""
+    """(n, H, W, 3) uint8 pixels in memory, for sets that come as one array. Keys are positions."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
         super().__init__(labels)
@@ -239,8 +222,8 @@ class Encoded(Images):
         assert len(files) == len(keys) == len(labels)
         self.files, self.keys = files, keys
 
-    def image(self, index: int) -> Image.Image:
-        return self.decode(self.files[index])
+    def encoded(self, index: int) -> bytes:
+        return self.files[index]
 
     def key(self, index: int) -> str:
         return self.keys[index]
@@ -254,28 +237,20 @@ class Shards(Images):
     """
 
     def __init__(self, shards: Sequence[Path], border: int = 0) -> None:
-        self.shards, self.border = shards, border
-        self.members: list[tuple[int, str, int, int]] = []  # shard, name, offset, size
-        labels: list[int] = []
-        for number, shard in enumerate(shards):
-            found = _members(shard)
-            labels += [label for label, _, _, _ in found]
-            self.members += [(number, name, offset, size) for _, name, offset, size in found]
-        super().__init__(labels)
-
-    def image(self, index: int) -> Image.Image:
-        return self.decode(self.encoded(index), self.border)
+        found = [(shard, *member) for shard in shards for member in _members(shard)]
+        super().__init__([label for _, label, *_ in found])
+        self.border = border
+        self.members = [(shard, name, offset, size) for shard, _, name, offset, size in found]
 
     def encoded(self, index: int) -> bytes:
-        """The file of an image; OSError or `SkippedSample` where it cannot be read."""
         shard, _, offset, size = self.members[index]
-        with open_regular(self.shards[shard]) as file, reading(self.shards[shard]):
+        with open_regular(shard) as file, reading(shard):
             file.seek(offset)
             return read_image_stream(file, size)
 
     def key(self, index: int) -> str:
         shard, name, _, _ = self.members[index]
-        return f"{self.shards[shard].name}/{name}"
+        return f"{shard.name}/{name}"
 
 
 def _members(shard: Path) -> list[tuple[int, str, int, int]]:
@@ -286,16 +261,13 @@ def _members(shard: Path) -> list[tuple[int, str, int, int]]:
         for key, one in index.items():
             label = one.parts.get(LABEL_SUFFIX)
             image = next((one.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in one.parts), None)
-            if (label is None and image is None) or (
-                (label is None or image is None) and is_extra(key, index)
-            ):
-                continue
-            if label is None:
+            if label is not None and image is not None:
+                file.seek(label[1])
+                found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL_BYTES))), *image))
+            elif image is not None and not is_extra(key, index):
                 raise ValueError(f"{shard}: {key} has an image but no {key}.cls; labels are needed for all")
-            if image is None:
+            elif label is not None and not is_extra(key, index):
                 raise ValueError(f"{shard}: {key} has a label but no image; the shard seems damaged")
-            file.seek(label[1])
-            found.append((_whole_number(shard, file.read(min(label[2], MAX_LABEL_BYTES))), *image))
     return found
 
 
@@ -314,10 +286,13 @@ class Part(Images):
 
     def __init__(self, whole: Images, places: Sequence[int]) -> None:
         super().__init__(whole.labels[torch.as_tensor(places, dtype=torch.int64)])
-        self.whole, self.places = whole, places
+        self.whole, self.places, self.border = whole, places, whole.border
 
     def ignore_orientation(self) -> None:
         self.whole.ignore_orientation()
+
+    def encoded(self, index: int) -> bytes | None:
+        return self.whole.encoded(self.places[index])
 
     def image(self, index: int) -> Image.Image:
         return self.whole.image(self.places[index])
@@ -326,17 +301,22 @@ class Part(Images):
         return self.whole.key(self.places[index])
 
 
+def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
+    """The places of each label."""
+    members: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        members.setdefault(label, []).append(place)
+    return members
+
+
 def held_out(whole: Images, share: float, *, rest: bool = False) -> Part:
     """A share of every class, or the rest: a split for sets that have none.
 
     The images of class c are put in the order of their keys, shuffled by random.Random(f"0/{c}"), and the first
     round(share × count) are held out. So the split depends on the names of the files alone.
     """
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(whole.labels.tolist()):
-        members.setdefault(label, []).append(index)
     chosen: list[int] = []
-    for label, places in members.items():
+    for label, places in _by_class(whole.labels.tolist()).items():
         places.sort(key=whole.key)
         random.Random(f"0/{label}").shuffle(places)
         cut = round(share * len(places))
@@ -353,9 +333,7 @@ def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
     """
     if limit is None or limit >= len(labels):
         return list(range(len(labels)))
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        members.setdefault(label, []).append(index)
+    members = _by_class(labels)
     classes = sorted(members)
     random.Random(f"{seed}/classes").shuffle(classes)
     for label in classes:

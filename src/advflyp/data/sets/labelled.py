@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from advflyp.config import nearest_path
 from advflyp.data.mini import mini_sets as mini_sets
 from advflyp.data.pairs.images import UNREADABLE, as_rgb
-from advflyp.data.pairs.prefetch import threaded
+from advflyp.data.pairs.prefetch import stacked, threaded
 from advflyp.data.sets.catalogue import Source, canonical, data_folder, open_set, parts
 from advflyp.data.sets.catalogue import set_names as set_names
 from advflyp.data.sets.classnames import IMAGENET, OURS
@@ -122,7 +122,12 @@ class LabelledSet:
             )
         if not len(self.dataset):
             raise ValueError(f"{called} holds no images; point to a folder or to shards that do")
-        _check_labels(self.labels, len(self.classes), called)
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if not 0 <= low <= high < len(self.classes):
+            raise ValueError(
+                f"{called} has labels from {low} to {high}; labels are places in `classes`, with "
+                f"{counted(len(self.classes), 'name')} 0 to {len(self.classes) - 1}"
+            )
         self.name = name or f"{called}-{self.sha256[:8]}"
 
     def __len__(self) -> int:
@@ -204,44 +209,31 @@ class LabelledSet:
                 `unreadable`.
         """
         wanted = range(len(self)) if index is None else index
-        labels = self.labels
-        bad: list[str] = []
-        part: list[tuple[int, Tensor]] = []
-        for place, image in self._decoded(wanted, preprocess, workers, 2 * batch_size):
-            if isinstance(image, str):
-                self.unreadable[self.key(place)] = image
-                bad.append(f"{self.key(place)} ({image})")
-                if len(bad) > TOLERATED * len(wanted):
-                    is_own_set = self.info.get("domain") == "own"
-                    advice = "mend or remove them" if is_own_set else "fetch the set again"
-                    raise ValueError(
-                        f"{self.name}: more than {TOLERATED:.0%} of {counted(len(wanted), 'image')} cannot be read; "
-                        f"{advice}: {', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
-                    )
-                continue
-            part.append((place, image))
-            if len(part) == batch_size:
-                yield _stack(part, labels)
-                part = []
-        if part:
-            yield _stack(part, labels)
+        skipped: dict[str, str] = {}
 
-    def _decoded(
-        self, wanted: Sequence[int], preprocess: Callable[[Image.Image], Tensor], workers: int, ahead: int
-    ) -> Iterator[tuple[int, Tensor | str]]:
-        def load(place: int) -> Tensor | str:
-            try:
-                image = self.image(place)
-            except SkippedSample as reason:
-                return str(reason)
-            return preprocess(image)
+        def skip(place: int, reason: str) -> None:
+            key = self.key(place)
+            skipped[key] = self.unreadable[key] = reason
+            advice = "mend or remove them" if self.info.get("domain") == "own" else "fetch the set again"
+            what = f"of {counted(len(wanted), 'image')} cannot be read; {advice}"
+            check_tolerated(self.name, what, skipped, len(wanted))
 
-        return threaded(wanted, load, workers, ahead)
+        decoded = threaded(wanted, lambda place: preprocess(self.image(place)), workers, 2 * batch_size)
+        for some, images in stacked(decoded, batch_size, skip):
+            places = torch.tensor(some)
+            yield places, images, self.labels[places]
 
 
-def _stack(part: list[tuple[int, Tensor]], labels: Tensor) -> Batch:
-    places = torch.tensor([place for place, _ in part])
-    return places, torch.stack([image for _, image in part]), labels[places]
+def check_tolerated(name: str, what: str, skipped: Mapping[str, str], wanted: int) -> None:
+    """ValueError, saying `what` is wrong with set `name`, where too many of those wanted are skipped.
+
+    Args:
+        skipped: {key: reason}.
+    """
+    if len(skipped) > TOLERATED * wanted:
+        some = [f"{key} ({reason})" for key, reason in skipped.items()][:3]
+        more = ", …" if len(skipped) > 3 else ""
+        raise ValueError(f"{name}: more than {TOLERATED:.0%} {what}: {', '.join(some)}{more}")
 
 
 def load_set(
@@ -279,7 +271,9 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
     if name.startswith("mini/"):
         return LabelledSet(**mini_set(name))
     if canonical(name) is None:
-        return _own_set(name)
+        labelled = _own_set(name)
+        check_distinct(labelled.classes, name)
+        return labelled
     opened = open_set(name, source)
     base, entry, split = parts(name)
     own_names, classes, templates = opened.names, opened.names, [entry.prompt]
@@ -294,32 +288,18 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
             raise ValueError(
                 f"the webdataset of {name} lacks {TEMPLATES}; fetch it again with `advflyp data fetch --wds {name}`"
             )
-        templates = choose_templates(opened.templates)
+        templates = opened.templates
+    info = {
+        "domain": entry.domain,
+        "source": entry.home,
+        "licence": entry.licence,
+        "in_proxy": False,
+        "published": entry.n if split == entry.splits[0] else None,
+        "read_from": "webdataset" if opened.is_webdataset else "files",
+    }
     return LabelledSet(
-        name=name,
-        split=split,
-        classes=classes,
-        templates=templates,
-        dataset=opened.images,
-        own_names=own_names,
-        info={
-            "domain": entry.domain,
-            "source": entry.home,
-            "licence": entry.licence,
-            "in_proxy": False,
-            "published": entry.n if split == entry.splits[0] else None,
-            "read_from": "webdataset" if opened.is_webdataset else "files",
-        },
+        opened.images, classes, templates, name=name, split=split, own_names=own_names, info=info
     )
-
-
-def _check_labels(labels: Tensor, classes: int, called: str) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < classes:
-        raise ValueError(
-            f"{called} has labels from {low} to {high}; labels are places in `classes`, with "
-            f"{counted(classes, 'name')} 0 to {classes - 1}"
-        )
 
 
 def _own_set(name: str) -> LabelledSet:
@@ -327,45 +307,38 @@ def _own_set(name: str) -> LabelledSet:
 
     Under the name it was called by.
     """
-    if is_import_path(name) and not name.startswith(("folder:", "wds:")):
+    has_kind = name.startswith(("folder:", "wds:"))
+    if is_import_path(name) and not has_kind:
         made = load_object(name)()
         if not isinstance(made, LabelledSet):
             raise ValueError(f"'{name}' must return a LabelledSet, not {type(made).__name__}")
-        return with_distinct_names(replace(made, name=name))
-    remarks: tuple[str, ...] = ()
-    kind, _, path = name.partition(":") if name.startswith(("folder:", "wds:")) else ("", "", name)
+        return replace(made, name=name)
+    kind, _, path = name.partition(":") if has_kind else ("", "", name)
     folder = Path(path).expanduser()
     if kind == "folder" and not folder.is_dir():
         hint = nearest_path(path) or "; name one that holds a folder for each class"
         raise ValueError(f"there is no folder {path}{hint}")
+    remarks: tuple[str, ...] = ()
     if kind == "folder" or (folder.is_dir() and not kind and not has_shards(folder)):
         images, classes = read_folder(folder)
         templates = own_templates(folder)
         if beside := images_beside(folder):
-            loose = counted(beside, "image")
-            remarks = (f"{name}: {loose} beside the class folders, in no class: skipped",)
+            remarks = (f"{name}: {counted(beside, 'image')} beside the class folders, in no class: skipped",)
     else:
         shards = own_shards(path)
         folder = shards[0].parent
         images, classes = read_shards(shards)
         templates = own_templates(folder) or own_templates(folder.parent)
     split = folder.resolve().name
-    labelled = LabelledSet(
+    return LabelledSet(
+        images,
+        classes,
+        templates or PHOTO,
         name=name,
         split=split if split.lower() in SPLITS else "all",
-        classes=classes,
-        templates=choose_templates(templates or PHOTO),
-        dataset=images,
         remarks=remarks,
         info={"domain": "own", "source": name, "licence": "", "in_proxy": False},
     )
-    return with_distinct_names(labelled)
-
-
-def with_distinct_names(labelled: LabelledSet) -> LabelledSet:
-    """The set; ValueError where two classes have one name."""
-    check_distinct(labelled.classes, labelled.name)
-    return labelled
 
 
 def check_distinct(classes: Sequence[str], name: str) -> None:

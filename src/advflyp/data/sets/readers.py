@@ -8,7 +8,7 @@ the sorted paths.
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -57,13 +57,9 @@ class _Arrays(pickle.Unpickler):
 def _unpickle(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
-            return _load(file)
+            return _Arrays(file, encoding="latin1").load()
         except Exception as error:  # a damaged pickle may raise anything
             raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
-
-
-def _load(file: BinaryIO) -> dict[str, Any]:
-    return _Arrays(file, encoding="latin1").load()
 
 
 def stl10(folder: Path, split: str) -> Opened:
@@ -93,11 +89,10 @@ def caltech256(folder: Path, split: str) -> Opened:
 def oxford_pets(folder: Path, split: str) -> Opened:
     """annotations/test.txt: lines "Abyssinian_201 1 1 1", the second the class from 1 on."""
     rows = [line.split() for line in read_lines(folder / "annotations" / f"{split}.txt")]
-    names = {int(row[1]) - 1: row[0].rsplit("_", 1)[0] for row in rows}
-    return (
-        Files(folder, [f"images/{row[0]}.jpg" for row in rows], [int(row[1]) - 1 for row in rows]),
-        [names[label] for label in sorted(names)],
-    )
+    labels = [int(row[1]) - 1 for row in rows]
+    names = {label: row[0].rsplit("_", 1)[0] for label, row in zip(labels, rows, strict=True)}
+    images = Files(folder, [f"images/{row[0]}.jpg" for row in rows], labels)
+    return images, [names[label] for label in sorted(names)]
 
 
 def flowers102(folder: Path, split: str) -> Opened:
@@ -108,23 +103,16 @@ def flowers102(folder: Path, split: str) -> Opened:
     key = {"train": "trnid", "val": "valid", "test": "tstid"}[split]
     numbers = loadmat(_present(folder / "setid.mat"))[key].ravel().tolist()
     labels = loadmat(_present(folder / "imagelabels.mat"))["labels"].ravel().tolist()
-    return (
-        Files(
-            folder,
-            [f"jpg/image_{number:05d}.jpg" for number in numbers],
-            [labels[number - 1] - 1 for number in numbers],
-        ),
-        list(Flowers102.classes),
-    )
+    paths = [f"jpg/image_{number:05d}.jpg" for number in numbers]
+    return Files(folder, paths, [labels[number - 1] - 1 for number in numbers]), list(Flowers102.classes)
 
 
 def food101(folder: Path, split: str) -> Opened:
     """meta/test.json: {"apple_pie": ["apple_pie/1011328", …], …}."""
     path = folder / "meta" / f"{split}.json"
     lists = convert(read_json(path), dict[str, list[str]], str(path))
-    return listed(
-        folder, [(f"images/{path}.jpg", name) for name in lists for path in lists[name]], sorted(lists)
-    )
+    rows = [(f"images/{path}.jpg", name) for name in lists for path in lists[name]]
+    return listed(folder, rows, sorted(lists))
 
 
 def stanford_cars(folder: Path, split: str) -> Opened:

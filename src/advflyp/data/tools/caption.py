@@ -13,18 +13,18 @@ import random
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
+from advflyp.data.filenames import writable
 from advflyp.data.pairs.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.pairs.manifest import Manifest
-from advflyp.data.pairs.prefetch import prefetched
+from advflyp.data.pairs.prefetch import prefetched, threaded
 from advflyp.data.pairs.samples import Skipped
-from advflyp.data.sets.images import Encoded, Files, Part, Shards
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.tools.caption_folder import CaptionFolder
 from advflyp.data.tools.pack import SUFFIXES, add_member
@@ -81,13 +81,8 @@ class Options:
 
     def settings(self, parts: int, images: str) -> dict[str, Any]:
         """What the result depends on."""
-        names = ("model", "prompt", "max_new_tokens", "dtype", "limit")
-        found = {name: getattr(self, name) for name in names} | {"parts": parts}
-        return found | {
-            "per_shard": self.per_shard,
-            "max_pixels": self.max_pixels,
-            "pictures": images,
-        }
+        names = ("model", "prompt", "max_new_tokens", "dtype", "limit", "per_shard", "max_pixels")
+        return {name: getattr(self, name) for name in names} | {"parts": parts, "pictures": images}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +90,6 @@ class Captioned:
     """What a call leaves in `out`.
 
     Attributes:
-        out: The folder.
         part: (i, n): this process was part i of n.
         pairs: In all shards of this part.
         fresh: Images that this call went through; the others were done before.
@@ -212,14 +206,14 @@ class _Writer:
             for batch in prefetched(self._batches(places)):
                 captions = iter(self.captioner([one.image for _, one in batch if isinstance(one, _Loaded)]))
                 for place, one in batch:
-                    key = _shown(self.labelled.key(place))
+                    key = writable(self.labelled.key(place))
                     caption = next(captions) if isinstance(one, _Loaded) else None
-                    if not isinstance(one, _Loaded):
+                    if isinstance(one, str):
                         skipped[key] = one
+                    elif caption is None:
+                        skipped[key] = "refused by the model's processor"
                     elif not caption:
-                        skipped[key] = (
-                            "refused by the model's processor" if caption is None else "empty caption"
-                        )
+                        skipped[key] = "empty caption"
                     else:
                         self._add(tar, place, key, one, caption)
                 done += len(batch)
@@ -227,7 +221,7 @@ class _Writer:
                     progress(done)
         return done - len(skipped), skipped
 
-    def _add(self, tar: tarfile.TarFile, place: int, key: str, loaded: "_Loaded", caption: str) -> None:
+    def _add(self, tar: tarfile.TarFile, place: int, key: str, loaded: _Loaded, caption: str) -> None:
         label = int(self.labelled.labels[place])
         about = {"key": key, "class": self.labelled.classes[label], "label": label}
         about |= {"model": self.options.model, "prompt": self.options.prompt}
@@ -236,43 +230,28 @@ class _Writer:
         add_member(tar, f"{place:09d}.json", json.dumps(about).encode())
 
     def _batches(self, places: Sequence[int]) -> Iterator[list[tuple[int, _Loaded | str]]]:
-        with ThreadPoolExecutor(WORKERS) as pool:
-            for start in range(0, len(places), self.options.batch_size):
-                batch = places[start : start + self.options.batch_size]
-                yield list(zip(batch, pool.map(self._load, batch), strict=True))
+        size = self.options.batch_size
+        loaded = threaded(places, self._load, WORKERS, ahead=size)
+        while batch := list(islice(loaded, size)):
+            yield batch
 
-    def _load(self, place: int) -> _Loaded | str:
-        """The image, or why it is skipped."""
+    def _load(self, place: int) -> _Loaded:
+        dataset = self.labelled.dataset
         try:
-            data = _file(self.labelled.dataset, place)
-            if data is None:
-                return self._decoded(place)
-            opened = open_image(data)
-            kind = opened.format
-            image = finish_image(opened)
-        except SkippedSample as reason:
-            return str(reason)
+            # With a border, only a part of the file is the image.
+            data = None if dataset.border else dataset.encoded(place)
         except OSError:
-            return "image file cannot be read"
-        seen = _reduced(image, self.options.max_pixels)
-        return _Loaded(SUFFIXES[kind], data, seen) if kind in SUFFIXES else _Loaded("png", _png(image), seen)
-
-    def _decoded(self, place: int) -> _Loaded | str:
-        image = self.labelled.image(place)
+            raise SkippedSample("image file cannot be read") from None
+        opened = None if data is None else open_image(data)
+        image = self.labelled.image(place) if opened is None else finish_image(opened)
         if min(image.size) < MIN_SIDE:
-            return "image is too small"
-        return _Loaded("png", _png(image), _reduced(image, self.options.max_pixels))
-
-
-def _file(images: object, index: int) -> bytes | None:
-    """The image's file, None where it is not one or only a part of it is the image."""
-    if isinstance(images, Part):
-        return _file(images.whole, images.places[index])
-    if isinstance(images, Encoded):
-        return images.files[index]
-    if isinstance(images, Files | Shards) and not images.border:
-        return images.encoded(index)
-    return None
+            raise SkippedSample("image is too small")
+        seen = _reduced(image, self.options.max_pixels)
+        if data is not None and opened is not None and opened.format in SUFFIXES:
+            return _Loaded(SUFFIXES[opened.format], data, seen)
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        return _Loaded("png", stream.getvalue(), seen)
 
 
 def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -283,12 +262,6 @@ def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def _fingerprint(labelled: LabelledSet, places: Sequence[int]) -> str:
     """Hash of the images' names, labels and order, so that a run never resumes with others."""
     digest = hashlib.sha256(json.dumps(labelled.classes).encode())
@@ -296,7 +269,3 @@ def _fingerprint(labelled: LabelledSet, places: Sequence[int]) -> str:
     for place in places:
         digest.update(f"{place}\t{labels[place]}\t{labelled.key(place)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _shown(key: str) -> str:
-    return key.encode("utf-8", "replace").decode("utf-8")

@@ -35,40 +35,39 @@ class CaptionFolder:
     def __init__(self, out: Path, name: str, settings: dict[str, Any], order: Sequence[int]) -> None:
         self.out, self.of, self.settings, self.order = out, name, settings, order
         self.work = out / WORK
+        self.begun = self.work / "settings.json"
 
     def check(self) -> None:
         """ValueError unless `out` is new or was begun with the same settings. Writes nothing."""
-        path = self.work / "settings.json"
         if not self.work.is_dir():
             return check_new(self.out)
+        if not self.begun.is_file():
+            return
         try:
-            begun = convert(read_json_object(path).get("settings"), dict[str, Any], "settings")
-        except FileNotFoundError:
-            begun = self.settings
+            begun = convert(read_json_object(self.begun).get("settings"), dict[str, Any], "settings")
         except ValueError:
-            raise ValueError(f"{path} is damaged; name another folder, or remove {self.out}") from None
-        for key, value in self.settings.items():
-            if begun.get(key) == value:
-                continue
-            if key == "pictures":
-                raise ValueError(
-                    f"{self.out} was begun with other images than {self.of} has now; name another folder"
-                )
-            what = "in" if key == "parts" else f"with --{key.replace('_', '-')}"
-            shown, now = (
-                counted(x or 0, "part") if key == "parts" else repr(x) for x in (begun.get(key), value)
-            )
+            raise ValueError(f"{self.begun} is damaged; name another folder, or remove {self.out}") from None
+        changed = next((key for key, value in self.settings.items() if begun.get(key) != value), None)
+        if changed is None:
+            return
+        if changed == "pictures":
             raise ValueError(
-                f"{self.out} was begun {what} {shown}, not {now}; use the same, or name another folder"
+                f"{self.out} was begun with other images than {self.of} has now; name another folder"
             )
+        before, now = begun.get(changed), self.settings[changed]
+        if changed == "parts":
+            what = f"in {counted(before or 0, 'part')}, not {counted(now, 'part')}"
+        else:
+            what = f"with --{changed.replace('_', '-')} {before!r}, not {now!r}"
+        raise ValueError(f"{self.out} was begun {what}; use the same, or name another folder")
 
     def begin(self, versions: dict[str, str]) -> None:
         """Write down the settings and versions, or hold the former against those of a process that was faster."""
         with lock(self.work / "lock", wait=math.inf):
             self.check()
-            if not (self.work / "settings.json").is_file():
+            if not self.begun.is_file():
                 begun = {"set": self.of, "versions": versions, "settings": self.settings}
-                write_text(self.work / "settings.json", json.dumps(begun, indent=1) + "\n")
+                write_text(self.begun, json.dumps(begun, indent=1) + "\n")
             # There is one where a shard was removed after the last was finished.
             (self.out / FILE).unlink(missing_ok=True)
 
@@ -86,7 +85,7 @@ class CaptionFolder:
     def shards(self, part: int) -> range:
         """The numbers of a part's shards."""
         mine = len(range(part, len(self.order), self.settings["parts"]))
-        return range(-(-mine // self.settings["per_shard"]))
+        return range(math.ceil(mine / self.settings["per_shard"]))
 
     def unfinished(self, part: int) -> list[int]:
         return [shard for shard in self.shards(part) if self.record(part, shard) is None]
@@ -116,21 +115,19 @@ class CaptionFolder:
         """Give a draft in `work` its name, if it holds a pair."""
         # The record first: without its tar it counts for nothing.
         name = self.name(part, shard)
-        write_text(
-            self.work / f"{name}.json", json.dumps({"pairs": pairs, "left_out": left_out}, indent=1) + "\n"
-        )
+        record = json.dumps({"pairs": pairs, "left_out": left_out}, indent=1)
+        write_text(self.work / f"{name}.json", f"{record}\n")
         if pairs:
             publish(draft, self.out / name, replace=False)
 
     def summary(self, parts: Sequence[int]) -> tuple[int, Skipped]:
         """Pairs of some parts, and what they skipped."""
+        records = [self.record(part, shard) for part in parts for shard in self.shards(part)]
         skipped, pairs = Skipped(), 0
-        for part in parts:
-            for shard in self.shards(part):
-                record = self.record(part, shard) or {"pairs": 0, "left_out": {}}
-                pairs += record["pairs"]
-                for key, reason in record["left_out"].items():
-                    skipped.add(reason, key)
+        for record in filter(None, records):
+            pairs += record["pairs"]
+            for key, reason in record["left_out"].items():
+                skipped.add(reason, key)
         return pairs, skipped
 
     def finish(self) -> Manifest | None:
@@ -140,9 +137,8 @@ class CaptionFolder:
             ValueError: Where all images were skipped; nothing is left of the folder.
         """
         parts = range(self.settings["parts"])
-        every = [(part, shard) for part in parts for shard in self.shards(part)]
         with lock(self.work / "lock", wait=math.inf):
-            if any(self.record(part, shard) is None for part, shard in every):
+            if any(self.unfinished(part) for part in parts):
                 return None
             manifest = read_manifest(self.out)
             if manifest is not None:
@@ -153,8 +149,9 @@ class CaptionFolder:
                 if not any(self.out.iterdir()):
                     self.out.rmdir()
                 raise ValueError(f"no image of {self.of} could be captioned: {skipped.describe()}")
-            shards = [path for at in every if (path := self.out / self.name(*at)).is_file()]
-            versions = read_json_object(self.work / "settings.json").get("versions")
+            every = [self.out / self.name(part, shard) for part in parts for shard in self.shards(part)]
+            shards = [path for path in every if path.is_file()]
+            versions = read_json_object(self.begun).get("versions")
             source = {"captioned_from": self.of, **self.settings, "left_out": skipped.examples}
             manifest = describe_shards(shards, failures=skipped.counts, source=source, versions=versions)
             write_manifest(self.out, manifest)

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,7 +15,6 @@ from advflyp.data.pairs.prefetch import threaded
 from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
-from advflyp.errors import SkippedSample
 
 SHEET = 48
 THUMBNAIL = 160
@@ -29,7 +28,7 @@ class Shown:
     """A pair of the contact sheet."""
 
     key: str
-    picture: Image.Image
+    image: Image.Image
     captions: tuple[str, ...]
 
 
@@ -75,11 +74,16 @@ def check(
 ) -> Checked:
     """Look at the pairs that `pairs` names (see `open_source`), or at the first `limit` of them.
 
+    Memory does not grow with the pairs, but for eight bytes a caption (see `Known`).
+
     Args:
+        pairs, limit, size, columns: As in `open_source`.
         seed: Random seed of the contact sheet.
+        workers: Decoding threads.
         progress: Called with the samples seen so far.
 
-    Memory does not grow with the pairs, but for eight bytes a caption (see `Known`). ValueError where there are none.
+    Raises:
+        ValueError: There are none.
     """
     # The samples are counted as they come, so that remote shards need no size.
     damaged: list[str] = []
@@ -90,7 +94,7 @@ def check(
         found.skipped.add("damaged Parquet file", address)
     rng = random.Random(seed)
     known = Known()
-    for sample, outcome in _decoded(islice(in_order(source), limit), workers):
+    for sample, outcome in threaded(islice(in_order(source), limit), _look, workers, 16 * workers):
         found.seen += 1
         if progress is not None and found.seen % 100 == 0:
             progress(found.seen)
@@ -104,7 +108,11 @@ def check(
             found.captions += 1
             found.words[len(caption.split())] += 1
             found.repeated += known.add(caption)
-        _draw(found, Shown(sample.key, thumbnail, captions), rng)
+        # Every usable pair is kept with the same probability (reservoir sampling).
+        if len(found.sheet) < SHEET:
+            found.sheet.append(Shown(sample.key, thumbnail, captions))
+        elif (place := rng.randrange(found.usable)) < SHEET:
+            found.sheet[place] = Shown(sample.key, thumbnail, captions)
     return found
 
 
@@ -125,33 +133,15 @@ class Known:
         if len(self.old) + len(self.new) < REMEMBERED:
             self.new.add(digest)
         if len(self.new) >= NEWEST:
-            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64, len(self.new))]))
+            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64)]))
             self.new.clear()
         return False
 
 
-def _draw(found: Checked, shown: Shown, rng: random.Random) -> None:
-    """Keep every usable pair with the same probability (reservoir sampling)."""
-    if len(found.sheet) < SHEET:
-        found.sheet.append(shown)
-    elif (place := rng.randrange(found.usable)) < SHEET:
-        found.sheet[place] = shown
-
-
-Outcome = tuple[tuple[str, ...], int, Image.Image]
-
-
-def _decoded(samples: Iterator[Sample], workers: int) -> Iterator[tuple[Sample, Outcome | str]]:
-    """Each sample with its captions, shorter side and thumbnail, or why it cannot be used."""
-
-    def look(sample: Sample) -> Outcome | str:
-        try:
-            captions = sample.captions()
-            image = read_image(sample.image_bytes())
-        except SkippedSample as reason:
-            return str(reason)
-        side = min(image.size)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return captions, side, image
-
-    return threaded(samples, look, workers, 16 * workers)
+def _look(sample: Sample) -> tuple[tuple[str, ...], int, Image.Image]:
+    """The captions of a sample, its shorter side and its thumbnail."""
+    captions = sample.captions()
+    image = read_image(sample.image_bytes())
+    side = min(image.size)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return captions, side, image

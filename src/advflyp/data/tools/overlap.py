@@ -20,7 +20,6 @@ from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
-from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
@@ -112,9 +111,15 @@ def overlap(
         raise ValueError(f"--cosine must be from -1 to 1, not {cosine}")
     labelled = [load_set(name) for name in set_names(list(sets))]
     source = open_source(pairs, size=size or limit, columns=columns)
-    comparison = _Comparison(Overlap(pairs), labelled, workers, model, allowed, cosine)
-    found = comparison.found
-    for sample, outcome in threaded(islice(in_order(source), limit), _hashed, workers, 16 * workers):
+    found = Overlap(pairs, against={one.name: len(one) for one in labelled})
+    comparison = _Comparison(found, labelled, workers, model, allowed, cosine)
+    hashes = threaded(
+        islice(in_order(source), limit),
+        lambda sample: image_hash(read_image(sample.image_bytes())),
+        workers,
+        16 * workers,
+    )
+    for sample, outcome in hashes:
         found.seen += 1
         if isinstance(outcome, str):
             found.skipped.add(outcome, sample.key)
@@ -126,14 +131,6 @@ def overlap(
                 progress(found.seen)
     comparison.compare()
     return found
-
-
-def _hashed(sample: Sample) -> np.uint64 | str:
-    """The hash of a sample's image, or why it is skipped."""
-    try:
-        return picture_hash(read_image(sample.image_bytes()))
-    except SkippedSample as reason:
-        return str(reason)
 
 
 class _Comparison:
@@ -149,23 +146,20 @@ class _Comparison:
         cosine: float,
     ) -> None:
         self.found, self.labelled, self.bits, self.cosine = found, labelled, bits, cosine
-        found.against = {one.name: len(one) for one in labelled}
         self.places, self.hashes = _evaluation(labelled, workers, found.unreadable)
         self.confirm = None if model is None else _Confirm(model, labelled)
         self.waiting: list[tuple[int, Sample, np.uint64]] = []
 
     def compare(self) -> None:
         """Enter the matches of those that wait."""
-        candidates = within(
-            np.array([code for _, _, code in self.waiting], np.uint64), self.hashes, self.bits
-        )
+        hashes = np.array([code for _, _, code in self.waiting], np.uint64)
+        candidates = within(hashes, self.hashes, self.bits)
         # Decoded a second time: images of any size that wait for the rest of the block would fill the memory.
         images = {row: read_image(self.waiting[row][1].image_bytes()) for row, *_ in candidates}
         cosines: list[float | None] = [None] * len(candidates)
         if self.confirm and candidates:
-            cosines = self.confirm(
-                images, [(row, self.places[place], flip) for row, place, _, flip in candidates]
-            )
+            wanted = [(row, self.places[place], flip) for row, place, _, flip in candidates]
+            cosines = self.confirm(images, wanted)
         for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
             if similarity is not None and similarity < self.cosine:
                 continue
@@ -179,7 +173,7 @@ class _Comparison:
         self.waiting.clear()
 
 
-def picture_hash(image: Image.Image) -> np.uint64:
+def image_hash(image: Image.Image) -> np.uint64:
     """64 bits: which of the 8×8 lowest cosine frequencies of the grey 32×32 image are above their median.
 
     Re-encoding, resizing and changes of brightness leave most bits as they are.
@@ -210,28 +204,23 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
 def _evaluation(
     labelled: Sequence[LabelledSet], workers: int, unreadable: dict[str, dict[str, str]]
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """(set, image) of every readable image and their hashes (M, 2), mirrored ones second.
+    """(set, image) of every readable image and their hashes (M, 2), mirrored ones second."""
 
-    The others are entered in `unreadable`.
-    """
-
-    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64] | str:
-        number, index = place
-        try:
-            image = labelled[number].image(index)
-        except SkippedSample as reason:
-            return str(reason)
-        return picture_hash(image), picture_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64]:
+        image = labelled[place[0]].image(place[1])
+        return image_hash(image), image_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
     every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
-    known: list[tuple[tuple[int, int], tuple[np.uint64, np.uint64]]] = []
+    places: list[tuple[int, int]] = []
+    hashes: list[tuple[np.uint64, np.uint64]] = []
     for place, codes in threaded(every, look, workers, 16 * workers):
         if isinstance(codes, str):
             one = labelled[place[0]]
             unreadable.setdefault(one.name, {})[one.key(place[1])] = codes
-        else:
-            known.append((place, codes))
-    return [place for place, _ in known], np.array([codes for _, codes in known], np.uint64).reshape(-1, 2)
+            continue
+        places.append(place)
+        hashes.append(codes)
+    return places, np.array(hashes, np.uint64).reshape(-1, 2)
 
 
 class _Confirm:

@@ -24,14 +24,11 @@ class Captioner:
     counts padding, so that a caption would depend on its neighbours in the batch.
 
     Args:
-        model: A folder or a name on the Hugging Face hub.
+        model: A folder or a name on the Hugging Face hub; ValueError where it cannot be loaded, or takes no images.
         prompt: The user's turn after the image, in the chat template of the model's processor.
         max_new_tokens: Longest caption, in tokens.
         dtype: bf16, fp16 or fp32.
         device: As in `own_device`.
-
-    Raises:
-        ValueError: Where the model cannot be loaded, or takes no images.
     """
 
     def __init__(
@@ -58,8 +55,14 @@ class Captioner:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.net.generation_config = _greedy(
-            transformers, self.net.generation_config, tokenizer, max_new_tokens
+        own = self.net.generation_config
+        self.net.generation_config = transformers.GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
@@ -145,17 +148,6 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
             f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
         )
     return processor, net
-
-
-def _greedy(transformers: Any, own: Any, tokenizer: Any, max_new_tokens: int) -> Any:
-    return transformers.GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def _first_line(error: Exception) -> str:

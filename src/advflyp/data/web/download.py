@@ -25,53 +25,30 @@ MAX_BYTES = 32 << 20
 # Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
 WAIT = 10.0
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
-# Arguments of img2dataset that are ours, with what sets them.
-OWN = {
-    "image_size": "--size",
-    "encode_quality": "--quality",
-    "resize_mode": "--resize-mode",
-    "processes_count": "--processes",
-    "thread_count": "--threads",
-    "number_sample_per_shard": "--shard-size",
-    "timeout": "--timeout",
-    "retries": "--retries",
-    "distributor": "--distributor",
-    "url_col": "--url-column",
-    "caption_col": "--caption-column",
-    "url_list": "the list",
-    "output_folder": "--out",
-    "output_format": None,
-    "input_format": None,
-    "incremental_mode": None,
-    "oom_shard_count": None,
-}
+# Arguments of img2dataset that options of ours set, and those that nobody may.
+ARGUMENTS = {
+    "image_size": "size", "encode_quality": "quality", "resize_mode": "resize_mode", "thread_count": "threads",
+    "processes_count": "processes", "timeout": "timeout", "retries": "retries", "distributor": "distributor",
+}  # fmt: skip
+OWN = {theirs: f"--{ours.replace('_', '-')}" for theirs, ours in ARGUMENTS.items()} | {
+    "number_sample_per_shard": "--shard-size", "url_col": "--url-column", "caption_col": "--caption-column",
+    "url_list": "the list", "output_folder": "--out",
+    "output_format": "", "input_format": "", "incremental_mode": "", "oom_shard_count": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a list is downloaded.
+    """How a list is downloaded; each is the option of `advflyp data download` of that name.
 
     Only http and https; addresses are checked when connecting, for every redirect (`isolated/advflyp_guard.py`). A
     proxy of the environment may itself be private. Images whose servers opt out by X-Robots-Tag (noai, noimageai,
     noindex, noimageindex) are skipped, as img2dataset does unless `extra` says otherwise.
 
     Attributes:
-        out: Folder for the shards and the manifest.
-        num: Good pairs wanted; by default what the list says of itself, else one attempt at every row.
-        size: Pixels of the shorter side of larger images (`resize_mode` "keep_ratio"); smaller ones stay.
-        quality: JPEG quality.
-        resize_mode: One of RESIZE_MODES.
         shard_size: Rows of the list in a shard, so more than pairs; by default 10,000, and fewer for small `num`.
-        processes: By default one for each processor; each has `threads` downloads at a time.
-        threads: Downloads at a time.
         timeout: Seconds of silence before a download is given up; six times that for a whole answer.
-        retries: Further attempts at each failed download.
-        distributor: multiprocessing, pyspark or ray.
-        allow_private: Also connect to addresses that are not on the public internet, and the reader's own network.
-        max_bytes: Maximum response size.
-        img2dataset: An interpreter that has it, or the command; by default an environment made for it.
         extra: Further arguments of `img2dataset.download`, "key=value", values as in JSON where they are JSON.
-        url_column, caption_column: Columns of the list, where their names are not known.
 
     Raises:
         ValueError: For an impossible value.
@@ -105,25 +82,26 @@ class Options:
         if self.retries < 0:
             raise ValueError(f"--retries must be at least 0, not {self.retries}")
         if self.resize_mode not in RESIZE_MODES:
-            raise ValueError(
-                f"--resize-mode must be one of {', '.join(RESIZE_MODES)}, not '{self.resize_mode}'"
-            )
+            modes = ", ".join(RESIZE_MODES)
+            raise ValueError(f"--resize-mode must be one of {modes}, not '{self.resize_mode}'")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of them the images depend on."""
+        return {"size": self.size, "quality": self.quality, "resize_mode": self.resize_mode}
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The guard's, see `isolated/advflyp_guard.py`."""
+        seconds = 6.0 * self.timeout
+        return {"allow_private": self.allow_private, "max_bytes": self.max_bytes, "seconds": seconds}
 
     def arguments(self, further: dict[str, Any]) -> dict[str, Any]:
         """Those of `img2dataset.download`."""
-        return {
-            "image_size": self.size,
-            "encode_quality": self.quality,
-            "resize_mode": self.resize_mode,
-            "resize_only_if_bigger": True,
-            "extract_exif": False,
-            "processes_count": self.processes or len(os.sched_getaffinity(0)),
-            "thread_count": self.threads,
-            "timeout": self.timeout,
-            "retries": self.retries,
-            "distributor": self.distributor,
-            **further,
-        }
+        ours = {theirs: getattr(self, name) for theirs, name in ARGUMENTS.items()}
+        processes = self.processes or len(os.sched_getaffinity(0))
+        fixed = {"processes_count": processes, "resize_only_if_bigger": True, "extract_exif": False}
+        return {**ours, **fixed, **further}
 
 
 def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _: None) -> Manifest:
@@ -145,13 +123,7 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
     wanted = options.num or source.wanted()
     if wanted is not None and wanted > source.rows:
         say(f"{counted(wanted, 'pair')} wanted, but {source.path} has only {counted(source.rows, 'row')}")
-    settings = {
-        "size": options.size,
-        "quality": options.quality,
-        "resize_mode": options.resize_mode,
-        "columns": [source.url, source.caption],
-        "extra": further,
-    }
+    settings = {**options.settings, "columns": [source.url, source.caption], "extra": further}
     state = _resumed(out, source.sha256(), settings, options.shard_size)
     if state is None:
         rows = options.shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
@@ -160,23 +132,23 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
     for key in further:
         if key not in runner.parameters:
             raise ValueError(f"img2dataset has no argument '{key}'{suggest(key, runner.parameters)}")
-    how: dict[str, Any] = {"allow_private": options.allow_private}
-    limits = {**how, "max_bytes": options.max_bytes, "seconds": 6.0 * options.timeout}
     with lock(out / WORK / "lock", wait=WAIT) as held:
         # It may have gone on until now.
         state = _resumed(out, source.sha256(), settings, options.shard_size) or state
         arguments = options.arguments(further)
-        work = Rounds(out, source, state, runner, arguments, limits, columns, wanted, held, say)
+        work = Rounds(out, source, state, runner, arguments, options.limits, columns, wanted, held, say)
         fresh = work.run()
-        return _finish(work, fresh, {"distributor": options.distributor, **how})
+        how = {"distributor": options.distributor, "allow_private": options.allow_private}
+        return _finish(work, fresh, how)
 
 
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder")
-    if set("*?[") & set(str(out.resolve())) or "::" in str(out.resolve()):
+    place = str(out.resolve())
+    if set("*?[") & set(place) or "::" in place:
         raise ValueError(
-            f"{out.resolve()} has signs in its name that img2dataset takes for a pattern; use another folder"
+            f"{place} has signs in its name that img2dataset takes for a pattern; use another folder"
         )
     if out.is_dir() and not (out / WORK).is_dir() and names_in(out):
         raise ValueError(f"{out} holds other things; name a new folder, or one of an unfinished download")
@@ -227,16 +199,14 @@ def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int |
 
 def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
     """Write the manifest; the shards are read for it unless nothing has changed since it was written."""
-    state, source, out = work.state, work.source, work.out
-    old = None if fresh else read_manifest(out)
-    names = [shard.name for shard in old.shards] if old is not None else None
-    shards = [out / name for name in state.shards]
+    state, source, runner = work.state, work.source, work.runner
+    shards = [work.out / name for name in state.shards]
     for shard in shards:
         if not shard.is_file():
             raise ValueError(f"{shard} is gone; put it back, or download to another folder")
-    manifest = (
-        old if old is not None and names == state.shards else describe_shards(shards, failures=state.failures)
-    )
+    manifest = None if fresh else read_manifest(work.out)
+    if manifest is None or [shard.name for shard in manifest.shards] != state.shards:
+        manifest = describe_shards(shards, failures=state.failures)
     complete = work.wanted is None or manifest.pairs >= work.wanted
     record = {
         "list": source.path.name,
@@ -252,15 +222,10 @@ def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
         "rounds": state.rounds,
         "seconds": round(state.seconds, 1),
     }
-    runner = work.runner
-    versions = {
-        **manifest.versions,
-        "img2dataset": runner.version,
-        "img2dataset_python": runner.python_version,
-        "opencv": runner.opencv,
-    }
+    versions = {"img2dataset": runner.version, "img2dataset_python": runner.python_version}
+    versions = {**manifest.versions, **versions, "opencv": runner.opencv}
     manifest = replace(manifest, source=record, versions=versions)
-    write_manifest(out, manifest)
+    write_manifest(work.out, manifest)
     if not complete:
         work.say(
             f"the list is exhausted: {manifest.pairs:,} of {work.wanted:,} wanted, from "

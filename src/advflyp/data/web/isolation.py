@@ -39,12 +39,6 @@ class Img2dataset:
     distributors: tuple[str, ...]
 
 
-def cache_folder() -> Path:
-    """Where the environments are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "advflyp" / "environments"
-
-
 def find_img2dataset(
     given: str | None, distributor: str, say: Callable[[str], None] = lambda _: None
 ) -> Img2dataset:
@@ -52,12 +46,15 @@ def find_img2dataset(
 
     Args:
         given: A Python interpreter, or the command `img2dataset` that `uv tool install` or pip made.
+        distributor: What it needs beside img2dataset.
+        say: Called with lines about the progress.
 
-    ValueError where there is none, and where it cannot be made.
+    Raises:
+        ValueError: There is none, or it cannot be made.
     """
     if distributor not in DISTRIBUTORS:
         raise ValueError(f"--distributor must be one of {', '.join(DISTRIBUTORS)}, not '{distributor}'")
-    python = interpreter(given) if given is not None else environment(distributor, say)
+    python = interpreter(given) if given is not None else _environment(distributor, say)
     answer = subprocess.run(
         [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
         env=_variables(python),
@@ -71,14 +68,8 @@ def find_img2dataset(
     found = json.loads(answer.stdout.strip().splitlines()[-1])
     if distributor not in found["distributors"]:
         raise ValueError(f"{python} has no {distributor}; install it there, or choose another --distributor")
-    return Img2dataset(
-        python,
-        found["version"],
-        found["python"],
-        found["opencv"],
-        tuple(found["parameters"]),
-        tuple(found["distributors"]),
-    )
+    versions = found["version"], found["python"], found["opencv"]
+    return Img2dataset(python, *versions, tuple(found["parameters"]), tuple(found["distributors"]))
 
 
 def interpreter(given: str) -> Path:
@@ -89,16 +80,15 @@ def interpreter(given: str) -> Path:
     with open(found, "rb") as file:
         first = file.readline(4096)
     named = first[2:].decode("utf-8", "replace").strip() if first.startswith(b"#!") else ""
-    if "python" in Path(named.split(" ")[0]).name:
-        return Path(named)
     # Not resolved: an environment's interpreter is a link, and knows by its own place which packages it has.
-    return Path(found)
+    return Path(named if "python" in Path(named.split(" ")[0]).name else found)
 
 
-def environment(distributor: str, say: Callable[[str], None]) -> Path:
+def _environment(distributor: str, say: Callable[[str], None]) -> Path:
     """The interpreter of our own environment, made at the first call (650 MB); ValueError where that fails."""
     packages = [f"img2dataset=={VERSION}", *DISTRIBUTORS[distributor]]
-    folder = cache_folder() / "-".join(["img2dataset", VERSION, *DISTRIBUTORS[distributor]])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advflyp" / "environments"
+    folder = cache / "-".join(["img2dataset", VERSION, *DISTRIBUTORS[distributor]])
     python = Path("bin", "python")
     if (folder / python).exists():
         return folder / python
@@ -110,7 +100,7 @@ def environment(distributor: str, say: Callable[[str], None]) -> Path:
                 move(draft, folder)
     except OSError as error:
         raise ValueError(
-            f"cannot write to {cache_folder()} ({error.strerror}); set XDG_CACHE_HOME, or see --img2dataset"
+            f"cannot write to {cache} ({error.strerror}); set XDG_CACHE_HOME, or see --img2dataset"
         ) from None
     return folder / python
 
@@ -146,10 +136,8 @@ def _call(command: list[Any]) -> None:
 
 
 def _variables(python: Path) -> dict[str, str]:
-    variables = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")
-    }
-    return variables | {
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    return kept | {
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "WANDB_MODE": "disabled",
         # The guard must be importable in every worker, and nothing else of ours.
@@ -203,13 +191,11 @@ class Running:
 
     def stop(self) -> None:
         """End it and all its workers, if they still run."""
+        # The second also where the first process is gone: its workers, too, must be.
         for kind in (signal.SIGTERM, signal.SIGKILL):
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, kind)
-            except ProcessLookupError:
-                break
-            if self.wait(5) is not None and kind == signal.SIGTERM:
-                continue  # the first process is gone; its workers, too, must be
+                self.wait(5)
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()

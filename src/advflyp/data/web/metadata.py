@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -18,23 +18,21 @@ import fsspec
 from advflyp.config import suggest
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.cells import MISSING
+from advflyp.data.web.url_list import CAPTION_NAMES, URL_NAMES
 
 # What the columns are called in LAION-400M, LAION-2B and 5B, Re-LAION, COYO, CC12M, DataComp; case does not matter.
 KNOWN = {
-    "url": ("url", "image_url", "img_url", "link"),
-    "caption": ("caption", "text", "top_caption", "alt_text", "title"),
+    "url": URL_NAMES,
+    "caption": CAPTION_NAMES,
     "similarity": (
-        "similarity",
-        "clip_similarity_vitb32",
-        "clip_b32_similarity_score",
-        "clip_l14_similarity_score",
+        "similarity", "clip_similarity_vitb32", "clip_b32_similarity_score", "clip_l14_similarity_score",
     ),
     "width": ("width", "original_width"),
     "height": ("height", "original_height"),
     "licence": ("license", "licence"),
     "nsfw": ("nsfw", "punsafe", "nsfw_score_opennsfw2"),
     "language": ("language", "lang"),
-}
+}  # fmt: skip
 NEEDED = ("url", "caption")
 NSFW_WORDS = ("UNLIKELY", "UNSURE", "NSFW")
 SPACE = r"\t-\r\x1c- \x{85}\pZ"  # what str.split() takes for white space
@@ -75,9 +73,7 @@ class Filters:
                 raise ValueError(f"{name} must be a finite number, not {value}")
         for name in ("licences", "languages"):
             if getattr(self, name) == ():
-                raise ValueError(
-                    f"{name} is empty, so no row could be drawn; name at least one or leave it out"
-                )
+                raise ValueError(f"{name} is empty, so no row could be drawn; name one or leave it out")
         if (self.max_nsfw or 0) < 0:
             raise ValueError(f"max_nsfw must be at least 0, not {self.max_nsfw}")
         for name in ("min_side", "min_caption_words", "max_caption_words"):
@@ -124,28 +120,29 @@ class File:
 
     address: str
     name: str
-    columns: dict[str, str] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str]
+    types: dict[str, str]
 
     @property
     def values(self) -> dict[str, str]:
         """Our name → SQL for the cleaned values."""
         return {ours: _value(ours, theirs, self.types[ours]) for ours, theirs in self.columns.items()}
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """ValueError, naming the file, for what DuckDB finds wrong with it in the block."""
-        try:
-            yield
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split())[:200]
-            if isinstance(error, duckdb.OutOfMemoryException):
-                what = "unpacks to more than fits in memory, or the disk is full"
-            elif "magic bytes" in reason or "too small to be a Parquet" in reason:
-                what = "is not a readable Parquet file"
-            else:
-                what = "cannot be read to its end; fetch it anew and sample again"
-            raise ValueError(f"{self.address} {what} ({reason})") from None
+
+@contextmanager
+def reading(address: str) -> Iterator[None]:
+    """ValueError, naming the file, for what DuckDB finds wrong with it in the block."""
+    try:
+        yield
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split())[:200]
+        if isinstance(error, duckdb.OutOfMemoryException):
+            what = "unpacks to more than fits in memory, or the disk is full"
+        elif "magic bytes" in reason or "too small to be a Parquet" in reason:
+            what = "is not a readable Parquet file"
+        else:
+            what = "cannot be read to its end; fetch it anew and sample again"
+        raise ValueError(f"{address} {what} ({reason})") from None
 
 
 def open_files(
@@ -167,16 +164,11 @@ def open_files(
     for number, address in enumerate(addresses):
         # DuckDB would take a file's name for a pattern.
         name = f"advflyp://{number}" if is_remote(address) else re.sub(r"([*?[])", r"[\1]", address)
-        file = File(address, name)
-        with file.reading():
-            rows = db.execute(
-                f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {PARQUET}", {"file": file.name}
-            )
-            types = {name: kind for name, kind, *_ in rows.fetchall()}
+        with reading(address):
+            query = f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {PARQUET}"
+            types = {column: kind for column, kind, *_ in db.execute(query, {"file": name}).fetchall()}
         columns = find_columns(types, address, filters, given)
-        found.append(
-            File(address, file.name, columns, {ours: types[theirs] for ours, theirs in columns.items()})
-        )
+        found.append(File(address, name, columns, {ours: types[theirs] for ours, theirs in columns.items()}))
     return found
 
 
@@ -214,16 +206,11 @@ class _Named(fsspec.AbstractFileSystem):
 def find_columns(
     columns: Mapping[str, str], file: str, filters: Filters, given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Our names → the file's columns.
+    """Our names → the columns of `file`; see `open_files`.
 
     Args:
         columns: The file's columns and DuckDB's names of their types.
-        file: Its name, for messages.
-        filters: They need some of the columns.
-        given: Our name → theirs, by the user.
-
-    Raises:
-        ValueError: Where a column that is needed is not found among those of text and numbers.
+        file, filters, given: As there.
     """
     plain = [name for name, kind in columns.items() if kind == "VARCHAR" or _is_number(kind)]
     lower = {name.lower(): name for name in reversed(plain)}
@@ -261,6 +248,9 @@ def drawn_columns(files: Sequence[File]) -> dict[str, str]:
 def conditions(f: Filters) -> dict[str, str]:
     """Why rows would be skipped, and in SQL which are not; what is neither true nor false is skipped, too."""
     missing = ", ".join(f"'{word}'" for word in sorted(MISSING))
+    nsfw = " ".join(f"WHEN '{word}' THEN {number}" for number, word in enumerate(NSFW_WORDS))
+    nsfw = f"CASE upper(nsfw::VARCHAR) {nsfw} ELSE {_number('nsfw')} END"
+    words = "length(caption) - length(replace(caption, ' ', '')) + 1"
     found = {
         "no web address": f"regexp_matches(url, '^(?i:https?)://[^{SPACE}/]')",
         "no caption": f"caption NOT IN ({missing})",
@@ -276,10 +266,7 @@ def conditions(f: Filters) -> dict[str, str]:
             quoted = ", ".join(f"lower({_text(value)})" for value in allowed)
             found[reason] = f"lower({reason}) IN ({quoted})"
     if f.max_nsfw is not None:
-        words = " ".join(f"WHEN '{word}' THEN {number}" for number, word in enumerate(NSFW_WORDS))
-        score = f"CASE upper(nsfw::VARCHAR) {words} ELSE {_number('nsfw')} END"
-        found["nsfw"] = f"{score} <= {float(f.max_nsfw)!r}"
-    words = "length(caption) - length(replace(caption, ' ', '')) + 1"
+        found["nsfw"] = f"{nsfw} <= {float(f.max_nsfw)!r}"
     if f.min_caption_words is not None or f.max_caption_words is not None:
         found["short caption"] = f"{words} >= {int(f.min_caption_words or 1)}"
     if f.max_caption_words is not None:
@@ -313,11 +300,8 @@ def _number(column: str) -> str:
 
 
 def _is_number(kind: str) -> bool:
-    return (
-        kind.startswith(NUMBER_TYPES)
-        and kind[-1] != "]"
-        and not kind.startswith(("UNION", "UUID", "INTERVAL"))
-    )
+    is_other = kind.startswith(("UNION", "UUID", "INTERVAL")) or kind[-1] == "]"
+    return kind.startswith(NUMBER_TYPES) and not is_other
 
 
 def _text(value: str) -> str:

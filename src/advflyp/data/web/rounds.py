@@ -46,14 +46,11 @@ class State:
     """How far a download has come; `OUT/.download/state.json`.
 
     Attributes:
-        list_sha256: Hash of the list.
         settings: What the shards' contents depend on.
         rows: How many rows of the list are done.
-        pairs: Usable ones, in `shards`.
-        shards: Finished, by name.
+        pairs: Usable ones, in the finished `shards`.
         next_shard: Number of the next one, which its keys begin with.
-        failures: {reason: rows}, of finished rounds.
-        rounds: Finished.
+        failures: {reason: rows}, of the finished `rounds`.
         seconds: How long img2dataset has worked.
         current: The running round: start, stop, count (rows in its slice), bad (rows that are not in it).
         moving: [[where, name]]: shards of the last round that may still have to be moved.
@@ -172,7 +169,10 @@ class Rounds:
         return range(self.state.next_shard, self.state.next_shard + count)
 
     def _fetch(self) -> None:
-        """Run img2dataset until each shard of the round is there; a second time if it lost some."""
+        """Run img2dataset until each shard of the round is there; a second time if it lost some.
+
+        What is missing then is counted as lost.
+        """
         found = _statistics(self.images)
         for path in self.images.glob("*_stats.json"):
             # Cut off by a kill: img2dataset would take the shard for done.
@@ -186,7 +186,6 @@ class Rounds:
             before, missing = missing, set(self._numbers()) - set(_statistics(self.images))
             if missing and attempt == 0:
                 self.say(f"img2dataset lost {len(missing)} of {counted(len(before), 'shard')}; once more")
-        # What is still missing is counted as lost.
 
     def _run(self) -> None:
         state = self.state

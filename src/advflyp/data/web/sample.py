@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from advflyp.__about__ import __version__
 from advflyp.data.pairs.addresses import expand
-from advflyp.data.web.metadata import PARQUET, File, Filters, conditions, drawn_columns, open_files
+from advflyp.data.web.metadata import PARQUET, File, Filters, conditions, drawn_columns, open_files, reading
 from advflyp.files import draft_folder, write_atomically
 from advflyp.wording import counted
 
@@ -155,16 +155,16 @@ def plan(
     with _connected() as db:
         files = open_files(db, _addresses(metadata), filters or Filters(), columns)
         for file in files:
-            with file.reading():
-                [(more_rows, more_groups)] = db.execute(
-                    "SELECT num_rows, num_row_groups FROM parquet_file_metadata($file)", {"file": file.name}
-                ).fetchall()
-                [(used,)] = db.execute(
-                    "SELECT coalesce(sum(total_compressed_size), 0) FROM parquet_metadata($file) "
-                    "WHERE list_contains($names, path_in_schema)",
-                    {"file": file.name, "names": list(file.columns.values())},
-                ).fetchall()
-            rows, groups, size = rows + more_rows, groups + more_groups, size + int(used)
+            query = "SELECT num_rows, num_row_groups FROM parquet_file_metadata($file)"
+            used = """
+                SELECT coalesce(sum(total_compressed_size), 0) FROM parquet_metadata($file)
+                WHERE list_contains($names, path_in_schema)
+            """
+            names = list(file.columns.values())
+            with reading(file.address):
+                [(more_rows, more_groups)] = db.execute(query, {"file": file.name}).fetchall()
+                [(read,)] = db.execute(used, {"file": file.name, "names": names}).fetchall()
+            rows, groups, size = rows + more_rows, groups + more_groups, size + int(read)
     return Plan(len(files), rows, groups, size, MEMORY_BYTES + BASE_BYTES, files[0].columns)
 
 
@@ -195,7 +195,7 @@ class _Best:
         values = ", ".join(f"{file.values.get(name, 'NULL')} AS {name}" for name in self.columns)
         kept = ", ".join(f"CASE WHEN reason IS NULL THEN {name} END AS {name}" for name in self.columns)
         where = {"file": file.name, "first": number * MAX_FILE_ROWS}
-        with file.reading():
+        with reading(file.address):
             self.db.execute(
                 f"""
                 CREATE OR REPLACE TEMP TABLE part AS SELECT reason, priority, place, {kept} FROM (
@@ -205,9 +205,8 @@ class _Best:
                 """,
                 {**where, "seed": f"{self.seed} ", "limit": self.limit},
             )
-            [(rows,)] = self.db.execute(
-                "SELECT num_rows FROM parquet_file_metadata($file)", {"file": file.name}
-            ).fetchall()
+            query = "SELECT num_rows FROM parquet_file_metadata($file)"
+            [(rows,)] = self.db.execute(query, {"file": file.name}).fetchall()
         self.summary.rows += rows
         dropped = "SELECT reason, count(*) FROM part WHERE reason IS NOT NULL GROUP BY reason"
         self.summary.dropped.update(dict(self.db.execute(dropped).fetchall()))

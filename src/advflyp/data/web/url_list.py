@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from advflyp.data.filenames import writable
 from advflyp.data.pairs.cells import address_in, captions_in
-from advflyp.data.pairs.parquet import parquet_file, reading
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
-from advflyp.data.pairs.rows import TextTable, find_column, read_text_table
+from advflyp.data.pairs.rows import find_column, read_text_table
+from advflyp.data.pairs.tables import parquet_file, reading
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import file_sha256, write_atomically
@@ -36,8 +37,7 @@ class UrlList:
 
     Attributes:
         url, caption: Names of its columns.
-        rows: How many.
-        metadata: The Parquet schema's metadata, for example {"wanted": "1000000", "seed": "0"}.
+        metadata: The Parquet schema's metadata, for example {"wanted": 1000000, "seed": 0}.
     """
 
     path: Path
@@ -59,13 +59,12 @@ class UrlList:
     def write_slice(
         self, start: int, stop: int, target: Path, extra: Sequence[str] = ()
     ) -> tuple[int, dict[str, int]]:
-        """Write rows [start, stop) to a Parquet file with columns url and caption, white space tidied.
-
-        Args:
-            extra: Further columns to keep.
+        """Write rows [start, stop) to a Parquet file with columns url, caption and `extra`, white space tidied.
 
         Of several captions each has a line, as in shards.
-        Returns how many rows it has, and {reason: rows} of those that cannot become a pair.
+
+        Returns:
+            How many rows it has, and {reason: rows} of those that cannot become a pair.
         """
         bad: Counter[str] = Counter()
         count = 0
@@ -81,37 +80,32 @@ class UrlList:
 
     def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
         """The rows of `table` that can become a pair; the reasons of the others are counted in `bad`."""
-        urls, captions, good = [], [], []
+        good: list[tuple[int, str, str]] = []
         with reading(str(self.path)):
             cells = [table.column(name).to_pylist() for name in (self.url, self.caption)]
         for number, (url, caption) in enumerate(zip(*cells, strict=True)):
             try:
-                address, text = _usable(url, caption)
+                good.append((number, *_usable(url, caption)))
             except SkippedSample as reason:
                 bad[str(reason)] += 1
-                continue
-            urls.append(address)
-            captions.append(text)
-            good.append(number)
+        numbers = pa.array([number for number, _, _ in good], pa.int64())
         # Plain strings: the Arrow of another environment may not know newer ways to store them.
         columns: dict[str, Any] = {
-            "url": pa.array(urls, pa.string()),
-            "caption": pa.array(captions, pa.string()),
-            **{name: table.column(name).take(pa.array(good, pa.int64())) for name in extra},
+            "url": pa.array([url for _, url, _ in good], pa.string()),
+            "caption": pa.array([caption for _, _, caption in good], pa.string()),
         }
-        return pa.table(columns)
+        return pa.table(columns | {name: table.column(name).take(numbers) for name in extra})
 
     def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
         if self._table is not None:
             yield self._table.select(columns).slice(start, stop - start)
             return
         # A few bytes can say the same ten megabytes for each of a million rows: as a dictionary they stay few.
-        with parquet_file(str(self.path), self.path) as file:
+        with parquet_file(str(self.path)) as file:
             kinds = {name: file.schema_arrow.field(name).type for name in columns}
-        texts = [
-            name for name, kind in kinds.items() if kind in (pa.string(), pa.large_string(), pa.binary())
-        ]
-        with reading(str(self.path)), pq.ParquetFile(self.path, read_dictionary=texts) as file:
+        plain = (pa.string(), pa.large_string(), pa.binary())
+        texts = [name for name, kind in kinds.items() if kind in plain]
+        with parquet_file(str(self.path), read_dictionary=texts) as file:
             begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
@@ -140,18 +134,20 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
     table: Any = None
     metadata: dict[str, Any] = {}
     if suffix == ".parquet":
-        with parquet_file(str(path), path) as file:
+        with parquet_file(str(path)) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
             metadata = _metadata(file.schema_arrow.metadata)
     else:
         with open(path, "rb") as file:
             text = read_text_table(str(path), file)
-        table = _arrow(text)
-        names, rows = text.names, table.num_rows
-    url = find_column(url_column, URL_NAMES, names, str(path), what="url", option="--url-column")
-    caption = find_column(
-        caption_column, CAPTION_NAMES, names, str(path), what="caption", option="--caption-column"
-    )
+        cells = [cells for _, cells in text.rows()]
+        table = pa.table({name: _array([row.get(name) for row in cells]) for name in text.names})
+        names, rows = text.names, len(cells)
+
+    def find(what: str, given: str | None, known: Sequence[str]) -> str:
+        return find_column(given, known, names, str(path), what=what, option=f"--{what}-column")
+
+    url, caption = find("url", url_column, URL_NAMES), find("caption", caption_column, CAPTION_NAMES)
     if not rows:
         raise ValueError(f"{path} has no rows")
     return UrlList(path, url, caption, names, rows, metadata, table)
@@ -166,22 +162,14 @@ def _short(column: pa.Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(column.indices, words).dictionary_decode()
 
 
-def _arrow(text: TextTable) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in text.names}
-    for _, cells in text.rows():
-        for name, column in columns.items():
-            column.append(cells.get(name))
-    return pa.table({name: _array(values) for name, values in columns.items()})
-
-
 def _array(values: list[Any]) -> Any:
     """Values of one type as they are; of several, as JSON can have them, text and the notation of everything else."""
     try:
         return pa.array(values)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):
         texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
-        # JSON can hold halves of a character, which nothing can write.
-        return pa.array([text and text.encode("utf-8", "replace").decode() for text in texts], pa.string())
+        # JSON can hold halves of a character.
+        return pa.array([text and writable(text) for text in texts], pa.string())
 
 
 def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def check_page(found: Checked) -> str:
         else {"title": "Skipped samples", "text": "None: every pair can be used."}
     ]
     if found.usable:
-        cards = [((one.picture,), " · ".join(one.captions), one.key) for one in found.sheet]
+        cards = [((one.image,), " · ".join(one.captions), one.key) for one in found.sheet]
         sections += [
             {
                 "title": "Length of the captions",

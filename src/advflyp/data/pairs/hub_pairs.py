@@ -1,0 +1,87 @@
+"""Pairs of a Hugging Face dataset, from the hub or from a folder that `save_to_disk` wrote."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from advflyp.config import suggest
+from advflyp.data.pairs.addresses import is_remote
+from advflyp.data.pairs.samples import Sample
+from advflyp.data.pairs.tables import Columns, to_sample
+from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
+
+
+def is_hub_dataset(name: str) -> bool:
+    """Whether it is written "hf:NAME"; hf://datasets/… is a file."""
+    return name.startswith(DATASET_PREFIX) and not is_remote(name)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
+
+
+class HubPairs:
+    """A Hugging Face dataset: "hf:NAME", "hf:NAME@SPLIT", or a folder that `save_to_disk` wrote.
+
+    Raises:
+        ValueError: It cannot be had, or the package `datasets` is missing.
+    """
+
+    def __init__(self, name: str, columns: Columns) -> None:
+        if find_spec("datasets") is None:
+            raise ValueError(f"{name} needs the package datasets: pip install datasets")
+        self.name = name
+        place, _, split = name.removeprefix(DATASET_PREFIX).partition("@")
+        found = _load_dataset(place)
+        import datasets  # pyright: ignore[reportMissingImports], an extra
+
+        if isinstance(found, datasets.DatasetDict):
+            split = split or "train"
+            if split not in found:
+                raise ValueError(f"{place} has no split '{split}'{suggest(split, map(str, found))}")
+            found = found[split]
+        self.image, self.caption = columns.find(found.column_names, name)
+        wanted = [self.image] if self.caption is None else [self.image, self.caption]
+        # As they are stored: nothing is decoded, in lists neither.
+        self.data: Any = found.select_columns(wanted).with_format("arrow")
+        # A dataset of the hub may name files of its repository, and those that `datasets` has unpacked.
+        self.table = f"{'' if Path(place).is_dir() else 'hf://datasets/'}{place}/{self.image}"
+        config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
+        self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> Sample:
+        row = self.data[number].to_pylist()[0]
+        name = f"{self.name}:{number}"
+        caption = None if self.caption is None else row[self.caption]
+        return replace(to_sample(name, row[self.image], caption, self.table, self.local), key=name)
+
+
+def _load_dataset(place: str) -> Any:
+    """What `datasets` makes of a folder or of a name on the hub; of the latter its cache, where the hub refuses it."""
+    refusal: ValueError | None = None
+    if not Path(place).is_dir():
+        try:
+            ask_hub(place, "dataset")
+        except ValueError as error:
+            refusal = error
+    # Slow to import.
+    import datasets  # pyright: ignore[reportMissingImports], an extra
+
+    try:
+        if Path(place).is_dir():
+            return datasets.load_from_disk(place)
+        if refusal is None:
+            return datasets.load_dataset(place)
+        with hub_offline():
+            return datasets.load_dataset(place)
+    except Exception as error:  # its errors are of a dozen kinds
+        if refusal is not None:
+            raise refusal from None
+        raise ValueError(f"cannot open the dataset {place}: {type(error).__name__}: {error}") from None
