@@ -116,6 +116,10 @@ class LabelledSet:
         self.split, self.own_names, self.remarks = split, own_names, remarks
         self.info = {"domain": "own"} if info is None else info
         self.unreadable = {} if unreadable is None else unreadable
+        self._check(called)
+        self.name = name or f"{called}-{self.sha256[:8]}"
+
+    def _check(self, called: str) -> None:
         if len(self.classes) < 2:
             raise ValueError(
                 f"{called} has {counted(len(self.classes), 'class')}; zero-shot classification needs at least two"
@@ -128,7 +132,6 @@ class LabelledSet:
                 f"{called} has labels from {low} to {high}; labels are places in `classes`, with "
                 f"{counted(len(self.classes), 'name')} 0 to {len(self.classes) - 1}"
             )
-        self.name = name or f"{called}-{self.sha256[:8]}"
 
     def __len__(self) -> int:
         return len(self.dataset)
