@@ -148,7 +148,6 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
     sets were measured of; the deviation is the sample standard deviation over seeds, None of one seed.
     """
     from advflyp.paper.study import read_study
-    from advflyp.report.measure.estimates import Replicated
     from advflyp.report.measure.results import Results
 
     study = read_study(folder)
@@ -161,11 +160,10 @@ def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dic
             mean = results.mean(label, condition, sets)
             if mean is None:
                 continue
-            several = isinstance(mean, Replicated)
             found[condition.title if condition.norm else "clean"] = {
                 "mean": 100 * mean.value,
-                "deviation": 100 * mean.deviation if several else None,
-                "seeds": mean.seeds if several else 1,
+                "deviation": 100 * mean.deviation if mean.seeds > 1 else None,
+                "seeds": mean.seeds,
             }
         rows.append({"method": label, **counts[label], "accuracy": found})
     return rows

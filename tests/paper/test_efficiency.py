@@ -11,7 +11,7 @@ from advflyp.evaluation.results import append_cell
 from advflyp.paper.efficiency import against_cost_points, efficiency_table
 from advflyp.paper.page import paper_report
 from advflyp.paper.study import read_study
-from advflyp.report.measure.estimates import Change, Estimate
+from advflyp.report.measure.estimates import Estimate
 from report.cells import cell
 from report.sample import sha
 
@@ -73,7 +73,9 @@ def test_differences_are_those_of_a_paired_test(
 
     for column, attack, greys in (("clean", "clean", (0,)), ("robust", "pgd10", (1, 2))):
         change = rows[FAST][f"{column}: difference"]
-        assert isinstance(change, Change) and rows[FULL][f"{column}: difference"] is None
+        assert (
+            isinstance(change, Estimate) and change.is_change and rows[FULL][f"{column}: difference"] is None
+        )
         found = ttest_rel(means(FAST, attack, greys, 3), means(FULL, attack, greys, 3)).confidence_interval()
         assert (change.low, change.high) == pytest.approx((found.low, found.high), abs=1e-12)
     robust = rows[FAST]["robust (mean)"]

@@ -38,6 +38,7 @@ class Arg:
         output: For a path to write to: what it will be. It is checked before anything is computed.
         is_model: Whether it names a model, which may be a path.
         hidden: Neither an option nor in the help.
+        help: What it means, where a command's docstring does not say it.
     """
 
     metavar: str | None = None
@@ -47,27 +48,44 @@ class Arg:
     output: Literal["file", "folder"] | None = None
     is_model: bool = False
     hidden: bool = False
+    help: str = ""
 
 
-Model = Annotated[str, Arg("MODEL", is_model=True)]
-Datasets = Annotated[tuple[str, ...], Arg("DATASET")]
-Attacks = Annotated[tuple[str, ...], Arg("ATTACK")]
-Radii = Annotated[tuple[str, ...], Arg("EPS")]
-Prompts = Annotated[tuple[str, ...], Arg("PROMPT", commas=False)]
-Pairs = Annotated[str, Arg("PAIRS", input="there are no pairs at")]
+AS_IN_EVAL = "As in `advflyp eval`."
+Model = Annotated[str, Arg("MODEL", is_model=True, help=AS_IN_EVAL)]
+Datasets = Annotated[tuple[str, ...], Arg("DATASET", help=AS_IN_EVAL)]
+Attacks = Annotated[tuple[str, ...], Arg("ATTACK", help=AS_IN_EVAL)]
+Radii = Annotated[tuple[str, ...], Arg("EPS", help=AS_IN_EVAL)]
+Norm = Annotated[Literal["linf", "l2"], Arg(help="Norm of the threat model.")]
+Prompts = Annotated[tuple[str, ...], Arg("PROMPT", commas=False, help="As in `advflyp predict`.")]
+BatchSize = Annotated[int, Arg(help="Images per batch.")]
+Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
+Seed = Annotated[int, Arg(least=0, help="Random seed.")]
+Pairs = Annotated[
+    str,
+    Arg(
+        "PAIRS",
+        input="there are no pairs at",
+        help="What data.train takes: a folder, shards, a CSV, TSV, JSONL or Parquet table, or hf:NAME.",
+    ),
+]
+FirstPairs = Annotated[int, Arg(help="The first N pairs (default: all).")]
+PairCount = Annotated[int, Arg(help="Number of pairs, for remote shards without a manifest.")]
 Column = Annotated[str, Arg("COLUMN")]
-Seed = Annotated[int, Arg(least=0)]
+ImageColumn = Annotated[str, Arg("COLUMN", help="Column of a table that holds images, if not detected.")]
+CaptionColumn = Annotated[str, Arg("COLUMN", help="Column of a table that holds captions, if not detected.")]
 OutFile = Annotated[Path, Arg("FILE", output="file")]
 OutFolder = Annotated[Path, Arg("FOLDER", output="folder")]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter of a command: its type without annotations and `None`, and how it stands on the command line."""
+    """A parameter of a command, its type without annotations and `None`, how it is given and what it means."""
 
     parameter: inspect.Parameter
     hint: Any
     arg: Arg
+    help: str
 
     @property
     def is_positional(self) -> bool:
@@ -138,7 +156,12 @@ class Option:
 
 def options_of(command: Callable[..., Any]) -> list[Option]:
     """The parameters of a command, except for hidden ones."""
+    import docstring_parser
+
     hints = typing.get_type_hints(command, include_extras=True)
+    explained = {
+        one.arg_name: one.description for one in docstring_parser.parse(command.__doc__ or "").params
+    }
     found = []
     for parameter in inspect.signature(command).parameters.values():
         hint, arg = hints[parameter.name], Arg()
@@ -147,7 +170,8 @@ def options_of(command: Callable[..., Any]) -> list[Option]:
         if typing.get_origin(hint) is Annotated:
             hint, arg = typing.get_args(hint)
         if not arg.hidden:
-            found.append(Option(parameter, hint, arg))
+            text = explained.get(parameter.name) or arg.help
+            found.append(Option(parameter, hint, arg, " ".join(text.split())))
     return found
 
 
@@ -200,21 +224,17 @@ def parse(
 
 def _for_tyro(command: Callable[..., Any], options: Any) -> Callable[..., functools.partial[Any]]:
     """A function of the options with types that tyro knows; it returns the command with its arguments."""
-    import docstring_parser
     import tyro
 
     def stub(*arguments: Any, **named: Any) -> functools.partial[Any]:
         return functools.partial(command, *arguments, **named)
 
-    explained = {
-        one.arg_name: one.description or "" for one in docstring_parser.parse(command.__doc__ or "").params
-    }
     parameters = []
     for option in options:
         is_required = option.parameter.default is inspect.Parameter.empty
         about = tyro.conf.arg(
             name=option.flag[2:],
-            help=" ".join(explained.get(option.parameter.name, "").split()),
+            help=option.help,
             help_behavior_hint="(required)" if is_required else _default,
         )
         annotation: Any = Annotated[bool, about]

@@ -2,7 +2,19 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from advflyp.cli.arguments import Arg, Column, Datasets, OutFolder, Pairs, Seed
+from advflyp.cli.arguments import (
+    Arg,
+    BatchSize,
+    CaptionColumn,
+    Datasets,
+    Device,
+    FirstPairs,
+    ImageColumn,
+    OutFolder,
+    PairCount,
+    Pairs,
+    Seed,
+)
 from advflyp.cli.progress import counter, print_manifest
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
@@ -44,12 +56,12 @@ def caption(
     out: OutFolder,
     model: Annotated[str, Arg("MODEL")] = "Qwen/Qwen2.5-VL-3B-Instruct",
     prompt: str = "Describe this image with no more than 50 words",
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     max_new_tokens: int = 96,
     limit: int | None = None,
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
     per_shard: int = 1000,
-    device: str = "auto",
+    device: Device = "auto",
     part: Annotated[str, Arg("I/N")] | None = None,
 ) -> None:
     """Caption the images of a labelled set with a vision-language model, into webdataset shards.
@@ -59,7 +71,6 @@ def caption(
         out: Folder for the shards; the same command resumes at the first unfinished one.
         model: A folder, or a name on the Hugging Face hub: an image-text model with a chat template.
         prompt: What the model is asked about each image.
-        batch_size: Images per batch.
         max_new_tokens: Longest caption, in tokens.
         limit: N class-balanced images (default: all).
         dtype: Precision of the model.
@@ -105,22 +116,17 @@ def check(
     /,
     *,
     out: OutFolder | None = None,
-    limit: int | None = None,
-    size: int | None = None,
-    image_column: Column | None = None,
-    caption_column: Column | None = None,
+    limit: FirstPairs | None = None,
+    size: PairCount | None = None,
+    image_column: ImageColumn | None = None,
+    caption_column: CaptionColumn | None = None,
     workers: int = 4,
     seed: Seed = 0,
 ) -> None:
     """Read every pair as training would: what is skipped and why, what the rest looks like.
 
     Args:
-        pairs: A folder, shards, a table, or hf:NAME.
         out: Folder for index.html: reasons, lengths of captions, a sheet of random pairs.
-        limit: The first N pairs (default: all).
-        size: Number of pairs, for remote shards without a manifest.
-        image_column: Column of a table that holds images, if not detected.
-        caption_column: Column of a table that holds captions, if not detected.
         workers: Decoding threads.
         seed: Random seed of the sheet.
     """
@@ -163,16 +169,15 @@ def overlap(
     cosine: float = 0.95,
     out: OutFolder | None = None,
     drop: OutFolder | None = None,
-    limit: int | None = None,
-    size: int | None = None,
-    image_column: Column | None = None,
-    caption_column: Column | None = None,
-    device: str = "auto",
+    limit: FirstPairs | None = None,
+    size: PairCount | None = None,
+    image_column: ImageColumn | None = None,
+    caption_column: CaptionColumn | None = None,
+    device: Device = "auto",
 ) -> None:
     """Find training images that are near-duplicates of evaluation images, and drop them if you like.
 
     Args:
-        pairs: What data.train takes: a folder, shards, a table, or hf:NAME.
         against: Benchmark sets, groups of sets or paths, as in `advflyp eval --sets`.
         model: Confirm with this model's embeddings what the perceptual hash proposes. Give one before --drop: alone,
             the hash also takes different images of similar shape for duplicates.
@@ -180,11 +185,6 @@ def overlap(
         cosine: Smallest similarity of the embeddings.
         out: Folder for matches.jsonl and index.html, which shows them.
         drop: A new folder for the pairs without the matching ones, as shards.
-        limit: The first N pairs (default: all).
-        size: Number of pairs, for remote shards without a manifest.
-        image_column: Column of a table that holds images, if not detected.
-        caption_column: Column of a table that holds captions, if not detected.
-        device: Device for the model: auto, cpu, cuda, cuda:1 or mps.
     """
     set_names(list(against))
     from advflyp.data.pairs.tables import Columns
@@ -256,22 +256,17 @@ def pack(
     out: OutFolder,
     per_shard: int = 10_000,
     resize: int | None = None,
-    limit: int | None = None,
-    size: int | None = None,
-    image_column: Column | None = None,
-    caption_column: Column | None = None,
+    limit: FirstPairs | None = None,
+    size: PairCount | None = None,
+    image_column: ImageColumn | None = None,
+    caption_column: CaptionColumn | None = None,
 ) -> None:
     """Write any pairs as webdataset shards with a manifest.
 
     Args:
-        pairs: What data.train takes: a folder, shards, a CSV, TSV, JSONL or Parquet table, or hf:NAME.
         out: A new folder.
         per_shard: Pairs in a shard.
         resize: Shorter side of larger images (default: every file stays as it is).
-        limit: The first N pairs (default: all).
-        size: Number of pairs, for remote shards without a manifest.
-        image_column: Column of a table that holds images, if not detected.
-        caption_column: Column of a table that holds captions, if not detected.
     """
     from advflyp.data.pairs.tables import Columns
     from advflyp.data.tools.pack import pack

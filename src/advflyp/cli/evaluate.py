@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from advflyp.cli.arguments import (
     Arg,
     Attacks,
-    Column,
+    BatchSize,
+    CaptionColumn,
     Datasets,
+    Device,
+    ImageColumn,
     Model,
+    Norm,
     OutFile,
     OutFolder,
     Pairs,
@@ -44,7 +48,7 @@ def evaluate(
     sets: Datasets = (),
     attacks: Attacks = (),
     eps: Radii = (),
-    norm: Literal["linf", "l2"] | None = None,
+    norm: Norm | None = None,
     limit: int | None = None,
     templates: Prompts = (),
     classnames: Annotated[Path, Arg("FILE", input="there is no file")] | None = None,
@@ -52,10 +56,10 @@ def evaluate(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     sanity: bool = False,
     out: OutFile | None = None,
-    batch_size: int = 128,
+    batch_size: BatchSize = 128,
     precision: str | None = None,
     compile: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Measure the zero-shot accuracy of a model, clean and under attack.
@@ -80,12 +84,9 @@ def evaluate(
         interpolation: How images are resized (default: the protocol's, else the model's; bicubic for CLIP).
         sanity: Check every attacked result for masked gradients.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
-        batch_size: Images per batch.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        seed: Random seed.
     """
     radii = _check_attacks(attacks, eps, norm or "linf")
     set_names(list(sets))
@@ -177,34 +178,27 @@ def retrieval(
     *,
     attacks: Attacks = ("clean", "pgd10"),
     eps: Radii = ("1/255",),
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     limit: int | None = None,
     out: OutFile | None = None,
-    batch_size: int = 128,
+    batch_size: BatchSize = 128,
     precision: str = "auto",
-    image_column: Column | None = None,
-    caption_column: Column | None = None,
-    device: str = "auto",
+    image_column: ImageColumn | None = None,
+    caption_column: CaptionColumn | None = None,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Measure image–text retrieval in both directions, clean and under attack.
 
     Args:
-        model: As in `advflyp eval`.
         pairs: A folder of name.jpg + name.txt, webdataset shards, a CSV, TSV, JSONL or Parquet table, or hf:NAME; each
             line of a text is a caption.
         attacks: clean, pgdN or cwN (N steps), on every image of the gallery.
         eps: Radii in pixels of [0, 1], for example 1/255 4/255.
-        norm: Norm of the threat model.
         limit: The first N images, with their captions.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
-        batch_size: Images per batch.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always embedded in fp32.
-        image_column: Column of a table that holds images, if not detected.
-        caption_column: Column of a table that holds captions, if not detected.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        seed: Random seed.
     """
     radii = _check_attacks(attacks, eps, norm)
     from advflyp.console import rank0_console
@@ -269,7 +263,7 @@ def interpolate(
     eps: Radii = (),
     limit: int | None = None,
     precision: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     out: OutFile | None = None,
     save: Annotated[tuple[float, Path], Arg("ALPHA FOLDER", output="folder")] | None = None,
 ) -> None:
@@ -280,12 +274,8 @@ def interpolate(
         robust: The finetuned model, for example a run folder.
         alphas: Weights of the robust model: 0 is the original.
         protocol: As in `advflyp eval`.
-        sets: As in `advflyp eval`.
-        attacks: As in `advflyp eval`.
-        eps: As in `advflyp eval`.
         limit: As in `advflyp eval`.
         precision: As in `advflyp eval`.
-        device: auto, cpu, cuda, cuda:1 or mps.
         out: JSON-lines file for the results; `advflyp report` draws the curve from it.
         save: Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing.
     """

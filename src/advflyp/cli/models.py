@@ -30,7 +30,6 @@ def export(model: Model, /, *, format: str = "open_clip", out: OutFolder = Path(
     """Write a model in a format that others load, and verify that it computes the same.
 
     Args:
-        model: As in `advflyp eval`.
         format: open_clip, hf (transformers, with the image tower alone in vision/), or onnx (the image tower).
         out: A new folder.
     """

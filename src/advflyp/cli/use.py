@@ -3,9 +3,9 @@
 import json as json_format
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from advflyp.cli.arguments import Arg, Model, OutFolder, Prompts, Seed
+from advflyp.cli.arguments import Arg, Device, Model, Norm, OutFolder, Prompts, Seed
 from advflyp.terminal import say
 
 Labels = Annotated[tuple[str, ...], Arg("LABEL")]
@@ -21,12 +21,11 @@ def predict(
     template: Prompts = (),
     top: int = 5,
     json: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Classify images among labels of your own.
 
     Args:
-        model: As in `advflyp eval`.
         images: Image files.
         labels: At least two: cat,dog or cat dog; or a file with one per line; or a dataset (mini/food), whose class
             names and prompts are taken.
@@ -34,7 +33,6 @@ def predict(
             photo of a {}.".
         top: Labels to show for each image.
         json: Print JSON instead of a table.
-        device: auto, cpu, cuda, cuda:1 or mps.
     """
     from advflyp.console import SafeConsole
     from advflyp.use.predict import predict
@@ -57,28 +55,23 @@ def attack(
     label: str | None = None,
     eps: str = "4/255",
     attack: str = "pgd10",
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     against: str | None = None,
     template: Prompts = (),
     out: OutFolder = Path("attack"),
     seed: Seed = 0,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Make an image adversarial and write it as a PNG, with the perturbation and what models say of both.
 
     Args:
-        model: As in `advflyp eval`.
         image: An image file.
         labels: What the model chooses among, as in `advflyp predict`.
         label: The label the attack moves away from (default: each model's clean prediction).
         eps: Radius in pixels of [0, 1], at least one grey level, 1/255.
         attack: As in `advflyp eval`: pgdN, cwN, autoattack, …
-        norm: Norm of the threat model.
         against: A second model. Each is attacked for itself, and each classifies both adversarial images.
-        template: As in `advflyp predict`.
         out: Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json.
-        seed: Random seed.
-        device: auto, cpu, cuda, cuda:1 or mps.
     """
     asked = {name: str(value) for name, value in locals().items() if name not in ("out", "device")}
     from advflyp.config import number
@@ -126,15 +119,13 @@ def demo(
     *,
     against: str | None = None,
     port: Annotated[int, Arg(least=0)] = 8765,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show a page on this machine: pick or upload an image, attack it, see one model or two side by side.
 
     Args:
-        model: As in `advflyp eval`.
         against: A second model to compare, for example the run folder of a robust one.
         port: Port of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it.
-        device: auto, cpu, cuda, cuda:1 or mps.
     """
     from advflyp.use.demo import serve
 

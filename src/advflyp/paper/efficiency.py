@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from scipy.stats import t
 
 from advflyp.paper.study import Exhibit, Study
-from advflyp.report.measure.estimates import Change, Condition, Estimate, aggregate_seeds
+from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value
 
@@ -80,16 +80,16 @@ def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[fl
     return points
 
 
-def paired(found: Seeds, baseline: Seeds) -> Change | None:
+def paired(found: Seeds, baseline: Seeds) -> Estimate | None:
     """The mean difference over the seeds of both, with the 95 % interval of Student's t; None where they share none."""
     differences = [found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())]
     if not differences:
         return None
     mean, count = statistics.fmean(differences), len(differences)
     if count == 1:
-        return Change(mean)
+        return Estimate(mean, is_change=True)
     half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
-    return Change(mean, mean - half, mean + half)
+    return Estimate(mean, mean - half, mean + half, is_change=True)
 
 
 def _results(study: Study, experiment: Exhibit) -> Results:

@@ -3,6 +3,7 @@ import random
 import xml.etree.ElementTree as ET
 
 import pytest
+from matplotlib.transforms import Bbox
 
 from advflyp.report.figures.plots import Look, spread, svg
 from advflyp.report.figures.tradeoff import pareto, tradeoff
@@ -27,7 +28,7 @@ def test_the_front_is_what_no_other_beats(seed: int) -> None:
 
 @pytest.mark.parametrize("width", [350, 900])
 @pytest.mark.parametrize("seed", range(3))
-def test_labels_do_not_overlap(seed: int, width: int) -> None:
+def test_labels_cover_no_label_and_no_mark(seed: int, width: int) -> None:
     generator = random.Random(seed)
     points = {
         f"method {i}": tuple(
@@ -39,7 +40,10 @@ def test_labels_do_not_overlap(seed: int, width: int) -> None:
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == len(points)
-    for one, two in itertools.combinations(boxes, 2):
+    reach = 4.5 * figure.dpi / 72
+    centres = axes.transData.transform([(100 * a.value, 100 * b.value) for a, b in points.values()])
+    marks = [Bbox([centre - reach, centre + reach]) for centre in centres]
+    for one, two in [*itertools.combinations(boxes, 2), *itertools.product(boxes, marks)]:
         assert not one.overlaps(two)
     frame = axes.get_window_extent().padded(1)
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)

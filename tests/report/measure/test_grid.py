@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from advflyp.report.measure.estimates import Condition, Estimate, Replicated
+from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.grid import IN, MIXED, OUT, means_table, methods_table, sanity_table, sides
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table
@@ -130,13 +130,18 @@ def test_means_of_seeds_are_not_ranked_against_single_runs() -> None:
     more = [*cells(), *(cell("a", s, 1, 40, checkpoint_sha256="f" * 64) for s in (FOOD, FLAGS, FASHION))]
     for table in (methods_table(Results(more, seeds=True)), means_table(Results(more, seeds=True))):
         assert MIXED in table.note
-        seeds = {place for place, row in enumerate(table.rows) for v in row if isinstance(v, Replicated)}
+        seeds = {
+            place
+            for place, row in enumerate(table.rows)
+            for v in row
+            if isinstance(v, Estimate) and v.seeds > 1
+        }
         ranked = table.ranks()
         mixed = {
             column
             for place in seeds
             for column, v in enumerate(table.rows[place])
-            if isinstance(v, Replicated)
+            if isinstance(v, Estimate) and v.seeds > 1
         }
         under_attack = range(3, 6) if len(table.rows) == 6 else range(3)
         assert not any((place, column) in ranked for place in under_attack for column in mixed)

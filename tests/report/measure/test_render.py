@@ -5,7 +5,7 @@ import re
 import pytest
 
 from advflyp.escape import for_latex
-from advflyp.report.measure.estimates import Estimate, Replicated
+from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.render import as_csv, latex, markdown
 from advflyp.report.measure.tables import Table
 
@@ -15,7 +15,7 @@ NASTY = 'a_b & "c", 50 % {x}\\y #1 $2 ~^<|>'
 @pytest.fixture
 def table() -> Table:
     # As of one training, so that it is ranked with the others.
-    one, two = Estimate(0.12345, 0.1, 0.2), Replicated(0.5, 0.48, 0.52, trainings=1)
+    one, two = Estimate(0.12345, 0.1, 0.2), Estimate(0.5, 0.48, 0.52, seeds=2)
     best, flagged = Estimate(0.9, 0.8, 1.0), Estimate(0.7, 0.6, 0.8, flagged=True)
     return Table(
         title="Numbers, ε = 1/255",

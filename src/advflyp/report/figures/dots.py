@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, sheet, styled
-from advflyp.report.measure.estimates import Change, Condition, Estimate
+from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.results import Results
 
 DOT_STEP = 11  # between the dots of two models in one row
@@ -98,7 +98,7 @@ def _dots(
         )
     if len(values) == 2 and values[0] is not None and values[1] is not None:
         axes.annotate(
-            Change(values[1].value - values[0].value).number,
+            Estimate(values[1].value - values[0].value, is_change=True).number,
             (1, level),
             (46, 0),
             xycoords=("axes fraction", "data"),

@@ -4,15 +4,21 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.measure.estimates import Estimate
 
 Point = tuple[float, float]
+Span = tuple[float, float, float]  # low, value, high
+# Where a name may stand: on which side of its point, and how many pixels away.
+WAYS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+DISTANCES = (5, 9, 14, 22, 34, 52, 80)
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
@@ -50,27 +56,18 @@ def tradeoff(
         on_front: Methods that the Pareto front is made of, by default all.
     """
     figure = sheet(width, 480 if width > 500 else 420)
-    axes = axes_in(figure, 56, 50, 16, 34 if title else 14)
+    axes = _axes(figure, "accuracy on clean images (%)", 34 if title else 14)
     axes.set_title(title, pad=10)
-    places = {name: (100 * clean.value, 100 * hard.value) for name, (clean, hard) in points.items()}
+    axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
     axes.set_xlim(*_limits([clean for clean, _ in points.values()]))
     axes.set_ylim(*_limits([hard for _, hard in points.values()]))
-    axes.grid()
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.set_xlabel("accuracy on clean images (%)")
-    axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
-    ranked = [place for name, place in places.items() if on_front is None or name in on_front]
-    avoided = _front(axes, [ranked[i] for i in pareto(ranked)]) if ranked else []
-    for name, (clean, hard) in points.items():
-        (x, y), colour = places[name], look.colours[name]
-        faint = {"color": colour, "alpha": 0.35, "linewidth": 2.5, "solid_capstyle": "butt"}
-        axes.plot([100 * clean.low, 100 * clean.high], [y, y], **faint)
-        axes.plot([x, x], [100 * hard.low, 100 * hard.high], **faint)
-        axes.plot([x], [y], look.markers[name], color=colour, markersize=9, clip_on=False, zorder=3)
-    # The size of a text is known on a canvas only.
-    FigureCanvasAgg(figure)
-    _labels(axes, look, places, avoided)
+    ranked = [
+        (100 * clean.value, 100 * hard.value)
+        for name, (clean, hard) in points.items()
+        if on_front is None or name in on_front
+    ]
+    lines = [_front(axes, [ranked[i] for i in pareto(ranked)])] if ranked else []
+    _draw(axes, look, {name: (_span(clean), _span(hard)) for name, (clean, hard) in points.items()}, lines)
     return figure
 
 
@@ -84,68 +81,74 @@ def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, wi
         width: In pixels.
     """
     figure = sheet(width, 380)
-    axes = axes_in(figure, 56, 50, 16, 14)
-    places = {name: (cost, 100 * robust.value) for name, (cost, robust) in points.items()}
+    axes = _axes(figure, "arithmetic of the finetuning (PFLOPs)", 14)
+    axes.set_ylabel("robust accuracy (%)")
     axes.set_xlim(0, 1.12 * max(cost for cost, _ in points.values()))
     axes.set_ylim(*_limits([robust for _, robust in points.values()]))
-    axes.grid()
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.set_xlabel("arithmetic of the finetuning (PFLOPs)")
-    axes.set_ylabel("robust accuracy (%)")
-    for name, (cost, robust) in points.items():
-        colour = look.colours[name]
-        axes.plot(
-            [cost, cost], [100 * robust.low, 100 * robust.high], color=colour, alpha=0.35, linewidth=2.5
-        )
-        axes.plot([cost], [100 * robust.value], look.markers[name], color=colour, markersize=9, zorder=3)
-    # The size of a text is known on a canvas only.
-    FigureCanvasAgg(figure)
-    _labels(axes, look, places, ())
+    _draw(axes, look, {name: ((cost, cost, cost), _span(robust)) for name, (cost, robust) in points.items()})
     return figure
 
 
-def _labels(axes: Axes, look: Look, places: Mapping[str, Point], avoided: Sequence[Point]) -> None:
-    """Each point's name near it: on no point, no other name and inside the axes, as far as there is room.
-
-    Args:
-        avoided: Points that no name is to cover, in the axes' units.
-    """
-    # It imports pyplot, which takes a while.
-    from adjustText import adjust_text
-
-    texts = [
-        axes.text(x, y, look.names[name], color=look.colours[name], fontweight="bold", zorder=4)
-        for name, (x, y) in places.items()
-    ]
-    marks = [_mark(axes, place) for place in places.values()]
-    xs, ys = zip(*avoided, strict=True) if avoided else ((), ())
-    # As many steps on every machine, so that the figure is the same.
-    adjust_text(
-        texts,
-        xs or None,
-        ys or None,
-        objects=marks,
-        ax=axes,
-        iter_lim=400,
-        expand=(1.12, 1.5),
-        force_text=(0.3, 0.5),
-        force_static=(0.2, 0.4),
-        min_arrow_len=16,
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.8},
-    )
+def _axes(figure: Figure, across: str, top: float) -> Axes:
+    FigureCanvasAgg(figure)  # the size of a text is known on a canvas only
+    axes = axes_in(figure, 56, 50, 16, top)
+    axes.grid()
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(across)
+    return axes
 
 
-def _mark(axes: Axes, place: Point) -> Bbox:
-    """The room that a point's mark takes, in the axes' units."""
-    x, y = axes.transData.transform(place)
-    reach = 8 * axes.figure.dpi / 72
-    corners = [(x - reach, y - reach), (x + reach, y + reach)]
-    return Bbox(axes.transData.inverted().transform(corners))
+def _span(one: Estimate) -> Span:
+    return 100 * one.low, 100 * one.value, 100 * one.high
+
+
+def _draw(
+    axes: Axes, look: Look, spans: Mapping[str, tuple[Span, Span]], lines: Sequence[Sequence[Point]] = ()
+) -> None:
+    """Points with bars across and up, and their names, which cover no point and few of the `lines`."""
+    lines = list(lines)
+    for name, ((left, x, right), (low, y, high)) in spans.items():
+        colour = look.colours[name]
+        for bar in ([(left, y), (right, y)], [(x, low), (x, high)]):
+            axes.plot(*zip(*bar, strict=True), color=colour, alpha=0.35, linewidth=2.5, solid_capstyle="butt")
+            lines.append(bar)
+        axes.plot([x], [y], look.markers[name], color=colour, markersize=9, clip_on=False, zorder=3)
+    places = {name: (across[1], up[1]) for name, (across, up) in spans.items()}
+    _labels(axes, look, places, [Path(axes.transData.transform(line)) for line in lines])
+
+
+def _labels(axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence[Path]) -> None:
+    """Each point's name in the nearest place where it covers no point and no other name, and few of `lines`."""
+    pixel, frame = axes.figure.dpi / 72, axes.get_window_extent()
+    centres = axes.transData.transform(list(places.values()))
+    to_data = axes.transData.inverted().transform
+    taken = [Bbox([centre - 7 * pixel, centre + 7 * pixel]) for centre in centres]
+
+    def cost(spot: tuple[float, Bbox]) -> tuple[int, float]:
+        away, box = spot
+        outside = not (frame.contains(*box.min) and frame.contains(*box.max))
+        covered = outside + sum(box.overlaps(other) for other in taken)
+        return covered, away + 12 * sum(line.intersects_bbox(box, filled=False) for line in lines)
+
+    for (name, place), centre in zip(places.items(), centres, strict=True):
+        text = axes.text(*place, look.names[name], ha="center", va="center", zorder=4, fontweight="bold")
+        text.set_color(look.colours[name])
+        half = text.get_window_extent().size / 2
+        spots = []
+        for away, way in itertools.product(DISTANCES, WAYS):
+            middle = centre + np.array(way) * (half + away * pixel)
+            spots.append((away, Bbox([middle - half, middle + half])))
+        away, box = min(spots, key=cost)
+        taken.append(box)
+        text.set_position(to_data((box.min + box.max) / 2))
+        if away > DISTANCES[1]:
+            ends = np.array([place, to_data(np.clip(centre, box.min, box.max))])
+            axes.plot(*ends.T, color=MUTED, linewidth=0.8, zorder=2)
 
 
 def _front(axes: Axes, front: Sequence[Point]) -> list[Point]:
-    """Draws the stairs under which everything is beaten by a method of the front; points along them."""
+    """Draws the stairs under which everything is beaten by a method of the front; their corners."""
     (left, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(left, front[0][1])]
     for place, (x, y) in enumerate(front):

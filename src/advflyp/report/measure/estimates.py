@@ -13,82 +13,44 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy (0–1) and its 95 % interval. flagged: a check for masked gradients failed, do not believe it."""
+    """An accuracy (0–1), or a change of one, and how sure it is.
+
+    Attributes:
+        value: The accuracy; of several trainings their mean.
+        low: Lower end of the 95 % interval, NaN where a change has none; of several trainings `value` less one sample
+            standard deviation (n − 1).
+        high: The upper end.
+        flagged: A check for masked gradients failed, do not believe it.
+        seeds: How many trainings it is the mean of.
+        is_change: A difference of accuracies, printed in points with its sign.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
     flagged: bool = False
-
-    @property
-    def number(self) -> str:
-        return f"{100 * self.value:.1f}"
-
-    @property
-    def interval(self) -> str:
-        return f"{100 * self.low:.0f}–{100 * self.high:.0f}"
-
-    @property
-    def seeds(self) -> int:
-        """How many trainings it is the mean of."""
-        return 1
-
-    @property
-    def is_change(self) -> bool:
-        """Whether it is a difference of accuracies."""
-        return False
-
-
-@dataclass(frozen=True)
-class Replicated(Estimate):
-    """The mean of several training seeds; low and high are one sample standard deviation (n − 1) away from it."""
-
-    trainings: int = 2
-
-    @property
-    def seeds(self) -> int:
-        return self.trainings
+    seeds: int = 1
+    is_change: bool = False
 
     @property
     def deviation(self) -> float:
+        """The standard deviation over several trainings."""
         return (self.high - self.low) / 2
 
     @property
-    def interval(self) -> str:
-        return f"±{100 * self.deviation:.1f}"
-
-
-@dataclass(frozen=True)
-class Change(Estimate):
-    """A difference of accuracies; printed with its sign, in points. Without an interval, `low` and `high` are NaN."""
-
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def is_change(self) -> bool:
-        return True
-
-    @property
     def number(self) -> str:
-        return signed(100 * self.value)
+        return signed(100 * self.value) if self.is_change else f"{100 * self.value:.1f}"
 
     @property
     def interval(self) -> str:
-        return "" if math.isnan(self.low) else f"{signed(100 * self.low)} to {signed(100 * self.high)}"
-
-
-@dataclass(frozen=True)
-class ReplicatedChange(Replicated):
-    """A difference of means over training seeds, ± one standard deviation of the difference of two such runs."""
-
-    @property
-    def is_change(self) -> bool:
-        return True
-
-    @property
-    def number(self) -> str:
-        return signed(100 * self.value)
+        """ "51–70", "±1.2" over seeds, "+3.2 to +9.0" of a change."""
+        if self.seeds > 1:
+            return f"±{100 * self.deviation:.1f}"
+        if math.isnan(self.low):
+            return ""
+        if self.is_change:
+            return f"{signed(100 * self.low)} to {signed(100 * self.high)}"
+        return f"{100 * self.low:.0f}–{100 * self.high:.0f}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +77,7 @@ def aggregate_seeds(found: Sequence[Estimate]) -> Estimate | None:
     values = [one.value for one in found]
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     flagged = any(one.flagged for one in found)
-    return Replicated(mean, mean - deviation, mean + deviation, flagged, trainings=len(values))
+    return Estimate(mean, mean - deviation, mean + deviation, flagged, seeds=len(values))
 
 
 def competitors(values: Mapping[Name, Estimate]) -> dict[Name, Estimate]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from advflyp.evaluation.compare import Comparison
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.files import write_text
-from advflyp.report.measure.estimates import Change, Condition, Estimate
+from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
@@ -63,9 +63,9 @@ def _row(row: Comparison) -> list[Value]:
     return [
         f"mean of {len(row.sets)}" if several else _set(row),
         str(row.n),
-        _percent(row.accuracy_a),
-        _percent(row.accuracy_b),
-        Change(row.difference, *row.ci95),
+        Estimate(row.accuracy_a).number,
+        Estimate(row.accuracy_b).number,
+        Estimate(row.difference, *row.ci95, is_change=True),
         str(row.only_a),
         str(row.only_b),
         _p(row.p),
@@ -90,10 +90,6 @@ def _about_settings(rows: Sequence[Comparison]) -> list[str]:
 
 def _set(row: Comparison) -> str:
     return row.sets[0].removesuffix(" (test)")
-
-
-def _percent(share: float) -> str:
-    return Estimate(share, share, share).number
 
 
 def _p(p: float) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from advflyp.escape import for_csv, for_latex, for_markdown
-from advflyp.report.measure.estimates import Estimate, Replicated
+from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
 
 FLAG = "†"
@@ -56,7 +56,7 @@ def as_csv(table: Table) -> str:
     for column, name in enumerate(table.flat_columns()):
         values = [line[column] for line in lines]
         for suffix, get in _FIELDS.items():
-            texts = [get(value) for value in values]
+            texts = [get(v) if isinstance(v, Estimate) else "" if suffix else v or "" for v in values]
             if suffix and not any(texts):
                 continue
             header.append(f"{name} {suffix}".strip())
@@ -111,25 +111,20 @@ def plain(value: Value) -> str:
     number = value.number + FLAG * value.flagged
     if not value.interval:
         return number
-    return f"{number} {value.interval}" if isinstance(value, Replicated) else f"{number} ({value.interval})"
+    return f"{number} {value.interval}" if value.seeds > 1 else f"{number} ({value.interval})"
 
 
 def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.4f}".rstrip("0").rstrip(".")
 
 
-def _field(
-    get: Callable[[Estimate], str], *, of: type[Estimate], but: type | None = None
-) -> Callable[[Value], str]:
-    return lambda v: get(v) if isinstance(v, of) and not (but and isinstance(v, but)) else ""
-
-
-_FIELDS: dict[str, Callable[[Value], str]] = {
-    "": lambda v: v if isinstance(v, str) else "" if v is None else _percent(v.value),
-    "sd": lambda v: _percent(v.deviation) if isinstance(v, Replicated) else "",
-    "low": _field(lambda v: _percent(v.low), of=Estimate, but=Replicated),
-    "high": _field(lambda v: _percent(v.high), of=Estimate, but=Replicated),
-    "flagged": _field(lambda v: "yes" if v.flagged else "", of=Estimate),
+# The columns of a CSV that one column of accuracies becomes.
+_FIELDS: dict[str, Callable[[Estimate], str]] = {
+    "": lambda v: _percent(v.value),
+    "sd": lambda v: _percent(v.deviation) if v.seeds > 1 else "",
+    "low": lambda v: _percent(v.low) if v.seeds == 1 else "",
+    "high": lambda v: _percent(v.high) if v.seeds == 1 else "",
+    "flagged": lambda v: "yes" if v.flagged else "",
 }
 
 

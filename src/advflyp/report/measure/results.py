@@ -8,14 +8,7 @@ from typing import overload
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, mean_interval
-from advflyp.report.measure.estimates import (
-    Change,
-    Condition,
-    Estimate,
-    Replicated,
-    ReplicatedChange,
-    aggregate_seeds,
-)
+from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 
 SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
 Key = tuple[str, str, Condition]
@@ -146,7 +139,7 @@ class Results:
 
     def change(
         self, before: str, after: str, condition: Condition, set_name: str | None = None
-    ) -> Change | ReplicatedChange | None:
+    ) -> Estimate | None:
         """From one model to another, on one set or of the mean over `mean_sets`; None where one was not measured.
 
         Of single checkpoints with the interval for matched pairs of `advflyp compare`, or with none where it is not
@@ -162,13 +155,13 @@ class Results:
         if one is None or two is None:
             return None
         value = two.value - one.value
-        spreads = [found.deviation for found in (one, two) if isinstance(found, Replicated)]
-        if spreads:
-            spread, trainings = math.hypot(*spreads), max(one.seeds, two.seeds)
-            return ReplicatedChange(value, value - spread, value + spread, trainings=trainings)
+        if spreads := [found.deviation for found in (one, two) if found.seeds > 1]:
+            spread, seeds = math.hypot(*spreads), max(one.seeds, two.seeds)
+            return Estimate(value, value - spread, value + spread, seeds=seeds, is_change=True)
         counts = [self._matched(before, after, name, condition) for name in sets]
         known = [count for count in counts if count is not None]
-        return Change(value, *mean_difference_interval(known)) if len(known) == len(counts) else Change(value)
+        interval = mean_difference_interval(known) if len(known) == len(counts) else ()
+        return Estimate(value, *interval, is_change=True)
 
     def _matched(
         self, before: str, after: str, set_name: str, condition: Condition
@@ -188,7 +181,7 @@ class Results:
 
         Where there are seeds these are standard deviations over them, and a single checkpoint has none.
         """
-        if value is None or not self.replicated or isinstance(value, Replicated):
+        if value is None or not self.replicated or value.seeds > 1:
             return value
         return replace(value, low=value.value, high=value.value)
 

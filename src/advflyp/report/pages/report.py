@@ -11,7 +11,7 @@ from advflyp.evaluation.results import Cell, read_cells
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
 from advflyp.report.figures.examples import Example
 from advflyp.report.figures.plots import Look
-from advflyp.report.measure.estimates import Condition, ReplicatedChange
+from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.grid import methods_table, sanity_table
 from advflyp.report.measure.recall import recall_tables
 from advflyp.report.measure.render import markdown
@@ -246,7 +246,7 @@ def _tiles(
         below = f"95 % interval {values[0].interval} %" if values else ""
         change = results.change(*pair, condition) if pair else None
         if change:
-            kind = "standard deviation" if isinstance(change, ReplicatedChange) else "95 % interval"
+            kind = "standard deviation" if change.seeds > 1 else "95 % interval"
             below = f"{change.number} points" + (f" ({kind} {change.interval})" if change.interval else "")
         if change or len(models) == 1 == len(values):
             figures = [value.number for value in values[: 2 if change else 1]]
