@@ -44,13 +44,11 @@ def test_each_model_is_attacked_for_itself(demo: Demo) -> None:
     found = demo.attack(0, 4, "PGD-10", "pizza", NAMES)
     assert found.models == ["mini", "mini-vit"] and len(found.made) == 2
     for number in range(2):
-        head, clean, change, attacked, before, after = card(found, number, number)
+        head, clean, change, attacked, before, after = card(found, number)
         assert "is fooled: &#x27;pizza&#x27; becomes" in head and "more than 4 of 255 grey levels" in head
         assert clean.size == change.size == attacked.size == (64, 64)
         assert max(before, key=before.__getitem__) == "pizza" != max(after, key=after.__getitem__)
         assert sum(before.values()) == pytest.approx(1, abs=1e-4)
-    head = card(found, 1, 0)[0]
-    assert "mini-vit is fooled" in head or "mini-vit withstands the image made against mini: still" in head
 
 
 def test_no_model_is_wrong_where_nobody_said_what_is_right(demo: Demo) -> None:
@@ -58,13 +56,13 @@ def test_no_model_is_wrong_where_nobody_said_what_is_right(demo: Demo) -> None:
     found = demo.attack(0, 2, "random noise, no attack", NOT_SAID, names)
     first, second = (guesses[0].label for guesses in found.clean)
     assert first != second, "else this shows nothing"
-    assert not any("without an attack" in card(found, number, number)[0] for number in range(2))
-    assert "says &#x27;" in card(demo.attack(0, 2, "PGD-10", "cat", names), 0, 0)[0]
+    assert not any("without an attack" in card(found, number)[0] for number in range(2))
+    assert "says &#x27;" in card(demo.attack(0, 2, "PGD-10", "cat", names), 0)[0]
 
 
 def test_text_of_anybody_is_no_markup(demo: Demo) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    head = card(demo.attack(0, 2, "PGD-10", NOT_SAID, f"{evil}\ncat"), 0, 0)[0]
+    head = card(demo.attack(0, 2, "PGD-10", NOT_SAID, f"{evil}\ncat"), 0)[0]
     assert "<img" not in head and "&lt;img" in head
 
 

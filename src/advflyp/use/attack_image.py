@@ -24,6 +24,7 @@ from advflyp.use.labels import Labels, choose_labels
 from advflyp.use.predict import Guess, guess
 
 TOP = 5
+Outcome = Literal["fooled", "withstood", "wrong"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,9 @@ class AdversarialImage:
         against: The model's name.
         label: The label that the attack moves away from: what the image shows, where that was said, else the model's
             own answer for the clean image.
-        outcome: "fooled"; "withstood"; "rounding": fooled by float pixels, not by any 8-bit image that was found;
-            "wrong": its answer was not `label` without an attack.
-        clean: PNG file, like `adversarial` and `difference`, which is amplified around middle grey.
-        amplification: By this factor.
+        outcome: "wrong" where its answer was not `label` without an attack.
+        clean: PNG file, like `adversarial` and `difference`.
+        amplification: Of the difference, around middle grey.
         largest: The largest change of a pixel, in grey levels of 255.
         length: L2 norm of the perturbation, in pixels of [0, 1].
         guesses: What each model makes of the adversarial PNG, model by model; the likeliest first.
@@ -45,7 +45,7 @@ class AdversarialImage:
 
     against: str
     label: str
-    outcome: Literal["fooled", "withstood", "rounding", "wrong"]
+    outcome: Outcome
     clean: bytes
     adversarial: bytes
     difference: bytes
@@ -62,9 +62,6 @@ class AttackedImage:
     Attributes:
         image: Its file.
         label: What it shows; None where nobody said so.
-        models: One or two names.
-        labels: What the models choose among.
-        templates: The prompts.
         attack: How it was attacked, with `norm`, `eps` and `seed` as in `advflyp.evaluate`.
         clean: What each model makes of the clean image; the likeliest first.
         made: One adversarial image for each model.
@@ -117,7 +114,9 @@ def attack_image(
     Raises:
         ValueError: If anything is unknown or unreadable, or every model is wrong without an attack.
     """
-    search = _attack(attack)
+    search = find_attack(attack)
+    if not search.perturbs:
+        raise ValueError(f"'{attack}' changes nothing; name an attack such as pgd10, cw10 or autoattack")
     threat = Threat(norm=norm, eps=eps)
     check_reach(threat)
     chosen = choose_labels(labels, templates)
@@ -198,16 +197,9 @@ def attack_with(
     )
 
 
-def _attack(name: str) -> Attack:
-    attack = find_attack(name)
-    if not attack.perturbs:
-        raise ValueError(f"'{name}' changes nothing; name an attack such as pgd10, cw10 or autoattack")
-    return attack
-
-
 def _search(
     plain: Classifier, origin: Tensor, place: int, attack: Attack, threat: Threat, seed: int
-) -> tuple[Tensor, Literal["fooled", "withstood", "rounding", "wrong"]]:
+) -> tuple[Tensor, Outcome]:
     """The (3, H, W) adversarial image, of whole grey levels, for the (1, 3, H, W) `origin` of class `place`."""
     label = torch.tensor([place], device=origin.device)
 
@@ -217,12 +209,6 @@ def _search(
     with for_use(plain.model):
         if says(origin) != place:
             return origin[0], "wrong"
-        rounded = EightBitClassifier(plain, origin, threat)
-        found = rounded.attack(origin, label, attack, threat, seed=seed)
+        found = EightBitClassifier(plain, origin, threat).attack(origin, label, attack, threat, seed=seed)
         result = eight_bits(origin, found, threat)
-        if says(result) != place:
-            return result[0], "fooled"
-        if rounded.last_found is not None:
-            found = rounded.last_found
-        lost = says(found) != place
-        return eight_bits(origin, found, threat)[0], "rounding" if lost else "withstood"
+        return result[0], "withstood" if says(result) == place else "fooled"

@@ -27,7 +27,7 @@ from advflyp.use.images import as_pil, from_bytes
 from advflyp.use.labels import choose_labels
 from advflyp.use.local_only import LocalOnly
 from advflyp.use.predict import Guess
-from advflyp.use.shown import outcome, verdict
+from advflyp.use.shown import verdict
 
 LOOPBACK = "127.0.0.1"
 NEEDS_GRADIO = "the demo needs Gradio: pip install 'advflyp[demo]'"
@@ -53,9 +53,8 @@ MAX_UPLOAD = "16mb"
 # Questions that wait while one is answered, and browsers whose last answer is kept.
 WAITING, SESSIONS = 4, 8
 NOT_SAID = "not said"
-MARKS = {"wrong": ("–", ""), "fooled": ("✗", "bad"), "rounding": ("✓", "good"), "withstood": ("✓", "good")}
+MARKS = {"wrong": ("–", ""), "fooled": ("✗", "bad"), "withstood": ("✓", "good")}
 CARD_PARTS = 6
-OWN = "each model attacked for itself"
 TITLE = "# A change nobody sees, and what it does to CLIP"
 NOTE = (
     "Images are shown at the models' input size, as the 8-bit files that the models were asked about. Probabilities "
@@ -91,7 +90,7 @@ class Demo:
         return [labels.classifier(model) for model in self.models]
 
     def attack(self, image: int | bytes, eps: float, attack: str, label: str, names: str) -> AttackedImage:
-        """Attack each model.
+        """Attack each model for itself.
 
         Args:
             image: The number of a sample, or an encoded image.
@@ -117,39 +116,28 @@ class Demo:
             self.classifiers(lines), labels, decoded, shows, find_attack(ATTACKS[attack]), threat
         )
 
-    def ask(self, *values: Any) -> tuple[AttackedImage | None, str]:
-        """The answer to what the page asks, or nothing, and what is to be said of it, as HTML."""
+    def answer(self, *values: Any) -> list[Any]:
+        """What the page says of a question, as HTML, and what all cards show."""
         try:
             found = self.attack(*values)
         except ValueError as error:
-            return None, f"<p class=bad role=alert>{for_html(str(error))}</p>"
-        return found, f"<p>{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}</p>"
-
-    def show(self, found: AttackedImage | None, view: str) -> list[Any]:
-        """What all cards show."""
-        numbers = range(len(self.models))
-        if found is None:
-            return [None] * (CARD_PARTS * len(numbers))
-        return [part for number in numbers for part in card(found, number, number if view == OWN else 0)]
+            said = f"<p class=bad role=alert>{for_html(str(error))}</p>"
+            return [said, *[None] * (CARD_PARTS * len(self.models))]
+        said = f"<p>{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}</p>"
+        return [said, *(part for number in range(len(self.models)) for part in card(found, number))]
 
 
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def card(found: AttackedImage, model: int, made: int) -> list[Any]:
-    """What a model's part of the page shows: verdict, clean image, change, attacked image, guesses before and after.
-
-    Args:
-        found: One image, attacked.
-        model: The number of the model that is asked.
-        made: The number of the model that the adversarial image was made against.
-    """
-    result = found.made[made]
-    mark, kind = MARKS[outcome(found, model, made)]
+def card(found: AttackedImage, model: int) -> list[Any]:
+    """What a model's part of the page shows: verdict, clean image, change, attacked image, guesses before and after."""
+    result = found.made[model]
+    mark, kind = MARKS[result.outcome]
     return [
         f"<h3>{for_html(found.models[model])}</h3>"
-        f"<p class='verdict {kind}'>{mark} {for_html(verdict(found, model, made))}</p>"
+        f"<p class='verdict {kind}'>{mark} {for_html(verdict(found, model))}</p>"
         f"<p>Change shown ×{round(result.amplification)}.</p>",
         as_pil(result.clean),
         as_pil(result.difference),
@@ -172,15 +160,13 @@ def build_page(models: list[CLIP]) -> Any:
     gradio = _gradio()
     demo = Demo(models)
     with gradio.Blocks(title="advflyp demo", analytics_enabled=False) as page:
-        image, found = gradio.State(0), gradio.State(None)
+        image = gradio.State(0)
         gradio.Markdown(TITLE)
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=1, min_width=300):
                 samples, upload, eps, attack, label, lines, file = _controls(gradio, demo)
             with gradio.Column(scale=3):
                 status = gradio.HTML()
-                views = [OWN, f"the image made against {models[0].name}, shown to both"]
-                view = gradio.Radio(views, value=OWN, show_label=False, visible=len(models) > 1)
                 with gradio.Row(equal_height=False):
                     cards = [part for _ in models for part in _card_parts(gradio)]
                 gradio.Markdown(NOTE)
@@ -202,10 +188,9 @@ def build_page(models: list[CLIP]) -> Any:
         lines.change(choices, [lines, label], label, **quiet)
         gradio.on(
             [page.load, image.change, eps.release, attack.change, label.change, lines.blur, file.upload],
-            demo.ask, [image, eps, attack, label, lines], [found, status],
+            demo.answer, [image, eps, attack, label, lines], [status, *cards],
             trigger_mode="always_last", concurrency_limit=1, api_visibility="private",
-        ).then(demo.show, [found, view], cards, **quiet)  # fmt: skip
-        view.change(demo.show, [found, view], cards, **quiet)
+        )  # fmt: skip
     return page.queue(max_size=WAITING)
 
 
@@ -226,13 +211,8 @@ def _controls(gradio: Any, demo: Demo) -> tuple[Any, ...]:
 
 
 def _card_parts(gradio: Any) -> list[Any]:
-    image: dict[str, Any] = {
-        "format": "png",
-        "interactive": False,
-        "elem_classes": "shot",
-        "height": 190,
-        "min_width": 90,
-    }
+    image: dict[str, Any] = {"format": "png", "interactive": False, "elem_classes": "shot"}
+    image |= {"height": 190, "min_width": 90}
     with gradio.Column(min_width=320):
         head = gradio.HTML()
         with gradio.Row():

@@ -61,24 +61,19 @@ class EightBitClassifier(Classifier):
 
     The attacks' gradients are those of the image as it is; a point leaves an attack when its rounding is misclassified.
 
-    Attributes:
-        plain: Whose model and class weights these are; clean: (1, 3, H, W), the one image that is attacked.
-        last_found: (1, 3, H, W), the last image of float pixels that was misclassified, whatever its rounding was.
+    Args:
+        plain: Whose model and class weights these are.
+        clean: (1, 3, H, W), the one image that is attacked.
+        threat: The ball around it.
     """
 
     def __init__(self, plain: Classifier, clean: Tensor, threat: Threat) -> None:
         super().__init__(plain.model, plain.classes, plain.templates, plain.pixels, plain.repeated)
         self.weights = plain.weights
         self.clean, self.threat = clean, threat
-        self.last_found: Tensor | None = None
 
     def logits_fp32(self, images: Tensor) -> Tensor:
         return super().logits_fp32(eight_bits(self.clean, images, self.threat))
 
     def victim(self, precision: Precision = "auto") -> Victim:
-        return Victim(super().victim(precision).search, self._confirm)
-
-    def _confirm(self, images: Tensor) -> Tensor:
-        # A victim asks only for images whose float pixels are misclassified.
-        self.last_found = images[-1:]
-        return self.logits_fp32(images)
+        return Victim(super().victim(precision).search, self.logits_fp32)

@@ -63,35 +63,17 @@ def legend(found: AttackedImage) -> str:
     )
 
 
-def outcome(found: AttackedImage, model: int, made: int) -> str:
-    """The outcome of `AdversarialImage` for model `model` and the image made against model `made`."""
-    if made == model:
-        return found.made[made].outcome
-    # Where nobody said what the image shows, no answer is wrong: each model is held to its own.
-    label, attacked = found.made[model].label, found.made[made].guesses[model][0].label
-    if found.clean[model][0].label != label:
-        return "wrong"
-    return "withstood" if attacked == label else "fooled"
-
-
-def verdict(found: AttackedImage, model: int, made: int | None = None) -> str:
-    """One sentence: what the image made against model `made`, by default the same, does to model `model`."""
-    made = model if made is None else made
-    result, name = found.made[made], found.models[model]
-    within = f"within ε = {radius(found.eps, found.norm)}"
-    what = outcome(found, model, made)
-    if what == "wrong":
+def verdict(found: AttackedImage, model: int) -> str:
+    """One sentence: what the image made against model `model` does to it."""
+    made, name = found.made[model], found.models[model]
+    if made.outcome == "wrong":
         return f"{name} says '{found.clean[model][0].label}' without an attack: there was nothing to attack"
-    if what == "withstood" and made == model:
+    if made.outcome == "withstood":
+        within = f"within ε = {radius(found.eps, found.norm)}"
         return f"{name} withstands: {found.attack} finds no image {within} that it takes for something else"
-    if what == "rounding":
-        return f"{name} is fooled {within} by float pixels only: in the 8 bits of an image file the effect is lost"
-    changed = f"no pixel changes by more than {result.largest} of 255 grey levels"
-    label, answer = found.made[model].label, result.guesses[model][0].label
-    if what == "withstood":
-        return f"{name} withstands the image made against {found.models[made]}: still '{label}'"
-    whose = "its answer " if found.label is None else ""
-    return f"{name} is fooled: {whose}'{label}' becomes '{answer}', and {changed}"
+    whose, answer = "its answer " if found.label is None else "", made.guesses[model][0].label
+    changed = f"no pixel changes by more than {made.largest} of 255 grey levels"
+    return f"{name} is fooled: {whose}'{made.label}' becomes '{answer}', and {changed}"
 
 
 def percent(probability: float) -> str:
