@@ -33,8 +33,6 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
     """What is still to be done, step by step, with its estimated cost.
 
     Args:
-        plan: The plan.
-        folder: The study's folder.
         images: How many images a set has.
     """
     speed = FORWARDS_A_SECOND[plan.scale]

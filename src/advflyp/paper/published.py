@@ -58,7 +58,6 @@ def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterab
     """The paper's figures, ours beside them where everything that the mean needs has been measured.
 
     Args:
-        cells: What was measured.
         sets: The 14 downstream sets. Of several seeds the mean is shown.
         embedded: The embeddings of Fig. 5, if there are any.
     """

@@ -42,18 +42,6 @@ def reproduce(
 ) -> dict[str, str]:
     """Carry out the plan in `out` (what is done there is kept), write `out`/report and print its tables.
 
-    Args:
-        out: The study's folder.
-        scale: "mini" or "paper".
-        seeds: Trainings of each method.
-        steps: Updates of each training.
-        only: Ids of experiments; by default all.
-        pairs: The web pairs, as in `make_plan`.
-        captioned: Captioned pairs, as in `make_plan`.
-        dry_run: Print what is left to do and its cost only.
-        report_only: Write the report of what is there.
-        console: Where progress is printed.
-
     Returns:
         {step: reason} of the steps that failed.
 

@@ -44,12 +44,8 @@ def tuned_rate(
     """The learning rate for the run `name`, searched once and kept in `folder`/tuning.json.
 
     Args:
-        name: The run's name.
-        recipe: The run's recipe.
         overrides: As the run is trained, "train.precision" among them.
         grid: Rates to try, ascending.
-        folder: The study's folder.
-        console: Where progress is printed.
     """
     with lock(folder / "locks" / f"tune-{name}", wait=math.inf):
         scores = read_tuning(folder).get(name, {})

@@ -38,9 +38,6 @@ def before_after_table(
     """What `advflyp quickstart` ends with: clean and attacked accuracy of two models, set by set.
 
     Args:
-        cells: What was measured.
-        before: The first model's name in the cells.
-        after: The second model's.
         eps: In pixels of [0, 1]; the strongest attack measured at it is shown.
         stores: Files of `cells`, as in `Results`.
 

@@ -32,7 +32,6 @@ class AdversarialImage:
     """The adversarial image made against one model, at that model's input resolution.
 
     Attributes:
-        against: The model's name.
         label: The label that the attack moves away from: what the image shows, where that was said, else the model's
             own answer for the clean image.
         outcome: "wrong" where its answer was not `label` without an attack.
@@ -60,7 +59,6 @@ class AttackedImage:
     """One image before and after.
 
     Attributes:
-        image: Its file.
         label: What it shows; None where nobody said so.
         attack: How it was attacked, with `norm`, `eps` and `seed` as in `advflyp.evaluate`.
         clean: What each model makes of the clean image; the likeliest first.

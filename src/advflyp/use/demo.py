@@ -232,12 +232,6 @@ def serve(
 ) -> None:
     """Show the page at http://127.0.0.1:PORT/ until Ctrl-C.
 
-    Args:
-        model: The name of a model.
-        against: The name of another, to compare it with.
-        port: 0 for any free one.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
     Raises:
         ValueError: If a model is unknown, the port is in use, or Gradio is not installed.
     """

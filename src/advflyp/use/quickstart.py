@@ -55,12 +55,7 @@ EVALUATION_STEPS, REPORT_SECONDS = 40, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a quickstart leaves behind.
-
-    Attributes:
-        report: Path of index.html.
-        cells: Every measurement, before and after.
-    """
+    """What a quickstart leaves behind."""
 
     report: Path
     cells: list[Cell]
@@ -72,9 +67,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     Called again on the same folder it resumes.
 
     Args:
-        out: Folder for the run, the results and the report.
         minutes: Time limit; on a slow machine the training is shortened to fit.
-        console: For progress; silent by default.
 
     Raises:
         ValueError: `out` is a file, or holds files that no quickstart wrote.

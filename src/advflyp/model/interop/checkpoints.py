@@ -62,10 +62,6 @@ class Weights:
 def read_checkpoint(path: Path, shown: str) -> Weights:
     """Read the weights in a checkpoint, whoever wrote it.
 
-    Args:
-        path: The file.
-        shown: What messages call it.
-
     Raises:
         ValueError: If the file cannot be read or holds no weights of a CLIP.
     """
@@ -165,11 +161,6 @@ def lacks_base(weights: Weights) -> str:
 
 def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
     """Put the weights into a model, in float32.
-
-    Args:
-        net: An open_clip module.
-        weights: What it is to hold.
-        base: What messages call the model.
 
     Raises:
         ValueError: If a tensor is missing, left over or of another shape.

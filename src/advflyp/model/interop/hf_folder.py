@@ -36,13 +36,7 @@ PROCESSORS_FILE = "processor_config.json"
 
 @dataclass(frozen=True)
 class Lender:
-    """The model that gives preprocessing and tokenizer where a folder lacks them.
-
-    Attributes:
-        name: What the user called it.
-        config: Its configuration, as `CLIP` takes it.
-        tokenizer: Its tokenizer.
-    """
+    """The model that gives preprocessing and tokenizer where a folder lacks them."""
 
     name: str
     config: dict[str, Any]
@@ -342,10 +336,6 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
     """Which files hold the weights: one, or the parts of an index, of safetensors or else of torch.
-
-    Args:
-        folder: Where the indices are.
-        names: The names of all files.
 
     ValueError where none does, or an index cannot be read.
     """

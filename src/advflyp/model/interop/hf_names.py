@@ -9,13 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorMap:
-    """Tensors of open_clip that hold, one below the other, what tensors of transformers hold, one below the other.
-
-    Attributes:
-        open_clip: Their names in open_clip.
-        transformers: Their names in transformers.
-        transpose: Whether one matrix is the other transposed.
-    """
+    """Tensors of open_clip that hold, one below the other, what tensors of transformers hold, one below the other."""
 
     open_clip: Sequence[str]
     transformers: Sequence[str]

@@ -34,12 +34,7 @@ def accuracy_against_eps(
 
     Args:
         curves: Model → (ε in pixels, accuracy), ascending; the clean accuracy at 0.
-        look: Colours, marks and names of the models.
-        width: In pixels.
-        height: In pixels.
-        title: Above the axes.
         ceiling: End of the y axis in %, the same for figures that stand together.
-        norm: Norm of the attack.
         label: Write the models' names beside the lines' right ends, where there is room.
         axis_titles: Write titles at the axes.
     """
@@ -121,9 +116,6 @@ def against_pairs(
 
     Args:
         lines: Batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end.
-        width: In pixels.
-        height: In pixels.
-        title: Above the axes.
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 54, 46, 92, 30)

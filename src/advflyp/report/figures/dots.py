@@ -132,9 +132,6 @@ def dumbbells(
 
     Args:
         rows: (method, clean, robust), the first on top.
-        look: Colours, marks and names of the models.
-        width: In pixels.
-        title: Above the axes.
         ceiling: End of the axis in %, the same for figures that stand together.
     """
     names = [look.names[name] for name, _, _ in rows]

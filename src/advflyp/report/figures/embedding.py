@@ -45,15 +45,11 @@ class TSNEResult:
     """The same N images, clean and attacked, as one model embeds them.
 
     Attributes:
-        label: The model's name.
-        checkpoint_sha256: Hash of its weights.
         sets: N names, the set of each image.
         index: N places in their sets.
         attack: The attack, made against this model; `norm`, `eps` and `seed` belong to it.
         phi: N angles in radians (Eq. 14).
         clean: N points of one joint t-SNE with `adversarial`, in no unit.
-        adversarial: N points.
-        perplexity: The t-SNE's perplexity.
     """
 
     label: str
@@ -100,7 +96,6 @@ def embed(
         eps: Radius in pixels of [0, 1].
         n: Images in all; fewer where the sets have fewer.
         attack: Name of the attack, in the notation of `advflyp eval`.
-        norm: Norm of the attack.
         seed: Random seed of the choice of images, the attack's start and the t-SNE.
 
     Raises:
@@ -201,9 +196,6 @@ def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Fi
     """Both point clouds, φ in the title; the attacked images' marks grow with their angles.
 
     Args:
-        one: The t-SNE to draw.
-        width: In pixels.
-        height: In pixels.
         largest: The angle of the largest mark, the same for all maps that stand together.
     """
     figure = sheet(width, height)

@@ -53,9 +53,6 @@ class Example:
     """An image before and after finetuning, each model attacked for itself.
 
     Attributes:
-        set: The dataset.
-        index: The image's place in it.
-        label: Its class.
         attack: How it was attacked, with `norm`, `eps` and `seed`; the same perturbation as in `evaluate`.
         before: What the first model makes of it.
         after: What the second model makes of it.
@@ -92,14 +89,9 @@ def examples(
     Fewer than `n` where the original model gets fewer right.
 
     Args:
-        before: The first model.
-        after: The second model.
-        set_names: Sets to spread them over.
         eps: Radius of the attack, in pixels of [0, 1].
-        n: How many images.
         seed: Random seed of the choice and of the attack's start.
         attack: Name of the attack, in the notation of `advflyp eval`.
-        norm: Norm of the attack.
 
     Raises:
         ValueError: For unknown sets or attacks.

@@ -92,7 +92,6 @@ class Look:
         """The first model is vermilion, the second blue; a single one is blue.
 
         Args:
-            models: All models, in their order.
             names: Short names for labels, by model.
             references: Those of `models` that are no method of their own, such as the original.
         """
@@ -148,7 +147,6 @@ def svg(figure: Figure, description: str) -> Markup:
     """The figure as an inline <svg> element that takes its colours from the page's CSS variables.
 
     Args:
-        figure: What to convert.
         description: What a screen reader says.
     """
     stream = io.StringIO()
@@ -205,7 +203,6 @@ def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> lis
     """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
 
     Args:
-        values: Ascending places.
         gap: Least distance of two places.
         floor: No place is below it.
     """

@@ -49,10 +49,7 @@ def tradeoff(
 
     Args:
         points: Method → (clean, robust).
-        look: Colours, marks and names of the methods.
-        width: In pixels.
         robust: Name of the robust accuracy's condition, for the axis.
-        title: Above the axes.
         on_front: Methods that the Pareto front is made of, by default all.
     """
     figure = sheet(width, 480 if width > 500 else 420)
@@ -77,8 +74,6 @@ def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, wi
 
     Args:
         points: Training → (PFLOPs, robust accuracy).
-        look: Colours, marks and names of the trainings.
-        width: In pixels.
     """
     figure = sheet(width, 380)
     axes = _axes(figure, "arithmetic of the finetuning (PFLOPs)", 14)

@@ -53,9 +53,7 @@ def methods_table(
     A mean is over all sets that the block has any results on; a model that lacks one of these has none.
 
     Args:
-        results: What was measured.
         conditions: The blocks, by default all measured ones; those without results are in the note only.
-        title: The table's title.
         sets: The columns, by default all measured ones.
         unranked: Models that are shown and not ranked.
     """
@@ -112,13 +110,6 @@ def means_table(
     """A row for each of `results.models`, for each condition its means over all sets and over each kind of set.
 
     What the finetuning took in arithmetic stands before them, where it is known of any model.
-
-    Args:
-        results: What was measured.
-        conditions: As in `methods_table`.
-        title: The table's title.
-        sets: As in `methods_table`.
-        unranked: As in `methods_table`.
     """
     chosen = list(sets or results.sets)
     wanted = list(conditions or results.conditions)

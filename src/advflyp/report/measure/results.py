@@ -21,7 +21,6 @@ class Results:
     is the one that all results follow, and empty where that is ours or there are several (`mixes_protocols`).
 
     Args:
-        cells: What was measured.
         seeds: A name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
             name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)".
         models: The models to show in this order, whether measured or not; by default those that were.

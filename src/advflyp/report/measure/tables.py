@@ -126,10 +126,6 @@ def comparison_table(
     """A row for each set: before, after and the change in points, at each condition.
 
     Args:
-        results: What was measured.
-        before: The first model's name.
-        after: The second model's name.
-        conditions: Attacks and radii, clean included.
         intervals: Also for the changes (wide).
     """
     rows: list[list[Value]] = []

@@ -42,7 +42,6 @@ def model_card(
         repo: Its name, "OWNER/NAME".
         kind: "open_clip", "transformers" or "onnx".
         card: What is known of the weights, as `save_model` writes it, without paths.
-        sha256: Hash of the weights.
         cells: Results of these weights, in any order.
         licence: Identifier of the hub's list.
         vision: The image tower alone is in vision/.

@@ -29,8 +29,6 @@ def headline(
     """The result in one sentence.
 
     Args:
-        results: What was measured.
-        models: All models.
         pair: The two to compare, if any.
         shown: The conditions to speak of: clean and an attack, as far as they were measured.
     """

@@ -53,8 +53,6 @@ def write_report(
     """Write `out`/index.html, results.md and tables/*.csv, *.tex.
 
     Args:
-        out: The report's folder.
-        title: Stands above the headline.
         cells: Every measurement to show; models are told apart by their `model`.
         before: With `after`, the two models to compare, as the cells name them; without them all models stand side
             by side.
@@ -133,8 +131,6 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
     Two models are compared, the first as "before", if all results follow one protocol.
 
     Args:
-        paths: Result files and run folders.
-        out: The report's folder.
         seeds: Several checkpoints of one name are training seeds of one method.
 
     Raises:

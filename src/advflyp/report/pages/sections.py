@@ -120,11 +120,8 @@ def tradeoffs(
     """Every method a point: mean over all sets, and over those in and out of the proxy; None for fewer than two.
 
     Args:
-        results: What was measured.
-        models: The methods to show.
         clean: The condition across.
         robust: The condition upwards.
-        look: Their colours and marks.
         references: Models that are not trained, so that they may be on the front beside means of several trainings.
     """
     drawings = []
