@@ -14,7 +14,7 @@ from rich.text import Text
 from advflyp.escape import for_rich, for_terminal
 from advflyp.evaluation.evaluator import SetProgress
 from advflyp.evaluation.results import Cell
-from advflyp.report.measure.estimates import attack_title, radius
+from advflyp.report.measure.estimates import radius
 from advflyp.report.measure.grid import MARKS, MIXED
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value, accuracy_table, check_models, comparison_table
@@ -52,24 +52,17 @@ def before_after_table(
     conditions = [c for c in (results.clean, attacked) if c]
     table = comparison_table(results, before, after, conditions, intervals=False)
     changes = [
-        f"{'clean' if condition.norm is None else attack_title(condition.attack)} {change.number}"
-        + (f" ({change.interval})" if change.interval else "")
+        f"{condition.title} {change.number}" + (f" ({change.interval})" if change.interval else "")
         for condition in conditions
         if (change := results.change(before, after, condition))
     ]
     counts = ", ".join(dict.fromkeys(results.images(name) for name in results.sets))
-    long = attacked.title.replace(", ", "\n")
-    shown = replace(
-        table,
-        title=f"Zero-shot accuracy in %, {attacked.title}\nbefore: {before}   after: {after}",
-        columns=[column.replace(long, attack_title(attacked.attack)) for column in table.columns],
-        note=_notes(
-            f"mean change in points: {'; '.join(changes)}" if changes else "",
-            table.note,
-            f"images of each set: {counts}; {INTERVALS}",
-        ),
+    note = _notes(
+        f"mean change in points: {'; '.join(changes)}" if changes else "",
+        table.note,
+        f"images of each set: {counts}; {INTERVALS}",
     )
-    return as_rich(shown)
+    return as_rich(replace(table, note=note))
 
 
 def _notes(*notes: str) -> str:

@@ -1,8 +1,10 @@
 """The table of a comparison: methods down, sets and their means across, a block for each attack at each ε."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.report.measure.estimates import Condition
@@ -57,46 +59,35 @@ def methods_table(
         sets: The columns, by default all measured ones.
         unranked: Models that are shown and not ranked.
     """
-    chosen = list(sets or results.sets)
-    wanted = list(conditions or results.conditions)
-    found = [c for c in wanted if any((m, s, c) in results.cells for m in results.models for s in chosen)]
-    split = sides(chosen)
-    columns = [*split[IN], *split[OUT]] if split else chosen
-    means = {"mean": columns, **split} if len(columns) > 1 else {}
-    rows: list[list[Value]] = []
-    blocks = []
-    for condition in found:
-        here = _measured(results, condition, columns)
-        for model in results.models:
-            row: list[Value] = [model, *_seeds(results, model, [condition], columns)]
-            row += [results.get(model, name, condition) for name in columns]
-            row += [
-                results.mean(model, condition, part) if (part := [s for s in names if s in here]) else None
-                for names in means.values()
-            ]
-            rows.append(row)
-        title_of = "clean images" if condition.norm is None else condition.title
-        blocks.append((title_of, len(results.models)))
-    first = ["method", *(["seeds"] if results.replicated else [])]
-    groups = [("", len(first)), *((side, len(names)) for side, names in split.items())]
-    groups += [("mean over sets", len(means))] if split else []
-    headings = [
-        (f"all\n({len(names)})" if split else f"mean of {len(names)}")
-        if name == "mean"
-        else f"{name}\n({len(names)})"
-        for name, names in means.items()
+    split = sides(sets or results.sets)
+    columns = [*split[IN], *split[OUT]] if split else list(sets or results.sets)
+    shown = _Selection(results, conditions, columns)
+    kinds = shown.kinds if len(columns) > 1 else {}
+    rows = [
+        [
+            *shown.beginning(model, [condition]),
+            *(results.get(model, name, condition) for name in columns),
+            *shown.means(model, condition, kinds),
+        ]
+        for condition in shown.conditions
+        for model in results.models
     ]
-    table = Table(
+    if split:
+        headings = [f"{kind}\n({len(names)})" for kind, names in kinds.items()]
+    else:
+        headings = [f"mean of {len(names)}" for names in kinds.values()]
+    # As the results shorten it; a set that nobody was measured on likewise.
+    names = [results.short.get(name, name.removeprefix(f"{results.group}/")) for name in columns]
+    groups = [*((side, len(names)) for side, names in split.items()), ("mean over sets", len(kinds))]
+    titles = ["clean images" if c.norm is None else c.title for c in shown.conditions]
+    return shown.table(
         title=title,
-        columns=[*first, *(_short(results, name) for name in columns), *headings],
+        columns=[*shown.first, *names, *headings],
         rows=rows,
-        groups=groups if split else [],
-        blocks=blocks,
-        best=True,
+        groups=[("", len(shown.first)), *groups] if split else [],
+        blocks=[(title, len(results.models)) for title in titles],
         unranked=unranked,
-        note=" ".join([*_about(results, wanted, found, columns), *_partial(results, found, columns)]),
     )
-    return _told_of_seeds(table)
 
 
 def means_table(
@@ -109,70 +100,147 @@ def means_table(
 ) -> Table:
     """A row for each of `results.models`, for each condition its means over all sets and over each kind of set.
 
-    What the finetuning took in arithmetic stands before them, where it is known of any model.
+    What the finetuning took in arithmetic stands before them, where it is known of any model. The arguments are those
+    of `methods_table`.
     """
-    chosen = list(sets or results.sets)
-    wanted = list(conditions or results.conditions)
-    found = [c for c in wanted if any((m, s, c) in results.cells for m in results.models for s in chosen)]
-    kinds = {"all": chosen, **sides(chosen)}
+    shown = _Selection(results, conditions, sets or results.sets)
+    kinds = shown.kinds
     costs = {model: cost for model in results.models if (cost := results.pflops(model)) is not None}
     rows: list[list[Value]] = []
     for model in results.models:
-        row: list[Value] = [model, *_seeds(results, model, found, chosen)]
+        row = shown.beginning(model, shown.conditions)
         if costs:
             row.append(f"{costs[model]:.3g}" if model in costs else None)
-        for condition in found:
-            here = _measured(results, condition, chosen)
-            row += [
-                results.mean(model, condition, [s for s in names if s in here]) for names in kinds.values()
-            ]
+        for condition in shown.conditions:
+            row += shown.means(model, condition, kinds)
         rows.append(row)
-    first = ["method", *(["seeds"] if results.replicated else []), *(["PFLOPs"] if costs else [])]
-    titles = ["clean" if c.norm is None else c.title for c in found]
-    columns = [
-        (title.replace(", ", "\n") if len(kinds) == 1 else f"{kind}\n({len(names)})")
-        for title in titles
-        for kind, names in kinds.items()
-    ]
-    table = Table(
+    first = [*shown.first, *(["PFLOPs"] if costs else [])]
+    titles = ["clean" if c.norm is None else c.title for c in shown.conditions]
+    several = len(kinds) > 1
+    headings = [f"{kind}\n({len(names)})" for kind, names in kinds.items()] * len(titles)
+    return shown.table(
         title=title,
-        columns=[*first, *columns],
+        columns=[*first, *(headings if several else (title.replace(", ", "\n") for title in titles))],
         rows=rows,
-        groups=[("", len(first)), *((t, len(kinds)) for t in titles)] if len(kinds) > 1 else [],
-        best=True,
+        groups=[("", len(first)), *((title, len(kinds)) for title in titles)] if several else [],
         unranked=unranked,
-        note=" ".join([*_about(results, wanted, found, chosen), *_partial(results, found, chosen)]),
     )
-    return _told_of_seeds(table)
 
 
-def _told_of_seeds(table: Table) -> Table:
-    return replace(table, note=f"{table.note} {MIXED}") if table.mixes_seeds() else table
+class _Selection:
+    """The part of results that a table shows."""
+
+    def __init__(self, results: Results, conditions: Sequence[Condition] | None, sets: Sequence[str]) -> None:
+        self.results, self.sets = results, list(sets)
+        self.kinds = {"all": self.sets, **sides(self.sets)}
+        self.wanted = list(conditions or results.conditions)
+        # Of each condition, the sets that anybody was measured on.
+        self.measured = {
+            c: [s for s in self.sets if any((m, s, c) in results.cells for m in results.models)]
+            for c in self.wanted
+        }
+        self.conditions = [c for c in self.wanted if self.measured[c]]
+        self.runs = {
+            (model, name, condition): runs
+            for (model, name, condition), runs in results.runs.items()
+            if model in results.hashes and name in self.sets and condition in self.wanted
+        }
+        self.first = ["method", "seeds"] if results.replicated else ["method"]
+
+    def beginning(self, model: str, conditions: Sequence[Condition]) -> list[Value]:
+        """The model and, in tables where some have several, how many seeds of it were measured."""
+        if not self.results.replicated:
+            return [model]
+        seeds = {sha for s in self.sets for c in conditions for sha in self.runs.get((model, s, c), ())}
+        return [model, str(len(seeds)) if seeds else None]
+
+    def means(self, model: str, condition: Condition, kinds: Mapping[str, Sequence[str]]) -> list[Value]:
+        here = self.measured[condition]
+        return [
+            self.results.mean(model, condition, [s for s in names if s in here]) for names in kinds.values()
+        ]
+
+    def table(self, **layout: Any) -> Table:
+        table = Table(**layout, best=True, note=" ".join(_notes(self)))
+        return replace(table, note=f"{table.note} {MIXED}") if table.mixes_seeds() else table
 
 
-def _short(results: Results, name: str) -> str:
-    """As the results shorten it; a set that nobody was measured on likewise."""
-    return results.short.get(name, name.removeprefix(f"{results.group}/"))
+def _notes(shown: _Selection) -> Iterator[str]:
+    """What a reader has to know of the numbers: how spread is given, what is missing, what was not the same."""
+    results, runs = shown.results, shown.runs
+    total = len(results.models) * len(shown.sets) * len(shown.wanted)
+    if results.protocol:
+        yield f"Protocol: {results.protocol}."
+    if len(results.models) > 1:
+        yield MARKS
+    if any(len(some) > 1 for some in runs.values()):
+        yield "±: one sample standard deviation over training seeds."
+    if any(len(some) == 1 for some in runs.values()):
+        yield "Ranges: 95 % intervals of one checkpoint."
+    if len(runs) < total:
+        absent = [c.title for c in shown.wanted if c not in shown.conditions]
+        among = f", among them all of {', '.join(absent)}" if absent else ""
+        yield f"{total - len(runs):,} of {counted(total, 'result')} missing (–){among}."
+    yield from _seeds_missing(shown)
+    yield from _images(shown)
+    for name, words in TOLD.items():
+        places: dict[tuple[str, Condition], set[str]] = {}
+        for (_, set_name, condition), some in runs.items():
+            values = {str(getattr(cell, name)) for cell in some.values()}
+            places.setdefault((set_name, condition), set()).update(values)
+        different = dict.fromkeys(results.short[s] for (s, _), values in places.items() if len(values) > 1)
+        if different:
+            yield f"Measured with different {words}: {', '.join(different)}."
+    if any(is_flagged(cell) for some in runs.values() for cell in some.values()):
+        yield "†: the gradients look masked; do not trust this accuracy."
+    for condition in shown.conditions:
+        if (here := len(shown.measured[condition])) < (sets := len(shown.sets)):
+            yield f"{condition.title}: means over {here} of {counted(sets, 'set')}, those measured."
 
 
-def _measured(results: Results, condition: Condition, sets: Sequence[str]) -> list[str]:
-    return [s for s in sets if any((m, s, condition) in results.cells for m in results.models)]
+def _seeds_missing(shown: _Selection) -> Iterator[str]:
+    """Attacks that were made with fewer seeds by everybody, and who else lacks some."""
+    fewer: Counter[str] = Counter()
+    most = max(map(len, shown.runs.values()), default=0)
+    for condition in dict.fromkeys(condition for _, _, condition in shown.runs):
+        counts = {key: len(runs) for key, runs in shown.runs.items() if key[2] == condition}
+        here = max(counts.values())
+        if here < most:
+            yield f"{condition.title}: {counted(here, 'seed')} only."
+        fewer.update(
+            model
+            for (model, _, _), count in counts.items()
+            if count < min(here, len(shown.results.hashes[model]))
+        )
+    if fewer:
+        names = (f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
+        yield f"Seeds missing: {', '.join(names)}."
 
 
-def _seeds(results: Results, model: str, conditions: Sequence[Condition], sets: Sequence[str]) -> list[Value]:
-    """How many seeds of the model were measured, in tables where some have several."""
-    if not results.replicated:
-        return []
-    found = {sha for s in sets for c in conditions for sha in results.runs.get((model, s, c), ())}
-    return [str(len(found)) if found else None]
-
-
-def _partial(results: Results, found: Sequence[Condition], sets: Sequence[str]) -> list[str]:
-    return [
-        f"{c.title}: means over {len(here)} of {counted(len(sets), 'set')}, those measured."
-        for c in found
-        if len(here := _measured(results, c, sets)) < len(sets)
-    ]
+def _images(shown: _Selection) -> Iterator[str]:
+    """Sets of which only a part was evaluated, and those on which not everybody saw as many images."""
+    uneven, parts = [], []
+    every: dict[str, list[int]] = {}
+    for name in shown.sets:
+        cells = [cell for (_, s, _), runs in shown.runs.items() if s == name for cell in runs.values()]
+        counts = every[name] = sorted({cell.n for cell in cells})
+        limited = [cell for cell in cells if "limit" in cell.subset]
+        short = shown.results.short.get(name, name)
+        if len(counts) > 1:
+            uneven.append(f"{short} ({', '.join(map(str, counts))})")
+        elif limited:
+            parts.append(f"{short} ({counts[0]} of {limited[0].subset.get('of', 'more')})")
+    first = next(iter(every.values()), [])
+    alike = len(every) > 1 and all(counts == first for counts in every.values())
+    if alike and len(uneven) == len(every):
+        yield f"The number of images varies: {' or '.join(map(str, first))} of each set."
+    elif alike and len(parts) == len(every):
+        yield f"{counted(first[0], 'class-balanced image')} of each set."
+    else:
+        if uneven:
+            yield f"The number of images varies: {', '.join(uneven)}."
+        if parts:
+            yield f"Class-balanced subsets: {', '.join(parts)}."
 
 
 def sanity_table(results: Results) -> Table | None:
@@ -200,82 +268,3 @@ def sanity_table(results: Results) -> Table | None:
         rows=rows,
         note=passed + (" Do not trust the others, listed here and marked † in the tables." if rows else ""),
     )
-
-
-def _about(
-    results: Results, wanted: Sequence[Condition], found: Sequence[Condition], sets: Sequence[str]
-) -> list[str]:
-    """What a reader has to know of the numbers: how spread is given, what is missing, what was not the same."""
-    shown = {
-        key: runs
-        for key, runs in results.runs.items()
-        if key[0] in results.hashes and key[1] in sets and key[2] in wanted
-    }
-    total = len(results.models) * len(sets) * len(wanted)
-    lines = [f"Protocol: {results.protocol}."] if results.protocol else []
-    if len(results.models) > 1:
-        lines.append(MARKS)
-    if any(len(runs) > 1 for runs in shown.values()):
-        lines.append("±: one sample standard deviation over training seeds.")
-    if any(len(runs) == 1 for runs in shown.values()):
-        lines.append("Ranges: 95 % intervals of one checkpoint.")
-    if len(shown) < total:
-        missing = f"{total - len(shown):,} of {counted(total, 'result')} missing (–)"
-        absent = [c.title for c in wanted if c not in found]
-        lines.append(missing + (f", among them all of {', '.join(absent)}." if absent else "."))
-    lines += _seeds_missing(results, shown)
-    lines += _images(results, shown, sets)
-    for name, words in TOLD.items():
-        places: dict[tuple[str, Condition], set[str]] = {}
-        for (_, set_name, condition), runs in shown.items():
-            values = {str(getattr(cell, name)) for cell in runs.values()}
-            places.setdefault((set_name, condition), set()).update(values)
-        different = dict.fromkeys(results.short[s] for (s, _), values in places.items() if len(values) > 1)
-        if different:
-            lines.append(f"Measured with different {words}: {', '.join(different)}.")
-    if any(is_flagged(cell) for runs in shown.values() for cell in runs.values()):
-        lines.append("†: the gradients look masked; do not trust this accuracy.")
-    return lines
-
-
-Shown = dict[tuple[str, str, Condition], dict]
-
-
-def _seeds_missing(results: Results, shown: Shown) -> list[str]:
-    """Attacks that were made with fewer seeds by everybody, and who else lacks some."""
-    lines, fewer = [], {}
-    conditions = dict.fromkeys(condition for _, _, condition in shown)
-    most = max(map(len, shown.values()), default=0)
-    for condition in conditions:
-        counts = {key: len(runs) for key, runs in shown.items() if key[2] == condition}
-        here = max(counts.values())
-        if here < most:
-            lines.append(f"{condition.title}: {counted(here, 'seed')} only.")
-        for (model, _, _), count in counts.items():
-            if count < min(here, len(results.hashes[model])):
-                fewer[model] = fewer.get(model, 0) + 1
-    names = ", ".join(f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
-    return lines + ([f"Seeds missing: {names}."] if fewer else [])
-
-
-def _images(results: Results, shown: Shown, sets: Sequence[str]) -> list[str]:
-    """Sets of which only a part was evaluated, and those on which not everybody saw as many images."""
-    uneven, parts = [], []
-    every: dict[str, list[int]] = {}
-    for name in sets:
-        cells = [cell for (_, s, _), runs in shown.items() if s == name for cell in runs.values()]
-        counts = sorted({cell.n for cell in cells})
-        every[name] = counts
-        limited = [cell for cell in cells if "limit" in cell.subset]
-        if len(counts) > 1:
-            uneven.append(f"{results.short[name]} ({', '.join(map(str, counts))})")
-        elif limited:
-            parts.append(f"{results.short[name]} ({counts[0]} of {limited[0].subset.get('of', 'more')})")
-    alike = len(sets) > 1 and len({tuple(counts) for counts in every.values()}) == 1
-    if alike and len(uneven) == len(sets):
-        numbers = " or ".join(map(str, every[sets[0]]))
-        return [f"The number of images varies: {numbers} of each set."]
-    if alike and len(parts) == len(sets):
-        return [f"{counted(every[sets[0]][0], 'class-balanced image')} of each set."]
-    lines = [f"The number of images varies: {', '.join(uneven)}."] if uneven else []
-    return lines + ([f"Class-balanced subsets: {', '.join(parts)}."] if parts else [])

@@ -1,6 +1,5 @@
 """What the report says in words about its results: the headline, what a mean is of, attacks and their settings."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -136,7 +135,7 @@ def meaning(results: Results) -> dict[str, Any]:
 
 
 def made(results: Results, runs: Mapping[str, Path]) -> dict[str, Any]:
-    """Checkpoints, versions, seeds, recipes, this machine, for the section that tells them."""
+    """Checkpoints, versions, seeds and recipes, for the section that tells them."""
     rows: list[list[Value]] = [
         [model, "\n".join(results.hashes[model]) or None, duration(results.seconds[model])]
         for model in results.models
@@ -149,7 +148,6 @@ def made(results: Results, runs: Mapping[str, Path]) -> dict[str, Any]:
         "versions": sorted({cell.version for cell in results.cells.values()}),
         "seeds": sorted({cell.seed for cell in results.cells.values()}),
         "software": f"{__version__} with Python {platform.python_version()}, {packages}",
-        "hardware": _hardware(),
         "recipes": {name: read_text(path) for name, path in recipes.items() if path.is_file()},
     }
 
@@ -232,11 +230,3 @@ def _sentence(text: str) -> str:
     # A model's name keeps its spelling.
     first = text.partition(" ")[0]
     return f"{text[:1].upper() if first in ('under', 'without') else text[:1]}{text[1:]}."
-
-
-def _hardware() -> str:
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = f"{platform.system()} {platform.machine()}, {cores} CPU cores"
-    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name

@@ -1,7 +1,6 @@
 """The zoo on a terminal: its table, and the card of a model."""
 
 import textwrap
-from collections.abc import Iterator
 
 from advflyp.model.zoo import ENTRIES, Entry
 from advflyp.report.measure.tables import Table, Value
@@ -32,7 +31,8 @@ def zoo_table() -> Table:
 def zoo_card(entry: Entry) -> list[str]:
     """What is known of a model, as lines of at most 80 columns."""
     eps = f"L∞ {entry.eps}" if entry.eps else "not stated"
-    pins = [*([f"commit {entry.revision}"] if entry.revision else []), *_hashes(entry)]
+    pins = [f"commit {entry.revision}"] if entry.revision else []
+    pins += [f"{file} SHA-256 {sha256}" for file, sha256 in entry.sha256.items()]
     facts = (
         ("method", entry.method),
         ("training ε", eps),
@@ -51,7 +51,7 @@ def zoo_card(entry: Entry) -> list[str]:
     )
     lines = [entry.name, ""]
     for name, value in facts:
-        lines += _fact(name, value) if value else []
+        lines += _wrapped(value, f"{name:12}") if value else []
     for published in entry.published:
         robust = ", ".join(f"{value:.1f} at {eps}" for eps, value in published.robust.items())
         lines += ["", f"published   clean {published.clean:.1f} %; robust {robust}"]
@@ -62,15 +62,6 @@ def zoo_card(entry: Entry) -> list[str]:
     for note in (*entry.notes, UNTRIED):
         lines += textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
     return lines
-
-
-def _hashes(entry: Entry) -> Iterator[str]:
-    for file, sha256 in entry.sha256.items():
-        yield f"{file} SHA-256 {sha256}"
-
-
-def _fact(name: str, value: str) -> list[str]:
-    return _wrapped(value, f"{name:12}")
 
 
 def _wrapped(text: str, first: str = " " * 12) -> list[str]:
