@@ -23,7 +23,18 @@ from advflyp.report.measure.results import Results
 from advflyp.training.recipe import read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
-from outputs import SUMMARY, TABLE, commands, drift, made_anew, steps, summary, with_summary, with_tables
+from outputs import (
+    SUMMARY,
+    TABLE,
+    commands,
+    drift,
+    made_anew,
+    protocol_differences,
+    steps,
+    summary,
+    with_summary,
+    with_tables,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -245,3 +256,16 @@ def test_the_accuracies_of_the_bundled_models_are_those_of_their_cards() -> None
             line for line in text.splitlines() if line.startswith(f"| `{name}` | ") and "million" not in line
         )
         assert len(accuracies) == 10 and row.endswith(f"| {100 * sum(accuracies) / 10:.1f} % |")
+
+
+def test_protocols_are_told_apart() -> None:
+    table = protocol_differences()
+    assert table.columns[1:] == [
+        "advflyp", "advflyp-code", "tecoa, pmg-aft, tga-zsr", "robustvlm", "clip-benchmark"
+    ]  # fmt: skip
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["not here"][2] == "tecoa: PCAM, Hateful Memes; pmg-aft, tga-zsr: PCAM"
+    assert rows["prompt: eurosat"][:2] == [
+        '"This is a photo of a river."',
+        '"A centered satellite photo of a river."',
+    ]

@@ -24,8 +24,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advflyp.data.sets.catalogue import TABLE as CATALOGUE
+from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, Protocol
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
 from advflyp.report.measure.render import markdown
+from advflyp.report.measure.tables import Table, Value
+from advflyp.report.pages.protocols import COPY, example, facts
 from advflyp.use.quickstart import AFTER, BEFORE, EPS
 
 ROOT = Path(__file__).parents[2]
@@ -79,11 +83,49 @@ def with_tables(page: str) -> str:
 
 
 def protocols() -> str:
-    """What differs between protocols, and what still differs from published numbers."""
-    from advflyp.report.pages.protocols import differences, notes
+    """What differs between protocols, and what still differs from published numbers, with the protocols it is about."""
+    about: dict[str, list[str]] = {}
+    for protocol in PROTOCOLS.values():
+        for note in protocol.notes:
+            about.setdefault(note, []).append(f"`{protocol.name}`")
+    table = markdown(protocol_differences()).partition("\n\n")[2].strip()
+    return f"{table}\n\n" + "\n".join(f"- {', '.join(names)}: {note}" for note, names in about.items())
 
-    table = markdown(differences()).partition("\n\n")[2].strip()
-    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes())
+
+def protocol_differences() -> Table:
+    """A row for each thing in which protocols differ; those with the same prompts and pixels share a column."""
+    rows: dict[str, Callable[[Protocol], str]] = {
+        "datasets": lambda p: str(len(p.sets)),
+        **{name: lambda p, name=name: facts(p)[name] for name in facts(ADVFLYP) if name != "datasets"},
+        **{f"prompt: {name}": lambda p, name=name: _prompt(p, name) for name in CATALOGUE},
+    }
+    columns: dict[tuple[str, ...], list[Protocol]] = {}
+    for protocol in PROTOCOLS.values():
+        looks = [row for name, row in rows.items() if name in ("resizing", "perturbation") or ":" in name]
+        columns.setdefault((protocol.source, *(row(protocol) for row in looks)), []).append(protocol)
+    found: list[list[Value]] = [
+        [name, *(_of_all(some, row) for some in columns.values())] for name, row in rows.items()
+    ]
+    return Table(
+        title="What differs",
+        columns=["", *(", ".join(p.name for p in some) for some in columns.values())],
+        rows=[row for row in found if len(set(row[1:])) > 1],
+    )
+
+
+def _prompt(protocol: Protocol, name: str) -> str:
+    text = example(protocol, name)
+    return text if text == COPY else f'"{text}"'
+
+
+def _of_all(some: Sequence[Protocol], row: Callable[[Protocol], str]) -> str:
+    """What is the same for all of them once, else with their names."""
+    found: dict[str, list[str]] = {}
+    for protocol in some:
+        found.setdefault(row(protocol), []).append(protocol.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
 
 
 TABLES: dict[str, Callable[[], str]] = {"protocols": protocols}

@@ -30,7 +30,7 @@ from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
-from advflyp.report.pages.protocols import EXAMPLES, describe, differences, example, facts, protocols_table
+from advflyp.report.pages.protocols import EXAMPLES, describe, example, facts, protocols_table
 from helpers import assert_equal64, small_model
 from layouts import BUILDERS, webdataset
 
@@ -400,16 +400,6 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(any(fact in line for line in lines) for fact in facts(protocol).values())
         assert all(f"note: {note}" in lines for note in protocol.notes)
     assert len(protocols_table().rows) == len(PROTOCOLS)
-    table = differences()
-    assert table.columns[1:] == [
-        "advflyp", "advflyp-code", "tecoa, pmg-aft, tga-zsr", "robustvlm", "clip-benchmark"
-    ]  # fmt: skip
-    rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["not here"][2] == "tecoa: PCAM, Hateful Memes; pmg-aft, tga-zsr: PCAM"
-    assert rows["prompt: eurosat"][:2] == [
-        '"This is a photo of a river."',
-        '"A centered satellite photo of a river."',
-    ]
 
 
 def test_examples_are_prompts_of_the_protocol(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,15 @@
-"""The table of protocols for reading: a list, everything of one, and what differs between them."""
+"""The table of protocols for reading: a list, and everything of one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.classnames import OURS
 from advflyp.data.sets.prompts import fill
-from advflyp.evaluation.protocols import ADVFLYP, OTHERS, PROTOCOLS, Protocol
+from advflyp.evaluation.protocols import OTHERS, PROTOCOLS, Protocol
 from advflyp.report.measure.estimates import attack_title, radius
-from advflyp.report.measure.tables import Table, Value
+from advflyp.report.measure.tables import Table
 
 # A class of each dataset, as the authors write it, by which protocols differ where they do.
 EXAMPLES: Mapping[str, str] = {
@@ -63,7 +63,7 @@ def describe(protocol: Protocol) -> list[str]:
 def facts(protocol: Protocol) -> dict[str, str]:
     """What a protocol says of all datasets, by name."""
     files = "CLIP benchmark's webdataset copies" if protocol.source == "webdataset" else "the authors' files"
-    found = {
+    return {
         "datasets": ", ".join(protocol.sets),
         "not here": ", ".join(protocol.absent) or "none",
         "files": files,
@@ -78,7 +78,6 @@ def facts(protocol: Protocol) -> dict[str, str]:
         "equal names": "never right" if protocol.ties == "wrong" else "the first of them can be right",
         "precision": f"search in {protocol.precision}, evaluated in fp32",
     }
-    return found
 
 
 def example(protocol: Protocol, name: str) -> str:
@@ -88,50 +87,6 @@ def example(protocol: Protocol, name: str) -> str:
     rule = protocol.rules.get(name, OURS[name])
     templates = protocol.templates.get(name, protocol.templates.get(OTHERS, (TABLE[name].prompt,)))
     return fill(templates[0], rule(EXAMPLES[name]))
-
-
-def differences() -> Table:
-    """A row for each thing in which protocols differ; those with the same prompts and pixels share a column."""
-    rows: dict[str, Callable[[Protocol], str]] = {
-        "datasets": lambda p: str(len(p.sets)),
-        **{name: lambda p, name=name: facts(p)[name] for name in facts(ADVFLYP) if name != "datasets"},
-        **{f"prompt: {name}": lambda p, name=name: _quoted(example(p, name)) for name in TABLE},
-    }
-    columns: dict[tuple[str, ...], list[Protocol]] = {}
-    for protocol in PROTOCOLS.values():
-        looks = (_resizing(protocol), _perturbation(protocol), *(example(protocol, name) for name in TABLE))
-        columns.setdefault((protocol.source, *looks), []).append(protocol)
-    found: list[list[Value]] = [
-        [row, *(_of_all(some, get) for some in columns.values())] for row, get in rows.items()
-    ]
-    return Table(
-        title="What differs",
-        columns=["", *(", ".join(p.name for p in some) for some in columns.values())],
-        rows=[row for row in found if len(set(row[1:])) > 1],
-    )
-
-
-def notes() -> list[str]:
-    """What still differs from published numbers, each with the protocols it is about."""
-    about: dict[str, list[str]] = {}
-    for protocol in PROTOCOLS.values():
-        for note in protocol.notes:
-            about.setdefault(note, []).append(protocol.name)
-    return [f"{', '.join(f'`{name}`' for name in names)}: {note}" for note, names in about.items()]
-
-
-def _of_all(some: Sequence[Protocol], get: Callable[[Protocol], str]) -> str:
-    """What is the same for all of them once, else with their names."""
-    found: dict[str, list[str]] = {}
-    for protocol in some:
-        found.setdefault(get(protocol), []).append(protocol.name)
-    if len(found) == 1:
-        return next(iter(found))
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
-
-
-def _quoted(text: str) -> str:
-    return text if text == COPY else f'"{text}"'
 
 
 def _arguments(protocol: Protocol) -> dict[str, str]:
