@@ -113,9 +113,7 @@ USES: dict[str, Use] = {
     "examples": lambda model, labelled, pairs, out: examples(
         model, model, [labelled], eps=EPS, n=2, attack="pgd1"
     ),
-    "embedding": lambda model, labelled, pairs, out: embed(
-        {"m": model}, [labelled], eps=EPS, n=6, attack="pgd1"
-    ),
+    "embedding": lambda model, labelled, pairs, out: embed({"m": model}, [labelled], eps=EPS, n=6),
     "overlap": lambda model, labelled, pairs, out: overlap(
         pairs, [labelled], model=model, bits=32, cosine=-1
     ),

@@ -14,9 +14,9 @@ from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
 from advflyp.report.figures.curves import against_pairs
 from advflyp.report.figures.embedding import (
+    ABOUT_MAPS,
     FILE,
     TSNEResult,
-    about_maps,
     embed,
     phi_plot,
     phi_table,
@@ -279,7 +279,7 @@ class ComparisonPage:
                 )
                 for one in self.embedded
             ],
-            "note": about_maps(self.embedded),
+            "note": ABOUT_MAPS,
         }
 
     def _notes(self, experiment: Exhibit) -> list[str]:

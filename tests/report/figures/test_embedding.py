@@ -11,7 +11,6 @@ from advflyp.data.sets.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.report.figures import embedding
 from advflyp.report.figures.embedding import (
-    about_maps,
     cosine_deviation,
     embed,
     phi_plot,
@@ -109,8 +108,6 @@ def test_picture_and_table(found) -> None:
     assert f"φ = {found[0].mean_phi:.4f} rad" in picture
     words = svg(phi_plot(found, Look.of([cloud.label for cloud in found]), width=500), "")
     assert all(f">{cloud.label}<" in words and f"{cloud.mean_phi:.4f}" in words for cloud in found)
-    assert 0 <= found[0].nearest_to_own <= 21
-    assert f"{found[0].label} {found[0].nearest_to_own} of 21" in about_maps(found)
     table = phi_table(found, title="t")
     assert table.rows[1][:2] == ["two", f"{found[1].mean_phi:.4f}"] and "21 images" in table.note
     error = np.std(found[0].phi, ddof=1) / math.sqrt(21)
@@ -128,8 +125,3 @@ def test_marks_grow_with_the_angle_on_one_scale() -> None:
     assert (np.sqrt(areas[1]).mean() - 2) / (np.sqrt(areas[0]).mean() - 2) == pytest.approx(
         moved.mean_phi / calm.mean_phi, rel=1e-6
     )
-
-
-def test_mistakes(tiny: CLIP) -> None:
-    with pytest.raises(ValueError, match="pgdN or cwN .*, not 'autoattack'"):
-        embed({"x": tiny}, ["mini/one"], eps=1 / 255, attack="autoattack")

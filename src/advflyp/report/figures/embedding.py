@@ -6,7 +6,7 @@ Needs weights once; what is stored in embedding.json is enough to draw it again.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,11 @@ from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
 FILE = "embedding.json"
-IMAGES = 256
+IMAGES, SEED = 256, 0
+ABOUT_MAPS = (
+    "t-SNE of the same embeddings, a map for each model: the larger an attacked image's mark, the larger its φ, on one "
+    "scale for all maps. t-SNE keeps neighbours and no distances, so that the maps look much alike."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,64 +70,52 @@ class TSNEResult:
     perplexity: float
 
     @property
-    def nearest_to_own(self) -> int:
-        """How many attacked images have, in the map, their own clean image as the nearest clean one."""
-        clean, adversarial = np.array(self.clean), np.array(self.adversarial)
-        distances = np.linalg.norm(adversarial[:, None] - clean[None], axis=2)
-        return int((distances.argmin(axis=1) == np.arange(len(clean))).sum())
-
-    @property
     def mean_phi(self) -> float:
         """φ of Eq. 14, averaged over the images, in radians."""
         return math.fsum(self.phi) / len(self.phi)
 
 
 def embed(
-    models: Mapping[str, CLIP | str | Path],
-    sets: Sequence[str],
-    *,
-    eps: float,
-    n: int = IMAGES,
-    attack: str = "pgd10",
-    norm: Literal["linf", "l2"] = "linf",
-    seed: int = 0,
+    models: Mapping[str, CLIP | str | Path], sets: Sequence[str], *, eps: float, n: int = IMAGES
 ) -> list[TSNEResult]:
-    """Embed the same images with each model, clean and attacked on that model.
+    """Embed the same images with each model, clean and after PGD-10 (L∞) on that model.
 
     Args:
         models: Models or their names, by label.
         sets: The images come from these, as many from each as from the others, their classes evenly.
         eps: Radius in pixels of [0, 1].
         n: Images in all; fewer where the sets have fewer.
-        attack: Name of the attack, in the notation of `advflyp eval`.
-        seed: Random seed of the choice of images, the attack's start and the t-SNE.
-
-    Raises:
-        ValueError: For unknown models, sets or attacks.
     """
-    search, threat = find_attack(attack), Threat(norm=norm, eps=eps)
-    if not isinstance(search, PGD) or not search.random_start or search.restarts > 1:
-        raise ValueError(
-            f"embeddings are shown after pgdN or cwN (N steps, for example pgd10), not '{attack}'"
-        )
+    attack, threat = find_attack("pgd10"), Threat(norm="linf", eps=eps)
+    assert isinstance(attack, PGD)
     # As many images from each set, and those left over from the first sets.
     shares = {name: n // len(sets) + (place < n % len(sets)) for place, name in enumerate(sets)}
     result = []
     for label, source in models.items():
         model = source if isinstance(source, CLIP) else load_model(source)
-        names, index, clean, adversarial = _embed_sets(model, shares, search, threat, seed)
+        names: list[str] = []
+        index: list[int] = []
+        parts: list[tuple[Tensor, Tensor]] = []
+        for name, share in shares.items():
+            if share:
+                evaluator = Evaluator(model, load_set(name), limit=share, seed=SEED, batch_size=64)
+                for places, plain, attacked in _embed(evaluator, attack, threat):
+                    names += [name] * len(places)
+                    index += places.tolist()
+                    parts.append((plain, attacked))
+        clean, adversarial = (torch.cat(column) for column in zip(*parts, strict=True))
         perplexity = min(30.0, (len(names) - 1) / 3)
-        points = tsne(torch.cat([clean, adversarial]), perplexity=perplexity, seed=seed)
+        points = tsne(torch.cat([clean, adversarial]), perplexity=perplexity, seed=SEED)
         result.append(
             TSNEResult(
                 label=label,
                 checkpoint_sha256=weights_sha256(model),
                 sets=names,
                 index=index,
-                attack=search.name,
-                norm=norm,
+                attack=attack.name,
+                norm="linf",
                 eps=eps,
-                seed=seed,
+                seed=SEED,
                 phi=cosine_deviation(clean, adversarial).tolist(),
                 clean=points[: len(names)].round(3).tolist(),
                 adversarial=points[len(names) :].round(3).tolist(),
@@ -131,6 +123,27 @@ def embed(
             )
         )
     return result
+
+
+def _embed(evaluator: Evaluator, attack: PGD, threat: Threat) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Places of the images that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
+    model, loss = evaluator.model, LOSSES[attack.loss]
+    batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
+    for index, images, labels in batches:
+        images, labels = images.to(model.device), labels.to(model.device)
+        # All steps for every image: an evaluation's attack would stop at the first wrong answer.
+        with for_use(model), model.computing_in("fp32"):
+            adversarial = pgd(
+                images,
+                lambda x, labels=labels: loss(evaluator.logits(x), labels),
+                threat,
+                steps=attack.steps,
+                step_size=attack.alpha(threat),
+                start=threat.random_start(images, Streams(SEED, index.to(images.device))),
+            )
+            with torch.no_grad():
+                clean, attacked = model.encode_image(images).cpu(), model.encode_image(adversarial).cpu()
+        yield index, clean, attacked
 
 
 def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
@@ -233,16 +246,6 @@ def phi_table(found: Sequence[TSNEResult], *, title: str) -> Table:
     return Table(title=title, columns=columns, rows=rows, note=about(found[0]))
 
 
-def about_maps(found: Sequence[TSNEResult]) -> str:
-    """What the maps can and cannot show, as a few sentences."""
-    own = ", ".join(f"{one.label} {one.nearest_to_own} of {len(one.phi)}" for one in found)
-    return (
-        "t-SNE of the same embeddings, a map for each model: the larger an attacked image's mark, the larger its φ, "
-        "on one scale for all maps. t-SNE keeps neighbours and no distances, so that the maps look much alike: of the "
-        f"attacked images that many lie nearest to their own clean one: {own}."
-    )
-
-
 def about(one: TSNEResult) -> str:
     """What φ is of, as a sentence."""
     sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in one.sets))
@@ -252,46 +255,3 @@ def about(one: TSNEResult) -> str:
         f"attack moves nothing), of {counted(len(one.phi), 'image')} ({sets}) after {attack} against that very "
         "model."
     )
-
-
-def _embed_sets(
-    model: CLIP, shares: Mapping[str, int], attack: PGD, threat: Threat, seed: int
-) -> tuple[list[str], list[int], Tensor, Tensor]:
-    """Each image's set and place in it, and what `_embed` gives; `shares` are numbers of images by set."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    names: list[str] = []
-    index: list[int] = []
-    for name, share in shares.items():
-        if share:
-            evaluator = Evaluator(model, load_set(name), limit=share, seed=seed, batch_size=64)
-            places, clean, adversarial = _embed(evaluator, attack, threat, seed)
-            parts.append((clean, adversarial))
-            names += [name] * len(places)
-            index += places
-    clean, adversarial = (torch.cat(column) for column in zip(*parts, strict=True))
-    return names, index, clean, adversarial
-
-
-def _embed(evaluator: Evaluator, attack: PGD, threat: Threat, seed: int) -> tuple[list[int], Tensor, Tensor]:
-    """Places of the images that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
-    model, found = evaluator.model, []
-    loss = LOSSES[attack.loss]
-    places: list[int] = []
-    batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
-    for index, images, labels in batches:
-        images, labels = images.to(model.device), labels.to(model.device)
-        # All steps for every image: an evaluation's attack would stop at the first wrong answer.
-        with for_use(model), model.computing_in("fp32"):
-            adversarial = pgd(
-                images,
-                lambda x, labels=labels: loss(evaluator.logits(x), labels),
-                threat,
-                steps=attack.steps,
-                step_size=attack.alpha(threat),
-                start=threat.random_start(images, Streams(seed, index.to(images.device))),
-            )
-            with torch.no_grad():
-                found.append((model.encode_image(images).cpu(), model.encode_image(adversarial).cpu()))
-        places += index.tolist()
-    clean, adversarial = (torch.cat(column) for column in zip(*found, strict=True))
-    return places, clean, adversarial
