@@ -8,6 +8,8 @@ Each appears only when the largest difference from the source, over real images 
 """
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +21,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advflyp.config import nearest
@@ -37,7 +39,7 @@ DATASET = "mini/animals"
 COUNT = 8
 SIZE = (150, 100)
 TEXTS = ("a photo of a cat", "This is a photo of a red bicycle.", "two dogs on the beach at sunset", "food")
-PREPROCESSING_FILE = "preprocessing.json"
+ONNX_FILE, PREPROCESSING_FILE = "image_tower.onnx", "preprocessing.json"
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,8 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
 def _onnx(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     _need("onnxruntime", "onnx")
     _need("onnxscript", "onnx")
-    from advflyp.model.interop.onnx import run_onnx, write_onnx
-
-    path = write_onnx(model, folder)
+    path = folder / ONNX_FILE
+    _write_onnx(model, path)
     settings = {
         **model.config["preprocess_cfg"],
         "size": list(model.image_size),
@@ -184,7 +185,51 @@ def _onnx(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     expected = model.encode_image(pixels)
     # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.
     parts = (pixels[:1], pixels[1:4], pixels[4:])
-    return Exported(folder, images=_difference(expected, torch.cat([run_onnx(path, part) for part in parts])))
+    return Exported(
+        folder, images=_difference(expected, torch.cat([_run_onnx(path, part) for part in parts]))
+    )
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+
+def _write_onnx(model: CLIP, path: Path) -> None:
+    """(N, 3, H, W) float32 "pixels" in [0, 1] → (N, d) float32 unit-norm "embedding", for any N."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _ImageTower(model).eval(),
+                (torch.rand(2, 3, *model.image_size),),
+                path,
+                dynamo=True,
+                opset_version=18,
+                input_names=["pixels"],
+                output_names=["embedding"],
+                dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+                verbose=False,
+                external_data=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
+    """(N, d) embeddings, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixels": pixels.numpy()})
+    return torch.from_numpy(found)
 
 
 FORMATS: dict[str, Callable[[CLIP, Path, Sequence[Image.Image]], Exported]] = {

@@ -15,7 +15,7 @@ from advflyp.files import file_sha256
 from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import BEST, CARD_FILE, read_card, weights_sha256
-from advflyp.model.interop.export import has_vocabulary_file, store_tokenizer
+from advflyp.model.interop.export import ONNX_FILE, PREPROCESSING_FILE, has_vocabulary_file, store_tokenizer
 from advflyp.model.interop.licences import find_licence
 from advflyp.model.load import load_model
 from advflyp.model.repository import HF_CONFIG_FILE
@@ -23,7 +23,6 @@ from advflyp.model.tokenizers import TOKENIZER_FILES, has_tokenizer
 from advflyp.report.pages.model_card import model_card, scrubbed
 from advflyp.wording import counted
 
-ONNX_FILE = "image_tower.onnx"
 CARD = "README.md"
 # All that is ever sent; everything else in a folder stays where it is.
 PUBLISHED = (
@@ -36,7 +35,7 @@ PUBLISHED = (
     "pr*processor_config.json",
     *TOKENIZER_FILES,
     ONNX_FILE,
-    "preprocessing.json",
+    PREPROCESSING_FILE,
 )
 # Files that the hub puts there by itself.
 HUBS_OWN = (".gitattributes", CARD)

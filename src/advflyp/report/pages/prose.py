@@ -119,7 +119,7 @@ def meaning(results: Results) -> dict[str, Any]:
     for cell in results.cells.values():
         if cell.protocol != DEFAULT_PROTOCOL:
             shown = {name: value for name, value in cell.settings.items() if name in SHOWN_SETTINGS}
-            changes = ", ".join(map(_setting, shown.items())) or "images as the model was trained"
+            changes = ", ".join(map(setting, shown.items())) or "images as the model was trained"
             places = protocols.setdefault(cell.protocol, {}).setdefault(changes, {})
             places[results.short[cell.set]] = None
     return {
@@ -208,17 +208,19 @@ def attack_text(cell: Cell) -> str:
             f"α = {radius(size, cell.norm)} from {start}, each projected back into the ε-ball, with the model's own "
             f"gradients and the right label (white box){f', worst of {restarts} restarts' if restarts > 1 else ''}. "
         )
-    rest = ", ".join(map(_setting, arguments.items()))
+    rest = ", ".join(map(setting, arguments.items()))
     return (f"{text}Settings: {rest}." if rest else text or "With its standard settings.").strip()
 
 
-def _setting(pair: tuple[str, Any]) -> str:
+def setting(pair: tuple[str, Any]) -> str:
     """ "queries 5000"; of a part of an attack with settings of its own "apgd-ce (steps 100, loss cross-entropy)"."""
     name, value = pair
     if isinstance(value, Mapping):
-        return f"{name} ({', '.join(map(_setting, value.items()))})"
+        return f"{name} ({', '.join(map(setting, value.items()))})"
     if isinstance(value, bool):
         return f"{name} {'yes' if value else 'no'}"
+    if name == "step_size":
+        return f"{name} {radius(value, 'linf')}"
     return f"{name} {str(value).replace('_', '-')}"
 
 

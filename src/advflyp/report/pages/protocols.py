@@ -1,7 +1,6 @@
 """The table of protocols for reading: a list, and everything of one."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.catalogue import TABLE
@@ -10,6 +9,7 @@ from advflyp.data.sets.prompts import fill
 from advflyp.evaluation.protocols import OTHERS, PROTOCOLS, Protocol
 from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table
+from advflyp.report.pages.prose import setting
 
 # A class of each dataset, as the authors write it, by which protocols differ where they do.
 EXAMPLES: Mapping[str, str] = {
@@ -94,17 +94,10 @@ def _arguments(protocol: Protocol) -> dict[str, str]:
     threat = Threat(norm=protocol.norm, eps=protocol.eps[0])
     attacks = [protocol.attack(name) for name in protocol.attacks]
     return {
-        attack.name: ", ".join(map(_setting, attack.arguments(threat, classes=1000).items()))
+        attack.name: ", ".join(map(setting, attack.arguments(threat, classes=1000).items()))
         for attack in attacks
         if attack.perturbs
     }
-
-
-def _setting(pair: tuple[str, Any]) -> str:
-    name, value = pair
-    if isinstance(value, Mapping):
-        return f"{name} ({', '.join(map(_setting, value.items()))})"
-    return f"{name} {radius(value, 'linf') if name == 'step_size' else value}"
 
 
 def _attacks(protocol: Protocol) -> str:
