@@ -13,7 +13,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.paper import page as paper
 from advflyp.paper.page import main_experiment, paper_report
-from advflyp.paper.study import Exhibit, read_study
+from advflyp.paper.study import read_study
 from advflyp.report.figures import embedding
 from report.cells import cell
 from report.html_page import Page
@@ -154,7 +154,7 @@ def test_with_weights(
     rows = ["AdvFLYP", "AdvFLYP_full"]
     every = ["original", *rows]
     common = {"rows": every, "sets": list(sets), "attacks": ["pgd10"], "eps": [8 / 255]}
-    experiments = [{"id": "table1", "title": "One", **common}, {"id": "fig5", "title": "Five", **common}]
+    experiments = [{"id": "table1", "title": "One", **common}, {"id": "figure5", "title": "Five", **common}]
     untrained = {"label": "original", "recipe": None, "overrides": {"model.name": str(tiny_folder)}}
     plan = {"scale": "mini", "runs": [untrained], "experiments": experiments}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -206,7 +206,7 @@ def test_one_experiments_cells(folder: Path) -> None:
     assert [round(c.eps * 255) for c in results.conditions] == [2, 4]
     assert results.models == list(METHODS) and len(results.hashes["TeCoA"]) == 3
     assert main_experiment(study).attacks[0] == "clean"
-    assert [e.kind for e in study.experiments] == [
+    assert [e.id for e in study.experiments] == [
         "table1",
         "table2",
         "table3",
@@ -278,13 +278,6 @@ def test_figures_of_seeds_have_no_intervals(folder: Path, out: Path) -> None:
     text = Page(out / "index.html").text
     assert "± one standard deviation over training seeds (none for a single seed)" in text
     assert "95 % intervals where" not in text.replace("\u00a0", " ")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("tab_12", "table12"), ("Fig. 3", "figure3"), ("table-1", "table1"), ("x", "x")]
-)
-def test_kinds(name: str, kind: str) -> None:
-    assert Exhibit(id=name, title="", rows=[], sets=[], attacks=[], eps=[]).kind == kind
 
 
 def test_mistakes(tmp_path: Path) -> None:

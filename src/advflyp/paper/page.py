@@ -208,9 +208,9 @@ class ComparisonPage:
                 title=f"{experiment.title}: zero-shot accuracy in %",
                 unranked=experiment.unranked,
             )
-            if experiment.kind == "cost" and FULL in results.models:
+            if experiment.id == "cost" and FULL in results.models:
                 tables[f"{full}-levers"] = efficiency_table(self.study, experiment, FULL)
-            if experiment.kind == "figure5" and self.embedded:
+            if experiment.id == "figure5" and self.embedded:
                 tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
         if self.study.scale == "paper":
             tables["published"] = published_table(self.study.cells, self.main.sets, self.embedded)
@@ -224,13 +224,13 @@ class ComparisonPage:
             "title": experiment.title,
             "notes": self._notes(experiment),
             "spread": sections.spread_words(experiment.results(self.study)),
-            "against_pairs": self._against_pairs(experiment) if experiment.kind == "figure3" else None,
-            "embedding": self._embedding() if experiment.kind == "figure5" and self.embedded else None,
-            "against_cost": self._against_cost(experiment) if experiment.kind == "cost" else None,
+            "against_pairs": self._against_pairs(experiment) if experiment.id == "figure3" else None,
+            "embedding": self._embedding() if experiment.id == "figure5" and self.embedded else None,
+            "against_cost": self._against_cost(experiment) if experiment.id == "cost" else None,
             "levers": self.tables.get(f"{full}-levers"),
             "means": self.tables.get(means),
             "full": self.tables.get(full),
-            "is_open": means not in self.tables or experiment.kind in ("table1", "table2"),
+            "is_open": means not in self.tables or experiment.id in ("table1", "table2"),
         }
 
     def _against_pairs(self, experiment: Exhibit) -> list[Markup]:
@@ -299,11 +299,11 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
 
 def main_experiment(study: Study) -> Exhibit:
     """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more."""
-    ranked = [e for e in study.experiments if len(e.rows) > 1 and e.kind != "figure3"] or study.experiments
+    ranked = [e for e in study.experiments if len(e.rows) > 1 and e.id != "figure3"] or study.experiments
     attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
     if not attacked:
         raise ValueError(f"the plan in {study.folder} has no experiments")
-    first = next((e for e in attacked if e.kind == "table1"), attacked[0])
+    first = next((e for e in attacked if e.id == "table1"), attacked[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
     return Exhibit(**{**vars(first), "attacks": attacks})
 
@@ -323,7 +323,7 @@ def _names(experiment: Exhibit) -> tuple[str, str]:
 
 def _tsne(study: Study) -> list[TSNEResult]:
     """Those of Fig. 5: what is stored of these weights, else made from the weights, if all are there."""
-    experiment = next((e for e in study.experiments if e.kind == "figure5"), None)
+    experiment = next((e for e in study.experiments if e.id == "figure5"), None)
     if experiment is None:
         return []
     measured = {(cell.model, cell.checkpoint_sha256) for cell in study.cells}

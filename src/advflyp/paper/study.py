@@ -15,7 +15,7 @@ from typing import Any
 
 from advflyp.config import convert
 from advflyp.data.sets.labelled import set_names
-from advflyp.documents import read_json
+from advflyp.documents import read_json_object
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.folder import BEST
 from advflyp.plugins import is_import_path
@@ -47,12 +47,6 @@ class Exhibit:
     note: str = ""
     unranked: list[str] = field(default_factory=list)
 
-    @property
-    def kind(self) -> str:
-        """What the id says: "table1", "figure3", … however it is spelled."""
-        match = re.search(r"(tab|fig)[a-z]*[^a-z0-9]*(\d+)", self.id.lower())
-        return f"{'table' if match[1] == 'tab' else 'figure'}{match[2]}" if match else self.id
-
     def conditions(self, cells: Iterable[Cell]) -> list[Condition]:
         """What the plan wants measured, clean first; ε as the cells have it, up to rounding."""
         measured = {(c.attack, c.norm, c.eps) for c in cells if c.norm is not None}
@@ -66,7 +60,7 @@ class Exhibit:
     @property
     def place(self) -> tuple[int, int]:
         """Where a reader looks for it: tables by their number, then figures, then what is neither."""
-        match = re.fullmatch(r"(table|figure)(\d+)", self.kind)
+        match = re.fullmatch(r"(table|figure)(\d+)", self.id)
         return (("table", "figure").index(match[1]), int(match[2])) if match else (2, 0)
 
     def results(self, study: "Study") -> Results:
@@ -194,11 +188,10 @@ def read_study(folder: Path) -> Study:
     """Everything in the folder but weights; ValueError saying what is missing or broken."""
     path = folder / PLAN
     try:
-        plan = read_json(path)
-        listed = plan["experiments"] if isinstance(plan, dict) else plan
-        experiments = [_experiment(entry) for entry in convert(listed, list[dict[str, Any]], "experiments")]
-        about = plan if isinstance(plan, dict) else {}
-        planned = _planned(about.get("runs", []))
+        plan = read_json_object(path)
+        listed = convert(plan["experiments"], list[dict[str, Any]], "experiments")
+        experiments = [_experiment(entry) for entry in listed]
+        planned = _planned(plan.get("runs", []))
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; name the folder that `advflyp reproduce` wrote") from None
     except KeyError as missing:
@@ -220,10 +213,9 @@ def read_study(folder: Path) -> Study:
         ]
     if not cells:
         raise ValueError(f"there are no results in {folder / RESULTS}; make them with `advflyp reproduce`")
-    scale = str(about.get("scale", "mini"))
     return Study(
         folder=folder,
-        scale=scale,
+        scale=str(plan.get("scale", "mini")),
         planned=planned,
         experiments=experiments,
         cells=cells,
