@@ -7,7 +7,6 @@ import pytest
 
 from advflyp.evaluation.results import Cell
 from advflyp.report.figures.curves import (
-    Line,
     accuracy_against_eps,
     against_pairs,
     loss_curve,
@@ -113,8 +112,8 @@ def test_dumbbells() -> None:
 def test_training_curves(run_folder) -> None:
     lines = training_lines(read_metrics(run_folder))
     assert list(lines["loss"]) == ["total", "clip", "feature", "logit"]
-    assert lines["loss"]["clip"] == Line([10, 20], [3.0, 2.25])
-    assert lines["validation"]["robust"] == Line([10, 20], [0.25, 0.375])
+    assert lines["loss"]["clip"] == [(10, 3.0), (20, 2.25)]
+    assert lines["validation"]["robust"] == [(10, 0.25), (20, 0.375)]
     words = texts(svg(loss_curve("clip", lines["loss"]["clip"], width=290, height=180, steps=20), ""))
     assert {"clip", "3.00 → 2.25", "20 steps"} <= set(words)
     words = texts(svg(validation_curve(lines["validation"], width=290, height=180, steps=20), ""))
@@ -122,8 +121,8 @@ def test_training_curves(run_folder) -> None:
 
 
 def test_a_single_point_and_a_zero_loss_can_be_drawn() -> None:
-    svg(loss_curve("clip", Line([5], [0.0]), width=200, height=150, steps=5), "")
-    svg(validation_curve({"clean": Line([5], [0.0])}, width=200, height=150, steps=5), "")
+    svg(loss_curve("clip", [(5, 0.0)], width=200, height=150, steps=5), "")
+    svg(validation_curve({"clean": [(5, 0.0)]}, width=200, height=150, steps=5), "")
 
 
 def test_matplotlibs_settings_stay_as_they_were(cells: list[Cell]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from advflyp.report.figures.plots import INK, MARKERS, MODELS, MUTED, Look, axes
 from advflyp.report.measure.estimates import Estimate
 from advflyp.wording import counted
 
+Line = list[tuple[float, float]]  # (step, value)
 # Bands of more models than these would cover each other.
 FEW = 4
 
@@ -57,7 +57,6 @@ def accuracy_against_eps(
     )
     axes.set_xticks(ticks, [_number(tick) for tick in ticks])
     axes.grid(axis="y")
-    axes.spines["left"].set_visible(False)
     if axis_titles:
         axes.set_xlabel(
             "ε, largest change of a pixel (1/255)" if norm == "linf" else "ε, L2 length of the change"
@@ -142,7 +141,6 @@ def against_pairs(
     axes.set_xlabel("image–text pairs")
     axes.set_ylabel("accuracy (%)")
     axes.grid(axis="y")
-    axes.spines["left"].set_visible(False)
     axes.locator_params(axis="y", nbins=6)
     low, high = axes.get_ylim()
     gap = 15 / (height - 76) * (high - low)
@@ -150,34 +148,21 @@ def against_pairs(
     return figure
 
 
-@dataclass
-class Line:
-    """One training curve: `x` in steps, `y` in the unit of its figure."""
-
-    x: list[float] = field(default_factory=list)
-    y: list[float] = field(default_factory=list)
-
-
 def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
     """The lines of a run's metrics by kind: "loss" (each term, the sum as "total"), "validation" (0–1)."""
     lines: dict[str, dict[str, Line]] = {"loss": {}, "validation": {}}
-
-    def add(kind: str, name: str, x: float, y: float) -> None:
-        line = lines[kind].setdefault(name, Line())
-        line.x.append(x)
-        line.y.append(y)
-
     for entry in metrics:
         if entry["kind"] == "train":
-            terms = {key.removeprefix("loss/"): entry[key] for key in entry if key.startswith("loss/")}
-            if len(terms) > 1 and "loss" in entry:
-                terms = {"total": entry["loss"], **terms}
-            for name, value in terms.items():
-                add("loss", name, entry["step"], value)
+            kind = "loss"
+            values = {key.removeprefix("loss/"): entry[key] for key in entry if key.startswith("loss/")}
+            if len(values) > 1 and "loss" in entry:
+                values = {"total": entry["loss"], **values}
         elif entry["kind"] == "validate":
-            for name in ("clean", "robust"):
-                if name in entry:
-                    add("validation", name, entry["step"], entry[name])
+            kind, values = "validation", {name: entry[name] for name in ("clean", "robust") if name in entry}
+        else:
+            continue
+        for name, value in values.items():
+            lines[kind].setdefault(name, []).append((entry["step"], value))
     return lines
 
 
@@ -185,19 +170,12 @@ def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) -> Figure:
     """One loss term against the step; its first and last values are written at its ends."""
     figure = sheet(width, height)
-    axes = axes_in(figure, 40, 40, 16, 30)
-    axes.set_title(name, pad=8)
-    axes.plot(
-        line.x, line.y, color=INK, linewidth=1.8, marker="o" if len(line.x) < 3 else None, clip_on=False
-    )
-    axes.set_xlim(0, steps)
-    top = max(line.y)
-    axes.set_ylim(min(0.0, min(line.y)), top * 1.12 if top > 0 else 1)
-    _step_axis(axes, steps)
-    axes.locator_params(axis="y", nbins=4)
-    axes.set_title(
-        f"{_loss(line.y[0])} → {_loss(line.y[-1])}", loc="right", pad=8, color=MUTED, fontweight="normal"
-    )
+    axes = _over_steps(figure, name, 16, steps)
+    x, y = zip(*line, strict=True)
+    axes.plot(x, y, color=INK, linewidth=1.8, marker="o" if len(x) < 3 else None, clip_on=False)
+    axes.set_ylim(min(0.0, *y), max(y) * 1.12 if max(y) > 0 else 1)
+    ends = f"{_loss(y[0])} → {_loss(y[-1])}"
+    axes.set_title(ends, loc="right", pad=8, color=MUTED, fontweight="normal")
     return figure
 
 
@@ -205,31 +183,30 @@ def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) 
 def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, steps: float) -> Figure:
     """Clean and robust validation accuracy against the step."""
     figure = sheet(width, height)
-    axes = axes_in(figure, 40, 40, 92, 30)
-    axes.set_title("validation accuracy (%)", pad=8)
-    looks = {"clean": (INK, "-"), "robust": (MODELS[1], "-")}
+    axes = _over_steps(figure, "validation accuracy (%)", 92, steps)
     ends = []
     for name, line in lines.items():
-        colour, dash = looks[name]
-        y = [100 * value for value in line.y]
-        axes.plot(line.x, y, dash, color=colour, linewidth=1.8, marker="o", markersize=5, clip_on=False)
+        colour = INK if name == "clean" else MODELS[1]
+        x, y = [step for step, _ in line], [100 * value for _, value in line]
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=5, clip_on=False)
         ends.append((y[-1], f"{name} {y[-1]:.1f}", colour))
-    top = max(100 * value for line in lines.values() for value in line.y)
+    top = max(100 * value for line in lines.values() for _, value in line)
     axes.set_ylim(0, max(10.0, min(100.0, 10 * np.ceil(top / 9))))
-    axes.set_xlim(0, steps)
-    _step_axis(axes, steps)
-    axes.locator_params(axis="y", nbins=4)
-    gap = 15 / (height - 70) * axes.get_ylim()[1]
-    _end_labels(axes, ends, max(line.x[-1] for line in lines.values()), gap, floor=-math.inf)
+    last = max(line[-1][0] for line in lines.values())
+    _end_labels(axes, ends, last, 15 / (height - 70) * axes.get_ylim()[1], floor=-math.inf)
     return figure
 
 
-def _step_axis(axes: Axes, steps: float) -> None:
+def _over_steps(figure: Figure, title: str, right: float, steps: float) -> Axes:
+    axes = axes_in(figure, 40, 40, right, 30)
+    axes.set_title(title, pad=8)
+    axes.set_xlim(0, steps)
     axes.set_xticks([0, steps], ["0", counted(round(steps), "step")])
     for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
         label.set_horizontalalignment(side)
+    axes.locator_params(axis="y", nbins=4)
     axes.grid(axis="y")
-    axes.spines["left"].set_visible(False)
+    return axes
 
 
 def _loss(value: float) -> str:

@@ -51,7 +51,6 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
         axes.set_ylim(-0.5, len(rows) - 0.5)
         axes.set_yticks(range(len(rows)), names if place == 0 or not wide else [""] * len(rows))
         axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", pad=8)
         if len(models) == 2:
             axes.annotate(
@@ -144,7 +143,6 @@ def dumbbells(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), names)
     axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")
     axes.locator_params(axis="x", nbins=5, integer=True)
     for y, (name, clean, robust) in enumerate(rows):

@@ -182,7 +182,6 @@ def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
     axes.set_yticks(range(len(found)), [one.label for one in found])
     axes.set_xlabel("φ, angle between clean and attacked embedding (rad)")
     axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
     # Places within a row tell dots of nearly the same angle apart, and mean nothing.
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, max(len(one.phi) for one in found))
     for place, one in enumerate(found):

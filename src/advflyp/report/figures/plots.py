@@ -54,6 +54,7 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": MUTED,
     "axes.labelsize": 12,
     "axes.linewidth": 1,
+    "axes.spines.left": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlecolor": INK,

@@ -88,8 +88,7 @@ def _axes(figure: Figure, across: str, top: float) -> Axes:
     FigureCanvasAgg(figure)  # the size of a text is known on a canvas only
     axes = axes_in(figure, 56, 50, 16, top)
     axes.grid()
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
     axes.set_xlabel(across)
     return axes
 
