@@ -6,6 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Layers of a block by open_clip's names and by timm's → transformers'.
+BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+TIMM_BLOCK = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
 
 @dataclass(frozen=True)
 class TensorMap:
@@ -81,14 +97,14 @@ def _vision(kind: str, depth: int) -> Iterator[TensorMap]:
         yield TensorMap(("visual.positional_embedding",), (f"{inside}.position_embedding.weight",))
         yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")
         for n in range(depth):
-            yield from _block(f"visual.transformer.resblocks.{n}", f"{layers}.{n}")
+            yield from _block(f"visual.transformer.resblocks.{n}", f"{layers}.{n}", BLOCK, "attn.in_proj_")
         yield from _both("visual.ln_post", "vision_model.post_layernorm")
         yield TensorMap(("visual.proj",), ("visual_projection.weight",), transpose=True)
         return
     yield TensorMap(("visual.trunk.pos_embed",), (f"{inside}.position_embedding.weight",))
     yield from _both("visual.trunk.patch_embed.proj", f"{inside}.patch_embedding")
     for n in range(depth):
-        yield from _timm_block(f"visual.trunk.blocks.{n}", f"{layers}.{n}")
+        yield from _block(f"visual.trunk.blocks.{n}", f"{layers}.{n}", TIMM_BLOCK, "attn.qkv.")
     yield from _both("visual.trunk.norm", "vision_model.post_layernorm")
     pool, head = "visual.trunk.attn_pool", "vision_model.head"
     yield TensorMap((f"{pool}.latent",), (f"{head}.probe",))
@@ -105,7 +121,8 @@ def _text(kind: str, text: str, depth: int) -> Iterator[TensorMap]:
     yield TensorMap((f"{text}token_embedding.weight",), (f"{inside}.token_embedding.weight",))
     yield TensorMap((f"{text}positional_embedding",), (f"{inside}.position_embedding.weight",))
     for n in range(depth):
-        yield from _block(f"{text}transformer.resblocks.{n}", f"text_model.encoder.layers.{n}")
+        theirs = f"text_model.encoder.layers.{n}"
+        yield from _block(f"{text}transformer.resblocks.{n}", theirs, BLOCK, "attn.in_proj_")
     yield from _both(f"{text}ln_final", "text_model.final_layer_norm")
     if kind == "clip":
         yield TensorMap((f"{text}text_projection",), ("text_projection.weight",), transpose=True)
@@ -114,26 +131,10 @@ def _text(kind: str, text: str, depth: int) -> Iterator[TensorMap]:
         yield TensorMap(("logit_bias",), ("logit_bias",))
 
 
-def _block(ours: str, theirs: str) -> Iterator[TensorMap]:
-    for n in (1, 2):
-        yield from _both(f"{ours}.ln_{n}", f"{theirs}.layer_norm{n}")
-    yield from _projections(f"{ours}.attn.in_proj_", theirs)
-    yield from _both(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
-    yield from _both(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
-    yield from _both(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
-
-
-def _timm_block(ours: str, theirs: str) -> Iterator[TensorMap]:
-    for n in (1, 2):
-        yield from _both(f"{ours}.norm{n}", f"{theirs}.layer_norm{n}")
-    yield from _projections(f"{ours}.attn.qkv.", theirs)
-    yield from _both(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
-    for part in ("mlp.fc1", "mlp.fc2"):
-        yield from _both(f"{ours}.{part}", f"{theirs}.{part}")
-
-
-def _projections(ours: str, theirs: str) -> Iterator[TensorMap]:
+def _block(ours: str, theirs: str, names: Mapping[str, str], joined: str) -> Iterator[TensorMap]:
+    """A transformer's block: `names` of its layers by open_clip's; `joined` is queries, keys and values in one."""
+    for one, other in names.items():
+        yield from _both(f"{ours}.{one}", f"{theirs}.{other}")
     for part in ("weight", "bias"):
-        yield TensorMap(
-            (f"{ours}{part}",), tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv")
-        )
+        split = tuple(f"{theirs}.self_attn.{which}_proj.{part}" for which in "qkv")
+        yield TensorMap((f"{ours}.{joined}{part}",), split)

@@ -128,14 +128,15 @@ def _labels(axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence
     for (name, place), centre in zip(places.items(), centres, strict=True):
         text = axes.text(*place, look.names[name], ha="center", va="center", zorder=4, fontweight="bold")
         text.set_color(look.colours[name])
-        half = text.get_window_extent().size / 2
+        half = np.array(text.get_window_extent().size) / 2
         spots = []
         for away, way in itertools.product(DISTANCES, WAYS):
             middle = centre + np.array(way) * (half + away * pixel)
             spots.append((away, Bbox([middle - half, middle + half])))
         away, box = min(spots, key=cost)
         taken.append(box)
-        text.set_position(to_data((box.min + box.max) / 2))
+        x, y = to_data((box.min + box.max) / 2)
+        text.set_position((x, y))
         if away > DISTANCES[1]:
             ends = np.array([place, to_data(np.clip(centre, box.min, box.max))])
             axes.plot(*ends.T, color=MUTED, linewidth=0.8, zorder=2)

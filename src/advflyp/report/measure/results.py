@@ -159,8 +159,9 @@ class Results:
             return Estimate(value, value - spread, value + spread, seeds=seeds, is_change=True)
         counts = [self._matched(before, after, name, condition) for name in sets]
         known = [count for count in counts if count is not None]
-        interval = mean_difference_interval(known) if len(known) == len(counts) else ()
-        return Estimate(value, *interval, is_change=True)
+        if len(known) < len(counts):
+            return Estimate(value, is_change=True)
+        return Estimate(value, *mean_difference_interval(known), is_change=True)
 
     def _matched(
         self, before: str, after: str, set_name: str, condition: Condition
