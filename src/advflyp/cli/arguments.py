@@ -1,12 +1,6 @@
 """Command lines from functions: the signature says what there is, the docstring is the help.
 
-    def evaluate(model: str, /, *, sets: Datasets = (), out: OutFile | None = None) -> None:
-        \"\"\"Evaluate a model.
-
-Args:
-            model: A name or a run folder.
-            …
-
+Positional-only parameters are positional arguments, keyword-only ones options, and `Arg` says more about a type.
 `advflyp eval mini --sets a b` and `--sets a,b` are the same. tyro parses the words and prints the help; what a value
 may be is decided by `config.convert`, as in a recipe; a mistake is a `ValueError` of one sentence.
 """
@@ -356,13 +350,11 @@ def _path(word: str, name: str) -> Path:
 
 
 def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
-    """ "a x b y", "a=x b=y" and "a=x,b=y"."""
-    if any("=" in word for word in words):
-        words = [half for word in words for part in split_commas(word) for half in part.partition("=")[::2]]
-    pairs = list(zip(words[::2], [*words[1::2], ""], strict=False))
-    if any(not key or not value for key, value in pairs):
+    """ "a=x b=y" and "a=x,b=y"."""
+    pairs = dict(part.partition("=")[::2] for word in words for part in split_commas(word))
+    if not all(pairs) or not all(pairs.values()):
         raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
-    return dict(pairs)
+    return pairs
 
 
 def check_model_path(name: str) -> None:
@@ -384,20 +376,17 @@ def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None
 
     Nothing is left behind: what is written on trial has no name.
     """
-    if path.exists():
-        if kind == "folder" and not path.is_dir():
-            raise ValueError(f"{path} is a file; name a folder with {name}")
-        if kind == "file" and path.is_dir():
-            raise ValueError(
-                f"{path} is a folder; name a file with {name}, for example {path / 'results.jsonl'}"
-            )
-        if kind == "file" and not path.is_file():
-            raise ValueError(f"{path} is no ordinary file; name another with {name}")
-        if not os.access(path, os.W_OK):
-            raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
-    near = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if near == path and kind == "file":
-        near = near.absolute().parent
+    is_there = path.exists()
+    if kind == "folder" and is_there and not path.is_dir():
+        raise ValueError(f"{path} is a file; name a folder with {name}")
+    if kind == "file" and path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file with {name}, for example {path / 'results.jsonl'}")
+    if kind == "file" and is_there and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file; name another with {name}")
+    if is_there and not os.access(path, os.W_OK):
+        raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
+    folder = path.absolute() if kind == "folder" else path.absolute().parent
+    near = next(place for place in (folder, *folder.parents) if place.exists())
     if not near.is_dir():
         raise ValueError(f"{near} is no folder; name another {kind} with {name}")
     try:
