@@ -351,7 +351,8 @@ def _path(word: str, name: str) -> Path:
 
 def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
     """ "a=x b=y" and "a=x,b=y"."""
-    pairs = dict(part.partition("=")[::2] for word in words for part in split_commas(word))
+    parts = (part.partition("=") for word in words for part in split_commas(word))
+    pairs = {key: value for key, _, value in parts}
     if not all(pairs) or not all(pairs.values()):
         raise ValueError(f"{name} takes pairs, for example {name} url=URL caption=TEXT")
     return pairs
