@@ -7,6 +7,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from sklearn.datasets import load_sample_images
 from advflyp import limits
 from advflyp.data.pairs import images
 from advflyp.data.pairs.images import ImageReader, as_rgb, read_image
+from advflyp.data.pairs.jpeg_xl import CONTAINER as JPEG_XL_CONTAINER
+from advflyp.data.pairs.jpeg_xl import jpeg_xl_size
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.images import Files
 from advflyp.data.sets.labelled import load_set
@@ -333,7 +336,10 @@ def test_a_damaged_avif(rest: bytes) -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(30), images.NEEDS_JXL, "pillow-jxl-plugin"),
     ],
 )
-def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package: str, tmp_path: Path) -> None:
+def test_formats_that_need_a_plugin_are_named(
+    data: bytes, reason: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_formats", lambda: ("JPEG", "PNG"))
     with pytest.raises(SkippedSample) as refused:
         read_image(data)
     assert str(refused.value) == reason
@@ -342,6 +348,58 @@ def test_formats_that_need_a_plugin_are_named(data: bytes, reason: str, package:
         ValueError, match=rf"a\.heic is a .* image: install a reader with `pip install {package}`"
     ):
         load_image(tmp_path / "a.heic")
+
+
+def plugin(kind: str) -> dict[str, Any]:
+    """How to encode without loss in a format that a plugin of Pillow adds; the test is skipped without it."""
+    pytest.importorskip({"HEIF": "pillow_heif", "JXL": "pillow_jxl"}[kind])
+    assert kind in images._formats()
+    return {"HEIF": {"quality": -1, "chroma": 444, "matrix_coefficients": 0}, "JXL": {"lossless": True}}[kind]
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "JXL"])
+def test_images_of_the_real_plugins(kind: str) -> None:
+    lossless = plugin(kind)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    data = encoded(image, kind, **lossless)
+    np.testing.assert_array_equal(read_image(data), pixels)
+    read = ImageReader({"size": 24, "mean": [0, 0, 0], "std": [1, 1, 1]}).from_bytes(data)
+    np.testing.assert_array_equal(read.permute(1, 2, 0), pixels[:, 8:32])
+    clear = Image.new("RGBA", (16, 16), (200, 30, 90, 0))
+    assert read_image(encoded(clear, kind, **lossless)).getpixel((3, 3)) == (255, 255, 255)
+    grey = Image.new("I;16", (16, 16), 40_000)
+    assert read_image(encoded(grey, kind, **lossless)).getpixel((3, 3)) == (155, 155, 155)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    turned = read_image(encoded(image, kind, exif=exif.tobytes(), **lossless))
+    np.testing.assert_array_equal(turned, np.rot90(pixels, -1))
+    for end in (40, len(data) // 2, len(data) - 3):
+        with pytest.raises(SkippedSample, match="unreadable image|truncated image"):
+            read_image(data[:end])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (17, 9), (640, 480), (1920, 1080), (13, 700), (9000, 41)])
+@pytest.mark.parametrize("container", [True, False])
+def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, int], container: bool) -> None:
+    plugin("JXL")
+    data = encoded(Image.new("RGB", size, (10, 200, 30)), "JXL", use_container=container)
+    assert jpeg_xl_size(data) == size
+
+
+def test_a_jpeg_xl_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plugin decodes when it opens: the check comes before."""
+    monkeypatch.setattr(images, "_formats", lambda: ("JXL",))
+    bits = 0 | 3 << 1 | (1 << 29) << 3 | 7 << 33  # not small; 30 bits of height; twice as wide
+    code = b"\xff\x0a" + bits.to_bytes(8, "little")
+    parts = (8 + 4 + 4).to_bytes(4) + b"jxlp" + bytes(4) + code[:4], bytes(4) + b"jxlp" + bytes(4) + code[4:]
+    container = JPEG_XL_CONTAINER + (12).to_bytes(4) + b"ftypjxl " + b"".join(parts)
+    for data in (code, container):
+        assert jpeg_xl_size(data) == (2 * ((1 << 29) + 1), (1 << 29) + 1)
+        with pytest.raises(SkippedSample, match="image has too many pixels"):
+            read_image(data)
+    with pytest.raises(SkippedSample, match="unreadable image"):
+        read_image(JPEG_XL_CONTAINER + bytes(40))
 
 
 @pytest.mark.parametrize("name", ["pillow_heif", "pillow_jxl"])
@@ -361,6 +419,7 @@ def test_plugins_are_used_where_they_are_installed(
         f"def register(): Image.register_open({kind!r}, Plain, lambda begin: begin[:4] == b'test')\n{register}"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     images._formats.cache_clear()

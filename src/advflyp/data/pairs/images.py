@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from advflyp.data.pairs import jpeg_xl
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
@@ -33,9 +34,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
 # Packages that add a format to Pillow, where they are installed, and what has to be called in them.
 PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
-# Brands of HEIF files, as their first box names them, and how JPEG XL files begin.
+# Brands of HEIF files, as their first box names them.
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
 NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
 NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
@@ -142,6 +142,7 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     """The image before anything is decoded; refused by its size if that is beyond reason."""
     if not data:
         raise SkippedSample("empty image file")
+    _check_jpeg_xl(data)
     try:
         image = Image.open(BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
@@ -157,11 +158,19 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
 
 def _not_read(data: bytes) -> str:
     """Why Pillow does not know the format of a file."""
-    if data.startswith(JPEG_XL):
-        return NEEDS_JXL
+    if data.startswith((jpeg_xl.SIGNATURE, jpeg_xl.CONTAINER)):
+        return "unreadable image" if "JXL" in _formats() else NEEDS_JXL
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
         return NEEDS_AVIF
-    return NEEDS_HEIF if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS else "not an image"
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        return "unreadable image" if "HEIF" in _formats() else NEEDS_HEIF
+    return "not an image"
+
+
+def _check_jpeg_xl(data: bytes) -> None:
+    size = jpeg_xl.jpeg_xl_size(data) if "JXL" in _formats() else None
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise SkippedSample("image has too many pixels")
 
 
 def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
