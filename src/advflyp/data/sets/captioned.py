@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from advflyp.data.filenames import shards_in
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.prefetch import stacked, threaded
-from advflyp.data.pairs.samples import Sample, Sharded
+from advflyp.data.pairs.samples import Sample, Sharded, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import check_tolerated
@@ -28,20 +29,16 @@ from advflyp.wording import counted
 
 @dataclass(frozen=True)
 class Entry:
-    """An image that is not decoded yet, and its captions.
+    """An image that is not decoded yet, and its captions, of which there is at least one.
 
     Attributes:
         key: Its name in the source: its path below the folder or table, or SHARD:KEY.
         place: Its number among all samples of the source.
-        captions: At least one.
-        shard, row: Where it is: number of the shard and of the sample in it; without shards, 0 and its place.
     """
 
     key: str
     place: int
     captions: tuple[str, ...]
-    shard: int
-    row: int
 
 
 class CaptionedImages:
@@ -136,7 +133,11 @@ class CaptionedImages:
 
     def _usable(self) -> Iterator[Entry]:
         """Every sample that has an image and a caption; the others are entered in `unreadable`."""
-        for place, (shard, row, sample) in enumerate(self._samples()):
+        shards = {shard.name for shard in self.source.shards} if isinstance(self.source, Sharded) else set()
+        for place, sample in enumerate(in_order(self.source)):
+            if sample.problem is not None and sample.key in shards:
+                # Of a benchmark without the rest of a shard nobody could tell that it is another one.
+                raise ValueError(f"{self.name}: {sample.key} is a {sample.problem}; fetch it again")
             try:
                 captions = sample.captions()
             except SkippedSample as reason:
@@ -145,34 +146,15 @@ class CaptionedImages:
             if sample.image is None:
                 self.unreadable[sample.key] = "no image"
                 continue
-            yield Entry(sample.key, place, captions, shard, row)
-
-    def _samples(self) -> Iterator[tuple[int, int, Sample]]:
-        if not isinstance(self.source, Sharded):
-            yield from ((0, row, self.source[row]) for row in range(len(self.source)))
-            return
-        for number, shard in enumerate(self.source.shards):
-            for row, (sample, _) in enumerate(shard.read()):
-                if sample.problem is not None and sample.key == shard.name:
-                    # Of a benchmark without the rest of a shard nobody could tell that it is another one.
-                    raise ValueError(f"{self.name}: {shard.name} is a {sample.problem}; fetch it again")
-                yield number, row, sample
+            yield Entry(sample.key, place, captions)
 
     def _wanted(self) -> Iterator[Sample]:
-        """The samples of the entries, in their order; shards without any are not opened."""
+        """The samples of the entries, in their order."""
         if not isinstance(self.source, Sharded):
-            yield from (self.source[entry.row] for entry in self.entries)
-            return
-        rows: dict[int, set[int]] = {}
-        for entry in self.entries:
-            rows.setdefault(entry.shard, set()).add(entry.row)
-        for number, wanted in rows.items():
-            last = max(wanted)
-            for row, (sample, _) in enumerate(self.source.shards[number].read()):
-                if row in wanted:
-                    yield sample
-                if row == last:
-                    break
+            return (self.source[entry.place] for entry in self.entries)
+        wanted = {entry.place for entry in self.entries}
+        every = islice(enumerate(in_order(self.source)), max(wanted, default=-1) + 1)
+        return (sample for place, sample in every if place in wanted)
 
     def _check(self, skipped: dict[str, str], wanted: int) -> None:
         what = f"of {counted(wanted, 'pair')} cannot be used; mend or remove them"

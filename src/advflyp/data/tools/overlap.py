@@ -33,6 +33,8 @@ SHOWN = 60
 _BLOCK = 64
 _PIECE = 2048
 
+Place = tuple[int, int]  # of an evaluation image: number of the set, and position in it
+
 
 @dataclass(frozen=True)
 class Match:
@@ -134,7 +136,10 @@ def overlap(
 
 
 class _Comparison:
-    """Training images that wait to be compared with those of evaluations."""
+    """Training images that wait to be compared with those of evaluations.
+
+    Embeddings of evaluation images are kept, since other candidates may need them.
+    """
 
     def __init__(
         self,
@@ -145,10 +150,20 @@ class _Comparison:
         bits: int,
         cosine: float,
     ) -> None:
-        self.found, self.labelled, self.bits, self.cosine = found, labelled, bits, cosine
-        self.places, self.hashes = _evaluation(labelled, workers, found.unreadable)
-        self.confirm = None if model is None else _Confirm(model, labelled)
+        self.found, self.labelled, self.model, self.bits, self.cosine = found, labelled, model, bits, cosine
         self.waiting: list[tuple[int, Sample, np.uint64]] = []
+        self.places: list[Place] = []  # of every readable image of the evaluations
+        self.known: dict[tuple[Place, bool], Tensor] = {}
+        hashes: list[tuple[np.uint64, np.uint64]] = []
+        every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
+        for place, codes in threaded(every, self._evaluation_hashes, workers, 16 * workers):
+            if isinstance(codes, str):
+                one = labelled[place[0]]
+                found.unreadable.setdefault(one.name, {})[one.key(place[1])] = codes
+                continue
+            self.places.append(place)
+            hashes.append(codes)
+        self.hashes = np.array(hashes, np.uint64).reshape(-1, 2)  # mirrored ones second
 
     def compare(self) -> None:
         """Enter the matches of those that wait."""
@@ -157,9 +172,9 @@ class _Comparison:
         # Decoded a second time: images of any size that wait for the rest of the block would fill the memory.
         images = {row: read_image(self.waiting[row][1].image_bytes()) for row, *_ in candidates}
         cosines: list[float | None] = [None] * len(candidates)
-        if self.confirm and candidates:
+        if self.model is not None and candidates:
             wanted = [(row, self.places[place], flip) for row, place, _, flip in candidates]
-            cosines = self.confirm(images, wanted)
+            cosines = self._cosines(self.model, images, wanted)
         for (row, place, differing, flip), similarity in zip(candidates, cosines, strict=True):
             if similarity is not None and similarity < self.cosine:
                 continue
@@ -171,6 +186,33 @@ class _Comparison:
             if len(self.found.shown) < SHOWN:
                 self.found.shown.append((_small(images[row]), _small(one.image(index)), match))
         self.waiting.clear()
+
+    def _evaluated(self, place: Place, mirrored: bool = False) -> Image.Image:
+        image = self.labelled[place[0]].image(place[1])
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    def _evaluation_hashes(self, place: Place) -> tuple[np.uint64, np.uint64]:
+        image = self._evaluated(place)
+        return image_hash(image), image_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+    def _cosines(
+        self, model: CLIP, images: dict[int, Image.Image], candidates: Sequence[tuple[int, Place, bool]]
+    ) -> list[float | None]:
+        """Of candidates: the row of a training image, the place of an evaluation image, whether it is mirrored."""
+        new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
+        for start in range(0, len(new), _BLOCK):
+            some = new[start : start + _BLOCK]
+            self.known.update(zip(some, _embed(model, [self._evaluated(*one) for one in some]), strict=True))
+        training = dict(zip(images, _embed(model, list(images.values())), strict=True))
+        return [float(training[row] @ self.known[place, flip]) for row, place, flip in candidates]
+
+
+@torch.no_grad()
+def _embed(model: CLIP, images: Sequence[Image.Image]) -> Tensor:
+    """(N, d) unit norm."""
+    pixels = torch.stack([model.preprocess(image) for image in images])
+    with for_use(model), model.computing_in("fp32"):
+        return model.encode_image(pixels.to(model.device)).cpu()
 
 
 def image_hash(image: Image.Image) -> np.uint64:
@@ -199,59 +241,6 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
             flip = bool(mirrored[row, column] < plain[row, column])
             found.append((row, start + column, int(distances[row, column]), flip))
     return sorted(found)
-
-
-def _evaluation(
-    labelled: Sequence[LabelledSet], workers: int, unreadable: dict[str, dict[str, str]]
-) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """(set, image) of every readable image and their hashes (M, 2), mirrored ones second."""
-
-    def look(place: tuple[int, int]) -> tuple[np.uint64, np.uint64]:
-        image = labelled[place[0]].image(place[1])
-        return image_hash(image), image_hash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-
-    every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
-    places: list[tuple[int, int]] = []
-    hashes: list[tuple[np.uint64, np.uint64]] = []
-    for place, codes in threaded(every, look, workers, 16 * workers):
-        if isinstance(codes, str):
-            one = labelled[place[0]]
-            unreadable.setdefault(one.name, {})[one.key(place[1])] = codes
-            continue
-        places.append(place)
-        hashes.append(codes)
-    return places, np.array(hashes, np.uint64).reshape(-1, 2)
-
-
-class _Confirm:
-    """Cosines of images' embeddings; those of evaluation images are kept, other candidates may need them."""
-
-    def __init__(self, model: CLIP, labelled: Sequence[LabelledSet]) -> None:
-        self.model, self.labelled = model, labelled
-        self.known: dict[tuple[tuple[int, int], bool], Tensor] = {}
-
-    def __call__(
-        self, images: dict[int, Image.Image], candidates: Sequence[tuple[int, tuple[int, int], bool]]
-    ) -> list[float | None]:
-        """images: training images;  candidates: of which image, (set, image) of the evaluation, mirrored"""
-        new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
-        for start in range(0, len(new), _BLOCK):
-            some = new[start : start + _BLOCK]
-            embedded = self._embed([self._evaluated(*one) for one in some])
-            self.known.update(zip(some, embedded, strict=True))
-        training = dict(zip(images, self._embed(list(images.values())), strict=True))
-        return [float(training[row] @ self.known[place, flip]) for row, place, flip in candidates]
-
-    def _evaluated(self, place: tuple[int, int], mirrored: bool) -> Image.Image:
-        image = self.labelled[place[0]].image(place[1])
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
-
-    @torch.no_grad()
-    def _embed(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, d) unit norm."""
-        pixels = torch.stack([self.model.preprocess(image) for image in images])
-        with for_use(self.model), self.model.computing_in("fp32"):
-            return self.model.encode_image(pixels.to(self.model.device)).cpu()
 
 
 def without(
