@@ -85,18 +85,17 @@ def test_half_a_character_is_no_reason_to_stop(tmp_path: Path) -> None:
     assert "a cat ?" in write_page(tmp_path / "out", check_page(found)).read_text()
 
 
-def test_repeated_captions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NEWEST", 7)
-    monkeypatch.setattr(module, "REMEMBERED", 100)
-    rng = random.Random(0)
-    known, expected = module.Known(), set()
-    for _ in range(2000):
-        caption = f"caption {rng.randrange(300)}"
-        assert known.add(caption) == (caption in expected)
-        if len(expected) < 100:
-            expected.add(caption)
-    assert len(known.old) + len(known.new) == 100 and known.old.nbytes <= 8 * 100
-    assert bool((known.old[1:] > known.old[:-1]).all())
+def test_repeated_captions_are_counted_among_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pairs(1)[0][0]
+    captions = ["a", "b", "a", "c", "c", "b"]
+    parts = [(f"{number}.png", image) for number in range(6)]
+    parts += [(f"{number}.txt", caption.encode()) for number, caption in enumerate(captions)]
+    folder = write_tar(tmp_path / "x.tar", sorted(parts))
+    assert check(str(folder)).repeated == 3
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    assert check(str(folder)).repeated == 2, "c is not remembered"
 
 
 def test_the_page_stands_alone_and_escapes_everything(dirty: Path) -> None:

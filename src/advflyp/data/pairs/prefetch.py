@@ -1,7 +1,5 @@
 """Work done ahead of time: images decoded in threads, batches made while the model computes."""
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +13,7 @@ from advflyp.limits import MAX_AHEAD_BYTES
 
 T = TypeVar("T")
 R = TypeVar("R")
+_END = object()
 
 
 def threaded(
@@ -86,45 +85,19 @@ def stacked(
         yield items, torch.stack(tensors)
 
 
-def prefetched(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """The items, up to `ahead` of them made before they are asked for. What the thread raises is raised here.
+def prefetched(items: Iterable[T], ahead: int = 3) -> Iterator[T]:
+    """The items, up to `ahead` of them made by a thread before they are asked for. What it raises is raised here.
 
     A consumer that stops early stops the thread, and waits for the item it is at.
     """
-    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(ahead)
-    stop = threading.Event()
-
-    def put(done: bool, value: T | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put((done, value), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                put(False, item)
-                if stop.is_set():
-                    break
-            put(True, None)
-        except BaseException as error:
-            put(True, error)
-        finally:
-            if close := getattr(iterator, "close", None):
-                close()
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        while True:
-            done, value = ready.get()
-            if isinstance(value, BaseException):
-                raise value
-            if done:
-                return
-            yield value  # type: ignore[misc]
+        waiting = deque(pool.submit(next, iterator, _END) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(pool.submit(next, iterator, _END))
+            yield item  # type: ignore[misc]
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+        if close := getattr(iterator, "close", None):
+            close()

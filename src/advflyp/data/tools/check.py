@@ -1,13 +1,11 @@
 """`advflyp data check`: every pair read once, as training would: what cannot be used and why, what the rest is like."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
 from PIL import Image
 
 from advflyp.data.pairs.images import read_image
@@ -18,9 +16,8 @@ from advflyp.data.pairs.tables import Columns
 
 SHEET = 48
 THUMBNAIL = 160
-# Duplicates are counted among the first so many captions: eight bytes each are kept.
-REMEMBERED = 5_000_000
-NEWEST = 50_000
+# Duplicates are counted among the first so many different captions, of which the hashes are kept: some 100 MB.
+REMEMBERED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def check(
 ) -> Checked:
     """Look at the pairs that `pairs` names (see `open_source`), or at the first `limit` of them.
 
-    Memory does not grow with the pairs, but for eight bytes a caption (see `Known`).
+    Memory does not grow with the pairs.
 
     Args:
         pairs, limit, size, columns: As in `open_source`.
@@ -93,7 +90,7 @@ def check(
         found.seen += 1
         found.skipped.add("damaged Parquet file", address)
     rng = random.Random(seed)
-    known = Known()
+    known: set[int] = set()
     for sample, outcome in threaded(islice(in_order(source), limit), _look, workers, 16 * workers):
         found.seen += 1
         if progress is not None and found.seen % 100 == 0:
@@ -107,35 +104,15 @@ def check(
         for caption in captions:
             found.captions += 1
             found.words[len(caption.split())] += 1
-            found.repeated += known.add(caption)
+            found.repeated += hash(caption) in known
+            if len(known) < REMEMBERED:
+                known.add(hash(caption))
         # Every usable pair is kept with the same probability (reservoir sampling).
         if len(found.sheet) < SHEET:
             found.sheet.append(Shown(sample.key, thumbnail, captions))
         elif (place := rng.randrange(found.usable)) < SHEET:
             found.sheet[place] = Shown(sample.key, thumbnail, captions)
     return found
-
-
-class Known:
-    """The first `REMEMBERED` different captions, as sorted 64-bit hashes; the newest are in a set, which is larger."""
-
-    def __init__(self) -> None:
-        self.old = np.empty(0, np.uint64)
-        self.new: set[int] = set()
-
-    def add(self, caption: str) -> bool:
-        """Whether it is there already."""
-        digest = int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big")
-        # As NumPy's own integer: Python's would be compared as a float.
-        place = int(np.searchsorted(self.old, np.uint64(digest)))
-        if digest in self.new or (place < len(self.old) and int(self.old[place]) == digest):
-            return True
-        if len(self.old) + len(self.new) < REMEMBERED:
-            self.new.add(digest)
-        if len(self.new) >= NEWEST:
-            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64)]))
-            self.new.clear()
-        return False
 
 
 def _look(sample: Sample) -> tuple[tuple[str, ...], int, Image.Image]:
