@@ -18,7 +18,7 @@ from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import Decoded, Pairs, open_pairs
+from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, open_pairs
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import Position, permuted
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
@@ -31,7 +31,7 @@ from advflyp.errors import SkippedSample
 from advflyp.limits import open_regular
 from advflyp.share import Share
 
-Reading = Literal["pairs", "labelled"]
+Kind = Literal["pairs", "labelled"]
 
 PROXY_SET = f"mini/{PROXY}"
 # The same images as pairs, with the captions that the corpus has for them.
@@ -59,25 +59,17 @@ class LabelledBatches(Pairs, Protocol):
 class DecodedLabelled(Decoded[int]):
     """Batches of a labelled set; see `LabelledBatches`. `config.limit` takes its classes evenly."""
 
-    def __init__(
-        self,
-        labelled: LabelledSet,
-        config: DataConfig,
-        reader: ImageReader,
-        seed: int,
-        device: torch.device,
-        share: Share,
-    ) -> None:
+    def __init__(self, labelled: LabelledSet, how: Reading) -> None:
         self.labelled = labelled
-        self.places = labelled.subset(config.limit, seed)
+        self.places = labelled.subset(how.config.limit, how.seed)
         self.labels = labelled.labels.tolist()
-        chosen = config.chosen_templates()
+        chosen = how.config.chosen_templates()
         self.classes, self.templates = labelled.classes, chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
-        super().__init__(config, reader, seed, len(self.places), "image", device, share)
+        super().__init__(how, len(self.places), "image")
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
-        for number, at in permuted(len(self.places), self.seed, epoch, start, self.share):
+        for number, at in permuted(len(self.places), self.how.seed, epoch, start, self.how.share):
             yield self.places[number], at
 
     def key(self, sample: int) -> str:
@@ -86,8 +78,8 @@ class DecodedLabelled(Decoded[int]):
     def decode(self, sample: int, epoch: int) -> dict[str, Any]:
         label = self.labels[sample]
         templates = self.templates if self.draws_captions else self.templates[:1]
-        caption = drawn_caption(templates, self.classes[label], self.seed, epoch, sample)
-        image = self.reader.from_image(self.labelled.image(sample))
+        caption = drawn_caption(templates, self.classes[label], self.how.seed, epoch, sample)
+        image = self.how.reader.from_image(self.labelled.image(sample))
         return {"images": image, "labels": label, "captions": caption}
 
 
@@ -132,7 +124,8 @@ def open_training(
             names = {"classes": data.classes, "templates": data.templates}
             return MiniLabelled(EMBEDDED, config, seed=seed, device=device, share=share, **names)
     if isinstance(data, LabelledSet):
-        return DecodedLabelled(data, config, reader, seed, device, share)
+        how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
+        return DecodedLabelled(data, how)
     captions = wanted == "pairs"
     return open_pairs(config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data)
 
@@ -150,7 +143,7 @@ def _check_kind(data: Any, wanted: str) -> None:
         )
 
 
-def readings(train: str) -> set[Reading]:
+def readings(train: str) -> set[Kind]:
     """What `data.train` can be read as, seen from its name and a glance at the files; empty where that says nothing.
 
     Raises:
@@ -173,8 +166,8 @@ def readings(train: str) -> set[Reading]:
         return set()
 
 
-def _folder_readings(folder: Path) -> set[Reading]:
-    found: set[Reading] = set()
+def _folder_readings(folder: Path) -> set[Kind]:
+    found: set[Kind] = set()
     if has_pairs(folder):
         found.add("pairs")
     classes = (files for name in class_folders(folder) for _, files in walk(folder / name))
@@ -183,8 +176,8 @@ def _folder_readings(folder: Path) -> set[Reading]:
     return found
 
 
-def _shard_readings(shard: Path) -> set[Reading]:
-    found: set[Reading] = set()
+def _shard_readings(shard: Path) -> set[Kind]:
+    found: set[Kind] = set()
     try:
         with open_regular(shard) as file, unpacked(file) as stream:
             for member in islice(members(stream, 0, lambda *_: 0), PEEK):

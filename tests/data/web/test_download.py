@@ -144,9 +144,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
-    found = Img2dataset(
-        Path("python"), "1.47.0", "3.11.7", "4", ("retries", "min_image_size", "verify_hash"), ()
-    )
+    found = Img2dataset(Path("python"), "1.47.0", "3.11.7", "4", ("retries", "min_image_size", "verify_hash"))
     monkeypatch.setattr(downloads, "find_img2dataset", lambda *_: found)
     monkeypatch.setattr(rounds, "Running", made)
     return made

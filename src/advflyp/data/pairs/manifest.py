@@ -35,22 +35,16 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the shards of a folder hold.
+    """What the shards of a folder hold."""
 
-    Attributes:
-        pairs: Usable ones, in all shards.
-        failures: {reason: samples} that did not become pairs.
-        captions: mean_words, median_words, max_words, mean_characters.
-        images: median_width, median_height.
-        source: Where the pairs came from: whatever whoever made them recorded.
-    """
-
-    pairs: int
+    pairs: int  # usable ones, in all shards
     shards: list[ShardFacts]
-    failures: dict[str, int] = field(default_factory=dict)
-    captions: dict[str, Any] = field(default_factory=dict)
-    images: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)  # reason: samples that did not become pairs
+    captions: dict[str, Any] = field(
+        default_factory=dict
+    )  # mean_words, median_words, max_words, mean_characters
+    images: dict[str, Any] = field(default_factory=dict)  # median_width, median_height
+    source: dict[str, Any] = field(default_factory=dict)  # whatever whoever made them recorded
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
 

@@ -6,6 +6,7 @@ where the source stands behind it: that position is all a resumed run needs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -45,36 +46,33 @@ class Pairs(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How samples become batches."""
+
+    config: DataConfig
+    reader: ImageReader
+    seed: int  # what the order depends on, beside the epoch
+    device: torch.device  # where images become floats; they get there as bytes
+    share: Share  # which rows of a batch this rank makes
+
+
 class Decoded(ABC, Generic[Raw]):
     """Batches of images decoded in threads; samples that cannot be used are skipped and counted in `skipped`.
 
     Args:
-        config: The recipe table `data`.
-        reader: The preprocessing of the model.
-        seed: What the order depends on, beside the epoch.
+        how: How they are made.
         count: Samples an epoch, of all ranks together.
         noun: What messages call them.
-        device: Where images become floats; they get there as bytes.
-        share: Which rows of a batch this rank makes.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        reader: ImageReader,
-        seed: int,
-        count: int,
-        noun: str,
-        device: torch.device,
-        share: Share,
-    ) -> None:
-        self.config, self.reader, self.seed, self.count = config, reader, seed, count
-        self.device, self.share = device, share
+    def __init__(self, how: Reading, count: int, noun: str) -> None:
+        self.how, self.count = how, count
         self.skipped = Skipped()
-        if count < config.batch_size:
+        if count < how.config.batch_size:
             raise ValueError(
-                f"{config.train} holds {counted(count, noun)}, not enough for one batch of {config.batch_size}; "
-                "lower data.batch_size"
+                f"{how.config.train} holds {counted(count, noun)}, not enough for one batch of "
+                f"{how.config.batch_size}; lower data.batch_size"
             )
 
     @abstractmethod
@@ -97,14 +95,14 @@ class Decoded(ABC, Generic[Raw]):
         return 0
 
     def __len__(self) -> int:
-        return self.share.batches(self.count)
+        return self.how.share.batches(self.count)
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
         for batch in prefetched(self._batches(epoch, start)):
             self.skipped = batch.pop("skipped")
             if not batch:
                 return  # behind the last full batch
-            batch["images"] = batch["images"].to(self.device, non_blocking=True).float() / 255
+            batch["images"] = batch["images"].to(self.how.device, non_blocking=True).float() / 255
             yield Batch(**batch)
 
     def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
@@ -116,8 +114,8 @@ class Decoded(ABC, Generic[Raw]):
         decoded = threaded(
             self.samples(epoch, start),
             lambda item: self.decode(item[0], epoch),
-            self.config.workers,
-            ahead=2 * self.share.size,
+            self.how.config.workers,
+            ahead=2 * self.how.share.size,
             held=lambda item: self.held(item[0]),
         )
         for (sample, position), row in decoded:
@@ -129,10 +127,10 @@ class Decoded(ABC, Generic[Raw]):
                     self._check(bad, seen, skipped)
                 continue
             rows.append(row)
-            if len(rows) == self.share.size:
+            if len(rows) == self.how.share.size:
                 yield self._batch(rows, position, skipped)
                 rows = []
-        if rows and not self.share.drop_last:
+        if rows and not self.how.share.drop_last:
             yield self._batch(rows, position, skipped)
         if start is None:
             # The few samples that a resumed epoch may have left say nothing about the data.
@@ -141,15 +139,15 @@ class Decoded(ABC, Generic[Raw]):
 
     def _batch(self, rows: list[dict[str, Any]], position: Position, skipped: Skipped) -> dict[str, Any]:
         batch = default_collate(rows)
-        if self.device.type == "cuda":
+        if self.how.device.type == "cuda":
             batch["images"] = batch["images"].pin_memory()
         return {**batch, "position": position, "skipped": skipped.copy()}
 
     def _check(self, bad: int, seen: int, skipped: Skipped) -> None:
-        most = self.config.max_bad_fraction
+        most = self.how.config.max_bad_fraction
         if bad > most * seen:
             raise ValueError(
-                f"{bad:,} of {counted(seen, 'sample')} of {self.config.train} cannot be used, more than "
+                f"{bad:,} of {counted(seen, 'sample')} of {self.how.config.train} cannot be used, more than "
                 f"data.max_bad_fraction = {most:g}: {skipped.describe()}; look at them with "
                 "`advflyp data check`, or raise the fraction"
             )
@@ -158,17 +156,8 @@ class Decoded(ABC, Generic[Raw]):
 class DecodedPairs(Decoded[Sample]):
     """Batches of the pairs of a stream. Of several captions one is drawn each epoch."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        config: DataConfig,
-        reader: ImageReader,
-        seed: int,
-        device: torch.device,
-        share: Share,
-        captions: bool,
-    ) -> None:
-        super().__init__(config, reader, seed, len(stream), "pair" if captions else "image", device, share)
+    def __init__(self, stream: Stream, how: Reading, captions: bool) -> None:
+        super().__init__(how, len(stream), "pair" if captions else "image")
         self.stream, self.captions = stream, captions
 
     def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
@@ -183,12 +172,12 @@ class DecodedPairs(Decoded[Sample]):
     def decode(self, sample: Sample, epoch: int) -> dict[str, Any]:
         captions = sample.captions() if self.captions or sample.caption is not None else ("",)
         if isinstance(sample.image, Image):
-            pixels = self.reader.from_image(finish_image(sample.image))
+            pixels = self.how.reader.from_image(finish_image(sample.image))
         else:
-            pixels = self.reader.from_bytes(sample.image_bytes())
+            pixels = self.how.reader.from_bytes(sample.image_bytes())
         caption = captions[0]
         if len(captions) > 1:
-            caption = Random(f"{self.seed}/{epoch}/{sample.key}").choice(captions)
+            caption = Random(f"{self.how.seed}/{epoch}/{sample.key}").choice(captions)
         return {"images": pixels, "captions": caption}
 
 
@@ -228,4 +217,5 @@ def open_pairs(
         # Sample by sample: a small second source has something for every rank.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
         found = Mixed(found, also, config.also_share, share.ranks)
-    return DecodedPairs(found, config, reader, seed, device, share, captions)
+    how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
+    return DecodedPairs(found, how, captions)

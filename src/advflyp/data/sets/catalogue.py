@@ -348,8 +348,7 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error
-    if not entry.upright:
-        images.ignore_orientation()
+    images.upright = entry.upright
     if is_wds:
         templates = own_templates(folder) or own_templates(folder.parent)
         return OpenedSet(images=images, names=names, is_webdataset=True, templates=templates)

@@ -8,7 +8,7 @@ from pathlib import Path
 from advflyp.config import convert
 from advflyp.data.sets.catalogue import PUBLISHED_LIST
 from advflyp.data.sets.folders import class_files, class_folders, read_lines
-from advflyp.data.sets.images import Files, Part, held_out
+from advflyp.data.sets.images import Files, held_out
 from advflyp.data.sets.readers import Opened, listed
 from advflyp.documents import read_json, read_json_object
 
@@ -90,7 +90,7 @@ def tiny_imagenet(folder: Path, split: str) -> Opened:
     return held_out(whole, HELD_OUT, rest=split == "train"), classes
 
 
-def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Part:
+def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Files:
     """The images of the training part that the published list names, or the rest."""
     entries = read_json(path)
     if not isinstance(entries, dict) or not all(
@@ -105,4 +105,4 @@ def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Part:
         raise ValueError(f"{path} names {missing[0]}, which is not below {whole.folder}; fetch the set again")
     if not listed:
         raise ValueError(f"{path} names no image of TinyImageNet's classes")
-    return Part(whole, [place for place, path in enumerate(whole.paths) if (path in listed) != rest])
+    return whole.part([place for place, path in enumerate(whole.paths) if (path in listed) != rest])

@@ -2,7 +2,6 @@
 
 import operator
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +26,14 @@ MAX_LABEL = 1 << 31
 LABEL_LISTS = ("targets", "labels", "_labels")
 
 
-class Images(ABC):
+class Images:
     """(image, class index) whose labels and keys are known without decoding.
+
+    Where an image is, or its file, a subclass says by `image` or by `encoded`.
 
     Attributes:
         labels: (n,) int64.
-        upright: Whether the EXIF orientation of files is applied.
+        upright: Whether the EXIF orientation of files is applied; else they are decoded as they are stored.
         border: Pixels to cut off on each side.
 
     `image` is called from several threads at once and raises `SkippedSample` or OSError where there is no image.
@@ -56,10 +57,6 @@ class Images(ABC):
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         return map(self.__getitem__, range(len(self)))
 
-    def ignore_orientation(self) -> None:
-        """From now on decode files as they are stored, whatever their EXIF orientation."""
-        self.upright = False
-
     def encoded(self, index: int) -> bytes | None:
         """The file of an image, None where it is in none; OSError or `SkippedSample` where it cannot be read."""
         return None
@@ -70,9 +67,9 @@ class Images(ABC):
         assert data is not None, "an image in no file needs an `image` of its own"
         return read_image(data, upright=self.upright, border=self.border, min_side=1)
 
-    @abstractmethod
     def key(self, index: int) -> str:
-        """What the image is called: unique in the set, the same on every machine."""
+        """What the image is called, by default its position: unique in the set, the same on every machine."""
+        return f"{index:05d}"
 
 
 class NotAnItem(ValueError):
@@ -80,7 +77,7 @@ class NotAnItem(ValueError):
 
 
 class DatasetImages(Images):
-    """Any sequence of (image, label): a torch `Dataset`, a list; see `LabelledSet`. Keys are positions.
+    """Any sequence of (image, label): a torch `Dataset`, a list; see `LabelledSet`.
 
     Labels come from the dataset's own list of them, as torchvision's keep one (each is compared when its image is
     read), else from one pass over all items. Items are asked for one at a time: not every dataset is safe for threads.
@@ -106,9 +103,6 @@ class DatasetImages(Images):
                 f"item {index} of {self.name} has the label {label}, and had {int(self.labels[index])}"
             )
         return to_pil(image, f"image {index} of {self.name}")
-
-    def key(self, index: int) -> str:
-        return f"{index:05d}"
 
     def _label(self, index: int) -> int:
         try:
@@ -187,10 +181,16 @@ def _kind(value: Any) -> str:
 class Files(Images):
     """Image files, `paths` below `folder` with "/"; these are the keys."""
 
-    def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[int], border: int = 0) -> None:
+    def __init__(
+        self, folder: Path, paths: Sequence[str], labels: Sequence[int] | Tensor, border: int = 0
+    ) -> None:
         super().__init__(labels)
         assert len(paths) == len(labels)
         self.folder, self.paths, self.border = folder, paths, border
+
+    def part(self, places: Sequence[int]) -> "Files":
+        """The images at `places`; they keep their keys."""
+        return Files(self.folder, [self.paths[i] for i in places], self.labels[list(places)], self.border)
 
     def encoded(self, index: int) -> bytes:
         return read_image_file(self.folder / self.paths[index])
@@ -200,7 +200,7 @@ class Files(Images):
 
 
 class Arrays(Images):
-    """(n, H, W, 3) uint8 pixels in memory, for sets that come as one array. Keys are positions."""
+    """(n, H, W, 3) uint8 pixels in memory, for sets that come as one array."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
         super().__init__(labels)
@@ -209,9 +209,6 @@ class Arrays(Images):
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
-
-    def key(self, index: int) -> str:
-        return f"{index:05d}"
 
 
 class Encoded(Images):
@@ -281,26 +278,6 @@ def _whole_number(shard: Path, data: bytes) -> int:
     return label
 
 
-class Part(Images):
-    """The images at `places` of another sequence; they keep their keys."""
-
-    def __init__(self, whole: Images, places: Sequence[int]) -> None:
-        super().__init__(whole.labels[torch.as_tensor(places, dtype=torch.int64)])
-        self.whole, self.places, self.border = whole, places, whole.border
-
-    def ignore_orientation(self) -> None:
-        self.whole.ignore_orientation()
-
-    def encoded(self, index: int) -> bytes | None:
-        return self.whole.encoded(self.places[index])
-
-    def image(self, index: int) -> Image.Image:
-        return self.whole.image(self.places[index])
-
-    def key(self, index: int) -> str:
-        return self.whole.key(self.places[index])
-
-
 def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
     """The places of each label."""
     members: dict[int, list[int]] = {}
@@ -309,7 +286,7 @@ def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
     return members
 
 
-def held_out(whole: Images, share: float, *, rest: bool = False) -> Part:
+def held_out(whole: Files, share: float, *, rest: bool = False) -> Files:
     """A share of every class, or the rest: a split for sets that have none.
 
     The images of class c are put in the order of their keys, shuffled by random.Random(f"0/{c}"), and the first
@@ -321,7 +298,7 @@ def held_out(whole: Images, share: float, *, rest: bool = False) -> Part:
         random.Random(f"0/{label}").shuffle(places)
         cut = round(share * len(places))
         chosen += places[cut:] if rest else places[:cut]
-    return Part(whole, sorted(chosen))
+    return whole.part(sorted(chosen))
 
 
 def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:

@@ -82,8 +82,7 @@ def caltech256(folder: Path, split: str) -> Opened:
     whole = class_files(folder, folders)
     # 056.dog holds a folder of a user's own, greg/, which belongs to no class.
     own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
-    images = Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist())
-    return _seeded(images, split), folders
+    return _seeded(whole.part(own), split), folders
 
 
 def oxford_pets(folder: Path, split: str) -> Opened:
@@ -134,7 +133,7 @@ def sun397(folder: Path, split: str) -> Opened:
         whole = class_files(folder, classes)
         # a/apartment_building/outdoor is a class below a/apartment_building, which is none; but take no chances.
         own = [i for i, path in enumerate(whole.paths) if path.rsplit("/", 1)[0] == classes[whole.labels[i]]]
-        return Files(folder, [whole.paths[i] for i in own], whole.labels[own].tolist()), names
+        return whole.part(own), names
     rows = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
     paths = [line.lstrip("/") for line in read_lines(folder / rows)]
     images, _ = listed(folder, [(path, path.rsplit("/", 1)[0]) for path in paths], classes)
@@ -173,7 +172,7 @@ def listed(folder: Path, rows: Sequence[tuple[str, str]], classes: list[str]) ->
     return Files(folder, [path for path, _ in rows], [label[name] for _, name in rows]), classes
 
 
-def _seeded(images: Images, split: str) -> Images:
+def _seeded(images: Files, split: str) -> Files:
     """ "all", or the split made here for a set without one."""
     return images if split == "all" else held_out(images, TEST_SHARE, rest=split == "train")
 

@@ -34,12 +34,10 @@ class Checked:
     """What a look at the pairs found.
 
     Attributes:
-        name: What was looked at.
         seen: Samples, usable or not.
-        usable: Pairs that training would take.
         captions: Captions of usable pairs.
-        words: {words of a caption: captions}.
         repeated: Captions that an earlier pair has too.
+        words: {words of a caption: captions}.
         sides: {length of the shorter side: images}.
         sheet: Some usable pairs, drawn uniformly.
     """

@@ -65,9 +65,8 @@ class Overlap:
     Attributes:
         seen: Training samples, unusable ones too.
         against: {set: images}.
-        unreadable: {set: {image: why}}, of the evaluation's images; nothing is compared with these.
-        matches: In the order of the training pairs.
-        shown: Thumbnails of some of them: training image, evaluation image, match.
+        unreadable: {set: {image: why}}; nothing is compared with these.
+        shown: Thumbnails of some matches: training image, evaluation image, match.
     """
 
     name: str

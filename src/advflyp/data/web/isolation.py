@@ -24,19 +24,13 @@ NEWEST_PYTHON = (3, 12)
 
 @dataclass(frozen=True)
 class Img2dataset:
-    """An interpreter that has img2dataset.
-
-    Attributes:
-        parameters: Parameters of `img2dataset.download`.
-        distributors: For which everything is installed.
-    """
+    """An interpreter that has img2dataset, and the parameters of `img2dataset.download`."""
 
     python: Path
     version: str
     python_version: str
     opencv: str
     parameters: tuple[str, ...]
-    distributors: tuple[str, ...]
 
 
 def find_img2dataset(
@@ -68,8 +62,7 @@ def find_img2dataset(
     found = json.loads(answer.stdout.strip().splitlines()[-1])
     if distributor not in found["distributors"]:
         raise ValueError(f"{python} has no {distributor}; install it there, or choose another --distributor")
-    versions = found["version"], found["python"], found["opencv"]
-    return Img2dataset(python, *versions, tuple(found["parameters"]), tuple(found["distributors"]))
+    return Img2dataset(python, found["version"], found["python"], found["opencv"], tuple(found["parameters"]))
 
 
 def interpreter(given: str) -> Path:

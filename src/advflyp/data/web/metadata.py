@@ -109,19 +109,12 @@ PARQUET = (
 
 @dataclass(frozen=True)
 class File:
-    """A file of metadata.
+    """A file of metadata."""
 
-    Attributes:
-        address: Where it is, for people.
-        name: What DuckDB calls it: the parameter $file of `PARQUET`.
-        columns: Our name → its column.
-        types: Our name → DuckDB's name of that column's type.
-    """
-
-    address: str
-    name: str
-    columns: dict[str, str]
-    types: dict[str, str]
+    address: str  # for people
+    name: str  # for DuckDB: the parameter $file of `PARQUET`
+    columns: dict[str, str]  # our name → its column
+    types: dict[str, str]  # our name → DuckDB's name of that column's type
 
     @property
     def values(self) -> dict[str, str]:

@@ -36,40 +36,25 @@ MAX_FILE_ROWS = 1 << 40
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sampling reads, from the files' footers alone.
-
-    Attributes:
-        files, rows, row_groups: How many there are.
-        bytes: Compressed size of the columns that are read.
-        memory: Bytes it needs at most, about.
-        columns: Our name → theirs, of the first file.
-    """
+    """What a sampling reads, from the files' footers alone."""
 
     files: int
     rows: int
     row_groups: int
-    bytes: int
-    memory: int
-    columns: dict[str, str]
+    bytes: int  # compressed, of the columns that are read
+    memory: int  # at most, about
+    columns: dict[str, str]  # our name → theirs, of the first file
 
 
 @dataclass
 class Summary:
-    """What a sampling did.
+    """What a sampling did."""
 
-    Attributes:
-        rows: Rows read.
-        kept: Rows written.
-        wanted: Good pairs that were asked for.
-        drawn: Rows to draw for them; `kept` is less where there are not so many.
-        dropped: {reason: rows} that could not be drawn.
-    """
-
-    rows: int = 0
-    kept: int = 0
-    wanted: int = 0
-    drawn: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    rows: int = 0  # read
+    kept: int = 0  # written
+    wanted: int = 0  # good pairs that were asked for
+    drawn: int = 0  # rows to draw for them; `kept` is less where there are not so many
+    dropped: Counter[str] = field(default_factory=Counter)  # reason: rows that could not be drawn
 
     def describe(self) -> str:
         """For people; says so if there were fewer rows than asked for."""
