@@ -571,6 +571,9 @@ def test_a_set_that_changed_is_not_gone_on_with(
     tmp_path: Path, run: Callable[..., Captioned], images: str
 ) -> None:
     run()
+    settings = tmp_path / "out" / ".caption" / "settings.json"
+    settings.write_text(settings.read_text().replace('"images"', '"pictures"'))  # as versions before wrote it
+    assert run().fresh == 0
     labelled._load.cache_clear()
     (Path(images) / "cat" / "01.png").rename(Path(images) / "cat" / "99.png")
     with pytest.raises(ValueError, match="was begun with other images than .* has now; name another folder"):

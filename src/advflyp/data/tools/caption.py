@@ -82,7 +82,7 @@ class Options:
     def settings(self, parts: int, images: str) -> dict[str, Any]:
         """What the result depends on."""
         names = ("model", "prompt", "max_new_tokens", "dtype", "limit", "per_shard", "max_pixels")
-        return {name: getattr(self, name) for name in names} | {"parts": parts, "pictures": images}
+        return {name: getattr(self, name) for name in names} | {"parts": parts, "images": images}
 
 
 @dataclass(frozen=True, kw_only=True)

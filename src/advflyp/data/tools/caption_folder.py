@@ -47,10 +47,11 @@ class CaptionFolder:
             begun = convert(read_json_object(self.begun).get("settings"), dict[str, Any], "settings")
         except ValueError:
             raise ValueError(f"{self.begun} is damaged; name another folder, or remove {self.out}") from None
+        begun.setdefault("images", begun.get("pictures"))  # the former name
         changed = next((key for key, value in self.settings.items() if begun.get(key) != value), None)
         if changed is None:
             return
-        if changed == "pictures":
+        if changed == "images":
             raise ValueError(
                 f"{self.out} was begun with other images than {self.of} has now; name another folder"
             )
