@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 AUTHORS = {path.stem: path for path in sorted((CONFIGS / "authors").glob("*.toml"))}
 PAPER = {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
 MINI = {path.stem: path for path in sorted((CONFIGS / "mini").glob("*.toml")) if "pretrain" not in path.stem}
-LABELLED = {"tecoa", "tecoa_feature", "tecoa_logit", "tecoa_full", "pmg_aft", "tga_zsr", "fare", "flyp",
+LABELLED = {"tecoa", "tecoa_feature", "tecoa_logit", "tecoa_full", "pmg_aft", "tga_zsr", "fare", "flyp", "agft",
             "clean_classification"}  # fmt: skip
 CLEAN = {"clean_contrastive", "clean_classification"}
 ONE_STEP = {"attack.steps": 1, "attack.start": "zero", "attack.share_clean_forward": True}
@@ -136,6 +136,10 @@ STATED: dict[str, dict[str, Any]] = {
         **ADAMW, "model.name": "ViT-B-16/openai", "optim.weight_decay": 0.1, "optim.warmup_steps": 500,
         "attack.steps": 0, "data.batch_size": 512, "data.templates": "openai", "train.epochs": 10,
         "train.unfreeze": "all", "method.mask_same_caption": False,
+    },
+    "agft": {
+        **COMMON, "optim.lr": 4e-4, "optim.warmup_steps": 1400, "data.train": "imagenet@train", "data.batch_size": 256,
+        "method.scale": 180, "method.ratio": 0.4,
     },
 }  # fmt: skip
 

@@ -49,6 +49,7 @@ METHODS = {
         "method/advflyp.py AdvFLYPConfig",
         "method/flyp.py FLYPConfig",
     ),
+    "agft": ("method/agft.py AGFTConfig",),
 }
 
 

@@ -18,7 +18,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import save_model, weights_sha256
 from advflyp.model.load import load_model
 from advflyp.model.zeroshot import ClassTexts
-from advflyp.training.build import unfreeze
+from advflyp.training.unfreeze import unfreeze
 from devices.conftest import Gpu
 
 CLASSES, TEMPLATES = ["red", "green", "blue", "yellow"], ["a {} thing", "the {} one"]

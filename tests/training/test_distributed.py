@@ -29,6 +29,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
         {**BOTH, "method.feature_norm": "frobenius", "method.logit_temperature": "1"},
     ),
     "advflyp_masked": ("advflyp", {"method.mask_same_caption": "true"}),
+    "advflyp_soft": ("advflyp", {**BOTH, "method.soft_targets": "0.4", "method.mask_same_caption": "true"}),
     "advflyp_both_towers": ("advflyp", {**BOTH, "train.unfreeze": "all"}),
     "advflyp_sigmoid": ("advflyp", {"train.unfreeze": "all"}),
     "advflyp_in_parts": ("advflyp", {**BOTH, "train.micro_batch": "3"}),
@@ -46,6 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "tga_zsr": ("tga_zsr", {}),
     "tga_zsr_released": ("tga_zsr", {"method.attention_norm": "dim"}),
     "fare": ("fare", {}),
+    "agft": ("agft", {}),
     "flyp": ("flyp", {**BOTH, "train.unfreeze": "vision+text"}),
     "flyp_drawn": ("flyp", {"train.unfreeze": "all", "data.templates": "a {} | the {} | one {}"}),
 }

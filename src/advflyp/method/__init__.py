@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 
 from advflyp.config import build, check_method_keys, suggest
 from advflyp.method.advflyp import AdvFLYP, AdvFLYPConfig
+from advflyp.method.agft import AGFT, AGFTConfig
 from advflyp.method.base import Batch, Method
 from advflyp.method.fare import FARE, FAREConfig
 from advflyp.method.flyp import FLYP, FLYPConfig
@@ -20,6 +21,7 @@ METHODS: dict[str, tuple[type[Method], type]] = {
     "tga_zsr": (TGAZSR, TGAZSRConfig),
     "fare": (FARE, FAREConfig),
     "flyp": (FLYP, FLYPConfig),
+    "agft": (AGFT, AGFTConfig),
 }
 
 

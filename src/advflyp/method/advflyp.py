@@ -19,6 +19,7 @@ from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch
 from advflyp.method.blocks import MOST_LOGITS, in_row_blocks
 from advflyp.method.regularisers import Regularised, RegularisedConfig
+from advflyp.method.soft import soft_clip_loss
 from advflyp.model.clip import CLIP
 
 
@@ -104,10 +105,18 @@ class AdvFLYPConfig(RegularisedConfig):
         loss: "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", what the model was pretrained with:
             sigmoid where it has a logit bias.
         mask_same_caption: Do not count pairs with the same caption as negatives (for small corpora).
+        soft_targets: m, the share of the frozen original's clean similarities in the contrastive targets (`soft.py`),
+            from 0, Eq. 1, to 1.
     """
 
     loss: Literal["auto", "contrastive", "sigmoid"] = "auto"
     mask_same_caption: bool = False
+    soft_targets: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.soft_targets <= 1:
+            raise ValueError(f"method.soft_targets must lie between 0 and 1, not {self.soft_targets:g}")
 
 
 class AdvFLYP(Regularised):
@@ -126,6 +135,14 @@ class AdvFLYP(Regularised):
                 "method.loss = 'sigmoid' needs a model with a logit bias, such as SigLIP, and "
                 f"{model.name} has none; use 'auto' or 'contrastive'"
             )
+        if self.sigmoid and config.soft_targets > 0:
+            raise ValueError(
+                "method.soft_targets is for the contrastive loss; set method.loss = 'contrastive'"
+            )
+
+    @property
+    def needs_original(self) -> bool:
+        return self.is_regularised or self.config.soft_targets > 0
 
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """Eq. 6: L_CLIP of the perturbed batch."""
@@ -151,7 +168,19 @@ class AdvFLYP(Regularised):
             return sigmoid_loss(
                 image_embeddings, text_embeddings, scale, bias, ignore=ignore, ranks=self.ranks
             )
+        if self.config.soft_targets > 0:
+            assert self.original is not None
+            clean = batch.once("original_embeddings", lambda: self._embed_original(batch.images))
+            mixed = clean, self.original.logit_scale, self.config.soft_targets
+            return soft_clip_loss(
+                image_embeddings, text_embeddings, scale, *mixed, ignore=ignore, ranks=self.ranks
+            )
         return clip_loss(image_embeddings, text_embeddings, scale, ignore=ignore, ranks=self.ranks)
+
+    @torch.no_grad()
+    def _embed_original(self, images: Tensor) -> Tensor:
+        assert self.original is not None
+        return self.original.encode_image(images)
 
 
 def same_captions(

@@ -103,17 +103,24 @@ class Regularised(FromEmbeddings):
     config: RegularisedConfig
 
     @property
-    def needs_original(self) -> bool:
+    def is_regularised(self) -> bool:
+        """Whether L_feat or L_logit is on."""
         return self.config.feature_weight > 0 or self.config.logit_weight > 0
 
     @property
+    def needs_original(self) -> bool:
+        return self.is_regularised
+
+    @property
     def shares_clean(self) -> bool:
-        return self.needs_original and self.config.reference == "both"
+        return self.is_regularised and self.config.reference == "both"
 
     def branches(self, images: Tensor, images_adv: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
         are asked for.
         """
+        if not self.is_regularised:
+            return self.model.encode_image(images_adv), {}
         adversarial, clean, original = self.encode_branches(images, images_adv, batch)
         anchors = {"clean": clean, "original": original}
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}

@@ -32,6 +32,7 @@ from advflyp.training.recipe import Recipe, TrainConfig
 from advflyp.training.signals import Signals
 from advflyp.training.state import TrainState
 from advflyp.training.texts import CaptionTexts, LabelTexts, NoTexts, open_texts
+from advflyp.training.unfreeze import unfreeze
 from advflyp.training.update import Objective
 from advflyp.wording import counted
 
@@ -263,19 +264,6 @@ def _lower_rate(recipe: Recipe, total_steps: int) -> list[str]:
         f"learning rate {peak:.3g}: {config.lr:g} is for {counted(config.lr_steps, 'step')}, and this run has "
         f"{total_steps}; --optim.lr sets another"
     ]
-
-
-def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:
-    """Let gradients reach the named part only; the parameters to be trained."""
-    chosen = []
-    for name, parameter in model.net.named_parameters():
-        is_vision, is_scale = name.startswith("visual."), name in ("logit_scale", "logit_bias")
-        wanted = is_vision or (what == "all") or (what == "vision+text" and not is_scale)
-        # A parameter the architecture itself keeps constant (fixed position tables) stays so.
-        parameter.requires_grad_(wanted and parameter.requires_grad)
-        if parameter.requires_grad:
-            chosen.append(parameter)
-    return chosen
 
 
 def apply_memory_options(model: CLIP, config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from advflyp.recipes import read_recipe_tree
 from advflyp.training.checkpoint import CheckpointConfig
 from advflyp.training.optim import OptimConfig
 from advflyp.training.runlog import LogConfig
+from advflyp.training.unfreeze import first_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         deterministic: Only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU).
         patience: Stop after so many validations without a better one; none never stops early.
-        unfreeze: What to train: "vision" (the paper's), "vision+text", or "all" (also the logit scale and bias).
+        unfreeze: What to train: "vision" (the paper's), "vision[:4]" (of a ViT the patch embedding and the first 4
+            blocks), "vision+text", or "all" (also the logit scale and bias).
         batch_norm: "frozen" keeps the statistics of pretraining, "update" goes on estimating them.
         micro_batch: Images that go through the tower at a time, in a process; their activations are computed twice.
             For batches larger than memory; the result is that of the whole batch.
@@ -51,7 +53,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
     patience: int | None = None
-    unfreeze: Literal["vision", "vision+text", "all"] = "vision"
+    unfreeze: str = "vision"
     batch_norm: Literal["frozen", "update"] = "frozen"
     micro_batch: int | None = None
     activation_checkpointing: bool = False
@@ -60,6 +62,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "train.precision")
+        first_blocks(self.unfreeze)
         for name in ("epochs", "max_steps", "patience", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -75,7 +75,7 @@ def open_texts(
     """What adds the text embeddings for this method; those of a frozen tower are kept."""
     if method.trains_on == "images":
         return NoTexts()
-    frozen = recipe.train.unfreeze == "vision"
+    frozen = recipe.train.unfreeze not in ("vision+text", "all")
     encode: EncodeText = model.encode_text
     # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
     if frozen and not recipe.train.deterministic:

@@ -1,0 +1,74 @@
+"""AGFT: adversarial images are held to what the frozen model says of the clean ones, softened; no labels enter.
+
+With T (K, d) the classes' text embeddings and s a scale of cosines, the targets and the one loss, inside and out, are
+
+    q_i = softmax( ρ s f_θ₀(x_i) Tᵀ ),    1/N Σ_i −q_i · log softmax( s f_θ(x_i + δ_i) Tᵀ ).
+
+ρ below 1 flattens the targets: what is kept is how the pretrained model relates the classes, not its confidence.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.method.base import Batch, FromEmbeddings
+from advflyp.model.zeroshot import class_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class AGFTConfig:
+    """Recipe table `method` with name = "agft"; the defaults are those of the released run.
+
+    Attributes:
+        scale: s, what cosines are multiplied by before a softmax.
+        ratio: ρ, the share of that in the targets' softmax.
+    """
+
+    scale: float = 180.0
+    ratio: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"method.{name} must be above 0, not {getattr(self, name):g}")
+
+
+class AGFT(FromEmbeddings):
+    """min over θ, max over δ: cross-entropy of the classes' probabilities against the frozen model's clean ones."""
+
+    trains_on = "labelled"
+    config: AGFTConfig
+
+    @property
+    def needs_original(self) -> bool:
+        return True
+
+    @property
+    def shares_clean(self) -> bool:
+        return False
+
+    def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """(N, d) → (N,): each image for itself."""
+        return self._cross_entropy(embeddings, batch.class_embeddings.detach(), batch)
+
+    def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{"ce"}: the mean over the batch; no gradient flows through the targets."""
+        rows = self._cross_entropy(self.model.encode_image(images_adv), batch.class_embeddings, batch)
+        return {"ce": self.ranks.mean(rows)}
+
+    def _cross_entropy(self, embeddings: Tensor, classes: Tensor, batch: Batch) -> Tensor:
+        targets = batch.once("clean_probabilities", lambda: self._targets(batch))
+        return F.cross_entropy(
+            class_logits(embeddings, classes, self.config.scale), targets, reduction="none"
+        )
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> Tensor:
+        """(N, K) probabilities of the clean images."""
+        assert self.original is not None
+        scale = self.config.ratio * self.config.scale
+        return class_logits(self.original.encode_image(batch.images), batch.class_embeddings, scale).softmax(
+            1
+        )
