@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING, Any
 from advflyp.__about__ import __version__
 
 if TYPE_CHECKING:
+    from advflyp.attack.adaptive import DefenceTerms as DefenceTerms
     from advflyp.attack.apgd import APGD as APGD
     from advflyp.attack.apgd import TargetedAPGD as TargetedAPGD
     from advflyp.attack.autoattack import AutoAttack as AutoAttack
+    from advflyp.attack.elsewhere import CrossPrompt as CrossPrompt
+    from advflyp.attack.elsewhere import Transfer as Transfer
+    from advflyp.attack.encoder import EncoderPGD as EncoderPGD
     from advflyp.attack.fab import FAB as FAB
     from advflyp.attack.pgd import CW as CW
     from advflyp.attack.pgd import FGSM as FGSM
     from advflyp.attack.pgd import PGD as PGD
     from advflyp.attack.pgd import pgd as pgd
     from advflyp.attack.square import Square as Square
+    from advflyp.attack.text import edit_texts as edit_texts
     from advflyp.attack.threat import Threat as Threat
+    from advflyp.attack.typographic import Typographic as Typographic
+    from advflyp.attack.universal import universal_perturbation as universal_perturbation
     from advflyp.data.sets.labelled import LabelledSet as LabelledSet
     from advflyp.data.sets.labelled import load_set as load_set
     from advflyp.evaluation.suite import evaluate as evaluate
@@ -36,6 +43,13 @@ _HOME = {
     "APGD": "advflyp.attack.apgd",
     "AutoAttack": "advflyp.attack.autoattack",
     "CW": "advflyp.attack.pgd",
+    "CrossPrompt": "advflyp.attack.elsewhere",
+    "Transfer": "advflyp.attack.elsewhere",
+    "Typographic": "advflyp.attack.typographic",
+    "edit_texts": "advflyp.attack.text",
+    "universal_perturbation": "advflyp.attack.universal",
+    "DefenceTerms": "advflyp.attack.adaptive",
+    "EncoderPGD": "advflyp.attack.encoder",
     "FAB": "advflyp.attack.fab",
     "FGSM": "advflyp.attack.pgd",
     "PGD": "advflyp.attack.pgd",
@@ -63,13 +77,19 @@ __all__ = [
     "FGSM",
     "PGD",
     "AutoAttack",
+    "CrossPrompt",
+    "DefenceTerms",
+    "EncoderPGD",
     "LabelledSet",
     "Square",
     "TargetedAPGD",
     "Threat",
+    "Transfer",
+    "Typographic",
     "__version__",
     "attack_image",
     "clip_loss",
+    "edit_texts",
     "evaluate",
     "export_model",
     "feature_deviation",
@@ -79,6 +99,7 @@ __all__ = [
     "pgd",
     "predict",
     "train",
+    "universal_perturbation",
 ]
 
 

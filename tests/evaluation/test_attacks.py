@@ -20,6 +20,13 @@ LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
         ("pgd10", 1, {"loss": "cross-entropy", "steps": 10, "restarts": 1}),
         ("cw10", 1, {"loss": "margin", "steps": 10, "restarts": 1}),
         ("pgd7x3", 3, {"loss": "cross-entropy", "steps": 7, "restarts": 3}),
+        (
+            "encoder-both5x2",
+            2,
+            {"loss": "cosine distance", "tokens": "both", "steps": 5, "step_size": 1 / 255},
+        ),
+        ("pgd-lse-10", 1, {"loss": "log-sum-exp", "steps": 10}),
+        ("pgd-lse-attention-3", 1, {"against": {"terms": "attention", "weight": 1.0}}),
         ("autoattack", 4, ["apgd-ce", "apgd-t", "fab-t", "square"]),
         ("square+apgd-ce", 2, ["square", "apgd-ce"]),
     ],

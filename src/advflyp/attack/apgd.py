@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from advflyp.attack.adaptive import Bound, DefenceTerms
 from advflyp.attack.base import Member
 from advflyp.attack.losses import LOSSES, attack_targets, check_loss, count_targets, targeted_dlr
 from advflyp.attack.streams import Streams
@@ -26,7 +27,8 @@ class APGD(Member):
     An image that is not fooled comes back as it is.
 
     Args:
-        loss: "ce" or "dlr" (Croce & Hein 2020).
+        loss: "ce" or "dlr" (Croce & Hein 2020), or "lse", the margin over a smooth maximum.
+        against: A defence's own terms, maximised as well.
         steps: Ascent steps.
         eot: Passes over which logits, loss and gradient are averaged, for a model that draws random numbers.
         restarts: Runs, each on the images that are still classified correctly.
@@ -35,25 +37,33 @@ class APGD(Member):
     loss: str = "ce"
     steps: int = 100
     eot: int = 1
-    in_kind: ClassVar[tuple[str, ...]] = ("loss", "eot")
+    against: DefenceTerms | None = None
+    in_kind: ClassVar[tuple[str, ...]] = ("loss", "eot", "against")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss(self.loss, ("ce", "dlr"))
+        check_loss(self.loss, ("ce", "dlr", "lse"))
 
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
         result, loss = images.detach().clone(), LOSSES[self.loss]
         points = correct_points(victim, result, labels, streams)
-        _climb(
-            victim, points, points.labels, threat, lambda z, y, _: loss(z, y), self.steps, self.eot, result
-        )
+        terms = self.against and self.against.bind(victim, images.detach(), labels)
+        ascent = _Objective(lambda z, y, _: loss(z, y), self.eot, terms)
+        _climb(victim, points, points.labels, threat, ascent, self.steps, result)
         return result
 
     @property
     def member(self) -> str:
-        return f"apgd-{self.loss}" + (f"-eot{self.eot}" if self.eot > 1 else "")
+        against = "" if self.against is None else f"-{self.against.name}"
+        return f"apgd-{self.loss}{against}" + (f"-eot{self.eot}" if self.eot > 1 else "")
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        found = super().arguments(threat, classes)
+        if self.against is not None:
+            found[self.member]["against"] = self.against.arguments()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,7 @@ class TargetedAPGD(Member):
         points = correct_points(victim, result, labels, streams)
         for rank in range(1, count_targets(points.logits.shape[1], self.targets) + 1):
             classes = attack_targets(points.logits, points.labels, rank)
-            rest = _climb(victim, points, classes, threat, targeted_dlr, self.steps, 1, result)
+            rest = _climb(victim, points, classes, threat, _Objective(targeted_dlr), self.steps, result)
             points.keep(torch.isin(points.rows, rest))
         return result
 
@@ -100,20 +110,28 @@ class _Ascent(Points):
     halved: Tensor  # whether the step size was halved there
 
 
+@dataclass(frozen=True)
+class _Objective:
+    """What is maximised, averaged over `eot` passes: a loss of the logits, and a defence's terms."""
+
+    loss: Objective
+    eot: int = 1
+    terms: Bound | None = None
+
+
 def _climb(
     victim: Victim,
     points: CorrectPoints,
     targets: Tensor,
     threat: Threat,
-    objective: Objective,
+    objective: _Objective,
     steps: int,
-    eot: int,
     result: Tensor,
 ) -> Tensor:
     """Write what is found into `result`; returns the rows of the images that are not fooled."""
     if not len(points):
         return points.rows
-    at, logits = _begin(victim, points, targets, threat, objective, eot)
+    at, logits = _begin(victim, points, targets, threat, objective)
     at.leave(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, result)
 
     # Checkpoints 0.22, 0.41, 0.57, 0.70 … of the way: each window is 0.03 shorter than the last, down to 0.06.
@@ -130,9 +148,7 @@ def _climb(
         at.previous, at.adversarial = at.adversarial, threat.project(at.images, moved)
 
         last = at.loss
-        logits, at.loss, at.gradient = _evaluate(
-            victim, at.adversarial, at.labels, at.targets, objective, eot
-        )
+        logits, at.loss, at.gradient = _evaluate(victim, at, at.adversarial, at.targets, objective)
         at.rises = at.rises + (at.loss > last)
         better = at.loss > at.best_loss
         at.best = torch.where(_wide(better), at.adversarial, at.best)
@@ -148,11 +164,11 @@ def _climb(
 
 
 def _begin(
-    victim: Victim, points: CorrectPoints, targets: Tensor, threat: Threat, objective: Objective, eot: int
+    victim: Victim, points: CorrectPoints, targets: Tensor, threat: Threat, objective: _Objective
 ) -> tuple[_Ascent, Tensor]:
     """The state at a random start, and the logits (M, K) there."""
     start = _random_start(points.images, threat, points.streams)
-    logits, loss, gradient = _evaluate(victim, start, points.labels, targets, objective, eot)
+    logits, loss, gradient = _evaluate(victim, points, start, targets, objective)
     state = _Ascent(
         rows=points.rows,
         images=points.images,
@@ -188,18 +204,20 @@ def _checkpoint(at: _Ascent, window: int) -> None:
 
 
 def _evaluate(
-    victim: Victim, images: Tensor, labels: Tensor, targets: Tensor, objective: Objective, eot: int
+    victim: Victim, points: Points, images: Tensor, targets: Tensor, objective: _Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, K), losses (N,) and the losses' gradients (N, 3, H, W), the means of `eot` passes."""
+    """Logits (M, K), losses (M,) and the losses' gradients (M, 3, H, W), the means of `eot` passes."""
     passes = []
-    for _ in range(eot):
+    for _ in range(objective.eot):
         leaf = images.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = victim(leaf)
-            loss = objective(logits, labels, targets)
+            loss = objective.loss(logits, points.labels, targets)
+            if objective.terms is not None:
+                loss = loss + objective.terms(leaf, points.rows)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         passes.append((logits.detach(), loss.detach(), gradient))
-    if eot == 1:
+    if objective.eot == 1:
         return passes[0]
     logits, loss, gradient = (torch.stack(each).mean(0) for each in zip(*passes, strict=True))
     return logits, loss, gradient

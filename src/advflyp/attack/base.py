@@ -79,7 +79,8 @@ class Attack:
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         index = torch.arange(len(images)) if index is None else index.cpu()
-        result, victim = images.clone(), Victim(classifier)
+        encoder: Any = classifier if hasattr(classifier, "encode_tokens") else None
+        result, victim = images.clone(), Victim(classifier, encoder=encoder)
         with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
             for rows, found, _ in run_stages(
                 self.stages(threat),
@@ -248,7 +249,7 @@ class Member(Attack):
         return self._named(self.member, *self.in_kind)
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
-        values = {name: value for name, value in asdict(self).items() if name != "restarts"}
+        values = {name: value for name, value in asdict(self).items() if name not in ("restarts", "against")}
         if "loss" in values:
             values["loss"] = LOSSES[values["loss"]].__name__
         if "targets" in values:

@@ -20,6 +20,12 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - own
 
 
+def log_sum_exp(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) log Σ_{j≠y} exp z_j − z_y: the margin over a smooth maximum."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1) - own
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) difference of logits ratio (Croce & Hein 2020, Eq. 6): margin / (z_π1 − z_π3).
 
@@ -60,7 +66,12 @@ def count_targets(classes: int, wanted: int = 9) -> int:
 
 
 # The untargeted losses by the names that attacks take; `APGD` names its members after them.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "lse": log_sum_exp,
+}
 
 
 def check_loss(loss: str, known: Iterable[str]) -> None:

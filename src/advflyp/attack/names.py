@@ -11,32 +11,54 @@ MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
 KNOWN = (
-    "clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or members of "
-    "AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, fab-t, square; apgd-cex5: five restarts)"
+    "clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), encoderN, encoder-patchesN, encoder-bothN, "
+    "typographic, autoattack, autoattack-rand, or members of AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, "
+    "fab-t, square; apgd-cex5: five restarts)"
 )
+
+# What may be searched on another classifier than the one that is judged, "pgd10@openai".
+ELSEWHERE = ("fgsm", "pgd", "cw", "encoder", "adaptive")
 
 
 def read_attack_name(name: str) -> dict[str, Any]:
     """The kind of attack that a name is of and its parameters; names as tables print them too: "PGD-10×5".
 
     Returns:
-        "kind" ("clean", "noise", "fgsm", "pgd", "cw", "autoattack", "own"), "steps" and "restarts" of pgd and cw,
-        "members" (name, restarts) of autoattack.
+        "kind" ("clean", "noise", "fgsm", "pgd", "cw", "encoder", "adaptive", "typographic", "elsewhere",
+        "autoattack", "own"), "steps" and
+        "restarts" of pgd, cw, encoder and adaptive, "tokens" of encoder, "terms" of adaptive, "members" (name,
+        restarts) of autoattack, "attack" and "where" of elsewhere ("pgd10@openai", "pgd10@MODEL").
 
     Raises:
         ValueError: There is no such attack; of one's own, "module:function", only the form is looked at.
     """
     if is_import_path(name):
         return {"kind": "own"}
+    if "@" in name:
+        searched, _, where = name.partition("@")
+        read = read_attack_name(searched)
+        if read["kind"] not in ELSEWHERE or not where:
+            raise ValueError(
+                f"'{name}': before the @ stands pgdN, cwN, fgsm or encoderN, after it openai or a model"
+            )
+        return {"kind": "elsewhere", "attack": searched, "where": where.strip()}
     plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")
-    plain = re.sub(r"^(pgd|cw)-", r"\1", plain)
-    if plain in ("clean", "noise", "fgsm"):
+    plain = re.sub(r"^(pgd|cw|encoder)-(?=\d)", r"\1", plain)
+    if plain in ("clean", "noise", "fgsm", "typographic"):
         return {"kind": plain}
     if plain in ("autoattack", "autoattack-rand"):
         members = STANDARD if plain == "autoattack" else RAND
         return {"kind": "autoattack", "members": [(member, 1) for member in members]}
     if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
         return {"kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
+    if match := re.fullmatch(r"encoder(?:-(patches|both))?([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
+        counts = {"steps": int(match[2]), "restarts": int(match[3] or 1)}
+        return {"kind": "encoder", "tokens": match[1] or "image", **counts}
+    if match := re.fullmatch(
+        r"pgd-lse((?:-(?:feature|attention))*)-?([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain
+    ):
+        counts = {"steps": int(match[2]), "restarts": int(match[3] or 1)}
+        return {"kind": "adaptive", "terms": tuple(match[1].split("-")[1:]), **counts}
     found = [re.fullmatch(r"(.+?)(?:x([1-9]\d{0,2}))?", part) for part in plain.split("+")]
     members = [(match[1], int(match[2] or 1)) if match else ("", 1) for match in found]
     if all(member in MEMBERS for member, _ in members):
@@ -44,5 +66,15 @@ def read_attack_name(name: str) -> dict[str, Any]:
     if len(members) > 1:
         wrong = next(member for member, _ in members if member not in MEMBERS)
         raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
-    known = ["clean", "noise", "fgsm", "pgd10", "cw10", "autoattack", "autoattack-rand", *MEMBERS]
+    known = [
+        "clean",
+        "noise",
+        "fgsm",
+        "pgd10",
+        "cw10",
+        "encoder10",
+        "autoattack",
+        "autoattack-rand",
+        *MEMBERS,
+    ]
     raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")

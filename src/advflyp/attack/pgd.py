@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.base import Attack
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
@@ -134,7 +135,7 @@ def ascend(
 
 
 # What results call the losses of `PGD`.
-RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr"}
+RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr", "lse": "log-sum-exp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,8 @@ class PGD(Attack):
         step_size: α in pixels of [0, 1]; None is 1/255 for L∞, the paper's, and 2.5·ε/steps for L2, where grey levels
             mean little.
         random_start: Begin at a uniform draw from the ball instead of at the image.
-        loss: "ce", "margin" (Carlini & Wagner 2017) or "dlr".
+        loss: "ce", "margin" (Carlini & Wagner 2017), "dlr", or "lse", the margin over a smooth maximum.
+        against: A defence's own terms, maximised as well.
         restarts: Runs, each on the images that are still classified correctly.
     """
 
@@ -154,6 +156,7 @@ class PGD(Attack):
     step_size: float | None = None
     random_start: bool = True
     loss: str = "ce"
+    against: DefenceTerms | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,10 +176,14 @@ class PGD(Attack):
         """For each image the first misclassified iterate, else the last one."""
         images, loss = images.detach(), LOSSES[self.loss]
         start = threat.random_start(images, streams) if self.random_start else images
+        terms = self.against and self.against.bind(victim, images, labels)
 
         def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
             logits = victim(candidates)
-            (gradient,) = torch.autograd.grad(loss(logits, labels[rows]).sum(), candidates)
+            value = loss(logits, labels[rows])
+            if terms is not None:
+                value = value + terms(candidates, rows)
+            (gradient,) = torch.autograd.grad(value.sum(), candidates)
             return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
 
         return _ascend(images, start, slope, threat, self.steps, self.alpha(threat))
@@ -184,7 +191,9 @@ class PGD(Attack):
     @property
     def name(self) -> str:
         kind = {"ce": "pgd", "margin": "cw"}.get(self.loss, f"pgd-{self.loss}-")
-        return self._named(f"{kind}{self.steps}", "steps", "loss")
+        if self.against is not None:
+            kind = f"pgd-{self.loss}-{self.against.name}-"
+        return self._named(f"{kind}{self.steps}", "steps", "loss", "against")
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         if threat is None:
@@ -195,6 +204,7 @@ class PGD(Attack):
             "step_size": self.alpha(threat),
             "restarts": self.restarts,
             "random_start": self.random_start,
+            **({} if self.against is None else {"against": self.against.arguments()}),
         }
 
 

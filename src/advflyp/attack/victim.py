@@ -1,14 +1,17 @@
 """The classifier as attacks see it, and the images that an attack still works on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
 from advflyp.dtypes import at_least_float32
+
+T = TypeVar("T")
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,6 +45,26 @@ def for_use(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class Encoder(Protocol):
+    """What attacks that look behind the logits see.
+
+    Attributes:
+        model: The CLIP.
+        classes: K class names.
+        templates: Prompts, each with one "{}" for the name.
+        weights: (K, d) unit-norm class embeddings.
+    """
+
+    model: Any
+    classes: Sequence[str]
+    templates: Sequence[str]
+    weights: Tensor
+
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        """(N, 1 + L, d) unit-norm embeddings of each image and, where `patches`, of its L patches; differentiable."""
+        ...
+
+
 class Victim:
     """A classifier under attack: an attack calls it for logits, and may leave alone what `fooled` says is done.
 
@@ -49,17 +72,39 @@ class Victim:
         search: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable.
         logits_fp32: The same in float32, which decides whether an image is misclassified. By default `search` is in
             float32 already.
+        encoder: The CLIP behind the classifier; None for a mere function of logits.
     """
 
     def __init__(
-        self, search: Callable[[Tensor], Tensor], logits_fp32: Callable[[Tensor], Tensor] | None = None
+        self,
+        search: Callable[[Tensor], Tensor],
+        logits_fp32: Callable[[Tensor], Tensor] | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.search = search
         self.logits_fp32 = logits_fp32
+        self._encoder = encoder
+        self._computed: dict[Hashable, Any] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K) logits, at least float32."""
         return at_least_float32(self.search(images))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The CLIP behind the classifier; ValueError where there is none."""
+        if self._encoder is None:
+            raise ValueError(
+                "this attack needs the image encoder behind the classifier: attack model.classifier(classes, "
+                "templates) of a CLIP, not a function of logits"
+            )
+        return self._encoder
+
+    def once(self, name: Hashable, compute: Callable[[], T]) -> T:
+        """What an attack needs of the model once, not for every batch."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
 
     @torch.no_grad()
     def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def evaluate(
     interpolation: Literal["bilinear", "bicubic"] | None = None,
     sanity: bool = False,
     out: OutFile | None = None,
+    save_images: OutFolder | None = None,
     batch_size: BatchSize = 128,
     precision: str | None = None,
     compile: bool = False,
@@ -72,8 +73,9 @@ def evaluate(
             (default: advflyp, on the mini sets).
         sets: Benchmark sets, groups of sets or paths; `advflyp data sets` lists them (default: the protocol's, else
             mini).
-        attacks: clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, or
-            members of AutoAttack such as apgd-ce+square (default: the protocol's, else clean pgd10).
+        attacks: clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, members
+            of AutoAttack such as apgd-ce+square, or others of docs/attacks.md such as encoder100 (default: the
+            protocol's, else clean pgd10).
         eps: Radii in pixels of [0, 1], for example 1/255 4/255 (default: the protocol's, else 1/255).
         norm: Norm of the threat model (default: the protocol's, else linf).
         limit: N class-balanced images of each set (default: the protocol's, else all).
@@ -84,6 +86,8 @@ def evaluate(
         interpolation: How images are resized (default: the protocol's, else the model's; bicubic for CLIP).
         sanity: Check every attacked result for masked gradients.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
+        save_images: Folder for the adversarial images, float32 without loss. A result whose images are not there is
+            measured anew.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
@@ -119,6 +123,7 @@ def evaluate(
             norm=norm or chosen.norm,
             limit=limit or chosen.limit,
             protocol=chosen,
+            save_images=save_images,
             batch_size=batch_size,
             precision=_precision(precision or chosen.precision, device, console),
             compile=compile,

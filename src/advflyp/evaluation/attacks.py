@@ -6,11 +6,17 @@ from typing import Literal, TypeVar
 
 from torch import Tensor
 
+from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.autoattack import MEMBERS, AutoAttack
 from advflyp.attack.base import Attack, Clean, Custom, Noise
+from advflyp.attack.elsewhere import CrossPrompt, Transfer
+from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import CW, FGSM, PGD
 from advflyp.attack.threat import Threat
+from advflyp.attack.typographic import Typographic
+from advflyp.data.sets.prompts import openai_templates
+from advflyp.model.load import load_model
 from advflyp.plugins import load_object
 
 A = TypeVar("A", bound=Attack)
@@ -27,6 +33,13 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
     | fgsm | one step of length ε on the cross-entropy, from the image itself |
     | pgd10, cw10 | N steps on the cross-entropy, or on the margin of Carlini & Wagner, from a random start |
     | pgd10x5 | with five restarts |
+    | encoder100 | N steps on the cosine distance of the image's embedding to the clean one, without labels |
+    | encoder-patches100, encoder-both100 | on that of the patches, or on both |
+    | pgd-lse-10 | PGD on the margin over a smooth maximum |
+    | pgd-lse-attention-10, pgd-lse-feature-10 | and on what a defence keeps small: `DefenceTerms` |
+    | pgd10@openai | searched under OpenAI's 80 templates, judged under the set's own prompts |
+    | pgd10@MODEL | searched on another model |
+    | typographic | the name of a wrong class, written on the image as strongly as the ball allows; a control |
     | autoattack | APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020) |
     | autoattack-rand | its variant for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients |
     | apgd-ce+square | some of AutoAttack's members, in this order; its name says which |
@@ -51,12 +64,29 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
         case "pgd" | "cw":
             kind = PGD if read["kind"] == "pgd" else CW
             return kind(steps=read["steps"], restarts=read["restarts"])
+        case "encoder":
+            return EncoderPGD(**{key: value for key, value in read.items() if key != "kind"})
+        case "typographic":
+            return Typographic()
+        case "elsewhere":
+            return _elsewhere(find_attack(read["attack"]), read["where"])
+        case "adaptive":
+            against = DefenceTerms(terms=read["terms"]) if read["terms"] else None
+            return PGD(loss="lse", against=against, steps=read["steps"], restarts=read["restarts"])
         case "autoattack":
             members = tuple(replace(MEMBERS[name], restarts=restarts) for name, restarts in read["members"])
             return members[0] if len(members) == 1 else AutoAttack(members=members)
         case _:
             found = load_object(attack)
             return found if isinstance(found, Attack) else Custom(function=found, called=attack)
+
+
+def _elsewhere(attack: Attack, where: str) -> Attack:
+    """The attack, searched under OpenAI's 80 templates, or on the model of that name."""
+    assert isinstance(attack, PGD | EncoderPGD)
+    if where == "openai":
+        return CrossPrompt(attack=attack, templates=tuple(openai_templates()), called=where)
+    return Transfer(attack=attack, model=load_model(where), called=where)
 
 
 def conditions(

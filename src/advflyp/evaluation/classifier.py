@@ -12,11 +12,27 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, for_use
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
-from advflyp.model.precision import Precision, resolve
+from advflyp.model.precision import Precision, Resolved, resolve
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
 # A logit that no class ever has, and that no softmax notices: cosines times a scale of 100 or so.
 BARRED = -10_000.0
+
+
+class _Encoder:
+    """A classifier's model as attacks see it, in the precision of the search."""
+
+    def __init__(self, classifier: "Classifier", precision: Resolved) -> None:
+        self.classifier, self.precision = classifier, precision
+        self.model, self.classes, self.templates = classifier.model, classifier.classes, classifier.templates
+
+    @property
+    def weights(self) -> Tensor:
+        return self.classifier.weights
+
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        with self.model.computing_in(self.precision):
+            return self.model.encode_tokens(self.classifier.pixels.to_input(images, self.model), patches)
 
 
 class Classifier:
@@ -67,7 +83,7 @@ class Classifier:
             with self.model.computing_in(resolved):
                 return self.logits(images)
 
-        return Victim(search, None if resolved == "fp32" else self.logits_fp32)
+        return Victim(search, None if resolved == "fp32" else self.logits_fp32, _Encoder(self, resolved))
 
     @torch.no_grad()
     def logits_fp32(self, images: Tensor) -> Tensor:

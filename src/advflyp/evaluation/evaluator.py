@@ -126,6 +126,7 @@ class Evaluator(Classifier):
         precision: Precision = "auto",
         seed: int = 0,
         journal: Journal | None = None,
+        keep: Callable[[Tensor, Tensor], None] | None = None,
         watch: Callable[[SetProgress], None] = lambda progress: None,
     ) -> Outcome:
         """Classify every image, after the attack if there is one.
@@ -138,10 +139,13 @@ class Evaluator(Classifier):
             precision: Precision of the search.
             seed: Random seed of the attack.
             journal: Holds what is known so far; an interrupted run resumes from its last finished batch.
+            keep: Called after every batch with the places (M,) of images in the dataset and what the attack made of
+                them, (M, 3, H, W); again for those that a later stage attacks.
             watch: Called after every batch.
         """
         with for_use(self.model):
             run = _Run(self, attack, threat, precision, seed, journal, watch)
+            run.keep = keep
             run.all_images()
         readable = run.clean != UNREADABLE
         return Outcome(
@@ -172,6 +176,7 @@ class _Run:
             journal,
             watch,
         )
+        self.keep: Callable[[Tensor, Tensor], None] | None = None
         self.victim = evaluator.victim(precision)
         self.stages = attack.stages(threat) if threat is not None else []
         self.clean = evaluator.clean
@@ -271,7 +276,9 @@ class _Run:
                 survived=torch.where(self.attacked[rows] == UNKNOWN, self.survived[rows], -1),
                 batch_size=self.evaluator.batch_size,
             )
-            for part, _, answers in batches:
+            for part, found, answers in batches:
+                if self.keep is not None:
+                    self.keep(self.evaluator.index[rows[part]], found)
                 self._record(rows[part], answers)
         self._note()
 

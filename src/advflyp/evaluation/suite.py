@@ -26,6 +26,7 @@ from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, check_store, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
+from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import read_card, weights_sha256
 from advflyp.model.load import load_model, pick_device
@@ -51,6 +52,7 @@ def evaluate(
     sanity: bool = False,
     name: str | None = None,
     protocol: Protocol = ADVFLYP,
+    save_images: str | Path | None = None,
     progress: Callable[[Cell], None] = lambda cell: None,
     watch: Callable[[Cell, SetProgress], None] = lambda cell, progress: None,
 ) -> list[Cell]:
@@ -74,6 +76,7 @@ def evaluate(
         name: What results call the model; its own name by default.
         protocol: Class names, prompts, pixels, and what "autoattack" means. Its datasets, attacks, radii, limit and
             precision are for the arguments above: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`.
+        save_images: Folder for the adversarial images (`saved.py`). A cell whose images it lacks is measured anew.
         progress: Called with each cell as it is known.
         watch: Called after every batch with the cell in work and its progress.
 
@@ -83,7 +86,9 @@ def evaluate(
     Raises:
         ValueError: Unknown names, or radii that are not above 0.
     """
-    suite = _Suite(protocol, limit, batch_size, precision, compile, seed, sanity, out, progress, watch)
+    suite = _Suite(
+        protocol, limit, batch_size, precision, compile, seed, sanity, out, save_images, progress, watch
+    )
     attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
     wanted = conditions(map(protocol.attack, attacks), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
@@ -118,6 +123,7 @@ class _Suite:
     seed: int
     sanity: bool
     out: str | Path | None
+    save_images: str | Path | None
     progress: Callable[[Cell], None]
     watch: Callable[[Cell, SetProgress], None]
 
@@ -184,11 +190,13 @@ class _Suite:
         """The cell that is stored already, or the one that is measured now and stored."""
         cell, ranks = known, evaluator.ranks
         own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
-        journal = Journal.beside(self.store, own) if self.store else None
-        if cell is None or not ranks.broadcast_from_rank0(partial(self._has_samples, cell)):
+        saved = SavedImages(Path(self.save_images), blank) if self.save_images and threat else None
+        # The images of an interrupted measurement may not all have been kept.
+        journal = Journal.beside(self.store, own) if self.store and saved is None else None
+        if cell is None or not ranks.broadcast_from_rank0(partial(self._has_samples, cell, saved)):
             # The new line takes the place of the known one: its name for the weights and its verdict stay.
             kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
-            cell = self._measure(replace(blank, **kept), evaluator, attack, threat, journal)
+            cell = self._measure(replace(blank, **kept), evaluator, attack, threat, journal, saved)
             self._save(cell, ranks)
         if journal:
             journal.remove()
@@ -197,8 +205,9 @@ class _Suite:
             self._save(cell, ranks)
         return cell
 
-    def _has_samples(self, cell: Cell) -> bool:
-        return self.store is None or has_samples(self.store, cell)
+    def _has_samples(self, cell: Cell, saved: SavedImages | None) -> bool:
+        """Whether what belongs to the cell is there, too."""
+        return (self.store is None or has_samples(self.store, cell)) and (saved is None or saved.is_complete)
 
     def _save(self, cell: Cell, ranks: Ranks) -> None:
         if self.store and ranks.rank == 0:
@@ -258,6 +267,7 @@ class _Suite:
         attack: Attack,
         threat: Threat | None,
         journal: Journal | None,
+        saved: SavedImages | None,
     ) -> Cell:
         started = time.monotonic()
         outcome = evaluator.run(
@@ -266,6 +276,7 @@ class _Suite:
             precision="bf16" if cell.precision == "bf16" else "fp32",
             seed=cell.seed,
             journal=journal,
+            keep=saved.keep if saved else None,
             watch=lambda progress: self.watch(cell, progress),
         )
         correct, n = int(outcome.correct.sum()), len(outcome.label)
@@ -284,6 +295,8 @@ class _Suite:
         )
         if self.store and evaluator.ranks.rank == 0:
             write_samples(self.store, cell, **vars(outcome), keys=keys)
+        if saved and evaluator.ranks.rank == 0:
+            saved.finish(cell)
         return cell
 
 

@@ -195,6 +195,15 @@ class CLIP(nn.Module):
         embeddings = self._in_parts(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
         return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
 
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        """(N, 3, H, W) pixels in [0, 1] → (N, 1 + L, d) unit-norm: the image's embedding, then, where `patches`, those
+        of its L patches. ValueError where these are asked for and the architecture has none.
+        """
+        if not patches:
+            return self.encode_image(images)[:, None]
+        found = self.encode_patches(images)
+        return torch.cat([found.image[:, None], found.tokens], dim=1)
+
     def encode_patches_raw(self, images: Tensor) -> Patches:
         """`encode_patches` before the normalisation: float32 embeddings of any length."""
         grid = self.patch_grid

@@ -94,3 +94,8 @@ class ZeroShotClassifier(nn.Module):
             return class_logits(
                 self.model.encode_image(images), self.weights, self.model.logit_scale.detach()
             )
+
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        """`CLIP.encode_tokens` of the model, in float32: what attacks on the encoder alone see."""
+        with self.model.computing_in("fp32"):
+            return self.model.encode_tokens(images, patches)

@@ -1,0 +1,91 @@
+"""Adaptive attacks (Tramèr et al. 2020): what an attacker maximises who knows how a model was defended,
+
+    loss(z, y) + λ Σ_k term_k(x + δ),
+
+`loss` a function of the logits and each term what a defence keeps small. A method's own terms go in as functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.base import source_sha256
+from advflyp.attack.victim import Victim
+from advflyp.config import suggest
+
+# (candidates (M, 3, H, W), rows (M,) or a slice: which of the images these are) → (M,)
+Bound = Callable[[Tensor, Tensor | slice], Tensor]
+# (victim, images (N, 3, H, W), labels (N,)) → the term
+Term = Callable[[Victim, Tensor, Tensor], Bound]
+
+
+def feature_term(victim: Victim, images: Tensor, labels: Tensor) -> Bound:
+    """‖f(x + δ) − f(x)‖₂, what AdvFLYP's L_feat keeps small."""
+    encoder = victim.encoder
+    with torch.no_grad():
+        clean = encoder.encode_tokens(images, False)[:, 0]
+    return lambda candidates, rows: torch.linalg.vector_norm(
+        encoder.encode_tokens(candidates, False)[:, 0] - clean[rows], dim=1
+    )
+
+
+def attention_term(victim: Victim, images: Tensor, labels: Tensor) -> Bound:
+    """‖A(x + δ) − A(x)‖₂ of TGA-ZSR, A the cosines of the patches with the true class's text, min–max normalised."""
+    encoder = victim.encoder
+    texts = encoder.weights[labels]
+
+    def attention(some: Tensor, texts: Tensor) -> Tensor:
+        cosines = torch.einsum("nld,nd->nl", encoder.encode_tokens(some, True)[:, 1:], texts)
+        lowest, highest = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
+        return (cosines - lowest) / (highest - lowest).clamp_min(1e-6)
+
+    with torch.no_grad():
+        clean = attention(images, texts)
+    return lambda candidates, rows: torch.linalg.vector_norm(
+        attention(candidates, texts[rows]) - clean[rows], dim=1
+    )
+
+
+TERMS: dict[str, Term] = {"feature": feature_term, "attention": attention_term}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceTerms:
+    """What `PGD` and `APGD` maximise beside their loss: `PGD(loss="lse", against=DefenceTerms(terms=("attention",)))`.
+
+    Args:
+        terms: Names of `TERMS`, or functions like those.
+        weight: λ.
+    """
+
+    terms: tuple[str | Term, ...]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError(f"name at least one term: {', '.join(TERMS)}, or a function")
+        for term in self.terms:
+            if isinstance(term, str) and term not in TERMS:
+                raise ValueError(f"there is no term '{term}'{suggest(term, TERMS)}")
+
+    def bind(self, victim: Victim, images: Tensor, labels: Tensor) -> Bound:
+        """λ Σ_k term_k for these images."""
+        functions = [TERMS[term] if isinstance(term, str) else term for term in self.terms]
+        bound = [function(victim, images, labels) for function in functions]
+        return lambda candidates, rows: (
+            self.weight * torch.stack([term(candidates, rows) for term in bound]).sum(0)
+        )
+
+    @property
+    def name(self) -> str:
+        """What results call them."""
+        weight = "" if self.weight == 1 else f"{self.weight:g}"
+        return "-".join(term if isinstance(term, str) else term.__name__ for term in self.terms) + weight
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the outcome, as results record it."""
+        own = {term.__name__: source_sha256(term) for term in self.terms if not isinstance(term, str)}
+        return {"terms": self.name, "weight": self.weight, **own}

@@ -1,0 +1,124 @@
+"""Attacks that search on another classifier than the one that is judged: other prompts, or another model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advflyp.attack.base import Attack
+from advflyp.attack.encoder import EncoderPGD
+from advflyp.attack.pgd import PGD
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim
+from advflyp.model.clip import CLIP
+from advflyp.model.folder import weights_sha256
+from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_logits
+
+
+class _Surrogate(Victim):
+    """A classifier that the search uses and that judges nothing: no image leaves early."""
+
+    def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        return torch.zeros_like(labels, dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Elsewhere(Attack):
+    """An attack whose every step is taken on a surrogate; the last iterate is what the victim gets.
+
+    Args:
+        attack: What is run there; the others of AutoAttack return only what fools the classifier they search on.
+    """
+
+    attack: PGD | EncoderPGD
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        surrogate = victim.once(self, lambda: self.surrogate(victim))
+        return self.attack.perturb(surrogate, images, labels, threat, streams=streams)
+
+    def surrogate(self, victim: Victim) -> Victim:
+        """What is searched on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossPrompt(_Elsewhere):
+    """The same model under other prompts: does a perturbation against one prompt, or an ensemble, fool another?
+
+    Args:
+        templates: The prompts of the search, each with one "{}"; judged is under the classifier's own.
+        called: What results call them.
+    """
+
+    templates: tuple[str, ...]
+    called: str = "prompts"
+
+    def surrogate(self, victim: Victim) -> Victim:
+        encoder = victim.encoder
+        scale = encoder.model.logit_scale.detach()
+        with encoder.model.computing_in("fp32"):
+            weights = class_embeddings(encoder.model, encoder.classes, self.templates)
+
+        def search(images: Tensor) -> Tensor:
+            return class_logits(encoder.encode_tokens(images, False)[:, 0], weights, scale)
+
+        return _Surrogate(search, encoder=encoder)
+
+    @property
+    def name(self) -> str:
+        return f"{self.attack.name}@{self.called}"
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        return {**self.attack.arguments(threat, classes), "searched_under": list(self.templates)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(_Elsewhere):
+    """Adversarial images made on another model, with the classes and prompts of the classifier that is judged.
+
+    Args:
+        model: The surrogate. Where its input has another size, images are resized for it, as a part of the model.
+        called: Its name in results; its own by default.
+    """
+
+    model: CLIP
+    called: str = ""
+
+    def surrogate(self, victim: Victim) -> Victim:
+        encoder = victim.encoder
+        model = self.model.to(encoder.model.device)
+        classifier = model.classifier(encoder.classes, encoder.templates)
+
+        def resized(images: Tensor) -> Tensor:
+            if tuple(images.shape[-2:]) == model.image_size:
+                return images
+            return F.interpolate(images, size=model.image_size, mode="bicubic", align_corners=False).clamp(
+                0, 1
+            )
+
+        tokens = _Tokens(classifier, resized)
+        return _Surrogate(lambda images: classifier(resized(images)), encoder=tokens)
+
+    @property
+    def name(self) -> str:
+        return f"{self.attack.name}@{self.called or self.model.name}"
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        return {**self.attack.arguments(threat, classes), "surrogate_sha256": weights_sha256(self.model)}
+
+
+class _Tokens:
+    """A surrogate's encoder, of images as the victim has them."""
+
+    def __init__(self, classifier: ZeroShotClassifier, resized: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.classes, self.templates = classifier.model, classifier.classes, classifier.templates
+        self.weights, self.resized, self.classifier = classifier.weights, resized, classifier
+
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        return self.classifier.encode_tokens(self.resized(images), patches)

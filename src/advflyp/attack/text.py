@@ -1,0 +1,70 @@
+"""An attack on texts: a few wrong letters that turn the embedding away while the words keep their shape.
+
+    max over t′:  1 − cos(g(t′), g(t)),    t′ at most k edits of a character from t
+
+g the text encoder. The edits are greedy, each the worst of some that are drawn; LEAF (Abad Rocamora et al. 2025) is of
+this kind.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from string import ascii_lowercase
+
+import torch
+from torch import Tensor
+
+from advflyp.seeds import derive_seed
+
+
+def edit_texts(
+    encode: Callable[[Sequence[str]], Tensor],
+    texts: Sequence[str],
+    *,
+    edits: int = 1,
+    candidates: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """Each text with at most `edits` characters replaced, inserted or deleted.
+
+    Spaces, digits, marks and the first and last letter of each word stay: so do the number of words and their outline.
+
+    Args:
+        encode: Texts → (N, d) unit-norm embeddings; `model.encode_text`, or of class names their prompts' means.
+        texts: N texts; the outcome of each is a function of itself and `seed` alone.
+        edits: k.
+        candidates: How many edits are drawn for each that is made; 1 is a random edit, a control.
+        seed: Random seed.
+
+    Returns:
+        N texts; one without a word of three letters stays as it is.
+    """
+    return [_edited(encode, text, edits, candidates, seed) for text in texts]
+
+
+@torch.no_grad()
+def _edited(
+    encode: Callable[[Sequence[str]], Tensor], text: str, edits: int, candidates: int, seed: int
+) -> str:
+    found, draw = text, random.Random(derive_seed(seed, text))
+    for _ in range(edits):
+        drawn = [_edit(found, draw) for _ in range(candidates)]
+        drawn = [one for one in dict.fromkeys(drawn) if one != text]
+        if not drawn:
+            return found
+        embeddings = encode([text, *drawn])
+        found = drawn[int((embeddings[1:] @ embeddings[0]).argmin())]
+    return found
+
+
+def _edit(text: str, draw: random.Random) -> str:
+    """One edit of an inner letter; the text itself where no word has one."""
+    inner = [
+        place
+        for place in range(1, len(text) - 1)
+        if all(letter.isalpha() for letter in text[place - 1 : place + 2])
+    ]
+    if not inner:
+        return text
+    place, letter = draw.choice(inner), draw.choice(ascii_lowercase)
+    before, old, after = text[:place], text[place], text[place + 1 :]
+    return draw.choice([before + letter + after, before + letter + old + after, before + after])

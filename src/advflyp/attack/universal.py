@@ -1,0 +1,102 @@
+"""Universal perturbations (Moosavi-Dezfooli et al. 2017): one δ for every image, found on some and tried on others.
+
+max over δ in the ball:  1/N Σ_i loss(z(x_i + δ), y_i)
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advflyp.attack.base import Attack
+from advflyp.attack.losses import LOSSES, check_loss
+from advflyp.attack.pgd import PGD, ascend
+from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
+from advflyp.attack.victim import Victim, for_use
+from advflyp.seeds import derive_seed
+
+# δ is searched as an image around this grey, so that the one ascent loop finds it.
+GREY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shift(Attack):
+    """A fixed δ, added to every image; what `universal_perturbation` returns.
+
+    Args:
+        delta: (3, H, W) pixels.
+        called: Its name in results.
+    """
+
+    delta: Tensor
+    called: str = "universal"
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        return threat.project(images, images + self.delta.to(images))
+
+    @property
+    def name(self) -> str:
+        return self.called
+
+    def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
+        values = self.delta.detach().cpu().contiguous().numpy().tobytes()
+        return {"delta_sha256": hashlib.sha256(values).hexdigest()}
+
+
+def universal_perturbation(
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 200,
+    step_size: float | None = None,
+    batch_size: int = 64,
+    loss: str = "ce",
+    seed: int = 0,
+) -> Shift:
+    """Search for one δ on images that it is not to be tested on.
+
+    Args:
+        classifier: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, differentiable.
+        images: (N, 3, H, W) pixels in [0, 1].
+        labels: (N,) int64.
+        threat: The ball that holds δ; an L∞ radius is at most 1/2.
+        steps: Ascent steps, each on `batch_size` of the images; orders are drawn by `seed`.
+        step_size: α, as in `PGD`.
+        loss: As in `PGD`.
+
+    Returns:
+        An attack: `shift(classifier, other_images, other_labels, threat)`, or one of `advflyp.evaluate`.
+    """
+    check_loss(loss, LOSSES)
+    if threat.norm == "linf" and threat.eps > GREY:
+        raise ValueError(f"a universal perturbation has an eps of at most 1/2, not {threat.eps:g}")
+    order = _orders(len(images), batch_size, seed)
+
+    def mean_loss(candidates: Tensor) -> Tensor:
+        rows = next(order).to(images.device)
+        moved = (images[rows] + (candidates - GREY)).clamp(0, 1)
+        return LOSSES[loss](classifier(moved), labels.to(images.device)[rows]).mean()
+
+    alpha = PGD(steps=steps, step_size=step_size).alpha(threat)
+    grey = torch.full_like(images[:1], GREY)
+    with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
+        found = ascend(grey, grey, mean_loss, threat, steps=steps, step_size=alpha)
+    return Shift(delta=(found - grey)[0].detach())
+
+
+def _orders(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Batches of rows, without end: each epoch in a new order."""
+    epoch = 0
+    while True:
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        yield from torch.randperm(count, generator=generator).split(batch_size)
+        epoch += 1

@@ -1,0 +1,78 @@
+"""Attacks searched under other prompts and on another model."""
+
+import pytest
+import torch
+
+from advflyp.attack.base import Noise
+from advflyp.attack.elsewhere import CrossPrompt, Transfer
+from advflyp.attack.encoder import EncoderPGD
+from advflyp.attack.pgd import PGD
+from advflyp.attack.threat import Threat
+from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.evaluator import Evaluator
+from advflyp.model.clip import CLIP
+from attack.mini import correct_on
+from helpers import labelled_by
+
+EPS = Threat(eps=4 / 255)
+TEMPLATES = ("a photo of a {}.", "a blurry picture of the {}.")
+
+
+def right(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:
+    with torch.no_grad():
+        return int((classifier(images).argmax(1) == labels).sum())
+
+
+def test_what_was_made_against_other_prompts_fools_more_than_noise() -> None:
+    clip, food, images, labels = correct_on("mini")
+    judged = clip.classifier(food.classes, food.templates)
+    attack = CrossPrompt(attack=PGD(steps=5), templates=TEMPLATES)
+    found = attack(judged, images, labels, EPS)
+    assert EPS.contains(images, found).all()
+    assert right(judged, found, labels) < right(judged, Noise()(judged, images, labels, EPS), labels) - 3
+    # It is PGD on the classifier of these prompts, all steps of it.
+    searched = clip.classifier(food.classes, TEMPLATES)
+    slopes = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(searched(slopes), labels, reduction="sum").backward()
+    one = CrossPrompt(attack=PGD(steps=1, random_start=False), templates=TEMPLATES)(
+        judged, images, labels, EPS
+    )
+    assert slopes.grad is not None
+    expected = EPS.project(images, images + slopes.grad.sign() / 255)
+    # A slope near 0 has either sign, as its terms are added in one order or another.
+    assert (one == expected).float().mean() > 0.99
+
+
+def test_what_was_made_on_another_model_fools_more_than_noise() -> None:
+    clip, food, images, labels = correct_on("mini")
+    other, *_ = correct_on("mini-vit")
+    judged = clip.classifier(food.classes, food.templates)
+    wide = Threat(eps=16 / 255)
+    attack = Transfer(attack=PGD(steps=20), model=other)
+    found = attack(judged, images, labels, wide)
+    assert wide.contains(images, found).all()
+    assert right(judged, found, labels) < right(judged, Noise()(judged, images, labels, wide), labels)
+    # On the surrogate itself it is white-box.
+    assert right(other.classifier(food.classes, food.templates), found, labels) == 0
+    assert torch.equal(found[:3], attack(judged, images[:3], labels[:3], wide)), (
+        "whatever else is in the batch"
+    )
+
+
+def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
+    evaluator = Evaluator(tiny, labelled_by(tiny, 12), batch_size=5)
+    for name in ("pgd3@openai", f"pgd3@{tiny_folder}", "encoder3@openai"):
+        attack = find_attack(name)
+        assert attack.name == name
+        assert 0 <= evaluator.correct(attack, EPS, precision="fp32").float().mean() < 1
+    assert len(find_attack("pgd3@openai").arguments(EPS, 3)["searched_under"]) == 80
+    assert len(find_attack(f"cw3@{tiny_folder}").arguments(EPS, 3)["surrogate_sha256"]) == 64
+    assert isinstance(find_attack("encoder-patches3@openai").attack, EncoderPGD)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])
+def test_mistakes(name: str) -> None:
+    with pytest.raises(
+        ValueError, match="before the @ stands pgdN, cwN, fgsm or encoderN, after it openai or a model"
+    ):
+        find_attack(name)
