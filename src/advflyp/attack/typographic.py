@@ -28,7 +28,7 @@ class Typographic(Attack):
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
         with torch.no_grad():
-            targets = attack_targets(victim(images), labels, 1).tolist()
+            targets: list[int] = attack_targets(victim(images), labels, 1).tolist()
         height, width = images.shape[-2:]
         drawn = {target: lettering(victim.encoder.classes[target], height, width) for target in set(targets)}
         masks = torch.stack([drawn[target] for target in targets]).to(images.device)[:, None]

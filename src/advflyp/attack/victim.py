@@ -56,9 +56,15 @@ class Encoder(Protocol):
     """
 
     model: Any
-    classes: Sequence[str]
-    templates: Sequence[str]
-    weights: Tensor
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def templates(self) -> Sequence[str]: ...
+
+    @property
+    def weights(self) -> Tensor: ...
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """(N, 1 + L, d) unit-norm embeddings of each image and, where `patches`, of its L patches; differentiable."""

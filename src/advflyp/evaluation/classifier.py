@@ -23,7 +23,8 @@ class _Encoder:
     """A classifier's model as attacks see it, in the precision of the search."""
 
     def __init__(self, classifier: "Classifier", precision: Resolved) -> None:
-        self.classifier, self.precision = classifier, precision
+        self.classifier = classifier
+        self.precision: Resolved = precision
         self.model, self.classes, self.templates = classifier.model, classifier.classes, classifier.templates
 
     @property
