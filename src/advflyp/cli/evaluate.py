@@ -104,7 +104,7 @@ def evaluate(
     from advflyp.distributed import is_rank0
     from advflyp.escape import for_rich
     from advflyp.evaluation.suite import evaluate
-    from advflyp.report.console import EvaluationProgress, results_table, verdicts
+    from advflyp.report.console import evaluation_progress, results_table, verdicts
 
     chosen = _protocol(protocol).changed(
         templates=templates or None,
@@ -113,7 +113,7 @@ def evaluate(
         interpolation=interpolation,
     )
     console = rank0_console()
-    with EvaluationProgress(console) as progress:
+    with evaluation_progress(console) as watch:
         cells = evaluate(
             model,
             sets or chosen.sets,
@@ -130,7 +130,7 @@ def evaluate(
             device=device,
             seed=seed,
             sanity=sanity,
-            watch=progress.watch,
+            watch=watch,
         )
     console.print(results_table(cells))
     for line in [*remarks_on(sets), *verdicts(cells)]:

@@ -1,24 +1,24 @@
 """What commands print of results: tables that fit any terminal, verdicts, progress."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from advflyp.escape import for_rich, for_terminal
+from advflyp.escape import for_rich
 from advflyp.evaluation.evaluator import SetProgress
 from advflyp.evaluation.results import Cell
 from advflyp.report.measure.estimates import radius
 from advflyp.report.measure.grid import MARKS, MIXED
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value, accuracy_table, check_models, comparison_table
-from advflyp.training.runlog import Pulse, duration
+from advflyp.training.runlog import Status, duration
 from advflyp.wording import counted
 
 INTERVALS = "each accuracy is followed by its 95 % interval"
@@ -88,44 +88,22 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-class EvaluationProgress:
-    """A line while `evaluate` works: how far, how many points are left, the accuracy so far.
+@contextmanager
+def evaluation_progress(console: Console) -> Iterator[Callable[[Cell, SetProgress], None]]:
+    """A line while `evaluate` works, which calls what this yields after every batch.
 
-    On a terminal it is a bar; elsewhere a line comes every ten seconds.
+    How far it is, how many points are left, the accuracy so far, how long the rest will take.
     """
+    with Status(console, "evaluating") as status:
 
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self.pulse = Pulse(console)
-        self.tasks: dict[str, TaskID] = {}
+        def watch(cell: Cell, now: SetProgress) -> None:
+            where = f" {radius(cell.eps, cell.norm)}" if cell.norm else ""
+            so_far = f"  {100 * now.accuracy:.1f} % so far" if now.finished else ""
+            rest = "" if now.seconds_left is None else f"  {duration(now.seconds_left)} to go"
+            done = f"{now.finished}/{now.images}  {now.left} left"
+            status.update(f"{cell.set} {cell.attack}{where}  {done}{so_far}{rest}")
 
-    def __enter__(self) -> "EvaluationProgress":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def watch(self, cell: Cell, now: SetProgress) -> None:
-        """What `evaluate` calls after every batch."""
-        title = for_terminal(f"{cell.set} {cell.attack}")
-        title += f" {radius(cell.eps, cell.norm)}" if cell.norm else ""
-        if title not in self.tasks:
-            for task in self.tasks.values():
-                self.progress.update(task, visible=False)
-            self.tasks[title] = self.progress.add_task(title, total=now.images, status="")
-        left = "" if now.seconds_left is None else f"  {duration(now.seconds_left)} to go"
-        so_far = f"{100 * now.accuracy:.1f} % so far" if now.finished else ""
-        status = f"{now.finished}/{now.images}  {now.left} left  {so_far}{left}"
-        self.progress.update(self.tasks[title], completed=now.finished, status=status)
-        self.pulse.say(lambda: f"{title}  {status}")
+        yield watch
 
 
 def as_rich(table: Table) -> "TerminalTable":

@@ -15,7 +15,7 @@ from advflyp.evaluation.suite import evaluate
 from advflyp.files import write_atomically
 from advflyp.model.load import load_model
 from advflyp.recipes import PACKAGE
-from advflyp.report.console import EvaluationProgress, before_after_table
+from advflyp.report.console import before_after_table, evaluation_progress
 from advflyp.report.figures.examples import examples
 from advflyp.report.pages.report import write_report
 from advflyp.report.pages.sections import FILES
@@ -151,7 +151,7 @@ def _seconds_per_step() -> float:
 
 def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[Cell]:
     console.print(for_rich(f"evaluating {name}"))
-    with EvaluationProgress(console) as progress:
+    with evaluation_progress(console) as watch:
         return evaluate(
             model,
             SETS,
@@ -162,5 +162,5 @@ def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[
             # Whatever the machine, as the results that come with the weights.
             precision="fp32",
             name=name,
-            watch=progress.watch,
+            watch=watch,
         )

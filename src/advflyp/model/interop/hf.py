@@ -47,51 +47,50 @@ def _empty(model: CLIP, siglip: bool) -> "PreTrainedModel":
         raise ValueError(
             f"transformers takes square images, not the {height}×{width} of {model.name}; {ADVICE}"
         )
-    net = model.net
+    net: Any = model.net
     vision, text = net.visual, getattr(net, "text", net)
-    block = text.transformer.resblocks[0]
+    blocks = text.transformer.resblocks
     towers: Any = {
         "text_config": {
-            "hidden_size": text.ln_final.weight.shape[0],
-            "intermediate_size": block.mlp.c_fc.out_features,
-            "num_hidden_layers": len(text.transformer.resblocks),
-            "num_attention_heads": block.attn.num_heads,
+            **_tower(
+                text.ln_final.weight.shape[0], blocks, blocks[0].mlp.c_fc, blocks[0].mlp.gelu, blocks[0].ln_1
+            ),
             "max_position_embeddings": text.positional_embedding.shape[0],
             "vocab_size": text.token_embedding.num_embeddings,
-            "hidden_act": _activation(block.mlp.gelu),
-            "layer_norm_eps": block.ln_1.eps,
             **_special_tokens(model.tokenizer),
         }
     }
     if siglip:
-        first = vision.trunk.blocks[0]
+        trunk, first = vision.trunk, vision.trunk.blocks[0]
         towers["text_config"]["projection_size"] = text.text_projection.out_features
         towers["vision_config"] = {
-            "hidden_size": vision.trunk.embed_dim,
-            "intermediate_size": first.mlp.fc1.out_features,
-            "num_hidden_layers": len(vision.trunk.blocks),
-            "num_attention_heads": first.attn.num_heads,
+            **_tower(trunk.embed_dim, trunk.blocks, first.mlp.fc1, first.mlp.act, first.norm1),
             "image_size": height,
-            "patch_size": vision.trunk.patch_embed.patch_size[0],
-            "hidden_act": _activation(first.mlp.act),
-            "layer_norm_eps": first.norm1.eps,
+            "patch_size": trunk.patch_embed.patch_size[0],
         }
         return SiglipModel(SiglipConfig(**towers))
-    first = vision.transformer.resblocks[0]
+    blocks = vision.transformer.resblocks
     towers["vision_config"] = {
-        "hidden_size": vision.conv1.out_channels,
-        "intermediate_size": first.mlp.c_fc.out_features,
-        "num_hidden_layers": len(vision.transformer.resblocks),
-        "num_attention_heads": first.attn.num_heads,
+        **_tower(vision.conv1.out_channels, blocks, blocks[0].mlp.c_fc, blocks[0].mlp.gelu, blocks[0].ln_1),
         "image_size": height,
         "patch_size": vision.conv1.kernel_size[0],
-        "hidden_act": _activation(first.mlp.gelu),
-        "layer_norm_eps": first.ln_1.eps,
     }
     width = vision.proj.shape[1]
     for tower in towers.values():
         tower["projection_dim"] = width
     return CLIPModel(CLIPConfig(**towers, projection_dim=width))
+
+
+def _tower(width: int, blocks: Any, inner: Any, activation: nn.Module, norm: Any) -> dict[str, Any]:
+    """The sizes of a tower, from its blocks and the layers of its first one."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": blocks[0].attn.num_heads,
+        "hidden_act": _activation(activation),
+        "layer_norm_eps": norm.eps,
+    }
 
 
 def _activation(module: nn.Module) -> str:
@@ -162,6 +161,4 @@ def processor_of(model: CLIP, net: "PreTrainedModel") -> "ProcessorMixin":
     crop: dict[str, Any] = {"size": square, "do_center_crop": False}
     if mode == "shortest":
         crop = {"size": {"shortest_edge": size}, "crop_size": square, "do_center_crop": True}
-    return (SiglipProcessor if siglip else CLIPProcessor)(
-        CLIPImageProcessor(**how, **crop), tokenizer_of(model)
-    )
+    return (SiglipProcessor if siglip else CLIPProcessor)(CLIPImageProcessor(**how, **crop), tokenizer)
