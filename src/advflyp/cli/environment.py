@@ -43,7 +43,7 @@ def describe_environment() -> dict[str, str]:
         "processor": f"{processor_name()}, {counted(_cores(), 'core')}",
         "instructions": f"{', '.join(instructions()) or 'unknown'}; torch uses "
         f"{torch.backends.cpu.get_cpu_capability()}",
-        "memory": _memory(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')})",
         "GPUs": "; ".join(map(_gpu, devices)) or "none",
         "CUDA": f"torch was built with {torch.version.cuda or torch.version.hip or 'none'}",
@@ -72,13 +72,6 @@ def _cpuinfo() -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> str:
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= names.keys():
-        return "unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
 
 
 def _gpu(name: str) -> str:
