@@ -34,6 +34,7 @@ FILES = ("index.html", "results.md", "tables/*.csv", "tables/*.tex")
 
 View = dict[str, Any]
 Get = Callable[[str, Condition], Estimate | None]
+Curves = dict[str, list[tuple[float, Estimate]]]
 
 
 class Drawing(NamedTuple):
@@ -171,28 +172,29 @@ def _curves(
     along = [c for c in results.conditions if c.norm is None or (c.attack, c.norm) == (attack, norm)]
     title = f"{attack_title(attack)}{' (L2)' if norm == 'l2' else ''}"
 
-    def lines(get: Get) -> dict[str, list[tuple[float, Estimate]]]:
+    def lines(get: Get) -> Curves:
         found = {
             model: [(c.eps, value) for c in along if (value := results.drawn(get(model, c))) is not None]
             for model in models
         }
         return {model: points for model, points in found.items() if points}
 
+    groups = means_over(results.mean_sets) if len(results.sets) > 1 and results.mean_sets else {}
     means = []
-    groups = means_over(results.mean_sets) if len(models) > 2 else {"": results.mean_sets}
-    for over, names in groups.items() if len(results.sets) > 1 and results.mean_sets else ():
-        found = lines(lambda m, c, names=names: results.mean(m, c, names))
-        over = over or f"mean of {len(names)} sets"
-        draw = partial(_mean_curve, found, look, f"{title}, {over}", norm)
-        means += [drawing(draw, f"accuracy against ε, {title}, {over}")] if found else []
-    small: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
+    for over, names in list(groups.items())[: None if len(models) > 2 else 1]:
+        if found := lines(lambda m, c, names=names: results.mean(m, c, names)):
+            height = 320 if len(found) <= FEW else 400
+            how: View = {"title": f"{title}, {over}", "norm": norm, "ceiling": _top(found), "label": True}
+            draw = partial(accuracy_against_eps, found, look, height=height, **how)
+            means.append(drawing(draw, f"accuracy against ε, {title}, {over}"))
+    small: dict[str, Curves] = {}
     if len(models) <= FEW or not means:
         small = {
             name: found
             for name in ordered_sets(results, shown, look)
             if (found := lines(lambda m, c, name=name: results.get(m, name, c)))
         }
-    top = _ceiling(value for found in small.values() for line in found.values() for _, value in line)
+    top = max(map(_top, small.values()), default=0)
     size: View = {"width": 220, "height": 150, "norm": norm, "ceiling": top, "axis_titles": False}
     plots = [
         svg(
@@ -204,19 +206,8 @@ def _curves(
     return {"title": title, "norm": norm, "means": means, "small": plots}
 
 
-def _mean_curve(
-    found: dict[str, list[tuple[float, Estimate]]], look: Look, title: str, norm: str, width: int
-) -> Figure:
-    return accuracy_against_eps(
-        found,
-        look,
-        width=width,
-        height=320 if len(found) <= FEW else 400,
-        title=title,
-        norm=norm,
-        ceiling=_ceiling(value for line in found.values() for _, value in line),
-        label=True,
-    )
+def _top(curves: Curves) -> float:
+    return _ceiling(value for line in curves.values() for _, value in line)
 
 
 def before_after(found: Sequence[Example], names: tuple[str, str]) -> View | None:
