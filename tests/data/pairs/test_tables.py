@@ -502,13 +502,13 @@ def test_images_alone(kind: str, tmp_path: Path) -> None:
         datasets.Dataset.from_list(table).save_to_disk(path)
     else:
         pq.write_table(pa.Table.from_pylist(table), path)
-    source = open_source(str(path), captions=False)
+    source = open_source(str(path), columns=Columns(captioned=False))
     assert [sample.image_bytes() for sample in in_order(source)] == [data for data, _ in PAIRS]
     assert all(sample.caption is None for sample in in_order(source))
     with pytest.raises(ValueError, match="no caption column by a known name; name one of id, image with"):
         open_source(str(path))
     with pytest.raises(ValueError, match="has no column 'txet'"):
-        open_source(str(path), captions=False, columns=Columns(caption="txet"))
+        open_source(str(path), columns=Columns(caption="txet", captioned=False))
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

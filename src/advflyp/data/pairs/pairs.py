@@ -206,10 +206,10 @@ def open_pairs(
         ValueError: The source does not exist, or holds too few pairs for a batch.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
-    columns = Columns(config.image_column, config.caption_column)
+    columns = Columns(config.image_column, config.caption_column, captions)
 
     def stream(name: Any, limit: int | None, size: int | None, share: Share) -> Stream:
-        source = open_source(name, limit=limit, size=size, columns=columns, captions=captions)
+        source = open_source(name, limit=limit, size=size, columns=columns)
         return open_stream(source, seed=seed, buffer=config.shuffle_buffer, share=share)
 
     found = stream(config.train if pairs is None else pairs, config.limit, config.size, share)

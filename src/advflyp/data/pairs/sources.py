@@ -33,7 +33,6 @@ def open_source(
     limit: int | None = None,
     size: int | None = None,
     columns: Columns | None = None,
-    captions: bool = True,
     damaged: list[str] | None = None,
 ) -> Indexed | Sharded:
     """The pairs that `train` names, or is.
@@ -42,16 +41,14 @@ def open_source(
         train: A path, a pattern, an address or "hf:NAME", see docs/data.md; or an object, see `open_objects`.
         limit: Only the first so many, in stored order.
         size: How many samples the shards hold, where neither a manifest nor the shards themselves say so.
-        columns: Which columns of a table hold images and captions.
-        captions: Whether there have to be any; without, images alone are samples as well.
+        columns: Which columns of a table hold images and captions, and whether there have to be captions anywhere.
         damaged: Damaged Parquet files are entered here and passed over; by default the first is an error.
 
     Raises:
         ValueError: There are no pairs, or they cannot be read.
     """
     if isinstance(train, str | Path):
-        columns = replace(columns or Columns(), captioned=captions)
-        source = _open(str(train), size, columns, damaged)
+        source = _open(str(train), size, columns or Columns(), damaged)
     else:
         source = open_objects(train, size)
     if limit is None:

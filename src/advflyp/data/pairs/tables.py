@@ -38,7 +38,7 @@ class Columns:
     """Which columns hold images and captions; None looks for a known name.
 
     Attributes:
-        captioned: Whether there has to be a column of captions.
+        captioned: Whether there have to be captions; without, images alone are samples as well.
     """
 
     image: str | None = None

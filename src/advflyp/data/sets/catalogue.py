@@ -308,28 +308,13 @@ def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenedSet:
-    """A set of the table as it lies on this machine.
-
-    Attributes:
-        names: Class names, as the files write them.
-        templates: The prompts that a webdataset brings along, with "{}"; none with the authors' files.
-    """
-
-    images: "Images"
-    names: list[str]
-    is_webdataset: bool
-    templates: list[str] | None = None
-
-
-def open_set(name: str, source: Source = "any") -> OpenedSet:
-    """The images and class names of a canonical name.
+def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Path | None]:
+    """The images of a canonical name, its class names as the files write them, and the folder of a webdataset.
 
     Raises:
         ValueError: They are not on this machine or something is missing.
     """
-    from advflyp.data.sets.folders import folder_shards, own_templates, read_shards
+    from advflyp.data.sets.folders import folder_shards, read_shards
 
     _, entry, split = parts(name)
     found = locate(name, source)
@@ -350,11 +335,10 @@ def open_set(name: str, source: Source = "any") -> OpenedSet:
         ) from error
     images.upright = entry.upright
     if is_wds:
-        templates = own_templates(folder) or own_templates(folder.parent)
-        return OpenedSet(images=images, names=names, is_webdataset=True, templates=templates)
+        return images, names, folder
     if len(names) != entry.k and not (entry.title == "ObjectNet" and split == "all"):
         raise ValueError(f"{name} has {entry.k} classes, but {folder} has {len(names)}: {how_to_get(name)}")
-    return OpenedSet(images=images, names=names, is_webdataset=False)
+    return images, names, None
 
 
 def how_to_get(name: str, source: Source = "any") -> str:

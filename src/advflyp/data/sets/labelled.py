@@ -277,32 +277,28 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
         labelled = _own_set(name)
         check_distinct(labelled.classes, name)
         return labelled
-    opened = open_set(name, source)
+    images, names, webdataset = open_set(name, source)
     base, entry, split = parts(name)
-    own_names, classes, templates = opened.names, opened.names, [entry.prompt]
-    if not opened.is_webdataset:
-        classes = [OURS[base](own) for own in own_names]
-    elif base in IMAGENET and len(classes) == IMAGENET_CLASSES:
+    own_names, classes, templates = None, names, [entry.prompt]
+    if webdataset is None:
+        own_names, classes = names, [OURS[base](own) for own in names]
+    elif base in IMAGENET and len(names) == IMAGENET_CLASSES:
         own_names = list(names_by_wnid())
-    else:
-        own_names = None
-    if source == "webdataset":
-        if opened.templates is None:
+    if source == "webdataset" and webdataset is not None:
+        templates = own_templates(webdataset) or own_templates(webdataset.parent)
+        if templates is None:
             raise ValueError(
                 f"the webdataset of {name} lacks {TEMPLATES}; fetch it again with `advflyp data fetch --wds {name}`"
             )
-        templates = opened.templates
     info = {
         "domain": entry.domain,
         "source": entry.home,
         "licence": entry.licence,
         "in_proxy": False,
         "published": entry.n if split == entry.splits[0] else None,
-        "read_from": "webdataset" if opened.is_webdataset else "files",
+        "read_from": "files" if webdataset is None else "webdataset",
     }
-    return LabelledSet(
-        opened.images, classes, templates, name=name, split=split, own_names=own_names, info=info
-    )
+    return LabelledSet(images, classes, templates, name=name, split=split, own_names=own_names, info=info)
 
 
 def _own_set(name: str) -> LabelledSet:

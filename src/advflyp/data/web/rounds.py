@@ -234,9 +234,8 @@ class Rounds:
     def _tell(self, found: dict[int, dict[str, Any]]) -> None:
         pairs = self.state.pairs + sum(entry["successes"] for entry in found.values())
         rows = self.state.rows + sum(entry["count"] for entry in found.values())
-        done = (
-            counted(pairs, "pair") if self.wanted is None else f"{pairs:,} of {counted(self.wanted, 'pair')}"
-        )
+        wanted = counted(pairs if self.wanted is None else self.wanted, "pair")
+        done = wanted if self.wanted is None else f"{pairs:,} of {wanted}"
         self.say(f"{done}; {rows:,} of {counted(self.source.rows, 'address')} tried")
 
     def _collect(self) -> None:
