@@ -4,7 +4,7 @@
     python benchmarks/evaluate.py --model ViT-B-32/random --classes 1000 --images 16 --attacks pgd10 cw10
     python benchmarks/evaluate.py --model mini-vit --set mini/flags --attacks autoattack --ours-only
     python benchmarks/evaluate.py --attacks apgd-ce apgd-t fab-t square autoattack      # members alone, and all four
-    python benchmarks/evaluate.py --classes 3 --attacks apgd-ce fab-t square apgd-ce+fab-t+square
+    python benchmarks/evaluate.py --set mini/fashion --classes 3 --attacks apgd-ce fab-t square apgd-ce+fab-t+square
 
 (a) the obvious implementation: every step encodes the class prompts again and attacks every image of the batch to the
 end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget; left out
@@ -77,8 +77,9 @@ def main() -> None:
     if arguments.model.endswith("/random"):
         labelled = relabel(model, labelled, arguments)
     record = Record("evaluate", arguments.json, arguments, describe_machine(device))
+    count = len(labelled.subset(arguments.images, 0))
     print(
-        f"{arguments.model}, {len(labelled.classes)} class prompts, {arguments.images} images, "
+        f"{arguments.model}, {len(labelled.classes)} class prompts, {count} images, "
         f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {record.machine['device']}, "
         f"our search in {arguments.precision}; medians of {arguments.repeats} runs"
     )
@@ -181,7 +182,7 @@ def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) ->
             delta = (adversarial.detach() - images + gradient.sign() / 255).clamp(-threat.eps, threat.eps)
         with torch.no_grad():
             right += int((logits((images + delta).clamp(0, 1)).argmax(1) == labels).sum())
-    return right / arguments.images
+    return right / len(labelled.subset(arguments.images, 0))
 
 
 def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
@@ -207,7 +208,7 @@ def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -
     with torch.no_grad():
         for part in torch.arange(len(images)).split(arguments.batch_size):
             right += int((evaluator(adversarial[part]).argmax(1) == labels[part]).sum())
-    return right / arguments.images
+    return right / len(labelled.subset(arguments.images, 0))
 
 
 if __name__ == "__main__":
