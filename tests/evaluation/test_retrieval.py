@@ -152,7 +152,7 @@ def watch(cell, done):
     if cell.attack != "clean" and done >= 14:
         os.kill(os.getpid(), signal.SIGKILL)
 model = load_model({model!r}).double()
-retrieval(model, {pairs!r}, ["clean", "pgd2"], [4 / 255], batch_size=7, out={out!r}, watch=watch)
+retrieval(model, {pairs!r}, ["clean", "pgd2"], [4 / 255], batch_size=7, out={out!r}, precision="fp32", watch=watch)
 """
 
 

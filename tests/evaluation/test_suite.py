@@ -173,7 +173,8 @@ suite.set_names, suite.load_set = lambda names: names, lambda name: labelled_by(
 def watch(cell, progress):
     if cell.attack != "clean" and progress.finished >= 8:
         os.kill(os.getpid(), signal.SIGKILL)
-suite.evaluate(tiny, ["mini/noise"], ["clean", "pgd3x2"], [1 / 255], batch_size=1, out={out!r}, watch=watch)
+arguments = tiny, ["mini/noise"], ["clean", "pgd3x2"], [1 / 255]
+suite.evaluate(*arguments, batch_size=1, out={out!r}, precision="fp32", watch=watch)
 """
 
 

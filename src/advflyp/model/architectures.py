@@ -173,7 +173,7 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
 
 
 def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The architectures whose image tower is a ViT of the same sizes, by their configurations.
+    """The architectures whose image tower is a ViT of the same sizes, by their configurations; short names first.
 
     Args:
         state: Tensors by open_clip's names, those of the image tower with "visual." before them.
@@ -191,9 +191,10 @@ def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
     }
     configs = {name: architecture_config(name) for name in architecture_names()}
     projection = state.get("visual.proj")
-    return [
+    found = [
         name
         for name, config in configs.items()
         if sizes.items() <= {**asdict(CLIPVisionCfg()), **config["vision_cfg"]}.items()
         and (projection is None or projection.shape[-1] == config["embed_dim"])
     ]
+    return sorted(found, key=len)
