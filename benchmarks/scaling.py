@@ -138,7 +138,7 @@ def measure(count: int, arguments: Arguments) -> dict[str, Any]:
 
 def scaling(arguments: Arguments) -> None:
     print(
-        f"{arguments.model}, AdvFLYP_full, PGD-2, {arguments.per_process} pairs a process, {arguments.precision}, "
+        f"{arguments.model}, AdvFLYP_full, PGD-2, {arguments.per_process} pairs a rank, {arguments.precision}, "
         f"{os.cpu_count()} cores; medians of {arguments.rounds} × {arguments.steps} steps"
     )
     seconds: dict[int, list[float]] = {count: [] for count in arguments.processes}
@@ -152,11 +152,11 @@ def scaling(arguments: Arguments) -> None:
     alone = median[arguments.processes[0]]
     for count, step in median.items():
         print(
-            f"{count:3} process(es): {step:.3f} s a step, {count * arguments.per_process / step:.1f} pairs/s, "
+            f"{count:3} rank(s): {step:.3f} s a step, {count * arguments.per_process / step:.1f} pairs/s, "
             f"efficiency {alone / step:.2f}"
         )
         for name, size in sent[count].items():
-            print(f"       {size:12,.0f} bytes sent a step and process: {name}")
+            print(f"       {size:12,.0f} bytes sent a step and rank: {name}")
 
 
 # Assumptions of the extrapolation, for H100s in nodes of eight.

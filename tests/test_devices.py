@@ -145,7 +145,7 @@ def test_processes_each_need_a_gpu_of_their_own(
 ) -> None:
     machine(2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ValueError, match="process 2 of this machine has no GPU, there are 2; start no more"):
+    with pytest.raises(ValueError, match="local rank 2 has no GPU: this machine has 2; start no more ranks"):
         distributed.start("auto")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with (

@@ -267,12 +267,10 @@ def start(
     AcceleratorState._reset_state(reset_partial_state=True)
     place = pick_device(device)
     if place.type not in ("cpu", "cuda") or place.index is not None:
-        raise ValueError(f"the processes of a run share no '{device}'; use cpu, or cuda for a GPU for each")
+        raise ValueError(f"the ranks of a run share no '{device}'; use cpu, or cuda for a GPU for each")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place.type == "cuda" and local >= gpus:
-        raise ValueError(
-            f"process {local} of this machine has no GPU, there are {gpus}; start no more processes"
-        )
+        raise ValueError(f"local rank {local} has no GPU: this machine has {gpus}; start no more ranks on it")
     return Accelerator(
         cpu=place.type == "cpu",
         log_with=list(trackers) or None,
@@ -333,6 +331,6 @@ def join(batch: int, device: torch.device) -> Ranks:
         return ALONE
     if batch < dist.get_world_size():
         raise ValueError(
-            f"data.batch_size = {batch} is less than the {dist.get_world_size()} processes of this run; raise it"
+            f"data.batch_size = {batch} is less than the {dist.get_world_size()} ranks of this run; raise it"
         )
     return Group(batch, device)

@@ -65,10 +65,10 @@ def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
 
 
 def check_split(recipe: Recipe, ranks: Ranks) -> None:
-    """ValueError where a tower cannot be split over the processes."""
+    """ValueError where a tower cannot be split over the ranks."""
     if ranks.size == 1:
         raise ValueError(
-            "train.parallel = 'fsdp' splits a tower over several processes, and this is one alone; start it with "
+            "train.parallel = 'fsdp' splits a tower over several ranks, and this is one alone; start it with "
             "torchrun --nproc-per-node N -m advflyp train …"
         )
     if recipe.train.unfreeze != "vision":

@@ -117,7 +117,7 @@ def fit(run: TrainingRun) -> RunResult:
             interrupted = True
             write_checkpoint(run, log)
             log.say(
-                f"{signals.name or 'another process'} ended the run after step {state.step}; continue it with --resume"
+                f"{signals.name or 'another rank'} ended the run after step {state.step}; continue it with --resume"
             )
     if interrupted and signals.name == "SIGINT":
         raise KeyboardInterrupt

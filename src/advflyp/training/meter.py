@@ -50,7 +50,7 @@ class Meter:
         self.started = perf_counter()
 
     def add(self, metrics: dict[str, Tensor], pairs: int) -> None:
-        """metrics: device scalars of the last step;  pairs: of all processes together"""
+        """metrics: device scalars of the last step;  pairs: of all ranks together"""
         self.rows.append(metrics)
         self.pairs += pairs
         self.flops += self.flops_of_last

@@ -75,7 +75,7 @@ class TrainConfig:
         if self.micro_batch is not None and self.parallel == "fsdp":
             raise ValueError(
                 "train.micro_batch does not go with train.parallel = 'fsdp'; use train.activation_checkpointing, or "
-                "more processes"
+                "more ranks"
             )
 
 

@@ -192,7 +192,7 @@ class RunLog:
 
 
 class SilentLog:
-    """A `RunLog` of a process that is not the first: nothing is written twice."""
+    """A `RunLog` of a rank that is not the first: nothing is written twice."""
 
     def __enter__(self) -> "SilentLog":
         return self

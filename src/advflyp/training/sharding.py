@@ -44,12 +44,12 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def unsharded(value: Tensor) -> Tensor:
-    """A split tensor put together, where it is, without waiting for the device; all processes must call it at once."""
+    """A split tensor put together, where it is, without waiting for the device; all ranks must call it at once."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole(value: Any) -> Any:
-    """State with every split tensor put together, on the CPU; all processes must call it at once."""
+    """State with every split tensor put together, on the CPU; all ranks must call it at once."""
     if isinstance(value, DTensor):
         return unsharded(value).cpu()
     if isinstance(value, Mapping):

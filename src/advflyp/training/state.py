@@ -11,6 +11,7 @@ from advflyp.data.pairs.stream import Position
 from advflyp.training import sharding
 from advflyp.training.checkpoint import load_last, random_state, set_random_state
 from advflyp.training.recipe import difference
+from advflyp.wording import counted
 
 if TYPE_CHECKING:
     from advflyp.training.build import TrainingRun
@@ -92,7 +93,7 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     ranks = state["processes"]
     if len(ranks) != run.ranks.size:
         raise ValueError(
-            f"{run.folder.path} was started with {len(ranks)} process(es) and can only be resumed with as many, not "
+            f"{run.folder.path} was started with {counted(len(ranks), 'rank')} and can only be resumed with as many, not "
             f"{run.ranks.size}: each has its own place in the data"
         )
     sharding.load_weights(run.model, state["model"])
