@@ -93,8 +93,8 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     ranks = state["processes"]
     if len(ranks) != run.ranks.size:
         raise ValueError(
-            f"{run.folder.path} was started with {counted(len(ranks), 'rank')} and can only be resumed with as many, not "
-            f"{run.ranks.size}: each has its own place in the data"
+            f"{run.folder.path} was started with {counted(len(ranks), 'rank')} and can only be resumed with as many, "
+            f"not {run.ranks.size}: each has its own place in the data"
         )
     sharding.load_weights(run.model, state["model"])
     if run.method.original is not None:
