@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.data.sets.catalogue import TABLE as CATALOGUE
+from advflyp.data.sets.catalogue import set_names
 from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, Protocol
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
 from advflyp.report.measure.render import markdown
@@ -95,7 +96,7 @@ def protocols() -> str:
 def protocol_differences() -> Table:
     """A row for each thing in which protocols differ; those with the same prompts and pixels share a column."""
     rows: dict[str, Callable[[Protocol], str]] = {
-        "datasets": lambda p: str(len(p.sets)),
+        "datasets": lambda p: str(len(set_names(list(p.sets)))),
         **{name: lambda p, name=name: facts(p)[name] for name in facts(ADVFLYP) if name != "datasets"},
         **{f"prompt: {name}": lambda p, name=name: _prompt(p, name) for name in CATALOGUE},
     }

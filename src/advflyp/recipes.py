@@ -216,8 +216,13 @@ def describe_keys() -> list[str]:
     for table in TABLES:
         lines += ["", f"[{table}]", *_described(table, table_keys(table))]
     for method in METHODS:
-        lines += ["", f'[method] of name = "{method}"', *_described("method", method_keys(method))]
+        lines += ["", *describe_method(method)]
     return lines
+
+
+def describe_method(name: str) -> list[str]:
+    """The recipe keys of a method of the package, in lines."""
+    return [f'[method] of name = "{name}"', *_described("method", method_keys(name))]
 
 
 def _described(table: str, keys: Mapping[str, Key]) -> list[str]:

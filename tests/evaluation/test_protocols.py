@@ -35,6 +35,7 @@ from helpers import assert_equal64, small_model
 from layouts import BUILDERS, webdataset
 
 FAMILY = ("tecoa", "pmg-aft", "tga-zsr")
+BOARDS = ("advflyp-2026", "advflyp-2026-mini")
 FILES = ("advflyp", "advflyp-code", *FAMILY)
 
 
@@ -109,8 +110,8 @@ def test_tokens(name: str, built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPa
     kind = (
         "webdataset"
         if name in ("robustvlm", "clip-benchmark")
-        else name
-        if name == "advflyp"
+        else "advflyp"
+        if name in ("advflyp", *BOARDS)
         else "advflyp-code"
     )
     labelled = load_set("eurosat@vtab" if kind == "webdataset" else "eurosat", source=protocol.source)
@@ -171,12 +172,12 @@ def test_pixels(name: str, built: Path, model224: CLIP, monkeypatch: pytest.Monk
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
     protocol = PROTOCOLS[name]
     labelled = load_set("eurosat")
-    evaluator = Evaluator(model224, labelled, pixels=protocol.pixels_of(labelled))
+    evaluator = Evaluator(model224, labelled, pixels=protocol.pixels_of(labelled.name))
     place = labelled.dataset.paths.index("River/River_1.jpg")
     image = labelled.image(place)
     assert image.size == (402, 301)
     ((_, found, _),) = labelled.batches(evaluator.transform, 1, [place])
-    if name in ("advflyp", "robustvlm", "clip-benchmark"):
+    if name in ("advflyp", "robustvlm", "clip-benchmark", *BOARDS):
         expected = by_hand(image, 224, Image.Resampling.BICUBIC)
     else:
         expected = by_hand(image, 256, Image.Resampling.BILINEAR)
@@ -190,7 +191,7 @@ def test_pixels_of_cifar(name: str, built: Path, model224: CLIP, monkeypatch: py
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
     labelled = load_set("cifar10")
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
-    pixels = PROTOCOLS[name].pixels_of(labelled)
+    pixels = PROTOCOLS[name].pixels_of(labelled.name)
     found = pixels.transform(model224)(image)
     if name in (*FAMILY, "robustvlm"):
         assert torch.equal(found, as_pixels(image))
@@ -223,7 +224,7 @@ def cifar(built: Path, tiny_rn_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         labelled = protocol.apply(load_set("cifar10"))
         rng = np.random.default_rng(2)
         images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(16)]
-        pixels = protocol.pixels_of(labelled)
+        pixels = protocol.pixels_of(labelled.name)
         stacked = torch.stack([pixels.transform(model)(image) for image in images]).double()
         with torch.no_grad():
             embeddings = model.encode_image(pixels.to_input(stacked, model))
@@ -276,6 +277,8 @@ def test_autoattack_means_what_the_protocol_says() -> None:
         **dict.fromkeys(FAMILY, "apgd-ce+apgd-dlr"),
         "robustvlm": "apgd-cex5+apgd-t",
         "clip-benchmark": "autoattack",
+        "advflyp-2026": "autoattack",
+        "advflyp-2026-mini": "autoattack",
     }
     assert {name: p.attack("AutoAttack").name for name, p in PROTOCOLS.items()} == expected
     robustvlm = PROTOCOLS["robustvlm"].attack("autoattack")
@@ -285,12 +288,22 @@ def test_autoattack_means_what_the_protocol_says() -> None:
     assert PROTOCOLS["tecoa"].attack("autoattack-rand") == find_attack("autoattack-rand")
 
 
+def test_a_leaderboard_records_the_protocol_that_it_chooses_from() -> None:
+    board = PROTOCOLS["advflyp-2026"]
+    assert (board.recorded, PROTOCOLS["tecoa"].recorded) == ("advflyp", "tecoa")
+    assert (
+        board.changed(resize=256).recorded
+        == PROTOCOLS["advflyp"].changed(resize=256).name
+        == "advflyp (resize 256)"
+    )
+
+
 def test_sets_and_attacks_exist() -> None:
     assert set(PROTOCOLS) == set(typing.get_args(ProtocolName))
     assert PROTOCOLS["advflyp"].sets == PAPER and QUICK.name == "advflyp" and QUICK.sets == ("mini",)
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name and find_protocol(name) is protocol
-        assert set_names(list(protocol.sets)) == list(protocol.sets)
+        assert protocol.sets == ("mini",) or set_names(list(protocol.sets)) == list(protocol.sets)
         assert isinstance(protocol.attack(protocol.attacks[0]), Clean)
         assert set(protocol.native) <= {"cifar10", "cifar100", "stl10"}, "images of one size"
     with pytest.raises(ValueError, match="there is no protocol 'tecao'; did you mean 'tecoa'"):

@@ -26,8 +26,18 @@ if TYPE_CHECKING:
 AtLeast0 = Arg(least=0)
 
 
-def sets() -> None:
-    """List the benchmark sets, and which of them are on this machine."""
+def sets(name: Annotated[str, Arg("DATASET")] | None = None, /) -> None:
+    """List the benchmark sets, and which of them are on this machine, or show everything of one.
+
+    Args:
+        name: Show the classes, prompts, licence and source of this set.
+    """
+    if name is not None:
+        set_names([name])
+        from advflyp.report.pages.lists import set_card
+
+        say(*set_card(name))
+        return
     from advflyp.console import SafeConsole
     from advflyp.data.sets.fetch import overview
 

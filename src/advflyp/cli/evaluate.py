@@ -21,6 +21,7 @@ from advflyp.cli.arguments import (
     Radii,
     Seed,
 )
+from advflyp.config import Typed, convert
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
 from advflyp.wording import counted
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 
 # `evaluation.protocols.PROTOCOLS`, which takes torch to import.
 ProtocolName = Literal[
-    "advflyp", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "robustvlm", "clip-benchmark"
+    "advflyp", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "robustvlm", "clip-benchmark", "advflyp-2026",
+    "advflyp-2026-mini",
 ]  # fmt: skip
 Results = Annotated[str, Arg("RESULTS", input="there are no results at")]
+EvalBatchSize = Annotated[str, Arg("N")]
 Alphas = Annotated[tuple[float, ...], Arg("ALPHA")]
 
 
@@ -57,7 +60,7 @@ def evaluate(
     sanity: bool = False,
     out: OutFile | None = None,
     save_images: OutFolder | None = None,
-    batch_size: BatchSize = 128,
+    batch_size: EvalBatchSize = "128",
     precision: str | None = None,
     compile: bool = False,
     device: Device = "auto",
@@ -88,6 +91,7 @@ def evaluate(
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
         save_images: Folder for the adversarial images, float32 without loss. A result whose images are not there is
             measured anew.
+        batch_size: Images per batch, or auto: as many as fit on a GPU, 128 on a CPU.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
@@ -124,7 +128,7 @@ def evaluate(
             limit=limit or chosen.limit,
             protocol=chosen,
             save_images=save_images,
-            batch_size=batch_size,
+            batch_size=batch_size_of(batch_size),
             precision=_precision(precision or chosen.precision, device, console),
             compile=compile,
             device=device,
@@ -335,6 +339,11 @@ def interpolate(
     results = Results([cell for found in cells.values() for cell in found])
     title = "Interpolated weights: means over sets in %"
     console.print(as_rich(means_table(results, results.conditions, sets=results.sets, title=title)))
+
+
+def batch_size_of(word: str) -> 'int | Literal["auto"]':
+    """A number of images, or "auto"."""
+    return "auto" if word == "auto" else convert(Typed(word), int, "--batch-size")
 
 
 def _check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:

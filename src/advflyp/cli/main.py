@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from advflyp.__about__ import __version__
-from advflyp.cli import data, evaluate, models, train, use, web
+from advflyp.cli import data, evaluate, leaderboard, models, train, use, web
 from advflyp.cli.arguments import parse
 from advflyp.cli.environment import env
 from advflyp.config import suggest
@@ -35,15 +35,20 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "quickstart": train.quickstart,
     "train": train.train,
     "pretrain": train.train,
+    "validate": train.validate,
     "recipes": train.recipes,
     "eval": evaluate.evaluate,
     "protocols": evaluate.protocols,
     "compare": evaluate.compare,
     "retrieval": evaluate.retrieval,
     "report": evaluate.report,
+    "leaderboard": leaderboard.leaderboard,
     "interpolate": evaluate.interpolate,
     "reproduce": train.reproduce,
     "models": models.models,
+    "sets": data.sets,
+    "attacks": models.attacks,
+    "methods": models.methods,
     "export": models.export,
     "publish": models.publish,
     "predict": use.predict,
@@ -57,12 +62,14 @@ ABOUT = {
     "advflyp data": "Training and test data, from nothing to shards.",
 }
 TRAINING = ("advflyp train", "advflyp pretrain")
+WITH_KEYS = (*TRAINING, "advflyp validate")
 # How an interrupted command goes on.
 RESUMING = {
     "continue with --resume": TRAINING,
     "with --out, the same command resumes": ("advflyp eval", "advflyp retrieval", "advflyp interpolate"),
     "the same command resumes": (
-        "advflyp quickstart", "advflyp reproduce", "advflyp data caption", "advflyp data download"
+        "advflyp quickstart", "advflyp reproduce", "advflyp leaderboard", "advflyp data caption",
+        "advflyp data download",
     ),
 }  # fmt: skip
 # A value pasted by mistake can be a megabyte long.
@@ -111,7 +118,7 @@ def _run(words: list[str]) -> None:
     words, keys = split_recipe_keys(words)
     command, words, prog = find_command(words)
     call = _parse(command, words, prog)
-    if keys and prog not in TRAINING:
+    if keys and prog not in WITH_KEYS:
         raise ValueError(f"--{next(iter(keys))} is a recipe key; it goes with `advflyp train`")
     if keys:
         call = partial(call, overrides=keys)
@@ -156,7 +163,7 @@ def _help(prog: str, commands: Mapping[str, Any]) -> list[str]:
 
 def _parse(command: Command, words: Sequence[str], prog: str) -> Command:
     """The command with its arguments; of one that trains, recipe keys are part of --help and of suggestions."""
-    if prog not in TRAINING:
+    if prog not in WITH_KEYS:
         return parse(command, words, prog)
     from advflyp.recipes import describe_keys, known_keys
 

@@ -1,10 +1,13 @@
-"""Commands for models that come and go: models, export, publish."""
+"""Commands that list what there is, and for models that come and go: models, attacks, methods, export, publish."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from advflyp.cli.arguments import Arg, Model, OutFile, OutFolder
 from advflyp.terminal import say
+
+if TYPE_CHECKING:
+    from advflyp.report.measure.tables import Table
 
 
 def models(name: Model | None = None, /) -> None:
@@ -24,6 +27,39 @@ def models(name: Model | None = None, /) -> None:
 
     SafeConsole().print(as_rich(zoo_table()))
     say("`advflyp models MODEL` shows its paper, files and published figures.")
+
+
+def attacks(name: Annotated[str, Arg("ATTACK")] | None = None, /) -> None:
+    """List the attacks, or show what one does, with every parameter.
+
+    Args:
+        name: Show this attack.
+    """
+    from advflyp.attack.names import read_attack_name
+
+    if name is not None:
+        read_attack_name(name)
+    from advflyp.report.pages.lists import attack_card, attacks_table
+
+    _list(attacks_table(), "attacks ATTACK") if name is None else say(*attack_card(name))
+
+
+def methods(name: Annotated[str, Arg("METHOD")] | None = None, /) -> None:
+    """List the methods, or show the equation, recipes and keys of one.
+
+    Args:
+        name: Show this method.
+    """
+    from advflyp.report.pages.lists import method_card, methods_table
+
+    _list(methods_table(), "methods METHOD") if name is None else say(*method_card(name))
+
+
+def _list(table: "Table", command: str) -> None:
+    """Whole rows, however long: a name is never cut for what stands beside it."""
+    width = max(len(str(row[0])) for row in table.rows)
+    say(*("  ".join([f"{row[0]:{width}}", *map(str, row[1:])]) for row in table.rows))
+    say(f"`advflyp {command}` shows everything of one.")
 
 
 def export(model: Model, /, *, format: str = "open_clip", out: OutFolder = Path("exported")) -> None:

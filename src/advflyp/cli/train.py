@@ -1,4 +1,4 @@
-"""Commands that train: quickstart, train, recipes, reproduce."""
+"""Commands that train: quickstart, train, validate, recipes, reproduce."""
 
 import sys
 from collections.abc import Mapping
@@ -62,6 +62,22 @@ def train(
     )
     if result.finished and is_rank0():
         say(f"{counted(result.steps, 'step')}; the model is {result.out}")
+
+
+def validate(recipe: Recipe, /, *, overrides: Overrides = NO_OVERRIDES) -> None:
+    """Check a recipe, its data and model, and estimate the memory of a step, without training.
+
+    Args:
+        recipe: As in `advflyp train`, with recipe keys behind it.
+        overrides: Recipe keys with their values.
+    """
+    from advflyp.recipes import check_names, find_recipe
+
+    path = find_recipe(recipe)
+    check_names(path, overrides)
+    from advflyp.training.dry_run import dry_run
+
+    say(*dry_run(path, overrides).lines())
 
 
 def recipes(name: Recipe | None = None, /, *, keys: bool = False) -> None:

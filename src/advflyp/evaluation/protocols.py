@@ -54,6 +54,11 @@ class Protocol:
         native: Datasets that are perturbed at their own size, and enlarged (bicubic) inside the model under attack.
         precision: Precision of the attack's search.
         notes: What still differs from the published numbers.
+        seed: Random seed of the attacks and of `limit`, on a leaderboard.
+        records: The protocol of which this is a choice of datasets, images, attacks and radii: what its results record
+            as theirs. None: itself.
+        evidence: Whether a leaderboard asks for the predictions for every image and for the checks for masked
+            gradients.
     """
 
     name: str
@@ -73,8 +78,16 @@ class Protocol:
     native: tuple[str, ...] = ()
     precision: Precision = "auto"
     notes: tuple[str, ...] = ()
+    seed: int = 0
+    records: str | None = None
+    evidence: bool = False
     own_templates: tuple[str, ...] = ()
     own_names: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> str:
+        """What results name as their protocol."""
+        return self.records or self.name
 
     def changed(
         self,
@@ -118,7 +131,9 @@ class Protocol:
                 )
             said.append("own class names")
             values["own_names"] = tuple(classnames)
-        return replace(self, name=f"{self.name} ({', '.join(said)})", **values) if said else self
+        if not said:
+            return self
+        return replace(self, name=f"{self.recorded} ({', '.join(said)})", records=None, **values)
 
     def attack(self, attack: Attack | str | Callable[..., Tensor]) -> Attack:
         """An attack by name; "autoattack" as the protocol means it, under the names of its members."""
@@ -163,9 +178,9 @@ class Protocol:
         names = [name.lower() for name in classes]
         return [number for number, name in enumerate(names) if names.index(name) < number]
 
-    def pixels_of(self, labelled: LabelledSet) -> Pixels:
+    def pixels_of(self, name: str) -> Pixels:
         """How the images of a dataset become what is perturbed."""
-        if labelled.name.partition("@")[0] in self.native:
+        if name.partition("@")[0] in self.native:
             return Pixels(native=True)
         return self.pixels
 
@@ -191,6 +206,30 @@ ADVFLYP = Protocol(
 
 # What `advflyp eval` measures where no protocol is named.
 QUICK = replace(ADVFLYP, sets=("mini",), attacks=("clean", "pgd10"), eps=(GREY,))
+
+# Leaderboards. A change of what is measured gets a new name.
+ADVFLYP_2026 = replace(
+    ADVFLYP,
+    name="advflyp-2026",
+    title="leaderboard: 1,000 images of each dataset of the paper",
+    records=DEFAULT_PROTOCOL,
+    attacks=("clean", "pgd10", "autoattack"),
+    limit=1000,
+    evidence=True,
+)
+ADVFLYP_2026_MINI = replace(
+    ADVFLYP_2026,
+    name="advflyp-2026-mini",
+    title="the same on embedded datasets, without AutoAttack",
+    sets=("mini",),
+    attacks=("clean", "pgd10", "cw10"),
+    limit=60,
+    evidence=False,
+    notes=(
+        "It shows that a leaderboard works, on 64×64 images. PGD-10 and CW-10 are weak attacks: these are upper bounds "
+        "of the robust accuracy.",
+    ),
+)
 
 # Prompts that the released programs of this line of work have for single datasets.
 _PROMPTS: Mapping[str, tuple[str, ...]] = {
@@ -327,7 +366,8 @@ CLIP_BENCHMARK = Protocol(
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        ADVFLYP, ADVFLYP_CODE_PROTOCOL, TECOA_PROTOCOL, PMG_AFT, TGA_ZSR, ROBUSTVLM, CLIP_BENCHMARK,
+        ADVFLYP, ADVFLYP_CODE_PROTOCOL, TECOA_PROTOCOL, PMG_AFT, TGA_ZSR, ROBUSTVLM, CLIP_BENCHMARK, ADVFLYP_2026,
+        ADVFLYP_2026_MINI,
     )
 }  # fmt: skip
 

@@ -19,8 +19,10 @@ from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Condition, conditions
+from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
+from advflyp.evaluation.expected import Expected, is_known, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, check_store, read_cells, wilson
@@ -33,6 +35,8 @@ from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
 Model = CLIP | str | Path
+# Of the settings of a cell, those that follow from the protocol and the dataset's files.
+NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 
 
 def evaluate(
@@ -44,7 +48,7 @@ def evaluate(
     out: str | Path | None = None,
     norm: Literal["linf", "l2"] = "linf",
     limit: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | Literal["auto"] = 128,
     precision: Precision = "auto",
     compile: bool = False,
     device: str | torch.device = "auto",
@@ -67,7 +71,7 @@ def evaluate(
             was classified as goes to Parquet files beside it; a cell whose Parquet file is gone is measured again.
         norm: "linf" or "l2".
         limit: N class-balanced images of each dataset, drawn by `seed`.
-        batch_size: Images at a time.
+        batch_size: Images at a time; "auto" is as many as fit on a GPU, found once for each model, and 128 on a CPU.
         precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -117,7 +121,7 @@ class _Suite:
 
     protocol: Protocol
     limit: int | None
-    batch_size: int
+    batch_size: int | Literal["auto"]
     precision: Precision
     compile: bool
     seed: int
@@ -131,7 +135,7 @@ class _Suite:
         self.store = None if self.out is None else Path(self.out)
         for what in ("limit", "batch_size"):
             value = getattr(self, what)
-            if value is not None and value < 1:
+            if value is not None and value != "auto" and value < 1:
                 raise ValueError(f"{what} must be at least 1, not {value}")
 
     def run(
@@ -148,10 +152,19 @@ class _Suite:
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
+            images_at_a_time: int | None = None
             # Batches shrink as points leave an attack.
             with compiled(model) if self.compile else nullcontext():
                 for dataset in datasets:
-                    evaluator = self._evaluator(model, dataset, ranks)
+                    stored = partial(self._stored, model, same["checkpoint_sha256"], dataset, wanted, known)
+                    if (cells := ranks.broadcast_from_rank0(stored)) is not None:
+                        result += cells
+                        for cell in cells if ranks.rank == 0 else ():
+                            self.progress(cell)
+                        continue
+                    if images_at_a_time is None:
+                        images_at_a_time = self._batch_size(model, ranks)
+                    evaluator = self._evaluator(model, dataset, ranks, images_at_a_time)
                     # What an object calls itself may stand for anything.
                     is_named = isinstance(dataset, str)
                     for attack, threat in wanted:
@@ -169,7 +182,52 @@ class _Suite:
         check_store(self.store)
         return {cell.key(): cell for cell in read_cells(self.store)}
 
-    def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks) -> Evaluator:
+    def _stored(
+        self,
+        model: CLIP,
+        sha256: str,
+        dataset: LabelledSet | str,
+        wanted: Sequence[Condition],
+        known: dict[tuple[str, ...], Cell],
+    ) -> list[Cell] | None:
+        """Every cell of a dataset that need not be opened for them; None where it has to be."""
+        is_named = isinstance(dataset, str) and is_known(dataset)
+        # Which images are saved is known only to those who open the dataset.
+        if not is_named or self.store is None or self.save_images or self.protocol.own_names:
+            return None
+        search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
+        found = []
+        for attack, threat in wanted:
+            expected = Expected(
+                protocol=self.protocol,
+                set=dataset,
+                attack=attack,
+                threat=threat,
+                limit=self.limit,
+                seed=self.seed,
+            )
+            same = (sha256, __version__, search.precision if threat else "fp32", *expected.place)
+            cells = [
+                cell
+                for cell in known.values()
+                if (cell.checkpoint_sha256, cell.version, cell.precision, *place_of(cell)) == same
+                and not expected.difference(cell)
+                and {k: v for k, v in cell.settings.items() if k not in NAMES_OF_CLASSES}
+                == pixels.settings(model)
+                and self._has_samples(cell, None)
+                and not (self.sanity and threat and cell.sanity is None)
+            ]
+            if len(cells) != 1:
+                return None
+            found += cells
+        return found
+
+    def _batch_size(self, model: CLIP, ranks: Ranks) -> int:
+        if self.batch_size != "auto":
+            return self.batch_size
+        return min(ranks.all_gather_object(largest_batch(model)))
+
+    def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks, batch_size: int) -> Evaluator:
         """The model on a dataset, as the protocol has it."""
         protocol = self.protocol
         labelled = protocol.apply(_load(dataset, protocol) if isinstance(dataset, str) else dataset)
@@ -178,9 +236,9 @@ class _Suite:
             labelled,
             limit=self.limit,
             seed=self.seed,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             ranks=ranks,
-            pixels=protocol.pixels_of(labelled),
+            pixels=protocol.pixels_of(labelled.name),
             repeated=protocol.repeated(labelled.classes),
         )
 
@@ -247,7 +305,7 @@ class _Suite:
             subset={"of": len(labelled), **part},
             seen=was_trained_on(card, labelled.name),
             pflops=card.get("pflops"),
-            protocol=self.protocol.name,
+            protocol=self.protocol.recorded,
             settings=self._settings(evaluator, is_named),
         )
 

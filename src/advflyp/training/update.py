@@ -76,7 +76,7 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
     recipe, model = run.recipe, run.model
     updates_statistics = recipe.train.batch_norm == "update"
     attack = attack_config(run)
-    images = _resized(run, to_device(batch.images, model.device).to(model.dtype))
+    images = resized(run, to_device(batch.images, model.device).to(model.dtype))
     found = Adversarial(images=images)
     model.train(updates_statistics)
     batch = run.add_texts(replace(batch, images=images))
@@ -132,7 +132,7 @@ def find_adversarial(run: "TrainingRun", batch: Batch) -> Adversarial:
         return perturbed(run.method, batch, attack, run.recipe.train.seed, run.state.step)
 
 
-def _resized(run: "TrainingRun", images: Tensor) -> Tensor:
+def resized(run: "TrainingRun", images: Tensor) -> Tensor:
     """At the size of this step: decoded images have the model's, those of a mini corpus 64×64 for any model."""
     side = run.recipe.data.size_at(run.state.step, run.total_steps)
     size = run.model.image_size if side is None else (side, side)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from advflyp.attack.threat import Threat
-from advflyp.data.sets.catalogue import TABLE
+from advflyp.data.sets.catalogue import TABLE, set_names
 from advflyp.data.sets.classnames import OURS
 from advflyp.data.sets.prompts import fill
 from advflyp.evaluation.protocols import OTHERS, PROTOCOLS, Protocol
@@ -44,7 +44,10 @@ def protocols_table() -> Table:
         title="Protocols for --protocol",
         words=True,
         columns=["name", "whose", "datasets", "attacks", "ε"],
-        rows=[[p.name, p.title, str(len(p.sets)), _attacks(p), _radii(p)] for p in PROTOCOLS.values()],
+        rows=[
+            [p.name, p.title, str(len(set_names(list(p.sets)))), _attacks(p), _radii(p)]
+            for p in PROTOCOLS.values()
+        ],
         note="`advflyp protocols NAME` shows everything of one.",
     )
 
@@ -84,6 +87,8 @@ def example(protocol: Protocol, name: str) -> str:
     """A prompt of a dataset, with the class in it that `EXAMPLES` has."""
     if protocol.source == "webdataset":
         return COPY
+    if name not in TABLE:
+        return "the dataset's own"
     rule = protocol.rules.get(name, OURS[name])
     templates = protocol.templates.get(name, protocol.templates.get(OTHERS, (TABLE[name].prompt,)))
     return fill(templates[0], rule(EXAMPLES[name]))

@@ -1,0 +1,38 @@
+"""The command leaderboard."""
+
+from pathlib import Path
+from typing import Annotated
+
+from advflyp.cli.arguments import Arg, OutFolder
+from advflyp.cli.evaluate import ProtocolName
+from advflyp.terminal import say
+
+
+def leaderboard(
+    *,
+    models: Annotated[tuple[str, ...], Arg("MODEL")] = (),
+    protocol: Annotated[ProtocolName, Arg("NAME")] = "advflyp-2026",
+    out: OutFolder = Path("leaderboard"),
+    batch_size: Annotated[str, Arg("N")] = "auto",
+    device: str = "auto",
+) -> None:
+    """Measure models under one protocol, check others' results, and write a page, a CSV and rules for submissions.
+
+    Args:
+        models: Names of the zoo (`advflyp models`), any other models, and files of others' results (*.jsonl). Who is in
+            FOLDER/results and FOLDER/submissions stays listed.
+        protocol: What is measured; `advflyp protocols` lists them.
+        out: Folder for index.html, leaderboard.csv, SUBMISSION.md and results/. The same command resumes.
+        batch_size: As in `advflyp eval`.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+    from advflyp.cli.evaluate import batch_size_of
+    from advflyp.console import rank0_console
+    from advflyp.report.console import evaluation_progress
+    from advflyp.report.pages.leaderboard import leaderboard
+
+    with evaluation_progress(rank0_console()) as watch:
+        page = leaderboard(
+            models, protocol, out, batch_size=batch_size_of(batch_size), device=device, watch=watch
+        )
+    say(f"the leaderboard is {page}")

@@ -1,0 +1,161 @@
+"""Which results a leaderboard admits: those of every measurement of its protocol, with counts that can be true."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from advflyp.evaluation.expected import Expected, expected_of, place_of, published_size
+from advflyp.evaluation.protocols import Protocol
+from advflyp.evaluation.results import Cell, read_cells, wilson
+from advflyp.evaluation.samples import has_samples, read_samples
+from advflyp.model.zoo import ZOO
+from advflyp.wording import counted
+
+# As many images of a dataset may be unreadable.
+TOLERATED = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """Weights that are to be in a leaderboard.
+
+    Attributes:
+        model: What the results call them.
+        sha256: Their hash.
+        cells: What the protocol asks for, as far as it is there.
+        source: The results' file; None for what was measured here.
+        refused: Why they are not admitted; empty where they are.
+    """
+
+    model: str
+    sha256: str
+    cells: Sequence[Cell]
+    source: Path | None = None
+    refused: str = ""
+
+
+def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]:
+    """Everybody in a file of results, admitted or not.
+
+    Args:
+        store: The file.
+        protocol: What has to be measured.
+        is_ours: Whether the results were measured here.
+
+    Raises:
+        ValueError: It is no file of results.
+    """
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in read_cells(store):
+        found.setdefault((cell.model, cell.checkpoint_sha256), []).append(cell)
+    if not found and not is_ours:
+        raise ValueError(f"there are no results in {store}")
+    result = []
+    for (model, sha256), cells in found.items():
+        chosen, refused = _chosen(cells, protocol)
+        if not refused:
+            refused = _implausible(chosen) or _unproven(chosen, protocol, store, is_ours)
+        source = None if is_ours else store
+        result.append(Entrant(model=model, sha256=sha256, cells=chosen, source=source, refused=refused))
+    return result
+
+
+def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
+    """The same weights once, what was measured here first; names of the zoo for the zoo's weights only."""
+    ordered = sorted(everybody, key=lambda one: (bool(one.refused), one.source is not None))
+    seen: dict[str, Entrant] = {}
+    zoo = {one.model: one.sha256 for one in ordered if one.source is None and one.model in ZOO}
+    result = []
+    for one in ordered:
+        refused = one.refused
+        if not refused and one.sha256 in seen:
+            first = seen[one.sha256]
+            where = "measured here" if first.source is None else f"in {first.source.name}"
+            refused = f"the same weights are {where} as {first.model}"
+        elif not refused and one.sha256 != zoo.get(one.model, one.sha256):
+            refused = f"these are not the weights that the zoo's {one.model} has here ({zoo[one.model][:12]})"
+        if not refused:
+            seen[one.sha256] = one
+        result.append(replace(one, refused=refused))
+    return result
+
+
+def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]:
+    """The cells that the protocol asks for, and why they are not enough."""
+    expected = expected_of(protocol)
+    chosen, missing, different = [], [], ""
+    for one in expected:
+        here = [cell for cell in cells if place_of(cell) == one.place]
+        fitting = [cell for cell in here if not _difference(one, cell)]
+        chosen += fitting[-1:]
+        if not fitting:
+            missing.append(one)
+            different = different or (f"{_name(one)}: {_difference(one, here[-1])}" if here else "")
+    if different:
+        return chosen, f"another measurement than the protocol's, {different}"
+    if missing:
+        return (
+            chosen,
+            f"{len(missing)} of {counted(len(expected), 'result')} missing, first {_name(missing[0])}",
+        )
+    return chosen, ""
+
+
+def _difference(expected: Expected, cell: Cell) -> str:
+    asked = expected.protocol.precision
+    if cell.norm and asked not in ("auto", cell.precision):
+        return f"precision is {cell.precision!r}, not {asked!r}"
+    return expected.difference(cell)
+
+
+def _implausible(cells: Sequence[Cell]) -> str:
+    clean = {cell.set: cell.correct for cell in cells if cell.norm is None}
+    for cell in cells:
+        of = cell.subset["of"]
+        n, published = cell.subset.get("limit", of), published_size(cell.set)
+        counts = [sum(pair[place] for pair in cell.per_class.values()) for place in (0, 1)]
+        checks: Mapping[str, bool] = {
+            "checkpoint_sha256 is no SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
+            f"the dataset has {of:,} images, not {published or 0:,}": published not in (None, of)
+            and "(webdataset)" not in cell.split,
+            f"n is {cell.n:,} of {n:,} images": not n * (1 - TOLERATED) <= cell.n <= n,
+            "accuracy and ci95 are not those of its counts": abs(cell.accuracy - cell.correct / cell.n) > 1e-6
+            or max(abs(a - b) for a, b in zip(cell.ci95, wilson(cell.correct, cell.n), strict=True)) > 1e-6,
+            "per_class does not add up to its counts": counts != [cell.correct, cell.n],
+            "more images are correct under attack than without": cell.correct
+            > clean.get(cell.set, cell.correct),
+        }
+        if wrong := next((text for text, is_wrong in checks.items() if is_wrong), ""):
+            return f"{_described(cell)}: {wrong}"
+    return ""
+
+
+def _unproven(cells: Sequence[Cell], protocol: Protocol, store: Path, is_ours: bool) -> str:
+    for cell in cells:
+        if cell.sanity is not None and not cell.sanity["passed"]:
+            return f"{_described(cell)}: gradients look masked ({', '.join(cell.sanity['failed'])})"
+        if protocol.evidence and cell.norm and cell.sanity is None:
+            return f"{_described(cell)}: no check for masked gradients; measure with --sanity"
+        if not has_samples(store, cell):
+            if protocol.evidence:
+                return f"{_described(cell)}: the predictions for every image are missing; send the .samples folder too"
+        elif not is_ours:
+            correct = read_samples(store, cell).correct
+            if (len(correct), int(correct.sum())) != (cell.n, cell.correct):
+                return f"{_described(cell)}: the predictions for every image give other counts"
+    return ""
+
+
+def _name(expected: Expected) -> str:
+    return _at(*expected.place)
+
+
+def _described(cell: Cell) -> str:
+    return _at(*place_of(cell))
+
+
+def _at(name: str, attack: str, norm: str | None, eps: float) -> str:
+    if norm is None:
+        return f"{name}, {attack}"
+    return f"{name}, {attack} at {f'{eps * 255:g}/255' if norm == 'linf' else f'{eps:g} (L2)'}"

@@ -1,0 +1,123 @@
+"""What a cell has to record to be a certain measurement: known of a named dataset without opening it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from advflyp.attack.base import Attack
+from advflyp.attack.threat import Threat
+from advflyp.data.mini import mini_sets
+from advflyp.data.sets.catalogue import TABLE, canonical, parts
+from advflyp.data.sets.labelled import set_names
+from advflyp.data.sets.prompts import describe
+from advflyp.evaluation.attacks import conditions
+from advflyp.evaluation.protocols import OTHERS, Protocol
+from advflyp.evaluation.results import Cell
+
+WEBDATASET = " (webdataset)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A measurement under a protocol.
+
+    Attributes:
+        protocol: The protocol.
+        set: The dataset, as `set_names` writes it; one that `is_known`.
+        attack: The attack.
+        threat: Its ball; None for clean images.
+        limit: How many images, classes evenly represented; None is all.
+        seed: Random seed of the attack and of `limit`.
+    """
+
+    protocol: Protocol
+    set: str
+    attack: Attack
+    threat: Threat | None
+    limit: int | None
+    seed: int
+
+    @property
+    def place(self) -> tuple[str, str, str | None, float]:
+        """Where it stands in a table: dataset, attack, norm, ε."""
+        return (
+            self.set,
+            self.attack.name,
+            *((self.threat.norm, self.threat.eps) if self.threat else (None, 0.0)),
+        )
+
+    def difference(self, cell: Cell) -> str:
+        """The first thing in which a cell of this `place` is another measurement, in words; empty where in none."""
+        of = cell.subset.get("of", 0)
+        part = {} if self.limit is None or self.limit >= of else {"limit": self.limit, "seed": self.seed}
+        (split, classes), prompt = _split_and_classes(self.set), self._prompt()
+        rows = (
+            ("protocol", cell.protocol, self.protocol.recorded),
+            ("split", cell.split.removesuffix(WEBDATASET), split),
+            ("prompt", cell.prompt, cell.prompt if prompt is None else prompt),
+            ("attack_args", cell.attack_args, self.attack.arguments(self.threat, classes)),
+            ("subset", cell.subset, {"of": of, **part}),
+            ("seed", cell.seed, self.seed if self.threat else 0),
+        )
+        return next((f"{name} is {is_!r}, not {ought!r}" for name, is_, ought in rows if is_ != ought), "")
+
+    def _prompt(self) -> str | None:
+        """None where only the dataset's files tell."""
+        protocol, base = self.protocol, self.set.partition("@")[0]
+        if protocol.own_templates:
+            return describe(protocol.own_templates)
+        if base not in TABLE:
+            return describe(_embedded()[base.removeprefix("mini/")]["templates"])
+        if protocol.source == "webdataset":
+            return None
+        return describe(protocol.templates.get(base, protocol.templates.get(OTHERS, (TABLE[base].prompt,))))
+
+
+def place_of(cell: Cell) -> tuple[str, str, str | None, float]:
+    """As `Expected.place`."""
+    return cell.set, cell.attack, cell.norm, cell.eps
+
+
+def is_known(name: str) -> bool:
+    """Whether a dataset is one of the table or embedded: others may be anything under their name."""
+    return canonical(name) is not None or name.removeprefix("mini/") in _embedded()
+
+
+def expected_of(protocol: Protocol) -> list[Expected]:
+    """All that a protocol measures of a model, dataset by dataset."""
+    wanted: Sequence[tuple[Attack, Threat | None]] = conditions(
+        map(protocol.attack, protocol.attacks), protocol.norm, protocol.eps
+    )
+    return [
+        Expected(
+            protocol=protocol,
+            set=name,
+            attack=attack,
+            threat=threat,
+            limit=protocol.limit,
+            seed=protocol.seed,
+        )
+        for name in set_names(list(protocol.sets))
+        for attack, threat in wanted
+    ]
+
+
+def published_size(name: str) -> int | None:
+    """How many images a dataset that `is_known` has, where a table says so."""
+    if canonical(name) is None:
+        return _embedded()[name.removeprefix("mini/")]["n"]
+    return None if "@" in name else TABLE[name].n
+
+
+@cache
+def _embedded() -> dict[str, dict[str, Any]]:
+    return mini_sets()
+
+
+def _split_and_classes(name: str) -> tuple[str, int]:
+    if canonical(name) is None:
+        info = _embedded()[name.removeprefix("mini/")]
+        return info["split"], len(info["classes"])
+    _, entry, split = parts(name)
+    return split, entry.k

@@ -1,0 +1,325 @@
+"""Models under one protocol: measured here, measured by others and checked, and what their authors published."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from advflyp.__about__ import __version__
+from advflyp.config import build, convert, read_toml
+from advflyp.data.sets.labelled import set_names
+from advflyp.evaluation.admission import Entrant, entrants, told_apart
+from advflyp.evaluation.evaluator import SetProgress
+from advflyp.evaluation.protocols import Protocol, find_protocol
+from advflyp.evaluation.results import Cell
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.clip import CLIP
+from advflyp.model.folder import BUNDLED, read_card
+from advflyp.model.repository import HUB_PREFIX
+from advflyp.model.zoo import ENTRIES, ZOO, find_entry
+from advflyp.report.measure.estimates import Condition, attack_title, radius
+from advflyp.report.measure.render import as_csv
+from advflyp.report.measure.results import Results
+from advflyp.report.measure.tables import Table, Value
+from advflyp.report.pages.jinja import render
+from advflyp.wording import counted
+from advflyp.written import check_files, write_files
+
+PAGE, CSV, SUBMISSION = "index.html", "leaderboard.csv", "SUBMISSION.md"
+# Of a leaderboard's folder: what was measured here, results of others, and what is known of their models.
+RESULTS, SUBMISSIONS, FACTS = "results", "submissions", "models.toml"
+MEASURED = "measured here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a leaderboard says of a model besides its accuracy; a table of models.toml.
+
+    Attributes:
+        method: What made it robust.
+        backbone: Architecture.
+        eps: Radius of its adversarial training.
+        licence: Of the weights.
+        link: Where the weights are.
+        paper: Where the method is described.
+    """
+
+    method: str = "?"
+    backbone: str = "?"
+    eps: str = "?"
+    licence: str = "?"
+    link: str = ""
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("link", "paper"):
+            address = getattr(self, name)
+            if address and not re.match("https?://[^/]", address):
+                raise ValueError(f"{name} must be an address that begins with https://, not '{address}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the page's tables; `values` go with its columns after the facts."""
+
+    name: str
+    facts: Facts
+    sha256: str = ""
+    source: str = ""
+    status: str = "admitted"
+    values: Sequence[Value] = field(default_factory=tuple)
+
+
+def leaderboard(
+    models: Sequence[CLIP | str | Path] = (),
+    protocol: Protocol | str = "advflyp-2026",
+    out: str | Path = "leaderboard",
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    watch: Callable[[Cell, SetProgress], None] = lambda cell, progress: None,
+) -> Path:
+    """Measure models under a protocol and write `out`/index.html, leaderboard.csv and SUBMISSION.md.
+
+    The page has whoever is in `out`/results (measured here, in this call or an earlier one), in `out`/submissions, and
+    in the result files that are named. `out`/models.toml may hold the facts (`Facts`) of models, in tables of their
+    names, where neither the zoo nor a card knows them.
+
+    Args:
+        models: Models, names of them, and files of others' results (*.jsonl). A model of the zoo or the hub of which
+            every result is there is not loaded again.
+        protocol: What is measured, or its name.
+        out: The leaderboard's folder; the same call resumes.
+        batch_size: As for `evaluate`.
+        device: As for `evaluate`.
+        watch: As for `evaluate`.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        ValueError: A name is unknown, weights cannot be had, or a file holds no results.
+    """
+    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    out = Path(out)
+    check_files(out, (PAGE, CSV, SUBMISSION))
+    told = _read_facts(out / FACTS)
+    files = [Path(one) for one in models if not isinstance(one, CLIP) and str(one).endswith(".jsonl")]
+    others = [one for one in models if isinstance(one, CLIP) or not str(one).endswith(".jsonl")]
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"there are no results at {path}; name a file of `advflyp eval --out`")
+    for one in others:
+        _check_name(one)
+    for one in others:
+        store = out / RESULTS / f"{_slug(one.name if isinstance(one, CLIP) else str(one))}.jsonl"
+        if not _is_measured(one, store, protocol):
+            _measure(one, store, protocol, batch_size=batch_size, device=device, watch=watch)
+    files += sorted((out / SUBMISSIONS).glob("*.jsonl"))
+    ours = sorted((out / RESULTS).glob("*.jsonl"))
+    everybody = [one for path in ours for one in entrants(path, protocol, is_ours=True)]
+    everybody += [one for path in files for one in entrants(path, protocol, is_ours=False)]
+    write_files(out, contents(told_apart(everybody), protocol, told))
+    return out / PAGE
+
+
+def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, Facts]) -> dict[str, str]:
+    """The files of a leaderboard, by name.
+
+    Args:
+        everybody: Who is admitted or refused.
+        protocol: What was measured.
+        told: Facts by model.
+    """
+    admitted = [one for one in everybody if not one.refused]
+    results = Results([cell for one in admitted for cell in one.cells])
+    names = {cell.checkpoint_sha256: label for (label, _, _), cell in results.cells.items()}
+    shown = results.conditions
+    best = results.strongest(protocol.eps[0])
+
+    def order(one: Entrant) -> float:
+        value = results.mean(names[one.sha256], best) if best else None
+        return -value.value if value else 0.0
+
+    rows = [
+        Row(
+            name=names[one.sha256],
+            facts=facts_of(one.model, told),
+            sha256=one.sha256,
+            source=_where(one),
+            values=[results.mean(names[one.sha256], condition) for condition in shown],
+        )
+        for one in sorted(admitted, key=order)
+    ]
+    refused = [one for one in everybody if one.refused]
+    page = render(
+        "leaderboard.html",
+        title=f"Leaderboard {protocol.name}",
+        kicker=f"advflyp leaderboard, protocol {protocol.name}",
+        headline=f"{counted(len(rows), 'model')} under one protocol" if rows else "Nobody is admitted yet",
+        tiles=[],
+        scope=_scope(protocol, rows, results),
+        notes=protocol.notes,
+        conditions=shown,
+        rows=rows,
+        published=_published(),
+        refused=Table(
+            title="Not admitted",
+            columns=["model", "weights", "results", "why not"],
+            rows=[[one.model, one.sha256[:12], _where(one), one.refused] for one in refused],
+            words=True,
+        ),
+        files={"csv": CSV, "submission": SUBMISSION},
+        backbones=sorted({row.facts.backbone for row in rows} | {entry.architecture for entry in ENTRIES}),
+    )
+    table = _csv_table(rows, refused, shown, protocol, told)
+    submission = render(
+        "submission.md", protocol=protocol, sets=set_names(list(protocol.sets)), version=__version__
+    )
+    return {PAGE: page, CSV: as_csv(table), SUBMISSION: submission}
+
+
+def facts_of(model: str, told: dict[str, Facts]) -> Facts:
+    """What models.toml, the zoo, or a model's card says of it."""
+    if model in told:
+        return told[model]
+    if model in ZOO:
+        entry = ZOO[model]
+        paper = re.search(r"arXiv (\d{4}\.\d{4,5})", entry.paper)
+        return Facts(
+            method=entry.method,
+            backbone=entry.architecture,
+            eps=entry.eps or "?",
+            licence=entry.licence or "?",
+            link=f"https://huggingface.co/{entry.repository}",
+            paper=f"https://arxiv.org/abs/{paper[1]}" if paper else "",
+        )
+    recipe = read_card(model).get("recipe", {})
+    method, start, attack = (recipe.get(table, {}) for table in ("method", "model", "attack"))
+    eps = radius(attack["eps"], attack.get("norm")) if attack.get("steps") and "eps" in attack else "?"
+    return Facts(method=str(method.get("name", "?")), backbone=str(start.get("name", "?")), eps=eps)
+
+
+def _read_facts(path: Path) -> dict[str, Facts]:
+    tables = read_toml(path) if path.is_file() else {}
+    return {
+        name: build(Facts, convert(table, dict[str, str], f"{path}: {name}"), at=f"{path}: {name}.")
+        for name, table in tables.items()
+    }
+
+
+def _measure(model: CLIP | str | Path, store: Path, protocol: Protocol, **how: Any) -> None:
+    evaluate(
+        model,
+        protocol.sets,
+        protocol.attacks,
+        protocol.eps,
+        out=store,
+        norm=protocol.norm,
+        limit=protocol.limit,
+        precision=protocol.precision,
+        seed=protocol.seed,
+        sanity=protocol.evidence,
+        protocol=protocol,
+        **how,
+    )
+
+
+def _check_name(model: CLIP | str | Path) -> None:
+    """ValueError for a misspelled name of the zoo, before anything is measured."""
+    name = str(model)
+    is_name = not isinstance(model, CLIP) and not re.search("[/@:]", name)
+    if is_name and not Path(name).exists() and not (BUNDLED / name).is_dir():
+        find_entry(name)
+
+
+def _is_measured(model: CLIP | str | Path, store: Path, protocol: Protocol) -> bool:
+    """Whether everything is known of a model that would have to be downloaded to be asked for its hash."""
+    name = str(model)
+    is_remote = not isinstance(model, CLIP) and (name in ZOO or name.startswith(HUB_PREFIX))
+    found = entrants(store, protocol, is_ours=True) if is_remote else []
+    return any(one.model == name and not one.refused for one in found)
+
+
+def _scope(protocol: Protocol, rows: Sequence[Row], results: Results) -> str:
+    sets = set_names(list(protocol.sets))
+    images = "all images" if protocol.limit is None else f"{protocol.limit:,} images"
+    attacks = ", ".join(attack_title(protocol.attack(name).name) for name in protocol.attacks)
+    radii = ", ".join(radius(eps, protocol.norm) for eps in protocol.eps)
+    measured = sum(row.source == MEASURED for row in rows)
+    versions = ", ".join(sorted({cell.version for cell in results.cells.values()}))
+    return (
+        f"{counted(len(sets), 'dataset')}, {images} of each; {attacks} at ε = {radii} ({protocol.norm}), seed "
+        f"{protocol.seed}. Accuracies are means over the datasets in %, with 95 % intervals of sampled images. "
+        f"{measured} of {counted(len(rows), 'model')} measured in this folder, the others from result files"
+        + (f" (advflyp {versions})." if versions else ".")
+    )
+
+
+def _where(one: Entrant) -> str:
+    return MEASURED if one.source is None else f"file {one.source.name}"
+
+
+def _published() -> list[tuple[str, list[str], list[Row]]]:
+    """What authors published, a table for each protocol: how they measured, columns, rows."""
+    tables: dict[str, list[Row]] = {}
+    columns: dict[str, list[str]] = {}
+    for entry in ENTRIES:
+        for one in entry.published:
+            radii = columns.setdefault(one.protocol, list(one.robust))
+            values = [
+                f"{one.clean:.1f}",
+                *(f"{one.robust[eps]:.1f}" if eps in one.robust else None for eps in radii),
+            ]
+            tables.setdefault(one.protocol, []).append(
+                Row(name=entry.name, facts=facts_of(entry.name, {}), values=values)
+            )
+    return [(protocol, columns[protocol], rows) for protocol, rows in tables.items()]
+
+
+def _csv_table(
+    rows: Sequence[Row],
+    refused: Sequence[Entrant],
+    shown: Sequence[Condition],
+    protocol: Protocol,
+    told: dict[str, Facts],
+) -> Table:
+    lines = [*rows]
+    for one in refused:
+        why = f"not admitted: {one.refused}"
+        lines.append(
+            Row(
+                name=one.model,
+                facts=facts_of(one.model, told),
+                sha256=one.sha256,
+                source=_where(one),
+                status=why,
+                values=[None] * len(shown),
+            )
+        )
+    facts = ("method", "backbone", "eps", "licence", "link", "paper")
+    table: list[list[Value]] = [
+        [
+            *(row.name, row.sha256, protocol.name, row.source, row.status),
+            *(getattr(row.facts, one) for one in facts),
+            *row.values,
+        ]
+        for row in lines
+    ]
+    names = [
+        "model",
+        "checkpoint_sha256",
+        "protocol",
+        "source",
+        "status",
+        "method",
+        "backbone",
+        "training_eps",
+    ]
+    columns = [*names, *facts[3:], *(condition.title for condition in shown)]
+    return Table(title="", columns=columns, rows=table)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-80:]

@@ -1,0 +1,118 @@
+"""All that a run does before its first step, and what that step will take: `advflyp validate`."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advflyp.data.batch import Batch
+from advflyp.training.build import TrainingRun, build
+from advflyp.training.recipe import read_recipe
+from advflyp.training.update import resized
+from advflyp.wording import counted
+
+# Rows by which the activations of a batch are measured.
+ROWS = 2
+# Tensors of a weight's size that an optimiser keeps.
+STATES = {"sgd": 1, "adamw": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What was found of a recipe.
+
+    Attributes:
+        notes: Precision, learning rate, what of the data is skipped.
+        batches: In an epoch.
+        steps: Of the whole run.
+        skipped: Samples before the end of the first batch that could not be used, in words; empty without one.
+        weights: Bytes of the weights, of the frozen copy of them if there is one, the gradient and the optimiser's
+            state.
+        activations: Bytes that the losses of a batch keep for the backward pass, from `ROWS` rows of it.
+    """
+
+    notes: list[str]
+    batches: int
+    steps: int
+    skipped: str
+    weights: int
+    activations: int
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        return [
+            *self.notes,
+            f"{counted(self.batches, 'batch')} in an epoch, {counted(self.steps, 'step')}; the first batch decodes"
+            + (f" (skipped: {self.skipped})" if self.skipped else ""),
+            f"memory of a step, estimated: {(self.weights + self.activations) / 1e9:.2f} GB "
+            f"(weights and optimiser {self.weights / 1e9:.2f}, activations {self.activations / 1e9:.2f})",
+            "the recipe can be trained",
+        ]
+
+
+def dry_run(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> DryRun:
+    """Open everything that a recipe names, read its first batch and compute the losses of some rows.
+
+    Args:
+        recipe: As for `train`.
+        overrides: As for `train`.
+
+    Raises:
+        ValueError: What `train` would raise before its first step.
+    """
+    with TemporaryDirectory() as folder:
+        run = build(read_recipe(recipe, overrides or {}), Path(folder) / "run")
+        try:
+            with closing(run.pairs.epoch(0)) as batches:
+                batch = next(batches, None)
+            if batch is None:
+                raise ValueError(
+                    f"too few samples of {run.recipe.data.train} can be used for one batch of "
+                    f"{run.recipe.data.batch_size}: {run.pairs.skipped.describe()}; lower data.batch_size"
+                )
+            if run.validation_set is not None:
+                run.validation_set.image(0)
+            return DryRun(
+                notes=run.notes,
+                batches=len(run.pairs),
+                steps=run.total_steps,
+                skipped=run.pairs.skipped.describe() if run.pairs.skipped.counts else "",
+                weights=_bytes_of_weights(run),
+                activations=_bytes_of_activations(run, batch),
+            )
+        finally:
+            run.close()
+
+
+def _bytes_of_weights(run: TrainingRun) -> int:
+    every = sum(p.numel() * p.element_size() for p in run.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in run.parameters)
+    return every * (1 + run.method.needs_original) + trained * (1 + STATES[run.recipe.optim.name])
+
+
+def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
+    rows = len(batch.images)
+    some = min(rows, ROWS)
+    images = resized(run, batch.images[:some].to(run.model.device).to(run.model.dtype))
+    part = run.add_texts(
+        replace(batch, images=images, captions=batch.captions[:some], labels=batch.labels[:some])
+    )
+    kept: dict[int, int] = {}
+    constant = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in constant:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = run.objective(images, images.clone(), part)
+    assert losses  # the graph lives until here: no two of its tensors share an address
+    at_once = min(rows, run.recipe.train.micro_batch or rows)
+    return sum(kept.values()) * at_once // some

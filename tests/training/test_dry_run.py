@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+
+from advflyp.training.dry_run import dry_run
+
+
+def test_a_recipe_is_checked_and_nothing_written(recipe: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    whole = dry_run(recipe)
+    assert whole.steps > 0 and whole.weights > 0 and whole.activations > 0
+    assert dry_run(recipe, {"train.micro_batch": "1"}).activations < whole.activations
+    assert dry_run(recipe, {"optim.name": "sgd"}).weights < whole.weights
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="nothing-there"):
+        dry_run(recipe, {"data.train": "nothing-there"})
