@@ -53,6 +53,11 @@ BASE = {
     "data overlap": "pairs --against classes",
     "data caption": "classes --out captions --model model",
     "env": "",
+    "validate": "recipe.toml",
+    "leaderboard": "",
+    "sets": "",
+    "attacks": "",
+    "methods": "",
 }
 
 
