@@ -41,11 +41,8 @@ class Expected:
     @property
     def place(self) -> tuple[str, str, str | None, float]:
         """Where it stands in a table: dataset, attack, norm, ε."""
-        return (
-            self.set,
-            self.attack.name,
-            *((self.threat.norm, self.threat.eps) if self.threat else (None, 0.0)),
-        )
+        norm, eps = (self.threat.norm, self.threat.eps) if self.threat else (None, 0.0)
+        return self.set, self.attack.name, norm, eps
 
     def difference(self, cell: Cell) -> str:
         """The first thing in which a cell of this `place` is another measurement, in words; empty where in none."""

@@ -191,9 +191,9 @@ class _Suite:
         known: dict[tuple[str, ...], Cell],
     ) -> list[Cell] | None:
         """Every cell of a dataset that need not be opened for them; None where it has to be."""
-        is_named = isinstance(dataset, str) and is_known(dataset)
         # Which images are saved is known only to those who open the dataset.
-        if not is_named or self.store is None or self.save_images or self.protocol.own_names:
+        opens = self.store is None or self.save_images or self.protocol.own_names
+        if opens or not isinstance(dataset, str) or not is_known(dataset):
             return None
         search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
         found = []

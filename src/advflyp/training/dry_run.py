@@ -1,7 +1,6 @@
 """All that a run does before its first step, and what that step will take: `advflyp validate`."""
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,8 +67,7 @@ def dry_run(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> D
     with TemporaryDirectory() as folder:
         run = build(read_recipe(recipe, overrides or {}), Path(folder) / "run")
         try:
-            with closing(run.pairs.epoch(0)) as batches:
-                batch = next(batches, None)
+            batch = next(run.pairs.epoch(0), None)
             if batch is None:
                 raise ValueError(
                     f"too few samples of {run.recipe.data.train} can be used for one batch of "
