@@ -139,7 +139,8 @@ def _complaints(error: BaseException, stderr: str) -> list[str]:
         error = cause
     if isinstance(error, OSError) and refusal(error) is not None:
         return []
-    if type(error) in (ValueError, RunError) and _is_ours(error):
+    own = isinstance(error, ValueError) and type(error).__module__.startswith("advflyp.")
+    if (own or type(error) in (ValueError, RunError)) and _is_ours(error):
         return []
     last = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(last))
