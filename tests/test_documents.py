@@ -105,6 +105,13 @@ def test_damaged_toml(data: bytes, reason: str, tmp_path: Path) -> None:
         read_toml(tmp_path / "x.toml")
 
 
+@pytest.mark.parametrize("text", ["\\\"", "\\\" '", "'\"."])
+def test_long_strings_of_odd_quotes_are_read(text: str) -> None:
+    """Where each sign may begin a key, the search for long ones once took half a minute; `tests/fuzz` bounds it."""
+    value = json.dumps(text * ((MAX_RECIPE_BYTES - 100) // (2 * len(text))))
+    assert parse_toml(f"a = {value}") == {"a": json.loads(value)}
+
+
 def test_long_values_of_recipes_are_no_long_keys() -> None:
     values = ", ".join(f"0.{number}" for number in range(200))
     text = f'[optim]\nlr = [{values}]\n[data]\ntrain = "{"/".join(["v1.0"] * 200)}"\n'

@@ -25,9 +25,10 @@ from advflyp.limits import (
 
 # As many as a number of 64 bits has, with its sign.
 _DIGITS = 20
-# tomllib takes quadratic time for a key of many parts, such as a.b.c.d.
-_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+"""
-_LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:\.[ \t]*+{_PART}){{{MAX_DEPTH}}}")
+# tomllib takes quadratic time for a key of many parts, such as a.b.c.d. Quoted parts of more than 32 characters, of
+# which few fit into a recipe, are left to it: to look for their ends would take quadratic time, too.
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.){0,32}+"|'[^'\n]{0,32}+')[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![\w\\-]){_PART}(?:\.[ \t]*+{_PART}){{{MAX_DEPTH}}}")
 
 
 def decode(data: bytes) -> str:
