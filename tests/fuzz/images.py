@@ -103,7 +103,7 @@ def encoded(rng: random.Random) -> bytes:
             options["compression"] = rng.choice(
                 (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")
             )
-            unfit = {"jpeg": image.mode in ("1", "I", "I;16", "F"), "group4": image.mode != "1"}
+            unfit = {"jpeg": image.mode in ("1", "P", "I", "I;16", "F"), "group4": image.mode != "1"}
             if unfit.get(options["compression"], False):
                 # libtiff refuses to write these, and Pillow 12.3 then corrupts its own memory.
                 options["compression"] = None
