@@ -166,7 +166,10 @@ def test_the_paper_s_recipe() -> None:
         ({"optim.warmup_steps": -1}, "optim.warmup_steps must be 0 or above"),
         ({"optim.max_grad_norm": 0}, "optim.max_grad_norm must be above 0"),
         ({"train.epochs": 0}, "train.epochs must be at least 1"),
-        ({"train.unfreeze": "everything"}, "train.unfreeze cannot be 'everything'; it is one of vision"),
+        (
+            {"train.unfreeze": "everything"},
+            "train.unfreeze must be one of vision, vision+text, all, or 'vision[:4]'",
+        ),
         ({"validate.attack": "pgd"}, "there is no attack 'pgd'"),
         ({"validate.limit": 0}, "validate.limit must be at least 1"),
         ({"checkpoint.keep": 0}, "checkpoint.keep must be at least 1"),

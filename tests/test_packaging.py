@@ -92,7 +92,7 @@ def checkout(tmp_path):
 
 
 def make(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "ARGS"))}
     return subprocess.run(
         ["make", *args], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -192,7 +192,7 @@ def test_readings(tmp_path: Path) -> None:
         ({"method.name": "pmg_aft", "data.train": "mini/proxy-captioned"}, "holds pairs"),
         ({"method.name": "flyp", "data.train": "{tmp}/shards"}, "holds pairs"),
         ({"data.train": "mini/proxy"}, "'advflyp' trains on image–text pairs, and data.train = 'mini/proxy' holds"),
-        ({"data.train": "cifar10"}, "such as mini, or one of the methods fare, flyp, pmg_aft, te"),
+        ({"data.train": "cifar10"}, "such as mini, or one of the methods agft, fare, flyp, pmg_aft, te"),
         ({"data.train": "{tmp}/classes"}, "holds labelled images"),
         ({"data.train": "{tmp}/class-shards/{{0..1}}.tar"}, "holds labelled images"),
         ({"method.name": "tecoa", "data.train": "mini/proxi"}, "there is no set 'mini/proxi'"),

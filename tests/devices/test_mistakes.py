@@ -1,6 +1,7 @@
 """Common mistakes, each put into the product once: the sham device refuses it, or logs where it synchronises."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_tensor_that_was_left_on_the_host(
     run = open_trainer(**{"method.mask_same_caption": what == "the mask of equal captions"})
     monkeypatch.setattr(*REFUSED[what])
     if what == "images":
-        monkeypatch.setattr(run.pairs, "device", torch.device("cpu"))
+        monkeypatch.setattr(run.pairs, "how", replace(run.pairs.how, device=torch.device("cpu")))
     with pytest.raises(RuntimeError, match="found at least two devices, cuda:0 and cpu"):
         two_steps(run, gpu)
 
