@@ -1,4 +1,4 @@
-"""Attacks that search on another classifier than the one that is judged: other prompts, or another model."""
+"""Attacks that search on another classifier than the one that is evaluated: other prompts, or another model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class CrossPrompt(_Elsewhere):
     """The same model under other prompts: does a perturbation against one prompt, or an ensemble, fool another?
 
     Args:
-        templates: The prompts of the search, each with one "{}"; judged is under the classifier's own.
+        templates: The prompts of the search, each with one "{}"; the evaluation uses the classifier's own.
         called: What results call them.
     """
 
@@ -80,7 +80,7 @@ class CrossPrompt(_Elsewhere):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(_Elsewhere):
-    """Adversarial images made on another model, with the classes and prompts of the classifier that is judged.
+    """Adversarial images made on another model, with the classes and prompts of the classifier that is evaluated.
 
     Args:
         model: The surrogate. Where its input has another size, images are resized for it, as a part of the model.

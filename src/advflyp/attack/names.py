@@ -16,7 +16,7 @@ KNOWN = (
     "fab-t, square; apgd-cex5: five restarts)"
 )
 
-# What may be searched on another classifier than the one that is judged, "pgd10@openai".
+# What may be searched on another classifier than the one that is evaluated, "pgd10@openai".
 ELSEWHERE = ("fgsm", "pgd", "cw", "encoder", "adaptive")
 
 

@@ -37,7 +37,7 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
     | encoder-patches100, encoder-both100 | on that of the patches, or on both |
     | pgd-lse-10 | PGD on the margin over a smooth maximum |
     | pgd-lse-attention-10, pgd-lse-feature-10 | and on what a defence keeps small: `DefenceTerms` |
-    | pgd10@openai | searched under OpenAI's 80 templates, judged under the set's own prompts |
+    | pgd10@openai | searched under OpenAI's 80 templates, evaluated under the set's own prompts |
     | pgd10@MODEL | searched on another model |
     | typographic | the name of a wrong class, written on the image as strongly as the ball allows; a control |
     | autoattack | APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020) |
