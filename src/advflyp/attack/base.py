@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -21,11 +22,11 @@ STAGE_SEEDS = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class Attack(ABC):
     """An attack on any classifier: `PGD(steps=10)(classifier, images, labels, Threat(eps=4 / 255))`.
 
-    A subclass is a frozen dataclass with the parameters as fields, and has `perturb` (or `stages`, where it is made of
-    other attacks). Results record its name and every parameter.
+    A subclass is a frozen dataclass with the parameters as fields: a `SingleAttack`, which has `perturb`, or one with
+    `stages`, made of other attacks. Results record its name and every parameter.
 
     Args:
         restarts: How many times it is run, each time on the images that are still classified correctly.
@@ -97,26 +98,9 @@ class Attack:
                 result[rows.to(images.device)] = found
         return result
 
-    def perturb(
-        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
-    ) -> Tensor:
-        """One run of the attack, on images that are still classified correctly.
-
-        Args:
-            victim: The classifier.
-            images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
-            labels: (N,) int64, on the same device.
-            threat: The ball around each image.
-            streams: The images' random numbers, the only ones that may be used.
-
-        Returns:
-            (N, 3, H, W) inside `threat`, detached.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define perturb or stages")
-
+    @abstractmethod
     def stages(self, threat: Threat) -> list[Stage]:
         """What is run one after another, each on the images that are still classified correctly."""
-        return [self.perturb] * self.restarts
 
     @property
     def name(self) -> str:
@@ -216,7 +200,32 @@ class Clean(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(Attack):
+class SingleAttack(Attack):
+    """An attack that is one search, `perturb`, run as often as `restarts` says."""
+
+    @abstractmethod
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        """One run of the attack, on images that are still classified correctly.
+
+        Args:
+            victim: The classifier.
+            images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
+            labels: (N,) int64, on the same device.
+            threat: The ball around each image.
+            streams: The images' random numbers, the only ones that may be used.
+
+        Returns:
+            (N, 3, H, W) inside `threat`, detached.
+        """
+
+    def stages(self, threat: Threat) -> list[Stage]:
+        return [self.perturb] * self.restarts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(SingleAttack):
     """One uniform draw from the ball: what any attack has to beat."""
 
     def perturb(
@@ -233,7 +242,7 @@ class Noise(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member(Attack):
+class Member(SingleAttack):
     """An attack that AutoAttack may have as a member; results record it as an ensemble of one where it is alone."""
 
     kind: ClassVar[str] = ""
@@ -258,8 +267,8 @@ class Member(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Custom(Attack):
-    """A function of the user's own, with the arguments of `Attack.perturb`.
+class Custom(SingleAttack):
+    """A function of the user's own, with the arguments of `SingleAttack.perturb`.
 
     Args:
         function: (victim, images, labels, threat, streams=…) → images inside the ball.
@@ -275,8 +284,10 @@ class Custom(Attack):
         if not any(one.name == "streams" or one.kind is one.VAR_KEYWORD for one in parameters):
             raise ValueError(f"{self.name} must take the keyword argument `streams`, its random numbers")
 
-    def stages(self, threat: Threat) -> list[Stage]:
-        return [self.function] * self.restarts
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        return self.function(victim, images, labels, threat, streams=streams)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Attacks that search on another classifier than the one that is evaluated: other prompts, or another model."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advflyp.attack.base import Attack
+from advflyp.attack.base import SingleAttack
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
@@ -27,7 +28,7 @@ class _Surrogate(Victim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Elsewhere(Attack):
+class _Elsewhere(SingleAttack):
     """An attack whose every step is taken on a surrogate; the last iterate is what the victim gets.
 
     Args:
@@ -42,9 +43,9 @@ class _Elsewhere(Attack):
         surrogate = victim.once(self, lambda: self.surrogate(victim))
         return self.attack.perturb(surrogate, images, labels, threat, streams=streams)
 
+    @abstractmethod
     def surrogate(self, victim: Victim) -> Victim:
         """What is searched on."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

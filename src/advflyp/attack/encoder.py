@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from advflyp.attack.base import Attack
+from advflyp.attack.base import SingleAttack
 from advflyp.attack.pgd import PGD, ascend
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
@@ -26,7 +26,7 @@ def cosine_distances(tokens: Tensor, clean: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderPGD(Attack):
+class EncoderPGD(SingleAttack):
     """PGD on the cosine distance of an image's tokens to the clean ones, all steps of it, whatever the class becomes.
 
     The classifier must be one of an image encoder, such as `model.classifier(…)`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.adaptive import DefenceTerms
-from advflyp.attack.base import Attack
+from advflyp.attack.base import SingleAttack
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
@@ -139,7 +139,7 @@ RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr", "lse": "log
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
+class PGD(SingleAttack):
     """N steps on the cross-entropy (Madry et al. 2018); each image for itself, and one that is fooled leaves at once.
 
     Args:

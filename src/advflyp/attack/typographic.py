@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from advflyp.attack.base import Attack
+from advflyp.attack.base import SingleAttack
 from advflyp.attack.losses import attack_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
@@ -18,7 +18,7 @@ WHITE, BLACK = 255, 1  # 0 is what stays
 
 
 @dataclass(frozen=True, kw_only=True)
-class Typographic(Attack):
+class Typographic(SingleAttack):
     """The name of the likeliest wrong class in white letters with a black rim, as strong as the ball allows.
 
     At an L∞ radius of 1 it is the whole inscription; at 4/255 it is a control that any attack has to beat.

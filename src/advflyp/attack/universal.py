@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advflyp.attack.base import Attack
+from advflyp.attack.base import SingleAttack
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.pgd import PGD, ascend
 from advflyp.attack.streams import Streams
@@ -25,7 +25,7 @@ GREY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shift(Attack):
+class Shift(SingleAttack):
     """A fixed δ, added to every image; what `universal_perturbation` returns.
 
     Args:

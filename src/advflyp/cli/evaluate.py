@@ -74,7 +74,7 @@ def evaluate(
         protocol: How a published number was measured: class names, prompts, pixels, what "autoattack" means, and the
             defaults of --sets, --attacks, --eps, --norm, --limit and --precision. `advflyp protocols` lists them
             (default: advflyp, on the mini sets).
-        sets: Benchmark sets, groups of sets or paths; `advflyp data sets` lists them (default: the protocol's, else
+        sets: Benchmark sets, groups of sets or paths; `advflyp sets` lists them (default: the protocol's, else
             mini).
         attacks: clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), autoattack, autoattack-rand, members
             of AutoAttack such as apgd-ce+square, or others of docs/attacks.md such as encoder100 (default: the
@@ -296,16 +296,11 @@ def interpolate(
                 f"alpha must lie between 0 (the original) and 1 (the robust model), not {alpha:g}"
             )
     if save is not None:
-        from advflyp.files import names_in, recover_folder
-
-        recover_folder(save[1])
-        if names_in(save[1]):
-            raise ValueError(f"{save[1]} exists already; name a new folder with --save")
+        _save_interpolated(original, robust, *save, device)
+        return
     from advflyp.console import rank0_console
     from advflyp.evaluation.interpolation import curve
-    from advflyp.model.folder import save_model
     from advflyp.model.load import load_model, pick_device
-    from advflyp.model.mix import interpolate
     from advflyp.report.console import as_rich
     from advflyp.report.measure.grid import means_table
     from advflyp.report.measure.results import Results
@@ -316,12 +311,6 @@ def interpolate(
     chosen = _protocol(protocol)
     searched_in = _precision(precision or chosen.precision, place, console)
     models = load_model(original, device=place), load_model(robust, device=place)
-    if save is not None:
-        alpha, folder = save
-        about = {"alpha": alpha, "original": original, "robust": robust}
-        save_model(interpolate(*models, alpha), folder, about)
-        say(f"the model is {folder}")
-        return
     pulse = Pulse(console)
     cells = curve(
         *models,
@@ -339,6 +328,22 @@ def interpolate(
     results = Results([cell for found in cells.values() for cell in found])
     title = "Interpolated weights: means over sets in %"
     console.print(as_rich(means_table(results, results.conditions, sets=results.sets, title=title)))
+
+
+def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, device: str) -> None:
+    from advflyp.files import names_in, recover_folder
+
+    recover_folder(folder)
+    if names_in(folder):
+        raise ValueError(f"{folder} exists already; name a new folder with --save")
+    from advflyp.model.folder import save_model
+    from advflyp.model.load import load_model, pick_device
+    from advflyp.model.mix import interpolate
+
+    place = pick_device(device)
+    models = load_model(original, device=place), load_model(robust, device=place)
+    save_model(interpolate(*models, alpha), folder, {"alpha": alpha, "original": original, "robust": robust})
+    say(f"the model is {folder}")
 
 
 def batch_size_of(word: str) -> 'int | Literal["auto"]':

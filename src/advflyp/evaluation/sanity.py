@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advflyp.attack.base import Attack, Noise
+from advflyp.attack.base import Attack, Noise, SingleAttack
 from advflyp.attack.losses import LOSSES
 from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.square import Square
@@ -125,7 +125,7 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
     def ascent(labels: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: loss(evaluator.logits(x), labels)
 
-    def survivors_of(attack: Attack) -> int:
+    def survivors_of(attack: SingleAttack) -> int:
         return survivors(lambda x, labels, own: attack.perturb(victim, x, labels, threat, streams=own))
 
     victim = evaluator.victim()
