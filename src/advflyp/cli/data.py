@@ -211,12 +211,13 @@ def overlap(
         check_new(drop)
         if limit is not None:
             raise ValueError("--drop goes through all pairs; leave out --limit")
+    place = pick_device(device)
     columns = Columns(image_column, caption_column)
     with counter("pair", "compared") as count:
         found = overlap(
             pairs,
             against,
-            model=None if model is None else load_model(model, device=pick_device(device)),
+            model=None if model is None else load_model(model, device=place),
             bits=bits,
             cosine=cosine,
             limit=limit,
