@@ -15,6 +15,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Containers often set this; every process would then compile torch anew, for six seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Relative paths only: the checkout's path may contain spaces.
 VENV := .venv
 BIN := $(VENV)/bin

@@ -43,10 +43,10 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """ "51–70", "±1.2" over seeds, "+3.2 to +9.0" of a change."""
+        """ "51–70", "±1.2" over seeds, "+3.2 to +9.0" of a change; "" where there is none."""
         if self.seeds > 1:
             return f"±{100 * self.deviation:.1f}"
-        if math.isnan(self.low):
+        if math.isnan(self.low) or self.low == self.high:
             return ""
         if self.is_change:
             return f"{signed(100 * self.low)} to {signed(100 * self.high)}"
