@@ -9,14 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.autoattack import AutoAttack
-from advflyp.attack.base import Attack
+from advflyp.attack.base import Attack, Noise
+from advflyp.attack.elsewhere import CrossPrompt, Transfer
+from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.fab import FAB
 from advflyp.attack.pgd import CW, PGD
 from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.attack.typographic import Typographic
+from advflyp.attack.universal import universal_perturbation
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier
@@ -68,6 +73,47 @@ def test_an_attack_finds_what_it_finds_on_a_cpu(name: str, norm: Any, gpu: Gpu, 
         assert found[-1].device == device and threat.contains(pixels, found[-1]).all()
         assert 0 < (classifier.logits(found[-1]).argmax(1) != labels).sum() < len(pixels)
     torch.testing.assert_close(found[1].cpu(), found[0], rtol=0, atol=1e-9)
+
+
+BEHIND_THE_LOGITS: dict[str, Attack] = {
+    "encoder": EncoderPGD(steps=3),
+    "encoder-both": EncoderPGD(steps=3, tokens="both"),
+    "lse-terms": PGD(steps=3, loss="lse", against=DefenceTerms(terms=("attention", "feature"))),
+    "apgd-lse-terms": APGD(steps=4, loss="lse", against=DefenceTerms(terms=("feature",))),
+    "cross-prompt": CrossPrompt(attack=PGD(steps=3), templates=("the {}", "some {}")),
+    "cross-prompt-encoder": CrossPrompt(attack=EncoderPGD(steps=3), templates=("the {}",)),
+    "typographic": Typographic(),
+    "noise": Noise(),
+}
+
+
+@pytest.mark.parametrize("name", [*BEHIND_THE_LOGITS, "transfer", "universal"])
+def test_an_attack_behind_the_logits_finds_what_it_finds_on_a_cpu(
+    name: str, gpu: Gpu, tiny_folder: Path
+) -> None:
+    """A surrogate is given on the CPU, where it stays."""
+    threat, host = Threat(eps=8 / 255), load_model(tiny_folder, device="cpu").double()
+    surrogate = deepcopy(host)
+    with torch.no_grad():
+        for weights in surrogate.visual.parameters():
+            weights.mul_(1.25)
+    found = []
+    for device in (torch.device("cpu"), gpu.device):
+        classifier = deepcopy(host).to(device).classifier(CLASSES, TEMPLATES)
+        pixels = images().to(device)
+        labels = classifier(pixels).argmax(1)
+        victim, streams = Victim(classifier, encoder=classifier), Streams(3, torch.arange(12, device=device))
+        if name == "universal":
+            attack: Attack = universal_perturbation(classifier, pixels, labels, threat, steps=3, batch_size=5)
+        elif name == "transfer":
+            attack = Transfer(attack=PGD(steps=3), model=surrogate)
+        else:
+            attack = BEHIND_THE_LOGITS[name]
+        found.append(attack.perturb(victim, pixels, labels, threat, streams=streams))
+        assert found[-1].device == device and threat.contains(pixels, found[-1]).all()
+        assert not torch.equal(found[-1], pixels)
+    torch.testing.assert_close(found[1].cpu(), found[0], rtol=0, atol=1e-9)
+    assert {weights.device.type for weights in surrogate.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

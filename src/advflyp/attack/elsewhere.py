@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +93,9 @@ class Transfer(_Elsewhere):
     called: str = ""
 
     def surrogate(self, victim: Victim) -> Victim:
-        encoder = victim.encoder
-        model = self.model.to(encoder.model.device)
+        encoder, model = victim.encoder, self.model
+        if model.device != encoder.model.device:
+            model = deepcopy(model).to(encoder.model.device)  # the caller's stays where it is
         classifier = model.classifier(encoder.classes, encoder.templates)
 
         def resized(images: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ METHODS = {
     "tecoa_feature": "TeCoA + feature",
     "tecoa_logit": "TeCoA + logit",
     "tecoa_full": "TeCoA + both",
+    "agft": "AGFT",
+    "advflyp_soft": "AdvFLYP_soft",
 }
 # Methods with the learning rate of AdvFLYP_full.
 UNFROZEN = {
@@ -37,7 +39,7 @@ UNFROZEN = {
 }
 ON_OTHER = ("tecoa", "advflyp", "advflyp_full")
 # These are trained on labelled images, all others on image–text pairs.
-LABELLED = ("tecoa", "pmg", "tga", "fare", "flyp", "clean_classification", "aft")
+LABELLED = ("tecoa", "pmg", "tga", "fare", "flyp", "clean_classification", "aft", "agft")
 
 MAIN = (ORIGINAL, "tecoa", "pmg_aft", "tga_zsr", "fare", "advflyp", FULL)
 ABLATION = (ORIGINAL, "advflyp", "advflyp_logit", "advflyp_feature", FULL)
@@ -80,13 +82,16 @@ EXPERIMENTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[float
         SMALL,
         "cheap",
     ),
+    ("later", "Later methods", (*MAIN, "agft", "advflyp_soft"), FEW, RADII, "cheap"),
     ("cost", "Cost: accuracy and arithmetic", COST, (*THIN, "autoattack"), RADII, "radii strong strongest"),
 )
 NOTES = {
+    "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
     "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
     "images of 48 pixels a side (or 40) in place of 64; AdvFLYP_fast does both.",
 }
 MINI_NOTES = {
+    "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
     "table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not.",
 }
 
