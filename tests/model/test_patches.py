@@ -79,13 +79,13 @@ def family(request: pytest.FixtureRequest) -> Iterator[CLIP]:
     yield make(FAMILIES[request.param])
 
 
-def pictures(model: CLIP, n: int = 2) -> torch.Tensor:
+def noise_images(model: CLIP, n: int = 2) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
     return torch.rand(n, 3, *model.image_size, generator=g, dtype=torch.float64)
 
 
-def test_one_token_a_patch_beside_the_embedding_of_the_picture(family: CLIP) -> None:
-    images = pictures(family)
+def test_one_token_a_patch_beside_the_embedding_of_the_image(family: CLIP) -> None:
+    images = noise_images(family)
     image, tokens, grid = family.encode_patches(images)
     assert grid == family.patch_grid == (family.image_size[0] // PATCH, family.image_size[1] // PATCH)
     assert tokens.shape == (2, grid[0] * grid[1], WIDTH)
@@ -93,7 +93,7 @@ def test_one_token_a_patch_beside_the_embedding_of_the_picture(family: CLIP) -> 
     assert torch.equal(image, family.encode_image(images))
 
 
-def test_a_picture_of_equal_tokens_has_the_embedding_of_each(family: CLIP) -> None:
+def test_an_image_of_equal_tokens_has_the_embedding_of_each(family: CLIP) -> None:
     """What a patch's embedding means: without positions, one colour makes all tokens equal, the class's made so too."""
     tower: Any = getattr(family.visual, "trunk", family.visual)
     image = torch.full((1, 3, *family.image_size), 0.3, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_tokens_are_in_the_order_of_the_patches(family: CLIP) -> None:
     for block in blocks:
         out = block.attn.out_proj if hasattr(block.attn, "out_proj") else block.attn.proj
         out.weight.data.zero_()
-    images = pictures(family, 1)
+    images = noise_images(family, 1)
     columns = family.patch_grid[1]
     changed = images.clone()
     row, column = 2, 1
@@ -137,7 +137,7 @@ def test_tokens_by_hand(name: str) -> None:
     visual: Any = model.visual
     states: list[torch.Tensor] = []
     visual.transformer.resblocks[-1].register_forward_hook(lambda *call: states.append(call[2]))
-    images = pictures(model)
+    images = noise_images(model)
     tokens = model.encode_patches(images).tokens
     x = states[0]
     mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
@@ -156,7 +156,7 @@ def test_attention_pooling_of_one_token_by_hand() -> None:
     """SigLIP's head on one token: its value, the output projection, the MLP around its norm."""
     model = make(FAMILIES["SigLIP"])
     trunk: Any = model.visual.trunk
-    images = pictures(model)
+    images = noise_images(model)
     with torch.no_grad():
         features = trunk.forward_features((images - model.mean) / model.std)
         pool = trunk.attn_pool
@@ -170,7 +170,7 @@ def test_attention_pooling_of_one_token_by_hand() -> None:
 @pytest.mark.parametrize("name", ["class token", "SigLIP", "EVA"])
 def test_patch_dropout_leaves_the_map_whole(name: str) -> None:
     model = make({**FAMILIES[name], "patch_dropout": 0.5}).train()
-    images = pictures(model)
+    images = noise_images(model)
     tokens = model.encode_patches(images).tokens
     dropouts = [m for m in model.visual.modules() if "PatchDropout" in type(m).__name__]
     assert len(dropouts) == 1 and dropouts[0].training, "on again for the next forward"
@@ -180,21 +180,21 @@ def test_patch_dropout_leaves_the_map_whole(name: str) -> None:
 
 def test_more_tokens_than_an_attention_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(FAMILIES["SigLIP"])
-    images = pictures(model, 3)
+    images = noise_images(model, 3)
     whole = model.encode_patches(images).tokens
     monkeypatch.setattr("advflyp.model.patches.MOST_SEQUENCES", 7)
     assert_equal64(model.encode_patches(images).tokens, whole)
 
 
 def test_gradients_reach_pixels_and_weights(family: CLIP) -> None:
-    images = pictures(family).requires_grad_(True)
+    images = noise_images(family).requires_grad_(True)
     family.encode_patches(images).tokens[:, 0, 0].sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     assert next(m for m in family.visual.modules() if isinstance(m, nn.Conv2d)).weight.grad is not None
 
 
 def test_pixels_stay_float32_in_bf16(family: CLIP) -> None:
-    family, images = family.float(), pictures(family).float()
+    family, images = family.float(), noise_images(family).float()
     exact = family.encode_patches(images).tokens
     with family.computing_in("bf16"):
         rough = family.encode_patches(images).tokens
@@ -221,7 +221,7 @@ def test_other_towers_have_no_patch_tokens(vision: dict[str, Any], architecture:
     model = small_model({"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT})
     message = f"the image tower of small, {architecture}, has no patch tokens; choose a ViT"
     with pytest.raises(ValueError, match=message):
-        model.encode_patches(pictures(model))
+        model.encode_patches(noise_images(model))
 
 
 def test_coca_has_them_and_its_raw_embedding_is_raw() -> None:
@@ -231,7 +231,7 @@ def test_coca_has_them_and_its_raw_embedding_is_raw() -> None:
     decoder = {"context_length": 16, "vocab_size": 8192, "width": 32, "heads": 2, "layers": 1}
     config = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text, "multimodal_cfg": decoder}
     model = small_model(config).double()
-    images = pictures(model)
+    images = noise_images(model)
     image, tokens, grid = model.encode_patches(images)
     assert grid == GRID and tokens.shape == (2, 12, WIDTH)
     assert_equal64(image, model.encode_image(images))

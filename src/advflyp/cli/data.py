@@ -242,7 +242,7 @@ def _describe_overlap(found: "Overlap") -> list[str]:
     lines = []
     for name, number in found.against.items():
         of_set = [match for match in found.matches if match.set == name]
-        hit, every = len({match.picture for match in of_set}), counted(number, "image")
+        hit, every = len({match.image for match in of_set}), counted(number, "image")
         which = f"{hit:,} of its {every}" if hit else f"its {every}"
         matching = near_duplicates({(match.number, match.key) for match in of_set})
         lines.append(f"{name}: of the training pairs, {matching} of {which}")

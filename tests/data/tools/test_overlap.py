@@ -107,7 +107,7 @@ def test_leaks_are_found_with_and_without_a_model(leaked: tuple[str, str]) -> No
             ("t.tar:11", True),
         ]
         assert all((match.cosine is None) == (model is None) for match in found.matches)
-        assert found.matches[0].picture.endswith("03.png") and found.matches[1].picture.endswith("07.png")
+        assert found.matches[0].image.endswith("03.png") and found.matches[1].image.endswith("07.png")
     assert all(match.cosine is not None and match.cosine > 0.95 for match in found.matches)
     assert not overlap(training, [test], model=load_model("mini"), cosine=1.0, bits=2).keys - {
         (11, "t.tar:11")
@@ -139,8 +139,8 @@ def test_cosines_are_those_of_each_pair_by_itself(
     evaluated = {load_set(test).key(i): on_white(load_set(test).dataset[i][0]) for i in range(12)}
     samples = list(in_order(open_source(training)))
     for one, other in zip(whole, parts, strict=True):
-        assert (one.number, one.picture) == (other.number, other.picture)
-        image = evaluated[one.picture]
+        assert (one.number, one.image) == (other.number, other.image)
+        image = evaluated[one.image]
         if one.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         both = torch.stack(

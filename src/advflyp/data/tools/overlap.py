@@ -43,7 +43,7 @@ class Match:
     Attributes:
         number: Number of the training pair, from 0 in stored order: shards of one name in two folders share their keys.
         key: Its name.
-        set, picture: The evaluation set and the image's name in it.
+        set, image: The evaluation set and the image's name in it.
         bits: In how many of 64 bits the hashes differ, the mirrored image's if that is nearer.
         mirrored: Whether it was.
         cosine: Cosine of the embeddings; None without a model.
@@ -52,7 +52,7 @@ class Match:
     number: int
     key: str
     set: str
-    picture: str
+    image: str
     bits: int
     mirrored: bool
     cosine: float | None

@@ -69,7 +69,7 @@ def overlap_page(found: Overlap) -> str:
             name,
             f"{n:,}",
             f"{len(found.unreadable.get(name, {})):,}",
-            f"{len({m.picture for m in found.matches if m.set == name}):,}",
+            f"{len({m.image for m in found.matches if m.set == name}):,}",
             f"{counts[name]:,}",
         ]
         for name, n in found.against.items()
@@ -128,7 +128,7 @@ def _tile(figure: str, name: str, below: str) -> dict[str, Any]:
 def _line(match: Match) -> str:
     seen = f", cosine {match.cosine:.3f}" if match.cosine is not None else ""
     mirrored = " mirrored" if match.mirrored else ""
-    return f"{match.set}/{match.picture}: {match.bits} of 64 bits{mirrored}{seen}"
+    return f"{match.set}/{match.image}: {match.bits} of 64 bits{mirrored}{seen}"
 
 
 def _median(counts: Counter[int]) -> float:
