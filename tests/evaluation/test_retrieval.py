@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from advflyp.attack.text import edit_texts
 from advflyp.attack.threat import Threat
 from advflyp.cli.main import main
 from advflyp.data.sets.captioned import CaptionedImages
@@ -78,6 +79,27 @@ def test_an_attack_spoils_both_directions(
         assert a >= b - 0.05 and c < a - 0.2
     assert strong.attack_args["loss"] == ("margin" if attack == "cw5" else "multi-positive cross-entropy")
     assert strong.attack_args["steps"] == 5
+
+
+def test_wrong_letters_are_chosen_against_the_text_encoder(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    clean, chosen, drawn = retrieval(tiny, folder, ["clean"], edits=[2], out=out, seed=5)
+    assert [cell.attack for cell in (clean, chosen, drawn)] == ["clean", "edits2", "random-edits2"]
+    assert (chosen.norm, chosen.eps, chosen.seed) == (None, 0.0, 5)
+    assert chosen.attack_args == {"edits": 2, "candidates": 50} and drawn.attack_args["candidates"] == 1
+    hits = [sum(one.hits for one in cell.text_to_image) for cell in (clean, chosen, drawn)]
+    assert hits[1] < hits[2] < hits[0]
+    pairs = CaptionedImages(folder)
+    ((_, images),) = pairs.batches(tiny.preprocess, 99)
+    captions = edit_texts(tiny.encode_text, pairs.captions, edits=2, seed=5)
+    assert all(a != b for a, b in zip(captions, pairs.captions, strict=True))
+    with torch.no_grad():
+        of_images, of_captions = ranks(tiny.encode_image(images), tiny.encode_text(captions), pairs.owner)
+    for name, ranked in (("image_to_text", of_images), ("text_to_image", of_captions)):
+        assert recall_at(chosen, name) == [int((ranked <= k).sum()) / len(ranked) for k in (1, 5, 10)]
+    assert retrieval(tiny, folder, [], edits=[2], out=out, seed=5) == [chosen, drawn], "kept"
+    (other, _) = retrieval(tiny, folder, [], edits=[2], out=out, seed=6)
+    assert other.seed == 6
 
 
 def test_the_attack_raises_its_loss_inside_the_ball(
@@ -269,6 +291,7 @@ def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Pa
         ({"attacks": ["pgd10x5"]}, "retrieval has no attack 'pgd10x5'"),
         ({"eps": [0.0]}, "eps must be above 0"),
         ({"eps": [4.0]}, "write 4/255 for four grey levels"),
+        ({"edits": [0]}, "edits must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"pairs": "nowhere"}, "there are no pairs at nowhere"),
     ],
@@ -283,11 +306,11 @@ def test_the_command(
 ) -> None:
     out = tmp_path / "r.jsonl"
     arguments = ["--attacks", "clean", "pgd2", "--eps", "4/255", "--limit", "12", "--out", str(out)]
-    main(["retrieval", str(tiny_folder), str(folder), *arguments])
+    main(["retrieval", str(tiny_folder), str(folder), *arguments, "--edits", "1"])
     printed = " ".join(capsys.readouterr().out.split())
-    for part in ("PGD-2", "4/255", "R@10", "12 images, 24 captions, drawn from 24"):
+    for part in ("PGD-2", "4/255", "R@10", "random-edits1", "12 images, 24 captions, drawn from 24"):
         assert part in printed
-    assert len(read_retrieval(out)) == 2
+    assert len(read_retrieval(out)) == 4
     table = tmp_path / "t.tsv"
     texts = [path.read_text().splitlines() for path in sorted(folder.glob("*.txt"))]
     lines = [f"pairs/{row:03d}.png\t{text}" for row, those in enumerate(texts) for text in those]

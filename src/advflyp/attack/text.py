@@ -8,12 +8,41 @@ this kind.
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from string import ascii_lowercase
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from advflyp.seeds import derive_seed
+
+CANDIDATES = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEdits:
+    """What `edit_texts` is to do, and what results call it.
+
+    Attributes:
+        edits: k.
+        candidates: How many edits are drawn for each that is made; 1 is a random edit, a control.
+    """
+
+    edits: int = 1
+    candidates: int = CANDIDATES
+
+    def __post_init__(self) -> None:
+        if self.edits < 1:
+            raise ValueError(f"edits must be at least 1, not {self.edits}")
+
+    @property
+    def name(self) -> str:
+        return f"{'random-' if self.candidates == 1 else ''}edits{self.edits}"
+
+    def arguments(self) -> dict[str, Any]:
+        """What results record."""
+        return asdict(self)
 
 
 def edit_texts(
@@ -21,7 +50,7 @@ def edit_texts(
     texts: Sequence[str],
     *,
     edits: int = 1,
-    candidates: int = 50,
+    candidates: int = CANDIDATES,
     seed: int = 0,
 ) -> list[str]:
     """Each text with at most `edits` characters replaced, inserted or deleted.

@@ -188,6 +188,7 @@ def retrieval(
     attacks: Attacks = ("clean", "pgd10"),
     eps: Radii = ("1/255",),
     norm: Norm = "linf",
+    edits: Annotated[tuple[int, ...], Arg("K")] = (),
     limit: int | None = None,
     out: OutFile | None = None,
     batch_size: BatchSize = 128,
@@ -204,6 +205,7 @@ def retrieval(
             line of a text is a caption.
         attacks: clean, pgdN or cwN (N steps), on every image of the gallery.
         eps: Radii in pixels of [0, 1], for example 1/255 4/255.
+        edits: Captions with at most K wrong letters, chosen against the text encoder, and with as many drawn at random.
         limit: The first N images, with their captions.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
@@ -226,6 +228,7 @@ def retrieval(
             radii,
             out=out,
             norm=norm,
+            edits=edits,
             limit=limit,
             batch_size=batch_size,
             precision=_precision(precision, device, console),

@@ -1,4 +1,4 @@
-"""Zero-shot search of images by captions and captions by images, clean and with the images attacked."""
+"""Zero-shot search of images by captions and captions by images, clean and with images or captions attacked."""
 
 import copy
 import time
@@ -16,6 +16,7 @@ from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack, Clean
 from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.streams import Streams
+from advflyp.attack.text import CANDIDATES, TextEdits, edit_texts
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import for_use
 from advflyp.config import fill
@@ -30,6 +31,7 @@ from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
+Search = Clean | PGD | TextEdits
 LOSSES = {"ce": ("multi-positive cross-entropy", cross_entropy), "margin": ("margin", margin)}
 
 
@@ -41,7 +43,7 @@ class RetrievalCell(Measurement):
         pairs: What the user called them.
         captions_sha256: Which they are.
         subset: {"of": pairs} or {"of", "limit", "seed"}.
-        eps: Radius in pixels of [0, 1]; 0 for clean images. Every image of the gallery is attacked.
+        eps: Radius in pixels of [0, 1]; 0 for clean images. Every image of the gallery is attacked, or every caption.
         image_to_text: A hit is an image with one of its own captions among the k most similar of all captions.
         text_to_image: A hit is a caption with its own image among the k most similar of all images.
         unreadable: {name: reason} of skipped pairs; they are not counted.
@@ -100,6 +102,7 @@ def retrieval(
     *,
     out: str | Path | None = None,
     norm: Literal["linf", "l2"] = "linf",
+    edits: Sequence[int] = (),
     limit: int | None = None,
     batch_size: int = 128,
     precision: Precision = "auto",
@@ -109,7 +112,7 @@ def retrieval(
     columns: Columns | None = None,
     watch: Callable[[RetrievalCell, int], None] = lambda cell, done: None,
 ) -> list[RetrievalCell]:
-    """Recall at 1, 5 and 10 in both directions, clean and with every image attacked.
+    """Recall at 1, 5 and 10 in both directions, clean, with every image attacked, and with every caption attacked.
 
     Args:
         model: A model or the name of one.
@@ -119,25 +122,28 @@ def retrieval(
         eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
         out: JSON-lines file; cells that it already holds are not computed again, an interrupted one resumes.
         norm: "linf" or "l2".
+        edits: For each k, clean images and captions with at most k wrong letters (`edit_texts`); beside it, as a
+            control, with as many drawn at random.
         limit: This many images, drawn by `seed`, with their captions.
         batch_size: Images at a time.
         precision: Precision of the attack: "auto", "fp32", "bf16"; embeddings are always float32.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
-        seed: Random seed of the attacks and of `limit`.
+        seed: Random seed of the attacks, of the wrong letters and of `limit`.
         name: What results call the model; its own name by default.
         columns: The columns of a table of pairs.
         watch: Called after every batch with the cell in work and how many of its images are embedded.
 
     Returns:
-        One cell per attack × ε.
+        One cell per attack × ε, and two for each of `edits`.
 
     Raises:
-        ValueError: Unknown attacks, radii that are not above 0, fewer than two images, more than 1 % skipped pairs.
+        ValueError: Unknown attacks, edits below 1, radii that are not above 0, fewer than two images, more than 1 % of
+            the pairs skipped.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
-    wanted = conditions(map(_attack, attacks), norm, eps)
+    wanted = _conditions(attacks, norm, eps, edits)
     place, store = pick_device(device), Path(out) if out is not None else None
     known = _known(store)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
@@ -158,7 +164,7 @@ def _known(store: Path | None) -> dict[tuple[str, ...], RetrievalCell]:
 
 
 def _blanks(
-    wanted: Sequence[tuple[Clean | PGD, Threat | None]],
+    wanted: Sequence[tuple[Search, Threat | None]],
     gallery: "_Gallery",
     name: str | None,
     pairs: str,
@@ -185,28 +191,23 @@ def _blanks(
         seed=0,
         version=__version__,
     )
-    return [
-        replace(
-            same,
-            attack=attack.name,
-            attack_args=_arguments(attack, threat),
-            norm=threat.norm,
-            eps=threat.eps,
-            precision=search.precision,
-            precision_reason=search.reason,
-            seed=seed,
-        )
-        if threat is not None and isinstance(attack, PGD)
-        else same
-        for attack, threat in wanted
-    ]
+    blanks = []
+    for attack, threat in wanted:
+        blank = same
+        if not isinstance(attack, Clean):
+            blank = replace(blank, attack=attack.name, attack_args=_arguments(attack, threat), seed=seed)
+        if threat is not None:
+            of_search = {"precision": search.precision, "precision_reason": search.reason}
+            blank = replace(blank, norm=threat.norm, eps=threat.eps, **of_search)
+        blanks.append(blank)
+    return blanks
 
 
 def _cell(
     blank: RetrievalCell,
     known: RetrievalCell | None,
     gallery: "_Gallery",
-    attack: Clean | PGD,
+    attack: Search,
     threat: Threat | None,
     store: Path | None,
     watch: Callable[[int], None],
@@ -218,11 +219,13 @@ def _cell(
         started = time.monotonic()
         with for_use(gallery.model):
             # Which images cannot be read is known once all were embedded clean; that gallery serves "clean".
-            embeddings = gallery.prepare(watch)
+            embeddings, captions = gallery.prepare(watch), gallery.captions
             if threat is not None and isinstance(attack, PGD):
                 precision: Resolved = "bf16" if blank.precision == "bf16" else "fp32"
                 embeddings = gallery.attacked(attack, threat, precision, blank.seed, watch, journal)
-            of_images, of_captions = ranks(embeddings, gallery.captions, gallery.owner)
+            elif isinstance(attack, TextEdits):
+                captions = gallery.edited(attack, blank.seed)
+            of_images, of_captions = ranks(embeddings, captions, gallery.owner)
         cell = replace(
             blank,
             n_images=len(of_images),
@@ -302,6 +305,16 @@ class _Gallery:
             )
         return gallery
 
+    def edited(self, attack: TextEdits, seed: int) -> Tensor:
+        """(m, d): every caption after the edits; equal captions are edited alike."""
+        texts = list(dict.fromkeys(self.images.captions))
+        with self.model.computing_in("fp32"):
+            found = edit_texts(
+                self.model.encode_text, texts, edits=attack.edits, candidates=attack.candidates, seed=seed
+            )
+        edited = dict(zip(texts, found, strict=True))
+        return self._embed_texts([edited[text] for text in self.images.captions])
+
     def _embed_images(
         self,
         change: Callable[[Tensor, Tensor], Tensor],
@@ -343,6 +356,15 @@ class _Gallery:
         return torch.cat(parts)[torch.tensor([number[text] for text in captions], device=self.model.device)]
 
 
+def _conditions(
+    attacks: Sequence[Attack | str], norm: Literal["linf", "l2"], eps: Sequence[float], edits: Sequence[int]
+) -> list[tuple[Search, Threat | None]]:
+    found: list[tuple[Search, Threat | None]] = [*conditions(map(_attack, attacks), norm, eps)]
+    for k in edits:
+        found += [(TextEdits(edits=k, candidates=candidates), None) for candidates in (CANDIDATES, 1)]
+    return found
+
+
 def _attack(attack: Attack | str) -> Clean | PGD:
     found = find_attack(attack)
     if isinstance(found, Clean):
@@ -354,8 +376,9 @@ def _attack(attack: Attack | str) -> Clean | PGD:
     return found
 
 
-def _arguments(attack: Clean | PGD, threat: Threat | None) -> dict[str, Any]:
-    if threat is None or isinstance(attack, Clean):
-        return {}
+def _arguments(attack: PGD | TextEdits, threat: Threat | None) -> dict[str, Any]:
+    if isinstance(attack, TextEdits):
+        return attack.arguments()
+    assert threat is not None
     loss, _ = LOSSES[attack.loss]
     return {"loss": loss, "steps": attack.steps, "step_size": attack.alpha(threat), "random_start": True}

@@ -15,7 +15,7 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
     columns = [f"{way}\nR@{one.k}" for way in ("to text", "to image") for one in first.image_to_text]
     return Table(
         title=f"Zero-shot retrieval in %\nmodel: {first.model}\npairs: {first.pairs}",
-        columns=["images", *columns],
+        columns=["attack", *columns],
         rows=[[_condition(cell), *map(_estimate, cell.image_to_text + cell.text_to_image)] for cell in cells],
         note="\n".join(_notes(cells)),
     )
@@ -48,6 +48,10 @@ def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
     ]
     if any(cell.norm for cell in cells):
         notes.append("attacked: every image of the gallery, in both directions")
+    if any("edits" in cell.attack_args for cell in cells):
+        notes.append(
+            "editsN: at most N wrong letters in every caption; random-editsN: as many drawn at random"
+        )
     if cell.unreadable:
         names = ", ".join(f"{key} ({reason})" for key, reason in list(cell.unreadable.items())[:3])
         notes.append(f"skipped {counted(len(cell.unreadable), 'pair')}: {names}")
