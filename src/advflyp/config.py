@@ -247,7 +247,11 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":  # TOML has no null
             return None
-        return convert(value, next(a for a in arguments if a is not types.NoneType), key)
+        words = [word for a in arguments if typing.get_origin(a) is Literal for word in typing.get_args(a)]
+        if value in words:
+            return str(value)
+        plain = (a for a in arguments if a is not types.NoneType and typing.get_origin(a) is not Literal)
+        return convert(value, next(plain), key)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(

@@ -16,7 +16,7 @@ from advflyp.data.config import DataConfig
 from advflyp.data.mini import EMBEDDED
 from advflyp.data.mini.compose import MiniPairs
 from advflyp.method import METHODS
-from advflyp.model.clip import TextCache
+from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.text_store import TextStore
 from advflyp.training.build import TrainingRun
 from advflyp.training.update import random_start, update
@@ -71,6 +71,34 @@ def test_a_step_does_not_synchronise(name: str, gpu: Gpu, open_trainer: Callable
     assert run.model.net.visual.conv1.weight.grad is not None
     if run.recipe.attack.steps:
         assert run.recipe.attack.threat.contains(updated.batch.images, updated.images_adv).all()
+
+
+@pytest.mark.parametrize(("fits", "found"), [(16, None), (15, 4), (3, 2), (1, 1)])
+def test_as_many_images_at_a_time_as_fit(
+    fits: int,
+    found: int | None,
+    gpu: Gpu,
+    open_trainer: Callable[..., TrainingRun],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clean and adversarial images of a batch of 8 are 16 activations; in parts, a part's are there at a time."""
+    original, encoded = CLIP._encode_image, []
+
+    def encode(model: CLIP, images: torch.Tensor) -> torch.Tensor:
+        needs_memory = torch.is_grad_enabled() and images.requires_grad
+        if needs_memory and len(images) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        encoded.append(len(images))
+        return original(model, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CLIP, "_encode_image", encode)
+        run = open_trainer(**FULL, **{"train.micro_batch": "auto"})
+        assert run.model.micro_batch == run.recipe.train.micro_batch == found
+        assert run.method.original is not None and run.method.original.micro_batch == found
+        encoded.clear()
+        updated = update(run, next(run.pairs.epoch(0)))
+    assert max(encoded) == (found or 16) and torch.isfinite(updated.metrics["loss"])
 
 
 def test_updating_batch_norm_statistics_does_not_synchronise(

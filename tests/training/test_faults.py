@@ -420,7 +420,7 @@ def test_out_of_memory_names_the_settings(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(loop, "update", step)
-    with pytest.raises(RunError, match=r"step 1: out of memory.*--train.micro_batch 64"):
+    with pytest.raises(RunError, match=r"step 1: out of memory.*--train.micro_batch auto"):
         train(recipe, out=tmp_path / "run")
     # The real one of a CPU says it otherwise.
     with pytest.raises(RuntimeError) as caught:

@@ -16,9 +16,10 @@ from advflyp.method.advflyp import clip_loss
 from advflyp.model.folder import read_card, weights_sha256
 from advflyp.model.load import load_model
 from advflyp.training import loop
-from advflyp.training.build import TrainingRun, build, copied
+from advflyp.training.build import TrainingRun, build
 from advflyp.training.checkpoint import checkpoints, load_checkpoint, load_last, step_of
 from advflyp.training.loop import fit, train
+from advflyp.training.memory import copied
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
 from advflyp.training.update import Updated, find_adversarial, random_start, update

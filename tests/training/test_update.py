@@ -64,7 +64,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "economy",
-    [{"train.micro_batch": "3"}, {"train.activation_checkpointing": "true"}, {"train.micro_batch": "16"}],
+    [
+        {"train.micro_batch": "3"},
+        {"train.activation_checkpointing": "true"},
+        {"train.micro_batch": "16"},
+        {"train.micro_batch": "auto"},
+    ],
 )
 def test_economies_change_no_result(recipe: Path, tmp_path: Path, economy: dict[str, str]) -> None:
     """Attack, losses and weights of batches computed in parts, or with recomputed activations."""
@@ -87,7 +92,9 @@ def test_economies_that_exclude_each_other(recipe: Path) -> None:
     with pytest.raises(ValueError, match="does not go with train.batch_norm = 'update'"):
         read_recipe(recipe, {"train.micro_batch": "4", "train.batch_norm": "update"})
     with pytest.raises(ValueError, match="does not go with train.parallel = 'fsdp'"):
-        read_recipe(recipe, {"train.micro_batch": "4", "train.parallel": "fsdp"})
+        read_recipe(recipe, {"train.micro_batch": "auto", "train.parallel": "fsdp"})
+    with pytest.raises(ValueError, match="train.micro_batch must be a whole number, not 'most'"):
+        read_recipe(recipe, {"train.micro_batch": "most"})
 
 
 def test_the_attack_computes_no_gradient_of_a_weight(recipe: Path, tmp_path: Path) -> None:

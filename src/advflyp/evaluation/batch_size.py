@@ -4,6 +4,7 @@ import torch
 
 from advflyp.attack.victim import for_use
 from advflyp.model.clip import CLIP
+from advflyp.model.recompute import largest_that_fits
 
 # On a CPU larger batches are no faster; on an accelerator those are tried from the largest down.
 ON_CPU, LARGEST = 128, 1024
@@ -18,20 +19,11 @@ def largest_batch(model: CLIP, largest: int = LARGEST) -> int:
     """
     if model.device.type == "cpu":
         return ON_CPU
-    while largest > 1:
-        if _fits(model, largest):
-            return largest
-        torch.cuda.empty_cache()
-        largest //= 2
-    return largest
 
+    def step(count: int) -> None:
+        copies = torch.zeros(COPIES, count, 3, *model.image_size, device=model.device)
+        images = copies[0].detach().requires_grad_()
+        torch.autograd.grad(model.encode_image(images).sum(), images)
 
-def _fits(model: CLIP, count: int) -> bool:
-    try:
-        with for_use(model), model.computing_in("fp32"):
-            copies = torch.zeros(COPIES, count, 3, *model.image_size, device=model.device)
-            images = copies[0].detach().requires_grad_()
-            torch.autograd.grad(model.encode_image(images).sum(), images)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    with for_use(model), model.computing_in("fp32"):
+        return largest_that_fits(step, largest)

@@ -13,6 +13,18 @@ import torch
 from torch import Tensor
 
 
+def largest_that_fits(step: Callable[[int], object], largest: int) -> int:
+    """`largest`, halved for as long as `step` on so many images runs out of memory; one image is assumed to fit."""
+    while largest > 1:
+        try:
+            step(largest)
+            return largest
+        except torch.OutOfMemoryError:
+            largest //= 2
+        torch.cuda.empty_cache()  # not above: the failed step lives until the block ends
+    return largest
+
+
 def in_parts(
     encode: Callable[[Tensor], Tensor], images: Tensor, size: int, parameters: Sequence[Tensor]
 ) -> Tensor:

@@ -1,7 +1,6 @@
 """From a recipe to the objects of a run."""
 
 import sys
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +24,11 @@ from advflyp.share import Share
 from advflyp.training import sharding
 from advflyp.training.checks import check_attack, check_data, check_sizes, check_split
 from advflyp.training.folder import RunFolder
+from advflyp.training.memory import apply_memory_options, copied, images_at_once
 from advflyp.training.meter import Meter
 from advflyp.training.objects import NAMES, Objects
 from advflyp.training.optim import make_optimizer, peak_rate
-from advflyp.training.recipe import Recipe, TrainConfig
+from advflyp.training.recipe import Recipe
 from advflyp.training.signals import Signals
 from advflyp.training.state import TrainState
 from advflyp.training.texts import CaptionTexts, LabelTexts, NoTexts, open_texts
@@ -154,6 +154,7 @@ def build(
     share = Share(recipe.data.batch_size, ranks.rank, ranks.size, recipe.data.drop_last)
     pairs = _open_pairs(recipe, objects, model, share, device)
     unsharded, parameters = _prepare(recipe, model, method, ranks, device)
+    recipe = _in_parts(recipe, method, parameters, share, ranks)
     total_steps = min(recipe.train.epochs * len(pairs), recipe.train.max_steps or sys.maxsize)
     return TrainingRun(
         recipe=recipe,
@@ -249,6 +250,20 @@ def _prepare(
     return unsharded, [p for p in model.parameters() if p.requires_grad]
 
 
+def _in_parts(
+    recipe: Recipe, method: Method, parameters: list[nn.Parameter], share: Share, ranks: Ranks
+) -> Recipe:
+    """The recipe with its `micro_batch`, or, for "auto", with as many images as every rank has memory for."""
+    if recipe.train.micro_batch != "auto":
+        return recipe
+    fits = ranks.all_gather_object(images_at_once(method, parameters, share.size, recipe.optim.name))
+    least = min((count for count in fits if count is not None), default=None)
+    for model in (method.model, method.original):
+        if model is not None:
+            model.micro_batch = least
+    return replace(recipe, train=replace(recipe.train, micro_batch=least))
+
+
 def _remarks(validation_set: LabelledSet | None, pairs: Pairs) -> list[str]:
     trained = pairs.labelled if isinstance(pairs, DecodedLabelled) else None
     used = [one for one in (validation_set, trained) if one is not None]
@@ -264,27 +279,3 @@ def _lower_rate(recipe: Recipe, total_steps: int) -> list[str]:
         f"learning rate {peak:.3g}: {config.lr:g} is for {counted(config.lr_steps, 'step')}, and this run has "
         f"{total_steps}; --optim.lr sets another"
     ]
-
-
-def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
-    """How the tower computes: in parts, with recomputed activations, compiled. ValueError where it cannot."""
-    model.micro_batch = config.micro_batch
-    if config.activation_checkpointing:
-        blocks = model.net.visual
-        blocks.set_grad_checkpointing(True)
-        flags = [getattr(m, "grad_checkpointing", False) for m in blocks.modules()]
-        if not any(flags):
-            raise ValueError(
-                f"train.activation_checkpointing: the image tower of {model.name} has no blocks to recompute; use "
-                "train.micro_batch"
-            )
-    if config.compile:
-        model.visual.compile()
-
-
-def copied(model: CLIP, config: TrainConfig) -> CLIP:
-    """A copy with the same memory options: a deep copy leaves the compiled call behind."""
-    copy = deepcopy(model)
-    if config.compile:
-        copy.visual.compile()
-    return copy

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from advflyp.data.batch import Batch
 from advflyp.training.build import TrainingRun, build
+from advflyp.training.memory import STATES
 from advflyp.training.recipe import read_recipe
 from advflyp.training.update import resized
 from advflyp.wording import counted
 
 # Rows by which the activations of a batch are measured.
 ROWS = 2
-# Tensors of a weight's size that an optimiser keeps.
-STATES = {"sgd": 1, "adamw": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,5 +111,5 @@ def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = run.objective(images, images.clone(), part)
     assert losses  # the graph lives until here: no two of its tensors share an address
-    at_once = min(rows, run.recipe.train.micro_batch or rows)
+    at_once = min(rows, run.model.micro_batch or rows)
     return sum(kept.values()) * at_once // some

@@ -122,7 +122,7 @@ def diagnose(error: BaseException, *, ranks: int) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return (
-            "out of memory. Keep the batch and compute it in parts with --train.micro_batch 64 (or less), or set "
+            "out of memory. Keep the batch and compute it in parts with --train.micro_batch auto (or a number), or set "
             "--train.activation_checkpointing true or --train.precision bf16; or lower data.batch_size"
         )
     # Backends raise plain RuntimeErrors; what they say is all there is to tell them by.

@@ -38,7 +38,8 @@ class TrainConfig:
             blocks), "vision+text", or "all" (also the logit scale and bias).
         batch_norm: "frozen" keeps the statistics of pretraining, "update" goes on estimating them.
         micro_batch: Images that go through the tower at a time, in a process; their activations are computed twice.
-            For batches larger than memory; the result is that of the whole batch.
+            For batches larger than memory; the result is that of the whole batch. "auto": on an accelerator as many
+            as fit, tried when the run begins.
         activation_checkpointing: Keep no activations within the blocks of a tower, compute them again; for large
             towers.
         parallel: Over several processes: "ddp", a whole model in each, or "fsdp", its weights, gradients and
@@ -55,7 +56,7 @@ class TrainConfig:
     patience: int | None = None
     unfreeze: str = "vision"
     batch_norm: Literal["frozen", "update"] = "frozen"
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
@@ -65,7 +66,7 @@ class TrainConfig:
         first_blocks(self.unfreeze)
         for name in ("epochs", "max_steps", "patience", "micro_batch"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {value}")
         if self.micro_batch is not None and self.batch_norm == "update":
             raise ValueError(
