@@ -317,6 +317,12 @@ def tiny_imagenet(root: Path) -> Expected:
     return {number: names[wnid] for number, (_, wnid) in enumerate(rows)}
 
 
+def pcam(root: Path) -> Expected:
+    """CLIP benchmark's copy, the only one that is read."""
+    classes = ["lymph node", "lymph node containing metastatic tumor tissue"]
+    return webdataset(root / "wds_vtab-pcam", (4, 3), classes)
+
+
 BUILDERS: dict[str, Callable[[Path], Expected]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -339,6 +345,7 @@ BUILDERS: dict[str, Callable[[Path], Expected]] = {
     "imagenet-sketch": imagenet_sketch,
     "objectnet": objectnet,
     "tiny-imagenet": tiny_imagenet,
+    "pcam": pcam,
 }
 
 

@@ -261,11 +261,11 @@ def test_the_accuracies_of_the_bundled_models_are_those_of_their_cards() -> None
 def test_protocols_are_told_apart() -> None:
     table = protocol_differences()
     assert table.columns[1:] == [
-        "advflyp, advflyp-2026, advflyp-2026-mini", "advflyp-code", "tecoa, pmg-aft, tga-zsr", "robustvlm",
+        "advflyp, advflyp-2026, advflyp-2026-mini", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "robustvlm",
         "clip-benchmark",
     ]  # fmt: skip
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["not here"][2] == "tecoa: PCAM, Hateful Memes; pmg-aft, tga-zsr: PCAM"
+    assert rows["not here"][2:4] == ["Hateful Memes", "none"] and rows["datasets"][5] == "13"
     assert rows["prompt: eurosat"][:2] == [
         '"This is a photo of a river."',
         '"A centered satellite photo of a river."',

@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layouts that no test changes."""
     folder = tmp_path_factory.mktemp("sets")
-    for name in ("cifar10", "cifar100", "caltech101", "eurosat", "flowers102", "sun397"):
+    for name in ("cifar10", "cifar100", "caltech101", "eurosat", "flowers102", "sun397", "pcam"):
         BUILDERS[name](folder)
     for name in ("wds_vtab-eurosat", "wds_vtab-cifar10"):
         webdataset(folder / name, (4, 3), ["annual crop land", "lake or sea"])
@@ -133,6 +133,11 @@ def test_tokens(name: str, built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPa
         ("sun397", "advflyp", 1, "This is a photo of a apartment building outdoor."),
         ("sun397", "advflyp-code", 1, "This is a photo of a apartment_building/outdoor."),
         ("sun397", "tecoa", 1, "This is a photo of a apartment building/outdoor"),
+        ("sun397", "pmg-aft", 1, "This is a photo of a apartment building outdoor"),
+        ("sun397", "tga-zsr", 1, "This is a photo of a apartment building outdoor"),
+        ("pcam", "advflyp", 0, "This is a photo of a lymph node."),
+        ("pcam", "tecoa", 0, "Tthis is a photo of healthy lymph node tissue."),
+        ("pcam", "tga-zsr", 1, "This is a photo of lymph node tumor tissue."),
     ],
 )
 def test_tokens_of_one_class(
@@ -187,20 +192,22 @@ def test_pixels(name: str, built: Path, model224: CLIP, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_pixels_of_cifar(name: str, built: Path, model224: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Native in four of them, and larger only inside the model; else enlarged first."""
+    """Native in three of them, and larger only inside the model; else enlarged first."""
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
     labelled = load_set("cifar10")
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8))
     pixels = PROTOCOLS[name].pixels_of(labelled.name)
     found = pixels.transform(model224)(image)
-    if name in (*FAMILY, "robustvlm"):
+    if name in ("tecoa", "pmg-aft", "robustvlm"):
         assert torch.equal(found, as_pixels(image))
         inside = pixels.to_input(found[None], model224)
         assert torch.equal(
             inside, F.interpolate(found[None], (224, 224), mode="bicubic", align_corners=False)
         )
     else:
-        side, mode = (256, "BILINEAR") if name == "advflyp-code" else (224, "BICUBIC")
+        side, mode = {"advflyp-code": (256, "BILINEAR"), "tga-zsr": (224, "BILINEAR")}.get(
+            name, (224, "BICUBIC")
+        )
         assert torch.equal(found, by_hand(image, side, Image.Resampling[mode]))
         assert torch.equal(pixels.to_input(found[None], model224), found[None])
 
@@ -305,7 +312,7 @@ def test_sets_and_attacks_exist() -> None:
         assert protocol.name == name and find_protocol(name) is protocol
         assert protocol.sets == ("mini",) or set_names(list(protocol.sets)) == list(protocol.sets)
         assert isinstance(protocol.attack(protocol.attacks[0]), Clean)
-        assert set(protocol.native) <= {"cifar10", "cifar100", "stl10"}, "images of one size"
+        assert set(protocol.small) <= {"cifar10", "cifar100", "stl10"}, "images of one size"
     with pytest.raises(ValueError, match="there is no protocol 'tecao'; did you mean 'tecoa'"):
         find_protocol("tecao")
 
@@ -360,7 +367,7 @@ def test_changes(built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> No
     tecoa = PROTOCOLS["tecoa"]
     assert tecoa.changed() is tecoa
     bicubic = tecoa.changed(interpolation="bicubic")
-    assert bicubic.pixels == Pixels(resize=256, of=224, interpolation="bicubic") and bicubic.native == ()
+    assert bicubic.pixels == Pixels(resize=256, of=224, interpolation="bicubic") and bicubic.small == {}
     assert tecoa.changed(resize=300).pixels == Pixels(resize=300, interpolation="bilinear")
     openai = ADVFLYP.changed(templates=["openai"]).apply(load_set("mini/food"))
     assert len(openai.templates) == 80
@@ -403,9 +410,11 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
     main(["protocols"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in PROTOCOLS)
+    main(["protocols", "tecoa"])
+    assert "not here:      Hateful Memes" in capsys.readouterr().out
     main(["protocols", "tga-zsr"])
     printed = capsys.readouterr().out
-    assert "tiny-imagenet, cifar10" in printed and "not here:      PCAM" in printed
+    assert "tiny-imagenet, cifar10" in printed and "not here:      none" in printed
     assert "A photo of a boeing 707-320, a type of aircraft." in printed
     assert "steps 100" in printed and "APGD-CE + APGD-DLR" in printed
     for protocol in PROTOCOLS.values():
@@ -417,7 +426,7 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_examples_are_prompts_of_the_protocol(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVFLYP_DATA", str(built))
-    for name in ("cifar100", "caltech101", "eurosat", "sun397"):
+    for name in ("cifar100", "caltech101", "eurosat", "sun397", "pcam"):
         for protocol in (PROTOCOLS[p] for p in FILES):
             labelled = protocol.apply(load_set(name))
             number = load_set(name).own_names.index(EXAMPLES[name])

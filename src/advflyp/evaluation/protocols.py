@@ -17,7 +17,7 @@ from advflyp.attack.base import Attack
 from advflyp.attack.names import STANDARD
 from advflyp.config import suggest
 from advflyp.data.sets.catalogue import PAPER, TABLE
-from advflyp.data.sets.classnames import ADVFLYP_CODE, TECOA, Rule
+from advflyp.data.sets.classnames import ADVFLYP_CODE, TECOA, Rule, without_slashes
 from advflyp.data.sets.labelled import LabelledSet, check_distinct
 from advflyp.data.sets.prompts import PHOTO, choose_templates
 from advflyp.evaluation.attacks import find_attack
@@ -51,7 +51,8 @@ class Protocol:
         templates: Dataset → prompts; `OTHERS` for those of the table that are not named; without that, ours. Datasets
             that are not in the table keep their own prompts and names.
         pixels: How images become what is perturbed.
-        native: Datasets that are perturbed at their own size, and enlarged (bicubic) inside the model under attack.
+        small: How images of the datasets with one small size become that, where it is otherwise; `Pixels(native=True)`
+            perturbs them as they are, and enlarges them (bicubic) inside the model under attack.
         precision: Precision of the attack's search.
         notes: What still differs from the published numbers.
         seed: Random seed of the attacks and of `limit`, on a leaderboard.
@@ -75,7 +76,7 @@ class Protocol:
     ties: Literal["wrong", "first"] = "wrong"
     templates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pixels: Pixels = field(default_factory=Pixels)
-    native: tuple[str, ...] = ()
+    small: Mapping[str, Pixels] = field(default_factory=dict)
     precision: Precision = "auto"
     notes: tuple[str, ...] = ()
     seed: int = 0
@@ -110,7 +111,7 @@ class Protocol:
         """
         said, values = [], {}
         if resize is not None or interpolation is not None:
-            values["native"] = ()
+            values["small"] = {}
             of = self.pixels.of if resize is None else None
             side = self.pixels.resize if resize is None else resize
             mode = interpolation or self.pixels.interpolation
@@ -180,9 +181,7 @@ class Protocol:
 
     def pixels_of(self, name: str) -> Pixels:
         """How the images of a dataset become what is perturbed."""
-        if name.partition("@")[0] in self.native:
-            return Pixels(native=True)
-        return self.pixels
+        return self.small.get(name.partition("@")[0], self.pixels)
 
 
 def names_sha256(classes: Sequence[str]) -> str:
@@ -244,6 +243,8 @@ _PROMPTS: Mapping[str, tuple[str, ...]] = {
     "stanford_cars": ("A photo of a {}.",),
 }
 _CROP = Pixels(resize=256, of=224, interpolation="bilinear")
+_SMALL: tuple[str, ...] = ("cifar10", "cifar100", "stl10")
+_NATIVE = dict.fromkeys(_SMALL, Pixels(native=True))
 _REPEATED = (
     "Both face classes of Caltech101 are 'person', and seven names of StanfordCars are there twice. The released "
     "prediction is the first of equal logits; here the later class is never predicted, under attack either."
@@ -283,27 +284,28 @@ ADVFLYP_CODE_PROTOCOL = Protocol(
 
 _TECOA_SETS = (
     "cifar10", "cifar100", "stl10", "sun397", "stanford_cars", "food101", "oxford_pets", "flowers102", "dtd",
-    "eurosat", "fgvc_aircraft", "imagenet", "caltech101", "caltech256",
+    "eurosat", "fgvc_aircraft", "pcam", "imagenet", "caltech101", "caltech256",
 )  # fmt: skip
 
 TECOA_PROTOCOL = Protocol(
     name="tecoa",
     title="TeCoA (2023), released code",
     sets=_TECOA_SETS,
-    absent=("PCAM", "Hateful Memes"),
+    absent=("Hateful Memes",),
     attacks=("clean", "pgd100", "autoattack"),
     autoattack=("apgd-ce", "apgd-dlr"),
     rules=TECOA,
     ties="first",
-    templates={**_PROMPTS, OTHERS: ("This is a photo of a {}",)},
+    templates={**_PROMPTS, "pcam": ("{}",), OTHERS: ("This is a photo of a {}",)},
     pixels=_CROP,
-    native=("cifar10", "cifar100", "stl10"),
+    small=_NATIVE,
     precision="fp32",
     notes=(
         "PGD: 100 steps of 1/255 are the default of the released code.",
         _REPEATED,
         _COPIES,
         "ImageNet's names are the first word of the WordNet synset.",
+        "PCAM is read from CLIP benchmark's copy, with the two prompts of the released code, misspelling included.",
     ),
 )
 
@@ -312,32 +314,33 @@ PMG_AFT = replace(
     name="pmg-aft",
     title="PMG-AFT (2024), released code",
     sets=("tiny-imagenet", *_TECOA_SETS),
-    absent=("PCAM",),
+    absent=(),
     attacks=("clean", "pgd100", "cw100", "autoattack"),
+    rules={**TECOA, "sun397": without_slashes},
 )
 
 TGA_ZSR = replace(
     PMG_AFT,
     name="tga-zsr",
     title="TGA-ZSR (2024), released code",
+    small=dict.fromkeys(_SMALL, Pixels(resize=224, of=224, interpolation="bilinear")),
 )
 
 _WEBDATASETS = (
     "cifar10", "cifar100", "stl10", "stanford_cars", "caltech101@vtab", "oxford_pets", "flowers102", "dtd",
-    "eurosat@vtab", "fgvc_aircraft", "imagenet-r", "imagenet-sketch",
+    "eurosat@vtab", "fgvc_aircraft", "pcam", "imagenet-r", "imagenet-sketch",
 )  # fmt: skip
 
 ROBUSTVLM = Protocol(
     name="robustvlm",
     title="FARE and TeCoA in RobustVLM (2024), released code",
     sets=_WEBDATASETS,
-    absent=("PCAM",),
     attacks=("clean", "autoattack"),
     eps=(2 * GREY, 4 * GREY),
     autoattack=("apgd-cex5", "apgd-t"),
     limit=1000,
     source="webdataset",
-    native=("cifar10", "cifar100", "stl10"),
+    small=_NATIVE,
     precision="fp32",
     notes=(
         "The released program shuffles a copy's first 10,000 images by its workers and takes 1,000 of them; which "
@@ -345,6 +348,8 @@ ROBUSTVLM = Protocol(
         "The paper's ImageNet column is of RobustBench's 5,000 images, a list that is not here: --sets imagenet "
         "--limit 5000 takes five of each class.",
         "AutoAttack's code, left as it is for a list of members, restarts APGD-CE five times.",
+        "On PCAM, which has two classes, the released program runs APGD-CE alone: --sets pcam --attacks clean "
+        "apgd-cex5. Under the protocol's own name APGD-T follows there too, towards the one wrong class.",
     ),
 )
 

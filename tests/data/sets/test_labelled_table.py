@@ -58,7 +58,7 @@ def test_each_set(
         patched.setattr(Image, "open", no_decoding)
         labelled = load_set(name)
     entry = TABLE[name]
-    assert (labelled.name, labelled.split) == (name, entry.splits[0])
+    assert (labelled.name, labelled.split) == (name, entry.every_split[0])
     assert len(labelled.classes) == entry.k
     assert labelled.templates == [entry.prompt]
     assert labelled.info["licence"] and labelled.info["source"].startswith("http")
@@ -321,6 +321,7 @@ def test_countries() -> None:
         ("sun397", "wds_sun397", "test"),
         ("eurosat@vtab", "eurosat", "test"),
         ("imagenet", "imagenet", "test"),
+        ("pcam", "pcam", "test"),
     ],
 )
 def test_webdataset_copies(name: str, folder: str, split: str, root: Path) -> None:

@@ -26,8 +26,8 @@ class Entry:
     Attributes:
         title: As papers write it.
         n, k: Images and classes of the default split.
-        read: Its reader as MODULE.FUNCTION of this package.
-        splits: What `read` can read; the first is the default, the paper's.
+        read: Its reader as MODULE.FUNCTION of this package; None where only the webdataset is read.
+        splits: What `read` can read.
         places: Folders below the data folder where its files may lie; the first is where they belong.
         wds: Its copy in webdataset format, a repository of the Hugging Face hub's clip-benchmark.
         wds_splits: {split: folder there}.
@@ -42,11 +42,11 @@ class Entry:
     domain: str
     n: int
     k: int
-    splits: tuple[str, ...]
     places: tuple[str, ...]
-    read: str
     home: str
     licence: str
+    splits: tuple[str, ...] = ()
+    read: str | None = None
     prompt: str = PHOTO
     wds: str | None = None
     wds_splits: dict[str, str] = field(default_factory=dict)
@@ -62,8 +62,14 @@ class Entry:
 
     @property
     def every_split(self) -> list[str]:
-        """Those of the files and those of the webdataset."""
+        """Those of the files and those of the webdataset; the first is the default, the paper's."""
         return list(dict.fromkeys([*self.splits, *self.wds_splits]))
+
+    def reader(self) -> "Reader":
+        """What reads the authors' files."""
+        assert self.read is not None, "splits are of files that are read"
+        module, _, function = self.read.partition(".")
+        return getattr(import_module(f"advflyp.data.sets.{module}"), function)
 
 
 TEST = {"test": "test"}
@@ -197,6 +203,11 @@ TABLE: dict[str, Entry] = {
         archive=("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
         home="http://cs231n.stanford.edu", licence=IMAGENET_TERMS,
     ),
+    "pcam": Entry(
+        title="PCAM", domain="domain-specific", n=32_768, k=2,
+        places=("wds_vtab-pcam",), wds="wds_vtab-pcam", wds_splits=TEST,
+        home="https://github.com/basveeling/pcam", licence="CC0 1.0",
+    ),
 }  # fmt: skip
 
 PAPER = tuple(TABLE)[:14]
@@ -277,7 +288,7 @@ def _squash(name: str) -> str:
 def parts(name: str) -> tuple[str, Entry, str]:
     """The set, its entry and the split of a canonical name."""
     base, _, split = name.partition("@")
-    return base, TABLE[base], split or TABLE[base].splits[0]
+    return base, TABLE[base], split or TABLE[base].every_split[0]
 
 
 def data_folder() -> Path:
@@ -321,10 +332,11 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
     if found is None:
         raise ValueError(f"{name} is not on this machine: {how_to_get(name, source)}")
     folder, is_wds = found
-    module, _, function = entry.read.partition(".")
-    read: Reader = getattr(import_module(f"advflyp.data.sets.{module}"), function)
     try:
-        images, names = read_shards(folder_shards(folder), entry.border) if is_wds else read(folder, split)
+        if is_wds:
+            images, names = read_shards(folder_shards(folder), entry.border)
+        else:
+            images, names = entry.reader()(folder, split)
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
     except (ValueError, OSError):

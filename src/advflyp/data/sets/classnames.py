@@ -32,6 +32,11 @@ def plain(name: str) -> str:
     return name.lower().replace("_", " ").replace("-", " ")
 
 
+def without_slashes(name: str) -> str:
+    """As `plain`, with spaces for slashes too."""
+    return plain(name).replace("/", " ")
+
+
 def as_written(name: str) -> str:
     """As the authors write it."""
     return name
@@ -64,6 +69,7 @@ OURS: Mapping[str, Rule] = {
     **dict.fromkeys(IMAGENET, lambda wnid: _openai_names()[wnid]),
     "objectnet": lambda title: title.lower().replace("_", " "),
     "tiny-imagenet": first_of,
+    "pcam": as_written,
 }
 
 
@@ -73,6 +79,13 @@ _EUROSAT = {
     "Highway": "a highway or a road",
     "River": "a river",
     "SeaLake": "a sea or a lake",
+}
+
+
+# Whole prompts in place of class names, misspelled as released.
+_PCAM = {
+    "lymph node": "Tthis is a photo of healthy lymph node tissue.",
+    "lymph node containing metastatic tumor tissue": "This is a photo of lymph node tumor tissue.",
 }
 
 
@@ -111,4 +124,5 @@ TECOA: Mapping[str, Rule] = {
     "caltech101": lambda folder: plain(_face_is_person(folder)),
     **dict.fromkeys(IMAGENET, lambda wnid: plain(wordnet_imagenet()[wnid])),
     "tiny-imagenet": lambda synonyms: plain(first_of(synonyms)),
+    "pcam": lambda name: _PCAM.get(name, name),
 }

@@ -48,7 +48,7 @@ def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None]
             _download(name, source, say)
         labelled = load_set(name, source=source)
         count = f"{counted(len(labelled), 'image')}, {counted(len(labelled.classes), 'class')}"
-        if split == entry.splits[0] and len(labelled) != entry.n:
+        if split == entry.every_split[0] and len(labelled) != entry.n:
             count += f" (published: {counted(entry.n, 'image')})"
         say(f"{name}: {count}")
 

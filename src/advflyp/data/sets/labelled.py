@@ -280,7 +280,7 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
     images, names, webdataset = open_set(name, source)
     base, entry, split = parts(name)
     own_names, classes, templates = None, names, [entry.prompt]
-    if webdataset is None:
+    if webdataset is None or entry.read is None:
         own_names, classes = names, [OURS[base](own) for own in names]
     elif base in IMAGENET and len(names) == IMAGENET_CLASSES:
         own_names = list(names_by_wnid())
@@ -295,7 +295,7 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
         "source": entry.home,
         "licence": entry.licence,
         "in_proxy": False,
-        "published": entry.n if split == entry.splits[0] else None,
+        "published": entry.n if split == entry.every_split[0] else None,
         "read_from": "files" if webdataset is None else "webdataset",
     }
     return LabelledSet(images, classes, templates, name=name, split=split, own_names=own_names, info=info)

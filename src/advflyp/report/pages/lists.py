@@ -81,7 +81,7 @@ def set_card(name: str) -> list[str]:
     if is_table:
         _, entry, split = parts(found)
         facts |= {
-            "images": f"{entry.n:,} ({entry.splits[0]})",
+            "images": f"{entry.n:,} ({entry.every_split[0]})",
             "classes": f"{entry.k:,}",
             "split": f"{split}; all: {', '.join(entry.every_split)}",
             "licence": entry.licence,

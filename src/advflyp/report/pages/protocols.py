@@ -6,6 +6,7 @@ from advflyp.attack.threat import Threat
 from advflyp.data.sets.catalogue import TABLE, set_names
 from advflyp.data.sets.classnames import OURS
 from advflyp.data.sets.prompts import fill
+from advflyp.evaluation.pixels import Pixels
 from advflyp.evaluation.protocols import OTHERS, PROTOCOLS, Protocol
 from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table
@@ -34,6 +35,7 @@ EXAMPLES: Mapping[str, str] = {
     "imagenet-sketch": "n02106662",
     "objectnet": "Air freshener",
     "tiny-imagenet": "spider web, spider's web",
+    "pcam": "lymph node",
 }
 COPY = "the copy's own"
 
@@ -115,14 +117,29 @@ def _radii(protocol: Protocol) -> str:
 
 
 def _resizing(protocol: Protocol) -> str:
-    pixels = protocol.pixels
+    text = _resized(protocol.pixels)
+    for names, pixels in _small(protocol):
+        text += "" if pixels.native else f"; of {names}: {_resized(pixels)}"
+    return text
+
+
+def _resized(pixels: Pixels) -> str:
     if pixels.resize is None:
         return "the model's own (CLIP: shorter side to the input size, bicubic, centre crop)"
     size = f"shorter side to {pixels.resize}" + (f" for an input of {pixels.of}" if pixels.of else "")
     return f"{size}, {pixels.interpolation or 'bicubic'}, centre crop"
 
 
+def _small(protocol: Protocol) -> list[tuple[str, Pixels]]:
+    """The datasets that share pixels of their own, and these."""
+    together: dict[Pixels, list[str]] = {}
+    for name, pixels in protocol.small.items():
+        together.setdefault(pixels, []).append(name)
+    return [(", ".join(names), pixels) for pixels, names in together.items()]
+
+
 def _perturbation(protocol: Protocol) -> str:
-    if not protocol.native:
-        return "the model's input"
-    return f"the model's input; of {', '.join(protocol.native)} the native pixels, upsampled (bicubic) in the model"
+    text = "the model's input"
+    for names, pixels in _small(protocol):
+        text += f"; of {names} the native pixels, upsampled (bicubic) in the model" if pixels.native else ""
+    return text
