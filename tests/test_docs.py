@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_the_site_has_every_page() -> None:
     tree = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
     shown = re.findall(r"[\w-]+\.md", str(tree["nav"]))
     assert sorted(shown) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_nothing_is_installed_from_an_index_that_has_no_advflyp() -> None:
+    """Extras are those of the checkout (`pip install '.[hf]'`), other packages go by their own names."""
+    places = [*PAGES, *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("src/**/*.py")]
+    told = {path.name: re.findall(r"pip install [^`\n]*", path.read_text()) for path in places}
+    assert sum(map(len, told.values())) > 10
+    assert not [(name, line) for name, lines in told.items() for line in lines if "advflyp" in line]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        name for lines in told.values() for line in lines for name in re.findall(r"\.\[([\w,]+)\]", line)
+    }
+    assert {extra for names in named for extra in names.split(",")} <= set(extras)
 
 
 def shown_commands() -> Iterator[tuple[str, list[str]]]:

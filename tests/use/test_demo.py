@@ -90,7 +90,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "mini"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "advflyp: the demo needs Gradio: pip install 'advflyp[demo]'\n"
+    assert capsys.readouterr().err == "advflyp: the demo needs Gradio: pip install gradio\n"
 
 
 def test_ports() -> None:

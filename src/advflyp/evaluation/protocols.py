@@ -243,8 +243,12 @@ _PROMPTS: Mapping[str, tuple[str, ...]] = {
     "stanford_cars": ("A photo of a {}.",),
 }
 _CROP = Pixels(resize=256, of=224, interpolation="bilinear")
-_SMALL: tuple[str, ...] = ("cifar10", "cifar100", "stl10")
-_NATIVE = dict.fromkeys(_SMALL, Pixels(native=True))
+
+
+def _of_small(pixels: Pixels) -> Mapping[str, Pixels]:
+    return {name: pixels for name in ("cifar10", "cifar100", "stl10")}
+
+
 _REPEATED = (
     "Both face classes of Caltech101 are 'person', and seven names of StanfordCars are there twice. The released "
     "prediction is the first of equal logits; here the later class is never predicted, under attack either."
@@ -298,7 +302,7 @@ TECOA_PROTOCOL = Protocol(
     ties="first",
     templates={**_PROMPTS, "pcam": ("{}",), OTHERS: ("This is a photo of a {}",)},
     pixels=_CROP,
-    small=_NATIVE,
+    small=_of_small(Pixels(native=True)),
     precision="fp32",
     notes=(
         "PGD: 100 steps of 1/255 are the default of the released code.",
@@ -323,7 +327,7 @@ TGA_ZSR = replace(
     PMG_AFT,
     name="tga-zsr",
     title="TGA-ZSR (2024), released code",
-    small=dict.fromkeys(_SMALL, Pixels(resize=224, of=224, interpolation="bilinear")),
+    small=_of_small(Pixels(resize=224, of=224, interpolation="bilinear")),
 )
 
 _WEBDATASETS = (
@@ -340,7 +344,7 @@ ROBUSTVLM = Protocol(
     autoattack=("apgd-cex5", "apgd-t"),
     limit=1000,
     source="webdataset",
-    small=_NATIVE,
+    small=_of_small(Pixels(native=True)),
     precision="fp32",
     notes=(
         "The released program shuffles a copy's first 10,000 images by its workers and takes 1,000 of them; which "

@@ -30,7 +30,7 @@ from advflyp.use.predict import Guess
 from advflyp.use.shown import verdict
 
 LOOPBACK = "127.0.0.1"
-NEEDS_GRADIO = "the demo needs Gradio: pip install 'advflyp[demo]'"
+NEEDS_GRADIO = "the demo needs Gradio: pip install gradio"
 # Chosen by eye, for variety; the other labels are there to be confused with.
 SAMPLES = (
     ("food", "pizza"), ("food", "strawberry"), ("food", "pineapple"), ("animals-3d", "owl"),
