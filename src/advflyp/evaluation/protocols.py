@@ -246,7 +246,8 @@ _CROP = Pixels(resize=256, of=224, interpolation="bilinear")
 
 
 def _of_small(pixels: Pixels) -> Mapping[str, Pixels]:
-    return {name: pixels for name in ("cifar10", "cifar100", "stl10")}
+    names: tuple[str, ...] = ("cifar10", "cifar100", "stl10")
+    return dict.fromkeys(names, pixels)
 
 
 _REPEATED = (
