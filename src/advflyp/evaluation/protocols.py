@@ -341,7 +341,7 @@ ROBUSTVLM = Protocol(
     title="FARE and TeCoA in RobustVLM (2024), released code",
     sets=_WEBDATASETS,
     attacks=("clean", "autoattack"),
-    eps=(2 * GREY, 4 * GREY),
+    eps=(GREY, 2 * GREY, 4 * GREY),
     autoattack=("apgd-cex5", "apgd-t"),
     limit=1000,
     source="webdataset",
@@ -350,6 +350,7 @@ ROBUSTVLM = Protocol(
     notes=(
         "The released program shuffles a copy's first 10,000 images by its workers and takes 1,000 of them; which "
         "these are is not reproduced: here they are 1,000 with the classes evenly represented, drawn by --seed.",
+        "The paper's tables have ε = 2/255 and 4/255.",
         "The paper's ImageNet column is of RobustBench's 5,000 images, a list that is not here: --sets imagenet "
         "--limit 5000 takes five of each class.",
         "AutoAttack's code, left as it is for a list of members, restarts APGD-CE five times.",
