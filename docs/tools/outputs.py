@@ -28,6 +28,9 @@ from advflyp.data.sets.catalogue import TABLE as CATALOGUE
 from advflyp.data.sets.catalogue import set_names
 from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, Protocol
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
+from advflyp.paper.efficiency import efficiency_table
+from advflyp.paper.page import FULL
+from advflyp.paper.study import read_study
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.tables import Table, Value
 from advflyp.report.pages.protocols import COPY, example, facts
@@ -129,7 +132,14 @@ def _of_all(some: Sequence[Protocol], row: Callable[[Protocol], str]) -> str:
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
 
 
-TABLES: dict[str, Callable[[], str]] = {"protocols": protocols}
+def cost() -> str:
+    """What AdvFLYP_full's levers cost and save, from the results in docs/results."""
+    study = read_study(ROOT / "docs/results/cost-mini")
+    exhibit = next(one for one in study.experiments if one.id == "cost")
+    return markdown(efficiency_table(study, exhibit, FULL)).partition("\n\n")[2].strip()
+
+
+TABLES: dict[str, Callable[[], str]] = {"protocols": protocols, "cost": cost}
 
 
 def made_anew(page: str) -> str:
