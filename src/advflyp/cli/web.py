@@ -128,3 +128,5 @@ def download(
     console = SafeConsole()
     manifest = download(urls, Options(**how), lambda line: console.print(for_rich(line), soft_wrap=True))
     print_manifest(manifest, out)
+    if not manifest.pairs:
+        raise ValueError(f"no address of {urls} gave a pair; the reasons are above")

@@ -21,6 +21,7 @@ from PIL import Image
 
 import advflyp.data.web.download as downloads
 import advflyp.data.web.rounds as rounds
+from advflyp.cli.main import main
 from advflyp.data.pairs.images import read_image
 from advflyp.data.pairs.manifest import Manifest, read_manifest
 from advflyp.data.web.download import Options, parse_extra
@@ -204,6 +205,23 @@ def test_a_list_that_is_too_short(fake: Fake, tmp_path: Path) -> None:
     assert manifest.source["list_exhausted"] and not manifest.source["complete"]
     assert said[-1].startswith("the list is exhausted: 30 of 60 wanted, from 100 addresses")
     assert download(urls, out=tmp_path / "all").source["complete"], "no number is wanted: one try at each"
+
+
+def test_a_download_of_nothing_is_a_mistake(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a script asks for it, with relative paths; addresses refused as private are not tried again in silence."""
+    monkeypatch.chdir(tmp_path)
+    write_list(Path("urls.parquet"), ["private address"] * 30)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "download", "urls.parquet", "--out", "shards"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and "30 skipped: private address" in printed.out
+    assert printed.err == "advflyp: no address of urls.parquet gave a pair; the reasons are above\n"
+    with pytest.raises(SystemExit):
+        main(["data", "download", "urls.parquet", "--out", "shards", "--allow-private"])
+    assert "shards was begun without --allow-private" in (text := capsys.readouterr().err)
+    assert "(30 private addresses); use another folder" in text and len(fake.slices) == 1
 
 
 def test_rows_that_cannot_be_tried(fake: Fake, tmp_path: Path) -> None:

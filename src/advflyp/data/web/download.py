@@ -15,7 +15,7 @@ from typing import Any
 from advflyp.config import suggest
 from advflyp.data.pairs.manifest import Manifest, describe_shards, read_manifest, write_manifest
 from advflyp.data.web.isolation import find_img2dataset
-from advflyp.data.web.rounds import WORK, Rounds, State
+from advflyp.data.web.rounds import PRIVATE, WORK, Rounds, State
 from advflyp.data.web.url_list import UrlList, open_urls
 from advflyp.documents import parse_json
 from advflyp.files import lock, names_in
@@ -128,6 +128,11 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
     if state is None:
         rows = options.shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
         state = State(source.sha256(), {**settings, "shard_size": rows})
+    elif options.allow_private and (refused := state.failures.get(PRIVATE, 0)):
+        raise ValueError(
+            f"{out} was begun without --allow-private, and what was refused then is not tried again "
+            f"({counted(refused, PRIVATE)}); use another folder"
+        )
     runner = find_img2dataset(options.img2dataset, options.distributor, say)
     for key in further:
         if key not in runner.parameters:

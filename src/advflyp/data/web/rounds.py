@@ -21,9 +21,10 @@ from advflyp.files import move, write_text
 from advflyp.wording import counted
 
 WORK = ".download"
+PRIVATE = "private address"
 # Servers word their errors freely; these are the ones worth telling apart.
 REASONS = (
-    (r"private address", "private address"),
+    (r"private address", PRIVATE),
     (r"X-Robots-Tag", "opted out (X-Robots-Tag)"),
     (r"timed out", "timed out"),
     (r"answer is too large", "answer is too large"),
