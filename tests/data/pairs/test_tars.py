@@ -214,6 +214,16 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"\x28\xb5\x2f\xfd" + b"\0" * 600)
     assert problems(tmp_path / "a.tar") == ["zip file in place of a tar"]
     assert problems(tmp_path / "b.tar") == ["zstd file in place of a tar"]
+    for sign, kind in (
+        (b"Rar!\x1a\7", "rar"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        (b"LZIP\x01", "lzip"),
+        (b"\x1f\x9d", "compress"),
+    ):
+        (tmp_path / "c.tar").write_bytes(sign + b"\0" * 600)
+        assert problems(tmp_path / "c.tar") == [f"{kind} file in place of a tar"]
+    write_tar(tmp_path / "d.tar", [("LZIP.jpg", pairs(1)[0][0]), ("LZIP.txt", b"a file that is called so")])
+    assert [sample.key for sample in read(tmp_path / "d.tar")] == ["d.tar:LZIP"]
     with pytest.raises(ValueError, match="holds no pairs: zip file in place of a tar"):
         open_source(str(tmp_path / "a.tar"))
 

@@ -397,6 +397,10 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
         ValueError, match=r"has two classes called 'crane', numbers 0 and 2, .*; merge them, or"
     ):
         load_set(str(tmp_path))
+    # CLIP reads "Crane" and "crane" as the same tokens.
+    put_text(tmp_path / "classnames.txt", "crane", "dog", "Crane ")
+    with pytest.raises(ValueError, match=r"has two classes called 'Crane' and 'crane', numbers 0 and 2"):
+        load_set.__globals__["_load"].__wrapped__(str(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("label", [b"9" * 30, b"-" + b"9" * 30, b"9" * 5000])

@@ -28,7 +28,10 @@ PACKED: dict[bytes, tuple[Any, str]] = {
 }  # fmt: skip
 # What unpacking raises where a file is cut off or broken.
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-FOREIGN = {b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file"}
+FOREIGN = {
+    b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file", b"Rar!\x1a": "rar file",
+    b"\x04\x22\x4d\x18": "lz4 file", b"LZIP\x01": "lzip file", b"\x1f\x9d": "compress file",
+}  # fmt: skip
 
 
 class DamagedTar(Exception):

@@ -341,11 +341,16 @@ def _own_set(name: str) -> LabelledSet:
 
 
 def check_distinct(classes: Sequence[str], name: str) -> None:
-    """ValueError where two classes of a set have one name: their logits would tie on every image."""
-    first: dict[str, int] = {}
+    """ValueError where two classes of a set have one name: their logits would tie on every image.
+
+    CLIP's tokenizers know neither case nor how much white space there is.
+    """
+    numbers: dict[str, int] = {}
     for number, title in enumerate(classes):
-        if first.setdefault(title, number) != number:
+        first = numbers.setdefault(" ".join(title.casefold().split()), number)
+        if first != number:
+            other = "" if classes[first] == title else f" and '{classes[first]}'"
             raise ValueError(
-                f"{name} has two classes called '{title}', numbers {first[title]} and {number}, which zero-shot "
+                f"{name} has two classes called '{title}'{other}, numbers {first} and {number}, which zero-shot "
                 "classification cannot tell apart; merge them, or give them names of their own in classnames.txt"
             )
