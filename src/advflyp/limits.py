@@ -35,6 +35,8 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_DOCUMENT_BYTES = 256 << 20
 # Results and metrics: a line has one to ten thousand bytes.
 MAX_RESULTS_BYTES = 1 << 30
+# Images of a result: Parquet holds a billion equal predictions in a few kilobytes.
+MAX_PREDICTIONS = 1 << 24
 # Levels of lists and objects in JSON and TOML: a tokenizer has a dozen.
 MAX_DEPTH = 64
 # A recipe has two to four thousand bytes.

@@ -11,7 +11,7 @@ import pytest
 from advflyp.evaluation.admission import Entrant, entrants, told_apart
 from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
-from advflyp.evaluation.samples import write_samples
+from advflyp.evaluation.samples import samples_folder, write_samples
 
 RESULTS = Path(__file__).parents[2] / "docs/results/reproduce-mini/results"
 MINI = find_protocol("advflyp-2026-mini")
@@ -103,6 +103,11 @@ def test_evidence(tmp_path: Path, cells: list[Cell]) -> None:
     last = checked[-1]
     write_samples(store, last, index=range(60), label=[1] * 60, clean=[1] * 60, attacked=[1] * 60)
     assert "give other counts" in judged(tmp_path, checked, strict).refused
+    for path in samples_folder(store).glob("*.parquet"):
+        path.write_bytes(b"PAR1")
+    assert "cannot be read" in judged(tmp_path, checked, strict).refused, (
+        "one who sends nonsense stops no others"
+    )
 
 
 def test_the_same_weights_once_and_names_of_the_zoo() -> None:

@@ -1,7 +1,11 @@
+import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +13,8 @@ import torch
 
 from advflyp.evaluation.results import Cell
 from advflyp.evaluation.samples import read_samples, samples_folder, write_samples
+from advflyp.limits import MAX_PREDICTIONS
+from fuzz.mutate import mutated
 
 
 def cell(**changes: Any) -> Cell:
@@ -103,3 +109,78 @@ def test_missing_and_broken(tmp_path: Path) -> None:
         OSError, match="Too many levels of symbolic links"
     ):  # nothing that measuring again would mend
         read_samples(store, cell())
+
+
+def others(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
+    """Results of somebody else, whose predictions are `change` of what they should be."""
+    store = tmp_path / "theirs.jsonl"
+    path = write_samples(store, cell(), **OUTCOME, keys=list("abcd"))
+    pq.write_table(change(pq.read_table(path)), path)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda table: table.drop(["correct"]), "its column 'correct' is missing or of another type"),
+        (
+            lambda table: table.append_column("correct", table["correct"]),
+            "its column 'correct' is missing or",
+        ),
+        (lambda table: table.slice(1), "it holds 3 predictions, not the 4 of the results"),
+        (
+            lambda table: table.set_column(10, "label", pa.array([1.0, float("nan"), 0.0, 2.0])),
+            "its column 'label' is missing or of another type",
+        ),
+        (lambda table: table.set_column(10, "label", pa.array([1, None, 0, 2])), "it lacks predictions"),
+    ],
+)
+def test_predictions_that_were_not_written_here(
+    change: Callable[[pa.Table], pa.Table], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_samples(others(tmp_path, change), cell())
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    store = others(tmp_path, lambda table: table)
+    (path,) = samples_folder(store).glob("*.parquet")
+    data = path.read_bytes()
+    table = pq.read_table(path)
+    wrong = pa.Array.from_buffers(
+        pa.string(), 4, [*pa.array(list("abcd")).buffers()[:2], pa.py_buffer(b"a\xff\xfed")]
+    )
+    pq.write_table(table.set_column(9, "key", wrong), path)
+    assert path.read_bytes() != data
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_samples(store, cell())
+
+
+def test_a_billion_predictions_in_a_few_kilobytes(tmp_path: Path) -> None:
+    """Refused before anything is unpacked, whatever the results say of their number."""
+    store = tmp_path / "theirs.jsonl"
+    count = MAX_PREDICTIONS + 1
+    path = write_samples(store, cell(n=count), **OUTCOME)
+    part = 1 << 20
+    zeros = pa.table({"index": pa.repeat(0, part)})
+    with pq.ParquetWriter(path, zeros.schema) as writer:
+        for begin in range(0, count, part):
+            writer.write_table(zeros.slice(0, min(part, count - begin)))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=f"it holds {count:,} predictions"):
+        read_samples(store, cell(n=count))
+
+
+def test_damaged_predictions(tmp_path: Path) -> None:
+    """Whatever is changed, it is one error, or predictions of as many images."""
+    store = others(tmp_path, lambda table: table)
+    (path,) = samples_folder(store).glob("*.parquet")
+    data = path.read_bytes()
+    read = 0
+    for number in range(300):
+        path.write_bytes(mutated(random.Random(number), data, 3))
+        try:
+            read += len(read_samples(store, cell()).correct) == 4
+        except ValueError as error:
+            assert "cannot be read" in str(error)
+    assert 0 < read < 300

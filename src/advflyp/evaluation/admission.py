@@ -141,7 +141,10 @@ def _unproven(cells: Sequence[Cell], protocol: Protocol, store: Path, is_ours: b
             if protocol.evidence:
                 return f"{_described(cell)}: the predictions for every image are missing; send the .samples folder too"
         elif not is_ours:
-            correct = read_samples(store, cell).correct
+            try:
+                correct = read_samples(store, cell).correct
+            except ValueError as error:
+                return f"{_described(cell)}: {error}"
             if (len(correct), int(correct.sum())) != (cell.n, cell.correct):
                 return f"{_described(cell)}: the predictions for every image give other counts"
     return ""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from advflyp.evaluation.results import SAMPLES, Cell
 from advflyp.files import write_atomically
+from advflyp.limits import MAX_PREDICTIONS, open_regular
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
 )
 # These say which cell a row belongs to; Parquet stores a repeated value once.
 OF_CELL = SCHEMA.names[: SCHEMA.names.index("index")]
+_OF_IMAGE = SCHEMA.names[len(OF_CELL) :]
 
 
 class Samples(NamedTuple):
@@ -112,24 +114,49 @@ def has_samples(store: Path, cell: Cell) -> bool:
 
 
 def read_samples(store: Path, cell: Cell) -> Samples:
-    """The predictions for the images of `cell`; ValueError where they were not stored."""
+    """The predictions for the images of `cell`; ValueError where they were not stored, or the file holds others."""
     path = _path(store, cell)
     try:
-        with open(path, "rb") as file:
-            table = pq.ParquetFile(file).read()
+        with open_regular(path) as file:
+            _check(pq.ParquetFile(file), cell)
+            table = pq.ParquetFile(file, read_dictionary=["key"]).read(_OF_IMAGE)
+            if any(table[name].null_count for name in _OF_IMAGE if name != "key"):
+                raise ValueError("it lacks predictions")
+            table.validate(full=True)
+            index, label, clean, attacked, correct = (
+                table[name].to_numpy() for name in _OF_IMAGE if name != "key"
+            )
+            return Samples(index, _names(table["key"]), label, clean, attacked, correct)
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there, which says how {cell.model} did on each image of {cell.set} ({cell.attack}); "
             "keep that folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's, not Parquet's
         raise ValueError(
             f"{path} cannot be read ({error}); delete it and measure again with `advflyp eval`"
         ) from None
-    names = SCHEMA.names[len(OF_CELL) :]
-    return Samples(*(table[name].to_numpy(zero_copy_only=False) for name in names))
+
+
+def _names(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) the values of a dictionary, each of which is in memory once, however often it occurs; None for none."""
+    chunk = column.combine_chunks()
+    known = np.array([*chunk.dictionary.to_pylist(), None], dtype=object)
+    return known[chunk.indices.fill_null(len(chunk.dictionary)).to_numpy()]
+
+
+def _check(parquet: pq.ParquetFile, cell: Cell) -> None:
+    """ValueError before anything is unpacked that is not what `write_samples` wrote of a cell."""
+    # Not the file's own total, which nothing is read by.
+    rows = sum(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+    if rows != cell.n or rows > MAX_PREDICTIONS:
+        raise ValueError(f"it holds {rows:,} predictions, not the {cell.n:,} of the results")
+    for name in _OF_IMAGE:
+        kinds = [field.type for field in parquet.schema_arrow if field.name == name]
+        if kinds != [SCHEMA.field(name).type]:
+            raise ValueError(f"its column '{name}' is missing or of another type")
 
 
 def _path(store: Path, cell: Cell) -> Path:

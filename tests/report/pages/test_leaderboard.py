@@ -1,14 +1,19 @@
 """The page, the CSV and the rules of a leaderboard."""
 
 import csv
-from dataclasses import replace
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from advflyp.cli.main import main
 from advflyp.evaluation.protocols import find_protocol
-from advflyp.report.pages.leaderboard import leaderboard
+from advflyp.evaluation.results import read_cells
+from advflyp.report.pages.leaderboard import facts_of, leaderboard
+from hostile import NAMES, assert_printable
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs/results/reproduce-mini/results"
@@ -73,3 +78,48 @@ def test_a_link_that_is_a_script(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('["x"]\nlink = "javascript:alert(1)"\n')
     with pytest.raises(ValueError, match="link must be an address"):
         leaderboard([], MINI, tmp_path)
+
+
+HOSTILE = (*NAMES, "x" * 5000, "../../../etc/passwd", "hf-hub:evil/repo", "</script>")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_names_in_results_of_others(name: str, tmp_path: Path) -> None:
+    """They change neither page nor table, whether their results are admitted or not."""
+    sent = tmp_path / "board/submissions"
+    sent.mkdir(parents=True)
+    for source, count in (("whole", 70), ("part", 3)):
+        cells = read_cells(RESULTS / "fare-s0.jsonl")
+        named = [replace(one, model=name, checkpoint_sha256=f"{count:064x}") for one in cells]
+        lines = [json.dumps(asdict(one)) for one in named if one.attack != "autoattack"][:count]
+        (sent / f"{source}.jsonl").write_text("\n".join(lines) + "\n")
+    page = leaderboard([], MINI, tmp_path / "board").read_text(encoding="utf-8")
+    assert_printable(page)
+    plain = leaderboard([RESULTS / "fare-s0.jsonl"], MINI, tmp_path / "plain").read_text(encoding="utf-8")
+    assert page.count("<script") == plain.count("<script") and "onload=" not in re.sub("&#34;.*", "", page)
+    table = (tmp_path / "board/leaderboard.csv").read_text(encoding="utf-8")
+    assert_printable(table)
+    found = rows(tmp_path / "board")
+    assert [row["status"][:8] for row in found] == ["admitted", "not admi"]
+    assert not any(value.startswith(("=", "+", "@", "\t")) for row in found for value in row.values())
+
+
+def test_the_name_in_results_of_others_opens_no_file(tmp_path: Path, tiny_folder: Path) -> None:
+    """A card on this machine says nothing of a model that somebody else calls by its path."""
+    card = {"recipe": {"method": {"name": "secret"}, "model": {"name": "of this machine"}}}
+    private = shutil.copytree(tiny_folder, tmp_path / "private")
+    (private / "card.json").write_text(json.dumps(card))
+    sent = tmp_path / "sent.jsonl"
+    cells = [replace(one, model=str(private)) for one in read_cells(RESULTS / "fare-s0.jsonl")]
+    sent.write_text("".join(json.dumps(asdict(one)) + "\n" for one in cells))
+    page = leaderboard([sent], MINI, tmp_path / "board").read_text()
+    assert "secret" not in page and "of this machine" not in page
+    assert facts_of(str(private), {}, is_ours=True).method == "secret"
+
+
+@pytest.mark.parametrize("eps", ["4/255", [1], {"a": 1}, None, True, float("nan"), float("inf"), 1e308])
+def test_the_card_of_a_stranger(eps: object, tmp_path: Path) -> None:
+    """It was measured here, and its author wrote whatever they liked."""
+    recipe = {"method": {"name": ["<b>"]}, "model": {}, "attack": {"steps": 10, "eps": eps, "norm": {}}}
+    (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe}))
+    assert facts_of(str(tmp_path), {}, is_ours=True).method == "['<b>']"

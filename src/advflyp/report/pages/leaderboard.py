@@ -145,7 +145,7 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
     rows = [
         Row(
             name=names[one.sha256],
-            facts=facts_of(one.model, told),
+            facts=facts_of(one.model, told, is_ours=one.source is None),
             sha256=one.sha256,
             source=_where(one),
             values=[results.mean(names[one.sha256], condition) for condition in shown],
@@ -180,8 +180,11 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
     return {PAGE: page, CSV: as_csv(table), SUBMISSION: submission}
 
 
-def facts_of(model: str, told: dict[str, Facts]) -> Facts:
-    """What models.toml, the zoo, or a model's card says of it."""
+def facts_of(model: str, told: dict[str, Facts], *, is_ours: bool = False) -> Facts:
+    """What models.toml, the zoo, or the card of a model that was measured here says of it.
+
+    Others' results may call their model whatever they like: no file is read by that name.
+    """
     if model in told:
         return told[model]
     if model in ZOO:
@@ -195,10 +198,15 @@ def facts_of(model: str, told: dict[str, Facts]) -> Facts:
             link=f"https://huggingface.co/{entry.repository}",
             paper=f"https://arxiv.org/abs/{paper[1]}" if paper else "",
         )
-    recipe = read_card(model).get("recipe", {})
+    recipe = read_card(model).get("recipe", {}) if is_ours else {}
     method, start, attack = (recipe.get(table, {}) for table in ("method", "model", "attack"))
-    eps = radius(attack["eps"], attack.get("norm")) if attack.get("steps") and "eps" in attack else "?"
-    return Facts(method=str(method.get("name", "?")), backbone=str(start.get("name", "?")), eps=eps)
+    eps, has_eps = attack.get("eps"), bool(attack.get("steps"))
+    return Facts(
+        method=str(method.get("name", "?")),
+        backbone=str(start.get("name", "?")),
+        # The card is the model's author's.
+        eps=radius(eps, attack.get("norm")) if has_eps and isinstance(eps, int | float) else "?",
+    )
 
 
 def _read_facts(path: Path) -> dict[str, Facts]:
@@ -291,7 +299,7 @@ def _csv_table(
         lines.append(
             Row(
                 name=one.model,
-                facts=facts_of(one.model, told),
+                facts=facts_of(one.model, told, is_ours=one.source is None),
                 sha256=one.sha256,
                 source=_where(one),
                 status=why,
