@@ -31,7 +31,16 @@ def commands() -> list[str]:
 # Not on every machine: OpenAI's weights (a tiny random model stands in), hours (two steps do).
 STAND_INS = {"ViT-B-32/openai": "tiny"}
 SMALLER = {
-    "advflyp train": ["--train.max_steps", "2", "--optim.warmup_steps", "0", "--train.device", "cpu"],
+    "advflyp train": [
+        "--train.max_steps",
+        "2",
+        "--optim.warmup_steps",
+        "0",
+        "--train.device",
+        "cpu",
+        "--validate.limit",
+        "4",
+    ],
     "advflyp eval": ["--limit", "4", "--device", "cpu"],
 }
 

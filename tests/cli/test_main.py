@@ -53,6 +53,17 @@ def test_train_and_eval(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(results.read_text().splitlines()) == 6
 
 
+def test_a_run_that_nothing_validated_says_so(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("train", recipe, "--train.max_steps", 1)
+    for chosen, is_told in (("none", True), ("mini/flags", False)):
+        how = ("--out", tmp_path / chosen, "--validate.set", chosen, "--validate.limit", 4)
+        code, printed, _ = run(*shared, *how, capsys=capsys)
+        assert code == 0 and ("nothing was validated" in printed) == is_told
+        assert ("before and after: clean" in printed) != is_told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

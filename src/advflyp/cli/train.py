@@ -62,6 +62,11 @@ def train(
     )
     if result.finished and is_rank0():
         say(f"{counted(result.steps, 'step')}; the model is {result.out}")
+        if result.best is None:
+            say(
+                "nothing was validated: the model may be worse than the one that it began with; "
+                "--validate.set mini/val, which comes with the package, would tell"
+            )
 
 
 def validate(recipe: Recipe, /, *, overrides: Overrides = NO_OVERRIDES) -> None:
