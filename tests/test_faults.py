@@ -42,9 +42,21 @@ COMMANDS = {
 }  # fmt: skip
 # How many operations of each are tried in the tests that are not slow; those of a training have tests of their own.
 SOME = 2
+# A training has so many operations that they are dealt out to several tests, which can be run one by one.
+PARTS = 8
 CASES = [
     *(pytest.param(name, SOME, id=name) for name in COMMANDS if name != "train"),
-    *(pytest.param(name, None, id=f"{name}, all", marks=pytest.mark.slow) for name in COMMANDS),
+    *(
+        pytest.param(name, slice(None), id=f"{name}, all", marks=pytest.mark.slow)
+        for name in COMMANDS
+        if name != "train"
+    ),
+    *(
+        pytest.param(
+            "train", slice(part, None, PARTS), id=f"train, {part + 1} of {PARTS}", marks=pytest.mark.slow
+        )
+        for part in range(PARTS)
+    ),
 ]
 # Beside what a command leaves, what it keeps while it is unfinished, by which it goes on.
 UNFINISHED = re.compile(r".*(\.journal|\.unfinished)|.*/checkpoints/step-\d+")
@@ -137,11 +149,11 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, st
     }
 
 
-def places(count: int, some: int | None) -> list[int]:
-    """All of so many operations, or some that are spread over them."""
-    return (
-        list(range(count)) if some is None else sorted({int((n + 0.5) * count / some) for n in range(some)})
-    )
+def places(count: int, some: int | slice) -> list[int]:
+    """Those of so many operations that a slice takes, or some that are spread over them."""
+    if isinstance(some, slice):
+        return list(range(count))[some]
+    return sorted({int((n + 0.5) * count / some) for n in range(some)})
 
 
 def check_said(code: int, error: str, why: str) -> None:
@@ -171,7 +183,7 @@ def check_again(
 
 @pytest.mark.parametrize(("name", "some"), CASES)
 def test_killed_before_any_operation(
-    name: str, some: int | None, undisturbed: Undisturbed, tmp_path: Path,
+    name: str, some: int | slice, undisturbed: Undisturbed, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The same command leaves then what it would have left, and nothing else."""
@@ -187,7 +199,7 @@ def test_killed_before_any_operation(
 
 @pytest.mark.parametrize(("name", "some"), CASES)
 def test_a_disk_that_is_full_from_any_operation_on(
-    name: str, some: int | None, undisturbed: Undisturbed, tmp_path: Path,
+    name: str, some: int | slice, undisturbed: Undisturbed, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """One line; once there is space again, the same command goes on."""
@@ -208,7 +220,7 @@ def test_a_disk_that_is_full_from_any_operation_on(
 @pytest.mark.parametrize(("name", "some"), CASES)
 @pytest.mark.parametrize("signals", [(SIGINT,), (SIGINT, SIGINT), (SIGTERM,)], ids=["^C", "^C^C", "SIGTERM"])
 def test_interrupted_before_any_operation(
-    name: str, signals: tuple[Signals, ...], some: int | None, undisturbed: Undisturbed, tmp_path: Path,
+    name: str, signals: tuple[Signals, ...], some: int | slice, undisturbed: Undisturbed, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What is being written is finished or dropped, and one line says how to go on."""

@@ -74,6 +74,9 @@ def arguments(rng: random.Random, inside: Path, out: Path) -> Callable[[], objec
         ["eval", word, "--sets", other], ["predict", word, other, "--labels", "cat,dog"], ["train", word],
         ["train", "advflyp_full", f"--{word}.{other}", "x"], ["export", word, "--out", str(out / "e")],
         ["data", "sample", word, "--out", str(out / "u.parquet")], ["data", "check", str(inside), f"--{word}", other],
+        ["leaderboard", "--models", word, "--out", str(out / "l")], ["validate", word], ["models", word],
+        ["attacks", word], ["methods", word], ["sets", word], ["eval", "mini", "--sets", other, "--batch-size", word],
+        ["eval", f"{word}@{other}", "--sets", "mini/food", "--save-images", str(out / "i")],
     ))  # fmt: skip
     return lambda: command(*words)
 
