@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 class Browser:

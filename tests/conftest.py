@@ -30,6 +30,7 @@ import pytest
 from advflyp.model import precision
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
+from browser import Browser
 from helpers import RECIPE, make_tiny, write_folder
 from hubserver import Hub, running_hub
 
@@ -81,3 +82,11 @@ def hub() -> Iterator[Hub]:
     """A server in place of the Hugging Face hub; `use_hub` points the client at it."""
     with running_hub() as server:
         yield server
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A tab of a real browser, for tests that are marked `needs_browser`."""
+    found = Browser(tmp_path / "profile")
+    yield found
+    found.close()

@@ -12,11 +12,10 @@ from PIL import Image
 from advflyp.cli.main import main
 from advflyp.model.load import load_model
 from advflyp.use.demo import NOT_SAID, SAMPLES, Demo, _free_port, card, served
-from browser import CHROMIUM, Browser
+from browser import Browser, needs_browser
 from helpers import encoded_png
 
 NAMES = "cat\npizza\nhouse\nteddy bear"
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 ANSWERED = "[...document.querySelectorAll('.verdict')].filter((e) => /[✗✓–]/.test(e.innerText)).length === 2"
 
 
@@ -31,13 +30,6 @@ def url() -> Iterator[str]:
     models = [load_model("mini", device="cpu"), load_model("mini-vit", device="cpu")]
     with served(models, _free_port(0)) as found:
         yield found
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    found = Browser(tmp_path / "profile")
-    yield found
-    found.close()
 
 
 def test_each_model_is_attacked_for_itself(demo: Demo) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import socket
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from advflyp.cli.main import main
 from advflyp.evaluation.protocols import find_protocol
 from advflyp.evaluation.results import read_cells
 from advflyp.report.pages.leaderboard import facts_of, leaderboard
+from browser import Browser, needs_browser
 from hostile import NAMES, assert_printable
+from hubserver import NOWHERE, use_hub
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs/results/reproduce-mini/results"
 MINI = find_protocol("advflyp-2026-mini")
+SMALL = replace(MINI, sets=("mini/food",), attacks=("clean", "pgd1"), eps=(1 / 255,), limit=8)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -44,8 +48,7 @@ def test_results_of_others(tmp_path: Path) -> None:
 def test_a_model_is_measured_and_resumed(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = replace(MINI, sets=("mini/food",), attacks=("clean", "pgd1"), eps=(1 / 255,), limit=8)
-    leaderboard([tiny_folder], small, tmp_path, device="cpu")
+    leaderboard([tiny_folder], SMALL, tmp_path, device="cpu")
     (row,) = rows(tmp_path)
     assert (row["source"], row["status"]) == ("measured here", "admitted")
 
@@ -53,8 +56,8 @@ def test_a_model_is_measured_and_resumed(
         raise AssertionError("measured again")
 
     monkeypatch.setattr("advflyp.evaluation.suite.Evaluator.run", never)
-    leaderboard([tiny_folder], small, tmp_path, device="cpu")
-    leaderboard([], small, tmp_path)
+    leaderboard([tiny_folder], SMALL, tmp_path, device="cpu")
+    leaderboard([], SMALL, tmp_path)
     assert rows(tmp_path) == [row]
 
 
@@ -123,3 +126,91 @@ def test_the_card_of_a_stranger(eps: object, tmp_path: Path) -> None:
     recipe = {"method": {"name": ["<b>"]}, "model": {}, "attack": {"steps": 10, "eps": eps, "norm": {}}}
     (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe}))
     assert facts_of(str(tmp_path), {}, is_ours=True).method == "['<b>']"
+
+
+def test_without_a_network(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local models connect to nothing; a published one is refused in a sentence, and the page stays as it was."""
+    asked: list[object] = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: refuse(socket.socket(), host))
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    board = tmp_path / "board"
+    page = leaderboard([tiny_folder, "mini-vit"], SMALL, board, device="cpu")
+    assert {row["source"] for row in rows(board)} == {"measured here"} and len(rows(board)) == 2
+    assert not asked
+
+    before = {path.name: path.read_bytes() for path in board.iterdir() if path.is_file()}
+    with pytest.raises(
+        ValueError, match=rf"the hub \({NOWHERE}\) cannot be reached and chs20/fare4-clip is not in its cache"
+    ):
+        leaderboard(["fare4-vit-l-14"], SMALL, board, device="cpu")
+    assert asked, "else nothing above was watched"
+    assert {path.name: path.read_bytes() for path in board.iterdir() if path.is_file()} == before
+    assert page.is_file() and len(list((board / "results").glob("*.jsonl"))) == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_sorting_and_filtering(tmp_path: Path, browser: Browser, width: int) -> None:
+    facts = {"TeCoA": "mini-vit", "FARE": "mini-vit", "TeCoA, ResNet": "mini", "AdvFLYP, ResNet": "mini"}
+    (tmp_path / "models.toml").write_text(
+        "".join(f'["{name}"]\nbackbone = "{backbone}"\n' for name, backbone in facts.items())
+    )
+    files = [RESULTS / f"{name}-s0.jsonl" for name in ("fare", "tecoa-other", "advflyp-other", "tecoa")]
+    page = leaderboard(files, MINI, tmp_path)
+    clean = {row["model"]: float(row["clean"]) for row in rows(tmp_path)}
+    assert clean.keys() == facts.keys() and len({*clean.values()}) == len(clean)
+    browser.window(width, 800, touch=width < 600)
+    browser.open(page.as_uri())
+
+    def shown(what: str = "names") -> list[str]:
+        """Names of the rows, or radii of the columns, that a reader sees in the table of what was measured."""
+        return browser.js(
+            """(what => {
+                const seen = all => [...all].filter(one => one.getClientRects().length);
+                const table = document.querySelector("table.board");
+                return what === "names" ? seen(table.tBodies[0].rows).map(row => row.cells[0].innerText.trim())
+                    : seen(table.tHead.rows[0].cells).map(cell => cell.dataset.eps).filter(eps => eps);
+            })"""
+            + f"({json.dumps(what)})"
+        )
+
+    def choose(name: str, value: str) -> None:
+        browser.js(
+            f"(select => {{ select.value = {json.dumps(value)}; select.dispatchEvent(new Event('change')); }})"
+            f"(document.getElementById({json.dumps(name)}))"
+        )
+
+    best_first = sorted(clean, key=clean.__getitem__, reverse=True)
+    head = "table.board th:nth-child(2)"
+    browser.click(f"{head} button")
+    assert shown() == best_first and browser.js(f"document.querySelector('{head}').ariaSort") == "descending"
+    browser.click(f"{head} button")
+    assert shown() == best_first[::-1]
+    browser.click("table.board th:nth-child(1) button")
+    assert shown() == sorted(clean, key=str.casefold)
+
+    choose("backbone", "mini")
+    assert sorted(shown()) == ["AdvFLYP, ResNet", "TeCoA, ResNet"]
+    browser.click(f"{head} button")
+    assert shown() == [name for name in best_first if facts[name] == "mini"]
+    choose("backbone", "")
+    assert shown() == best_first
+
+    everything = shown("radii")
+    assert {*everything} == {"1/255", "2/255", "4/255"}
+    choose("eps", "2/255")
+    assert shown("radii") == ["2/255", "2/255"] and shown() == best_first
+    choose("eps", "")
+    assert shown("radii") == everything
+
+    assert browser.js("document.documentElement.scrollWidth <= innerWidth"), (
+        "the page itself never scrolls sideways"
+    )
+    assert not browser.complaints()
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
