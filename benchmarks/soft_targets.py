@@ -4,8 +4,8 @@
     python benchmarks/soft_targets.py --out mixture --mixtures 0 0.5 --seeds 1000
 
 A short training for each mixture and seed, in a folder of its own below --out; the score is the mean of clean and
-robust accuracy on the recipe's validation set after the last step, never on a test set. Finished trainings are only read, and
-interrupted ones are resumed. A mixture of 0 is AdvFLYP.
+robust accuracy on the recipe's validation set after the last step, never on a test set. Finished trainings are only
+read, and interrupted ones are resumed. A mixture of 0 is AdvFLYP.
 """
 
 import json
