@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "advflyp"
-PERIPHERY = ("__main__", "cli", "data.tools", "data.web", "model.interop", "paper", "report", "use")
+PERIPHERY = ("__main__", "cli", "data.tools", "data.web", "lvlm", "model.interop", "paper", "report", "use")
 # What turns names into models may know every format.
 EDGE = ("model.from_hub", "model.load")
 MAX_FUNCTION, MAX_FILE = 60, 400

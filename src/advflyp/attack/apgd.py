@@ -168,6 +168,7 @@ def _begin(
 ) -> tuple[_Ascent, Tensor]:
     """The state at a random start, and the logits (M, K) there."""
     start = _random_start(points.images, threat, points.streams)
+    start = start if victim.start is None else victim.start[points.rows]
     logits, loss, gradient = _evaluate(victim, points, start, targets, objective)
     state = _Ascent(
         rows=points.rows,

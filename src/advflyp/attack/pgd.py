@@ -176,6 +176,7 @@ class PGD(SingleAttack):
         """For each image the first misclassified iterate, else the last one."""
         images, loss = images.detach(), LOSSES[self.loss]
         start = threat.random_start(images, streams) if self.random_start else images
+        start = start if victim.start is None else victim.start
         terms = self.against and self.against.bind(victim, images, labels)
 
         def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ class Victim:
         logits_fp32: The same in float32, which decides whether an image is misclassified. By default `search` is in
             float32 already.
         encoder: The CLIP behind the classifier; None for a mere function of logits.
+        start: (N, 3, H, W) inside the ball, where `PGD` and `APGD` begin in place of a random start.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class Victim:
         search: Callable[[Tensor], Tensor],
         logits_fp32: Callable[[Tensor], Tensor] | None = None,
         encoder: Encoder | None = None,
+        start: Tensor | None = None,
     ) -> None:
         self.search = search
         self.logits_fp32 = logits_fp32
+        self.start = start
         self._encoder = encoder
         self._computed: dict[Hashable, Any] = {}
 

@@ -1,0 +1,208 @@
+"""Large vision-language models from folders and the hub, with another vision tower put in."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advflyp.documents import read_json_object
+from advflyp.lvlm.model import LVLM, NEXT_TILES
+from advflyp.model.build import check_sizes
+from advflyp.model.clip import CLIP
+from advflyp.model.interop.hf import to_transformers
+from advflyp.model.load import load_model, pick_device
+from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
+
+MISSING = "large vision-language models need transformers; pip install transformers"
+KINDS = ("llava", "llava_next")
+LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SMALL_FILES = (".json", ".txt", ".model", ".jinja")
+# Of the released LLaVA-1.5, whose first copies brought no template along.
+LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
+
+
+def load_lvlm(
+    name: str | Path, vision: CLIP | str | Path | None = None, *, device: str | torch.device = "auto"
+) -> LVLM:
+    """Load a large vision-language model, and put another vision tower into it.
+
+        model = load_lvlm("llava-hf/llava-1.5-7b-hf", vision="runs/robust-vit-l")
+
+    Args:
+        name: A folder of transformers, or a repository on the hub (OWNER/NAME).
+        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        The model in float32, frozen.
+
+    Raises:
+        ValueError: The model is of another kind, its files are incomplete, or the tower does not fit.
+    """
+    place = pick_device(device)
+    folder = _folder(str(name))
+    _check_config(folder, str(name))
+    net, processor = _loaded(folder, str(name))
+    template = _template(processor, net.config.model_type, str(name))
+    normalisation = processor.image_processor
+    model = LVLM(
+        net,
+        processor.tokenizer,
+        template,
+        mean=normalisation.image_mean,
+        std=normalisation.image_std,
+        name=str(name),
+    )
+    _check_tiles(net, str(name))
+    if vision is not None:
+        model = with_tower(model, vision if isinstance(vision, CLIP) else load_model(vision, device="cpu"))
+    return model.to(place)
+
+
+def with_tower(model: LVLM, clip: CLIP) -> LVLM:
+    """The same language model behind the image tower of `clip`, with its normalisation and resolution.
+
+    The number of image tokens follows size and patches of the new tower. `model` is used up: both share the net.
+
+    Raises:
+        ValueError: The tower is no ViT of CLIP's, or of another width or depth than the model's own.
+    """
+    net: Any = model.net
+    tower: Any = getattr(to_transformers(clip), "vision_model", None)
+    own = net.config.vision_config
+    if tower is None or tower.config.model_type != "clip_vision_model":
+        raise ValueError(
+            f"the image tower of {clip.name} is not a ViT of CLIP's, as {model.name} has; choose a CLIP ViT-L/14"
+        )
+    found = tower.config
+    for what, theirs, ours in (
+        ("wide", own.hidden_size, found.hidden_size),
+        ("layers deep", own.num_hidden_layers, found.num_hidden_layers),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"the image tower of {clip.name} is {ours} {what}, that of {model.name} {theirs}: its projector would "
+                "read noise; choose a model that was finetuned from the same architecture"
+            )
+    place = model.device
+    if model.is_next:
+        # Tiles have the side of the tower.
+        scale = found.image_size / own.image_size
+        net.config.image_grid_pinpoints = [
+            [round(side * scale) for side in pair] for pair in net.config.image_grid_pinpoints
+        ]
+    replacement = type(net.model.vision_tower)(found)
+    inner = getattr(replacement, "vision_model", replacement)
+    inner.load_state_dict(tower.state_dict(), strict=True)
+    net.model.vision_tower = replacement.to(next(net.parameters()).dtype)
+    net.config.vision_config = found
+    return LVLM(
+        net,
+        model.tokenizer,
+        model.template,
+        mean=clip.mean.flatten().tolist(),
+        std=clip.std.flatten().tolist(),
+        name=model.name,
+        vision_name=clip.name,
+    ).to(place)
+
+
+def _folder(name: str) -> Path:
+    """A folder with all that is needed, fetched where `name` is a repository's."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    name = name.removeprefix(HUB_PREFIX)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"there is no model folder {name}; name one, or a model of the hub as OWNER/NAME")
+    repository = open_repository(name)
+    if HF_CONFIG_FILE not in repository.files:
+        raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is no model of transformers")
+    small = [file for file in repository.files if file.endswith(SMALL_FILES)]
+    folder = repository.fetch(small)
+    _check_config(folder, name)
+    weights = [file for file in repository.files if file.endswith(".safetensors")]
+    return repository.fetch([*small, *weights])
+
+
+def _check_config(folder: Path, name: str) -> None:
+    """ValueError unless the folder holds a LLaVA that can be loaded, before anything large is read."""
+    path = folder / HF_CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {HF_CONFIG_FILE}: it is no model of transformers")
+    config = read_json_object(path)
+    kind = config.get("model_type")
+    if kind == "qwen2_5_vl":
+        raise ValueError(
+            f"{name}: the vision tower of Qwen2.5-VL (window attention, rotary positions, merged patches) is no CLIP, "
+            "so no robust CLIP can take its place; choose a LLaVA-1.5 or LLaVA-NeXT"
+        )
+    if kind not in KINDS:
+        raise ValueError(f"{name} is a model of the type '{kind}'; supported: {', '.join(KINDS)}")
+    if "quantization_config" in config:
+        raise ValueError(
+            f"{name} has quantised weights, through which no attack has gradients; name the original"
+        )
+    towers = {"vision_config": ("clip_vision_model",), "text_config": LANGUAGE_MODELS}
+    for part, known in towers.items():
+        inner = config.get(part)
+        if not isinstance(inner, dict) or inner.get("model_type") not in known:
+            found = inner.get("model_type") if isinstance(inner, dict) else None
+            raise ValueError(f"{path}: {part} is of the type '{found}'; supported: {', '.join(known)}")
+        check_sizes(inner, f"{path} is damaged")
+
+
+def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
+    """transformers' model and processor, from local files; no code of the folder's runs."""
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError:
+        raise ValueError(MISSING) from None
+    if not any((folder / file).is_file() for file in WEIGHTS):
+        raise ValueError(f"{folder} holds no safetensors ({' or '.join(WEIGHTS)}); save the model with them")
+    local: Any = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
+        net, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot load {name}: {reason}") from error
+    if report["missing_keys"]:
+        # transformers only warns, and draws them at random.
+        lacking = report["missing_keys"]
+        raise ValueError(
+            f"{len(lacking)} weights of {name} are missing, such as {min(lacking)}; fetch it again"
+        )
+    return net, processor
+
+
+def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
+    if getattr(processor, "chat_template", None):
+
+        def from_processor(prompt: str) -> str:
+            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+            return processor.apply_chat_template([turn], add_generation_prompt=True)
+
+        return from_processor
+    if kind != "llava":
+        raise ValueError(
+            f"the processor of {name} has no chat template, without which nobody knows its prompts"
+        )
+    image = processor.image_token
+    return lambda prompt: LLAVA_TEMPLATE.format(image=image, prompt=prompt)
+
+
+def _check_tiles(net: Any, name: str) -> None:
+    if net.config.model_type != "llava_next":
+        return
+    side = NEXT_TILES * net.config.vision_config.image_size
+    if [side, side] not in [list(pair) for pair in net.config.image_grid_pinpoints]:
+        raise ValueError(
+            f"{name} knows no image of {side}×{side} pixels (image_grid_pinpoints), the one that attacks are given as "
+            "a whole and four tiles"
+        )

@@ -1,0 +1,147 @@
+"""How answers are scored: CIDEr-D without Java, VQA accuracy, yes or no.
+
+CIDEr-D (Vedantam et al. 2015) is written here: aac-metrics brings four models of audio along and, through one of them,
+a transformers older than ours; pycocoevalcap is 101 MB, needs Java to split words, and has not changed since 2020. Its
+values, Java included, are what the tests compare with.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+# CIDEr-D's: longest n-grams, and the width of the penalty on another length.
+MAX_N, SIGMA = 4, 6.0
+PERCENT = 100.0
+# Penn Treebank's words: numbers with their separators, abbreviations, words with inner hyphens and apostrophes.
+_WORD = re.compile(
+    r"\d+(?:[.,:]\d+)+|\b(?:mr|mrs|ms|dr|st|jr|sr)\.|(?:[^\W\d_]\.){2,}|[^\W_]+(?:['’\-/][^\W_]+)*|[/&$%#@*+=()\[\]{}]"
+)
+# Lower-cased after the punctuation that is dropped, brackets stay in the released evaluation.
+_BRACKETS: dict[str, str] = dict(
+    zip("()[]{}", ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), strict=True)
+)
+_CLITIC = re.compile(r"(?:n['’]t|['’](?:s|m|d|re|ve|ll))$")
+_SPLIT = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na")}
+
+
+def words_of(caption: str) -> list[str]:
+    """A caption's words in lower case as the Penn Treebank splits them, without punctuation."""
+    found: list[str] = []
+    for word in _WORD.findall(caption.lower()):
+        clitic = _CLITIC.search(word)
+        if word in _SPLIT:
+            found += _SPLIT[word]
+        elif clitic and clitic.start():
+            found += [word[: clitic.start()], clitic[0].replace("’", "'")]
+        else:
+            found.append(str(_BRACKETS.get(word, word)))
+    return found
+
+
+class Cider:
+    """CIDEr-D in per cent: how near a caption is to its references, in n-grams weighted by their rarity.
+
+        100 · 10 · mean_r [ exp(−(l − l_r)² / 2σ²) · 1/4 Σ_n min(g_n, g_rn) · g_rn / (‖g_n‖ ‖g_rn‖) ]
+
+    with g_n the tf·idf of its n-grams and l its length; r runs over the references. 100 is what papers print as
+    "CIDEr 100".
+
+    Args:
+        references: The references of every image that is evaluated: an n-gram's rarity is that among these images, so
+            a score belongs to its subset.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        counted = [[_counts(words_of(one)) for one in several] for several in references]
+        images = Counter(gram for several in counted for gram in set().union(*several))
+        self._log_images = math.log(len(references)) if references else 0.0
+        self._log_df = {gram: math.log(count) for gram, count in images.items()}
+        self._references = [[self._vector(one) for one in several] for several in counted]
+
+    def score(self, image: int, caption: str) -> float:
+        """The score of a caption for the `image`-th of the images, at least 0."""
+        found = self._vector(_counts(words_of(caption)))
+        similar = [_similarity(found, reference) for reference in self._references[image]]
+        return PERCENT * 10 * sum(similar) / len(similar)
+
+    def _vector(self, counts: Counter[tuple[str, ...]]) -> "_Vector":
+        parts: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
+        for gram, count in counts.items():
+            parts[len(gram) - 1][gram] = count * (self._log_images - self._log_df.get(gram, 0.0))
+        norms = [math.sqrt(sum(value * value for value in part.values())) for part in parts]
+        # The length that the released evaluation compares is the number of bigrams.
+        return parts, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+
+_Vector = tuple[list[dict[tuple[str, ...], float]], list[float], int]
+
+
+def _counts(words: Sequence[str]) -> Counter[tuple[str, ...]]:
+    return Counter(
+        tuple(words[begin : begin + n]) for n in range(1, MAX_N + 1) for begin in range(len(words) - n + 1)
+    )
+
+
+def _similarity(found: _Vector, reference: _Vector) -> float:
+    """The mean over n = 1 … 4 of the clipped cosine, times the penalty on another length."""
+    total = 0.0
+    for ours, theirs, norm, other in zip(found[0], reference[0], found[1], reference[1], strict=True):
+        common = sum(
+            min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs
+        )
+        total += common / (norm * other) if norm and other else 0.0
+    return total / MAX_N * math.exp(-((found[2] - reference[2]) ** 2) / (2 * SIGMA**2))
+
+
+# The answers' normalisation of the VQA evaluation.
+_ARTICLES = {"a", "an", "the"}
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_WITH_APOSTROPHE = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
+i'd i'm i've isn't it'd it'll let's ma'am might've mightn't must've mustn't needn't o'clock oughtn't she's
+should've shouldn't somebody's someone's something's that's there'd there're there's they'd they'll they're
+they've wasn't we'd we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
+who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+"""
+_CONTRACTIONS = {word.replace("'", ""): word for word in _WITH_APOSTROPHE.split()}
+
+
+def normalised(answer: str) -> str:
+    """An answer as VQA's evaluation compares it: lower case, no punctuation or articles, numbers as digits."""
+    text = " ".join(answer.split())
+    has_thousands = re.search(r"\d,\d", text) is not None
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if beside_space or has_thousands else " ")
+    text = re.sub(r"\.(?!\d)", "", text).lower()
+    words = [_NUMBERS.get(word, word) for word in text.split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """VQA accuracy in per cent: the mean over the annotators of min(1, n/3), n the others who gave this answer."""
+    found, given = normalised(answer), [normalised(one) for one in references]
+    same = [one == found for one in given]
+    if len(given) == 1:
+        return PERCENT * same[0]
+    shares = [min(1.0, (sum(same) - own) / 3) for own in same]
+    return PERCENT * sum(shares) / len(shares)
+
+
+def said_yes(answer: str) -> bool:
+    """POPE's reading of an answer: no where its first sentence has "no" or "not" among its words, else yes."""
+    words = answer.split(".")[0].replace(",", "").lower().split()
+    return not {"no", "not"} & set(words)
+
+
+def yes_no_accuracy(answer: str, references: Sequence[str]) -> float:
+    """100 where the answer is read as the reference, "yes" or "no", else 0."""
+    return PERCENT * (said_yes(answer) == (references[0].strip().lower() == "yes"))
+
+
+def says(answer: str, target: str) -> bool:
+    """Whether a targeted attack has reached its string, in whatever case."""
+    return target.lower() in answer.lower()

@@ -1,0 +1,231 @@
+"""A large vision-language model as attacks see it: pixels in [0, 1] and prompts in, losses and answers out.
+
+LLaVA reads its image through a CLIP tower: hidden state −2, without the class token, before the tower's last layer norm
+(`vision_feature_layer` and `vision_feature_select_strategy` of its configuration). transformers takes these states; the
+tower is one of transformers too, so that nothing normalises them on the way.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import Compose
+
+from advflyp.devices import to_device
+from advflyp.dtypes import at_least_float32
+from advflyp.model.precision import Resolved
+
+# LLaVA-NeXT sees an image of twice the tower's side as a whole and as four tiles.
+NEXT_TILES = 2
+
+
+class LVLM(nn.Module):
+    """LLaVA-1.5 or LLaVA-NeXT: `per_sample_loss` for attacks, `answer` for evaluations.
+
+    Args:
+        net: transformers' `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
+        tokenizer: Its tokenizer, which knows the image token.
+        template: A user's question → the whole prompt, with the image token in it once.
+        mean: Of the tower's normalisation, three numbers.
+        std: Likewise.
+        name: What results call the model.
+
+    Attributes:
+        image_side: Height and width of the images that it takes, in pixels: the tower's, or for LLaVA-NeXT twice as
+            many. A perturbation of these pixels is in every tile that shows them.
+        vision_name: What results call the vision tower.
+    """
+
+    net: Any  # transformers' classes share methods, not a base with types
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        tokenizer: Any,
+        template: Callable[[str], str],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str,
+        vision_name: str = "its own",
+    ) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False).eval()
+        self.tokenizer, self.template = tokenizer, template
+        self.name, self.vision_name = name, vision_name
+        self.precision: Resolved = "fp32"
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        config = self.net.config
+        self.is_next = config.model_type == "llava_next"
+        self.tile = int(config.vision_config.image_size)
+        self.image_side = NEXT_TILES * self.tile if self.is_next else self.tile
+        settings = PreprocessCfg(size=self.image_side, mean=tuple(mean), std=tuple(std))
+        # LLaVA's: the shorter side is resized (bicubic), then the centre is cut out. The model normalises.
+        transform: Any = image_transform_v2(settings, is_train=False)
+        self.preprocess: Callable[[Image.Image], Tensor] = Compose(transform.transforms[:-1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens of the language model an image takes."""
+        config = self.net.config
+        side = self.tile // int(config.vision_config.patch_size)
+        whole = side * side + (config.vision_feature_select_strategy == "full")
+        # A token ends each row of the tiles.
+        return whole + NEXT_TILES * side * (NEXT_TILES * side + 1) if self.is_next else whole
+
+    @contextmanager
+    def computing_in(self, precision: Resolved) -> Iterator[None]:
+        """Run tower and language model in this precision; pixels and losses stay float32."""
+        before, self.precision = self.precision, precision
+        try:
+            yield
+        finally:
+            self.precision = before
+
+    def per_sample_loss(self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """How unlikely each answer is: −1/L Σ_l log p(target_l | image, prompt, target_<l) over its L tokens.
+
+        Args:
+            images: (N, 3, image_side, image_side) pixels in [0, 1]; differentiable.
+            prompts: N questions, without the image token.
+            targets: N answers.
+
+        Returns:
+            (N,) in nats a token. A sample's loss depends on nothing else in the batch.
+
+        Raises:
+            ValueError: A target has no tokens.
+        """
+        before = [self._prompt_ids(prompt) for prompt in prompts]
+        after = [self._target_ids(target) for target in targets]
+        ids, mask = self._padded([[*one, *two] for one, two in zip(before, after, strict=True)])
+        # Padded on the left, so that all answers end at the last position, and the others need no logits.
+        longest = max(map(len, after))
+        logits = self._forward(images, ids, mask, logits_to_keep=longest + 1)[:, :-1]
+        wanted = ids[:, -longest:]
+        is_answer = to_device(
+            torch.tensor([[longest - i <= len(one) for i in range(longest)] for one in after]), self.device
+        )
+        losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        return (losses * is_answer).sum(1) / is_answer.sum(1)
+
+    @torch.no_grad()
+    def answer(self, images: Tensor, prompts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """What the model answers to each image and question, by greedy decoding, on one line.
+
+        Args:
+            images: (N, 3, image_side, image_side) pixels in [0, 1].
+            prompts: N questions, without the image token.
+            max_new_tokens: Longest answer.
+        """
+        from transformers import GenerationConfig
+
+        ids, mask = self._padded([self._prompt_ids(prompt) for prompt in prompts])
+        own, tokenizer = self.net.generation_config, self.tokenizer
+        settings = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+            pad_token_id=self._pad_id,
+        )
+        with self._autocast():
+            tokens = self.net.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings, **self._vision(images)
+            )
+        texts = tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
+        """(N, 3, image_side, image_side) → (N, 1 + L, d) unit-norm hidden states of the layer that the model reads.
+
+        The first is the class token of the whole image; `patches` adds those of all patches, tile by tile.
+        """
+        layers, pixels = self.net.config.vision_feature_layer, self._vision(images)["pixel_values"]
+        with self._autocast():
+            found = self.net.model.vision_tower(pixels.flatten(0, -4), output_hidden_states=True)
+        states = [found.hidden_states[i] for i in ([layers] if isinstance(layers, int) else layers)]
+        tokens = at_least_float32(torch.cat(states, dim=-1)).unflatten(0, (len(images), -1))
+        image = tokens[:, 0, :1]
+        every = torch.cat([image, tokens[:, :, 1:].flatten(1, 2)], dim=1) if patches else image
+        return F.normalize(every, dim=-1)
+
+    def _forward(self, images: Tensor, ids: Tensor, mask: Tensor, logits_to_keep: int) -> Tensor:
+        # Rotary positions are relative; counting from the first real token is what an unpadded prompt has.
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with self._autocast():
+            found = self.net(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                logits_to_keep=logits_to_keep,
+                use_cache=False,
+                **self._vision(images),
+            )
+        return at_least_float32(found.logits)
+
+    def _vision(self, images: Tensor) -> dict[str, Tensor]:
+        """The image part of transformers' input: normalised, and for LLaVA-NeXT in tiles (N, 5, 3, tile, tile)."""
+        side = self.image_side
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"{self.name} takes images of shape (N, 3, {side}, {side}), not {tuple(images.shape)}; "
+                "use its preprocess"
+            )
+        if not self.is_next:
+            return {"pixel_values": (images - self.mean) / self.std}
+        whole = F.interpolate(images, size=self.tile, mode="bicubic", antialias=True)
+        quarters = [part for row in images.chunk(NEXT_TILES, 2) for part in row.chunk(NEXT_TILES, 3)]
+        tiles = torch.stack([whole, *quarters], dim=1)
+        sizes = torch.full((len(images), 2), side, device=images.device)
+        return {"pixel_values": (tiles - self.mean[:, None]) / self.std[:, None], "image_sizes": sizes}
+
+    @property
+    def _pad_id(self) -> int:
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(one for one in known if one is not None)
+
+    @property
+    def _image_id(self) -> int:
+        return int(self.net.config.image_token_id)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        text = self.template(prompt)
+        bos = self.tokenizer.bos_token
+        # A template that begins with the token itself must not get it twice.
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=bos is None or not text.startswith(bos)
+        ).input_ids
+        if ids.count(self._image_id) != 1:
+            raise ValueError(f"a prompt must not hold the image token itself: {prompt[:80]!r}")
+        place = ids.index(self._image_id)
+        return [*ids[:place], *[self._image_id] * self.image_tokens, *ids[place + 1 :]]
+
+    def _target_ids(self, target: str) -> list[int]:
+        ids: list[int] = self.tokenizer(target, add_special_tokens=False).input_ids
+        if not ids or self._image_id in ids:
+            raise ValueError(f"an answer needs words, and not the image token: {target[:80]!r}")
+        return ids
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """(N, L) token ids and attention mask, padded on the left."""
+        longest = max(map(len, rows))
+        ids = torch.tensor([[self._pad_id] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return to_device(ids, self.device), to_device(mask, self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

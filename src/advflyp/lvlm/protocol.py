@@ -1,0 +1,238 @@
+"""Which attacks a sample goes through, and when it leaves: the worst answer counts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advflyp.attack.apgd import APGD
+from advflyp.attack.base import SingleAttack
+from advflyp.attack.encoder import EncoderPGD
+from advflyp.attack.pgd import PGD
+from advflyp.attack.threat import Threat
+from advflyp.config import suggest
+from advflyp.lvlm.attack import perturb
+from advflyp.lvlm.model import LVLM
+from advflyp.lvlm.tasks import Metric, Sample, Task
+from advflyp.model.precision import Resolved
+
+# A caption needs more tokens than a word.
+LONGEST = {"cider": 50, "vqa": 10, "yes-no": 10}
+REFERENCES = 5
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of the attack on the samples that are still in.
+
+    Attributes:
+        answer: Which reference is made unlikely, by its number; "best", that of the worst answer so far, from the image
+            that gave it; or "target", the string `target` is made likely.
+        precision: Of the search; answers are always given in float32.
+        target: A targeted attack's string.
+    """
+
+    answer: int | Literal["best", "target"]
+    precision: Resolved = "fp32"
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class LVLMProtocol:
+    """What is run on each sample.
+
+    Attributes:
+        name: What results record.
+        attack: Of every round.
+        rounds: By the task's metric; none of a metric is attacked only where it has rounds.
+        leaves: By the task: a sample with a score below is not attacked any further.
+        limit: Samples that are drawn, with `seed`.
+    """
+
+    name: str
+    attack: SingleAttack
+    rounds: Mapping[Metric, tuple[Round, ...]]
+    leaves: Mapping[str, float] = field(default_factory=dict)
+    limit: int = 500
+    seed: int = 42
+
+
+_ONCE: Mapping[Metric, tuple[Round, ...]] = {
+    "cider": (Round(0),),
+    "vqa": (Round(0),),
+    "yes-no": (Round(0),),
+}
+_EACH = tuple(Round(number, "bf16") for number in range(REFERENCES))
+# Of RobustVLM (Schlarmann et al. 2024); an accuracy below 0.5 % is 0.
+ROBUSTVLM = LVLMProtocol(
+    name="robustvlm",
+    attack=APGD(loss="dlr", steps=100),
+    rounds={
+        "cider": (*_EACH, Round("best")),
+        "vqa": (*_EACH, Round("best"), *(Round("target", target=word) for word in ("maybe", "Word"))),
+    },
+    leaves={"coco": 10.0, "flickr30k": 2.0, "vqav2": 0.5, "textvqa": 0.5, "vizwiz": 0.5},
+)
+# The tower alone: no language model in the search, one attack for all questions about an image.
+ENCODER = LVLMProtocol(
+    name="encoder",
+    attack=EncoderPGD(tokens="patches", steps=100),
+    rounds=_ONCE,
+)
+PROTOCOLS = {one.name: one for one in (ROBUSTVLM, ENCODER)}
+
+
+def find_protocol(name: str) -> LVLMProtocol:
+    """A protocol by its name, or an attack "apgdN", "pgdN" or "encoderN", "encoder-patchesN" on the first reference.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    from advflyp.attack.names import read_attack_name
+
+    kind, _, steps = name.partition("apgd")
+    if not kind and steps.isdecimal() and 0 < int(steps) < 10**6:
+        attack: SingleAttack = APGD(loss="dlr", steps=int(steps))
+    else:
+        try:
+            read = read_attack_name(name)
+        except ValueError:
+            read = dict[str, Any](kind="unknown")
+        if read["kind"] == "pgd":
+            attack = PGD(loss="margin", steps=read["steps"])
+        elif read["kind"] == "encoder":
+            attack = EncoderPGD(tokens=read["tokens"], steps=read["steps"])
+        else:
+            known = [*PROTOCOLS, "apgd100", "pgd100", "encoder-patches100"]
+            raise ValueError(f"there is no attack '{name}' on answers{suggest(name, known)}")
+    return LVLMProtocol(name=name, attack=attack, rounds=_ONCE)
+
+
+@dataclass
+class Outcome:
+    """What became of N samples.
+
+    Attributes:
+        clean: N answers to the clean images.
+        clean_scores: (N,) float64, their scores.
+        answers: N worst answers.
+        scores: (N,) float64, their scores.
+        images: (N, 3, H, W), the images that gave them.
+        rounds: (N,) int64, how many rounds each sample went through.
+    """
+
+    clean: list[str]
+    clean_scores: Tensor
+    answers: list[str]
+    scores: Tensor
+    images: Tensor
+    rounds: Tensor
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A protocol on one model and task at one radius.
+
+    Attributes:
+        score: (a sample's place in the task, answer) → its score in per cent.
+    """
+
+    model: LVLM
+    task: Task
+    protocol: LVLMProtocol
+    threat: Threat | None
+    score: Callable[[int, str], float]
+    seed: int = 0
+
+    def run(self, places: Sequence[int], images: Tensor) -> Outcome:
+        """Attack the samples at `places` (N) of the task, whose clean images are (N, 3, H, W)."""
+        samples = [self.task.samples[place] for place in places]
+        clean = self._answers(images, samples)
+        scores = self._scores(places, clean)
+        found = Outcome(
+            clean,
+            scores,
+            list(clean),
+            scores.clone(),
+            images.clone(),
+            torch.zeros(len(places), dtype=torch.long),
+        )
+        if self.threat is None:
+            return found
+        best = [0] * len(places)
+        for number, one in enumerate(self.protocol.rounds.get(self.task.metric, ())):
+            rows = self._rows(one, samples, found.scores)
+            if rows:
+                self._round(number, one, rows, places, images, found, best)
+        return found
+
+    def _rows(self, one: Round, samples: Sequence[Sample], scores: Tensor) -> list[int]:
+        """Which samples are still in, and have the reference of this round."""
+        least = self.protocol.leaves.get(self.task.name, -1.0)
+        return [
+            row
+            for row, sample in enumerate(samples)
+            if scores[row] >= least
+            and not (isinstance(one.answer, int) and one.answer >= len(self._wanted(sample)))
+        ]
+
+    def _round(
+        self,
+        number: int,
+        one: Round,
+        rows: list[int],
+        places: Sequence[int],
+        images: Tensor,
+        found: Outcome,
+        best: list[int],
+    ) -> None:
+        """One attack on `rows`; whatever is worse than what was known is entered in `found`."""
+        assert self.threat is not None
+        there = torch.tensor(rows, device=images.device)
+        samples = [self.task.samples[places[row]] for row in rows]
+        targets = [self._target(one, sample, best[row]) for row, sample in zip(rows, samples, strict=True)]
+        with self.model.computing_in(one.precision):
+            attacked = perturb(
+                self.model,
+                self.protocol.attack,
+                images[there],
+                [sample.prompt for sample in samples],
+                targets,
+                self.threat,
+                seed=self.seed * 1_000 + number,
+                index=torch.tensor([places[row] for row in rows]),
+                targeted=one.answer == "target",
+                start=found.images[there] if one.answer == "best" else None,
+            )
+        if not bool(self.threat.contains(images[there], attacked).all()):
+            raise AssertionError("the attack left its ball")
+        answers = self._answers(attacked, samples)
+        scores = self._scores([places[row] for row in rows], answers)
+        for i, row in enumerate(rows):
+            found.rounds[row] += 1
+            if scores[i] < found.scores[row] or (number == 0 and scores[i] == found.scores[row]):
+                found.scores[row], found.answers[row], found.images[row] = scores[i], answers[i], attacked[i]
+                best[row] = one.answer if isinstance(one.answer, int) else best[row]
+
+    def _wanted(self, sample: Sample) -> list[str]:
+        """The references that attacks are given: captions in their order, answers by how frequent they are."""
+        if self.task.metric == "cider":
+            return list(sample.references[:REFERENCES])
+        return sample.frequent(REFERENCES)
+
+    def _target(self, one: Round, sample: Sample, best: int) -> str:
+        if one.answer == "target":
+            return one.target
+        return self._wanted(sample)[one.answer if isinstance(one.answer, int) else best]
+
+    def _answers(self, images: Tensor, samples: Sequence[Sample]) -> list[str]:
+        prompts = [sample.prompt for sample in samples]
+        return self.model.answer(images, prompts, max_new_tokens=LONGEST[self.task.metric])
+
+    def _scores(self, places: Sequence[int], answers: Sequence[str]) -> Tensor:
+        pairs = zip(places, answers, strict=True)
+        return torch.tensor([self.score(place, answer) for place, answer in pairs], dtype=torch.float64)

@@ -1,0 +1,133 @@
+"""Result cells of large vision-language models, and the answers that are kept beside them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from advflyp.config import fill
+from advflyp.evaluation.results import SAMPLES, Measurement, read_lines, wilson
+from advflyp.files import write_atomically
+from advflyp.limits import MAX_DOCUMENT_BYTES
+
+# Samples whose images are kept, for the report.
+SHOWN = 8
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerCell(Measurement):
+    """A large vision-language model on one task, clean or under one protocol.
+
+    Attributes:
+        vision: The model whose image tower it sees through.
+        checkpoint_sha256: Of all weights.
+        task: As `load_task` calls it.
+        metric: "cider" (CIDEr-D), "vqa" (accuracy) or "yes-no" (accuracy), each times 100.
+        samples_sha256: Of the samples' names, questions and references.
+        subset: {"of"} or {"of", "limit", "seed"}.
+        attack: The protocol; "clean".
+        attack_args: The attack, its rounds and when a sample leaves.
+        precision: Of the search; "bf16+fp32" where rounds differ. Answers are given in float32.
+        n: Samples that were asked.
+        score: Mean of the samples' worst scores.
+        ci95: 95 % interval: Wilson's of "yes-no", else the percentile bootstrap over samples.
+        clean: Mean of the clean answers of the same samples.
+        idf_images: CIDEr's rarity of n-grams is that among the references of so many images; 0 of other metrics.
+        reached: Target string → in how many worst answers it stands.
+        unreadable: {name: reason} of skipped samples.
+    """
+
+    OUTCOME: ClassVar[tuple[str, ...]] = (
+        "model", "n", "score", "ci95", "clean", "reached", "unreadable", "seconds",
+    )  # fmt: skip
+    SLUG: ClassVar[tuple[str, ...]] = ("model", "task", "attack")
+
+    model: str
+    vision: str
+    checkpoint_sha256: str
+    task: str
+    metric: str
+    samples_sha256: str
+    subset: dict[str, int]
+    attack: str
+    attack_args: dict[str, Any]
+    norm: str | None
+    eps: float
+    precision: str
+    seed: int
+    version: str
+    n: int = 0
+    score: float = 0.0
+    ci95: tuple[float, float] = (0.0, 0.0)
+    clean: float = 0.0
+    idf_images: int = 0
+    reached: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def interval(scores: Sequence[float], metric: str) -> tuple[float, float]:
+    """The 95 % interval of the mean of scores in per cent."""
+    values = np.asarray(scores, dtype=np.float64)
+    if metric == "yes-no":
+        low, high = wilson(float(values.sum()) / 100, len(values))
+        return 100 * low, 100 * high
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def read_answer_cells(path: Path) -> list[AnswerCell]:
+    """Every cell of a JSON-lines file; ValueError naming the line that is not one."""
+    cells = read_lines(path, _checked)
+    return list({(cell.model, *cell.key()): cell for cell in cells}.values())
+
+
+def _checked(record: Any) -> AnswerCell:
+    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    cell = fill(AnswerCell, record)
+    if cell.n < 1:
+        raise ValueError("n must be at least 1")
+    if not all(
+        math.isfinite(value) and value >= 0 for value in (cell.score, cell.clean, *cell.ci95, cell.eps)
+    ):
+        raise ValueError("a score must be a number of at least 0")
+    return cell
+
+
+def answers_path(store: Path, cell: AnswerCell) -> Path:
+    """Where a cell's answers are: results.samples/NAME.answers.npz."""
+    return store.with_suffix(SAMPLES) / f"{cell.slug()}.answers.npz"
+
+
+def save_answers(store: Path, cell: AnswerCell, arrays: Mapping[str, Any]) -> None:
+    """Keep keys, prompts, answers, scores and the first samples' images beside the results."""
+    with write_atomically(answers_path(store, cell)) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_answers(store: Path, cell: AnswerCell) -> dict[str, np.ndarray] | None:
+    """What `save_answers` has kept; None where it is not there, ValueError where it is damaged."""
+    path = answers_path(store, cell)
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise ValueError("it is too large")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {
+                name: arrays[name] for name in ("keys", "prompts", "clean", "answers", "before", "after")
+            }
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it") from None
+    count = len(found["keys"])
+    images = (found["before"], found["after"])
+    if any(len(found[name]) != count for name in ("prompts", "clean", "answers")) or any(
+        one.ndim != 4 or one.shape[1] != 3 or one.dtype != np.uint8 or len(one) > count for one in images
+    ):
+        raise ValueError(f"{path} is damaged (its arrays do not fit); remove it")
+    return found

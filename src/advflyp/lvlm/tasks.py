@@ -1,0 +1,238 @@
+"""The tasks' official annotation files, read in the layout in which their authors publish them."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from advflyp.config import suggest
+from advflyp.documents import parse_json, read_json, read_text
+from advflyp.lvlm.metrics import normalised
+
+Metric = Literal["cider", "vqa", "yes-no"]
+CAPTION = "Provide a short caption for this image."
+SHORT = "{}\nAnswer the question using a single word or phrase."
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image, a question and what people answered.
+
+    Attributes:
+        key: Its name in results.
+        image: The file.
+        prompt: The question.
+        references: Captions, annotators' answers, or "yes" or "no".
+    """
+
+    key: str
+    image: Path
+    prompt: str
+    references: tuple[str, ...]
+
+    def frequent(self, count: int) -> list[str]:
+        """The `count` most frequent references, the earlier of equally frequent ones first."""
+        groups = Counter(normalised(one) or one for one in self.references)
+        first = {normalised(one) or one: one for one in reversed(self.references)}
+        return [first[group] for group, _ in groups.most_common(count)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples and how their answers are scored.
+
+    Attributes:
+        name: What results call it.
+        metric: "cider", "vqa" or "yes-no", all in per cent.
+        samples: All of them, or those that were drawn.
+        of: How many there are without the limit.
+    """
+
+    name: str
+    metric: Metric
+    samples: tuple[Sample, ...]
+    of: int
+
+    def drawn(self, limit: int | None, seed: int) -> "Task":
+        """`limit` samples at random, in their order."""
+        if limit is None or limit >= len(self.samples):
+            return self
+        places = sorted(random.Random(seed).sample(range(len(self.samples)), limit))
+        return Task(self.name, self.metric, tuple(self.samples[place] for place in places), self.of)
+
+
+class _Lacking(Exception):
+    """A record is not what its file should hold."""
+
+
+def load_task(name: str, root: str | Path) -> Task:
+    """Read a task below `root`, the folder with one folder for each data set (docs/lvlm.md has the layout).
+
+    Args:
+        name: "coco", "flickr30k", "vqav2", "textvqa", "vizwiz", "pope-random", "pope-popular" or "pope-adversarial".
+        root: The folder of all data sets.
+
+    Raises:
+        ValueError: There is no such task, a file is missing (the message says where it belongs) or damaged.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task '{name}'{suggest(name, TASKS)}")
+    layout, root = TASKS[name], Path(root).expanduser()
+    files = [root / file for file in layout.files]
+    images = root / layout.images
+    for path in (*files, images):
+        if not path.exists():
+            raise ValueError(f"{name} needs {path}, which is not there: {layout.source}")
+    try:
+        samples = layout.read(files, images)
+    except (_Lacking, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{files[0]} is not the annotation file of {name}: {error}; {layout.source}"
+        ) from None
+    if not samples:
+        raise ValueError(f"{files[0]} holds no samples of {name}; {layout.source}")
+    return Task(name, layout.metric, tuple(samples), len(samples))
+
+
+def _karpathy(files: Sequence[Path], images: Path) -> list[Sample]:
+    """Karpathy's JSON: images of the split "test", each with its sentences."""
+    samples = []
+    for record in read_json(files[0])["images"]:
+        if record["split"] != "test":
+            continue
+        path = _inside(images, record.get("filepath", ""), record["filename"])
+        captions = tuple(_text(one["raw"]) for one in record["sentences"])
+        samples.append(Sample(record["filename"], path, CAPTION, captions))
+    return samples
+
+
+def _vqav2(files: Sequence[Path], images: Path) -> list[Sample]:
+    answers = {
+        one["question_id"]: tuple(_text(answer["answer"]) for answer in one["answers"])
+        for one in read_json(files[1])["annotations"]
+    }
+    return [
+        Sample(
+            str(one["question_id"]),
+            images / f"COCO_val2014_{int(one['image_id']):012d}.jpg",
+            SHORT.format(_text(one["question"])),
+            answers[one["question_id"]],
+        )
+        for one in read_json(files[0])["questions"]
+    ]
+
+
+def _textvqa(files: Sequence[Path], images: Path) -> list[Sample]:
+    return [
+        Sample(
+            str(one["question_id"]),
+            _inside(images, f"{one['image_id']}.jpg"),
+            SHORT.format(_text(one["question"])),
+            tuple(map(_text, one["answers"])),
+        )
+        for one in read_json(files[0])["data"]
+    ]
+
+
+def _vizwiz(files: Sequence[Path], images: Path) -> list[Sample]:
+    return [
+        Sample(
+            one["image"],
+            _inside(images, one["image"]),
+            SHORT.format(_text(one["question"])),
+            tuple(_text(answer["answer"]) for answer in one["answers"]),
+        )
+        for one in read_json(files[0])
+    ]
+
+
+def _pope(files: Sequence[Path], images: Path) -> list[Sample]:
+    """JSON lines."""
+    samples = []
+    for line in read_text(files[0]).splitlines():
+        one = parse_json(line)
+        if one["label"] not in ("yes", "no"):
+            raise _Lacking(f"the label {json.dumps(one['label'])[:40]} is neither yes nor no")
+        path = _inside(images, one["image"])
+        samples.append(
+            Sample(str(one["question_id"]), path, SHORT.format(_text(one["text"])), (one["label"],))
+        )
+    return samples
+
+
+def _inside(folder: Path, *names: str) -> Path:
+    """A file of an annotation, which must not lead out of its folder."""
+    for name in names:
+        if not isinstance(name, str) or "/" in name or "\\" in name or "\0" in name or name == "..":
+            raise _Lacking(f"{str(name)[:60]!r} is not the name of an image")
+    return folder.joinpath(*names)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Lacking(f"{str(value)[:60]!r} is not a text")
+    return value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a task's files are below the root, where they come from, and what reads them."""
+
+    metric: Metric
+    files: tuple[str, ...]
+    images: str
+    source: str
+    read: Callable[[Sequence[Path], Path], list[Sample]]
+
+
+_COCO_IMAGES = "the images are val2014.zip of cocodataset.org, unpacked as coco/val2014"
+_SPLITS = "caption_datasets.zip of Karpathy's splits"
+TASKS: Mapping[str, Layout] = {
+    "coco": Layout(
+        "cider", ("coco/dataset_coco.json",), "coco", f"it is in {_SPLITS}; {_COCO_IMAGES}", _karpathy
+    ),
+    "flickr30k": Layout(
+        "cider",
+        ("flickr30k/dataset_flickr30k.json",),
+        "flickr30k/flickr30k-images",
+        f"it is in {_SPLITS}; the images are Flickr30k's own folder flickr30k-images",
+        _karpathy,
+    ),
+    "vqav2": Layout(
+        "vqa",
+        (
+            "vqav2/v2_OpenEnded_mscoco_val2014_questions.json",
+            "vqav2/v2_mscoco_val2014_annotations.json",
+        ),
+        "coco/val2014",
+        f"questions and annotations of the validation set are on visualqa.org; {_COCO_IMAGES}",
+        _vqav2,
+    ),
+    "textvqa": Layout(
+        "vqa",
+        ("textvqa/TextVQA_0.5.1_val.json",),
+        "textvqa/train_images",
+        "annotations and train_val_images.zip, which has the folder train_images, are on textvqa.org",
+        _textvqa,
+    ),
+    "vizwiz": Layout(
+        "vqa",
+        ("vizwiz/val.json",),
+        "vizwiz/val",
+        "annotations and val.zip are on vizwiz.org (visual question answering)",
+        _vizwiz,
+    ),
+    **{
+        f"pope-{kind}": Layout(
+            "yes-no",
+            (f"pope/coco_pope_{kind}.json",),
+            "coco/val2014",
+            f"it is in output/coco of POPE's repository; {_COCO_IMAGES}",
+            _pope,
+        )
+        for kind in ("random", "popular", "adversarial")
+    },
+}

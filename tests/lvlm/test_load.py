@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advflyp.lvlm.load import load_lvlm, with_tower
+from advflyp.model.clip import CLIP
+from advflyp.model.folder import save_model
+from advflyp.model.interop.hf import to_transformers
+from advflyp.model.load import load_model
+from helpers import TEXT, assert_equal64, small_model
+
+
+def clip(folder: Path, width: int = 32, layers: int = 3, size: int = 24) -> CLIP:
+    """A random CLIP with a tokenizer, which comes with loading."""
+    vision = {"image_size": size, "layers": layers, "width": width, "head_width": 8, "patch_size": 8}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": True}
+    save_model(small_model(config, 1), folder / "clip", {})
+    model = load_model(folder / "clip")
+    model.name = "robust"
+    return model
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("llava_folder", 9), ("next_folder", 9 + 6 * 7)])
+def test_another_tower(kind: str, tokens: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """At another resolution: its states, its normalisation, as many image tokens as it has patches."""
+    tower = clip(tmp_path)
+    model = load_lvlm(request.getfixturevalue(kind), vision=tower, device="cpu").double()
+    assert model.vision_name == "robust"
+    assert model.image_side == (24 if kind == "llava_folder" else 48)
+    assert model.image_tokens == tokens
+    images = torch.rand(2, 3, model.image_side, model.image_side, dtype=torch.float64)
+    losses = model.per_sample_loss(images, ["a", "what is there ?"], ["red", "a cat"])
+    assert losses.isfinite().all()
+    assert len(model.answer(images, ["a", "what is there ?"], max_new_tokens=3)) == 2
+    # Raw states of the last layer but one, without the class token and the layer norm behind the tower.
+    pixels = (images - tower.mean.double()) / tower.std.double()
+    reference: Any = to_transformers(tower).double()
+    if kind == "llava_folder":
+        states = reference.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        seen = []
+        model.net.model.multi_modal_projector.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+        model.per_sample_loss(images, ["a", "a"], ["red", "red"])
+        assert_equal64(seen[0], states)
+
+
+def test_our_tower_gives_the_states_of_open_clip(llava_folder: Path, tmp_path: Path) -> None:
+    """The trap: open_clip's own patch tokens are of the last layer, behind its layer norm."""
+    tower = clip(tmp_path, size=16)
+    model = load_lvlm(llava_folder, vision=tower, device="cpu").double()
+    tower = tower.double()
+    seen: list[torch.Tensor] = []
+    visual: Any = tower.visual
+    visual.transformer.resblocks[-2].register_forward_hook(lambda _, __, out: seen.append(out))
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    tower.encode_image(images)
+    found = model.encode_tokens(images, patches=True)
+    assert_equal64(found, torch.nn.functional.normalize(seen[0], dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"width": 40}, "40 wide, that of .* 32"), ({"layers": 2}, "2 layers deep, that of .* 3")],
+)
+def test_a_tower_that_does_not_fit(
+    llava_folder: Path, tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_lvlm(llava_folder, vision=clip(tmp_path, **changes), device="cpu")
+
+
+def test_a_tower_without_tokens(llava_folder: Path, tiny_rn_folder: Path) -> None:
+    with pytest.raises(ValueError, match="transformers has no class for the image tower"):
+        load_lvlm(llava_folder, vision=tiny_rn_folder, device="cpu")
+
+
+def changed(source: Path, target: Path, **values: Any) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text()) | values
+    (target / "config.json").unlink()
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "vision tower of Qwen2.5-VL"),
+        ({"model_type": "blip"}, "of the type 'blip'"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantised"),
+        (
+            {"vision_config": {"model_type": "siglip_vision_model"}},
+            "vision_config is of the type 'siglip_vision_model'",
+        ),
+        ({"text_config": {"model_type": "llama", "hidden_size": 10**12}}, "hidden_size must be at most"),
+        ({"text_config": None}, "text_config is of the type 'None'"),
+    ],
+)
+def test_configurations_that_are_refused(
+    llava_folder: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_lvlm(changed(llava_folder, tmp_path / "other", **values), device="cpu")
+
+
+def test_tiles_that_are_refused(next_folder: Path, tmp_path: Path) -> None:
+    folder = changed(next_folder, tmp_path / "other", image_grid_pinpoints=[[16, 32]])
+    with pytest.raises(ValueError, match="knows no image of 32×32"):
+        load_lvlm(folder, device="cpu")
+
+
+def test_only_safetensors(llava_folder: Path, tmp_path: Path) -> None:
+    folder = changed(llava_folder, tmp_path / "other")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match="holds no safetensors"):
+        load_lvlm(folder, device="cpu")
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no model folder"):
+        load_lvlm(tmp_path / "nothing", device="cpu")
+    with pytest.raises(ValueError, match="no model of transformers"):
+        load_lvlm(tmp_path, device="cpu")
+
+
+def test_a_tower_is_put_in_after_loading(llava_folder: Path, tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 16, 16)
+    model = load_lvlm(llava_folder, device="cpu")
+    before = model.per_sample_loss(images, ["a"], ["cat"])
+    after = with_tower(model, clip(tmp_path, size=16)).per_sample_loss(images, ["a"], ["cat"])
+    assert not torch.allclose(before, after)

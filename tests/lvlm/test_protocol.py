@@ -1,0 +1,120 @@
+"""What the protocol does, on a model whose answers and losses are made up."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from advflyp.attack.apgd import APGD
+from advflyp.attack.encoder import EncoderPGD
+from advflyp.attack.pgd import PGD
+from advflyp.attack.threat import Threat
+from advflyp.lvlm import protocol as module
+from advflyp.lvlm.protocol import PROTOCOLS, ROBUSTVLM, LVLMProtocol, Round, Runner, find_protocol
+from advflyp.lvlm.tasks import Sample, Task
+
+REFERENCES = tuple(f"caption {i}" for i in range(5))
+THREAT = Threat(eps=4 / 255)
+
+
+class Recorder:
+    """Stands for model and attack: notes each round, and answers with the number of the round that made the image."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, scores: dict[str, float]) -> None:
+        self.rounds: list[dict[str, Any]] = []
+        self.scores, self.precision = scores, "fp32"
+        monkeypatch.setattr(module, "perturb", self.perturb)
+
+    @contextmanager
+    def computing_in(self, precision: str) -> Any:
+        before, self.precision = self.precision, precision
+        yield
+        self.precision = before
+
+    def perturb(
+        self, model: Any, attack: Any, images: Tensor, prompts: Any, targets: Any, threat: Any, **how: Any
+    ) -> Tensor:
+        self.rounds.append({"precision": self.precision, "targets": list(targets), **how})
+        return images + len(self.rounds) / 10_000
+
+    def answer(self, images: Tensor, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        assert self.precision == "fp32"
+        return [f"round {round(float(image.flatten()[0]) * 10_000)}" for image in images]
+
+    def score(self, place: int, answer: str) -> float:
+        return self.scores.get(f"{place} {answer}", self.scores.get(answer, 50.0))
+
+
+def task(name: str, metric: Any, count: int = 1, references: tuple[str, ...] = REFERENCES) -> Task:
+    samples = tuple(Sample(str(i), Path("x"), "what ?", references) for i in range(count))
+    return Task(name, metric, samples, count)
+
+
+def run(model: Recorder, what: Task, how: LVLMProtocol = ROBUSTVLM) -> Any:
+    runner = Runner(model, what, how, THREAT, model.score)  # type: ignore[arg-type]
+    return runner.run(list(range(len(what.samples))), torch.zeros(len(what.samples), 3, 2, 2))
+
+
+def test_captions_half_then_float32_from_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder(monkeypatch, {"round 0": 90, "round 3": 20, "round 6": 30})
+    found = run(model, task("coco", "cider"))
+    assert [one["precision"] for one in model.rounds] == ["bf16"] * 5 + ["fp32"]
+    assert [one["targets"] for one in model.rounds] == [[one] for one in REFERENCES] + [["caption 2"]]
+    assert all(one["start"] is None for one in model.rounds[:5])
+    # From the image of round 3, which was the worst, with its caption.
+    assert torch.allclose(model.rounds[5]["start"], torch.full((1, 3, 2, 2), 3e-4))
+    # Round 6 was not worse: the worst case stays.
+    assert (found.clean, found.answers) == (["round 0"], ["round 3"])
+    assert found.scores.tolist() == [20]
+    assert torch.allclose(found.images, torch.full((1, 3, 2, 2), 3e-4))
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("coco", 10), ("flickr30k", 2)])
+def test_a_sample_leaves_below_its_threshold(
+    monkeypatch: pytest.MonkeyPatch, name: str, threshold: float
+) -> None:
+    scores = {"0 round 2": threshold - 0.1, "1 round 2": float(threshold)}
+    model = Recorder(monkeypatch, scores)
+    found = run(model, task(name, "cider", 2))
+    assert [len(one["targets"]) for one in model.rounds] == [2, 2, 1, 1, 1, 1]
+    assert [one["index"].tolist() for one in model.rounds] == [[0, 1]] * 2 + [[1]] * 4
+    assert found.rounds.tolist() == [2, 6]
+    assert found.scores.tolist() == pytest.approx([threshold - 0.1, threshold])
+
+
+def test_answers_then_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    references = ("no", "red", "red", "red", "Blue", "blue")
+    model = Recorder(monkeypatch, {"round 2": 40})
+    run(model, task("vqav2", "vqa", references=references))
+    assert [one["targets"][0] for one in model.rounds] == ["red", "Blue", "no", "Blue", "maybe", "Word"]
+    assert [one["precision"] for one in model.rounds] == ["bf16"] * 3 + ["fp32"] * 3
+    assert [one["targeted"] for one in model.rounds] == [False] * 4 + [True] * 2
+
+
+def test_an_answer_that_is_wrong_is_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder(monkeypatch, {"0 round 0": 0, "1 round 1": 0})
+    found = run(model, task("textvqa", "vqa", 2))
+    assert [one["index"].tolist() for one in model.rounds] == [[1]]
+    assert found.rounds.tolist() == [0, 1]
+
+
+def test_pope_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder(monkeypatch, {})
+    assert run(model, task("pope-random", "yes-no")).rounds.tolist() == [0]
+    assert not model.rounds
+
+
+def test_names() -> None:
+    assert find_protocol("robustvlm") is ROBUSTVLM
+    assert PROTOCOLS["encoder"].attack == EncoderPGD(tokens="patches", steps=100)
+    assert find_protocol("apgd7").attack == APGD(loss="dlr", steps=7)
+    assert find_protocol("pgd3").attack == PGD(loss="margin", steps=3)
+    assert find_protocol("encoder-patches5").attack == EncoderPGD(tokens="patches", steps=5)
+    assert find_protocol("apgd7").rounds["vqa"] == (Round(0),)
+    for name in ("square", "apgd", "apgd0", "apgd1x", "nothing"):
+        with pytest.raises(ValueError, match="no attack"):
+            find_protocol(name)
