@@ -237,3 +237,51 @@ def test_a_mismatch_is_one_line_and_leaves_nothing(
     assert message.format(tmp=tmp_path) in error
     assert error.startswith("advflyp: ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_fewer_classes_are_drawn_by_the_seed_and_taken_evenly(tiny: CLIP, source: Path) -> None:
+    drawn = set()
+    for seed in range(8):
+        stream = opened(source, tiny, seed=seed, classes=2, limit=12)
+        found: Counter[str] = Counter()
+        for batch in stream.epoch(0):
+            found.update(stream.classes[label] for label in batch.labels.tolist())
+            assert [
+                stream.classes[label] in text
+                for label, text in zip(batch.labels, batch.captions, strict=True)
+            ]
+        assert set(found) == set(stream.classes) and len(stream.places) == 12
+        kept = Counter(stream.classes[stream.labels[place]] for place in stream.places)
+        assert set(kept.values()) == {6}
+        drawn.add(tuple(stream.classes))
+    assert len(drawn) > 1
+    three = opened(source, tiny, seed=3, classes=3)
+    assert set(opened(source, tiny, seed=3, classes=2).classes) < set(three.classes)
+
+
+@pytest.mark.parametrize("train", ["mini/proxy", "mini/proxy-captioned"])
+def test_one_vendor_and_few_classes_of_the_mini_proxy(train: str) -> None:
+    wanted = "labelled" if train == "mini/proxy" else "pairs"
+    stream = opened(train, None, wanted, source="noto | noto-v1", classes=60, limit=100)
+    assert {meta["source"] for meta in stream.metas} == {"noto", "noto-v1"} and len(stream.metas) == 100
+    counts = Counter(meta["concept"] for meta in stream.metas)
+    assert len(counts) == 60 and set(counts.values()) <= {1, 2, 3}
+    other = opened("mini/proxy", None, source="noto | noto-v1", classes=60, limit=100)
+    # Labelled and captioned are the same images.
+    assert [m["name"] for m in other.metas] == [m["name"] for m in stream.metas]
+    assert other.classes == sorted(counts)
+
+
+@pytest.mark.parametrize(
+    ("train", "wanted", "keys", "message"),
+    [
+        ("mini/proxy", "labelled", {"classes": 1505}, "data.classes = 1505, but the data has 1504"),
+        ("mini", "pairs", {"classes": 10}, "data.classes goes with labelled data"),
+        ("mini/food", "labelled", {"source": "noto"}, "mini/food has none"),
+        ("mini", "pairs", {"source": "noto | nato"}, "the corpus has no source 'nato'; it has "),
+        ("mini/proxy", "labelled", {"classes": 1}, "data.classes must be at least 2, not 1"),
+    ],
+)
+def test_classes_and_sources_that_are_not_there(train: str, wanted: str, keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened(train, None, wanted, **keys)

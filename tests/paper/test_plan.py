@@ -123,3 +123,22 @@ def test_a_part_finds_the_rates_of_its_runs_without_running_their_owners(scale: 
         for source in {run.rate_of or run.name for run in part.runs}:
             assert part.run(source) == whole.run(source)
         assert {step.run.name for step in steps_of(part)} == set(experiment.runs)
+
+
+def test_proxies_differ_in_their_data_alone() -> None:
+    plan = make_plan("mini", seeds=3, proxies=True).only(["proxies"])
+    found = recipes(plan)
+    assert {(r.train.max_steps, r.data.batch_size, r.validate.set) for r in found.values()} == {
+        (100, 128, None)
+    }
+    for name, recipe in found.items():
+        number = int(name.rsplit("-", 1)[1])
+        assert recipe.data.limit == (number if number < 6651 or name == "pairs-6651" else None), name
+    foreign = {name for name, recipe in found.items() if recipe.data.train == "mini/fashion-train"}
+    assert foreign == {f"{m}-foreign-{n}" for m in ("tecoa", "pmg_aft", "fare", "same") for n in (660, 2200)}
+    # A rate is searched once for a method and number.
+    for run in plan.runs:
+        assert run.rate_of is None or run.rate_of.rsplit("-", 1)[1] == run.name.rsplit("-", 1)[1]
+    steps = steps_of(plan)
+    assert {s.run.name for s in steps if s.seed} >= {"tecoa-foreign-2200", "pairs-2200", "same-near-660"}
+    assert not any("few" in s.run.name or "vendor" in s.run.name for s in steps if s.seed)

@@ -3,6 +3,7 @@
     python -m tools.mini_corpus.build                           # the full corpus, about 37,600 pairs
     python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
     python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
+    python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set of another world
 
 The same packages, seed and library versions give the same bytes.
 """
@@ -35,7 +36,7 @@ from tools.mini_corpus.clipart import read_clipart, read_stamps
 from tools.mini_corpus.emoji import EmojiTable
 from tools.mini_corpus.fetch import fetch, silent
 from tools.mini_corpus.read import Item, draw, finish, read_icons
-from tools.mini_corpus.render import encode_webp, fit, on_white, render_svg, require_renderer
+from tools.mini_corpus.render import SIZE, encode_webp, fit, on_white, render_svg, require_renderer
 from tools.mini_corpus.sets import SetPlan, embedded_sets, on_demand_sets, without
 from tools.mini_corpus.shards import sha256, write_json, write_tar
 from tools.mini_corpus.sources import SOURCES, TWINS, Source, source
@@ -116,7 +117,9 @@ def build_sets(
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     plans = [
         without(plan, {match.query for match in neardup.find(_on_white(plan, material.images), training[:])})
-        for plan in on_demand_sets(list(dict.fromkeys(names)), material.items, seed)
+        for plan in on_demand_sets(
+            list(dict.fromkeys(names)), material.items, seed, material.folders.get("fashion-mnist")
+        )
     ]
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.images, proxy)
@@ -169,7 +172,8 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rendered = list(pool.map(_render, ((item.svg, item.path) for item in items), chunksize=64))
     drawn = [(item, image) for item, image in zip(items, rendered, strict=True) if image is not None]
-    return Material([item for item, _ in drawn], np.stack([image for _, image in drawn]), folders, packages)
+    images = np.stack([image for _, image in drawn]) if drawn else np.zeros((0, SIZE, SIZE, 4), np.uint8)
+    return Material([item for item, _ in drawn], images, folders, packages)
 
 
 def separate(

@@ -15,6 +15,8 @@ from tools.mini_corpus.read import Item
 from tools.mini_corpus.render import MARGIN, SIZE
 
 MAX_PER_SET = 1000
+# As many as the largest number of foreign images that the experiment with proxies takes, and some.
+FASHION_TRAINING = 2500
 
 _PLAIN = ("{}", "a picture of a {}", "an image of {}", "this is a {}")
 _EMOJI = (*_PLAIN, "{} emoji", "a drawing of a {}")
@@ -144,10 +146,17 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
     ]
 
 
-def on_demand_sets(names: Sequence[str], items: Sequence[Item], seed: int) -> list[SetPlan]:
-    """The sets that only the user's machine may build, by name."""
+def on_demand_sets(
+    names: Sequence[str], items: Sequence[Item], seed: int, fashion_folder: Path | None = None
+) -> list[SetPlan]:
+    """The sets that are built on the user's machine only, by name."""
     plans = []
     for name in names:
+        if name == "fashion-train":
+            assert fashion_folder is not None
+            training = fashion(fashion_folder, seed, FASHION_TRAINING, part="train")
+            plans.append(replace(training, name=name, split="train"))
+            continue
         chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
         if name == "openmoji":
             chosen = [n for n in chosen if items[n].concept and not items[n].subgroup.startswith(_ALIKE)]
@@ -159,12 +168,12 @@ def on_demand_sets(names: Sequence[str], items: Sequence[Item], seed: int) -> li
     return plans
 
 
-def fashion(folder: Path, seed: int, n: int = MAX_PER_SET) -> SetPlan:
-    """Fashion-MNIST: n pictures of its standard test split, equally many of each class, 28 → 60 px."""
+def fashion(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "t10k") -> SetPlan:
+    """Fashion-MNIST: n pictures of its standard test split (or of "train"), equally many of each class, 28 → 60 px."""
     root = folder / "usr/share/datasets/fashion-mnist"
-    raw = gzip.decompress((root / "t10k-images-idx3-ubyte.gz").read_bytes())
+    raw = gzip.decompress((root / f"{part}-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
-    raw = gzip.decompress((root / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    raw = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     labels = np.frombuffer(raw, np.uint8, offset=8)
     chosen: list[int] = []
     for index in range(len(FASHION_CLASSES)):

@@ -22,6 +22,10 @@ class DataConfig:
         batch_size: N of Eq. 1, images in a batch.
         drop_last: Drop the samples of an epoch that fill no batch; false makes a smaller last batch of them.
         limit: The first N pairs, or N class-balanced images.
+        classes: Only so many classes of labelled data (or of "mini/proxy-captioned"), drawn by train.seed; none takes
+            all. `limit` then takes these evenly.
+        source: Only the images of these sources of a mini corpus: one, or several with " | " between them, such as
+            "noto | noto-v1" (docs/mini.md).
         size: Number of samples in `train`, where neither a manifest nor local files say so.
         workers: Number of decoding threads.
         resize: Shorter side before the centre crop; none uses the model's own preprocessing, which crops nothing
@@ -46,6 +50,8 @@ class DataConfig:
     batch_size: int = 256
     drop_last: bool = True
     limit: int | None = None
+    classes: int | None = None
+    source: str | None = None
     size: int | None = None
     workers: int = 4
     resize: int | None = None
@@ -73,6 +79,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {value}")
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"data.classes must be at least 2, not {self.classes}")
         self.chosen_templates()
         if self.schedule is not None:
             self._check_schedule(self.schedule)
@@ -80,6 +88,10 @@ class DataConfig:
             raise ValueError(f"data.also_share must be between 0 and 1, not {self.also_share}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction must be from 0 to 1, not {self.max_bad_fraction}")
+
+    def chosen_sources(self) -> set[str] | None:
+        """`source` one by one."""
+        return None if self.source is None else set(self.source.split(" | "))
 
     def chosen_templates(self) -> list[str] | None:
         """`templates` one by one; ValueError for one without exactly one {}."""

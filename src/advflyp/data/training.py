@@ -14,7 +14,7 @@ import torch
 from advflyp.data.config import DataConfig
 from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
 from advflyp.data.mini import EMBEDDED, PROXY
-from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder
+from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder, labelled_concepts
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import ImageReader
@@ -25,6 +25,7 @@ from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tars import BROKEN, DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
+from advflyp.data.sets.images import balanced, drawn_classes
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.sets.prompts import drawn_caption
 from advflyp.errors import SkippedSample
@@ -61,10 +62,15 @@ class DecodedLabelled(Decoded[int]):
 
     def __init__(self, labelled: LabelledSet, how: Reading) -> None:
         self.labelled = labelled
-        self.places = labelled.subset(how.config.limit, how.seed)
-        self.labels = labelled.labels.tolist()
+        self.classes = drawn_classes(labelled.classes, how.config.classes, how.seed)
+        number = {labelled.classes.index(name): label for label, name in enumerate(self.classes)}
+        # None: of a class that was not drawn.
+        self.labels = [number.get(label) for label in labelled.labels.tolist()]
+        kept = [place for place, label in enumerate(self.labels) if label is not None]
+        of_kept = [label for label in self.labels if label is not None]
+        self.places = [kept[place] for place in balanced(of_kept, how.config.limit, how.seed)]
         chosen = how.config.chosen_templates()
-        self.classes, self.templates = labelled.classes, chosen or labelled.templates
+        self.templates = chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
         super().__init__(how, len(self.places), "image")
 
@@ -77,6 +83,7 @@ class DecodedLabelled(Decoded[int]):
 
     def decode(self, sample: int, epoch: int) -> dict[str, Any]:
         label = self.labels[sample]
+        assert label is not None
         templates = self.templates if self.draws_captions else self.templates[:1]
         caption = drawn_caption(templates, self.classes[label], self.how.seed, epoch, sample)
         image = self.how.reader.from_image(self.labelled.image(sample))
@@ -109,10 +116,18 @@ def open_training(
         ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
+    if config.source is not None and (data is not None or not _is_of_mini(config.train)):
+        raise ValueError(
+            f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"
+        )
+    if config.classes is not None and wanted == "pairs" and config.train != PROXY_PAIRS:
+        raise ValueError(
+            f"data.classes goes with labelled data; {config.train} is read as pairs, leave it out"
+        )
     if data is not None:
         _check_kind(data, wanted)
     elif config.train == PROXY_PAIRS:
-        concepts = load_set(PROXY_SET).classes
+        concepts = labelled_concepts(load_set(PROXY_SET).classes, config, seed)
         return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
     elif (corpus := corpus_folder(config.train)) is not None and wanted != "labelled":
         if config.also is not None:
@@ -121,13 +136,17 @@ def open_training(
     elif wanted == "labelled" or (wanted == "images" and readings(config.train) == {"labelled"}):
         data = load_set(config.train)
         if config.train == PROXY_SET:
-            names = {"classes": data.classes, "templates": data.templates}
+            names = {"classes": labelled_concepts(data.classes, config, seed), "templates": data.templates}
             return MiniLabelled(EMBEDDED, config, seed=seed, device=device, share=share, **names)
     if isinstance(data, LabelledSet):
         how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
         return DecodedLabelled(data, how)
     captions = wanted == "pairs"
     return open_pairs(config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data)
+
+
+def _is_of_mini(train: str) -> bool:
+    return train in (PROXY_SET, PROXY_PAIRS) or corpus_folder(train) is not None
 
 
 def _check_kind(data: Any, wanted: str) -> None:

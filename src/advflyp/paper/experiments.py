@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Plan, Run, Scale
+from advflyp.paper.proxies_plan import proxy_experiment, proxy_runs
 
 MOST_SEEDS = 100
 FULL, FAST, OTHER = "advflyp_full", "advflyp_fast", "-other"
@@ -103,6 +104,7 @@ def make_plan(
     steps: int | None = None,
     pairs: str | None = None,
     captioned: str | None = None,
+    proxies: bool = False,
 ) -> Plan:
     """The whole plan of a scale.
 
@@ -112,6 +114,7 @@ def make_plan(
         steps: Updates of each training (mini: 100 by default; paper: the recipes' epochs).
         pairs: The web pairs, in place of the recipes' shards/*.tar.
         captioned: Pairs of captioned ImageNet images, in place of the recipe's.
+        proxies: With the experiment of docs/proxies.md (mini scale), which needs sets that are not embedded.
 
     Raises:
         ValueError: For an impossible number.
@@ -126,7 +129,10 @@ def make_plan(
     if mini and (pairs or captioned):
         raise ValueError("--pairs and --captioned go with --scale paper; the mini scale has its own pairs")
     make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
+    if proxies and not mini:
+        raise ValueError("the experiment 'proxies' is of the mini scale; use --scale mini")
     scaling, levers = make.scaling(), make.levers()
+    of_proxies = proxy_runs(make.trained) if proxies else []
     names: dict[tuple[str, ...], tuple[str, ...]] = {
         SCALING: tuple(run.name for run in scaling),
         COST: (ORIGINAL, FULL, *(run.name for run in levers)) if levers else (),
@@ -139,7 +145,7 @@ def make_plan(
         steps=make.steps,
         precision="auto",
         grid=(1e-4, 3e-4, 1e-3, 3e-3) if mini else (),
-        runs=(*make.methods(), *scaling, *levers),
+        runs=(*make.methods(), *scaling, *levers, *of_proxies),
         experiments=tuple(
             Experiment(
                 id=id,
@@ -152,7 +158,8 @@ def make_plan(
             )
             for id, title, runs, attacks, eps, measured in EXPERIMENTS
             if names.get(runs, runs)
-        ),
+        )
+        + ((proxy_experiment(of_proxies),) if proxies else ()),
     )
 
 
@@ -194,11 +201,11 @@ class _Runs:
         labels = {ORIGINAL: ORIGINAL, **METHODS}
         return [
             _original(ORIGINAL, ORIGINAL, backbone),
-            *(self._trained(name, label) for name, label in METHODS.items()),
-            *(self._trained(name, label, rate_of=FULL) for name, label in UNFROZEN.items()),
+            *(self.trained(name, label) for name, label in METHODS.items()),
+            *(self.trained(name, label, rate_of=FULL) for name, label in UNFROZEN.items()),
             _original(f"{ORIGINAL}{OTHER}", ORIGINAL + of_other, other),
             *(
-                self._trained(f"{name}{OTHER}", labels[name] + of_other, name, name, model__name=other)
+                self.trained(f"{name}{OTHER}", labels[name] + of_other, name, name, model__name=other)
                 for name in ON_OTHER
             ),
         ]
@@ -216,7 +223,7 @@ class _Runs:
                     keys["train__max_steps"] = max(1, self.steps * 128 // batch)
                 amount = f"{limit:,}".replace(",", "\u202f") if limit else "all"
                 label = f"AdvFLYP_full, {amount} pairs, batch {batch}"
-                found.append(self._trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))
+                found.append(self.trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))
         return found
 
     def levers(self) -> list[Run]:
@@ -231,19 +238,19 @@ class _Runs:
         # Forward equivalents of an image: 11, and with both levers 5.2.
         longer = {"train__max_steps": round(self.steps * 11 / 5.2)}
         each = (
-            self._trained("full-half", "AdvFLYP_full, half the updates", FULL, FULL, **half),
-            self._trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **one_step),
-            self._trained("full-noise", "AdvFLYP_full, one step from noise", FULL, FULL, **noise),
-            self._trained("full-smaller", "AdvFLYP_full, smaller images", FULL, FULL, **smaller),
-            self._trained("fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, **coarser),
+            self.trained("full-half", "AdvFLYP_full, half the updates", FULL, FULL, **half),
+            self.trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **one_step),
+            self.trained("full-noise", "AdvFLYP_full, one step from noise", FULL, FULL, **noise),
+            self.trained("full-smaller", "AdvFLYP_full, smaller images", FULL, FULL, **smaller),
+            self.trained("fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, **coarser),
         )
         return [
-            self._trained(FAST, "AdvFLYP_fast", FAST, FULL),
-            self._trained("fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, **longer),
+            self.trained(FAST, "AdvFLYP_fast", FAST, FULL),
+            self.trained("fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, **longer),
             *(replace(lever, most_seeds=3) for lever in each),
         ]
 
-    def _trained(
+    def trained(
         self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
     ) -> Run:
         """A training. keys: recipe keys with two underscores for the dot"""

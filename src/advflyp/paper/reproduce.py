@@ -14,6 +14,7 @@ from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
 from advflyp.paper.plan import PLAN_FILE, Plan, Scale
+from advflyp.paper.proxies_plan import PROXIES
 from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
 from advflyp.paper.study import read_study
@@ -49,7 +50,8 @@ def reproduce(
         ValueError: For an unknown experiment, an impossible number, or a folder that holds something else.
     """
     console = console or SafeConsole(quiet=True)
-    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned)
+    proxies = PROXIES in only
+    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned, proxies=proxies)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     names = names_in(out)

@@ -20,7 +20,7 @@ from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position
-from advflyp.data.sets.images import balanced
+from advflyp.data.sets.images import balanced, drawn_classes
 from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
 from advflyp.share import Share
@@ -47,6 +47,14 @@ def corpus_folder(name: str) -> Path | None:
     return path if (path / MANIFEST).is_file() and (path / "sets.json").is_file() else None
 
 
+def labelled_concepts(classes: Sequence[str], config: DataConfig, seed: int) -> list[str]:
+    """The classes of the embedded corpus' labelled images that `config.source` has and `config.classes` draws."""
+    if (sources := config.chosen_sources()) is not None:
+        there = {meta["concept"] for meta in read_shards(EMBEDDED)[1] if meta["source"] in sources}
+        classes = [name for name in classes if name in there]
+    return drawn_classes(classes, config.classes, seed)
+
+
 class MiniPairs:
     """Batches from a mini corpus; see `advflyp.data.pairs.pairs.Pairs`.
 
@@ -54,7 +62,7 @@ class MiniPairs:
 
     Args:
         folder: The corpus.
-        config: Its `batch_size`, `drop_last` and `limit` are used.
+        config: Its `batch_size`, `drop_last`, `limit` and `source` are used.
         seed: Random seed of the order, the compositions and the captions.
         device: Where images are composed.
         share: Which rows of a batch this rank is given; all by default.
@@ -76,12 +84,18 @@ class MiniPairs:
     ) -> None:
         images, metas = read_shards(folder)
         keep = list(range(len(metas)))
+        if (sources := config.chosen_sources()) is not None:
+            if unknown := sources - (known := {meta["source"] for meta in metas}):
+                raise ValueError(
+                    f"data.source: the corpus has no source '{min(unknown)}'; it has {', '.join(sorted(known))}"
+                )
+            keep = [row for row in keep if metas[row]["source"] in sources]
         if concepts is not None:
             label = {concept: number for number, concept in enumerate(concepts)}
             keep = [row for row in keep if metas[row]["concept"] in label]
             places = balanced([label[metas[row]["concept"]] for row in keep], config.limit, seed)
             keep = [keep[place] for place in places]
-        elif config.limit is not None and config.limit < len(metas):
+        elif config.limit is not None and config.limit < len(keep):
             # The shards are grouped by source: a random subset, not the first source.
             keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
         self.images = images.subset(keep)

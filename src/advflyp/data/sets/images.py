@@ -301,6 +301,21 @@ def held_out(whole: Files, share: float, *, rest: bool = False) -> Files:
     return whole.part(sorted(chosen))
 
 
+def drawn_classes(classes: Sequence[str], count: int | None, seed: int) -> list[str]:
+    """`count` of the classes in their order, drawn by `seed`; None: all. Fewer are a part of more.
+
+    Raises:
+        ValueError: There are not so many.
+    """
+    if count is None:
+        return list(classes)
+    if count > len(classes):
+        raise ValueError(f"data.classes = {count}, but the data has {len(classes)}; lower it")
+    order = list(range(len(classes)))
+    random.Random(f"{seed}/breadth").shuffle(order)
+    return [classes[place] for place in sorted(order[:count])]
+
+
 def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
     """Positions of `limit` labels, ascending, classes as evenly represented as they can be; None: all.
 

@@ -1,0 +1,116 @@
+"""The plan of `--only proxies`: labelled data by number, breadth and distance, against pairs of the same number.
+
+Fixed before anything was run; docs/proxies.md says what is to be concluded from it, and by which rule.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Run
+
+PROXIES = "proxies"
+NUMBERS = (180, 660, 2200, 6651)
+EVERY_PAIR = 24_060
+# So many classes have at least the number of images.
+FEW_CLASSES = {660: 170, 2200: 560}
+FOREIGN_NUMBERS = (660, 2200)
+VENDOR = {"data__source": "noto | noto-v1"}
+FOREIGN = {"data__train": "mini/fashion-train"}
+SETS = ("mini", "mini/openmoji", "mini/stamps")
+IMAGES = 200
+NEVER_HEADLINE = "mini/fashion"  # of the family of the foreign training set
+LABELLED = {"tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "fare": "FARE"}
+PAIRS, SAME = "pairs", "same"
+# The contrastive loss on the foreign images: there are no captions but prompts.
+PROMPTED = {"method__feature_weight": 1.0, "method__logit_weight": 1.0}
+ON_PAIRS = {
+    "advflyp": "AdvFLYP",
+    "advflyp_logit": "AdvFLYP + logit",
+    "advflyp_feature": "AdvFLYP + feature",
+}
+# (name, label, recipe, rate_of, **recipe keys) → a run, as experiments.py makes all of them.
+Make = Callable[..., Run]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place of the grid: how many images, and of which data ("near", "few", "vendor", "foreign")."""
+
+    number: int
+    data: str
+
+    def run(self, method: str) -> str:
+        """The name of a method's run on it; pairs have no data but their number."""
+        return f"{PAIRS}-{self.number}" if method == PAIRS else f"{method}-{self.data}-{self.number}"
+
+
+NEAR = tuple(Cell(number, "near") for number in NUMBERS)
+OTHERS = tuple(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS)
+WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign": "foreign"}
+CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
+
+
+def proxy_runs(make: Make) -> list[Run]:
+    """All trainings, the corners of the grid first; what is no corner gets one seed."""
+    grid = sorted((*NEAR, *OTHERS), key=lambda cell: cell not in CORNERS)
+    runs = [_pairs(make, number) for number in (2200, 660, 6651, EVERY_PAIR, 180)]
+    for cell in grid:
+        runs += [
+            run if cell in CORNERS else replace(run, most_seeds=1)
+            for run in (*_labelled(make, cell), _same(make, cell))
+        ]
+    for recipe, label in ON_PAIRS.items():
+        name = f"{recipe}-{PAIRS}-{EVERY_PAIR}"
+        runs.append(make(name, f"{label}, {_count(EVERY_PAIR)} pairs", recipe, f"{PAIRS}-{EVERY_PAIR}"))
+    return runs
+
+
+def proxy_experiment(runs: list[Run]) -> Experiment:
+    """Everything of it as one table."""
+    measure = Measure(sets=SETS, attacks=("clean", "pgd10"), eps=RADII[:1], limit=IMAGES)
+    return Experiment(
+        id=PROXIES,
+        title="Proxies: number, breadth and distance of the labelled data",
+        runs=(ORIGINAL, *(run.name for run in runs)),
+        attacks=measure.attacks,
+        eps=measure.eps,
+        measures=(measure,),
+        note="Not in the paper. Hypotheses and the rules that decide them, written down before: docs/proxies.md.",
+    )
+
+
+def _pairs(make: Make, number: int) -> Run:
+    keys = {"data__limit": number} if number < EVERY_PAIR else {}
+    run = make(f"{PAIRS}-{number}", f"AdvFLYP_full, {_count(number)} pairs", "advflyp_full", None, **keys)
+    return replace(run, most_seeds=1) if number == NUMBERS[0] else run
+
+
+def _labelled(make: Make, cell: Cell) -> Iterator[Run]:
+    """The rate is searched once for a method and number, on the data nearest to pretraining."""
+    for recipe, label in LABELLED.items():
+        rate_of = None if cell.data == "near" else Cell(cell.number, "near").run(recipe)
+        yield make(cell.run(recipe), f"{label}, {_words(cell)}", recipe, rate_of, **_keys(cell))
+
+
+def _same(make: Make, cell: Cell) -> Run:
+    """AdvFLYP_full on the images that the labelled methods have: with the corpus' captions, or prompts."""
+    label, rate_of = f"AdvFLYP_full on labelled, {_words(cell)}", f"{PAIRS}-{cell.number}"
+    if cell.data == "foreign":
+        return make(cell.run(SAME), label, "flyp", rate_of, **_keys(cell), **PROMPTED)
+    return make(cell.run(SAME), label, "aft_captioned", rate_of, **_keys(cell))
+
+
+def _keys(cell: Cell) -> dict[str, Any]:
+    keys: dict[str, Any] = {"data__limit": cell.number} if cell.number < NUMBERS[-1] else {}
+    if cell.data == "few":
+        keys["data__classes"] = FEW_CLASSES[cell.number]
+    return keys | {"vendor": VENDOR, "foreign": FOREIGN}.get(cell.data, {})
+
+
+def _words(cell: Cell) -> str:
+    return f"{WORDS[cell.data]}, {_count(cell.number)} images"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
