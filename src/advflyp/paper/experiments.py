@@ -119,12 +119,7 @@ def make_plan(
     Raises:
         ValueError: For an impossible number.
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {seeds}")
-    if seeds > MOST_SEEDS:
-        raise ValueError(f"--seeds is how many trainings each method gets, at most {MOST_SEEDS}, not {seeds}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"--steps must be at least 1, not {steps}")
+    _check_numbers(seeds, steps)
     mini = scale == "mini"
     if mini and (pairs or captioned):
         raise ValueError("--pairs and --captioned go with --scale paper; the mini scale has its own pairs")
@@ -161,6 +156,16 @@ def make_plan(
         )
         + ((proxy_experiment(of_proxies),) if proxies else ()),
     )
+
+
+def _check_numbers(seeds: int, steps: int | None) -> None:
+    """ValueError for an impossible number."""
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    if seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds is how many trainings each method gets, at most {MOST_SEEDS}, not {seeds}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, not {steps}")
 
 
 def _measures(mini: bool) -> dict[str, tuple[Measure, ...]]:
