@@ -247,11 +247,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":  # TOML has no null
             return None
-        words = [word for a in arguments if typing.get_origin(a) is Literal for word in typing.get_args(a)]
+        kinds = [a for a in arguments if a is not types.NoneType]
+        words = [word for a in kinds if typing.get_origin(a) is Literal for word in typing.get_args(a)]
         if value in words:
-            return str(value)
-        plain = (a for a in arguments if a is not types.NoneType and typing.get_origin(a) is not Literal)
-        return convert(value, next(plain), key)
+            return words[words.index(value)]
+        # Of a number or a word, a wrong word is a wrong number.
+        return convert(value, min(kinds, key=lambda a: typing.get_origin(a) is Literal), key)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(

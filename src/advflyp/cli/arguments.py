@@ -159,10 +159,11 @@ def options_of(command: Callable[..., Any]) -> list[Option]:
     found = []
     for parameter in inspect.signature(command).parameters.values():
         hint, arg = hints[parameter.name], Arg()
-        if typing.get_origin(hint) in (types.UnionType, typing.Union):
-            hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-        if typing.get_origin(hint) is Annotated:
-            hint, arg = typing.get_args(hint)
+        while (origin := typing.get_origin(hint)) in (types.UnionType, typing.Union, Annotated):
+            if origin is Annotated:
+                hint, arg = typing.get_args(hint)
+            else:
+                hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
         if not arg.hidden:
             text = explained.get(parameter.name) or arg.help
             found.append(Option(parameter, hint, arg, " ".join(text.split())))
