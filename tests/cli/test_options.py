@@ -52,6 +52,7 @@ BASE = {
     "data check": "pairs",
     "data overlap": "pairs --against classes",
     "data caption": "classes --out captions --model model",
+    "lvlm eval": "model --root classes",
     "env": "",
     "validate": "recipe.toml",
     "leaderboard": "",

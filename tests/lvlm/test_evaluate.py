@@ -1,14 +1,16 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from advflyp.attack.apgd import APGD
+from advflyp.cli.main import main
 from advflyp.lvlm.evaluate import evaluate_lvlm, scorer
 from advflyp.lvlm.load import load_lvlm
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.protocol import LVLMProtocol, Round
-from advflyp.lvlm.results import read_answer_cells, read_answers
+from advflyp.lvlm.results import AnswerCell, interval, read_answer_cells, read_answers
 from advflyp.lvlm.tasks import load_task
 
 QUICK = LVLMProtocol(
@@ -54,3 +56,85 @@ def test_nothing_is_measured_twice(
     first = evaluate_lvlm(model, tasks, QUICK, EPS, out=store)
     monkeypatch.setattr(LVLM, "answer", lambda *_, **__: pytest.fail("measured again"))
     assert evaluate_lvlm(model, tasks, QUICK, EPS, out=store) == first
+
+
+def test_an_interrupted_measurement_resumes_at_its_next_sample(
+    model: LVLM, root: Path, tmp_path: Path
+) -> None:
+    tasks, store = [load_task("coco", root)], tmp_path / "results.jsonl"
+    whole = evaluate_lvlm(model, tasks, QUICK, EPS, batch_size=1)
+    seen: list[tuple[str, int]] = []
+
+    def stop(cell: AnswerCell, done: int, of: int) -> None:
+        seen.append((cell.attack, done))
+        if (cell.attack, done) == ("quick", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_lvlm(model, tasks, QUICK, EPS, out=store, batch_size=1, watch=stop)
+    seen.clear()
+    again = evaluate_lvlm(
+        model,
+        tasks,
+        QUICK,
+        EPS,
+        out=store,
+        batch_size=1,
+        watch=lambda cell, done, _: seen.append((cell.attack, done)),
+    )
+    assert seen == [("quick", 3), ("quick", 4)]
+    assert [(one.score, one.ci95) for one in again] == [(one.score, one.ci95) for one in whole]
+    assert not store.with_suffix(".unfinished").exists()
+
+
+def test_images_that_cannot_be_read(model: LVLM, root: Path) -> None:
+    task = load_task("coco", root)
+    task.samples[1].image.write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match="more than 1% of its images cannot be read: COCO_val2014_000000000001"
+    ):
+        evaluate_lvlm(model, [task], QUICK, EPS)
+
+
+def test_intervals() -> None:
+    assert interval([100.0, 0.0, 100.0, 100.0], "yes-no") == pytest.approx((30.06, 95.44), abs=0.01)
+    low, high = interval([50.0] * 9, "cider")
+    assert low == high == 50
+
+
+def test_results_that_are_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"model": "x", "samples_sha256": "y"}\n')
+    with pytest.raises(ValueError, match="line 1 is not a result of ours"):
+        read_answer_cells(path)
+
+
+def test_the_command_and_its_report(
+    llava_folder: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(
+        ["lvlm", "eval", str(llava_folder), "--root", str(root), "--tasks", "coco,pope-random", "--attack", "apgd2",
+         "--eps", "8/255", "--limit", "3", "--out", "lvlm.jsonl", "--device", "cpu"]
+    )  # fmt: skip
+    assert "4 results in lvlm.jsonl" in capsys.readouterr().out
+    lines = [json.loads(line) for line in Path("lvlm.jsonl").read_text().splitlines()]
+    assert [line["subset"] for line in lines] == [{"of": 4, "limit": 3, "seed": 42}] * 4
+    main(["report", "lvlm.jsonl", "--out", "page"])
+    page = Path("page/index.html").read_text(encoding="utf-8")
+    assert "Captions and answers" in page
+    assert page.count("data:image/png") == 2 * 2 * 3
+    assert "Provide a short caption for this image." in page
+    assert "CIDEr-D" in Path("page/results.md").read_text(encoding="utf-8")
+
+
+def test_mistakes_of_the_command(llava_folder: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--attack", "nonsense"], ["--tasks", "cocoa"], ["--eps", "2"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["lvlm", "eval", str(llava_folder), "--root", str(root), "--device", "cpu", *words])
+        assert caught.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,5 +1,7 @@
+import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from advflyp.lvlm.model import LVLM
 from helpers import assert_equal64
@@ -82,3 +84,40 @@ def test_the_encoders_tokens_are_what_the_projector_reads(lvlm: LVLM, images: to
     tokens = lvlm.encode_tokens(images, patches=True)
     assert_equal64(tokens[:, 1:].flatten(0, 1), torch.nn.functional.normalize(seen[0].flatten(0, 1), dim=-1))
     assert torch.equal(lvlm.encode_tokens(images, patches=False), tokens[:, :1])
+
+
+def test_preprocessing_gives_pixels_of_its_side(lvlm: LVLM) -> None:
+    pixels = lvlm.preprocess(Image.new("RGB", (50, 30), (255, 0, 128)))
+    assert pixels.shape == (3, lvlm.image_side, lvlm.image_side)
+    assert pixels.amax() == 1
+    assert pixels.amin() == 0
+
+
+def test_bf16_changes_the_loss_and_only_within(lvlm: LVLM, images: torch.Tensor) -> None:
+    lvlm, images = lvlm.float(), images.float()
+    exact = lvlm.per_sample_loss(images, PROMPTS, TARGETS)
+    with lvlm.computing_in("bf16"):
+        rough = lvlm.per_sample_loss(images, PROMPTS, TARGETS)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert torch.equal(lvlm.per_sample_loss(images, PROMPTS, TARGETS), exact)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "message"),
+    [
+        ("a <image> cat", "a", "must not hold the image token"),
+        ("a", "  ", "needs words"),
+        ("a", "<image>", "needs"),
+    ],
+)
+def test_what_is_no_question_or_answer(
+    lvlm: LVLM, images: torch.Tensor, prompt: str, target: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        lvlm.per_sample_loss(images[:1], [prompt], [target])
+
+
+def test_images_of_another_size(lvlm: LVLM, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="use its preprocess"):
+        lvlm.answer(images[..., 1:], PROMPTS)

@@ -96,7 +96,7 @@ def evaluate(
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
     """
-    radii = _check_attacks(attacks, eps, norm or "linf")
+    radii = check_attacks(attacks, eps, norm or "linf")
     set_names(list(sets))
     if templates:
         from advflyp.data.sets.prompts import choose_templates
@@ -211,7 +211,7 @@ def retrieval(
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always embedded in fp32.
     """
-    radii = _check_attacks(attacks, eps, norm)
+    radii = check_attacks(attacks, eps, norm)
     from advflyp.console import rank0_console
     from advflyp.data.pairs.tables import Columns
     from advflyp.evaluation.retrieval import retrieval
@@ -291,7 +291,7 @@ def interpolate(
         out: JSON-lines file for the results; `advflyp report` draws the curve from it.
         save: Write the model of one alpha to a folder, for example --save 0.7 runs/mixed, and measure nothing.
     """
-    radii = _check_attacks(attacks, eps, "linf")
+    radii = check_attacks(attacks, eps, "linf")
     set_names(list(sets))
     for alpha in (*alphas, *(save or ())[:1]):
         if not 0 <= alpha <= 1:
@@ -354,7 +354,7 @@ def batch_size_of(word: str) -> 'int | Literal["auto"]':
     return "auto" if word == "auto" else convert(Typed(word), int, "--batch-size")
 
 
-def _check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
+def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
     """The radii; ValueError for the name of no attack and for a radius that no evaluation can use."""
     from advflyp.attack.names import read_attack_name
     from advflyp.config import number

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from advflyp.__about__ import __version__
-from advflyp.cli import data, evaluate, leaderboard, models, train, use, web
+from advflyp.cli import data, evaluate, leaderboard, lvlm, models, train, use, web
 from advflyp.cli.arguments import parse
 from advflyp.cli.environment import env
 from advflyp.config import suggest
@@ -55,18 +55,22 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "attack": use.attack,
     "demo": use.demo,
     "data": DATA,
+    "lvlm": {"eval": lvlm.evaluate},
     "env": env,
 }
 ABOUT = {
     "advflyp": "Make CLIP-like models adversarially robust, and measure how robust they are.",
     "advflyp data": "Training and test data, from nothing to shards.",
+    "advflyp lvlm": "Large vision-language models that see through a robust image tower.",
 }
 TRAINING = ("advflyp train", "advflyp pretrain")
 WITH_KEYS = (*TRAINING, "advflyp validate")
 # How an interrupted command goes on.
 RESUMING = {
     "continue with --resume": TRAINING,
-    "with --out, the same command resumes": ("advflyp eval", "advflyp retrieval", "advflyp interpolate"),
+    "with --out, the same command resumes": (
+        "advflyp eval", "advflyp retrieval", "advflyp interpolate", "advflyp lvlm eval",
+    ),
     "the same command resumes": (
         "advflyp quickstart", "advflyp reproduce", "advflyp leaderboard", "advflyp data caption",
         "advflyp data download",

@@ -11,7 +11,7 @@ from advflyp.documents import read_json_object
 from advflyp.lvlm.model import LVLM, NEXT_TILES
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
-from advflyp.model.interop.hf import to_transformers
+from advflyp.model.interop.hf import quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
 
@@ -165,10 +165,11 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
         raise ValueError(f"{folder} holds no safetensors ({' or '.join(WEIGHTS)}); save the model with them")
     local: Any = {"trust_remote_code": False, "local_files_only": True}
     try:
-        processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
-        net, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
-        )
+        with quiet():
+            processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
+            net, report = transformers.AutoModelForImageTextToText.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot load {name}: {reason}") from error

@@ -10,8 +10,7 @@ Each appears only when the largest difference from the source, over real images 
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +120,9 @@ def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Expo
 
 def _hf(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     _need("transformers", "hf")
-    with _quiet():
+    from advflyp.model.interop.hf import quiet
+
+    with quiet():
         return _transformers(model, folder, images)
 
 
@@ -237,22 +238,6 @@ FORMATS: dict[str, Callable[[CLIP, Path, Sequence[Image.Image]], Exported]] = {
     "hf": _hf,
     "onnx": _onnx,
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports; it reports the text tower of a file as unexpected."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _example_images() -> list[Image.Image]:

@@ -1,5 +1,7 @@
 """An open_clip model as transformers' `CLIPModel` or `SiglipModel`, with processor and tokenizer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,22 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 # open_clip's names of the tokens around a text → transformers'.
 NAMED = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 ADVICE = "export it with --format open_clip or onnx"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports; it reports the text tower of a file as unexpected."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def to_transformers(model: CLIP) -> "PreTrainedModel":

@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.evaluation.retrieval import RetrievalCell, read_retrieval
+from advflyp.lvlm.results import AnswerCell, read_answer_cells
 from advflyp.report.figures.examples import Example
 from advflyp.report.figures.plots import Look
+from advflyp.report.measure.answers import Answered, answer_examples, answers_tables
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.grid import methods_table, sanity_table
 from advflyp.report.measure.recall import recall_tables
@@ -32,7 +34,7 @@ from advflyp.written import check_files
 RESULTS_FILE = "results.jsonl"
 WHAT = "name result files (*.jsonl) and run folders"
 
-C = TypeVar("C", Cell, RetrievalCell)
+C = TypeVar("C", Cell, RetrievalCell, AnswerCell)
 Pair = tuple[str, str] | None
 
 
@@ -49,6 +51,8 @@ def write_report(
     seeds: bool = False,
     retrieval: Sequence[RetrievalCell] = (),
     stores: Sequence[Path] = (),
+    answers: Sequence[AnswerCell] = (),
+    answered: Sequence[Answered] = (),
 ) -> Path:
     """Write `out`/index.html, results.md and tables/*.csv, *.tex.
 
@@ -64,6 +68,8 @@ def write_report(
         seeds: Several checkpoints of one name are training seeds of one method: mean ± standard deviation.
         retrieval: Results of `advflyp retrieval`.
         stores: Files of `cells`, beside which the outcome of each image is stored: changes get intervals from that.
+        answers: Results of `advflyp lvlm eval`.
+        answered: Images with answers before and after the attack.
 
     Returns:
         The path of index.html.
@@ -74,11 +80,38 @@ def write_report(
     pair: Pair = (before, after) if before is not None and after is not None else None
     runs = dict(runs or {})
     results = Results(cells, seeds=seeds, stores=stores)
-    if not results.cells and not retrieval:
+    if not results.cells and not retrieval and not answers:
         raise ValueError("there are no results to report")
     check_models(results, *(pair or ()))
-    html, text, tables = _contents(title, results, pair, runs, examples, eps, retrieval)
+    others = _Others(retrieval, answers, answered)
+    html, text, tables = _contents(title, results, pair, runs, examples, eps, others)
     return sections.write_report_files(Path(out), tables, html=html, markdown=text)
+
+
+class _Others(NamedTuple):
+    """Results of other kinds than zero-shot accuracy."""
+
+    retrieval: Sequence[RetrievalCell]
+    answers: Sequence[AnswerCell]
+    answered: Sequence[Answered]
+
+    def headline(self) -> str:
+        """Of a report without accuracies."""
+        kinds = {"Image–text retrieval": self.retrieval, "Captions and answers": self.answers}
+        named = [
+            f"{kind} of {', '.join(dict.fromkeys(cell.model for cell in cells))}."
+            for kind, cells in kinds.items()
+            if cells
+        ]
+        return " ".join(named)
+
+    def tables(self) -> tuple[dict[str, Table], dict[str, Table]]:
+        """Of retrieval, and of captions and answers."""
+        recall = {
+            f"retrieval-{number}": table for number, table in enumerate(recall_tables(self.retrieval), 1)
+        }
+        answers = {f"answers-{number}": table for number, table in enumerate(answers_tables(self.answers), 1)}
+        return recall, answers
 
 
 def _contents(
@@ -88,7 +121,7 @@ def _contents(
     runs: Mapping[str, Path],
     examples: Sequence[Example],
     eps: float | None,
-    retrieval: Sequence[RetrievalCell],
+    others: _Others,
 ) -> tuple[str, str, dict[str, Table]]:
     """The page, results.md and the tables."""
     recipes = {name: read_recipe_tree(path) for name, path in runs.items()}
@@ -97,18 +130,14 @@ def _contents(
     radii += [recipe.get("attack", {}).get("eps") for recipe in recipes.values()]
     shown = [c for c in (results.clean, _headline_attack(results, radii)) if c]
     look = Look.of(models, dict(zip(pair, ("before", "after"), strict=True)) if pair else {})
-    headline = (
-        prose.headline(results, models, pair, shown)
-        if results.cells
-        else f"Image–text retrieval of {', '.join(dict.fromkeys(cell.model for cell in retrieval))}."
-    )
+    headline = prose.headline(results, models, pair, shown) if results.cells else others.headline()
     main = _main_tables(results, models, pair, shown)
     single = {
         f"model-{number}-{_slug(model)}": accuracy_table(results, model)
         for number, model in enumerate(results.models, 1)
     }
-    recall = {f"retrieval-{number}": table for number, table in enumerate(recall_tables(retrieval), 1)}
-    tables = main | single | recall
+    recall, answers = others.tables()
+    tables = main | single | recall | answers
     page = render(
         "report.html",
         title=title,
@@ -118,6 +147,8 @@ def _contents(
         main_tables=list(main.values()),
         model_tables=list(single.values()),
         retrieval_tables=list(recall.values()),
+        answers_tables=list(answers.values()),
+        answered=others.answered,
         training=sections.training(runs, recipes),
         **_accuracy(results, models, pair, shown, look, examples, runs),
     )
@@ -156,9 +187,10 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
         else:
             raise ValueError(f"there is no {path}; {WHAT}")
     found = [_read(store) for store in stores]
-    cells = [cell for some, _ in found for cell in some]
-    retrieval = [cell for _, some in found for cell in some]
-    if not cells and not retrieval:
+    cells = [cell for some in found for cell in some.cells]
+    retrieval = [cell for some in found for cell in some.retrieval]
+    answers = {store: some.answers for store, some in zip(stores, found, strict=True)}
+    if not cells and not retrieval and not any(answers.values()):
         raise ValueError(
             f"no results in {', '.join(map(str, paths)) or 'nothing'}; make some with "
             "`advflyp eval MODEL --out results.jsonl`"
@@ -177,6 +209,8 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
         seeds=seeds,
         retrieval=retrieval,
         stores=stores,
+        answers=[_named(cell) for some in answers.values() for cell in some],
+        answered=answer_examples(answers),
     )
 
 
@@ -254,22 +288,30 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-60:]
 
 
-def _named(cells: list[C]) -> list[C]:
+def _named(cell: C) -> C:
     """With names that every part of a report can show: a figure cannot be drawn with half a character in it."""
-    return [
-        replace(
-            cell,
-            **{name: for_terminal(value) for name, value in vars(cell).items() if isinstance(value, str)},
-        )
-        for cell in cells
-    ]
+    texts = {name: for_terminal(value) for name, value in vars(cell).items() if isinstance(value, str)}
+    return replace(cell, **texts)
 
 
-def _read(path: Path) -> tuple[list[Cell], list[RetrievalCell]]:
-    """Whichever of the two kinds of results a file holds."""
+class _Read(NamedTuple):
+    """What a file of results holds: cells of one kind."""
+
+    cells: Sequence[Cell] = ()
+    retrieval: Sequence[RetrievalCell] = ()
+    answers: Sequence[AnswerCell] = ()
+
+
+def _read(path: Path) -> _Read:
+    """Whichever kind of results a file holds."""
     try:
         with open(path, encoding="utf-8") as file:
-            is_retrieval = '"image_to_text"' in file.readline()
-        return ([], _named(read_retrieval(path))) if is_retrieval else (_named(read_cells(path)), [])
+            first = file.readline()
+        if '"image_to_text"' in first:
+            return _Read(retrieval=[_named(cell) for cell in read_retrieval(path)])
+        if '"samples_sha256"' in first:
+            # As they are: their file names follow from what they hold.
+            return _Read(answers=read_answer_cells(path))
+        return _Read(cells=[_named(cell) for cell in read_cells(path)])
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a result file (*.jsonl)") from None

@@ -1,0 +1,108 @@
+"""`advflyp lvlm eval` for reading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advflyp.escape import for_terminal
+from advflyp.lvlm.results import AnswerCell, read_answers
+from advflyp.report.measure.estimates import Condition, Estimate
+from advflyp.report.measure.tables import Table, Value
+from advflyp.wording import counted
+
+METRICS = {"cider": "CIDEr-D", "vqa": "VQA accuracy", "yes-no": "accuracy"}
+EXAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """An image, a question, and what a model answers before and after the attack.
+
+    Attributes:
+        before: (3, H, W) pixels in [0, 1].
+        after: (3, H, W), the image that gave the worst answer.
+    """
+
+    title: str
+    prompt: str
+    before: Tensor
+    after: Tensor
+    clean: str
+    attacked: str
+
+
+def answers_table(cells: Sequence[AnswerCell]) -> Table:
+    """A row for each task and condition; every score is a mean in per cent. One model."""
+    first = cells[0]
+    rows: list[list[Value]] = [
+        [
+            cell.task,
+            METRICS.get(cell.metric, cell.metric),
+            Condition(cell.attack, cell.norm, cell.eps).title.replace(", ε = ", " "),
+            Estimate(cell.score / 100, cell.ci95[0] / 100, cell.ci95[1] / 100),
+            f"{cell.n}",
+        ]
+        for cell in cells
+    ]
+    return Table(
+        title=f"Captions and answers\nmodel: {first.model}\nimage tower: {first.vision}",
+        columns=["task", "metric", "attack", "score", "n"],
+        rows=rows,
+        note="\n".join(_notes(cells)),
+    )
+
+
+def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
+    """`answers_table` of each model with each image tower."""
+    groups: dict[tuple[str, ...], list[AnswerCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.vision, cell.checkpoint_sha256), []).append(cell)
+    return [answers_table(group) for group in groups.values()]
+
+
+def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered]:
+    """The first samples of every attacked cell, by the files of results; none where nothing was kept."""
+    found = []
+    for store, some in cells.items():
+        for cell in some:
+            kept = None if cell.norm is None else read_answers(store, cell)
+            if kept is None:
+                continue
+            condition = Condition(cell.attack, cell.norm, cell.eps).title
+            for row in range(min(EXAMPLES, len(kept["before"]), len(kept["after"]))):
+                texts = [
+                    for_terminal(" ".join(str(kept[name][row]).split()))
+                    for name in ("prompts", "clean", "answers")
+                ]
+                before, after = (torch.from_numpy(kept[name][row]) / 255 for name in ("before", "after"))
+                title = f"{cell.task}, {for_terminal(str(kept['keys'][row]))}: {condition}, {cell.vision}"
+                found.append(
+                    Answered(
+                        title=title,
+                        prompt=texts[0],
+                        before=before,
+                        after=after,
+                        clean=texts[1],
+                        attacked=texts[2],
+                    )
+                )
+    return found
+
+
+def _notes(cells: Sequence[AnswerCell]) -> list[str]:
+    notes = ["each score is the mean of the samples' worst ones, followed by its 95 % interval"]
+    if subset := next((cell.idf_images for cell in cells if cell.idf_images), 0):
+        notes.append(f"CIDEr's rarity of words is that among the references of {counted(subset, 'image')}")
+    for cell in cells:
+        notes += [
+            f"{cell.task}, ε = {cell.eps * 255:g}/255: {count} of {cell.n} worst answers hold “{word}”"
+            for word, count in cell.reached.items()
+        ]
+    if skipped := [key for cell in cells for key in cell.unreadable]:
+        notes.append(
+            f"skipped {counted(len(set(skipped)), 'sample')}: {', '.join(list(dict.fromkeys(skipped))[:3])}"
+        )
+    return notes
