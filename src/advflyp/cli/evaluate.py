@@ -206,7 +206,7 @@ def retrieval(
         attacks: clean, pgdN or cwN (N steps), on every image of the gallery.
         eps: Radii in pixels of [0, 1], for example 1/255 4/255.
         edits: Captions with at most K wrong letters, chosen against the text encoder, and with as many drawn at random.
-        limit: The first N images, with their captions.
+        limit: N images, drawn by the seed, with their captions.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
             Adversarial images are always embedded in fp32.
