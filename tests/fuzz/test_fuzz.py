@@ -28,6 +28,7 @@ def read_all(folder: Path, *chunks: str) -> list[dict[str, Any]]:
     home.mkdir()
     environment = {
         **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",  # what is imported first would be a file written elsewhere
         "HOME": str(home),
         "TMPDIR": str(home),
         "MPLCONFIGDIR": str(home),
