@@ -1,17 +1,28 @@
 import json
+import typing
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from advflyp.attack.apgd import APGD
+from advflyp.cli.lvlm import TaskName
 from advflyp.cli.main import main
+from advflyp.limits import MAX_DOCUMENT_BYTES
 from advflyp.lvlm.evaluate import evaluate_lvlm, scorer
 from advflyp.lvlm.load import load_lvlm
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.protocol import LVLMProtocol, Round
-from advflyp.lvlm.results import AnswerCell, interval, read_answer_cells, read_answers
-from advflyp.lvlm.tasks import load_task
+from advflyp.lvlm.results import (
+    AnswerCell,
+    answers_path,
+    interval,
+    read_answer_cells,
+    read_answers,
+    save_answers,
+)
+from advflyp.lvlm.tasks import TASKS, load_task
 
 QUICK = LVLMProtocol(
     name="quick",
@@ -138,3 +149,41 @@ def test_mistakes_of_the_command(llava_folder: Path, root: Path, capsys: pytest.
             main(["lvlm", "eval", str(llava_folder), "--root", str(root), "--device", "cpu", *words])
         assert caught.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_command_knows_every_task() -> None:
+    assert typing.get_args(TaskName) == tuple(TASKS)
+
+
+@pytest.mark.parametrize("kind", ["no zip", "cut off", "large", "lying"])
+def test_answers_that_others_made(kind: str, tmp_path: Path) -> None:
+    """Nothing is unpacked that is larger than a document may be."""
+    about = {"model": "m", "vision": "v", "checkpoint_sha256": "0", "samples_sha256": "0", "version": "0"}
+    how = {
+        "subset": {},
+        "attack": "clean",
+        "attack_args": {},
+        "norm": None,
+        "eps": 0.0,
+        "precision": "fp32",
+        "seed": 0,
+    }
+    cell = AnswerCell(task="coco", metric="cider", **about, **how)  # type: ignore[arg-type]
+    store = tmp_path / "r.jsonl"
+    path = answers_path(store, cell)
+    names = ("keys", "prompts", "clean", "answers", "before", "after")
+    size = MAX_DOCUMENT_BYTES // 5 if kind == "large" else 10
+    save_answers(store, cell, {name: np.zeros(size, np.uint8) for name in names})
+    whole = path.read_bytes()
+    if kind == "no zip":
+        path.write_bytes(b"PK\x03\x04" + b"0" * 50)
+    elif kind == "cut off":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "lying":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name in names:
+                with packed.open(f"{name}.npy", "w") as file:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (2**50,)}
+                    np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_answers(store, cell)

@@ -64,8 +64,8 @@ def train(
         say(f"{counted(result.steps, 'step')}; the model is {result.out}")
         if result.best is None:
             say(
-                "nothing was validated: the model may be worse than the one that it began with; "
-                "--validate.set mini/val, which comes with the package, would tell"
+                "no validation was run, so the model may be worse than the one it started from; "
+                "add --validate.set mini/val to check"
             )
 
 

@@ -49,12 +49,13 @@ class AnswerVictim(Victim):
         # Of an encoder, attacks on answers need the tokens alone.
         encoder: Any = model
         super().__init__(self._logits, encoder=encoder, start=start)
-        self.model, self.prompts, self.answers, self.targeted = model, prompts, answers, targeted
+        self.model, self.targeted = model, targeted
+        self.tokens = model.tokens_of(prompts, answers)
         self.worst: Tensor | None = None
         self.objective = torch.full((len(prompts),), -torch.inf, device=model.device)
 
     def _logits(self, images: Tensor) -> Tensor:
-        loss = self.model.per_sample_loss(images, self.prompts, self.answers)
+        loss = self.model.loss_of(images, self.tokens)
         return torch.stack([loss if self.targeted else -loss, torch.zeros_like(loss)], dim=1)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """How answers are scored: CIDEr-D without Java, VQA accuracy, yes or no.
 
 CIDEr-D (Vedantam et al. 2015) is written here: aac-metrics brings four models of audio along and, through one of them,
-a transformers older than ours; pycocoevalcap is 101 MB, needs Java to split words, and has not changed since 2020. Its
-values, Java included, are what the tests compare with.
+a transformers older than ours; pycocoevalcap is 101 MB and needs Java to split words. Its values, Java included, are
+what the tests compare with.
 """
 
 import math
@@ -17,12 +17,16 @@ PERCENT = 100.0
 _WORD = re.compile(
     r"\d+(?:[.,:]\d+)+|\b(?:mr|mrs|ms|dr|st|jr|sr)\.|(?:[^\W\d_]\.){2,}|[^\W_]+(?:['’\-/][^\W_]+)*|[/&$%#@*+=()\[\]{}]"
 )
-# Lower-cased after the punctuation that is dropped, brackets stay in the released evaluation.
-_BRACKETS: dict[str, str] = dict(
-    zip("()[]{}", ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), strict=True)
-)
 _CLITIC = re.compile(r"(?:n['’]t|['’](?:s|m|d|re|ve|ll))$")
-_SPLIT = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na")}
+_BRACKETS = zip("()[]{}", ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), strict=True)
+_SPLIT = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    # Lower-cased after the punctuation that is dropped, brackets stay in the released evaluation.
+    **{bracket: (name,) for bracket, name in _BRACKETS},
+}
 
 
 def words_of(caption: str) -> list[str]:
@@ -35,7 +39,7 @@ def words_of(caption: str) -> list[str]:
         elif clitic and clitic.start():
             found += [word[: clitic.start()], clitic[0].replace("’", "'")]
         else:
-            found.append(str(_BRACKETS.get(word, word)))
+            found.append(word)
     return found
 
 

@@ -5,9 +5,8 @@ LLaVA reads its image through a CLIP tower: hidden state −2, without the class
 tower is one of transformers too, so that nothing normalises them on the way.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -18,13 +17,27 @@ from torchvision.transforms import Compose
 
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
-from advflyp.model.precision import Resolved
+from advflyp.model.precision import InPrecision
 
 # LLaVA-NeXT sees an image of twice the tower's side as a whole and as four tiles.
 NEXT_TILES = 2
 
 
-class LVLM(nn.Module):
+class Answers(NamedTuple):
+    """N prompts with their answers, padded on the left to L tokens.
+
+    Attributes:
+        ids: (N, L) int64.
+        mask: (N, L), 0 where padded.
+        is_answer: (N, A) bool, which of the last A tokens are the answer's.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    is_answer: Tensor
+
+
+class LVLM(InPrecision, nn.Module):
     """LLaVA-1.5 or LLaVA-NeXT: `per_sample_loss` for attacks, `answer` for evaluations.
 
     Args:
@@ -60,7 +73,6 @@ class LVLM(nn.Module):
         self.net = net.requires_grad_(False).eval()
         self.tokenizer, self.template = tokenizer, template
         self.name, self.vision_name = name, vision_name
-        self.precision: Resolved = "fp32"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         config = self.net.config
@@ -85,15 +97,6 @@ class LVLM(nn.Module):
         # A token ends each row of the tiles.
         return whole + NEXT_TILES * side * (NEXT_TILES * side + 1) if self.is_next else whole
 
-    @contextmanager
-    def computing_in(self, precision: Resolved) -> Iterator[None]:
-        """Run tower and language model in this precision; pixels and losses stay float32."""
-        before, self.precision = self.precision, precision
-        try:
-            yield
-        finally:
-            self.precision = before
-
     def per_sample_loss(self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """How unlikely each answer is: −1/L Σ_l log p(target_l | image, prompt, target_<l) over its L tokens.
 
@@ -108,18 +111,24 @@ class LVLM(nn.Module):
         Raises:
             ValueError: A target has no tokens.
         """
+        return self.loss_of(images, self.tokens_of(prompts, targets))
+
+    def tokens_of(self, prompts: Sequence[str], targets: Sequence[str]) -> "Answers":
+        """Prompts with their answers as tokens, for the many steps of an attack on them."""
         before = [self._prompt_ids(prompt) for prompt in prompts]
         after = [self._target_ids(target) for target in targets]
-        ids, mask = self._padded([[*one, *two] for one, two in zip(before, after, strict=True)])
         # Padded on the left, so that all answers end at the last position, and the others need no logits.
+        ids, mask = self._padded([[*one, *two] for one, two in zip(before, after, strict=True)])
         longest = max(map(len, after))
-        logits = self._forward(images, ids, mask, logits_to_keep=longest + 1)[:, :-1]
-        wanted = ids[:, -longest:]
-        is_answer = to_device(
-            torch.tensor([[longest - i <= len(one) for i in range(longest)] for one in after]), self.device
-        )
-        losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        return (losses * is_answer).sum(1) / is_answer.sum(1)
+        is_answer = torch.tensor([[longest - i <= len(one) for i in range(longest)] for one in after])
+        return Answers(ids, mask, to_device(is_answer, self.device))
+
+    def loss_of(self, images: Tensor, answers: "Answers") -> Tensor:
+        """`per_sample_loss` of what `tokens_of` has made of prompts and answers."""
+        longest = answers.is_answer.shape[1]
+        logits = self._forward(images, answers.ids, answers.mask, logits_to_keep=longest + 1)[:, :-1]
+        losses = F.cross_entropy(logits.transpose(1, 2), answers.ids[:, -longest:], reduction="none")
+        return (losses * answers.is_answer).sum(1) / answers.is_answer.sum(1)
 
     @torch.no_grad()
     def answer(self, images: Tensor, prompts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:

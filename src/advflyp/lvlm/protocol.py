@@ -10,6 +10,7 @@ from torch import Tensor
 from advflyp.attack.apgd import APGD
 from advflyp.attack.base import SingleAttack
 from advflyp.attack.encoder import EncoderPGD
+from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import PGD
 from advflyp.attack.threat import Threat
 from advflyp.config import suggest
@@ -17,6 +18,7 @@ from advflyp.lvlm.attack import perturb
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import Metric, Sample, Task
 from advflyp.model.precision import Resolved
+from advflyp.seeds import derive_seed
 
 # A caption needs more tokens than a word.
 LONGEST = {"cider": 50, "vqa": 10, "yes-no": 10}
@@ -92,8 +94,6 @@ def find_protocol(name: str) -> LVLMProtocol:
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    from advflyp.attack.names import read_attack_name
-
     kind, _, steps = name.partition("apgd")
     if not kind and steps.isdecimal() and 0 < int(steps) < 10**6:
         attack: SingleAttack = APGD(loss="dlr", steps=int(steps))
@@ -203,7 +203,7 @@ class Runner:
                 [sample.prompt for sample in samples],
                 targets,
                 self.threat,
-                seed=self.seed * 1_000 + number,
+                seed=derive_seed(self.seed, number),
                 index=torch.tensor([places[row] for row in rows]),
                 targeted=one.answer == "target",
                 start=found.images[there] if one.answer == "best" else None,

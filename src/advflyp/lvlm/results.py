@@ -1,6 +1,8 @@
 """Result cells of large vision-language models, and the answers that are kept beside them."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,13 +118,14 @@ def read_answers(store: Path, cell: AnswerCell) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise ValueError("it is too large")
+        with zipfile.ZipFile(path) as packed:
+            if sum(one.file_size for one in packed.infolist()) > MAX_DOCUMENT_BYTES:
+                raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as arrays:
             found = {
                 name: arrays[name] for name in ("keys", "prompts", "clean", "answers", "before", "after")
             }
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from None
     count = len(found["keys"])
     images = (found["before"], found["after"])

@@ -1,7 +1,6 @@
 """One face for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from advflyp.dtypes import at_least_float32
 from advflyp.model.architectures import architecture_config, config_of, is_built_by
 from advflyp.model.layers import patch_layers
 from advflyp.model.patches import Patches, embed_patches, patch_grid
-from advflyp.model.precision import Resolved
+from advflyp.model.precision import InPrecision
 from advflyp.model.recompute import in_parts
 from advflyp.model.resolution import positions_at
 from advflyp.model.zeroshot import ZeroShotClassifier
 
 
-class CLIP(nn.Module):
+class CLIP(InPrecision, nn.Module):
     """An open_clip model with its tokenizer and preprocessing.
 
     Attributes:
@@ -48,7 +47,6 @@ class CLIP(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
-        self.precision: Resolved = "fp32"
         # How many images go through the tower at a time; none: all. See `recompute.py`.
         self.micro_batch: int | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
@@ -135,15 +133,6 @@ class CLIP(nn.Module):
         """b of the sigmoid loss, a scalar; none for a model that was pretrained with another loss."""
         bias = getattr(self.net, "logit_bias", None)
         return None if bias is None else at_least_float32(bias)
-
-    @contextmanager
-    def computing_in(self, precision: Resolved) -> Iterator[None]:
-        """Run the towers in this precision; pixels, patch embedding and embeddings stay float32."""
-        before, self.precision = self.precision, precision
-        try:
-            yield
-        finally:
-            self.precision = before
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings.

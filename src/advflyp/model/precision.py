@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -16,6 +17,21 @@ Resolved = Literal["fp32", "bf16"]
 TIMED = 256
 # bf16 has to be this much faster than float32 before a timing decides for it: near 1, chance would decide.
 MARGIN = 1.25
+
+
+class InPrecision:
+    """A model whose towers compute in `precision`; pixels, embeddings and losses are float32 at least."""
+
+    precision: Resolved = "fp32"
+
+    @contextmanager
+    def computing_in(self, precision: Resolved) -> Iterator[None]:
+        """Run the towers in this precision."""
+        before, self.precision = self.precision, precision
+        try:
+            yield
+        finally:
+            self.precision = before
 
 
 @dataclass(frozen=True)
