@@ -134,8 +134,35 @@ def test_other_code_is_another_measurement(examples: Path) -> None:
 BROKEN = """
 from advflyp.method.base import Method
 
+from dataclasses import dataclass
+
+from advflyp.attack.base import SingleAttack
+
 class Bare(Method):
     pass
+
+class Silent(Method):
+    needs_original = False
+    def attack_loss(self, images_adv, batch):
+        return self.model.encode_image(images_adv).sum(1)
+    def losses(self, images, images_adv, batch):
+        return {"own": self.attack_loss(images_adv, batch)}
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+class PerImage(Silent):
+    config: Nothing
+
+class Pear(PerImage):
+    trains_on = "pears"
+
+three = 3
+
+class Mine(SingleAttack):
+    def perturb(self, victim, images, labels, threat, *, streams):
+        return images
 
 def nothing():
     pass
@@ -160,7 +187,14 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
         ([*train, "nothing:Here"], "'nothing:Here': there is no module nothing, neither installed nor in"),
         ([*train, "my_method:Anker"], "my_method.py has no Anker"),
         ([*train, "my_set:colours"], "'my_set:colours' is no subclass of advflyp.method.Method"),
-        ([*train, "my_broken_things:Bare"], "must annotate `config` with the dataclass of its recipe keys"),
+        (
+            [*train, "my_broken_things:Bare"],
+            "'my_broken_things:Bare' lacks attack_loss, losses, needs_original",
+        ),
+        ([*train, "my_broken_things:Silent"], "must annotate `config` with the dataclass of its recipe keys"),
+        ([*train, "my_broken_things:Pear"], "trains_on is one of pairs, labelled, images, not 'pears'"),
+        ([*evaluate, "my_broken_things:three"], "is no function; an attack is a function or an `Attack`"),
+        ([*evaluate, "my_broken_things:Mine"], "is a class; name an instance of it"),
         ([*evaluate[:3], "my_broken_things:nothing"], "must return a LabelledSet, not NoneType"),
         ([*evaluate, "my_broken_things:no_streams"], "must take the keyword argument `streams`"),
         (
@@ -179,5 +213,13 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
             main(arguments)
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error, error
+    own = Path("own.toml")
+    text = recipe.read_text().replace("feature_weight = 1.0\nlogit_weight = 1.0\n", "")
+    own.write_text(text.replace('"advflyp"', '"my_broken_things:PerImage"'))
+    for command in (["validate", "own.toml"], ["train", "own.toml", "--out", "run"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and "PerImage.losses must return a dict of scalars" in error, error
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         main([*evaluate, "my_broken:attack"])

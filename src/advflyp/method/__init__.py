@@ -34,6 +34,10 @@ def find_method(name: str) -> tuple[type[Method], type]:
     method = load_object(name)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"'{name}' is no subclass of advflyp.method.Method")
+    if lacking := sorted(method.__abstractmethods__):
+        raise ValueError(f"'{name}' lacks {', '.join(lacking)}")
+    if method.trains_on not in (kinds := ("pairs", "labelled", "images")):
+        raise ValueError(f"'{name}': trains_on is one of {', '.join(kinds)}, not {method.trains_on!r}")
     hints = get_type_hints(method)
     if "config" not in hints:
         raise ValueError(f"'{name}' must annotate `config` with the dataclass of its recipe keys")

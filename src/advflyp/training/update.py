@@ -38,7 +38,13 @@ class Objective(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return self.method.losses(images, images_adv, batch)
+        losses = self.method.losses(images, images_adv, batch)
+        if not isinstance(losses, dict) or any(loss.dim() for loss in losses.values()):
+            raise ValueError(
+                f"{type(self.method).__name__}.losses must return a dict of scalars, such as "
+                '{"contrastive": losses.mean()}'
+            )
+        return losses
 
 
 @dataclass(frozen=True, kw_only=True)
