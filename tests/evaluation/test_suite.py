@@ -280,3 +280,13 @@ def test_a_file_in_the_way_of_a_folder_shows_before_anything_is_measured(tmp_pat
         evaluate("no-such-model", ["mini/flags"], out=tmp_path / "r.jsonl")
     with pytest.raises(ValueError, match=message):
         retrieval("no-such-model", tmp_path, out=tmp_path / "r.jsonl")
+
+
+def test_a_missing_set_is_said_before_another_is_measured(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADVFLYP_DATA", str(tmp_path / "nothing here"))
+    out = tmp_path / "results.jsonl"
+    with pytest.raises(ValueError, match="eurosat is not on this machine"):
+        evaluate(tiny, ["mini/food", "eurosat"], "clean", limit=4, out=out)
+    assert not out.exists()

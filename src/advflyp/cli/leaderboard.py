@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from advflyp.cli.arguments import Arg, OutFolder
+from advflyp.cli.arguments import Arg, OutFolder, check_model_path
 from advflyp.cli.evaluate import ProtocolName
 from advflyp.terminal import say
 
@@ -26,6 +26,9 @@ def leaderboard(
         batch_size: As in `advflyp eval`.
         device: auto, cpu, cuda, cuda:1 or mps.
     """
+    for one in models:
+        if not one.endswith(".jsonl"):
+            check_model_path(one)
     from advflyp.cli.evaluate import batch_size_of
     from advflyp.console import rank0_console
     from advflyp.report.console import evaluation_progress

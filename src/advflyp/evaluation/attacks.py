@@ -78,12 +78,7 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
             return members[0] if len(members) == 1 else AutoAttack(members=members)
         case _:
             found = load_object(attack)
-            if isinstance(found, Attack):
-                return found
-            if isinstance(found, type) or not callable(found):
-                what = "a class; name an instance of it" if isinstance(found, type) else "no function"
-                raise ValueError(f"'{attack}' is {what}; an attack is a function or an `Attack`")
-            return Custom(function=found, called=attack)
+            return found if isinstance(found, Attack) else Custom(function=found, called=attack)
 
 
 def _elsewhere(attack: Attack, where: str) -> Attack:

@@ -15,7 +15,7 @@ from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
 from advflyp.data.lineage import was_trained_on
-from advflyp.data.sets.catalogue import canonical
+from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.evaluation.attacks import Condition, conditions
@@ -153,6 +153,7 @@ class _Suite:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
             images_at_a_time: int | None = None
+            self._check_there(model, same["checkpoint_sha256"], datasets, wanted, known)
             # Batches shrink as points leave an attack.
             with compiled(model) if self.compile else nullcontext():
                 for dataset in datasets:
@@ -174,6 +175,21 @@ class _Suite:
                         if ranks.rank == 0:
                             self.progress(cell)
         return result
+
+    def _check_there(
+        self,
+        model: CLIP,
+        sha256: str,
+        datasets: Sequence[LabelledSet | str],
+        wanted: Sequence[Condition],
+        known: dict[tuple[str, ...], Cell],
+    ) -> None:
+        """ValueError for a dataset that is not on this machine, before any other is measured."""
+        for name in datasets:
+            if not isinstance(name, str) or canonical(name) is None or locate(name, self.protocol.source):
+                continue
+            if self._stored(model, sha256, name, wanted, known) is None:
+                _load(name, self.protocol)
 
     def _known(self) -> dict[tuple[str, ...], Cell]:
         """What is stored already; ValueError where nothing can be stored."""

@@ -66,6 +66,7 @@ def test_a_model_is_measured_and_resumed(
     [
         (["fare4-vit-l14"], "the zoo has no model 'fare4-vit-l14'; did you mean 'fare4-vit-l-14'"),
         (["nothing.jsonl"], "there are no results at nothing.jsonl"),
+        (["mini", "./runs/robst"], "there is no model at ./runs/robst"),
     ],
 )
 def test_mistakes(
@@ -74,6 +75,12 @@ def test_mistakes(
     with pytest.raises(SystemExit) as stop:
         main(["leaderboard", "--models", *models, "--out", str(tmp_path / "board")])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "board").exists()
+
+
+def test_a_board_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is nothing to list; name models"):
+        leaderboard([], MINI, tmp_path / "board")
     assert not (tmp_path / "board").exists()
 
 

@@ -120,6 +120,8 @@ def leaderboard(
     ours = sorted((out / RESULTS).glob("*.jsonl"))
     everybody = [one for path in ours for one in entrants(path, protocol, is_ours=True)]
     everybody += [one for path in files for one in entrants(path, protocol, is_ours=False)]
+    if not everybody:
+        raise ValueError("there is nothing to list; name models, or files of results, with --models")
     write_files(out, contents(told_apart(everybody), protocol, told))
     return out / PAGE
 
