@@ -19,8 +19,8 @@ def leaderboard(
     """Measure models under one protocol, check others' results, and write a page, a CSV and rules for submissions.
 
     Args:
-        models: Names of the zoo (`advflyp models`), any other models, and files of others' results (*.jsonl). Who is in
-            FOLDER/results and FOLDER/submissions stays listed.
+        models: Names of the zoo (`advflyp models`), any other models, and files of others' results (*.jsonl). Models
+            that are already in FOLDER/results and FOLDER/submissions stay on the board.
         protocol: What is measured; `advflyp protocols` lists them.
         out: Folder for index.html, leaderboard.csv, SUBMISSION.md and results/. The same command resumes.
         batch_size: As in `advflyp eval`.
