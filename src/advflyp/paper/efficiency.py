@@ -82,7 +82,11 @@ def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[fl
 
 def paired(found: Seeds, baseline: Seeds) -> Estimate | None:
     """The mean difference over the seeds of both, with the 95 % interval of Student's t; None where they share none."""
-    differences = [found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())]
+    return mean_change([found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())])
+
+
+def mean_change(differences: Sequence[float]) -> Estimate | None:
+    """The mean of paired differences with the 95 % interval of Student's t; None of none."""
     if not differences:
         return None
     mean, count = statistics.fmean(differences), len(differences)

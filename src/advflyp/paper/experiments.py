@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Plan, Run, Scale
-from advflyp.paper.proxies_plan import proxy_experiment, proxy_runs
+from advflyp.paper.proxies.plan import proxy_experiment, proxy_runs
 
 MOST_SEEDS = 100
 FULL, FAST, OTHER = "advflyp_full", "advflyp_fast", "-other"

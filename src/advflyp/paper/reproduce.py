@@ -14,7 +14,7 @@ from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
 from advflyp.paper.plan import PLAN_FILE, Plan, Scale
-from advflyp.paper.proxies_plan import PROXIES
+from advflyp.paper.proxies.plan import PROXIES
 from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
 from advflyp.paper.study import read_study
