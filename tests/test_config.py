@@ -85,6 +85,18 @@ def test_overrides_do_not_change_the_original() -> None:
     assert tree == {"a": {"x": 1}}
     with pytest.raises(ValueError, match=r"'lr' is not a recipe key; write it as table\.key"):
         override(tree, {"lr": 1})
+    with pytest.raises(ValueError, match="'a' must be a table"):
+        override({"a": 1}, {"a.x": "2"})
+
+
+def test_another_method_has_other_keys() -> None:
+    """On a command line as in a recipe on top of a base: the keys below are those of the base's method."""
+    tree = {"method": {"name": "advflyp", "loss": "sigmoid"}}
+    assert override(tree, {"method.loss": "auto"})["method"] == {"name": "advflyp", "loss": "auto"}
+    same = override(tree, {"method.name": "advflyp", "method.logit_weight": "1"})["method"]
+    assert same == {"name": "advflyp", "loss": "sigmoid", "logit_weight": "1"}
+    own = override(tree, {"method.weight": "2", "method.name": "my:Own"})["method"]
+    assert own == {"name": "my:Own", "weight": "2"}
 
 
 def test_fractions() -> None:

@@ -202,10 +202,7 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
             "outside the ball or the pixel range; return threat.project(",
         ),
         ([*evaluate, "my_broken_things:forgets"], "must return images of the shape"),
-        (
-            [*train, "my_method:Anchor"],
-            "method.feature_weight is a key of advflyp, flyp and tecoa, not of my_method:Anchor",
-        ),
+        ([*train, "my_method:Anchor", "--method.wheight", "2"], "unknown key 'method.wheight'; did you mean"),
         ([*evaluate, "nothing:here"], "there is no module nothing"),
         (["eval", "mini", "--sets", "nothing:here"], "there is no module nothing"),
     ):

@@ -41,8 +41,8 @@ MARK = re.compile(r"^<!-- (run|output) -->\n+(```(\w*)\n(.*?)^```$|(?: {4}[^\n]*
 TABLE = re.compile(r"^(<!-- table (\w+) -->)\n.*?\n(<!-- end -->)$", re.M | re.S)
 # The README's sentence on the quickstart.
 SUMMARY = re.compile(
-    r"(rises\s+from\s+)[\d.]+( %\s+to\s+)[\d.]+( %,\s+while\s+the\s+clean\s+accuracy\s+goes\s+from\s+)[\d.]+"
-    r"( %\s+to\s+)[\d.]+( %)"
+    r"(rises\s+from\s+)[\d.]+( %\s+to\s+)[\d.]+( %,\s+and\s+the\s+clean\s+accuracy,\s+)[\d.]+"
+    r"( %\s+before,\s+is\s+)[\d.]+( %\s+after)"
 )
 NUMBER = r"[+−]?\d+(?:\.\d+)?"
 ESTIMATE = re.compile(rf"({NUMBER})\s+({NUMBER})(?:–| to )({NUMBER})")

@@ -58,16 +58,31 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `tree` with keys such as "optim.lr" set; the values may still be strings."""
-    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    """`merge`, with keys such as "optim.lr"; the values may still be strings."""
+    above: dict[str, dict[str, Any]] = {}
     for key, value in dotted.items():
         table, _, name = key.partition(".")
         if not name:
             raise ValueError(f"'{key}' is not a recipe key; write it as table.key, for example optim.lr")
-        if not isinstance(tree.setdefault(table, {}), dict):
+        if not isinstance(tree.get(table, {}), dict):
             raise ValueError(f"'{table}' must be a table in the recipe, not a single value")
-        tree[table][name] = Typed(value) if isinstance(value, str) else value
-    return tree
+        above.setdefault(table, {})[name] = Typed(value) if isinstance(value, str) else value
+    return merge(tree, above)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe on top of those of another, key by key.
+
+    A [method] of another name replaces that below it: its keys would be another method's.
+    """
+    merged = dict(below)
+    for name, table in above.items():
+        lower = merged.get(name)
+        keeps = isinstance(lower, dict) and isinstance(table, dict)
+        if keeps and name == "method" and table.get("name", lower.get("name")) != lower.get("name"):
+            keeps = False
+        merged[name] = lower | table if keeps else table
+    return merged
 
 
 class SeveralMistakes(ValueError):

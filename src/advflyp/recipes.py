@@ -17,6 +17,7 @@ from typing import Any
 from advflyp.config import (
     Mistakes,
     check_method_keys,
+    merge,
     nearest,
     nearest_path,
     override,
@@ -118,13 +119,7 @@ def read_recipe_tree(name: str | Path) -> dict[str, Any]:
         path = None if base is None else _find_base(base, path)
     merged: dict[str, Any] = {}
     for tree in reversed(trees):
-        methods = [each.get("method") for each in (merged, tree)]
-        names = [each["name"] for each in methods if isinstance(each, dict) and "name" in each]
-        if names[1:] and names[0] != names[1]:
-            del merged["method"]
-        for key, table in tree.items():
-            below = merged.get(key)
-            merged[key] = below | table if isinstance(below, dict) and isinstance(table, dict) else table
+        merged = merge(merged, tree)
     return merged
 
 

@@ -61,13 +61,14 @@ def test_what_was_made_on_another_model_fools_more_than_noise() -> None:
 
 def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
     evaluator = Evaluator(tiny, labelled_by(tiny, 12), batch_size=5)
-    for name in ("pgd3@openai", f"pgd3@{tiny_folder}", "encoder3@openai"):
+    for name in ("pgd3@openai", f"pgd3@{tiny_folder}", f"encoder3@{tiny_folder}"):
         attack = find_attack(name)
         assert attack.name == name
         assert 0 <= evaluator.correct(attack, EPS, precision="fp32").float().mean() < 1
     assert len(find_attack("pgd3@openai").arguments(EPS, 3)["searched_under"]) == 80
     assert len(find_attack(f"cw3@{tiny_folder}").arguments(EPS, 3)["surrogate_sha256"]) == 64
-    assert isinstance(find_attack("encoder-patches3@openai").attack, EncoderPGD)  # type: ignore[attr-defined]
+    found = find_attack(f"encoder-patches3@{tiny_folder}")
+    assert isinstance(found.attack, EncoderPGD)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from advflyp.cli.evaluate import batch_size_of, check_attacks
 from advflyp.cli.main import main, split_recipe_keys
 from advflyp.training.runlog import read_metrics
 
@@ -127,6 +128,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert message in error
     assert error.startswith("advflyp: ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_radii_are_in_pixels() -> None:
+    """A plain 1 is a grey level that was meant; the whole range is what the typographic attack may want."""
+    assert check_attacks(["typographic"], ["255/255", "4/255"], "linf") == [1, 4 / 255]
+    assert check_attacks(["pgd10"], ["1", "2"], "l2") == [1, 2]
+    for word in ("1", "1.0", "2", "510/255"):
+        with pytest.raises(ValueError, match="in pixels of"):
+            check_attacks(["pgd10"], [word], "linf")
+    assert batch_size_of("Auto") == "auto"
 
 
 def test_recipe_keys_are_told_from_options() -> None:

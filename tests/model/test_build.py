@@ -166,7 +166,9 @@ def test_the_same_modules_as_open_clip_makes(name: str) -> None:
     state = theirs.state_dict()
     assert list(ours.state_dict()) == list(state)
     for key, value in ours.state_dict().items():
-        assert torch.equal(value, state[key]), key
+        assert value.shape == state[key].shape, key
+        if key != "text_decoder.text_projection":  # CoCa's: open_clip leaves in it what the memory held
+            assert torch.equal(value, state[key]), key
 
 
 def test_a_huge_tower_of_timm_is_refused_before_memory_is_taken(folder: Path) -> None:

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from advflyp.method.advflyp import AdvFLYP
 from advflyp.training.dry_run import dry_run
 
 
@@ -14,3 +16,14 @@ def test_a_recipe_is_checked_and_nothing_written(recipe: Path, tmp_path: Path) -
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(ValueError, match="nothing-there"):
         dry_run(recipe, {"data.train": "nothing-there"})
+
+
+def test_the_attack_is_tried(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of one's own may have its mistake there."""
+
+    def broken(*_: object) -> Tensor:
+        raise ValueError("a mistake of one's own")
+
+    monkeypatch.setattr(AdvFLYP, "attack_loss_of", broken)
+    with pytest.raises(ValueError, match="a mistake of one's own"):
+        dry_run(recipe, {"method.feature_weight": "0", "method.logit_weight": "0"})

@@ -12,9 +12,12 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
 KNOWN = (
     "clean, noise, fgsm, pgdN, cwN (N steps; pgd10x5: five restarts), encoderN, encoder-patchesN, encoder-bothN, "
-    "typographic, autoattack, autoattack-rand, or members of AutoAttack joined by '+' (apgd-ce, apgd-dlr, apgd-t, "
-    "fab-t, square; apgd-cex5: five restarts)"
+    "pgd-lse-N, pgdN@openai, pgdN@MODEL, typographic, autoattack, autoattack-rand, members of AutoAttack joined by '+' "
+    "(apgd-ce, apgd-dlr, apgd-t, fab-t, square; apgd-cex5: five restarts), or your own as module:object; "
+    "`advflyp attacks` says what each is"
 )
+COUNTS = r"(?P<steps>\d{1,12})(?:x(?P<restarts>\d{1,12}))?"
+MOST_STEPS = 10**9
 
 # What may be searched on another classifier than the one that is evaluated, "pgd10@openai".
 ELSEWHERE = ("fgsm", "pgd", "cw", "encoder", "adaptive")
@@ -41,24 +44,24 @@ def read_attack_name(name: str) -> dict[str, Any]:
             raise ValueError(
                 f"'{name}': before the @ stands pgdN, cwN, fgsm or encoderN, after it openai or a model"
             )
+        if read["kind"] == "encoder" and where.strip() == "openai":
+            raise ValueError(
+                f"'{name}': {searched} uses no prompts, so that others change nothing; leave out @openai"
+            )
         return {"kind": "elsewhere", "attack": searched, "where": where.strip()}
     plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")
-    plain = re.sub(r"^(pgd|cw|encoder)-(?=\d)", r"\1", plain)
+    plain = re.sub(r"^(pgd|cw|encoder(?:-patches|-both)?)-(?=\d)", r"\1", plain)
     if plain in ("clean", "noise", "fgsm", "typographic"):
         return {"kind": plain}
     if plain in ("autoattack", "autoattack-rand"):
         members = STANDARD if plain == "autoattack" else RAND
         return {"kind": "autoattack", "members": [(member, 1) for member in members]}
-    if match := re.fullmatch(r"(pgd|cw)([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
-        return {"kind": match[1], "steps": int(match[2]), "restarts": int(match[3] or 1)}
-    if match := re.fullmatch(r"encoder(?:-(patches|both))?([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain):
-        counts = {"steps": int(match[2]), "restarts": int(match[3] or 1)}
-        return {"kind": "encoder", "tokens": match[1] or "image", **counts}
-    if match := re.fullmatch(
-        r"pgd-lse((?:-(?:feature|attention))*)-?([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", plain
-    ):
-        counts = {"steps": int(match[2]), "restarts": int(match[3] or 1)}
-        return {"kind": "adaptive", "terms": tuple(match[1].split("-")[1:]), **counts}
+    if match := re.fullmatch(rf"(pgd|cw){COUNTS}", plain):
+        return {"kind": match[1], **_counts(name, match)}
+    if match := re.fullmatch(rf"encoder(?:-(patches|both))?{COUNTS}", plain):
+        return {"kind": "encoder", "tokens": match[1] or "image", **_counts(name, match)}
+    if match := re.fullmatch(rf"pgd-lse((?:-(?:feature|attention))*)-?{COUNTS}", plain):
+        return {"kind": "adaptive", "terms": tuple(match[1].split("-")[1:]), **_counts(name, match)}
     found = [re.fullmatch(r"(.+?)(?:x([1-9]\d{0,2}))?", part) for part in plain.split("+")]
     members = [(match[1], int(match[2] or 1)) if match else ("", 1) for match in found]
     if all(member in MEMBERS for member, _ in members):
@@ -78,3 +81,11 @@ def read_attack_name(name: str) -> dict[str, Any]:
         *MEMBERS,
     ]
     raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")
+
+
+def _counts(name: str, match: re.Match[str]) -> dict[str, int]:
+    counts = {"steps": int(match["steps"]), "restarts": int(match["restarts"] or 1)}
+    for what, count in counts.items():
+        if not 1 <= count <= MOST_STEPS:
+            raise ValueError(f"'{name}': the number of {what} lies between 1 and {MOST_STEPS:,}")
+    return counts

@@ -351,7 +351,7 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
 
 def batch_size_of(word: str) -> 'int | Literal["auto"]':
     """A number of images, or "auto"."""
-    return "auto" if word == "auto" else convert(Typed(word), int, "--batch-size")
+    return "auto" if word.lower() == "auto" else convert(Typed(word), int, "--batch-size")
 
 
 def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
@@ -362,10 +362,11 @@ def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list
     for name in attacks:
         read_attack_name(name)
     radii = [number(value, "--eps") for value in eps]
-    for value in radii:
+    for value, word in zip(radii, eps, strict=True):
         if not value > 0:
             raise ValueError(f"--eps must be above 0, for example 1/255, not {value:g}")
-        if norm == "linf" and value >= 1:
+        # A plain 1 is rather one grey level than all of them, which the typographic attack has a use for.
+        if norm == "linf" and (value > 1 or (value == 1 and "/" not in word)):
             raise ValueError(
                 f"--eps is in pixels of [0, 1], write {value:g}/255 for grey levels, not {value:g}"
             )

@@ -97,9 +97,9 @@ def sigmoid_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class AdvFLYPConfig(RegularisedConfig):
-    """Recipe table `method` with name = "advflyp": the keys of `RegularisedConfig` (both weights at 1 is AdvFLYP_full,
+    """Recipe table `method` with name = "advflyp".
 
-    Eq. 13), and
+    It has the keys of `RegularisedConfig` as well: both weights at 1 are AdvFLYP_full (Eq. 13), at 0 AdvFLYP.
 
     Attributes:
         loss: "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", what the model was pretrained with:

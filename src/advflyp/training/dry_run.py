@@ -13,7 +13,7 @@ from advflyp.data.batch import Batch
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.memory import STATES
 from advflyp.training.recipe import read_recipe
-from advflyp.training.update import resized
+from advflyp.training.update import Adversarial, find_adversarial, resized
 from advflyp.wording import counted
 
 # Rows by which the activations of a batch are measured.
@@ -54,7 +54,7 @@ class DryRun:
 
 
 def dry_run(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> DryRun:
-    """Open everything that a recipe names, read its first batch and compute the losses of some rows.
+    """Open everything that a recipe names, read its first batch, attack some of its rows and compute their losses.
 
     Args:
         recipe: As for `train`.
@@ -99,6 +99,7 @@ def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
     part = run.add_texts(
         replace(batch, images=images, captions=batch.captions[:some], labels=batch.labels[:some])
     )
+    found = find_adversarial(run, part) if run.recipe.attack.steps > 0 else Adversarial(images=images)
     kept: dict[int, int] = {}
     constant = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
 
@@ -109,7 +110,7 @@ def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = run.objective(images, images.clone(), part)
+        losses = run.objective(images, found.images, part)
     assert losses  # the graph lives until here: no two of its tensors share an address
     at_once = min(rows, run.model.micro_batch or rows)
     return sum(kept.values()) * at_once // some

@@ -13,7 +13,7 @@ from advflyp.evaluation.classifier import Classifier
 from advflyp.limits import MAX_NAME
 from advflyp.model.clip import CLIP
 
-HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp data sets`"
+HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp sets`"
 
 
 @dataclass(frozen=True, kw_only=True)

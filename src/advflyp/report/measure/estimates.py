@@ -88,8 +88,9 @@ def competitors(values: Mapping[Name, Estimate]) -> dict[Name, Estimate]:
 
 def attack_title(attack: str) -> str:
     """ "pgd10" → "PGD-10", "cw10x5" → "CW-10×5", "apgd-cex5+square" → "APGD-CE×5 + Square"; others stay as they are."""
-    if match := re.fullmatch(r"(pgd|cw)(\d+)(?:x(\d+))?", attack):
-        return f"{match[1].upper()}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
+    if match := re.fullmatch(r"(pgd|cw|encoder(?:-patches|-both)?)(\d+)(?:x(\d+))?", attack):
+        kind = match[1].capitalize() if match[1].startswith("encoder") else match[1].upper()
+        return f"{kind}-{match[2]}" + (f"×{match[3]}" if match[3] else "")
     if "@" in attack:
         searched, _, where = attack.partition("@")
         return f"{attack_title(searched)} @ {where}"

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from advflyp.attack.base import Custom
 from advflyp.attack.threat import Threat
 from advflyp.data.mini import mini_sets
 from advflyp.data.sets.catalogue import canonical, how_to_get, locate, parts
@@ -37,8 +38,8 @@ def attack_card(name: str) -> list[str]:
     attack = find_attack(name)
     threat = Threat(norm="linf", eps=EPS)
     found = attack.arguments(threat if attack.perturbs else None, 1000)
-    about = inspect.getdoc(type(attack)) or ""
-    lines = [attack.name, "", *_wrapped(about.partition("\n\n")[0]), ""]
+    about = _own_doc(attack.function if isinstance(attack, Custom) else type(attack))
+    lines = [attack.name, "", *_paragraphs(about.partition("\n\n")[0])]
     lines += [f"parameters at ε = {radius(EPS, 'linf')}", *_settings(found)] if found else ["no parameters"]
     return lines
 
@@ -61,7 +62,7 @@ def method_card(name: str) -> list[str]:
         name,
         "",
         *_paragraphs(_about(method)),
-        *_paragraphs(inspect.getdoc(method) or ""),
+        *_paragraphs(_own_doc(method)),
         *_wrapped(f"trains on   {TRAINS_ON[method.trains_on]}"),
         *_wrapped(f"recipes     {', '.join(recipes) or 'none'}"),
         "",
@@ -107,6 +108,11 @@ def _about(method: type) -> str:
     return inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
 
 
+def _own_doc(found: Any) -> str:
+    """Its docstring, not that of the class below it."""
+    return inspect.cleandoc(found.__doc__ or "")
+
+
 def _settings(arguments: dict[str, Any], indent: str = "  ") -> Iterable[str]:
     for name, value in arguments.items():
         if isinstance(value, dict):
@@ -117,7 +123,7 @@ def _settings(arguments: dict[str, Any], indent: str = "  ") -> Iterable[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [line for part in text.split("\n\n") for line in (*_wrapped(part), "")]
+    return [line for part in text.split("\n\n") if part for line in (*_wrapped(part), "")]
 
 
 def _wrapped(text: str) -> list[str]:
