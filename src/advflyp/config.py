@@ -78,10 +78,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, table in above.items():
         lower = merged.get(name)
-        keeps = isinstance(lower, dict) and isinstance(table, dict)
-        if keeps and name == "method" and table.get("name", lower.get("name")) != lower.get("name"):
-            keeps = False
-        merged[name] = lower | table if keeps else table
+        if not (isinstance(lower, dict) and isinstance(table, dict)):
+            merged[name] = table
+            continue
+        is_another = name == "method" and table.get("name", lower.get("name")) != lower.get("name")
+        merged[name] = table if is_another else lower | table
     return merged
 
 
