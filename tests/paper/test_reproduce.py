@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from advflyp.errors import RunError
 from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.samples import read_samples
+from advflyp.model.folder import weights_sha256
+from advflyp.model.load import load_model
 from advflyp.paper import reproduce as module
 from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
@@ -80,6 +84,47 @@ def test_everything_is_measured_once(tiny_folder: Path, tmp_path: Path, quiet: C
     assert carry_out(plan, plan, tmp_path, quiet) == {}
     assert not (tmp_path / "runs").exists()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_a_training_gives_its_last_weights_and_its_best(
+    tiny_folder: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    """Of two updates the first or the second is the best; what is both is measured once."""
+    scores = iter([0.0, *(float(step == best) for step in (1, 2))])
+
+    class FakeEvaluator:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def correct(self, *_: object, **__: object) -> torch.Tensor:
+            return torch.full((4,), next(scores))
+
+    monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
+    plan = small(tiny_folder)
+    keys = {
+        "validate.set": "mini/val", "validate.attack": "clean", "validate.every": 1, "validate.epochs": 99,
+        "checkpoint.last": True,
+    }  # fmt: skip
+    run = dataclasses.replace(plan.run("advflyp"), overrides=plan.run("advflyp").overrides | keys)
+    twin = dataclasses.replace(run, name="advflyp-best", label="AdvFLYP, best", best_of="advflyp")
+    experiment = dataclasses.replace(plan.experiments[0], runs=("advflyp", "advflyp-best"))
+    plan = dataclasses.replace(plan, runs=(run, twin), experiments=(experiment,))
+    assert [name.split(":")[0] for name, _ in cost(plan, tmp_path, lambda _: 4)] == [
+        "train advflyp-s0", "measure advflyp-s0", "measure advflyp-best-s0",
+    ]  # fmt: skip
+    assert carry_out(plan, plan, tmp_path, quiet) == {}
+    stores = [tmp_path / "results" / f"{name}-s0.jsonl" for name in ("advflyp", "advflyp-best")]
+    last, chosen = (read_cells(store) for store in stores)
+    folders = [tmp_path / "runs" / "advflyp-s0" / name for name in ("last", "best")]
+    for cells, folder, store in zip((last, chosen), folders, stores, strict=True):
+        sha256 = weights_sha256(load_model(folder))
+        assert len(cells) == 4 and {cell.checkpoint_sha256 for cell in cells} == {sha256}
+        assert all(len(read_samples(store, cell).correct) == 4 for cell in cells)
+    assert {cell.model for cell in chosen} == {"AdvFLYP, best"}
+    same = [dataclasses.replace(cell, model="AdvFLYP, best") for cell in last] == chosen
+    assert same == (best == 2), "to the second that it took"
+    assert cost(plan, tmp_path, lambda _: 4) == []
 
 
 def test_goes_on_where_it_was_stopped(tiny_folder: Path, tmp_path: Path, quiet: Console) -> None:

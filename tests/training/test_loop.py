@@ -317,6 +317,61 @@ def test_validations_inside_an_epoch_count_once(
     assert "robust" not in lines[0]
 
 
+def test_where_epochs_are_short_only_steps_count(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of one step: the best and the last weights both stay, the last as they are without validation."""
+    scores, weights, written = iter([0.9, 0.2, 0.5, 0.4]), [], []
+
+    class FakeEvaluator:
+        def __init__(self, model, *_: object, **__: object) -> None:
+            self.model = model
+
+        def correct(self, *_: object, **__: object) -> torch.Tensor:
+            weights.append(weights_sha256(self.model))
+            return torch.full((10,), next(scores))
+
+    monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
+    real_save = loop.save_checkpoint
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda *args, **kwargs: (written.append(args[1]), real_save(*args, **kwargs))
+    )
+    short = {"data.limit": 16, "train.epochs": 8, "checkpoint.every": 3, "checkpoint.epochs": 100}
+    keys = {
+        "validate.set": "mini/val",
+        "validate.attack": "clean",
+        "validate.every": 3,
+        "validate.epochs": 100,
+        "checkpoint.last": "true",
+    }
+    result = train(recipe, short | keys, out=tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
+    assert [line["step"] for line in lines] == [0, 3, 6, 8] and result.steps == 8
+    assert written == [0, 3, 6, 8]
+    best, last = (weights_sha256(load_model(tmp_path / "run" / name)) for name in ("best", "last"))
+    assert (best, last) == (weights[2], weights[3]) and best != last
+    assert read_card(tmp_path / "run" / "last")["step"] == 8
+    train(recipe, short, out=tmp_path / "without")
+    assert equal(state(tmp_path / "without"), state(tmp_path / "run" / "last"))
+    assert not (tmp_path / "without" / "last").exists()
+
+
+def test_resuming_between_epochs_without_checkpoints(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after step 5 of epochs of one step, with a checkpoint after step 3: bit for bit."""
+    keys = {"data.limit": 16, "train.epochs": 8, "checkpoint.every": 3, "checkpoint.epochs": 100}
+    train(recipe, keys, out=tmp_path / "whole")
+    steps = iter(range(5))
+    monkeypatch.setattr(loop, "update", lambda run, batch: (next(steps), update(run, batch))[1])
+    with pytest.raises(StopIteration):
+        train(recipe, keys, out=tmp_path / "cut")
+    monkeypatch.undo()
+    assert [step_of(path) for path in checkpoints(tmp_path / "cut/checkpoints")] == [0, 3]
+    assert train(recipe, keys, out=tmp_path / "cut", resume=True).steps == 8
+    assert equal(state(tmp_path / "cut"), state(tmp_path / "whole"))
+
+
 def test_gradient_clipping_limits_the_step(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
     overrides = {"optim.name": "sgd", "optim.lr": 1.0, "optim.momentum": 0, "optim.max_grad_norm": 1e-3,
                  "optim.warmup_steps": 0, "optim.schedule": "constant", "train.max_steps": 1}  # fmt: skip

@@ -22,8 +22,8 @@ from advflyp.model.zoo import ZOO
 
 # The models that come with the package.
 BUNDLED = Path(__file__).parent / "weights"
-# Where a run keeps its best weights.
-BEST = "best"
+# Where a run keeps its best weights, and those of its last step.
+BEST, LAST = "best", "last"
 # As open_clip writes them.
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"

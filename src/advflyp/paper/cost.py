@@ -41,11 +41,11 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
     for step in steps_of(plan):
         if is_done(step, folder):
             continue
-        tuned = step.run.rate_of or step.run.name
+        tuned = step.run.rate_of or step.run.trained_as
         if (
             step.run.recipe
-            and step.name not in seen
-            and not (folder / "runs" / step.name / FINISHED).is_file()
+            and step.training not in seen
+            and not (folder / "runs" / step.training / FINISHED).is_file()
         ):
             if plan.grid and f"tune {tuned}" not in seen:
                 seen.add(f"tune {tuned}")
@@ -56,9 +56,9 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
             updates = recipe.train.max_steps or math.ceil(
                 (1_000_000 / recipe.data.batch_size) * recipe.train.epochs
             )
-            passes = updates * _training_passes(recipe)
-            found.append((f"train {step.name}", Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])))
-            seen.add(step.name)
+            passes = updates * _training_passes(recipe) + _validation_passes(recipe, updates)
+            found.append((f"train {step.training}", Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])))
+            seen.add(step.training)
         m = step.measure
         n = sum(min(m.limit or images(name), images(name)) for name in set_names(list(m.sets)))
         passes = n * sum(
@@ -79,6 +79,15 @@ def _training_passes(recipe: Recipe) -> float:
     largest = max((side for side, _ in schedule), default=1)
     share = sum(part * (side / largest) ** 2 for side, part in schedule) if schedule else 1.0
     return recipe.data.batch_size * passes * share
+
+
+def _validation_passes(recipe: Recipe, updates: int) -> float:
+    """Of those at the beginning, every so many steps and at the end, where the recipe says which images and steps."""
+    validate = recipe.validate
+    if validate.set is None or validate.limit is None or validate.every is None:
+        return 0
+    times = 1 + math.ceil(updates / validate.every)
+    return times * validate.limit * (1 + _attack_passes(validate.attack))
 
 
 def _attack_passes(attack: str) -> float:

@@ -30,6 +30,8 @@ class Run:
         overrides: Recipe keys on top.
         rate_of: The run whose learning rate it takes; none searches its own.
         most_seeds: Trainings of it at most, however many the plan has.
+        best_of: The run of which these are the weights at the best validation, where that run itself stands for those
+            of its last step; nothing is trained for it.
     """
 
     name: str
@@ -38,6 +40,12 @@ class Run:
     overrides: dict[str, Any] = field(default_factory=dict)
     rate_of: str | None = None
     most_seeds: int | None = None
+    best_of: str | None = None
+
+    @property
+    def trained_as(self) -> str:
+        """The stem of the folders that its trainings are in."""
+        return self.best_of or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

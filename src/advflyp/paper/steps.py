@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from advflyp.data.sets.labelled import set_names
 from advflyp.errors import RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import find_attack
-from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.results import append_cell, read_cells
+from advflyp.evaluation.samples import has_samples, read_samples, write_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.files import lock, try_lock, write_text
-from advflyp.model.folder import weights_sha256
+from advflyp.model.folder import LAST, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.paper.plan import Measure, Plan, Run
 from advflyp.paper.tuning import tuned_rate
@@ -49,6 +50,11 @@ class Step:
     @property
     def name(self) -> str:
         return f"{self.run.name}-s{self.seed}"
+
+    @property
+    def training(self) -> str:
+        """The name of its run folder, which a run of the last weights shares with that of the best ones."""
+        return f"{self.run.trained_as}-s{self.seed}"
 
     def __str__(self) -> str:
         m = self.measure
@@ -128,7 +134,7 @@ def _try(
     """False if another process has the step's run."""
     if is_done(step, folder):
         return True
-    path = folder / "locks" / step.name
+    path = folder / "locks" / step.training
     ours = lock(path, wait=math.inf) if wait else try_lock(path)
     if ours is None:
         return False
@@ -148,8 +154,10 @@ def _try(
 def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
     model: str | Path = str(step.run.overrides["model.name"])
     if step.run.recipe:
-        model = folder / "runs" / step.name
+        model = folder / "runs" / step.training
         _train(plan, step, model, folder, console)
+        if step.run.overrides.get("checkpoint.last") and not step.run.best_of:
+            model = model / LAST
     loaded = load_model(model, device=pick_device("auto"))
     store = folder / "results" / f"{step.name}.jsonl"
     sha256 = weights_sha256(loaded)
@@ -157,6 +165,8 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
         raise ValueError(
             f"{store} holds results of other weights than {model} has; delete the file to measure them all again"
         )
+    if step.run.best_of:
+        _take_over(folder / "results" / f"{step.training}.jsonl", store, sha256, step.run.label)
     evaluate(
         loaded,
         step.measure.sets,
@@ -172,12 +182,30 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
     )
 
 
+def _take_over(measured: Path, store: Path, sha256: str, label: str) -> None:
+    """Copy the cells of these weights: where the last ones are the best they are not measured twice."""
+    known = {cell.key() for cell in read_cells(store)}
+    for cell in read_cells(measured):
+        if cell.checkpoint_sha256 == sha256 and cell.key() not in known and has_samples(measured, cell):
+            one, ours = read_samples(measured, cell), replace(cell, model=label)
+            write_samples(
+                store,
+                ours,
+                index=one.index,
+                label=one.label,
+                clean=one.clean,
+                attacked=one.attacked,
+                keys=None if None in one.key else one.key.tolist(),
+            )
+            append_cell(store, ours)
+
+
 def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) -> None:
     if (out / FINISHED).is_file():
         return
     overrides = step.run.overrides | {"train.seed": step.seed, "train.precision": plan.precision}
     if plan.grid:
-        source = plan.run(step.run.rate_of or step.run.name)
+        source = plan.run(step.run.rate_of or step.run.trained_as)
         with recipe_file(plan, source) as path:
             rate = tuned_rate(
                 source.name,
@@ -191,7 +219,7 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
     with recipe_file(plan, step.run) as path:
         result = train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
     if not result.finished:
-        raise RunError(f"a signal stopped the training of {step.name}; the same command continues it")
+        raise RunError(f"a signal stopped the training of {step.training}; the same command continues it")
     write_text(out / FINISHED, "")
     # The weights are kept, what a resumed training would need is not.
     shutil.rmtree(out / CHECKPOINTS)

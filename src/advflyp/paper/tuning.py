@@ -53,7 +53,9 @@ def tuned_rate(
             if f"{rate:g}" in scores:
                 continue
             out = folder / "tuning" / f"{name}-{rate:g}"
-            keys = dict(overrides) | {"train.max_steps": UPDATES, "train.seed": SEED, "optim.lr": rate}
+            # What is scored are the weights of the last update.
+            own = {"train.max_steps": UPDATES, "train.seed": SEED, "optim.lr": rate, "validate.set": "none"}
+            keys = dict(overrides) | own
             # What an interrupted search left is too short to be worth resuming.
             _remove(out)
             if not train(recipe, keys, out=out).finished:

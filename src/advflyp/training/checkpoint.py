@@ -22,16 +22,20 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between checkpoints; one is also written at the end of each epoch.
+        epochs: Epochs between those at the end of one, by default 1; more where epochs are short.
         keep: How many are kept.
+        last: Also keep the weights of the last step as a model, in last/ beside best/.
     """
 
     every: int = 1000
+    epochs: int | None = None
     keep: int = 2
+    last: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("every", "epochs", "keep"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"checkpoint.{name} must be at least 1, not {value}")
 
 
 class Damaged(ValueError):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO
 
 from advflyp.files import lock, names_in, recover_folder, write_text
-from advflyp.model.folder import BEST, check_replaceable
+from advflyp.model.folder import BEST, LAST, check_replaceable
 from advflyp.training.checkpoint import checkpoints, step_of
 from advflyp.training.runlog import METRICS_FILE
 
@@ -25,7 +25,8 @@ def check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"{out} is a file; name a folder for the run")
     saved = checkpoints(out / CHECKPOINTS)
     metrics = out / METRICS_FILE
-    check_replaceable(out / BEST)
+    for name in (BEST, LAST):
+        check_replaceable(out / name)
     # The first checkpoint is written before the first line.
     if resume and not saved and ((out / BEST).exists() or (metrics.exists() and metrics.stat().st_size)):
         raise ValueError(
@@ -38,7 +39,7 @@ def check_folder(out: Path, resume: bool) -> None:
     # What a run leaves that died before its first checkpoint may be overwritten. The lock is the first of it.
     ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
     names = names_in(out)
-    if not saved and (names - ours - {BEST} or (names and LOCK_FILE not in names)):
+    if not saved and (names - ours - {BEST, LAST} or (names and LOCK_FILE not in names)):
         raise ValueError(f"{out} is not empty; name a new folder for the run")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -65,6 +66,7 @@ class RunFolder:
         recipe: The resolved recipe.
         checkpoints: The folder with the checkpoints.
         best: The folder with the best weights.
+        last: The folder with those of the last step, where the recipe keeps them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,6 +74,7 @@ class RunFolder:
         self.recipe = path / RECIPE_FILE
         self.checkpoints = path / CHECKPOINTS
         self.best = path / BEST
+        self.last = path / LAST
         self._locks: list[IO[bytes]] = []
 
     def claim(self, resume: bool) -> None:
@@ -86,7 +89,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._locks:
                 self._locks.append(lock_run(self.path))
-            recover_folder(self.best)
+            for folder in (self.best, self.last):
+                recover_folder(folder)
             write_text(self.recipe, recipe)
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None

@@ -24,7 +24,7 @@ from advflyp.training.runlog import RunLog, SilentLog
 from advflyp.training.signals import Interrupted
 from advflyp.training.state import resume_run, state_dict
 from advflyp.training.update import Updated, update
-from advflyp.training.validation import changes, validate, validate_original
+from advflyp.training.validation import changes, keep_last, validate, validate_original
 
 # Pairs of a batch by which φ is measured.
 PHI_PAIRS = 32
@@ -150,6 +150,8 @@ def _loop(run: TrainingRun, log: AnyLog) -> None:
                 if state.step % recipe.checkpoint.every == 0 and not state.finished:
                     write_checkpoint(run, log)
         _end_epoch(run, log)
+    if recipe.checkpoint.last:
+        keep_last(run)
     for line in changes(state.before, state.after, recipe):
         log.say(line)
 
@@ -222,13 +224,15 @@ def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
             examples=state.skipped.examples,
         )
         log.say(f"unusable samples so far: {state.skipped.describe()}")
-    if not state.finished:
+    epochs = state.epoch + 1
+    last = state.step == run.total_steps or epochs == recipe.train.epochs
+    if not state.finished and (last or epochs % (recipe.validate.epochs or 1) == 0):
         validate(run, log)
-    state.epoch += 1
+    state.epoch = epochs
     state.position = {}
-    last = state.step == run.total_steps or state.epoch == recipe.train.epochs
     state.finished = state.finished or last
-    write_checkpoint(run, log)
+    if state.finished or state.epoch % (recipe.checkpoint.epochs or 1) == 0:
+        write_checkpoint(run, log)
 
 
 def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:

@@ -89,16 +89,19 @@ class ValidateConfig:
         limit: So many of its images, classes evenly represented.
         attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean".
         every: Steps between validations besides those at the end of an epoch.
+        epochs: Epochs between those at the end of one, by default 1; more where epochs are short. The end of the run is
+            always measured.
     """
 
     set: str | None = None
     limit: int | None = None
     attack: str = "pgd10"
     every: int | None = None
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         find_attack(self.attack)
-        for name in ("limit", "every"):
+        for name in ("limit", "every", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"validate.{name} must be at least 1, not {value}")

@@ -1,5 +1,6 @@
 """What decides which weights are the best: accuracies on the validation set, clean and under attack."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from advflyp.__about__ import __version__
@@ -106,7 +107,16 @@ def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: Lo
         )
 
 
+def keep_last(run: "TrainingRun") -> None:
+    """Keep the weights as they are now in last/, which validation has no part in."""
+    _keep(run, run.folder.last, {"step": run.state.step})
+
+
 def _keep_best(run: "TrainingRun", about: dict[str, Any]) -> None:
+    _keep(run, run.folder.best, about)
+
+
+def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:
     recipe, state = run.recipe, run.state
     card = {
         **about,
@@ -119,8 +129,8 @@ def _keep_best(run: "TrainingRun", about: dict[str, Any]) -> None:
     }
     model = run.unsharded_model()
     if run.ranks.rank == 0:
-        with writing(run.folder.best, run.folder.last_good):
-            save_model(model, run.folder.best, card)
+        with writing(folder, run.folder.last_good):
+            save_model(model, folder, card)
 
 
 def _card_of(model: str) -> dict[str, Any]:

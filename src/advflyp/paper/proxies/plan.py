@@ -5,6 +5,7 @@ Fixed before anything was run; docs/proxies.md says what is to be concluded from
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Run
@@ -29,6 +30,17 @@ ON_PAIRS = {
     "advflyp_logit": "AdvFLYP + logit",
     "advflyp_feature": "AdvFLYP + feature",
 }
+# Ten epochs of 180 images are ten steps: validation and checkpoints go by steps alone. As everywhere here the run stands
+# for its last weights; those at the best of these validations are the second column.
+VALIDATED = {
+    "validate__set": "mini/val",
+    "validate__limit": 200,
+    "validate__every": 20,
+    "validate__epochs": 1000,
+    "checkpoint__epochs": 1000,
+    "checkpoint__last": True,
+}
+BEST = "-best"
 # (name, label, recipe, rate_of, **recipe keys) → a run, as experiments.py makes all of them.
 Make = Callable[..., Run]
 
@@ -51,8 +63,12 @@ WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign"
 CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
 
 
-def proxy_runs(make: Make) -> list[Run]:
-    """All trainings, the corners of the grid first; what is no corner gets one seed."""
+def proxy_runs(trained: Make) -> list[Run]:
+    """All trainings, the corners of the grid first, then their weights at the best validation.
+
+    What is no corner gets one seed.
+    """
+    make = partial(trained, **VALIDATED)
     grid = sorted((*NEAR, *OTHERS), key=lambda cell: cell not in CORNERS)
     runs = [_pairs(make, number) for number in (2200, 660, 6651, EVERY_PAIR, 180)]
     for cell in grid:
@@ -63,7 +79,8 @@ def proxy_runs(make: Make) -> list[Run]:
     for recipe, label in ON_PAIRS.items():
         name = f"{recipe}-{PAIRS}-{EVERY_PAIR}"
         runs.append(make(name, f"{label}, {_count(EVERY_PAIR)} pairs", recipe, f"{PAIRS}-{EVERY_PAIR}"))
-    return runs
+    best = [replace(r, name=r.name + BEST, label=f"{r.label}, best", best_of=r.name) for r in runs]
+    return runs + best
 
 
 def proxy_experiment(runs: list[Run]) -> Experiment:
