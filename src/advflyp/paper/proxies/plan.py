@@ -30,7 +30,7 @@ ON_PAIRS = {
     "advflyp_logit": "AdvFLYP + logit",
     "advflyp_feature": "AdvFLYP + feature",
 }
-# Ten epochs of 180 images are ten steps: validation and checkpoints go by steps alone. As everywhere here the run stands
+# Ten epochs of 180 images are ten steps: validation and checkpoints go by steps alone. As everywhere here a run stands
 # for its last weights; those at the best of these validations are the second column.
 VALIDATED = {
     "validate__set": "mini/val",
