@@ -100,7 +100,7 @@ def test_a_run_that_nothing_validated_says_so(
         (["interpolate", "{model}", "{tmp}/nothing"], "nothing"),
         (
             ["interpolate", "{model}", "{model}", "--save", "0.5", "{tmp}/other"],
-            "other exists already; name a new",
+            "other is there already; name a new",
         ),
         (["eval", "{model}", "--sets", "mini/foods"], "did you mean 'mini/food'?"),
         (["data", "check", "/dev/zero"], "/dev/zero is a device, which has no end"),
