@@ -69,13 +69,18 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         torch.save(state, hashed)  # type: ignore[arg-type]
         path = folder / f"step-{step:08d}-{hashed.digest.hexdigest()[:HEX]}.pt"
         publish(file, path)
-    others = [other for other in checkpoints(folder) if other != path]
-    # Those that are not before this one are of a run that this one does again: damaged, or left by a signal.
-    before = [other for other in others if step_of(other) < step]
-    for other in others:
-        if other not in before[max(0, len(before) - keep + 1) :]:
+    for other in checkpoints(folder):
+        # Of a run that this one does again: damaged, or left by a signal.
+        if step_of(other) >= step and other != path:
             other.unlink()
+    delete_old(folder, step, keep=keep)
     return path
+
+
+def delete_old(folder: Path, step: int, *, keep: int) -> None:
+    """Of the checkpoints up to that of `step`, delete all but the last `keep`."""
+    for path in [path for path in checkpoints(folder) if step_of(path) <= step][:-keep]:
+        path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position
 from advflyp.training import sharding
-from advflyp.training.checkpoint import load_last, random_state, set_random_state
+from advflyp.training.checkpoint import delete_old, load_last, random_state, set_random_state
 from advflyp.training.recipe import difference
 from advflyp.wording import counted
 
@@ -118,5 +118,7 @@ def resume_run(run: "TrainingRun") -> None:
     run.ranks.wait_for_all()
     run.notes += [f"passed over: {reason}" for reason in damaged]
     load_state_dict(run, state)
+    if run.ranks.rank == 0:  # a kill may have come between a checkpoint and the end of the one before it
+        delete_old(run.folder.checkpoints, run.state.step, keep=run.recipe.checkpoint.keep)
     if run.state.step:
         run.notes.append(f"resumed after step {run.state.step}")
