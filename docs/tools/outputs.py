@@ -30,6 +30,12 @@ from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, Protocol
 from advflyp.evaluation.results import mean_interval, read_cells, wilson
 from advflyp.paper.efficiency import efficiency_table
 from advflyp.paper.page import FULL
+from advflyp.paper.proxies.coverage import FILE as COVERAGE
+from advflyp.paper.proxies.coverage import read_coverage
+from advflyp.paper.proxies.numbers import Numbers
+from advflyp.paper.proxies.plan import PROXIES
+from advflyp.paper.proxies.tables import summary as proxies_summary
+from advflyp.paper.proxies.tables import tables as proxy_tables
 from advflyp.paper.study import read_study
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.tables import Table, Value
@@ -139,7 +145,20 @@ def cost() -> str:
     return markdown(efficiency_table(study, exhibit, FULL)).partition("\n\n")[2].strip()
 
 
-TABLES: dict[str, Callable[[], str]] = {"protocols": protocols, "cost": cost}
+def proxies() -> str:
+    """What became of the hypotheses, from the results in docs/results, and the accuracies behind them."""
+    folder = ROOT / "docs/results/proxies-mini"
+    if not folder.is_dir():
+        return "There are no results yet: nothing of this plan has been run."
+    study = read_study(folder)
+    exhibit = next(one for one in study.experiments if one.id == PROXIES)
+    numbers = Numbers.of(study, exhibit, read_coverage(folder / COVERAGE))
+    return "\n".join(
+        [f"{proxies_summary(numbers)}\n", *map(markdown, proxy_tables(numbers, exhibit.sets).values())]
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"protocols": protocols, "cost": cost, "proxies": proxies}
 
 
 def made_anew(page: str) -> str:

@@ -25,7 +25,7 @@ from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tars import BROKEN, DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
-from advflyp.data.sets.images import balanced, drawn_classes
+from advflyp.data.sets.images import balanced, drawn_classes, represented
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.sets.prompts import drawn_caption
 from advflyp.errors import SkippedSample
@@ -50,11 +50,13 @@ class LabelledBatches(Pairs, Protocol):
     Attributes:
         classes, templates: As in `LabelledSet`; the captions are of the first template.
         draws_captions: The captions are drawn from all templates instead.
+        represented: Those of the classes that have images.
     """
 
     classes: list[str]
     templates: list[str]
     draws_captions: bool
+    represented: list[str]
 
 
 class DecodedLabelled(Decoded[int]):
@@ -68,7 +70,9 @@ class DecodedLabelled(Decoded[int]):
         self.labels = [number.get(label) for label in labelled.labels.tolist()]
         kept = [place for place, label in enumerate(self.labels) if label is not None]
         of_kept = [label for label in self.labels if label is not None]
-        self.places = [kept[place] for place in balanced(of_kept, how.config.limit, how.seed)]
+        chosen_places = balanced(of_kept, how.config.limit, how.seed)
+        self.places = [kept[place] for place in chosen_places]
+        self.represented = represented(self.classes, [of_kept[place] for place in chosen_places])
         chosen = how.config.chosen_templates()
         self.templates = chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1

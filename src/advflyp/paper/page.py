@@ -1,6 +1,7 @@
 """The report of a whole comparison: every experiment of the plan with its tables, and the figures of the methods."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from markupsafe import Markup
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
 from advflyp.paper.efficiency import against_cost_points, efficiency_table
+from advflyp.paper.plan import ORIGINAL
+from advflyp.paper.proxies import tables as proxies
+from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
+from advflyp.paper.proxies.coverage import Coverage, add_coverage
+from advflyp.paper.proxies.numbers import Numbers, by_run
+from advflyp.paper.proxies.plan import CELLS, LABELLED, PROXIES
 from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
 from advflyp.report.figures.curves import against_pairs
@@ -56,14 +63,20 @@ def paper_report(folder: Path, out: Path) -> Path:
     """
     check_files(Path(out), sections.FILES)
     study = read_study(Path(folder))
-    page = ComparisonPage(study, _tsne(study), _examples(study))
+    page = ComparisonPage(study, _tsne(study), _examples(study), _coverage(study))
     return sections.write_report_files(Path(out), page.tables, html=page.html(), markdown=page.markdown())
 
 
 class ComparisonPage:
     """What the report says."""
 
-    def __init__(self, study: Study, embedded: list[TSNEResult], shown_examples: list[Example]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        embedded: list[TSNEResult],
+        shown_examples: list[Example],
+        coverage: Sequence[Coverage] = (),
+    ) -> None:
         self.study = study
         self.embedded = embedded
         self.examples = shown_examples
@@ -77,6 +90,9 @@ class ComparisonPage:
         self.experiments = sorted(study.experiments, key=lambda experiment: experiment.place)
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         self.ranked = [row for row in self.rows if row not in self.main.unranked]
+        self.numbers = next(
+            (Numbers.of(study, e, coverage) for e in study.experiments if e.id == PROXIES), None
+        )
         self.shown = [c for c in (self.results.clean, _headline_attack(self.results)) if c]
         self.tables = self._tables()
 
@@ -88,11 +104,10 @@ class ComparisonPage:
             parts.append(f"## {for_markdown(experiment.title)}\n")
             parts += [for_markdown(note) + "\n" for note in self._notes(experiment)]
             full, means = _names(experiment)
-            own = [
-                table
-                for name in (f"{full}-levers", means, full, f"{full}-phi")
-                if (table := rest.pop(name, None))
-            ]
+            names = [f"{full}-levers", means, full, f"{full}-phi"]
+            if experiment.id == PROXIES:
+                names = [name for name in rest if name.startswith(f"{full}-")] + [full]
+            own = [table for name in names if (table := rest.pop(name, None))]
             parts += [markdown(table) for table in own] or ["No results yet.\n"]
         return "\n".join([*parts, *map(markdown, rest.values())])
 
@@ -199,7 +214,10 @@ class ComparisonPage:
             if not results.cells:
                 continue
             full, means = _names(experiment)
-            if len(experiment.sets) > 1:
+            if experiment.id == PROXIES and self.numbers:
+                own = proxies.tables(self.numbers, experiment.sets)
+                tables |= {f"{full}-{end}": table for end, table in own.items()}
+            elif len(experiment.sets) > 1:
                 tables[means] = experiment_means(self.study, experiment)
             tables[full] = methods_table(
                 results,
@@ -220,6 +238,7 @@ class ComparisonPage:
 
     def _experiment(self, experiment: Exhibit) -> dict[str, Any]:
         full, means = _names(experiment)
+        of_proxies = self._of_proxies(full) if experiment.id == PROXIES and full in self.tables else None
         return {
             "title": experiment.title,
             "notes": self._notes(experiment),
@@ -230,7 +249,18 @@ class ComparisonPage:
             "levers": self.tables.get(f"{full}-levers"),
             "means": self.tables.get(means),
             "full": self.tables.get(full),
-            "is_open": means not in self.tables or experiment.id in ("table1", "table2"),
+            "of_proxies": of_proxies,
+            "is_open": not of_proxies and (means not in self.tables or experiment.id in ("table1", "table2")),
+        }
+
+    def _of_proxies(self, full: str) -> dict[str, Any]:
+        assert self.numbers is not None
+        prefix = f"{full}-"
+        own = {name.removeprefix(prefix): t for name, t in self.tables.items() if name.startswith(prefix)}
+        return {
+            "tables": own,
+            "summary": proxies.summary(self.numbers),
+            "figures": proxies.figures(self.numbers),
         }
 
     def _against_pairs(self, experiment: Exhibit) -> list[Markup]:
@@ -299,7 +329,9 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
 
 def main_experiment(study: Study) -> Exhibit:
     """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more."""
-    ranked = [e for e in study.experiments if len(e.rows) > 1 and e.id != "figure3"] or study.experiments
+    ranked = [
+        e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
+    ] or study.experiments
     attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
     if not attacked:
         raise ValueError(f"the plan in {study.folder} has no experiments")
@@ -337,6 +369,21 @@ def _tsne(study: Study) -> list[TSNEResult]:
     found = embed(known, experiment.sets, eps=min(experiment.eps, default=1 / 255))
     write_tsne(study.folder / FILE, found)
     return found
+
+
+def _coverage(study: Study) -> list[Coverage]:
+    """Of the experiment `proxies`: what is stored, and what can be added on this machine."""
+    experiment = next((e for e in study.experiments if e.id == PROXIES), None)
+    original = study.model_of(ORIGINAL)
+    if experiment is None or original is None:
+        return []
+    measured = by_run(study, experiment)
+    trained = {
+        (cell, seed) for cell in CELLS for name in LABELLED for seed in measured.get(cell.run(name), {})
+    }
+    order = sorted(trained, key=lambda one: (CELLS.index(one[0]), one[1]))
+    sets = [name for name in experiment.sets if any(cell.set == name for cell in study.cells)]
+    return add_coverage(study.folder / COVERAGE_FILE, str(original), order, sets)
 
 
 def _examples(study: Study) -> list[Example]:

@@ -14,7 +14,11 @@ from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
 from advflyp.paper.plan import PLAN_FILE, Plan, Scale
+from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
+from advflyp.paper.proxies.coverage import read_coverage
+from advflyp.paper.proxies.numbers import Numbers
 from advflyp.paper.proxies.plan import PROXIES
+from advflyp.paper.proxies.tables import verdict_table
 from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
 from advflyp.paper.study import read_study
@@ -25,7 +29,7 @@ from advflyp.report.pages.sections import FILES
 from advflyp.wording import counted
 from advflyp.written import check_files
 
-OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", TSNE_FILE}
+OURS = {PLAN_FILE, "tuning.json", "tuning", "runs", "results", "locks", "report", TSNE_FILE, COVERAGE_FILE}
 
 
 def reproduce(
@@ -82,7 +86,11 @@ def _print_means(out: Path, only: Sequence[str], console: Console) -> None:
     chosen = [e for e in study.experiments if e.id in only] if only else [main_experiment(study)]
     for experiment in sorted(chosen, key=lambda experiment: experiment.place):
         console.print()
-        console.print(as_rich(experiment_means(study, experiment)))
+        if experiment.id == PROXIES:
+            numbers = Numbers.of(study, experiment, read_coverage(out / COVERAGE_FILE))
+            console.print(as_rich(verdict_table(numbers)))
+        else:
+            console.print(as_rich(experiment_means(study, experiment)))
 
 
 def _print_cost(plan: Plan, out: Path, console: Console) -> None:

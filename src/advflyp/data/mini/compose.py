@@ -20,7 +20,7 @@ from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_shards
 from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position
-from advflyp.data.sets.images import balanced, drawn_classes
+from advflyp.data.sets.images import balanced, drawn_classes, represented
 from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
 from advflyp.share import Share
@@ -164,6 +164,7 @@ class MiniLabelled(MiniPairs):
         self.draws_captions = chosen is not None and len(chosen) > 1
         number = {concept: label for label, concept in enumerate(self.classes)}
         self.labels = torch.tensor([number[meta["concept"]] for meta in self.metas])
+        self.represented = represented(self.classes, self.labels.tolist())
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
         labels = self.labels[index]

@@ -2,7 +2,7 @@
 
 import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -314,6 +314,12 @@ def drawn_classes(classes: Sequence[str], count: int | None, seed: int) -> list[
     order = list(range(len(classes)))
     random.Random(f"{seed}/breadth").shuffle(order)
     return [classes[place] for place in sorted(order[:count])]
+
+
+def represented(classes: Sequence[str], labels: Iterable[int]) -> list[str]:
+    """The classes, in their order, that some label is of."""
+    known = set(labels)
+    return [name for number, name in enumerate(classes) if number in known]
 
 
 def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:

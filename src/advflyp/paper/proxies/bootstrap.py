@@ -43,12 +43,18 @@ def interval(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 
 
 def _means(values: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(seeds, n), (draws, n) indices → (draws, seeds), over the images that count; NaN of none."""
-    return np.stack([_mean(of_seed[images]) for of_seed in values], axis=1)
+    draws, count = images.shape
+    places = images + count * np.arange(draws)[:, None]
+    times = np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
+    known = ~np.isnan(values)
+    return _quotient(times @ np.where(known, values, 0.0).T, times @ known.T.astype(float))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Along the last axis, of what is not NaN; NaN where all is."""
     known = ~np.isnan(values)
-    count = known.sum(-1)
-    total = np.where(known, values, 0.0).sum(-1)
+    return _quotient(np.where(known, values, 0.0).sum(-1), known.sum(-1))
+
+
+def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

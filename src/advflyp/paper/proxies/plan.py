@@ -52,13 +52,23 @@ class Cell:
     number: int
     data: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.number}"
+
+    @property
+    def words(self) -> str:
+        """ "one vendor, 660 images"."""
+        return f"{WORDS[self.data]}, {with_spaces(self.number)} images"
+
     def run(self, method: str) -> str:
         """The name of a method's run on it; pairs have no data but their number."""
-        return f"{PAIRS}-{self.number}" if method == PAIRS else f"{method}-{self.data}-{self.number}"
+        return f"{PAIRS}-{self.number}" if method == PAIRS else f"{method}-{self.name}"
 
 
 NEAR = tuple(Cell(number, "near") for number in NUMBERS)
 OTHERS = tuple(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS)
+CELLS = (*NEAR, *OTHERS)
 WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign": "foreign"}
 CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
 
@@ -78,7 +88,7 @@ def proxy_runs(trained: Make) -> list[Run]:
         ]
     for recipe, label in ON_PAIRS.items():
         name = f"{recipe}-{PAIRS}-{EVERY_PAIR}"
-        runs.append(make(name, f"{label}, {_count(EVERY_PAIR)} pairs", recipe, f"{PAIRS}-{EVERY_PAIR}"))
+        runs.append(make(name, f"{label}, {with_spaces(EVERY_PAIR)} pairs", recipe, f"{PAIRS}-{EVERY_PAIR}"))
     best = [replace(r, name=r.name + BEST, label=f"{r.label}, best", best_of=r.name) for r in runs]
     return runs + best
 
@@ -99,7 +109,9 @@ def proxy_experiment(runs: list[Run]) -> Experiment:
 
 def _pairs(make: Make, number: int) -> Run:
     keys = {"data__limit": number} if number < EVERY_PAIR else {}
-    run = make(f"{PAIRS}-{number}", f"AdvFLYP_full, {_count(number)} pairs", "advflyp_full", None, **keys)
+    run = make(
+        f"{PAIRS}-{number}", f"AdvFLYP_full, {with_spaces(number)} pairs", "advflyp_full", None, **keys
+    )
     return replace(run, most_seeds=1) if number == NUMBERS[0] else run
 
 
@@ -107,27 +119,25 @@ def _labelled(make: Make, cell: Cell) -> Iterator[Run]:
     """The rate is searched once for a method and number, on the data nearest to pretraining."""
     for recipe, label in LABELLED.items():
         rate_of = None if cell.data == "near" else Cell(cell.number, "near").run(recipe)
-        yield make(cell.run(recipe), f"{label}, {_words(cell)}", recipe, rate_of, **_keys(cell))
+        yield make(cell.run(recipe), f"{label}, {cell.words}", recipe, rate_of, **cell_keys(cell))
 
 
 def _same(make: Make, cell: Cell) -> Run:
     """AdvFLYP_full on the images that the labelled methods have: with the corpus' captions, or prompts."""
-    label, rate_of = f"AdvFLYP_full on labelled, {_words(cell)}", f"{PAIRS}-{cell.number}"
+    label, rate_of = f"AdvFLYP_full on labelled, {cell.words}", f"{PAIRS}-{cell.number}"
     if cell.data == "foreign":
-        return make(cell.run(SAME), label, "flyp", rate_of, **_keys(cell), **PROMPTED)
-    return make(cell.run(SAME), label, "aft_captioned", rate_of, **_keys(cell))
+        return make(cell.run(SAME), label, "flyp", rate_of, **cell_keys(cell), **PROMPTED)
+    return make(cell.run(SAME), label, "aft_captioned", rate_of, **cell_keys(cell))
 
 
-def _keys(cell: Cell) -> dict[str, Any]:
+def cell_keys(cell: Cell) -> dict[str, Any]:
+    """The recipe keys of its data, with two underscores for the dot."""
     keys: dict[str, Any] = {"data__limit": cell.number} if cell.number < NUMBERS[-1] else {}
     if cell.data == "few":
         keys["data__classes"] = FEW_CLASSES[cell.number]
     return keys | {"vendor": VENDOR, "foreign": FOREIGN}.get(cell.data, {})
 
 
-def _words(cell: Cell) -> str:
-    return f"{WORDS[cell.data]}, {_count(cell.number)} images"
-
-
-def _count(number: int) -> str:
+def with_spaces(number: int) -> str:
+    """ "24 060", the space narrow and unbreakable."""
     return f"{number:,}".replace(",", "\u202f")

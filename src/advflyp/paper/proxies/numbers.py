@@ -1,0 +1,186 @@
+"""The accuracies of the experiment `proxies`, by run, seed and set: means, differences and their intervals."""
+
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from advflyp.evaluation.results import Cell as Result
+from advflyp.evaluation.samples import Samples, has_samples, read_samples
+from advflyp.paper.efficiency import Seeds
+from advflyp.paper.proxies.bootstrap import interval
+from advflyp.paper.proxies.coverage import Coverage
+from advflyp.paper.proxies.plan import BEST, NEVER_HEADLINE
+from advflyp.paper.study import RESULTS, Exhibit, Study
+from advflyp.report.measure.estimates import Estimate
+
+CLEAN, ROBUST = "clean", "pgd10"
+HEADLINE_IMAGES = 200
+# Of fewer images on one side of the coverage an accuracy says nothing.
+FEWEST_IMAGES = 10
+# run → seed → (set, attack) → result
+ByRun = Mapping[str, Mapping[int, Mapping[tuple[str, str], Result]]]
+
+
+def by_run(study: Study, exhibit: Exhibit) -> dict[str, dict[int, dict[tuple[str, str], Result]]]:
+    """Its results, by the names of the plan's runs."""
+    names = {label: str(planned.get("name", label)) for label, planned in study.planned.items()}
+    found: dict[str, dict[int, dict[tuple[str, str], Result]]] = {}
+    for cell in exhibit.cells(study):
+        seeds = found.setdefault(names.get(cell.model, cell.model), {})
+        seeds.setdefault(study.seed_of[cell.checkpoint_sha256], {})[cell.set, cell.attack] = cell
+    return found
+
+
+def headline_sets(results: Iterable[Result]) -> list[str]:
+    """Sets of 200 images or more that are not of the foreign training data's family."""
+    sizes = {cell.set: cell.subset.get("of", cell.n) for cell in results}
+    return [name for name, size in sizes.items() if size >= HEADLINE_IMAGES and name != NEVER_HEADLINE]
+
+
+def mean_by_seed(results: ByRun, run: str, sets: Sequence[str], attack: str) -> Seeds:
+    """The mean accuracy over the sets, of each seed that has them all."""
+    found = {}
+    for seed, cells in results.get(run, {}).items():
+        known = [cells[name, attack].accuracy for name in sets if (name, attack) in cells]
+        if known and len(known) == len(sets):
+            found[seed] = statistics.fmean(known)
+    return found
+
+
+def accuracy_on_side(cell: Result, covered: Collection[int], inside: bool) -> float | None:
+    """Its accuracy on the images whose class is covered, or on the others; None where these are too few."""
+    counts = [count for label, count in cell.per_class.items() if (int(label) in covered) == inside]
+    images = sum(n for _, n in counts)
+    return sum(correct for correct, _ in counts) / images if images >= FEWEST_IMAGES else None
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images whose class a proxy has, or the others; the proxy as `Cell.name` calls it."""
+
+    proxy: str
+    inside: bool
+
+
+@dataclass
+class Numbers:
+    """What tables and figures ask for. Every mean is over the headline's sets.
+
+    Attributes:
+        results: By run.
+        sets: The headline's.
+        coverage: By (proxy, seed, set).
+        folder: Of the study, where the outcomes of single images may be.
+    """
+
+    results: ByRun
+    sets: Sequence[str]
+    coverage: Mapping[tuple[str, int, str], Coverage]
+    folder: Path
+    _known: dict[tuple[str, str], Estimate | None] = field(default_factory=dict)
+    _read: dict[tuple[str, int, str, str], Samples] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, exhibit: Exhibit, coverage: Iterable[Coverage]) -> "Numbers":
+        """Those of a study."""
+        results = by_run(study, exhibit)
+        every = (cell for seeds in results.values() for cells in seeds.values() for cell in cells.values())
+        known = {one.key: one for one in coverage}
+        chosen = set(headline_sets(every))
+        return cls(results, [name for name in exhibit.sets if name in chosen], known, study.folder)
+
+    def column(self, *, best: bool) -> dict[str, dict[str, Seeds]]:
+        """attack → run → seed → accuracy: of the last weights, or of those at the best validation."""
+        end = BEST if best else ""
+        runs = [run for run in self.results if not run.endswith(BEST)]
+        return {
+            attack: {run: mean_by_seed(self.results, run + end, self.sets, attack) for run in runs}
+            for attack in (ROBUST, CLEAN)
+        }
+
+    def accuracy(self, run: str, attack: str) -> Estimate | None:
+        """The mean over seeds, with its bootstrap interval where the outcomes of single images are there."""
+        if (run, attack) not in self._known:
+            self._known[run, attack] = self._accuracy(run, attack)
+        return self._known[run, attack]
+
+    def _accuracy(self, run: str, attack: str) -> Estimate | None:
+        seeds = mean_by_seed(self.results, run, self.sets, attack)
+        if not seeds:
+            return None
+        value = statistics.fmean(seeds.values())
+        low, high = self.resampled([(1, run)], attack, sorted(seeds)) or (value, value)
+        return Estimate(value, low, high)
+
+    def on_side(self, run: str, attack: str, side: Side) -> dict[int, float]:
+        """Seed → mean over sets of the accuracy on one side of the coverage, without sets of too few such images.
+
+        Args:
+            run: Name of a run, which need not be trained on the side's proxy.
+            attack: "clean" or "pgd10".
+            side: Which images.
+        """
+        found = {}
+        for seed, cells in self.results.get(run, {}).items():
+            known = [
+                accuracy
+                for name in self.sets
+                if (name, attack) in cells
+                and (one := self.coverage.get((side.proxy, seed, name))) is not None
+                and (accuracy := accuracy_on_side(cells[name, attack], one.covered, side.inside)) is not None
+            ]
+            if known:
+                found[seed] = statistics.fmean(known)
+        return found
+
+    def resampled(
+        self, terms: Sequence[tuple[int, str]], attack: str, seeds: Sequence[int], side: Side | None = None
+    ) -> tuple[float, float] | None:
+        """The 95 % bootstrap interval of a signed sum of runs' accuracies, over seeds, sets and images.
+
+        None where the outcomes of single images are not there, or are not of the same images.
+
+        Args:
+            terms: (sign, run).
+            attack: "clean" or "pgd10".
+            seeds: Those that all of the runs have.
+            side: Only these images.
+        """
+        outcomes = []
+        for name in self.sets:
+            some = [[self._samples(run, seed, name, attack) for seed in seeds] for _, run in terms]
+            known = [one for of_run in some for one in of_run if one is not None]
+            if len(known) < len(terms) * len(seeds) or len({one.index.tobytes() for one in known}) != 1:
+                return None
+            correct = np.array([one.correct for one in known], dtype=float).reshape(
+                len(terms), len(seeds), -1
+            )
+            values = np.tensordot([sign for sign, _ in terms], correct, 1)
+            if side is not None:
+                values[~self._is_on(side, name, seeds, known[0].label)] = np.nan
+            if not np.isnan(values).all():
+                outcomes.append(values)
+        return interval(outcomes) if outcomes else None
+
+    def _is_on(self, side: Side, name: str, seeds: Sequence[int], labels: np.ndarray) -> np.ndarray:
+        """(seeds, images) whether an image is on that side; none of a seed's where these are too few."""
+        coverage = [self.coverage.get((side.proxy, seed, name)) for seed in seeds]
+        rows = [
+            np.isin(labels, one.covered) == side.inside if one else np.zeros(len(labels), bool)
+            for one in coverage
+        ]
+        return np.stack([row if row.sum() >= FEWEST_IMAGES else np.zeros_like(row) for row in rows])
+
+    def _samples(self, run: str, seed: int, name: str, attack: str) -> Samples | None:
+        """The outcomes of single images, in the order in which they were evaluated."""
+        cell = self.results.get(run, {}).get(seed, {}).get((name, attack))
+        store = self.folder / RESULTS / f"{run}-s{seed}.jsonl"
+        if cell is None or not has_samples(store, cell):
+            return None
+        key = (run, seed, name, attack)
+        if key not in self._read:
+            self._read[key] = read_samples(store, cell)
+        return self._read[key]

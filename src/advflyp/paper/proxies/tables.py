@@ -1,0 +1,297 @@
+"""What the experiment `proxies` says: verdicts, accuracies by number and kind of data, coverage. Tables and figures."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from advflyp.paper.efficiency import mean_change
+from advflyp.paper.proxies.numbers import CLEAN, ROBUST, Numbers, Side
+from advflyp.paper.proxies.plan import (
+    BEST,
+    CELLS,
+    CORNERS,
+    EVERY_PAIR,
+    FOREIGN_NUMBERS,
+    LABELLED,
+    NEAR,
+    NUMBERS,
+    PAIRS,
+    SAME,
+    WORDS,
+    Cell,
+    with_spaces,
+)
+from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Hypothesis, Verdict, all_of, by_seed, decide
+from advflyp.report.figures.number import against_number, by_kind
+from advflyp.report.figures.plots import Look, svg
+from advflyp.report.measure.estimates import Estimate, aggregate_seeds
+from advflyp.report.measure.tables import Table, Value
+
+METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
+SIZE: dict[str, Any] = {"width": 420, "height": 300}
+INTERVALS = (
+    "Ranges: 95 % bootstrap intervals over seeds, sets and images, where the outcomes of images are there."
+)
+ABOUT_VERDICTS = (
+    "Differences are paired by seed, the mean over the headline's sets, with the 95 % interval of Student's t over "
+    "seeds, which decides. Bootstrap: 95 % interval over seeds, sets and images, which decides nothing; it needs the "
+    "outcomes of single images."
+)
+ABOUT_GRID = (
+    f"Means over the headline's sets. {INTERVALS} Corners of the grid have several seeds, the rest one. Pairs have no "
+    "kind: their columns are those of the same number."
+)
+ABOUT_SIDES = (
+    f"Means over the headline's sets with 10 such images or more. {INTERVALS} Differences to as many pairs on the same "
+    "images, in points: paired by seed, 95 % interval of Student's t. A class is in the proxy if its name is."
+)
+ABOUT_COVERAGE = (
+    "Means over seeds, which draw classes and images anew. A class is in the proxy if its name is; concepts behind "
+    "other names (`proxy_share` of docs/mini.md) are not counted. Distance: 1 − cos of the embeddings of a class's "
+    "name and of the nearest of the proxy's, in the original's text tower; the mean over the set's images."
+)
+
+
+def verdicts(numbers: Numbers, *, best: bool) -> dict[str, tuple[Verdict, list[Decision]]]:
+    """Hypothesis → verdict and what became of its statements."""
+    column = numbers.column(best=best)
+    found = {
+        one.id: [decide(statement, column[ROBUST], column[CLEAN]) for statement in one.statements]
+        for one in HYPOTHESES
+    }
+    return {id: (all_of([one.verdict for one in some]), some) for id, some in found.items()}
+
+
+def summary(numbers: Numbers) -> str:
+    """ "H1 holds, H2 undecided, …" of the last weights, and where those at the best validation say otherwise."""
+    last, best = (verdicts(numbers, best=best) for best in (False, True))
+    text = ", ".join(f"{id} {verdict}" for id, (verdict, _) in last.items()) + "."
+    other = [f"{id} {best[id][0]}" for id in last if best[id][0] != last[id][0]]
+    return text + (f" With the weights at the best validation: {', '.join(other)}." if other else "")
+
+
+def verdict_table(numbers: Numbers) -> Table:
+    """A block for each hypothesis, a row for each of its statements."""
+    last, best = (verdicts(numbers, best=best) for best in (False, True))
+    rows: list[list[Value]] = []
+    blocks = []
+    for hypothesis in HYPOTHESES:
+        blocks.append((_heading(hypothesis, last[hypothesis.id][0]), len(hypothesis.statements)))
+        for one, other in zip(last[hypothesis.id][1], best[hypothesis.id][1], strict=True):
+            rows.append(
+                [
+                    one.statement.words,
+                    str(one.seeds),
+                    one.difference,
+                    _bootstrap(numbers, one),
+                    one.verdict,
+                    other.difference,
+                    other.verdict,
+                ]
+            )
+    return Table(
+        title="Hypotheses: differences in points",
+        columns=[
+            "statement", "seeds", "difference", "bootstrap", "verdict", "at the best\nvalidation", "verdict\nthere"
+        ],
+        rows=rows,
+        blocks=blocks,
+        note=f"{ABOUT_VERDICTS} Headline: {', '.join(numbers.sets) or 'no set yet'}.",
+    )  # fmt: skip
+
+
+def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
+    """A row for each method, a column for each place of the grid; robust and clean, last weights and best ones."""
+    blocks, rows = [], []
+    for attack, words in ((ROBUST, "PGD-10, ε = 1/255"), (CLEAN, "clean images")):
+        for end, which in (("", "last weights"), (BEST, "best validation")):
+            blocks.append((f"{words}, {which}", len(METHODS)))
+            rows += [
+                [label, *(numbers.accuracy(cell.run(method) + end, attack) for cell in cells)]
+                for method, label in METHODS.items()
+            ]
+    one_kind = len({cell.data for cell in cells}) == 1
+    return Table(
+        title=title,
+        columns=["method", *(with_spaces(c.number) if one_kind else WORDS[c.data] for c in cells)],
+        rows=rows,
+        blocks=blocks,
+        groups=[] if one_kind else [("", 1), *_groups([with_spaces(c.number) for c in cells])],
+        note=ABOUT_GRID,
+    )
+
+
+def sides_table(numbers: Numbers) -> Table:
+    """A block for each proxy: every method on the images whose class is in it, and on the others, beside pairs."""
+    rows: list[list[Value]] = []
+    blocks = []
+    for cell in CELLS:
+        block = [[label, *_sides(numbers, cell, method)] for method, label in METHODS.items()]
+        if any(value is not None for row in block for value in row[1:]):
+            blocks.append((cell.words, len(block)))
+            rows += block
+    return Table(
+        title="In and out of coverage: accuracy in % under PGD-10 at 1/255",
+        columns=["method", *["accuracy", "− pairs"] * 2],
+        groups=[("", 1), ("class in the proxy", 2), ("class not in the proxy", 2)],
+        rows=rows,
+        blocks=blocks,
+        note=ABOUT_SIDES,
+    )
+
+
+def coverage_table(numbers: Numbers, sets: Sequence[str]) -> Table:
+    """What share of each set's images each proxy has a label for, and how far the classes are from its labels."""
+    known = [cell for cell in CELLS if any(key[0] == cell.name for key in numbers.coverage)]
+    columns = [name for name in sets if any(key[2] == name for key in numbers.coverage)]
+
+    def row(cell: Cell, get: Callable[[Any], float], digits: int) -> list[Value]:
+        values: list[Value] = [cell.words]
+        for name in columns:
+            found = [
+                get(one) for (data, _, s), one in numbers.coverage.items() if (data, s) == (cell.name, name)
+            ]
+            values.append(f"{statistics.fmean(found):.{digits}f}" if found else None)
+        return values
+
+    shares = [row(cell, lambda one: 100 * one.share, 0) for cell in known]
+    distances = [row(cell, lambda one: one.distance, 2) for cell in known]
+    return Table(
+        title="Coverage of the test sets by the proxies",
+        columns=["proxy", *(name.removeprefix("mini/") for name in columns)],
+        rows=[*shares, *distances],
+        blocks=[("images whose class is in the proxy (%)", len(shares)), ("distance of class names", len(distances))],
+        note=ABOUT_COVERAGE,
+    )  # fmt: skip
+
+
+def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
+    """All of them, by the ends of their file names."""
+    kinds = [Cell(n, data) for n in FOREIGN_NUMBERS for data in WORDS]
+    found = {
+        "verdicts": verdict_table(numbers),
+        "number": grid_table(
+            numbers, [*NEAR, Cell(EVERY_PAIR, "near")], "By number of images: mean accuracy in %"
+        ),
+        "kinds": grid_table(numbers, kinds, "By breadth and distance of the data: mean accuracy in %"),
+    }
+    if numbers.coverage:
+        found |= {"sides": sides_table(numbers), "coverage": coverage_table(numbers, sets)}
+    return found
+
+
+def figures(numbers: Numbers) -> dict[str, Any]:
+    """The look of the methods, and drawings against number, by kind of data, and in and out of coverage."""
+    look = Look.of(list(METHODS.values()))
+    plots = {"number": _against_number(numbers, look), "kinds": _by_kind(numbers, look)}
+    return {"look": look, **plots, "sides": _by_side(numbers, look)}
+
+
+def _against_number(numbers: Numbers, look: Look) -> list[Markup]:
+    plots = []
+    for attack, end, title in (
+        (ROBUST, "", "PGD-10, ε = 1/255"),
+        (CLEAN, "", "clean images"),
+        (ROBUST, BEST, "PGD-10, ε = 1/255, best validation"),
+    ):
+        lines: dict[str, list[tuple[int, Estimate]]] = {}
+        for method, label in METHODS.items():
+            for number in (*NUMBERS, EVERY_PAIR):
+                if (value := _spread(numbers, Cell(number, "near").run(method) + end, attack)) is not None:
+                    lines.setdefault(label, []).append((number, value))
+        if lines:
+            figure = against_number(lines, look, title=title, **SIZE)
+            plots.append(svg(figure, f"accuracy against the number of images, {title}"))
+    return plots
+
+
+def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
+    plots = []
+    for number in FOREIGN_NUMBERS:
+        points = {
+            WORDS[data]: {
+                label: value
+                for method, label in METHODS.items()
+                if method != PAIRS
+                and (value := _spread(numbers, Cell(number, data).run(method), ROBUST)) is not None
+            }
+            for data in WORDS
+        }
+        if any(points.values()):
+            pairs = _spread(numbers, Cell(number, "near").run(PAIRS), ROBUST)
+            title = f"{number:,} images, PGD-10, ε = 1/255"
+            reference = None if pairs is None else (METHODS[PAIRS], pairs)
+            figure = by_kind(points, look, title=title, reference=reference, **SIZE)
+            plots.append(svg(figure, f"robust accuracy by kind of data, {number:,} images"))
+    return plots
+
+
+def _by_side(numbers: Numbers, look: Look) -> list[Markup]:
+    """The labelled methods' lead over as many pairs, at the corners of the grid that have both sides."""
+    plots = []
+    corners = [cell for cell in CELLS if cell in CORNERS]
+    for inside, words in ((True, "class in the proxy"), (False, "class not in the proxy")):
+        points = {
+            f"{WORDS[cell.data]}\n{cell.number:,}": {
+                label: value
+                for method, label in METHODS.items()
+                if method != PAIRS
+                and (value := _lead(numbers, cell, method, Side(cell.name, inside))) is not None
+            }
+            for cell in corners
+        }
+        if any(points.values()):
+            figure = by_kind(points, look, title=f"{words}: lead over as many pairs", **SIZE)
+            plots.append(svg(figure, f"robust accuracy beside that of as many pairs, {words}"))
+    return plots
+
+
+def _sides(numbers: Numbers, cell: Cell, method: str) -> list[Value]:
+    values: list[Value] = []
+    for inside in (True, False):
+        side = Side(cell.name, inside)
+        seeds = numbers.on_side(cell.run(method), ROBUST, side)
+        if not seeds:
+            values += [None, None]
+            continue
+        value = statistics.fmean(seeds.values())
+        low, high = numbers.resampled([(1, cell.run(method))], ROBUST, sorted(seeds), side) or (value, value)
+        values += [Estimate(value, low, high), _lead(numbers, cell, method, side)]
+    return values
+
+
+def _lead(numbers: Numbers, cell: Cell, method: str, side: Side) -> Estimate | None:
+    """Over as many pairs, on the same images; None of pairs themselves."""
+    own, pairs = (numbers.on_side(cell.run(name), ROBUST, side) for name in (method, PAIRS))
+    return (
+        None
+        if method == PAIRS
+        else mean_change([own[seed] - pairs[seed] for seed in own.keys() & pairs.keys()])
+    )
+
+
+def _spread(numbers: Numbers, run: str, attack: str) -> Estimate | None:
+    """The mean over seeds with their standard deviation, as figures show it; none of a single seed."""
+    column = numbers.column(best=run.endswith(BEST))[attack]
+    values = column.get(run.removesuffix(BEST), {}).values()
+    return aggregate_seeds([Estimate(value, value, value) for value in values])
+
+
+def _bootstrap(numbers: Numbers, decision: Decision) -> str | None:
+    if decision.difference is None:
+        return None
+    statement = decision.statement
+    attack = CLEAN if statement.clean else ROBUST
+    seeds = sorted(by_seed(statement, numbers.column(best=False)[attack]))
+    found = numbers.resampled(statement.terms, attack, seeds)
+    return Estimate(decision.difference.value, *found, is_change=True).interval if found else None
+
+
+def _heading(hypothesis: Hypothesis, verdict: Verdict) -> str:
+    return f"{hypothesis.id} {verdict}: {hypothesis.words}"
+
+
+def _groups(names: Sequence[str]) -> list[tuple[str, int]]:
+    return [(f"{name} images", names.count(name)) for name in dict.fromkeys(names)]

@@ -1,0 +1,92 @@
+"""Accuracy against the number of training images, and beside one another for several kinds of training data."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.measure.estimates import Estimate
+
+# Between the marks of two methods at one number: a factor, and a share of the distance of two kinds.
+FACTOR, DODGE = 1.045, 0.13
+
+
+@styled
+def against_number(
+    lines: Mapping[str, Sequence[tuple[int, Estimate]]], look: Look, *, width: int, height: int, title: str
+) -> Figure:
+    """Accuracy against the number of images on a log scale, a line with its intervals for each method.
+
+    Args:
+        lines: Method → (images, accuracy), ascending.
+    """
+    figure = sheet(width, height)
+    axes = axes_in(figure, 54, 46, 16, 30)
+    axes.set_title(title, pad=8)
+    axes.set_xscale("log")
+    numbers = sorted({number for line in lines.values() for number, _ in line})
+    for place, (method, line) in enumerate(lines.items()):
+        # Side by side, else one interval would hide another.
+        x = [number * FACTOR ** (place - (len(lines) - 1) / 2) for number, _ in line]
+        y = [100 * value.value for _, value in line]
+        for at, (_, value) in zip(x, line, strict=True):
+            _bar(axes, at, value, look.colours[method])
+        style = f"{look.markers[method]}-"
+        axes.plot(x, y, style, color=look.colours[method], linewidth=2, markersize=6.5)
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.minorticks_off()
+    axes.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
+    axes.set_xlabel("training images")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(axis="y")
+    axes.locator_params(axis="y", nbins=6)
+    return figure
+
+
+@styled
+def by_kind(
+    points: Mapping[str, Mapping[str, Estimate]],
+    look: Look,
+    *,
+    width: int,
+    height: int,
+    title: str,
+    reference: tuple[str, Estimate] | None = None,
+) -> Figure:
+    """A mark with its interval for each method in each kind of data.
+
+    Args:
+        points: Kind → method → accuracy, or the difference to something, which makes the axis one of points.
+        reference: A method whose data is the same for all kinds: a line across, with its band.
+    """
+    figure = sheet(width, height)
+    axes = axes_in(figure, 54, 46, 16, 30)
+    axes.set_title(title, pad=8)
+    methods = list(dict.fromkeys(method for of_kind in points.values() for method in of_kind))
+    for place, of_kind in enumerate(points.values()):
+        for method, value in of_kind.items():
+            x = place + DODGE * (methods.index(method) - (len(methods) - 1) / 2)
+            _bar(axes, x, value, look.colours[method])
+            y = 100 * value.value
+            axes.plot([x], [y], look.markers[method], color=look.colours[method], markersize=8)
+    if reference is not None:
+        method, value = reference
+        axes.axhspan(100 * value.low, 100 * value.high, color=look.colours[method], alpha=0.15, lw=0)
+        axes.axhline(100 * value.value, color=look.colours[method], linewidth=2)
+    differs = any(value.is_change for of_kind in points.values() for value in of_kind.values())
+    if differs:
+        axes.axhline(0, color=MUTED, linewidth=1.4)
+    for place in range(1, len(points)):
+        axes.axvline(place - 0.5, color=GRID, linewidth=1)
+    axes.set_xlim(-0.5, len(points) - 0.5)
+    axes.set_xticks(range(len(points)), list(points))
+    axes.set_ylabel("difference (points)" if differs else "accuracy (%)")
+    axes.grid(axis="y")
+    axes.locator_params(axis="y", nbins=6)
+    return figure
+
+
+def _bar(axes: Axes, x: float, value: Estimate, colour: str) -> None:
+    """Its interval; nothing where it has none."""
+    axes.plot([x, x], [100 * value.low, 100 * value.high], color=colour, alpha=0.35, linewidth=4)
