@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from advflyp.data.training import DecodedLabelled, open_training
 from advflyp.distributed import Ranks
 from advflyp.method import find_method
 from advflyp.method.base import Method
+from advflyp.model.cast import WeightCasts, freeze_in_bf16, product_weights
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.share import Share
@@ -100,6 +102,12 @@ class TrainingRun:
     def is_sharded(self) -> bool:
         """Whether the image tower is split over the ranks (FSDP)."""
         return self.recipe.train.parallel == "fsdp"
+
+    @cached_property
+    def casts(self) -> WeightCasts:
+        """bf16 copies of the model's weights, for the attack; none of a sharded model, nor of a compiled one."""
+        plain = not self.recipe.train.compile and not self.is_sharded
+        return WeightCasts(product_weights(self.model) if plain else [])
 
     def unsharded_model(self) -> CLIP:
         """The model that is measured and saved: under FSDP, an unsharded copy; all ranks must call it at once."""
@@ -235,6 +243,7 @@ def _prepare(
     """
     if method.needs_original:
         method.original = copied(model, recipe.train).requires_grad_(False)
+        freeze_in_bf16(method.original)
     parameters = unfreeze(model, recipe.train.unfreeze)
     if not parameters:
         raise ValueError(

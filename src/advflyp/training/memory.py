@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from advflyp.method.base import FromEmbeddings, Method
+from advflyp.model.cast import product_weights
 from advflyp.model.clip import CLIP
 from advflyp.model.recompute import largest_that_fits
 from advflyp.training.recipe import TrainConfig
@@ -60,6 +61,7 @@ def images_at_once(method: Method, parameters: list[nn.Parameter], rows: int, op
     def step(count: int) -> None:
         held: list[Tensor] = [torch.empty_like(p) for p in parameters for _ in range(STATES[optimizer])]
         held.append(torch.empty(COPIES, rows, 3, *model.image_size, device=model.device, dtype=model.dtype))
+        held += [torch.empty_like(getattr(*at), dtype=torch.bfloat16) for at in product_weights(model)]
         images = torch.zeros(count, 3, *model.image_size, device=model.device, dtype=model.dtype)
         loss = model.encode_image(images.requires_grad_()).sum()
         torch.autograd.grad(loss, [images, *parameters], allow_unused=True)

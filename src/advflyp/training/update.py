@@ -134,7 +134,7 @@ def find_adversarial(run: "TrainingRun", batch: Batch) -> Adversarial:
         assert isinstance(run.method, FromEmbeddings)  # check_attack
         return perturbed_sharing(run.method, batch, attack)
     # A sharded tower computes with other parameters than these; autograd leaves their gradients out as well.
-    with constant([] if run.is_sharded else run.parameters):
+    with constant([] if run.is_sharded else run.parameters), run.casts.in_place():
         return perturbed(run.method, batch, attack, run.recipe.train.seed, run.state.step)
 
 
