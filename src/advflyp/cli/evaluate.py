@@ -21,6 +21,7 @@ from advflyp.cli.arguments import (
     Radii,
     Seed,
 )
+from advflyp.cli.heavy import heavy_imports
 from advflyp.config import Typed, convert
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
@@ -102,13 +103,14 @@ def evaluate(
         from advflyp.data.sets.prompts import choose_templates
 
         choose_templates(templates)
-    from advflyp.console import rank0_console
-    from advflyp.data.sets.folders import read_names
-    from advflyp.data.sets.labelled import remarks_on
-    from advflyp.distributed import is_rank0
-    from advflyp.escape import for_rich
-    from advflyp.evaluation.suite import evaluate
-    from advflyp.report.console import evaluation_progress, results_table, verdicts
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.data.sets.folders import read_names
+        from advflyp.data.sets.labelled import remarks_on
+        from advflyp.distributed import is_rank0
+        from advflyp.escape import for_rich
+        from advflyp.evaluation.suite import evaluate
+        from advflyp.report.console import evaluation_progress, results_table, verdicts
 
     chosen = _protocol(protocol).changed(
         templates=templates or None,
@@ -149,9 +151,10 @@ def protocols(name: Annotated[ProtocolName | None, Arg("NAME")] = None, /) -> No
     Args:
         name: Explain this protocol in full.
     """
-    from advflyp.console import rank0_console
-    from advflyp.report.console import as_rich
-    from advflyp.report.pages.protocols import describe, protocols_table
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.report.console import as_rich
+        from advflyp.report.pages.protocols import describe, protocols_table
 
     if name is None:
         rank0_console().print(as_rich(protocols_table()))
@@ -167,10 +170,11 @@ def compare(a: Results, b: Results, /, *, out: OutFile | None = None) -> None:
         b: Results of the other model.
         out: Also write the table here: .json or .md.
     """
-    from advflyp.console import rank0_console
-    from advflyp.evaluation.compare import compare
-    from advflyp.report.console import as_rich
-    from advflyp.report.measure.paired import check_out, paired_table, write_comparison
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.evaluation.compare import compare
+        from advflyp.report.console import as_rich
+        from advflyp.report.measure.paired import check_out, paired_table, write_comparison
 
     if out is not None:
         check_out(out)
@@ -212,12 +216,13 @@ def retrieval(
             Adversarial images are always embedded in fp32.
     """
     radii = check_attacks(attacks, eps, norm)
-    from advflyp.console import rank0_console
-    from advflyp.data.pairs.tables import Columns
-    from advflyp.evaluation.retrieval import retrieval
-    from advflyp.report.console import as_rich
-    from advflyp.report.measure.recall import recall_table
-    from advflyp.training.runlog import Status
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.data.pairs.tables import Columns
+        from advflyp.evaluation.retrieval import retrieval
+        from advflyp.report.console import as_rich
+        from advflyp.report.measure.recall import recall_table
+        from advflyp.training.runlog import Status
 
     console = rank0_console()
     with Status(console, "retrieval") as status:
@@ -258,7 +263,8 @@ def report(
         out: Folder for index.html, results.md and tables/ (CSV, LaTeX).
         seeds: Aggregate checkpoints of one name as training seeds of one method: mean ± standard deviation.
     """
-    from advflyp.report.pages.report import report_from_paths
+    with heavy_imports():
+        from advflyp.report.pages.report import report_from_paths
 
     say(f"the report is {report_from_paths(paths, out, seeds=seeds)}")
 
@@ -301,13 +307,14 @@ def interpolate(
     if save is not None:
         _save_interpolated(original, robust, *save, device)
         return
-    from advflyp.console import rank0_console
-    from advflyp.evaluation.interpolation import curve
-    from advflyp.model.load import load_model, pick_device
-    from advflyp.report.console import as_rich
-    from advflyp.report.measure.grid import means_table
-    from advflyp.report.measure.results import Results
-    from advflyp.training.runlog import Pulse
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.evaluation.interpolation import curve
+        from advflyp.model.load import load_model, pick_device
+        from advflyp.report.console import as_rich
+        from advflyp.report.measure.grid import means_table
+        from advflyp.report.measure.results import Results
+        from advflyp.training.runlog import Pulse
 
     place = pick_device(device)
     console = rank0_console()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from advflyp.cli.arguments import Arg, OutFolder, check_model_path
 from advflyp.cli.evaluate import ProtocolName
+from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 
 
@@ -29,10 +30,11 @@ def leaderboard(
     for one in models:
         if not one.endswith(".jsonl"):
             check_model_path(one)
-    from advflyp.cli.evaluate import batch_size_of
-    from advflyp.console import rank0_console
-    from advflyp.report.console import evaluation_progress
-    from advflyp.report.pages.leaderboard import leaderboard
+    with heavy_imports():
+        from advflyp.cli.evaluate import batch_size_of
+        from advflyp.console import rank0_console
+        from advflyp.report.console import evaluation_progress
+        from advflyp.report.pages.leaderboard import leaderboard
 
     with evaluation_progress(rank0_console()) as watch:
         page = leaderboard(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from advflyp.cli.arguments import Arg, BatchSize, Device, Norm, OutFile, Radii, Seed
 from advflyp.cli.evaluate import check_attacks
+from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 from advflyp.wording import counted
 
@@ -44,14 +45,15 @@ def evaluate(
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
     """
     radii = check_attacks((), eps, norm)
-    from advflyp.console import rank0_console
-    from advflyp.lvlm.evaluate import evaluate_lvlm
-    from advflyp.lvlm.load import load_lvlm
-    from advflyp.lvlm.protocol import find_protocol
-    from advflyp.lvlm.tasks import load_task
-    from advflyp.report.console import as_rich
-    from advflyp.report.measure.answers import answers_table
-    from advflyp.training.runlog import Status
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.lvlm.evaluate import evaluate_lvlm
+        from advflyp.lvlm.load import load_lvlm
+        from advflyp.lvlm.protocol import find_protocol
+        from advflyp.lvlm.tasks import load_task
+        from advflyp.report.console import as_rich
+        from advflyp.report.measure.answers import answers_table
+        from advflyp.training.runlog import Status
 
     protocol = find_protocol(attack)
     wanted = [load_task(name, root) for name in dict.fromkeys(tasks)]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from advflyp.cli.arguments import Arg, Model, OutFile, OutFolder
+from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def attacks(name: Annotated[str, Arg("ATTACK")] | None = None, /) -> None:
 
     if name is not None:
         read_attack_name(name)
-    from advflyp.report.pages.lists import attack_card, attacks_table
+    with heavy_imports():
+        from advflyp.report.pages.lists import attack_card, attacks_table
 
     _list(attacks_table(), "attacks ATTACK") if name is None else say(*attack_card(name))
 
@@ -50,7 +52,8 @@ def methods(name: Annotated[str, Arg("METHOD")] | None = None, /) -> None:
     Args:
         name: Show this method.
     """
-    from advflyp.report.pages.lists import method_card, methods_table
+    with heavy_imports():
+        from advflyp.report.pages.lists import method_card, methods_table
 
     _list(methods_table(), "methods METHOD") if name is None else say(*method_card(name))
 
@@ -69,7 +72,8 @@ def export(model: Model, /, *, format: str = "open_clip", out: OutFolder = Path(
         format: open_clip, hf (transformers, with the image tower alone in vision/), or onnx (the image tower).
         out: A new folder.
     """
-    from advflyp.model.interop.export import export_model
+    with heavy_imports():
+        from advflyp.model.interop.export import export_model
 
     found = export_model(model, format, out)
     say(f"largest difference between image embeddings: {found.images:.1e}")
@@ -108,11 +112,12 @@ def publish(
         find_licence(licence)  # a mistake shows before torch is imported
     elif send:
         raise ValueError("say under which licence: --licence apache-2.0, for example")
-    from advflyp.files import write_text
-    from advflyp.model.interop.publish import prepare
-    from advflyp.model.interop.publish import send as send_publication
-    from advflyp.report.pages.model_card import MARK
-    from advflyp.written import check_written_by_us
+    with heavy_imports():
+        from advflyp.files import write_text
+        from advflyp.model.interop.publish import prepare
+        from advflyp.model.interop.publish import send as send_publication
+        from advflyp.report.pages.model_card import MARK
+        from advflyp.written import check_written_by_us
 
     if card is not None:
         check_written_by_us(card, MARK.encode(), option="--card")

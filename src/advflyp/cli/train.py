@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from advflyp.cli.arguments import Arg, OutFolder
+from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 from advflyp.wording import counted
 
@@ -28,7 +29,8 @@ def quickstart(*, out: OutFolder = Path("quickstart"), minutes: Annotated[float,
     console = rank0_console()
     # The imports take longer than anybody waits without a word.
     console.print("loading torch and open_clip")
-    from advflyp.use.quickstart import quickstart
+    with heavy_imports():
+        from advflyp.use.quickstart import quickstart
 
     quickstart(out, minutes=minutes, console=console)
 
@@ -53,9 +55,10 @@ def train(
 
     path = find_recipe(recipe)
     check_names(path, overrides)
-    from advflyp.console import rank0_console
-    from advflyp.distributed import is_rank0
-    from advflyp.training.loop import train
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.distributed import is_rank0
+        from advflyp.training.loop import train
 
     result = train(
         path, overrides, out=out or Path("runs") / path.stem, resume=resume, console=rank0_console()
@@ -80,7 +83,8 @@ def validate(recipe: Recipe, /, *, overrides: Overrides = NO_OVERRIDES) -> None:
 
     path = find_recipe(recipe)
     check_names(path, overrides)
-    from advflyp.training.dry_run import dry_run
+    with heavy_imports():
+        from advflyp.training.dry_run import dry_run
 
     say(*dry_run(path, overrides).lines())
 
@@ -129,8 +133,9 @@ def reproduce(
         dry_run: Print what is still to be done, with estimated hours and disk, and stop.
         report_only: Write the report of the results so far, and stop.
     """
-    from advflyp.console import rank0_console
-    from advflyp.paper.reproduce import reproduce
+    with heavy_imports():
+        from advflyp.console import rank0_console
+        from advflyp.paper.reproduce import reproduce
 
     failed = reproduce(
         out or Path("runs") / f"reproduce-{scale}",

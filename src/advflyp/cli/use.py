@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from advflyp.cli.arguments import Arg, Device, Model, Norm, OutFolder, Prompts, Seed
+from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 
 Labels = Annotated[tuple[str, ...], Arg("LABEL")]
@@ -34,9 +35,10 @@ def predict(
         top: Labels to show for each image.
         json: Print JSON instead of a table.
     """
-    from advflyp.console import SafeConsole
-    from advflyp.use.predict import predict
-    from advflyp.use.shown import predictions_table
+    with heavy_imports():
+        from advflyp.console import SafeConsole
+        from advflyp.use.predict import predict
+        from advflyp.use.shown import predictions_table
 
     found = predict(model, images, _chosen(labels), templates=template, top=top, device=device)
     if json:
@@ -74,13 +76,14 @@ def attack(
         out: Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json.
     """
     asked = {name: str(value) for name, value in locals().items() if name not in ("out", "device")}
-    from advflyp.config import number
-    from advflyp.console import SafeConsole
-    from advflyp.escape import for_rich
-    from advflyp.use.attack_files import draft_of, write_files
-    from advflyp.use.attack_image import attack_image
-    from advflyp.use.images import sha256_of
-    from advflyp.use.shown import attacked_table, legend, title, verdict
+    with heavy_imports():
+        from advflyp.config import number
+        from advflyp.console import SafeConsole
+        from advflyp.escape import for_rich
+        from advflyp.use.attack_files import draft_of, write_files
+        from advflyp.use.attack_image import attack_image
+        from advflyp.use.images import sha256_of
+        from advflyp.use.shown import attacked_table, legend, title, verdict
 
     radius = number(eps, "--eps")
     asked["image_sha256"] = sha256_of(image)
@@ -127,6 +130,7 @@ def demo(
         against: A second model to compare, for example the run folder of a robust one.
         port: Port of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it.
     """
-    from advflyp.use.demo import serve
+    with heavy_imports():
+        from advflyp.use.demo import serve
 
     serve(model, against, port=port, device=device)

@@ -35,7 +35,8 @@ def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
 
 def copied(model: CLIP, config: TrainConfig) -> CLIP:
     """A copy with the same memory options: a deep copy leaves the compiled call behind."""
-    copy = deepcopy(model)
+    # The tokenizer, a large table, never changes.
+    copy = deepcopy(model, {id(model.tokenizer): model.tokenizer})
     if config.compile:
         copy.visual.compile()
     return copy

@@ -21,7 +21,10 @@ def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         OSError, EOFError, zlib.error: For a damaged file; gzip's checksum covers all of it.
     """
-    tar = gzip.decompress(path.read_bytes())
+    return _members(gzip.decompress(path.read_bytes()))
+
+
+def _members(tar: bytes) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(tar) and tar[at]:
         size = int(tar[at + 124 : at + 135], 8)
@@ -37,12 +40,15 @@ def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
     """
     files: list[bytes] = []
     metas: list[bytes] = []
-    for shard in sorted(folder.glob("train-*.tar.gz")):
-        for name, data in read_tar(shard):
-            if name.endswith(".webp"):
-                files.append(data)
-            elif name.endswith(".json"):
-                metas.append(data)
+    shards = sorted(folder.glob("train-*.tar.gz"))
+    # zlib lets other threads run.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for members in threads.map(read_tar, shards):
+            for name, data in members:
+                if name.endswith(".webp"):
+                    files.append(data)
+                elif name.endswith(".json"):
+                    metas.append(data)
     if not files:
         raise ValueError(f"{folder} holds no train-*.tar.gz shards; build them with `{BUILD}`")
     assert len(files) == len(metas)
