@@ -34,6 +34,12 @@ class Firm:
         return torch.tensor([float(gap), 0.0]).expand(len(images), 2)
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query is a call of its own, for victims that count them."""
+    monkeypatch.setattr(module, "AT_ONCE_ON_CPU", 1)
+
+
 def run(threat: Threat, queries: int, rising: bool = True, **options) -> list[Tensor]:
     """The images asked about: the clean ones, the start, the proposals."""
     victim = Firm(rising)
@@ -44,6 +50,7 @@ def run(threat: Threat, queries: int, rising: bool = True, **options) -> list[Te
     return victim.seen
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_linf_begins_with_stripes() -> None:
     images, start, *_ = run(LINF, 1)
     delta = start - images
@@ -59,6 +66,7 @@ def changed_square(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:
     return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_linf_proposals_are_squares_of_one_colour_at_the_published_sizes() -> None:
     seen = run(LINF, 260)
     images = seen[0]
@@ -79,6 +87,7 @@ def test_linf_proposals_are_squares_of_one_colour_at_the_published_sizes() -> No
     assert full > 100
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_squares_reach_every_pixel_and_differ_between_images() -> None:
     seen = run(LINF, 700)
     touched = torch.zeros(20, 20, dtype=torch.bool)
@@ -89,6 +98,7 @@ def test_squares_reach_every_pixel_and_differ_between_images() -> None:
     assert first != second
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_rescaling_goes_through_the_whole_schedule() -> None:
     published = SquareAttack(nn.Identity(), n_queries=100, resc_schedule=True, p_init=0.8)
     seen = run(LINF, 100, rescale=True)
@@ -102,6 +112,7 @@ def test_rescaling_goes_through_the_whole_schedule() -> None:
         assert max(sizes) == side
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
 def test_an_image_is_asked_the_same_in_every_company(threat: Threat) -> None:
     """Alone, and where others leave between and within the queries whose numbers are drawn at once."""
@@ -137,6 +148,7 @@ def test_an_image_is_asked_the_same_in_every_company(threat: Threat) -> None:
             assert_equal64(ours, theirs)
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_worse_proposal_is_not_taken() -> None:
     seen = run(LINF, 50, rising=False)
     start = seen[1]
@@ -161,6 +173,7 @@ def test_bumps_are_the_published_ones(side: int) -> None:
         assert len(ours.unique(dim=0)) == 2, "both directions"
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_l2_begins_with_a_grid_of_bumps_and_uses_all_of_eps() -> None:
     images, start, *_ = run(L2, 1)
     delta = start - images
@@ -169,6 +182,7 @@ def test_l2_begins_with_a_grid_of_bumps_and_uses_all_of_eps() -> None:
     assert_equal64(tiles, torch.full_like(tiles, L2.eps / 75**0.5))
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_l2_proposals_keep_the_length_and_change_two_windows_at_most() -> None:
     seen = run(L2, 60)
     images = seen[0]
@@ -193,3 +207,32 @@ def test_gets_better_with_queries(plain: nn.Module, threat: Threat) -> None:
 
     few, many = standing(3), standing(150)
     assert many < few - 5
+
+
+@pytest.mark.parametrize("threat", [Threat(eps=16 / 255), Threat(norm="l2", eps=1.0)], ids=["linf", "l2"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_several_queries_at_once_are_one_after_the_other(
+    plain: nn.Module, threat: Threat, rescale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proposals behind one that is taken are made again, from it."""
+    images, labels = pictures(10, 12, 5)
+    calls: list[int] = []
+
+    def classifier(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return plain(images)
+
+    def found(at_once: int) -> tuple[Tensor, list[int]]:
+        monkeypatch.setattr(module, "AT_ONCE_ON_CPU", at_once)
+        calls.clear()
+        attack = Square(queries=300, rescale=rescale)
+        streams = Streams(0, torch.arange(len(images)))
+        return attack.perturb(Victim(classifier), images, labels, threat, streams=streams), calls.copy()
+
+    expected, one_by_one = found(1)
+    assert 0 < (plain(expected).argmax(1) == labels).sum() < len(images), "some leave, and some stay"
+    for at_once in (16, 40, 1000):
+        result, several = found(at_once)
+        assert_equal64(result, expected)
+        assert max(several) <= max(at_once, len(images))
+    assert len(several) < len(one_by_one), "the network is called less often"

@@ -1,6 +1,7 @@
 """Square Attack (Andriushchenko et al. 2020): random search with square patches, forward passes only."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from advflyp.devices import to_device
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
 AHEAD = 64
+# Proposals that go through the network together, where fewer images are left.
+AT_ONCE_ON_CPU, AT_ONCE_ON_ACCELERATOR = 8, 256
 
 
 @dataclass
@@ -57,29 +60,77 @@ class Square(Member):
         loss = margin(logits, points.labels)
         at = _RandomSearch(points.rows, points.images, points.labels, points.streams, best, loss, drawn=loss)
         at.leave(victim.fooled(best, at.labels, logits), best, result)
-
-        channels, height, width = images.shape[1:]
-        propose, last = None, None
-        for query in range(self.queries):
-            if not len(at):
-                break
-            stage = sum(
-                (query * 10_000 // self.queries if self.rescale else query) > start for start in SCHEDULE
-            )
-            if propose is None or stage != last:
-                side, last = round(math.sqrt(self.p_init / 2**stage * height * width)), stage
-                propose = proposals(threat, side, images)
-            if query % AHEAD == 0:
-                draws = proposals.draws
-                at.drawn = at.streams.ahead(AHEAD * draws, channels).unflatten(1, (AHEAD, draws))
-            proposal = propose(at, at.drawn[:, query % AHEAD])
-            logits = victim(proposal)
-            loss = margin(logits, at.labels)
-            better = loss > at.best_loss
-            at.best = torch.where(better.view(-1, 1, 1, 1), proposal, at.best)
-            at.best_loss = torch.where(better, loss, at.best_loss)
-            at.leave(victim.fooled(proposal, at.labels, logits), proposal, result)
+        self._search(victim, at, proposals, threat, result)
         return result
+
+    def _search(
+        self,
+        victim: Victim,
+        at: _RandomSearch,
+        proposals: "type[_Squares | _Bumps]",
+        threat: Threat,
+        result: Tensor,
+    ) -> None:
+        channels, height, width = at.images.shape[1:]
+        most = AT_ONCE_ON_CPU if at.images.device.type == "cpu" else AT_ONCE_ON_ACCELERATOR
+        taken, query = 1.0, 0
+        for stage, end in self._stages():
+            propose = proposals(threat, round(math.sqrt(self.p_init / 2**stage * height * width)), at.images)
+            while query < end and len(at):
+                if query % AHEAD == 0:
+                    draws = proposals.draws
+                    at.drawn = at.streams.ahead(AHEAD * draws, channels).unflatten(1, (AHEAD, draws))
+                # So many that about one image in four takes one of them.
+                together = max(1, min(most // len(at), int(0.25 / max(taken, 1e-3))))
+                until = min(query + together, end, query - query % AHEAD + AHEAD)
+                queries = (until - query) * len(at)
+                taken += 0.1 * (_make(victim, at, propose, query, until, result) / queries - taken)
+                query = until
+
+    def _stages(self) -> Iterator[tuple[int, int]]:
+        """How often p has been halved, and the query with which it is halved again."""
+        scale = self.queries if self.rescale else 10_000
+        starts = [-(-(start + 1) * scale // 10_000) for start in SCHEDULE]
+        for end in sorted({self.queries, *(start for start in starts if start < self.queries)}):
+            yield sum(start < end for start in starts), end
+
+
+def _make(
+    victim: Victim, at: _RandomSearch, propose: "_Squares | _Bumps", begin: int, end: int, result: Tensor
+) -> int:
+    """Make the queries from `begin` to `end` of each image, and return how many proposals were taken.
+
+    All at once: most proposals are worse, and change nothing for the next ones. Those behind one that is taken are
+    made again, so that the images are those of one query after the other.
+    """
+    count, taken, device = end - begin, 0, at.rows.device
+    made = torch.zeros(len(at), dtype=torch.long)  # on the host: what is made next is decided there
+    while len(rows := (made < count).nonzero().squeeze(1)):
+        row, step = (made[rows][:, None] + torch.arange(count) < count).nonzero(as_tuple=True)
+        query = made[rows[row]] + step
+        image, drawn = to_device(rows[row], device), to_device((begin + query) % AHEAD, device)
+        proposal = propose(at.images[image], at.best[image], at.drawn[image, drawn])
+        logits = victim(proposal)
+        loss = margin(logits, at.labels[image])
+        fooled = victim.fooled(proposal, at.labels[image], logits)
+        # The first proposal of each image that is taken; `none` where there is none.
+        none = len(proposal)
+        place = torch.where((loss > at.best_loss[image]) | fooled, torch.arange(none, device=device), none)
+        first = torch.full((len(rows),), none, device=device)
+        first = first.scatter_reduce(0, to_device(row, device), place, "amin")
+        better, chosen, of = first < none, first.clamp_max(none - 1), to_device(rows, device)
+        at.best[of] = torch.where(better[:, None, None, None], proposal[chosen], at.best[of])
+        at.best_loss[of] = torch.where(better, loss[chosen], at.best_loss[of])
+        # The only wait for the device but that of `fooled`.
+        place, gone = torch.stack([first, (better & fooled[chosen]).long()]).cpu()
+        is_taken = place < none
+        made[rows] = torch.where(is_taken, query[place.clamp_max(none - 1)] + 1, count)
+        taken += int(is_taken.sum())
+        left = torch.zeros(len(at), dtype=torch.bool)
+        left[rows] = gone.bool()
+        at.leave(left, at.best, result)
+        made = made[~left]
+    return taken
 
 
 def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
@@ -98,15 +149,15 @@ class _Squares:
         self.eps, self.side = threat.eps, min(max(side, 1), height, width)
         self.rows, self.columns = (torch.arange(size, device=images.device) for size in (height, width))
 
-    def __call__(self, at: _RandomSearch, drawn: Tensor) -> Tensor:
-        top, left = _corner(drawn[:, 0], drawn[:, 1], self.side, at.images)
+    def __call__(self, images: Tensor, best: Tensor, drawn: Tensor) -> Tensor:
+        top, left = _corner(drawn[:, 0], drawn[:, 1], self.side, images)
         down, across = self.rows - top, self.columns - left
         inside = ((down >= 0) & (down < self.side))[:, None, :, None]
         inside = inside & ((across >= 0) & (across < self.side))[:, None, None, :]
-        signs = as_signs(drawn[:, 2, :, None, None], at.images.dtype)
+        signs = as_signs(drawn[:, 2, :, None, None], images.dtype)
         # Inside the ball already: ±ε from the image, or where an earlier proposal was.
-        colour = torch.add(at.images, signs, alpha=self.eps).clamp_(0, 1)
-        return torch.where(inside, colour, at.best)
+        colour = torch.add(images, signs, alpha=self.eps).clamp_(0, 1)
+        return torch.where(inside, colour, best)
 
 
 def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
@@ -134,8 +185,8 @@ class _Bumps:
         self.threat, self.side = threat, min(side + 1 - side % 2, height, width)
         self.bump = _bump(self.side, images)
 
-    def __call__(self, at: _RandomSearch, drawn: Tensor) -> Tensor:
-        delta = at.best - at.images
+    def __call__(self, images: Tensor, best: Tensor, drawn: Tensor) -> Tensor:
+        delta = best - images
         channels = delta.shape[1]
         window, other = (self._window(drawn[:, n], drawn[:, n + 1], delta) for n in (0, 2))
         squares = delta.square().sum((2, 3), keepdim=True)
@@ -148,7 +199,7 @@ class _Bumps:
         bump = torch.where(drawn[:, 4, :1, None, None] < 0.5, self.bump, self.bump.T)
         bump = bump * as_signs(drawn[:, 5, :, None, None], torch.float32)
         delta[window] = budget * _unit(bump + _unit(old, (2, 3)), (2, 3))
-        return _fill(at.images, delta, self.threat)
+        return _fill(images, delta, self.threat)
 
     def _window(self, row: Tensor, column: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
         """What indexes a window of every image in all colours."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
+from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 
 T = TypeVar("T")
@@ -148,15 +149,15 @@ class Points:
         return len(self.rows)
 
     def keep(self, mask: Tensor) -> None:
-        """Keep only the images where `mask` (M,) is true."""
+        """Keep only the images where `mask` (M,), there or on the host, is true."""
         # Each choice by a mask would wait for the device, to know how many there are.
-        stay = mask.nonzero().squeeze(1)
+        stay = to_device(mask.nonzero().squeeze(1), self.rows.device)
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[stay])
 
     def leave(self, found: Tensor, adversarial: Tensor, result: Tensor) -> None:
         """Drop the images where `found` (M,) is true; their `adversarial` (M, 3, H, W) is written into `result`."""
-        gone = found.nonzero().squeeze(1)
+        gone = to_device(found.nonzero().squeeze(1), self.rows.device)
         if len(gone):
             result[self.rows[gone]] = adversarial[gone]
             self.keep(~found)
