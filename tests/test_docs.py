@@ -22,8 +22,10 @@ from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.grid import sides
 from advflyp.report.measure.results import Results
 from advflyp.training.recipe import read_recipe
+from paper.proxy_study import by_points, write_study
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
+import outputs
 from outputs import (
     SUMMARY,
     TABLE,
@@ -152,6 +154,20 @@ def test_tables_are_those_of_the_code() -> None:
         assert with_tables(page.read_text()) == page.read_text(), (
             f"python docs/tools/outputs.py docs/{page.name}"
         )
+
+
+def test_the_tables_of_proxies_are_made_of_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs/results/proxies-mini"
+    folder.mkdir(parents=True)
+    write_study(folder, by_points({"tecoa-near-660": -10}))
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
+    text = outputs.proxies()
+    assert text.startswith("H1 holds, H2 does not hold, H3 does not hold, H4 holds, H5 holds.\n")
+    (row,) = (line for line in text.splitlines() if line.startswith("| near, 660: AdvFLYP"))
+    assert "| 3 | +10.0 " in row and "| holds |" in row
+    assert not list(folder.glob("report"))
 
 
 def test_every_output_has_commands() -> None:
