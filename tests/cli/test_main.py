@@ -138,6 +138,8 @@ def test_radii_are_in_pixels() -> None:
         with pytest.raises(ValueError, match="in pixels of"):
             check_attacks(["pgd10"], [word], "linf")
     assert batch_size_of("Auto") == "auto"
+    with pytest.raises(ValueError, match="must be a whole number or auto, not 'atuo'"):
+        batch_size_of("atuo")
 
 
 def test_recipe_keys_are_told_from_options() -> None:

@@ -42,7 +42,7 @@ from advflyp.model.repository import (
     read_address,
 )
 from advflyp.model.tokenizers import load_tokenizer
-from advflyp.model.zoo import ZOO, Entry
+from advflyp.model.zoo import ZOO, Entry, near_entries
 
 LOCAL_PREFIX = "local-dir:"  # open_clip's
 # What a tag of open_clip says of the pixels that its weights expect.
@@ -323,7 +323,7 @@ def _check_known(given: str, name: str, known: list[str]) -> None:
         raise ValueError(
             f"there is no model '{name}': it is neither {' nor '.join(bundled)} nor one of `advflyp models` nor a "
             f"folder, and open_clip's are written as ViT-B-32/openai"
-            f"{nearest_path(given) or nearest(name, [*known, *bundled, *ZOO])}"
+            f"{nearest_path(given) or nearest(name, [*known, *bundled, *ZOO]) or near_entries(name)}"
         )
     if architecture not in known:
         hint = nearest_path(given) or nearest(architecture, known)

@@ -119,6 +119,12 @@ def find_entry(name: str) -> Entry:
         ValueError: If there is none; with the nearest name.
     """
     if name not in ZOO:
-        hint = nearest(name, ZOO) or "; `advflyp models` lists them"
+        hint = near_entries(name) or "; `advflyp models` lists them"
         raise ValueError(f"the zoo has no model '{name}'{hint}")
     return ZOO[name]
+
+
+def near_entries(name: str) -> str:
+    """The end of a message: the nearest name, or those that begin with the same word, or nothing."""
+    family = [entry for entry in ZOO if entry.partition("-")[0] == name.lower().partition("-")[0]]
+    return nearest(name.lower(), ZOO) or (f"; there are {', '.join(family)}" if family else "")
