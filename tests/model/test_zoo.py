@@ -334,7 +334,9 @@ def test_unknown_names(capfd: pytest.CaptureFixture[str]) -> None:
     assert "the zoo has no model 'sim-clip4'; did you mean 'sim-clip4-vit-l-14'?" in refusal(
         ["models", "sim-clip4"], capfd
     )
-    assert "no model 'FARE4-clip'; there are fare4-vit-l-14, fare4-" in refusal(["models", "FARE4-clip"], capfd)
+    assert "no model 'FARE4-clip'; there are fare4-vit-l-14, fare4-" in refusal(
+        ["models", "FARE4-clip"], capfd
+    )
     assert "the zoo has no model 'x'; `advflyp models` lists them" in refusal(["models", "x"], capfd)
     with pytest.raises(ValueError, match="did you mean 'fare4-vit-l-14'"):
         find_entry("fare4-vit-l14")
