@@ -267,8 +267,13 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         words = [word for a in kinds if typing.get_origin(a) is Literal for word in typing.get_args(a)]
         if value in words:
             return words[words.index(value)]
-        # Of a number or a word, a wrong word is a wrong number.
-        return convert(value, min(kinds, key=lambda a: typing.get_origin(a) is Literal), key)
+        kind = min(kinds, key=lambda a: typing.get_origin(a) is Literal)
+        try:
+            return convert(value, kind, key)
+        except ValueError as error:
+            if not words or kind not in (int, float):
+                raise
+            raise ValueError(f"{error}, or it is {' or '.join(map(str, words))}") from None
     if origin is Literal:
         if value not in arguments:
             raise ValueError(

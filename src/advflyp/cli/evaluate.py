@@ -358,11 +358,7 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
 
 def batch_size_of(word: str) -> 'int | Literal["auto"]':
     """A number of images, or "auto"."""
-    if word.lower() == "auto":
-        return "auto"
-    if word.isalpha():
-        raise ValueError(f"--batch-size must be a whole number or auto, not '{word}'")
-    return convert(Typed(word), int, "--batch-size")
+    return convert(Typed(word.lower()), int | Literal["auto"], "--batch-size")
 
 
 def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
