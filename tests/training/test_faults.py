@@ -175,9 +175,14 @@ def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "outside a run the signals do what they did"
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("at", "times", "left"), [(0, 1, [0]), (0, 2, []), (6, 1, [4, 6]), (6, 2, [2, 4])])
 def test_ctrl_c_during_a_checkpoint(
-    expected: tuple[Path, Path], tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+    expected: tuple[Path, Path],
+    tmp_path: Path,
+    at: int,
+    times: int,
+    left: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Once, and the run ends behind it; twice, and what was being written is dropped."""
     recipe, whole = expected
@@ -186,7 +191,7 @@ def test_ctrl_c_during_a_checkpoint(
 
     def save(state: dict, file: object) -> None:
         real(state, file)  # type: ignore[arg-type]
-        if state["progress"]["step"] == 6:
+        if state["progress"]["step"] == at:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -195,9 +200,32 @@ def test_ctrl_c_during_a_checkpoint(
         with pytest.raises(KeyboardInterrupt):
             train(recipe, VALIDATED, out=out)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert [step_of(path) for path in checkpoints(out / "checkpoints")] == ([4, 6] if times == 1 else [2, 4])
+    assert [step_of(path) for path in checkpoints(out / "checkpoints")] == left
     assert not list(out.rglob("*.partial"))
     train(recipe, VALIDATED, out=out, resume=True)
+    assert same(out, whole)
+
+
+def test_the_original_is_not_measured_twice(
+    expected: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole = expected
+    out = tmp_path / "run"
+    real = loop.validate_original
+
+    def interrupted(run: TrainingRun, log: object) -> None:
+        real(run, log)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate_original", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, VALIDATED, out=out)
+    train(recipe, VALIDATED, out=out, resume=True)
+    steps = [
+        [line["step"] for line in read_metrics(run) if line["kind"] == "validate"] for run in (out, whole)
+    ]
+    assert steps[0] == steps[1]
     assert same(out, whole)
 
 

@@ -31,7 +31,7 @@ class Log(Protocol):
 
 def validate_original(run: "TrainingRun", log: Log) -> None:
     """Measure what the run begins with; never the best, which is one of the trained."""
-    if run.validation_set is None:
+    if run.validation_set is None or run.state.before is not None:  # by a run that was interrupted then
         return
     run.state.before = _accuracies(run)
     log.write("validate", 0, epoch=0, best=False, **run.state.before)
