@@ -192,14 +192,18 @@ def test_a_compiled_tower_is_not_broken_at_the_first_layer() -> None:
 
 
 class Called(TorchDispatchMode):
-    """Which operations were called."""
+    """Which operations were called, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.calls: list[str] = []
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.calls)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func.overloadpacket))
+        self.calls.append(str(func.overloadpacket))
         return func(*args, **(kwargs or {}))
 
 
@@ -226,7 +230,19 @@ def test_attention_gathers_its_gradient_in_one_operation() -> None:
     with Called() as found:
         torch.autograd.grad(layer(x, x, x, need_weights=False)[0].sum(), x)
     assert "aten.stack" in found.names
-    assert not {"aten.select_backward", "aten.add"} & found.names
+    assert not {"aten.select_backward", "aten.add", "aten.clone"} & found.names
+
+
+@pytest.mark.parametrize(("kernel", "copies"), [(4, 2), (3, 1)])
+def test_the_first_layer_copies_pixels_once(kernel: int, copies: int) -> None:
+    """A ViT's gathers patches of whatever layout, and its weights; another one wants the channels last."""
+    layer = nn.Conv2d(3, 5, kernel, stride=4)
+    layer.__class__ = Float32Conv2d
+    images = torch.rand(2, 3, 8, 8)
+    with Called() as found, torch.no_grad():
+        result = layer(images)
+    assert found.calls.count("aten.clone") == copies
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def as_pytorch(model: CLIP) -> CLIP:

@@ -10,24 +10,33 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from advflyp.model.folder import save_model
 from advflyp.training import build as build_module
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.recipe import read_recipe
 from advflyp.training.state import load_state_dict, state_dict
 from advflyp.training.update import update
+from helpers import TEXT, VISION, small_model
 
 Open = Callable[..., TrainingRun]
 
 
+# Beside views, what needs no kernel.
+BOOKKEEPING = {"_unsafe_view", "promote_types", "_record_function_enter_new", "_record_function_exit"}
+
+
 class Dispatched(TorchDispatchMode):
-    """Counts the operations of its block by name."""
+    """Counts the operations of its block by name, and those that make a device compute or copy."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.kernels = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func._overloadpacket.__name__] += 1
+        name = func._overloadpacket.__name__
+        self.counts[name] += 1
+        self.kernels += not (func.is_view or name in BOOKKEEPING)
         return func(*args, **(kwargs or {}))
 
 
@@ -52,7 +61,7 @@ def without_copies(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return leave_out
 
 
-def second_step(run: TrainingRun) -> Counter[str]:
+def second_step(run: TrainingRun) -> Dispatched:
     """The operations of a step after the first, which encodes the captions."""
     batch = next(run.pairs.epoch(0))
     update(run, batch)
@@ -60,17 +69,38 @@ def second_step(run: TrainingRun) -> Counter[str]:
     with Dispatched() as found:
         update(run, batch)
     run.close()
-    return found.counts
+    return found
 
 
 def test_casts_of_a_step(open_run: Open, without_copies: Callable[[], None]) -> None:
     """The attack's two forward passes and the original's cast no weight: 17 of two blocks and the projection."""
-    counts = second_step(open_run("copied"))
+    counts = second_step(open_run("copied")).counts
     without_copies()
-    plain = second_step(open_run("plain"))
+    plain = second_step(open_run("plain")).counts
     assert plain["_to_copy"] - counts["_to_copy"] == 3 * 17
     assert counts["_foreach_copy_"] - plain["_foreach_copy_"] == 1
     assert sum(plain.values()) - sum(counts.values()) == 3 * 17 - 1
+
+
+# AdvFLYP_full, PGD-2, SGD → kernels of a step beside those of blocks, and of each block.
+KERNELS = {"bf16": (353, 117), "fp32": (336, 81)}
+
+
+@pytest.mark.parametrize("precision", KERNELS)
+def test_kernels_of_a_step(precision: str, open_run: Open, tmp_path: Path) -> None:
+    """More of them would have a GPU wait for its host."""
+    found = []
+    for layers in (1, 3):
+        config = {"embed_dim": 24, "vision_cfg": {**VISION["vit"], "layers": layers}, "text_cfg": TEXT}
+        save_model(small_model(config), tmp_path / f"model-{layers}", {})
+        keys = {
+            "model.name": str(tmp_path / f"model-{layers}"),
+            "optim.name": "sgd",
+            "train.deterministic": False,
+        }
+        found.append(second_step(open_run(str(layers), **keys, **{"train.precision": precision})).kernels)
+    in_a_block = (found[1] - found[0]) / 2
+    assert (found[0] - in_a_block, in_a_block) == KERNELS[precision]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import math
+from copy import deepcopy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_adamw_by_hand() -> None:
                 step = (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - beta2**t)) + epsilon)
                 expected = expected * (1 - 0.1 * decay) - 0.1 * step
             assert weight.detach().flatten().tolist() == pytest.approx([expected] * weight.numel(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weights_are_moved_together_as_one_after_another(name: Literal["sgd", "adamw"]) -> None:
+    """To the last bit, in float32."""
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((30, 20), (7,), (), (3, 5, 2))]
+    others = deepcopy(weights)
+    config = OptimConfig(name=name, lr=0.03, weight_decay=0.1)
+    together, apart = make_optimizer(weights, config), make_optimizer(others, config)
+    for group in apart.param_groups:
+        group["foreach"] = False
+    for _ in range(5):
+        for weight, other in zip(weights, others, strict=True):
+            weight.grad = torch.randn_like(weight)
+            other.grad = weight.grad.clone()
+        together.step()
+        apart.step()
+    assert together.param_groups[0]["foreach"]
+    assert all(torch.equal(*pair) for pair in zip(weights, others, strict=True))
 
 
 @pytest.mark.parametrize(

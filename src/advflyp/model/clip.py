@@ -225,7 +225,7 @@ class CLIP(InPrecision, nn.Module):
         return in_parts(encode, images, self.micro_batch, list(self.visual.parameters()))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return (images - self.mean) / self.std
 
     def _autocast(self) -> torch.autocast:
         # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.

@@ -24,7 +24,7 @@ class Float32Conv2d(nn.Conv2d):
             exact = torch.float64
         with torch.autocast(kind, enabled=False):
             bias = None if self.bias is None else self.bias.to(exact)
-            compute = self._of_patches if tiles else self._conv_forward
+            compute = self._of_patches if tiles else self._convolve
             return compute(input.to(exact), self.weight.to(exact), bias).to(self.weight.dtype)
 
     def _tiles(self, images: Tensor) -> bool:
@@ -42,11 +42,16 @@ class Float32Conv2d(nn.Conv2d):
         """A product with a matrix: its gradient by the pixels takes a tenth of the convolution's time on a CPU."""
         rows, columns = self.kernel_size
         number, _, height, width = images.shape
-        # As channels_last has them in memory, so that nothing but the patches is gathered.
-        patches = images.permute(0, 2, 3, 1).reshape(number, height // rows, rows, width // columns, -1)
-        patches = patches.permute(0, 1, 3, 2, 4).flatten(3)
+        # A view; the copy comes with `flatten`, from either layout of the pixels.
+        patches = images.permute(0, 2, 3, 1)
+        patches = patches.reshape(number, height // rows, rows, width // columns, columns, -1)
+        patches = patches.permute(0, 1, 3, 2, 4, 5).flatten(3)
         kernel = weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches, kernel, bias).permute(0, 3, 1, 2)
+
+    def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """In the layout of convolutional towers, which the layers after this one keep."""
+        return self._conv_forward(images.contiguous(memory_format=torch.channels_last), weight, bias)
 
 
 @torch.compiler.assume_constant_result
@@ -80,9 +85,10 @@ class SelfAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, attn_mask=attn_mask, **how)
         number, places, width = query.shape
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        heads = projected.view(number, places, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        # Indexed one by one, each would fill a gradient of all three with zeros, and these would be added.
-        q, k, v = heads.unbind(0)
+        heads = projected.view(number, places, 3, self.num_heads, self.head_dim)
+        # Indexed one by one, each would fill a gradient of all three with zeros, and these would be added. Permuted
+        # before they are unbound, their gradients would be copied once more after they are stacked.
+        q, k, v = (head.transpose(1, 2) for head in heads.unbind(2))
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(found.transpose(1, 2).reshape(number, places, width)), None
 

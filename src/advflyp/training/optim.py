@@ -74,16 +74,20 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
     """The optimiser over `parameters`, at the peak learning rate."""
     parameters = list(parameters)
     fused = parameters[0].is_cuda
+    # One operation for all weights, where a loop would dispatch some for each.
+    foreach = True if parameters[0].is_cpu else None
     least = 2 if config.decayed == "matrices" else 0
     groups = [
         {"params": [p for p in parameters if p.ndim >= least], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < least], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused, foreach=foreach)
     # The default β₂ = 0.98 is CLIP's; contrastive gradients are too noisy for 0.999.
     betas = (0.9, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.epsilon, fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=betas, eps=config.epsilon, fused=fused, foreach=foreach
+    )
 
 
 def peak_rate(config: OptimConfig, total_steps: int) -> float:
