@@ -147,6 +147,9 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     text, page = (out / "results.md").read_text(), Page(out / "index.html")
     assert "H4 holds: On the same few images" in text and "H2 holds, H3 does not hold" in page.text
+    assert text.splitlines()[2].startswith("H1 holds, "), (
+        "where there is nothing else the page begins with that"
+    )
     html = (out / "index.html").read_text()
     for words in (
         "accuracy against the number of images, clean images",

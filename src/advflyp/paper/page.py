@@ -153,7 +153,9 @@ class ComparisonPage:
         )
 
     def headline(self) -> str:
-        """Which method leads under the main experiment's attack, and on which kind of sets."""
+        """Which method leads under the main experiment's attack, and on which kind of sets; or the verdicts."""
+        if not self.ranked and self.numbers and self.numbers.sets:
+            return proxies.summary(self.numbers)
         if not self.shown:
             return "There are no results of the main experiment yet."
         condition = self.shown[-1]
