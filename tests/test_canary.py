@@ -26,6 +26,9 @@ from advflyp.data.web.url_list import open_urls
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.retrieval import read_retrieval
+from advflyp.lvlm.load import load_lvlm
+from advflyp.lvlm.results import read_answer_cells
+from advflyp.lvlm.tasks import TASKS, load_task
 from advflyp.model.folder import read_card
 from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
@@ -37,6 +40,7 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
 from helpers import pairs, write_tar
 from layouts import BUILDERS
+from lvlm.conftest import save_llava, write_tasks
 
 PICTURE = pairs(1)[0][0]
 Loader = Callable[[Path, bytes], object]
@@ -200,6 +204,7 @@ FILES: dict[str, Loader] = {
     "a run's recipe": of_folder("recipe.toml", read_recipe_tree),
     "metrics": of_folder("metrics.jsonl", read_metrics),
     "results": file("r.jsonl", read_cells),
+    "answers": file("r.jsonl", read_answer_cells),
     "results of a retrieval": file("r.jsonl", read_retrieval),
     "a card": of_folder("card.json", read_card),
     "a plan": of_folder("plan.json", read_study),
@@ -296,6 +301,48 @@ def test_folders_of_transformers(name: str, tmp_path: Path, mark: Path, exported
         (place / "modeling_evil.py").write_bytes(data)
         (place / name).write_bytes(data)
         return load_model(place)
+
+    walk(load, tmp_path, mark)
+
+
+LLAVA = (
+    "model.safetensors", "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "modeling_evil.py",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.mark.parametrize("name", LLAVA)
+def test_folders_of_a_llava(name: str, tmp_path: Path, mark: Path, llava: Path) -> None:
+    def load(folder: Path, data: bytes) -> object:
+        place = shutil.copytree(llava, folder / "model")
+        if name == "modeling_evil.py":
+            config = json.loads((place / "config.json").read_text())
+            auto = {"AutoConfig": "modeling_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
+            (place / "config.json").write_text(json.dumps(config | {"auto_map": auto}))
+        (place / name).write_bytes(data)
+        model = load_lvlm(str(place), device="cpu")
+        return model.template("what is there ?")
+
+    walk(load, tmp_path, mark)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_of_a_task(task: str, tmp_path: Path, mark: Path) -> None:
+    """Every file of the data set, one by one, is replaced by something else."""
+    files = [path.relative_to(tmp_path / "all") for path in write_tasks(tmp_path / "all").rglob("*.json*")]
+
+    def load(folder: Path, data: bytes) -> object:
+        for file in files:
+            root = write_tasks(folder / file.name)
+            (root / file).write_bytes(data)
+            with suppress(ValueError):
+                load_task(task, root)
+        return None
 
     walk(load, tmp_path, mark)
 

@@ -17,6 +17,7 @@ from advflyp.cli.main import main
 from advflyp.written import RECORD
 from faults import Disk, attempt, tree
 from helpers import RECIPE, write_folder
+from lvlm.conftest import save_llava, write_tasks
 
 SMALL = ["--device", "cpu", "--sets", "mini/flags", "--attacks", "clean", "pgd1", "--limit", "4"]
 # What they read is in {inputs}; what they write is in the current folder.
@@ -24,6 +25,9 @@ COMMANDS = {
     "eval": ["eval", "{inputs}/tiny", *SMALL, "--batch-size", "2", "--out", "new/r.jsonl"],
     "retrieval": ["retrieval", "{inputs}/tiny", "{inputs}/pairs", "--attacks", "clean", "pgd1", "--batch-size", "8",
                   "--device", "cpu", "--out", "new/r.jsonl"],
+    "lvlm eval": ["lvlm", "eval", "{inputs}/llava", "--root", "{inputs}/tasks", "--tasks", "coco,pope-random",
+                  "--attack", "apgd1", "--eps", "8/255", "--limit", "2", "--batch-size", "1", "--device", "cpu",
+                  "--out", "new/r.jsonl"],
     "interpolate": ["interpolate", "{inputs}/tiny", "{inputs}/tiny", "--alphas", "0.5", *SMALL, "--out", "c.jsonl"],
     "interpolate --save": ["interpolate", "{inputs}/tiny", "{inputs}/tiny", "--save", "0.5", "new/mixed"],
     "report": ["report", "{inputs}/r.jsonl", "--out", "new/report"],
@@ -103,6 +107,8 @@ def inputs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("inputs")
     shutil.copytree(tiny_folder, folder / "tiny")
+    save_llava(folder / "llava")
+    write_tasks(folder / "tasks")
     write_folder(folder / "pairs", 16)
     (folder / "recipe.toml").write_text(RECIPE.format(model=folder / "tiny", data=folder / "pairs"))
     evaluate(

@@ -83,6 +83,8 @@ def evaluate_lvlm(
             if found is None:
                 runner = Runner(model, task, protocol, threat, score, seed)
                 found = _Measurement(runner, blank, store, batch_size, partial(watch, blank)).measure()
+            elif store is not None:  # a kill may have come between the result and the end of its journal
+                Journal.beside(store, blank.slug()).remove()
             cells.append(found)
     return cells
 

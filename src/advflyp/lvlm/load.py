@@ -170,9 +170,8 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
             net, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot load {name}: {reason}") from error
+    except Exception as error:  # files of strangers make transformers raise anything
+        raise ValueError(f"cannot load {name}: {_reason(error)}") from error
     if report["missing_keys"]:
         # transformers only warns, and draws them at random.
         lacking = report["missing_keys"]
@@ -182,12 +181,19 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
     return net, processor
 
 
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
     if getattr(processor, "chat_template", None):
 
         def from_processor(prompt: str) -> str:
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-            return processor.apply_chat_template([turn], add_generation_prompt=True)
+            try:
+                return processor.apply_chat_template([turn], add_generation_prompt=True)
+            except Exception as error:  # it is a program of a stranger, though in a sandbox
+                raise ValueError(f"the chat template of {name} cannot be used: {_reason(error)}") from error
 
         return from_processor
     if kind != "llava":
