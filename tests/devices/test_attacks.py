@@ -26,6 +26,7 @@ from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.evaluator import Evaluator
+from advflyp.evaluation.pixels import on_device
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.model.load import load_model
 from devices.conftest import Gpu
@@ -131,6 +132,29 @@ def test_a_set_is_judged_on_a_gpu(precision: Any, gpu: Gpu, tiny_folder: Path) -
     pixels, labels = pixels.to(gpu.device), labels.to(gpu.device)
     found = evaluator.attack(pixels, labels, find_attack("pgd3"), threat, precision)
     assert torch.equal(evaluator.logits_fp32(found).argmax(1).cpu(), outcome.attacked)
+
+
+def test_an_evaluation_sends_pinned_bytes(
+    gpu: Gpu, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is copied while the device computes, in a quarter of the bytes; its pixels are a CPU's."""
+    labelled = labelled_by(load_model(tiny_folder, device="cpu"), 12)
+    evaluator = Evaluator(load_model(tiny_folder, device=gpu.device), labelled, batch_size=5)
+    seen: list[tuple[torch.dtype, Tensor]] = []
+
+    def send(pixels: Tensor, device: torch.device) -> Tensor:
+        with gpu.recording() as syncs:
+            found = on_device(pixels, device)
+        assert syncs == [], "\n".join(map(str, syncs))
+        seen.append((pixels.dtype, found.cpu()))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advflyp.evaluation.evaluator.on_device", send)
+        evaluator.run(find_attack("clean"), None)
+    assert [kind for kind, _ in seen] == [torch.uint8] * 3
+    ((_, expected, _),) = labelled.batches(evaluator.transform, 12)
+    assert torch.equal(torch.cat([found for _, found in seen]), expected)
 
 
 def test_autoattack_takes_any_classifier(gpu: Gpu, tiny_folder: Path) -> None:

@@ -14,7 +14,7 @@ from advflyp.data.sets.labelled import TOLERATED, LabelledSet
 from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.pixels import Pixels
+from advflyp.evaluation.pixels import Pixels, in_bytes, on_device
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision
 
@@ -212,9 +212,11 @@ class _Run:
         for positions, images in self._batches(evaluator.index[todo].tolist()):
             rows = torch.searchsorted(evaluator.index, positions)
             read[rows] = True
-            images = images.to(evaluator.model.device)
+            are_bytes = images.dtype == torch.uint8
+            images = on_device(images, evaluator.model.device)
             try:
-                check_pixels(images)
+                if not are_bytes:
+                    check_pixels(images)
             except ValueError as error:
                 raise ValueError(
                     f"{evaluator.labelled.name}, at {evaluator.labelled.key(int(positions[0]))}: {error}"
@@ -246,10 +248,11 @@ class _Run:
         What is left of an interrupted run may be few: whether more than 1 % cannot be read is asked of all its images.
         """
         evaluator, labelled, bad = self.evaluator, self.evaluator.labelled, 0
+        transform = in_bytes(evaluator.transform)
         read: set[int] = set()
         while True:
             try:
-                for positions, images, _ in labelled.batches(evaluator.transform, evaluator.batch_size, todo):
+                for positions, images, _ in labelled.batches(transform, evaluator.batch_size, todo):
                     read.update(positions.tolist())
                     yield positions, images
                 return

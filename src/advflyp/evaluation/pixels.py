@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from advflyp.devices import to_device
 from advflyp.model.clip import CLIP
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -68,3 +71,22 @@ class Pixels:
         if self.resize is None:
             return needed
         return self.resize if self.of is None else round(self.resize * needed / self.of)
+
+
+def in_bytes(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
+    """`transform` without the division by 255 at its end, (3, H, W) uint8; one that ends otherwise stays as it is."""
+    steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
+    return Compose([*steps[:-1], _bytes_of]) if isinstance(steps[-1], ToTensor) else transform
+
+
+def on_device(images: Tensor, device: torch.device) -> Tensor:
+    """(N, 3, H, W), bytes or pixels in [0, 1] → pixels in [0, 1] on the device, `ToTensor`'s to the last bit."""
+    images = to_device(images, device)
+    if images.dtype != torch.uint8:
+        return images
+    # By a tensor of the device: by a number of the host, CUDA would multiply with its rounded reciprocal.
+    return images.to(torch.get_default_dtype()) / torch.full((), 255.0, device=device)
+
+
+def _bytes_of(image: Image.Image) -> Tensor:
+    return pil_to_tensor(image).contiguous()

@@ -24,6 +24,7 @@ from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.evaluation.attacks import conditions, find_attack
 from advflyp.evaluation.journal import Journal
+from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import Measurement, append_cell, check_store, read_lines
 from advflyp.model.clip import CLIP
@@ -334,9 +335,9 @@ class _Gallery:
             journal.remove()
         rest, done = copy.copy(self.images), begin
         rest.entries = rest.entries[begin:]
-        for rows, images in rest.batches(self.model.preprocess, self.batch_size):
+        for rows, images in rest.batches(in_bytes(self.model.preprocess), self.batch_size):
             rows = rows + begin
-            changed = change(images.to(device), rows.to(device))
+            changed = change(on_device(images, device), rows.to(device))
             with torch.no_grad(), self.model.computing_in("fp32"):
                 parts.append(self.model.encode_image(changed).cpu())
             if journal:
