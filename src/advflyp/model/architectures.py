@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,14 @@ STATE = ("training", "output_dict", "grad_checkpointing")
 
 def architecture_names() -> list[str]:
     """open_clip's architectures and ours."""
-    open_clip.add_model_config(ARCHITECTURES)
+    _add_ours()
     return open_clip.list_models()
+
+
+@cache
+def _add_ours() -> None:
+    """Once: open_clip reads all its configurations again whenever some are added."""
+    open_clip.add_model_config(ARCHITECTURES)
 
 
 def architecture_config(name: str) -> dict[str, Any]:
