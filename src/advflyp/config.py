@@ -273,7 +273,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         except ValueError as error:
             if not words or kind not in (int, float):
                 raise
-            raise ValueError(f"{error}, or it is {' or '.join(map(str, words))}") from None
+            raise ValueError(f"{error}; or write {' or '.join(map(str, words))}") from None
     if origin is Literal:
         if value not in arguments:
             raise ValueError(

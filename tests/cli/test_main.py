@@ -138,7 +138,7 @@ def test_radii_are_in_pixels() -> None:
         with pytest.raises(ValueError, match="in pixels of"):
             check_attacks(["pgd10"], [word], "linf")
     assert batch_size_of("Auto") == "auto"
-    with pytest.raises(ValueError, match="must be a whole number, not 'atuo', or it is auto"):
+    with pytest.raises(ValueError, match="must be a whole number, not 'atuo'; or write auto"):
         batch_size_of("atuo")
 
 

@@ -8,7 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import INK, MARKERS, MODELS, MUTED, Look, axes_in, sheet, spread, styled
+from advflyp.report.figures.plots import (
+    INK,
+    MARKERS,
+    MODELS,
+    MUTED,
+    Look,
+    accuracy_against,
+    axes_in,
+    sheet,
+    spread,
+    styled,
+)
 from advflyp.report.measure.estimates import Estimate
 from advflyp.wording import counted
 
@@ -134,14 +145,7 @@ def against_pairs(
         marker = MARKERS[(1 + place) % len(MARKERS)]
         axes.plot(x, y, f"{marker}-", color=colour, linewidth=2, markersize=6)
         ends.append((y[-1], f"batch {batch:,}", colour))
-    places = list(place_of.values())
-    axes.set_xticks(places, [_short(p) for p in pairs])
-    axes.minorticks_off()
-    axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
-    axes.set_xlabel("image–text pairs")
-    axes.set_ylabel("accuracy (%)")
-    axes.grid(axis="y")
-    axes.locator_params(axis="y", nbins=6)
+    accuracy_against(axes, {place_of[p]: _short(p) for p in pairs}, "image–text pairs", margin=1.15)
     low, high = axes.get_ylim()
     gap = 15 / (height - 76) * (high - low)
     _end_labels(axes, ends, axes.get_xlim()[1], gap, floor=-math.inf)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.figures.plots import GRID, MUTED, Look, accuracy_against, axes_in, sheet, styled
 from advflyp.report.measure.estimates import Estimate
 
 # Between the marks of two methods at one number: a factor, and a share of the distance of two kinds.
@@ -34,13 +34,7 @@ def against_number(
             _bar(axes, at, value, look.colours[method])
         style = f"{look.markers[method]}-"
         axes.plot(x, y, style, color=look.colours[method], linewidth=2, markersize=6.5)
-    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
-    axes.minorticks_off()
-    axes.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
-    axes.set_xlabel("training images")
-    axes.set_ylabel("accuracy (%)")
-    axes.grid(axis="y")
-    axes.locator_params(axis="y", nbins=6)
+    accuracy_against(axes, {number: f"{number:,}" for number in numbers}, "training images", margin=1.3)
     return figure
 
 

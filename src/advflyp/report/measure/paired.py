@@ -31,13 +31,15 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
         columns=["set", "n", "A", "B", "B − A", "only\nA", "only\nB", "p", "Holm p"],
         rows=table,
         blocks=blocks,
-        note="\n".join([*_about_images(rows), *_about_settings(rows), METHOD.format(len(rows))]),
+        note="\n".join(
+            [*_about_images(rows), *_about_settings(rows), METHOD.format(counted(len(rows), "row"))]
+        ),
     )
 
 
 METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
 only A, only B: images that one of them alone gets right.
-p: McNemar's exact two-sided test; Holm p: adjusted for all {} rows."""
+p: McNemar's exact two-sided test; Holm p: adjusted for {}."""
 # Of our files: each kind holds one, and hardly any other file does.
 MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
 
