@@ -2,7 +2,7 @@
 
 import pytest
 
-from advflyp.wording import counted
+from advflyp.wording import are, counted
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,8 @@ from advflyp.wording import counted
 )
 def test_plurals_agree(number: int, noun: str, text: str) -> None:
     assert counted(number, noun) == text
+
+
+def test_verbs_agree() -> None:
+    assert are(1, "result") == "1 result is"
+    assert are(1200, "result") == "1,200 results are"

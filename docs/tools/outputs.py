@@ -172,7 +172,7 @@ def made_anew(page: str) -> str:
                 title = step.text.splitlines()[0]
                 shown = "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
                 shown = shown[max(0, shown.find(title)) :]
-                shown = re.sub(r"\n+\d+ results in .*$", "", shown)
+                shown = re.sub(r"\n+\d+ results? (?:is|are) in .*$", "", shown)
                 pieces += [page[end : step.start], f"```\n{shown}\n```"]
                 end = step.end
             elif step.kind == "python":

@@ -14,6 +14,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
+def are(number: int, noun: str) -> str:
+    """A number and what it counts, as the subject of a sentence: "1 step is", "2 steps are"."""
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"
+
+
 def plural(noun: str) -> str:
     """ "step" → "steps", "class" → "classes", "entry" → "entries"."""
     if noun.endswith("y") and noun[-2] not in "aeiou":

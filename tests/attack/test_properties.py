@@ -101,7 +101,8 @@ def properties(function: Callable[[str, Case], None]) -> Callable[..., None]:
 def run(name: str, case: Case, rows: slice = slice(None), seed: int = 0) -> Tensor:
     streams = Streams(seed, torch.arange(len(case.images))[rows])
     images, labels = case.images[rows], case.labels[rows]
-    return ATTACKS[name](Victim(case.model, encoder=case.model), images, labels, case.threat, streams=streams)
+    victim = Victim(case.model, encoder=case.model, batch_size=64)
+    return ATTACKS[name](victim, images, labels, case.threat, streams=streams)
 
 
 @properties

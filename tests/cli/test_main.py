@@ -205,7 +205,7 @@ def test_cheap_mistakes_and_help_come_before_torch(tmp_path: Path) -> None:
 def test_a_reader_that_has_enough_is_no_failure() -> None:
     """`advflyp recipes | head`."""
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m advflyp recipes --keys | true; echo ${{PIPESTATUS[0]}}"],
+        ["bash", "-c", f'"{sys.executable}" -m advflyp recipes --keys | true; echo ${{PIPESTATUS[0]}}'],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")

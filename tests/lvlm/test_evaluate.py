@@ -132,7 +132,7 @@ def test_the_command_and_its_report(
         ["lvlm", "eval", str(llava_folder), "--root", str(root), "--tasks", "coco,pope-random", "--attack", "apgd2",
          "--eps", "8/255", "--limit", "3", "--out", "lvlm.jsonl", "--device", "cpu"]
     )  # fmt: skip
-    assert "4 results in lvlm.jsonl" in capsys.readouterr().out
+    assert "4 results are in lvlm.jsonl" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("lvlm.jsonl").read_text().splitlines()]
     assert [line["subset"] for line in lines] == [{"of": 4, "limit": 3, "seed": 42}] * 4
     main(["report", "lvlm.jsonl", "--out", "page"])

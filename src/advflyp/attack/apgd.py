@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.adaptive import Bound, DefenceTerms
+from advflyp.attack.attempts import Attempts, Finds, each_target, untargeted
 from advflyp.attack.base import Member
-from advflyp.attack.losses import LOSSES, attack_targets, check_loss, count_targets, targeted_dlr
+from advflyp.attack.losses import LOSSES, check_loss, targeted_dlr
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
@@ -47,12 +48,14 @@ class APGD(Member):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
-        result, loss = images.detach().clone(), LOSSES[self.loss]
-        points = correct_points(victim, result, labels, streams)
+        finds, loss = Finds(images), LOSSES[self.loss]
+        points = correct_points(victim, finds.images, labels, streams)
         terms = self.against and self.against.bind(victim, images.detach(), labels)
         ascent = _Objective(lambda z, y, _: loss(z, y), self.eot, terms)
-        _climb(victim, points, points.labels, threat, ascent, self.steps, result)
-        return result
+        if len(points):
+            start = _random_start(points.images, threat, points.streams)
+            _climb(victim, untargeted(points), start, threat, ascent, self.steps, finds)
+        return finds.images
 
     @property
     def member(self) -> str:
@@ -83,20 +86,18 @@ class TargetedAPGD(Member):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
-        result = images.detach().clone()
-        points = correct_points(victim, result, labels, streams)
-        for rank in range(1, count_targets(points.logits.shape[1], self.targets) + 1):
-            classes = attack_targets(points.logits, points.labels, rank)
-            rest = _climb(victim, points, classes, threat, _Objective(targeted_dlr), self.steps, result)
-            points.keep(torch.isin(points.rows, rest))
-        return result
+        def climb(points: CorrectPoints, attempts: Attempts, finds: Finds) -> None:
+            count = len(attempts) // len(points)
+            start = torch.cat([_random_start(points.images, threat, points.streams) for _ in range(count)])
+            _climb(victim, attempts, start, threat, _Objective(targeted_dlr), self.steps, finds)
+
+        return each_target(victim, images, labels, streams, self.targets, climb)
 
 
 @dataclass
-class _Ascent(Points):
-    """The state of each image's ascent; `best` is the point with the highest loss so far."""
+class _Ascent(Attempts):
+    """The state of each ascent; `best` is the point with the highest loss so far."""
 
-    targets: Tensor
     adversarial: Tensor
     previous: Tensor
     loss: Tensor
@@ -121,18 +122,15 @@ class _Objective:
 
 def _climb(
     victim: Victim,
-    points: CorrectPoints,
-    targets: Tensor,
+    attempts: Attempts,
+    start: Tensor,
     threat: Threat,
     objective: _Objective,
     steps: int,
-    result: Tensor,
-) -> Tensor:
-    """Write what is found into `result`; returns the rows of the images that are not fooled."""
-    if not len(points):
-        return points.rows
-    at, logits = _begin(victim, points, targets, threat, objective)
-    at.leave(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, result)
+    finds: Finds,
+) -> None:
+    at, logits = _begin(victim, attempts, start, threat, objective)
+    at.settle(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, finds)
 
     # Checkpoints 0.22, 0.41, 0.57, 0.70 … of the way: each window is 0.03 shorter than the last, down to 0.06.
     window, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
@@ -154,27 +152,26 @@ def _climb(
         at.best = torch.where(_wide(better), at.adversarial, at.best)
         at.best_gradient = torch.where(_wide(better), at.gradient, at.best_gradient)
         at.best_loss = torch.where(better, at.loss, at.best_loss)
-        at.leave(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, result)
+        at.settle(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, finds)
 
         since += 1
         if since == window:
             _checkpoint(at, window)
             since, window = 0, max(window - shorter, shortest)
-    return at.rows
 
 
 def _begin(
-    victim: Victim, points: CorrectPoints, targets: Tensor, threat: Threat, objective: _Objective
+    victim: Victim, attempts: Attempts, start: Tensor, threat: Threat, objective: _Objective
 ) -> tuple[_Ascent, Tensor]:
-    """The state at a random start, and the logits (M, K) there."""
-    start = _random_start(points.images, threat, points.streams)
-    start = start if victim.start is None else victim.start[points.rows]
-    logits, loss, gradient = _evaluate(victim, points, start, targets, objective)
+    """The state at `start` (M, 3, H, W), or where the victim says, and the logits (M, K) there."""
+    start = start if victim.start is None else victim.start[attempts.rows]
+    logits, loss, gradient = _evaluate(victim, attempts, start, attempts.targets, objective)
     state = _Ascent(
-        rows=points.rows,
-        images=points.images,
-        labels=points.labels,
-        targets=targets,
+        rows=attempts.rows,
+        images=attempts.images,
+        labels=attempts.labels,
+        targets=attempts.targets,
+        rank=attempts.rank,
         adversarial=start,
         previous=start,
         loss=loss,
@@ -182,10 +179,10 @@ def _begin(
         best=start,
         best_loss=loss,
         best_gradient=gradient,
-        step_size=start.new_full((len(points), 1, 1, 1), 2 * threat.eps),
-        rises=torch.zeros_like(points.labels),
+        step_size=start.new_full((len(attempts), 1, 1, 1), 2 * threat.eps),
+        rises=torch.zeros_like(attempts.labels),
         checked_loss=loss,
-        halved=torch.ones_like(points.labels, dtype=torch.bool),
+        halved=torch.ones_like(attempts.labels, dtype=torch.bool),
     )
     return state, logits
 

@@ -81,7 +81,8 @@ class Attack(ABC):
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         index = torch.arange(len(images)) if index is None else index.cpu()
         encoder: Any = classifier if hasattr(classifier, "encode_tokens") else None
-        result, victim = images.clone(), Victim(classifier, encoder=encoder)
+        result = images.clone()
+        victim = Victim(classifier, encoder=encoder, batch_size=batch_size or len(images))
         with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
             for rows, found, _ in run_stages(
                 self.stages(threat),

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from advflyp.attack.attempts import Attempts, Finds, each_target
 from advflyp.attack.base import Member
-from advflyp.attack.losses import attack_targets, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points, predicted
+from advflyp.attack.victim import CorrectPoints, Victim, predicted
 from advflyp.dtypes import in_float64
 
 ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
@@ -19,8 +19,7 @@ BETA = 0.9  # backward step of an adversarial image towards the original
 
 
 @dataclass
-class _Approach(Points):
-    targets: Tensor
+class _Approach(Attempts):
     current: Tensor
 
 
@@ -43,29 +42,23 @@ class FAB(Member):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
-        result = images.detach().clone()
-        points = correct_points(victim, result, labels, streams)
-        for rank in range(1, count_targets(points.logits.shape[1], self.targets) + 1):
-            rest = _approach(victim, points, threat, rank, self.steps, result)
-            points.keep(torch.isin(points.rows, rest))
-        return result
+        def approach(points: CorrectPoints, attempts: Attempts, finds: Finds) -> None:
+            _approach(victim, attempts, threat, self.steps, finds)
+
+        return each_target(victim, images, labels, streams, self.targets, approach)
 
 
-def _approach(
-    victim: Victim, points: CorrectPoints, threat: Threat, rank: int, steps: int, result: Tensor
-) -> Tensor:
-    """Write what is found into `result`; returns the rows of the images that are not fooled."""
-    targets = attack_targets(points.logits, points.labels, rank)
-    at = _Approach(points.rows, points.images, points.labels, targets, points.images)
+def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, finds: Finds) -> None:
+    at = _Approach(
+        attempts.rows, attempts.images, attempts.labels, attempts.targets, attempts.rank, attempts.images
+    )
     for _ in range(steps):
         if not len(at):
             break
         logits, value, gradient = _difference(victim, at)
-        found = _found(victim, at, threat, logits)
-        stay = (~found).nonzero().squeeze(1)
-        if len(stay) < len(at):
+        stay = at.settle(_found(victim, at, threat, logits), at.current, finds)
+        if stay is not None:
             # Across the boundary already; the step back went into the ball.
-            at.leave(found, at.current, result)
             value, gradient = value[stay], gradient[stay]
             if not len(at):
                 break
@@ -85,8 +78,7 @@ def _approach(
         before, delta = at.current, at.current - at.images
         adversarial = (predicted(logits, at.labels) != at.labels).view(-1, 1, 1, 1)
         at.current = at.images + torch.where(adversarial, BETA * delta, delta)
-        at.leave(found, before, result)
-    return at.rows
+        at.settle(found, before, finds)
 
 
 def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Tensor:

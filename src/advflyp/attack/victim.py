@@ -81,6 +81,8 @@ class Victim:
             float32 already.
         encoder: The CLIP behind the classifier; None for a mere function of logits.
         start: (N, 3, H, W) inside the ball, where `PGD` and `APGD` begin in place of a random start.
+        batch_size: Images whose gradients the memory has room for at a time: where fewer are left, an attack may try
+            several targets at once.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class Victim:
         logits_fp32: Callable[[Tensor], Tensor] | None = None,
         encoder: Encoder | None = None,
         start: Tensor | None = None,
+        batch_size: int = 1,
     ) -> None:
         self.search = search
         self.logits_fp32 = logits_fp32
         self.start = start
+        self.batch_size = batch_size
         self._encoder = encoder
         self._computed: dict[Hashable, Any] = {}
 
@@ -151,7 +155,10 @@ class Points:
     def keep(self, mask: Tensor) -> None:
         """Keep only the images where `mask` (M,), there or on the host, is true."""
         # Each choice by a mask would wait for the device, to know how many there are.
-        stay = to_device(mask.nonzero().squeeze(1), self.rows.device)
+        self.take(to_device(mask.nonzero().squeeze(1), self.rows.device))
+
+    def take(self, stay: Tensor) -> None:
+        """Keep only the images at the places `stay` (M',)."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[stay])
 

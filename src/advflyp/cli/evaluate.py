@@ -25,7 +25,7 @@ from advflyp.cli.heavy import heavy_imports
 from advflyp.config import Typed, convert
 from advflyp.data.sets.catalogue import set_names
 from advflyp.terminal import say
-from advflyp.wording import counted
+from advflyp.wording import are, counted
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +142,7 @@ def evaluate(
     for line in [*remarks_on(sets), *verdicts(cells)]:
         console.print(for_rich(line))
     if out is not None and is_rank0():
-        say(f"{counted(len(cells), 'result')} in {out}")
+        say(f"{are(len(cells), 'result')} in {out}")
 
 
 def protocols(name: Annotated[ProtocolName | None, Arg("NAME")] = None, /) -> None:
@@ -246,7 +246,7 @@ def retrieval(
         )
     console.print(as_rich(recall_table(cells)))
     if out is not None:
-        say(f"{counted(len(cells), 'result')} in {out}")
+        say(f"{are(len(cells), 'result')} in {out}")
 
 
 def report(

@@ -7,7 +7,7 @@ from advflyp.cli.arguments import Arg, BatchSize, Device, Norm, OutFile, Radii, 
 from advflyp.cli.evaluate import check_attacks
 from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
-from advflyp.wording import counted
+from advflyp.wording import are, counted
 
 # `lvlm.tasks.TASKS`.
 TaskName = Literal[
@@ -75,4 +75,4 @@ def evaluate(
         )
     console.print(as_rich(answers_table(cells)))
     if out is not None:
-        say(f"{counted(len(cells), 'result')} in {out}")
+        say(f"{are(len(cells), 'result')} in {out}")

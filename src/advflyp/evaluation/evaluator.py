@@ -178,6 +178,7 @@ class _Run:
         )
         self.keep: Callable[[Tensor, Tensor], None] | None = None
         self.victim = evaluator.victim(precision)
+        self.victim.batch_size = evaluator.batch_size
         self.stages = attack.stages(threat) if threat is not None else []
         self.clean = evaluator.clean
         self.attacked = torch.full_like(self.clean, UNKNOWN)

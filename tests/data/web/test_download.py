@@ -505,9 +505,18 @@ def test_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_named_interpreters(tmp_path: Path) -> None:
     script = tmp_path / "img2dataset"
-    script.write_text(f"#!{sys.executable}\nimport img2dataset\n")
-    script.chmod(0o755)
-    assert interpreter(str(script)) == Path(sys.executable) == interpreter(sys.executable)
+    shells = "#!/bin/sh\n'''exec' {} \"$0\" \"$@\"\n' '''\nimport img2dataset\n"
+    spaced = "/home/my user/.venv/bin/python3.11"
+    for text, expected in (
+        ("#!/opt/venv/bin/python\nimport img2dataset\n", "/opt/venv/bin/python"),
+        (shells.format(f'"{spaced}"'), spaced),
+        (shells.format(f"'{spaced}'"), spaced),
+        ("#!/bin/bash\nexec python\n", script),
+    ):
+        script.write_text(text)
+        script.chmod(0o755)
+        assert interpreter(str(script)) == Path(expected)
+    assert interpreter(sys.executable) == Path(sys.executable)
     with pytest.raises(ValueError, match="there is no command"):
         interpreter(str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"img2dataset does not run with .* \(ModuleNotFoundError"):

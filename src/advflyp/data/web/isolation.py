@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -71,10 +72,14 @@ def interpreter(given: str) -> Path:
     if found is None:
         raise ValueError(f"there is no command {given}; name a Python interpreter that has img2dataset")
     with open(found, "rb") as file:
-        first = file.readline(4096)
-    named = first[2:].decode("utf-8", "replace").strip() if first.startswith(b"#!") else ""
+        first, second = (file.readline(4096).decode("utf-8", "replace").strip() for _ in range(2))
+    words = first[2:].split() if first.startswith("#!") else []
+    if words == ["/bin/sh"] and second.startswith("'''exec' "):
+        # How installers name an interpreter whose path has spaces or is long.
+        words = shlex.split(second)[1:]
+    named = words[0] if words else ""
     # Not resolved: an environment's interpreter is a link, and knows by its own place which packages it has.
-    return Path(named if "python" in Path(named.split(" ")[0]).name else found)
+    return Path(named if "python" in Path(named).name else found)
 
 
 def _environment(distributor: str, say: Callable[[str], None]) -> Path:
