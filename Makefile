@@ -23,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-processors test-slow lint format types docs docs-figures build constraints clean distclean
+.PHONY: help install quickstart test test-long test-processors test-slow lint format types docs docs-figures build constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -44,7 +44,7 @@ install: $(STAMP)  ## create .venv and install advflyp and its tools into it
 quickstart: $(STAMP)  ## evaluate, finetune, evaluate again, write report/index.html
 	$(BIN)/advflyp quickstart $(ARGS)
 
-test: lint types  ## every check but the slow tests
+test: lint types  ## every check but the long and the slow tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 # The libraries' own switches narrow this processor to others: equality of results must hold on all of them.
@@ -55,6 +55,9 @@ NUMERICAL := tests/attack tests/method tests/model tests/training tests/evaluati
 test-processors: $(STAMP)  ## the numerical tests as on a processor with AVX2, and on one with SSE4
 	$(AVX2) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(NUMERICAL) $(ARGS)
 	$(SSE4) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(NUMERICAL) $(ARGS)
+
+test-long: $(STAMP)  ## the long tests only
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'long and not network' $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(BIN)/python -m pytest -m 'slow and not network' $(ARGS)
@@ -83,7 +86,7 @@ build: $(STAMP)  ## wheel and source archive in dist/
 	$(BIN)/uv build --out-dir dist .
 
 # For Python 3.11 and every platform, with all extras; only names, versions and markers are kept. Versions
-# already pinned stay unless ARGS=--upgrade. Run `make test test-slow` before you commit the result.
+# already pinned stay unless ARGS=--upgrade. Run `make test test-long test-slow` before you commit the result.
 constraints: $(STAMP)  ## bring constraints.txt in line with pyproject.toml (ARGS=--upgrade: newest versions)
 	grep -v '^#' constraints.txt > $(VENV)/resolved.txt
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest --all-extras \

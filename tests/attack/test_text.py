@@ -40,6 +40,7 @@ def test_at_most_k_edits_of_inner_letters(edits: int) -> None:
             assert (old[0], old[-1]) == (new[0], new[-1])
 
 
+@pytest.mark.long
 def test_edited_class_names_cost_more_accuracy_than_random_edits() -> None:
     clip, food, images, labels = correct_on("mini", 40)
 

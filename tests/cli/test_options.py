@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,14 +164,13 @@ def calls(
     return call
 
 
-def tried(option: Option) -> Iterator[list[str]]:
+def tried(option: Option, values: Sequence[str]) -> Iterator[list[str]]:
     """Ways to give an option."""
     if option.hint is bool:
         yield [option.flag]
         yield [option.flag, option.flag]
         yield [f"{option.flag}=yes"]
         return
-    values = list(VALUES)
     for value in values:
         yield [value] if option.is_positional else [f"{option.flag}={value}"]
     if not option.is_positional:
@@ -180,15 +179,17 @@ def tried(option: Option) -> Iterator[list[str]]:
         yield [option.flag, "x", "y", "z"]
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)], ids=["some", "all"])
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])
 def test_no_value_of_an_option_ends_in_a_traceback(
-    name: str, command: Callable[..., None], calls: Callable[[list[str]], tuple[int, str]]
+    name: str, command: Callable[..., None], every: int, calls: Callable[[list[str]], tuple[int, str]]
 ) -> None:
     base = BASE[name].split()
     code, error = calls([*name.split(), *base])
     assert code in (0, 2) and error.count("\n") == (1 if code else 0), error
-    for option in options_of(command):
-        for words in tried(option):
+    for number, option in enumerate(options_of(command)):
+        # Others for the next option, so that every value comes to every command.
+        for words in tried(option, VALUES[number % every :: every]):
             line = [*name.split(), *(words if option.is_positional else [*base, *words])]
             code, error = calls(line)
             assert code in (0, 2), (line, error)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from advflyp.evaluation.results import read_cells
 from training.processes import run
@@ -15,10 +16,11 @@ def evaluated(count: int, model: Path, out: Path, *more: str) -> list[str]:
     return [said for _, said, _ in results]
 
 
+@pytest.mark.long
 def test_the_cells_are_those_of_one_process(tiny_folder: Path, tmp_path: Path) -> None:
     said = evaluated(1, tiny_folder, tmp_path / "one.jsonl", "--sanity")
     three = evaluated(3, tiny_folder, tmp_path / "three.jsonl", "--sanity")
-    assert "3 results in" in said[0] and "3 results in" in three[0]
+    assert "3 results are in" in said[0] and "3 results are in" in three[0]
     assert three[1] == three[2] == "", "one process speaks"
     alone, shared = (read_cells(tmp_path / f"{name}.jsonl") for name in ("one", "three"))
     assert len(alone) == len(shared) == 3
@@ -36,5 +38,5 @@ def test_the_cells_are_those_of_one_process(tiny_folder: Path, tmp_path: Path) -
         assert one.equals(other)
     assert not (tmp_path / "three.unfinished").exists()
     again = evaluated(2, tiny_folder, tmp_path / "three.jsonl")
-    assert "3 results in" in again[0]
+    assert "3 results are in" in again[0]
     assert len(read_cells(tmp_path / "three.jsonl")) == 3

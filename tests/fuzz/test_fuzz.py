@@ -70,6 +70,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return read_all(tmp_path_factory.mktemp("fuzz"), *chunks, f"faulty:0-{len(MISDEEDS)}")
 
 
+@pytest.mark.long
 def test_some_inputs(sample: list[dict[str, Any]]) -> None:
     assert_harmless(sample)
     assert {line["kind"] for line in sample if "done" in line} == {*KINDS, "faulty"}

@@ -137,6 +137,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.long
 def test_a_build_is_whole_and_a_rebuild_equal(packages: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = builder.build(out, work=tmp_path / "work", full=True)
@@ -175,6 +176,7 @@ def test_a_build_is_whole_and_a_rebuild_equal(packages: Path, tmp_path: Path) ->
     assert (picture.mode, picture.size) == ("RGB", (64, 64))
 
 
+@pytest.mark.long
 def test_the_embedded_part_is_a_part(packages: Path, tmp_path: Path) -> None:
     full = builder.build(tmp_path / "full", work=tmp_path, full=True)
     part = builder.build(tmp_path / "part", work=tmp_path, full=False)
@@ -183,6 +185,7 @@ def test_the_embedded_part_is_a_part(packages: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "part" / "sets").keys() == tree(tmp_path / "full" / "sets").keys()
 
 
+@pytest.mark.long
 def test_sets_on_demand_join_a_corpus_and_a_corpus_joins_them(packages: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     builder.build(corpus, work=tmp_path, full=True)

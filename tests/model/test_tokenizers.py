@@ -91,6 +91,7 @@ def test_expressions_that_give_up(make: Callable[..., Path]) -> None:
         tokenizer(["a" * 100 + "!"])
 
 
+@pytest.mark.long
 def test_expressions_that_do_not_end(make: Callable[..., Path]) -> None:
     """In a process of its own, which ends although the search goes on."""
     program = (

@@ -191,6 +191,7 @@ def test_results_of_other_weights_are_not_mixed_in(tiny_folder: Path, tmp_path: 
     assert len(store.read_text().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_two_processes_share_the_work(tiny_folder: Path, tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys

@@ -89,6 +89,7 @@ def several(folder: Path) -> dict[int, Path]:
     return {count: folder / f"several-{count}" for count in BATCHES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "name"), CASES)
 def test_several_processes_are_one(name: str, count: int, folder: Path, several: dict[int, Path]) -> None:
     described_alone = described(folder, name, BATCHES[count], f"alone-{count}")

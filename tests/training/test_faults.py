@@ -24,6 +24,7 @@ from advflyp.training.update import Updated
 from training.processes import PATIENCE, Running, finish, run, start
 
 # Small steps, and so many of them that a run can be hit anywhere.
+LONG = pytest.mark.long
 OVERRIDES = {"checkpoint.every": "2", "train.epochs": "6", "optim.name": "sgd", "optim.lr": "0.05"}
 VALIDATED = {**OVERRIDES, "validate.set": "mini/val", "validate.limit": "12", "validate.every": "3",
              "validate.attack": "pgd2"}  # fmt: skip
@@ -89,7 +90,9 @@ def killed_at_random(recipe: Path, out: Path, kills: int, seed: int) -> int:
     return done
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4, marks=pytest.mark.long), pytest.param(60, marks=pytest.mark.slow)]
+)
 def test_kill_9_at_any_moment(expected: tuple[Path, Path], tmp_path: Path, kills: int) -> None:
     recipe, whole = expected
     assert killed_at_random(recipe, tmp_path / "run", kills, seed=kills) >= kills // 2
@@ -131,7 +134,10 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(
     assert found == wanted and wanted["validations_without_gain"] > 0
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGUSR1", 0), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("SIGTERM", 0), pytest.param("SIGUSR1", 0, marks=LONG), pytest.param("SIGINT", 130, marks=LONG)],
+)
 def test_a_signal_saves_and_ends(expected: tuple[Path, Path], tmp_path: Path, name: str, code: int) -> None:
     recipe, whole = expected
     out = tmp_path / "run"
@@ -175,7 +181,15 @@ def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "outside a run the signals do what they did"
 
 
-@pytest.mark.parametrize(("at", "times", "left"), [(0, 1, [0]), (0, 2, []), (6, 1, [4, 6]), (6, 2, [2, 4])])
+@pytest.mark.parametrize(
+    ("at", "times", "left"),
+    [
+        pytest.param(0, 1, [0], marks=LONG),
+        pytest.param(0, 2, [], marks=LONG),
+        (6, 1, [4, 6]),
+        pytest.param(6, 2, [2, 4], marks=LONG),
+    ],
+)
 def test_ctrl_c_during_a_checkpoint(
     expected: tuple[Path, Path],
     tmp_path: Path,
@@ -277,7 +291,9 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
 
 
-@pytest.mark.parametrize("how", ["torn", "empty", "one bit"])
+@pytest.mark.parametrize(
+    "how", ["torn", pytest.param("empty", marks=LONG), pytest.param("one bit", marks=LONG)]
+)
 def test_a_damaged_checkpoint_is_passed_over(
     expected: tuple[Path, Path], tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,6 +509,7 @@ def test_a_dead_process_ends_the_others(expected: tuple[Path, Path], tmp_path: P
         assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_several_processes_are_stopped_and_resumed_as_one(
     expected: tuple[Path, Path], tmp_path: Path
 ) -> None:

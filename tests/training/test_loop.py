@@ -93,6 +93,7 @@ def test_resuming_equals_no_interruption(
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [8]
 
 
+@pytest.mark.long
 def test_a_killed_process_resumes(recipe: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a real command, then --resume."""
     command = [sys.executable, "-c", "from advflyp.cli.main import main; main()", "train", str(recipe)]
@@ -261,6 +262,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     assert [line["step"] for line in lines] == [0, 4, 8, 12, 16]
 
 
+@pytest.mark.long
 def test_training_makes_robust(recipe: Path, tmp_path: Path, tiny_folder: Path) -> None:
     """64 pairs, a minute: more of them keep their caption under PGD-10 than before."""
     data = write_folder(tmp_path / "more", 64)

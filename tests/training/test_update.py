@@ -259,6 +259,7 @@ def test_sizes_change_over_a_run(recipe: Path, tmp_path: Path) -> None:
     assert each[4] / each[0] == pytest.approx(2, rel=0.1) and each[6] / each[0] == pytest.approx(3.4, rel=0.1)
 
 
+@pytest.mark.long
 def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     """The model resists one step more often than ten: the run says so, and goes on with two steps, resumed ones too."""
     set_ = {

@@ -23,6 +23,7 @@ def mean(cells: list[Cell], model: str, attack: str, eps: float) -> float:
     return mean_interval([c for c in cells if (c.model, c.attack, c.eps) == (model, attack, eps)])[0]
 
 
+@pytest.mark.long
 def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IMAGES_PER_SET", 3)
     monkeypatch.setattr(module, "EPS_CURVE", (EPS, 4 / 255))

@@ -19,6 +19,7 @@ from advflyp.training.build import TrainingRun, build
 from advflyp.training.checkpoint import save_checkpoint
 from advflyp.training.failures import check_finite, explaining, finite_means, writing
 from advflyp.training.objects import Objects
+from advflyp.training.optim import peak_rate
 from advflyp.training.recipe import leaves, read_recipe
 from advflyp.training.runlog import RunLog, SilentLog
 from advflyp.training.signals import Interrupted
@@ -152,7 +153,7 @@ def _loop(run: TrainingRun, log: AnyLog) -> None:
         _end_epoch(run, log)
     if recipe.checkpoint.last:
         keep_last(run)
-    for line in changes(state.before, state.after, recipe):
+    for line in changes(state.before, state.after, recipe, peak_rate(recipe.optim, run.total_steps)):
         log.say(line)
 
 

@@ -144,8 +144,17 @@ def shown(accuracies: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f} %" for name, value in accuracies.items())
 
 
-def changes(before: dict[str, float] | None, after: dict[str, float] | None, recipe: Recipe) -> list[str]:
-    """The lines that end a run: accuracies (0–1) before and after it, and a warning where it did harm."""
+def changes(
+    before: dict[str, float] | None, after: dict[str, float] | None, recipe: Recipe, rate: float
+) -> list[str]:
+    """The lines that end a run: accuracies (0–1) before and after it, and a warning where it did harm.
+
+    Args:
+        before: By what was measured; None where nothing was.
+        after: The same after the run.
+        recipe: The run's recipe.
+        rate: Its highest learning rate, in a short run below the recipe's.
+    """
     if before is None or after is None:
         return []
     # One step is no longer measured after a run that went on with two.
@@ -155,15 +164,18 @@ def changes(before: dict[str, float] | None, after: dict[str, float] | None, rec
         for name in points
     ]
     lines = [f"{recipe.validate.set} before and after: {', '.join(moved)}"]
-    lower = f"a lower optim.lr (it was {recipe.optim.lr:g})"
-    if points["clean"] < -LOSS:
+    ruined = points["clean"] < -LOSS
+    if ruined:
         attacked = f" or attack.eps (it was {_radius(recipe)})" if recipe.attack.steps else ""
         lines.append(
-            f"warning: clean accuracy fell by {-points['clean']:.1f} points; {lower}{attacked} keeps more of it"
+            f"warning: clean accuracy fell by {-points['clean']:.1f} points; a lower optim.lr (it was {rate:g})"
+            f"{attacked} keeps more of it"
         )
     if recipe.attack.steps and points.get("robust", 1) <= 0:
+        other = "higher" if rate < recipe.optim.lr and not ruined else "lower"
         lines.append(
-            f"warning: the run made the model no more robust; it needs more steps, more data or {lower}"
+            "warning: the run made the model no more robust; it needs more steps, more data or a "
+            f"{other} optim.lr (it was {rate:g})"
         )
     return lines
 

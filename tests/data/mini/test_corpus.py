@@ -152,6 +152,7 @@ def test_the_proxy_set_has_its_concepts(training) -> None:
     assert len(proxy_concepts(meta["concept"] for meta in metas)) >= 1400
 
 
+@pytest.mark.long
 def test_no_picture_of_a_set_is_in_the_corpus_even_mirrored_or_recoloured(training) -> None:
     """A sample; the slow test looks at every picture."""
     queries = np.concatenate([pictures_and_labels(name)[0][:20] for name in SETS])

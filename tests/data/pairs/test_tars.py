@@ -285,6 +285,7 @@ def limited(mebibytes: int, seconds: float) -> Iterator[None]:
     assert time.process_time() - begun < seconds
 
 
+@pytest.mark.long
 def test_extended_headers_are_read_in_time(tmp_path: Path) -> None:
     """Millions of records of six bytes, in a few kilobytes."""
     small, large = (b"6 a=b\n" * (size // 6) for size in (1 << 20, 4 << 20))

@@ -296,6 +296,7 @@ def test_batches_change_nothing(tmp_path: Path, run: Callable[..., Captioned]) -
     assert order != sorted(order) and len({*order}) == 11
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on(tmp_path: Path, model: str, images: str, run: Callable[..., Captioned]) -> None:
     script = f"""
 import os, signal

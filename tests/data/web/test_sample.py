@@ -66,6 +66,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert about["wanted"] == 68 and about["seed"] == 3 and about["rows"] == 500
 
 
+@pytest.mark.long
 def test_without_replacement_and_uniform(tmp_path: Path) -> None:
     """Over seeds every row comes as often as any other, and so does every pair of rows."""
     n, k, seeds = 40, 10, 200

@@ -24,6 +24,8 @@ from helpers import assert_equal64, siglip_config, small_model
 pytest.importorskip("transformers")
 
 # What a user of the formats writes, but for `double`: in float64 what is the same is equal to nine digits.
+LONG = pytest.mark.long
+
 LOADERS = {
     "open_clip": """
 import open_clip
@@ -126,7 +128,14 @@ def exported(name: str | Path, kind: str, tmp_path: Path) -> tuple[CLIP, Path]:
 
 
 # timm knows the small SigLIP in this process only.
-@pytest.mark.parametrize(("kind", "name"), [("open_clip", "mini-vit"), ("hf", "mini-vit"), ("hf", "siglip")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("open_clip", "mini-vit"),
+        pytest.param("hf", "mini-vit", marks=LONG),
+        pytest.param("hf", "siglip", marks=LONG),
+    ],
+)
 def test_loaded_by_others(name: str, kind: str, tmp_path: Path, siglip_folder: Path) -> None:
     model, folder = exported(siglip_folder if name == "siglip" else name, kind, tmp_path)
     images, texts, pixels = loaded_elsewhere(kind, folder, model, tmp_path)
@@ -134,6 +143,7 @@ def test_loaded_by_others(name: str, kind: str, tmp_path: Path, siglip_folder: P
     assert_equal64(texts, model.encode_text(TEXTS))
 
 
+@pytest.mark.long
 def test_the_image_tower_alone(tmp_path: Path) -> None:
     model, folder = exported("mini-vit", "vision", tmp_path)
     found, _, pixels = loaded_elsewhere("vision", folder, model, tmp_path)
@@ -281,7 +291,9 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_rn
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "hf", "onnx"])
+@pytest.mark.parametrize(
+    "kind", ["open_clip", pytest.param("hf", marks=LONG), pytest.param("onnx", marks=LONG)]
+)
 def test_no_room(kind: str, tmp_path: Path) -> None:
     """Files may not grow beyond 4 MB: writing ends as on a full disk."""
     code = (

@@ -74,6 +74,7 @@ def publish(
 LISTED = re.compile(r"^ *([\d,]+)  ([0-9a-f]{64})  (\S+)$", re.MULTILINE)
 
 
+@pytest.mark.long
 def test_what_arrives_is_what_was_shown(
     run: Path, hub: Hub, tmp_path: Path, publish: Callable[..., Done]
 ) -> None:
@@ -139,6 +140,7 @@ found = found / found.norm(dim=-1, keepdim=True)
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", AND_THEN)
 def test_the_code_on_the_card(kind: str, hub: Hub, tmp_path: Path, publish: Callable[..., Done]) -> None:
     """From the hub: the weights of a run of mini, whose vocabulary is its own, and an export for transformers."""
