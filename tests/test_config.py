@@ -253,6 +253,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("eurosta", [], None),
         (".hiden", [], None),
         ("no/such/place/at/all", [], None),
+        ("nothing", [], None),  # other.png is not near it
         ("", [], None),
     ],
 )
@@ -261,6 +262,7 @@ def test_the_nearest_path(
 ) -> None:
     (tmp_path / "my-pictures/cat").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "other.png").touch()
     monkeypatch.chdir(tmp_path)
     found = nearest_path(name.format(tmp_path), known)
     assert found == ("" if hint is None else f"; did you mean '{hint.format(tmp_path)}'?")

@@ -277,7 +277,6 @@ def with_summary(readme: str, values: list[str]) -> str:
 
 def draw() -> None:
     """The images of docs/images but demo.png: the top of the quickstart's page, the reproduction's trade-off."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from advflyp.paper.page import paper_report
     from browser import Browser
 
@@ -305,6 +304,11 @@ def main() -> None:
     texts = {page: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
     pages = [page for page, text in texts.items() if steps(text) or TABLE.search(text)]
     parts = parser.parse_args().parts or [*(str(page.relative_to(ROOT)) for page in pages), "images"]
+    sys.path.insert(0, str(ROOT / "tests"))
+    import browser
+
+    if "images" in parts and browser.CHROMIUM is None:
+        parser.error("the images need Chromium (on Debian and Ubuntu: apt install chromium)")
     for part in parts:
         print(part, flush=True)
         if part == "images":

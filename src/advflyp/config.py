@@ -224,7 +224,7 @@ def nearest_path(name: str, known: Collection[str] = ()) -> str:
         return ""
     beside = [found for found in beside if not found.startswith(".")]
     words = [*known, *beside] if path.parent == Path() else beside
-    for close in difflib.get_close_matches(missing.name, words, n=1, cutoff=0.6):
+    for close in difflib.get_close_matches(missing.name, words, n=1, cutoff=0.65):
         found = missing.with_name(close) / path.relative_to(missing)
         if close in known or found.exists():
             return f"; did you mean '{close if close in known else found}'?"

@@ -1,0 +1,241 @@
+"""A tiny LLaVA that names pictures: the tower of `mini-vit`, and a small Llama trained on the names of the mini corpus.
+
+    python -m tools.mini_llava train mini-llava                 # about an hour on one AVX2 core
+    python -m tools.mini_llava tasks data                       # held-out images in the layouts of COCO and VQAv2
+    advflyp lvlm eval mini-llava --root data --tasks coco vqav2 --attack encoder --eps 2/255 --out lvlm.jsonl
+
+The tower is frozen; projector and language model learn from nothing to answer either of two questions with the name of
+the picture. `train` continues what it was stopped in.
+"""
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders as decoding
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import (
+    CLIPImageProcessor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from advflyp.data.config import DataConfig
+from advflyp.data.mini import EMBEDDED
+from advflyp.data.mini.compose import MiniPairs
+from advflyp.data.mini.shards import read_shards
+from advflyp.data.sets.labelled import load_set
+from advflyp.lvlm.model import LVLM
+from advflyp.lvlm.tasks import CAPTION, SHORT
+from advflyp.model.interop.hf import to_transformers
+from advflyp.model.load import load_model
+from advflyp.training.optim import OptimConfig, learning_rate
+
+QUESTION = "What is in the image?"
+PROMPTS = (CAPTION, SHORT.format(QUESTION))
+HELD_OUT = ("mini/food", "mini/animals", "mini/travel")
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+IMAGE = "<image>"
+TEMPLATE = (
+    "{{ bos_token }}USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
+)
+EVERY = 200  # updates between two states on the disk
+OPTIM = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=50, lr_steps=None)
+
+
+class NamedPictures(MiniPairs):
+    """The corpus' pictures, composed and augmented as in training, with their names as captions."""
+
+    def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
+        return {"captions": [str(self.metas[i]["name"]).strip().lower() for i in index.tolist()]}
+
+
+def train(
+    out: Annotated[Path, tyro.conf.Positional],
+    steps: int = 1500,
+    batch_size: int = 64,
+    width: int = 192,
+    layers: int = 4,
+    words: int = 2048,
+    seed: int = 0,
+) -> None:
+    """Train the model and write it as transformers does, in half precision.
+
+    Args:
+        out: Its folder.
+        steps: Updates.
+        batch_size: Pictures in each.
+        width: Of the language model.
+        layers: Of the language model.
+        words: Of its vocabulary.
+        seed: Random seed.
+    """
+    torch.manual_seed(seed)
+    pairs = NamedPictures(
+        EMBEDDED, DataConfig(train="mini", batch_size=batch_size), seed=seed, device=torch.device("cpu")
+    )
+    model = untrained(width, layers, words)
+    learned = [model.net.model.multi_modal_projector, model.net.model.language_model]
+    parameters = [parameter.requires_grad_() for part in learned for parameter in part.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=OPTIM.lr, weight_decay=OPTIM.weight_decay, betas=(0.9, 0.98))
+    step, state = 0, out / "state.pt"
+    if state.is_file():
+        saved = torch.load(state, weights_only=True)
+        model.net.load_state_dict(saved["net"])
+        optimiser.load_state_dict(saved["optimiser"])
+        step = saved["step"]
+    out.mkdir(parents=True, exist_ok=True)
+    begun, first = time.monotonic(), step
+    while step < steps:
+        epoch, done = divmod(step, len(pairs))
+        for batch in pairs.epoch(epoch, {"batch": done}):
+            rng = random.Random(f"{seed}/{step}")
+            prompts = [rng.choice(PROMPTS) for _ in batch.captions]
+            targets = [f"{name}</s>" for name in batch.captions]
+            loss = model.per_sample_loss(batch.images, prompts, targets).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            clip_grad_norm_(parameters, 1.0)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(OPTIM, step, steps)
+            optimiser.step()
+            step += 1
+            if step % 20 == 0:
+                pace = (time.monotonic() - begun) / (step - first)
+                print(f"step {step} of {steps}  loss {loss.item():.3f}  {pace:.2f} s a step", flush=True)
+            if step % EVERY == 0 or step == steps:
+                torch.save(
+                    {"net": model.net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, state
+                )
+                print(f"names of held-out pictures that are right: {right(model, 96):.1%}", flush=True)
+            if step == steps:
+                break
+    save(model, out)
+    state.unlink()
+
+
+def untrained(width: int, layers: int, words: int) -> LVLM:
+    """The model before its first update, in float32."""
+    clip = load_model("mini-vit", device="cpu")
+    tower: Any = to_transformers(clip)
+    tokenizer = learned_tokenizer(words)
+    language = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 48,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=tower.config.vision_config,
+        text_config=language,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        tie_word_embeddings=True,
+    )
+    net: Any = LlavaForConditionalGeneration(config)
+    own = net.model.vision_tower
+    getattr(own, "vision_model", own).load_state_dict(tower.vision_model.state_dict())
+    mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
+    model = LVLM(net, tokenizer, template, mean=mean, std=std, name="mini-llava")
+    return model
+
+
+def template(prompt: str) -> str:
+    """What `TEMPLATE` makes of a question."""
+    return f"<s>USER: {IMAGE}\n{prompt} ASSISTANT:"
+
+
+def learned_tokenizer(words: int) -> Any:
+    """Byte pairs of the corpus' names and the two questions."""
+    _, metas = read_shards(EMBEDDED)
+    texts = [str(meta["name"]).lower() for meta in metas] + 1000 * [template(prompt) for prompt in PROMPTS]
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoding.ByteLevel()
+    special = [*SPECIAL.values(), IMAGE]
+    trainer = trainers.BpeTrainer(
+        vocab_size=words, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    inner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **SPECIAL, extra_special_tokens={"image_token": IMAGE}
+    )
+
+
+def right(model: LVLM, count: int) -> float:
+    """The share of held-out pictures, the same ones each time, whose name the model gives."""
+    model.eval()
+    sets = [load_set(name) for name in HELD_OUT]
+    places = [(labelled, place) for labelled in sets for place in range(len(labelled))]
+    chosen = random.Random(0).sample(places, count)
+    images = torch.stack([model.preprocess(labelled.image(place)) for labelled, place in chosen])
+    answers = model.answer(images, [PROMPTS[0]] * count, max_new_tokens=12)
+    names = [labelled.classes[int(labelled.labels[place])].lower() for labelled, place in chosen]
+    return sum(one == two for one, two in zip(answers, names, strict=True)) / count
+
+
+def save(model: LVLM, out: Path) -> None:
+    """Weights in half precision, configuration, tokenizer, template and preprocessing, as transformers has them."""
+    model.net.half().save_pretrained(out)
+    side, mean, std = model.tile, model.mean.flatten().tolist(), model.std.flatten().tolist()
+    images = CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=mean,
+        image_std=std,
+        do_convert_rgb=True,
+    )
+    patch = model.net.config.vision_config.patch_size
+    LlavaProcessor(images, model.tokenizer, patch_size=patch, chat_template=TEMPLATE).save_pretrained(out)
+
+
+def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Write the held-out pictures with their names in the layouts of COCO's captions and of VQAv2.
+
+    Args:
+        root: What `advflyp lvlm eval --root` takes.
+    """
+    folder = root / "coco/val2014"
+    folder.mkdir(parents=True)
+    captions, questions, annotations = [], [], []
+    number = 0
+    for name in HELD_OUT:
+        labelled = load_set(name)
+        for place in range(len(labelled)):
+            file = f"COCO_val2014_{number:012d}.jpg"
+            answer = labelled.classes[int(labelled.labels[place])].lower()
+            labelled.image(place).convert("RGB").save(folder / file, quality=95)
+            captions.append(
+                {"split": "test", "filepath": "val2014", "filename": file, "sentences": [{"raw": answer}]}
+            )
+            questions.append({"question_id": number, "image_id": number, "question": QUESTION})
+            annotations.append({"question_id": number, "answers": 10 * [{"answer": answer}]})
+            number += 1
+    (root / "vqav2").mkdir()
+    for file, content in (
+        ("coco/dataset_coco.json", {"images": captions}),
+        ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions}),
+        ("vqav2/v2_mscoco_val2014_annotations.json", {"annotations": annotations}),
+    ):
+        (root / file).write_text(json.dumps(content), encoding="utf-8")
+    print(f"{number} pictures in {root}")
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": train, "tasks": tasks})
