@@ -102,7 +102,7 @@ CHECK = (
         limit=60,
         command=STEP + "--models ViT-B-32/random --precisions bf16",
         tiny=STEP + "--models mini/random --batch-sizes 8 --precisions fp32 --steps 1 --warmup 1",
-        output="--json {work}/train_step.json",
+        output="--json {work}/train_step.json --profile {work}/profile",
         result="train_step.json",
         read=figures.train_step,
     ),

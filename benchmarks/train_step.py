@@ -3,8 +3,10 @@
     python benchmarks/train_step.py              # mini and ViT-B/32; batch 16 on a CPU, 256 and 1,024 on CUDA
     python benchmarks/train_step.py --all        # and the last model at the last precision through torch.compile
     python benchmarks/train_step.py --models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile
+    python benchmarks/train_step.py --profile profile       # what our step's time goes into, a file for each row
 
-Prints, for the basic and the full method at each precision, the median seconds of each and the ratio of the medians.
+Prints, for the basic and the full method at each precision, the median seconds of each with their range, and the ratio
+of the medians.
 Both do PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are printed. The
 transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through
 `loss.backward()`, which computes the gradients of the weights too, runs the adversarial, clean and original
@@ -19,6 +21,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -26,12 +29,14 @@ import torch
 import tyro
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity
 
+from advflyp.data.batch import Batch
 from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import Float32Conv2d, SelfAttention
 from advflyp.model.load import pick_device
-from advflyp.training.build import build
+from advflyp.training.build import TrainingRun, build
 from advflyp.training.recipe import Recipe, read_recipe
 from advflyp.training.update import random_start, update
 
@@ -73,6 +78,8 @@ class Arguments:
     """File for the results."""
     compile: bool = False
     """Our image tower through torch.compile."""
+    profile: Path | None = None
+    """Folder for the operations and kernels of our step, by the time they take, and the host's share of it."""
     all: bool = False
     """Without torch.compile, and the last model at the last precision also with it."""
 
@@ -142,11 +149,19 @@ class Transcription:
 
 @dataclass
 class Measured:
-    """Medians of one method at one precision, in seconds."""
+    """One method at one precision, in seconds a step."""
 
-    ours: float
-    transcription: float
+    ours: list[float]
+    transcription: list[float]
     losses: tuple[float, float]
+
+    @property
+    def median(self) -> dict[str, float]:
+        return medians({"ours": self.ours, "transcription": self.transcription})
+
+    @property
+    def ratio(self) -> float:
+        return self.median["transcription"] / self.median["ours"]
 
 
 def measure(
@@ -173,18 +188,16 @@ def measure(
     recipe = read_recipe(path)
     run = build(recipe, folder / "run")
     run.meter.counts = False  # nothing is counted here
-    batches = iter(run.pairs.epoch(0))
+    batches = of_its_size(run)
     plain = Transcription(deepcopy(run.model), recipe, regularised)
     plain.f.requires_grad_(False).visual.requires_grad_(True)
-    size = run.model.image_size
     sync = torch.cuda.synchronize if run.device.type == "cuda" else lambda: None
 
     times: dict[str, list[float]] = {"ours": [], "transcription": []}
     ours = theirs = 0.0
     for index in range(arguments.warmup + arguments.steps):
         batch = next(batches)
-        images = F.interpolate(batch.images.to(run.model.device), size, mode="bilinear")
-        batch, captions = replace(batch, images=images), batch.captions
+        images, captions = batch.images, batch.captions
         start = random_start(images, recipe.attack.threat, recipe.train.seed, run.state.step)
         sync()
         begin = perf_counter()
@@ -199,9 +212,52 @@ def measure(
         if index >= arguments.warmup:
             times["ours"].append(middle - begin)
             times["transcription"].append(end - middle)
+    if arguments.profile is not None:
+        name = "-".join([name.replace("/", "-"), recipe.method_name, str(batch_size), precision])
+        name += ("-full" if regularised else "") + ("-compiled" if compiled else "")
+        write_profile(run, batches, arguments.profile / f"{name}.txt")
     run.close()
-    median = medians(times)
-    return Measured(median["ours"], median["transcription"], (ours, theirs))
+    return Measured(**times, losses=(ours, theirs))
+
+
+def of_its_size(run: TrainingRun) -> Iterator[Batch]:
+    """The run's batches, enlarged to the model's images."""
+    for batch in run.pairs.epoch(0):
+        images = F.interpolate(batch.images.to(run.model.device), run.model.image_size, mode="bilinear")
+        yield replace(batch, images=images)
+
+
+def write_profile(run: TrainingRun, batches: Iterator[Batch], path: Path, steps: int = 3) -> None:
+    """What the time of a step goes into: operations and kernels, and how long the device waits for the host."""
+    cuda = run.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    some = [next(batches) for _ in range(steps)]
+    with torch.profiler.profile(activities=activities) as profiler:
+        begun = perf_counter()
+        for batch in some:
+            update(run, batch)
+            run.state.step += 1
+        if cuda:
+            torch.cuda.synchronize()
+        step = (perf_counter() - begun) / steps
+    events = profiler.key_averages()
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    kernels = [event for event in events if (event.device_type.name != "CPU") == cuda]
+    computing = sum(getattr(event, key) for event in kernels) / 1e6 / steps
+    count = sum(event.count for event in kernels) // steps
+    what = ("kernels", "it waits for the host") if cuda else ("operations", "Python takes")
+    said = (
+        f"{1000 * step:.1f} ms a step under the profiler, {1000 * computing:.1f} ms of them in {count:,} {what[0]}; "
+        f"{what[1]} {max(0.0, 1 - computing / step):.0%}\n\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(said + events.table(sort_by=key, row_limit=40), encoding="utf-8")
+    print(f"  {path}: {said.strip()}", flush=True)
+
+
+def shown(seconds: list[float]) -> str:
+    """The median with the least and the most: "0.345 s 0.340–0.352"."""
+    return f"{median(seconds):.3f} s {min(seconds):.3f}–{max(seconds):.3f}"
 
 
 def main() -> None:
@@ -218,7 +274,7 @@ def main() -> None:
         flush=True,
     )
     print(
-        f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>9} {'Algorithm 1':>12} {'ratio':>6} {'pairs/s':>8}"
+        f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>21} {'Algorithm 1':>21} {'ratio':>6} {'pairs/s':>8}"
     )
     sizes = arguments.batch_sizes or ((256, 1024) if device.startswith("cuda") else (16,))
     for name, batch_size, regularised, precision, compiled in arguments.runs(sizes):
@@ -235,15 +291,17 @@ def main() -> None:
             batch_size=batch_size,
             precision=precision,
             compiled=compiled,
-            seconds=found.ours,
-            algorithm_1_seconds=found.transcription,
-            ratio=found.transcription / found.ours,
+            seconds=found.median["ours"],
+            seconds_each=found.ours,
+            algorithm_1_seconds=found.median["transcription"],
+            algorithm_1_seconds_each=found.transcription,
+            ratio=found.ratio,
             losses=found.losses,
         )
         print(
             f"{name:16} {method:13} {batch_size:5} {precision:5} "
-            f"{found.ours:7.3f} s {found.transcription:10.3f} s {found.transcription / found.ours:6.2f} "
-            f"{batch_size / found.ours:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
+            f"{shown(found.ours):>21} {shown(found.transcription):>21} {found.ratio:6.2f} "
+            f"{batch_size / found.median['ours']:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
             f"{', compiled' if compiled else ''}",
             flush=True,
         )
