@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_a_llava_of_transformers(trained: Path) -> None:
     model = load_lvlm(trained, vision="mini-vit", device="cpu")
-    assert (model.image_side, model.image_tokens) == (64, 64)
+    assert (model.image_side, model.image_tokens) == (64, 65)
     assert model.template("What?") == mini_llava.template("What?"), "the template is the one of the training"
     assert sum(file.stat().st_size for file in trained.iterdir()) < 10e6
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
-def test_held_out_pictures_in_the_layouts_of_coco_and_vqav2(tmp_path: Path) -> None:
+def test_held_out_images_in_the_layouts_of_coco_and_vqav2(tmp_path: Path) -> None:
     mini_llava.tasks(tmp_path / "data")
     coco, vqav2 = (load_task(name, tmp_path / "data") for name in ("coco", "vqav2"))
     assert len(coco.samples) == len(vqav2.samples) == 330

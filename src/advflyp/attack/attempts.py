@@ -11,7 +11,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
 from advflyp.devices import to_device
 
-# A processor is no faster on more images at a time; those that an earlier target would have spared cost time.
+# More images at a time are no faster on a processor, and attempts that an earlier target makes needless cost time.
 AT_ONCE_ON_CPU = 8
 NONE = 2**31  # later than any target
 
