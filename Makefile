@@ -57,7 +57,7 @@ test-processors: $(STAMP)  ## the numerical tests as on a processor with AVX2, a
 	$(SSE4) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(NUMERICAL) $(ARGS)
 
 test-long: $(STAMP)  ## the long tests only
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'long and not network' $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'long and not slow and not network' $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(BIN)/python -m pytest -m 'slow and not network' $(ARGS)
