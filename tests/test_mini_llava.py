@@ -15,7 +15,7 @@ SMALL = {"batch_size": 4, "width": 48, "layers": 1, "words": 400}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llava") / "model"
-    mini_llava.train(folder, steps=2, **SMALL)
+    mini_llava.train(folder, texts=1, images=2, **SMALL)
     return folder
 
 
@@ -39,13 +39,13 @@ def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return load_lvlm(folder, device="cpu").net.state_dict()
 
     monkeypatch.setattr(mini_llava, "EVERY", 2)
-    mini_llava.train(tmp_path / "whole", steps=3, **SMALL)
+    mini_llava.train(tmp_path / "whole", texts=1, images=2, **SMALL)
     cut = tmp_path / "cut"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mini_llava, "right", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        mini_llava.train(cut, steps=3, **SMALL)
+        mini_llava.train(cut, texts=1, images=2, **SMALL)
     assert (cut / "state.pt").is_file()
-    mini_llava.train(cut, steps=3, **SMALL)
+    mini_llava.train(cut, texts=1, images=2, **SMALL)
     whole, again = weights(tmp_path / "whole"), weights(cut)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 

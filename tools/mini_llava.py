@@ -11,6 +11,7 @@ the image. The same `train` continues a training that was stopped.
 import json
 import random
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,9 @@ import tyro
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers import decoders as decoding
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     CLIPImageProcessor,
     LlamaConfig,
@@ -57,12 +60,17 @@ class NamedImages(MiniPairs):
     """The corpus' images, composed and augmented as in training, with their names as captions."""
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
-        return {"captions": [str(self.metas[i]["name"]).strip().lower() for i in index.tolist()]}
+        return {"captions": [self.name(row) for row in index.tolist()]}
+
+    def name(self, row: int) -> str:
+        """Of the image at a place of the corpus."""
+        return str(self.metas[row]["name"]).strip().lower()
 
 
 def train(
     out: Annotated[Path, tyro.conf.Positional],
-    steps: int = 1500,
+    texts: int = 2000,
+    images: int = 1500,
     batch_size: int = 64,
     width: int = 192,
     layers: int = 4,
@@ -73,8 +81,9 @@ def train(
 
     Args:
         out: Its folder.
-        steps: Updates.
-        batch_size: Images in each.
+        texts: Updates on names alone, a seventh of the cost: the language model first learns what names there are.
+        images: Updates on names behind their images.
+        batch_size: Names in each.
         width: Of the language model.
         layers: Of the language model.
         words: Of its vocabulary.
@@ -88,40 +97,65 @@ def train(
     learned = [model.net.model.multi_modal_projector, model.net.model.language_model]
     parameters = [parameter.requires_grad_() for part in learned for parameter in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=OPTIM.lr, weight_decay=OPTIM.weight_decay, betas=(0.9, 0.98))
-    step, state = 0, out / "state.pt"
+    done, state = 0, out / "state.pt"
     if state.is_file():
         saved = torch.load(state, weights_only=True)
         model.net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
-        step = saved["step"]
+        done = saved["step"]
     out.mkdir(parents=True, exist_ok=True)
-    begun, first = time.monotonic(), step
-    while step < steps:
-        epoch, done = divmod(step, len(pairs))
-        for batch in pairs.epoch(epoch, {"batch": done}):
-            rng = random.Random(f"{seed}/{step}")
-            prompts = [rng.choice(PROMPTS) for _ in batch.captions]
-            targets = [f"{name}</s>" for name in batch.captions]
-            loss = model.per_sample_loss(batch.images, prompts, targets).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            clip_grad_norm_(parameters, 1.0)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(OPTIM, step, steps)
-            optimiser.step()
-            step += 1
-            if step % 20 == 0:
-                pace = (time.monotonic() - begun) / (step - first)
-                print(f"step {step} of {steps}  loss {loss.item():.3f}  {pace:.2f} s a step", flush=True)
-            if step % EVERY == 0 or step == steps:
-                torch.save(
-                    {"net": model.net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, state
-                )
-                print(f"names of held-out images that are right: {right(model, 96):.1%}", flush=True)
-            if step == steps:
-                break
+    steps, begun = texts + images, time.monotonic()
+    for step, loss in enumerate(losses(model, pairs, texts, done, seed), start=done + 1):
+        optimiser.zero_grad()
+        loss.backward()
+        clip_grad_norm_(parameters, 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(OPTIM, step - 1, steps)
+        optimiser.step()
+        if step % 20 == 0:
+            pace = (time.monotonic() - begun) / (step - done)
+            print(f"step {step} of {steps}  loss {loss.item():.3f}  {pace:.2f} s a step", flush=True)
+        if step % EVERY == 0 or step == steps:
+            torch.save(
+                {"net": model.net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, state
+            )
+            print(f"names of held-out images that are right: {right(model, 96):.1%}", flush=True)
+        if step == steps:
+            break
     save(model, out)
     state.unlink()
+
+
+def losses(model: LVLM, pairs: NamedImages, texts: int, done: int, seed: int) -> Iterator[Tensor]:
+    """The loss of each update behind `done`: of names alone, then of names behind their images."""
+    names, weights = [pairs.name(row) for row in range(len(pairs.metas))], pairs.weights.tolist()
+    for step in range(done, texts):
+        rng = random.Random(f"{seed}/names/{step}")
+        yield name_loss(model, rng.choices(names, weights, k=pairs.batch_size), rng)
+    step = max(done - texts, 0)
+    while True:
+        epoch, place = divmod(step, len(pairs))
+        for batch in pairs.epoch(epoch, {"batch": place}):
+            rng = random.Random(f"{seed}/images/{step}")
+            prompts = [rng.choice(PROMPTS) for _ in batch.captions]
+            yield model.per_sample_loss(
+                batch.images, prompts, [f"{name}</s>" for name in batch.captions]
+            ).mean()
+            step += 1
+
+
+def name_loss(model: LVLM, names: Sequence[str], rng: random.Random) -> Tensor:
+    """How unlikely names are behind a question without an image, in nats a token."""
+    tokenizer: Any = model.tokenizer
+    before = [tokenizer(template(rng.choice(PROMPTS)).replace(f"{IMAGE}\n", "")).input_ids for _ in names]
+    after = [tokenizer(f"{name}</s>").input_ids for name in names]
+    rows = [torch.tensor(one + two) for one, two in zip(before, after, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    logits = model.net(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
+    places = torch.arange(ids.shape[1])
+    begin, end = (torch.tensor([len(one) for one in some])[:, None] for some in (before, rows))
+    wanted = torch.where((places >= begin) & (places < end), ids, -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100)
 
 
 def untrained(width: int, layers: int, words: int) -> LVLM:
