@@ -11,8 +11,8 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
 from advflyp.devices import to_device
 
-# More images at a time are no faster on a processor, and attempts that an earlier target makes needless cost time.
-AT_ONCE_ON_CPU = 8
+# On a processor more images at a time are hardly faster, and attempts that an earlier target makes needless cost time.
+AT_ONCE_ON_CPU = 16
 NONE = 2**31  # later than any target
 
 

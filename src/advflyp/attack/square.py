@@ -20,7 +20,7 @@ SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
 AHEAD = 64
 # Proposals that go through the network together, where fewer images are left.
-AT_ONCE_ON_CPU, AT_ONCE_ON_ACCELERATOR = 8, 256
+AT_ONCE_ON_CPU, AT_ONCE_ON_ACCELERATOR = 16, 256
 
 
 @dataclass
