@@ -81,7 +81,7 @@ def train(
 
     Args:
         out: Its folder.
-        texts: Updates on names alone, a seventh of the cost: the language model first learns what names there are.
+        texts: Updates on names alone, which cost less than half: the language model first learns what names there are.
         images: Updates on names behind their images.
         batch_size: Names in each.
         width: Of the language model.
@@ -180,8 +180,7 @@ def untrained(width: int, layers: int, words: int) -> LVLM:
         text_config=language,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         tie_word_embeddings=True,
-        # LLaVA-1.5 reads the patches one layer earlier. With these and as few images, two in a hundred names
-        # were right after 800 updates: to gather them is what the class token has learned already.
+        # Unlike LLaVA-1.5, which reads the patches one layer earlier: the class token is there, too.
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )

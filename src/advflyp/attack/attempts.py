@@ -8,11 +8,9 @@ from torch import Tensor
 
 from advflyp.attack.losses import attack_targets, count_targets
 from advflyp.attack.streams import Streams
-from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
+from advflyp.attack.victim import AT_ONCE_ON_CPU, CorrectPoints, Points, Victim, correct_points
 from advflyp.devices import to_device
 
-# On a processor more images at a time are hardly faster, and attempts that an earlier target makes needless cost time.
-AT_ONCE_ON_CPU = 16
 NONE = 2**31  # later than any target
 
 

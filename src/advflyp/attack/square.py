@@ -12,7 +12,7 @@ from advflyp.attack.base import Member
 from advflyp.attack.losses import margin
 from advflyp.attack.streams import Streams, as_integers, as_signs
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Points, Victim, correct_points
+from advflyp.attack.victim import AT_ONCE_ON_CPU, Points, Victim, correct_points
 from advflyp.devices import to_device
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
@@ -20,7 +20,7 @@ SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
 AHEAD = 64
 # Proposals that go through the network together, where fewer images are left.
-AT_ONCE_ON_CPU, AT_ONCE_ON_ACCELERATOR = 16, 256
+AT_ONCE_ON_ACCELERATOR = 256
 
 
 @dataclass

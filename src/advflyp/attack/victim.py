@@ -13,6 +13,9 @@ from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 
 T = TypeVar("T")
+# Where few images are left, so many attempts at them go through the network together. On a processor more are hardly
+# faster, and those that an earlier one makes needless cost time.
+AT_ONCE_ON_CPU = 16
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:
