@@ -1,6 +1,7 @@
 """The table of accuracy against arithmetic, against scipy's own paired test."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,14 @@ def test_the_report_shows_it(folder: Path, tmp_path: Path) -> None:
     page = (out / "index.html").read_text()
     assert note in page and note in (out / "results.md").read_text()
     assert 'aria-label="robust accuracy against the arithmetic of the finetuning"' in page
+
+
+def test_a_study_of_two_precisions_says_so(folder: Path, tmp_path: Path) -> None:
+    study = read_study(folder)
+    assert "Precision" not in efficiency_table(study, study.experiments[0], FULL).note
+    shutil.copytree(folder, tmp_path / "mixed")
+    path = tmp_path / f"mixed/results/{FAST}-s3.jsonl"
+    path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    study = read_study(tmp_path / "mixed")
+    note = efficiency_table(study, study.experiments[0], FULL).note
+    assert note.endswith(" Precision: bf16 for 1 model, fp32 for 6 models.")

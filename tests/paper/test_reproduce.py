@@ -20,6 +20,7 @@ from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.samples import read_samples
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model
+from advflyp.model.precision import Resolved, resolve
 from advflyp.paper import reproduce as module
 from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
@@ -267,6 +268,28 @@ def test_tables_are_printed_and_written(
     assert (tmp_path / "out/report/index.html").is_file() and list(
         (tmp_path / "out/report/tables").glob("*.tex")
     )
+
+
+@pytest.mark.parametrize("begun", [None, "bf16", "fp32"])
+@pytest.mark.parametrize("asked", [None, "bf16", "fp32"])
+def test_a_study_keeps_its_precision_until_another_is_asked_for(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: Resolved | None,
+    asked: Resolved | None,
+) -> None:
+    monkeypatch.setattr(module, "make_plan", lambda *_, **__: small(tiny_folder))
+    monkeypatch.setattr(module, "paper_report", lambda *_: None)
+    monkeypatch.setattr(module, "_print_means", lambda *_: None)
+    seen = []
+    monkeypatch.setattr(module, "carry_out", lambda plan, whole, *_: seen.append((plan, whole)) or {})
+    if begun:
+        dataclasses.replace(small(tiny_folder), precision=begun).write(tmp_path)
+    reproduce(tmp_path, only=["table4"], precision=asked)
+    [(plan, whole)] = seen
+    assert plan.precision == (asked or begun or resolve("auto", "cpu"))
+    assert whole.precision == (begun or plan.precision)
 
 
 def test_folders_that_are_not_ours(tmp_path: Path) -> None:

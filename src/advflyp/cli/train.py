@@ -115,6 +115,7 @@ def reproduce(
     only: Annotated[tuple[str, ...], Arg("EXPERIMENT")] = (),
     pairs: str | None = None,
     captioned: str | None = None,
+    precision: Literal["auto", "fp32", "bf16"] | None = None,
     dry_run: bool = False,
     report_only: bool = False,
 ) -> None:
@@ -127,9 +128,11 @@ def reproduce(
             processes may share a folder.
         seeds: Trainings of each method.
         steps: Updates of each training; by default 100 at mini scale, the recipes' epochs at paper scale.
-        only: Experiments to run: table1 … table14, figure3, figure5; by default all.
+        only: Experiments to run: table1 … table14, figure3, figure5, cost, proxies; by default all but proxies.
         pairs: With --scale paper: the web pairs, for example "shards/{000..099}.tar".
         captioned: With --scale paper: pairs of captioned ImageNet images.
+        precision: Precision of what is still to be done, for a study that goes on where bf16 is slow (default: that
+            which the study was begun with; for a new one, what the device is faster in).
         dry_run: Print what is still to be done, with estimated hours and disk, and stop.
         report_only: Write the report of the results so far, and stop.
     """
@@ -145,6 +148,7 @@ def reproduce(
         only=only,
         pairs=pairs,
         captioned=captioned,
+        precision=precision,
         dry_run=dry_run,
         report_only=report_only,
         console=rank0_console(),

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from scipy.stats import t
@@ -10,6 +11,7 @@ from advflyp.paper.study import Exhibit, Study
 from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value
+from advflyp.wording import counted
 
 Seeds = Mapping[int, float]
 
@@ -64,7 +66,8 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
             *(c.title.replace(", ", "\n") for c in strong),
         ],
         rows=rows,
-        note="Differences: paired over the seeds of both, 95 % interval of Student's t.",
+        note="Differences: paired over the seeds of both, 95 % interval of Student's t."
+        + _precisions(experiment, study),
     )  # fmt: skip
 
 
@@ -94,6 +97,16 @@ def mean_change(differences: Sequence[float]) -> Estimate | None:
         return Estimate(mean, is_change=True)
     half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half, is_change=True)
+
+
+def _precisions(experiment: Exhibit, study: Study) -> str:
+    """How many models are of each precision, of their training and their attacks, where it is not all the same."""
+    found = {cell.checkpoint_sha256: cell.precision for cell in experiment.cells(study) if cell.eps}
+    counts = Counter(found.values())
+    if len(counts) < 2:
+        return ""
+    listed = ", ".join(f"{name} for {counted(n, 'model')}" for name, n in sorted(counts.items()))
+    return f" Precision: {listed}."
 
 
 def _results(study: Study, experiment: Exhibit) -> Results:

@@ -1,6 +1,7 @@
 """`advflyp reproduce`: the paper's experiments, carried out and reported."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.escape import for_rich
 from advflyp.files import names_in
 from advflyp.model.load import pick_device
+from advflyp.model.precision import Precision, resolve
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
@@ -41,11 +43,16 @@ def reproduce(
     only: Sequence[str] = (),
     pairs: str | None = None,
     captioned: str | None = None,
+    precision: Precision | None = None,
     dry_run: bool = False,
     report_only: bool = False,
     console: Console | None = None,
 ) -> dict[str, str]:
     """Carry out the plan in `out` (what is done there is kept), write `out`/report and print its tables.
+
+    Args:
+        precision: Of what is still to be done; by default that which the study was begun with, and at its beginning
+            what the device is faster in.
 
     Returns:
         {step: reason} of the steps that failed.
@@ -63,12 +70,15 @@ def reproduce(
     if strange := sorted(names - OURS if PLAN_FILE in names else names):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
     check_files(out / "report", FILES)
-    whole = whole.settled(out, pick_device("auto"))
-    plan = whole.only(only) if only else whole
+    device = pick_device("auto")
+    whole = replace(whole, precision=precision or "auto").settled(out, device)
+    plan = replace(
+        whole.only(only) if only else whole, precision=resolve(precision or whole.precision, device)
+    )
     if dry_run:
         _print_cost(plan, out, console)
         return {}
-    console.print(for_rich(f"precision {whole.precision}"))
+    console.print(for_rich(f"precision {plan.precision}"))
     failed = {} if report_only else carry_out(plan, whole, out, console)
     page = paper_report(out, out / "report")
     _print_means(out, only, console)
