@@ -33,6 +33,11 @@ def tests(path: Path) -> Figures:
     return [("tests that need a GPU", text), *(("failed test", name) for name in failed)]
 
 
+def nothing(_: Path) -> Figures:
+    """Of a stage that only prepares another one."""
+    return []
+
+
 def training(path: Path) -> Figures:
     """Of a run's metrics.jsonl: medians of all lines but the first, which has what happens once."""
     lines = [line for line in _lines(path) if line["kind"] == "train"]
@@ -87,9 +92,12 @@ def loading(path: Path) -> Figures:
     figures = []
     for row in _rows(path):
         rate = row["images_per_second"]
-        if row["what"] == "loader":
-            what = f"loader, {row['workers']} decoding thread{'s' if row['workers'] > 1 else ''}"
-            figures.append((what, f"{rate['ours']:,.0f} images/s, {row['ratio']:.2f} × the plain way"))
+        if row["what"] == "loader" and row["name"] != "plain":
+            what = (
+                f"loader ({row['name']}), {row['workers']} decoding thread{'s' if row['workers'] > 1 else ''}"
+            )
+            text = f"{rate:,.0f} images/s, {row['ratio']:.2f} × the plain way"
+            figures.append((what, f"{text}, {row['own_ms']:.2f} ms an image of the training's process"))
         elif "(ours)" in row["name"]:
             what = "decoding and resizing, one core"
             figures.append((what, f"{rate:,.0f} images/s, {row['ratio']:.2f} × the plain way"))

@@ -332,7 +332,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     calls = parser.add_subparsers(dest="call", required=True)
     about = {
         "check": "tests, training, attacks, loader, quickstart",
-        "reproduce": "the mini reproduction's headline",
+        "reproduce": "training from shards, the mini reproduction's headline",
     }
     for name, text in about.items():
         call = calls.add_parser(name, help=text, description=text)

@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh wheels FOLDER --python 3.12      before, where there is a network: what the GPU's Python lacks
 #   benchmarks/gpu.sh check --wheels FOLDER            tests, training, attacks, loader, quickstart
-#   benchmarks/gpu.sh reproduce --wheels FOLDER        the mini reproduction's headline
+#   benchmarks/gpu.sh reproduce --wheels FOLDER        training from shards, the mini reproduction's headline
 #
 # PYTHON=python3.12 names the interpreter; the checkout's .venv by default, or python3. More in docs/performance.md.
 set -euo pipefail

@@ -16,11 +16,13 @@ import resource
 import statistics
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import process_time
-from typing import cast
+from typing import Any, cast
 
 import simplejpeg
 import torch
@@ -33,7 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import Pairs, open_pairs
+from advflyp.data.pairs.pairs import open_pairs
+from advflyp.wording import counted
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
 READER = ImageReader(SETTINGS)
@@ -52,6 +55,11 @@ class Arguments:
     """File for the results."""
     stream: int = 20_000
     """Images of the long stream whose memory is watched; 0 leaves it out."""
+    write: Path | None = None
+    """Folder to write the images to, as a shard; nothing is timed."""
+
+
+LOADERS = {"plain": "DataLoader", "threads": "ours, threads", "process": "ours, a process"}
 
 
 def jpegs(n: int) -> list[bytes]:
@@ -149,44 +157,61 @@ class Files(Dataset):
         return plain(file.read_bytes()), file.with_suffix(".txt").read_text(encoding="utf-8")
 
 
-def write(folder: Path, data: list[bytes]) -> tuple[Path, Path]:
-    files, shards = folder / "files", folder / "shards"
-    files.mkdir()
-    shards.mkdir()
-    with tarfile.open(shards / "00000.tar", "w") as tar:
+def write_files(folder: Path, data: list[bytes]) -> None:
+    folder.mkdir()
+    for number, one in enumerate(data):
+        (folder / f"{number:06d}.jpg").write_bytes(one)
+        (folder / f"{number:06d}.txt").write_text(caption(number), encoding="utf-8")
+
+
+def write_shards(folder: Path, data: list[bytes]) -> None:
+    folder.mkdir()
+    with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, one in enumerate(data):
             about = json.dumps({"key": number}).encode()
-            for suffix, content in (("jpg", one), ("txt", b"a photograph"), ("json", about)):
+            for suffix, content in (("jpg", one), ("txt", caption(number).encode()), ("json", about)):
                 info = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            (files / f"{number:06d}.jpg").write_bytes(one)
-            (files / f"{number:06d}.txt").write_text("a photograph", encoding="utf-8")
-    return files, shards
+
+
+def caption(number: int) -> str:
+    return f"a photograph, number {number}"
 
 
 def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> None:
-    print(f"\n{'whole loaders, wall clock, images/s':36} {'plain':>8} {'ours':>8} {'ratio':>6}")
+    """Whole loaders, and the processor time that each takes of the training's own process."""
+    print(f"\n{'whole loaders':36} {'images/s':>9} {'ratio':>6} {'ms an image of the own process':>31}")
     for workers in arguments.workers:
-        config = DataConfig(train=str(shards), batch_size=arguments.batch_size, workers=workers)
-        pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
         plainly = DataLoader(
             Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True
         )
+        runs: dict[str, Callable[[], Iterable[Tensor]]] = {
+            "plain": lambda loader=plainly: (x for x, _ in loader)
+        }
+        for kind in ("threads", "process"):
+            config = DataConfig(
+                train=str(shards), batch_size=arguments.batch_size, workers=workers, loader=kind
+            )
+            pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+            runs[kind] = lambda pairs=pairs: (batch.images for batch in pairs.epoch(0))
         images: dict[str, int] = {}
+        own: dict[str, list[float]] = defaultdict(list)
 
-        def plain_epoch(loader: DataLoader = plainly, images: dict[str, int] = images) -> None:
-            images["plain"] = sum(len(batch) for batch, _ in loader)
+        def epoch(name: str, images: dict[str, int] = images, own: Any = own, runs: Any = runs) -> None:
+            begun = process_time()
+            images[name] = sum(map(len, runs[name]()))
+            own[name].append(process_time() - begun)
 
-        def our_epoch(pairs: Pairs = pairs, images: dict[str, int] = images) -> None:
-            images["ours"] = sum(len(batch.images) for batch in pairs.epoch(0))
-
-        median = medians(interleaved({"plain": plain_epoch, "ours": our_epoch}, arguments.repeats))
-        rates = {name: images[name] / seconds for name, seconds in median.items()}
-        ratio = rates["ours"] / rates["plain"]
-        record.add(what="loader", workers=workers, images_per_second=rates, ratio=ratio)
-        label = f"{workers} decoding {'threads' if workers > 1 else 'thread'} or processes"
-        print(f"{label:36} {rates['plain']:8.0f} {rates['ours']:8.0f} {ratio:6.2f}", flush=True)
+        median = medians(interleaved({name: partial(epoch, name) for name in runs}, arguments.repeats))
+        for name, seconds in median.items():
+            rate, ratio = images[name] / seconds, median["plain"] / seconds * images[name] / images["plain"]
+            lock = 1000 * statistics.median(own[name][1:]) / images[name]
+            record.add(
+                what="loader", workers=workers, name=name, images_per_second=rate, ratio=ratio, own_ms=lock
+            )
+            label = f"{LOADERS[name]}, {counted(workers, 'worker')}"
+            print(f"{label:36} {rate:9.0f} {ratio:6.2f} {lock:31.2f}", flush=True)
 
 
 def lock_share(data: list[bytes], shards: Path) -> None:
@@ -226,11 +251,16 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
     data = jpegs(arguments.images)
+    if arguments.write is not None:
+        write_shards(arguments.write, data)
+        return
     print(f"{len(data)} JPEGs of {sum(map(len, data)) / len(data) / 1000:.0f} kB, 256 to 512 pixels → 224")
     record = Record("loader", arguments.json, arguments, describe_machine("cpu"))
     decoders(data, arguments.repeats, record)
     with tempfile.TemporaryDirectory() as folder:
-        files, shards = write(Path(folder), data)
+        files, shards = Path(folder) / "files", Path(folder) / "shards"
+        write_files(files, data)
+        write_shards(shards, data)
         loaders(files, shards, arguments, record)
         lock_share(data, shards)
         if arguments.stream:

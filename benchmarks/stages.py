@@ -49,9 +49,9 @@ class Stage:
         return [*start, *others, *(word.format(**values) for word in self.output.split())]
 
 
-TRAIN = (
-    "advflyp train configs/advflyp_full.toml --data.train mini --optim.warmup_steps 0 --validate.set none "
-)
+TRAIN_WITHOUT_DATA = "advflyp train configs/advflyp_full.toml --optim.warmup_steps 0 --validate.set none "
+TRAIN = TRAIN_WITHOUT_DATA + "--data.train mini "
+FROM_SHARDS = TRAIN_WITHOUT_DATA + "--train.epochs 100 --data.loader {} "
 STEP = "python benchmarks/train_step.py --device {device} "
 EVALUATE = "python benchmarks/evaluate.py --device {device} "
 AUTOATTACK = EVALUATE + "--model mini-vit --set mini/flags --attacks autoattack --ours-only --repeats 1 "
@@ -145,8 +145,31 @@ CHECK = (
 )
 REPRODUCE = (
     Stage(
+        name="shards",
+        limit=20,
+        command=LOADER + "--images 4000",
+        tiny=LOADER + "--images 64",
+        output="--write {work}/shards",
+        result="shards",
+        read=figures.nothing,
+    ),
+    *(
+        Stage(
+            name=f"train from shards, loader {loader}",
+            limit=35,
+            command=FROM_SHARDS.format(loader)
+            + "--model.name ViT-B-32/random --data.batch_size 256 --train.max_steps 60 --data.workers 12",
+            tiny=FROM_SHARDS.format(loader)
+            + "--model.name mini/random --data.batch_size 16 --train.max_steps 2 --log.every 1",
+            output=f"--data.train {{work}}/shards --out {{work}}/train-{loader}",
+            result=f"train-{loader}/metrics.jsonl",
+            read=figures.training,
+        )
+        for loader in ("threads", "process")
+    ),
+    Stage(
         name="headline",
-        limit=SECONDS - 40,
+        limit=SECONDS - 130,
         command=HEADLINE,
         tiny=HEADLINE + "--methods original advflyp_full --steps 1 --limit 1 --processes 2",
         output="--out {work}/study --json {work}/headline.json",

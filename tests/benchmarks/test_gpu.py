@@ -203,11 +203,29 @@ def test_figures_of_benchmarks(tmp_path: Path) -> None:
     loaders = [
         {"what": "decoder", "name": "plain", "images_per_second": 250, "ratio": 1},
         {"what": "decoder", "name": "simplejpeg (ours)", "images_per_second": 800, "ratio": 3.2},
-        {"what": "loader", "workers": 4, "images_per_second": {"plain": 900, "ours": 2700}, "ratio": 3},
+        {
+            "what": "loader",
+            "workers": 4,
+            "name": "plain",
+            "images_per_second": 900,
+            "ratio": 1,
+            "own_ms": 0.2,
+        },
+        {
+            "what": "loader",
+            "workers": 4,
+            "name": "threads",
+            "images_per_second": 2700,
+            "ratio": 3,
+            "own_ms": 1.5,
+        },
     ]
     assert figures.loading(rows("load.json", loaders)) == [
         ("decoding and resizing, one core", "800 images/s, 3.20 × the plain way"),
-        ("loader, 4 decoding threads", "2,700 images/s, 3.00 × the plain way"),
+        (
+            "loader (threads), 4 decoding threads",
+            "2,700 images/s, 3.00 × the plain way, 1.50 ms an image of the training's process",
+        ),
     ]
 
 

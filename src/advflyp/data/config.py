@@ -28,6 +28,8 @@ class DataConfig:
             "noto | noto-v1" (docs/mini.md).
         size: Number of samples in `train`, where neither a manifest nor local files say so.
         workers: Number of decoding threads.
+        loader: "threads" makes batches in the training's process, "process" in one of its own, which leaves the
+            interpreter to the training: for a GPU that waits for data. The same batches.
         resize: Shorter side before the centre crop; none uses the model's own preprocessing, which crops nothing
             off it.
         interpolation: "bilinear" or "bicubic" resizing; none uses the model's own.
@@ -54,6 +56,7 @@ class DataConfig:
     source: str | None = None
     size: int | None = None
     workers: int = 4
+    loader: Literal["threads", "process"] = "threads"
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     templates: str | None = None

@@ -145,8 +145,8 @@ TABLES: dict[str, type] = {
 
 # What a resumed run may change: where, how fast and how loudly it computes, not what.
 CHANGEABLE = (
-    "log", "checkpoint", "data.workers", "data.text_cache", "train.micro_batch", "train.activation_checkpointing",
-    "train.compile",
+    "log", "checkpoint", "data.workers", "data.loader", "data.text_cache", "train.micro_batch",
+    "train.activation_checkpointing", "train.compile",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ where the source stands behind it: that position is all a resumed run needs.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from advflyp.data.batch import Batch
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader, finish_image
 from advflyp.data.pairs.prefetch import prefetched, threaded
+from advflyp.data.pairs.process import BatchProcess
 from advflyp.data.pairs.samples import ENOUGH, Sample, Skipped
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.stream import Mixed, Position, Stream, open_stream
@@ -98,16 +100,32 @@ class Decoded(ABC, Generic[Raw]):
         return self.how.share.batches(self.count)
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
-        for batch in prefetched(self._batches(epoch, start)):
+        request = (epoch, start, self.skipped)
+        made = (
+            prefetched(map(self._pinned, self.batches(request)))
+            if self.how.config.loader == "threads"
+            else self._process.batches(request)
+        )
+        for batch in made:
             self.skipped = batch.pop("skipped")
             if not batch:
-                return  # behind the last full batch
+                continue  # behind the last full batch
             batch["images"] = batch["images"].to(self.how.device, non_blocking=True).float() / 255
             yield Batch(**batch)
 
-    def _batches(self, epoch: int, start: Position | None) -> Iterator[dict[str, Any]]:
-        """Batches with a copy of the skipped up to their end, and one of skipped alone at the end of the epoch."""
-        skipped = self.skipped.copy()
+    @cached_property
+    def _process(self) -> BatchProcess:
+        height, width = self.how.reader.size
+        return BatchProcess(self, 3 * height * width * self.how.share.size, self.how.device)
+
+    def batches(self, request: tuple[int, Position | None, Skipped]) -> Iterator[dict[str, Any]]:
+        """Batches of bytes with a copy of the skipped up to their end, and one of skipped alone behind the last.
+
+        Args:
+            request: The epoch, the position where it begins, and what was skipped before.
+        """
+        epoch, start, skipped = request
+        skipped = skipped.copy()
         seen = bad = 0
         position: Position = start or {}
         rows: list[dict[str, Any]] = []
@@ -138,10 +156,12 @@ class Decoded(ABC, Generic[Raw]):
         yield {"skipped": skipped}
 
     def _batch(self, rows: list[dict[str, Any]], position: Position, skipped: Skipped) -> dict[str, Any]:
-        batch = default_collate(rows)
-        if self.how.device.type == "cuda":
+        return {**default_collate(rows), "position": position, "skipped": skipped.copy()}
+
+    def _pinned(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.how.device.type == "cuda" and "images" in batch:
             batch["images"] = batch["images"].pin_memory()
-        return {**batch, "position": position, "skipped": skipped.copy()}
+        return batch
 
     def _check(self, bad: int, seen: int, skipped: Skipped) -> None:
         most = self.how.config.max_bad_fraction
