@@ -138,9 +138,7 @@ def losses(model: LVLM, pairs: NamedImages, texts: int, done: int, seed: int) ->
         for batch in pairs.epoch(epoch, {"batch": place}):
             rng = random.Random(f"{seed}/images/{step}")
             prompts = [rng.choice(PROMPTS) for _ in batch.captions]
-            yield model.per_sample_loss(
-                batch.images, prompts, [f"{name}</s>" for name in batch.captions]
-            ).mean()
+            yield model.per_sample_loss(batch.images, prompts, batch.captions).mean()
             step += 1
 
 

@@ -86,11 +86,21 @@ def test_the_encoders_tokens_are_what_the_projector_reads(lvlm: LVLM, images: to
     assert torch.equal(lvlm.encode_tokens(images, patches=False), tokens[:, :1])
 
 
-def test_preprocessing_gives_pixels_of_its_side(lvlm: LVLM) -> None:
-    pixels = lvlm.preprocess(Image.new("RGB", (50, 30), (255, 0, 128)))
-    assert pixels.shape == (3, lvlm.image_side, lvlm.image_side)
-    assert pixels.amax() == 1
-    assert pixels.amin() == 0
+def test_preprocessing(lvlm: LVLM) -> None:
+    """LLaVA-1.5 sees all of an oblong image, on a square of the mean colour; LLaVA-NeXT the middle."""
+    image = Image.new("RGB", (60, 30), (255, 0, 128))
+    side = lvlm.image_side
+    pixels = lvlm.preprocess(image)
+    assert pixels.shape == (3, side, side) and pixels.amin() >= 0 and pixels.amax() <= 1
+    inside = torch.tensor((255, 0, 128))[:, None, None] / 255
+    if lvlm.is_next:
+        assert torch.allclose(pixels, inside.expand_as(pixels), atol=1e-6)
+        return
+    around = (lvlm.mean[0] * 255).int() / 255
+    assert torch.allclose(pixels[:, side // 2], inside[:, 0], atol=1e-6)
+    assert torch.allclose(pixels[:, [0, -1]], around.float(), atol=1e-6)
+    square = lvlm.preprocess(image.crop((0, 0, 30, 30)))
+    assert torch.allclose(square, inside.expand_as(square), atol=1e-6)
 
 
 def test_bf16_changes_the_loss_and_only_within(lvlm: LVLM, images: torch.Tensor) -> None:

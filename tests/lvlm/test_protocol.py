@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,42 @@ def test_captions_half_then_float32_from_the_worst(monkeypatch: pytest.MonkeyPat
     found = run(model, task("coco", "cider"))
     assert [one["precision"] for one in model.rounds] == ["bf16"] * 5 + ["fp32"]
     assert [one["targets"] for one in model.rounds] == [[one] for one in REFERENCES] + [["caption 2"]]
-    assert all(one["start"] is None for one in model.rounds[:5])
+    assert not any(one["start"].any() for one in model.rounds[:5]), "from the image itself"
     # From the image of round 3, which was the worst, with its caption.
     assert torch.allclose(model.rounds[5]["start"], torch.full((1, 3, 2, 2), 3e-4))
     # Round 6 was not worse: the worst case stays.
     assert (found.clean, found.answers) == (["round 0"], ["round 3"])
     assert found.scores.tolist() == [20]
     assert torch.allclose(found.images, torch.full((1, 3, 2, 2), 3e-4))
+
+
+def test_without_a_worse_answer_the_last_round_begins_at_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder(monkeypatch, {})  # every answer scores 50
+    found = run(model, task("coco", "cider"))
+    assert not model.rounds[5]["start"].any() and model.rounds[5]["targets"] == ["caption 0"]
+    assert found.answers == found.clean and not found.images.any()
+
+
+def test_another_attack_starts_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder(monkeypatch, {})
+    run(model, task("coco", "cider"), find_protocol("apgd7"))
+    assert [one["start"] for one in model.rounds] == [None]
+
+
+def test_what_is_scored_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "answer", lambda *_, **__: [' a "red" cat Output: a dog'])
+    assert run(Recorder(monkeypatch, {}), task("coco", "cider")).clean == ["a red cat"]
+    monkeypatch.setattr(Recorder, "answer", lambda *_, **__: ["red, white Question: what"])
+    assert run(Recorder(monkeypatch, {}), task("vqav2", "vqa")).clean == ["red"]
+    monkeypatch.setattr(Recorder, "answer", lambda *_, **__: ["Yes, Short"])
+    assert run(Recorder(monkeypatch, {}), task("pope-random", "yes-no")).clean == ["Yes, Short"]
+
+
+def test_answers_have_as_many_tokens_as_the_task_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Recorder, "answer", lambda *_, max_new_tokens: seen.append(max_new_tokens) or ["a"])
+    run(Recorder(monkeypatch, {}), replace(task("pope-random", "yes-no"), longest=7))
+    assert seen == [7]
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("coco", 10), ("flickr30k", 2)])
@@ -90,9 +120,9 @@ def test_answers_then_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     references = ("no", "red", "red", "red", "Blue", "blue")
     model = Recorder(monkeypatch, {"round 2": 40})
     run(model, task("vqav2", "vqa", references=references))
-    assert [one["targets"][0] for one in model.rounds] == ["red", "Blue", "no", "Blue", "maybe", "Word"]
-    assert [one["precision"] for one in model.rounds] == ["bf16"] * 3 + ["fp32"] * 3
-    assert [one["targeted"] for one in model.rounds] == [False] * 4 + [True] * 2
+    assert [one["targets"][0] for one in model.rounds] == ["red", "no", "Blue", "blue", "no", "maybe", "Word"]
+    assert [one["precision"] for one in model.rounds] == ["bf16"] * 4 + ["fp32"] * 3
+    assert [one["targeted"] for one in model.rounds] == [False] * 5 + [True] * 2
 
 
 def test_an_answer_that_is_wrong_is_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +140,7 @@ def test_pope_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names() -> None:
     assert find_protocol("robustvlm") is ROBUSTVLM
+    assert ROBUSTVLM.attack == APGD(loss="dlr", steps=100, first_step=1)
     assert PROTOCOLS["encoder"].attack == EncoderPGD(tokens="patches", steps=100)
     assert find_protocol("apgd7").attack == APGD(loss="dlr", steps=7)
     assert find_protocol("pgd3").attack == PGD(loss="margin", steps=3)

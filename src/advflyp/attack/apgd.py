@@ -16,6 +16,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
 
 RHO = 0.75  # a step size stays while the loss rose in more than this share of the steps
+FIRST_STEP = 2.0  # η⁽⁰⁾, in ε
 MOMENTUM = 0.75  # α: the share of the new step; the rest repeats the one before
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels (N,), targets (N,) → (N,)
@@ -31,12 +32,14 @@ class APGD(Member):
         loss: "ce" or "dlr" (Croce & Hein 2020), or "lse", the margin over a smooth maximum.
         against: A defence's own terms, maximised as well.
         steps: Ascent steps.
+        first_step: The first step size in ε.
         eot: Passes over which logits, loss and gradient are averaged, for a model that draws random numbers.
         restarts: Runs, each on the images that are still classified correctly.
     """
 
     loss: str = "ce"
     steps: int = 100
+    first_step: float = FIRST_STEP
     eot: int = 1
     against: DefenceTerms | None = None
     in_kind: ClassVar[tuple[str, ...]] = ("loss", "eot", "against")
@@ -51,9 +54,9 @@ class APGD(Member):
         finds, loss = Finds(images), LOSSES[self.loss]
         points = correct_points(victim, finds.images, labels, streams)
         terms = self.against and self.against.bind(victim, images.detach(), labels)
-        ascent = _Objective(lambda z, y, _: loss(z, y), self.eot, terms)
         if len(points):
             start = _random_start(points.images, threat, points.streams)
+            ascent = _Objective(lambda z, y, _: loss(z, y), self.eot, terms, self.first_step)
             _climb(victim, untargeted(points), start, threat, ascent, self.steps, finds)
         return finds.images
 
@@ -64,6 +67,8 @@ class APGD(Member):
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         found = super().arguments(threat, classes)
+        if self.first_step == FIRST_STEP:
+            del found[self.member]["first_step"]
         if self.against is not None:
             found[self.member]["against"] = self.against.arguments()
         return found
@@ -113,11 +118,12 @@ class _Ascent(Attempts):
 
 @dataclass(frozen=True)
 class _Objective:
-    """What is maximised, averaged over `eot` passes: a loss of the logits, and a defence's terms."""
+    """What is maximised: a loss and a defence's terms, averaged over `eot` passes; and the first step in ε."""
 
     loss: Objective
     eot: int = 1
     terms: Bound | None = None
+    first_step: float = FIRST_STEP
 
 
 def _climb(
@@ -179,7 +185,7 @@ def _begin(
         best=start,
         best_loss=loss,
         best_gradient=gradient,
-        step_size=start.new_full((len(attempts), 1, 1, 1), 2 * threat.eps),
+        step_size=start.new_full((len(attempts), 1, 1, 1), objective.first_step * threat.eps),
         rises=torch.zeros_like(attempts.labels),
         checked_loss=loss,
         halved=torch.ones_like(attempts.labels, dtype=torch.bool),

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 # CIDEr-D's: longest n-grams, and the width of the penalty on another length.
 MAX_N, SIGMA = 4, 6.0
 PERCENT = 100.0
+# Where few-shot models begin the next example; RobustVLM cuts every answer there.
+_NEXT_EXAMPLE = re.compile("Question|Answer|Short|, ")
 # Penn Treebank's words: numbers with their separators, abbreviations, words with inner hyphens and apostrophes.
 _WORD = re.compile(
     r"\d+(?:[.,:]\d+)+|\b(?:mr|mrs|ms|dr|st|jr|sr)\.|(?:[^\W\d_]\.){2,}|[^\W_]+(?:['’\-/][^\W_]+)*|[/&$%#@*+=()\[\]{}]"
@@ -96,6 +98,16 @@ def _similarity(found: _Vector, reference: _Vector) -> float:
         )
         total += common / (norm * other) if norm and other else 0.0
     return total / MAX_N * math.exp(-((found[2] - reference[2]) ** 2) / (2 * SIGMA**2))
+
+
+def caption_in(answer: str) -> str:
+    """What RobustVLM scores of a generated caption."""
+    return answer.split("Output")[0].replace('"', "").strip()
+
+
+def answer_in(answer: str) -> str:
+    """What RobustVLM scores of a generated answer."""
+    return _NEXT_EXAMPLE.split(answer, maxsplit=1)[0].strip()
 
 
 # The answers' normalisation of the VQA evaluation.

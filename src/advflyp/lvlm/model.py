@@ -6,6 +6,7 @@ tower is one of transformers too, so that nothing normalises them on the way.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +81,11 @@ class LVLM(InPrecision, nn.Module):
         self.tile = int(config.vision_config.image_size)
         self.image_side = NEXT_TILES * self.tile if self.is_next else self.tile
         settings = PreprocessCfg(size=self.image_side, mean=tuple(mean), std=tuple(std))
-        # LLaVA's: the shorter side is resized (bicubic), then the centre is cut out. The model normalises.
+        # The shorter side is resized (bicubic), then the centre is cut out; LLaVA-1.5 was trained on images made square
+        # before. The model normalises.
         transform: Any = image_transform_v2(settings, is_train=False)
-        self.preprocess: Callable[[Image.Image], Tensor] = Compose(transform.transforms[:-1])
+        own = [] if self.is_next else [partial(on_square, colour=tuple(int(255 * value) for value in mean))]
+        self.preprocess: Callable[[Image.Image], Tensor] = Compose([*own, *transform.transforms[:-1]])
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +102,8 @@ class LVLM(InPrecision, nn.Module):
 
     def per_sample_loss(self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
         """How unlikely each answer is: −1/L Σ_l log p(target_l | image, prompt, target_<l) over its L tokens.
+
+        The last of them is the one that ends an answer.
 
         Args:
             images: (N, 3, image_side, image_side) pixels in [0, 1]; differentiable.
@@ -227,7 +232,8 @@ class LVLM(InPrecision, nn.Module):
         ids: list[int] = self.tokenizer(target, add_special_tokens=False).input_ids
         if not ids or self._image_id in ids:
             raise ValueError(f"an answer needs words, and not the image token: {target[:80]!r}")
-        return ids
+        end = self.tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """(N, L) token ids and attention mask, padded on the left."""
@@ -238,3 +244,11 @@ class LVLM(InPrecision, nn.Module):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def on_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square as large as its longer side."""
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), colour)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas

@@ -15,14 +15,14 @@ from advflyp.attack.pgd import PGD
 from advflyp.attack.threat import Threat
 from advflyp.config import suggest
 from advflyp.lvlm.attack import perturb
+from advflyp.lvlm.metrics import answer_in, caption_in
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import Metric, Sample, Task
 from advflyp.model.precision import Resolved
 from advflyp.seeds import derive_seed
 
-# A caption needs more tokens than a word.
-LONGEST = {"cider": 50, "vqa": 10, "yes-no": 10}
 REFERENCES = 5
+READ: Mapping[Metric, Callable[[str], str]] = {"cider": caption_in, "vqa": answer_in, "yes-no": str}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LVLMProtocol:
         rounds: By the task's metric; none of a metric is attacked only where it has rounds.
         leaves: By the task: a sample with a score below is not attacked any further.
         limit: Samples that are drawn, with `seed`.
+        random_start: Whether an attack begins at a random point of the ball, and not at the image.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LVLMProtocol:
     leaves: Mapping[str, float] = field(default_factory=dict)
     limit: int = 500
     seed: int = 42
+    random_start: bool = True
 
 
 _ONCE: Mapping[Metric, tuple[Round, ...]] = {
@@ -70,7 +72,8 @@ _EACH = tuple(Round(number, "bf16") for number in range(REFERENCES))
 # Of RobustVLM (Schlarmann et al. 2024); an accuracy below 0.5 % is 0.
 ROBUSTVLM = LVLMProtocol(
     name="robustvlm",
-    attack=APGD(loss="dlr", steps=100),
+    attack=APGD(loss="dlr", steps=100, first_step=1.0),
+    random_start=False,
     rounds={
         "cider": (*_EACH, Round("best")),
         "vqa": (*_EACH, Round("best"), *(Round("target", target=word) for word in ("maybe", "Word"))),
@@ -206,7 +209,7 @@ class Runner:
                 seed=derive_seed(self.seed, number),
                 index=torch.tensor([places[row] for row in rows]),
                 targeted=one.answer == "target",
-                start=found.images[there] if one.answer == "best" else None,
+                start=self._start(one, images, found.images, there),
             )
         if not bool(self.threat.contains(images[there], attacked).all()):
             raise AssertionError("the attack left its ball")
@@ -214,9 +217,14 @@ class Runner:
         scores = self._scores([places[row] for row in rows], answers)
         for i, row in enumerate(rows):
             found.rounds[row] += 1
-            if scores[i] < found.scores[row] or (number == 0 and scores[i] == found.scores[row]):
+            if scores[i] < found.scores[row]:
                 found.scores[row], found.answers[row], found.images[row] = scores[i], answers[i], attacked[i]
                 best[row] = one.answer if isinstance(one.answer, int) else best[row]
+
+    def _start(self, one: Round, images: Tensor, worst: Tensor, there: Tensor) -> Tensor | None:
+        if one.answer == "best":
+            return worst[there]
+        return None if self.protocol.random_start else images[there]
 
     def _wanted(self, sample: Sample) -> list[str]:
         """The references that attacks are given: captions in their order, answers by how frequent they are."""
@@ -231,7 +239,8 @@ class Runner:
 
     def _answers(self, images: Tensor, samples: Sequence[Sample]) -> list[str]:
         prompts = [sample.prompt for sample in samples]
-        return self.model.answer(images, prompts, max_new_tokens=LONGEST[self.task.metric])
+        answers = self.model.answer(images, prompts, max_new_tokens=self.task.longest)
+        return [READ[self.task.metric](answer) for answer in answers]
 
     def _scores(self, places: Sequence[int], answers: Sequence[str]) -> Tensor:
         pairs = zip(places, answers, strict=True)

@@ -1,20 +1,23 @@
 """The tasks' official annotation files, read in the layout in which their authors publish them."""
 
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from advflyp.config import suggest
 from advflyp.documents import parse_json, read_json, read_text
-from advflyp.lvlm.metrics import normalised
 
 Metric = Literal["cider", "vqa", "yes-no"]
 CAPTION = "Provide a short caption for this image."
 SHORT = "{}\nAnswer the question using a single word or phrase."
+OR_NONE = SHORT.replace(
+    "\n", "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,7 @@ class Sample:
 
     def frequent(self, count: int) -> list[str]:
         """The `count` most frequent references, the earlier of equally frequent ones first."""
-        groups = Counter(normalised(one) or one for one in self.references)
-        first = {normalised(one) or one: one for one in reversed(self.references)}
-        return [first[group] for group, _ in groups.most_common(count)]
+        return [reference for reference, _ in Counter(self.references).most_common(count)]
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,21 @@ class Task:
         metric: "cider", "vqa" or "yes-no", all in per cent.
         samples: All of them, or those that were drawn.
         of: How many there are without the limit.
+        longest: Tokens of the longest answer that is generated.
     """
 
     name: str
     metric: Metric
     samples: tuple[Sample, ...]
     of: int
+    longest: int = 20
 
     def drawn(self, limit: int | None, seed: int) -> "Task":
-        """`limit` samples at random, in their order."""
+        """`limit` samples at random, in their order: those that RobustVLM draws with this seed."""
         if limit is None or limit >= len(self.samples):
             return self
-        places = sorted(random.Random(seed).sample(range(len(self.samples)), limit))
-        return Task(self.name, self.metric, tuple(self.samples[place] for place in places), self.of)
+        places = np.random.RandomState(seed).choice(len(self.samples), limit, replace=False)
+        return replace(self, samples=tuple(self.samples[place] for place in sorted(places)))
 
 
 class _Lacking(Exception):
@@ -94,7 +97,7 @@ def load_task(name: str, root: str | Path) -> Task:
         ) from None
     if not samples:
         raise ValueError(f"{files[0]} holds no samples of {name}; {layout.source}")
-    return Task(name, layout.metric, tuple(samples), len(samples))
+    return Task(name, layout.metric, tuple(samples), len(samples), layout.longest)
 
 
 def _karpathy(files: Sequence[Path], images: Path) -> list[Sample]:
@@ -142,7 +145,7 @@ def _vizwiz(files: Sequence[Path], images: Path) -> list[Sample]:
         Sample(
             one["image"],
             _inside(images, one["image"]),
-            SHORT.format(_text(one["question"])),
+            OR_NONE.format(_text(one["question"])),
             tuple(_text(answer["answer"]) for answer in one["answers"]),
         )
         for one in read_json(files[0])
@@ -186,13 +189,14 @@ class Layout:
     images: str
     source: str
     read: Callable[[Sequence[Path], Path], list[Sample]]
+    longest: int
 
 
 _COCO_IMAGES = "the images are val2014.zip of cocodataset.org, unpacked as coco/val2014"
 _SPLITS = "caption_datasets.zip of Karpathy's splits"
 TASKS: Mapping[str, Layout] = {
     "coco": Layout(
-        "cider", ("coco/dataset_coco.json",), "coco", f"it is in {_SPLITS}; {_COCO_IMAGES}", _karpathy
+        "cider", ("coco/dataset_coco.json",), "coco", f"it is in {_SPLITS}; {_COCO_IMAGES}", _karpathy, 20
     ),
     "flickr30k": Layout(
         "cider",
@@ -200,6 +204,7 @@ TASKS: Mapping[str, Layout] = {
         "flickr30k/flickr30k-images",
         f"it is in {_SPLITS}; the images are Flickr30k's own folder flickr30k-images",
         _karpathy,
+        20,
     ),
     "vqav2": Layout(
         "vqa",
@@ -210,6 +215,7 @@ TASKS: Mapping[str, Layout] = {
         "coco/val2014",
         f"questions and annotations of the validation set are on visualqa.org; {_COCO_IMAGES}",
         _vqav2,
+        5,
     ),
     "textvqa": Layout(
         "vqa",
@@ -217,6 +223,7 @@ TASKS: Mapping[str, Layout] = {
         "textvqa/train_images",
         "annotations and train_val_images.zip, which has the folder train_images, are on textvqa.org",
         _textvqa,
+        10,
     ),
     "vizwiz": Layout(
         "vqa",
@@ -224,6 +231,7 @@ TASKS: Mapping[str, Layout] = {
         "vizwiz/val",
         "annotations and val.zip are on vizwiz.org (visual question answering)",
         _vizwiz,
+        5,
     ),
     **{
         f"pope-{kind}": Layout(
@@ -232,6 +240,7 @@ TASKS: Mapping[str, Layout] = {
             "coco/val2014",
             f"it is in output/coco of POPE's repository; {_COCO_IMAGES}",
             _pope,
+            10,
         )
         for kind in ("random", "popular", "adversarial")
     },

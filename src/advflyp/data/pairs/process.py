@@ -76,7 +76,7 @@ class BatchProcess:
         self.child = None  # until the epoch has come to its end
         lent: deque[tuple[int, torch.cuda.Event | None]] = deque()
         try:
-            child.send(request)
+            child.send((request,))  # not to be taken for a slot
             while (message := child.receive()) is not _END:
                 if isinstance(message, BaseException):
                     raise message
@@ -206,12 +206,12 @@ def serve(connection_fd: int, memory_fd: int) -> None:
         parent.send(ValueError(NOT_SENT.format(error)))
         return
     while True:
-        request = pickle.loads(parent.receive())
-        if isinstance(request, int):
-            free.append(request)
+        message = pickle.loads(parent.receive())
+        if isinstance(message, int):
+            free.append(message)
             continue
         try:
-            for batch in source.batches(request):
+            for batch in source.batches(message[0]):
                 _serve(batch, parent, memory, free)
         except Exception as error:  # raised again where the batches are asked for
             parent.send(_picklable(error))
