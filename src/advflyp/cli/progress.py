@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 from advflyp.terminal import say
 from advflyp.wording import counted
 
@@ -24,8 +26,8 @@ def counter(noun: str, done: str) -> Iterator[Callable[[int], None]]:
 
 def print_manifest(manifest: "Manifest", out: Path) -> None:
     """Say what shards hold, and what was skipped."""
-    size = sum(shard.bytes for shard in manifest.shards)
+    size = decimal(sum(shard.bytes for shard in manifest.shards))
     pairs, shards = counted(manifest.pairs, "pair"), counted(len(manifest.shards), "shard")
-    say(f"{pairs} in {shards} of {out}, {size / 1e9:.2f} GB")
+    say(f"{pairs} in {shards} of {out}, {size}")
     for reason, number in manifest.failures.items():
         say(f"  {number:,} skipped: {reason}")
