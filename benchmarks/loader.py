@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import Pairs, open_pairs
+from advflyp.data.pairs.pairs import Pairs
+from advflyp.data.training import open_training
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
 READER = ImageReader(SETTINGS)
@@ -169,7 +170,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
     print(f"\n{'whole loaders, wall clock, images/s':36} {'plain':>8} {'ours':>8} {'ratio':>6}")
     for workers in arguments.workers:
         config = DataConfig(train=str(shards), batch_size=arguments.batch_size, workers=workers)
-        pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+        pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
         plainly = DataLoader(
             Files(files), arguments.batch_size, shuffle=True, num_workers=workers, drop_last=True
         )
@@ -192,7 +193,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
 def lock_share(data: list[bytes], shards: Path) -> None:
     """How much of an image's time holds the interpreter lock: what limits one process however many cores it has."""
     config = DataConfig(train=str(shards), batch_size=64, workers=1)
-    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     start = process_time()
     for _ in pairs.samples(0, None):  # type: ignore[attr-defined]
         pass
@@ -211,7 +212,7 @@ def lock_share(data: list[bytes], shards: Path) -> None:
 def memory(shards: Path, images: int, per_epoch: int) -> None:
     """Peak memory after a tenth of a long stream and after all of it."""
     config = DataConfig(train=str(shards), batch_size=64, workers=2, shuffle_buffer=100)
-    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     peaks = []
     for epoch in range(max(10, images // per_epoch)):
         for _ in pairs.epoch(epoch):
