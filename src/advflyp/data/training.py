@@ -7,6 +7,7 @@ read as for an evaluation.
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -27,7 +28,7 @@ from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.images import balanced, drawn_classes, represented
 from advflyp.data.sets.labelled import LabelledSet, load_set
-from advflyp.data.sets.prompts import drawn_caption
+from advflyp.data.sets.prompts import fill
 from advflyp.errors import SkippedSample
 from advflyp.limits import open_regular
 from advflyp.share import Share
@@ -87,9 +88,9 @@ class DecodedLabelled(Decoded[tuple[int, int]]):
     def decode(self, sample: tuple[int, int], epoch: int) -> dict[str, Any]:
         place, label = sample
         templates = self.templates if self.draws_captions else self.templates[:1]
-        caption = drawn_caption(templates, self.classes[label], self.how.seed, epoch, place)
+        template = Random(f"{self.how.seed}/{epoch}/{place}").choice(templates)
         image = self.how.reader.from_image(self.labelled.image(place))
-        return {"images": image, "labels": label, "captions": caption}
+        return {"images": image, "labels": label, "captions": fill(template, self.classes[label])}
 
 
 def open_training(
