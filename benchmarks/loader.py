@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import open_pairs
+from advflyp.data.training import open_training
 from advflyp.wording import counted
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -193,7 +193,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
             config = DataConfig(
                 train=str(shards), batch_size=arguments.batch_size, workers=workers, loader=kind
             )
-            pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+            pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
             runs[kind] = lambda pairs=pairs: (batch.images for batch in pairs.epoch(0))
         images: dict[str, int] = {}
         own: dict[str, list[float]] = defaultdict(list)
@@ -217,7 +217,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
 def lock_share(data: list[bytes], shards: Path) -> None:
     """How much of an image's time holds the interpreter lock: what limits one process however many cores it has."""
     config = DataConfig(train=str(shards), batch_size=64, workers=1)
-    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     start = process_time()
     for _ in pairs.samples(0, None):  # type: ignore[attr-defined]
         pass
@@ -236,7 +236,7 @@ def lock_share(data: list[bytes], shards: Path) -> None:
 def memory(shards: Path, images: int, per_epoch: int) -> None:
     """Peak memory after a tenth of a long stream and after all of it."""
     config = DataConfig(train=str(shards), batch_size=64, workers=2, shuffle_buffer=100)
-    pairs = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     peaks = []
     for epoch in range(max(10, images // per_epoch)):
         for _ in pairs.epoch(epoch):

@@ -159,7 +159,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path, system: str, monkeypatch: p
         path.write_text("theirs")
     assert path.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
     path.unlink()
-    write_text(path, "ours", replace=False)
+    write_text(path, "ours")
     with pytest.raises(FileExistsError):
         move(path, tmp_path)
     move(path, tmp_path / "y")

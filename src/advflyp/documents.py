@@ -72,7 +72,15 @@ def read_json(path: Path, advice: str = "") -> Any:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, is larger than MAX_DOCUMENT_BYTES, or is damaged; see `parse_json`.
     """
-    data = _read_regular(path, MAX_DOCUMENT_BYTES)
+    try:
+        with open_regular(path) as file:
+            data = read_bounded(file, MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raise
+    except SkippedSample as reason:
+        raise ValueError(f"cannot read {path}: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     try:
         return parse_json(data)
     except ValueError as error:
@@ -133,18 +141,6 @@ def read_text(path: Path) -> str:
 
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 _TOO_LARGE = "a whole number in it has more than 64 bits"
-
-
-def _read_regular(path: Path, limit: int) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return read_bounded(file, limit)
-    except FileNotFoundError:
-        raise
-    except SkippedSample as reason:
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _whole_number(text: str) -> int | float:

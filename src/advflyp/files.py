@@ -56,9 +56,9 @@ def write_atomically(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]
         publish(file, path, replace=replace)
 
 
-def write_text(path: Path, text: str, *, replace: bool = True) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file as UTF-8, whole or not at all; see `write_atomically`."""
-    with write_atomically(path, replace=replace) as file:
+    with write_atomically(path) as file:
         file.write(text.encode())
 
 
@@ -251,6 +251,11 @@ def holder(path: Path) -> str:
     """Who has a lock, as it wrote itself into it: "process 1234 on node7"."""
     who = path.read_text(encoding="utf-8").strip()
     return f"process {who}" if who else "another process"
+
+
+def cache_folder() -> Path:
+    """Where advflyp keeps what it can make or fetch again, in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advflyp"
 
 
 def file_sha256(path: Path) -> str:

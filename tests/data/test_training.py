@@ -250,8 +250,8 @@ def test_fewer_classes_are_drawn_by_the_seed_and_taken_evenly(tiny: CLIP, source
                 stream.classes[label] in text
                 for label, text in zip(batch.labels, batch.captions, strict=True)
             ]
-        assert set(found) == set(stream.classes) and len(stream.places) == 12
-        kept = Counter(stream.classes[stream.labels[place]] for place in stream.places)
+        assert set(found) == set(stream.classes) and len(stream.rows) == 12
+        kept = Counter(stream.classes[label] for _, label in stream.rows)
         assert set(kept.values()) == {6}
         drawn.add(tuple(stream.classes))
     assert len(drawn) > 1

@@ -15,9 +15,12 @@ from advflyp.attack.threat import Threat
 from advflyp.data.config import DataConfig
 from advflyp.data.mini import EMBEDDED
 from advflyp.data.mini.compose import MiniPairs
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Reading
 from advflyp.method import METHODS
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.text_store import TextStore
+from advflyp.share import Share
 from advflyp.training.build import TrainingRun
 from advflyp.training.update import random_start, update
 from devices.conftest import Gpu
@@ -152,7 +155,14 @@ def test_a_seed_means_the_same_start_as_on_a_cpu(norm: str, gpu: Gpu) -> None:
 def test_a_seed_means_the_same_mini_images_as_on_a_cpu(gpu: Gpu) -> None:
     def first(device: torch.device) -> dict[str, Any]:
         config = DataConfig(train="mini", batch_size=8, limit=40)
-        return next(MiniPairs(EMBEDDED, config, seed=5, device=device).epoch(0))
+        how = Reading(
+            config=config,
+            reader=ImageReader({"size": 64}),
+            seed=5,
+            device=device,
+            share=Share(config.batch_size),
+        )
+        return next(MiniPairs(EMBEDDED, how).epoch(0))
 
     with gpu.recording() as syncs:
         found = first(gpu.device)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.pairs.shards import TarShard
 from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.data.sets.labelled import load_set
+from advflyp.data.training import open_training
 from fuzz.mutate import EDGES, PATHS, as_json, mutated, text, value
 from fuzz.watch import command
 from helpers import encoded_png
@@ -99,7 +99,7 @@ def use(rng: random.Random, path: Path, out: Path) -> Callable[[], object]:
 def train_on(name: str) -> None:
     """Make the batches of an epoch, and those behind its first one again, as a resumed run does."""
     config = DataConfig(train=name, batch_size=2, workers=2, max_bad_fraction=1.0)
-    found = open_pairs(config, READER, seed=0, device=torch.device("cpu"))
+    found = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     batches = [(batch.captions, batch.position) for batch in found.epoch(0)]
     if batches:
         rest = [batch.captions for batch in found.epoch(0, batches[0][1])]

@@ -17,7 +17,7 @@ def reference(
     before = model.tokenizer(f"user : <image> {prompt} assistant :").input_ids
     place = before.index(model.net.config.image_token_id)
     before[place : place + 1] = [before[place]] * model.image_tokens
-    after = model.tokenizer(target).input_ids
+    after = [*model.tokenizer(target).input_ids, model.tokenizer.eos_token_id]
     ids = torch.tensor([before + after])
     labels = torch.tensor([[-100] * len(before) + after])
     found = model.net(input_ids=ids, labels=labels, **model._vision(image[None]))
@@ -45,7 +45,7 @@ def test_the_mean_is_the_loss_of_the_batch(lvlm: LVLM, images: torch.Tensor) -> 
     found = lvlm.per_sample_loss(images, PROMPTS[:1] * 3, targets)
     ids = torch.tensor([[*lvlm._prompt_ids(PROMPTS[0]), *lvlm._target_ids(target)] for target in targets])
     labels = ids.clone()
-    labels[:, :-3] = -100
+    labels[:, :-4] = -100  # three words and the end
     theirs = lvlm.net(input_ids=ids, labels=labels, **lvlm._vision(images))
     assert theirs.logits.abs().max() < 30
     assert abs(found.mean() - theirs.loss) <= in_float32(30)

@@ -100,7 +100,7 @@ class DataConfig:
         """`templates` one by one; ValueError for one without exactly one {}."""
         if self.templates is None:
             return None
-        return choose_templates("openai" if self.templates == "openai" else self.templates.split(" | "))
+        return choose_templates(self.templates.split(" | "))
 
     def _check_schedule(self, schedule: tuple[tuple[int, float], ...]) -> None:
         if any(size < 1 or not share > 0 for size, share in schedule):

@@ -7,6 +7,7 @@ read as for an evaluation.
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -27,7 +28,7 @@ from advflyp.data.sets.catalogue import canonical
 from advflyp.data.sets.folders import check_no_splits, class_folders, has_shards
 from advflyp.data.sets.images import balanced, drawn_classes, represented
 from advflyp.data.sets.labelled import LabelledSet, load_set
-from advflyp.data.sets.prompts import drawn_caption
+from advflyp.data.sets.prompts import fill
 from advflyp.errors import SkippedSample
 from advflyp.limits import open_regular
 from advflyp.share import Share
@@ -59,39 +60,37 @@ class LabelledBatches(Pairs, Protocol):
     represented: list[str]
 
 
-class DecodedLabelled(Decoded[int]):
+class DecodedLabelled(Decoded[tuple[int, int]]):
     """Batches of a labelled set; see `LabelledBatches`. `config.limit` takes its classes evenly."""
 
     def __init__(self, labelled: LabelledSet, how: Reading) -> None:
         self.labelled = labelled
         self.classes = drawn_classes(labelled.classes, how.config.classes, how.seed)
         number = {labelled.classes.index(name): label for label, name in enumerate(self.classes)}
-        # None: of a class that was not drawn.
-        self.labels = [number.get(label) for label in labelled.labels.tolist()]
-        kept = [place for place, label in enumerate(self.labels) if label is not None]
-        of_kept = [label for label in self.labels if label is not None]
-        chosen_places = balanced(of_kept, how.config.limit, how.seed)
-        self.places = [kept[place] for place in chosen_places]
-        self.represented = represented(self.classes, [of_kept[place] for place in chosen_places])
+        drawn = [
+            (place, number[label]) for place, label in enumerate(labelled.labels.tolist()) if label in number
+        ]
+        chosen_rows = balanced([label for _, label in drawn], how.config.limit, how.seed)
+        self.rows = [drawn[row] for row in chosen_rows]  # place in the set, label
+        self.represented = represented(self.classes, (label for _, label in self.rows))
         chosen = how.config.chosen_templates()
         self.templates = chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
-        super().__init__(how, len(self.places), "image")
+        super().__init__(how, len(self.rows), "image")
 
-    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[int, Position]]:
-        for number, at in permuted(len(self.places), self.how.seed, epoch, start, self.how.share):
-            yield self.places[number], at
+    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[tuple[int, int], Position]]:
+        for number, at in permuted(len(self.rows), self.how.seed, epoch, start, self.how.share):
+            yield self.rows[number], at
 
-    def key(self, sample: int) -> str:
-        return self.labelled.key(sample)
+    def key(self, sample: tuple[int, int]) -> str:
+        return self.labelled.key(sample[0])
 
-    def decode(self, sample: int, epoch: int) -> dict[str, Any]:
-        label = self.labels[sample]
-        assert label is not None
+    def decode(self, sample: tuple[int, int], epoch: int) -> dict[str, Any]:
+        place, label = sample
         templates = self.templates if self.draws_captions else self.templates[:1]
-        caption = drawn_caption(templates, self.classes[label], self.how.seed, epoch, sample)
-        image = self.how.reader.from_image(self.labelled.image(sample))
-        return {"images": image, "labels": label, "captions": caption}
+        template = Random(f"{self.how.seed}/{epoch}/{place}").choice(templates)
+        image = self.how.reader.from_image(self.labelled.image(place))
+        return {"images": image, "labels": label, "captions": fill(template, self.classes[label])}
 
 
 def open_training(
@@ -120,6 +119,7 @@ def open_training(
         ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
+    how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
     if config.source is not None and (data is not None or not _is_of_mini(config.train)):
         raise ValueError(
             f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"
@@ -132,21 +132,19 @@ def open_training(
         _check_kind(data, wanted)
     elif config.train == PROXY_PAIRS:
         concepts = labelled_concepts(load_set(PROXY_SET).classes, config, seed)
-        return MiniPairs(EMBEDDED, config, seed=seed, device=device, share=share, concepts=concepts)
+        return MiniPairs(EMBEDDED, how, concepts)
     elif (corpus := corpus_folder(config.train)) is not None and wanted != "labelled":
         if config.also is not None:
             raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
-        return MiniPairs(corpus, config, seed=seed, device=device, share=share)
+        return MiniPairs(corpus, how)
     elif wanted == "labelled" or (wanted == "images" and readings(config.train) == {"labelled"}):
         data = load_set(config.train)
         if config.train == PROXY_SET:
-            names = {"classes": labelled_concepts(data.classes, config, seed), "templates": data.templates}
-            return MiniLabelled(EMBEDDED, config, seed=seed, device=device, share=share, **names)
+            classes = labelled_concepts(data.classes, config, seed)
+            return MiniLabelled(EMBEDDED, how, classes, data.templates)
     if isinstance(data, LabelledSet):
-        how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
         return DecodedLabelled(data, how)
-    captions = wanted == "pairs"
-    return open_pairs(config, reader, seed=seed, device=device, share=share, captions=captions, pairs=data)
+    return open_pairs(how, captions=wanted == "pairs", pairs=data)
 
 
 def _is_of_mini(train: str) -> bool:

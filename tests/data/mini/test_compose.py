@@ -12,7 +12,9 @@ from PIL import Image
 from advflyp.data.config import DataConfig
 from advflyp.data.mini.compose import MiniLabelled, MiniPairs, augment, compose, corpus_folder
 from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Reading
 from advflyp.data.training import open_training
+from advflyp.share import Share
 from helpers import write_tar
 
 CPU = torch.device("cpu")
@@ -40,9 +42,12 @@ def corpus(folder: Path, n: int = 20, **changes: object) -> Path:
 
 
 def mini_pairs(folder: Path, seed: int = 0, **config: object) -> MiniPairs:
-    return MiniPairs(
-        folder, DataConfig(train=str(folder), **{"batch_size": 8, **config}), seed=seed, device=CPU
-    )
+    return MiniPairs(folder, how(DataConfig(train=str(folder), **{"batch_size": 8, **config}), seed))
+
+
+def how(config: DataConfig, seed: int = 0) -> Reading:
+    share = Share(config.batch_size, drop_last=config.drop_last)
+    return Reading(config=config, reader=ImageReader({"size": 64}), seed=seed, device=CPU, share=share)
 
 
 @pytest.fixture
@@ -179,14 +184,14 @@ def concepts(tmp_path: Path) -> Path:
 
 def mini_classes(folder: Path, classes: list[str], **config: object) -> MiniLabelled:
     config = DataConfig(train=str(folder), **{"batch_size": 4, **config})
-    return MiniLabelled(folder, config, seed=0, device=CPU, classes=classes, templates=["a {}", "the {}"])
+    return MiniLabelled(folder, how(config), classes, ["a {}", "the {}"])
 
 
 def test_labelled_pictures_are_those_of_the_captioned_twin(concepts: Path) -> None:
     """The same composition of the same pictures in the same order; only labels take the captions' place."""
     labelled = mini_classes(concepts, ["apple", "boat"])
     config = DataConfig(train=str(concepts), batch_size=4)
-    captioned = MiniPairs(concepts, config, seed=0, device=CPU, concepts=["apple", "boat"])
+    captioned = MiniPairs(concepts, how(config), ["apple", "boat"])
     assert len(labelled) == 2 and len(labelled.metas) == 10
     for one, other in zip(labelled.epoch(1), captioned.epoch(1), strict=True):
         assert torch.equal(one.images, other.images)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader, on_white
-from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.pairs.sources import find_shards, open_source
 from advflyp.data.pairs.stream import open_stream
 from advflyp.data.training import open_training
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 def opened(tiny: CLIP, train: object, seed: int = 0, **config: object):
     config = {"batch_size": 8, "workers": 2, **config}
     reader = ImageReader(tiny.config["preprocess_cfg"])
-    return open_pairs(DataConfig(train=str(train), **config), reader, seed=seed, device=CPU)
+    return open_training(DataConfig(train=str(train), **config), "pairs", reader, seed=seed, device=CPU)
 
 
 def captions(batches: list[dict]) -> list[str]:

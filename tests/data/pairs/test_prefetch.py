@@ -17,7 +17,7 @@ def test_the_items_in_order_some_of_them_ahead() -> None:
             made.append(number)
             yield number
 
-    taken = prefetched(items(), ahead=3)
+    taken = prefetched(items())
     assert next(taken) == 0
     while len(made) < 4:  # the one taken, and three waiting
         pass

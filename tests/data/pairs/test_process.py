@@ -65,7 +65,7 @@ def test_the_same_batches(tiny: CLIP, tmp_path: Path) -> None:
     assert equal(list(process.epoch(1)), list(threads.epoch(1))) and child(process) is kept
     assert process.skipped == threads.skipped and process.skipped.counts.total() == 4
     assert equal(list(process.epoch(0, first[3].position)), first[4:])
-    epoch = process.epoch(2)
+    epoch: Any = process.epoch(2)
     next(epoch)
     epoch.close()
     assert kept.returncode == -signal.SIGKILL
@@ -155,7 +155,7 @@ class Endless:
 
 def test_slots_are_given_back() -> None:
     source = BatchProcess(Endless(), 6, CPU)
-    batches = source.batches(0)
+    batches: Any = source.batches(0)
     for number, batch in zip(range(200), batches, strict=False):
         assert batch["images"].eq(number).all() and batch["images"].shape == (2, 3)
     batches.close()

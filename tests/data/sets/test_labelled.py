@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from advflyp.cli.main import main
+from advflyp.data.mini import mini_sets
 from advflyp.data.sets import folders, imagenet
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.folders import folder_shards
 from advflyp.data.sets.images import Encoded
-from advflyp.data.sets.labelled import LabelledSet, load_set, mini_sets, set_names
+from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.data.sets.prompts import fill
 from advflyp.model.clip import CLIP
 from advflyp.model.zeroshot import class_embeddings

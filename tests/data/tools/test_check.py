@@ -16,10 +16,10 @@ from PIL import Image
 from advflyp.cli.main import main
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import open_pairs
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.tools import check as module
 from advflyp.data.tools.check import check
+from advflyp.data.training import open_training
 from advflyp.report.pages.pairs_page import check_page, histogram, write_page
 from helpers import members, pairs, write_folder, write_tar
 
@@ -38,7 +38,7 @@ def dirty(tmp_path: Path) -> Path:
 def test_the_counts_are_those_of_training(dirty: Path) -> None:
     found = check(str(dirty))
     config = DataConfig(train=str(dirty), batch_size=7, max_bad_fraction=1)
-    training = open_pairs(config, ImageReader({"size": 16}), seed=0, device=torch.device("cpu"))
+    training = open_training(config, "pairs", ImageReader({"size": 16}), seed=0, device=torch.device("cpu"))
     assert len(list(training.epoch(0))) == 3
     assert found.skipped.counts == training.skipped.counts and sum(found.skipped.counts.values()) == 6
     assert (found.seen, found.usable) == (27, 21)
@@ -64,8 +64,9 @@ def test_damaged_jpegs_count_as_in_training(tmp_path: Path) -> None:
         parts += [(f"{number:03d}.jpg", bytes(data)), (f"{number:03d}.txt", b"x")]
     shard = str(write_tar(tmp_path / "j.tar", parts))
     found = check(shard)
-    training = open_pairs(
+    training = open_training(
         DataConfig(train=shard, batch_size=2, max_bad_fraction=1),
+        "pairs",
         ImageReader({"size": 16}),
         seed=0,
         device=torch.device("cpu"),

@@ -23,8 +23,6 @@ from typing import Any
 import advflyp_guard  # pyright: ignore[reportMissingImports]
 import advflyp_resizer  # pyright: ignore[reportMissingImports]
 
-LIMITS = ("allow_private", "max_bytes", "seconds")
-
 
 def check() -> None:
     """Say what is installed."""
@@ -64,7 +62,7 @@ def run(path: str) -> None:
     """Do a job."""
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
-    limits = advflyp_guard.Limits(**{key: job["limits"][key] for key in LIMITS})
+    limits = advflyp_guard.Limits(**job["limits"])
     end_with_parent()
     if not limits.allow_private:
         prove_guard(limits)

@@ -1,11 +1,12 @@
 """The mini corpus: where it is, and what its labelled sets are called. Nothing here imports torch."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from advflyp.files import cache_folder
 
 EMBEDDED = Path(__file__).parent / "corpus"
 # The training images whose concept is known, as labelled data for methods that need labels.
@@ -19,8 +20,7 @@ BUILD = "python -m tools.mini_corpus.build"
 
 def full_corpus_folder() -> Path:
     """Where the builder puts the full corpus, and the sets made on demand, unless told otherwise."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "advflyp" / "mini"
+    return cache_folder() / "mini"
 
 
 def mini_sets(folder: Path = EMBEDDED) -> dict[str, dict[str, Any]]:

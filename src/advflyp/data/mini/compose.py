@@ -18,12 +18,12 @@ from advflyp.data.config import DataConfig
 from advflyp.data.mini import BUILD, EMBEDDED, full_corpus_folder
 from advflyp.data.mini.captions import caption
 from advflyp.data.mini.shards import read_shards
+from advflyp.data.pairs.pairs import Reading
 from advflyp.data.pairs.samples import Skipped
 from advflyp.data.pairs.stream import Position
 from advflyp.data.sets.images import balanced, drawn_classes, represented
 from advflyp.data.sets.prompts import fill
 from advflyp.devices import to_device
-from advflyp.share import Share
 from advflyp.wording import counted
 
 MANIFEST = "manifest.json"
@@ -62,26 +62,15 @@ class MiniPairs:
 
     Args:
         folder: The corpus.
-        config: Its `batch_size`, `drop_last`, `limit` and `source` are used.
-        seed: Random seed of the order, the compositions and the captions.
-        device: Where images are composed.
-        share: Which rows of a batch this rank is given; all by default.
+        how: Of its `config`, `batch_size`, `limit` and `source` are used. Images are composed on its `device`.
         concepts: Only the images of these; `config.limit` then takes them evenly.
 
     Raises:
         ValueError: Where the corpus does not fill one batch.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: DataConfig,
-        *,
-        seed: int,
-        device: torch.device,
-        share: Share | None = None,
-        concepts: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, how: Reading, concepts: Sequence[str] | None = None) -> None:
+        config, seed = how.config, how.seed
         images, metas = read_shards(folder)
         keep = list(range(len(metas)))
         if (sources := config.chosen_sources()) is not None:
@@ -103,8 +92,7 @@ class MiniPairs:
         self.mono = torch.tensor([meta["mono"] for meta in metas])
         self.mirror = torch.tensor([meta["mirror"] for meta in metas])
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
-        self.batch_size, self.seed, self.device = config.batch_size, seed, device
-        self.share = share or Share(config.batch_size, drop_last=config.drop_last)
+        self.batch_size, self.seed, self.device, self.share = config.batch_size, seed, how.device, how.share
         self.skipped = Skipped()
         if len(metas) < config.batch_size:
             raise ValueError(
@@ -142,24 +130,14 @@ class MiniLabelled(MiniPairs):
     """The images of a mini corpus whose concept is a class, composed and augmented as the pairs are.
 
     Args:
-        folder, config, seed, device, share: As in `MiniPairs`.
+        folder, how: As in `MiniPairs`.
         classes: Concepts, in the order of the labels.
-        templates: Prompts, of which the first makes the captions; of several in `config` each caption draws one.
+        templates: Prompts, of which the first makes the captions; of several in the recipe each caption draws one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: DataConfig,
-        *,
-        seed: int,
-        device: torch.device,
-        share: Share | None = None,
-        classes: Sequence[str],
-        templates: Sequence[str],
-    ) -> None:
-        super().__init__(folder, config, seed=seed, device=device, share=share, concepts=classes)
-        chosen = config.chosen_templates()
+    def __init__(self, folder: Path, how: Reading, classes: Sequence[str], templates: Sequence[str]) -> None:
+        super().__init__(folder, how, classes)
+        chosen = how.config.chosen_templates()
         self.classes, self.templates = list(classes), chosen or list(templates)
         self.draws_captions = chosen is not None and len(chosen) > 1
         number = {concept: label for label, concept in enumerate(self.classes)}

@@ -32,27 +32,33 @@ def _members(tar: bytes) -> Iterator[tuple[str, bytes]]:
         at += 512 + -(-size // 512) * 512
 
 
-def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
-    """The images of a corpus, and a dict (name, tags, group, style, …) for each.
+def read_encoded(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The image files of a corpus by SHARD/MEMBER, and a dict (name, tags, group, style, …) for each.
 
     Raises:
         ValueError: For a folder without shards.
     """
-    files: list[bytes] = []
+    files: dict[str, bytes] = {}
     metas: list[bytes] = []
     shards = sorted(folder.glob("train-*.tar.gz"))
     # zlib lets other threads run.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for members in threads.map(read_tar, shards):
+        for shard, members in zip(shards, threads.map(read_tar, shards), strict=True):
             for name, data in members:
                 if name.endswith(".webp"):
-                    files.append(data)
+                    files[f"{shard.name}/{name}"] = data
                 elif name.endswith(".json"):
                     metas.append(data)
     if not files:
         raise ValueError(f"{folder} holds no train-*.tar.gz shards; build them with `{BUILD}`")
     assert len(files) == len(metas)
-    return LazyImages(files), json.loads(b"[" + b",".join(metas) + b"]")
+    return files, json.loads(b"[" + b",".join(metas) + b"]")
+
+
+def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
+    """As `read_encoded`, with the images to be decoded."""
+    files, metas = read_encoded(folder)
+    return LazyImages(list(files.values())), metas
 
 
 class LazyImages:

@@ -40,9 +40,8 @@ class Manifest:
     pairs: int  # usable ones, in all shards
     shards: list[ShardFacts]
     failures: dict[str, int] = field(default_factory=dict)  # reason: samples that did not become pairs
-    captions: dict[str, Any] = field(
-        default_factory=dict
-    )  # mean_words, median_words, max_words, mean_characters
+    # mean_words, median_words, max_words, mean_characters
+    captions: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)  # median_width, median_height
     source: dict[str, Any] = field(default_factory=dict)  # whatever whoever made them recorded
     versions: dict[str, str] = field(default_factory=dict)
@@ -108,24 +107,19 @@ def describe_shards(
             words += [len(caption.split()) for caption in captions]
             characters += map(len, captions)
         facts.append(ShardFacts(shard.name, len(sizes) - before, shard.stat().st_size, file_sha256(shard)))
-    about_captions = (
-        {}
-        if not words
-        else {
+    about_captions: dict[str, Any] = {}
+    about_images: dict[str, Any] = {}
+    if sizes:
+        about_captions = {
             "mean_words": round(statistics.fmean(words), 2),
             "median_words": statistics.median(words),
             "max_words": max(words),
             "mean_characters": round(statistics.fmean(characters), 2),
         }
-    )
-    about_images = (
-        {}
-        if not sizes
-        else {
+        about_images = {
             "median_width": statistics.median(width for width, _ in sizes),
             "median_height": statistics.median(height for _, height in sizes),
         }
-    )
     return Manifest(
         pairs=len(sizes),
         shards=facts,

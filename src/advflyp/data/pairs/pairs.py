@@ -201,41 +201,27 @@ class DecodedPairs(Decoded[Sample]):
         return {"images": pixels, "captions": caption}
 
 
-def open_pairs(
-    config: DataConfig,
-    reader: ImageReader,
-    *,
-    seed: int,
-    device: torch.device,
-    share: Share | None = None,
-    captions: bool = True,
-    pairs: Any = None,
-) -> Pairs:
-    """The source that `config.train` names.
+def open_pairs(how: Reading, *, captions: bool, pairs: Any = None) -> Pairs:
+    """The pairs that `how.config.train` names.
 
     Args:
-        config: The recipe table `data`.
-        reader: The preprocessing of the model.
-        seed: What the order depends on, beside the epoch.
-        device: Where the batches are wanted.
-        share: Which rows of them this rank makes; all by default.
+        how: How they become batches.
         captions: Whether they are wanted; without, an image that has none is a sample as well.
         pairs: An object to read in place of what `config.train` names; see `open_objects`.
 
     Raises:
         ValueError: The source does not exist, or holds too few pairs for a batch.
     """
-    share = share or Share(config.batch_size, drop_last=config.drop_last)
+    config, share = how.config, how.share
     columns = Columns(config.image_column, config.caption_column, captions)
 
     def stream(name: Any, limit: int | None, size: int | None, share: Share) -> Stream:
         source = open_source(name, limit=limit, size=size, columns=columns)
-        return open_stream(source, seed=seed, buffer=config.shuffle_buffer, share=share)
+        return open_stream(source, seed=how.seed, buffer=config.shuffle_buffer, share=share)
 
     found = stream(config.train if pairs is None else pairs, config.limit, config.size, share)
     if config.also is not None:
         # Sample by sample: a small second source has something for every rank.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
         found = Mixed(found, also, config.also_share, share.ranks)
-    how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
     return DecodedPairs(found, how, captions)

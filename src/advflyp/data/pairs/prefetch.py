@@ -85,15 +85,15 @@ def stacked(
         yield items, torch.stack(tensors)
 
 
-def prefetched(items: Iterable[T], ahead: int = 3) -> Iterator[T]:
-    """The items, up to `ahead` of them made by a thread before they are asked for. What it raises is raised here.
+def prefetched(items: Iterable[T]) -> Iterator[T]:
+    """The items, up to three of them made by a thread before they are asked for. What it raises is raised here.
 
     A consumer that stops early stops the thread, and waits for the item it is at.
     """
     iterator = iter(items)
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        waiting = deque(pool.submit(next, iterator, _END) for _ in range(ahead))
+        waiting = deque(pool.submit(next, iterator, _END) for _ in range(3))
         while (item := waiting.popleft().result()) is not _END:
             waiting.append(pool.submit(next, iterator, _END))
             yield item  # type: ignore[misc]

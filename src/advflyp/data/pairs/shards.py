@@ -83,34 +83,35 @@ class _Group:
 def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
     """What belongs to no sample is passed over. Damage is raised behind the last whole group."""
     group: _Group | None = None
-    strange: list[_Group] = []
-    damage: Exception | None = None
-    while True:
-        try:
-            member = next(found, None)
-        except (DamagedTar, OSError, *BROKEN) as error:
-            member, damage = None, error
-        if member is not None and (problem := _problem(member)):
-            strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
-            continue
-        name = None if member is None or not member.is_file else parse_member(member.name)
-        if member is not None and (name is None or (group is not None and group.passes_over(name))):
-            continue
-        if member is not None and name is not None and group is not None and group.takes(name):
-            group.parts[name.suffix] = member.data
-            group.end = member.end
-            continue
+    strange: list[
+        _Group
+    ] = []  # they go out between samples: a resumed stream never begins in the middle of one
+    try:
+        for member in found:
+            if problem := _problem(member):
+                strange.append(_Group(member.name, member.name, member.end, member.end, problem=problem))
+                continue
+            name = parse_member(member.name) if member.is_file else None
+            if name is None or (group is not None and group.passes_over(name)):
+                continue
+            if group is not None and group.takes(name):
+                group.parts[name.suffix] = member.data
+                group.end = member.end
+                continue
+            if group is not None:
+                yield group
+            yield from strange
+            strange = []
+            group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
+    except (DamagedTar, OSError, *BROKEN):
         # A sample that ends where the shard breaks may lack a half that was there once.
-        if group is not None and (damage is None or group.is_whole):
+        if group is not None and group.is_whole:
             yield group
-        # Between samples, so that a resumed stream never begins in the middle of one.
         yield from strange
-        strange = []
-        if member is None or name is None:
-            if damage is not None:
-                raise damage
-            return
-        group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
+        raise
+    if group is not None:
+        yield group
+    yield from strange
 
 
 class _Samples:

@@ -192,9 +192,8 @@ class Parts:
     """Where the members of one key are."""
 
     begin: int  # the offset behind the first of them
-    parts: dict[str, tuple[str, int, int]] = field(
-        default_factory=dict
-    )  # suffix: name, offset of the data, size
+    # suffix: name, offset of the data, size
+    parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
 
 def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:

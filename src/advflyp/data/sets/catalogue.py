@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advflyp.config import check_there, nearest_path, suggest
-from advflyp.data.mini import ON_DEMAND, PROXY, full_corpus_folder, mini_sets
+from advflyp.data.mini import ON_DEMAND, PROXY, mini_sets
 from advflyp.data.sets.prompts import PHOTO, RENDERING, SKETCH
+from advflyp.files import cache_folder
 from advflyp.plugins import is_import_path
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ class Entry:
         torchvision: The class of torchvision.datasets that downloads it.
         archive: (address, MD5) to unpack in the data folder.
         border: Pixels to cut off in the webdataset, as `read` does.
-        upright: Whether EXIF orientation is applied. The protocol of these benchmarks ignores it: published results
-            come from torchvision's loaders, which take the pixels as they are stored.
     """
 
     title: str
@@ -53,7 +52,6 @@ class Entry:
     torchvision: str | None = None
     archive: tuple[str, str] | None = None
     border: int = 0
-    upright: bool = False
 
     @property
     def has_files(self) -> bool:
@@ -294,7 +292,7 @@ def parts(name: str) -> tuple[str, Entry, str]:
 def data_folder() -> Path:
     """Where sets are: $ADVFLYP_DATA, else a folder in the user's cache."""
     chosen = os.environ.get("ADVFLYP_DATA")
-    return Path(chosen).expanduser() if chosen else full_corpus_folder().with_name("sets")
+    return Path(chosen).expanduser() if chosen else cache_folder() / "sets"
 
 
 Source = Literal["any", "webdataset"]
@@ -345,7 +343,8 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error
-    images.upright = entry.upright
+    # As torchvision's loaders, which published results come from: they ignore the EXIF orientation.
+    images.upright = False
     if is_wds:
         return images, names, folder
     if len(names) != entry.k and not (entry.title == "ObjectNet" and split == "all"):

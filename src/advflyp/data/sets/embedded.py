@@ -1,12 +1,11 @@
 """The labelled sets of the mini corpus: those that come with the package, and those made on the user's machine."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 from advflyp.data.mini import BUILD, EMBEDDED, ON_DEMAND, PROXY, full_corpus_folder, mini_sets, proxy_concepts
-from advflyp.data.mini.shards import read_tar
+from advflyp.data.mini.shards import read_encoded, read_tar
 from advflyp.data.sets.images import Encoded
 
 
@@ -34,20 +33,11 @@ def mini_set(name: str) -> dict[str, Any]:
 
 def _proxy_set() -> dict[str, Any]:
     """One class for each concept of which the embedded corpus has enough renderings, on white."""
-    files: list[bytes] = []
-    keys: list[str] = []
-    concepts: list[str] = []
-    for shard in sorted(EMBEDDED.glob("train-*.tar.gz")):
-        for name, data in read_tar(shard):
-            if name.endswith(".json"):
-                concepts.append(json.loads(data)["concept"])
-            elif name.endswith(".webp"):
-                files.append(data)
-                keys.append(f"{shard.name}/{name}")
-    classes = sorted(proxy_concepts(concepts))
+    files, metas = read_encoded(EMBEDDED)
+    classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
     index = {concept: number for number, concept in enumerate(classes)}
-    rows = zip(files, keys, concepts, strict=True)
-    chosen = [(data, key, index[concept]) for data, key, concept in rows if concept in index]
+    rows = zip(files.items(), metas, strict=True)
+    chosen = [(data, key, index[meta["concept"]]) for (key, data), meta in rows if meta["concept"] in index]
     random.Random(0).shuffle(chosen)
     return {
         "name": f"mini/{PROXY}",

@@ -6,6 +6,7 @@ from urllib.error import URLError
 
 from rich.table import Table
 
+from advflyp.data.mini import mini_sets
 from advflyp.data.pairs.addresses import explain_failure
 from advflyp.data.sets.catalogue import (
     GROUPS,
@@ -19,7 +20,7 @@ from advflyp.data.sets.catalogue import (
     locate,
     parts,
 )
-from advflyp.data.sets.labelled import load_set, mini_sets, set_names
+from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.files import draft_folder, move
 from advflyp.model.repository import ask_hub
 from advflyp.wording import counted

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from advflyp.config import nearest_path
-from advflyp.data.mini import mini_sets as mini_sets
 from advflyp.data.pairs.images import UNREADABLE, as_rgb
 from advflyp.data.pairs.prefetch import stacked, threaded
 from advflyp.data.sets.catalogue import Source, canonical, data_folder, open_set, parts

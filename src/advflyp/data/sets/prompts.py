@@ -1,7 +1,6 @@
 """Prompt templates, and class names as words that a prompt can hold."""
 
 from collections.abc import Sequence
-from random import Random
 
 PHOTO = "This is a photo of a {}."
 RENDERING = "This is an artistic rendering of a {}."
@@ -62,11 +61,6 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
                 f'for example "{PHOTO}"'
             )
     return templates
-
-
-def drawn_caption(templates: Sequence[str], name: str, *seed: object) -> str:
-    """The prompt of a class by one of the templates, drawn by the values of `seed` alone."""
-    return fill(Random("/".join(map(str, seed))).choice(templates), name)
 
 
 def fill(template: str, name: str) -> str:

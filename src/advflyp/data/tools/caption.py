@@ -41,20 +41,11 @@ WORKERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are captioned.
+    """How images are captioned; each is the option of `advflyp data caption` of that name.
 
     Attributes:
-        out: Folder for the shards.
-        model: A folder or a name on the hub; an image-text model with a chat template.
-        prompt: What the model is asked about each image.
-        batch_size: Images per batch.
-        max_new_tokens: Longest caption, in tokens.
-        limit: N class-balanced images.
-        dtype: bf16, fp16 or fp32.
-        device: As in `own_device`.
         part: "i/n" with i from 0; by default RANK and WORLD_SIZE of torchrun, else all.
         per_shard: Images of a shard; skipped ones are missing from it.
-        max_pixels: The model sees larger images reduced; they are stored as they are.
 
     Raises:
         ValueError: For an impossible value.
@@ -70,10 +61,9 @@ class Options:
     device: str = "auto"
     part: str | None = None
     per_shard: int = 1000
-    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "per_shard", "max_pixels"):
+        for name in ("batch_size", "max_new_tokens", "per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if not self.prompt.strip():
@@ -81,8 +71,9 @@ class Options:
 
     def settings(self, parts: int, images: str) -> dict[str, Any]:
         """What the result depends on."""
-        names = ("model", "prompt", "max_new_tokens", "dtype", "limit", "per_shard", "max_pixels")
-        return {name: getattr(self, name) for name in names} | {"parts": parts, "images": images}
+        names = ("model", "prompt", "max_new_tokens", "dtype", "limit", "per_shard")
+        fixed = {"max_pixels": MAX_PIXELS, "parts": parts, "images": images}
+        return {name: getattr(self, name) for name in names} | fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +237,7 @@ class _Writer:
         image = self.labelled.image(place) if opened is None else finish_image(opened)
         if min(image.size) < MIN_SIDE:
             raise SkippedSample("image is too small")
-        seen = _reduced(image, self.options.max_pixels)
+        seen = _reduced(image)
         if data is not None and opened is not None and opened.format in SUFFIXES:
             return _Loaded(SUFFIXES[opened.format], data, seen)
         stream = io.BytesIO()
@@ -254,8 +245,8 @@ class _Writer:
         return _Loaded("png", stream.getvalue(), seen)
 
 
-def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
-    scale = math.sqrt(max_pixels / (image.width * image.height))
+def _reduced(image: Image.Image) -> Image.Image:
+    scale = math.sqrt(MAX_PIXELS / (image.width * image.height))
     if scale >= 1:
         return image
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))

@@ -29,6 +29,8 @@ CANDIDATE_LIMIT = 12
 COSINE_LIMIT = 0.95
 THUMBNAIL = 160
 SHOWN = 60
+# Decoding threads, and images that they have begun before they are asked for.
+WORKERS, AHEAD = 4, 64
 # Training images at a time, and evaluation hashes: what they make together stays in the processor's cache.
 _BLOCK = 64
 _PIECE = 2048
@@ -93,7 +95,6 @@ def overlap(
     limit: int | None = None,
     size: int | None = None,
     columns: Columns | None = None,
-    workers: int = 4,
     progress: Callable[[int], None] | None = None,
 ) -> Overlap:
     """Compare the pairs that `pairs` names (see `open_source`) with evaluation sets (see `load_set`).
@@ -113,12 +114,12 @@ def overlap(
     labelled = [load_set(name) for name in set_names(list(sets))]
     source = open_source(pairs, size=size or limit, columns=columns)
     found = Overlap(pairs, against={one.name: len(one) for one in labelled})
-    comparison = _Comparison(found, labelled, workers, model, allowed, cosine)
+    comparison = _Comparison(found, labelled, model, allowed, cosine)
     hashes = threaded(
         islice(in_order(source), limit),
         lambda sample: image_hash(read_image(sample.image_bytes())),
-        workers,
-        16 * workers,
+        WORKERS,
+        AHEAD,
     )
     for sample, outcome in hashes:
         found.seen += 1
@@ -144,7 +145,6 @@ class _Comparison:
         self,
         found: Overlap,
         labelled: Sequence[LabelledSet],
-        workers: int,
         model: CLIP | None,
         bits: int,
         cosine: float,
@@ -155,7 +155,7 @@ class _Comparison:
         self.known: dict[tuple[Place, bool], Tensor] = {}
         hashes: list[tuple[np.uint64, np.uint64]] = []
         every = ((number, index) for number, one in enumerate(labelled) for index in range(len(one)))
-        for place, codes in threaded(every, self._evaluation_hashes, workers, 16 * workers):
+        for place, codes in threaded(every, self._evaluation_hashes, WORKERS, AHEAD):
             if isinstance(codes, str):
                 one = labelled[place[0]]
                 found.unreadable.setdefault(one.name, {})[one.key(place[1])] = codes

@@ -18,13 +18,12 @@ from advflyp.data.web.isolation import find_img2dataset
 from advflyp.data.web.rounds import PRIVATE, WORK, Rounds, State
 from advflyp.data.web.url_list import UrlList, open_urls
 from advflyp.documents import parse_json
-from advflyp.files import lock, names_in
+from advflyp.files import file_sha256, lock, names_in
 from advflyp.wording import counted
 
 MAX_BYTES = 32 << 20
 # Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
 WAIT = 10.0
-RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
 # Arguments of img2dataset that options of ours set, and those that nobody may.
 ARGUMENTS = {
     "image_size": "size", "encode_quality": "quality", "resize_mode": "resize_mode", "thread_count": "threads",
@@ -79,16 +78,6 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if not 0 <= self.quality <= 100:
             raise ValueError(f"--quality must be between 0 and 100, not {self.quality}")
-        if self.retries < 0:
-            raise ValueError(f"--retries must be at least 0, not {self.retries}")
-        if self.resize_mode not in RESIZE_MODES:
-            modes = ", ".join(RESIZE_MODES)
-            raise ValueError(f"--resize-mode must be one of {modes}, not '{self.resize_mode}'")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What of them the images depend on."""
-        return {"size": self.size, "quality": self.quality, "resize_mode": self.resize_mode}
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -123,11 +112,19 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
     wanted = options.num or source.wanted()
     if wanted is not None and wanted > source.rows:
         say(f"{counted(wanted, 'pair')} wanted, but {source.path} has only {counted(source.rows, 'row')}")
-    settings = {**options.settings, "columns": [source.url, source.caption], "extra": further}
-    state = _resumed(out, source.sha256(), settings, options.shard_size)
+    # What the images depend on.
+    settings = {
+        "size": options.size,
+        "quality": options.quality,
+        "resize_mode": options.resize_mode,
+        "columns": [source.url, source.caption],
+        "extra": further,
+    }
+    digest = file_sha256(source.path)
+    state = _resumed(out, digest, settings, options.shard_size)
     if state is None:
         rows = options.shard_size or min(10_000, max(500, (wanted or source.rows) // 32))
-        state = State(source.sha256(), {**settings, "shard_size": rows})
+        state = State(digest, {**settings, "shard_size": rows})
     elif options.allow_private and (refused := state.failures.get(PRIVATE, 0)):
         raise ValueError(
             f"{out} was begun without --allow-private, and what was refused then is not tried again "
@@ -139,7 +136,7 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
             raise ValueError(f"img2dataset has no argument '{key}'{suggest(key, runner.parameters)}")
     with lock(out / WORK / "lock", wait=WAIT) as held:
         # It may have gone on until now.
-        state = _resumed(out, source.sha256(), settings, options.shard_size) or state
+        state = _resumed(out, digest, settings, options.shard_size) or state
         arguments = options.arguments(further)
         work = Rounds(out, source, state, runner, arguments, options.limits, columns, wanted, held, say)
         fresh = work.run()

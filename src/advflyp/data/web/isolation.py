@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from advflyp.files import draft_folder, move, write_text
+from advflyp.files import cache_folder, draft_folder, move, write_text
+from advflyp.limits import MAX_PIXELS
 
 VERSION = "1.47.0"
 # What each way of spreading the work needs beside img2dataset.
@@ -41,14 +42,12 @@ def find_img2dataset(
 
     Args:
         given: A Python interpreter, or the command `img2dataset` that `uv tool install` or pip made.
-        distributor: What it needs beside img2dataset.
+        distributor: One of DISTRIBUTORS.
         say: Called with lines about the progress.
 
     Raises:
         ValueError: There is none, or it cannot be made.
     """
-    if distributor not in DISTRIBUTORS:
-        raise ValueError(f"--distributor must be one of {', '.join(DISTRIBUTORS)}, not '{distributor}'")
     python = interpreter(given) if given is not None else _environment(distributor, say)
     answer = subprocess.run(
         [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
@@ -85,7 +84,7 @@ def interpreter(given: str) -> Path:
 def _environment(distributor: str, say: Callable[[str], None]) -> Path:
     """The interpreter of our own environment, made at the first call (650 MB); ValueError where that fails."""
     packages = [f"img2dataset=={VERSION}", *DISTRIBUTORS[distributor]]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advflyp" / "environments"
+    cache = cache_folder() / "environments"
     folder = cache / "-".join(["img2dataset", VERSION, *DISTRIBUTORS[distributor]])
     python = Path("bin", "python")
     if (folder / python).exists():
@@ -144,21 +143,18 @@ def _variables(python: Path) -> dict[str, str]:
         # Spark's workers would take whatever python3 is first on the PATH.
         "PYSPARK_PYTHON": str(python.absolute()),
         "PYSPARK_DRIVER_PYTHON": str(python.absolute()),
-        # As large as advflyp itself reads; OpenCV's own limit is a decoded size of 3 GB.
-        "OPENCV_IO_MAX_IMAGE_PIXELS": "89478485",
+        # OpenCV's own limit is a decoded size of 3 GB.
+        "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
     }
 
 
 class Running:
     """A job of img2dataset in a process group of its own, its output in `log`; see `isolated/advflyp_fetch.py`.
 
-    Attributes:
-        hold: Open files that stay open, and so locked, as long as it lives.
+    `lock` stays open, and so locked, as long as it lives.
     """
 
-    def __init__(
-        self, python: Path, job: dict[str, Any], folder: Path, hold: tuple[IO[Any], ...] = ()
-    ) -> None:
+    def __init__(self, python: Path, job: dict[str, Any], folder: Path, lock: IO[Any]) -> None:
         # It runs elsewhere, where a path relative to this process's folder would mean another place.
         folder = folder.resolve()
         path = folder / "job.json"
@@ -173,7 +169,7 @@ class Running:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=[file.fileno() for file in hold],
+                pass_fds=[lock.fileno()],
             )
 
     def wait(self, seconds: float) -> int | None:

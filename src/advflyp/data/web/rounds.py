@@ -204,7 +204,7 @@ class Rounds:
         }
         job = {"arguments": arguments, "first_shard": state.next_shard, "limits": self.limits}
         begun = time.monotonic()
-        running = Running(self.runner.python, job, self.work / "round", (self.lock,))
+        running = Running(self.runner.python, job, self.work / "round", self.lock)
         try:
             status = self._watch(running)
         finally:

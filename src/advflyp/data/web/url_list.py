@@ -19,7 +19,7 @@ from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.tables import parquet_file, reading
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
-from advflyp.files import file_sha256, write_atomically
+from advflyp.files import write_atomically
 from advflyp.limits import MAX_CAPTION_BYTES
 
 # Its functions are made at import; a type checker sees none of them.
@@ -52,9 +52,6 @@ class UrlList:
         """The number of pairs that whoever made the list wanted from it."""
         value = self.metadata.get("wanted")
         return value if isinstance(value, int) and value > 0 else None
-
-    def sha256(self) -> str:
-        return file_sha256(self.path)
 
     def write_slice(
         self, start: int, stop: int, target: Path, extra: Sequence[str] = ()
