@@ -155,7 +155,7 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
-    return evaluator.correct(find_attack(name), threat, precision=arguments.precision).float().mean().item()
+    return evaluator.run(find_attack(name), threat, precision=arguments.precision).accuracy
 
 
 def batches(model, labelled, arguments: Arguments):

@@ -138,8 +138,7 @@ def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
             values[name] = convert(value, hints[name], f"{at}{name}")
     is_misspelled = not tree.keys() <= fields.keys()  # perhaps one that is required
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in tree and not is_misspelled:
+        if _is_required(field) and name not in tree and not is_misspelled:
             mistakes.found.append(f"the recipe lacks {at}{name}")
     mistakes.end()
     return cls(**values)
@@ -150,13 +149,16 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def fill(cls: type[T], record: Any) -> T:
     """The dataclass `cls` from an object of JSON that need not be ours; ValueError with what is wrong with it."""
     if not isinstance(record, Mapping):
         raise ValueError("it is no object")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in record:
+        if _is_required(field) and field.name not in record:
             raise ValueError(f"it lacks '{field.name}'")
     return build(cls, record)
 

@@ -31,6 +31,11 @@ class SafeConsole(Console):
         drop_output()
 
 
+def is_rank0() -> bool:
+    """Whether this process speaks for its run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def rank0_console() -> SafeConsole:
     """A console that is silent on every rank of a run but the first."""
-    return SafeConsole(quiet=os.environ.get("RANK", "0") != "0")
+    return SafeConsole(quiet=not is_rank0())

@@ -236,16 +236,6 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + ctx.sizes[ctx.rank]], None, None
 
 
-def launched() -> int:
-    """How many ranks torchrun, accelerate or another launcher has started for this run; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_rank0() -> bool:
-    """Whether this process speaks for its run."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def start(
     device: str | torch.device, trackers: Sequence[str] = (), folder: Path | None = None
 ) -> "Accelerator":
@@ -305,16 +295,14 @@ def process_group(device: str | torch.device) -> Iterator[tuple[Ranks, torch.dev
     Those that are connected already stay so afterwards.
     """
     connected = dist.is_initialized()
-    if not connected and launched() == 1:
+    if not connected and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, None
         return
-    own = (
-        torch.device(f"cuda:{torch.cuda.current_device()}")
-        if connected and torch.cuda.is_available()
-        else None
-    )
+    own = None
     if not connected:
         own = start(device).device
+    elif torch.cuda.is_available():
+        own = torch.device(f"cuda:{torch.cuda.current_device()}")
     ranks = join(dist.get_world_size(), own or torch.device("cpu"))
     try:
         yield ranks, own

@@ -64,7 +64,7 @@ def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
     for name in ("pgd3@openai", f"pgd3@{tiny_folder}", f"encoder3@{tiny_folder}"):
         attack = find_attack(name)
         assert attack.name == name
-        assert 0 <= evaluator.correct(attack, EPS, precision="fp32").float().mean() < 1
+        assert 0 <= evaluator.run(attack, EPS, precision="fp32").accuracy < 1
     assert len(find_attack("pgd3@openai").arguments(EPS, 3)["searched_under"]) == 80
     assert len(find_attack(f"cw3@{tiny_folder}").arguments(EPS, 3)["surrogate_sha256"]) == 64
     found = find_attack(f"encoder-patches3@{tiny_folder}")

@@ -70,8 +70,8 @@ def test_an_evaluation_runs_it_by_name(tiny: CLIP) -> None:
     attack = find_attack("Encoder-5")
     assert attack == EncoderPGD(steps=5) and attack.name == "encoder5"
     assert find_attack("encoder-patches3x2") == EncoderPGD(tokens="patches", steps=3, restarts=2)
-    robust = evaluator.correct(attack, EPS, precision="fp32").float().mean()
-    assert robust < evaluator.correct(Noise(), EPS, precision="fp32").float().mean()
+    robust = evaluator.run(attack, EPS, precision="fp32").accuracy
+    assert robust < evaluator.run(Noise(), EPS, precision="fp32").accuracy
     assert attack.arguments(EPS, 3)["step_size"] == 1 / 255
 
 

@@ -19,9 +19,9 @@ CLEAN = find_attack("clean")
 
 def test_clean_and_attacked(tiny: CLIP, noise_set: LabelledSet) -> None:
     evaluator = Evaluator(tiny, noise_set, batch_size=7)
-    assert evaluator.correct(CLEAN, None).all()
+    assert evaluator.run(CLEAN, None).correct.all()
     accuracy = [
-        evaluator.correct(find_attack("pgd10"), Threat(eps=eps)).float().mean().item()
+        evaluator.run(find_attack("pgd10"), Threat(eps=eps)).accuracy
         for eps in (0.1 / 255, 2 / 255, 32 / 255)
     ]
     assert accuracy[0] >= accuracy[1] >= accuracy[2]
@@ -82,7 +82,7 @@ def test_bf16_and_fp32_searches_agree(tiny: CLIP) -> None:
     evaluator = Evaluator(tiny, labelled)
     # An ε at which about half of them fall, where a difference would show.
     threat = Threat(eps=1.2 / 255)
-    left = [evaluator.correct(find_attack("pgd10"), threat, precision=p) for p in ("fp32", "bf16")]
+    left = [evaluator.run(find_attack("pgd10"), threat, precision=p).correct for p in ("fp32", "bf16")]
     share = [x.float().mean().item() for x in left]
     assert 0.1 < share[0] < 0.9
     # Of m images that only one of the searches fools, by chance either fools half, with a standard deviation of √m of
@@ -96,7 +96,7 @@ def test_an_image_that_is_wrong_when_clean_stays_wrong_and_is_not_attacked(
 ) -> None:
     wrong = [(image, (label + 1) % 3) for image, label in noise_set.dataset]
     evaluator = Evaluator(tiny, replace(noise_set, dataset=wrong))
-    assert not evaluator.correct(CLEAN, None).any()
+    assert not evaluator.run(CLEAN, None).correct.any()
     monkeypatch.setattr("advflyp.evaluation.evaluator._Run._record", lambda *_: pytest.fail("attacked"))
     outcome = evaluator.run(find_attack("pgd2"), Threat(eps=8 / 255))
     assert not outcome.correct.any()
@@ -269,4 +269,4 @@ def test_logits_that_are_no_numbers_end_an_evaluation(noise_set: LabelledSet, ti
     with torch.no_grad():
         model.visual.conv1.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"gives logits that are not finite on .*, first at .*: its weights"):
-        Evaluator(model, noise_set).correct(CLEAN, None)
+        Evaluator(model, noise_set).run(CLEAN, None)

@@ -383,6 +383,9 @@ def test_changes(built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> No
         ADVFLYP.changed(classnames=["a", "b"]).apply(load_set("eurosat"))
     with pytest.raises(ValueError, match="eurosat has two classes called 'a', numbers 0 and 1"):
         ADVFLYP.changed(classnames=["a"] * 10).apply(load_set("eurosat"))
+    own = [f"class {number}" for number in range(10)]
+    ours = PROTOCOLS["tecoa"].changed(classnames=own).apply(load_set("eurosat"))
+    assert ours.classes == own, "not by the protocol's rules"
     mini = PROTOCOLS["tecoa"].apply(load_set("mini/food"))
     assert mini.templates == load_set("mini/food").templates, "what is not in the table keeps its prompts"
 

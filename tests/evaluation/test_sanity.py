@@ -68,6 +68,6 @@ def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:
     evaluator = Evaluator(tiny, labelled)
     # Every embedding turned round: the likeliest class is the one least like the picture.
     evaluator.weights = -evaluator.weights
-    assert not evaluator.correct(find_attack("clean"), None).any()
+    assert not evaluator.run(find_attack("clean"), None).correct.any()
     verdict = sanity_check(evaluator, PGD, Threat(eps=1 / 255), limit=5)
     assert verdict == {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}

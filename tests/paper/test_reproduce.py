@@ -9,10 +9,10 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from advflyp.errors import RunError
@@ -98,8 +98,8 @@ def test_a_training_gives_its_last_weights_and_its_best(
         def __init__(self, *_: object, **__: object) -> None:
             pass
 
-        def correct(self, *_: object, **__: object) -> torch.Tensor:
-            return torch.full((4,), next(scores))
+        def run(self, *_: object, **__: object) -> SimpleNamespace:
+            return SimpleNamespace(accuracy=next(scores))
 
     monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     plan = small(tiny_folder)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -239,11 +240,11 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
         def __init__(self, model, *_: object, **__: object) -> None:
             self.model = model
 
-        def correct(self, attack, threat, **_: object) -> torch.Tensor:
+        def run(self, attack, threat, **_: object) -> SimpleNamespace:
             if threat is None:
-                return torch.ones(10)
+                return SimpleNamespace(accuracy=1.0)
             weights.append(weights_sha256(self.model))
-            return torch.full((10,), next(scores))
+            return SimpleNamespace(accuracy=next(scores))
 
     monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     overrides = {"validate.set": "mini/val", "train.patience": 2, "train.epochs": 9}
@@ -308,8 +309,8 @@ def test_validations_inside_an_epoch_count_once(
         def __init__(self, *_: object, **__: object) -> None:
             pass
 
-        def correct(self, *_: object, **__: object) -> torch.Tensor:
-            return torch.ones(10)
+        def run(self, *_: object, **__: object) -> SimpleNamespace:
+            return SimpleNamespace(accuracy=1.0)
 
     monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     overrides = {"validate.set": "mini/val", "validate.every": 2, "validate.attack": "clean"}
@@ -329,9 +330,9 @@ def test_where_epochs_are_short_only_steps_count(
         def __init__(self, model, *_: object, **__: object) -> None:
             self.model = model
 
-        def correct(self, *_: object, **__: object) -> torch.Tensor:
+        def run(self, *_: object, **__: object) -> SimpleNamespace:
             weights.append(weights_sha256(self.model))
-            return torch.full((10,), next(scores))
+            return SimpleNamespace(accuracy=next(scores))
 
     monkeypatch.setattr("advflyp.training.validation.Evaluator", FakeEvaluator)
     real_save = loop.save_checkpoint

@@ -173,11 +173,7 @@ def _begin(
     start = start if victim.start is None else victim.start[attempts.rows]
     logits, loss, gradient = _evaluate(victim, attempts, start, attempts.targets, objective)
     state = _Ascent(
-        rows=attempts.rows,
-        images=attempts.images,
-        labels=attempts.labels,
-        targets=attempts.targets,
-        rank=attempts.rank,
+        **vars(attempts),
         adversarial=start,
         previous=start,
         loss=loss,

@@ -87,7 +87,6 @@ class Attack(ABC):
             for rows, found, _ in run_stages(
                 self.stages(threat),
                 victim,
-                victim,
                 images,
                 labels,
                 threat,
@@ -128,7 +127,6 @@ class Attack(ABC):
 def run_stages(
     stages: Sequence[Stage],
     victim: Victim,
-    logits_fp32: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
     threat: Threat,
@@ -142,8 +140,7 @@ def run_stages(
 
     Args:
         stages: The attack's stages.
-        victim: The classifier as the stages see it.
-        logits_fp32: The classifier in float32, which decides who is fooled.
+        victim: The classifier.
         images: (N, 3, H, W) pixels in [0, 1].
         labels: (N,) int64, on the CPU.
         threat: The ball around each image; an image outside is a mistake of the stage.
@@ -166,7 +163,7 @@ def run_stages(
             _check_found(found, origin, threat)
             # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
             with torch.no_grad():
-                answers = predicted(logits_fp32(found).cpu(), labels[rows])
+                answers = predicted(victim.judge(found).cpu(), labels[rows])
             robust[rows] = answers == labels[rows]
             survived[rows] += 1
             yield rows, found, answers

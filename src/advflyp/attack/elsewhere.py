@@ -1,7 +1,6 @@
 """Attacks that search on another classifier than the one that is evaluated: other prompts, or another model."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -96,17 +95,8 @@ class Transfer(_Elsewhere):
         encoder, model = victim.encoder, self.model
         if model.device != encoder.model.device:
             model = deepcopy(model).to(encoder.model.device)  # the caller's stays where it is
-        classifier = model.classifier(encoder.classes, encoder.templates)
-
-        def resized(images: Tensor) -> Tensor:
-            if tuple(images.shape[-2:]) == model.image_size:
-                return images
-            return F.interpolate(images, size=model.image_size, mode="bicubic", align_corners=False).clamp(
-                0, 1
-            )
-
-        tokens = _Tokens(classifier, resized)
-        return _Surrogate(lambda images: classifier(resized(images)), encoder=tokens)
+        classifier = _Resizing(model, encoder.classes, encoder.templates)
+        return _Surrogate(classifier, encoder=classifier)
 
     @property
     def name(self) -> str:
@@ -116,12 +106,17 @@ class Transfer(_Elsewhere):
         return {**self.attack.arguments(threat, classes), "surrogate_sha256": weights_sha256(self.model)}
 
 
-class _Tokens:
-    """A surrogate's encoder, of images as the victim has them."""
+class _Resizing(ZeroShotClassifier):
+    """A surrogate, of images as the victim has them."""
 
-    def __init__(self, classifier: ZeroShotClassifier, resized: Callable[[Tensor], Tensor]) -> None:
-        self.model, self.classes, self.templates = classifier.model, classifier.classes, classifier.templates
-        self.weights, self.resized, self.classifier = classifier.weights, resized, classifier
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(self._resized(images))
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
-        return self.classifier.encode_tokens(self.resized(images), patches)
+        return super().encode_tokens(self._resized(images), patches)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        size = self.model.image_size
+        if tuple(images.shape[-2:]) == size:
+            return images
+        return F.interpolate(images, size=size, mode="bicubic", align_corners=False).clamp(0, 1)

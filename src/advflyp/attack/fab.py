@@ -49,9 +49,7 @@ class FAB(Member):
 
 
 def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, finds: Finds) -> None:
-    at = _Approach(
-        attempts.rows, attempts.images, attempts.labels, attempts.targets, attempts.rank, attempts.images
-    )
+    at = _Approach(**vars(attempts), current=attempts.images)
     for _ in range(steps):
         if not len(at):
             break

@@ -22,12 +22,7 @@ CANDIDATES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class TextEdits:
-    """What `edit_texts` is to do, and what results call it.
-
-    Attributes:
-        edits: k.
-        candidates: How many edits are drawn for each that is made; 1 is a random edit, a control.
-    """
+    """What `edit_texts` is to do, its arguments, and what results call it."""
 
     edits: int = 1
     candidates: int = CANDIDATES

@@ -107,6 +107,10 @@ class Victim:
         """(N, 3, H, W) → (N, K) logits, at least float32."""
         return at_least_float32(self.search(images))
 
+    def judge(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, K) logits in float32, which decide whether an image is misclassified."""
+        return self(images) if self.logits_fp32 is None else self.logits_fp32(images)
+
     @property
     def encoder(self) -> Encoder:
         """The CLIP behind the classifier; ValueError where there is none."""

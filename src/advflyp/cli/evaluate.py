@@ -104,10 +104,9 @@ def evaluate(
 
         choose_templates(templates)
     with heavy_imports():
-        from advflyp.console import rank0_console
+        from advflyp.console import is_rank0, rank0_console
         from advflyp.data.sets.folders import read_names
         from advflyp.data.sets.labelled import remarks_on
-        from advflyp.distributed import is_rank0
         from advflyp.escape import for_rich
         from advflyp.evaluation.suite import evaluate
         from advflyp.report.console import evaluation_progress, results_table, verdicts

@@ -56,8 +56,7 @@ def train(
     path = find_recipe(recipe)
     check_names(path, overrides)
     with heavy_imports():
-        from advflyp.console import rank0_console
-        from advflyp.distributed import is_rank0
+        from advflyp.console import is_rank0, rank0_console
         from advflyp.training.loop import train
 
     result = train(

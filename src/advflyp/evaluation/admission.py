@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advflyp.evaluation.expected import Expected, expected_of, place_of, published_size
+from advflyp.evaluation.expected import WEBDATASET, Expected, expected_of, place_of, published_size
 from advflyp.evaluation.protocols import Protocol
 from advflyp.evaluation.results import Cell, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, read_samples
@@ -91,13 +91,13 @@ def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]
         chosen += fitting[-1:]
         if not fitting:
             missing.append(one)
-            different = different or (f"{_name(one)}: {_difference(one, here[-1])}" if here else "")
+            different = different or (f"{_at(*one.place)}: {_difference(one, here[-1])}" if here else "")
     if different:
         return chosen, f"another measurement than the protocol's, {different}"
     if missing:
         return (
             chosen,
-            f"{len(missing)} of {counted(len(expected), 'result')} missing, first {_name(missing[0])}",
+            f"{len(missing)} of {counted(len(expected), 'result')} missing, first {_at(*missing[0].place)}",
         )
     return chosen, ""
 
@@ -118,7 +118,7 @@ def _implausible(cells: Sequence[Cell]) -> str:
         checks: Mapping[str, bool] = {
             "checkpoint_sha256 is no SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
             f"the dataset has {of:,} images, not {published or 0:,}": published not in (None, of)
-            and "(webdataset)" not in cell.split,
+            and not cell.split.endswith(WEBDATASET),
             f"n is {cell.n:,} of {n:,} images": not n * (1 - TOLERATED) <= cell.n <= n,
             "accuracy and ci95 are not those of its counts": abs(cell.accuracy - cell.correct / cell.n) > 1e-6
             or max(abs(a - b) for a, b in zip(cell.ci95, wilson(cell.correct, cell.n), strict=True)) > 1e-6,
@@ -127,35 +127,28 @@ def _implausible(cells: Sequence[Cell]) -> str:
             > clean.get(cell.set, cell.correct),
         }
         if wrong := next((text for text, is_wrong in checks.items() if is_wrong), ""):
-            return f"{_described(cell)}: {wrong}"
+            return f"{_at(*place_of(cell))}: {wrong}"
     return ""
 
 
 def _unproven(cells: Sequence[Cell], protocol: Protocol, store: Path, is_ours: bool) -> str:
     for cell in cells:
+        where = _at(*place_of(cell))
         if cell.sanity is not None and not cell.sanity["passed"]:
-            return f"{_described(cell)}: gradients look masked ({', '.join(cell.sanity['failed'])})"
+            return f"{where}: gradients look masked ({', '.join(cell.sanity['failed'])})"
         if protocol.evidence and cell.norm and cell.sanity is None:
-            return f"{_described(cell)}: no check for masked gradients; measure with --sanity"
+            return f"{where}: no check for masked gradients; measure with --sanity"
         if not has_samples(store, cell):
             if protocol.evidence:
-                return f"{_described(cell)}: the predictions for every image are missing; send the .samples folder too"
+                return f"{where}: the predictions for every image are missing; send the .samples folder too"
         elif not is_ours:
             try:
                 correct = read_samples(store, cell).correct
             except ValueError as error:
-                return f"{_described(cell)}: {error}"
+                return f"{where}: {error}"
             if (len(correct), int(correct.sum())) != (cell.n, cell.correct):
-                return f"{_described(cell)}: the predictions for every image give other counts"
+                return f"{where}: the predictions for every image give other counts"
     return ""
-
-
-def _name(expected: Expected) -> str:
-    return _at(*expected.place)
-
-
-def _described(cell: Cell) -> str:
-    return _at(*place_of(cell))
 
 
 def _at(name: str, attack: str, norm: str | None, eps: float) -> str:

@@ -21,6 +21,16 @@ from advflyp.plugins import load_object
 
 A = TypeVar("A", bound=Attack)
 Condition = tuple[Attack, Threat | None]
+# Those whose names say no more than their parameters.
+KINDS: dict[str, type[Attack]] = {
+    "clean": Clean,
+    "noise": Noise,
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "cw": CW,
+    "encoder": EncoderPGD,
+    "typographic": Typographic,
+}
 
 
 def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
@@ -54,20 +64,10 @@ def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
     if not isinstance(attack, str):
         return Custom(function=attack)
     read = read_attack_name(attack)
-    match read["kind"]:
-        case "clean":
-            return Clean()
-        case "noise":
-            return Noise()
-        case "fgsm":
-            return FGSM()
-        case "pgd" | "cw":
-            kind = PGD if read["kind"] == "pgd" else CW
-            return kind(steps=read["steps"], restarts=read["restarts"])
-        case "encoder":
-            return EncoderPGD(**{key: value for key, value in read.items() if key != "kind"})
-        case "typographic":
-            return Typographic()
+    kind = read.pop("kind")
+    if kind in KINDS:
+        return KINDS[kind](**read)
+    match kind:
         case "elsewhere":
             return _elsewhere(find_attack(read["attack"]), read["where"])
         case "adaptive":

@@ -12,8 +12,8 @@ ON_CPU, LARGEST = 128, 1024
 COPIES = 8
 
 
-def largest_batch(model: CLIP, largest: int = LARGEST) -> int:
-    """How many images fit: `largest`, halved for as long as a step on so many runs out of memory.
+def largest_batch(model: CLIP) -> int:
+    """How many images fit: `LARGEST`, halved for as long as a step on so many runs out of memory.
 
     A step is a forward and a backward pass to the pixels, in float32. One image is assumed to fit.
     """
@@ -26,4 +26,4 @@ def largest_batch(model: CLIP, largest: int = LARGEST) -> int:
         torch.autograd.grad(model.encode_image(images).sum(), images)
 
     with for_use(model), model.computing_in("fp32"):
-        return largest_that_fits(step, largest)
+        return largest_that_fits(step, LARGEST)

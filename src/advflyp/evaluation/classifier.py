@@ -119,7 +119,6 @@ class Classifier:
             for rows, found, _ in run_stages(
                 attack.stages(threat),
                 self.victim(precision),
-                self.logits_fp32,
                 images,
                 labels,
                 threat,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from advflyp.config import suggest
-from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, read_cells
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, Z, read_cells
 from advflyp.evaluation.samples import Samples, has_samples, read_samples
 
 # What two cells may differ in and still be compared; the reader is told.
@@ -144,9 +144,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def mean_difference_interval(
-    counts: Sequence[tuple[int, int, int]], z: float = 1.959964
-) -> tuple[float, float]:
+def mean_difference_interval(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
     """The 95 % interval of the mean over sets of accuracy B − accuracy A.
 
     For one set it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half an image is added to each of
@@ -154,14 +152,13 @@ def mean_difference_interval(
 
     Args:
         counts: (only_a, only_b, n) of each dataset; their images are independent samples.
-        z: Quantile of the normal distribution.
     """
     centre = variance = 0.0
     for only_a, only_b, n in counts:
         size = n + 2
         centre += (only_b - only_a) / size
         variance += (only_a + only_b + 1 - (only_b - only_a) ** 2 / size) / size**2
-    half = z * math.sqrt(variance) / len(counts)
+    half = Z * math.sqrt(variance) / len(counts)
     centre /= len(counts)
     return max(-1.0, centre - half), min(1.0, centre + half)
 

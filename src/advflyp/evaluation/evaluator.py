@@ -64,8 +64,13 @@ class Outcome:
 
     @property
     def correct(self) -> Tensor:
-        """(n,) bool."""
+        """(n,) bool: classified correctly in float32, after the attack if there is one."""
         return self.attacked == self.label
+
+    @property
+    def accuracy(self) -> float:
+        """The share of `correct`."""
+        return self.correct.float().mean().item()
 
 
 class Evaluator(Classifier):
@@ -106,18 +111,6 @@ class Evaluator(Classifier):
     def __len__(self) -> int:
         return len(self.index)
 
-    def correct(
-        self,
-        attack: Attack,
-        threat: Threat | None,
-        *,
-        precision: Precision = "auto",
-        seed: int = 0,
-        watch: Callable[[SetProgress], None] = lambda progress: None,
-    ) -> Tensor:
-        """(n,) bool: classified correctly in float32, after the attack if there is one."""
-        return self.run(attack, threat, precision=precision, seed=seed, watch=watch).correct
-
     def run(
         self,
         attack: Attack,
@@ -144,8 +137,7 @@ class Evaluator(Classifier):
             watch: Called after every batch.
         """
         with for_use(self.model):
-            run = _Run(self, attack, threat, precision, seed, journal, watch)
-            run.keep = keep
+            run = _Run(self, attack, threat, precision, seed, journal, keep, watch)
             run.all_images()
         readable = run.clean != UNREADABLE
         return Outcome(
@@ -167,16 +159,11 @@ class _Run:
         precision: Precision,
         seed: int,
         journal: Journal | None,
+        keep: Callable[[Tensor, Tensor], None] | None,
         watch: Callable[[SetProgress], None],
     ) -> None:
-        self.evaluator, self.threat, self.seed, self.journal, self.watch = (
-            evaluator,
-            threat,
-            seed,
-            journal,
-            watch,
-        )
-        self.keep: Callable[[Tensor, Tensor], None] | None = None
+        self.evaluator, self.threat, self.seed = evaluator, threat, seed
+        self.journal, self.keep, self.watch = journal, keep, watch
         self.victim = evaluator.victim(precision)
         self.victim.batch_size = evaluator.batch_size
         self.stages = attack.stages(threat) if threat is not None else []
@@ -270,7 +257,6 @@ class _Run:
             batches = run_stages(
                 self.stages,
                 self.victim,
-                self.evaluator.logits_fp32,
                 torch.cat([images for _, images in together]),
                 self.labels[rows],
                 self.threat,

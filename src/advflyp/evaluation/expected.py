@@ -15,6 +15,7 @@ from advflyp.evaluation.attacks import conditions
 from advflyp.evaluation.protocols import OTHERS, Protocol
 from advflyp.evaluation.results import Cell
 
+# Ends the split of images that were read from CLIP benchmark's copy.
 WEBDATASET = " (webdataset)"
 
 
@@ -23,20 +24,16 @@ class Expected:
     """A measurement under a protocol.
 
     Attributes:
-        protocol: The protocol.
+        protocol: The protocol; of its measurements this is one of `limit` images, with `seed`.
         set: The dataset, as `set_names` writes it; one that `is_known`.
         attack: The attack.
         threat: Its ball; None for clean images.
-        limit: How many images, classes evenly represented; None is all.
-        seed: Random seed of the attack and of `limit`.
     """
 
     protocol: Protocol
     set: str
     attack: Attack
     threat: Threat | None
-    limit: int | None
-    seed: int
 
     @property
     def place(self) -> tuple[str, str, str | None, float]:
@@ -46,8 +43,8 @@ class Expected:
 
     def difference(self, cell: Cell) -> str:
         """The first thing in which a cell of this `place` is another measurement, in words; empty where in none."""
-        of = cell.subset.get("of", 0)
-        part = {} if self.limit is None or self.limit >= of else {"limit": self.limit, "seed": self.seed}
+        of, limit, seed = cell.subset.get("of", 0), self.protocol.limit, self.protocol.seed
+        part = {} if limit is None or limit >= of else {"limit": limit, "seed": seed}
         (split, classes), prompt = _split_and_classes(self.set), self._prompt()
         rows = (
             ("protocol", cell.protocol, self.protocol.recorded),
@@ -55,7 +52,7 @@ class Expected:
             ("prompt", cell.prompt, cell.prompt if prompt is None else prompt),
             ("attack_args", cell.attack_args, self.attack.arguments(self.threat, classes)),
             ("subset", cell.subset, {"of": of, **part}),
-            ("seed", cell.seed, self.seed if self.threat else 0),
+            ("seed", cell.seed, seed if self.threat else 0),
         )
         return next((f"{name} is {is_!r}, not {ought!r}" for name, is_, ought in rows if is_ != ought), "")
 
@@ -87,14 +84,7 @@ def expected_of(protocol: Protocol) -> list[Expected]:
         map(protocol.attack, protocol.attacks), protocol.norm, protocol.eps
     )
     return [
-        Expected(
-            protocol=protocol,
-            set=name,
-            attack=attack,
-            threat=threat,
-            limit=protocol.limit,
-            seed=protocol.seed,
-        )
+        Expected(protocol=protocol, set=name, attack=attack, threat=threat)
         for name in set_names(list(protocol.sets))
         for attack, threat in wanted
     ]

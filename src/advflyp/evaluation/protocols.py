@@ -164,7 +164,7 @@ class Protocol:
                     "names; give one name for each class, in the order of the labels, and one dataset at a time"
                 )
             check_distinct(self.own_names, labelled.name)
-            return replace(labelled, **changes, classes=list(self.own_names))
+            changes["classes"] = list(self.own_names)
         return replace(labelled, **changes) if changes else labelled
 
     @property

@@ -19,12 +19,13 @@ from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
 T = TypeVar("T")
 
+# The quantile of the normal distribution of 95 % intervals.
+Z = 1.959964
 # Of the arguments of an attack, those that a report computes with.
 SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
 
 DEFAULT_PROTOCOL = "advflyp"
 OF_PROTOCOL = ("protocol", "settings")
-
 
 BLOCK = 1 << 16
 # What belongs to results.jsonl is in folders beside it: results.samples, results.unfinished.
@@ -117,22 +118,22 @@ class Cell(Measurement):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of `correct` successes in `n` trials (n ≥ 1); 95 % by default."""
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of `correct` successes in `n` trials (n ≥ 1)."""
     p = correct / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
+    centre = p + Z * Z / (2 * n)
+    spread = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def mean_interval(cells: Iterable[Cell], z: float = 1.959964) -> tuple[float, tuple[float, float]]:
+def mean_interval(cells: Iterable[Cell]) -> tuple[float, tuple[float, float]]:
     """Mean accuracy over sets and its 95 % interval, the sets' images being independent samples."""
     cells = list(cells)
     mean = sum(cell.accuracy for cell in cells) / len(cells)
     # Agresti–Coull proportions keep a set with 0 or n correct from claiming certainty.
-    adjusted = [((c.correct + z * z / 2) / (c.n + z * z), c.n + z * z) for c in cells]
-    half = z * math.sqrt(sum(p * (1 - p) / n for p, n in adjusted)) / len(cells)
+    adjusted = [((c.correct + Z * Z / 2) / (c.n + Z * Z), c.n + Z * Z) for c in cells]
+    half = Z * math.sqrt(sum(p * (1 - p) / n for p, n in adjusted)) / len(cells)
     return mean, (max(0.0, mean - half), min(1.0, mean + half))
 
 

@@ -137,7 +137,7 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
         "black box": survivors_of(Square(queries=QUERIES)),
         "noise": survivors_of(Noise()),
         "pixels": images.numel(),
-        **_gradients(evaluator, images, labels, streams, loss, threat, parts),
+        **_gradients(images, labels, streams, ascent, threat, parts),
     }
 
 
@@ -164,21 +164,17 @@ def _step_size(threat: Threat, steps: int) -> float:
 
 
 def _gradients(
-    evaluator: Evaluator,
     images: Tensor,
     labels: Tensor,
     streams: Streams,
-    loss: Any,
+    ascent: Callable[[Tensor], Callable[[Tensor], Tensor]],
     threat: Threat,
     parts: Sequence[Tensor],
 ) -> dict[str, float]:
     """How many components of the gradient at the images are exactly zero; by how much ten steps increase the loss."""
     zeros, rise = 0.0, 0.0
     for part in parts:
-
-        def value(x: Tensor, labels: Tensor = labels[part]) -> Tensor:
-            return loss(evaluator.logits(x), labels)
-
+        value = ascent(labels[part])
         leaf = images[part].requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(value(leaf).sum(), leaf, allow_unused=True)

@@ -22,7 +22,7 @@ from advflyp.evaluation.attacks import Condition, conditions
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
-from advflyp.evaluation.expected import Expected, is_known, place_of
+from advflyp.evaluation.expected import WEBDATASET, Expected, is_known, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, check_store, read_cells, wilson
@@ -212,16 +212,9 @@ class _Suite:
         if opens or not isinstance(dataset, str) or not is_known(dataset):
             return None
         search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
-        found = []
+        asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
         for attack, threat in wanted:
-            expected = Expected(
-                protocol=self.protocol,
-                set=dataset,
-                attack=attack,
-                threat=threat,
-                limit=self.limit,
-                seed=self.seed,
-            )
+            expected = Expected(protocol=asked, set=dataset, attack=attack, threat=threat)
             same = (sha256, __version__, search.precision if threat else "fp32", *expected.place)
             cells = [
                 cell
@@ -302,8 +295,7 @@ class _Suite:
         return Cell(
             **same,
             set=labelled.name,
-            split=labelled.split
-            + (" (webdataset)" if labelled.info.get("read_from") == "webdataset" else ""),
+            split=labelled.split + (WEBDATASET if labelled.info.get("read_from") == "webdataset" else ""),
             n=0,
             prompt=labelled.prompt,
             attack=attack.name,

@@ -80,10 +80,8 @@ def read_tuning(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _score(run: Path, precision: Precision) -> dict[str, float]:
     evaluator = Evaluator(load_model(run, device=pick_device("auto")), load_set(SET), limit=IMAGES)
-    clean = evaluator.correct(find_attack("clean"), None).float().mean().item()
-    robust = (
-        evaluator.correct(find_attack("pgd10"), Threat(eps=EPS), precision=precision).float().mean().item()
-    )
+    clean = evaluator.run(find_attack("clean"), None).accuracy
+    robust = evaluator.run(find_attack("pgd10"), Threat(eps=EPS), precision=precision).accuracy
     return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 
 

@@ -1,6 +1,7 @@
 """From a recipe to the objects of a run."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from advflyp import distributed
 from advflyp.config import read_toml
+from advflyp.data.batch import Batch
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Pairs
 from advflyp.data.sets.labelled import LabelledSet
@@ -33,7 +35,7 @@ from advflyp.training.optim import make_optimizer, peak_rate
 from advflyp.training.recipe import Recipe
 from advflyp.training.signals import Signals
 from advflyp.training.state import TrainState
-from advflyp.training.texts import CaptionTexts, LabelTexts, NoTexts, open_texts
+from advflyp.training.texts import open_texts
 from advflyp.training.unfreeze import unfreeze
 from advflyp.training.update import Objective
 from advflyp.wording import counted
@@ -82,7 +84,7 @@ class TrainingRun:
     unsharded: CLIP
     method: Method
     pairs: Pairs
-    add_texts: NoTexts | CaptionTexts | LabelTexts
+    add_texts: Callable[[Batch], Batch]
     objective: nn.Module
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -160,7 +162,7 @@ def build(
     model = objects.open_model(recipe, device)
     method = _open_method(recipe, precision, model, ranks)
     share = Share(recipe.data.batch_size, ranks.rank, ranks.size, recipe.data.drop_last)
-    pairs = _open_pairs(recipe, objects, model, share, device)
+    pairs = _open_pairs(recipe, objects, method, share, device)
     unsharded, parameters = _prepare(recipe, model, method, ranks, device)
     recipe = _in_parts(recipe, method, parameters, share, ranks)
     total_steps = min(recipe.train.epochs * len(pairs), recipe.train.max_steps or sys.maxsize)
@@ -226,11 +228,14 @@ def _open_method(recipe: Recipe, precision: PrecisionChoice, model: CLIP, ranks:
     return method
 
 
-def _open_pairs(recipe: Recipe, objects: Objects, model: CLIP, share: Share, device: torch.device) -> Pairs:
-    data, wanted = recipe.data, find_method(recipe.method_name)[0].trains_on
-    reader = ImageReader(model.config["preprocess_cfg"], data.resize, data.interpolation)
-    seed = recipe.train.seed
-    return open_training(data, wanted, reader, seed=seed, device=device, share=share, data=objects.pairs)
+def _open_pairs(
+    recipe: Recipe, objects: Objects, method: Method, share: Share, device: torch.device
+) -> Pairs:
+    data, seed = recipe.data, recipe.train.seed
+    reader = ImageReader(method.model.config["preprocess_cfg"], data.resize, data.interpolation)
+    return open_training(
+        data, method.trains_on, reader, seed=seed, device=device, share=share, data=objects.pairs
+    )
 
 
 def _prepare(

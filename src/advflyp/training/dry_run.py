@@ -87,8 +87,8 @@ def dry_run(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> D
 
 
 def _bytes_of_weights(run: TrainingRun) -> int:
-    every = sum(p.numel() * p.element_size() for p in run.model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in run.parameters)
+    every = sum(p.nbytes for p in run.model.parameters())
+    trained = sum(p.nbytes for p in run.parameters)
     return every * (1 + run.method.needs_original) + trained * (1 + STATES[run.recipe.optim.name])
 
 

@@ -1,6 +1,7 @@
 """What ends a run that cannot go on, each in one line: divergence, a full disk, too little memory, a lost rank."""
 
 import errno
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from advflyp.errors import GONE, LostRank, RunError, refusal
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import broken_weights, not_finite
-from advflyp.training.meter import losses_not_finite
 from advflyp.training.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ TRIED = 32
 def finite_means(run: "TrainingRun") -> dict[str, float]:
     """The means of the metrics since the last line; `RunError` where a loss or the gradient's norm is not finite."""
     means = run.meter.means()
-    if wrong := losses_not_finite(means):
-        raise _diverged(run, ", ".join(f"{name} = {means[name]}" for name in wrong))
+    judged = {name: mean for name, mean in means.items() if name.startswith("loss") or name == "grad_norm"}
+    if wrong := [f"{name} = {mean}" for name, mean in judged.items() if not math.isfinite(mean)]:
+        raise _diverged(run, ", ".join(wrong))
     return means
 
 

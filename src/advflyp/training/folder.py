@@ -1,6 +1,8 @@
 """The folder of a run: its files, whether it can take a run, and the lock that keeps other processes out."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -46,18 +48,6 @@ def check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"no permission to write to {parent}; name another folder for the run")
 
 
-def lock_run(folder: Path) -> IO[bytes]:
-    """Lock a run's folder while the returned file is open.
-
-    Raises:
-        ValueError: Another process has the lock, or the folder cannot be written to.
-    """
-    try:
-        return lock(folder / LOCK_FILE)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-
-
 class RunFolder:
     """The folder of a run, which one process writes to.
 
@@ -75,30 +65,36 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.best = path / BEST
         self.last = path / LAST
-        self._locks: list[IO[bytes]] = []
+        self._lock: IO[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
         """Check the folder, and lock it if it is there already; ValueError where it cannot take the run."""
         check_folder(self.path, resume)
         if self.path.is_dir():
-            self._locks.append(lock_run(self.path))
+            with self._writing():
+                self._lock = lock(self.path / LOCK_FILE)
 
     def begin(self, recipe: str) -> None:
         """Make and lock the folder, and write the resolved recipe into it."""
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self._locks:
-                self._locks.append(lock_run(self.path))
+            if self._lock is None:
+                self._lock = lock(self.path / LOCK_FILE)
             for folder in (self.best, self.last):
                 recover_folder(folder)
             write_text(self.recipe, recipe)
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Unlock the folder."""
-        for file in self._locks:
-            file.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.path}: {error.strerror}") from None
 
     def saved(self) -> list[Path]:
         """The checkpoints, oldest first."""

@@ -21,7 +21,7 @@ from advflyp.training.failures import check_finite, explaining, finite_means, wr
 from advflyp.training.objects import Objects
 from advflyp.training.optim import peak_rate
 from advflyp.training.recipe import leaves, read_recipe
-from advflyp.training.runlog import RunLog, SilentLog
+from advflyp.training.runlog import AnyLog, RunLog, SilentLog
 from advflyp.training.signals import Interrupted
 from advflyp.training.state import resume_run, state_dict
 from advflyp.training.update import Updated, update
@@ -29,8 +29,6 @@ from advflyp.training.validation import changes, keep_last, validate, validate_o
 
 # Pairs of a batch by which φ is measured.
 PHI_PAIRS = 32
-
-AnyLog = RunLog | SilentLog
 
 
 @dataclass(frozen=True, kw_only=True)

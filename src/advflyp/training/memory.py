@@ -23,8 +23,7 @@ def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
     if config.activation_checkpointing:
         blocks = model.net.visual
         blocks.set_grad_checkpointing(True)
-        flags = [getattr(m, "grad_checkpointing", False) for m in blocks.modules()]
-        if not any(flags):
+        if not any(getattr(module, "grad_checkpointing", False) for module in blocks.modules()):
             raise ValueError(
                 f"train.activation_checkpointing: the image tower of {model.name} has no blocks to recompute; use "
                 "train.micro_batch"

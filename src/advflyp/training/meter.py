@@ -103,12 +103,6 @@ class Meter:
         return result
 
 
-def losses_not_finite(means: dict[str, float]) -> list[str]:
-    """Names of the losses and the gradient's norm, those that are NaN or infinite."""
-    judged = [name for name in means if name.startswith("loss") or name == "grad_norm"]
-    return [name for name in judged if not math.isfinite(means[name])]
-
-
 class Flops(TorchDispatchMode):
     """Counts the floating-point operations of matrix products, convolutions and attention in its block.
 

@@ -97,10 +97,8 @@ def peak_rate(config: OptimConfig, total_steps: int) -> float:
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The rate of the update that follows `step` finished updates."""
-    peak, warmup = (
-        peak_rate(config, total_steps),
-        min(config.warmup_steps, int(total_steps * config.warmup_share)),
-    )
+    peak = peak_rate(config, total_steps)
+    warmup = min(config.warmup_steps, int(total_steps * config.warmup_share))
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
@@ -132,15 +132,9 @@ class Recipe:
         return tomli_w.dumps(self.tree())
 
 
+# The dataclass of each table but "method".
 TABLES: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "attack": AttackConfig,
-    "optim": OptimConfig,
-    "train": TrainConfig,
-    "validate": ValidateConfig,
-    "checkpoint": CheckpointConfig,
-    "log": LogConfig,
+    name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("method", "method_name")
 }
 
 # What a resumed run may change: where, how fast and how loudly it computes, not what.

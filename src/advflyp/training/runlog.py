@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,8 +20,15 @@ from advflyp.escape import for_rich, for_terminal
 from advflyp.files import InUse, append, try_open_locked
 from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 METRICS_FILE = "metrics.jsonl"
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+# Each is called like its package.
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+# Seconds from one line of a log to the next, at least.
+QUIET = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +51,8 @@ class LogConfig:
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")
-            if importlib.util.find_spec(TRACKERS[name]) is None:
-                raise ValueError(f"log.trackers = '{name}' needs a package: pip install {TRACKERS[name]}")
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"log.trackers = '{name}' needs a package: pip install {name}")
 
 
 class Pulse:
@@ -53,18 +60,16 @@ class Pulse:
 
     Args:
         console: Where they go; a terminal and none get no lines.
-        every: Seconds from one line to the next, at least.
     """
 
-    def __init__(self, console: Console | None, every: float = 10.0) -> None:
+    def __init__(self, console: Console | None) -> None:
         self.console = None if console is None or console.is_terminal else console
-        self.every = every
         self.last = time.monotonic()
 
     def say(self, message: Callable[[], str]) -> None:
         """Print what `message` returns, if it is time for a line."""
         now = time.monotonic()
-        if self.console is not None and now - self.last >= self.every:
+        if self.console is not None and now - self.last >= QUIET:
             self.last = now
             self.console.print(for_rich(message()))
 
@@ -101,12 +106,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class Tracker(Protocol):
-    """Where numbers of a step go besides the file."""
-
-    def log(self, values: dict[str, Any], step: int) -> None: ...
-
-
 class RunLog:
     """Appends one JSON object a line to `folder`/metrics.jsonl and shows progress.
 
@@ -126,7 +125,7 @@ class RunLog:
         resume_step: int = 0,
         kept: int = 0,
         console: Console | None = None,
-        tracker: Tracker | None = None,
+        tracker: "Accelerator | None" = None,
     ) -> None:
         file = try_open_locked(folder / METRICS_FILE)
         if file is None:
@@ -207,6 +206,9 @@ class SilentLog:
     def advance(self, step: int, status: str | None = None) -> None: ...
 
     def say(self, message: str) -> None: ...
+
+
+AnyLog = RunLog | SilentLog
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

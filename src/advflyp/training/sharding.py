@@ -4,7 +4,7 @@ For towers whose training state does not fit one device. What is frozen (the ori
 every process, and so does the copy that validation and checkpoints use.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,12 +64,9 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict({key: _split_as(state[key], old) for key, old in module.state_dict().items()})
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], parameters: Sequence[Tensor]
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """The reverse of `whole` for an optimiser's state; its parameters are numbered in the order of its groups."""
-    order = {id(p): p for p in parameters}
-    numbered = [order[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    numbered: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     split = {
         number: {
             name: _split_as(value, numbered[number]) if _like(value, numbered[number]) else value

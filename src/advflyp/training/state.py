@@ -99,7 +99,7 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     sharding.load_weights(run.model, state["model"])
     if run.method.original is not None:
         run.method.original.load_state_dict(state["original"])
-    sharding.load_optimizer(run.optimizer, state["optimizer"], run.parameters)
+    sharding.load_optimizer(run.optimizer, state["optimizer"])
     own = ranks[run.ranks.rank]
     skipped = Skipped(Counter(own["dirt"]["counts"]), dict(own["dirt"]["examples"]))
     run.state = TrainState(**state["progress"], position=own["position"] or {}, skipped=skipped)

@@ -18,13 +18,6 @@ from advflyp.training.recipe import Recipe
 EncodeText = Callable[[Sequence[str]], Tensor]
 
 
-class NoTexts:
-    """A method that trains on images alone is promised none."""
-
-    def __call__(self, batch: Batch) -> Batch:
-        return batch
-
-
 class CaptionTexts:
     """The captions of the pairs of all ranks.
 
@@ -71,10 +64,10 @@ class LabelTexts:
 
 def open_texts(
     recipe: Recipe, model: CLIP, method: Method, pairs: object, ranks: Ranks
-) -> NoTexts | CaptionTexts | LabelTexts:
+) -> Callable[[Batch], Batch]:
     """What adds the text embeddings for this method; those of a frozen tower are kept."""
     if method.trains_on == "images":
-        return NoTexts()
+        return lambda batch: batch
     frozen = recipe.train.unfreeze not in ("vision+text", "all")
     encode: EncodeText = model.encode_text
     # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.

@@ -1,7 +1,7 @@
 """What decides which weights are the best: accuracies on the validation set, clean and under attack."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
@@ -11,6 +11,7 @@ from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.folder import read_card, save_model
 from advflyp.training.failures import check_finite, writing
 from advflyp.training.recipe import Recipe
+from advflyp.training.runlog import AnyLog
 from advflyp.training.update import attack_config
 from advflyp.wording import counted
 
@@ -21,15 +22,7 @@ if TYPE_CHECKING:
 LOSS = 5
 
 
-class Log(Protocol):
-    """Where a run reports: `RunLog`, or `SilentLog` on other ranks."""
-
-    def write(self, kind: str, step: int, **values: Any) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-
-def validate_original(run: "TrainingRun", log: Log) -> None:
+def validate_original(run: "TrainingRun", log: AnyLog) -> None:
     """Measure what the run begins with; never the best, which is one of the trained."""
     if run.validation_set is None or run.state.before is not None:  # by a run that was interrupted then
         return
@@ -38,14 +31,14 @@ def validate_original(run: "TrainingRun", log: Log) -> None:
     log.say(f"step 0: {run.recipe.validate.set} {shown(run.state.before)}")
 
 
-def validate(run: "TrainingRun", log: Log) -> None:
+def validate(run: "TrainingRun", log: AnyLog) -> None:
     """Measure, keep the weights if they are the best so far, and count towards patience."""
     state, recipe = run.state, run.recipe
     if state.validated_at == state.step:
         return  # `validate.every` fell on the end of the epoch
     check_finite(run)
     if run.validation_set is None:
-        _keep_best(run, {"step": state.step})
+        _keep(run, run.folder.best, {"step": state.step})
         state.validated_at = state.step
         return
     accuracies = _accuracies(run)
@@ -55,7 +48,7 @@ def validate(run: "TrainingRun", log: Log) -> None:
     if better:
         state.best, state.after = score, accuracies
         state.validations_without_gain = 0
-        _keep_best(run, {"step": state.step, "validation": accuracies, "original": state.before})
+        _keep(run, run.folder.best, {"step": state.step, "validation": accuracies, "original": state.before})
     else:
         state.validations_without_gain += 1
     log.write("validate", state.step, epoch=state.epoch, best=better, **accuracies)
@@ -75,13 +68,12 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
         run.unsharded_model(), run.validation_set, limit=recipe.validate.limit, seed=seed, ranks=run.ranks
     )
     # Of several ranks one cannot leave the others in the middle.
-    watch = run.signals.raise_if_any if run.ranks.size == 1 else _go_on
+    watch = run.signals.raise_if_any if run.ranks.size == 1 else lambda progress: None
 
     def accuracy(attack: Attack) -> float:
         threat = recipe.attack.threat if attack.perturbs else None
         precision = run.precision.precision
-        correct = evaluator.correct(attack, threat, precision=precision, seed=seed, watch=watch)
-        return correct.float().mean().item()
+        return evaluator.run(attack, threat, precision=precision, seed=seed, watch=watch).accuracy
 
     attack = find_attack(recipe.validate.attack)
     found = {"clean": accuracy(find_attack("clean"))}
@@ -92,11 +84,7 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
     return found
 
 
-def _go_on(_: object) -> None:
-    pass
-
-
-def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: Log) -> None:
+def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: AnyLog) -> None:
     """Go on with two steps where the model resists one step only (catastrophic overfitting; Wong et al. 2020)."""
     gap = accuracies.get("fgsm", 0) - accuracies.get("robust", 0)
     if gap > run.recipe.attack.overfitting_gap:
@@ -110,10 +98,6 @@ def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: Lo
 def keep_last(run: "TrainingRun") -> None:
     """Keep the weights as they are now in last/, which validation has no part in."""
     _keep(run, run.folder.last, {"step": run.state.step})
-
-
-def _keep_best(run: "TrainingRun", about: dict[str, Any]) -> None:
-    _keep(run, run.folder.best, about)
 
 
 def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:

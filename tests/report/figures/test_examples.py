@@ -42,7 +42,7 @@ def test_the_choice_knows_nothing_of_the_second_model(
 def test_it_is_the_attack_of_the_evaluation(tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet]) -> None:
     shown = examples(tiny, other, NAMES, eps=8 / 255, n=8)
     threat, attack = Threat(eps=8 / 255), find_attack("pgd10")
-    outcome = {name: Evaluator(tiny, labelled).correct(attack, threat) for name, labelled in sets.items()}
+    outcome = {name: Evaluator(tiny, labelled).run(attack, threat).correct for name, labelled in sets.items()}
     for example in shown:
         assert (example.before.top_adversarial[0][0] == example.label) == bool(
             outcome[example.set][example.index]
@@ -53,7 +53,8 @@ def test_fewer_where_the_original_is_rarely_right(
     tiny: CLIP, other: CLIP, sets: dict[str, LabelledSet]
 ) -> None:
     right = sum(
-        int(Evaluator(tiny, labelled).correct(find_attack("clean"), None).sum()) for labelled in sets.values()
+        int(Evaluator(tiny, labelled).run(find_attack("clean"), None).correct.sum())
+        for labelled in sets.values()
     )
     assert len(examples(tiny, other, NAMES, eps=2 / 255, n=1000)) == right > 0
 
