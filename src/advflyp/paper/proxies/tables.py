@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from advflyp.paper.efficiency import mean_change
+from advflyp.paper.efficiency import paired
 from advflyp.paper.proxies.numbers import CLEAN, ROBUST, Numbers, Side
 from advflyp.paper.proxies.plan import (
     BEST,
@@ -23,7 +23,7 @@ from advflyp.paper.proxies.plan import (
     Cell,
     with_spaces,
 )
-from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Hypothesis, Verdict, all_of, by_seed, decide
+from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Verdict, all_of, by_seed, decide
 from advflyp.report.figures.number import against_number, by_kind
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.measure.estimates import Estimate, aggregate_seeds
@@ -78,7 +78,8 @@ def verdict_table(numbers: Numbers) -> Table:
     rows: list[list[Value]] = []
     blocks = []
     for hypothesis in HYPOTHESES:
-        blocks.append((_heading(hypothesis, last[hypothesis.id][0]), len(hypothesis.statements)))
+        heading = f"{hypothesis.id} {last[hypothesis.id][0]}: {hypothesis.words}"
+        blocks.append((heading, len(hypothesis.statements)))
         for one, other in zip(last[hypothesis.id][1], best[hypothesis.id][1], strict=True):
             rows.append(
                 [
@@ -264,12 +265,10 @@ def _sides(numbers: Numbers, cell: Cell, method: str) -> list[Value]:
 
 def _lead(numbers: Numbers, cell: Cell, method: str, side: Side) -> Estimate | None:
     """Over as many pairs, on the same images; None of pairs themselves."""
+    if method == PAIRS:
+        return None
     own, pairs = (numbers.on_side(cell.run(name), ROBUST, side) for name in (method, PAIRS))
-    return (
-        None
-        if method == PAIRS
-        else mean_change([own[seed] - pairs[seed] for seed in own.keys() & pairs.keys()])
-    )
+    return paired(own, pairs)
 
 
 def _spread(numbers: Numbers, run: str, attack: str) -> Estimate | None:
@@ -287,10 +286,6 @@ def _bootstrap(numbers: Numbers, decision: Decision) -> str | None:
     seeds = sorted(by_seed(statement, numbers.column(best=False)[attack]))
     found = numbers.resampled(statement.terms, attack, seeds)
     return Estimate(decision.difference.value, *found, is_change=True).interval if found else None
-
-
-def _heading(hypothesis: Hypothesis, verdict: Verdict) -> str:
-    return f"{hypothesis.id} {verdict}: {hypothesis.words}"
 
 
 def _groups(names: Sequence[str]) -> list[tuple[str, int]]:
