@@ -96,8 +96,6 @@ def _notes(cells: Sequence[AnswerCell]) -> list[str]:
             f"{cell.task}, ε = {cell.eps * 255:g}/255: {count} of {cell.n} worst answers hold “{word}”"
             for word, count in cell.reached.items()
         ]
-    if skipped := [key for cell in cells for key in cell.unreadable]:
-        notes.append(
-            f"skipped {counted(len(set(skipped)), 'sample')}: {', '.join(list(dict.fromkeys(skipped))[:3])}"
-        )
+    if skipped := list(dict.fromkeys(key for cell in cells for key in cell.unreadable)):
+        notes.append(f"skipped {counted(len(skipped), 'sample')}: {', '.join(skipped[:3])}")
     return notes
