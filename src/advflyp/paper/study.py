@@ -129,11 +129,6 @@ class SeedRun:
     recipe: Mapping[str, Any]
 
     @property
-    def has_weights(self) -> bool:
-        """Whether `load_model` can load it."""
-        return self.folder is not None and (self.folder / BEST).is_dir()
-
-    @property
     def original(self) -> str:
         """The model that the run started from."""
         return str(self.recipe.get("model", {}).get("name", "mini"))
@@ -159,7 +154,9 @@ class Study:
 
     def run_of(self, label: str) -> SeedRun | None:
         """The first seed of a method whose folder is there with weights."""
-        runs = [run for run in self.runs if run.label == label and run.has_weights]
+        runs = [
+            run for run in self.runs if run.label == label and run.folder and (run.folder / BEST).is_dir()
+        ]
         return min(runs, key=lambda run: run.seed, default=None)
 
     def model_of(self, label: str) -> str | Path | None:
