@@ -21,12 +21,7 @@ def plan(request: pytest.FixtureRequest) -> Plan:
 
 
 def recipes(plan: Plan) -> dict[str, Recipe]:
-    found = {}
-    for run in plan.runs:
-        if run.recipe:
-            with recipe_file(plan, run) as path:
-                found[run.name] = read_recipe(path, run.overrides)
-    return found
+    return {run.name: read_recipe(recipe_file(plan, run), run.overrides) for run in plan.runs if run.recipe}
 
 
 def test_every_table_and_figure_is_planned(plan: Plan) -> None:

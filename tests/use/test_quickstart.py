@@ -35,22 +35,20 @@ def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"train.max_steps": 2, "data.limit": 256, "data.batch_size": 16}
     monkeypatch.setattr(module, "train", lambda recipe, over, **k: real_train(recipe, over | small, **k))
     console = Console(file=io.StringIO(), width=100)
-    outcome = quickstart(tmp_path / "q", console=console)
-    assert outcome.report == tmp_path / "q/report/index.html"
-    page = outcome.report.read_text()
+    report = quickstart(tmp_path / "q", console=console)
+    assert report == tmp_path / "q/report/index.html"
+    page = report.read_text()
     assert "<img" in page or "<svg" in page
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "flags" in printed and "mean of 10" in printed
     cells = read_cells(tmp_path / "q/results.jsonl")
-    assert cells == outcome.cells
     sets = {cell.set for cell in cells}
     assert len(sets) >= 10
     assert len(cells) == 2 * len(sets) * 3
     assert {cell.model for cell in cells} == {BEFORE, AFTER}
 
-    again = quickstart(tmp_path / "q", console=console)
-    assert again.cells == cells, "a second call goes on where the first ended"
-    assert len(read_cells(tmp_path / "q/results.jsonl")) == len(cells)
+    quickstart(tmp_path / "q", console=console)
+    assert read_cells(tmp_path / "q/results.jsonl") == cells, "a second call goes on where the first ended"
 
 
 def test_the_results_that_come_with_the_weights_are_taken_up(
@@ -143,7 +141,8 @@ def test_the_pace_is_that_of_the_real_trainer(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_the_claim(tmp_path: Path) -> None:
     """Mean robust accuracy at 2/255 up by at least 15 points, mean clean accuracy down by at most 2."""
-    cells = quickstart(tmp_path / "q").cells
+    quickstart(tmp_path / "q")
+    cells = read_cells(tmp_path / "q/results.jsonl")
     robust = [mean(cells, model, "pgd10", EPS) for model in (BEFORE, AFTER)]
     clean = [mean(cells, model, "clean", 0.0) for model in (BEFORE, AFTER)]
     print(json.dumps({"robust": robust, "clean": clean}))

@@ -75,9 +75,9 @@ def _training_passes(recipe: Recipe) -> float:
     """
     extra = 4 if any(getattr(recipe.method, f"{name}_weight", 0) for name in ("feature", "logit")) else 0
     passes = 2 * recipe.attack.steps + 3 + extra - recipe.attack.share_clean_forward
-    schedule = recipe.data.schedule or ()
-    largest = max((side for side, _ in schedule), default=1)
-    share = sum(part * (side / largest) ** 2 for side, part in schedule) if schedule else 1.0
+    schedule = recipe.data.schedule or ((1, 1.0),)
+    largest = max(side for side, _ in schedule)
+    share = sum(part * (side / largest) ** 2 for side, part in schedule)
     return recipe.data.batch_size * passes * share
 
 
@@ -98,5 +98,4 @@ def _attack_passes(attack: str) -> float:
 
 
 def _recipe(plan: Plan, run: Run) -> Recipe:
-    with recipe_file(plan, run) as path:
-        return read_recipe(path, run.overrides)
+    return read_recipe(recipe_file(plan, run), run.overrides)

@@ -49,7 +49,7 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
                 str(len(results.hashes[row])),
                 *cost,
                 *(results.mean(row, condition, experiment.sets) for condition in conditions),
-                _mean(robust[row]),
+                mean_of_seeds(robust[row]),
                 *(
                     None if row == baseline else paired(found[row], found[baseline])
                     for found in (clean, robust)
@@ -77,10 +77,15 @@ def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[fl
     points = {}
     for row in experiment.rows:
         spent = results.pflops(row)
-        robust = _mean(_robust(results, row, _attacked(results), experiment.sets, study))
+        robust = mean_of_seeds(_robust(results, row, _attacked(results), experiment.sets, study))
         if spent is not None and robust is not None:
             points[row] = (spent, results.drawn(robust))
     return points
+
+
+def mean_of_seeds(found: Seeds) -> Estimate | None:
+    """The mean with its standard deviation, which a single seed has none of; None of none."""
+    return aggregate_seeds([Estimate(value, value, value) for value in found.values()])
 
 
 def paired(found: Seeds, baseline: Seeds) -> Estimate | None:
@@ -116,10 +121,6 @@ def _results(study: Study, experiment: Exhibit) -> Results:
 
 def _attacked(results: Results) -> list[Condition]:
     return [c for c in results.attacked if c.attack == "pgd10"]
-
-
-def _mean(found: Seeds) -> Estimate | None:
-    return aggregate_seeds([Estimate(value, value, value) for value in found.values()])
 
 
 def _by_seed(results: Results, row: str, condition: Condition, sets: Sequence[str], study: Study) -> Seeds:

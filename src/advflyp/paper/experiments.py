@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Plan, Run, Scale
-from advflyp.paper.proxies.plan import proxy_experiment, proxy_runs
+from advflyp.paper.proxies.plan import proxy_experiment, proxy_runs, with_spaces
 
 MOST_SEEDS = 100
 FULL, FAST, OTHER = "advflyp_full", "advflyp_fast", "-other"
@@ -91,10 +91,7 @@ NOTES = {
     "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
     "images of 48 pixels a side (or 40) in place of 64; AdvFLYP_fast does both.",
 }
-MINI_NOTES = {
-    "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
-    "table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not.",
-}
+MINI_NOTES = {"table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not."}
 
 
 def make_plan(
@@ -226,7 +223,7 @@ class _Runs:
                     keys["data__limit"] = limit
                 if self.steps:
                     keys["train__max_steps"] = max(1, self.steps * 128 // batch)
-                amount = f"{limit:,}".replace(",", "\u202f") if limit else "all"
+                amount = with_spaces(limit) if limit else "all"
                 label = f"AdvFLYP_full, {amount} pairs, batch {batch}"
                 found.append(self.trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))
         return found

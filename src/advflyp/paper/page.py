@@ -1,7 +1,6 @@
 """The report of a whole comparison: every experiment of the plan with its tables, and the figures of the methods."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,24 +61,18 @@ def paper_report(folder: Path, out: Path) -> Path:
         ValueError: If there is no plan, there are no results, or `out` cannot be written.
     """
     check_files(Path(out), sections.FILES)
-    study = read_study(Path(folder))
-    page = ComparisonPage(study, _tsne(study), _examples(study), _coverage(study))
+    page = ComparisonPage(read_study(Path(folder)))
     return sections.write_report_files(Path(out), page.tables, html=page.html(), markdown=page.markdown())
 
 
 class ComparisonPage:
     """What the report says."""
 
-    def __init__(
-        self,
-        study: Study,
-        embedded: list[TSNEResult],
-        shown_examples: list[Example],
-        coverage: Sequence[Coverage] = (),
-    ) -> None:
+    def __init__(self, study: Study) -> None:
         self.study = study
-        self.embedded = embedded
-        self.examples = shown_examples
+        self.embedded = _tsne(study)
+        self.examples = _examples(study)
+        coverage = _coverage(study)
         self.main = main_experiment(study)
         self.results = self.main.results(study)
         # Every method of the plan has one colour and shape throughout.
@@ -339,7 +332,7 @@ def main_experiment(study: Study) -> Exhibit:
         raise ValueError(f"the plan in {study.folder} has no experiments")
     first = next((e for e in attacked if e.id == "table1"), attacked[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
-    return Exhibit(**{**vars(first), "attacks": attacks})
+    return replace(first, attacks=attacks)
 
 
 def _headline_attack(results: Results) -> Condition | None:

@@ -120,13 +120,7 @@ class Plan:
         needed = {name for experiment in chosen for name in experiment.runs}
         # The search for a learning rate needs their recipes; they are measured by no chosen experiment, so not run.
         needed |= {run.rate_of for run in self.runs if run.name in needed and run.rate_of}
-        return Plan(
-            **{
-                **vars(self),
-                "experiments": chosen,
-                "runs": tuple(r for r in self.runs if r.name in needed),
-            }
-        )
+        return replace(self, experiments=chosen, runs=tuple(r for r in self.runs if r.name in needed))
 
     def measures(self, run: Run) -> list[Measure]:
         """What is to be measured of a run, each once, cheap ones first."""
@@ -161,20 +155,12 @@ class Plan:
                 "rows": [labels[name] for name in e.runs],
                 "unranked": [labels[name] for name in e.runs if name.startswith(ORIGINAL)],
                 "sets": list(dict.fromkeys(name for m in e.measures for name in m.sets)),
-                "attacks": list(e.attacks),
-                "eps": list(e.eps),
+                "attacks": e.attacks,
+                "eps": e.eps,
                 "note": e.note,
                 "measures": [asdict(m) for m in e.measures],
             }
             for e in self.experiments
         ]
-        tree = {
-            "scale": self.scale,
-            "seeds": self.seeds,
-            "steps": self.steps,
-            "precision": self.precision,
-            "grid": list(self.grid),
-            "runs": [asdict(run) for run in self.runs],
-            "experiments": experiments,
-        }
+        tree = asdict(self) | {"experiments": experiments}
         write_text(folder / PLAN_FILE, json.dumps(tree, indent=1) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from advflyp.console import SafeConsole
+from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.labelled import load_set, set_names
 from advflyp.escape import for_rich
 from advflyp.files import names_in
@@ -117,7 +118,5 @@ def _print_cost(plan: Plan, out: Path, console: Console) -> None:
 
 def _images(name: str) -> int:
     """How many images a set has, as the table of sets says; a mini set is there to be counted."""
-    from advflyp.data.sets.catalogue import TABLE
-
     key = name.partition("@")[0]
     return TABLE[key].n if key in TABLE else len(load_set(name))

@@ -10,10 +10,7 @@ trained anew. Several processes may work on one folder; each takes steps that no
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from advflyp.model.folder import LAST, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.paper.plan import Measure, Plan, Run
 from advflyp.paper.tuning import tuned_rate
+from advflyp.recipes import CONFIGS
 from advflyp.training.checkpoint import checkpoints
 from advflyp.training.folder import CHECKPOINTS
 from advflyp.training.loop import train
@@ -84,30 +82,24 @@ def steps_of(plan: Plan) -> list[Step]:
 
 def is_done(step: Step, folder: Path) -> bool:
     """Whether the step's result file has every cell of it."""
-    return not _missing(step, folder)
-
-
-def _missing(step: Step, folder: Path) -> set[tuple[str, str, float]]:
     m = step.measure
     known = set()
     for cell in read_cells(folder / "results" / f"{step.name}.jsonl"):
         of = cell.subset["of"]
         if cell.subset.get("limit", of) == min(m.limit or of, of):
             known.add((cell.set, cell.attack, round(255 * cell.eps, 6)))
-    return {
+    wanted = {
         (name, attack, round(255 * eps, 6) if find_attack(attack).perturbs else 0.0)
         for name in set_names(list(m.sets))
         for attack in m.attacks
         for eps in m.eps
-    } - known
+    }
+    return wanted <= known
 
 
-@contextmanager
-def recipe_file(plan: Plan, run: Run) -> Iterator[Path]:
+def recipe_file(plan: Plan, run: Run) -> Path:
     """The file of a run's recipe, at the plan's scale."""
-    below = "configs/mini" if plan.scale == "mini" else "configs"
-    with as_file(files("advflyp") / below / str(run.recipe)) as path:
-        yield path
+    return CONFIGS / ("mini" if plan.scale == "mini" else "") / str(run.recipe)
 
 
 def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[str, str]:
@@ -206,18 +198,16 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
     overrides = step.run.overrides | {"train.seed": step.seed, "train.precision": plan.precision}
     if plan.grid:
         source = plan.run(step.run.rate_of or step.run.trained_as)
-        with recipe_file(plan, source) as path:
-            rate = tuned_rate(
-                source.name,
-                path,
-                source.overrides | {"train.precision": plan.precision},
-                plan.grid,
-                folder,
-                console,
-            )
-        overrides["optim.lr"] = rate
-    with recipe_file(plan, step.run) as path:
-        result = train(path, overrides, out=out, resume=bool(checkpoints(out / CHECKPOINTS)), console=console)
+        overrides["optim.lr"] = tuned_rate(
+            source.name,
+            recipe_file(plan, source),
+            source.overrides | {"train.precision": plan.precision},
+            plan.grid,
+            folder,
+            console,
+        )
+    resume = bool(checkpoints(out / CHECKPOINTS))
+    result = train(recipe_file(plan, step.run), overrides, out=out, resume=resume, console=console)
     if not result.finished:
         raise RunError(f"a signal stopped the training of {step.training}; the same command continues it")
     write_text(out / FINISHED, "")

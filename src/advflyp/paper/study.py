@@ -18,12 +18,13 @@ from advflyp.data.sets.labelled import set_names
 from advflyp.documents import read_json_object
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.folder import BEST
+from advflyp.paper.plan import PLAN_FILE
 from advflyp.plugins import is_import_path
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import read_recipe_tree
 
-PLAN, RESULTS, RUNS = "plan.json", "results", "runs"
+RESULTS, RUNS = "results", "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +121,12 @@ class Exhibit:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed of one method: its label, its result file's stem, its folder and recipe where there is one."""
+    """One seed of one method, its folder and recipe where there is one."""
 
     label: str
-    name: str
+    seed: int
     folder: Path | None
     recipe: Mapping[str, Any]
-
-    @property
-    def seed(self) -> int:
-        match = re.search(r"-s(\d+)$", self.name)
-        return int(match[1]) if match else 0
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether `load_model` can load it."""
-        return self.folder is not None and (self.folder / BEST).is_dir()
 
     @property
     def original(self) -> str:
@@ -163,7 +154,9 @@ class Study:
 
     def run_of(self, label: str) -> SeedRun | None:
         """The first seed of a method whose folder is there with weights."""
-        runs = [run for run in self.runs if run.label == label and run.has_weights]
+        runs = [
+            run for run in self.runs if run.label == label and run.folder and (run.folder / BEST).is_dir()
+        ]
         return min(runs, key=lambda run: run.seed, default=None)
 
     def model_of(self, label: str) -> str | Path | None:
@@ -186,7 +179,7 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """Everything in the folder but weights; ValueError saying what is missing or broken."""
-    path = folder / PLAN
+    path = folder / PLAN_FILE
     try:
         plan = read_json_object(path)
         listed = convert(plan["experiments"], list[dict[str, Any]], "experiments")
@@ -202,13 +195,13 @@ def read_study(folder: Path) -> Study:
     runs: list[SeedRun] = []
     seed_of: dict[str, int] = {}
     for file in sorted((folder / RESULTS).glob("*.jsonl"), key=_by_seed):
-        found = read_cells(file)
+        found, (seed, name) = read_cells(file), _by_seed(file)
         cells += found
-        seed_of |= {cell.checkpoint_sha256: _by_seed(file)[0] for cell in found}
-        run = folder / RUNS / file.stem
+        seed_of |= {cell.checkpoint_sha256: seed for cell in found}
+        run = folder / RUNS / name
         known = run if run.is_dir() else None
         runs += [
-            SeedRun(label=label, name=file.stem, folder=known, recipe=read_recipe_tree(run) if known else {})
+            SeedRun(label=label, seed=seed, folder=known, recipe=read_recipe_tree(run) if known else {})
             for label in dict.fromkeys(cell.model for cell in found)
         ]
     if not cells:

@@ -20,7 +20,7 @@ from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
-from advflyp.report.measure.estimates import attack_title, radius
+from advflyp.report.measure.estimates import Condition
 from advflyp.use.attack_image import AttackedImage, attack_with
 from advflyp.use.eight_bits import check_reach
 from advflyp.use.images import as_pil, from_bytes
@@ -123,7 +123,7 @@ class Demo:
         except ValueError as error:
             said = f"<p class=bad role=alert>{for_html(str(error))}</p>"
             return [said, *[None] * (CARD_PARTS * len(self.models))]
-        said = f"<p>{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}</p>"
+        said = f"<p>{Condition(found.attack, found.norm, found.eps).title}</p>"
         return [said, *(part for number in range(len(self.models)) for part in card(found, number))]
 
 

@@ -113,7 +113,6 @@ def _opened(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Refused anyway.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = open_image(data)
+            return open_image(data)
     except SkippedSample as error:
         raise ValueError(f"{name} {SENTENCES[str(error)]}") from None
-    return image

@@ -80,7 +80,7 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
 def _from_text(text: str) -> list[str] | None:
     """None where the text names a set."""
     if Path(text).is_file():
-        return _from_file(Path(text))
+        return _clean_all(read_text(Path(text)).splitlines())
     if "," in text:
         return _clean_all(text.split(","))
     try:
@@ -92,10 +92,6 @@ def _from_text(text: str) -> list[str] | None:
             raise ValueError(f"there is no file {text} with labels, and {error}") from None
         return _clean_all([text])
     return None
-
-
-def _from_file(path: Path) -> list[str]:
-    return _clean_all(read_text(path).splitlines())
 
 
 def _clean_all(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """`advflyp quickstart`: the paper's claim in miniature, on real images, in a few minutes on a CPU."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,21 +52,16 @@ STEPS, FEWEST_STEPS = 60, 20
 EVALUATION_STEPS, REPORT_SECONDS = 40, 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a quickstart leaves behind."""
-
-    report: Path
-    cells: list[Cell]
-
-
-def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None = None) -> Outcome:
+def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None = None) -> Path:
     """Evaluate the mini CLIP, finetune it with AdvFLYP_full, evaluate again, write `out`/report/index.html.
 
     Called again on the same folder it resumes.
 
     Args:
         minutes: Time limit; on a slow machine the training is shortened to fit.
+
+    Returns:
+        The path of the report.
 
     Raises:
         ValueError: `out` is a file, or holds files that no quickstart wrote.
@@ -98,8 +92,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
         out / "report",
         title="advflyp quickstart",
         cells=cells,
-        before=BEFORE,
-        after=AFTER,
+        pair=(BEFORE, AFTER),
         runs={AFTER: run},
         examples=shown,
         eps=EPS,
@@ -108,7 +101,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
     console.print(before_after_table(cells, BEFORE, AFTER, EPS, [out / RESULTS]))
     console.print()
     console.print(for_rich(f"results {out / RESULTS}   model {run}   report {report}"))
-    return Outcome(report=report, cells=cells)
+    return report
 
 
 def _take_up_results(out: Path) -> None:

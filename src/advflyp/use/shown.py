@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advflyp.escape import for_rich, for_terminal
-from advflyp.report.measure.estimates import attack_title, radius
+from advflyp.report.measure.estimates import Condition, radius
 from advflyp.use.attack_image import AttackedImage
 from advflyp.use.predict import Guess, Prediction
 from advflyp.wording import counted
@@ -49,7 +49,7 @@ def attacked_table(found: AttackedImage) -> Table:
 
 def title(found: AttackedImage) -> str:
     """The image and what was done to it."""
-    attack = f"{attack_title(found.attack)}, ε = {radius(found.eps, found.norm)}"
+    attack = Condition(found.attack, found.norm, found.eps).title
     shows = "" if found.label is None else f" '{found.label}'"
     return f"{found.image}:{shows} among {counted(len(found.labels), 'label')}; {attack}"
 

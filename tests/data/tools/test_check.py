@@ -152,7 +152,7 @@ def test_a_limit_and_nothing_usable(tmp_path: Path) -> None:
 
 def test_a_long_tail_ends_in_the_last_bar() -> None:
     counts = Counter(dict.fromkeys(range(1, 21), 100)) + Counter({900: 1})
-    (axes,) = histogram(counts, "words of a caption", "captions", 40, 700).axes
+    (axes,) = histogram(counts, "words of a caption", "captions", width=700).axes
     assert sum(bar.get_height() for bar in axes.patches) == sum(counts.values())  # type: ignore[attr-defined]
     assert len(axes.patches) == 20 and "to 900" in axes.get_xlabel()
 

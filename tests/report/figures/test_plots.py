@@ -71,7 +71,7 @@ def test_accuracy_against_eps() -> None:
         model: [(grey / 255, Estimate(y, y - 0.05, y + 0.05)) for grey, y in zip((0, 1, 8), ys, strict=True)]
         for model, ys in {"a": (0.5, 0.2, 0.05), "b": (0.5, 0.4, 0.06)}.items()
     }
-    figure = accuracy_against_eps(curves, Look.of(["a", "b"]), width=400, height=300, ceiling=60, label=True)
+    figure = accuracy_against_eps(curves, Look.of(["a", "b"]), width=400, height=300, ceiling=60)
     axes = figure.axes[0]
     assert axes.lines[0].get_xdata() == pytest.approx([0, 1, 8])
     assert axes.lines[1].get_ydata() == pytest.approx([50, 40, 6])

@@ -36,7 +36,7 @@ def test_labels_cover_no_label_and_no_mark(seed: int, width: int) -> None:
         )
         for i in range(14 if width > 500 else 7)
     }
-    figure = tradeoff(points, Look.of(list(points)), width=width, robust="PGD-10")  # type: ignore[arg-type]
+    figure = tradeoff(points, Look.of(list(points)), width=width, robust="PGD-10", title="", on_front=points)  # type: ignore[arg-type]
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == len(points)
@@ -51,7 +51,10 @@ def test_labels_cover_no_label_and_no_mark(seed: int, width: int) -> None:
 
 def test_the_same_figure_each_time() -> None:
     points = {f"m{i}": (Estimate(0.3, 0.3, 0.3), Estimate(0.2 + i / 500, 0.2, 0.21)) for i in range(6)}
-    drawn = [svg(tradeoff(points, Look.of(list(points)), width=500, robust="x"), "") for _ in range(2)]
+    drawn = [
+        svg(tradeoff(points, Look.of(list(points)), width=500, robust="x", title="", on_front=points), "")
+        for _ in range(2)
+    ]
     assert drawn[0] == drawn[1]
 
 
@@ -68,7 +71,9 @@ def test_every_method_is_a_point_with_its_name(width: int) -> None:
         return Estimate(value, value - 0.01, value + 0.01)
 
     points = {f"method {i}": (around(0.3 + 0.02 * i), around(0.5 - 0.03 * i)) for i in range(8)}
-    figure = tradeoff(points, Look.of(list(points)), width=width, robust="PGD-10", title="Mean")
+    figure = tradeoff(
+        points, Look.of(list(points)), width=width, robust="PGD-10", title="Mean", on_front=points
+    )
     texts = [e.text for e in ET.fromstring(svg(figure, "d")).iter() if e.text]
     assert set(points) <= set(texts) and "accuracy on clean images (%)" in texts
     axes = figure.axes[0]
@@ -85,4 +90,6 @@ def test_every_method_is_a_point_with_its_name(width: int) -> None:
 
 def test_written_numbers_keep_their_digits() -> None:
     points = {"φ = 0.12345": (Estimate(0.3, 0.2, 0.4), Estimate(0.1, 0.1, 0.1))}
-    assert "φ = 0.12345" in svg(tradeoff(points, Look.of(list(points)), width=500, robust="x"), "")
+    assert "φ = 0.12345" in svg(
+        tradeoff(points, Look.of(list(points)), width=500, robust="x", title="", on_front=points), ""
+    )

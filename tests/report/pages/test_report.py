@@ -28,7 +28,7 @@ from advflyp.written import RECORD
 from report.cells import SETS, cell, measured
 from report.html_page import Page
 
-PAIR = {"before": "mini", "after": "mini + robust"}
+PAIR = ("mini", "mini + robust")
 
 
 def shown(c: Cell) -> str:
@@ -47,7 +47,7 @@ def page(
     pictures = examples(tiny, other, list(sets), eps=2 / 255, n=3)
     runs = {"mini & robust": run_folder}
     path = write_report(
-        tmp_path / "out", title="a <i>title</i>", cells=cells, runs=runs, examples=pictures, **PAIR
+        tmp_path / "out", title="a <i>title</i>", cells=cells, runs=runs, examples=pictures, pair=PAIR
     )
     assert path == tmp_path / "out" / "index.html"
     return Page(path)
@@ -67,8 +67,7 @@ def test_every_number_is_in_its_table(page: Page, cells: list[Cell]) -> None:
         of_set = [row for row in page.rows if row[0] == c.set.removeprefix("mini/")]
         assert any(shown(c) in row for row in of_set), c
     means = {
-        model: sum(c.accuracy for c in cells if c.model == model and c.eps == 2 / 255) / 3
-        for model in PAIR.values()
+        model: sum(c.accuracy for c in cells if c.model == model and c.eps == 2 / 255) / 3 for model in PAIR
     }
     mean_row = next(row for row in page.rows if row[0] == "mean of 3")
     assert mean_row[4].startswith(f"{100 * means['mini']:.1f}")
@@ -247,7 +246,7 @@ def test_mistakes(tmp_path: Path, cells: list[Cell], run_folder: Path) -> None:
     with pytest.raises(ValueError, match="no results to report"):
         write_report(tmp_path / "never", title="t", cells=[])
     with pytest.raises(ValueError, match="no results of nobody, only of mini"):
-        write_report(tmp_path / "never", title="t", cells=cells, before="mini", after="nobody")
+        write_report(tmp_path / "never", title="t", cells=cells, pair=("mini", "nobody"))
 
 
 def test_an_interrupted_write_leaves_the_old_report(

@@ -9,7 +9,7 @@ import numpy as np
 
 from advflyp.evaluation.results import Cell as Result
 from advflyp.evaluation.samples import Samples, has_samples, read_samples
-from advflyp.paper.efficiency import Seeds
+from advflyp.paper.efficiency import Seeds, mean_of_seeds
 from advflyp.paper.proxies.bootstrap import interval
 from advflyp.paper.proxies.coverage import Coverage
 from advflyp.paper.proxies.plan import BEST, NEVER_HEADLINE
@@ -34,22 +34,6 @@ def by_run(study: Study, exhibit: Exhibit) -> dict[str, dict[int, dict[tuple[str
     return found
 
 
-def headline_sets(results: Iterable[Result]) -> list[str]:
-    """Sets of 200 images or more that are not of the foreign training data's family."""
-    sizes = {cell.set: cell.subset.get("of", cell.n) for cell in results}
-    return [name for name, size in sizes.items() if size >= HEADLINE_IMAGES and name != NEVER_HEADLINE]
-
-
-def mean_by_seed(results: ByRun, run: str, sets: Sequence[str], attack: str) -> Seeds:
-    """The mean accuracy over the sets, of each seed that has them all."""
-    found = {}
-    for seed, cells in results.get(run, {}).items():
-        known = [cells[name, attack].accuracy for name in sets if (name, attack) in cells]
-        if known and len(known) == len(sets):
-            found[seed] = statistics.fmean(known)
-    return found
-
-
 def accuracy_on_side(cell: Result, covered: Collection[int], inside: bool) -> float | None:
     """Its accuracy on the images whose class is covered, or on the others; None where these are too few."""
     counts = [count for label, count in cell.per_class.items() if (int(label) in covered) == inside]
@@ -71,7 +55,7 @@ class Numbers:
 
     Attributes:
         results: By run.
-        sets: The headline's.
+        sets: The headline's: of 200 images or more, and not of the foreign training data's family.
         coverage: By (proxy, seed, set).
         folder: Of the study, where the outcomes of single images may be.
     """
@@ -88,18 +72,28 @@ class Numbers:
         """Those of a study."""
         results = by_run(study, exhibit)
         every = (cell for seeds in results.values() for cells in seeds.values() for cell in cells.values())
-        known = {one.key: one for one in coverage}
-        chosen = set(headline_sets(every))
-        return cls(results, [name for name in exhibit.sets if name in chosen], known, study.folder)
+        sizes = {cell.set: cell.subset.get("of", cell.n) for cell in every}
+        sets = [s for s in exhibit.sets if sizes.get(s, 0) >= HEADLINE_IMAGES and s != NEVER_HEADLINE]
+        return cls(results, sets, {one.key: one for one in coverage}, study.folder)
 
     def column(self, *, best: bool) -> dict[str, dict[str, Seeds]]:
         """attack → run → seed → accuracy: of the last weights, or of those at the best validation."""
         end = BEST if best else ""
         runs = [run for run in self.results if not run.endswith(BEST)]
-        return {
-            attack: {run: mean_by_seed(self.results, run + end, self.sets, attack) for run in runs}
-            for attack in (ROBUST, CLEAN)
-        }
+        return {attack: {run: self.by_seed(run + end, attack) for run in runs} for attack in (ROBUST, CLEAN)}
+
+    def by_seed(self, run: str, attack: str) -> Seeds:
+        """The mean accuracy over the sets, of each seed that has them all."""
+        found = {}
+        for seed, cells in self.results.get(run, {}).items():
+            known = [cells[name, attack].accuracy for name in self.sets if (name, attack) in cells]
+            if known and len(known) == len(self.sets):
+                found[seed] = statistics.fmean(known)
+        return found
+
+    def spread(self, run: str, attack: str) -> Estimate | None:
+        """The mean over seeds with their standard deviation, as figures show it."""
+        return mean_of_seeds(self.by_seed(run, attack))
 
     def accuracy(self, run: str, attack: str) -> Estimate | None:
         """The mean over seeds, with its bootstrap interval where the outcomes of single images are there."""
@@ -108,7 +102,7 @@ class Numbers:
         return self._known[run, attack]
 
     def _accuracy(self, run: str, attack: str) -> Estimate | None:
-        seeds = mean_by_seed(self.results, run, self.sets, attack)
+        seeds = self.by_seed(run, attack)
         if not seeds:
             return None
         value = statistics.fmean(seeds.values())

@@ -67,8 +67,7 @@ class Cell:
 
 
 NEAR = tuple(Cell(number, "near") for number in NUMBERS)
-OTHERS = tuple(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS)
-CELLS = (*NEAR, *OTHERS)
+CELLS = (*NEAR, *(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS))
 WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign": "foreign"}
 CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
 
@@ -79,7 +78,7 @@ def proxy_runs(trained: Make) -> list[Run]:
     What is no corner gets one seed.
     """
     make = partial(trained, **VALIDATED)
-    grid = sorted((*NEAR, *OTHERS), key=lambda cell: cell not in CORNERS)
+    grid = sorted(CELLS, key=lambda cell: cell not in CORNERS)
     runs = [_pairs(make, number) for number in (2200, 660, 6651, EVERY_PAIR, 180)]
     for cell in grid:
         runs += [

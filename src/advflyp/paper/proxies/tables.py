@@ -1,12 +1,13 @@
 """What the experiment `proxies` says: verdicts, accuracies by number and kind of data, coverage. Tables and figures."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from advflyp.paper.efficiency import mean_change
+from advflyp.paper.efficiency import paired
 from advflyp.paper.proxies.numbers import CLEAN, ROBUST, Numbers, Side
 from advflyp.paper.proxies.plan import (
     BEST,
@@ -23,10 +24,10 @@ from advflyp.paper.proxies.plan import (
     Cell,
     with_spaces,
 )
-from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Hypothesis, Verdict, all_of, by_seed, decide
+from advflyp.paper.proxies.rules import HYPOTHESES, Decision, Verdict, all_of, by_seed, decide
 from advflyp.report.figures.number import against_number, by_kind
 from advflyp.report.figures.plots import Look, svg
-from advflyp.report.measure.estimates import Estimate, aggregate_seeds
+from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
 
 METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
@@ -78,7 +79,8 @@ def verdict_table(numbers: Numbers) -> Table:
     rows: list[list[Value]] = []
     blocks = []
     for hypothesis in HYPOTHESES:
-        blocks.append((_heading(hypothesis, last[hypothesis.id][0]), len(hypothesis.statements)))
+        heading = f"{hypothesis.id} {last[hypothesis.id][0]}: {hypothesis.words}"
+        blocks.append((heading, len(hypothesis.statements)))
         for one, other in zip(last[hypothesis.id][1], best[hypothesis.id][1], strict=True):
             rows.append(
                 [
@@ -113,12 +115,13 @@ def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
                 for method, label in METHODS.items()
             ]
     one_kind = len({cell.data for cell in cells}) == 1
+    counts = Counter(f"{with_spaces(cell.number)} images" for cell in cells)
     return Table(
         title=title,
         columns=["method", *(with_spaces(c.number) if one_kind else WORDS[c.data] for c in cells)],
         rows=rows,
         blocks=blocks,
-        groups=[] if one_kind else [("", 1), *_groups([with_spaces(c.number) for c in cells])],
+        groups=[] if one_kind else [("", 1), *counts.items()],
         note=ABOUT_GRID,
     )
 
@@ -199,7 +202,8 @@ def _against_number(numbers: Numbers, look: Look) -> list[Markup]:
         lines: dict[str, list[tuple[int, Estimate]]] = {}
         for method, label in METHODS.items():
             for number in (*NUMBERS, EVERY_PAIR):
-                if (value := _spread(numbers, Cell(number, "near").run(method) + end, attack)) is not None:
+                run = Cell(number, "near").run(method) + end
+                if (value := numbers.spread(run, attack)) is not None:
                     lines.setdefault(label, []).append((number, value))
         if lines:
             figure = against_number(lines, look, title=title, **SIZE)
@@ -215,12 +219,12 @@ def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
                 label: value
                 for method, label in METHODS.items()
                 if method != PAIRS
-                and (value := _spread(numbers, Cell(number, data).run(method), ROBUST)) is not None
+                and (value := numbers.spread(Cell(number, data).run(method), ROBUST)) is not None
             }
             for data in WORDS
         }
         if any(points.values()):
-            pairs = _spread(numbers, Cell(number, "near").run(PAIRS), ROBUST)
+            pairs = numbers.spread(Cell(number, "near").run(PAIRS), ROBUST)
             title = f"{number:,} images, PGD-10, ε = 1/255"
             reference = None if pairs is None else (METHODS[PAIRS], pairs)
             figure = by_kind(points, look, title=title, reference=reference, **SIZE)
@@ -237,8 +241,7 @@ def _by_side(numbers: Numbers, look: Look) -> list[Markup]:
             f"{WORDS[cell.data]}\n{cell.number:,}": {
                 label: value
                 for method, label in METHODS.items()
-                if method != PAIRS
-                and (value := _lead(numbers, cell, method, Side(cell.name, inside))) is not None
+                if (value := _lead(numbers, cell, method, Side(cell.name, inside))) is not None
             }
             for cell in corners
         }
@@ -264,19 +267,10 @@ def _sides(numbers: Numbers, cell: Cell, method: str) -> list[Value]:
 
 def _lead(numbers: Numbers, cell: Cell, method: str, side: Side) -> Estimate | None:
     """Over as many pairs, on the same images; None of pairs themselves."""
+    if method == PAIRS:
+        return None
     own, pairs = (numbers.on_side(cell.run(name), ROBUST, side) for name in (method, PAIRS))
-    return (
-        None
-        if method == PAIRS
-        else mean_change([own[seed] - pairs[seed] for seed in own.keys() & pairs.keys()])
-    )
-
-
-def _spread(numbers: Numbers, run: str, attack: str) -> Estimate | None:
-    """The mean over seeds with their standard deviation, as figures show it; none of a single seed."""
-    column = numbers.column(best=run.endswith(BEST))[attack]
-    values = column.get(run.removesuffix(BEST), {}).values()
-    return aggregate_seeds([Estimate(value, value, value) for value in values])
+    return paired(own, pairs)
 
 
 def _bootstrap(numbers: Numbers, decision: Decision) -> str | None:
@@ -287,11 +281,3 @@ def _bootstrap(numbers: Numbers, decision: Decision) -> str | None:
     seeds = sorted(by_seed(statement, numbers.column(best=False)[attack]))
     found = numbers.resampled(statement.terms, attack, seeds)
     return Estimate(decision.difference.value, *found, is_change=True).interval if found else None
-
-
-def _heading(hypothesis: Hypothesis, verdict: Verdict) -> str:
-    return f"{hypothesis.id} {verdict}: {hypothesis.words}"
-
-
-def _groups(names: Sequence[str]) -> list[tuple[str, int]]:
-    return [(f"{name} images", names.count(name)) for name in dict.fromkeys(names)]

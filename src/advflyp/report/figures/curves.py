@@ -20,7 +20,7 @@ from advflyp.report.figures.plots import (
     spread,
     styled,
 )
-from advflyp.report.measure.estimates import Estimate
+from advflyp.report.measure.estimates import Estimate, trimmed
 from advflyp.wording import counted
 
 Line = list[tuple[float, float]]  # (step, value)
@@ -28,7 +28,7 @@ Line = list[tuple[float, float]]  # (step, value)
 FEW = 4
 
 
-@styled
+@styled()
 def accuracy_against_eps(
     curves: Mapping[str, Sequence[tuple[float, Estimate]]],
     look: Look,
@@ -38,42 +38,40 @@ def accuracy_against_eps(
     title: str = "",
     ceiling: float = 100,
     norm: str = "linf",
-    label: bool = False,
-    axis_titles: bool = True,
+    small: bool = False,
 ) -> Figure:
     """A line for each model, with the band of its interval where they are few.
 
     Args:
         curves: Model → (ε in pixels, accuracy), ascending; the clean accuracy at 0.
         ceiling: End of the y axis in %, the same for figures that stand together.
-        label: Write the models' names beside the lines' right ends, where there is room.
-        axis_titles: Write titles at the axes.
+        small: One of many: without titles at the axes, and without the models' names beside the lines' right ends.
     """
     figure = sheet(width, height)
     unit = 255 if norm == "linf" else 1
     room = 7 * max(len(look.names[model]) for model in curves)
     # Long names would push the lines together on a phone; the page's key has them anyway.
-    label = label and room < width / 4
-    right = 14 + (room if label else 0)
-    left, bottom = (54, 46) if axis_titles else (32, 24)
+    named = not small and room < width / 4
+    right = 14 + (room if named else 0)
+    left, bottom = (32, 24) if small else (54, 46)
     axes = axes_in(figure, left, bottom, right, 30 if title else 12)
     axes.set_title(title, pad=8)
     for model, points in curves.items():
-        _curve(axes, points, look, model, unit, 6 if axis_titles else 4.5, with_band=len(curves) <= FEW)
+        _curve(axes, points, look, model, unit, 4.5 if small else 6, with_band=len(curves) <= FEW)
     ticks = sorted({eps * unit for points in curves.values() for eps, _ in points})
     axes.set_xlim(0, max(ticks) or 1)
     axes.set_ylim(0, ceiling)
     axes.set_yticks(
-        np.arange(0, ceiling + 1, 20 if ceiling > 20 else 5) if axis_titles else [0, ceiling / 2, ceiling]
+        [0, ceiling / 2, ceiling] if small else np.arange(0, ceiling + 1, 20 if ceiling > 20 else 5)
     )
-    axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+    axes.set_xticks(ticks, list(map(trimmed, ticks)))
     axes.grid(axis="y")
-    if axis_titles:
+    if not small:
         axes.set_xlabel(
             "ε, largest change of a pixel (1/255)" if norm == "linf" else "ε, L2 length of the change"
         )
         axes.set_ylabel("accuracy (%)")
-    if label:
+    if named:
         ends = [
             (100 * points[-1][1].value, look.names[model], look.colours[model])
             for model, points in curves.items()
@@ -118,7 +116,7 @@ def _end_labels(
         )
 
 
-@styled
+@styled()
 def against_pairs(
     lines: Mapping[int, Sequence[tuple[float, Estimate]]], *, width: int, height: int, title: str
 ) -> Figure:
@@ -170,7 +168,7 @@ def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     return lines
 
 
-@styled
+@styled()
 def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) -> Figure:
     """One loss term against the step; its first and last values are written at its ends."""
     figure = sheet(width, height)
@@ -183,7 +181,7 @@ def loss_curve(name: str, line: Line, *, width: int, height: int, steps: float) 
     return figure
 
 
-@styled
+@styled()
 def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, steps: float) -> Figure:
     """Clean and robust validation accuracy against the step."""
     figure = sheet(width, height)
@@ -225,7 +223,3 @@ def _short(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g}{letter}"
     return f"{count:.0f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")

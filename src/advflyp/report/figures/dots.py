@@ -12,7 +12,7 @@ from advflyp.report.measure.results import Results
 DOT_STEP = 11  # between the dots of two models in one row
 
 
-@styled
+@styled()
 def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, width: int) -> Figure:
     """A dot with its interval for each set and model, a panel for each condition, the mean on top.
 
@@ -21,12 +21,11 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
     """
     models = list(look.colours)
     sets = ordered_sets(results, conditions, look)[::-1]
-    ordinary = [
+    rows: list[tuple[str, list[list[Estimate | None]]]] = [
         (results.short[s], [[results.drawn(results.get(m, s, c)) for m in models] for c in conditions])
         for s in sets
     ]
     means = [[results.drawn(results.mean(m, c)) for m in models] for c in conditions]
-    rows: list[tuple[str, list[list[Estimate | None]]]] = list(ordinary)
     if len(results.sets) > 1 and any(value for panel in means for value in panel):
         rows.append((f"mean of {len(results.mean_sets)}", means))
     names = [name for name, _ in rows]
@@ -118,7 +117,7 @@ def _value(estimate: Estimate | None) -> float:
     return -1.0 if estimate is None else estimate.value
 
 
-@styled
+@styled()
 def dumbbells(
     rows: Sequence[tuple[str, Estimate | None, Estimate | None]],
     look: Look,

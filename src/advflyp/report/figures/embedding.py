@@ -171,7 +171,7 @@ def read_tsne(path: Path) -> list[TSNEResult]:
         ) from None
 
 
-@styled
+@styled()
 def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
     """The angle of every image, a row of dots for each model on one axis; the mean as a line."""
     left, right, top, bottom, row = 14 + 7.4 * max(len(one.label) for one in found), 74, 12, 46, 54
@@ -203,7 +203,7 @@ def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Figure:
     """Both point clouds, φ in the title; the attacked images' marks grow with their angles.
 

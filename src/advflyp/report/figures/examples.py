@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -18,12 +19,6 @@ from advflyp.evaluation.classifier import for_use
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 
-RULE = (
-    "How they were chosen: the sets are put in an order shuffled with seed {seed}; each in turn gives the next "
-    "image, in an order of its own shuffled with the same seed, that the original model classifies correctly "
-    "without an attack. Nothing else is looked at: neither whether the attack succeeds nor what the "
-    "finetuned model says."
-)
 CHUNK = 32
 
 
@@ -84,7 +79,7 @@ def examples(
     attack: str = "pgd10",
     norm: Literal["linf", "l2"] = "linf",
 ) -> list[Example]:
-    """Up to `n` images chosen by `RULE`, attacked on both models.
+    """Up to `n` images chosen by `rule`, attacked on both models.
 
     Fewer than `n` where the original model gets fewer right.
 
@@ -107,7 +102,7 @@ def examples(
 
     queues = {name: _correct(partial(evaluator, before, name), seed) for name in order}
     result = []
-    for name, index in _in_turns(queues, n):
+    for name, index in islice(_in_turns(queues), n):
         views = [_view(evaluator(model, name), index, search, threat, seed) for model in (before, after)]
         labelled = load_set(name)
         result.append(
@@ -126,19 +121,15 @@ def examples(
     return result
 
 
-def _in_turns(queues: dict[str, Iterator[int]], n: int) -> list[tuple[str, int]]:
-    """Up to `n` images: each set gives one in turn, until all have given what they have."""
-    chosen: list[tuple[str, int]] = []
-    while queues and len(chosen) < n:
+def _in_turns(queues: dict[str, Iterator[int]]) -> Iterator[tuple[str, int]]:
+    """Each set gives one image in turn, until all have given what they have."""
+    while queues:
         for name in list(queues):
             index = next(queues[name], None)
             if index is None:
                 del queues[name]
             else:
-                chosen.append((name, index))
-            if len(chosen) == n:
-                break
-    return chosen
+                yield name, index
 
 
 def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
@@ -153,8 +144,13 @@ def perturbation(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
 
 
 def rule(seed: int) -> str:
-    """How the images were chosen, as a sentence for the reader."""
-    return RULE.format(seed=seed)
+    """How the images were chosen, in sentences for the reader."""
+    return (
+        f"How they were chosen: the sets are put in an order shuffled with seed {seed}; each in turn gives the next "
+        "image, in an order of its own shuffled with the same seed, that the original model classifies correctly "
+        "without an attack. Nothing else is looked at: neither whether the attack succeeds nor what the finetuned "
+        "model says."
+    )
 
 
 def _correct(make_evaluator: Callable[[], Evaluator], seed: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ from advflyp.report.measure.estimates import Estimate
 FACTOR, DODGE = 1.045, 0.13
 
 
-@styled
+@styled()
 def against_number(
     lines: Mapping[str, Sequence[tuple[int, Estimate]]], look: Look, *, width: int, height: int, title: str
 ) -> Figure:
@@ -38,7 +38,7 @@ def against_number(
     return figure
 
 
-@styled
+@styled()
 def by_kind(
     points: Mapping[str, Mapping[str, Estimate]],
     look: Look,

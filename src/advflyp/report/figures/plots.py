@@ -9,11 +9,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -121,27 +120,13 @@ class Look:
         )
 
 
-P = ParamSpec("P")
-
-
 @contextmanager
-def settings() -> Iterator[None]:
-    """The report's settings of matplotlib."""
+def styled() -> Iterator[None]:
+    """The report's settings of matplotlib, for a block or, as a decorator, a function."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The browser has the letters: text is written as text.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with the report's settings, and leave everybody else's alone."""
-
-    @wraps(draw)
-    def within(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with settings():
-            return draw(*args, **kwargs)
-
-    return within
 
 
 def svg(figure: Figure, description: str) -> Markup:
@@ -152,7 +137,7 @@ def svg(figure: Figure, description: str) -> Markup:
     """
     stream = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    with settings():
+    with styled():
         figure.savefig(stream, format="svg", metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]

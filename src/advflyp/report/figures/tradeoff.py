@@ -35,40 +35,37 @@ def pareto(points: Sequence[Point]) -> list[int]:
     return front[::-1]
 
 
-@styled
+@styled()
 def tradeoff(
     points: Mapping[str, tuple[Estimate, Estimate]],
     look: Look,
     *,
     width: int,
     robust: str,
-    title: str = "",
-    on_front: Collection[str] | None = None,
+    title: str,
+    on_front: Collection[str],
 ) -> Figure:
     """Each method's clean (across) and robust accuracy (up) with their intervals, and its name beside it.
 
     Args:
         points: Method → (clean, robust).
         robust: Name of the robust accuracy's condition, for the axis.
-        on_front: Methods that the Pareto front is made of, by default all.
+        on_front: Methods that the Pareto front is made of, one or more.
     """
     figure = sheet(width, 480 if width > 500 else 420)
-    axes = _axes(figure, "accuracy on clean images (%)", 34 if title else 14)
+    axes = _axes(figure, "accuracy on clean images (%)", 34)
     axes.set_title(title, pad=10)
     axes.set_ylabel(f"accuracy under {robust} (%)" if width >= 500 else "robust accuracy (%)")
     axes.set_xlim(*_limits([clean for clean, _ in points.values()]))
     axes.set_ylim(*_limits([hard for _, hard in points.values()]))
-    ranked = [
-        (100 * clean.value, 100 * hard.value)
-        for name, (clean, hard) in points.items()
-        if on_front is None or name in on_front
-    ]
-    lines = [_front(axes, [ranked[i] for i in pareto(ranked)])] if ranked else []
-    _draw(axes, look, {name: (_span(clean), _span(hard)) for name, (clean, hard) in points.items()}, lines)
+    ranked = [(100 * a.value, 100 * b.value) for name, (a, b) in points.items() if name in on_front]
+    front = _front(axes, [ranked[i] for i in pareto(ranked)])
+    spans = {name: (_span(clean), _span(hard)) for name, (clean, hard) in points.items()}
+    _draw(axes, look, spans, [front])
     return figure
 
 
-@styled
+@styled()
 def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, width: int) -> Figure:
     """Each training's robust accuracy (up) against the arithmetic that it took (across), its name beside it.
 

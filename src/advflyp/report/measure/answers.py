@@ -73,20 +73,15 @@ def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered
                 continue
             condition = Condition(cell.attack, cell.norm, cell.eps).title
             for row in range(min(EXAMPLES, len(kept["before"]), len(kept["after"]))):
-                texts = [
+                prompt, clean, attacked = (
                     for_terminal(" ".join(str(kept[name][row]).split()))
                     for name in ("prompts", "clean", "answers")
-                ]
+                )
                 before, after = (torch.from_numpy(kept[name][row]) / 255 for name in ("before", "after"))
                 title = f"{cell.task}, {for_terminal(str(kept['keys'][row]))}: {condition}, {cell.vision}"
                 found.append(
                     Answered(
-                        title=title,
-                        prompt=texts[0],
-                        before=before,
-                        after=after,
-                        clean=texts[1],
-                        attacked=texts[2],
+                        title=title, prompt=prompt, before=before, after=after, clean=clean, attacked=attacked
                     )
                 )
     return found
@@ -101,8 +96,6 @@ def _notes(cells: Sequence[AnswerCell]) -> list[str]:
             f"{cell.task}, ε = {cell.eps * 255:g}/255: {count} of {cell.n} worst answers hold “{word}”"
             for word, count in cell.reached.items()
         ]
-    if skipped := [key for cell in cells for key in cell.unreadable]:
-        notes.append(
-            f"skipped {counted(len(set(skipped)), 'sample')}: {', '.join(list(dict.fromkeys(skipped))[:3])}"
-        )
+    if skipped := list(dict.fromkeys(key for cell in cells for key in cell.unreadable)):
+        notes.append(f"skipped {counted(len(skipped), 'sample')}: {', '.join(skipped[:3])}")
     return notes

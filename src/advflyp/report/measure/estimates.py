@@ -117,7 +117,7 @@ def radius(eps: float, norm: str | None) -> str:
     if norm == "l2":
         return f"{eps:.4g} (L2)"
     levels = round(eps * 255, 2)
-    return f"{_trim(levels)}/255" if math.isclose(levels, eps * 255, rel_tol=1e-6) else f"{eps:.6g}"
+    return f"{trimmed(levels)}/255" if math.isclose(levels, eps * 255, rel_tol=1e-6) else f"{eps:.6g}"
 
 
 def signed(points: float, digits: int = 1) -> str:
@@ -126,5 +126,6 @@ def signed(points: float, digits: int = 1) -> str:
     return text if float(text) == 0 else f"{'+' if points > 0 else MINUS}{text}"
 
 
-def _trim(value: float) -> str:
+def trimmed(value: float) -> str:
+    """ "2", "0.5", "1.25": two decimals at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -8,10 +8,9 @@ from typing import Any
 from advflyp.config import convert, read_toml
 from advflyp.method import METHODS
 from advflyp.report.measure.estimates import radius
+from advflyp.training.folder import RECIPE_FILE
 from advflyp.training.runlog import duration
 from advflyp.wording import counted
-
-RECIPE_FILE = "recipe.toml"
 
 # The keys that reports show or compute with; others may be anything.
 SHOWN_KEYS: dict[str, Any] = {

@@ -128,27 +128,27 @@ def comparison_table(
     Args:
         intervals: Also for the changes (wide).
     """
-    rows: list[list[Value]] = []
-    for name in results.sets:
-        row: list[Value] = [results.short[name]]
+
+    def values(name: str | None) -> list[Value]:
+        """Of a set, or the means."""
+        found: list[Value] = []
         for condition in conditions:
+            found += [
+                results.mean(model, condition) if name is None else results.get(model, name, condition)
+                for model in (before, after)
+            ]
             change = results.change(before, after, condition, name)
-            row += [results.get(before, name, condition), results.get(after, name, condition)]
-            row.append(change if intervals or change is None else change.number)
-        rows.append(row)
-    footer: list[Value] = []
-    for condition in conditions:
-        change = results.change(before, after, condition)
-        footer += [results.mean(before, condition), results.mean(after, condition)]
-        footer.append(change if intervals or change is None else change.number)
+            found.append(change if intervals or change is None else change.number)
+        return found
+
     return Table(
         title=f"Zero-shot accuracy in %: {before} (before) and {after} (after)",
         columns=[
             set_heading(results),
             *(f"{_heading(c)}\n{part}" for c in conditions for part in ("before", "after", "change")),
         ],
-        rows=rows,
-        footer=_footer(results, footer),
+        rows=[[results.short[name], *values(name)] for name in results.sets],
+        footer=_footer(results, values(None)),
         note=mean_note(results),
     )
 

@@ -9,6 +9,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from advflyp.escape import for_terminal
 from advflyp.report.figures.examples import amplification, perturbation
@@ -43,13 +44,9 @@ def _printable(value: Any) -> Any:
 
 def data_uri(pixels: Tensor) -> str:
     """(3, H, W) pixels in [0, 1] as the address of an inline image: lossless if small, else a light JPEG."""
-    values = (pixels.detach().cpu() * 255).round().byte().permute(1, 2, 0).contiguous()
-    image = Image.fromarray(values.numpy())
-    return (
-        _address(image, "png", optimize=True)
-        if max(image.size) <= 96
-        else _address(image, "jpeg", quality=88)
-    )
+    image = to_pil_image((pixels.detach().cpu() * 255).round().byte())
+    is_small = max(image.size) <= 96
+    return _address(image, "png", optimize=True) if is_small else _address(image, "jpeg", quality=88)
 
 
 def jpeg(image: Image.Image) -> str:

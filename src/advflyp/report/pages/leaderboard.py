@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Row:
     sha256: str = ""
     source: str = ""
     status: str = "admitted"
-    values: Sequence[Value] = field(default_factory=tuple)
+    values: Sequence[Value]
 
 
 def leaderboard(
@@ -295,40 +295,27 @@ def _csv_table(
     protocol: Protocol,
     told: dict[str, Facts],
 ) -> Table:
-    lines = [*rows]
-    for one in refused:
-        why = f"not admitted: {one.refused}"
-        lines.append(
-            Row(
-                name=one.model,
-                facts=facts_of(one.model, told, is_ours=one.source is None),
-                sha256=one.sha256,
-                source=_where(one),
-                status=why,
-                values=[None] * len(shown),
-            )
+    outside = [
+        Row(
+            name=one.model,
+            facts=facts_of(one.model, told, is_ours=one.source is None),
+            sha256=one.sha256,
+            source=_where(one),
+            status=f"not admitted: {one.refused}",
+            values=[None] * len(shown),
         )
-    facts = ("method", "backbone", "eps", "licence", "link", "paper")
-    table: list[list[Value]] = [
-        [
-            *(row.name, row.sha256, protocol.name, row.source, row.status),
-            *(getattr(row.facts, one) for one in facts),
-            *row.values,
-        ]
-        for row in lines
+        for one in refused
     ]
-    names = [
-        "model",
-        "checkpoint_sha256",
-        "protocol",
-        "source",
-        "status",
-        "method",
-        "backbone",
-        "training_eps",
-    ]
-    columns = [*names, *facts[3:], *(condition.title for condition in shown)]
-    return Table(title="", columns=columns, rows=table)
+    about = ["model", "checkpoint_sha256", "protocol", "source", "status"]
+    facts = ["method", "backbone", "training_eps", "licence", "link", "paper"]
+    return Table(
+        title="",
+        columns=[*about, *facts, *(condition.title for condition in shown)],
+        rows=[
+            [row.name, row.sha256, protocol.name, row.source, row.status, *astuple(row.facts), *row.values]
+            for row in (*rows, *outside)
+        ],
+    )
 
 
 def _slug(name: str) -> str:

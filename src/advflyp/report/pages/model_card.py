@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from advflyp.__about__ import __version__
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
-from advflyp.report.measure.estimates import attack_title, radius
+from advflyp.report.measure.estimates import Condition, attack_title, radius
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.results import Results, is_flagged
 from advflyp.report.measure.tables import accuracy_table
@@ -129,7 +130,7 @@ def _measured(cells: Sequence[Cell], name: str) -> dict[str, list[str]]:
     """The tables of accuracies as Markdown, and each attack with its settings."""
     if not cells:
         return {"tables": [], "attacks": []}
-    results = Results([Cell(**{**vars(cell), "model": name}) for cell in cells])
+    results = Results([replace(cell, model=name) for cell in cells])
     several = len(results.models) > 1
     tables = [
         markdown(accuracy_table(results, model, name_model=several)).removeprefix("### ").strip()
@@ -147,7 +148,7 @@ def _measured(cells: Sequence[Cell], name: str) -> dict[str, list[str]]:
 
 
 def _condition(cell: Cell) -> str:
-    said = "clean" if cell.norm is None else f"{attack_title(cell.attack)}, ε = {radius(cell.eps, cell.norm)}"
+    said = Condition(cell.attack, cell.norm, cell.eps).title
     return said if cell.protocol == DEFAULT_PROTOCOL else f"{said}, protocol {cell.protocol}"
 
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from advflyp.wording import counted
 from advflyp.written import write_files
 
 PAGE, MATCHES = "index.html", "matches.jsonl"
+BINS = 40  # of a histogram, at most
 
 
 def check_page(found: Checked) -> str:
@@ -28,8 +30,8 @@ def check_page(found: Checked) -> str:
     tiles = [
         _tile(f"{found.usable:,}", "usable pairs", f"of {found.seen:,}"),
         _tile(f"{skipped:,}", "skipped", f"{100 * skipped / max(1, found.seen):.1f} %"),
-        _tile(f"{_median(found.words):g}", "words a caption", f"median of {found.captions:,}"),
-        _tile(f"{_median(found.sides):g}", "pixels, shorter side", "median"),
+        _tile(f"{_quantile(found.words, 0.5)}", "words a caption", f"median of {found.captions:,}"),
+        _tile(f"{_quantile(found.sides, 0.5)}", "pixels, shorter side", "median"),
         _tile(f"{repeated:.1f} %", "captions that came before", f"{found.repeated:,}"),
     ]
     sections: list[dict[str, Any]] = [
@@ -131,31 +133,25 @@ def _line(match: Match) -> str:
     return f"{match.set}/{match.image}: {match.bits} of 64 bits{mirrored}{seen}"
 
 
-def _median(counts: Counter[int]) -> float:
-    left = sum(counts.values()) / 2
+def _quantile(counts: Counter[int], share: float) -> int:
+    """The smallest value up to which this share of all counts is; 0 of nothing."""
+    wanted, below = share * counts.total(), 0
     for value in sorted(counts):
-        left -= counts[value]
-        if left <= 0:
+        below += counts[value]
+        if below >= wanted:
             return value
     return 0
 
 
 def _histogram(counts: Counter[int], what: str, of: str) -> Drawing:
-    return drawing(lambda width: histogram(counts, what, of, 40, width), f"{of} by {what}", widths=(760, 360))
+    return drawing(partial(histogram, counts, what, of), f"{of} by {what}", widths=(760, 360))
 
 
-@styled
-def histogram(counts: Counter[int], what: str, of: str, bins: int, width: int) -> Figure:
+@styled()
+def histogram(counts: Counter[int], what: str, of: str, *, width: int) -> Figure:
     """Bars of equal width up to the 99th percentile; the last one holds all that is beyond."""
-    total, below = sum(counts.values()), 0
-    last = max(counts)
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= 0.99 * total:
-            last = value
-            break
-    first = min(counts)
-    step = max(1, -(-(last - first + 1) // bins))
+    first, last = min(counts), _quantile(counts, 0.99)
+    step = max(1, -(-(last - first + 1) // BINS))
     heights: Counter[int] = Counter()
     for value, count in counts.items():
         heights[(min(value, last) - first) // step] += count

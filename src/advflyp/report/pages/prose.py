@@ -13,8 +13,8 @@ from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.report.measure.estimates import Condition, attack_title, competitors, radius
 from advflyp.report.measure.grid import sides
 from advflyp.report.measure.results import Results
-from advflyp.report.measure.runs import RECIPE_FILE
 from advflyp.report.measure.tables import Table, Value, set_heading
+from advflyp.training.folder import RECIPE_FILE
 from advflyp.training.runlog import duration
 from advflyp.wording import counted, plural
 

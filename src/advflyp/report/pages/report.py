@@ -43,8 +43,7 @@ def write_report(
     *,
     title: str,
     cells: Sequence[Cell],
-    before: str | None = None,
-    after: str | None = None,
+    pair: Pair = None,
     runs: Mapping[str, Path] | None = None,
     examples: Sequence[Example] = (),
     eps: float | None = None,
@@ -58,9 +57,8 @@ def write_report(
 
     Args:
         cells: Every measurement to show; models are told apart by their `model`.
-        before: With `after`, the two models to compare, as the cells name them; without them all models stand side
+        pair: The two models to compare, before and after, as the cells name them; without them all models stand side
             by side.
-        after: See `before`.
         runs: Run folders whose training is shown, by the name to show.
         examples: Images before and after.
         eps: Radius of the headline, in pixels of [0, 1]; by default that of the examples, else that of the training
@@ -77,41 +75,13 @@ def write_report(
     Raises:
         ValueError: If there are no results, or none of a model named, or `out` cannot be written.
     """
-    pair: Pair = (before, after) if before is not None and after is not None else None
     runs = dict(runs or {})
     results = Results(cells, seeds=seeds, stores=stores)
     if not results.cells and not retrieval and not answers:
         raise ValueError("there are no results to report")
     check_models(results, *(pair or ()))
-    others = _Others(retrieval, answers, answered)
-    html, text, tables = _contents(title, results, pair, runs, examples, eps, others)
+    html, text, tables = _contents(title, results, pair, runs, examples, eps, retrieval, answers, answered)
     return sections.write_report_files(Path(out), tables, html=html, markdown=text)
-
-
-class _Others(NamedTuple):
-    """Results of other kinds than zero-shot accuracy."""
-
-    retrieval: Sequence[RetrievalCell]
-    answers: Sequence[AnswerCell]
-    answered: Sequence[Answered]
-
-    def headline(self) -> str:
-        """Of a report without accuracies."""
-        kinds = {"Image–text retrieval": self.retrieval, "Captions and answers": self.answers}
-        named = [
-            f"{kind} of {', '.join(dict.fromkeys(cell.model for cell in cells))}."
-            for kind, cells in kinds.items()
-            if cells
-        ]
-        return " ".join(named)
-
-    def tables(self) -> tuple[dict[str, Table], dict[str, Table]]:
-        """Of retrieval, and of captions and answers."""
-        recall = {
-            f"retrieval-{number}": table for number, table in enumerate(recall_tables(self.retrieval), 1)
-        }
-        answers = {f"answers-{number}": table for number, table in enumerate(answers_tables(self.answers), 1)}
-        return recall, answers
 
 
 def _contents(
@@ -121,7 +91,9 @@ def _contents(
     runs: Mapping[str, Path],
     examples: Sequence[Example],
     eps: float | None,
-    others: _Others,
+    retrieval: Sequence[RetrievalCell],
+    answers: Sequence[AnswerCell],
+    answered: Sequence[Answered],
 ) -> tuple[str, str, dict[str, Table]]:
     """The page, results.md and the tables."""
     recipes = {name: read_recipe_tree(path) for name, path in runs.items()}
@@ -130,14 +102,18 @@ def _contents(
     radii += [recipe.get("attack", {}).get("eps") for recipe in recipes.values()]
     shown = [c for c in (results.clean, _headline_attack(results, radii)) if c]
     look = Look.of(models, dict(zip(pair, ("before", "after"), strict=True)) if pair else {})
-    headline = prose.headline(results, models, pair, shown) if results.cells else others.headline()
+    if results.cells:
+        headline = prose.headline(results, models, pair, shown)
+    else:
+        headline = _headline_of_others(retrieval, answers)
     main = _main_tables(results, models, pair, shown)
     single = {
         f"model-{number}-{_slug(model)}": accuracy_table(results, model)
         for number, model in enumerate(results.models, 1)
     }
-    recall, answers = others.tables()
-    tables = main | single | recall | answers
+    of_retrieval = _numbered("retrieval", recall_tables(retrieval))
+    of_answers = _numbered("answers", answers_tables(answers))
+    tables = main | single | of_retrieval | of_answers
     page = render(
         "report.html",
         title=title,
@@ -146,14 +122,25 @@ def _contents(
         look=look,
         main_tables=list(main.values()),
         model_tables=list(single.values()),
-        retrieval_tables=list(recall.values()),
-        answers_tables=list(answers.values()),
-        answered=others.answered,
+        retrieval_tables=list(of_retrieval.values()),
+        answers_tables=list(of_answers.values()),
+        answered=answered,
         training=sections.training(runs, recipes),
         **_accuracy(results, models, pair, shown, look, examples, runs),
     )
     head = f"# {for_markdown(title)}\n\n{for_markdown(headline)}\n\n"
     return page, head + "\n".join(map(markdown, tables.values())), tables
+
+
+def _headline_of_others(retrieval: Sequence[RetrievalCell], answers: Sequence[AnswerCell]) -> str:
+    """Of a report without accuracies."""
+    kinds = {"Image–text retrieval": retrieval, "Captions and answers": answers}
+    named = {kind: ", ".join(dict.fromkeys(cell.model for cell in cells)) for kind, cells in kinds.items()}
+    return " ".join(f"{kind} of {models}." for kind, models in named.items() if models)
+
+
+def _numbered(name: str, tables: Sequence[Table]) -> dict[str, Table]:
+    return {f"{name}-{number}": table for number, table in enumerate(tables, 1)}
 
 
 def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) -> Path:
@@ -198,13 +185,11 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
     # Names as Results splits them, should two checkpoints share one.
     results = Results(cells, seeds=seeds)
     is_pair = len(results.models) == 2 and not results.mixes_protocols
-    before, after = results.models if is_pair else (None, None)
     return write_report(
         out,
         title="advflyp report",
         cells=cells,
-        before=before,
-        after=after,
+        pair=(results.models[0], results.models[1]) if is_pair else None,
         runs=runs,
         seeds=seeds,
         retrieval=retrieval,

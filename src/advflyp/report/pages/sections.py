@@ -19,7 +19,7 @@ from advflyp.report.figures.dots import dumbbells, ordered_sets, per_set
 from advflyp.report.figures.examples import Example, rule
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.figures.tradeoff import tradeoff
-from advflyp.report.measure.estimates import Condition, Estimate, attack_title, competitors, radius
+from advflyp.report.measure.estimates import Condition, Estimate, attack_title, competitors
 from advflyp.report.measure.grid import sides
 from advflyp.report.measure.render import as_csv, latex
 from advflyp.report.measure.results import Results
@@ -184,7 +184,7 @@ def _curves(
     for over, names in list(groups.items())[: None if len(models) > 2 else 1]:
         if found := lines(lambda m, c, names=names: results.mean(m, c, names)):
             height = 320 if len(found) <= FEW else 400
-            how: View = {"title": f"{title}, {over}", "norm": norm, "ceiling": _top(found), "label": True}
+            how: View = {"title": f"{title}, {over}", "norm": norm, "ceiling": _top(found)}
             draw = partial(accuracy_against_eps, found, look, height=height, **how)
             means.append(drawing(draw, f"accuracy against ε, {title}, {over}"))
     small: dict[str, Curves] = {}
@@ -195,7 +195,7 @@ def _curves(
             if (found := lines(lambda m, c, name=name: results.get(m, name, c)))
         }
     top = max(map(_top, small.values()), default=0)
-    size: View = {"width": 220, "height": 150, "norm": norm, "ceiling": top, "axis_titles": False}
+    size: View = {"width": 220, "height": 150, "norm": norm, "ceiling": top, "small": True}
     plots = [
         svg(
             accuracy_against_eps(found, look, title=results.short[name], **size),
@@ -218,7 +218,7 @@ def before_after(found: Sequence[Example], names: tuple[str, str]) -> View | Non
     return {
         "examples": found,
         "names": names,
-        "attack": f"{attack_title(first.attack)}, ε = {radius(first.eps, first.norm)}",
+        "attack": Condition(first.attack, first.norm, first.eps).title,
         "right": [
             sum(getattr(one, side).is_right(one.label) for one in found) for side in ("before", "after")
         ],
