@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from advflyp.documents import read_json_object
+from advflyp.errors import first_line
 from advflyp.lvlm.model import LVLM, NEXT_TILES
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
@@ -171,7 +172,7 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
     except Exception as error:  # files of strangers make transformers raise anything
-        raise ValueError(f"cannot load {name}: {_reason(error)}") from error
+        raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:
         # transformers only warns, and draws them at random.
         lacking = report["missing_keys"]
@@ -179,10 +180,6 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
             f"{len(lacking)} weights of {name} are missing, such as {min(lacking)}; fetch it again"
         )
     return net, processor
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
@@ -193,7 +190,7 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
             try:
                 return processor.apply_chat_template([turn], add_generation_prompt=True)
             except Exception as error:  # it is a program of a stranger, though in a sandbox
-                raise ValueError(f"the chat template of {name} cannot be used: {_reason(error)}") from error
+                raise ValueError(f"the chat template of {name} cannot be used: {first_line(error)}") from error
 
         return from_processor
     if kind != "llava":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from advflyp.errors import first_line
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
 from advflyp.wording import counted
@@ -47,7 +48,7 @@ class Captioner:
         try:
             self.processor, self.net = _loaded(transformers, model, self.dtype)
         except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
-            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+            raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
         self.net.to(self.device).eval()
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None or not getattr(self.processor, "chat_template", None):
@@ -72,7 +73,7 @@ class Captioner:
         try:
             self._inputs([Image.new("RGB", (64, 64))])
         except (ValueError, TypeError) as error:
-            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+            raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str | None]:
         """An answer on one line for each RGB image; None where the model's processor refuses the image.
@@ -148,7 +149,3 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
             f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
         )
     return processor, net
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
