@@ -190,7 +190,9 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
             try:
                 return processor.apply_chat_template([turn], add_generation_prompt=True)
             except Exception as error:  # it is a program of a stranger, though in a sandbox
-                raise ValueError(f"the chat template of {name} cannot be used: {first_line(error)}") from error
+                raise ValueError(
+                    f"the chat template of {name} cannot be used: {first_line(error)}"
+                ) from error
 
         return from_processor
     if kind != "llava":
