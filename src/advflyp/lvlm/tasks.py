@@ -56,9 +56,9 @@ class Task:
     samples: tuple[Sample, ...]
     of: int
 
-    def drawn(self, limit: int | None, seed: int) -> "Task":
+    def drawn(self, limit: int, seed: int) -> "Task":
         """`limit` samples at random, in their order."""
-        if limit is None or limit >= len(self.samples):
+        if limit >= len(self.samples):
             return self
         places = sorted(random.Random(seed).sample(range(len(self.samples)), limit))
         return Task(self.name, self.metric, tuple(self.samples[place] for place in places), self.of)

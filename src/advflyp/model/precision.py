@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resolved = Literal["fp32", "bf16"]
@@ -23,6 +24,11 @@ class InPrecision:
     """A model whose towers compute in `precision`; pixels, embeddings and losses are float32 at least."""
 
     precision: Resolved = "fp32"
+    mean: Tensor  # of its normalisation
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
     @contextmanager
     def computing_in(self, precision: Resolved) -> Iterator[None]:
@@ -32,6 +38,10 @@ class InPrecision:
             yield
         finally:
             self.precision = before
+
+    def _autocast(self) -> torch.autocast:
+        # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True)

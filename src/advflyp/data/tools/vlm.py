@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from advflyp.errors import first_line
+from advflyp.model.interop.hf import greedy
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
 from advflyp.wording import counted
@@ -56,15 +57,7 @@ class Captioner:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        own = self.net.generation_config
-        self.net.generation_config = transformers.GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
         # A template that begins with the token itself must not get it twice.
