@@ -36,11 +36,14 @@ from advflyp.data.config import DataConfig
 from advflyp.data.mini import EMBEDDED
 from advflyp.data.mini.compose import MiniPairs
 from advflyp.data.mini.shards import read_shards
+from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Reading
 from advflyp.data.sets.labelled import load_set
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import CAPTION, SHORT
 from advflyp.model.interop.hf import to_transformers
 from advflyp.model.load import load_model
+from advflyp.share import Share
 from advflyp.training.optim import OptimConfig, learning_rate
 
 QUESTION = "What is in the image?"
@@ -90,10 +93,15 @@ def train(
         seed: Random seed.
     """
     torch.manual_seed(seed)
-    pairs = NamedImages(
-        EMBEDDED, DataConfig(train="mini", batch_size=batch_size), seed=seed, device=torch.device("cpu")
-    )
     model = untrained(width, layers, words)
+    how = Reading(
+        config=DataConfig(train="mini", batch_size=batch_size),
+        reader=ImageReader({"size": model.tile}),
+        seed=seed,
+        device=torch.device("cpu"),
+        share=Share(batch_size),
+    )
+    pairs = NamedImages(EMBEDDED, how)
     learned = [model.net.model.multi_modal_projector, model.net.model.language_model]
     parameters = [parameter.requires_grad_() for part in learned for parameter in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=OPTIM.lr, weight_decay=OPTIM.weight_decay, betas=(0.9, 0.98))

@@ -66,6 +66,11 @@ def refusal(error: OSError, to_go_on: str = "give the same command again") -> st
     return f"{where}{error.strerror}; {what}{f' {to_go_on}' if what.endswith('then') else ''}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def naming(path: str | os.PathLike[str], instead_of: Path | None = None) -> Iterator[None]:
     """Within the block an `OSError` that names no file names `path`: that of a write does not say what was written.

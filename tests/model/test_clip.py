@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from advflyp.model import zeroshot
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.layers import Float32Conv2d
 from advflyp.model.zeroshot import class_embeddings, class_logits
@@ -122,8 +123,9 @@ def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.Monke
     assert asked == ["a", "b", "c", "d", "d"], "beyond its capacity it encodes again"
 
 
-def test_classifier_averages_the_templates(tiny: CLIP) -> None:
-    weights = class_embeddings(tiny.double(), ["cat", "dog"], ["a {}", "the {}."], batch_size=3)
+def test_classifier_averages_the_templates(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeroshot, "AT_ONCE", 3)
+    weights = class_embeddings(tiny.double(), ["cat", "dog"], ["a {}", "the {}."])
     dogs = tiny.encode_text(["a dog", "the dog."]).mean(0)
     assert_equal64(weights[1], dogs / dogs.norm())
     logits = class_logits(weights, weights, torch.tensor(10.0))

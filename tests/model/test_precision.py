@@ -32,7 +32,7 @@ def processor(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: MappingProxyType(capabilities))
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: width)
         timed = {torch.bfloat16: seconds[0], torch.float32: seconds[1]}
-        monkeypatch.setattr(precision, "_seconds", lambda dtype, device: timed[dtype])
+        monkeypatch.setattr(precision, "_seconds", lambda dtype: timed[dtype])
 
     yield pretend
     for cached in (precision._cpu_multiplies_bf16, precision._time_ratio):
@@ -95,8 +95,8 @@ def test_a_name_is_kept_and_says_how_slow_it_is(processor) -> None:
 
 
 def test_the_real_processor_is_timed_in_a_moment() -> None:
-    assert precision._seconds(torch.float32, CPU) < 0.05
-    assert precision._time_ratio(CPU) > 0
+    assert precision._seconds(torch.float32) < 0.05
+    assert precision._time_ratio() > 0
 
 
 def test_float16_is_refused_with_the_reason(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ Norm = Annotated[Literal["linf", "l2"], Arg(help="Norm of the threat model.")]
 Prompts = Annotated[tuple[str, ...], Arg("PROMPT", commas=False, help="As in `advflyp predict`.")]
 BatchSize = Annotated[int, Arg(help="Images per batch.")]
 Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
+AtLeast0 = Annotated[int, Arg(least=0)]
 Seed = Annotated[int, Arg(least=0, help="Random seed.")]
 Pairs = Annotated[
     str,
@@ -200,20 +201,17 @@ def parse(
             args=_gathered(words, options.values()),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    given = inspect.signature(command).bind(*call.args, **call.keywords)
-    for name, option in options.items():
-        if option.arg.is_model and given.arguments.get(name) is not None:
-            check_model_path(given.arguments[name])
-        if option.arg.input is not None and name in given.arguments:
-            value = given.arguments[name]
+    bound = inspect.signature(command).bind(*call.args, **call.keywords).arguments
+    given = [(options[name], value) for name, value in bound.items() if value is not None]
+    for option, value in given:
+        if option.arg.is_model:
+            check_model_path(value)
+        if option.arg.input is not None:
             for one in value if isinstance(value, tuple) else (value,):
-                if one is not option.parameter.default:
-                    check_there(str(one), option.arg.input)
-    given.apply_defaults()
-    for name, option in options.items():
-        path = given.arguments[name]
-        if option.arg.output is not None and path is not None:
-            check_output(path[-1] if isinstance(path, tuple) else path, option.arg.output, option.name)
+                check_there(str(one), option.arg.input)
+    for option, value in given:
+        if option.arg.output is not None:
+            check_output(value[-1] if isinstance(value, tuple) else value, option.arg.output, option.name)
     return call
 
 
@@ -250,9 +248,8 @@ def _for_tyro(command: Callable[..., Any], options: Any) -> Callable[..., functo
 
 
 def _shown(default: Any) -> list[str]:
-    if default is None:
-        return []
-    return [str(part) for part in default] if isinstance(default, tuple) else [str(default)]
+    parts = default if isinstance(default, tuple) else (default,)
+    return [str(part) for part in parts if part is not None]
 
 
 def _default(shown: str) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from advflyp.cli.arguments import (
     Arg,
+    AtLeast0,
     BatchSize,
     CaptionColumn,
     Datasets,
@@ -22,8 +23,6 @@ from advflyp.wording import counted
 
 if TYPE_CHECKING:
     from advflyp.data.tools.overlap import Overlap
-
-AtLeast0 = Arg(least=0)
 
 
 def sets(name: Annotated[str, Arg("DATASET")] | None = None, /) -> None:
@@ -175,7 +174,7 @@ def overlap(
     *,
     against: Datasets = ("paper",),
     model: str | None = None,
-    bits: Annotated[int, AtLeast0] | None = None,
+    bits: AtLeast0 | None = None,
     cosine: float = 0.95,
     out: OutFolder | None = None,
     drop: OutFolder | None = None,

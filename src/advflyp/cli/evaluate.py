@@ -41,7 +41,6 @@ ProtocolName = Literal[
 ]  # fmt: skip
 Results = Annotated[str, Arg("RESULTS", input="there are no results at")]
 EvalBatchSize = Annotated[str, Arg("N")]
-Alphas = Annotated[tuple[float, ...], Arg("ALPHA")]
 
 
 def evaluate(
@@ -273,7 +272,7 @@ def interpolate(
     robust: Annotated[str, Arg("ROBUST", is_model=True)],
     /,
     *,
-    alphas: Alphas = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+    alphas: Annotated[tuple[float, ...], Arg("ALPHA")] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
     protocol: Annotated[ProtocolName | None, Arg("NAME")] = None,
     sets: Datasets = (),
     attacks: Attacks = (),

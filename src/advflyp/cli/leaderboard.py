@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from advflyp.cli.arguments import Arg, OutFolder, check_model_path
-from advflyp.cli.evaluate import ProtocolName
+from advflyp.cli.evaluate import EvalBatchSize, ProtocolName
 from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 
@@ -14,7 +14,7 @@ def leaderboard(
     models: Annotated[tuple[str, ...], Arg("MODEL")] = (),
     protocol: Annotated[ProtocolName, Arg("NAME")] = "advflyp-2026",
     out: OutFolder = Path("leaderboard"),
-    batch_size: Annotated[str, Arg("N")] = "auto",
+    batch_size: EvalBatchSize = "auto",
     device: str = "auto",
 ) -> None:
     """Measure models under one protocol, check others' results, and write a page, a CSV and rules for submissions.

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from advflyp.cli.arguments import Arg, Device, Model, Norm, OutFolder, Prompts, Seed
+from advflyp.cli.arguments import Arg, AtLeast0, Device, Model, Norm, OutFolder, Prompts, Seed
 from advflyp.cli.heavy import heavy_imports
 from advflyp.terminal import say
 
@@ -121,7 +121,7 @@ def demo(
     /,
     *,
     against: str | None = None,
-    port: Annotated[int, Arg(least=0)] = 8765,
+    port: AtLeast0 = 8765,
     device: Device = "auto",
 ) -> None:
     """Show a page on this machine: pick or upload an image, attack it, see one model or two side by side.

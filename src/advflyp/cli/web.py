@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from advflyp.cli.arguments import Arg, Column, OutFile, OutFolder, Seed
+from advflyp.cli.arguments import Arg, AtLeast0, Column, OutFile, OutFolder, Seed
 from advflyp.cli.progress import counter, print_manifest
 from advflyp.terminal import say
 from advflyp.wording import counted
-
-AtLeast0 = Arg(least=0)
 
 
 def sample(
@@ -20,13 +18,13 @@ def sample(
     seed: Seed = 0,
     expect_success: float = 1.0,
     min_similarity: float | None = None,
-    min_side: Annotated[int, AtLeast0] | None = None,
+    min_side: AtLeast0 | None = None,
     max_aspect: float | None = None,
     max_nsfw: float | None = None,
     licences: Annotated[tuple[str, ...], Arg("LICENCE")] | None = None,
     languages: Annotated[tuple[str, ...], Arg("LANGUAGE")] | None = None,
-    min_caption_words: Annotated[int, AtLeast0] | None = None,
-    max_caption_words: Annotated[int, AtLeast0] | None = None,
+    min_caption_words: AtLeast0 | None = None,
+    max_caption_words: AtLeast0 | None = None,
     columns: Annotated[dict[str, str], Arg("NAME=COLUMN")] | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -89,7 +87,7 @@ def download(
     processes: int | None = None,
     threads: int = 64,
     timeout: int = 10,
-    retries: Annotated[int, AtLeast0] = 0,
+    retries: AtLeast0 = 0,
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing",
     allow_private: bool = False,
     max_bytes: int = 32 << 20,

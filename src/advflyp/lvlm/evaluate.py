@@ -3,11 +3,11 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ class _Measurement:
             self.watch(len(done), len(task.samples))
         if not records:
             raise ValueError(f"{task.name}: none of its images can be read")
-        every = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
+        every = _in_order(records)
         cell = self._finished(every, skipped, time.monotonic() - started)
         if self.store and journal:
             self._keep(cell, every)
@@ -211,9 +211,7 @@ class _Measurement:
         }
 
     def _finished(self, every: dict[str, np.ndarray], skipped: dict[str, str], seconds: float) -> AnswerCell:
-        # Sums in the samples' order, so that a resumed measurement has the same last bit.
-        order = np.argsort(every["places"])
-        scores = every["scores"][order]
+        scores = every["scores"]
         targets = [one["target"] for one in self.blank.attack_args.get("rounds", []) if one["target"]]
         answers = [str(answer) for answer in every["answers"]]
         return replace(
@@ -221,28 +219,27 @@ class _Measurement:
             n=len(scores),
             score=float(scores.mean()),
             ci95=interval(scores.tolist(), self.blank.metric),
-            clean=float(every["clean_scores"][order].mean()),
+            clean=float(every["clean_scores"].mean()),
             reached={word: sum(says(answer, word) for answer in answers) for word in targets},
             unreadable=skipped,
             seconds=round(seconds, 3),
         )
 
     def _keep(self, cell: AnswerCell, every: dict[str, np.ndarray]) -> None:
-        """Answers in the samples' order; images are those of the first ones."""
         assert self.store is not None
-        order = np.argsort(every["places"])
-        samples = [self.runner.task.samples[int(place)] for place in every["places"][order]]
-        with_image = every["places"][every["places"] < SHOWN]
-        first = np.argsort(with_image)
-        texts: dict[str, Any] = {
-            "keys": np.array([sample.key for sample in samples], dtype=str),
-            "prompts": np.array([sample.prompt for sample in samples], dtype=str),
-        }
-        values = {
-            name: every[name][order] for name in ("clean", "clean_scores", "answers", "scores", "rounds")
-        }
-        pixels = {name: every[name][first] for name in ("before", "after")}
-        save_answers(self.store, cell, {**texts, **values, **pixels})
+        arrays = dict(every)
+        samples = [self.runner.task.samples[place] for place in arrays.pop("places")]
+        keys = np.array([sample.key for sample in samples], dtype=str)
+        prompts = np.array([sample.prompt for sample in samples], dtype=str)
+        save_answers(self.store, cell, {"keys": keys, "prompts": prompts, **arrays})
+
+
+def _in_order(records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of all batches in the samples' order, so that sums of a resumed measurement have the same last bit."""
+    every = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
+    places = every["places"]
+    order, first = np.argsort(places), np.argsort(places[places < SHOWN])  # of these there are images
+    return {name: array[first if name in ("before", "after") else order] for name, array in every.items()}
 
 
 def _eight_bits(images: Tensor) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from advflyp.documents import read_json_object
-from advflyp.lvlm.model import LVLM, NEXT_TILES
+from advflyp.errors import first_line
+from advflyp.lvlm.model import LVLM
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import quiet, to_transformers
@@ -44,7 +45,6 @@ def load_lvlm(
     """
     place = pick_device(device)
     folder = _folder(str(name))
-    _check_config(folder, str(name))
     net, processor = _loaded(folder, str(name))
     template = _template(processor, net.config.model_type, str(name))
     normalisation = processor.image_processor
@@ -56,7 +56,7 @@ def load_lvlm(
         std=normalisation.image_std,
         name=str(name),
     )
-    _check_tiles(net, str(name))
+    _check_tiles(model)
     if vision is not None:
         model = with_tower(model, vision if isinstance(vision, CLIP) else load_model(vision, device="cpu"))
     return model.to(place)
@@ -71,9 +71,9 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
         ValueError: The tower is no ViT of CLIP's, or of another width or depth than the model's own.
     """
     net: Any = model.net
-    tower: Any = getattr(to_transformers(clip), "vision_model", None)
+    tower: Any = to_transformers(clip).vision_model
     own = net.config.vision_config
-    if tower is None or tower.config.model_type != "clip_vision_model":
+    if tower.config.model_type != "clip_vision_model":
         raise ValueError(
             f"the image tower of {clip.name} is not a ViT of CLIP's, as {model.name} has; choose a CLIP ViT-L/14"
         )
@@ -114,6 +114,7 @@ def _folder(name: str) -> Path:
     """A folder with all that is needed, fetched where `name` is a repository's."""
     path = Path(name).expanduser()
     if path.is_dir():
+        _check_config(path, name)
         return path
     name = name.removeprefix(HUB_PREFIX)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -171,7 +172,7 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
     except Exception as error:  # files of strangers make transformers raise anything
-        raise ValueError(f"cannot load {name}: {_reason(error)}") from error
+        raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     if report["missing_keys"]:
         # transformers only warns, and draws them at random.
         lacking = report["missing_keys"]
@@ -179,10 +180,6 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
             f"{len(lacking)} weights of {name} are missing, such as {min(lacking)}; fetch it again"
         )
     return net, processor
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
@@ -193,7 +190,9 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
             try:
                 return processor.apply_chat_template([turn], add_generation_prompt=True)
             except Exception as error:  # it is a program of a stranger, though in a sandbox
-                raise ValueError(f"the chat template of {name} cannot be used: {_reason(error)}") from error
+                raise ValueError(
+                    f"the chat template of {name} cannot be used: {first_line(error)}"
+                ) from error
 
         return from_processor
     if kind != "llava":
@@ -204,12 +203,10 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
     return lambda prompt: LLAVA_TEMPLATE.format(image=image, prompt=prompt)
 
 
-def _check_tiles(net: Any, name: str) -> None:
-    if net.config.model_type != "llava_next":
-        return
-    side = NEXT_TILES * net.config.vision_config.image_size
-    if [side, side] not in [list(pair) for pair in net.config.image_grid_pinpoints]:
+def _check_tiles(model: LVLM) -> None:
+    side = model.image_side
+    if model.is_next and [side, side] not in [list(pair) for pair in model.net.config.image_grid_pinpoints]:
         raise ValueError(
-            f"{name} knows no image of {side}×{side} pixels (image_grid_pinpoints), the one that attacks are given as "
-            "a whole and four tiles"
+            f"{model.name} knows no image of {side}×{side} pixels (image_grid_pinpoints), the one that attacks are "
+            "given as a whole and four tiles"
         )

@@ -18,6 +18,7 @@ from torchvision.transforms import Compose
 
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.model.interop.hf import greedy
 from advflyp.model.precision import InPrecision
 
 # LLaVA-NeXT sees an image of twice the tower's side as a whole and as four tiles.
@@ -56,7 +57,6 @@ class LVLM(InPrecision, nn.Module):
     """
 
     net: Any  # transformers' classes share methods, not a base with types
-    mean: Tensor
     std: Tensor
 
     def __init__(
@@ -88,10 +88,6 @@ class LVLM(InPrecision, nn.Module):
         self.preprocess: Callable[[Image.Image], Tensor] = Compose([*own, *transform.transforms[:-1]])
 
     @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @property
     def image_tokens(self) -> int:
         """How many tokens of the language model an image takes."""
         config = self.net.config
@@ -118,7 +114,7 @@ class LVLM(InPrecision, nn.Module):
         """
         return self.loss_of(images, self.tokens_of(prompts, targets))
 
-    def tokens_of(self, prompts: Sequence[str], targets: Sequence[str]) -> "Answers":
+    def tokens_of(self, prompts: Sequence[str], targets: Sequence[str]) -> Answers:
         """Prompts with their answers as tokens, for the many steps of an attack on them."""
         before = [self._prompt_ids(prompt) for prompt in prompts]
         after = [self._target_ids(target) for target in targets]
@@ -128,10 +124,20 @@ class LVLM(InPrecision, nn.Module):
         is_answer = torch.tensor([[longest - i <= len(one) for i in range(longest)] for one in after])
         return Answers(ids, mask, to_device(is_answer, self.device))
 
-    def loss_of(self, images: Tensor, answers: "Answers") -> Tensor:
+    def loss_of(self, images: Tensor, answers: Answers) -> Tensor:
         """`per_sample_loss` of what `tokens_of` has made of prompts and answers."""
         longest = answers.is_answer.shape[1]
-        logits = self._forward(images, answers.ids, answers.mask, logits_to_keep=longest + 1)[:, :-1]
+        with self._autocast():
+            found = self.net(
+                input_ids=answers.ids,
+                attention_mask=answers.mask,
+                # Rotary positions are relative; counting from the first real token is what an unpadded prompt has.
+                position_ids=(answers.mask.cumsum(1) - 1).clamp_min(0),
+                logits_to_keep=longest + 1,
+                use_cache=False,
+                **self._vision(images),
+            )
+        logits = at_least_float32(found.logits)[:, :-1]
         losses = F.cross_entropy(logits.transpose(1, 2), answers.ids[:, -longest:], reduction="none")
         return (losses * answers.is_answer).sum(1) / answers.is_answer.sum(1)
 
@@ -144,23 +150,13 @@ class LVLM(InPrecision, nn.Module):
             prompts: N questions, without the image token.
             max_new_tokens: Longest answer.
         """
-        from transformers import GenerationConfig
-
         ids, mask = self._padded([self._prompt_ids(prompt) for prompt in prompts])
-        own, tokenizer = self.net.generation_config, self.tokenizer
-        settings = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-            pad_token_id=self._pad_id,
-        )
+        settings = greedy(self.net, self.tokenizer, max_new_tokens, self._pad_id)
         with self._autocast():
             tokens = self.net.generate(
                 input_ids=ids, attention_mask=mask, generation_config=settings, **self._vision(images)
             )
-        texts = tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
@@ -176,20 +172,6 @@ class LVLM(InPrecision, nn.Module):
         image = tokens[:, 0, :1]
         every = torch.cat([image, tokens[:, :, 1:].flatten(1, 2)], dim=1) if patches else image
         return F.normalize(every, dim=-1)
-
-    def _forward(self, images: Tensor, ids: Tensor, mask: Tensor, logits_to_keep: int) -> Tensor:
-        # Rotary positions are relative; counting from the first real token is what an unpadded prompt has.
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        with self._autocast():
-            found = self.net(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                logits_to_keep=logits_to_keep,
-                use_cache=False,
-                **self._vision(images),
-            )
-        return at_least_float32(found.logits)
 
     def _vision(self, images: Tensor) -> dict[str, Tensor]:
         """The image part of transformers' input: normalised, and for LLaVA-NeXT in tiles (N, 5, 3, tile, tile)."""
@@ -241,9 +223,6 @@ class LVLM(InPrecision, nn.Module):
         ids = torch.tensor([[self._pad_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         return to_device(ids, self.device), to_device(mask, self.device)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def on_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:

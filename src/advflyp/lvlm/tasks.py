@@ -59,9 +59,9 @@ class Task:
     of: int
     longest: int = 20
 
-    def drawn(self, limit: int | None, seed: int) -> "Task":
+    def drawn(self, limit: int, seed: int) -> "Task":
         """`limit` samples at random, in their order: those that RobustVLM draws with this seed."""
-        if limit is None or limit >= len(self.samples):
+        if limit >= len(self.samples):
             return self
         places = np.random.RandomState(seed).choice(len(self.samples), limit, replace=False)
         return replace(self, samples=tuple(self.samples[place] for place in sorted(places)))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from advflyp.devices import to_device
 from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch
-from advflyp.method.blocks import MOST_LOGITS, in_row_blocks
+from advflyp.method.blocks import MOST_LOGITS, in_row_blocks, without
 from advflyp.method.regularisers import Regularised, RegularisedConfig
 from advflyp.method.soft import soft_clip_loss
 from advflyp.model.clip import CLIP
@@ -51,10 +51,7 @@ def clip_loss(
     own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
 
     def sums(images: Tensor, own: Tensor, *ignored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = logit_scale * images @ text_embeddings.T
-        for mask in ignored:
-            # Not −∞: a column of nothing else has no gradient, and NaN for one.
-            logits = logits.masked_fill(mask, torch.finfo(logits.dtype).min)
+        logits = without(logit_scale * images @ text_embeddings.T, ignored)
         return logits.logsumexp(1), logits.logsumexp(0), logits.gather(1, own[:, None])[:, 0]
 
     masks = [] if ignore is None else [ignore]

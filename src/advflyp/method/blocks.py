@@ -1,8 +1,9 @@
 """Large matrices of logits, some rows at a time: the memory of a loss grows with N, not with N²."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -23,3 +24,10 @@ def in_row_blocks(function: Callable[..., Any], *rows: Tensor, columns: int) -> 
         return [function(*rows)]
     blocks = zip(*(tensor.split(size) for tensor in rows), strict=True)
     return [checkpoint(function, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+
+
+def without(logits: Tensor, ignored: Iterable[Tensor]) -> Tensor:
+    """Ignored pairs at the lowest number: −∞ would have a NaN for a gradient in a column of nothing else."""
+    for mask in ignored:
+        logits = logits.masked_fill(mask, torch.finfo(logits.dtype).min)
+    return logits

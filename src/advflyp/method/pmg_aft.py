@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.method.base import Batch, FromEmbeddings
-from advflyp.method.regularisers import check_temperature, logit_divergence
+from advflyp.method.regularisers import check_temperature, check_weights, logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
 
@@ -34,9 +34,7 @@ class PMGAFTConfig:
     divergence: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        for name in ("original_weight", "clean_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+        check_weights(self, "original_weight", "clean_weight")
         check_temperature(self.logit_temperature)
 
 

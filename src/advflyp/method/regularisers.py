@@ -61,6 +61,13 @@ def logit_divergence(
     return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
 
 
+def check_weights(config: Any, *names: str) -> None:
+    """ValueError for the weight of a loss, a field of `config`, that is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"method.{name} must be 0 or above, not {getattr(config, name)}")
+
+
 def check_temperature(value: float | None) -> None:
     """ValueError for a `method.logit_temperature` that no softmax can have."""
     if value is not None and not value > 0:
@@ -91,9 +98,7 @@ class RegularisedConfig:
     logit_gradients: Literal["image", "all"] = "image"
 
     def __post_init__(self) -> None:
-        for name in ("feature_weight", "logit_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+        check_weights(self, "feature_weight", "logit_weight")
         check_temperature(self.logit_temperature)
 
 

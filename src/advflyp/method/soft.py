@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advflyp.distributed import ALONE, Ranks
-from advflyp.method.blocks import in_row_blocks
+from advflyp.method.blocks import in_row_blocks, without
 
 
 def soft_clip_loss(
@@ -39,7 +39,7 @@ def soft_clip_loss(
     texts = text_embeddings.detach()
 
     def similarities(images: Tensor, *ignored: Tensor) -> Tensor:
-        return _without(clean_scale * images @ texts.T, ignored)
+        return without(clean_scale * images @ texts.T, ignored)
 
     with torch.no_grad():
         parts = in_row_blocks(
@@ -54,17 +54,10 @@ def soft_clip_loss(
             # Q + Q′: both directions weigh the same logits.
             targets = mixture * (known.softmax(1) + (known - of_texts).exp())
             targets.scatter_add_(1, own[:, None], torch.full_like(targets[:, :1], 2 * (1 - mixture)))
-        masked = _without(logits, ignored)
+        masked = without(logits, ignored)
         return masked.logsumexp(1), masked.logsumexp(0), (targets * logits).sum(1)
 
     blocks = in_row_blocks(sums, image_embeddings, clean_embeddings, own, *masks, columns=columns)
     rows, over_images, expected = zip(*blocks, strict=True)
     per_text = ranks.logsumexp(torch.stack(over_images).logsumexp(0))
     return (ranks.mean(torch.cat(rows) - torch.cat(expected)) + per_text.mean()) / 2
-
-
-def _without(logits: Tensor, ignored: tuple[Tensor, ...]) -> Tensor:
-    """Ignored pairs at the lowest number: −∞ would have a NaN for a gradient in a column of nothing else."""
-    for mask in ignored:
-        logits = logits.masked_fill(mask, torch.finfo(logits.dtype).min)
-    return logits

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advflyp.method.base import Batch, Method
-from advflyp.method.regularisers import feature_deviation
+from advflyp.method.regularisers import check_weights, feature_deviation
 from advflyp.method.tecoa import class_loss
 from advflyp.model.clip import CLIP
 from advflyp.model.patches import Patches
@@ -69,9 +69,7 @@ class TGAZSRConfig:
     attention_norm: Literal["token", "dim"] = "token"
 
     def __post_init__(self) -> None:
-        for name in ("refinement_weight", "constraint_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name} must be 0 or above, not {getattr(self, name)}")
+        check_weights(self, "refinement_weight", "constraint_weight")
 
 
 class TGAZSR(Method):

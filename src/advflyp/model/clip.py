@@ -36,7 +36,6 @@ class CLIP(InPrecision, nn.Module):
     """
 
     net: Any  # open_clip's classes share methods, not a base
-    mean: Tensor
     std: Tensor
 
     def __init__(
@@ -110,10 +109,6 @@ class CLIP(InPrecision, nn.Module):
         return cls(net, tokenizer, {"model_cfg": config, "preprocess_cfg": settings}, name)
 
     @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of pixels, embeddings and losses: float32, or float64 of a model in float64."""
         return self.mean.dtype
@@ -180,9 +175,7 @@ class CLIP(InPrecision, nn.Module):
         Raises:
             ValueError: The architecture has no patch tokens.
         """
-        grid = self.patch_grid
-        embeddings = self._in_parts(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
-        return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
+        return self._patches(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, 1 + L, d) unit-norm: the image's embedding, then, where `patches`, those
@@ -195,8 +188,11 @@ class CLIP(InPrecision, nn.Module):
 
     def encode_patches_raw(self, images: Tensor) -> Patches:
         """`encode_patches` before the normalisation: float32 embeddings of any length."""
+        return self._patches(self._encode_patches, images)
+
+    def _patches(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Patches:
         grid = self.patch_grid
-        embeddings = self._in_parts(self._encode_patches, images)
+        embeddings = self._in_parts(encode, images)
         return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
 
     def _encode_patches(self, images: Tensor) -> Tensor:
@@ -226,10 +222,6 @@ class CLIP(InPrecision, nn.Module):
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
-
-    def _autocast(self) -> torch.autocast:
-        # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class TextCache:

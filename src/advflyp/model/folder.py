@@ -83,20 +83,12 @@ def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name, fine in zip(checked, finite, strict=True) if not fine]
 
 
-def check_finite(model: CLIP, refused: str, advice: str) -> None:
-    """Refuse weights that are not finite.
-
-    Args:
-        model: The model.
-        refused: How the message begins.
-        advice: How it ends.
-
-    Raises:
-        ValueError: If a weight is NaN or infinite.
-    """
+def check_finite(model: CLIP, refused: str) -> None:
+    """ValueError, which begins with `refused`, where a weight is NaN or infinite."""
     if wrong := not_finite(model.net.state_dict()):
         raise ValueError(
-            f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; {advice}"
+            f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; use an earlier "
+            "checkpoint"
         )
 
 

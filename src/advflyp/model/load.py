@@ -82,7 +82,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto") -> CLIP
     """
     place = pick_device(device)
     model = build_model(str(name))
-    check_finite(model, f"{name} cannot be used", "use an earlier checkpoint")
+    check_finite(model, f"{name} cannot be used")
     return model.to(place).eval()
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resolved = Literal["fp32", "bf16"]
@@ -23,6 +24,11 @@ class InPrecision:
     """A model whose towers compute in `precision`; pixels, embeddings and losses are float32 at least."""
 
     precision: Resolved = "fp32"
+    mean: Tensor  # of its normalisation
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
     @contextmanager
     def computing_in(self, precision: Resolved) -> Iterator[None]:
@@ -32,6 +38,10 @@ class InPrecision:
             yield
         finally:
             self.precision = before
+
+    def _autocast(self) -> torch.autocast:
+        # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,12 @@ def choose_precision(asked: str, device: str | torch.device) -> PrecisionChoice:
     fast, reason = _bf16_is_fast(device)
     if asked == "auto":
         return PrecisionChoice("bf16" if fast else "fp32", reason)
-    return PrecisionChoice(
-        "bf16", "asked for" if fast else f"asked for, but slow: {reason}{_how_slow(device)}"
-    )
+    if fast:
+        return PrecisionChoice("bf16", "asked for")
+    slow = f"asked for, but slow: {reason}"
+    if device.type == "cpu":  # an accelerator would have to be waited for
+        slow += f"; a small matrix product takes {_time_ratio():.1f} times as long as in fp32"
+    return PrecisionChoice("bf16", slow)
 
 
 def resolve(precision: Precision, device: str | torch.device) -> Resolved:
@@ -123,28 +136,20 @@ def _cpu_multiplies_bf16() -> tuple[bool, str]:
         if has.get("bf16"):
             return True, "this processor has BF16 instructions"
         return False, "this processor has no instructions for bf16"
-    ratio = _time_ratio(torch.device("cpu"))
+    ratio = _time_ratio()
     if ratio * MARGIN < 1:
         return True, f"matrix products are {1 / ratio:.1f} times as fast in bf16 on this processor"
     return False, "matrix products are no faster in bf16 on this processor"
 
 
-def _how_slow(device: torch.device) -> str:
-    """The end of the reason, where the product can be timed without waiting for an accelerator."""
-    if device.type != "cpu":
-        return ""
-    return f"; a small matrix product takes {_time_ratio(device):.1f} times as long as in fp32"
-
-
 @cache
-def _time_ratio(device: torch.device) -> float:
-    """Seconds of a small matrix product in bf16, relative to float32."""
-    bf16, fp32 = (_seconds(dtype, device) for dtype in (torch.bfloat16, torch.float32))
-    return bf16 / fp32
+def _time_ratio() -> float:
+    """Seconds of a small matrix product in bf16 on the processor, relative to float32."""
+    return _seconds(torch.bfloat16) / _seconds(torch.float32)
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    a = torch.ones(TIMED, TIMED, dtype=dtype, device=device)
+def _seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(TIMED, TIMED, dtype=dtype, device="cpu")
     best = math.inf
     for _ in range(4):
         begun = time.perf_counter()

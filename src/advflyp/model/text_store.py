@@ -23,8 +23,6 @@ from advflyp.model.folder import state_sha256
 DIGEST = 16
 # More than a file has records.
 SOURCE = 1 << 40
-# Records that are read at once when a file is opened.
-CHUNK = 1 << 14
 PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPER lower\ttab", "x" * 500]
 
 
@@ -58,10 +56,9 @@ class TextStore:
             self.sources.append(open(path, "rb"))  # noqa: SIM115, open as long as the store
             # A record that was cut off by a crash is at the end, and is not counted.
             whole = path.stat().st_size // self.record.itemsize
-            for first in range(0, whole, CHUNK):
-                some = min(CHUNK, whole - first)
-                records = np.fromfile(path, self.record, some, offset=first * self.record.itemsize)
-                self._know(records, len(self.sources) - 1, first)
+            if whole:  # an empty file cannot be mapped
+                records = np.memmap(path, self.record, "r", shape=(whole,))
+                self._know(records, len(self.sources) - 1, 0)
 
     def __len__(self) -> int:
         return len(self.places)

@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from advflyp.errors import first_line
+
 # How files begin that are saved under a checkpoint's name by mistake.
 MISTAKEN = {
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch it with 'git lfs pull'",
@@ -26,9 +28,6 @@ PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 
 class Ignored:
     """What stands for an object that training scripts save beside the weights; it knows nothing and does nothing."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> "Ignored":
-        return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         pass
@@ -120,14 +119,14 @@ def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise ValueError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from None
+            raise ValueError(f"{path} cannot be read as a checkpoint: {_shortened(error)}") from None
         raise ValueError(
             f"{path} holds more than tensors and plain values ({found[1]}), which may run code, and is refused; "
             "nothing of it was run: where it was made, save the model's state dict alone and load that"
         ) from None
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(
-            f"{path} is damaged or no checkpoint ({_first_line(error)}); download or copy it again"
+            f"{path} is damaged or no checkpoint ({_shortened(error)}); download or copy it again"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -139,13 +138,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged or cut off ({_first_line(error)}); download or copy it again"
+            f"{path} is damaged or cut off ({_shortened(error)}); download or copy it again"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120].rstrip(".") if lines else type(error).__name__
+def _shortened(error: Exception) -> str:
+    return first_line(error)[:120].rstrip(".")
 
 
 def _shown(head: bytes) -> str:

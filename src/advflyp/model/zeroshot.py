@@ -12,10 +12,11 @@ from advflyp.data.sets.prompts import fill
 if TYPE_CHECKING:
     from advflyp.model.clip import CLIP
 
+# Prompts that are encoded at a time.
+AT_ONCE = 512
 
-def prompt_embeddings(
-    model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
-) -> Tensor:
+
+def prompt_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(K, T, d) unit-norm embeddings of every template of every class, with gradients.
 
     Args:
@@ -23,8 +24,8 @@ def prompt_embeddings(
         templates: T, each with one "{}" for the name.
     """
     prompts = [fill(template, name) for name in classes for template in templates]
-    chunks = [model.encode_text(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-    return torch.cat(chunks).view(len(classes), len(templates), -1)
+    parts = [model.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
+    return torch.cat(parts).view(len(classes), len(templates), -1)
 
 
 def class_means(prompts: Tensor) -> Tensor:
@@ -33,11 +34,9 @@ def class_means(prompts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def class_embeddings(
-    model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 512
-) -> Tensor:
+def class_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(K, d) unit-norm classifier weights; constants. The arguments are those of `prompt_embeddings`."""
-    return class_means(prompt_embeddings(model, classes, templates, batch_size=batch_size))
+    return class_means(prompt_embeddings(model, classes, templates))
 
 
 class ClassTexts:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from advflyp.errors import first_line
+from advflyp.model.interop.hf import greedy
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
 from advflyp.wording import counted
@@ -45,7 +47,7 @@ class Captioner:
         try:
             self.processor, self.net = _loaded(transformers, model, self.dtype)
         except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
-            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+            raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
         self.net.to(self.device).eval()
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None or not getattr(self.processor, "chat_template", None):
@@ -53,15 +55,7 @@ class Captioner:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        own = self.net.generation_config
-        self.net.generation_config = transformers.GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
         # A template that begins with the token itself must not get it twice.
@@ -70,7 +64,7 @@ class Captioner:
         try:
             self._inputs([Image.new("RGB", (64, 64))])
         except (ValueError, TypeError) as error:
-            raise ValueError(f"cannot caption with {model}: {_first_line(error)}") from error
+            raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str | None]:
         """An answer on one line for each RGB image; None where the model's processor refuses the image.
@@ -146,7 +140,3 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
             f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"
         )
     return processor, net
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

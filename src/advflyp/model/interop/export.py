@@ -78,7 +78,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
     model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
     model.precision, model.micro_batch = "fp32", None
-    check_finite(model, f"{model.name} is not exported", "use an earlier checkpoint")
+    check_finite(model, f"{model.name} is not exported")
     try:
         with draft_folder(out) as draft:
             with torch.no_grad():
@@ -165,7 +165,7 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
             ),
         ),
         texts=_difference(model.encode_text(TEXTS), loaded.get_text_features(**tokens).pooler_output),
-        pixels=_difference(theirs * model.std + model.mean, pixels, normalise=False) * 255,
+        pixels=_difference(theirs * model.std + model.mean, pixels) * 255,
         also=[alone],
     )
 
@@ -255,9 +255,9 @@ def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
     return (pixels - model.mean) / model.std
 
 
-def _difference(ours: Tensor, theirs: Tensor, *, normalise: bool = True) -> float:
-    """The largest, of any entry."""
-    if normalise and ours.dim() == 2:
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest, of any entry; embeddings of theirs need not be of unit norm."""
+    if ours.dim() == 2:
         theirs = F.normalize(theirs.float(), dim=-1)
     return float((ours - theirs).abs().max())
 

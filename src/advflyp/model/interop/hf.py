@@ -36,6 +36,21 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def greedy(net: Any, tokenizer: Any, max_new_tokens: int, pad_token_id: int) -> Any:
+    """Settings of a generation by greedy decoding, without the sampling and penalties that a model may ask for."""
+    from transformers import GenerationConfig
+
+    own = net.generation_config
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+
+
 def to_transformers(model: CLIP) -> "PreTrainedModel":
     """The same weights, on the CPU. ValueError for an architecture that is neither."""
     state = {key: value.detach().cpu() for key, value in model.net.state_dict().items()}

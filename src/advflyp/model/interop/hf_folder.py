@@ -54,17 +54,14 @@ def check_complete(folder: Path, name: str, base: str | None) -> None:
     Raises:
         ValueError: If one is needed and not named.
     """
-    lacking = _lacking(folder)
+    lacking = [] if _has_processor(folder) else [f"neither {PROCESSOR_FILE} nor {PROCESSORS_FILE}"]
+    if not has_tokenizer(folder):
+        lacking.append("no tokenizer")
     if lacking and base is None:
         raise ValueError(
             f"{folder} holds {' and '.join(lacking)}: name the model that it was finetuned from, which has them, as in "
             f"{name}@ViT-L-14/openai"
         )
-
-
-def _lacking(folder: Path) -> list[str]:
-    lacking = [] if _has_processor(folder) else [f"neither {PROCESSOR_FILE} nor {PROCESSORS_FILE}"]
-    return lacking if has_tokenizer(folder) else [*lacking, "no tokenizer"]
 
 
 def _has_processor(folder: Path) -> bool:
@@ -85,16 +82,17 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
         ValueError: If the folder is of another kind of model, incomplete or damaged, or `lender` does not fit it.
     """
     config = read_hf_config(folder)
-    kind = config["model_type"]
     state = _weights(folder)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     try:
         names = correspondence(None, state)
         vision, text = config["vision_config"], config["text_config"]
-        build = _clip if kind == "clip" else _siglip
         for tower in (vision, text):
             check_sizes(tower, "not a model")
-        net, model_cfg = build(folder, vision, text, state)
+        if config["model_type"] == "clip":
+            net, model_cfg = _clip(vision, text, state)
+        else:
+            net, model_cfg = _siglip(folder, vision, text, state)
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         found = convert(state, shapes, names, to_theirs=False)
     except KeyError as error:
@@ -164,7 +162,7 @@ def _lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """The configuration in `folder`. ValueError where it is of another kind of model."""
     path = folder / HF_CONFIG_FILE
-    config = _json(path)
+    config = read_json_object(path)
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
         raise ValueError(
@@ -177,22 +175,17 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 
 
 def _clip(
-    folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
+    vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[nn.Module, dict[str, Any]]:
     quick = [_known(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text)]
     if quick[0] != quick[1]:
-        raise ValueError(
-            f"{folder}: the towers have different activations, which open_clip's CLIP cannot have"
-        )
-    width, places = (
-        state["vision_model.embeddings.patch_embedding.weight"].shape[0],
-        vision.get("image_size", 224),
-    )
+        raise ValueError("the towers have different activations, which open_clip's CLIP cannot have")
+    width = state["vision_model.embeddings.patch_embedding.weight"].shape[0]
     heads = vision.get("num_attention_heads", 12)
     model_cfg: dict[str, Any] = {
         "embed_dim": state["visual_projection.weight"].shape[0],
         "vision_cfg": {
-            "image_size": places,
+            "image_size": vision.get("image_size", 224),
             "layers": vision.get("num_hidden_layers", 12),
             "width": width,
             "head_width": width // heads,
@@ -268,8 +261,10 @@ def _patch_fits(tower: dict[str, Any], size: int) -> bool:
 
 def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     """open_clip's settings for those of an image processor. ValueError for a resizing that open_clip has not."""
-    found = folder / PROCESSOR_FILE
-    settings = _json(found) if found.is_file() else _json(folder / PROCESSORS_FILE).get("image_processor", {})
+    if (folder / PROCESSOR_FILE).is_file():
+        settings = read_json_object(folder / PROCESSOR_FILE)
+    else:
+        settings = read_json_object(folder / PROCESSORS_FILE).get("image_processor", {})
     settings = checked(settings, dict[str, Any], f"{folder}: image_processor")
     crop = settings.get("crop_size", {})
     crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
@@ -326,9 +321,9 @@ def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> 
 
 def _vocabulary(folder: Path) -> dict[str, int] | None:
     if (folder / "vocab.json").is_file():
-        return _json(folder / "vocab.json")
+        return read_json_object(folder / "vocab.json")
     if (folder / "tokenizer.json").is_file():
-        model = _json(folder / "tokenizer.json").get("model")
+        model = read_json_object(folder / "tokenizer.json").get("model")
         found = model.get("vocab") if isinstance(model, dict) else None
         return found if isinstance(found, dict) else None
     return None
@@ -343,7 +338,7 @@ def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
         if name in names:
             return [name]
         if (index := f"{name}.index.json") in names:
-            parts = _json(folder / index).get("weight_map")
+            parts = read_json_object(folder / index).get("weight_map")
             if not isinstance(parts, dict):
                 raise ValueError(f"{folder / index} is damaged: it has no weight_map")
             if missing := sorted(set(map(str, parts.values())) - set(names)):
@@ -354,13 +349,6 @@ def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for name in hf_weights(folder, {path.name for path in folder.iterdir()}):
+    for name in hf_weights(folder, {path.name for path in folder.iterdir() if path.is_file()}):
         state |= read_weights_file(folder / name)
     return state
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None

@@ -1,5 +1,6 @@
 """`advflyp publish`: weights, what is known of them, and their measured robustness, as a repository on the hub."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from copy import deepcopy
@@ -9,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from advflyp.errors import RunError
+from advflyp.errors import RunError, first_line
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.files import file_sha256
 from advflyp.model.build import CONFIG_FILE
@@ -57,8 +58,6 @@ class Publication:
 
     def listing(self) -> list[tuple[str, int, str]]:
         """Name, bytes and SHA-256 of each file."""
-        import hashlib
-
         found = [(name, path.stat().st_size, file_sha256(path)) for name, path in self.files.items()]
         for name, text in self.written.items():
             data = text.encode()
@@ -161,10 +160,10 @@ def send(publication: Publication, *, public: bool = False) -> str:
                 f"the hub does not let this token write to {repo} (answer {status}): `hf auth login`"
             ) from None
         raise RunError(
-            f"the hub answered {status} for {repo}; nothing was published: {_first(error)}"
+            f"the hub answered {status} for {repo}; nothing was published: {first_line(error)}"
         ) from None
     except (HTTPError, OSError) as error:
-        raise RunError(f"the hub does not answer; nothing was published: {_first(error)}") from None
+        raise RunError(f"the hub does not answer; nothing was published: {first_line(error)}") from None
     return str(found.commit_url)
 
 
@@ -197,7 +196,3 @@ def _cells(paths: Sequence[Path], sha256: str, folder: Path) -> list[Cell]:
             f"`advflyp eval {folder} --out …`"
         )
     return list({cell.key(): cell for cell in own}.values())
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
