@@ -49,9 +49,10 @@ class Stage:
         return [*start, *others, *(word.format(**values) for word in self.output.split())]
 
 
-TRAIN_WITHOUT_DATA = "advflyp train configs/advflyp_full.toml --optim.warmup_steps 0 --validate.set none "
-TRAIN = TRAIN_WITHOUT_DATA + "--data.train mini "
-FROM_SHARDS = TRAIN_WITHOUT_DATA + "--train.epochs 100 --data.loader {} "
+FULL = "advflyp train configs/advflyp_full.toml "
+BRIEF = "--optim.warmup_steps 0 --validate.set none "
+TRAIN = FULL + "--data.train mini " + BRIEF
+FROM_SHARDS = FULL + "--data.loader {} --train.epochs 100 " + BRIEF
 STEP = "python benchmarks/train_step.py --device {device} "
 EVALUATE = "python benchmarks/evaluate.py --device {device} "
 AUTOATTACK = EVALUATE + "--model mini-vit --set mini/flags --attacks autoattack --ours-only --repeats 1 "
