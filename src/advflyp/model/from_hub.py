@@ -11,7 +11,7 @@ from pathlib import Path
 
 from advflyp.config import nearest
 from advflyp.model.build import CONFIG_FILE, check_alone, open_clip_weights, read_open_clip_config
-from advflyp.model.interop.checkpoints import SUFFIXES
+from advflyp.model.interop.checkpoints import SUFFIXES, first_few
 from advflyp.model.interop.hf_folder import check_complete, hf_weights, read_hf_config
 from advflyp.model.repository import HF_CONFIG_FILE, Address, Repository
 
@@ -19,8 +19,6 @@ from advflyp.model.repository import HF_CONFIG_FILE, Address, Repository
 CLASSIFIERS = ("UCSC-VLAA/AdvXL-",)
 # Configurations and vocabularies.
 SMALL_FILES = (".json", ".txt", ".model", ".txt.gz")
-# How many files a message names.
-SHOWN = 3
 
 
 def refuse_classifiers(repository: str) -> None:
@@ -91,6 +89,6 @@ def _single_files(repository: Repository) -> str:
     if not found:
         return ", and no file of weights"
     return (
-        f"; it holds {', '.join(found[:SHOWN])}{', …' if len(found) > SHOWN else ''}: name the file and the model that "
+        f"; it holds {first_few(found)}: name the file and the model that "
         f"it was finetuned from, as in {Address(repository.name, found[0], 'ViT-L-14/openai').name}"
     )

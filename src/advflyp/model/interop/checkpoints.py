@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
         elif not partial:
             raise ValueError(
                 f"{shown} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
-                f"CLIP name them: {_named(state)}"
+                f"CLIP name them: {first_few(state)}"
             )
     return Weights(shown, state, partial, start)
 
@@ -118,7 +118,7 @@ def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
         trained = [key for key, value in tensors.items() if value.numel()]
         if trained:
             raise ValueError(
-                f"{file} holds a trained visual prompt ({place}: {_named(trained)}), without which its weights are "
+                f"{file} holds a trained visual prompt ({place}: {first_few(trained)}), without which its weights are "
                 "another model; only checkpoints without prompts can be loaded"
             )
 
@@ -151,7 +151,7 @@ def lacks_base(weights: Weights) -> str:
     else:
         lacks = "a text tower and its activation (QuickGELU or GELU)"
     names = similar_architectures(weights.state)
-    hint = f"; its image tower has the sizes of {_named(names)}" if names else ""
+    hint = f"; its image tower has the sizes of {first_few(names)}" if names else ""
     tags = [f"{name}/{tag}" for name in names for tag in open_clip.list_pretrained_tags_by_model(name)]
     return (
         f"{weights.file} lacks {lacks}: name the model that it was finetuned from, as in "
@@ -176,7 +176,7 @@ def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
         if key in own and value.shape != own[key].shape
     ]
     faults = [
-        f"{len(keys)} {what} ({_named(keys)})"
+        f"{len(keys)} {what} ({first_few(keys)})"
         for what, keys in (
             ("missing", [] if weights.partial else missing),
             ("left over", extra),
@@ -186,7 +186,7 @@ def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
     ]
     if faults:
         names = similar_architectures(weights.state)
-        hint = f"; its image tower has the sizes of {_named(names)}" if names and wrong else ""
+        hint = f"; its image tower has the sizes of {first_few(names)}" if names and wrong else ""
         raise ValueError(f"the tensors of {weights.file} are not those of {base}: {'; '.join(faults)}{hint}")
     net.load_state_dict({key: state[key].to(own[key].dtype) for key in state if key in own}, strict=False)
 
@@ -197,6 +197,7 @@ def _as_in(own: Mapping[str, Tensor], key: str) -> str:
     return other if key not in own and other in own else key
 
 
-def _named(keys: Iterable[str]) -> str:
+def first_few(keys: Iterable[str]) -> str:
+    """The first names of a list, and that there are more."""
     keys = list(keys)
     return ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from advflyp.files import draft_folder, publish_folder, recover_folder, write_te
 from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import CARD_FILE, check_finite, read_card, save_model, weights_sha256
+from advflyp.model.interop.hf import processor_of, quiet, to_transformers, tokenizer_of
 from advflyp.model.load import load_model
 
 # Between entries of unit-norm embeddings.
@@ -120,16 +122,12 @@ def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Expo
 
 def _hf(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     _need("transformers", "hf")
-    from advflyp.model.interop.hf import quiet
-
     with quiet():
         return _transformers(model, folder, images)
 
 
 def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     from transformers import AutoModel, AutoProcessor, CLIPVisionModelWithProjection, SiglipVisionModel
-
-    from advflyp.model.interop.hf import processor_of, to_transformers
 
     net = to_transformers(model)
     processor: Any = processor_of(model, net)
@@ -280,8 +278,6 @@ def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
         name: What open_clip calls it: on the hub, the repository that holds it.
     """
     _need("transformers", "open_clip, for the tokenizer of this model,")
-    from advflyp.model.interop.hf import tokenizer_of
-
     tokenizer_of(model).save_pretrained(folder)
     config = deepcopy(model.config)
     text = config["model_cfg"]["text_cfg"]
@@ -290,8 +286,6 @@ def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _need(package: str, what: str) -> None:
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise ValueError(
             f"exporting as {what} needs {package}: pip install transformers onnx onnxruntime onnxscript"

@@ -10,6 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # type: ignore[attr-defined]  # its client's, whichever that is
+    LocalTokenNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
 from advflyp.errors import RunError, first_line
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.files import file_sha256
@@ -77,8 +85,6 @@ def prepare(
     ValueError where there is no model, `repo` is no name, the list has no such licence, or the results are all of
     other weights.
     """
-    from huggingface_hub.utils import validate_repo_id
-
     licence = None if licence is None else find_licence(licence)
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ValueError(f"--repo is USER/NAME, not '{repo}'")
@@ -131,13 +137,6 @@ def send(publication: Publication, *, public: bool = False) -> str:
     ValueError where nobody is logged in, the repository may not be written or holds files of something else; RunError
     where the hub does not answer.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]  # its client's, whichever that is
-        LocalTokenNotFoundError,
-    )
-
     api, repo = HfApi(), publication.repo
     sent = {**publication.files, **{name: text.encode() for name, text in publication.written.items()}}
     try:
