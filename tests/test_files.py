@@ -376,6 +376,10 @@ ALLOWED = {
     "use/quickstart.py": {"tempfile": "a run of three steps that nobody keeps"},
     "use/demo.py": {"tempfile": "a folder for the files of a page, gone with it"},
     "terminal.py": {"open": "the null device", "os.open": "the null device"},
+    "data/pairs/process.py": {
+        "tempfile": "memory of two processes where there is no memfd",
+        "ftruncate": "the size of that memory",
+    },
     "data/web/isolation.py": {"open": "the log of another program, for as long as it runs"},
     "data/web/rounds.py": {"save": "of its own, by write_text"},
     "model/interop/export.py": {"save_pretrained": "into a draft"},

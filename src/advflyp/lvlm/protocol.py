@@ -105,7 +105,7 @@ def find_protocol(name: str) -> LVLMProtocol:
             read = read_attack_name(name)
         except ValueError:
             read = dict[str, Any](kind="unknown")
-        if read["kind"] == "pgd":
+        if read["kind"] == "pgd" and read["restarts"] == 1:
             attack = PGD(loss="margin", steps=read["steps"])
         elif read["kind"] == "encoder":
             attack = EncoderPGD(tokens=read["tokens"], steps=read["steps"])
