@@ -72,6 +72,7 @@ def test_the_same_batches(tiny: CLIP, tmp_path: Path) -> None:
     assert equal(list(process.epoch(2)), list(threads.epoch(2)))
 
 
+@pytest.mark.long
 def test_labelled_images(tiny: CLIP, tmp_path: Path) -> None:
     folder = class_folder(tmp_path / "set", [picture("red", "circle", Random(seed)) for seed in range(18)])
     kind = {"train": f"folder:{folder}", "wanted": "labelled"}
@@ -127,6 +128,7 @@ def test_memory_is_given_back_when_the_gpu_has_its_copy() -> None:
     assert all(image.eq(number).all() for number, image in seen)
 
 
+@pytest.mark.long
 def test_what_the_source_raises_is_raised_here(tiny: CLIP, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pairs", 16)
     for index in range(8):
@@ -135,6 +137,7 @@ def test_what_the_source_raises_is_raised_here(tiny: CLIP, tmp_path: Path) -> No
         list(opened(tiny, folder).epoch(0))
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_named(tiny: CLIP, tmp_path: Path) -> None:
     stream: Any = opened(tiny, write_folder(tmp_path / "pairs", 160))
     list(stream.epoch(0))
