@@ -6,6 +6,7 @@ from typing import Annotated
 from advflyp.cli.arguments import Arg, OutFolder, check_model_path
 from advflyp.cli.evaluate import EvalBatchSize, ProtocolName
 from advflyp.cli.heavy import heavy_imports
+from advflyp.config import check_there
 from advflyp.terminal import say
 
 
@@ -28,7 +29,9 @@ def leaderboard(
         device: auto, cpu, cuda, cuda:1 or mps.
     """
     for one in models:
-        if not one.endswith(".jsonl"):
+        if one.endswith(".jsonl"):
+            check_there(one, "there are no results at")
+        else:
             check_model_path(one)
     with heavy_imports():
         from advflyp.cli.evaluate import batch_size_of
