@@ -72,7 +72,6 @@ def test_the_same_batches(tiny: CLIP, tmp_path: Path) -> None:
     assert equal(list(process.epoch(2)), list(threads.epoch(2)))
 
 
-@pytest.mark.long
 def test_labelled_images(tiny: CLIP, tmp_path: Path) -> None:
     folder = class_folder(tmp_path / "set", [picture("red", "circle", Random(seed)) for seed in range(18)])
     kind = {"train": f"folder:{folder}", "wanted": "labelled"}
@@ -128,7 +127,6 @@ def test_memory_is_given_back_when_the_gpu_has_its_copy() -> None:
     assert all(image.eq(number).all() for number, image in seen)
 
 
-@pytest.mark.long
 def test_what_the_source_raises_is_raised_here(tiny: CLIP, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pairs", 16)
     for index in range(8):
@@ -174,6 +172,7 @@ for batch in BatchProcess(Endless(), 6, torch.device("cpu")).batches(0):
 """
 
 
+@pytest.mark.long
 def test_the_process_ends_with_its_parent() -> None:
     tests = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}

@@ -121,11 +121,14 @@ class _Child:
             cudart: Any = torch.cuda.cudart()
             torch.cuda.check_error(cudart.cudaHostRegister(self.memory.data_ptr(), len(self.memory), 0))
         self.close = weakref.finalize(self, _close, process, self.connection, self.memory, pinned)
-        self.connection.send_bytes(source)
+        self._send(source)
 
     def send(self, message: Any) -> None:
+        self._send(pickle.dumps(message))
+
+    def _send(self, data: bytes) -> None:
         with suppress(OSError):  # it has ended, which `receive` says
-            self.connection.send_bytes(pickle.dumps(message))
+            self.connection.send_bytes(data)
 
     def receive(self) -> Any:
         try:
