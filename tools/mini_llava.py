@@ -34,11 +34,11 @@ from transformers import (
 
 from advflyp.data.config import DataConfig
 from advflyp.data.mini import EMBEDDED
-from advflyp.data.mini.compose import MiniPairs
-from advflyp.data.mini.shards import read_shards
+from advflyp.data.mini.compose import MiniLabelled
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Reading
 from advflyp.data.sets.labelled import load_set
+from advflyp.data.training import PROXY_SET
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import CAPTION, SHORT
 from advflyp.model.interop.hf import to_transformers
@@ -57,17 +57,6 @@ TEMPLATE = (
 )
 EVERY = 200  # updates between two states on the disk
 OPTIM = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=50, lr_steps=None)
-
-
-class NamedImages(MiniPairs):
-    """The corpus' images, composed and augmented as in training, with their names as captions."""
-
-    def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
-        return {"captions": [self.name(row) for row in index.tolist()]}
-
-    def name(self, row: int) -> str:
-        """Of the image at a place of the corpus."""
-        return str(self.metas[row]["name"]).strip().lower()
 
 
 def train(
@@ -101,7 +90,7 @@ def train(
         device=torch.device("cpu"),
         share=Share(batch_size),
     )
-    pairs = NamedImages(EMBEDDED, how)
+    pairs = MiniLabelled(EMBEDDED, how, load_set(PROXY_SET).classes, ("{}",))
     learned = [model.net.model.multi_modal_projector, model.net.model.language_model]
     parameters = [parameter.requires_grad_() for part in learned for parameter in part.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=OPTIM.lr, weight_decay=OPTIM.weight_decay, betas=(0.9, 0.98))
@@ -134,12 +123,11 @@ def train(
     state.unlink()
 
 
-def losses(model: LVLM, pairs: NamedImages, texts: int, done: int, seed: int) -> Iterator[Tensor]:
+def losses(model: LVLM, pairs: MiniLabelled, texts: int, done: int, seed: int) -> Iterator[Tensor]:
     """The loss of each update behind `done`: of names alone, then of names behind their images."""
-    names, weights = [pairs.name(row) for row in range(len(pairs.metas))], pairs.weights.tolist()
     for step in range(done, texts):
         rng = random.Random(f"{seed}/names/{step}")
-        yield name_loss(model, rng.choices(names, weights, k=pairs.batch_size), rng)
+        yield name_loss(model, rng.choices(pairs.classes, k=pairs.batch_size), rng)
     step = max(done - texts, 0)
     while True:
         epoch, place = divmod(step, len(pairs))
@@ -205,8 +193,7 @@ def template(prompt: str) -> str:
 
 def learned_tokenizer(words: int) -> Any:
     """Byte pairs of the corpus' names and the two questions."""
-    _, metas = read_shards(EMBEDDED)
-    texts = [str(meta["name"]).lower() for meta in metas] + 1000 * [template(prompt) for prompt in PROMPTS]
+    texts = [*load_set(PROXY_SET).classes, *(1000 * [template(prompt) for prompt in PROMPTS])]
     inner = Tokenizer(models.BPE())
     inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -230,7 +217,7 @@ def right(model: LVLM, count: int) -> float:
     images = torch.stack([model.preprocess(labelled.image(place)) for labelled, place in chosen])
     answers = model.answer(images, [PROMPTS[0]] * count, max_new_tokens=12)
     names = [labelled.classes[int(labelled.labels[place])].lower() for labelled, place in chosen]
-    return sum(one == two for one, two in zip(answers, names, strict=True)) / count
+    return sum(one.lower() == two for one, two in zip(answers, names, strict=True)) / count
 
 
 def save(model: LVLM, out: Path) -> None:

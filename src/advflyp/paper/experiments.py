@@ -7,11 +7,11 @@ ImageNet and ViT-B/32.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Plan, Run, Scale
+from advflyp.paper.plan import ORIGINAL, OTHER, RADII, Experiment, Measure, Plan, Run, Scale
 from advflyp.paper.proxies.plan import proxy_experiment, proxy_runs, with_spaces
 
 MOST_SEEDS = 100
-FULL, FAST, OTHER = "advflyp_full", "advflyp_fast", "-other"
+FULL, FAST = "advflyp_full", "advflyp_fast"
 
 METHODS = {
     "tecoa": "TeCoA",

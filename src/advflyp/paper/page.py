@@ -10,7 +10,6 @@ from markupsafe import Markup
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
 from advflyp.paper.efficiency import against_cost_points, efficiency_table
-from advflyp.paper.plan import ORIGINAL
 from advflyp.paper.proxies import tables as proxies
 from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
 from advflyp.paper.proxies.coverage import Coverage, add_coverage
@@ -133,8 +132,8 @@ class ComparisonPage:
             scope=self._scope()
             + (" The figures above are the best method's mean over sets." if tiles else ""),
             tradeoffs=trade,
-            set_by_set=sections.set_by_set(results, rows, shown, look),
-            against_eps=sections.against_eps(every_radius, rows, shown, look),
+            set_by_set=sections.set_by_set(results, rows, shown, look) if rows else None,
+            against_eps=sections.against_eps(every_radius, rows, shown, look) if rows else None,
             published=self.tables.get("published"),
             experiments=list(map(self._experiment, self.experiments)),
             examples=sections.before_after(self.examples, ("original", FULL)),
@@ -323,14 +322,19 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
 
 
 def main_experiment(study: Study) -> Exhibit:
-    """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more."""
+    """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more.
+
+    Of those that have results, if any has.
+    """
     ranked = [
         e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
     ] or study.experiments
     attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
     if not attacked:
         raise ValueError(f"the plan in {study.folder} has no experiments")
-    first = next((e for e in attacked if e.id == "table1"), attacked[0])
+    measured = {cell.model for cell in study.cells}
+    there = [e for e in attacked if measured & {*e.rows} - {*e.unranked}] or attacked
+    first = next((e for e in there if e.id == "table1"), there[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
     return replace(first, attacks=attacks)
 
@@ -369,7 +373,7 @@ def _tsne(study: Study) -> list[TSNEResult]:
 def _coverage(study: Study) -> list[Coverage]:
     """Of the experiment `proxies`: what is stored, and what can be added on this machine."""
     experiment = next((e for e in study.experiments if e.id == PROXIES), None)
-    original = study.model_of(ORIGINAL)
+    original = None if experiment is None else study.model_of(experiment.rows[0])
     if experiment is None or original is None:
         return []
     measured = by_run(study, experiment)

@@ -17,6 +17,7 @@ Scale = Literal["mini", "paper"]
 PLAN_FILE = "plan.json"
 RADII = (1 / 255, 2 / 255, 4 / 255)
 ORIGINAL = "original"
+OTHER = "-other"  # behind the name of a run on the backbone that is not the plan's own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from advflyp.paper.plan import ORIGINAL, RADII, Experiment, Measure, Run
+from advflyp.paper.plan import ORIGINAL, OTHER, RADII, Experiment, Measure, Run
 
 PROXIES = "proxies"
 NUMBERS = (180, 660, 2200, 6651)
@@ -30,9 +30,11 @@ ON_PAIRS = {
     "advflyp_logit": "AdvFLYP + logit",
     "advflyp_feature": "AdvFLYP + feature",
 }
+# The ResNet: a training costs two fifths of one of mini-vit.
 # Ten epochs of 180 images are ten steps: validation and checkpoints go by steps alone. As everywhere here a run stands
 # for its last weights; those at the best of these validations are the second column.
-VALIDATED = {
+COMMON = {
+    "model__name": "mini",
     "validate__set": "mini/val",
     "validate__limit": 200,
     "validate__every": 20,
@@ -69,6 +71,9 @@ class Cell:
 NEAR = tuple(Cell(number, "near") for number in NUMBERS)
 CELLS = (*NEAR, *(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS))
 WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign": "foreign"}
+# The data on which each method's learning rate is searched, for all other data, too.
+TUNED = Cell(2200, "near")
+RATE_OF_PAIRS = TUNED.run(PAIRS)
 CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
 
 
@@ -77,7 +82,7 @@ def proxy_runs(trained: Make) -> list[Run]:
 
     What is no corner gets one seed.
     """
-    make = partial(trained, **VALIDATED)
+    make = partial(trained, **COMMON)
     grid = sorted(CELLS, key=lambda cell: cell not in CORNERS)
     runs = [_pairs(make, number) for number in (2200, 660, 6651, EVERY_PAIR, 180)]
     for cell in grid:
@@ -87,7 +92,7 @@ def proxy_runs(trained: Make) -> list[Run]:
         ]
     for recipe, label in ON_PAIRS.items():
         name = f"{recipe}-{PAIRS}-{EVERY_PAIR}"
-        runs.append(make(name, f"{label}, {with_spaces(EVERY_PAIR)} pairs", recipe, f"{PAIRS}-{EVERY_PAIR}"))
+        runs.append(make(name, f"{label}, {with_spaces(EVERY_PAIR)} pairs", recipe, RATE_OF_PAIRS))
     best = [replace(r, name=r.name + BEST, label=f"{r.label}, best", best_of=r.name) for r in runs]
     return runs + best
 
@@ -98,7 +103,7 @@ def proxy_experiment(runs: list[Run]) -> Experiment:
     return Experiment(
         id=PROXIES,
         title="Proxies: number, breadth and distance of the labelled data",
-        runs=(ORIGINAL, *(run.name for run in runs)),
+        runs=(f"{ORIGINAL}{OTHER}", *(run.name for run in runs)),
         attacks=measure.attacks,
         eps=measure.eps,
         measures=(measure,),
@@ -108,25 +113,23 @@ def proxy_experiment(runs: list[Run]) -> Experiment:
 
 def _pairs(make: Make, number: int) -> Run:
     keys = {"data__limit": number} if number < EVERY_PAIR else {}
-    run = make(
-        f"{PAIRS}-{number}", f"AdvFLYP_full, {with_spaces(number)} pairs", "advflyp_full", None, **keys
-    )
+    name, label = f"{PAIRS}-{number}", f"AdvFLYP_full, {with_spaces(number)} pairs"
+    run = make(name, label, "advflyp_full", None if name == RATE_OF_PAIRS else RATE_OF_PAIRS, **keys)
     return replace(run, most_seeds=1) if number == NUMBERS[0] else run
 
 
 def _labelled(make: Make, cell: Cell) -> Iterator[Run]:
-    """The rate is searched once for a method and number, on the data nearest to pretraining."""
     for recipe, label in LABELLED.items():
-        rate_of = None if cell.data == "near" else Cell(cell.number, "near").run(recipe)
+        rate_of = None if cell == TUNED else TUNED.run(recipe)
         yield make(cell.run(recipe), f"{label}, {cell.words}", recipe, rate_of, **cell_keys(cell))
 
 
 def _same(make: Make, cell: Cell) -> Run:
     """AdvFLYP_full on the images that the labelled methods have: with the corpus' captions, or prompts."""
-    label, rate_of = f"AdvFLYP_full on labelled, {cell.words}", f"{PAIRS}-{cell.number}"
+    label = f"AdvFLYP_full on labelled, {cell.words}"
     if cell.data == "foreign":
-        return make(cell.run(SAME), label, "flyp", rate_of, **cell_keys(cell), **PROMPTED)
-    return make(cell.run(SAME), label, "aft_captioned", rate_of, **cell_keys(cell))
+        return make(cell.run(SAME), label, "flyp", RATE_OF_PAIRS, **cell_keys(cell), **PROMPTED)
+    return make(cell.run(SAME), label, "aft_captioned", RATE_OF_PAIRS, **cell_keys(cell))
 
 
 def cell_keys(cell: Cell) -> dict[str, Any]:
