@@ -225,6 +225,14 @@ def changed(folder: Path, out: Path, **of_plan: object) -> Path:
     return out
 
 
+def test_the_main_experiment_is_one_that_has_results(folder: Path, tmp_path: Path) -> None:
+    """As of `advflyp reproduce --only table12`, whose models no other table has."""
+    study = changed(folder, tmp_path, rows=["original, ResNet", "TeCoA, ResNet"])
+    assert main_experiment(read_study(study)).id == "table3"
+    page = Page(paper_report(study, tmp_path / "out"))
+    assert "The main one: Table 3" in page.text
+
+
 def test_all_methods_of_a_table_are_of_the_same_seeds(folder: Path, tmp_path: Path) -> None:
     """TeCoA with one seed, the others with three: of all of them that seed is shown, and ranked."""
     study = changed(folder, tmp_path)
