@@ -61,8 +61,8 @@ OPTIM = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=50, l
 
 def train(
     out: Annotated[Path, tyro.conf.Positional],
-    texts: int = 2000,
-    images: int = 1500,
+    texts: int = 500,
+    images: int = 2500,
     batch_size: int = 64,
     width: int = 192,
     layers: int = 4,

@@ -143,7 +143,7 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
     out = paper_report(folder, tmp_path / "out").parent
     names = {path.stem for path in (out / "tables").glob("proxies*.csv")}
     assert names == {
-        "proxies", *(f"proxies-{end}" for end in ("verdicts", "number", "kinds", "sides", "coverage")),
+        "proxies", *(f"proxies-{end}" for end in ("verdicts", "number", "kinds", "longer", "sides", "coverage")),
     }  # fmt: skip
     text, page = (out / "results.md").read_text(), Page(out / "index.html")
     assert "H4 holds: On the same few images" in text and "H2 holds, H3 does not hold" in page.text

@@ -74,11 +74,15 @@ WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign"
 # The data on which each method's learning rate is searched, for all other data, too.
 TUNED = Cell(2200, "near")
 RATE_OF_PAIRS = TUNED.run(PAIRS)
-CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {Cell(6651, "near")}
+# With four times the updates, one seed: does the ranking change?
+LONGER, TIMES = "-longer", 4
+LARGEST = Cell(NUMBERS[-1], "near")
+TRAINED_LONGER = (f"{PAIRS}-{EVERY_PAIR}", *(LARGEST.run(method) for method in (*LABELLED, SAME)))
+CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {LARGEST}
 
 
 def proxy_runs(trained: Make) -> list[Run]:
-    """All trainings, the corners of the grid first, then their weights at the best validation.
+    """All trainings, the corners of the grid first, then the longer ones, then the weights at the best validation.
 
     What is no corner gets one seed.
     """
@@ -94,7 +98,19 @@ def proxy_runs(trained: Make) -> list[Run]:
         name = f"{recipe}-{PAIRS}-{EVERY_PAIR}"
         runs.append(make(name, f"{label}, {with_spaces(EVERY_PAIR)} pairs", recipe, RATE_OF_PAIRS))
     best = [replace(r, name=r.name + BEST, label=f"{r.label}, best", best_of=r.name) for r in runs]
-    return runs + best
+    return runs + [_longer(run) for run in runs if run.name in TRAINED_LONGER] + best
+
+
+def _longer(run: Run) -> Run:
+    keys = {key: TIMES * run.overrides[key] for key in ("train.max_steps", "validate.every")}
+    return replace(
+        run,
+        name=run.name + LONGER,
+        label=f"{run.label}, {TIMES} times the updates",
+        overrides=run.overrides | keys,
+        rate_of=run.rate_of or run.name,
+        most_seeds=1,
+    )
 
 
 def proxy_experiment(runs: list[Run]) -> Experiment:

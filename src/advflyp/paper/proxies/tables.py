@@ -16,10 +16,12 @@ from advflyp.paper.proxies.plan import (
     EVERY_PAIR,
     FOREIGN_NUMBERS,
     LABELLED,
+    LONGER,
     NEAR,
     NUMBERS,
     PAIRS,
     SAME,
+    TRAINED_LONGER,
     WORDS,
     Cell,
     with_spaces,
@@ -170,6 +172,23 @@ def coverage_table(numbers: Numbers, sets: Sequence[str]) -> Table:
     )  # fmt: skip
 
 
+def longer_table(numbers: Numbers) -> Table:
+    """The largest data, with as many updates as everything else and with four times as many."""
+    rows: list[list[Value]] = []
+    for run in TRAINED_LONGER:
+        some = [numbers.accuracy(run + end, attack) for end in ("", LONGER) for attack in (ROBUST, CLEAN)]
+        if some[2] is not None:
+            method, number = run.split("-")[0], with_spaces(int(run.rsplit("-", 1)[1]))
+            rows.append([f"{METHODS[method]}, {number}", *some])
+    return Table(
+        title="Four times the updates: mean accuracy in %",
+        columns=["method and images", *["PGD-10,\nε = 1/255", "clean"] * 2],
+        groups=[("", 1), ("as all others", 2), ("four times the updates", 2)],
+        rows=rows,
+        note=f"Means over the headline's sets. {INTERVALS} One seed with four times the updates.",
+    )
+
+
 def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
     """All of them, by the ends of their file names."""
     kinds = [Cell(n, data) for n in FOREIGN_NUMBERS for data in WORDS]
@@ -180,6 +199,8 @@ def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
         ),
         "kinds": grid_table(numbers, kinds, "By breadth and distance of the data: mean accuracy in %"),
     }
+    if (longer := longer_table(numbers)).rows:
+        found["longer"] = longer
     if numbers.coverage:
         found |= {"sides": sides_table(numbers), "coverage": coverage_table(numbers, sets)}
     return found
