@@ -49,6 +49,14 @@ def auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def reproduce_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study of docs/reproduction.md, with its results."""
+    from outputs import committed_study  # it imports much
+
+    return committed_study("reproduce-mini", tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny("vit", tmp_path_factory.mktemp("models") / "tiny")
 

@@ -4,28 +4,17 @@ understood, and what is shown of their output is what they print."""
 import json
 import re
 import shlex
-import sys
+import shutil
+import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import outputs
 import pytest
 import yaml
-
-from advflyp.cli.arguments import parse
-from advflyp.cli.main import main, split_recipe_keys
-from advflyp.paper.study import read_study
-from advflyp.recipes import find_recipe
-from advflyp.report.measure.estimates import Condition
-from advflyp.report.measure.grid import sides
-from advflyp.report.measure.results import Results
-from advflyp.training.recipe import read_recipe
-from paper.proxy_study import by_points, write_study
-
-sys.path.append(str(Path(__file__).parents[1] / "docs/tools"))
-import outputs
 from outputs import (
     SUMMARY,
     TABLE,
@@ -38,6 +27,16 @@ from outputs import (
     with_summary,
     with_tables,
 )
+
+from advflyp.cli.arguments import parse
+from advflyp.cli.main import main, split_recipe_keys
+from advflyp.paper.study import read_study
+from advflyp.recipes import find_recipe
+from advflyp.report.measure.estimates import Condition
+from advflyp.report.measure.grid import sides
+from advflyp.report.measure.results import Results
+from advflyp.training.recipe import read_recipe
+from paper.proxy_study import by_points, write_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -162,6 +161,9 @@ def test_the_tables_of_proxies_are_made_of_their_results(
     folder = tmp_path / "docs/results/proxies-mini"
     folder.mkdir(parents=True)
     write_study(folder, by_points({"tecoa-near-660": -10}))
+    with tarfile.open(folder / "results.tar.gz", "w:gz") as packed:
+        packed.add(folder / "results", "results")
+    shutil.rmtree(folder / "results")
     monkeypatch.setattr(outputs, "ROOT", tmp_path)
     text = outputs.proxies()
     assert text.startswith("H1 holds, H2 does not hold, H3 does not hold, H4 holds, H5 holds.\n")
@@ -248,9 +250,9 @@ def test_the_quickstart_is_that_of_the_bundled_results() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
-def test_means_of_the_reproduction_are_those_of_its_results(page: str) -> None:
+def test_means_of_the_reproduction_are_those_of_its_results(page: str, reproduce_mini: Path) -> None:
     """Each number of a table whose columns are attacks at an ε."""
-    study = read_study(ROOT / "docs/results/reproduce-mini")
+    study = read_study(reproduce_mini)
     results = Results(study.cells, seeds=True)
     columns = {"clean": Condition("clean", None, 0.0)} | {
         f"{name.upper()}-10, {grey}/255": next(

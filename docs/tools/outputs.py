@@ -17,8 +17,10 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,24 +140,32 @@ def _of_all(some: Sequence[Protocol], row: Callable[[Protocol], str]) -> str:
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
 
 
+def committed_study(name: str, place: Path) -> Path:
+    """A copy in `place` of a study of docs/results, its results unpacked: JSON lines shrink to a twentieth in a tar."""
+    folder = place / name
+    shutil.copytree(ROOT / "docs/results" / name, folder)
+    with tarfile.open(folder / "results.tar.gz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
 def cost() -> str:
     """What AdvFLYP_full's levers cost and save, from the results in docs/results."""
-    study = read_study(ROOT / "docs/results/cost-mini")
+    with tempfile.TemporaryDirectory() as place:
+        study = read_study(committed_study("cost-mini", Path(place)))
     exhibit = next(one for one in study.experiments if one.id == "cost")
     return markdown(efficiency_table(study, exhibit, FULL)).partition("\n\n")[2].strip()
 
 
 def proxies() -> str:
     """What became of the hypotheses, from the results in docs/results, and the accuracies behind them."""
-    folder = ROOT / "docs/results/proxies-mini"
-    if not folder.is_dir():
-        return "There are no results yet: nothing of this plan has been run."
-    study = read_study(folder)
-    exhibit = next(one for one in study.experiments if one.id == PROXIES)
-    numbers = Numbers.of(study, exhibit, read_coverage(folder / COVERAGE))
-    return "\n".join(
-        [f"{proxies_summary(numbers)}\n", *map(markdown, proxy_tables(numbers, exhibit.sets).values())]
-    )
+    with tempfile.TemporaryDirectory() as place:
+        folder = committed_study("proxies-mini", Path(place))
+        study = read_study(folder)
+        exhibit = next(one for one in study.experiments if one.id == PROXIES)
+        numbers = Numbers.of(study, exhibit, read_coverage(folder / COVERAGE))
+        tables = proxy_tables(numbers, exhibit.sets)
+        return "\n".join([f"{proxies_summary(numbers)}\n", *map(markdown, tables.values())])
 
 
 TABLES: dict[str, Callable[[], str]] = {"protocols": protocols, "cost": cost, "proxies": proxies}
@@ -287,7 +297,7 @@ def draw() -> None:
         readme = ROOT / "README.md"
         text = with_summary(readme.read_text(encoding="utf-8"), summary(folder / "quickstart/results.jsonl"))
         readme.write_text(text, encoding="utf-8")
-        page = paper_report(ROOT / "docs/results/reproduce-mini", folder / "paper")
+        page = paper_report(committed_study("reproduce-mini", folder), folder / "paper")
         browser = Browser(folder / "profile")
         browser.window(1000, 1440, touch=True)
         browser.open((folder / "quickstart/report/index.html").as_uri())

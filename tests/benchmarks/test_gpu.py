@@ -248,8 +248,8 @@ def test_figures_of_the_quickstart(tmp_path: Path) -> None:
     ]
 
 
-def test_the_headline_is_that_of_the_docs() -> None:
-    folder = ROOT / "docs/results/reproduce-mini"
+def test_the_headline_is_that_of_the_docs(reproduce_mini: Path) -> None:
+    folder = reproduce_mini
     plan = headline.headline_plan(headline.Arguments(out=folder, seeds=3))
     rows = headline.read_rows(folder, headline.progress(plan, folder))
     assert all(row["planned"] == row["finished"] == (1 if row["method"] == "original" else 3) for row in rows)

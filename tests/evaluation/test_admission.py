@@ -13,13 +13,13 @@ from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import samples_folder, write_samples
 
-RESULTS = Path(__file__).parents[2] / "docs/results/reproduce-mini/results"
 MINI = find_protocol("advflyp-2026-mini")
 
 
 @pytest.fixture(scope="module")
-def cells() -> list[Cell]:
-    return [cell for cell in read_cells(RESULTS / "fare-s0.jsonl") if cell.attack != "autoattack"]
+def cells(reproduce_mini: Path) -> list[Cell]:
+    file = reproduce_mini / "results/fare-s0.jsonl"
+    return [cell for cell in read_cells(file) if cell.attack != "autoattack"]
 
 
 def judged(tmp_path: Path, cells: list[Cell], protocol: Protocol = MINI) -> Entrant:

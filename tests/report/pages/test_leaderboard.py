@@ -19,9 +19,13 @@ from hostile import NAMES, assert_printable
 from hubserver import NOWHERE, use_hub
 
 ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "docs/results/reproduce-mini/results"
 MINI = find_protocol("advflyp-2026-mini")
 SMALL = replace(MINI, sets=("mini/food",), attacks=("clean", "pgd1"), eps=(1 / 255,), limit=8)
+
+
+@pytest.fixture(scope="session")
+def results(reproduce_mini: Path) -> Path:
+    return reproduce_mini / "results"
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -29,9 +33,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_results_of_others(tmp_path: Path) -> None:
+def test_results_of_others(tmp_path: Path, results: Path) -> None:
     (tmp_path / "models.toml").write_text('["FARE"]\nbackbone = "<b>x"\nlink = "https://example.org"\n')
-    page = leaderboard([RESULTS / "fare-s0.jsonl", RESULTS / "pairs-all-64-s0.jsonl"], MINI, tmp_path)
+    page = leaderboard([results / "fare-s0.jsonl", results / "pairs-all-64-s0.jsonl"], MINI, tmp_path)
     text = page.read_text()
     assert "&lt;b&gt;x" in text and "<b>x" not in text
     assert 'href="https://example.org"' in text and "fare4-vit-l-14" in text
@@ -94,18 +98,18 @@ HOSTILE = (*NAMES, "x" * 5000, "../../../etc/passwd", "hf-hub:evil/repo", "</scr
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_names_in_results_of_others(name: str, tmp_path: Path) -> None:
+def test_names_in_results_of_others(name: str, tmp_path: Path, results: Path) -> None:
     """They change neither page nor table, whether their results are admitted or not."""
     sent = tmp_path / "board/submissions"
     sent.mkdir(parents=True)
     for source, count in (("whole", 70), ("part", 3)):
-        cells = read_cells(RESULTS / "fare-s0.jsonl")
+        cells = read_cells(results / "fare-s0.jsonl")
         named = [replace(one, model=name, checkpoint_sha256=f"{count:064x}") for one in cells]
         lines = [json.dumps(asdict(one)) for one in named if one.attack != "autoattack"][:count]
         (sent / f"{source}.jsonl").write_text("\n".join(lines) + "\n")
     page = leaderboard([], MINI, tmp_path / "board").read_text(encoding="utf-8")
     assert_printable(page)
-    plain = leaderboard([RESULTS / "fare-s0.jsonl"], MINI, tmp_path / "plain").read_text(encoding="utf-8")
+    plain = leaderboard([results / "fare-s0.jsonl"], MINI, tmp_path / "plain").read_text(encoding="utf-8")
     assert page.count("<script") == plain.count("<script") and "onload=" not in re.sub("&#34;.*", "", page)
     table = (tmp_path / "board/leaderboard.csv").read_text(encoding="utf-8")
     assert_printable(table)
@@ -114,13 +118,15 @@ def test_names_in_results_of_others(name: str, tmp_path: Path) -> None:
     assert not any(value.startswith(("=", "+", "@", "\t")) for row in found for value in row.values())
 
 
-def test_the_name_in_results_of_others_opens_no_file(tmp_path: Path, tiny_folder: Path) -> None:
+def test_the_name_in_results_of_others_opens_no_file(
+    tmp_path: Path, tiny_folder: Path, results: Path
+) -> None:
     """A card on this machine says nothing of a model that somebody else calls by its path."""
     card = {"recipe": {"method": {"name": "secret"}, "model": {"name": "of this machine"}}}
     private = shutil.copytree(tiny_folder, tmp_path / "private")
     (private / "card.json").write_text(json.dumps(card))
     sent = tmp_path / "sent.jsonl"
-    cells = [replace(one, model=str(private)) for one in read_cells(RESULTS / "fare-s0.jsonl")]
+    cells = [replace(one, model=str(private)) for one in read_cells(results / "fare-s0.jsonl")]
     sent.write_text("".join(json.dumps(asdict(one)) + "\n" for one in cells))
     page = leaderboard([sent], MINI, tmp_path / "board").read_text()
     assert "secret" not in page and "of this machine" not in page
@@ -163,12 +169,12 @@ def test_without_a_network(tmp_path: Path, tiny_folder: Path, monkeypatch: pytes
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_sorting_and_filtering(tmp_path: Path, browser: Browser, width: int) -> None:
+def test_sorting_and_filtering(tmp_path: Path, browser: Browser, results: Path, width: int) -> None:
     facts = {"TeCoA": "mini-vit", "FARE": "mini-vit", "TeCoA, ResNet": "mini", "AdvFLYP, ResNet": "mini"}
     (tmp_path / "models.toml").write_text(
         "".join(f'["{name}"]\nbackbone = "{backbone}"\n' for name, backbone in facts.items())
     )
-    files = [RESULTS / f"{name}-s0.jsonl" for name in ("fare", "tecoa-other", "advflyp-other", "tecoa")]
+    files = [results / f"{name}-s0.jsonl" for name in ("fare", "tecoa-other", "advflyp-other", "tecoa")]
     page = leaderboard(files, MINI, tmp_path)
     clean = {row["model"]: float(row["clean"]) for row in rows(tmp_path)}
     assert clean.keys() == facts.keys() and len({*clean.values()}) == len(clean)
