@@ -1,6 +1,7 @@
 """A tiny LLaVA that names images: the tower of `mini-vit`, and a small Llama trained on the names of the mini corpus.
 
-    python -m tools.mini_llava train mini-llava                 # about an hour on one AVX2 core
+    python -m tools.mini_llava train runs/mini-llava            # some 75 minutes on one AVX2 core
+    python -m tools.mini_llava pack runs/mini-llava             # into the package
     python -m tools.mini_llava tasks data                       # held-out images in the layouts of COCO and VQAv2
     advflyp lvlm eval mini-llava --root data --tasks coco vqav2 --attack encoder --eps 2/255 --out lvlm.jsonl
 
@@ -10,6 +11,7 @@ the image. The same `train` continues a training that was stopped.
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers import decoders as decoding
 from torch import Tensor
@@ -39,6 +42,7 @@ from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Reading
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.training import PROXY_SET
+from advflyp.lvlm.load import MINI_FOLDER
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import CAPTION, SHORT
 from advflyp.model.interop.hf import to_transformers
@@ -51,6 +55,7 @@ PROMPTS = (CAPTION, SHORT.format(QUESTION))
 HELD_OUT = ("mini/food", "mini/animals", "mini/travel")
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
+WEIGHTS = "model.safetensors"
 TEMPLATE = (
     "{{ bos_token }}USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
@@ -235,6 +240,21 @@ def save(model: LVLM, out: Path) -> None:
     LlavaProcessor(images, model.tokenizer, patch_size=patch, chat_template=TEMPLATE).save_pretrained(out)
 
 
+def pack(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Put the model into the package, without its tower, which is there already.
+
+    Args:
+        folder: Where it was trained.
+    """
+    MINI_FOLDER.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copy(file, MINI_FOLDER)
+    weights = load_file(folder / WEIGHTS)
+    learned = {key: value for key, value in weights.items() if "vision_tower" not in key}
+    save_file(learned, MINI_FOLDER / WEIGHTS, metadata={"format": "pt"})
+
+
 def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:
     """Write the held-out images with their names in the layouts of COCO's captions and of VQAv2.
 
@@ -268,4 +288,4 @@ def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "tasks": tasks})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "pack": pack, "tasks": tasks})

@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from advflyp.lvlm.load import load_lvlm, with_tower
 from advflyp.model.clip import CLIP
@@ -119,6 +121,22 @@ def test_only_safetensors(llava_folder: Path, tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match="holds no safetensors"):
         load_lvlm(folder, device="cpu")
+
+
+def test_a_model_that_comes_without_its_tower_takes_another(llava_folder: Path, tmp_path: Path) -> None:
+    headless = shutil.copytree(llava_folder, tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "vision_tower" not in key}
+    save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"headless lacks .* weights, such as model\.vision_tower\."):
+        load_lvlm(headless, device="cpu")
+    tower = clip(tmp_path)
+    found, whole = (load_lvlm(folder, vision=tower, device="cpu") for folder in (headless, llava_folder))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in found.state_dict().items())
+    kept.popitem()
+    save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weight, such as"):
+        load_lvlm(headless, vision=tower, device="cpu")
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
+from advflyp.wording import counted
 
 MISSING = "large vision-language models need transformers; pip install transformers"
 KINDS = ("llava", "llava_next")
@@ -22,6 +23,8 @@ LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")
 # Of the released LLaVA-1.5, whose first copies brought no template along.
+# The tiny LLaVA that comes with the package, without its tower: that is `mini-vit`, which comes with it, too.
+MINI, MINI_FOLDER, MINI_TOWER = "mini-llava", Path(__file__).parent / "mini-llava", "mini-vit"
 LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
 
 
@@ -33,7 +36,8 @@ def load_lvlm(
         model = load_lvlm("llava-hf/llava-1.5-7b-hf", vision="runs/robust-vit-l")
 
     Args:
-        name: A folder of transformers, or a repository on the hub (OWNER/NAME).
+        name: "mini-llava", which comes with the package; a folder of transformers, or a repository on the hub
+            (OWNER/NAME).
         vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
@@ -44,8 +48,11 @@ def load_lvlm(
         ValueError: The model is of another kind, its files are incomplete, or the tower does not fit.
     """
     place = pick_device(device)
-    folder = _folder(str(name))
-    net, processor = _loaded(folder, str(name))
+    if str(name) == MINI:
+        folder, vision = MINI_FOLDER, vision or MINI_TOWER
+    else:
+        folder = _folder(str(name))
+    net, processor = _loaded(folder, str(name), needs_tower=vision is None)
     template = _template(processor, net.config.model_type, str(name))
     normalisation = processor.image_processor
     model = LVLM(
@@ -156,8 +163,12 @@ def _check_config(folder: Path, name: str) -> None:
         check_sizes(inner, f"{path} is damaged")
 
 
-def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
-    """transformers' model and processor, from local files; no code of the folder's runs."""
+def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
+    """transformers' model and processor, from local files; no code of the folder's runs.
+
+    Args:
+        needs_tower: Whether the tower's weights have to be there.
+    """
     try:
         transformers: Any = import_module("transformers")
     except ImportError:
@@ -173,11 +184,10 @@ def _loaded(folder: Path, name: str) -> tuple[Any, Any]:
             )
     except Exception as error:  # files of strangers make transformers raise anything
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
-    if report["missing_keys"]:
-        # transformers only warns, and draws them at random.
-        lacking = report["missing_keys"]
+    # transformers only warns, and draws them at random.
+    if lacking := [key for key in report["missing_keys"] if needs_tower or ".vision_tower." not in key]:
         raise ValueError(
-            f"{len(lacking)} weights of {name} are missing, such as {min(lacking)}; fetch it again"
+            f"{name} lacks {counted(len(lacking), 'weight')}, such as {min(lacking)}; fetch it again"
         )
     return net, processor
 
