@@ -78,12 +78,13 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
         ValueError: The tower is no ViT of CLIP's, or of another width or depth than the model's own.
     """
     net: Any = model.net
-    tower: Any = to_transformers(clip).vision_model
     own = net.config.vision_config
-    if tower.config.model_type != "clip_vision_model":
+    if "visual.class_embedding" not in clip.net.state_dict():
         raise ValueError(
-            f"the image tower of {clip.name} is not a ViT of CLIP's, as {model.name} has; choose a CLIP ViT-L/14"
+            f"the image tower of {clip.name} is not a ViT of CLIP's; choose one {own.hidden_size} wide and "
+            f"{own.num_hidden_layers} layers deep, as {model.name} has"
         )
+    tower: Any = to_transformers(clip).vision_model
     found = tower.config
     for what, theirs, ours in (
         ("wide", own.hidden_size, found.hidden_size),
