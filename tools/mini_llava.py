@@ -1,6 +1,6 @@
 """A tiny LLaVA that names images: the tower of `mini-vit`, and a small Llama trained on the names of the mini corpus.
 
-    python -m tools.mini_llava train runs/mini-llava            # some 75 minutes on one AVX2 core
+    python -m tools.mini_llava train runs/mini-llava            # 72 minutes on one AVX2 core
     python -m tools.mini_llava pack runs/mini-llava             # into the package
     python -m tools.mini_llava tasks data                       # held-out images in the layouts of COCO and VQAv2
     advflyp lvlm eval mini-llava --root data --tasks coco vqav2 --attack encoder --eps 2/255 --out lvlm.jsonl
