@@ -139,7 +139,7 @@ def test_the_command_and_its_report(
     assert [line["subset"] for line in lines] == [{"of": 4, "limit": 3, "seed": 42}] * 4
     main(["report", "lvlm.jsonl", "--out", "page"])
     page = Path("page/index.html").read_text(encoding="utf-8")
-    assert "Captions and answers" in page
+    assert '<h3>Captions and answers</h3>\n<p class="note">model: ' in page
     assert page.count("data:image/png") == 2 * 2 * 3
     assert "Provide a short caption for this image." in page
     assert "CIDEr-D" in Path("page/results.md").read_text(encoding="utf-8")
