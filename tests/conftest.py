@@ -51,7 +51,7 @@ def auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def reproduce_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study of docs/reproduction.md, with its results."""
-    from outputs import committed_study  # it imports much
+    from outputs import committed_study  # slow to import
 
     return committed_study("reproduce-mini", tmp_path_factory.mktemp("studies"))
 

@@ -61,5 +61,5 @@ def test_held_out_images_in_the_layouts_of_coco_and_vqav2(tmp_path: Path) -> Non
 
 
 def test_the_model_of_the_package_names_held_out_images() -> None:
-    """Of 1,504 names the right one, for more than a third of the images; docs/lvlm.md has the whole figures."""
+    """It gives more than a third of the images their name, out of 1,504; docs/lvlm.md has all figures."""
     assert mini_llava.right(load_lvlm("mini-llava", device="cpu"), 48) > 1 / 3

@@ -42,7 +42,7 @@ from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Reading
 from advflyp.data.sets.labelled import load_set
 from advflyp.data.training import PROXY_SET
-from advflyp.lvlm.load import MINI_FOLDER
+from advflyp.lvlm.load import MINI_FOLDER, WEIGHTS, is_of_tower
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import CAPTION, SHORT
 from advflyp.model.interop.hf import to_transformers
@@ -55,7 +55,6 @@ PROMPTS = (CAPTION, SHORT.format(QUESTION))
 HELD_OUT = ("mini/food", "mini/animals", "mini/travel")
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
-WEIGHTS = "model.safetensors"
 TEMPLATE = (
     "{{ bos_token }}USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
@@ -78,7 +77,8 @@ def train(
 
     Args:
         out: Its folder.
-        texts: Updates on names alone, which cost less than half: the language model first learns what names there are.
+        texts: Updates on names alone, each at less than half the cost of one with images: they teach the language model
+            which names there are.
         images: Updates on names behind their images.
         batch_size: Names in each.
         width: Of the language model.
@@ -241,7 +241,7 @@ def save(model: LVLM, out: Path) -> None:
 
 
 def pack(folder: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Put the model into the package, without its tower, which is there already.
+    """Put the model into the package, without its tower, which the package has as `mini-vit`.
 
     Args:
         folder: Where it was trained.
@@ -250,9 +250,9 @@ def pack(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     for file in folder.iterdir():
         if file.suffix in (".json", ".jinja"):
             shutil.copy(file, MINI_FOLDER)
-    weights = load_file(folder / WEIGHTS)
-    learned = {key: value for key, value in weights.items() if "vision_tower" not in key}
-    save_file(learned, MINI_FOLDER / WEIGHTS, metadata={"format": "pt"})
+    weights = load_file(folder / WEIGHTS[0])
+    learned = {key: value for key, value in weights.items() if not is_of_tower(key)}
+    save_file(learned, MINI_FOLDER / WEIGHTS[0], metadata={"format": "pt"})
 
 
 def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:

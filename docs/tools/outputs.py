@@ -141,11 +141,13 @@ def _of_all(some: Sequence[Protocol], row: Callable[[Protocol], str]) -> str:
 
 
 def committed_study(name: str, place: Path) -> Path:
-    """A copy in `place` of a study of docs/results, its results unpacked: JSON lines shrink to a twentieth in a tar."""
+    """A copy of a study of docs/results in `place` with its results unpacked (packed, a twentieth of the space)."""
     folder = place / name
     shutil.copytree(ROOT / "docs/results" / name, folder)
-    with tarfile.open(folder / "results.tar.gz") as packed:
+    archive = folder / "results.tar.gz"
+    with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
+    archive.unlink()
     return folder
 
 

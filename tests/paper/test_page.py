@@ -226,7 +226,7 @@ def changed(folder: Path, out: Path, **of_plan: object) -> Path:
 
 
 def test_the_main_experiment_is_one_that_has_results(folder: Path, tmp_path: Path) -> None:
-    """As of `advflyp reproduce --only table12`, whose models no other table has."""
+    """For example after `advflyp reproduce --only table12`, whose models are in no other table."""
     study = changed(folder, tmp_path, rows=["original, ResNet", "TeCoA, ResNet"])
     assert main_experiment(read_study(study)).id == "table3"
     page = Page(paper_report(study, tmp_path / "out"))

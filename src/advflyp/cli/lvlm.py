@@ -34,8 +34,8 @@ def evaluate(
     """Measure captions and answers of a LLaVA, clean and under attack, with a robust image tower inside.
 
     Args:
-        model: A folder of transformers, a repository on the hub such as llava-hf/llava-1.5-7b-hf, or mini-llava, which
-            comes with the package.
+        model: A folder that transformers saved, a repository on the hub such as llava-hf/llava-1.5-7b-hf, or
+            mini-llava, which comes with the package.
         root: Folder with one folder for each data set; docs/lvlm.md has the layout.
         tasks: coco, flickr30k, vqav2, textvqa, vizwiz, pope-random, pope-popular or pope-adversarial.
         vision: The model whose image tower replaces the LLaVA's own; any name that `advflyp eval` takes.

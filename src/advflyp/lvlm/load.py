@@ -22,9 +22,9 @@ KINDS = ("llava", "llava_next")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")
-# Of the released LLaVA-1.5, whose first copies brought no template along.
-# The tiny LLaVA that comes with the package, without its tower: that is `mini-vit`, which comes with it, too.
+# The tiny LLaVA of the package. Its tower, `mini-vit`, is stored only once, as that model.
 MINI, MINI_FOLDER, MINI_TOWER = "mini-llava", Path(__file__).parent / "mini-llava", "mini-vit"
+# The template of the released LLaVA-1.5, whose first copies had none.
 LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
 
 
@@ -36,8 +36,8 @@ def load_lvlm(
         model = load_lvlm("llava-hf/llava-1.5-7b-hf", vision="runs/robust-vit-l")
 
     Args:
-        name: "mini-llava", which comes with the package; a folder of transformers, or a repository on the hub
-            (OWNER/NAME).
+        name: A folder that transformers saved, a repository on the hub (OWNER/NAME), or "mini-llava", which comes
+            with the package.
         vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
@@ -79,10 +79,10 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
     """
     net: Any = model.net
     own = net.config.vision_config
-    if "visual.class_embedding" not in clip.net.state_dict():
+    if not {"visual.class_embedding", "visual.proj"} <= clip.net.state_dict().keys():
         raise ValueError(
-            f"the image tower of {clip.name} is not a ViT of CLIP's; choose one {own.hidden_size} wide and "
-            f"{own.num_hidden_layers} layers deep, as {model.name} has"
+            f"the image tower of {clip.name} is not a CLIP ViT; {model.name} needs one that is {own.hidden_size} wide "
+            f"and {own.num_hidden_layers} layers deep"
         )
     tower: Any = to_transformers(clip).vision_model
     found = tower.config
@@ -118,6 +118,11 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
     ).to(place)
 
 
+def is_of_tower(key: str) -> bool:
+    """Whether a tensor of a LLaVA belongs to its image tower."""
+    return "vision_tower" in key
+
+
 def _folder(name: str) -> Path:
     """A folder with all that is needed, fetched where `name` is a repository's."""
     path = Path(name).expanduser()
@@ -126,7 +131,9 @@ def _folder(name: str) -> Path:
         return path
     name = name.removeprefix(HUB_PREFIX)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"there is no model folder {name}; name one, or a model of the hub as OWNER/NAME")
+        raise ValueError(
+            f"there is no model folder {name}; name one, a model of the hub as OWNER/NAME, or {MINI}"
+        )
     repository = open_repository(name)
     if HF_CONFIG_FILE not in repository.files:
         raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is no model of transformers")
@@ -185,8 +192,8 @@ def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
             )
     except Exception as error:  # files of strangers make transformers raise anything
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
-    # transformers only warns, and draws them at random.
-    if lacking := [key for key in report["missing_keys"] if needs_tower or ".vision_tower." not in key]:
+    # transformers only warns about missing weights, and initialises them at random.
+    if lacking := [key for key in report["missing_keys"] if needs_tower or not is_of_tower(key)]:
         raise ValueError(
             f"{name} lacks {counted(len(lacking), 'weight')}, such as {min(lacking)}; fetch it again"
         )

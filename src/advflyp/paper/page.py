@@ -322,9 +322,9 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
 
 
 def main_experiment(study: Study) -> Exhibit:
-    """Table 1 with the clean accuracies of Table 2, or the first experiment under attack of two methods or more.
+    """Table 1 with the clean accuracies of Table 2; where that has no results, the first experiment that has some.
 
-    Of those that have results, if any has.
+    Under attack, and of two methods or more, if there is such a one.
     """
     ranked = [
         e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
@@ -332,8 +332,7 @@ def main_experiment(study: Study) -> Exhibit:
     attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
     if not attacked:
         raise ValueError(f"the plan in {study.folder} has no experiments")
-    measured = {cell.model for cell in study.cells}
-    there = [e for e in attacked if measured & {*e.rows} - {*e.unranked}] or attacked
+    there = [e for e in attacked if any(cell.model not in e.unranked for cell in e.cells(study))] or attacked
     first = next((e for e in there if e.id == "table1"), there[0])
     attacks = list(dict.fromkeys(["clean", *first.attacks]))
     return replace(first, attacks=attacks)
@@ -373,7 +372,8 @@ def _tsne(study: Study) -> list[TSNEResult]:
 def _coverage(study: Study) -> list[Coverage]:
     """Of the experiment `proxies`: what is stored, and what can be added on this machine."""
     experiment = next((e for e in study.experiments if e.id == PROXIES), None)
-    original = None if experiment is None else study.model_of(experiment.rows[0])
+    originals = experiment.unranked if experiment else []
+    original = study.model_of(originals[0]) if originals else None
     if experiment is None or original is None:
         return []
     measured = by_run(study, experiment)

@@ -17,7 +17,7 @@ Scale = Literal["mini", "paper"]
 PLAN_FILE = "plan.json"
 RADII = (1 / 255, 2 / 255, 4 / 255)
 ORIGINAL = "original"
-OTHER = "-other"  # behind the name of a run on the backbone that is not the plan's own
+OTHER = "-other"  # ends the names of runs on the second backbone
 
 
 @dataclass(frozen=True, kw_only=True)

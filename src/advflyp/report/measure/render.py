@@ -25,7 +25,8 @@ def markdown(table: Table) -> str:
 
     columns = table.flat_columns()
     rule = "|---|" + "---:|" * (len(columns) - 1)
-    lines = [f"### {for_markdown(table.title)}", "", line(columns), rule]
+    title = table.title.replace("\n", "; ")
+    lines = [f"### {for_markdown(title)}", "", line(columns), rule]
     for title, start, rows in table.parts():
         if title:
             lines.append(f"| **{for_markdown(title)}** |" + " |" * (len(columns) - 1))
