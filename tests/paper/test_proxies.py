@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -137,6 +139,22 @@ def test_too_few_images_on_a_side_are_no_accuracy(folder: Path) -> None:
     assert accuracy_on_side(cell, [0, 1], True) is None, "8 images"
     assert accuracy_on_side(cell, [0, 1, 2], True) == sum(cell.per_class[str(k)][0] for k in range(3)) / 12
     assert accuracy_on_side(cell, [], False) == cell.accuracy
+
+
+def test_the_page_of_a_study_that_has_only_begun(folder: Path, tmp_path: Path) -> None:
+    """Pairs alone: no proxy to cover anything, nothing trained longer, no best weights."""
+    study = tmp_path / "study"
+    shutil.copytree(
+        folder, study, ignore=lambda _, names: [n for n in names if n.endswith((".samples", ".json"))]
+    )
+    shutil.copy(folder / "plan.json", study)
+    for file in (study / "results").iterdir():
+        if not re.fullmatch(r"pairs-\d+-s0\.jsonl", file.name):
+            file.unlink()
+    out = paper_report(study, tmp_path / "out").parent
+    text = (out / "results.md").read_text()
+    assert "H1 undecided" in text and "AdvFLYP\\_full on pairs" in text
+    assert "best validation**" not in text and "| TeCoA |" not in text, "rows without a figure are left out"
 
 
 def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
