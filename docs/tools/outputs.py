@@ -141,7 +141,7 @@ def _of_all(some: Sequence[Protocol], row: Callable[[Protocol], str]) -> str:
 
 
 def committed_study(name: str, place: Path) -> Path:
-    """A copy of a study of docs/results in `place` with its results unpacked (packed, a twentieth of the space)."""
+    """A copy in `place` of a study of docs/results, with its results unpacked."""
     folder = place / name
     shutil.copytree(ROOT / "docs/results" / name, folder)
     archive = folder / "results.tar.gz"
