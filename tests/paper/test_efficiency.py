@@ -60,7 +60,7 @@ def test_differences_are_those_of_a_paired_test(
     folder: Path, accuracy: dict[tuple[str, int, str, str, int], float]
 ) -> None:
     study = read_study(folder)
-    table = efficiency_table(study, study.experiments[0], FULL)
+    table = efficiency_table(study, study.experiments[0])
     rows = {row[0]: dict(zip(table.flat_columns(), row, strict=True)) for row in table.rows}
     assert list(rows) == [FULL, FAST] and [rows[label]["seeds"] for label in rows] == ["3", "4"]
     assert (rows[FAST]["PFLOPs"], rows[FAST]["of full"]) == ("1", "50 %")
@@ -100,10 +100,10 @@ def test_the_report_shows_it(folder: Path, tmp_path: Path) -> None:
 
 def test_a_study_of_two_precisions_says_so(folder: Path, tmp_path: Path) -> None:
     study = read_study(folder)
-    assert "Precision" not in efficiency_table(study, study.experiments[0], FULL).note
+    assert "Precision" not in efficiency_table(study, study.experiments[0]).note
     shutil.copytree(folder, tmp_path / "mixed")
     path = tmp_path / f"mixed/results/{FAST}-s3.jsonl"
     path.write_text(path.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
     study = read_study(tmp_path / "mixed")
-    note = efficiency_table(study, study.experiments[0], FULL).note
+    note = efficiency_table(study, study.experiments[0]).note
     assert note.endswith(" Precision: bf16 for 1 model, fp32 for 6 models.")

@@ -25,7 +25,7 @@ def recipes(plan: Plan) -> dict[str, Recipe]:
 
 
 def test_every_table_and_figure_is_planned(plan: Plan) -> None:
-    ours = ["later", *(["cost"] if plan.scale == "mini" else [])]
+    ours = ["later", *(["cost", "cost-other"] if plan.scale == "mini" else [])]
     assert sorted(e.id for e in plan.experiments) == sorted([*PAPER, *ours])
     assert len({run.name for run in plan.runs}) == len({run.label for run in plan.runs}) == len(plan.runs)
 
@@ -47,8 +47,9 @@ def test_at_mini_scale_all_methods_see_as_many_images() -> None:
     found = recipes(make_plan("mini", steps=40))
     assert len(found) > 25
     updates = {name: r.train.max_steps or 0 for name, r in found.items()}
-    # But for the two that are about fewer and more updates.
-    assert updates.pop("full-half") == 20 and updates.pop("fast-longer") == 85
+    # But for those that are about fewer and more updates.
+    assert updates.pop("full-half") == updates.pop("full-half-other") == 20
+    assert updates.pop("fast-longer") == 85 and updates.pop("full-longer-other") == 55
     assert {count * found[name].data.batch_size for name, count in updates.items()} == {40 * 128}
     # No method is stopped by validation, or picks its best weights.
     assert {r.validate.set for r in found.values()} == {None}
@@ -72,7 +73,7 @@ def test_the_headline_comes_first_and_costly_attacks_last() -> None:
     steps = steps_of(make_plan("mini", seeds=3))
     assert [step.run.name for step in steps[:2]] == ["original", "tecoa"]
     strong = [n for n, step in enumerate(steps) if step.measure.attacks == ("autoattack",)]
-    ours = {run.name for run in make_plan("mini").only(["cost"]).runs} - {"original", "advflyp_full"}
+    ours = {run.name for run in make_plan("mini").only(["cost", "cost-other"]).runs} - {"original", "advflyp_full"}
     for group in (ours, {steps[n].run.name for n in strong} - ours):
         costly = [n for n in strong if steps[n].run.name in group]
         cheap = [n for n, step in enumerate(steps) if step.run.name in group and n not in strong]

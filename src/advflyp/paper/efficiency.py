@@ -14,10 +14,12 @@ from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
 Seeds = Mapping[int, float]
+# Experiment → the row that the others are compared with.
+BASELINES = {"cost": "AdvFLYP_full", "cost-other": "AdvFLYP_full, ResNet"}
 
 
-def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
-    """A row for each training: its arithmetic, its accuracies, and their differences to the baseline's.
+def efficiency_table(study: Study, experiment: Exhibit) -> Table:
+    """A row for each training: its arithmetic, its accuracies, and their differences to the experiment's baseline.
 
     Every seed that was measured counts in the accuracies; the differences are paired over the seeds that both
     trainings have, with the 95 % interval of Student's t (none for a single seed). "Robust" is the mean over the
@@ -25,9 +27,9 @@ def efficiency_table(study: Study, experiment: Exhibit, baseline: str) -> Table:
 
     Args:
         study: The results.
-        experiment: Which of them: its rows, sets and radii.
-        baseline: The row that the others are compared with.
+        experiment: Which of them, one of `BASELINES`: its rows, sets and radii.
     """
+    baseline = BASELINES[experiment.id]
     results = _results(study, experiment)
     attacked = _attacked(results)
     conditions = [c for c in (results.clean, *attacked) if c is not None]

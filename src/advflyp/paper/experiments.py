@@ -39,6 +39,8 @@ UNFROZEN = {
     "advflyp_all": "AdvFLYP_full, all unfrozen",
 }
 ON_OTHER = ("tecoa", "advflyp", "advflyp_full")
+# A single step of the attack, from the image itself, whose gradient the regularisers' clean pass gives.
+ONE_STEP = {"attack__steps": 1, "attack__start": "zero", "attack__share_clean_forward": True}
 # These are trained on labelled images, all others on image–text pairs.
 LABELLED = ("tecoa", "pmg", "tga", "fare", "flyp", "clean_classification", "aft", "agft")
 
@@ -46,7 +48,7 @@ MAIN = (ORIGINAL, "tecoa", "pmg_aft", "tga_zsr", "fare", "advflyp", FULL)
 ABLATION = (ORIGINAL, "advflyp", "advflyp_logit", "advflyp_feature", FULL)
 ON_TECOA = ("tecoa", "tecoa_logit", "tecoa_feature", "tecoa_full")
 BACKBONE = tuple(f"{name}{OTHER}" for name in (ORIGINAL, *ON_OTHER))
-SCALING, COST = ("scaling",), ("cost",)  # filled in by the scale
+SCALING, COST, COST_OTHER = ("scaling",), ("cost",), ("cost-other",)  # filled in by the scale
 
 SMALL, LARGER = RADII[:1], RADII[1:]
 ROBUST, FEW, THIN = ("pgd10", "cw10", "autoattack"), ("clean", "pgd10", "cw10"), ("clean", "pgd10")
@@ -85,11 +87,13 @@ EXPERIMENTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[float
     ),
     ("later", "Later methods", (*MAIN, "agft", "advflyp_soft"), FEW, RADII, "cheap"),
     ("cost", "Cost: accuracy and arithmetic", COST, (*THIN, "autoattack"), RADII, "radii strong strongest"),
+    ("cost-other", "Cost on the ResNet", COST_OTHER, (*THIN, "autoattack"), RADII, "radii strong strongest"),
 )
 NOTES = {
     "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
     "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
     "images of 48 pixels a side (or 40) in place of 64; AdvFLYP_fast does both.",
+    "cost-other": "Not in the paper. Of the sizes that this tower takes, 32 pixels is the only smaller one.",
 }
 MINI_NOTES = {"table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not."}
 
@@ -123,11 +127,12 @@ def make_plan(
     make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     if proxies and not mini:
         raise ValueError("the experiment 'proxies' is of the mini scale; use --scale mini")
-    scaling, levers = make.scaling(), make.levers()
+    scaling, levers, on_other = make.scaling(), make.levers(), make.levers_on_other()
     of_proxies = proxy_runs(make.trained) if proxies else []
     names: dict[tuple[str, ...], tuple[str, ...]] = {
         SCALING: tuple(run.name for run in scaling),
         COST: (ORIGINAL, FULL, *(run.name for run in levers)) if levers else (),
+        COST_OTHER: (f"{ORIGINAL}{OTHER}", f"{FULL}{OTHER}", *(run.name for run in on_other)) if on_other else (),
     }
     measures = _measures(mini)
     notes = NOTES | (MINI_NOTES if mini else {})
@@ -137,7 +142,7 @@ def make_plan(
         steps=make.steps,
         precision="auto",
         grid=(1e-4, 3e-4, 1e-3, 3e-3) if mini else (),
-        runs=(*make.methods(), *scaling, *levers, *of_proxies),
+        runs=(*make.methods(), *scaling, *levers, *on_other, *of_proxies),
         experiments=tuple(
             Experiment(
                 id=id,
@@ -232,7 +237,6 @@ class _Runs:
         """What makes AdvFLYP_full cheaper, one by one and together, at mini scale; not in the paper."""
         if not self.mini or not self.steps:
             return []
-        one_step = {"attack__steps": 1, "attack__start": "zero", "attack__share_clean_forward": True}
         noise = {"attack__steps": 1, "attack__start": "noise"}
         smaller = {"data__schedule": [[48, 0.8], [64, 0.2]]}
         coarser = {"data__schedule": [[40, 0.8], [64, 0.2]]}
@@ -241,7 +245,7 @@ class _Runs:
         longer = {"train__max_steps": round(self.steps * 11 / 5.2)}
         each = (
             self.trained("full-half", "AdvFLYP_full, half the updates", FULL, FULL, **half),
-            self.trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **one_step),
+            self.trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **ONE_STEP),
             self.trained("full-noise", "AdvFLYP_full, one step from noise", FULL, FULL, **noise),
             self.trained("full-smaller", "AdvFLYP_full, smaller images", FULL, FULL, **smaller),
             self.trained("fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, **coarser),
@@ -250,6 +254,30 @@ class _Runs:
             self.trained(FAST, "AdvFLYP_fast", FAST, FULL),
             self.trained("fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, **longer),
             *(replace(lever, most_seeds=3) for lever in each),
+        ]
+
+    def levers_on_other(self) -> list[Run]:
+        """The same on the ResNet, whose tower takes multiples of 32 pixels only."""
+        if not self.mini or not self.steps:
+            return []
+        # Forward equivalents of an image: 11, and 8 with a single step.
+        longer = {"train__max_steps": round(self.steps * 11 / 8)}
+        half = {"train__max_steps": max(1, self.steps // 2)}
+        smaller = {"data__schedule": [[32, 0.8], [64, 0.2]]}
+        levers: dict[str, tuple[str, dict[str, Any], int | None]] = {
+            "one-step": ("one step", ONE_STEP, None),
+            "longer": ("one step, arithmetic of full", ONE_STEP | longer, None),
+            "half": ("half the updates", half, 3),
+            "smaller": ("32 pixels first", smaller, 3),
+        }
+        return [
+            replace(
+                self.trained(
+                    f"full-{name}{OTHER}", f"AdvFLYP_full, ResNet, {what}", FULL, FULL, model__name="mini", **keys
+                ),
+                most_seeds=most,
+            )
+            for name, (what, keys, most) in levers.items()
         ]
 
     def trained(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
-from advflyp.paper.efficiency import against_cost_points, efficiency_table
+from advflyp.paper.efficiency import BASELINES, against_cost_points, efficiency_table
 from advflyp.paper.proxies import tables as proxies
 from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
 from advflyp.paper.proxies.coverage import Coverage, add_coverage
@@ -220,8 +220,8 @@ class ComparisonPage:
                 title=f"{experiment.title}: zero-shot accuracy in %",
                 unranked=experiment.unranked,
             )
-            if experiment.id == "cost" and FULL in results.models:
-                tables[f"{full}-levers"] = efficiency_table(self.study, experiment, FULL)
+            if BASELINES.get(experiment.id) in results.models:
+                tables[f"{full}-levers"] = efficiency_table(self.study, experiment)
             if experiment.id == "figure5" and self.embedded:
                 tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
         if self.study.scale == "paper":
@@ -239,7 +239,7 @@ class ComparisonPage:
             "spread": sections.spread_words(experiment.results(self.study)),
             "against_pairs": self._against_pairs(experiment) if experiment.id == "figure3" else None,
             "embedding": self._embedding() if experiment.id == "figure5" and self.embedded else None,
-            "against_cost": self._against_cost(experiment) if experiment.id == "cost" else None,
+            "against_cost": self._against_cost(experiment) if experiment.id in BASELINES else None,
             "levers": self.tables.get(f"{full}-levers"),
             "means": self.tables.get(means),
             "full": self.tables.get(full),
@@ -281,8 +281,9 @@ class ComparisonPage:
         points = against_cost_points(self.study, experiment)
         if not points:
             return None
+        baseline = BASELINES[experiment.id]
         # "one step", "fast": there is no room for more beside a point.
-        short = {row: row.removeprefix(f"{FULL}, ").removeprefix("AdvFLYP_") for row in points}
+        short = {row: row.removeprefix(f"{baseline}, ").removeprefix("AdvFLYP_") for row in points}
         look = replace(self.look.of_some(list(points)), names=short)
         return sections.drawing(
             lambda width: against_cost(points, look, width=width),
