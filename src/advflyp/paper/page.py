@@ -79,13 +79,16 @@ class ComparisonPage:
         references = {label for experiment in study.experiments for label in experiment.unranked}
         self.look = Look.of(self.labels, references=references)
         # The plan's order is that of importance, in which they are run.
-        self.experiments = sorted(study.experiments, key=lambda experiment: experiment.place)
+        planned = sorted(study.experiments, key=lambda experiment: experiment.place)
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         self.ranked = [row for row in self.rows if row not in self.main.unranked]
         self.numbers = next(
             (Numbers.of(study, e, coverage) for e in study.experiments if e.id == PROXIES), None
         )
         self.shown = [c for c in (self.results.clean, _headline_attack(self.results)) if c]
+        self.experiments = [e for e in planned if e.cells(study)]
+        missing = [e.title for e in planned if e not in self.experiments]
+        self.missing = f"No results yet: {'; '.join(missing)}." if missing else ""
         self.tables = self._tables()
 
     def markdown(self) -> str:
@@ -99,8 +102,8 @@ class ComparisonPage:
             names = [f"{full}-levers", means, full, f"{full}-phi"]
             if experiment.id == PROXIES:
                 names = [name for name in rest if name.startswith(f"{full}-")] + [full]
-            own = [table for name in names if (table := rest.pop(name, None))]
-            parts += [markdown(table) for table in own] or ["No results yet.\n"]
+            parts += [markdown(table) for name in names if (table := rest.pop(name, None))]
+        parts += [for_markdown(self.missing) + "\n"] if self.missing else []
         return "\n".join([*parts, *map(markdown, rest.values())])
 
     def html(self) -> str:
@@ -136,6 +139,7 @@ class ComparisonPage:
             against_eps=sections.against_eps(every_radius, rows, shown, look) if rows else None,
             published=self.tables.get("published"),
             experiments=list(map(self._experiment, self.experiments)),
+            missing=self.missing,
             examples=sections.before_after(self.examples, ("original", FULL)),
             sanity=self.tables.get("sanity"),
             training=sections.training(folders, recipes),
@@ -205,8 +209,6 @@ class ComparisonPage:
         tables: dict[str, Table] = {}
         for experiment in self.experiments:
             results = experiment.results(self.study)
-            if not results.cells:
-                continue
             full, means = _names(experiment)
             if experiment.id == PROXIES and self.numbers:
                 own = proxies.tables(self.numbers, experiment.sets)
