@@ -21,6 +21,7 @@ from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import save_model
+from advflyp.model.load import load_model
 
 TEXT = {
     "context_length": 16,
@@ -110,6 +111,16 @@ def small_model(config: dict[str, Any], seed: int = 0, name: str = "small") -> C
     size = config["vision_cfg"]["image_size"]
     preprocess = {"size": size, "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.3, 0.2)}
     return CLIP(net, lambda texts: torch.zeros(0), {"model_cfg": config, "preprocess_cfg": preprocess}, name)
+
+
+def loaded_vit(folder: Path, width: int = 32, layers: int = 3, size: int = 24) -> CLIP:
+    """A random ViT with a tokenizer, which comes with loading."""
+    vision = {"image_size": size, "layers": layers, "width": width, "head_width": 8, "patch_size": 8}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": True}
+    save_model(small_model(config, 1), folder / "clip", {})
+    model = load_model(folder / "clip")
+    model.name = "robust"
+    return model
 
 
 def make_tiny(kind: str, folder: Path, seed: int = 0) -> Path:

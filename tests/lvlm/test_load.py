@@ -8,21 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advflyp.lvlm.load import load_lvlm, with_tower
-from advflyp.model.clip import CLIP
-from advflyp.model.folder import save_model
 from advflyp.model.interop.hf import to_transformers
-from advflyp.model.load import load_model
-from helpers import TEXT, assert_equal64, small_model
-
-
-def clip(folder: Path, width: int = 32, layers: int = 3, size: int = 24) -> CLIP:
-    """A random CLIP with a tokenizer, which comes with loading."""
-    vision = {"image_size": size, "layers": layers, "width": width, "head_width": 8, "patch_size": 8}
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": True}
-    save_model(small_model(config, 1), folder / "clip", {})
-    model = load_model(folder / "clip")
-    model.name = "robust"
-    return model
+from helpers import assert_equal64
+from helpers import loaded_vit as clip
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("llava_folder", 9), ("next_folder", 9 + 6 * 7)])

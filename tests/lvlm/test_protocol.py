@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from advflyp.attack.apgd import APGD
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.pgd import PGD
 from advflyp.attack.threat import Threat
 from advflyp.lvlm import protocol as module
-from advflyp.lvlm.protocol import PROTOCOLS, ROBUSTVLM, LVLMProtocol, Round, Runner, find_protocol
-from advflyp.lvlm.tasks import Sample, Task
+from advflyp.lvlm.evaluate import evaluate_lvlm
+from advflyp.lvlm.load import load_lvlm
+from advflyp.lvlm.model import LVLM
+from advflyp.lvlm.protocol import ENCODER, PROTOCOLS, ROBUSTVLM, LVLMProtocol, Round, Runner, find_protocol
+from advflyp.lvlm.tasks import Sample, Task, load_task
+from helpers import loaded_vit
 
 REFERENCES = tuple(f"caption {i}" for i in range(5))
 THREAT = Threat(eps=4 / 255)
@@ -138,10 +143,71 @@ def test_pope_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not model.rounds
 
 
+SAID = [
+    ("a red circle", "a circle"),
+    ("a cat", "the cat"),
+    ("a red circle", "red"),
+    ("there is a dog", "a dog"),
+]
+
+
+@pytest.fixture(params=["llava", "llava_next"])
+def with_clip(request: pytest.FixtureRequest, llava_folder: Path, next_folder: Path, tmp_path: Path) -> LVLM:
+    """Either kind with the tower of a tiny CLIP, in float64."""
+    folder = llava_folder if request.param == "llava" else next_folder
+    return load_lvlm(folder, loaded_vit(tmp_path, size=16), device="cpu").double()
+
+
+def captions(count: int = len(SAID)) -> Task:
+    samples = tuple(Sample(str(i), Path("x"), "what ?", said) for i, said in enumerate(SAID[:count]))
+    return Task("coco", "cider", samples, count)
+
+
+def test_the_encoder_protocol_moves_an_image_to_another_ones_caption(with_clip: LVLM) -> None:
+    """Among the captions as the tower's CLIP tells them apart, each text once, and in a batch as alone."""
+    how = replace(ENCODER, attack=PGD(steps=5, step_size=2 / 255))
+    side = with_clip.image_side
+    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    runner = Runner(with_clip, captions(), how, THREAT, lambda place, answer: 1000.0 - len(answer))
+    found = runner._away_from_captions(images, torch.arange(4), seed=1)
+    assert THREAT.contains(images, found).all()
+
+    clip = with_clip.known_clip()
+    texts = clip.encode_text(["a red circle", "a cat", "there is a dog"])
+    own = torch.tensor([0, 1, 0, 2])
+
+    def loss(pixels: Tensor) -> Tensor:
+        if with_clip.is_next:
+            pixels = F.interpolate(pixels, size=side // 2, mode="bicubic", antialias=True)
+        return F.cross_entropy(clip.logit_scale * clip.encode_image(pixels) @ texts.T, own, reduction="none")
+
+    with torch.no_grad():
+        assert (loss(found) > loss(images)).all()
+    alone = runner._away_from_captions(images[2:3], torch.tensor([2]), seed=1)
+    assert (alone[0] - found[2]).abs().max() < 1e-9
+    outcome = runner.run([0, 1, 2, 3], images)
+    assert outcome.rounds.tolist() == [1] * 4 and (outcome.scores <= outcome.clean_scores).all()
+
+
+def test_what_the_encoder_protocol_needs(lvlm: LVLM, with_clip: LVLM, root: Path) -> None:
+    with pytest.raises(ValueError, match="name it with --vision"):
+        evaluate_lvlm(lvlm, [load_task("coco", root)], ENCODER, [2 / 255])
+    runner = Runner(with_clip, captions(1), ENCODER, THREAT, lambda *_: 1.0)
+    side = with_clip.image_side
+    with pytest.raises(ValueError, match="one caption alone, raise --limit"):
+        runner.run([0], torch.zeros(1, 3, side, side, dtype=torch.float64))
+
+
+def test_questions_go_with_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample("a", Path("x"), "what colour ?\nAnswer in a word.", ("blue", "red", "red"))
+    runner = Runner(Recorder(monkeypatch, {}), Task("vqav2", "vqa", (sample,), 1), ENCODER, THREAT, None)  # type: ignore[arg-type]
+    assert runner._caption(sample) == "what colour ? red"
+
+
 def test_names() -> None:
     assert find_protocol("robustvlm") is ROBUSTVLM
     assert ROBUSTVLM.attack == APGD(loss="dlr", steps=100, first_step=1)
-    assert PROTOCOLS["encoder"].attack == EncoderPGD(tokens="patches", steps=100)
+    assert PROTOCOLS["encoder"].attack == PGD(loss="ce", steps=100) and PROTOCOLS["encoder"].of_tower
     assert find_protocol("apgd7").attack == APGD(loss="dlr", steps=7)
     assert find_protocol("pgd3").attack == PGD(loss="margin", steps=3)
     assert find_protocol("encoder-patches5").attack == EncoderPGD(tokens="patches", steps=5)

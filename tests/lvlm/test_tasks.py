@@ -77,6 +77,33 @@ def test_a_label_of_pope(root: Path) -> None:
         load_task("pope-random", root)
 
 
+def test_lines_of_pope_end_at_newlines_only(root: Path) -> None:
+    path = root / "pope/coco_pope_random.json"
+    path.write_text(path.read_text().replace("a cat", "a\u2028cat").replace("\n", "\r\n\n"))
+    assert [sample.references for sample in load_task("pope-random", root).samples] == [("yes",), ("no",)] * 2
+    path.write_text("{\n")
+    with pytest.raises(ValueError, match="coco_pope_random.json cannot be used for pope-random: "):
+        load_task("pope-random", root)
+
+
+@pytest.mark.parametrize("number", ['"abc"', "Infinity", "[1]"])
+def test_an_image_without_a_number(root: Path, number: str) -> None:
+    path = root / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json"
+    path.write_text(path.read_text().replace('"image_id": 0', f'"image_id": {number}'))
+    with pytest.raises(ValueError, match="questions.json cannot be used for vqav2: "):
+        load_task("vqav2", root)
+
+
+@pytest.mark.parametrize(("name", "file"), [("vizwiz", "val.json"), ("vqav2", "annotations.json")])
+def test_a_sample_that_nobody_answered(root: Path, name: str, file: str) -> None:
+    path = root / TASKS[name].files[-1]
+    content = json.loads(path.read_text())
+    (content if name == "vizwiz" else content["annotations"])[0]["answers"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{file} has no references for the sample"):
+        load_task(name, root)
+
+
 def test_no_such_task(root: Path) -> None:
     with pytest.raises(ValueError, match="no task 'cocoa'; did you mean 'coco'"):
         load_task("cocoa", root)

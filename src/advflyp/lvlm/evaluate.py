@@ -61,10 +61,13 @@ def evaluate_lvlm(
         Of each task the clean cell, then one for each radius.
 
     Raises:
-        ValueError: A radius that no attack can use, more than 1 % unreadable images, files that are in the way.
+        ValueError: A radius that no attack can use, a protocol that needs a CLIP which is not known, more than 1 %
+            unreadable images, files that are in the way.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if protocol.of_tower:
+        model.known_clip()
     threats = [Threat(norm=norm, eps=radius) for radius in eps]
     store = None if out is None else Path(out)
     known = {}
@@ -127,6 +130,7 @@ def _blank(
     arguments = {
         "attack": protocol.attack.name,
         **protocol.attack.arguments(threat, 2),
+        **({"against": "captions"} if protocol.of_tower else {}),
         "rounds": [asdict(one) for one in rounds],
         "leaves_below": protocol.leaves.get(task.name),
     }

@@ -38,7 +38,8 @@ def load_lvlm(
     Args:
         name: A folder that transformers saved, a repository on the hub (OWNER/NAME), or "mini-llava", which comes
             with the package.
-        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
+        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one. It
+            goes to the device as well: its text tower serves the attack on captions.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
@@ -115,6 +116,7 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
         std=clip.std.flatten().tolist(),
         name=model.name,
         vision_name=clip.name,
+        clip=clip,
     ).to(place)
 
 

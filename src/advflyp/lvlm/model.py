@@ -18,6 +18,7 @@ from torchvision.transforms import Compose
 
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import greedy
 from advflyp.model.precision import InPrecision
 
@@ -49,6 +50,7 @@ class LVLM(InPrecision, nn.Module):
         mean: Of the tower's normalisation, three numbers.
         std: Likewise.
         name: What results call the model.
+        clip: The CLIP whose image tower it sees through, where that is at hand.
 
     Attributes:
         image_side: Height and width of the images that it takes, in pixels: the tower's, or for LLaVA-NeXT twice as
@@ -69,11 +71,12 @@ class LVLM(InPrecision, nn.Module):
         std: Sequence[float],
         name: str,
         vision_name: str = "its own",
+        clip: CLIP | None = None,
     ) -> None:
         super().__init__()
         self.net = net.requires_grad_(False).eval()
         self.tokenizer, self.template = tokenizer, template
-        self.name, self.vision_name = name, vision_name
+        self.name, self.vision_name, self.clip = name, vision_name, clip
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         config = self.net.config
@@ -159,6 +162,24 @@ class LVLM(InPrecision, nn.Module):
         texts = self.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
+    def caption_classifier(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """Which of K texts shows an image, as its tower's CLIP says: (N, 3, image_side, image_side) → (N, K) logits.
+
+        Raises:
+            ValueError: That CLIP is not known.
+        """
+        classifier = self.known_clip().classifier(texts, ["{}"])
+        return lambda images: classifier(self._whole(images))
+
+    def known_clip(self) -> CLIP:
+        """The CLIP whose image tower this is; ValueError where it is not known."""
+        if self.clip is None:
+            raise ValueError(
+                f"{self.name} does not come with the CLIP that its image tower is of; name it with --vision, for "
+                "LLaVA-1.5 ViT-L-14-336/openai"
+            )
+        return self.clip
+
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """(N, 3, image_side, image_side) → (N, 1 + L, d) unit-norm hidden states of the layer that the model reads.
 
@@ -183,11 +204,17 @@ class LVLM(InPrecision, nn.Module):
             )
         if not self.is_next:
             return {"pixel_values": (images - self.mean) / self.std}
-        whole = F.interpolate(images, size=self.tile, mode="bicubic", antialias=True)
+        whole = self._whole(images)
         quarters = [part for row in images.chunk(NEXT_TILES, 2) for part in row.chunk(NEXT_TILES, 3)]
         tiles = torch.stack([whole, *quarters], dim=1)
         sizes = torch.full((len(images), 2), side, device=images.device)
         return {"pixel_values": (tiles - self.mean[:, None]) / self.std[:, None], "image_sizes": sizes}
+
+    def _whole(self, images: Tensor) -> Tensor:
+        """The image at the side of the tower, of LLaVA-NeXT without its tiles."""
+        return (
+            F.interpolate(images, size=self.tile, mode="bicubic", antialias=True) if self.is_next else images
+        )
 
     @property
     def _pad_id(self) -> int:

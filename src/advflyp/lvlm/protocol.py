@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,10 @@ from advflyp.attack.base import SingleAttack
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import PGD
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.config import suggest
-from advflyp.lvlm.attack import perturb
+from advflyp.lvlm.attack import CaptionVictim, perturb
 from advflyp.lvlm.metrics import answer_in, caption_in
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import Metric, Sample, Task
@@ -52,6 +54,8 @@ class LVLMProtocol:
         leaves: By the task: a sample with a score below is not attacked any further.
         limit: Samples that are drawn, with `seed`.
         random_start: Whether an attack begins at a random point of the ball, and not at the image.
+        of_tower: Whether the tower's own CLIP is attacked in place of the answers: each image is to be taken for
+            another sample's caption.
     """
 
     name: str
@@ -61,6 +65,7 @@ class LVLMProtocol:
     limit: int = 500
     seed: int = 42
     random_start: bool = True
+    of_tower: bool = False
 
 
 _ONCE: Mapping[Metric, tuple[Round, ...]] = {
@@ -80,12 +85,8 @@ ROBUSTVLM = LVLMProtocol(
     },
     leaves={"coco": 10.0, "flickr30k": 2.0, "vqav2": 0.5, "textvqa": 0.5, "vizwiz": 0.5},
 )
-# The tower alone: no language model in the search, one attack for all questions about an image.
-ENCODER = LVLMProtocol(
-    name="encoder",
-    attack=EncoderPGD(tokens="patches", steps=100),
-    rounds=_ONCE,
-)
+# No language model in the search.
+ENCODER = LVLMProtocol(name="encoder", attack=PGD(loss="ce", steps=100), rounds=_ONCE, of_tower=True)
 PROTOCOLS = {one.name: one for one in (ROBUSTVLM, ENCODER)}
 
 
@@ -198,19 +199,23 @@ class Runner:
         there = torch.tensor(rows, device=images.device)
         samples = [self.task.samples[places[row]] for row in rows]
         targets = [self._target(one, sample, best[row]) for row, sample in zip(rows, samples, strict=True)]
-        with self.model.computing_in(one.precision):
-            attacked = perturb(
-                self.model,
-                self.protocol.attack,
-                images[there],
-                [sample.prompt for sample in samples],
-                targets,
-                self.threat,
-                seed=derive_seed(self.seed, number),
-                index=torch.tensor([places[row] for row in rows]),
-                targeted=one.answer == "target",
-                start=self._start(one, images, found.images, there),
-            )
+        index, seed = torch.tensor([places[row] for row in rows]), derive_seed(self.seed, number)
+        if self.protocol.of_tower:
+            attacked = self._away_from_captions(images[there], index, seed)
+        else:
+            with self.model.computing_in(one.precision):
+                attacked = perturb(
+                    self.model,
+                    self.protocol.attack,
+                    images[there],
+                    [sample.prompt for sample in samples],
+                    targets,
+                    self.threat,
+                    seed=seed,
+                    index=index,
+                    targeted=one.answer == "target",
+                    start=self._start(one, images, found.images, there),
+                )
         if not bool(self.threat.contains(images[there], attacked).all()):
             raise AssertionError("the attack left its ball")
         answers = self._answers(attacked, samples)
@@ -220,6 +225,32 @@ class Runner:
             if scores[i] < found.scores[row]:
                 found.scores[row], found.answers[row], found.images[row] = scores[i], answers[i], attacked[i]
                 best[row] = one.answer if isinstance(one.answer, int) else best[row]
+
+    def _away_from_captions(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
+        """(N, 3, H, W), which the tower's CLIP is to take for other samples' captions; `index` is their places."""
+        assert self.threat is not None
+        classifier, labels = self._captions
+        streams, own = Streams(seed, index.to(images.device)), labels[index].to(images.device)
+        return self.protocol.attack.perturb(
+            CaptionVictim(classifier), images, own, self.threat, streams=streams
+        )
+
+    @cached_property
+    def _captions(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The classifier of all samples' captions, each text once, and (N,) which of them is each sample's."""
+        texts = [self._caption(sample) for sample in self.task.samples]
+        known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        if len(known) < 2:
+            raise ValueError(
+                f"{self.protocol.name} makes an image look like another one's caption; these samples of "
+                f"{self.task.name} have one caption alone, raise --limit"
+            )
+        return self.model.caption_classifier(list(known)), torch.tensor([known[text] for text in texts])
+
+    def _caption(self, sample: Sample) -> str:
+        """The first caption of an image, or its question with the most frequent answer."""
+        first = self._wanted(sample)[0]
+        return first if self.task.metric == "cider" else f"{sample.prompt.partition(chr(10))[0]} {first}"
 
     def _start(self, one: Round, images: Tensor, worst: Tensor, there: Tensor) -> Tensor | None:
         if one.answer == "best":
