@@ -13,7 +13,6 @@ from torch import nn
 
 from advflyp.data.tools.overlap import overlap
 from advflyp.evaluation import sanity
-from advflyp.evaluation.interpolation import curve
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
@@ -107,9 +106,6 @@ USES: dict[str, Use] = {
     "export onnx": lambda model, labelled, pairs, out: export_model(model, "onnx", out / "e"),
     "save": lambda model, labelled, pairs, out: save_model(model, out / "saved", {}, half=True),
     "interpolate": lambda model, labelled, pairs, out: interpolate(model, model, 0.5),
-    "curve": lambda model, labelled, pairs, out: curve(
-        model, model, [0.5], name="m", sets=[labelled], attacks=["clean"]
-    ),
     "examples": lambda model, labelled, pairs, out: examples(
         model, model, [labelled], eps=EPS, n=2, attack="pgd1"
     ),
@@ -120,7 +116,7 @@ USES: dict[str, Use] = {
 }
 WITHOUT_PICTURES = ("save", "interpolate")
 # They ask the model once.
-ONCE = ("predict", "overlap", "curve", "export open_clip", "export onnx")
+ONCE = ("predict", "overlap", "export open_clip", "export onnx")
 
 
 class Broken(Exception):

@@ -69,38 +69,7 @@ _HOME = {
     "train": "advflyp.training.loop",
 }
 
-__all__ = [
-    "APGD",
-    "CLIP",
-    "CW",
-    "FAB",
-    "FGSM",
-    "PGD",
-    "AutoAttack",
-    "CrossPrompt",
-    "DefenceTerms",
-    "EncoderPGD",
-    "LabelledSet",
-    "Square",
-    "TargetedAPGD",
-    "Threat",
-    "Transfer",
-    "Typographic",
-    "__version__",
-    "attack_image",
-    "clip_loss",
-    "edit_texts",
-    "evaluate",
-    "export_model",
-    "feature_deviation",
-    "load_model",
-    "load_set",
-    "logit_divergence",
-    "pgd",
-    "predict",
-    "train",
-    "universal_perturbation",
-]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

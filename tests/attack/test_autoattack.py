@@ -272,6 +272,9 @@ def test_what_is_not_the_published_ensemble_is_not_called_so() -> None:
     assert (
         AutoAttack(members=("apgd-ce", "apgd-ce", "square")).arguments(None, 10)["apgd-ce"]["restarts"] == 2
     )
+    two = AutoAttack(members=(small("apgd-ce", 5, 0), "apgd-ce", small("apgd-ce", 5, 0))).arguments(None, 10)
+    assert (two["apgd-ce"]["steps"], two["apgd-ce"]["restarts"]) == (5, 2)
+    assert two["apgd-ce 2"]["steps"] == 100 and "restarts" not in two["apgd-ce 2"]
     assert PGD(steps=7, step_size=0.5).name == "pgd7(step_size=0.5)"
     for members in ((), ("apgd",), (PGD(),)):
         with pytest.raises(ValueError, match="AutoAttack's members are"):

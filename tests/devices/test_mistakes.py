@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from advflyp.model.text_store import TextStore
 from advflyp.training import sharding
 from advflyp.training.build import TrainingRun
 from advflyp.training.update import update
@@ -153,9 +152,8 @@ def test_a_copy_out_of_pageable_memory(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Any,
 ) -> None:
-    run = open_trainer(**{"method.mask_same_caption": True})
-    if module.endswith("text_store"):
-        run.add_texts.encode = TextStore(run.model, tmp_path / "store")
+    kept = {"data.text_cache": str(tmp_path / "store")} if module.endswith("text_store") else {}
+    run = open_trainer(**{"method.mask_same_caption": True, **kept})
     monkeypatch.setattr(f"{module}.to_device", pageable)
     assert {sync.where for sync in two_steps(run, gpu)} == {PAGEABLE[module]}
 

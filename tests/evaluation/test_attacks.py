@@ -7,7 +7,7 @@ from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.attacks import conditions, find_attack
 
 LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
 
@@ -52,6 +52,14 @@ def test_autoattack_targets_follow_the_classes() -> None:
     assert attack.arguments(LINF, 10)["apgd-t"]["targets"] == 9
     assert attack.arguments(LINF, 4)["apgd-t"]["targets"] == 3
     assert attack.arguments(LINF, 1000)["apgd-t"]["targets"] == 9
+
+
+def test_each_condition_once() -> None:
+    attacks = [find_attack(name) for name in ("clean", "pgd10", "PGD-10", "clean", "cw10")]
+    found = conditions(attacks, "linf", [1 / 255, 1 / 255, 2 / 255])
+    assert [(attack.name, threat and threat.eps) for attack, threat in found] == [
+        ("clean", None), ("pgd10", 1 / 255), ("pgd10", 2 / 255), ("cw10", 1 / 255), ("cw10", 2 / 255),
+    ]  # fmt: skip
 
 
 def test_the_papers_step_size_and_one_for_l2() -> None:

@@ -49,6 +49,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert samples.correct.dtype == bool and samples.label.dtype == np.int64
 
 
+def test_correct_is_what_the_predictions_say(tmp_path: Path) -> None:
+    def flattered(table: pa.Table) -> pa.Table:
+        column = table.schema.get_field_index("correct")
+        return table.set_column(column, "correct", pa.array([True] * len(table)))
+
+    assert read_samples(others(tmp_path, flattered), cell()).correct.tolist() == [True, False, False, False]
+
+
 def test_the_folder_is_one_table(tmp_path: Path) -> None:
     store = tmp_path / "r.jsonl"
     clean = cell(attack="clean", attack_args={}, norm=None, eps=0.0, seed=0)

@@ -3,6 +3,7 @@ import torch
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
+from advflyp.evaluation import classifier
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.sanity import sanity_check
@@ -29,6 +30,15 @@ def test_a_plain_model_passes(tiny: CLIP, labelled: LabelledSet) -> None:
     assert verdict["zero_gradient_share"] < 0.05
     assert verdict["loss_rise"] > 0
     assert verdict["survivors_pgd40"] < verdict["survivors_noise"]
+
+
+def test_it_computes_in_float32_where_searches_do_not(
+    tiny: CLIP, labelled: LabelledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is faster in bf16 "auto" would search in it, and the comparison would be of two precisions."""
+    plain = check(tiny, labelled)
+    monkeypatch.setattr(classifier, "resolve", lambda wanted, device: "bf16" if wanted == "auto" else wanted)
+    assert check(tiny, labelled) == plain
 
 
 def test_rounded_inputs_are_flagged(

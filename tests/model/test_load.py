@@ -178,6 +178,21 @@ def test_a_text_tower_from_another_model(tiny_folder: Path, tmp_path: Path) -> N
     assert torch.equal(mixed.encode_text(texts), load_model(other).encode_text(texts))
     assert torch.equal(mixed.encode_image(images), load_model(tiny_folder).encode_image(images))
     assert torch.equal(mixed.logit_scale, load_model(other).logit_scale)
+    save_model(mixed, tmp_path / "mixed", {})
+    assert torch.equal(load_model(tmp_path / "mixed").encode_text(texts), mixed.encode_text(texts))
+
+
+def test_a_text_tower_that_computes_otherwise(tiny_folder: Path, tmp_path: Path) -> None:
+    """The same shapes, and another activation or another token that stands for the text."""
+    for key, value in (("quick_gelu", True), ("pool_type", "last")):
+        other = make_tiny("vit", tmp_path / key, seed=5)
+        path = other / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        where = config["model_cfg"] if key == "quick_gelu" else config["model_cfg"]["text_cfg"]
+        where[key] = value
+        path.write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=rf"computes otherwise than that of .* \({key}\)"):
+            start_from(ModelConfig(name=str(tiny_folder), text=str(other)))
 
 
 def test_a_text_tower_that_does_not_fit(tiny_folder: Path) -> None:

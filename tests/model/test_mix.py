@@ -1,4 +1,4 @@
-"""Weight interpolation against the mean written out, and the curve it gives."""
+"""Weight interpolation against the mean written out, and what the command measures of it."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from advflyp.evaluation.interpolation import curve
+from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import save_model
 from advflyp.model.load import load_model
 from advflyp.model.mix import interpolate, mix
 from helpers import assert_equal64
@@ -74,8 +75,10 @@ def test_other_architectures_and_alphas_are_refused(pair: Pair) -> None:
         interpolate(*pair, 1.5)
 
 
-def test_the_curve_measures_each_mixture(pair: Pair, tmp_path: Path) -> None:
-    settings = {"sets": ["mini/food"], "attacks": ["clean"], "limit": 40, "out": tmp_path / "c.jsonl"}
-    found = curve(*pair, [0, 1], name="run", **settings)
-    assert [cell.model for cell in read_cells(tmp_path / "c.jsonl")] == ["run, α = 0", "run, α = 1"]
-    assert found[0][0].checkpoint_sha256 != found[1][0].checkpoint_sha256
+def test_the_command_measures_each_mixture_once(pair: Pair, tmp_path: Path) -> None:
+    save_model(pair[1], tmp_path / "run", {})
+    where = ["--sets", "mini/food", "--attacks", "clean", "--limit", "40", "--out", str(tmp_path / "c.jsonl")]
+    main(["interpolate", "mini", str(tmp_path / "run"), "--alphas", "0", "1", "0", *where])
+    cells = read_cells(tmp_path / "c.jsonl")
+    assert [cell.model for cell in cells] == ["run, α = 0", "run, α = 1"]
+    assert cells[0].checkpoint_sha256 != cells[1].checkpoint_sha256

@@ -62,8 +62,12 @@ class AutoAttack(Attack):
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         found: dict[str, Any] = {"restarts": self.restarts} if self.restarts > 1 else {}
-        runs: Counter[str] = Counter()
+        runs: Counter[Member] = Counter()
         for attack in self.attacks:
-            runs[attack.member] += attack.restarts
-            found |= replace(attack, restarts=runs[attack.member]).arguments(threat, classes)
+            runs[replace(attack, restarts=1)] += attack.restarts
+        named: Counter[str] = Counter()
+        for attack, restarts in runs.items():
+            for name, values in replace(attack, restarts=restarts).arguments(threat, classes).items():
+                named[name] += 1
+                found[name if named[name] == 1 else f"{name} {named[name]}"] = values
         return found

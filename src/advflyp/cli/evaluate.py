@@ -307,8 +307,9 @@ def interpolate(
         return
     with heavy_imports():
         from advflyp.console import rank0_console
-        from advflyp.evaluation.interpolation import curve
+        from advflyp.evaluation.suite import evaluate as measure
         from advflyp.model.load import load_model, pick_device
+        from advflyp.model.mix import interpolate as mixed
         from advflyp.report.console import as_rich
         from advflyp.report.measure.grid import means_table
         from advflyp.report.measure.results import Results
@@ -320,20 +321,23 @@ def interpolate(
     searched_in = _precision(precision or chosen.precision, place, console)
     models = load_model(original, device=place), load_model(robust, device=place)
     pulse = Pulse(console)
-    cells = curve(
-        *models,
-        list(dict.fromkeys(alphas)),
-        name=Path(robust).name,
-        out=out,
-        sets=sets or chosen.sets,
-        attacks=attacks or chosen.attacks,
-        eps=radii or chosen.eps,
-        limit=limit or chosen.limit,
-        protocol=chosen,
-        precision=searched_in,
-        progress=lambda cell: pulse.say(lambda: f"{cell.model}: {cell.set} {cell.attack} is done"),
-    )
-    results = Results([cell for found in cells.values() for cell in found])
+    cells = [
+        cell
+        for alpha in dict.fromkeys(alphas)
+        for cell in measure(
+            mixed(*models, alpha),
+            sets or chosen.sets,
+            attacks or chosen.attacks,
+            radii or chosen.eps,
+            name=f"{Path(robust).name}, α = {alpha:g}",
+            out=out,
+            limit=limit or chosen.limit,
+            protocol=chosen,
+            precision=searched_in,
+            progress=lambda cell: pulse.say(lambda: f"{cell.model}: {cell.set} {cell.attack} is done"),
+        )
+    ]
+    results = Results(cells)
     title = "Interpolated weights: means over sets in %"
     console.print(as_rich(means_table(results, results.conditions, sets=results.sets, title=title)))
 

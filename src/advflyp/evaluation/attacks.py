@@ -92,6 +92,11 @@ def _elsewhere(attack: Attack, where: str) -> Attack:
 def conditions(
     attacks: Iterable[A], norm: Literal["linf", "l2"], eps: Sequence[float]
 ) -> list[tuple[A, Threat | None]]:
-    """Each attack at each radius; what perturbs nothing, at none."""
+    """Each attack at each radius, once; what perturbs nothing, at none."""
     threats = [Threat(norm=norm, eps=value) for value in eps]
-    return [(attack, threat) for attack in attacks for threat in (threats if attack.perturbs else [None])]
+    found: list[tuple[A, Threat | None]] = []
+    for attack in attacks:
+        for threat in threats if attack.perturbs else [None]:
+            if (attack, threat) not in found:
+                found.append((attack, threat))
+    return found

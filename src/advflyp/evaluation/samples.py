@@ -119,14 +119,16 @@ def read_samples(store: Path, cell: Cell) -> Samples:
     try:
         with open_regular(path) as file:
             _check(pq.ParquetFile(file), cell)
-            table = pq.ParquetFile(file, read_dictionary=["key"]).read(_OF_IMAGE)
-            if any(table[name].null_count for name in _OF_IMAGE if name != "key"):
+            table = pq.ParquetFile(file, read_dictionary=["key"]).read(
+                _OF_IMAGE[:-1]
+            )  # "correct" follows from them
+            if any(table[name].null_count for name in table.column_names if name != "key"):
                 raise ValueError("it lacks predictions")
             table.validate(full=True)
-            index, label, clean, attacked, correct = (
-                table[name].to_numpy() for name in _OF_IMAGE if name != "key"
+            index, label, clean, attacked = (
+                table[name].to_numpy() for name in table.column_names if name != "key"
             )
-            return Samples(index, _names(table["key"]), label, clean, attacked, correct)
+            return Samples(index, _names(table["key"]), label, clean, attacked, attacked == label)
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there, which says how {cell.model} did on each image of {cell.set} ({cell.attack}); "

@@ -128,7 +128,7 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
     def survivors_of(attack: SingleAttack) -> int:
         return survivors(lambda x, labels, own: attack.perturb(victim, x, labels, threat, streams=own))
 
-    victim = evaluator.victim()
+    victim = evaluator.victim("fp32")
     return {
         "n": len(images),
         **{f"steps {steps}": survivors(partial(last_iterate, steps=steps)) for steps in STEPS},

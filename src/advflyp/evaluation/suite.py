@@ -153,12 +153,16 @@ class _Suite:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
             images_at_a_time: int | None = None
-            self._check_there(model, same["checkpoint_sha256"], datasets, wanted, known)
+            stored = partial(self._stored, model, same["checkpoint_sha256"], wanted, known)
+            for dataset in datasets:  # before any other is measured
+                if not isinstance(dataset, str) or canonical(dataset) is None:
+                    continue
+                if not locate(dataset, self.protocol.source) and stored(dataset) is None:
+                    _load(dataset, self.protocol)
             # Batches shrink as points leave an attack.
             with compiled(model) if self.compile else nullcontext():
                 for dataset in datasets:
-                    stored = partial(self._stored, model, same["checkpoint_sha256"], dataset, wanted, known)
-                    if (cells := ranks.broadcast_from_rank0(stored)) is not None:
+                    if (cells := ranks.broadcast_from_rank0(partial(stored, dataset))) is not None:
                         result += cells
                         for cell in cells if ranks.rank == 0 else ():
                             self.progress(cell)
@@ -176,21 +180,6 @@ class _Suite:
                             self.progress(cell)
         return result
 
-    def _check_there(
-        self,
-        model: CLIP,
-        sha256: str,
-        datasets: Sequence[LabelledSet | str],
-        wanted: Sequence[Condition],
-        known: dict[tuple[str, ...], Cell],
-    ) -> None:
-        """ValueError for a dataset that is not on this machine, before any other is measured."""
-        for name in datasets:
-            if not isinstance(name, str) or canonical(name) is None or locate(name, self.protocol.source):
-                continue
-            if self._stored(model, sha256, name, wanted, known) is None:
-                _load(name, self.protocol)
-
     def _known(self) -> dict[tuple[str, ...], Cell]:
         """What is stored already; ValueError where nothing can be stored."""
         if self.store is None:
@@ -202,9 +191,9 @@ class _Suite:
         self,
         model: CLIP,
         sha256: str,
-        dataset: LabelledSet | str,
         wanted: Sequence[Condition],
         known: dict[tuple[str, ...], Cell],
+        dataset: LabelledSet | str,
     ) -> list[Cell] | None:
         """Every cell of a dataset that need not be opened for them; None where it has to be."""
         # Which images are saved is known only to those who open the dataset.

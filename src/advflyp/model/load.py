@@ -18,12 +18,13 @@ and the tokenizer that they lack
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.model import CLIPTextCfg
 
 from advflyp.config import nearest, nearest_path
 from advflyp.devices import pick_device as pick_device
@@ -33,7 +34,13 @@ from advflyp.model.clip import CLIP
 from advflyp.model.folder import BEST, BUNDLED, check_finite, load_folder
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
-from advflyp.model.interop.hf_folder import Lender, check_complete, load_hf_folder, read_hf_config
+from advflyp.model.interop.hf_folder import (
+    Lender,
+    check_complete,
+    lent_tokenizer,
+    load_hf_folder,
+    read_hf_config,
+)
 from advflyp.model.repository import (
     HF_CONFIG_FILE,
     HUB_PREFIX,
@@ -147,13 +154,27 @@ def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CL
                 f"model.text: the text towers of {config.text} and {config.name} have different shapes; name a model "
                 "with the same text architecture and embedding size"
             )
+        settings = _text_settings(model), _text_settings(other)
+        if other_ways := [key for key in settings[0] if settings[0][key] != settings[1][key]]:
+            raise ValueError(
+                f"model.text: the text tower of {config.text} computes otherwise than that of {config.name} "
+                f"({', '.join(other_ways)}); name a model with the same text architecture"
+            )
         model.net.load_state_dict(theirs, strict=False)
-        model.tokenizer = other.tokenizer
+        lender = Lender(config.text, other.config, other.tokenizer)
+        model.tokenizer = lent_tokenizer(lender, model.config["model_cfg"]["text_cfg"])
     return model
 
 
 def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.net.state_dict().items() if not k.startswith("visual.")}
+
+
+def _text_settings(model: CLIP) -> dict[str, Any]:
+    """What a text's embedding depends on beside weights and tokenizer."""
+    config = model.config["model_cfg"]
+    given = CLIPTextCfg(**{key: value for key, value in config["text_cfg"].items() if "tokenizer" not in key})
+    return {"quick_gelu": bool(config.get("quick_gelu")), **asdict(replace(given, hf_model_pretrained=False))}
 
 
 def _from_folder(folder: Path, name: str) -> CLIP:

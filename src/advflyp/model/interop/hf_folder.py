@@ -119,7 +119,7 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     if lender is None or has_tokenizer(folder):
         tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
     else:
-        tokenizer = _lent_tokenizer(lender, model_cfg["text_cfg"])
+        tokenizer = lent_tokenizer(lender, model_cfg["text_cfg"])
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
 
 
@@ -147,7 +147,7 @@ def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: 
             )
 
 
-def _lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
+def lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
     """The lender's tokenizer, and in `text_cfg` how to find it again."""
     theirs = lender.config["model_cfg"]["text_cfg"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
