@@ -129,11 +129,10 @@ def make_plan(
         raise ValueError("the experiment 'proxies' is of the mini scale; use --scale mini")
     scaling, levers, on_other = make.scaling(), make.levers(), make.levers_on_other()
     of_proxies = proxy_runs(make.trained) if proxies else []
-    names: dict[tuple[str, ...], tuple[str, ...]] = {
-        SCALING: tuple(run.name for run in scaling),
-        COST: (ORIGINAL, FULL, *(run.name for run in levers)) if levers else (),
-        COST_OTHER: (f"{ORIGINAL}{OTHER}", f"{FULL}{OTHER}", *(run.name for run in on_other)) if on_other else (),
-    }
+    compared = ((COST, "", levers), (COST_OTHER, OTHER, on_other))
+    names: dict[tuple[str, ...], tuple[str, ...]] = {SCALING: tuple(run.name for run in scaling)}
+    for id, other, runs in compared:
+        names[id] = (f"{ORIGINAL}{other}", f"{FULL}{other}", *(run.name for run in runs)) if runs else ()
     measures = _measures(mini)
     notes = NOTES | (MINI_NOTES if mini else {})
     return Plan(
@@ -270,15 +269,12 @@ class _Runs:
             "half": ("half the updates", half, 3),
             "smaller": ("32 pixels first", smaller, 3),
         }
-        return [
-            replace(
-                self.trained(
-                    f"full-{name}{OTHER}", f"AdvFLYP_full, ResNet, {what}", FULL, FULL, model__name="mini", **keys
-                ),
-                most_seeds=most,
-            )
-            for name, (what, keys, most) in levers.items()
-        ]
+        found = []
+        for name, (what, keys, most) in levers.items():
+            label = f"AdvFLYP_full, ResNet, {what}"
+            run = self.trained(f"full-{name}{OTHER}", label, FULL, FULL, model__name="mini", **keys)
+            found.append(replace(run, most_seeds=most))
+        return found
 
     def trained(
         self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
