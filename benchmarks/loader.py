@@ -219,7 +219,7 @@ def lock_share(data: list[bytes], shards: Path) -> None:
     config = DataConfig(train=str(shards), batch_size=64, workers=1)
     pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     start = process_time()
-    for _ in pairs.samples(0, None):  # type: ignore[attr-defined]
+    for _ in pairs.stream.samples(0):  # type: ignore[attr-defined]
         pass
     reading = (process_time() - start) / len(data)
     start = process_time()

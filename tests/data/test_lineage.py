@@ -22,6 +22,7 @@ from advflyp.data.lineage import trained_on, was_trained_on
         ("shards/0.tar", "shards/1.tar", False),
         ("s3://bucket/x.tar", "s3://bucket/x.tar", True),
         ("gone/*.tar", "food", False),
+        ("gone/{a,b}/*.tar", "gone/b", True),
     ],
 )
 def test_the_same_data(
@@ -49,5 +50,6 @@ def test_patterns_of_a_stranger_s_card(tmp_path: Path) -> None:
     """They are not looked for all over the disk, nor do their braces fill the memory."""
     began = time.process_time()
     names = ["/{0..999999999}.tar", "/**/*", "/*/*/*/*/*/*.tar", "/nowhere/a*/x"] + ["mini"] * 5_000
+    names += ["/tmp" + "{/,{/,/},/,/,/,/,/,/,/,/}" * n + "x" for n in range(3, 7)] + ["{" * 2000 + "}" * 2000]
     assert not was_trained_on({"trained_on": names}, str(tmp_path))
     assert time.process_time() - began < 2

@@ -4,13 +4,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from advflyp.cli.main import main
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.sets.labelled import load_set
+from advflyp.data.sets.images import Arrays, drawn_classes
+from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.data.sets.prompts import openai_templates
 from advflyp.data.training import DecodedLabelled, LabelledBatches, open_training, readings
 from advflyp.model.clip import CLIP
@@ -67,6 +69,22 @@ def test_batches(tiny: CLIP, source: Path) -> None:
         names = [stream.classes[label] for label in batch.labels.tolist()]
         assert batch.captions == [f"This is a photo of a {name}." for name in names]
         assert [pictures[image.numpy().tobytes()] for image in batch.images] == names
+
+
+def test_two_classes_of_one_name_are_both_trained_on(tiny: CLIP) -> None:
+    """ImageNet has two called "missile", and two called "sunglasses"."""
+    labels = [0, 1, 2, 2, 1, 0, 2, 0]
+    data = LabelledSet(Arrays(np.zeros((8, 32, 32, 3), np.uint8), labels), ["a", "b", "a"])
+    reader = ImageReader(tiny.config["preprocess_cfg"])
+    for classes in (None, 2):
+        config = DataConfig(train="mine", batch_size=2, classes=classes)
+        stream = open_training(config, "labelled", reader, seed=0, device=CPU, data=data)
+        assert isinstance(stream, DecodedLabelled)
+        drawn = drawn_classes([0, 1, 2], classes, 0)
+        assert stream.classes == stream.represented == [data.classes[label] for label in drawn]
+        assert stream.rows == [
+            (place, drawn.index(label)) for place, label in enumerate(labels) if label in drawn
+        ]
 
 
 def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
@@ -145,7 +163,12 @@ def test_a_set_of_the_table(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_images_alone_come_from_either(tiny: CLIP, source: Path, tmp_path: Path) -> None:
     assert len(opened(source, tiny, "images")) == 5
-    assert len(opened(write_folder(tmp_path / "p", 20), tiny, "images")) == 2
+    folder = write_folder(tmp_path / "p", 20)
+    (folder / "0003.txt").write_text(" ")
+    (folder / "0004.txt").write_bytes(b"\xff")
+    without_captions = opened(folder, tiny, "images", batch_size=20)
+    assert [len(batch.images) for batch in without_captions.epoch(0)] == [20]
+    assert not without_captions.skipped.counts
     assert len(opened(write_shards(tmp_path / "s", 20, 10), tiny, "images")) == 2
 
 

@@ -73,7 +73,10 @@ def test_the_headline_comes_first_and_costly_attacks_last() -> None:
     steps = steps_of(make_plan("mini", seeds=3))
     assert [step.run.name for step in steps[:2]] == ["original", "tecoa"]
     strong = [n for n, step in enumerate(steps) if step.measure.attacks == ("autoattack",)]
-    ours = {run.name for run in make_plan("mini").only(["cost", "cost-other"]).runs} - {"original", "advflyp_full"}
+    ours = {run.name for run in make_plan("mini").only(["cost", "cost-other"]).runs} - {
+        "original",
+        "advflyp_full",
+    }
     for group in (ours, {steps[n].run.name for n in strong} - ours):
         costly = [n for n in strong if steps[n].run.name in group]
         cheap = [n for n, step in enumerate(steps) if step.run.name in group and n not in strong]

@@ -87,6 +87,7 @@ def caption(
         device: auto, cpu, cuda, cuda:1 or mps; under torchrun, each rank has its own GPU.
         part: i/n: caption part i of n, from 0/n on; torchrun sets it.
     """
+    how = {name: value for name, value in locals().items() if name != "images"}
     from advflyp.console import SafeConsole
 
     set_names([images])
@@ -95,20 +96,10 @@ def caption(
     from advflyp.training.runlog import Status
 
     with Status(SafeConsole(), "loading the model") as status:
-        options = Options(
-            out=out,
-            model=model,
-            prompt=prompt,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            limit=limit,
-            dtype=dtype,
-            per_shard=per_shard,
-            device=device,
-            part=part,
-        )
         done = caption(
-            images, options, lambda n, total: status.update(f"captions: {n:,} of {counted(total, 'image')}")
+            images,
+            Options(**how),
+            lambda n, total: status.update(f"captions: {n:,} of {counted(total, 'image')}"),
         )
     for remark in remarks_on([images]):
         say(remark)

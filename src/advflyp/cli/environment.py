@@ -11,7 +11,7 @@ from advflyp.wording import counted
 
 PACKAGES = (
     "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy", "pillow", "pyarrow",
-    "webdataset", "huggingface_hub",
+    "huggingface_hub",
 )  # fmt: skip
 # As the kernel calls them, those that decide how fast matrices are multiplied.
 INSTRUCTIONS = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")

@@ -1,5 +1,6 @@
 """`advflyp data sample` and `download`: pairs from the web."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,19 +48,11 @@ def sample(
         columns: Columns that are not detected: url=URL_COLUMN caption=TEXT_COLUMN.
         dry_run: Print what would be read (rows, columns, memory), and stop.
     """
+    given = locals()
     from advflyp.data.web.metadata import Filters
     from advflyp.data.web.sample import plan, sample
 
-    filters = Filters(
-        min_similarity=min_similarity,
-        min_side=min_side,
-        max_aspect=max_aspect,
-        licences=licences,
-        languages=languages,
-        max_nsfw=max_nsfw,
-        min_caption_words=min_caption_words,
-        max_caption_words=max_caption_words,
-    )
+    filters = Filters(**{field.name: given[field.name] for field in fields(Filters)})
     how = {"num": num, "expect_success": expect_success, "filters": filters, "columns": columns or {}}
     if dry_run:
         found = plan(metadata, **how)

@@ -1,18 +1,22 @@
 """Which data a model was finetuned on, as its card says: what is measured on the same data is not zero-shot."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from operator import eq
 from pathlib import Path
 from typing import Any
 
-from advflyp.data.pairs.addresses import GLOB, brace_count, expand, is_remote
+from braceexpand import braceexpand
+
+from advflyp.data.pairs.addresses import brace_count, expand, is_remote
 from advflyp.data.sets.catalogue import canonical
 
 KEY = "trained_on"
 # Before the name of what Python gave as an object: no file or set is called that.
 OBJECT = "object:"
-# Of a card, which may be a stranger's: names that are looked at, and files that the braces of one may name.
-MAX_KNOWN, MAX_PATTERN = 1_000, 10_000
+# Of all names of a card, which may be a stranger's, their braces expanded.
+MAX_CHARACTERS = 1 << 20
 
 
 def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
@@ -25,13 +29,8 @@ def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
 
 def was_trained_on(card: Mapping[str, Any], data: str) -> bool:
     """Whether the model with `card` was trained on any file of `data`, by the names of folders, files and sets."""
-    asked = _places(_absolute(data))
-    return any(
-        one == other or one in other.parents or other in one.parents
-        for known in card.get(KEY, [])[:MAX_KNOWN]
-        for one in _places(known, MAX_PATTERN)
-        for other in asked
-    )
+    asked = [_parts(name) for name in _files(_absolute(data))]
+    return any(_meet(known, one) for known in _known(card) for one in asked)
 
 
 def _absolute(name: str) -> str:
@@ -43,17 +42,37 @@ def _absolute(name: str) -> str:
     return str(path.absolute())
 
 
-def _places(name: str, most: int | None = None) -> list[Path]:
-    """The files of a pattern, or what is named as it is; "mini" has nothing in common with "mini/food".
+def _files(name: str) -> list[str]:
+    """The files of a pattern of the user's own, or what is named as it is."""
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        with suppress(ValueError):
+            return expand(name, "*")
+    return [name]
 
-    Args:
-        most: Files that may come of the pattern of a stranger, who may look into one folder.
-    """
-    if not Path(name).is_absolute():
-        return [Path(f"{name}.set")]
-    if most is not None and (brace_count(name) > most or GLOB & set(os.path.dirname(name))):
-        return [Path(name)]
-    try:
-        return [Path(file) for file in expand(name, "*")] if not Path(name).is_dir() else [Path(name)]
-    except ValueError:
-        return [Path(name)]
+
+def _known(card: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The parts of what a card names. The disk is not looked at: its names are perhaps a stranger's."""
+    left = MAX_CHARACTERS
+    for name in card.get(KEY, []):
+        left -= len(name) + 1
+        if left < 0:
+            return
+        yield _parts(name)
+        cost = brace_count(name) * len(name)
+        if "{" in name and cost <= left:
+            left -= cost
+            with suppress(ValueError):  # of braces without a partner
+                yield from map(_parts, braceexpand(name))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Of a path; "mini" has nothing in common with "mini/food"."""
+    return Path(name if Path(name).is_absolute() else f"{name}.set").parts
+
+
+def _meet(known: tuple[str, ...], asked: tuple[str, ...]) -> bool:
+    """Whether one path is the other or in it; the last part of what a card names may be a pattern."""
+    *folders, last = known
+    return all(map(eq, folders, asked)) and all(
+        one == last or fnmatchcase(one, last) for one in asked[len(folders) : len(known)]
+    )

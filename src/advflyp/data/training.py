@@ -4,7 +4,6 @@ Batches of labelled images have the order, the resuming and the counting of thos
 read as for an evaluation.
 """
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -21,7 +20,7 @@ from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, open_pairs
 from advflyp.data.pairs.sources import find_shards
-from advflyp.data.pairs.stream import Position, permuted
+from advflyp.data.pairs.stream import IndexedStream
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
 from advflyp.data.pairs.tars import BROKEN, DamagedTar, members, unpacked
 from advflyp.data.sets.catalogue import canonical
@@ -65,8 +64,10 @@ class DecodedLabelled(Decoded[tuple[int, int]]):
 
     def __init__(self, labelled: LabelledSet, how: Reading) -> None:
         self.labelled = labelled
-        self.classes = drawn_classes(labelled.classes, how.config.classes, how.seed)
-        number = {labelled.classes.index(name): label for label, name in enumerate(self.classes)}
+        places = drawn_classes(range(len(labelled.classes)), how.config.classes, how.seed)
+        # By place: two classes of ImageNet are called "missile", and two "sunglasses".
+        self.classes = [labelled.classes[place] for place in places]
+        number = {place: label for label, place in enumerate(places)}
         drawn = [
             (place, number[label]) for place, label in enumerate(labelled.labels.tolist()) if label in number
         ]
@@ -76,11 +77,7 @@ class DecodedLabelled(Decoded[tuple[int, int]]):
         chosen = how.config.chosen_templates()
         self.templates = chosen or labelled.templates
         self.draws_captions = chosen is not None and len(chosen) > 1
-        super().__init__(how, len(self.rows), "image")
-
-    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[tuple[int, int], Position]]:
-        for number, at in permuted(len(self.rows), self.how.seed, epoch, start, self.how.share):
-            yield self.rows[number], at
+        super().__init__(how, IndexedStream(self.rows, seed=how.seed, share=how.share), "image")
 
     def key(self, sample: tuple[int, int]) -> str:
         return self.labelled.key(sample[0])

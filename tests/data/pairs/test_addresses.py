@@ -96,6 +96,9 @@ def test_a_table_that_is_elsewhere_names_no_local_file(tmp_path: Path) -> None:
             with pytest.raises(SkippedSample, match=reason):
                 named_in(table, name, local)
     assert outcome("a::b.png", "s3://bucket/t.csv") == KIND
+    for name in ("../x.png", "a/../../x.png", "..\\x.png"):
+        assert outcome(name, "s3://bucket/d/t.csv") == "file outside the folder of its table"
+    assert outcome("memory://bucket/d/../x.png", "memory://bucket/d/t.csv") == KIND
 
 
 def test_web_addresses_are_guarded(server: Server) -> None:
@@ -228,7 +231,10 @@ ENDLESS = (
     "{1..9" + "9" * 5000 + "}",
     "{" + "," * 10 + "}" * 7 + "{1..999999}.tar",
 )
-BRACES = ("a.tar", "{a,b}{0..9}", "{000..099}.tar", "{10..1..3}x", "{-2..2}", "{a..e}", "{a,{b,c}}")
+BRACES = (
+    "a.tar", "{a,b}{0..9}", "{000..099}.tar", "{10..1..3}x", "{-2..2}", "{a..e}", "{a,{b,c}}", "{a,{b},c,d}",
+    "{0..9\n}", r"{a\},b,c}", "}{a,b{0..9},c{0..9}",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", ENDLESS, ids=range(4))

@@ -321,8 +321,9 @@ def test_a_damaged_avif(rest: bytes) -> None:
     data = encoded(RED, "AVIF")
     data = data[: data.index(b"mdat") + 4]
     for read in (read_image, ImageReader({"size": 8}).from_bytes):
-        with pytest.raises(SkippedSample, match="unreadable image"):
-            read(data + rest)
+        for damaged in (data + rest, data[:40]):
+            with pytest.raises(SkippedSample, match="unreadable image"):
+                read(damaged)
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,8 @@ def test_a_long_list_is_not_read_whole(encoding: str, monkeypatch: pytest.Monkey
     assert read < len(data)
     lines = (json.dumps(row) + "\n").encode() * 1000
     assert len(list(read_text_table("t.json", io.BytesIO(lines)).rows())) == 1000
+
+
+def test_a_row_of_a_million_empty_fields() -> None:
+    text = "filepath,title\na.jpg,a dog" + "," * 1_000_000
+    assert table("t.csv", text)[1] == [{"filepath": "a.jpg", "title": "a dog"}]

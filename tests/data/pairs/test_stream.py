@@ -159,6 +159,14 @@ def test_a_second_source_that_a_process_gets_nothing_of() -> None:
         Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, share=share), 0.5, ranks=2)
 
 
+def test_a_second_source_that_gives_nothing() -> None:
+    """Its manifest, or data.size, says otherwise."""
+    empty = open_stream(Sharded([ListShard("s", 0)], 5), seed=0, buffer=1)
+    mixed = Mixed(open_stream(Numbers(10), seed=0, buffer=1), empty, 0.5)
+    with pytest.raises(ValueError, match=r"data\.also promises 5 pairs and gives none; look at it with"):
+        list(mixed.samples(0))
+
+
 @given(n=st.integers(1, 80), ranks=st.integers(1, 5), more=st.integers(0, 12))
 def test_the_last_batch_is_shared_out_too(n: int, ranks: int, more: int) -> None:
     """What the batches of a single process are, row by row; the last one where it has a row for everybody."""

@@ -342,10 +342,11 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_list([{"image": {"bytes": d, "path": None}, "text": t} for d, t in PAIRS])
     made = made.cast_column("image", datasets.Image())
-    made.save_to_disk(tmp_path / "plain")
+    for name in ("plain", "v1@2024"):
+        made.save_to_disk(tmp_path / name)
+        assert content(open_source(str(tmp_path / name))) == [(data, (text,)) for data, text in PAIRS]
     datasets.DatasetDict({"train": made, "val": made.select(range(2))}).save_to_disk(tmp_path / "splits")
     whole = [(data, (text,)) for data, text in PAIRS]
-    assert content(open_source(str(tmp_path / "plain"))) == whole
     assert content(open_source(f"hf:{tmp_path / 'splits'}")) == whole
     assert content(open_source(f"hf:{tmp_path / 'splits'}@val")) == whole[:2]
     several = datasets.Dataset.from_list(

@@ -194,6 +194,20 @@ def test_incomplete_sets(root: Path) -> None:
         load_set("imagenet@train")
 
 
+def test_damaged_lists_are_named(root: Path) -> None:
+    """Python's own message says neither which set it is nor where."""
+    BUILDERS["oxford_pets"](root)
+    folder = root / "oxford-iiit-pet"
+    (folder / "annotations" / "test.txt").write_text("Abyssinian_201 one 1 1\n")
+    (folder / "annotations" / "trainval.txt").write_bytes(b"\xff\n")
+    with pytest.raises(
+        ValueError, match=f"oxford_pets in {folder} is damaged or of another layout .*int.*fetch"
+    ):
+        load_set("oxford_pets")
+    with pytest.raises(ValueError, match=f"^{folder}/annotations/trainval.txt is not UTF-8"):
+        load_set("oxford_pets@trainval")
+
+
 def test_a_pickle_that_would_run_code_is_refused(root: Path) -> None:
     BUILDERS["cifar10"](root)
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,23 @@ def test_nothing_in_common(tmp_path: Path) -> None:
     images = [image for image, _ in pairs(8)]
     members = [part for i, image in enumerate(images) for part in ((f"{i}.png", image), (f"{i}.txt", b"x"))]
     assert not overlap(str(write_tar(tmp_path / "a.tar", members)), ["mini/flags"]).matches
+
+
+def test_an_image_that_can_be_read_once_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server does not answer again when the block is compared: one skipped sample, and the rest is known."""
+    foods = [on_white(load_set("mini/food").image(i)) for i in range(4)]
+    for number, image in enumerate(foods[:2]):
+        (tmp_path / f"pairs/{number}.png").parent.mkdir(exist_ok=True)
+        image.save(tmp_path / f"pairs/{number}.png")
+        (tmp_path / f"pairs/{number}.txt").write_text("a caption")
+
+    def within_and_gone(*arguments: Any) -> Any:
+        (tmp_path / "pairs/0.png").unlink()
+        return within(*arguments)
+
+    monkeypatch.setattr(module, "within", within_and_gone)
+    found = overlap(str(tmp_path / "pairs"), [str(class_folder(tmp_path / "test", foods))])
+    assert found.skipped.counts == {"image file cannot be read": 1} and found.keys == {(1, "1.png")}
 
 
 def test_evaluation_pictures_that_cannot_be_read_are_named(

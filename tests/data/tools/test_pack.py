@@ -3,17 +3,19 @@
 import hashlib
 import io
 import json
+import statistics
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from advflyp.data.pairs.manifest import FILE, Manifest, read_manifest
+from advflyp.data.pairs.manifest import FILE, Manifest, describe_shards, read_manifest
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.tools import pack as pack_module
 from advflyp.data.tools.pack import pack
-from helpers import pairs, write_folder, write_tar
+from helpers import members, pairs, write_folder, write_tar
 
 
 def test_a_folder_becomes_shards_with_a_manifest(tmp_path: Path) -> None:
@@ -112,6 +114,48 @@ def test_nothing_usable_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no usable pair to write to .*1 not an image"):
         pack(str(tar), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_what_a_manifest_says_of_captions_and_images(count: int, tmp_path: Path) -> None:
+    """An even and an odd number have other medians."""
+    words, files = [5, 1, 1, 3, 2][:count], []
+    for number, many in enumerate(words):
+        stream = io.BytesIO()
+        Image.new("RGB", (20 + 3 * number, 40)).save(stream, "png")
+        files += [(f"{number}.png", stream.getvalue()), (f"{number}.txt", b"ab " * many)]
+    found = describe_shards([write_tar(tmp_path / "a.tar", files)])
+    assert (found.pairs, found.shards[0].pairs) == (count, count)
+    assert found.captions == {
+        "mean_words": sum(words) / count,
+        "median_words": statistics.median(words),
+        "max_words": 5,
+        "mean_characters": 3 * sum(words) / count - 1,
+    }
+    assert found.images == {"median_width": 20 + 3 * (count - 1) / 2, "median_height": 40}
+
+
+def test_describing_many_pairs_takes_no_more_memory(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("0.png", pairs(1)[0][0]), ("0.txt", b"x\n" * 9_000)])
+    peaks = []
+    tracemalloc.start()
+    try:
+        for count in (1, 1, 20):  # what the first call imports is not of interest
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            assert describe_shards([tar] * count).pairs == count
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1]
+
+
+def test_a_manifest_of_less_than_nothing(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", members(pairs(1)))
+    tree = {"format": 1, "pairs": -5, "shards": [{"name": "a.tar", "pairs": -5, "bytes": 1, "sha256": ""}]}
+    (tmp_path / FILE).write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=r"a\.tar holds no pairs"):
+        open_source(str(tmp_path))
 
 
 def test_manifests_that_are_not_ours(tmp_path: Path) -> None:

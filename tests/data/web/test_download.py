@@ -515,8 +515,15 @@ def test_named_interpreters(tmp_path: Path) -> None:
     assert interpreter(sys.executable) == Path(sys.executable)
     with pytest.raises(ValueError, match="there is no command"):
         interpreter(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"img2dataset does not run with .* \(ModuleNotFoundError"):
-        find_img2dataset(sys.executable, "multiprocessing")
+    script.write_text("no program")
+    for command, why in (
+        (sys.executable, "ModuleNotFoundError"),
+        ("true", "it is no Python interpreter"),
+        ("echo", "it is no Python interpreter"),
+        (str(script), "Exec format error"),
+    ):
+        with pytest.raises(ValueError, match=rf"img2dataset does not run with .* \({why}.*see --img2dataset"):
+            find_img2dataset(command, "multiprocessing")
 
 
 # From here on the real img2dataset, installed from the package index.

@@ -26,8 +26,8 @@ from advflyp.errors import RunError, SkippedSample
 from advflyp.limits import FETCH_SECONDS, MAX_IMAGE_BYTES, open_regular, read_image_file, read_image_stream
 
 GLOB = set("*?[")
-# Files that a pattern may name, and digits of a number in its braces.
-MAX_NAMED, MAX_DIGITS = 1_000_000, 12
+# Files that a pattern may name, digits of a number in its braces, and braces inside one another.
+MAX_NAMED, MAX_DIGITS, MAX_NESTED = 1_000_000, 12, 16
 WEB = ("http", "https")
 # What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
 FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
@@ -129,7 +129,8 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
         SkippedSample: A table may not name this.
     """
     folder = table.rpartition("/")[0]
-    if is_remote(table) and name.startswith(f"{folder}/") and "::" not in name.removeprefix(folder):
+    below, climbs = name.removeprefix(f"{folder}/"), ".." in re.split(r"[/\\]", name)
+    if is_remote(table) and below != name and "::" not in below and not climbs:
         return name
     scheme = _scheme(name)
     if is_remote(name) and (scheme in WEB or (scheme in FOREIGN and "::" not in name)):
@@ -141,6 +142,8 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
     if not is_remote(table):
         return os.path.join(os.path.dirname(table), name)
     if not name.startswith("/"):
+        if climbs:
+            raise SkippedSample("file outside the folder of its table")
         return f"{folder}/{name}"
     if not any(Path(os.path.realpath(name)).is_relative_to(os.path.realpath(place)) for place in local):
         raise SkippedSample("local file named by a table that is elsewhere")
@@ -235,15 +238,27 @@ def expand(pattern: str, inside: str) -> list[str]:
 
 def brace_count(pattern: str) -> int:
     """At most so many names come of the {braces} of a pattern."""
-    count = 1
-    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", pattern):
+    factors: list[int] = []
+    # `braceexpand` takes a line break before the closing brace for nothing.
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\n?\}", pattern):
         if max(map(len, (first, last, step))) > MAX_DIGITS:
             return MAX_NAMED + 1
-        count *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
+        factors.append(abs(int(last) - int(first)) // max(1, int(step or 1)) + 1)
     for first, last in re.findall(r"\{([A-Za-z])\.\.([A-Za-z])", pattern):
-        count *= abs(ord(last) - ord(first)) + 1
-    for inner in re.findall(r"\{([^{}]*)", pattern):
-        count = min(count * (inner.count(",") + 1), MAX_NAMED + 1)
+        factors.append(abs(ord(last) - ord(first)) + 1)
+    choices: list[int] = []  # of every brace that is open
+    for sign in re.findall(r"\\.|[{},]", pattern):
+        if sign == "{":
+            choices.append(1)
+            if len(choices) > MAX_NESTED:
+                return MAX_NAMED + 1
+        elif sign == "," and choices:
+            choices[-1] += 1
+        elif sign == "}" and choices:
+            factors.append(choices.pop())
+    count = 1
+    for factor in factors:
+        count = min(count * factor, MAX_NAMED + 1)
     return count
 
 

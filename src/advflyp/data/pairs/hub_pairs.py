@@ -35,7 +35,9 @@ class HubPairs:
         if find_spec("datasets") is None:
             raise ValueError(f"{name} needs the package datasets: pip install datasets")
         self.name = name
-        place, _, split = name.removeprefix(DATASET_PREFIX).partition("@")
+        place, split = name.removeprefix(DATASET_PREFIX), ""
+        if "@" in place and not Path(place).is_dir():
+            place, _, split = place.rpartition("@")
         found = _load_dataset(place)
         import datasets  # pyright: ignore[reportMissingImports], an extra
 

@@ -161,7 +161,7 @@ def _not_read(data: bytes) -> str:
     if data.startswith((jpeg_xl.SIGNATURE, jpeg_xl.CONTAINER)):
         return "unreadable image" if "JXL" in _formats() else NEEDS_JXL
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
-        return NEEDS_AVIF
+        return "unreadable image" if "AVIF" in _formats() else NEEDS_AVIF
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         return "unreadable image" if "HEIF" in _formats() else NEEDS_HEIF
     return "not an image"

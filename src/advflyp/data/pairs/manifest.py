@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -92,36 +93,38 @@ def describe_shards(
     """Read shards and say what they hold; what cannot be used in them joins `failures`."""
     facts: list[ShardFacts] = []
     bad = Counter(failures or {})
-    words: list[int] = []
-    characters: list[int] = []
-    sizes: list[tuple[int, int]] = []
+    # {number: how often}: as lists, those of ten million pairs would fill the memory.
+    words, characters, widths, heights = (Counter[int]() for _ in range(4))
     for shard in shards:
-        before = len(sizes)
+        before = widths.total()
         for sample, _ in TarShard(str(shard)).read():
             try:
                 captions = sample.captions()
-                sizes.append(open_image(sample.image_bytes()).size)
+                width, height = open_image(sample.image_bytes()).size
             except SkippedSample as reason:
                 bad[str(reason)] += 1
                 continue
-            words += [len(caption.split()) for caption in captions]
-            characters += map(len, captions)
-        facts.append(ShardFacts(shard.name, len(sizes) - before, shard.stat().st_size, file_sha256(shard)))
+            widths[width] += 1
+            heights[height] += 1
+            words.update(len(caption.split()) for caption in captions)
+            characters.update(map(len, captions))
+        pairs = widths.total() - before
+        facts.append(ShardFacts(shard.name, pairs, shard.stat().st_size, file_sha256(shard)))
     about_captions: dict[str, Any] = {}
     about_images: dict[str, Any] = {}
-    if sizes:
+    if widths:
         about_captions = {
-            "mean_words": round(statistics.fmean(words), 2),
-            "median_words": statistics.median(words),
+            "mean_words": round(statistics.fmean(words, words.values()), 2),
+            "median_words": _median(words),
             "max_words": max(words),
-            "mean_characters": round(statistics.fmean(characters), 2),
+            "mean_characters": round(statistics.fmean(characters, characters.values()), 2),
         }
         about_images = {
-            "median_width": statistics.median(width for width, _ in sizes),
-            "median_height": statistics.median(height for _, height in sizes),
+            "median_width": _median(widths),
+            "median_height": _median(heights),
         }
     return Manifest(
-        pairs=len(sizes),
+        pairs=widths.total(),
         shards=facts,
         failures=dict(bad.most_common()),
         captions=about_captions,
@@ -130,3 +133,9 @@ def describe_shards(
         versions={"advflyp": __version__, **(versions or {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _median(counts: Counter[int]) -> float:
+    """Of {number: how often}: the one or two numbers in the middle."""
+    ordered = Counter(dict(sorted(counts.items()))).elements()
+    return statistics.median(islice(ordered, (counts.total() - 1) // 2, counts.total() // 2 + 1))

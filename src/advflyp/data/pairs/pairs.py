@@ -64,22 +64,18 @@ class Decoded(ABC, Generic[Raw]):
 
     Args:
         how: How they are made.
-        count: Samples an epoch, of all ranks together.
-        noun: What messages call them.
+        stream: What they are made of.
+        noun: What messages call its samples.
     """
 
-    def __init__(self, how: Reading, count: int, noun: str) -> None:
-        self.how, self.count = how, count
+    def __init__(self, how: Reading, stream: Stream[Raw], noun: str) -> None:
+        self.how, self.stream = how, stream
         self.skipped = Skipped()
-        if count < how.config.batch_size:
+        if len(stream) < how.config.batch_size:
             raise ValueError(
-                f"{how.config.train} holds {counted(count, noun)}, not enough for one batch of "
+                f"{how.config.train} holds {counted(len(stream), noun)}, not enough for one batch of "
                 f"{how.config.batch_size}; lower data.batch_size"
             )
-
-    @abstractmethod
-    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Raw, Position]]:
-        """Undecoded samples, each with the position behind it, in an order that depends on (seed, epoch) alone."""
 
     @abstractmethod
     def key(self, sample: Raw) -> str:
@@ -97,7 +93,7 @@ class Decoded(ABC, Generic[Raw]):
         return 0
 
     def __len__(self) -> int:
-        return self.how.share.batches(self.count)
+        return self.how.share.batches(len(self.stream))
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
         request = (epoch, start, self.skipped)
@@ -130,7 +126,7 @@ class Decoded(ABC, Generic[Raw]):
         position: Position = start or {}
         rows: list[dict[str, Any]] = []
         decoded = threaded(
-            self.samples(epoch, start),
+            self.stream.samples(epoch, start),
             lambda item: self.decode(item[0], epoch),
             self.how.config.workers,
             ahead=2 * self.how.share.size,
@@ -176,12 +172,9 @@ class Decoded(ABC, Generic[Raw]):
 class DecodedPairs(Decoded[Sample]):
     """Batches of the pairs of a stream. Of several captions one is drawn each epoch."""
 
-    def __init__(self, stream: Stream, how: Reading, captions: bool) -> None:
-        super().__init__(how, len(stream), "pair" if captions else "image")
-        self.stream, self.captions = stream, captions
-
-    def samples(self, epoch: int, start: Position | None) -> Iterator[tuple[Sample, Position]]:
-        return self.stream.samples(epoch, start)
+    def __init__(self, stream: Stream[Sample], how: Reading, captions: bool) -> None:
+        super().__init__(how, stream, "pair" if captions else "image")
+        self.captions = captions
 
     def key(self, sample: Sample) -> str:
         return sample.key
@@ -190,7 +183,7 @@ class DecodedPairs(Decoded[Sample]):
         return sample.held
 
     def decode(self, sample: Sample, epoch: int) -> dict[str, Any]:
-        captions = sample.captions() if self.captions or sample.caption is not None else ("",)
+        captions = sample.captions() if self.captions else ("",)
         if isinstance(sample.image, Image):
             pixels = self.how.reader.from_image(finish_image(sample.image))
         else:
@@ -206,7 +199,7 @@ def open_pairs(how: Reading, *, captions: bool, pairs: Any = None) -> Pairs:
 
     Args:
         how: How they become batches.
-        captions: Whether they are wanted; without, an image that has none is a sample as well.
+        captions: Whether they are wanted; else nobody looks at them, and an image that has none is a sample as well.
         pairs: An object to read in place of what `config.train` names; see `open_objects`.
 
     Raises:

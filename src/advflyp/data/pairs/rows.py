@@ -216,7 +216,7 @@ def _fields(text: str, delimiter: str, dialect: dict[str, Any]) -> Iterator[tupl
 def _trimmed(row: list[str], columns: int) -> list[str]:
     """Without the empty fields beyond the header's."""
     while len(row) > columns and not row[-1].strip():
-        row = row[:-1]
+        row.pop()
     return row
 
 

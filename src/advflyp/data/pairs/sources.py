@@ -114,7 +114,7 @@ def _open_shards(files: list[str], size: int | None) -> Sharded:
                 )
             shard.count = count_keys(shard.address)
         size = sum(shard.count or 0 for shard in shards)
-    if not size:
+    if size <= 0:  # a manifest may say anything
         problem = next((sample.problem for sample, _ in shards[0].read()), None)
         if problem is not None and not is_shard(files[0]):
             problem = f"it is neither a shard (*.tar) nor a table ({', '.join(TABLES)})"

@@ -4,9 +4,9 @@ Every order depends on (seed, epoch, share) alone. A position is a small mapping
 only the stream that made it can read it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,18 +14,20 @@ from advflyp.data.pairs.samples import Indexed, Sample, Shard, Sharded
 from advflyp.limits import MAX_SHUFFLED_BYTES
 from advflyp.seeds import derive_seed
 from advflyp.share import WHOLE, Share
+from advflyp.wording import counted
 
 Position = dict[str, Any]
+Raw = TypeVar("Raw", covariant=True)  # a sample before decoding
 
 
-class Stream(Protocol):
+class Stream(Protocol[Raw]):
     """Undecoded samples of an epoch."""
 
     def __len__(self) -> int:
         """Samples that all ranks together get from an epoch, as far as that is known."""
         ...
 
-    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Raw, Position]]:
         """The samples of an epoch behind `position`, each with the position behind it."""
         ...
 
@@ -42,32 +44,24 @@ def permutation(n: int, *seed: Any) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(derive_seed(*seed, bits=128))).permutation(n)
 
 
-def permuted(
-    n: int, seed: int, epoch: int, position: Position | None, share: Share
-) -> Iterator[tuple[int, Position]]:
-    """The numbers below n in the order of an epoch, of every batch the rows of `share`, with positions.
+class IndexedStream:
+    """A permutation of all samples, of which every rank takes its rows of every batch.
 
     So the batches of all ranks together are those of a single one, row by row, as long as no sample is skipped.
     """
-    done = position["done"] if position else 0
-    mine = permutation(n, seed, epoch)[share.holds(n)]
-    for number in mine[done:].tolist():
-        done += 1
-        yield number, {"done": done}
 
-
-class IndexedStream:
-    """A permutation of all samples, of which every rank takes its rows of every batch."""
-
-    def __init__(self, source: Indexed, *, seed: int, share: Share = WHOLE) -> None:
+    def __init__(self, source: Indexed | Sequence[Any], *, seed: int, share: Share = WHOLE) -> None:
         self.source, self.seed, self.share = source, seed, share
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
-        for number, at in permuted(len(self.source), self.seed, epoch, position, self.share):
-            yield self.source[number], at
+    def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Any, Position]]:
+        done = position["done"] if position else 0
+        mine = permutation(len(self), self.seed, epoch)[self.share.holds(len(self))]
+        for number in mine[done:].tolist():
+            done += 1
+            yield self.source[number], {"done": done}
 
 
 Place = tuple[int, int, int]  # shard in the epoch's order, number in it, offset
@@ -181,7 +175,12 @@ class Mixed:
                 if found is None:
                     at["round"] += 1
                     other = self.other.samples(at["round"])
-                    found = next(other)
+                    found = next(other, None)
+                if found is None:
+                    raise ValueError(
+                        f"data.also promises {counted(len(self.other), 'pair')} and gives none; look at it with "
+                        "`advflyp data check`, or leave it out"
+                    )
                 sample, at["other"] = found
             else:
                 found = next(main, None)

@@ -337,9 +337,10 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
             images, names = entry.reader()(folder, split)
     except FileNotFoundError as error:
         raise ValueError(f"{name} is incomplete, {error.filename} is missing: {how_to_get(name)}") from None
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # lists and archives that are damaged may raise anything
+    except Exception as error:
+        if str(folder) in str(error):
+            raise  # our own messages, and the system's, name the file
+        # Lists and archives that are damaged may raise anything.
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from advflyp.data.pairs.tars import index_tar
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_LABEL_BYTES, open_regular, read_image_file, read_image_stream, reading
 
+Class = TypeVar("Class")  # a name, or a place among names
 # A larger number is no label, and fits no tensor.
 MAX_LABEL = 1 << 31
 # What torchvision's datasets call their lists of labels.
@@ -301,7 +302,7 @@ def held_out(whole: Files, share: float, *, rest: bool = False) -> Files:
     return whole.part(sorted(chosen))
 
 
-def drawn_classes(classes: Sequence[str], count: int | None, seed: int) -> list[str]:
+def drawn_classes(classes: Sequence[Class], count: int | None, seed: int) -> list[Class]:
     """`count` of the classes in their order, drawn by `seed`; None: all. Fewer are a part of more.
 
     Raises:

@@ -20,6 +20,7 @@ from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
+from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
@@ -168,8 +169,8 @@ class _Comparison:
         """Enter the matches of those that wait."""
         hashes = np.array([code for _, _, code in self.waiting], np.uint64)
         candidates = within(hashes, self.hashes, self.bits)
-        # Decoded a second time: images of any size that wait for the rest of the block would fill the memory.
-        images = {row: read_image(self.waiting[row][1].image_bytes()) for row, *_ in candidates}
+        images = self._read_again({row for row, *_ in candidates})
+        candidates = [one for one in candidates if one[0] in images]
         cosines: list[float | None] = [None] * len(candidates)
         if self.model is not None and candidates:
             wanted = [(row, self.places[place], flip) for row, place, _, flip in candidates]
@@ -185,6 +186,17 @@ class _Comparison:
             if len(self.found.shown) < SHOWN:
                 self.found.shown.append((_small(images[row]), _small(one.image(index)), match))
         self.waiting.clear()
+
+    def _read_again(self, rows: set[int]) -> dict[int, Image.Image]:
+        """The images of these rows, decoded anew: of any size, those of a whole block would fill the memory."""
+        images: dict[int, Image.Image] = {}
+        for row in sorted(rows):
+            _, sample, _ = self.waiting[row]
+            try:
+                images[row] = read_image(sample.image_bytes())
+            except SkippedSample as reason:  # a server may not answer twice
+                self.found.skipped.add(str(reason), sample.key)
+        return images
 
     def _evaluated(self, place: Place, mirrored: bool = False) -> Image.Image:
         image = self.labelled[place[0]].image(place[1])

@@ -49,20 +49,31 @@ def find_img2dataset(
         ValueError: There is none, or it cannot be made.
     """
     python = interpreter(given) if given is not None else _environment(distributor, say)
-    answer = subprocess.run(
-        [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
-        env=_variables(python),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"img2dataset does not run with {python} ({reason}); see --img2dataset")
-    found = json.loads(answer.stdout.strip().splitlines()[-1])
+    found = _checked(python)
     if distributor not in found["distributors"]:
         raise ValueError(f"{python} has no {distributor}; install it there, or choose another --distributor")
     return Img2dataset(python, found["version"], found["python"], found["opencv"], tuple(found["parameters"]))
+
+
+def _checked(python: Path) -> dict[str, Any]:
+    """What `advflyp_fetch.py check` says; ValueError where it does not run."""
+    try:
+        answer = subprocess.run(
+            [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
+            env=_variables(python),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        if not answer.returncode:
+            return json.loads(answer.stdout.strip().splitlines()[-1])
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except OSError as error:
+        reason = error.strerror
+    except (IndexError, ValueError):
+        reason = "it is no Python interpreter"
+    raise ValueError(f"img2dataset does not run with {python} ({reason}); see --img2dataset")
 
 
 def interpreter(given: str) -> Path:
