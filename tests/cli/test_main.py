@@ -146,6 +146,7 @@ def test_recipe_keys_are_told_from_options() -> None:
     others, keys = split_recipe_keys(["train", "r.toml", "--a.b", "-1", "--out=x.y", "--c.d=e=f", "--resume"])
     assert others == ["train", "r.toml", "--out=x.y", "--resume"]
     assert keys == {"a.b": "-1", "c.d": "e=f"}
+    assert split_recipe_keys(["--a.b", "1", "--", "--c.d", "2"]) == (["--", "--c.d", "2"], {"a.b": "1"})
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -229,6 +230,17 @@ def test_a_killed_process_is_continued(
     script = KILLED.format(model=str(tiny_folder), pairs=str(folder), out=str(out))
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     check_continued(tiny.double(), folder, out, list(range(1, 15)), monkeypatch)
+
+
+def test_results_of_others(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
+    record = dataclasses.asdict(*retrieval(tiny, folder, ["clean"]))
+    for change, message in (
+        ({"subset": {"limit": 3}}, "subset lacks 'of'"),
+        ({"image_to_text": record["image_to_text"][:2]}, "image_to_text must hold the recall at 1, 5 and 10"),
+    ):
+        (tmp_path / "r.jsonl").write_text(json.dumps({**record, **change}) + "\n")
+        with pytest.raises(ValueError, match=f"line 1 is not a result .* {message}"):
+            read_retrieval(tmp_path / "r.jsonl")
 
 
 def test_a_batch_is_written_once(

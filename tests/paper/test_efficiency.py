@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,16 @@ def test_differences_are_those_of_a_paired_test(
     assert points[FAST][1] == robust
     strong = rows[FAST]["AutoAttack ε = 1/255"]
     assert isinstance(strong, Estimate) and strong.seeds == 1
+
+
+@pytest.mark.parametrize("attack", ["pgd10", "autoattack"])
+def test_without_clean_results_there_is_no_difference_of_theirs(folder: Path, attack: str) -> None:
+    study = read_study(folder)
+    table = efficiency_table(study, replace(study.experiments[0], attacks=[attack]))
+    for row in table.rows:
+        found = dict(zip(table.flat_columns(), row, strict=True))
+        assert found["clean: difference"] is None
+        assert (found["robust: difference"] is not None) == (row[0] == FAST and attack == "pgd10")
 
 
 def test_the_report_shows_it(folder: Path, tmp_path: Path) -> None:

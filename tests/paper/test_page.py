@@ -121,7 +121,7 @@ def test_figures(folder: Path, out: Path) -> None:
     for words in (
         "batch 256",
         "image–text pairs",
-        "1.25k",
+        "1,250",
         "φ = 0.5",
         "Up and right is better",
         "TeCoA, seed 2",

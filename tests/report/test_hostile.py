@@ -91,6 +91,15 @@ def test_a_model_card(name: str) -> None:
     assert "<script" not in text.partition("```toml")[0].rpartition("---")[2]
 
 
+@pytest.mark.parametrize("eps", [{}, {"eps": "1/255"}])
+def test_a_model_card_of_an_unknown_attack(eps: dict) -> None:
+    recipe = {"method": {"name": "advflyp"}, "attack": {"steps": 2, **eps}}
+    text = model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
+    assert "PGD-2 at ε = ?" in text
+    recipe["method"] = {"name": [1]}
+    assert "PGD-2" not in model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
+
+
 def test_lines_that_python_would_split(tmp_path: Path) -> None:
     """A line of JSON ends with a line feed only."""
     store = tmp_path / "results.jsonl"

@@ -164,6 +164,19 @@ def test_each_model_is_moved_away_from_its_own_answer_or_from_the_label(images: 
     assert found.made[1].outcome == "wrong" and found.made[0].outcome != "wrong"
 
 
+@pytest.mark.parametrize(
+    ("attack", "fools"),
+    [("encoder10", True), ("pgd-lse-attention-20", True), ("pgd2@mini", False), ("typographic", False)],
+)
+def test_attacks_that_need_the_encoder(attack: str, fools: bool, images: list[Path], tmp_path: Path) -> None:
+    found = attack_image("mini-vit", images[0], "mini/food", eps=4 / 255, attack=attack)
+    (made,) = found.made
+    (tmp_path / "a.png").write_bytes(made.adversarial)
+    (again,) = predict("mini-vit", tmp_path / "a.png", "mini/food")
+    assert found.attack == attack and 0 < made.largest <= 4
+    assert (made.outcome == "fooled") == (again.label != made.label) == fools
+
+
 def test_headings_stand_over_their_columns() -> None:
     head, *rows = lines(
         predictions_table([Prediction(image="a.png", guesses=[Guess(label="cat", probability=0.5)])])
@@ -237,6 +250,20 @@ def test_wrong_input(images: list[Path], tmp_path: Path, capsys: pytest.CaptureF
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_names_longer_than_a_file_may_have(images: list[Path]) -> None:
+    assert len(predict("mini", images[0], ",".join(f"label {i}" for i in range(99)), top=99)[0].guesses) == 99
+    with pytest.raises(ValueError, match="is one label"):
+        predict("mini", images[0], "a" * 300)
+    with pytest.raises(ValueError, match="there is no image aaa"):
+        predict("mini", "a" * 300, "cat,dog")
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_an_image(size: int, images: list[Path]) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+        predict("mini", images, "cat,dog", batch_size=size)
 
 
 def test_from_python(images: list[Path]) -> None:

@@ -181,7 +181,7 @@ def _parse(command: Command, words: Sequence[str], prog: str) -> Command:
 def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separate `--table.key value` and `--table.key=value` from the other arguments."""
     pending, others, keys = list(arguments), [], {}
-    while pending:
+    while pending and pending[0] != "--":
         argument = pending.pop(0)
         name, equals, value = argument.partition("=")
         if not (name.startswith("--") and "." in name):
@@ -192,7 +192,7 @@ def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
                 raise ValueError(f"{name} needs a value")
             value = pending.pop(0)
         keys[name[2:]] = value
-    return others, keys
+    return others + pending, keys
 
 
 @contextmanager

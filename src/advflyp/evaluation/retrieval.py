@@ -25,7 +25,7 @@ from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.evaluation.attacks import conditions, find_attack
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device
-from advflyp.evaluation.recall import Recall, cross_entropy, margin, ranks, recalls
+from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import Measurement, append_cell, check_store, read_lines
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
@@ -85,10 +85,12 @@ def read_retrieval(path: Path) -> list[RetrievalCell]:
 def _checked(record: Any) -> RetrievalCell:
     """A cell of a file that need not be ours; ValueError for what no measurement gives."""
     cell = fill(RetrievalCell, record)
+    if "of" not in cell.subset:
+        raise ValueError("subset lacks 'of'")
     for name in ("image_to_text", "text_to_image"):
         found: list[Recall] = getattr(cell, name)
-        if not found or any(one.k < 1 for one in found):
-            raise ValueError(f"{name} must hold the recall at one k or more")
+        if tuple(one.k for one in found) != CUTOFFS:
+            raise ValueError(f"{name} must hold the recall at 1, 5 and 10")
         shares = [share for one in found for share in (one.recall, *one.ci95)]
         if any(len(one.ci95) != 2 for one in found) or not all(0 <= share <= 1 for share in shares):
             raise ValueError(f"{name} has a recall or an interval that is not from 0 to 1")

@@ -79,8 +79,7 @@ def evaluate_lvlm(
     for whole in tasks:
         task = whole.drawn(limit or protocol.limit, protocol.seed)
         score = scorer(task)
-        attacked = threats if protocol.rounds.get(task.metric) else []
-        for threat in (None, *attacked):
+        for threat in (None, *(threats if protocol.rounds.get(task.metric) else ())):
             blank = _blank(model, task, protocol, threat, weights, seed)
             found = known.get(blank.key())
             if found is None:

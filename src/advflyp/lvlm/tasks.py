@@ -67,10 +67,6 @@ class Task:
         return replace(self, samples=tuple(self.samples[place] for place in sorted(places)))
 
 
-class _Lacking(Exception):
-    """A record is not what its file should hold."""
-
-
 def load_task(name: str, root: str | Path) -> Task:
     """Read a task below `root`, the folder with one folder for each data set (docs/lvlm.md has the layout).
 
@@ -91,12 +87,13 @@ def load_task(name: str, root: str | Path) -> Task:
             raise ValueError(f"{name} needs {path}, which is not there: {layout.source}")
     try:
         samples = layout.read(files, images)
-    except (_Lacking, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{files[0]} is not the annotation file of {name}: {error}; {layout.source}"
-        ) from None
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{files[0]} cannot be used for {name}: {error}; {layout.source}") from None
     if not samples:
         raise ValueError(f"{files[0]} holds no samples of {name}; {layout.source}")
+    for sample in samples:
+        if not sample.references:
+            raise ValueError(f"{files[-1]} has no references for the sample {sample.key}; {layout.source}")
     return Task(name, layout.metric, tuple(samples), len(samples), layout.longest)
 
 
@@ -155,10 +152,10 @@ def _vizwiz(files: Sequence[Path], images: Path) -> list[Sample]:
 def _pope(files: Sequence[Path], images: Path) -> list[Sample]:
     """JSON lines."""
     samples = []
-    for line in read_text(files[0]).splitlines():
+    for line in filter(str.strip, read_text(files[0]).split("\n")):
         one = parse_json(line)
         if one["label"] not in ("yes", "no"):
-            raise _Lacking(f"the label {json.dumps(one['label'])[:40]} is neither yes nor no")
+            raise ValueError(f"the label {json.dumps(one['label'])[:40]} is neither yes nor no")
         path = _inside(images, one["image"])
         samples.append(
             Sample(str(one["question_id"]), path, SHORT.format(_text(one["text"])), (one["label"],))
@@ -170,13 +167,13 @@ def _inside(folder: Path, *names: str) -> Path:
     """A file of an annotation, which must not lead out of its folder."""
     for name in names:
         if not isinstance(name, str) or "/" in name or "\\" in name or "\0" in name or name == "..":
-            raise _Lacking(f"{str(name)[:60]!r} is not the name of an image")
+            raise ValueError(f"{str(name)[:60]!r} is not the name of an image")
     return folder.joinpath(*names)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Lacking(f"{str(value)[:60]!r} is not a text")
+        raise ValueError(f"{str(value)[:60]!r} is not a text")
     return value
 
 

@@ -35,7 +35,10 @@ def efficiency_table(study: Study, experiment: Exhibit) -> Table:
     conditions = [c for c in (results.clean, *attacked) if c is not None]
     strong = [c for c in results.attacked if c.attack == "autoattack"]
     robust = {row: _robust(results, row, attacked, experiment.sets, study) for row in experiment.rows}
-    clean = {row: _by_seed(results, row, conditions[0], experiment.sets, study) for row in experiment.rows}
+    clean = {
+        row: _by_seed(results, row, results.clean, experiment.sets, study) if results.clean else {}
+        for row in experiment.rows
+    }
     whole = results.pflops(baseline)
     rows: list[list[Value]] = []
     for row in experiment.rows:

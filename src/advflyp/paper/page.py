@@ -17,7 +17,6 @@ from advflyp.paper.proxies.numbers import Numbers, by_run
 from advflyp.paper.proxies.plan import CELLS, LABELLED, PROXIES
 from advflyp.paper.published import published_table
 from advflyp.paper.study import Exhibit, Study, read_study
-from advflyp.report.figures.curves import against_pairs
 from advflyp.report.figures.embedding import (
     ABOUT_MAPS,
     FILE,
@@ -30,6 +29,7 @@ from advflyp.report.figures.embedding import (
     write_tsne,
 )
 from advflyp.report.figures.examples import Example, examples
+from advflyp.report.figures.number import against_number
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.figures.tradeoff import against_cost
 from advflyp.report.measure.estimates import Condition, Estimate, competitors
@@ -274,8 +274,9 @@ class ComparisonPage:
                     lines.setdefault(int(table["batch_size"]), []).append((pairs, value))
             if lines:
                 title = "clean images" if condition.norm is None else condition.title
-                found = {batch: sorted(lines[batch], key=lambda p: p[0]) for batch in sorted(lines)}
-                figure = against_pairs(found, width=420, height=300, title=title)
+                found = {f"batch {b:,}": sorted(lines[b], key=lambda p: p[0]) for b in sorted(lines)}
+                look = Look.of(list(found))
+                figure = against_number(found, look, what="image–text pairs", title=title, named=True)
                 plots.append(svg(figure, f"accuracy against the number of image–text pairs, {title}"))
         return plots
 

@@ -9,11 +9,11 @@ runs/NAME-sSEED/          that run's folder, where it was kept
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from advflyp.config import convert
+from advflyp.config import convert, fill
 from advflyp.data.sets.labelled import set_names
 from advflyp.documents import read_json_object
 from advflyp.evaluation.results import Cell, read_cells
@@ -218,16 +218,9 @@ def read_study(folder: Path) -> Study:
 
 
 def _experiment(entry: Mapping[str, Any]) -> Exhibit:
-    return Exhibit(
-        id=str(entry["id"]),
-        title=str(entry["title"]),
-        rows=list(dict.fromkeys(convert(entry["rows"], list[str], "rows"))),
-        sets=_sets(convert(entry["sets"], list[str], "sets")),
-        attacks=convert(entry["attacks"], list[str], "attacks"),
-        eps=convert(entry["eps"], list[float], "eps"),
-        note=str(entry.get("note") or ""),
-        unranked=convert(entry.get("unranked", []), list[str], "unranked"),
-    )
+    # A plan also says what is to be measured.
+    found = fill(Exhibit, {one.name: entry[one.name] for one in fields(Exhibit) if one.name in entry})
+    return replace(found, rows=list(dict.fromkeys(found.rows)), sets=_sets(found.sets))
 
 
 def _planned(runs: Any) -> dict[str, dict[str, Any]]:

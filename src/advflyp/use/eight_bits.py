@@ -76,4 +76,6 @@ class EightBitClassifier(Classifier):
         return super().logits_fp32(eight_bits(self.clean, images, self.threat))
 
     def victim(self, precision: Precision = "auto") -> Victim:
-        return Victim(super().victim(precision).search, self.logits_fp32)
+        found = super().victim(precision)
+        found.logits_fp32 = self.logits_fp32
+        return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -96,9 +97,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; name image files, for example {path}/*.jpg")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no image {path}")
     try:
         return read_image_file(path)

@@ -1,5 +1,6 @@
 """What a user lets a model choose among: labels from a list, a file or a known set, and prompts for them."""
 
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -79,13 +80,13 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
 
 def _from_text(text: str) -> list[str] | None:
     """None where the text names a set."""
-    if Path(text).is_file():
+    if os.path.isfile(text):  # not `Path.is_file`, which a long text makes fail
         return _clean_all(read_text(Path(text)).splitlines())
     if "," in text:
         return _clean_all(text.split(","))
     try:
         set_names([text])
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if text.endswith(".txt"):
             raise ValueError(f"there is no file {text} with labels") from None
         if "/" in text:

@@ -65,8 +65,9 @@ def predict(
     Raises:
         ValueError: If the model is unknown, the labels cannot be used, or a file is no readable image.
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
+    for name, number in (("top", top), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     every = [images] if isinstance(images, str | Path | Image.Image) else list(images)
     if not every:
         raise ValueError("name at least one image")

@@ -8,12 +8,12 @@ import pytest
 from advflyp.evaluation.results import Cell
 from advflyp.report.figures.curves import (
     accuracy_against_eps,
-    against_pairs,
     loss_curve,
     training_lines,
     validation_curve,
 )
 from advflyp.report.figures.dots import dumbbells, per_set
+from advflyp.report.figures.number import against_number
 from advflyp.report.figures.plots import INK, MARKERS, MODELS, REFERENCE, SHAPES, VARIABLES, Look, svg
 from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.results import Results
@@ -80,20 +80,19 @@ def test_accuracy_against_eps() -> None:
     assert {"0", "1", "8", "accuracy (%)"} <= set(texts(svg(figure, "")))
 
 
-def test_accuracy_against_pairs() -> None:
+def test_accuracy_against_a_number() -> None:
     lines = {
-        64: [
+        "batch 64": [
             (1500, Estimate(0.3, 0.2, 0.4)),
             (6000, Estimate(0.35, 0.3, 0.4)),
             (math.inf, Estimate(0.4, 0.3, 0.5)),
         ],
-        256: [(1500, Estimate(0.2, 0.2, 0.2)), (1_000_000, Estimate(0.4, 0.3, 0.5))],
+        "batch 256": [(1500, Estimate(0.2, 0.2, 0.2)), (1_000_000, Estimate(0.4, 0.3, 0.5))],
     }
-    figure = against_pairs(lines, width=420, height=300, title="clean images")
+    figure = against_number(lines, Look.of(list(lines)), what="pairs", title="clean images", named=True)
     words = texts(svg(figure, ""))
-    assert {"1.5k", "6k", "1M", "all", "batch 64", "batch 256", "image–text pairs", "accuracy (%)"} <= set(
-        words
-    )
+    named = {"1,500", "6,000", "1,000,000", "all", "batch 64", "batch 256", "pairs", "accuracy (%)"}
+    assert named <= set(words)
     axes = figure.axes[0]
     drawn = [line.get_ydata() for line in axes.lines if line.get_marker() != "None"]
     assert [list(y) for y in drawn] == [pytest.approx([30, 35, 40]), pytest.approx([20, 40])]

@@ -101,6 +101,15 @@ def test_protocols_are_apart() -> None:
         Results([*theirs, cell("a", SETS[0], 2, 50, protocol="tecoa", settings={"resize": 256})])
 
 
+def test_what_all_names_share_is_said_once() -> None:
+    for names, group, short in (
+        (("mini/food", "mini/pets"), "mini", ["food", "pets"]),
+        (("/data/food", "/data/pets"), None, ["/data/food", "/data/pets"]),
+    ):
+        results = Results([cell("a", name, 0, 40) for name in names])
+        assert results.group == group and list(results.short.values()) == short
+
+
 def test_a_protocol_does_not_split_seeds() -> None:
     cells = [dataclasses.replace(cell, protocol="tecoa") for cell in seeded()]
     both = Results([*seeded(), *cells], seeds=True)

@@ -161,7 +161,8 @@ def test_seeds_of_one_name(tmp_path: Path) -> None:
 
 def test_retrieval_results(tmp_path: Path, cells: list[Cell]) -> None:
     recall = [
-        Recall(k=k, hits=hits, n=40, recall=hits / 40, ci95=[0.1, 0.9]) for k, hits in ((1, 11), (5, 23))
+        Recall(k=k, hits=hits, n=40, recall=hits / 40, ci95=[0.1, 0.9])
+        for k, hits in ((1, 11), (5, 23), (10, 31))
     ]
     found = [
         RetrievalCell(
@@ -190,6 +191,9 @@ def test_retrieval_results(tmp_path: Path, cells: list[Cell]) -> None:
     alone = Page(report_from_paths([tmp_path / "retrieval.jsonl"], tmp_path / "a"))
     assert "Image–text retrieval of a, b." in alone.text
     assert [row[1] for row in alone.rows if row[0].startswith("PGD-10")] == ["27.510–90"] * 2
+    (tmp_path / "link.jsonl").symlink_to("retrieval.jsonl")
+    twice = report_from_paths([tmp_path / "retrieval.jsonl", tmp_path / "link.jsonl"], tmp_path / "c")
+    assert Page(twice).rows == alone.rows
     for c in cells:
         append_cell(tmp_path / "r.jsonl", c)
     both = Page(report_from_paths([tmp_path / "r.jsonl", tmp_path / "retrieval.jsonl"], tmp_path / "b"))
@@ -324,4 +328,5 @@ def test_run_summary(run_folder: Path) -> None:
     assert trained_seconds(entries) == 35.5
     summary = run_summary(entries, read_recipe_tree(run_folder))
     assert re.fullmatch(r"20 steps, 320 .*, training attack PGD-2 at ε = 2/255, 85 images/s, 36 s\.", summary)
+    assert "PGD-2 at ε = ?, " in run_summary(entries, {"attack": {"steps": 2}})
     assert [duration(s) for s in (5, 61, 7260)] == ["5 s", "1 min 1 s", "2 h 1 min"]

@@ -33,7 +33,6 @@ from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
 
 METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
-SIZE: dict[str, Any] = {"width": 420, "height": 300}
 INTERVALS = (
     "Ranges: 95 % bootstrap intervals over seeds, sets and images, where the outcomes of images are there."
 )
@@ -226,14 +225,14 @@ def _against_number(numbers: Numbers, look: Look) -> list[Markup]:
         (CLEAN, "", "clean images"),
         (ROBUST, BEST, "PGD-10, ε = 1/255, best validation"),
     ):
-        lines: dict[str, list[tuple[int, Estimate]]] = {}
+        lines: dict[str, list[tuple[float, Estimate]]] = {}
         for method, label in METHODS.items():
             for number in (*NUMBERS, EVERY_PAIR):
                 run = Cell(number, "near").run(method) + end
                 if (value := numbers.spread(run, attack)) is not None:
                     lines.setdefault(label, []).append((number, value))
         if lines:
-            figure = against_number(lines, look, title=title, **SIZE)
+            figure = against_number(lines, look, what="training images", title=title)
             plots.append(svg(figure, f"accuracy against the number of images, {title}"))
     return plots
 
@@ -254,7 +253,7 @@ def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
             pairs = numbers.spread(Cell(number, "near").run(PAIRS), ROBUST)
             title = f"{number:,} images, PGD-10, ε = 1/255"
             reference = None if pairs is None else (METHODS[PAIRS], pairs)
-            figure = by_kind(points, look, title=title, reference=reference, **SIZE)
+            figure = by_kind(points, look, title=title, reference=reference)
             plots.append(svg(figure, f"robust accuracy by kind of data, {number:,} images"))
     return plots
 
@@ -273,7 +272,7 @@ def _by_side(numbers: Numbers, look: Look) -> list[Markup]:
             for cell in corners
         }
         if any(points.values()):
-            figure = by_kind(points, look, title=f"{words}: lead over as many pairs", **SIZE)
+            figure = by_kind(points, look, title=f"{words}: lead over as many pairs")
             plots.append(svg(figure, f"robust accuracy beside that of as many pairs, {words}"))
     return plots
 

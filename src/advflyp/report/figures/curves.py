@@ -8,18 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import (
-    INK,
-    MARKERS,
-    MODELS,
-    MUTED,
-    Look,
-    accuracy_against,
-    axes_in,
-    sheet,
-    spread,
-    styled,
-)
+from advflyp.report.figures.plots import INK, MODELS, MUTED, Look, axes_in, sheet, spread, styled
 from advflyp.report.measure.estimates import Estimate, trimmed
 from advflyp.wording import counted
 
@@ -76,7 +65,7 @@ def accuracy_against_eps(
             (100 * points[-1][1].value, look.names[model], look.colours[model])
             for model, points in curves.items()
         ]
-        _end_labels(axes, ends, max(ticks), 15 / (height - bottom - 30) * ceiling)
+        end_labels(axes, ends, max(ticks), 15 / (height - bottom - 30) * ceiling)
     return figure
 
 
@@ -98,7 +87,7 @@ def _curve(
     axes.plot(x, y, color=colour, marker=marker, markersize=size, linewidth=2.2, clip_on=False)
 
 
-def _end_labels(
+def end_labels(
     axes: Axes, ends: Sequence[tuple[float, str, str]], x: float, gap: float, floor: float = 0
 ) -> None:
     """Names of lines beside their right ends, at least `gap` apart. ends: (y, name, colour)"""
@@ -114,40 +103,6 @@ def _end_labels(
             fontweight="bold",
             annotation_clip=False,
         )
-
-
-@styled()
-def against_pairs(
-    lines: Mapping[int, Sequence[tuple[float, Estimate]]], *, width: int, height: int, title: str
-) -> Figure:
-    """Accuracy against the number of image–text pairs (log scale), a line with its interval for each batch size.
-
-    Args:
-        lines: Batch size → (pairs, accuracy), ascending; infinitely many are all that there are, at the right end.
-    """
-    figure = sheet(width, height)
-    axes = axes_in(figure, 54, 46, 92, 30)
-    axes.set_title(title, pad=8)
-    axes.set_xscale("log", base=2)
-    pairs = sorted({p for points in lines.values() for p, _ in points})
-    counted = [p for p in pairs if math.isfinite(p)]
-    place_of = {p: p if math.isfinite(p) else 4 * max(counted, default=1) for p in pairs}
-    ends = []
-    for place, (batch, points) in enumerate(lines.items()):
-        colour = MODELS[(1 + place) % len(MODELS)]
-        x, y = [place_of[p] for p, _ in points], [100 * value.value for _, value in points]
-        # Side by side, else one interval would hide another.
-        x = [p * 1.025 ** (place - (len(lines) - 1) / 2) for p in x]
-        for at, (_, value) in zip(x, points, strict=True):
-            axes.plot([at, at], [100 * value.low, 100 * value.high], color=colour, alpha=0.3, linewidth=4)
-        marker = MARKERS[(1 + place) % len(MARKERS)]
-        axes.plot(x, y, f"{marker}-", color=colour, linewidth=2, markersize=6)
-        ends.append((y[-1], f"batch {batch:,}", colour))
-    accuracy_against(axes, {place_of[p]: _short(p) for p in pairs}, "image–text pairs", margin=1.15)
-    low, high = axes.get_ylim()
-    gap = 15 / (height - 76) * (high - low)
-    _end_labels(axes, ends, axes.get_xlim()[1], gap, floor=-math.inf)
-    return figure
 
 
 def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
@@ -195,7 +150,7 @@ def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, step
     top = max(100 * value for line in lines.values() for _, value in line)
     axes.set_ylim(0, max(10.0, min(100.0, 10 * np.ceil(top / 9))))
     last = max(line[-1][0] for line in lines.values())
-    _end_labels(axes, ends, last, 15 / (height - 70) * axes.get_ylim()[1], floor=-math.inf)
+    end_labels(axes, ends, last, 15 / (height - 70) * axes.get_ylim()[1], floor=-math.inf)
     return figure
 
 
@@ -213,13 +168,3 @@ def _over_steps(figure: Figure, title: str, right: float, steps: float) -> Axes:
 
 def _loss(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
-
-
-def _short(count: float) -> str:
-    """ "900", "12k", "1.5M", "all"."""
-    if math.isinf(count):
-        return "all"
-    for size, letter in ((1_000_000, "M"), (1000, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return f"{count:.0f}"

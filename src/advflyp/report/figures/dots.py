@@ -1,6 +1,7 @@
 """Accuracy set by set: dots with intervals for a few models, dumbbells for many."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -83,17 +84,7 @@ def _dots(
     for model, value, offset in zip(models, values, offsets, strict=True):
         if value is None:
             continue
-        colour, y = look.colours[model], level + offset
-        if value.low < value.high:
-            axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
-        axes.plot(
-            [100 * value.value],
-            [y],
-            look.markers[model],
-            color=colour,
-            markersize=8 if bold else 6.5,
-            clip_on=False,
-        )
+        _mark(axes, value, level + offset, look, model, markersize=8 if bold else 6.5)
     if len(values) == 2 and values[0] is not None and values[1] is not None:
         axes.annotate(
             Estimate(values[1].value - values[0].value, is_change=True).number,
@@ -107,6 +98,14 @@ def _dots(
             fontweight="bold" if bold else "normal",
             fontsize=11.5,
         )
+
+
+def _mark(axes: Axes, value: Estimate, y: float, look: Look, model: str, **how: Any) -> None:
+    """A model's mark with its interval across."""
+    colour = look.colours[model]
+    if value.low < value.high:
+        axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
+    axes.plot([100 * value.value], [y], look.markers[model], color=colour, clip_on=False, **how)
 
 
 def _row_height(models: int) -> float:
@@ -145,24 +144,12 @@ def dumbbells(
     axes.set_xlabel("accuracy (%)")
     axes.locator_params(axis="x", nbins=5, integer=True)
     for y, (name, clean, robust) in enumerate(rows):
-        colour, marker = look.colours[name], look.markers[name]
+        colour = look.colours[name]
         if clean and robust:
             axes.plot(
                 [100 * robust.value, 100 * clean.value], [y, y], color=colour, alpha=0.35, linewidth=1.5
             )
         for value, face in ((clean, "none"), (robust, colour)):
-            if value is None:
-                continue
-            if value.low < value.high:
-                axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.3, linewidth=5)
-            axes.plot(
-                [100 * value.value],
-                [y],
-                marker,
-                color=colour,
-                mfc=face,
-                mew=1.6,
-                markersize=6.5,
-                clip_on=False,
-            )
+            if value is not None:
+                _mark(axes, value, y, look, name, mfc=face, mew=1.6, markersize=6.5)
     return figure

@@ -1,40 +1,64 @@
 """Accuracy against the number of training images, and beside one another for several kinds of training data."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import GRID, MUTED, Look, accuracy_against, axes_in, sheet, styled
+from advflyp.report.figures.curves import end_labels
+from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.measure.estimates import Estimate
 
 # Between the marks of two methods at one number: a factor, and a share of the distance of two kinds.
 FACTOR, DODGE = 1.045, 0.13
+WIDTH, HEIGHT = 420, 300
 
 
 @styled()
 def against_number(
-    lines: Mapping[str, Sequence[tuple[int, Estimate]]], look: Look, *, width: int, height: int, title: str
+    lines: Mapping[str, Sequence[tuple[float, Estimate]]],
+    look: Look,
+    *,
+    what: str,
+    title: str,
+    named: bool = False,
 ) -> Figure:
-    """Accuracy against the number of images on a log scale, a line with its intervals for each method.
+    """Accuracy against the number of training data on a log scale, a line with its intervals for each method.
 
     Args:
-        lines: Method → (images, accuracy), ascending.
+        lines: Method → (number, accuracy), ascending; infinitely many are all that there are, at the right end.
+        what: What is counted.
+        named: Whether the methods' names, which have to be short, stand beside the lines' right ends.
     """
-    figure = sheet(width, height)
-    axes = axes_in(figure, 54, 46, 16, 30)
+    figure = sheet(WIDTH, HEIGHT)
+    axes = axes_in(figure, 54, 46, 92 if named else 16, 30)
     axes.set_title(title, pad=8)
     axes.set_xscale("log")
     numbers = sorted({number for line in lines.values() for number, _ in line})
+    everything = 4 * max(filter(math.isfinite, numbers), default=1)
+    ends = []
     for place, (method, line) in enumerate(lines.items()):
         # Side by side, else one interval would hide another.
-        x = [number * FACTOR ** (place - (len(lines) - 1) / 2) for number, _ in line]
+        factor, colour = FACTOR ** (place - (len(lines) - 1) / 2), look.colours[method]
+        x = [factor * min(number, everything) for number, _ in line]
         y = [100 * value.value for _, value in line]
         for at, (_, value) in zip(x, line, strict=True):
-            _bar(axes, at, value, look.colours[method])
-        style = f"{look.markers[method]}-"
-        axes.plot(x, y, style, color=look.colours[method], linewidth=2, markersize=6.5)
-    accuracy_against(axes, {number: f"{number:,}" for number in numbers}, "training images", margin=1.3)
+            _bar(axes, at, value, colour)
+        axes.plot(x, y, f"{look.markers[method]}-", color=colour, linewidth=2, markersize=6.5)
+        ends.append((y[-1], look.names[method], colour))
+    ticks = [min(number, everything) for number in numbers]
+    axes.set_xticks(ticks, [f"{number:,.0f}" if math.isfinite(number) else "all" for number in numbers])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+    axes.set_xlabel(what)
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(axis="y")
+    axes.locator_params(axis="y", nbins=6)
+    if named:
+        low, high = axes.get_ylim()
+        gap = 15 / (HEIGHT - 76) * (high - low)
+        end_labels(axes, ends, axes.get_xlim()[1], gap, floor=-math.inf)
     return figure
 
 
@@ -43,8 +67,6 @@ def by_kind(
     points: Mapping[str, Mapping[str, Estimate]],
     look: Look,
     *,
-    width: int,
-    height: int,
     title: str,
     reference: tuple[str, Estimate] | None = None,
 ) -> Figure:
@@ -54,7 +76,7 @@ def by_kind(
         points: Kind → method → accuracy, or the difference to something, which makes the axis one of points.
         reference: A method whose data is the same for all kinds: a line across, with its band.
     """
-    figure = sheet(width, height)
+    figure = sheet(WIDTH, HEIGHT)
     axes = axes_in(figure, 54, 46, 16, 30)
     axes.set_title(title, pad=8)
     methods = list(dict.fromkeys(method for of_kind in points.values() for method in of_kind))

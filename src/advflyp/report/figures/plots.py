@@ -185,24 +185,6 @@ def axes_in(figure: Figure, left: float, bottom: float, right: float, top: float
     )
 
 
-def accuracy_against(axes: Axes, ticks: Mapping[float, str], label: str, *, margin: float) -> None:
-    """Ticks, grid and titles for accuracies in % against a number on a log scale.
-
-    Args:
-        ticks: Place on the axis → what is written there, ascending.
-        label: Title of the number's axis.
-        margin: The axis ends at this factor beyond its first and its last tick.
-    """
-    places = list(ticks)
-    axes.set_xticks(places, list(ticks.values()))
-    axes.minorticks_off()
-    axes.set_xlim(places[0] / margin, places[-1] * margin)
-    axes.set_xlabel(label)
-    axes.set_ylabel("accuracy (%)")
-    axes.grid(axis="y")
-    axes.locator_params(axis="y", nbins=6)
-
-
 def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> list[float]:
     """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
 

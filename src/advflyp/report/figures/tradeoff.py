@@ -1,7 +1,6 @@
 """Clean against robust accuracy: every method a point, the Pareto front of those that no other beats in both."""
 
 import itertools
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -23,16 +22,8 @@ DISTANCES = (5, 9, 14, 22, 34, 52, 80)
 
 def pareto(points: Sequence[Point]) -> list[int]:
     """The places of the points that no other beats (as good in both numbers, better in one), ascending by the first."""
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
-    front: list[int] = []
-    best = -math.inf
-    for _, group in itertools.groupby(order, key=lambda i: points[i][0]):
-        same = list(group)
-        top = points[same[0]][1]
-        if top > best:
-            front += [i for i in same if points[i][1] == top]
-            best = top
-    return front[::-1]
+    best = {(x, y) for x, y in points if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)}
+    return sorted((i for i, point in enumerate(points) if point in best), key=lambda i: points[i][0])
 
 
 @styled()

@@ -61,7 +61,7 @@ class Results:
                 self.seconds[model] += sum(cell.seconds for cell in runs.values())
         # What all names share ("mini/") is said once, in a heading.
         prefixes = {name.partition("/")[0] for name in self.sets if "/" in name[:-1]}
-        shared = len(prefixes) == 1 and all("/" in name[:-1] for name in self.sets)
+        shared = len(prefixes) == 1 and "" not in prefixes and all("/" in name[:-1] for name in self.sets)
         self.group = prefixes.pop() if shared else None
         self.short = {name: name.partition("/")[2] if shared else name for name in self.sets}
         # Clean first, then attack by attack.

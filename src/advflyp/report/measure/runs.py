@@ -57,10 +57,8 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
     if data.get("batch_size"):
         parts.append(f"batches of {data['batch_size']}")
-    if attack.get("steps"):
-        parts.append(
-            f"training attack PGD-{attack['steps']} at ε = {radius(attack['eps'], attack.get('norm'))}"
-        )
+    if eps := training_eps(recipe):
+        parts.append(f"training attack PGD-{attack['steps']} at ε = {eps}")
     elif recipe:
         parts.append("no attack in training")
     if optim.get("lr"):
@@ -71,6 +69,14 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
         parts.append(f"{statistics.median(speeds):.0f} images/s")
     parts.append(duration(trained_seconds(entries)))
     return ", ".join(parts) + "."
+
+
+def training_eps(recipe: Mapping[str, Any]) -> str:
+    """The radius of the training attack; "" without one, "?" where a recipe, which may be anybody's, has no number."""
+    attack = recipe.get("attack", {})
+    eps = attack.get("eps")
+    known = radius(eps, attack.get("norm")) if isinstance(eps, int | float) else "?"
+    return known if attack.get("steps") else ""
 
 
 def samples(recipe: Mapping[str, Any]) -> str:

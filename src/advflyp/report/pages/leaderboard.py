@@ -21,6 +21,7 @@ from advflyp.model.zoo import ENTRIES, ZOO, find_entry
 from advflyp.report.measure.estimates import Condition, attack_title, radius
 from advflyp.report.measure.render import as_csv
 from advflyp.report.measure.results import Results
+from advflyp.report.measure.runs import training_eps
 from advflyp.report.measure.tables import Table, Value
 from advflyp.report.pages.jinja import render
 from advflyp.wording import counted
@@ -145,12 +146,8 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
         return -value.value if value else 0.0
 
     rows = [
-        Row(
-            name=names[one.sha256],
-            facts=facts_of(one.model, told, is_ours=one.source is None),
-            sha256=one.sha256,
-            source=_where(one),
-            values=[results.mean(names[one.sha256], condition) for condition in shown],
+        _row(
+            one, told, names[one.sha256], [results.mean(names[one.sha256], condition) for condition in shown]
         )
         for one in sorted(admitted, key=order)
     ]
@@ -201,13 +198,11 @@ def facts_of(model: str, told: dict[str, Facts], *, is_ours: bool = False) -> Fa
             paper=f"https://arxiv.org/abs/{paper[1]}" if paper else "",
         )
     recipe = read_card(model).get("recipe", {}) if is_ours else {}
-    method, start, attack = (recipe.get(table, {}) for table in ("method", "model", "attack"))
-    eps, has_eps = attack.get("eps"), bool(attack.get("steps"))
+    method, start = (recipe.get(table, {}) for table in ("method", "model"))
     return Facts(
         method=str(method.get("name", "?")),
         backbone=str(start.get("name", "?")),
-        # The card is the model's author's.
-        eps=radius(eps, attack.get("norm")) if has_eps and isinstance(eps, int | float) else "?",
+        eps=training_eps(recipe) or "?",
     )
 
 
@@ -267,6 +262,17 @@ def _scope(protocol: Protocol, rows: Sequence[Row], results: Results) -> str:
     )
 
 
+def _row(one: Entrant, told: dict[str, Facts], name: str, values: Sequence[Value]) -> Row:
+    return Row(
+        name=name,
+        facts=facts_of(one.model, told, is_ours=one.source is None),
+        sha256=one.sha256,
+        source=_where(one),
+        status=f"not admitted: {one.refused}" if one.refused else "admitted",
+        values=values,
+    )
+
+
 def _where(one: Entrant) -> str:
     return MEASURED if one.source is None else f"file {one.source.name}"
 
@@ -295,17 +301,7 @@ def _csv_table(
     protocol: Protocol,
     told: dict[str, Facts],
 ) -> Table:
-    outside = [
-        Row(
-            name=one.model,
-            facts=facts_of(one.model, told, is_ours=one.source is None),
-            sha256=one.sha256,
-            source=_where(one),
-            status=f"not admitted: {one.refused}",
-            values=[None] * len(shown),
-        )
-        for one in refused
-    ]
+    outside = [_row(one, told, one.model, [None] * len(shown)) for one in refused]
     about = ["model", "checkpoint_sha256", "protocol", "source", "status"]
     facts = ["method", "backbone", "training_eps", "licence", "link", "paper"]
     return Table(

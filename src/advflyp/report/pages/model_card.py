@@ -16,9 +16,10 @@ from advflyp.__about__ import __version__
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
-from advflyp.report.measure.estimates import Condition, attack_title, radius
+from advflyp.report.measure.estimates import Condition, attack_title
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.results import Results, is_flagged
+from advflyp.report.measure.runs import training_eps
 from advflyp.report.measure.tables import accuracy_table
 from advflyp.report.pages.prose import attack_text
 
@@ -110,14 +111,12 @@ def _hub_name(recipe: Mapping[str, Any]) -> str | None:
 
 def _training(recipe: Mapping[str, Any]) -> dict[str, str]:
     """What is said of how the weights were made; nothing where no method of ours made them."""
-    method = recipe.get("method", {}).get("name")
+    method = str(recipe.get("method", {}).get("name"))
     if method not in METHODS:
         return {"method": ""}
-    attack = recipe.get("attack", {})
     how = "on clean images"
-    if attack.get("steps"):
-        eps = radius(attack["eps"], attack.get("norm"))
-        how = f"against images perturbed by PGD-{attack['steps']} at ε = {eps}"
+    if eps := training_eps(recipe):
+        how = f"against images perturbed by PGD-{recipe['attack']['steps']} at ε = {eps}"
     return {
         "method": method,
         "how": how,

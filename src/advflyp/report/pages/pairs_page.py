@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from advflyp.data.tools.check import Checked
@@ -135,12 +136,8 @@ def _line(match: Match) -> str:
 
 def _quantile(counts: Counter[int], share: float) -> int:
     """The smallest value up to which this share of all counts is; 0 of nothing."""
-    wanted, below = share * counts.total(), 0
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= wanted:
-            return value
-    return 0
+    values, weights = list(counts), list(counts.values())
+    return int(np.quantile(values, share, weights=weights, method="inverted_cdf")) if counts else 0
 
 
 def _histogram(counts: Counter[int], what: str, of: str) -> Drawing:

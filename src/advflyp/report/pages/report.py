@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import Cell, read_cells
@@ -173,10 +173,12 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             stores.append(path)
         else:
             raise ValueError(f"there is no {path}; {WHAT}")
-    found = [_read(store) for store in stores]
-    cells = [cell for some in found for cell in some.cells]
-    retrieval = [cell for some in found for cell in some.retrieval]
-    answers = {store: some.answers for store, some in zip(stores, found, strict=True)}
+    # A file that is named twice counts once.
+    found = {store: _read(store) for store in {store.resolve(): store for store in stores}.values()}
+    every = [cell for some in found.values() for cell in some]
+    cells = [cell for cell in every if isinstance(cell, Cell)]
+    retrieval = [cell for cell in every if isinstance(cell, RetrievalCell)]
+    answers = {store: [one for one in some if isinstance(one, AnswerCell)] for store, some in found.items()}
     if not cells and not retrieval and not any(answers.values()):
         raise ValueError(
             f"no results in {', '.join(map(str, paths)) or 'nothing'}; make some with "
@@ -193,7 +195,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
         runs=runs,
         seeds=seeds,
         retrieval=retrieval,
-        stores=stores,
+        stores=list(found),
         answers=[_named(cell) for some in answers.values() for cell in some],
         answered=answer_examples(answers),
     )
@@ -279,24 +281,16 @@ def _named(cell: C) -> C:
     return replace(cell, **texts)
 
 
-class _Read(NamedTuple):
-    """What a file of results holds: cells of one kind."""
-
-    cells: Sequence[Cell] = ()
-    retrieval: Sequence[RetrievalCell] = ()
-    answers: Sequence[AnswerCell] = ()
-
-
-def _read(path: Path) -> _Read:
+def _read(path: Path) -> Sequence[Cell | RetrievalCell | AnswerCell]:
     """Whichever kind of results a file holds."""
     try:
         with open(path, encoding="utf-8") as file:
             first = file.readline()
         if '"image_to_text"' in first:
-            return _Read(retrieval=[_named(cell) for cell in read_retrieval(path)])
+            return [_named(cell) for cell in read_retrieval(path)]
         if '"samples_sha256"' in first:
             # As they are: their file names follow from what they hold.
-            return _Read(answers=read_answer_cells(path))
-        return _Read(cells=[_named(cell) for cell in read_cells(path)])
+            return read_answer_cells(path)
+        return [_named(cell) for cell in read_cells(path)]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a result file (*.jsonl)") from None
