@@ -12,7 +12,7 @@ from advflyp.errors import first_line
 from advflyp.lvlm.model import LVLM
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
-from advflyp.model.interop.hf import quiet, to_transformers
+from advflyp.model.interop.hf import prompt_with_image, quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
 from advflyp.wording import counted
@@ -204,17 +204,7 @@ def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
 
 def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
     if getattr(processor, "chat_template", None):
-
-        def from_processor(prompt: str) -> str:
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-            try:
-                return processor.apply_chat_template([turn], add_generation_prompt=True)
-            except Exception as error:  # it is a program of a stranger, though in a sandbox
-                raise ValueError(
-                    f"the chat template of {name} cannot be used: {first_line(error)}"
-                ) from error
-
-        return from_processor
+        return lambda prompt: prompt_with_image(processor, prompt, name)
     if kind != "llava":
         raise ValueError(
             f"the processor of {name} has no chat template, without which nobody knows its prompts"

@@ -483,8 +483,8 @@ def test_folders_that_are_no_captioning_model(
     text = tmp_path / "text"
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20)
     config.save_pretrained(text)
-    mute, bare, gap, t5 = (
-        Path(shutil.copytree(model, tmp_path / name)) for name in ("mute", "bare", "gap", "t5")
+    mute, bare, gap, t5, broken = (
+        Path(shutil.copytree(model, tmp_path / name)) for name in ("mute", "bare", "gap", "t5", "broken")
     )
     weights = load_file(gap / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "visual.blocks.1." not in name}
@@ -492,11 +492,13 @@ def test_folders_that_are_no_captioning_model(
     settings = json.loads((t5 / "config.json").read_text())
     (t5 / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
     (mute / "chat_template.json").unlink()
+    (broken / "chat_template.json").write_text(json.dumps({"chat_template": "{% if %}"}))
     (bare / "model.safetensors").write_bytes(b"cut off")
     for folder, message in (
         (tiny_folder, "cannot caption with "),
         (text, "a gpt2 model does not answer to an image and a text"),
         (mute, "its processor has no chat template"),
+        (broken, "the chat template of .* cannot be used"),
         (bare, "cannot caption with "),
         (
             gap,

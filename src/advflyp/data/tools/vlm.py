@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from advflyp.errors import first_line
-from advflyp.model.interop.hf import greedy
+from advflyp.model.interop.hf import greedy, prompt_with_image
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
 from advflyp.wording import counted
@@ -56,8 +56,7 @@ class Captioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        self.text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True)
+        self.text = prompt_with_image(self.processor, prompt, model)
         # A template that begins with the token itself must not get it twice.
         bos = tokenizer.bos_token
         self.special = bos is None or not self.text.startswith(bos)
