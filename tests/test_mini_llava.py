@@ -58,6 +58,10 @@ def test_held_out_images_in_the_layouts_of_coco_and_vqav2(tmp_path: Path) -> Non
         assert one.image == two.image and one.image.is_file()
         assert two.references == one.references * 10
         assert (one.prompt, two.prompt) == mini_llava.PROMPTS
+    mini_llava.tasks(tmp_path / "others", without=100)
+    drawn, others = coco.drawn(100, 42), load_task("coco", tmp_path / "others")
+    names = [{sample.image.name for sample in task.samples} for task in (drawn, others)]
+    assert (len(names[0]), len(names[1])) == (100, 230) and not names[0] & names[1]
 
 
 def test_the_model_of_the_package_names_held_out_images() -> None:

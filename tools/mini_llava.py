@@ -44,7 +44,8 @@ from advflyp.data.sets.labelled import load_set
 from advflyp.data.training import PROXY_SET
 from advflyp.lvlm.load import MINI_FOLDER, WEIGHTS, is_of_tower
 from advflyp.lvlm.model import LVLM
-from advflyp.lvlm.tasks import CAPTION, SHORT
+from advflyp.lvlm.protocol import ENCODER
+from advflyp.lvlm.tasks import CAPTION, SHORT, load_task
 from advflyp.model.interop.hf import to_transformers
 from advflyp.model.load import load_model
 from advflyp.share import Share
@@ -255,11 +256,12 @@ def pack(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     save_file(learned, MINI_FOLDER / WEIGHTS[0], metadata={"format": "pt"})
 
 
-def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:
+def tasks(root: Annotated[Path, tyro.conf.Positional], without: int = 0) -> None:
     """Write the held-out images with their names in the layouts of COCO's captions and of VQAv2.
 
     Args:
         root: What `advflyp lvlm eval --root` takes.
+        without: Leave out the captions that `advflyp lvlm eval --limit N` draws for this N, for another sample.
     """
     folder = root / "coco/val2014"
     folder.mkdir(parents=True)
@@ -284,6 +286,10 @@ def tasks(root: Annotated[Path, tyro.conf.Positional]) -> None:
         ("vqav2/v2_mscoco_val2014_annotations.json", {"annotations": annotations}),
     ):
         (root / file).write_text(json.dumps(content), encoding="utf-8")
+    if without:
+        drawn = {sample.image.name for sample in load_task("coco", root).drawn(without, ENCODER.seed).samples}
+        others = [caption for caption in captions if caption["filename"] not in drawn]
+        (root / "coco/dataset_coco.json").write_text(json.dumps({"images": others}), encoding="utf-8")
     print(f"{number} images in {root}")
 
 

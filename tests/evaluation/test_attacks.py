@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from advflyp.attack.losses import cross_entropy, margin
+from advflyp.attack.pgd import CW, PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
@@ -56,10 +57,14 @@ def test_autoattack_targets_follow_the_classes() -> None:
 
 def test_each_condition_once() -> None:
     attacks = [find_attack(name) for name in ("clean", "pgd10", "PGD-10", "clean", "cw10")]
+    attacks += [PGD(loss="margin"), CW(steps=10)]
     found = conditions(attacks, "linf", [1 / 255, 1 / 255, 2 / 255])
     assert [(attack.name, threat and threat.eps) for attack, threat in found] == [
         ("clean", None), ("pgd10", 1 / 255), ("pgd10", 2 / 255), ("cw10", 1 / 255), ("cw10", 2 / 255),
     ]  # fmt: skip
+    assert len(conditions([find_attack("pgd2@mini") for _ in range(2)], "linf", [1 / 255])) == 1
+    mine = [lambda victim, images, labels, threat, streams: images for _ in range(2)]  # of one name
+    assert len(conditions([find_attack(one) for one in mine], "linf", [1 / 255])) == 2
 
 
 def test_the_papers_step_size_and_one_for_l2() -> None:

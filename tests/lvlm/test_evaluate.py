@@ -1,19 +1,21 @@
 import json
 import typing
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from advflyp.attack.apgd import APGD
+from advflyp.attack.pgd import PGD
 from advflyp.cli.lvlm import TaskName
 from advflyp.cli.main import main
 from advflyp.limits import MAX_DOCUMENT_BYTES
 from advflyp.lvlm.evaluate import evaluate_lvlm, scorer
 from advflyp.lvlm.load import load_lvlm
 from advflyp.lvlm.model import LVLM
-from advflyp.lvlm.protocol import LVLMProtocol, Round
+from advflyp.lvlm.protocol import ENCODER, LVLMProtocol, Round
 from advflyp.lvlm.results import (
     AnswerCell,
     answers_path,
@@ -23,6 +25,7 @@ from advflyp.lvlm.results import (
     save_answers,
 )
 from advflyp.lvlm.tasks import TASKS, load_task
+from helpers import loaded_vit
 
 QUICK = LVLMProtocol(
     name="quick",
@@ -30,6 +33,7 @@ QUICK = LVLMProtocol(
     rounds={"cider": (Round(0), Round("best")), "vqa": (Round(0), Round("target", target="maybe"))},
 )
 EPS = [8 / 255]
+WORDS = ("cat", "dog", "circle", "red bar")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,34 @@ def test_an_interrupted_measurement_resumes_at_its_next_sample(
     assert seen == [("quick", 3), ("quick", 4)]
     assert [(one.score, one.ci95) for one in again] == [(one.score, one.ci95) for one in whole]
     assert not store.with_suffix(".unfinished").exists()
+
+
+def test_the_encoder_protocol_goes_on_and_knows_its_text_tower(
+    llava_folder: Path, root: Path, tmp_path: Path
+) -> None:
+    """The cell is another one where the CLIP differs in its text tower alone."""
+    quick, store = replace(ENCODER, attack=PGD(steps=2)), tmp_path / "results.jsonl"
+    whole = load_task("coco", root)
+    said = [replace(one, references=(f"a {word}",)) for one, word in zip(whole.samples, WORDS, strict=True)]
+    task = replace(whole, samples=tuple(said))
+    clip = loaded_vit(tmp_path, size=16)
+    model = load_lvlm(llava_folder, clip, device="cpu")
+    expected = evaluate_lvlm(model, [task], quick, EPS)
+
+    def stop(cell: AnswerCell, done: int, of: int) -> None:
+        if (cell.attack, done) == ("encoder", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_lvlm(model, [task], quick, EPS, out=store, batch_size=1, watch=stop)
+    found = evaluate_lvlm(model, [task], quick, EPS, out=store, batch_size=1)
+    assert [(one.attack, one.score) for one in found] == [(one.attack, one.score) for one in expected]
+    assert found[1].attack_args["attack"] == "pgd2"
+
+    clip.net.token_embedding.weight.data += 0.1
+    other = evaluate_lvlm(load_lvlm(llava_folder, clip, device="cpu"), [task], quick, EPS, out=store)
+    assert other[0] == found[0] and other[1].key() != found[1].key()
+    assert len(read_answer_cells(store)) == 3
 
 
 def test_images_that_cannot_be_read(model: LVLM, root: Path) -> None:

@@ -13,15 +13,25 @@ from torch.nn import functional as F
 
 from advflyp.attack.apgd import APGD
 from advflyp.attack.encoder import EncoderPGD
-from advflyp.attack.pgd import PGD
+from advflyp.attack.pgd import PGD, pgd
+from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.lvlm import protocol as module
 from advflyp.lvlm.evaluate import evaluate_lvlm
 from advflyp.lvlm.load import load_lvlm
 from advflyp.lvlm.model import LVLM
-from advflyp.lvlm.protocol import ENCODER, PROTOCOLS, ROBUSTVLM, LVLMProtocol, Round, Runner, find_protocol
+from advflyp.lvlm.protocol import (
+    ENCODER,
+    PROTOCOLS,
+    ROBUSTVLM,
+    LVLMProtocol,
+    Round,
+    Runner,
+    captions_of,
+    find_protocol,
+)
 from advflyp.lvlm.tasks import Sample, Task, load_task
-from helpers import loaded_vit
+from helpers import assert_equal64, loaded_vit
 
 REFERENCES = tuple(f"caption {i}" for i in range(5))
 THREAT = Threat(eps=4 / 255)
@@ -163,14 +173,14 @@ def captions(count: int = len(SAID)) -> Task:
     return Task("coco", "cider", samples, count)
 
 
-def test_the_encoder_protocol_moves_an_image_to_another_ones_caption(with_clip: LVLM) -> None:
-    """Among the captions as the tower's CLIP tells them apart, each text once, and in a batch as alone."""
-    how = replace(ENCODER, attack=PGD(steps=5, step_size=2 / 255))
+def test_the_encoder_protocol_pushes_images_to_other_captions(with_clip: LVLM) -> None:
+    """PGD on the tower's CLIP, written out; the same image alone as in a batch."""
+    attack = PGD(steps=5, step_size=2 / 255)
     side = with_clip.image_side
     images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    how = replace(ENCODER, attack=attack)
     runner = Runner(with_clip, captions(), how, THREAT, lambda place, answer: 1000.0 - len(answer))
     found = runner._away_from_captions(images, torch.arange(4), seed=1)
-    assert THREAT.contains(images, found).all()
 
     clip = with_clip.known_clip()
     texts = clip.encode_text(["a red circle", "a cat", "there is a dog"])
@@ -181,27 +191,35 @@ def test_the_encoder_protocol_moves_an_image_to_another_ones_caption(with_clip: 
             pixels = F.interpolate(pixels, size=side // 2, mode="bicubic", antialias=True)
         return F.cross_entropy(clip.logit_scale * clip.encode_image(pixels) @ texts.T, own, reduction="none")
 
-    with torch.no_grad():
-        assert (loss(found) > loss(images)).all()
+    start = THREAT.random_start(images, Streams(1, torch.arange(4)))
+    assert_equal64(found, pgd(images, loss, THREAT, steps=5, step_size=2 / 255, start=start))
     alone = runner._away_from_captions(images[2:3], torch.tensor([2]), seed=1)
-    assert (alone[0] - found[2]).abs().max() < 1e-9
-    outcome = runner.run([0, 1, 2, 3], images)
-    assert outcome.rounds.tolist() == [1] * 4 and (outcome.scores <= outcome.clean_scores).all()
+    assert_equal64(alone[0], found[2])
+    assert runner.run([0, 1, 2, 3], images).rounds.tolist() == [1] * 4
 
 
 def test_what_the_encoder_protocol_needs(lvlm: LVLM, with_clip: LVLM, root: Path) -> None:
+    tasks = [load_task(name, root) for name in ("vizwiz", "coco")]
     with pytest.raises(ValueError, match="name it with --vision"):
-        evaluate_lvlm(lvlm, [load_task("coco", root)], ENCODER, [2 / 255])
-    runner = Runner(with_clip, captions(1), ENCODER, THREAT, lambda *_: 1.0)
-    side = with_clip.image_side
-    with pytest.raises(ValueError, match="one caption alone, raise --limit"):
-        runner.run([0], torch.zeros(1, 3, side, side, dtype=torch.float64))
+        evaluate_lvlm(lvlm, tasks, ENCODER, [2 / 255])
+    assert [cell.attack for cell in evaluate_lvlm(lvlm, tasks, ENCODER, [])] == ["clean"] * 2
+    with pytest.raises(ValueError, match="the samples of vizwiz share one: raise --limit"):
+        evaluate_lvlm(with_clip, tasks, ENCODER, [2 / 255])
 
 
-def test_questions_go_with_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = Sample("a", Path("x"), "what colour ?\nAnswer in a word.", ("blue", "red", "red"))
-    runner = Runner(Recorder(monkeypatch, {}), Task("vqav2", "vqa", (sample,), 1), ENCODER, THREAT, None)  # type: ignore[arg-type]
-    assert runner._caption(sample) == "what colour ? red"
+def test_the_callers_clip_is_left_alone(llava_folder: Path, tmp_path: Path) -> None:
+    mine = loaded_vit(tmp_path, size=16)
+    model = load_lvlm(llava_folder, mine, device="cpu").double()
+    model.caption_classifier(["a", "b"])
+    assert mine.dtype == torch.float32 and any(value.requires_grad for value in mine.parameters())
+    assert not any(value.requires_grad for value in model.known_clip().parameters())
+    assert not any(value.requires_grad for value in model.parameters())
+
+
+def test_questions_go_with_their_answer() -> None:
+    asked = [("blue", "red", "red"), ("no",)]
+    samples = tuple(Sample(str(i), Path("x"), "what ?\nIn a word.", said) for i, said in enumerate(asked))
+    assert captions_of(Task("vqav2", "vqa", samples, 2)) == ["what ? red", "what ? no"]
 
 
 def test_names() -> None:

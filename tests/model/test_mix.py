@@ -75,10 +75,14 @@ def test_other_architectures_and_alphas_are_refused(pair: Pair) -> None:
         interpolate(*pair, 1.5)
 
 
-def test_the_command_measures_each_mixture_once(pair: Pair, tmp_path: Path) -> None:
+def test_the_command_measures_each_mixture_once(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    monkeypatch.setattr("advflyp.model.mix.interpolate", lambda *of: made.append(of[2]) or interpolate(*of))
     save_model(pair[1], tmp_path / "run", {})
     where = ["--sets", "mini/food", "--attacks", "clean", "--limit", "40", "--out", str(tmp_path / "c.jsonl")]
     main(["interpolate", "mini", str(tmp_path / "run"), "--alphas", "0", "1", "0", *where])
     cells = read_cells(tmp_path / "c.jsonl")
     assert [cell.model for cell in cells] == ["run, α = 0", "run, α = 1"]
-    assert cells[0].checkpoint_sha256 != cells[1].checkpoint_sha256
+    assert made == [0, 1] and cells[0].checkpoint_sha256 != cells[1].checkpoint_sha256

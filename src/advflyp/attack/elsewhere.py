@@ -20,7 +20,7 @@ from advflyp.model.folder import weights_sha256
 from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_logits
 
 
-class _Surrogate(Victim):
+class Surrogate(Victim):
     """A classifier that the search uses and that judges nothing: no image leaves early."""
 
     def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class CrossPrompt(_Elsewhere):
         def search(images: Tensor) -> Tensor:
             return class_logits(encoder.encode_tokens(images, False)[:, 0], weights, scale)
 
-        return _Surrogate(search, encoder=encoder)
+        return Surrogate(search, encoder=encoder)
 
     @property
     def name(self) -> str:
@@ -96,7 +96,7 @@ class Transfer(_Elsewhere):
         if model.device != encoder.model.device:
             model = deepcopy(model).to(encoder.model.device)  # the caller's stays where it is
         classifier = _Resizing(model, encoder.classes, encoder.templates)
-        return _Surrogate(classifier, encoder=classifier)
+        return Surrogate(classifier, encoder=classifier)
 
     @property
     def name(self) -> str:

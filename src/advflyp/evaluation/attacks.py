@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -94,9 +94,10 @@ def conditions(
 ) -> list[tuple[A, Threat | None]]:
     """Each attack at each radius, once; what perturbs nothing, at none."""
     threats = [Threat(norm=norm, eps=value) for value in eps]
-    found: list[tuple[A, Threat | None]] = []
+    found: dict[Any, tuple[A, Threat | None]] = {}
     for attack in attacks:
         for threat in threats if attack.perturbs else [None]:
-            if (attack, threat) not in found:
-                found.append((attack, threat))
-    return found
+            # Two functions may share a name.
+            what = attack if isinstance(attack, Custom) else (attack.name, repr(attack.arguments(threat, 2)))
+            found.setdefault((what, threat), (attack, threat))
+    return list(found.values())

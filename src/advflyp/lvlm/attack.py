@@ -5,7 +5,7 @@ DLR loss are L itself, so that `APGD(loss="dlr")` and `PGD(loss="margin")` ascen
 which rises with it. For a targeted attack the signs change, and L falls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,21 +66,6 @@ class AnswerVictim(Victim):
         before = images if self.worst is None else self.worst
         self.worst = torch.where(better[:, None, None, None], images, before)
         self.objective = torch.where(better, found.to(self.objective.dtype), self.objective)
-        return torch.zeros_like(labels, dtype=torch.bool)
-
-
-class CaptionVictim(Victim):
-    """The tower's own CLIP under attack, all samples' captions as its classes; no image leaves before the last step.
-
-    Args:
-        classifier: `LVLM.caption_classifier` of the captions.
-    """
-
-    def __init__(self, classifier: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(classifier)
-
-    def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        """(N,) bool, all False."""
         return torch.zeros_like(labels, dtype=torch.bool)
 
 

@@ -26,7 +26,7 @@ from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.protocol import LVLMProtocol, Runner
 from advflyp.lvlm.results import SHOWN, AnswerCell, interval, read_answer_cells, save_answers
 from advflyp.lvlm.tasks import Task
-from advflyp.model.folder import state_sha256
+from advflyp.model.folder import state_sha256, weights_sha256
 
 
 def evaluate_lvlm(
@@ -66,8 +66,6 @@ def evaluate_lvlm(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if protocol.of_tower:
-        model.known_clip()
     threats = [Threat(norm=norm, eps=radius) for radius in eps]
     store = None if out is None else Path(out)
     known = {}
@@ -75,9 +73,10 @@ def evaluate_lvlm(
         check_store(store)
         known = {cell.key(): cell for cell in read_answer_cells(store)}
     weights = state_sha256(model.net.state_dict())
-    cells = []
-    for whole in tasks:
-        task = whole.drawn(limit or protocol.limit, protocol.seed)
+    cells, drawn = [], [task.drawn(limit or protocol.limit, protocol.seed) for task in tasks]
+    if threats:
+        protocol.check(model, drawn)
+    for task in drawn:
         score = scorer(task)
         for threat in (None, *(threats if protocol.rounds.get(task.metric) else ())):
             blank = _blank(model, task, protocol, threat, weights, seed)
@@ -129,7 +128,7 @@ def _blank(
     arguments = {
         "attack": protocol.attack.name,
         **protocol.attack.arguments(threat, 2),
-        **({"against": "captions"} if protocol.of_tower else {}),
+        **({"captions_in": weights_sha256(model.known_clip())} if protocol.of_tower else {}),
         "rounds": [asdict(one) for one in rounds],
         "leaves_below": protocol.leaves.get(task.name),
     }

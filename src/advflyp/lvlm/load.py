@@ -1,6 +1,7 @@
 """Large vision-language models from folders and the hub, with another vision tower put in."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def load_lvlm(
     Args:
         name: A folder that transformers saved, a repository on the hub (OWNER/NAME), or "mini-llava", which comes
             with the package.
-        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one. It
-            goes to the device as well: its text tower serves the attack on captions.
+        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
@@ -66,14 +66,16 @@ def load_lvlm(
     )
     _check_tiles(model)
     if vision is not None:
-        model = with_tower(model, vision if isinstance(vision, CLIP) else load_model(vision, device="cpu"))
+        clip = deepcopy(vision) if isinstance(vision, CLIP) else load_model(vision, device="cpu")
+        model = with_tower(model, clip)
     return model.to(place)
 
 
 def with_tower(model: LVLM, clip: CLIP) -> LVLM:
     """The same language model behind the image tower of `clip`, with its normalisation and resolution.
 
-    The number of image tokens follows size and patches of the new tower. `model` is used up: both share the net.
+    The number of image tokens follows size and patches of the new tower. `model` and `clip` are used up: the result
+    shares the net of the one and freezes the other.
 
     Raises:
         ValueError: The tower is no ViT of CLIP's, or of another width or depth than the model's own.

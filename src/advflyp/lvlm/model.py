@@ -50,7 +50,7 @@ class LVLM(InPrecision, nn.Module):
         mean: Of the tower's normalisation, three numbers.
         std: Likewise.
         name: What results call the model.
-        clip: The CLIP whose image tower it sees through, where that is at hand.
+        clip: The CLIP that the image tower comes from, if known; it is frozen.
 
     Attributes:
         image_side: Height and width of the images that it takes, in pixels: the tower's, or for LLaVA-NeXT twice as
@@ -59,6 +59,8 @@ class LVLM(InPrecision, nn.Module):
     """
 
     net: Any  # transformers' classes share methods, not a base with types
+    clip: CLIP | None
+    mean: Tensor
     std: Tensor
 
     def __init__(
@@ -76,7 +78,9 @@ class LVLM(InPrecision, nn.Module):
         super().__init__()
         self.net = net.requires_grad_(False).eval()
         self.tokenizer, self.template = tokenizer, template
-        self.name, self.vision_name, self.clip = name, vision_name, clip
+        self.name, self.vision_name = name, vision_name
+        # Not a module of this one: it goes to the device when it is attacked.
+        self.__dict__["clip"] = clip and clip.requires_grad_(False).eval()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         config = self.net.config
@@ -163,20 +167,23 @@ class LVLM(InPrecision, nn.Module):
         return [" ".join(text.split()) for text in texts]
 
     def caption_classifier(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """Which of K texts shows an image, as its tower's CLIP says: (N, 3, image_side, image_side) → (N, K) logits.
+        """Zero-shot logits of the tower's CLIP for K texts: (N, 3, image_side, image_side) → (N, K).
+
+        Of LLaVA-NeXT it sees the whole image, reduced, and no tiles.
 
         Raises:
             ValueError: That CLIP is not known.
         """
-        classifier = self.known_clip().classifier(texts, ["{}"])
+        clip = self.known_clip().to(device=self.device, dtype=self.mean.dtype)
+        classifier = clip.classifier(texts, ["{}"])
         return lambda images: classifier(self._whole(images))
 
     def known_clip(self) -> CLIP:
-        """The CLIP whose image tower this is; ValueError where it is not known."""
+        """The CLIP that the image tower comes from; ValueError where it is not known."""
         if self.clip is None:
             raise ValueError(
-                f"{self.name} does not come with the CLIP that its image tower is of; name it with --vision, for "
-                "LLaVA-1.5 ViT-L-14-336/openai"
+                f"--attack encoder needs the CLIP that the image tower of {self.name} comes from; name it with "
+                "--vision (LLaVA-1.5: ViT-L-14-336/openai)"
             )
         return self.clip
 

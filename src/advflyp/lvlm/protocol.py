@@ -10,13 +10,14 @@ from torch import Tensor
 
 from advflyp.attack.apgd import APGD
 from advflyp.attack.base import SingleAttack
+from advflyp.attack.elsewhere import Surrogate
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.config import suggest
-from advflyp.lvlm.attack import CaptionVictim, perturb
+from advflyp.lvlm.attack import perturb
 from advflyp.lvlm.metrics import answer_in, caption_in
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.tasks import Metric, Sample, Task
@@ -54,8 +55,8 @@ class LVLMProtocol:
         leaves: By the task: a sample with a score below is not attacked any further.
         limit: Samples that are drawn, with `seed`.
         random_start: Whether an attack begins at a random point of the ball, and not at the image.
-        of_tower: Whether the tower's own CLIP is attacked in place of the answers: each image is to be taken for
-            another sample's caption.
+        of_tower: Whether the search attacks the tower's own CLIP instead of the answers, pushing each image towards
+            other samples' captions.
     """
 
     name: str
@@ -66,6 +67,13 @@ class LVLMProtocol:
     seed: int = 42
     random_start: bool = True
     of_tower: bool = False
+
+    def check(self, model: LVLM, tasks: Sequence[Task]) -> None:
+        """ValueError where it cannot be run on this model and all of these tasks."""
+        if self.of_tower:
+            model.known_clip()
+            for task in tasks:
+                captions_of(task)
 
 
 _ONCE: Mapping[Metric, tuple[Round, ...]] = {
@@ -114,6 +122,28 @@ def find_protocol(name: str) -> LVLMProtocol:
             known = [*PROTOCOLS, "apgd100", "pgd100", "encoder-patches100"]
             raise ValueError(f"there is no attack '{name}' on answers{suggest(name, known)}")
     return LVLMProtocol(name=name, attack=attack, rounds=_ONCE)
+
+
+def captions_of(task: Task) -> list[str]:
+    """Of each sample the first caption, or the question with the most frequent answer.
+
+    Raises:
+        ValueError: They are all the same.
+    """
+    if task.metric == "cider":
+        found = [sample.references[0] for sample in task.samples]
+    else:
+        questions = [sample.prompt.partition("\n")[0] for sample in task.samples]
+        found = [
+            f"{question} {sample.frequent(1)[0]}"
+            for question, sample in zip(questions, task.samples, strict=True)
+        ]
+    if len(set(found)) < 2:
+        raise ValueError(
+            f"--attack encoder needs at least two different captions; the samples of {task.name} share one: raise "
+            "--limit"
+        )
+    return found
 
 
 @dataclass
@@ -198,7 +228,6 @@ class Runner:
         assert self.threat is not None
         there = torch.tensor(rows, device=images.device)
         samples = [self.task.samples[places[row]] for row in rows]
-        targets = [self._target(one, sample, best[row]) for row, sample in zip(rows, samples, strict=True)]
         index, seed = torch.tensor([places[row] for row in rows]), derive_seed(self.seed, number)
         if self.protocol.of_tower:
             attacked = self._away_from_captions(images[there], index, seed)
@@ -209,7 +238,7 @@ class Runner:
                     self.protocol.attack,
                     images[there],
                     [sample.prompt for sample in samples],
-                    targets,
+                    [self._target(one, sample, best[row]) for row, sample in zip(rows, samples, strict=True)],
                     self.threat,
                     seed=seed,
                     index=index,
@@ -231,26 +260,14 @@ class Runner:
         assert self.threat is not None
         classifier, labels = self._captions
         streams, own = Streams(seed, index.to(images.device)), labels[index].to(images.device)
-        return self.protocol.attack.perturb(
-            CaptionVictim(classifier), images, own, self.threat, streams=streams
-        )
+        return self.protocol.attack.perturb(Surrogate(classifier), images, own, self.threat, streams=streams)
 
     @cached_property
     def _captions(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The classifier of all samples' captions, each text once, and (N,) which of them is each sample's."""
-        texts = [self._caption(sample) for sample in self.task.samples]
+        texts = captions_of(self.task)
         known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        if len(known) < 2:
-            raise ValueError(
-                f"{self.protocol.name} makes an image look like another one's caption; these samples of "
-                f"{self.task.name} have one caption alone, raise --limit"
-            )
         return self.model.caption_classifier(list(known)), torch.tensor([known[text] for text in texts])
-
-    def _caption(self, sample: Sample) -> str:
-        """The first caption of an image, or its question with the most frequent answer."""
-        first = self._wanted(sample)[0]
-        return first if self.task.metric == "cider" else f"{sample.prompt.partition(chr(10))[0]} {first}"
 
     def _start(self, one: Round, images: Tensor, worst: Tensor, there: Tensor) -> Tensor | None:
         if one.answer == "best":

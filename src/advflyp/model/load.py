@@ -155,14 +155,13 @@ def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CL
                 "with the same text architecture and embedding size"
             )
         settings = _text_settings(model), _text_settings(other)
-        if other_ways := [key for key in settings[0] if settings[0][key] != settings[1][key]]:
+        if differing := [key for key in settings[0] if settings[0][key] != settings[1][key]]:
             raise ValueError(
-                f"model.text: the text tower of {config.text} computes otherwise than that of {config.name} "
-                f"({', '.join(other_ways)}); name a model with the same text architecture"
+                f"model.text: the text towers of {config.text} and {config.name} differ in {', '.join(differing)}; "
+                "name a model with the same text architecture"
             )
         model.net.load_state_dict(theirs, strict=False)
-        lender = Lender(config.text, other.config, other.tokenizer)
-        model.tokenizer = lent_tokenizer(lender, model.config["model_cfg"]["text_cfg"])
+        model.tokenizer = lent_tokenizer(other.tokenizer, other.config, model.config["model_cfg"])
     return model
 
 
@@ -297,7 +296,8 @@ def _started_from(start: ModelConfig, file: str) -> CLIP:
     try:
         model = build_model(start.name, weights=False)
         if start.text is not None:
-            model.tokenizer = build_model(start.text, weights=False).tokenizer
+            other = build_model(start.text, weights=False)
+            model.tokenizer = lent_tokenizer(other.tokenizer, other.config, model.config["model_cfg"])
         return model
     except ValueError as error:
         raise ValueError(

@@ -119,7 +119,7 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     if lender is None or has_tokenizer(folder):
         tokenizer = _tokenizer(folder, model_cfg["text_cfg"], text)
     else:
-        tokenizer = lent_tokenizer(lender, model_cfg["text_cfg"])
+        tokenizer = lent_tokenizer(lender.tokenizer, lender.config, model_cfg)
     return net, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}, tokenizer
 
 
@@ -147,16 +147,16 @@ def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: 
             )
 
 
-def lent_tokenizer(lender: Lender, text_cfg: dict[str, Any]) -> Any:
-    """The lender's tokenizer, and in `text_cfg` how to find it again."""
-    theirs = lender.config["model_cfg"]["text_cfg"]
+def lent_tokenizer(tokenizer: Any, theirs: Mapping[str, Any], model_cfg: dict[str, Any]) -> Any:
+    """The tokenizer of a model with the configuration `theirs`; how to find it again is written into "model_cfg"."""
+    lent, own = theirs["model_cfg"]["text_cfg"], model_cfg["text_cfg"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
-        text_cfg.pop(key, None)
-        if key in theirs:
-            text_cfg[key] = deepcopy(theirs[key])
-    if isinstance(lender.tokenizer, HFTokenizer):
-        text_cfg["hf_tokenizer_name"] = "."
-    return lender.tokenizer
+        own.pop(key, None)
+        if key in lent:
+            own[key] = deepcopy(lent[key])
+    if isinstance(tokenizer, HFTokenizer):
+        own["hf_tokenizer_name"] = "."
+    return tokenizer
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:

@@ -173,8 +173,8 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             stores.append(path)
         else:
             raise ValueError(f"there is no {path}; {WHAT}")
-    # A file that is named twice counts once.
-    found = {store: _read(store) for store in {store.resolve(): store for store in stores}.values()}
+    # A file that is named twice counts once, by the first name, beside which its images are looked for.
+    found = {store: _read(store) for store in {one.resolve(): one for one in reversed(stores)}.values()}
     every = [cell for some in found.values() for cell in some]
     cells = [cell for cell in every if isinstance(cell, Cell)]
     retrieval = [cell for cell in every if isinstance(cell, RetrievalCell)]
