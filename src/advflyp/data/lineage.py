@@ -15,7 +15,7 @@ from advflyp.data.sets.catalogue import canonical
 KEY = "trained_on"
 # Before the name of what Python gave as an object: no file or set is called that.
 OBJECT = "object:"
-# Of all names of a card, which may be a stranger's, their braces expanded.
+# Most characters read of a card, its braces expanded; it may be a stranger's.
 MAX_CHARACTERS = 1 << 20
 
 
@@ -66,7 +66,7 @@ def _known(card: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Of a path; "mini" has nothing in common with "mini/food"."""
+    """The parts of a path or a set's name; ".set" keeps "mini" from being a folder around "mini/food"."""
     return Path(name if Path(name).is_absolute() else f"{name}.set").parts
 
 

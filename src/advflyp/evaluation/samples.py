@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
 # These say which cell a row belongs to; Parquet stores a repeated value once.
 OF_CELL = SCHEMA.names[: SCHEMA.names.index("index")]
 _OF_IMAGE = SCHEMA.names[len(OF_CELL) :]
+_READ = [name for name in _OF_IMAGE if name != "correct"]  # which follows from the others
 
 
 class Samples(NamedTuple):
@@ -119,10 +120,8 @@ def read_samples(store: Path, cell: Cell) -> Samples:
     try:
         with open_regular(path) as file:
             _check(pq.ParquetFile(file), cell)
-            table = pq.ParquetFile(file, read_dictionary=["key"]).read(
-                _OF_IMAGE[:-1]
-            )  # "correct" follows from them
-            if any(table[name].null_count for name in table.column_names if name != "key"):
+            table = pq.ParquetFile(file, read_dictionary=["key"]).read(_READ)
+            if any(table[name].null_count for name in _READ if name != "key"):
                 raise ValueError("it lacks predictions")
             table.validate(full=True)
             index, label, clean, attacked = (

@@ -39,7 +39,7 @@ UNFROZEN = {
     "advflyp_all": "AdvFLYP_full, all unfrozen",
 }
 ON_OTHER = ("tecoa", "advflyp", "advflyp_full")
-# A single step of the attack, from the image itself, whose gradient the regularisers' clean pass gives.
+# One step from the image itself; its gradient comes from the clean pass that the regularisers need anyway.
 ONE_STEP = {"attack__steps": 1, "attack__start": "zero", "attack__share_clean_forward": True}
 # These are trained on labelled images, all others on image–text pairs.
 LABELLED = ("tecoa", "pmg", "tga", "fare", "flyp", "clean_classification", "aft", "agft")
@@ -93,7 +93,7 @@ NOTES = {
     "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
     "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
     "images of 48 pixels a side (or 40) in place of 64; AdvFLYP_fast does both.",
-    "cost-other": "Not in the paper. Of the sizes that this tower takes, 32 pixels is the only smaller one.",
+    "cost-other": "Not in the paper. This tower takes multiples of 32 pixels, so 32 is the only smaller size.",
 }
 MINI_NOTES = {"table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not."}
 

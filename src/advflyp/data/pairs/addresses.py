@@ -26,7 +26,7 @@ from advflyp.errors import RunError, SkippedSample
 from advflyp.limits import FETCH_SECONDS, MAX_IMAGE_BYTES, open_regular, read_image_file, read_image_stream
 
 GLOB = set("*?[")
-# Files that a pattern may name, digits of a number in its braces, and braces inside one another.
+# Files that a pattern may name, digits of a number in its braces, and how deeply these may nest.
 MAX_NAMED, MAX_DIGITS, MAX_NESTED = 1_000_000, 12, 16
 WEB = ("http", "https")
 # What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
@@ -239,7 +239,7 @@ def expand(pattern: str, inside: str) -> list[str]:
 def brace_count(pattern: str) -> int:
     """At most so many names come of the {braces} of a pattern."""
     factors: list[int] = []
-    # `braceexpand` takes a line break before the closing brace for nothing.
+    # `braceexpand` ignores a line break before the closing brace.
     for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\n?\}", pattern):
         if max(map(len, (first, last, step))) > MAX_DIGITS:
             return MAX_NAMED + 1

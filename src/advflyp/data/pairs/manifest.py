@@ -93,7 +93,7 @@ def describe_shards(
     """Read shards and say what they hold; what cannot be used in them joins `failures`."""
     facts: list[ShardFacts] = []
     bad = Counter(failures or {})
-    # {number: how often}: as lists, those of ten million pairs would fill the memory.
+    # {number: how often}, not lists: those of ten million pairs would fill the memory.
     words, characters, widths, heights = (Counter[int]() for _ in range(4))
     for shard in shards:
         before = widths.total()

@@ -199,7 +199,7 @@ def open_pairs(how: Reading, *, captions: bool, pairs: Any = None) -> Pairs:
 
     Args:
         how: How they become batches.
-        captions: Whether they are wanted; else nobody looks at them, and an image that has none is a sample as well.
+        captions: Whether they are wanted; if not, they are never read, and an image without one is a sample as well.
         pairs: An object to read in place of what `config.train` names; see `open_objects`.
 
     Raises:

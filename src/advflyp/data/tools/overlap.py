@@ -188,7 +188,7 @@ class _Comparison:
         self.waiting.clear()
 
     def _read_again(self, rows: set[int]) -> dict[int, Image.Image]:
-        """The images of these rows, decoded anew: of any size, those of a whole block would fill the memory."""
+        """Decode these rows' images again: keeping those of a whole block would fill the memory."""
         images: dict[int, Image.Image] = {}
         for row in sorted(rows):
             _, sample, _ = self.waiting[row]

@@ -28,7 +28,7 @@ def against_number(
 
     Args:
         lines: Method → (number, accuracy), ascending; infinitely many are all that there are, at the right end.
-        what: What is counted.
+        what: The label of the x axis.
         named: Whether the methods' names, which have to be short, stand beside the lines' right ends.
     """
     figure = sheet(WIDTH, HEIGHT)
