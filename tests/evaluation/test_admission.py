@@ -49,6 +49,10 @@ def counts(cell: Cell, correct: int, n: int) -> dict[str, Any]:
         (lambda c: {"attack_args": {**c.attack_args, "steps": 1}}, "attack_args is"),
         (lambda c: {"checkpoint_sha256": "f" * 12}, "no SHA-256"),
         (lambda c: {"subset": {**c.subset, "of": 99}}, "the dataset has 99 images, not 88"),
+        (
+            lambda c: {"subset": {k: v for k, v in c.subset.items() if k != "of"}},
+            "subset is",
+        ),
         (lambda c: counts(c, 10, 50), "n is 50 of 60 images"),
         (lambda c: {"accuracy": c.accuracy + 0.1}, "not those of its counts"),
         (lambda c: {"ci95": (0.0, 1.0)}, "not those of its counts"),

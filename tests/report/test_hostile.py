@@ -98,6 +98,8 @@ def test_a_model_card_of_an_unknown_attack(eps: dict) -> None:
     assert "PGD-2 at ε = ?" in text
     recipe["method"] = {"name": [1]}
     assert "PGD-2" not in model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
+    recipe["method"] = {"name": "advflyp", "what": None}
+    assert "```toml" not in model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
 
 
 def test_lines_that_python_would_split(tmp_path: Path) -> None:

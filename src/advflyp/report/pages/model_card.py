@@ -67,12 +67,20 @@ def model_card(
         strongest=strongest,
         flagged=any(map(is_flagged, cells)),
         facts=_facts(recipe, card, sha256),
-        recipe=tomli_w.dumps(recipe).strip() if recipe else "",
+        recipe=_as_toml(recipe),
         licence=_licence(card, licence),
         **known,
     )
     # A part that is left out leaves its blank lines.
     return for_terminal(re.sub(r"\n{3,}", "\n\n", str(made)).rstrip("\n"), keep="\n") + "\n"
+
+
+def _as_toml(recipe: Mapping[str, Any]) -> str:
+    """Nothing of what is no recipe: JSON's null, which a stranger's card may hold, is not in TOML."""
+    try:
+        return tomli_w.dumps(recipe).strip()
+    except TypeError:
+        return ""
 
 
 def _data(
