@@ -127,7 +127,7 @@ def make_plan(
     make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     if proxies and not mini:
         raise ValueError("the experiment 'proxies' is of the mini scale; use --scale mini")
-    scaling, levers, on_other = make.scaling(), make.levers(), make.levers_on_other()
+    scaling, levers, on_other = make.scaling(), make.levers(on_other=False), make.levers(on_other=True)
     of_proxies = proxy_runs(make.trained) if proxies else []
     compared = ((COST, "", levers), (COST_OTHER, OTHER, on_other))
     names: dict[tuple[str, ...], tuple[str, ...]] = {SCALING: tuple(run.name for run in scaling)}
@@ -232,49 +232,42 @@ class _Runs:
                 found.append(self.trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))
         return found
 
-    def levers(self) -> list[Run]:
-        """What makes AdvFLYP_full cheaper, one by one and together, at mini scale; not in the paper."""
+    def levers(self, *, on_other: bool) -> list[Run]:
+        """What makes AdvFLYP_full cheaper, at mini scale, on `mini-vit` or on the ResNet; not in the paper."""
         if not self.mini or not self.steps:
             return []
-        noise = {"attack__steps": 1, "attack__start": "noise"}
-        smaller = {"data__schedule": [[48, 0.8], [64, 0.2]]}
-        coarser = {"data__schedule": [[40, 0.8], [64, 0.2]]}
-        half = {"train__max_steps": max(1, self.steps // 2)}
-        # Forward equivalents of an image: 11, and with both levers 5.2.
-        longer = {"train__max_steps": round(self.steps * 11 / 5.2)}
-        each = (
-            self.trained("full-half", "AdvFLYP_full, half the updates", FULL, FULL, **half),
-            self.trained("full-one-step", "AdvFLYP_full, one step", FULL, FULL, **ONE_STEP),
-            self.trained("full-noise", "AdvFLYP_full, one step from noise", FULL, FULL, **noise),
-            self.trained("full-smaller", "AdvFLYP_full, smaller images", FULL, FULL, **smaller),
-            self.trained("fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, **coarser),
+        end, model = (OTHER, {"model__name": "mini"}) if on_other else ("", {})
+        label = "AdvFLYP_full, ResNet" if on_other else "AdvFLYP_full"
+
+        def lever(name: str, what: str, most_seeds: int | None = 3, **keys: Any) -> Run:
+            run = self.trained(f"full-{name}{end}", f"{label}, {what}", FULL, FULL, **model, **keys)
+            return replace(run, most_seeds=most_seeds)
+
+        half = lever("half", "half the updates", train__max_steps=max(1, self.steps // 2))
+        # Forward equivalents of an image: 11, 8 with a single step, and 5.2 on smaller images as well.
+        if on_other:
+            longer = ONE_STEP | {"train__max_steps": round(self.steps * 11 / 8)}
+            return [
+                lever("one-step", "one step", None, **ONE_STEP),
+                lever("longer", "one step, arithmetic of full", None, **longer),
+                half,
+                lever("smaller", "32 pixels first", data__schedule=[[32, 0.8], [64, 0.2]]),
+            ]
+        updates, coarser = round(self.steps * 11 / 5.2), [[40, 0.8], [64, 0.2]]
+        coarse = self.trained(
+            "fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, data__schedule=coarser
         )
         return [
             self.trained(FAST, "AdvFLYP_fast", FAST, FULL),
-            self.trained("fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, **longer),
-            *(replace(lever, most_seeds=3) for lever in each),
+            self.trained(
+                "fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, train__max_steps=updates
+            ),
+            half,
+            lever("one-step", "one step", **ONE_STEP),
+            lever("noise", "one step from noise", attack__steps=1, attack__start="noise"),
+            lever("smaller", "smaller images", data__schedule=[[48, 0.8], [64, 0.2]]),
+            replace(coarse, most_seeds=3),
         ]
-
-    def levers_on_other(self) -> list[Run]:
-        """The same on the ResNet, whose tower takes multiples of 32 pixels only."""
-        if not self.mini or not self.steps:
-            return []
-        # Forward equivalents of an image: 11, and 8 with a single step.
-        longer = {"train__max_steps": round(self.steps * 11 / 8)}
-        half = {"train__max_steps": max(1, self.steps // 2)}
-        smaller = {"data__schedule": [[32, 0.8], [64, 0.2]]}
-        levers: dict[str, tuple[str, dict[str, Any], int | None]] = {
-            "one-step": ("one step", ONE_STEP, None),
-            "longer": ("one step, arithmetic of full", ONE_STEP | longer, None),
-            "half": ("half the updates", half, 3),
-            "smaller": ("32 pixels first", smaller, 3),
-        }
-        found = []
-        for name, (what, keys, most) in levers.items():
-            label = f"AdvFLYP_full, ResNet, {what}"
-            run = self.trained(f"full-{name}{OTHER}", label, FULL, FULL, model__name="mini", **keys)
-            found.append(replace(run, most_seeds=most))
-        return found
 
     def trained(
         self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
