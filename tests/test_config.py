@@ -175,7 +175,7 @@ def test_the_paper_s_recipe() -> None:
         ({"data.workers": 0}, "data.workers must be at least 1"),
         ({"optim.lr": "fast"}, "optim.lr must be a number"),
         ({"optim.lr": 0}, "optim.lr must be above 0"),
-        ({"optim.warmup_steps": -1}, "optim.warmup_steps must be 0 or above"),
+        ({"optim.warmup_steps": -1}, "optim.warmup_steps must be at least 0"),
         ({"optim.max_grad_norm": 0}, "optim.max_grad_norm must be above 0"),
         ({"train.epochs": 0}, "train.epochs must be at least 1"),
         (

@@ -253,6 +253,19 @@ def check_there(address: str, missing: str, known: Collection[str] = ()) -> None
         raise ValueError(f"{missing} {address}{nearest_path(path, known)}")
 
 
+def at_least(least: int, config: Any, prefix: str, *names: str) -> None:
+    """ValueError for a number below `least` among these fields.
+
+    Args:
+        prefix: What messages put before a field's name, such as "train."; "--" makes it an option.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and value < least:
+            shown = name.replace("_", "-") if prefix == "--" else name
+            raise ValueError(f"{prefix}{shown} must be at least {least}, not {value}")
+
+
 def convert(value: Any, hint: Any, key: str) -> Any:
     """`value` as the type `hint`; a float may be a fraction such as "4/255", a `Typed` text any value."""
     if hint is Any:

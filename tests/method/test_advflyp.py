@@ -258,7 +258,7 @@ def test_attack_loss_is_the_joint_loss(tiny: CLIP, batch: dict) -> None:
 
 
 def test_negative_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"method\.logit_weight must be 0 or above"):
+    with pytest.raises(ValueError, match=r"method\.logit_weight must be at least 0"):
         AdvFLYPConfig(logit_weight=-1)
 
 

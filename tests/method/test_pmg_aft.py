@@ -87,5 +87,5 @@ def test_a_weight_of_zero_leaves_a_branch_out(
     method = make(vision, None, original_weight=0)
     assert not method.needs_original
     assert set(method.losses(labelled.images, images_adv, labelled)) == {"ce", "clean"}
-    with pytest.raises(ValueError, match=r"method\.clean_weight must be 0 or above"):
+    with pytest.raises(ValueError, match=r"method\.clean_weight must be at least 0"):
         PMGAFTConfig(clean_weight=-1)

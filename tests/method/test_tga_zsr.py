@@ -256,7 +256,7 @@ def test_a_weight_of_zero_leaves_a_term_out(models: tuple[CLIP, CLIP], two: Batc
     losses = method.losses(two.images, noisy(two), two)
     assert set(losses) == {"ce"}
     assert_equal64(losses["ce"], whole["ce"])
-    with pytest.raises(ValueError, match=r"method\.constraint_weight must be 0 or above"):
+    with pytest.raises(ValueError, match=r"method\.constraint_weight must be at least 0"):
         TGAZSRConfig(constraint_weight=-1)
 
 

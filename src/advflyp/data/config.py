@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from advflyp.config import at_least
 from advflyp.data.sets.prompts import choose_templates
 
 
@@ -78,12 +79,8 @@ class DataConfig:
                 f"data.limit = {self.limit} does not fill one batch of {self.batch_size}; raise it or lower "
                 "data.batch_size"
             )
-        for name in ("workers", "shuffle_buffer", "size", "resize"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, not {value}")
-        if self.classes is not None and self.classes < 2:
-            raise ValueError(f"data.classes must be at least 2, not {self.classes}")
+        at_least(1, self, "data.", "workers", "shuffle_buffer", "size", "resize")
+        at_least(2, self, "data.", "classes")
         self.chosen_templates()
         if self.schedule is not None:
             self._check_schedule(self.schedule)

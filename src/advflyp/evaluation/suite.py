@@ -14,6 +14,7 @@ from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
+from advflyp.config import at_least
 from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
@@ -133,10 +134,7 @@ class _Suite:
 
     def __post_init__(self) -> None:
         self.store = None if self.out is None else Path(self.out)
-        for what in ("limit", "batch_size"):
-            value = getattr(self, what)
-            if value is not None and value != "auto" and value < 1:
-                raise ValueError(f"{what} must be at least 1, not {value}")
+        at_least(1, self, "", "limit", "batch_size")
 
     def run(
         self,

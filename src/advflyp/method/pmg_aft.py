@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.config import at_least
 from advflyp.method.base import Batch, FromEmbeddings
-from advflyp.method.regularisers import check_temperature, check_weights, logit_divergence
+from advflyp.method.regularisers import check_temperature, logit_divergence
 from advflyp.method.tecoa import class_loss
 from advflyp.model.zeroshot import class_logits
 
@@ -34,7 +35,7 @@ class PMGAFTConfig:
     divergence: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        check_weights(self, "original_weight", "clean_weight")
+        at_least(0, self, "method.", "original_weight", "clean_weight")
         check_temperature(self.logit_temperature)
 
 

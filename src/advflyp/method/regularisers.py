@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.config import at_least
 from advflyp.distributed import ALONE, Ranks
 from advflyp.method.base import Batch, FromEmbeddings
 from advflyp.method.blocks import in_row_blocks
@@ -61,13 +62,6 @@ def logit_divergence(
     return ranks.mean(torch.cat(in_row_blocks(rows, image_a, image_b, columns=len(text))))
 
 
-def check_weights(config: Any, *names: str) -> None:
-    """ValueError for the weight of a loss, a field of `config`, that is below 0."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"method.{name} must be 0 or above, not {getattr(config, name)}")
-
-
 def check_temperature(value: float | None) -> None:
     """ValueError for a `method.logit_temperature` that no softmax can have."""
     if value is not None and not value > 0:
@@ -98,7 +92,7 @@ class RegularisedConfig:
     logit_gradients: Literal["image", "all"] = "image"
 
     def __post_init__(self) -> None:
-        check_weights(self, "feature_weight", "logit_weight")
+        at_least(0, self, "method.", "feature_weight", "logit_weight")
         check_temperature(self.logit_temperature)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.config import at_least
 from advflyp.method.base import Batch, Method
-from advflyp.method.regularisers import check_weights, feature_deviation
+from advflyp.method.regularisers import feature_deviation
 from advflyp.method.tecoa import class_loss
 from advflyp.model.clip import CLIP
 from advflyp.model.patches import Patches
@@ -69,7 +70,7 @@ class TGAZSRConfig:
     attention_norm: Literal["token", "dim"] = "token"
 
     def __post_init__(self) -> None:
-        check_weights(self, "refinement_weight", "constraint_weight")
+        at_least(0, self, "method.", "refinement_weight", "constraint_weight")
 
 
 class TGAZSR(Method):

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import torch
 
+from advflyp.config import at_least
 from advflyp.files import draft_file, file_sha256, publish
 
 HEX = 16
@@ -33,9 +34,7 @@ class CheckpointConfig:
     last: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("every", "epochs", "keep"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"checkpoint.{name} must be at least 1, not {value}")
+        at_least(1, self, "checkpoint.", "every", "epochs", "keep")
 
 
 class Damaged(ValueError):

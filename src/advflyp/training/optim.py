@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advflyp.config import at_least
+
 LARGEST_LR = 1e6
 
 
@@ -61,11 +63,8 @@ class OptimConfig:
                 f"optim.lr · optim.weight_decay, the share of a weight that a step takes away, must be at most 1, "
                 f"not {self.lr * self.weight_decay:g}"
             )
-        for name in ("momentum", "beta2", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name} must be 0 or above, not {getattr(self, name)}")
-        if self.lr_steps is not None and self.lr_steps < 1:
-            raise ValueError(f"optim.lr_steps must be at least 1, not {self.lr_steps}")
+        at_least(0, self, "optim.", "momentum", "beta2", "weight_decay", "warmup_steps")
+        at_least(1, self, "optim.", "lr_steps")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm must be above 0, not {self.max_grad_norm}")
 

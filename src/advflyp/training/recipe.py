@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 import tomli_w
 
 from advflyp.attack.pgd import AttackConfig
-from advflyp.config import Mistakes, as_tree, build, override, unknown
+from advflyp.config import Mistakes, as_tree, at_least, build, override, unknown
 from advflyp.data.config import DataConfig
 from advflyp.documents import parse_toml
 from advflyp.evaluation.attacks import find_attack
@@ -64,10 +64,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_precision(self.precision, "train.precision")
         first_blocks(self.unfreeze)
-        for name in ("epochs", "max_steps", "patience", "micro_batch"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"train.{name} must be at least 1, not {value}")
+        at_least(1, self, "train.", "epochs", "max_steps", "patience", "micro_batch")
         if self.micro_batch is not None and self.batch_norm == "update":
             raise ValueError(
                 "train.micro_batch does not go with train.batch_norm = 'update': statistics are those of a whole "
@@ -101,10 +98,7 @@ class ValidateConfig:
 
     def __post_init__(self) -> None:
         find_attack(self.attack)
-        for name in ("limit", "every", "epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"validate.{name} must be at least 1, not {value}")
+        at_least(1, self, "validate.", "limit", "every", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

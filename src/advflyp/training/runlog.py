@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from advflyp.config import at_least
 from advflyp.console import SafeConsole
 from advflyp.documents import decode, parse_json
 from advflyp.errors import SkippedSample
@@ -46,8 +47,7 @@ class LogConfig:
     project: str = "advflyp"
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"log.every must be at least 1, not {self.every}")
+        at_least(1, self, "log.", "every")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ValueError(f"log.trackers cannot be '{name}'; known: {', '.join(TRACKERS)}")

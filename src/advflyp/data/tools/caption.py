@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from advflyp.config import at_least
 from advflyp.data.filenames import writable
 from advflyp.data.pairs.images import MIN_SIDE, finish_image, open_image
 from advflyp.data.pairs.manifest import Manifest
@@ -63,9 +64,7 @@ class Options:
     per_shard: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        at_least(1, self, "--", "batch_size", "max_new_tokens", "per_shard")
         if not self.prompt.strip():
             raise ValueError("--prompt is empty; say what the model is to do with an image")
 

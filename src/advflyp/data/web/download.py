@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advflyp.config import suggest
+from advflyp.config import at_least, suggest
 from advflyp.data.pairs.manifest import Manifest, describe_shards, read_manifest, write_manifest
 from advflyp.data.web.isolation import find_img2dataset
 from advflyp.data.web.rounds import PRIVATE, WORK, Rounds, State
@@ -72,10 +72,8 @@ class Options:
     caption_column: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num", "size", "shard_size", "processes", "threads", "timeout", "max_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        names = ("num", "size", "shard_size", "processes", "threads", "timeout", "max_bytes")
+        at_least(1, self, "--", *names)
         if not 0 <= self.quality <= 100:
             raise ValueError(f"--quality must be between 0 and 100, not {self.quality}")
 

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import fsspec
 
-from advflyp.config import suggest
+from advflyp.config import at_least, suggest
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.cells import MISSING
 from advflyp.data.web.url_list import CAPTION_NAMES, URL_NAMES
@@ -74,12 +74,8 @@ class Filters:
         for name in ("licences", "languages"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} is empty, so no row could be drawn; name one or leave it out")
-        if (self.max_nsfw or 0) < 0:
-            raise ValueError(f"max_nsfw must be at least 0, not {self.max_nsfw}")
-        for name in ("min_side", "min_caption_words", "max_caption_words"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        at_least(0, self, "", "max_nsfw")
+        at_least(1, self, "", "min_side", "min_caption_words", "max_caption_words")
         if self.max_aspect is not None and self.max_aspect < 1:
             raise ValueError(
                 f"max_aspect is the longer side over the shorter, at least 1, not {self.max_aspect}"
