@@ -155,7 +155,9 @@ def cost() -> str:
     with tempfile.TemporaryDirectory() as place:
         study = read_study(committed_study("cost-mini", Path(place)))
     exhibits = [one for one in study.experiments if one.id in BASELINES]
-    return "\n\n".join(markdown(efficiency_table(study, one)).partition("\n\n")[2].strip() for one in exhibits)
+    return "\n\n".join(
+        markdown(efficiency_table(study, one)).partition("\n\n")[2].strip() for one in exhibits
+    )
 
 
 def proxies() -> str:
