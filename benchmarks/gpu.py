@@ -39,7 +39,7 @@ UNREADABLE = (LookupError, TypeError, ValueError, ElementTree.ParseError)
 AROUND_HEADLINE = 45.0
 # What an image with torch, torchvision, timm, accelerate, transformers, pyarrow, scikit-learn and pytest lacks.
 PACKAGES = (
-    "braceexpand", "ftfy", "open-clip-torch", "simplejpeg", "tomli-w", "wcwidth", "webdataset",
+    "braceexpand", "ftfy", "open-clip-torch", "simplejpeg", "tomli-w", "wcwidth",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 
