@@ -57,6 +57,13 @@ def test_correct_is_what_the_predictions_say(tmp_path: Path) -> None:
     assert read_samples(others(tmp_path, flattered), cell()).correct.tolist() == [True, False, False, False]
 
 
+def test_columns_are_read_by_name(tmp_path: Path) -> None:
+    store = others(tmp_path, lambda table: table.select(table.column_names[::-1]))
+    samples = read_samples(store, cell())
+    assert samples.index.tolist() == [5, 0, 9, 2] and samples.label.tolist() == [1, 1, 0, 2]
+    assert samples.clean.tolist() == [1, 1, 2, 0] and samples.attacked.tolist() == [1, 0, 2, 0]
+
+
 def test_the_folder_is_one_table(tmp_path: Path) -> None:
     store = tmp_path / "r.jsonl"
     clean = cell(attack="clean", attack_args={}, norm=None, eps=0.0, seed=0)

@@ -124,9 +124,7 @@ def read_samples(store: Path, cell: Cell) -> Samples:
             if any(table[name].null_count for name in _READ if name != "key"):
                 raise ValueError("it lacks predictions")
             table.validate(full=True)
-            index, label, clean, attacked = (
-                table[name].to_numpy() for name in table.column_names if name != "key"
-            )
+            index, label, clean, attacked = (table[name].to_numpy() for name in _READ if name != "key")
             return Samples(index, _names(table["key"]), label, clean, attacked, attacked == label)
     except FileNotFoundError:
         raise ValueError(

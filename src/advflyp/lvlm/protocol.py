@@ -256,7 +256,7 @@ class Runner:
                 best[row] = one.answer if isinstance(one.answer, int) else best[row]
 
     def _away_from_captions(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        """(N, 3, H, W), which the tower's CLIP is to take for other samples' captions; `index` is their places."""
+        """(N, 3, H, W) pushed towards other samples' captions in the tower's CLIP; `index` (N,) is their places."""
         assert self.threat is not None
         classifier, labels = self._captions
         streams, own = Streams(seed, index.to(images.device)), labels[index].to(images.device)
