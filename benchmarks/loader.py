@@ -17,7 +17,7 @@ import statistics
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, cast
 import simplejpeg
 import torch
 import tyro
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timing import Record, describe_machine, interleaved, medians
@@ -35,11 +36,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
+from advflyp.data.pairs.pairs import Pairs
 from advflyp.data.training import open_training
 from advflyp.wording import counted
 
 SETTINGS = {"size": 224, "interpolation": "bicubic", "resize_mode": "shortest"}
 READER = ImageReader(SETTINGS)
+TOKENIZER = SimpleTokenizer()
 
 
 @dataclass
@@ -152,9 +155,9 @@ class Files(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         file = self.files[index]
-        return plain(file.read_bytes()), file.with_suffix(".txt").read_text(encoding="utf-8")
+        return plain(file.read_bytes()), TOKENIZER(file.with_suffix(".txt").read_text(encoding="utf-8"))[0]
 
 
 def write_files(folder: Path, data: list[bytes]) -> None:
@@ -175,12 +178,20 @@ def write_shards(folder: Path, data: list[bytes]) -> None:
                 tar.addfile(info, io.BytesIO(content))
 
 
+def tokenized(pairs: Pairs) -> Iterator[Tensor]:
+    """The images of an epoch whose captions are all new, as in the first of a training."""
+    for batch in pairs.epoch(0):
+        if not len(batch.tokens):
+            TOKENIZER(batch.captions)
+        yield batch.images
+
+
 def caption(number: int) -> str:
-    return f"a photograph, number {number}"
+    return f"a photograph of a temple in the mountains on a cloudy day, number {number}"
 
 
 def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> None:
-    """Whole loaders, and the processor time that each takes of the training's own process."""
+    """Whole loaders, captions tokenized, and the processor time that each takes of the training's own process."""
     print(f"\n{'whole loaders':36} {'images/s':>9} {'ratio':>6} {'ms an image of the own process':>31}")
     for workers in arguments.workers:
         plainly = DataLoader(
@@ -193,8 +204,10 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
             config = DataConfig(
                 train=str(shards), batch_size=arguments.batch_size, workers=workers, loader=kind
             )
-            pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
-            runs[kind] = lambda pairs=pairs: (batch.images for batch in pairs.epoch(0))
+            pairs = open_training(
+                config, "pairs", READER, seed=0, device=torch.device("cpu"), tokenizer=TOKENIZER
+            )
+            runs[kind] = partial(tokenized, pairs)
         images: dict[str, int] = {}
         own: dict[str, list[float]] = defaultdict(list)
 

@@ -122,7 +122,9 @@ def test_frozen_prompts_are_encoded_once(
         run = build(read_recipe(recipes["tecoa"]), tmp_path / "run")
     encoded: list[str] = []
     real = run.model.encode_text
-    monkeypatch.setattr(run.model, "encode_text", lambda texts: encoded.extend(texts) or real(texts))
+    monkeypatch.setattr(
+        run.model, "encode_text", lambda texts, *tokens: encoded.extend(texts) or real(texts, *tokens)
+    )
     assert isinstance(run.pairs, LabelledBatches)
     expected = class_embeddings(run.model, run.pairs.classes, run.pairs.templates)
     encoded.clear()

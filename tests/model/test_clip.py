@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from advflyp.model import zeroshot
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.layers import Float32Conv2d
+from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import class_embeddings, class_logits
 from helpers import assert_equal64
 
@@ -108,9 +110,9 @@ def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.Monke
     asked: list[str] = []
     original = tiny.double().encode_text
 
-    def spy(texts: list[str]) -> torch.Tensor:
+    def spy(texts: list[str], tokens: torch.Tensor | None) -> torch.Tensor:
         asked.extend(texts)
-        return original(texts)
+        return original(texts, tokens)
 
     monkeypatch.setattr(tiny, "encode_text", spy)
     cache = TextCache(tiny, capacity=3)
@@ -121,6 +123,27 @@ def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.Monke
     assert asked == ["a", "b", "c", "d"]
     cache(["a", "d"])
     assert asked == ["a", "b", "c", "d", "d"], "beyond its capacity it encodes again"
+
+
+@pytest.mark.parametrize("kind", ["no cache", "memory", "disk"])
+def test_texts_whose_tokens_are_known(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Their embeddings are the same, and the tokenizer is not asked; some are encoded before, some come twice."""
+    tiny.double()
+    encode = {"no cache": tiny.encode_text, "memory": TextCache(tiny), "disk": TextStore(tiny, tmp_path)}[
+        kind
+    ]
+    texts = ["a red cat", "two dogs", "a red cat", "three cows", "two dogs"]
+    with torch.no_grad():
+        expected = tiny.encode_text(texts)
+        encode(texts[1:2], None)
+    tokens = tiny.tokenizer(texts)
+    monkeypatch.setattr(tiny, "tokenizer", None)
+    with torch.no_grad():
+        assert_equal64(encode(texts, tokens), expected)
+    with pytest.raises(TypeError):
+        encode(["new"], None)
 
 
 def test_classifier_averages_the_templates(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -473,6 +473,24 @@ def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:
         train(recipe, {"data.train": str(folder)}, out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("loader", ["threads", "process"])
+def test_who_makes_the_tokens(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """The process that makes the batches, where there is one: the training has better things to do."""
+    run = build(read_recipe(recipe, {"data.loader": loader}), tmp_path / "run")
+    asked: list[str] = []
+    tokenizer = run.model.tokenizer
+    monkeypatch.setattr(run.model, "tokenizer", lambda texts: asked.extend(texts) or tokenizer(texts))
+    (batch, *_) = run.pairs.epoch(0)
+    with torch.no_grad():
+        expected = run.model.double().encode_text(batch.captions)
+    asked.clear()
+    assert_equal64(run.add_texts(batch).text_embeddings, expected)
+    assert bool(asked) == (loader == "threads")
+    run.close()
+
+
 @pytest.mark.slow
 def test_the_paper_s_recipe_trains_a_vit_b_32(tmp_path: Path) -> None:
     """configs/advflyp_full.toml as it is, but for random weights and a handful of pairs."""

@@ -21,6 +21,7 @@ class Batch:
     Attributes:
         images: (n, 3, H, W) clean pixels in [0, 1].
         captions: n texts; of labelled images, the prompts of their classes.
+        tokens: (n, context) int64, what the tokenizer makes of the captions, where another process has done it.
         labels: (n,) int64 class indices, of labelled images.
         text_embeddings: (N, d) unit-norm embeddings of the captions of all ranks.
         class_embeddings: (K, d) unit-norm embeddings of the classes, of labelled images.
@@ -30,6 +31,7 @@ class Batch:
 
     images: Tensor
     captions: list[str]
+    tokens: Tensor = field(default_factory=_nothing)
     labels: Tensor = field(default_factory=_nothing)
     text_embeddings: Tensor = field(default_factory=_nothing)
     class_embeddings: Tensor = field(default_factory=_nothing)

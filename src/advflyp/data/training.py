@@ -18,7 +18,7 @@ from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder, la
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.folder_pairs import has_pairs
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, open_pairs
+from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, Tokenizer, open_pairs
 from advflyp.data.pairs.sources import find_shards
 from advflyp.data.pairs.stream import IndexedStream
 from advflyp.data.pairs.tables import SUFFIXES as TABLES
@@ -98,6 +98,7 @@ def open_training(
     seed: int,
     device: torch.device,
     share: Share | None = None,
+    tokenizer: Tokenizer | None = None,
     data: Any = None,
 ) -> Pairs:
     """The source that `config.train` names.
@@ -109,6 +110,7 @@ def open_training(
         seed: What the order depends on, beside the epoch.
         device: Where the batches are wanted.
         share: Which rows of them this rank makes; all by default.
+        tokenizer: What makes tokens of the captions where they are decoded in a process of their own.
         data: An object to train on in place of what `config.train` names, which is then only what messages call it: a
             `LabelledSet`, or pairs (see `open_objects`).
 
@@ -116,7 +118,15 @@ def open_training(
         ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
-    how = Reading(config=config, reader=reader, seed=seed, device=device, share=share)
+    how = Reading(
+        config=config,
+        reader=reader,
+        seed=seed,
+        device=device,
+        share=share,
+        # In threads it would only wait for the same interpreter, and for captions that have been encoded as well.
+        tokenizer=tokenizer if config.loader == "process" else None,
+    )
     if config.source is not None and (data is not None or not _is_of_mini(config.train)):
         raise ValueError(
             f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"

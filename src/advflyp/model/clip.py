@@ -1,6 +1,6 @@
 """One face for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -201,9 +201,15 @@ class CLIP(InPrecision, nn.Module):
             image, tokens = embed_patches(self.visual, self._normalised(images))
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """N texts → (N, d) float32 unit-norm embeddings. ValueError where the tokenizer is another model's."""
-        tokens = self.tokenizer(list(texts))
+    def encode_text(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
+        """N texts → (N, d) float32 unit-norm embeddings. ValueError where the tokenizer is another model's.
+
+        Args:
+            texts: N texts.
+            tokens: What the tokenizer makes of them, where that is known: (N, context) int64.
+        """
+        if tokens is None:
+            tokens = self.tokenizer(list(texts))
         vocabulary = getattr(self.net, "vocab_size", 0)
         # On a GPU such a token would end the process.
         if vocabulary and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
@@ -237,14 +243,20 @@ class TextCache:
         self.known: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """N texts → (N, d) constants on the model's device."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self.known))
+    def __call__(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
+        """N texts, with their tokens where these are known → (N, d) constants on the model's device."""
+        missing = {text: row for row, text in enumerate(texts) if text not in self.known}
         fresh = {}
         if missing:
+            embeddings = self.model.encode_text(list(missing), chosen(tokens, missing.values()))
             # Kept in host memory: a million captions would fill an accelerator.
-            fresh = dict(zip(missing, self.model.encode_text(missing).cpu(), strict=True))
+            fresh = dict(zip(missing, embeddings.cpu(), strict=True))
             room = max(0, self.capacity - len(self.known))
-            self.known.update({text: fresh[text] for text in missing[:room]})
+            self.known.update({text: fresh[text] for text in list(missing)[:room]})
         rows = [fresh[text] if text in fresh else self.known[text] for text in texts]
         return to_device(torch.stack(rows), self.model.device)
+
+
+def chosen(tokens: Tensor | None, rows: Iterable[int]) -> Tensor | None:
+    """Some rows of the tokens, where these are known."""
+    return None if tokens is None else tokens[list(rows)]

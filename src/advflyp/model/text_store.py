@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advflyp.devices import to_device
 from advflyp.files import append, try_open_locked
-from advflyp.model.clip import CLIP
+from advflyp.model.clip import CLIP, chosen
 from advflyp.model.folder import state_sha256
 
 DIGEST = 16
@@ -27,7 +27,9 @@ PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPE
 
 
 class TextStore:
-    """N texts → (N, d) constants on the model's device, each text encoded once for all runs.
+    """N texts, with their tokens where these are known → (N, d) constants on the model's device.
+
+    Each text is encoded once for all runs.
 
     Attributes:
         model: Its text tower must stay as it is.
@@ -64,13 +66,15 @@ class TextStore:
         return len(self.places)
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
+    def __call__(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
         digests = [hashlib.blake2b(text.encode(), digest_size=DIGEST).digest() for text in texts]
-        missing = {d: text for d, text in zip(digests, texts, strict=True) if d not in self.places}
+        missing = {digest: row for row, digest in enumerate(digests) if digest not in self.places}
         fresh = np.empty(len(missing), self.record)
         if missing:
             fresh["digest"] = np.array(list(missing), f"V{DIGEST}")
-            fresh["embedding"] = self.model.encode_text(list(missing.values())).cpu().numpy()
+            unknown = [texts[row] for row in missing.values()]
+            embeddings = self.model.encode_text(unknown, chosen(tokens, missing.values()))
+            fresh["embedding"] = embeddings.cpu().numpy()
             self._keep(fresh[: max(0, self.capacity - len(self.places))])
         new = {digest: row for row, digest in enumerate(missing)}
         rows = [fresh["embedding"][new[d]] if d in new else self._kept(self.places[d]) for d in digests]

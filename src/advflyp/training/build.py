@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from rich.console import Console
 from torch import nn
 
@@ -231,10 +232,18 @@ def _open_method(recipe: Recipe, precision: PrecisionChoice, model: CLIP, ranks:
 def _open_pairs(
     recipe: Recipe, objects: Objects, method: Method, share: Share, device: torch.device
 ) -> Pairs:
-    data, seed = recipe.data, recipe.train.seed
-    reader = ImageReader(method.model.config["preprocess_cfg"], data.resize, data.interpolation)
+    data, tokenizer = recipe.data, method.model.tokenizer
+    # open_clip's own can be sent to another process, whose batches hold captions that were never seen.
+    sendable = method.trains_on == "pairs" and isinstance(tokenizer, SimpleTokenizer | HFTokenizer)
     return open_training(
-        data, method.trains_on, reader, seed=seed, device=device, share=share, data=objects.pairs
+        data,
+        method.trains_on,
+        ImageReader(method.model.config["preprocess_cfg"], data.resize, data.interpolation),
+        seed=recipe.train.seed,
+        device=device,
+        share=share,
+        tokenizer=tokenizer if sendable else None,
+        data=objects.pairs,
     )
 
 

@@ -15,7 +15,7 @@ from advflyp.model.text_store import TextStore
 from advflyp.model.zeroshot import ClassTexts
 from advflyp.training.recipe import Recipe
 
-EncodeText = Callable[[Sequence[str]], Tensor]
+EncodeText = Callable[[Sequence[str], Tensor | None], Tensor]
 
 
 def open_texts(
@@ -31,7 +31,12 @@ def open_texts(
         cache = recipe.data.text_cache
         encode = TextCache(model) if cache is None else TextStore(model, cache)
     if method.trains_on == "pairs":
-        return lambda batch: replace(batch, text_embeddings=ranks.gather(encode(batch.captions)))
+
+        def add_captions(batch: Batch) -> Batch:
+            tokens = batch.tokens if len(batch.tokens) else None
+            return replace(batch, text_embeddings=ranks.gather(encode(batch.captions, tokens)))
+
+        return add_captions
     assert isinstance(pairs, LabelledBatches)
     of_classes = ClassTexts(model, pairs.classes, pairs.templates, frozen=frozen)
     # Captions of a single template are the classes' prompts, which have been encoded already.
@@ -42,7 +47,7 @@ def open_texts(
         labels = to_device(batch.labels, model.device)
         found = of_classes(labels) if needs_classes else {}
         if draws_captions:
-            found["text_embeddings"] = encode(batch.captions)
+            found["text_embeddings"] = encode(batch.captions, None)
         found["text_embeddings"] = ranks.gather(found["text_embeddings"])
         return replace(batch, labels=labels, **found)
 

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from advflyp.data.config import DataConfig
 from advflyp.data.pairs.images import ImageReader
-from advflyp.data.pairs.pairs import Pairs
+from advflyp.data.pairs.pairs import Pairs, Tokenizer
 from advflyp.data.pairs.process import BatchProcess
 from advflyp.data.training import open_training
 from advflyp.errors import RunError
@@ -29,12 +29,17 @@ from helpers import class_folder, members, pairs, picture, write_folder, write_s
 CPU = torch.device("cpu")
 
 
-def opened(tiny: CLIP, train: object, wanted: Any = "pairs", data: Any = None, **config: Any) -> Pairs:
-    config = {"batch_size": 8, "workers": 2, "loader": "process", **config}
+def opened(
+    tiny: CLIP,
+    train: object,
+    wanted: Any = "pairs",
+    data: Any = None,
+    tokenizer: Tokenizer | None = None,
+    **config: Any,
+) -> Pairs:
+    config = DataConfig(**{"train": str(train), "batch_size": 8, "workers": 2, "loader": "process", **config})
     reader = ImageReader(tiny.config["preprocess_cfg"])
-    return open_training(
-        DataConfig(train=str(train), **config), wanted, reader, seed=0, device=CPU, data=data
-    )
+    return open_training(config, wanted, reader, seed=0, device=CPU, tokenizer=tokenizer, data=data)
 
 
 def child(stream: Any) -> "subprocess.Popen[bytes]":
@@ -45,6 +50,7 @@ def equal(found: list[Any], wanted: list[Any]) -> bool:
     return len(found) == len(wanted) and all(
         torch.equal(a.images, b.images)
         and torch.equal(a.labels, b.labels)
+        and torch.equal(a.tokens, b.tokens)
         and (a.captions, a.position) == (b.captions, b.position)
         for a, b in zip(found, wanted, strict=True)
     )
@@ -76,6 +82,17 @@ def test_labelled_images(tiny: CLIP, tmp_path: Path) -> None:
     folder = class_folder(tmp_path / "set", [picture("red", "circle", Random(seed)) for seed in range(18)])
     kind = {"train": f"folder:{folder}", "wanted": "labelled"}
     assert equal(list(opened(tiny, **kind).epoch(0)), list(opened(tiny, **kind, loader="threads").epoch(0)))
+
+
+def test_tokens_are_made_by_the_process(tiny: CLIP, tmp_path: Path) -> None:
+    """Of captions that no epoch had before, too; threads leave them to the text cache."""
+    tar = write_tar(tmp_path / "x.tar", members(pairs(24)))
+    process, threads = (
+        opened(tiny, tar, tokenizer=tiny.tokenizer, loader=loader) for loader in ("process", "threads")
+    )
+    for batch in process.epoch(0):
+        assert torch.equal(batch.tokens, tiny.tokenizer(batch.captions))
+    assert [len(batch.tokens) for batch in threads.epoch(0)] == [0, 0, 0]
 
 
 def shards(folder: Path, n: int) -> Path:

@@ -5,7 +5,7 @@ where the source stands behind it: that position is all a resumed run needs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from advflyp.data.batch import Batch
@@ -27,6 +28,7 @@ from advflyp.data.pairs.tables import Columns
 from advflyp.share import Share
 from advflyp.wording import counted
 
+Tokenizer = Callable[[list[str]], Tensor]
 Raw = TypeVar("Raw")  # a sample before decoding
 
 
@@ -57,6 +59,9 @@ class Reading:
     seed: int  # what the order depends on, beside the epoch
     device: torch.device  # where images become floats; they get there as bytes
     share: Share  # which rows of a batch this rank makes
+    tokenizer: Tokenizer | None = (
+        None  # makes "tokens" of the captions, where that is to be done with the batch
+    )
 
 
 class Decoded(ABC, Generic[Raw]):
@@ -152,7 +157,10 @@ class Decoded(ABC, Generic[Raw]):
         yield {"skipped": skipped}
 
     def _batch(self, rows: list[dict[str, Any]], position: Position, skipped: Skipped) -> dict[str, Any]:
-        return {**default_collate(rows), "position": position, "skipped": skipped.copy()}
+        batch = {**default_collate(rows), "position": position, "skipped": skipped.copy()}
+        if self.how.tokenizer is not None:
+            batch["tokens"] = self.how.tokenizer(batch["captions"])
+        return batch
 
     def _pinned(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.how.device.type == "cuda" and "images" in batch:
