@@ -205,7 +205,12 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
                 train=str(shards), batch_size=arguments.batch_size, workers=workers, loader=kind
             )
             pairs = open_training(
-                config, "pairs", READER, seed=0, device=torch.device("cpu"), tokenizer=TOKENIZER
+                config,
+                "pairs",
+                READER,
+                seed=0,
+                device=torch.device("cpu"),
+                tokenizer=TOKENIZER if kind == "process" else None,
             )
             runs[kind] = partial(tokenized, pairs)
         images: dict[str, int] = {}

@@ -110,7 +110,7 @@ def open_training(
         seed: What the order depends on, beside the epoch.
         device: Where the batches are wanted.
         share: Which rows of them this rank makes; all by default.
-        tokenizer: What makes tokens of the captions where they are decoded in a process of their own.
+        tokenizer: What makes tokens of the captions, where they are wanted with the batch.
         data: An object to train on in place of what `config.train` names, which is then only what messages call it: a
             `LabelledSet`, or pairs (see `open_objects`).
 
@@ -118,15 +118,7 @@ def open_training(
         ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
-    how = Reading(
-        config=config,
-        reader=reader,
-        seed=seed,
-        device=device,
-        share=share,
-        # In threads it would only wait for the same interpreter, and for captions that have been encoded as well.
-        tokenizer=tokenizer if config.loader == "process" else None,
-    )
+    how = Reading(config=config, reader=reader, seed=seed, device=device, share=share, tokenizer=tokenizer)
     if config.source is not None and (data is not None or not _is_of_mini(config.train)):
         raise ValueError(
             f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"

@@ -233,8 +233,8 @@ def _open_pairs(
     recipe: Recipe, objects: Objects, method: Method, share: Share, device: torch.device
 ) -> Pairs:
     data, tokenizer = recipe.data, method.model.tokenizer
-    # open_clip's own can be sent to another process, whose batches hold captions that were never seen.
-    sendable = method.trains_on == "pairs" and isinstance(tokenizer, SimpleTokenizer | HFTokenizer)
+    # In threads it would take turns with the training. open_clip's own can be sent to a process.
+    elsewhere = data.loader == "process" and isinstance(tokenizer, SimpleTokenizer | HFTokenizer)
     return open_training(
         data,
         method.trains_on,
@@ -242,7 +242,7 @@ def _open_pairs(
         seed=recipe.train.seed,
         device=device,
         share=share,
-        tokenizer=tokenizer if sendable else None,
+        tokenizer=tokenizer if elsewhere and method.trains_on == "pairs" else None,
         data=objects.pairs,
     )
 

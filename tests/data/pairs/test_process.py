@@ -85,14 +85,10 @@ def test_labelled_images(tiny: CLIP, tmp_path: Path) -> None:
 
 
 def test_tokens_are_made_by_the_process(tiny: CLIP, tmp_path: Path) -> None:
-    """Of captions that no epoch had before, too; threads leave them to the text cache."""
     tar = write_tar(tmp_path / "x.tar", members(pairs(24)))
-    process, threads = (
-        opened(tiny, tar, tokenizer=tiny.tokenizer, loader=loader) for loader in ("process", "threads")
-    )
-    for batch in process.epoch(0):
+    for batch in opened(tiny, tar, tokenizer=tiny.tokenizer).epoch(0):
         assert torch.equal(batch.tokens, tiny.tokenizer(batch.captions))
-    assert [len(batch.tokens) for batch in threads.epoch(0)] == [0, 0, 0]
+    assert [len(batch.tokens) for batch in opened(tiny, tar).epoch(0)] == [0, 0, 0]
 
 
 def shards(folder: Path, n: int) -> Path:
