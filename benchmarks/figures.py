@@ -60,7 +60,13 @@ def train_step(path: Path) -> Figures:
     figures = []
     for row in _rows(path):
         setting = [row["model"], row["precision"], f"batch {row['batch_size']:,}"]
-        what = ", ".join([f"step of {row['method']}", *setting, *(["compiled"] if row["compiled"] else [])])
+        what = ", ".join(
+            [
+                f"step of {row['method']}",
+                *setting,
+                *([f"compiled: {row['compiled']}"] if row["compiled"] else []),
+            ]
+        )
         rate = row["batch_size"] / row["seconds"]
         figures.append(
             (what, f"{_seconds(row['seconds'])}, {rate:,.0f} pairs/s, {row['ratio']:.2f} × Algorithm 1")

@@ -1,7 +1,8 @@
-"""Everything that a GPU is needed for, in two calls of under nine minutes each; `gpu.sh` starts this file.
+"""Everything that a GPU is needed for, in three calls of under nine minutes each; `gpu.sh` starts this file.
 
     benchmarks/gpu.sh check --out gpu-results
     benchmarks/gpu.sh reproduce --out gpu-results
+    benchmarks/gpu.sh compile --out gpu-results
     benchmarks/gpu.sh check --device cpu --tiny        # the same stages on a CPU, with tiny sizes: figures of no use
 
 A call is a row of stages, each a command that one could type. A stage that fails or exceeds its time leaves the others
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from figures import Figures, headline_table
-from stages import CHECK, REPRODUCE, SECONDS, Stage
+from stages import CALLS, SECONDS, Stage
 from timing import ROOT, write_json
 
 # Seconds a stopped stage has to end by itself.
@@ -262,7 +263,7 @@ def run_call(options: argparse.Namespace) -> int:
     with open(options.work / "prepare.log", "w", encoding="utf-8") as log:
         environment, found = prepare(options, log)
     work = options.work / options.call
-    if options.call == "check":
+    if options.call != "reproduce":  # which goes on where it was
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -281,7 +282,7 @@ def run_call(options: argparse.Namespace) -> int:
             f"this Python lacks {', '.join(call.missing)}; `benchmarks/gpu.sh wheels` brings them",
             file=sys.stderr,
         )
-    run_stages(call, CHECK if call.name == "check" else REPRODUCE, setting, deadline)
+    run_stages(call, CALLS[call.name], setting, deadline)
     if call.name == "reproduce":
         pack(work / "study", options.out / "reproduce.tar.gz")
     print(call.markdown())
@@ -333,6 +334,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     about = {
         "check": "tests, training, attacks, loader, quickstart",
         "reproduce": "training from shards, the mini reproduction's headline",
+        "compile": "the training step through torch.compile, in three ways",
     }
     for name, text in about.items():
         call = calls.add_parser(name, help=text, description=text)
@@ -347,7 +349,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "--work", type=Path, default=ROOT / "build" / "gpu", help="folder for what may be deleted"
         )
         call.add_argument("--commit", help="the measured commit, where there is no git history")
-    calls.choices["check"].set_defaults(seeds=0)
+        call.set_defaults(seeds=0)
     calls.choices["reproduce"].add_argument("--seeds", type=int, default=3, help="trainings of each method")
     text = "download what a GPU's Python lacks"
     wheels = calls.add_parser("wheels", help=text, description=text)

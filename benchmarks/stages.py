@@ -1,4 +1,4 @@
-"""What `gpu.py` runs: the stages of its two calls, as commands that one could type."""
+"""What `gpu.py` runs: the stages of its calls, as commands that one could type."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -134,15 +134,6 @@ CHECK = (
         result="autoattack.json",
         read=figures.evaluation,
     ),
-    Stage(
-        name="train_step compiled",
-        limit=60,
-        command=STEP + "--models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile --warmup 4",
-        tiny="",
-        output="--json {work}/train_step_compiled.json",
-        result="train_step_compiled.json",
-        read=figures.train_step,
-    ),
 )
 REPRODUCE = (
     Stage(
@@ -178,3 +169,17 @@ REPRODUCE = (
         read=figures.headline,
     ),
 )
+COMPILE = tuple(
+    Stage(
+        name=f"train_step compiled: {how}",
+        limit=(SECONDS - 30) / 3,
+        command=STEP
+        + f"--models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile {how} --warmup 4",
+        tiny=STEP + f"--models mini-vit/random --batch-sizes 4 --precisions fp32 --compile {how} --steps 1",
+        output=f"--json {{work}}/train_step_{how}.json --profile {{work}}/profile",
+        result=f"train_step_{how}.json",
+        read=figures.train_step,
+    )
+    for how in ("default", "static", "graphs")
+)
+CALLS = {"check": CHECK, "reproduce": REPRODUCE, "compile": COMPILE}

@@ -2,11 +2,11 @@
 
     python benchmarks/train_step.py              # mini and ViT-B/32; batch 16 on a CPU, 256 and 1,024 on CUDA
     python benchmarks/train_step.py --all        # and the last model at the last precision through torch.compile
-    python benchmarks/train_step.py --models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile
+    python benchmarks/train_step.py --models ViT-B-32/random --precisions bf16 --compile default static graphs
     python benchmarks/train_step.py --profile profile       # what our step's time goes into, a file for each row
 
-Prints, for the basic and the full method at each precision, the median seconds of each with their range, and the ratio
-of the medians.
+Prints, for the basic and the full method at each precision, the median seconds of each with their range, the ratio
+of the medians, and the ratio of their arithmetic, counted by the dispatcher: what fewer operations alone would give.
 Both do PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are printed. The
 transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through
 `loss.backward()`, which computes the gradients of the weights too, runs the adversarial, clean and original
@@ -17,13 +17,14 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -37,6 +38,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.layers import Float32Conv2d, SelfAttention
 from advflyp.model.load import pick_device
 from advflyp.training.build import TrainingRun, build
+from advflyp.training.meter import Flops
 from advflyp.training.recipe import Recipe, read_recipe
 from advflyp.training.update import random_start, update
 
@@ -61,6 +63,14 @@ compile = {compile}
 """
 
 
+Compile = Literal["default", "static", "graphs"]
+COMPILE: dict[Compile, dict[str, Any]] = {
+    "default": {},
+    "static": {"dynamic": False},
+    "graphs": {"dynamic": False, "mode": "reduce-overhead"},
+}
+
+
 @dataclass
 class Arguments:
     """What to time."""
@@ -76,21 +86,22 @@ class Arguments:
     device: str = "auto"
     json: Path | None = None
     """File for the results."""
-    compile: bool = False
-    """Our image tower through torch.compile."""
+    compile: tuple[Compile, ...] = ()
+    """Our image tower through torch.compile instead: as `train.compile` does it, with a graph for each size of a
+    batch, and with these as CUDA graphs."""
     profile: Path | None = None
     """Folder for the operations and kernels of our step, by the time they take, and the host's share of it."""
     all: bool = False
     """Without torch.compile, and the last model at the last precision also with it."""
 
-    def runs(self, batch_sizes: Sequence[int]) -> Iterator[tuple[str, int, bool, str, bool]]:
-        """Model, batch size, regularised, precision, compiled."""
+    def runs(self, batch_sizes: Sequence[int]) -> Iterator[tuple[str, int, bool, str, Compile | None]]:
+        """Model, batch size, regularised, precision, how it is compiled."""
         for name, size in itertools.product(self.models, batch_sizes):
-            for regularised, precision in itertools.product((False, True), self.precisions):
-                yield name, size, regularised, precision, self.compile and not self.all
+            for how in itertools.product((False, True), self.precisions, self.compile or (None,)):
+                yield name, size, *how
         if self.all:
             for size, regularised in itertools.product(batch_sizes, (False, True)):
-                yield self.models[-1], size, regularised, self.precisions[-1], True
+                yield self.models[-1], size, regularised, self.precisions[-1], "default"
 
 
 class PlainConv2d(torch.nn.Conv2d):
@@ -154,6 +165,8 @@ class Measured:
     ours: list[float]
     transcription: list[float]
     losses: tuple[float, float]
+    arithmetic: float | None
+    """The transcription's, over ours; that of compiled code cannot be counted."""
 
     @property
     def median(self) -> dict[str, float]:
@@ -169,7 +182,7 @@ def measure(
     regularised: bool,
     batch_size: int,
     precision: str,
-    compiled: bool,
+    compiled: Compile | None,
     arguments: Arguments,
     folder: Path,
 ) -> Measured:
@@ -181,30 +194,37 @@ def measure(
             weight=float(regularised),
             precision=precision,
             device=arguments.device,
-            compile=str(compiled).lower(),
+            compile=str(compiled is not None).lower(),
         ),
         encoding="utf-8",
     )
     recipe = read_recipe(path)
     run = build(recipe, folder / "run")
-    run.meter.counts = False  # nothing is counted here
+    run.meter.counts = False  # all of a step is counted here
+    if compiled is not None:
+        for model in (run.model, run.method.original):
+            model.visual.compile(**COMPILE[compiled])
     batches = of_its_size(run)
     plain = Transcription(deepcopy(run.model), recipe, regularised)
     plain.f.requires_grad_(False).visual.requires_grad_(True)
     sync = torch.cuda.synchronize if run.device.type == "cuda" else lambda: None
 
     times: dict[str, list[float]] = {"ours": [], "transcription": []}
+    flops = Flops(), Flops()
     ours = theirs = 0.0
     for index in range(arguments.warmup + arguments.steps):
         batch = next(batches)
         images, captions = batch.images, batch.captions
         start = random_start(images, recipe.attack.threat, recipe.train.seed, run.state.step)
+        counts = compiled is None and index == 0 < arguments.warmup
         sync()
         begin = perf_counter()
-        metrics = update(run, batch).metrics
+        with flops[0] if counts else nullcontext():
+            metrics = update(run, batch).metrics
         sync()
         middle = perf_counter()
-        theirs = plain.step(images, captions, start)
+        with flops[1] if counts else nullcontext():
+            theirs = plain.step(images, captions, start)
         sync()
         end = perf_counter()
         ours = metrics["loss"].item()
@@ -214,10 +234,11 @@ def measure(
             times["transcription"].append(end - middle)
     if arguments.profile is not None:
         name = "-".join([name.replace("/", "-"), recipe.method_name, str(batch_size), precision])
-        name += ("-full" if regularised else "") + ("-compiled" if compiled else "")
+        name += ("-full" if regularised else "") + (f"-{compiled}" if compiled else "")
         write_profile(run, batches, arguments.profile / f"{name}.txt")
     run.close()
-    return Measured(**times, losses=(ours, theirs))
+    arithmetic = flops[1].total / flops[0].total if flops[0].total else None
+    return Measured(**times, losses=(ours, theirs), arithmetic=arithmetic)
 
 
 def of_its_size(run: TrainingRun) -> Iterator[Batch]:
@@ -274,7 +295,8 @@ def main() -> None:
         flush=True,
     )
     print(
-        f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>21} {'Algorithm 1':>21} {'ratio':>6} {'pairs/s':>8}"
+        f"{'model':16} {'method':13} {'batch':>5} {'':5} {'ours':>21} {'Algorithm 1':>21} {'ratio':>6} {'FLOPs':>6} "
+        f"{'pairs/s':>8}"
     )
     sizes = arguments.batch_sizes or ((256, 1024) if device.startswith("cuda") else (16,))
     for name, batch_size, regularised, precision, compiled in arguments.runs(sizes):
@@ -296,13 +318,15 @@ def main() -> None:
             algorithm_1_seconds=found.median["transcription"],
             algorithm_1_seconds_each=found.transcription,
             ratio=found.ratio,
+            arithmetic_ratio=found.arithmetic,
             losses=found.losses,
         )
+        arithmetic = f"{found.arithmetic:.2f}" if found.arithmetic else "–"
         print(
             f"{name:16} {method:13} {batch_size:5} {precision:5} "
-            f"{shown(found.ours):>21} {shown(found.transcription):>21} {found.ratio:6.2f} "
+            f"{shown(found.ours):>21} {shown(found.transcription):>21} {found.ratio:6.2f} {arithmetic:>6} "
             f"{batch_size / found.median['ours']:8.1f}   losses {found.losses[0]:.4f} and {found.losses[1]:.4f}"
-            f"{', compiled' if compiled else ''}",
+            f"{f', compiled: {compiled}' if compiled else ''}",
             flush=True,
         )
 

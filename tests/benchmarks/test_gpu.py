@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import figures  # noqa: E402
 import gpu  # noqa: E402
 import headline  # noqa: E402
-from stages import CHECK, REPRODUCE, SECONDS, Stage  # noqa: E402
+from stages import CALLS, CHECK, SECONDS, Stage  # noqa: E402
 from timing import interleaved  # noqa: E402
 
 MACHINE = {
@@ -125,10 +125,10 @@ def test_time_that_is_left_over_goes_to_the_next_stage() -> None:
     assert gpu.allowance(60, [], left=40) == 40
 
 
-def test_both_calls_fit_into_nine_minutes() -> None:
+def test_every_call_fits_into_nine_minutes() -> None:
     # What installs and describes the machine comes on top.
-    assert sum(stage.limit for stage in CHECK) <= SECONDS - 15
-    assert sum(stage.limit for stage in REPRODUCE) <= SECONDS - 15
+    for stages in CALLS.values():
+        assert sum(stage.limit for stage in stages) <= SECONDS - 15
     assert SECONDS + gpu.GRACE < 9 * 60
 
 
@@ -192,8 +192,8 @@ def test_figures_of_benchmarks(tmp_path: Path) -> None:
         return write(tmp_path / name, json.dumps({"arguments": arguments, "rows": found}))
 
     step = {"model": "ViT-B-32/random", "method": "AdvFLYP_full", "batch_size": 256, "precision": "bf16"}
-    path = rows("step.json", [{**step, "compiled": True, "seconds": 0.16, "ratio": 2.04}])
-    what = "step of AdvFLYP_full, ViT-B-32/random, bf16, batch 256, compiled"
+    path = rows("step.json", [{**step, "compiled": "graphs", "seconds": 0.16, "ratio": 2.04}])
+    what = "step of AdvFLYP_full, ViT-B-32/random, bf16, batch 256, compiled: graphs"
     assert figures.train_step(path) == [(what, "160 ms, 1,600 pairs/s, 2.04 × Algorithm 1")]
     row = {"attack": "pgd10", "classes": 1000, "ours": {"seconds": 2.5, "accuracy": 0.5, "ratio": 1.0}}
     row["obvious"] = {"seconds": 6.5, "accuracy": 0.5, "ratio": 2.6}
