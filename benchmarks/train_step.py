@@ -202,7 +202,7 @@ def measure(
     run = build(recipe, folder / "run")
     run.meter.counts = False  # all of a step is counted here
     if compiled is not None:
-        for model in (run.model, run.method.original):
+        for model in filter(None, (run.model, run.method.original)):
             model.visual.compile(**COMPILE[compiled])
     batches = of_its_size(run)
     plain = Transcription(deepcopy(run.model), recipe, regularised)

@@ -160,6 +160,42 @@ def cost() -> str:
     )
 
 
+def autoattack() -> str:
+    """The images that stay correct under AutoAttack and under PGD-10, from the results in docs/results."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = committed_study("cost-mini", Path(place))
+        trainings = [row for one in read_study(folder).experiments if one.id in BASELINES for row in one.rows]
+        measured = {cells[0].model: cells for cells in map(read_cells, folder.glob("autoattack/*.jsonl"))}
+    conditions = [
+        ("clean", 0.0),
+        *((attack, eps / 255) for attack in ("pgd10", "autoattack") for eps in (1, 2, 4)),
+    ]
+    rows: list[list[Value]] = []
+    for name in filter(measured.__contains__, trainings):
+        found = [
+            [
+                cell
+                for cell in measured[name]
+                if cell.attack == attack and math.isclose(cell.eps, eps, abs_tol=1e-9)
+            ]
+            for attack, eps in conditions
+        ]
+        images = [sum(cell.n for cell in cells) for cells in found]
+        # What has not been measured on all of them is left open.
+        correct = [
+            f"{sum(cell.correct for cell in cells)}" if n == max(images) else None
+            for cells, n in zip(found, images, strict=True)
+        ]
+        rows.append([name, f"{max(images)}", *correct])
+    heads = [
+        "training",
+        "images",
+        "clean",
+        *(f"{attack}, ε = {eps}/255" for attack in ("PGD-10", "AutoAttack") for eps in (1, 2, 4)),
+    ]
+    return markdown(Table(title="AutoAttack", columns=heads, rows=rows)).partition("\n\n")[2]
+
+
 def proxies() -> str:
     """What became of the hypotheses, from the results in docs/results, and the accuracies behind them."""
     with tempfile.TemporaryDirectory() as place:
@@ -171,7 +207,12 @@ def proxies() -> str:
         return "\n".join([f"{proxies_summary(numbers)}\n", *map(markdown, tables.values())])
 
 
-TABLES: dict[str, Callable[[], str]] = {"protocols": protocols, "cost": cost, "proxies": proxies}
+TABLES: dict[str, Callable[[], str]] = {
+    "protocols": protocols,
+    "cost": cost,
+    "autoattack": autoattack,
+    "proxies": proxies,
+}
 
 
 def made_anew(page: str) -> str:
