@@ -23,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-long test-processors test-slow lint format types docs docs-figures build constraints clean distclean
+.PHONY: help install quickstart test test-long test-lowest test-processors test-slow lint format types docs docs-figures build constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +55,11 @@ NUMERICAL := tests/attack tests/method tests/model tests/training tests/evaluati
 test-processors: $(STAMP)  ## the numerical tests as on a processor with AVX2, and on one with SSE4
 	$(AVX2) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(NUMERICAL) $(ARGS)
 	$(SSE4) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(NUMERICAL) $(ARGS)
+
+test-lowest: $(STAMP)  ## the tests with the oldest versions that pyproject.toml allows, in an environment of their own
+	"$(PYTHON)" -m venv --clear $(VENV)-lowest
+	$(BIN)/uv pip install --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 test-long: $(STAMP)  ## the long tests only
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'long and not slow and not network' $(ARGS)
