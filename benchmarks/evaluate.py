@@ -1,4 +1,4 @@
-"""Our evaluation attacks beside the obvious implementation and beside AutoAttack by its authors, in one run.
+"""Our evaluation attacks compared with the obvious implementation and with the official AutoAttack, in one run.
 
     python benchmarks/evaluate.py                                    # mini
     python benchmarks/evaluate.py --model ViT-B-32/random --classes 1000 --images 16 --attacks pgd10 cw10
@@ -8,12 +8,12 @@
 
 (a) the obvious implementation: every step encodes the class prompts again and attacks every image of the batch to the
 end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget; left out
-where it is not installed. Images are decoded anew in every run of all three. PGD-10 runs once untimed, which loads
-kernels and files; then the candidates are interleaved. Each row has the medians, the ratio of the medians, and the
-robust accuracy, which is judged in float32 for all. With fewer than ten classes both have as many targets as there are
-wrong classes; with fewer than four there is no official APGD-T, so that ensembles leave it out.
+if it is not installed. Images are decoded anew in every run of all three. A warm-up run of PGD-10 loads kernels and
+files; then the candidates are interleaved. Each row has the medians, the ratio of the medians, and the robust accuracy,
+which is evaluated in float32 for all. With fewer than ten classes both have as many targets as there are wrong classes;
+with fewer than four there is no official APGD-T, so (b) is left out for it and for ensembles that contain it.
 
-Images are those of a mini set (for another resolution enlarged). For random weights the labels are the model's own
+Images are those of a mini set (resized for other resolutions). For random weights the labels are the model's own
 answers, so that there is something to attack.
 """
 
@@ -51,16 +51,16 @@ class Arguments:
     """Names as `advflyp eval` takes them; members of AutoAttack may be joined by "+"."""
     set: str = "mini/emoji-groups"
     classes: int | None = None
-    """Class prompts: the first of the set, with their images, or made-up names after all of its own."""
+    """Number of class prompts: the set's first classes with their images, or all of them and made-up names."""
     images: int = 64
     batch_size: int = 64
     eps: str = "1/255"
     precision: Precision = "fp32"
-    """Of our search. The others run in float32, so anything else compares more than the implementations."""
+    """Precision of our search. The others run in float32, so anything else compares precisions as well."""
     ours_only: bool = False
-    """Time nothing beside our implementation."""
+    """Time only our implementation."""
     repeats: int = 3
-    """Timed runs of each."""
+    """Timed runs of each candidate."""
     device: str = "auto"
     json: Path | None = None
     """File for the results."""
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def with_classes(labelled: LabelledSet, count: int) -> LabelledSet:
-    """The set with so many class prompts: its first classes and their images, or more classes without any."""
+    """The set with `count` class prompts: its first classes and their images, or further classes without images."""
     extra = [f"thing number {i}" for i in range(count - len(labelled.classes))]
     classes = [*labelled.classes, *extra][:count]
     index = [place for place, label in enumerate(labelled.labels.tolist()) if label < count]
@@ -104,7 +104,7 @@ def with_classes(labelled: LabelledSet, count: int) -> LabelledSet:
 def candidates(
     model: CLIP, labelled: LabelledSet, attack: str, arguments: Arguments
 ) -> dict[str, Callable[[], float]]:
-    """What is compared on an attack: each returns a robust accuracy, and so waits for the device."""
+    """The implementations to compare on an attack; each returns a robust accuracy, and so waits for the device."""
     threat = Threat(eps=number(arguments.eps, "--eps"))
     runs = {"ours": lambda: ours(model, labelled, attack, threat, arguments)}
     if arguments.ours_only:
@@ -117,12 +117,12 @@ def candidates(
 
 
 def needs_more(attack: str, labelled: LabelledSet) -> bool:
-    """Whether the official targeted DLR loss, of the four highest logits, has too few classes."""
+    """Whether there are too few classes for the official targeted DLR loss, which takes the four highest logits."""
     return len(labelled.classes) < 4 and bool({"autoattack", "apgd-t"} & {*attack.split("+")})
 
 
 def measure(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
-    """{candidate: {"seconds", "accuracy", "ratio"}}, the ratio being that of the medians to ours."""
+    """{candidate: {"seconds", "accuracy", "ratio"}}, where "ratio" is the median divided by ours."""
     accuracy: dict[str, float] = {}
 
     def noted(name: str) -> Callable[[], None]:
@@ -144,7 +144,7 @@ def cell(row: dict[str, dict[str, float]], candidate: str) -> str:
 
 
 def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> LabelledSet:
-    """The pictures that are used, each with the class the model sees in it."""
+    """The images that are used, each labelled with the model's own answer."""
     evaluator = Evaluator(model, labelled)
     index = labelled.subset(arguments.images, 0)
     batches = labelled.batches(model.preprocess, arguments.batch_size, index)
@@ -165,7 +165,7 @@ def batches(model, labelled, arguments: Arguments):
 
 
 def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
-    """Prompts encoded in every forward pass, every image attacked to the last step, judged at the end."""
+    """Prompts encoded in every forward pass, every image attacked to the last step and evaluated at the end."""
     loss = cross_entropy if name.startswith("pgd") else margin
     steps, right = int(name.removeprefix("pgd").removeprefix("cw")), 0
     prompts = [labelled.templates[0].format(c) for c in labelled.classes]

@@ -1,7 +1,7 @@
-"""The figures that go into a table, read from what benchmarks and commands write.
+"""The figures of a table, read from the files that benchmarks and commands write.
 
-Each reader takes a result file and returns (what, figure) pairs, in words that stand without the file. Only the
-standard library is imported, so that this works where nothing is installed yet.
+Each reader takes a result file and returns (what, figure) pairs that can be read without the file. Only the standard
+library is imported, so that this works before anything is installed.
 """
 
 import json
@@ -15,12 +15,12 @@ Figures = list[tuple[str, str]]
 
 ATTACKS = {"pgd10": "PGD-10", "cw10": "CW-10", "autoattack": "AutoAttack"}
 RIVALS = {"obvious": "the obvious implementation", "official": "pyautoattack"}
-# The radius by which the quickstart is judged.
+# The radius of the robust accuracy that is shown for the quickstart.
 QUICKSTART_EPS = 2 / 255
 
 
 def tests(path: Path) -> Figures:
-    """Of pytest's JUnit file."""
+    """Figures from pytest's JUnit file."""
     suite = next(ElementTree.parse(path).getroot().iter("testsuite"))
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
@@ -34,12 +34,12 @@ def tests(path: Path) -> Figures:
 
 
 def nothing(_: Path) -> Figures:
-    """Of a stage that only prepares another one."""
+    """No figures, for a stage that only prepares another one."""
     return []
 
 
 def training(path: Path) -> Figures:
-    """Of a run's metrics.jsonl: medians of all lines but the first, which has what happens once."""
+    """Figures from a run's metrics.jsonl: medians of all lines but the first, which includes one-time costs."""
     lines = [line for line in _lines(path) if line["kind"] == "train"]
     if len(lines) < 2:
         return []
@@ -56,7 +56,7 @@ def training(path: Path) -> Figures:
 
 
 def train_step(path: Path) -> Figures:
-    """Of benchmarks/train_step.py."""
+    """Figures from benchmarks/train_step.py."""
     figures = []
     for row in _rows(path):
         setting = [row["model"], row["precision"], f"batch {row['batch_size']:,}"]
@@ -75,7 +75,7 @@ def train_step(path: Path) -> Figures:
 
 
 def evaluation(path: Path) -> Figures:
-    """Of benchmarks/evaluate.py."""
+    """Figures from benchmarks/evaluate.py."""
     tree = json.loads(path.read_text(encoding="utf-8"))
     setting = tree["arguments"]
     figures = []
@@ -94,7 +94,7 @@ def evaluation(path: Path) -> Figures:
 
 
 def loading(path: Path) -> Figures:
-    """Of benchmarks/loader.py."""
+    """Figures from benchmarks/loader.py."""
     figures = []
     for row in _rows(path):
         rate = row["images_per_second"]
@@ -111,7 +111,7 @@ def loading(path: Path) -> Figures:
 
 
 def quickstart(path: Path) -> Figures:
-    """Of the quickstart's results.jsonl: mean accuracies over its sets, before and after."""
+    """Figures from the quickstart's results.jsonl: mean accuracies over its sets, before and after."""
     cells = _lines(path)
     figures = []
     for title, attack, eps in (("clean", "clean", 0.0), ("PGD-10, ε = 2/255", "pgd10", QUICKSTART_EPS)):
@@ -126,13 +126,13 @@ def quickstart(path: Path) -> Figures:
 
 
 def headline(path: Path) -> Figures:
-    """Of benchmarks/headline.py: how far it came; the accuracies are a table of their own."""
+    """Figures from benchmarks/headline.py: how far it came; the accuracies have a table of their own."""
     finished, planned = (sum(row[key] for row in _rows(path)) for key in ("finished", "planned"))
     return [("mini reproduction's headline", f"{finished} of {planned} models measured")]
 
 
 def headline_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of benchmarks/headline.py as Markdown; a dash where a set is missing."""
+    """Rows of benchmarks/headline.py as Markdown; a dash if a set is missing."""
     conditions = list(dict.fromkeys(title for row in rows for title in row["accuracy"]))
     lines = [
         "| mean accuracy in % | seeds | " + " | ".join(conditions) + " |",

@@ -3,11 +3,11 @@
     benchmarks/gpu.sh check --out gpu-results
     benchmarks/gpu.sh reproduce --out gpu-results
     benchmarks/gpu.sh compile --out gpu-results
-    benchmarks/gpu.sh check --device cpu --tiny        # the same stages on a CPU, with tiny sizes: figures of no use
+    benchmarks/gpu.sh check --device cpu --tiny        # the same stages on a CPU, with tiny sizes: meaningless figures
 
-A call is a row of stages, each a command that one could type. A stage that fails or exceeds its time leaves the others
-to go on, and after each of them CALL.json (everything), CALL.md (the table for docs/performance.md) and CALL.log (what
-was printed) in `--out` are whole. Nothing on the machine is changed: wheels are unpacked into `--work`, and the
+A call is a sequence of stages, each a command that one could type. A stage that fails or times out does not stop the
+others. After each stage, CALL.json (everything), CALL.md (the table for docs/performance.md) and CALL.log (what was
+printed) in `--out` are complete. Nothing on the machine is changed: wheels are unpacked into `--work`, and the
 checkout is used as it is. This file needs only the standard library.
 """
 
@@ -32,13 +32,13 @@ from figures import Figures, headline_table
 from stages import CALLS, SECONDS, Stage
 from timing import ROOT, write_json
 
-# Seconds a stopped stage has to end by itself.
+# Grace period of a stopped stage, in seconds.
 GRACE = 5.0
-# What a reader meets in a file of another form than it knows; the stages after it go on all the same.
+# What a reader raises on a file in an unexpected format; later stages still run.
 UNREADABLE = (LookupError, TypeError, ValueError, ElementTree.ParseError)
-# What `headline.py` needs to begin, to stop its processes and to write its table.
+# Seconds that `headline.py` needs to start, to stop its processes and to write its table.
 AROUND_HEADLINE = 45.0
-# What an image with torch, torchvision, timm, accelerate, transformers, pyarrow, scikit-learn and pytest lacks.
+# What a container with torch, torchvision, timm, accelerate, transformers, pyarrow, scikit-learn and pytest lacks.
 PACKAGES = (
     "braceexpand", "ftfy", "open-clip-torch", "simplejpeg", "tomli-w", "wcwidth",
 )  # fmt: skip
@@ -47,7 +47,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a stage."""
+    """The outcome of a stage."""
 
     name: str
     command: str
@@ -109,9 +109,9 @@ class Call:
 
 
 def gpu_tests(folder: Path) -> list[str]:
-    """The test files that mark something `gpu`, and the folders whose fixtures do.
+    """The test files with a `gpu` mark, and the folders whose conftest.py has one.
 
-    Others are not even imported: they may need what is not there.
+    Others are not even imported: what they need may be missing.
     """
     marked = [path for path in folder.rglob("*.py") if marks_gpu(path.read_text(encoding="utf-8"))]
     found = [path.parent if path.name == "conftest.py" else path for path in marked]
@@ -119,7 +119,7 @@ def gpu_tests(folder: Path) -> list[str]:
 
 
 def marks_gpu(program: str) -> bool:
-    """Whether `mark.gpu` is in the code, not only in a string of it."""
+    """Whether `mark.gpu` is in the code itself, not only in a string."""
     attributes = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Attribute)]
     return any(
         node.attr == "gpu" and isinstance(node.value, ast.Attribute) and node.value.attr == "mark"
@@ -137,7 +137,7 @@ class Setting:
     environment: dict[str, str]
 
     def left_out(self, stage: Stage) -> str:
-        """Why a stage is not run; empty where it is."""
+        """Why a stage is not run; empty if it is."""
         if self.tiny and not stage.tiny:
             return "it has no tiny size"
         if "{tests}" in stage.command and not self.values["tests"]:
@@ -146,7 +146,7 @@ class Setting:
 
 
 def allowance(limit: float, later: Sequence[float], left: float) -> float:
-    """Seconds for a stage: all that is left but what later ones are sure of, and at least its own limit."""
+    """Seconds for a stage: the time left minus the limits of later ones, but at least its own limit if that is left."""
     return min(left, max(limit, left - sum(later)))
 
 
@@ -179,7 +179,7 @@ def run_stage(stage: Stage, seconds: float, setting: Setting, log: TextIO) -> Ou
         outcome.status = f"stopped after {seconds:.0f} s"
     elif code != 0:
         outcome.status = f"failed with exit code {code}"
-    # What a stage wrote before it failed counts.
+    # Results written before a failure count.
     result = setting.work / stage.result
     if result.is_file():
         try:
@@ -194,7 +194,7 @@ def run_stage(stage: Stage, seconds: float, setting: Setting, log: TextIO) -> Ou
 def run_command(
     command: Sequence[str], seconds: float, environment: dict[str, str], log: TextIO | int
 ) -> int | None:
-    """The exit code; None where time was up. Nothing that the command started is left running."""
+    """The exit code; None on a timeout. Nothing that the command started is left running."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -207,7 +207,7 @@ def run_command(
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the processes of a session to end, then end them."""
+    """Ask the processes of a session to end, then kill them."""
     for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, number)
@@ -220,7 +220,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def prepare(options: argparse.Namespace, log: TextIO) -> tuple[dict[str, str], dict[str, Any]]:
-    """The environment of all stages, and what `timing.py` says of the machine. Exits with 2 where nothing can run."""
+    """The environment of all stages, and what `timing.py` says about the machine. Exits with 2 if nothing can run."""
     site, path = options.work / "site-packages", os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
@@ -257,13 +257,13 @@ def fail(message: str) -> NoReturn:
 
 def run_call(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.seconds
-    # So that a call that is stopped stops what it has started.
+    # A call that is stopped also stops what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.work.mkdir(parents=True, exist_ok=True)
     with open(options.work / "prepare.log", "w", encoding="utf-8") as log:
         environment, found = prepare(options, log)
     work = options.work / options.call
-    if options.call != "reproduce":  # which goes on where it was
+    if options.call != "reproduce":  # which resumes
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -303,7 +303,7 @@ def pack(study: Path, archive: Path) -> None:
 
 
 def download(options: argparse.Namespace) -> int:
-    """A folder of wheels for another Python: the pinned versions, or the newest where a pin has no wheel for it."""
+    """Download wheels for another Python: the pinned versions, or the newest if a pin has no wheel for it."""
     options.folder.mkdir(parents=True, exist_ok=True)
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {line.partition("==")[0]: line.partition(";")[0].strip() for line in lines if "==" in line}

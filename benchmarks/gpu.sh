@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a GPU is needed for, offline, in three calls of under nine minutes each:
 #
-#   benchmarks/gpu.sh wheels FOLDER --python 3.12      before, where there is a network: what the GPU's Python lacks
+#   benchmarks/gpu.sh wheels FOLDER --python 3.12      first, with a network: packages that the GPU's Python lacks
 #   benchmarks/gpu.sh check --wheels FOLDER            tests, training, attacks, loader, quickstart
 #   benchmarks/gpu.sh reproduce --wheels FOLDER        training from shards, the mini reproduction's headline
 #   benchmarks/gpu.sh compile --wheels FOLDER          the training step through torch.compile, in three ways

@@ -1,11 +1,11 @@
-"""The mini reproduction's headline: every method with several seeds, by several processes on one device.
+"""The mini reproduction's headline: every method with several seeds, run by several processes on one device.
 
     python benchmarks/headline.py --out build/headline
     python benchmarks/headline.py --out build/headline --seeds 5 --seconds 400
 
-A model of 3 million weights leaves most of a GPU idle, so the processes share it; they share the folder as several
-`advflyp reproduce` do, and a second call goes on where the first ended. Measured are Tables 2, 4, 10 and 11: clean,
-PGD-10 and CW-10 at three radii on the ten mini sets. AutoAttack (Table 1) takes longer than all of that, and
+A model of 3 million weights leaves most of a GPU idle, so several processes share it. They share the folder as several
+`advflyp reproduce` do, and a second call resumes the first. It measures Tables 2, 4, 10 and 11: clean, PGD-10 and CW-10
+at three radii on the ten mini sets. AutoAttack (Table 1) takes longer than all of that;
 `advflyp reproduce --only table1` adds it to the same folder.
 """
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = ("table2", "table4", "table10", "table11")
 KNOWN_RATES = ROOT / "docs/results/reproduce-mini/tuning.json"
-# More processes than this wait for one another on a single device.
+# Beyond this number, processes on a single device wait for one another.
 MOST = 12
-# Seconds a process has to end by itself.
+# Grace period of a stopped process, in seconds.
 GRACE = 10.0
 
 
@@ -39,7 +39,7 @@ class Arguments:
     """What to run."""
 
     out: Path
-    """Folder for runs and results; `advflyp reproduce --scale mini --out` goes on in it."""
+    """Folder for runs and results; `advflyp reproduce --scale mini --out` can continue it."""
     seeds: int = 3
     """Trainings of each method."""
     methods: tuple[str, ...] = ()
@@ -49,13 +49,13 @@ class Arguments:
     limit: int | None = None
     """Images of each set; 60 by default."""
     search_rates: bool = False
-    """Search the learning rates anew; by default those of docs/results/reproduce-mini are taken."""
+    """Search the learning rates anew; by default those of docs/results/reproduce-mini are used."""
     processes: int | None = None
-    """As many as there are cores, 12 at the most, by default."""
+    """Number of processes; by default one per core, at most 12."""
     seconds: float | None = None
-    """Stop the processes after so long; the table then has what is finished."""
+    """Stop the processes after this many seconds; the table then has what is finished."""
     device: str = "auto"
-    """Only for the description: `advflyp reproduce` takes CUDA where there is one."""
+    """Only for the description of the machine: runs use CUDA if there is a device."""
     json: Path | None = None
     """File for the results."""
 
@@ -100,9 +100,9 @@ def work(arguments: Arguments) -> None:
 
 
 def run_processes(arguments: Arguments) -> bool:
-    """False where a process failed; one that is stopped because time is up does not."""
+    """False if a process failed; one that is stopped because time is up has not."""
     count = arguments.processes or min(os.cpu_count() or 1, MOST)
-    # Of so small a model no operation is worth several threads.
+    # With so small a model no operation is worth several threads.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(arguments,)) for _ in range(count)]
@@ -118,7 +118,7 @@ def run_processes(arguments: Arguments) -> bool:
 
 
 def stop(processes: Sequence[BaseProcess]) -> None:
-    """End what still runs; what it had finished is in the folder."""
+    """Stop the processes that still run; what they had finished is in the folder."""
     running = [process for process in processes if process.is_alive()]
     for process in running:
         process.terminate()
@@ -131,7 +131,7 @@ def stop(processes: Sequence[BaseProcess]) -> None:
 
 
 def progress(plan: "Plan", folder: Path) -> dict[str, dict[str, int]]:
-    """Label of a method → how many seeds are "planned" and "finished"."""
+    """Method label → number of seeds "planned" and "finished"."""
     from advflyp.paper.steps import is_done, steps_of
 
     counts = {run.label: {"planned": 0, "finished": 0} for run in plan.runs}
@@ -144,8 +144,8 @@ def progress(plan: "Plan", folder: Path) -> dict[str, dict[str, int]]:
 def read_rows(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
     """A row for each method of `counts`: its label, its counts and, for each condition, the mean over all sets in %.
 
-    Conditions are "clean", "PGD-10, ε = 1/255" and so on. Each is {"mean", "deviation", "seeds"} of the seeds that all
-    sets were measured of; the deviation is the sample standard deviation over seeds, None of one seed.
+    Conditions are "clean", "PGD-10, ε = 1/255" and so on. Each is {"mean", "deviation", "seeds"} over the seeds
+    measured on all sets; "deviation" is the sample standard deviation over seeds, None for a single seed.
     """
     from advflyp.paper.study import read_study
     from advflyp.report.measure.results import Results

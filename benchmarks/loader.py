@@ -1,12 +1,12 @@
-"""From shards of JPEGs to batches of 224 pixels: images a second and core, beside the plain way.
+"""From shards of JPEGs to batches of 224 pixels: images per second and core, compared with the plain way.
 
     python benchmarks/loader.py                     # decoders on one core, then the whole loader
     python benchmarks/loader.py --workers 1 2 4 8   # on a machine with as many cores
 
 Images are crops of scikit-learn's two photographs, 256 to 512 pixels, JPEG quality 90. The plain way is Pillow,
-torchvision's transforms (open_clip's own preprocessing) and a DataLoader over files. The candidates are interleaved
-after one untimed run of each; rates are medians, in processor time where it says so (which other programs disturb
-less), and differences are against the plain way's pixels, in grey levels of 255.
+torchvision's transforms (open_clip's own preprocessing) and a DataLoader over files. Runs are interleaved after one
+warm-up run of each. Rates are medians, of processor time where stated (other programs disturb it less). Differences
+are from the plain way's pixels, in grey levels of 255.
 """
 
 import io
@@ -53,11 +53,11 @@ class Arguments:
     batch_size: int = 64
     workers: tuple[int, ...] = (1, 2)
     repeats: int = 5
-    """Timed runs of each."""
+    """Timed runs of each candidate."""
     json: Path | None = None
     """File for the results."""
     stream: int = 20_000
-    """Images of the long stream whose memory is watched; 0 leaves it out."""
+    """Images in the long stream that peak memory is measured on; 0 skips it."""
     write: Path | None = None
     """Folder to write the images to, as a shard; nothing is timed."""
 
@@ -179,7 +179,7 @@ def write_shards(folder: Path, data: list[bytes]) -> None:
 
 
 def tokenized(pairs: Pairs) -> Iterator[Tensor]:
-    """The images of an epoch whose captions are all new, as in the first of a training."""
+    """The images of an epoch; untokenized captions are tokenized here, as in the first epoch of a training."""
     for batch in pairs.epoch(0):
         if not len(batch.tokens):
             TOKENIZER(batch.captions)
@@ -191,7 +191,7 @@ def caption(number: int) -> str:
 
 
 def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> None:
-    """Whole loaders, captions tokenized, and the processor time that each takes of the training's own process."""
+    """Time whole loaders, tokenization included, and the processor time each takes from the training's process."""
     print(f"\n{'whole loaders':36} {'images/s':>9} {'ratio':>6} {'ms an image of the own process':>31}")
     for workers in arguments.workers:
         plainly = DataLoader(
@@ -233,7 +233,7 @@ def loaders(files: Path, shards: Path, arguments: Arguments, record: Record) -> 
 
 
 def lock_share(data: list[bytes], shards: Path) -> None:
-    """How much of an image's time holds the interpreter lock: what limits one process however many cores it has."""
+    """The time per image under the interpreter lock, which limits a process on any number of cores, and outside it."""
     config = DataConfig(train=str(shards), batch_size=64, workers=1)
     pairs = open_training(config, "pairs", READER, seed=0, device=torch.device("cpu"))
     start = process_time()

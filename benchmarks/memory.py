@@ -1,11 +1,11 @@
-"""What a training step keeps in memory, by model, batch and setting, as autograd and the optimiser hold it.
+"""The memory of a training step that autograd and the optimiser hold, by model, batch size and setting.
 
     python benchmarks/memory.py                      # ViT-B/32, ViT-B/16, ViT-L/14
     python benchmarks/memory.py --models mini-vit
 
-Counts, on a CPU and without training: bytes of weights, gradients, momentum and frozen original; of the tensors that
-autograd keeps for one pair in the outer step, whose adversarial and clean images go through the tower together; and of
-the images themselves. From these follows the table, in GB. What a device's allocator adds is not in it: 10–20 %.
+Counted on a CPU, without training: the bytes of weights, gradients, momentum and frozen original; of the tensors that
+autograd saves for one pair in the outer step, where adversarial and clean images go through the tower together; and of
+the images themselves. The table, in GB, follows from these. It excludes the 10–20 % that a device's allocator adds.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Arguments:
 
 
 def kept(model: CLIP, images: int) -> int:
-    """Bytes that autograd keeps of a forward over so many images, without the weights."""
+    """Bytes that autograd saves in a forward pass over `images` images, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
 
@@ -46,7 +46,7 @@ def kept(model: CLIP, images: int) -> int:
 
 
 def per_image(model: CLIP) -> float:
-    # Of four images less of two: what does not grow with the batch, such as cast weights, goes out.
+    # Four images minus two: what does not grow with the batch, such as cast weights, cancels.
     return (kept(model, 4) - kept(model, 2)) / 2
 
 
@@ -74,8 +74,8 @@ def main() -> None:
         for setting, size, micro in settings:
             row = f"{name:17} {setting:42} {fixed / 1e9:7.1f}"
             for batch in BATCHES:
-                # The clean and the adversarial image, and the gradient of the latter; of the outer step both branches,
-                # one after the other where they go in parts.
+                # Clean and adversarial images, and the gradient of the latter. The outer step holds both branches, or,
+                # with micro-batches, one after the other.
                 images = 3 * image * batch
                 activations = size * (2 * batch if micro is None else min(micro, batch))
                 row += f"{(fixed + images + activations) / 1e9:9.1f}"

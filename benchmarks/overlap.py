@@ -1,10 +1,10 @@
-"""What the perceptual hash of `advflyp data overlap` finds, what it takes for a copy wrongly, and what it costs.
+"""The perceptual hash of `advflyp data overlap`: the copies it finds, its false positives, and its cost.
 
     python benchmarks/overlap.py
 
-Changed copies and different pictures are those of the mini sets and, as photographs, crops of scikit-learn's two, which
-overlap one another, so that for them only copies are counted. The last lines compare all pictures of the training
-corpus with those of the test sets, and random hashes with 100,000 others.
+Images are those of the mini sets and, as photographs, crops of scikit-learn's two. The crops overlap one another, so
+for them only altered copies are counted, not pairs of different images. The last lines compare all images of the
+training corpus with those of the test sets, and random hashes with 100,000 others.
 """
 
 import io

@@ -1,10 +1,10 @@
-"""What a step of one recipe costs beside another's, alternating in one process: seconds and arithmetic.
+"""The cost of a training step of several recipes, interleaved in one process: seconds and arithmetic.
 
     python benchmarks/recipes.py                       # AdvFLYP_full and its cheaper twin on ViT-B/32, batch 16
     python benchmarks/recipes.py --recipes mini/advflyp_full mini/advflyp_fast --model mini-vit --batch-size 128
 
-Each recipe trains a model of its own on the embedded pairs. One with a schedule of sizes (`data.schedule`) is timed at
-each of them, and its mean is weighted by their shares of the run.
+Each recipe trains a model of its own on the embedded pairs. A recipe with a schedule of image sizes (`data.schedule`)
+is timed at each size, and its mean is weighted by their shares of the run.
 """
 
 import logging
@@ -36,7 +36,7 @@ class Arguments:
     steps: int = 5
     """Timed steps of each recipe at each of its sizes."""
     warmup: int = 2
-    """Steps of each before the first that is timed."""
+    """Warm-up steps of each recipe at each of its sizes."""
     device: str = "auto"
     json: Path | None = None
     """File for the results."""
@@ -57,7 +57,7 @@ def opened(recipe: str, arguments: Arguments, folder: Path) -> TrainingRun:
 
 
 def sizes(run: TrainingRun) -> dict[int, tuple[float, int]]:
-    """Of each size of the run's images: its share of the run, and the first step that is taken at it."""
+    """Image size → its share of the run, and the first step at that size."""
     found, done = {}, 0.0
     for size, share in run.recipe.data.schedule or ((max(run.model.image_size), 1.0),):
         found[size] = share, round(done * run.total_steps)
@@ -66,7 +66,7 @@ def sizes(run: TrainingRun) -> dict[int, tuple[float, int]]:
 
 
 def timed_step(run: TrainingRun, batch: Batch, number: int) -> float:
-    """Seconds of one update, as the step of this number."""
+    """Seconds of one update, taken as step `number`."""
     run.state.step = number
     begun = perf_counter()
     update(run, batch).metrics["loss"].item()

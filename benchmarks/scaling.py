@@ -1,11 +1,11 @@
-"""Weak scaling of a training step over processes, and what they exchange.
+"""Weak scaling of a training step over processes, and the bytes they exchange.
 
     python benchmarks/scaling.py                     # 1, 2 and 4 processes on this machine, mini, 32 pairs each
     python benchmarks/scaling.py --model ViT-B-32/random --per-process 256 --processes 1 2 4 8    # GPUs
     python benchmarks/scaling.py --extrapolate       # arithmetic only: 8, 64 and 512 GPUs
 
-Bytes are counted where they are handed to torch.distributed, once a process and step. The extrapolation states its
-assumptions; the bytes and operations in it follow from the method.
+Bytes are counted where they are handed to torch.distributed, per rank and step (DDP's gradients by their size). The
+extrapolation states its assumptions; the bytes and operations in it follow from the method.
 """
 
 import json
@@ -48,11 +48,11 @@ class Arguments:
 
     model: str = "mini/random"
     per_process: int = 32
-    """Pairs of a batch that each process has."""
+    """Pairs per process in each batch."""
     processes: tuple[int, ...] = (1, 2, 4)
     precision: str = "fp32"
     steps: int = 6
-    """Timed steps of a round, after two that are not."""
+    """Timed steps per round, after two warm-up steps."""
     rounds: int = 2
     """Rounds over all numbers of processes; the medians are over the steps of all rounds."""
     extrapolate: bool = False
@@ -60,7 +60,7 @@ class Arguments:
 
 
 def work(folder: Path, steps: int) -> None:
-    """One process: times and bytes of its steps."""
+    """One process: measures the times and bytes of its steps."""
     import torch
     import torch.distributed as dist
 
@@ -162,13 +162,13 @@ def scaling(arguments: Arguments) -> None:
 # Assumptions of the extrapolation, for H100s in nodes of eight.
 PER_GPU = 256
 GFLOP_PER_PAIR = 97.0  # AdvFLYP_full with PGD-2 on ViT-B/32: 11 forwards of 8.82 GFLOP
-RATE = 370e12  # operations a second that are reached in bf16: half of what large matrix products reach
+RATE = 370e12  # operations a second in bf16: half the rate of large matrix products
 LOGIT_RATE = 30e12  # of the float32 logits
 WITHIN, BETWEEN = (
     300e9,
     40e9,
 )  # bytes a second and GPU within a node (NVLink), between nodes (400 Gbit/s a GPU)
-LATENCY = 30e-6  # of a collective, times log2 of the processes
+LATENCY = 30e-6  # per collective, times log2 of the number of processes
 DIM, PARAMETERS, STEPS = 512, 87.8e6, 2
 COLLECTIVES = 1 + 2 * (STEPS + 1) + 6  # texts, log-sum-exps, scalars of the losses
 
@@ -185,17 +185,17 @@ def extrapolate() -> None:
     towers = PER_GPU * GFLOP_PER_PAIR * 1e9 / RATE
     for gpus in (1, 8, 64, 512):
         batch = PER_GPU * gpus
-        # n × N blocks: a product and its gradient in every step of the attack, and in the losses those of Eq. 1, and
-        # three of each regulariser's softmaxes, two of them with a gradient.
+        # n × N blocks: a product and its gradient in every step of the attack and in Eq. 1, and the three softmaxes of
+        # the logit regulariser, two of them with a gradient.
         products = 2 * STEPS + 2 + 5
         logits = products * 2 * PER_GPU * batch * DIM / LOGIT_RATE
         speed = WITHIN if gpus <= 8 else BETWEEN
         wait = LATENCY * (gpus - 1).bit_length()
         texts = 4 * DIM * (batch - PER_GPU)
-        # Two reductions, each of N numbers there and back, in every step of the attack and in the loss.
+        # Two all-reduces of N numbers, there and back, in every step of the attack and in the loss.
         sums = (STEPS + 1) * 2 * 2 * 4 * batch if gpus > 1 else 0
         gradients = 2 * 4 * PARAMETERS * (gpus - 1) / gpus
-        # They travel while the last backward pass goes on: 4 of the 11 forwards that a pair costs.
+        # They are sent during the last backward pass, 4 of the 11 forward-pass equivalents of a pair.
         late = max(0.0, gradients / speed - towers * 4 / 11)
         step = towers + logits + (texts + sums) / speed + COLLECTIVES * wait + late
         rows.append(

@@ -27,16 +27,16 @@ class Arguments:
     """Folder for the trainings."""
     mixtures: tuple[float, ...] = (0, 0.25, 0.5, 0.75)
     seeds: tuple[int, ...] = (1000, 1001)
-    """None of those that the comparison is made with."""
+    """Random seeds; none of those used in the comparison."""
     recipe: str = "mini/advflyp_soft"
     model: str = "mini-vit"
     rate: float = 1e-3
-    """Peak learning rate of all."""
+    """Peak learning rate of all trainings."""
     steps: int = 40
 
 
 def score(arguments: Arguments, mixture: float, seed: int) -> tuple[float, float]:
-    """Clean and robust accuracy (0–1) on the validation set after a training, which is carried out if need be."""
+    """Clean and robust accuracy (0–1) on the validation set after a training, which is run if need be."""
     folder = arguments.out / f"{mixture:g}-{seed}"
     keys = {
         "model.name": arguments.model,
@@ -56,7 +56,7 @@ def score(arguments: Arguments, mixture: float, seed: int) -> tuple[float, float
 
 
 def last(folder: Path, steps: int) -> tuple[float, float] | None:
-    """(clean, robust) after step `steps` as the run's metrics have it; None where it has not come so far."""
+    """(clean, robust) after step `steps`, from the run's metrics; None if it has not got that far."""
     metrics = folder / "metrics.jsonl"
     lines = map(json.loads, metrics.read_text().splitlines()) if metrics.is_file() else []
     found = [
@@ -66,7 +66,7 @@ def last(folder: Path, steps: int) -> tuple[float, float] | None:
 
 
 def chosen(scores: Mapping[float, Sequence[tuple[float, float]]]) -> float:
-    """The mixture with the best mean of clean and robust accuracy over its seeds; of equal ones the smallest."""
+    """The mixture with the best mean of clean and robust accuracy over its seeds; ties go to the smallest."""
     return max(sorted(scores), key=lambda mixture: statistics.mean(sum(one) / 2 for one in scores[mixture]))
 
 

@@ -1,4 +1,4 @@
-"""What `gpu.py` runs: the stages of its calls, as commands that one could type."""
+"""The stages of the calls of `gpu.py`, as commands that one could type."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import figures
 from figures import Figures
 
-# A call has to end within nine minutes, the stopping of its last stage included.
+# A call has to end within nine minutes, including the time to stop its last stage.
 SECONDS = 530.0
 
 
@@ -21,13 +21,13 @@ class Stage:
     {work} (a folder) are filled in.
 
     Attributes:
-        name: Of its row.
-        limit: Seconds that it is sure to have; what earlier stages leave over comes on top.
-        command: At full size.
-        tiny: At a size that shows that it runs; empty where there is none.
+        name: Name of its row.
+        limit: Guaranteed seconds; what earlier stages leave over comes on top.
+        command: Command at full size.
+        tiny: Command at a tiny size, to show that it runs; empty if there is none.
         output: Further arguments, which say where the figures go.
         result: The file with the figures, below {work}.
-        read: What makes figures of that file.
+        read: Reader of the figures in that file.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Stage:
         return (self.tiny if tiny and self.tiny else self.command).format(**values).strip()
 
     def words(self, tiny: bool, values: Mapping[str, Any]) -> list[str]:
-        """For this interpreter."""
+        """The words of the command line for this Python."""
         first, *others = self.typed(tiny, values).split()
         start = [sys.executable] if first == "python" else [sys.executable, "-m", first]
         # Split before anything is filled in: the folder's name may hold spaces.
@@ -59,7 +59,7 @@ AUTOATTACK = EVALUATE + "--model mini-vit --set mini/flags --attacks autoattack 
 LOADER = "python benchmarks/loader.py --stream 0 "
 HEADLINE = "python benchmarks/headline.py --device {device} --seeds {seeds} --seconds {seconds} "
 
-# What is short and needed most comes first, what may take long last, when time may be left over.
+# Short and important stages come first, long ones last, when time may be left over.
 CHECK = (
     Stage(
         name="tests",

@@ -1,9 +1,9 @@
-"""What a command takes before it has computed anything worth waiting for: a training of one step, beside the imports.
+"""The start-up time of a command: a training of one step, compared with the imports alone.
 
     python benchmarks/start.py
     python benchmarks/start.py --batch-size 128      # the recipe's own; its step is most of the difference
 
-Both are programs of their own, since the point is what starting one costs. The training reads the embedded corpus,
+Both run as separate programs, since starting one is what is measured. The training reads the embedded corpus,
 takes its step in float32 and writes what every run does: two checkpoints and the weights.
 """
 
@@ -27,7 +27,7 @@ class Arguments:
     recipe: str = "mini/advflyp_full"
     batch_size: int = 8
     repeats: int = 5
-    """Timed runs of each."""
+    """Timed runs of both."""
     json: Path | None = None
     """File for the results."""
 

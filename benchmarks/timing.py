@@ -22,17 +22,17 @@ from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Instruction sets that decide how fast a processor multiplies matrices, as the kernel calls them and as people do.
+# Instruction sets that decide how fast a processor multiplies matrices, by kernel name and by usual name.
 WIDTHS = (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("sse4_2", "SSE4.2"), ("sve", "SVE"), ("asimd", "NEON"))
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def describe_machine(device: str, commit: str | None = None) -> dict[str, Any]:
-    """What a figure has to be read with.
+    """Describe the machine that figures were measured on.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
-        commit: The measured commit, where the checkout is a copy without its history.
+        commit: The measured commit, if the checkout is a copy without its history.
 
     Returns:
         Device, processor, cores, threads, versions, driver, commit and date, all of them short strings or numbers.
@@ -56,7 +56,7 @@ def describe_machine(device: str, commit: str | None = None) -> dict[str, Any]:
 
 
 def instruction_sets() -> str:
-    """The processor's widest instructions and whether it multiplies bf16: "AVX-512, bf16"; only Linux tells."""
+    """The processor's widest instructions and whether it multiplies bf16: "AVX-512, bf16"; known only on Linux."""
     import torch
 
     flags: set[str] = set()
@@ -87,16 +87,16 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each of several runs that are to be compared.
+    """Time several runs that are to be compared: the seconds of each call, by name.
 
-    Every round makes all of them, every other round in reverse, so that whatever else the machine does disturbs them
+    Every round calls all of them, every other round in reverse order, so that other load on the machine affects them
     alike. A run on an accelerator must wait for its result.
 
     Args:
         runs: What to time, by name.
         rounds: Timed calls of each.
-        warmup: Calls of each before the first that is timed.
-        clock: `process_time` for what one core does, undisturbed by other programs.
+        warmup: Untimed calls of each before the first timed one.
+        clock: `process_time` for processor time of this process, which other programs disturb less.
     """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -116,7 +116,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 @dataclass
 class Record:
-    """What a benchmark measured. The file, if there is one, is whole after every row: an interrupted run leaves it."""
+    """What a benchmark measured. Its file, if any, is complete after every row, also if the run is interrupted."""
 
     benchmark: str
     path: Path | None
@@ -132,7 +132,7 @@ class Record:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """The whole file or the one before, never a part."""
+    """Write the whole file or leave the one before, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
     draft.write_text(json.dumps(tree, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
@@ -140,13 +140,11 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def _output(*command: str) -> str:
-    """The first line of what a program prints; nothing where it is not there or fails."""
+    """The first line that a program prints; empty if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return ""
-    lines = subprocess.run(
-        command, capture_output=True, text=True, check=False, encoding="utf-8"
-    ).stdout.splitlines()
-    return lines[0].strip() if lines else ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+    return "" if done.returncode else done.stdout.partition("\n")[0].strip()
 
 
 def _name(requirement: str) -> str:

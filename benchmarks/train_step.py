@@ -1,16 +1,16 @@
-"""Our AdvFLYP step beside a plain transcription of Algorithm 1, alternating in one process.
+"""Our AdvFLYP step compared with a plain transcription of Algorithm 1, interleaved in one process.
 
     python benchmarks/train_step.py              # mini and ViT-B/32; batch 16 on a CPU, 256 and 1,024 on CUDA
-    python benchmarks/train_step.py --all        # and the last model at the last precision through torch.compile
+    python benchmarks/train_step.py --all        # also the last model at the last precision through torch.compile
     python benchmarks/train_step.py --models ViT-B-32/random --precisions bf16 --compile default static graphs
-    python benchmarks/train_step.py --profile profile       # what our step's time goes into, a file for each row
+    python benchmarks/train_step.py --profile profile       # where our step's time goes, a file for each row
 
-Prints, for the basic and the full method at each precision, the median seconds of each with their range, the ratio
-of the medians, and the ratio of their arithmetic, counted by the dispatcher: what fewer operations alone would give.
-Both do PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are printed. The
-transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, perturbs through
-`loss.backward()`, which computes the gradients of the weights too, runs the adversarial, clean and original
-branches one after another, and has open_clip's own layers.
+Prints, for the basic and the full method at each precision, the median seconds of both with their range, the ratio
+of the medians, and the ratio of their arithmetic, counted by the dispatcher: the speed-up that fewer operations alone
+would give. Both use PGD-2 from the same start, the same losses and SGD with momentum; the losses they reach are
+printed. The transcription follows the pseudocode line by line: it encodes the texts wherever a loss needs them, attacks
+through `loss.backward()`, which computes the gradients of the weights too, runs the adversarial, clean and original
+branches one after another, and uses open_clip's own layers.
 """
 
 import itertools
@@ -80,19 +80,19 @@ class Arguments:
     """16 on a CPU, 256 and 1,024 on CUDA by default."""
     precisions: tuple[str, ...] = ("fp32", "bf16")
     steps: int = 5
-    """Timed steps of each."""
+    """Timed steps of both."""
     warmup: int = 2
-    """Steps of each before the first that is timed; with `compile` the model is compiled in them."""
+    """Warm-up steps of both; with `compile` they include the compilation."""
     device: str = "auto"
     json: Path | None = None
     """File for the results."""
     compile: tuple[Compile, ...] = ()
-    """Our image tower through torch.compile instead: as `train.compile` does it, with a graph for each size of a
-    batch, and with these as CUDA graphs."""
+    """Run our image tower through torch.compile: `default` as `train.compile` does, `static` with a graph for each
+    batch size, `graphs` with these as CUDA graphs."""
     profile: Path | None = None
-    """Folder for the operations and kernels of our step, by the time they take, and the host's share of it."""
+    """Folder for profiles of our step: its operations and kernels by time, and the host's share of the time."""
     all: bool = False
-    """Without torch.compile, and the last model at the last precision also with it."""
+    """Run without torch.compile, and the last model at the last precision also with it."""
 
     def runs(self, batch_sizes: Sequence[int]) -> Iterator[tuple[str, int, bool, str, Compile | None]]:
         """Model, batch size, regularised, precision, how it is compiled."""
@@ -105,7 +105,7 @@ class Arguments:
 
 
 class PlainConv2d(torch.nn.Conv2d):
-    """As open_clip's, but in float32 also under bf16: perturbations would be lost in rounding."""
+    """As open_clip's, but in float32 even under bf16, in which rounding would lose the perturbations."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -166,7 +166,7 @@ class Measured:
     transcription: list[float]
     losses: tuple[float, float]
     arithmetic: float | None
-    """The transcription's, over ours; that of compiled code cannot be counted."""
+    """The transcription's divided by ours; None for compiled code, which cannot be counted, or without warm-up."""
 
     @property
     def median(self) -> dict[str, float]:
@@ -200,7 +200,7 @@ def measure(
     )
     recipe = read_recipe(path)
     run = build(recipe, folder / "run")
-    run.meter.counts = False  # all of a step is counted here
+    run.meter.counts = False  # a whole step is counted here
     if compiled is not None:
         for model in filter(None, (run.model, run.method.original)):
             model.visual.compile(**COMPILE[compiled])
@@ -242,14 +242,14 @@ def measure(
 
 
 def of_its_size(run: TrainingRun) -> Iterator[Batch]:
-    """The run's batches, enlarged to the model's images."""
+    """The run's batches, resized to the model's image size."""
     for batch in run.pairs.epoch(0):
         images = F.interpolate(batch.images.to(run.model.device), run.model.image_size, mode="bilinear")
         yield replace(batch, images=images)
 
 
 def write_profile(run: TrainingRun, batches: Iterator[Batch], path: Path, steps: int = 3) -> None:
-    """What the time of a step goes into: operations and kernels, and how long the device waits for the host."""
+    """Profile where the time of a step goes: operations and kernels, and how long the device waits for the host."""
     cuda = run.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     some = [next(batches) for _ in range(steps)]
@@ -277,14 +277,14 @@ def write_profile(run: TrainingRun, batches: Iterator[Batch], path: Path, steps:
 
 
 def shown(seconds: list[float]) -> str:
-    """The median with the least and the most: "0.345 s 0.340–0.352"."""
+    """The median with the range: "0.345 s 0.340–0.352"."""
     return f"{median(seconds):.3f} s {min(seconds):.3f}–{max(seconds):.3f}"
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random initialisation
-    # The corpus is read, and an image decoded, once for all measurements.
+    # The corpus is read, and each image decoded, only once for all measurements.
     compose.read_shards = cache(compose.read_shards)
     device = str(pick_device(arguments.device))
     record = Record("train_step", arguments.json, arguments, describe_machine(device))

@@ -297,3 +297,9 @@ def test_bases_in_a_circle(tmp_path: Path) -> None:
 
 def test_a_resolved_recipe_has_no_base() -> None:
     assert "base" not in tomllib.loads(read_recipe("mini/tecoa").toml())
+
+
+def test_the_page_on_recipes_has_every_key_and_recipe() -> None:
+    page = (CONFIGS.parent / "docs/recipes.md").read_text()
+    recipes = [path.stem for path in CONFIGS.glob("*.toml")]
+    assert [name for name in [*known_keys(), *recipes] if f"`{name}`" not in page] == []

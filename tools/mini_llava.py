@@ -6,7 +6,7 @@
     advflyp lvlm eval mini-llava --root data --tasks coco vqav2 --attack encoder --eps 2/255 --out lvlm.jsonl
 
 The tower is frozen; projector and language model learn from scratch to answer either of two questions with the name of
-the image. The same `train` continues a training that was stopped.
+the image. The same `train` command resumes a training that was stopped.
 """
 
 import json
@@ -60,7 +60,7 @@ TEMPLATE = (
     "{{ bos_token }}USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
 )
-EVERY = 200  # updates between two states on the disk
+EVERY = 200  # updates between two saved states
 OPTIM = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=50, lr_steps=None)
 
 
@@ -77,14 +77,14 @@ def train(
     """Train the model and write it as transformers does, in half precision.
 
     Args:
-        out: Its folder.
+        out: The model's folder.
         texts: Updates on names alone, each at less than half the cost of one with images: they teach the language model
             which names there are.
-        images: Updates on names behind their images.
-        batch_size: Names in each.
-        width: Of the language model.
-        layers: Of the language model.
-        words: Of its vocabulary.
+        images: Updates on names that follow their images.
+        batch_size: Names in each update.
+        width: Hidden size of the language model.
+        layers: Number of layers of the language model.
+        words: Size of its vocabulary.
         seed: Random seed.
     """
     torch.manual_seed(seed)
@@ -130,7 +130,7 @@ def train(
 
 
 def losses(model: LVLM, pairs: MiniLabelled, texts: int, done: int, seed: int) -> Iterator[Tensor]:
-    """The loss of each update behind `done`: of names alone, then of names behind their images."""
+    """The loss of each update after `done`: on names alone, then on names that follow their images."""
     for step in range(done, texts):
         rng = random.Random(f"{seed}/names/{step}")
         yield name_loss(model, rng.choices(pairs.classes, k=pairs.batch_size), rng)
@@ -145,7 +145,7 @@ def losses(model: LVLM, pairs: MiniLabelled, texts: int, done: int, seed: int) -
 
 
 def name_loss(model: LVLM, names: Sequence[str], rng: random.Random) -> Tensor:
-    """How unlikely names are behind a question without an image, in nats a token."""
+    """The cross-entropy of names after a question without an image, in nats per token."""
     tokenizer: Any = model.tokenizer
     before = [tokenizer(template(rng.choice(PROMPTS)).replace(f"{IMAGE}\n", "")).input_ids for _ in names]
     after = [tokenizer(f"{name}</s>").input_ids for name in names]
@@ -180,7 +180,7 @@ def untrained(width: int, layers: int, words: int) -> LVLM:
         text_config=language,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         tie_word_embeddings=True,
-        # Unlike LLaVA-1.5, which reads the patches one layer earlier: the class token is there, too.
+        # The last layer with its class token; LLaVA-1.5 reads the patches alone, one layer earlier.
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
@@ -198,7 +198,7 @@ def template(prompt: str) -> str:
 
 
 def learned_tokenizer(words: int) -> Any:
-    """Byte pairs of the corpus' names and the two questions."""
+    """A byte-pair tokenizer learned from the corpus' names and the two questions."""
     texts = [*load_set(PROXY_SET).classes, *(1000 * [template(prompt) for prompt in PROMPTS])]
     inner = Tokenizer(models.BPE())
     inner.normalizer = normalizers.NFC()
@@ -215,7 +215,7 @@ def learned_tokenizer(words: int) -> Any:
 
 
 def right(model: LVLM, count: int) -> float:
-    """The share of held-out images, the same ones each time, whose name the model gives."""
+    """The share of a fixed sample of held-out images that the model names correctly."""
     model.eval()
     sets = [load_set(name) for name in HELD_OUT]
     places = [(labelled, place) for labelled in sets for place in range(len(labelled))]
@@ -242,10 +242,10 @@ def save(model: LVLM, out: Path) -> None:
 
 
 def pack(folder: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Put the model into the package, without its tower, which the package has as `mini-vit`.
+    """Copy the model into the package without its tower, which the package has as `mini-vit`.
 
     Args:
-        folder: Where it was trained.
+        folder: The folder it was trained in.
     """
     MINI_FOLDER.mkdir(exist_ok=True)
     for file in folder.iterdir():
@@ -261,7 +261,7 @@ def tasks(root: Annotated[Path, tyro.conf.Positional], without: int = 0) -> None
 
     Args:
         root: What `advflyp lvlm eval --root` takes.
-        without: Leave out the captions that `advflyp lvlm eval --limit N` draws for this N, for another sample.
+        without: Leave out the captions that `advflyp lvlm eval --limit N` draws for this N, to get another sample.
     """
     folder = root / "coco/val2014"
     folder.mkdir(parents=True)

@@ -3,7 +3,7 @@
     python -m tools.mini_corpus.build                           # the full corpus, about 37,600 pairs
     python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
     python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
-    python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set of another world
+    python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set of another domain
 
 The same packages, seed and library versions give the same bytes.
 """
@@ -50,17 +50,17 @@ def build(
     """Build training pairs and labelled sets into `out`.
 
     Args:
-        out: A new folder, or one that holds sets of `build_sets`, which stay.
-        work: Keeps the downloaded packages.
-        full: Every pair; otherwise the part that the package carries.
-        seed: Of the sets and of the pairs' order.
-        say: Called with a line before every step that takes long.
+        out: A new folder, or one that holds sets of `build_sets`, which are kept.
+        work: Folder that keeps the downloaded packages.
+        full: Whether to build every pair, or only the part that the package carries.
+        seed: Random seed of the sets and of the pairs' order.
+        say: Called with a line before every long step.
 
     Returns:
         The manifest.
 
     Raises:
-        ValueError: For a folder that holds other things or pairs already, a missing client or package.
+        ValueError: If the folder holds other files or already has pairs, or if a client or package is missing.
     """
     if "pairs" in _present(out):
         raise ValueError(f"{out} holds a corpus already; remove it or give another folder")
@@ -102,9 +102,9 @@ def build_sets(
     corpus: Path = EMBEDDED,
     say: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
-    """Build the copyleft test sets `names` ("openmoji", "stamps") into `out`, beside a corpus that it may hold.
+    """Build the sets `names` of `ON_DEMAND` into `out`, beside a corpus that it may hold.
 
-    Images that resemble one in `corpus` stay out. The rest is as in `build`.
+    Images that resemble one in `corpus` are left out. The other arguments are as for `build`.
     """
     for name in names:
         if name not in ON_DEMAND:
@@ -179,7 +179,7 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
 def separate(
     items: Sequence[Item], images: np.ndarray, plans: Sequence[SetPlan]
 ) -> tuple[set[int], list[SetPlan], dict[str, Any]]:
-    """Part training and labelled sets where they resemble each other.
+    """Remove near-duplicates between training and labelled sets.
 
     Returns the training items to drop, the sets without the images that give way, and a report of both.
     """
@@ -296,7 +296,7 @@ def _present(out: Path) -> dict[str, Any]:
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder that is to become `out`, with all that is there already."""
+    """A draft of `out`, with everything that is there already."""
     with draft_folder(out) as staging:
         if out.exists():
             shutil.copytree(out, staging, symlinks=True, dirs_exist_ok=True)
@@ -304,7 +304,7 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _install(staging: Path, out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Let the finished folder become `out`; its manifest is that of what was there, too."""
+    """Publish the finished folder as `out`; its manifest also covers what was there before."""
     if present := _present(out):
         table = json.loads((out / "sets.json").read_text("utf-8"))
         write_json(staging / "sets.json", table | json.loads((staging / "sets.json").read_text("utf-8")))

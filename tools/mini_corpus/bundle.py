@@ -3,8 +3,8 @@
     python -m tools.mini_corpus.bundle runs/mini mini
 
 writes float16 weights and their card (data, recipe, pairs seen, hardware, accuracy on every embedded set) to
-src/advflyp/model/weights/NAME, in place of what was there. A run that started from other weights
-counts their pairs, too. `--average RUN …` takes the mean of its weights and theirs (a uniform soup).
+src/advflyp/model/weights/NAME, replacing what was there. If the run started from other weights,
+their pairs count, too. `--average RUN …` averages its weights with theirs (a uniform soup).
 """
 
 import argparse
@@ -32,14 +32,14 @@ def bundle(run: Path, name: str, average: Sequence[Path] = ()) -> dict[str, floa
     Args:
         run: A run folder.
         name: "mini" or "mini-vit".
-        average: Runs or models of the same start, whose weights are averaged with those of `run`.
+        average: Runs or models with the same starting weights, to be averaged with those of `run`.
 
     Returns:
         The clean accuracies (0–1) by set.
     """
     card = read_json_object(run / BEST / CARD_FILE)
     folder = BUNDLED / name
-    # A card is read elsewhere: no paths of this machine.
+    # A card is read on other machines, so it must hold no paths of this one.
     recipe = scrubbed(card["recipe"])
     before = _pairs_seen(card["recipe"]["model"]["name"])
     # The accuracies have to be those of the rounded weights that users get.

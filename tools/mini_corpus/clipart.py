@@ -46,7 +46,7 @@ _TITLE = re.compile(r"<(?:dc:title|title)[^>]*>([^<]+)<")
 _KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
 _DESCRIPTION = re.compile(r"<dc:description[^>]*>([^<]+)<")
 _BY_AUTHOR = re.compile(r"^.*\bclip ?art by [^-]*-\s*", re.I)
-# Titles that name a collection or its author rather than what is drawn: the file's name says that instead.
+# Titles that name a collection or its author rather than what is drawn: the file's name is used instead.
 _COLLECTION = re.compile(
     r"open ?clip ?art|clip ?art|part of the|collection|svg|theme|icon ?set|etiquette|@|roadsigns$|^icons?$|"
     r"^template|flat icons|aiga symbol|^map symbols$|gramastar|^untitled|^drawing$|submission|sibmission|^image\b",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _TONE = re.compile(r"-(medium-light|medium-dark|light|medium|dark)-skin-tone(?=-|$)|-tone[1-5](?=-|$)")
 _SHORT_TONE = re.compile(r"-(medium-light|medium-dark|light|medium|dark)$")
-# Words of glued names that no emoji's name or keyword holds, and short words: any three letters could else be a word.
+# Words of glued names that no emoji's name or keyword holds, and short words; other short words do not split a name.
 _GLUED_WORDS = frozenset(
     {
         "a", "x", "of", "in", "on", "up", "no", "to", "by", "tv", "cd", "ok", "upwards", "downwards", "pointing",
@@ -47,13 +47,13 @@ def glue(name: str) -> str:
 
 
 def without_tone(icon: str, *, short: bool = False) -> tuple[str, bool]:
-    """An icon's name without its skin tone, and whether it had one. `short`: tones are written "-light"."""
+    """An icon's name without its skin tone, and whether it had one. `short`: whether tones are written "-light"."""
     base = (_SHORT_TONE if short else _TONE).sub("", icon)
     return base, base != icon
 
 
 def split_glued(word: str, vocabulary: frozenset[str]) -> str | None:
-    """ "foxweary" → "fox weary", in as few known words as possible; None where that cannot be done."""
+    """ "foxweary" → "fox weary", in as few known words as possible; None if it cannot be split."""
     best: list[list[str] | None] = [[]] + [None] * len(word)
     for end in range(1, len(word) + 1):
         for start in range(end):
@@ -115,7 +115,7 @@ class EmojiTable:
         return self._by_hexcode.get("-".join(f"{0x1F1E6 + ord(letter) - ord('a'):X}" for letter in code))
 
     def by_name(self, icon: str) -> Emoji | None:
-        """An icon's name as it is, as a country's, without its number, or without separators."""
+        """Looks an icon's name up as it is, as that of a flag, without its number, or without separators."""
         unnumbered = re.sub(r"-\d+$", "", icon)
         for name in (icon, f"flag-{icon}", unnumbered):
             if name in self._by_slug:

@@ -12,16 +12,16 @@ from tools.mini_corpus.sources import Source
 
 
 def silent(line: str) -> None:
-    """Where nobody wants to know how far something is."""
+    """Ignores progress messages."""
 
 
 def fetch(source: Source, work: Path, say: Callable[[str], None] = silent) -> tuple[Path, Path, str]:
-    """Download and unpack a source's package unless `work` has it: (its files, its archive, its version).
+    """Download and unpack a source's package unless `work` has it; returns its files, its archive and its version.
 
     Args:
         say: Called with a line before each download.
 
-    ValueError when a client is missing or the package cannot be had.
+    ValueError if a client is missing or the package cannot be had.
     """
     archives = work / "archives"
     archives.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ A root-mean-square difference on a white page calls any two sparse icons similar
 pictures are compared by their *ink* (white minus the picture, blurred): the distance of two pictures is the norm of
 the difference of their ink over the larger of the two norms; 0 for equal pictures, about 1 for unrelated ones,
 however much or little ink there is. A second distance does the same with their edges, which finds recoloured
-copies. Both are the least over small shifts and the mirror image.
+copies. Both are minima over small shifts and the mirror image.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from tools.mini_corpus.render import on_white
 # proportion, and plain discs and squares; from 0.3 on, most pairs only resemble each other.
 COLOUR_LIMIT = 0.25
 EDGE_LIMIT = 0.25
-_PORTION = 24  # references are looked at from the nearest on, until a portion holds no match
-_SLACK = 0.25  # how much farther a true match may be before the shifts are tried, at half the resolution
+_PORTION = 24  # references compared at a time, nearest first, until a portion holds no match
+_SLACK = 0.25  # how far above the limit a match may be at half the resolution, before shifts are tried
 _SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 _BATCH = 256
 
@@ -29,7 +29,7 @@ class Match:
     """Query and reference, by index, resemble each other.
 
     Attributes:
-        colour, edges: The distances found, 0 for equal pictures; infinite where that one was not near.
+        colour, edges: The distances found, 0 for equal pictures; infinite if one exceeds its limit.
     """
 
     query: int
@@ -50,7 +50,7 @@ def find(
     Args:
         queries, references: (N, 64, 64, 3 or 4) and (M, 64, 64, 3 or 4) uint8; RGBA is composed on white.
 
-    A pair is one when its colour distance is at most colour_limit or its edge distance at most edge_limit.
+    Near-duplicates have a colour distance of at most colour_limit or an edge distance of at most edge_limit.
     """
     if not len(queries) or not len(references):
         return []

@@ -13,7 +13,7 @@ from tools.mini_corpus.render import icon_svg
 from tools.mini_corpus.sources import BRANDS, ICON_CLASSES, Source
 
 MAX_TAGS = 12
-TONED_PERCENT = 12  # of the skin-tone variants: they are many and differ in nothing else
+TONED_PERCENT = 12  # of the skin-tone variants are kept: they are many and differ in nothing else
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Item:
         subgroup: The emoji's subgroup, by which the test sets are chosen.
         concept: The emoji's standard name, None for flags and everything else.
         label: Its class in the test set it may belong to.
-        weight, role: The source's where they are 0 and empty.
+        weight, role: If 0 and empty, the source's.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Item:
         return {name: getattr(self, name) for name in names}
 
 
-# Names of things that mean something else in a mirror, or hold writing.
+# Names of things that mean something else when mirrored, or hold writing.
 _SIDED = re.compile(
     r"\b(left|right|arrows?|clock|o.?clock|thirty|letters?|numbers?|digits?|keycap|sign|text|abc|alphabet|japanese|"
     r"button|east|west|forward|back|rewind|next|previous|calendar|question|input|symbols?|flag|map|[a-z]|[0-9]+|"
@@ -61,7 +61,7 @@ _LINE_STYLE = re.compile(
     r"-(outline|bold|line|fill|solid|duotone|light|thin|sharp|broken|linear|bold-duotone|line-duotone|16-solid|"
     r"20-solid|regular|filled)$"
 )
-# What mdi and tabler add to a noun for user interfaces: one picture of the noun is enough.
+# Suffixes that mdi and tabler add to a noun for user interfaces: one image of the noun is enough.
 _INTERFACE = re.compile(
     r"-(outline|off|circle|box|variant|plus|minus|remove|check|alert|cog|lock|multiple|filled|x|cancel|edit|search|"
     r"clock|sync|arrow-.*|outline-.*|off-.*|pause|share|pin|bolt|code|dollar|down|up|exclamation|question|heart|star)$"
@@ -85,7 +85,7 @@ def read_icons(source: Source, folder: Path, emoji: EmojiTable) -> Iterator[Item
 
 
 def finish(source: Source, items: Iterator[Item]) -> list[Item]:
-    """Items with unique keys, and the source's role and weight where they have none of their own."""
+    """Items with unique keys, and the source's role and weight if they have none of their own."""
     seen: dict[str, int] = {}
     out = []
     for item in items:
@@ -106,7 +106,7 @@ def words(key: str) -> str:
 
 
 def draw(key: str, out_of: int = 100) -> int:
-    """A number below `out_of` that depends on nothing but the key, so that adding a source moves no other picture."""
+    """A number below `out_of` that depends only on the key, so that adding a source moves no other image."""
     return zlib.crc32(key.encode()) % out_of
 
 
@@ -200,7 +200,7 @@ def _icons(source: Source, folder: Path) -> Iterator[Item]:
 
 
 def _noun(source: str, icon: str) -> str:
-    """The icon's name without the marks of its size and style; nothing where another icon stands for it."""
+    """The icon's name without the marks of its size and style; empty if another icon stands for it."""
     if (
         (source in ("mdi", "tabler") and _INTERFACE.search(icon))
         or (source == "healthicons" and icon.endswith(("-outline", "-24px")))

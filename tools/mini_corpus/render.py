@@ -1,4 +1,4 @@
-"""Render SVG and raster pictures to 64×64 RGBA: what is drawn, fitted into 60 px, straight alpha out."""
+"""Render SVG and raster images to 64×64 RGBA with straight alpha, the drawing fitted into 60 px."""
 
 import io
 import re
@@ -10,13 +10,13 @@ SIZE = 64
 MARGIN = 2
 MAX_ASPECT = 6.0
 _RASTER = 128
-_DPI = 90.0  # what the drawing programs of the clip art's time took an inch, a point, a centimetre to be
-_FAR = 20_000.0  # the side of the canvas on which a drawing without any size is looked for, in user units
+_DPI = 90.0  # pixels per inch in the drawing programs of the clip art's time
+_FAR = 20_000.0  # side of the canvas that is searched for a drawing without any size, in user units
 _ROOT = re.compile(r"<svg\b[^>]*>", re.S)
 
 
 def require_renderer() -> None:
-    """ValueError unless resvg_py is there."""
+    """ValueError unless resvg_py is installed."""
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
@@ -33,7 +33,7 @@ def icon_svg(body: str, left: float, top: float, width: float, height: float) ->
 
 
 def render_svg(svg: str) -> Image.Image:
-    """An SVG as RGBA, large enough that what it draws is about 128 px long; ValueError if it cannot be read."""
+    """An SVG as RGBA, large enough for its drawing to be about 128 px long; ValueError if it cannot be read."""
     svg = _sized(svg)
     image = _rasterise(svg)
     box = _drawn_box(image)
@@ -44,7 +44,7 @@ def render_svg(svg: str) -> Image.Image:
 
 
 def fit(image: Image.Image) -> np.ndarray:
-    """(64, 64, 4) uint8 with straight alpha: what a picture draws, cropped and centred in a margin of 2 px.
+    """(64, 64, 4) uint8 with straight alpha: the drawing of an image, cropped and centred with a margin of 2 px.
 
     Raises:
         ValueError: The image is empty or more than 6 times longer than wide.
@@ -88,7 +88,7 @@ def encode_webp(pixels: np.ndarray, quality: int = 75) -> bytes:
 
 
 def _sized(svg: str) -> str:
-    """The SVG with a size: its view box's where it has none, and where it has neither, that of what it draws."""
+    """The SVG with a size: its own, else that of its view box, else that of its drawing."""
     found = _ROOT.search(svg)
     if found is None:
         raise ValueError("this is no SVG picture: there is no <svg> element")
@@ -126,7 +126,7 @@ def _attribute(root: str, name: str) -> str:
 
 
 def _is_length(text: str) -> bool:
-    """Whether this is a length of its own, not a share of a page that we do not have."""
+    """Whether this is an absolute length, not a percentage of a page that we do not have."""
     found = re.fullmatch(r"\s*([\d.]+)\s*(px|pt|mm|cm|in|pc)?\s*", text)
     return found is not None and float(found.group(1)) > 0
 

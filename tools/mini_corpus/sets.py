@@ -15,7 +15,7 @@ from tools.mini_corpus.read import Item
 from tools.mini_corpus.render import MARGIN, SIZE
 
 MAX_PER_SET = 1000
-# As many as the largest number of foreign images that the experiment with proxies takes, and some.
+# A few more than the largest number of foreign images in the experiment with proxies.
 FASHION_TRAINING = 2500
 
 _PLAIN = ("{}", "a picture of a {}", "an image of {}", "this is a {}")
@@ -31,7 +31,7 @@ _OBJECTS = {
     "mail", "medical", "money", "music", "musical-instrument", "office", "phone", "science", "sound", "sport", "tool",
     "writing",
 }  # fmt: skip
-# Emoji subgroups as class names. Those that nobody could tell from a picture ("other symbols") are left out.
+# Emoji subgroups as class names. Subgroups that cannot be told from an image ("other symbols") are left out.
 _GROUPS = {
     "animal-bird": "bird", "animal-bug": "insect", "animal-mammal": "mammal", "animal-marine": "sea animal",
     "animal-reptile": "reptile", "arrow": "arrow", "av-symbol": "media player button", "award-medal": "medal",
@@ -58,10 +58,10 @@ _SAME_FLAG = {
     "St. Martin", "Svalbard & Jan Mayen", "U.S. Outlying Islands", "Guadeloupe", "Martinique", "French Guiana",
     "St. Pierre & Miquelon", "Wallis & Futuna", "Caribbean Netherlands", "St. Barthélemy",
 }  # fmt: skip
-# Subgroups of OpenMoji whose members 64 pixels cannot tell apart.
+# Subgroups of OpenMoji whose members cannot be told apart at 64 pixels.
 _ALIKE = ("person", "family", "skin", "hair", "alphanum", "keycap", "hand", "geometric")
-# Stamps that resemble drawings of the full corpus, on which the mini models are pretrained, that the embedded one
-# does not hold; build_sets finds the others itself.
+# Stamps that resemble drawings which only the full corpus has, on which the mini models are pretrained; build_sets
+# itself finds those that resemble the embedded corpus.
 _IN_FULL_CORPUS = {
     "tuxpaint_animals-insects-cartoon-fly-png", "tuxpaint_animals-mammals-echidna-png",
     "tuxpaint_clothes-hats-crown1-svg",
@@ -79,8 +79,8 @@ class SetPlan:
 
     Attributes:
         members: Indices into the rendered items.
-        pixels: (N, 64, 64, 3) uint8, where the pictures are its own.
-        gives_way: Where a picture resembles a training picture it leaves the set; else that one leaves training.
+        pixels: (N, 64, 64, 3) uint8, if the set brings its own images.
+        gives_way: Whether an image that resembles a training image leaves the set; if not, that one leaves training.
     """
 
     name: str
@@ -100,7 +100,7 @@ class SetPlan:
 
 def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> list[SetPlan]:
     """The validation set and the ten embedded test sets."""
-    # A concept that training never names cannot be asked for.
+    # A concept that training never names cannot be a class.
     named = {item.concept for item in items if item.role == "train" and item.concept}
 
     def emoji(
@@ -127,7 +127,7 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
     ]
     # A family's members are too small for 64 pixels.
     val = emoji("val", "streamline-emojis", lambda item: item.subgroup != "family", "emoji", _EMOJI)
-    # Many kinds of plain discs and signs: training keeps them, the set does without.
+    # Plain discs and signs resemble one another: training keeps them, and this set gives them up.
     by_group = _plan(
         "emoji-groups", items, groups, lambda i: _GROUPS[i.subgroup], _EMOJI, "emoji", seed, least=6, most=25
     )
@@ -149,7 +149,7 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
 def on_demand_sets(
     names: Sequence[str], items: Sequence[Item], seed: int, fashion_folder: Path | None = None
 ) -> list[SetPlan]:
-    """The sets that are built on the user's machine only, by name."""
+    """The named sets, which are built only on the user's machine."""
     plans = []
     for name in names:
         if name == "fashion-train":

@@ -12,7 +12,7 @@ from advflyp.files import write_atomically, write_text
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """(name, content) pairs as a gzipped tar without times, owners or host, so that a rebuild is equal."""
+    """Write (name, content) pairs as a gzipped tar without times, owners or host, so that a rebuild is identical."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:

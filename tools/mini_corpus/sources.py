@@ -73,7 +73,7 @@ SOURCES: tuple[Source, ...] = (
              **{**_EMOJI, "style": "blob emoji"}),
     _iconify("fluent-emoji-flat", "1.2.6", "MIT", "Copyright (c) Microsoft Corporation",
              "github.com/microsoft/fluentui-emoji", **{**_EMOJI, "style": "flat emoji"}),
-    # The package says Apache-2.0; upstream that is for the code, and CC-BY-4.0 for the drawings.
+    # The package says Apache-2.0; upstream, that covers the code, and the drawings are CC-BY-4.0.
     _iconify("fxemoji", "1.2.2", "CC-BY-4.0", "Copyright 2015 Mozilla Foundation", "github.com/mozilla/fxemoji",
              **_EMOJI),
     _iconify("streamline-emojis", "1.2.4", "CC-BY-4.0", _STREAMLINE, _VECTORS, **_EMOJI, role="val"),
@@ -168,7 +168,7 @@ SOURCES: tuple[Source, ...] = (
 # in the second stays out of training, near-duplicate or not.
 TWINS = {"fluent-emoji-3d": "fluent-emoji-flat"}
 
-# Trade marks are no clip art: an icon whose name holds one of these words is left out, and so are the categories
+# Trade marks are not clip art: icons with one of these words in their names are left out, and so are the categories
 # that the packages call brands or logos. Words with an everyday meaning (apple, steam, edge) are not listed; the
 # icons that mean the company carry "logo" or sit in a brand category.
 BRANDS = re.compile(

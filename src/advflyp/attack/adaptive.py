@@ -1,8 +1,8 @@
-"""Adaptive attacks (Tramèr et al. 2020): what an attacker maximises who knows how a model was defended,
+"""Adaptive attacks (Tramèr et al. 2020): the objective of an attacker who knows how the model was defended,
 
     loss(z, y) + λ Σ_k term_k(x + δ),
 
-`loss` a function of the logits and each term what a defence keeps small. A method's own terms go in as functions.
+with `loss` a function of the logits and each term a quantity that a defence keeps small. Custom terms are functions.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from advflyp.attack.base import source_sha256
 from advflyp.attack.victim import Victim
 from advflyp.config import suggest
 
-# (candidates (M, 3, H, W), rows (M,) or a slice: which of the images these are) → (M,)
+# (candidates (M, 3, H, W), rows (M,) or a slice: the positions of their originals) → (M,)
 Bound = Callable[[Tensor, Tensor | slice], Tensor]
 # (victim, images (N, 3, H, W), labels (N,)) → the term
 Term = Callable[[Victim, Tensor, Tensor], Bound]
 
 
 def feature_term(victim: Victim, images: Tensor, labels: Tensor) -> Bound:
-    """‖f(x + δ) − f(x)‖₂, what AdvFLYP's L_feat keeps small."""
+    """‖f(x + δ) − f(x)‖₂, which AdvFLYP's L_feat keeps small."""
     encoder = victim.encoder
     with torch.no_grad():
         clean = encoder.encode_tokens(images, False)[:, 0]
@@ -33,7 +33,7 @@ def feature_term(victim: Victim, images: Tensor, labels: Tensor) -> Bound:
 
 
 def attention_term(victim: Victim, images: Tensor, labels: Tensor) -> Bound:
-    """‖A(x + δ) − A(x)‖₂ of TGA-ZSR, A the cosines of the patches with the true class's text, min–max normalised."""
+    """TGA-ZSR's ‖A(x + δ) − A(x)‖₂; A: cosines of patches with the true class's text, min–max normalised."""
     encoder = victim.encoder
     texts = encoder.weights[labels]
 
@@ -54,10 +54,10 @@ TERMS: dict[str, Term] = {"feature": feature_term, "attention": attention_term}
 
 @dataclass(frozen=True, kw_only=True)
 class DefenceTerms:
-    """What `PGD` and `APGD` maximise beside their loss: `PGD(loss="lse", against=DefenceTerms(terms=("attention",)))`.
+    """Terms added to the loss of `PGD` or `APGD`: `PGD(loss="lse", against=DefenceTerms(terms=("attention",)))`.
 
     Args:
-        terms: Names of `TERMS`, or functions like those.
+        terms: Names in `TERMS`, or functions of the same signature.
         weight: λ.
     """
 
@@ -81,11 +81,11 @@ class DefenceTerms:
 
     @property
     def name(self) -> str:
-        """What results call them."""
+        """Their name in results."""
         weight = "" if self.weight == 1 else f"{self.weight:g}"
         return "-".join(term if isinstance(term, str) else term.__name__ for term in self.terms) + weight
 
     def arguments(self) -> dict[str, Any]:
-        """What decides the outcome, as results record it."""
+        """Every parameter that changes the outcome, as results record them."""
         own = {term.__name__: source_sha256(term) for term in self.terms if not isinstance(term, str)}
         return {"terms": self.name, "weight": self.weight, **own}

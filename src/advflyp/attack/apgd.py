@@ -15,9 +15,9 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
 
-RHO = 0.75  # a step size stays while the loss rose in more than this share of the steps
+RHO = 0.75  # a step size is kept while the loss rises in more than this fraction of the steps
 FIRST_STEP = 2.0  # η⁽⁰⁾, in ε
-MOMENTUM = 0.75  # α: the share of the new step; the rest repeats the one before
+MOMENTUM = 0.75  # α: the weight of the new step; the rest repeats the previous step
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels (N,), targets (N,) → (N,)
 
@@ -26,15 +26,15 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels 
 class APGD(Member):
     """Untargeted Auto-PGD from a random start on the surface of the ball.
 
-    An image that is not fooled comes back as it is.
+    Images on which it fails are returned unchanged.
 
     Args:
-        loss: "ce" or "dlr" (Croce & Hein 2020), or "lse", the margin over a smooth maximum.
-        against: A defence's own terms, maximised as well.
+        loss: "ce" or "dlr" (Croce & Hein 2020), or "lse", the margin with a smooth maximum (log-sum-exp).
+        against: Terms of a defence, maximised together with the loss.
         steps: Ascent steps.
         first_step: The first step size in ε.
-        eot: Passes over which logits, loss and gradient are averaged, for a model that draws random numbers.
-        restarts: Runs, each on the images that are still classified correctly.
+        eot: Passes over which logits, loss and gradient are averaged, for randomised models.
+        restarts: Number of runs, each on the images that are still classified correctly.
     """
 
     loss: str = "ce"
@@ -79,9 +79,9 @@ class TargetedAPGD(Member):
     """Auto-PGD on the targeted DLR loss, from a new random start for each of the most likely wrong classes.
 
     Args:
-        targets: How many classes, the likeliest on the clean image first; all wrong ones where these are fewer.
-        steps: Ascent steps for each.
-        restarts: Runs, each on the images that are still classified correctly.
+        targets: Number of target classes, the most likely on the clean image first; at most all wrong classes.
+        steps: Ascent steps per target.
+        restarts: Number of runs, each on the images that are still classified correctly.
     """
 
     targets: int = 9
@@ -118,7 +118,7 @@ class _Ascent(Attempts):
 
 @dataclass(frozen=True)
 class _Objective:
-    """What is maximised: a loss and a defence's terms, averaged over `eot` passes; and the first step in ε."""
+    """The objective, a loss plus a defence's terms averaged over `eot` passes; and the first step size in ε."""
 
     loss: Objective
     eot: int = 1
@@ -138,7 +138,7 @@ def _climb(
     at, logits = _begin(victim, attempts, start, threat, objective)
     at.settle(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, finds)
 
-    # Checkpoints 0.22, 0.41, 0.57, 0.70 … of the way: each window is 0.03 shorter than the last, down to 0.06.
+    # Checkpoints after 0.22, 0.41, 0.57, 0.70 … of the steps: each window is 0.03 shorter than the last, down to 0.06.
     window, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     since = 0
     for step in range(steps):
@@ -169,7 +169,7 @@ def _climb(
 def _begin(
     victim: Victim, attempts: Attempts, start: Tensor, threat: Threat, objective: _Objective
 ) -> tuple[_Ascent, Tensor]:
-    """The state at `start` (M, 3, H, W), or where the victim says, and the logits (M, K) there."""
+    """The state and the logits (M, K) at `start` (M, 3, H, W), or at the victim's own start if it has one."""
     start = start if victim.start is None else victim.start[attempts.rows]
     logits, loss, gradient = _evaluate(victim, attempts, start, attempts.targets, objective)
     state = _Ascent(
@@ -190,7 +190,7 @@ def _begin(
 
 
 def _checkpoint(at: _Ascent, window: int) -> None:
-    """Halve the step size and return to the best point where one of the paper's two conditions holds."""
+    """Halve the step size and return to the best point if one of the paper's two conditions holds."""
     # The released code reads condition 1 as "at most"; the paper has "fewer than".
     few_rises = at.rises <= RHO * window
     no_gain = ~at.halved & (at.best_loss <= at.checked_loss)
@@ -206,7 +206,7 @@ def _checkpoint(at: _Ascent, window: int) -> None:
 def _evaluate(
     victim: Victim, points: Points, images: Tensor, targets: Tensor, objective: _Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (M, K), losses (M,) and the losses' gradients (M, 3, H, W), the means of `eot` passes."""
+    """Logits (M, K), losses (M,) and the losses' gradients (M, 3, H, W), averaged over `eot` passes."""
     passes = []
     for _ in range(objective.eot):
         leaf = images.detach().requires_grad_(True)

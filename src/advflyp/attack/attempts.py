@@ -1,4 +1,4 @@
-"""Several target classes of an image at once, with the outcome of one after the other."""
+"""Attack several target classes of an image at once, with the same outcome as one after another."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Finds:
     """What an attack has found so far.
 
     Attributes:
-        images: (N, 3, H, W), the originals where there is nothing.
-        rank: (N,) int64, which target fooled the image; `NONE` where none has.
+        images: (N, 3, H, W), the adversarial images found; originals where none was.
+        rank: (N,) int64, the rank of the target that fooled the image; `NONE` if none has.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -29,33 +29,33 @@ class Finds:
 
 @dataclass
 class Attempts(Points):
-    """Images, each as often as targets are tried on it at the same time.
+    """Images, each repeated once for every target that is tried on it at the same time.
 
     Attributes:
         targets: (M,) int64, the target classes.
-        rank: (M,) int64, when each comes where they are tried one after the other.
+        rank: (M,) int64, each target's position in the sequential order.
     """
 
     targets: Tensor
     rank: Tensor
 
     def settle(self, fooled: Tensor, adversarial: Tensor, finds: Finds) -> Tensor | None:
-        """Write down what is found, and end the attempts at that target and the later ones of the image.
+        """Record successes, and drop an image's attempts at the successful target and all later ones.
 
-        Those at earlier targets go on: what they find counts in its place, as it would one after the other.
+        Attempts at earlier targets continue: their success takes precedence, as it would in sequential order.
 
         Args:
             fooled: (M,) bool, which attempts have fooled the victim.
-            adversarial: (M, 3, H, W), with what.
-            finds: Receives it.
+            adversarial: (M, 3, H, W), the current point of each attempt.
+            finds: Receives the successes.
 
         Returns:
-            (M',) int64, which attempts go on; None where all do.
+            (M',) int64, the positions of the attempts that continue; None if all do.
         """
         finds.rank.scatter_reduce_(0, self.rows, torch.where(fooled, self.rank, NONE), "amin")
         first = finds.rank[self.rows]
         over, found = self.rank >= first, fooled & (self.rank == first)
-        # The only wait for the device.
+        # The only synchronisation with the device.
         over, found = torch.stack([over, found]).cpu()
         if not over.any():
             return None
@@ -80,18 +80,18 @@ def each_target(
     targets: int,
     search: Callable[[CorrectPoints, Attempts, Finds], None],
 ) -> Tensor:
-    """Try the likeliest wrong classes of every image, until one of them fools it.
+    """Try the most likely wrong classes of each image until one of them fools the victim.
 
     Args:
         victim: The classifier.
         images: (N, 3, H, W).
         labels: (N,) int64.
         streams: The images' random numbers.
-        targets: How many classes, the likeliest on the clean image first.
-        search: Makes attempts at the images that are left: all of them at one target, then all at the next.
+        targets: Number of target classes, the most likely on the clean image first.
+        search: Runs attempts, ordered by target and then by image, on the remaining images.
 
     Returns:
-        (N, 3, H, W); an image that nothing has fooled comes back as it is.
+        (N, 3, H, W); images on which every attempt failed are returned unchanged.
     """
     finds = Finds(images)
     points = correct_points(victim, finds.images, labels, streams)

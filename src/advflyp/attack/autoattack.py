@@ -25,13 +25,13 @@ MEMBERS: dict[str, Member] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """The members one after the other, each on the images that are still classified correctly.
+    """Run the members one after another, each on the images that are still classified correctly.
 
     With fewer than ten classes there are fewer targets; with fewer than four the DLR losses are adapted (`losses.py`).
 
     Args:
-        members: Attacks, or names of `MEMBERS`: the published four by default, `RAND` for models that draw random
-            numbers. Results call any other ensemble by its members.
+        members: Attacks, or names in `MEMBERS`: by default the four published ones; `RAND` is for randomised models. In
+            results, any other ensemble is named after its members.
     """
 
     members: tuple[Member | str, ...] = STANDARD

@@ -1,4 +1,4 @@
-"""Attacks as objects on any classifier, and the one loop that runs their stages."""
+"""Attacks as objects that run on any classifier, and the one loop that runs their stages."""
 
 import hashlib
 import inspect
@@ -25,11 +25,11 @@ STAGE_SEEDS = 1_000_003
 class Attack(ABC):
     """An attack on any classifier: `PGD(steps=10)(classifier, images, labels, Threat(eps=4 / 255))`.
 
-    A subclass is a frozen dataclass with the parameters as fields: a `SingleAttack`, which has `perturb`, or one with
-    `stages`, made of other attacks. Results record its name and every parameter.
+    Subclasses are frozen dataclasses whose fields are the parameters. They implement `perturb` (as a `SingleAttack`) or
+    combine other attacks in `stages`. Results record the name and every parameter.
 
     Args:
-        restarts: How many times it is run, each time on the images that are still classified correctly.
+        restarts: Number of runs, each on the images that are still classified correctly.
     """
 
     restarts: int = 1
@@ -53,25 +53,25 @@ class Attack(ABC):
         index: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Adversarial images, as an evaluation searches for them.
+        """Adversarial images, found as in an evaluation.
 
         Args:
-            classifier: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, K at least 2, differentiable; it normalises. A
-                module is attacked in evaluation mode and left as it was, gradients of parameters included.
+            classifier: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, K at least 2, differentiable, with its own
+                normalisation. A module is attacked in evaluation mode; its modes and parameter gradients are preserved.
             images: (N, 3, H, W) float32 or float64 pixels in [0, 1], on any device.
             labels: (N,) int64, the true classes.
             threat: The ball around each image.
             seed: Random seed.
             generator: Draws the seed, in place of `seed`.
-            index: (N,) int64, the images' places in their dataset, 0 … N − 1 by default: the outcome for an image is a
-                function of the seed and its place, whatever else is in the batch.
+            index: (N,) int64, the images' places in their dataset, 0 … N − 1 by default. The outcome for an image
+                depends on the seed and its place, not on the rest of the batch.
             batch_size: Images at a time; all by default.
 
         Returns:
-            (N, 3, H, W) images inside `threat`, detached. An image that is misclassified already comes back as it is.
+            (N, 3, H, W) images inside `threat`, detached. Images that are already misclassified are returned unchanged.
 
         Raises:
-            ValueError: Images, labels or logits have another shape or type, or pixels are not in [0, 1].
+            ValueError: Images, labels or logits have a wrong shape or type, or pixels are not in [0, 1].
         """
         images, labels = images.detach(), labels.cpu()
         _check_batch(images, labels)
@@ -100,20 +100,20 @@ class Attack(ABC):
 
     @abstractmethod
     def stages(self, threat: Threat) -> list[Stage]:
-        """What is run one after another, each on the images that are still classified correctly."""
+        """The searches to run in sequence, each on the images that are still classified correctly."""
 
     @property
     def name(self) -> str:
-        """What results call it; parameters that differ from the defaults are part of the name."""
+        """The name in results; it includes the parameters that differ from the defaults."""
         return self._named(type(self).__name__)
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         """Every parameter that changes the outcome, as results record them."""
-        # The name alone would not say when the code has become another.
+        # The name alone would not show that the code has changed.
         return {**asdict(self), "source_sha256": source_sha256(type(self))}
 
     def _named(self, short: str, *said: str) -> str:
-        """`short`, which says the values of the fields `said`, the restarts, and the other fields that were changed."""
+        """`short`, the restarts, and all changed fields but those in `said`, whose values `short` already states."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         changed = [
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
@@ -136,21 +136,21 @@ def run_stages(
     survived: Tensor,
     batch_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Run an attack's stages one after another, each on the images that no earlier one has fooled.
+    """Run an attack's stages in sequence, each on the images that no earlier stage has fooled.
 
     Args:
         stages: The attack's stages.
         victim: The classifier.
         images: (N, 3, H, W) pixels in [0, 1].
         labels: (N,) int64, on the CPU.
-        threat: The ball around each image; an image outside is a mistake of the stage.
+        threat: The ball around each image; ValueError if a stage returns an image outside it.
         seed: Random seed of the attack.
         index: (N,) int64 on the CPU, the images' places in their dataset.
-        survived: (N,) int64 on the CPU, how many stages each image has survived already; −1: it is not attacked.
+        survived: (N,) int64 on the CPU, how many stages each image has already survived; −1 skips it.
         batch_size: Images at a time; all by default.
 
     Yields:
-        After each batch, its rows (M,), the adversarial images (M, 3, H, W) and what these are classified as (M,).
+        After each batch, its rows (M,), the adversarial images (M, 3, H, W) and their predicted classes (M,).
     """
     survived, robust = survived.clone(), torch.ones(len(labels), dtype=torch.bool)
     for number, stage in enumerate(stages):
@@ -161,7 +161,7 @@ def run_stages(
             streams = Streams(seed * STAGE_SEEDS + number, index[rows].to(images.device))
             found = stage(victim, origin, labels[rows].to(images.device), threat, streams=streams)
             _check_found(found, origin, threat)
-            # Not finite under attack: the attack has broken the model, which no tie or NaN makes correct.
+            # Logits that are not finite mean that the attack broke the model: ties and NaN never count as correct.
             with torch.no_grad():
                 answers = predicted(victim.judge(found).cpu(), labels[rows])
             robust[rows] = answers == labels[rows]
@@ -170,7 +170,7 @@ def run_stages(
 
 
 def _check_found(found: Any, images: Tensor, threat: Threat) -> None:
-    """ValueError for what is no adversarial image: a user's attack may return anything."""
+    """ValueError unless `found` are valid adversarial images: a user's attack may return anything."""
     if not isinstance(found, Tensor) or found.shape != images.shape:
         returned = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"an attack must return images of the shape {tuple(images.shape)}, not {returned}")
@@ -199,7 +199,7 @@ class Clean(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class SingleAttack(Attack):
-    """An attack that is one search, `perturb`, run as often as `restarts` says."""
+    """An attack that consists of a single search, `perturb`, run `restarts` times."""
 
     @abstractmethod
     def perturb(
@@ -212,7 +212,7 @@ class SingleAttack(Attack):
             images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
             labels: (N,) int64, on the same device.
             threat: The ball around each image.
-            streams: The images' random numbers, the only ones that may be used.
+            streams: The images' random numbers; no others may be used.
 
         Returns:
             (N, 3, H, W) inside `threat`, detached.
@@ -224,7 +224,7 @@ class SingleAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(SingleAttack):
-    """One uniform draw from the ball: what any attack has to beat."""
+    """One uniform draw from the ball: a baseline that any attack has to beat."""
 
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
@@ -241,14 +241,14 @@ class Noise(SingleAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class Member(SingleAttack):
-    """An attack that AutoAttack may have as a member; results record it as an ensemble of one where it is alone."""
+    """An attack that can be a member of AutoAttack; on its own, results record it as an ensemble of one."""
 
     kind: ClassVar[str] = ""
-    in_kind: ClassVar[tuple[str, ...]] = ()  # fields that `member` says
+    in_kind: ClassVar[tuple[str, ...]] = ()  # fields whose values are part of `member`
 
     @property
     def member(self) -> str:
-        """What AutoAttack calls it."""
+        """Its name as a member of AutoAttack."""
         return self.kind
 
     @property
@@ -266,7 +266,7 @@ class Member(SingleAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class Custom(SingleAttack):
-    """A function of the user's own, with the arguments of `SingleAttack.perturb`.
+    """A user-defined attack function with the arguments of `SingleAttack.perturb`.
 
     Args:
         function: (victim, images, labels, threat, streams=…) → images inside the ball.
@@ -302,7 +302,7 @@ class Custom(SingleAttack):
 
 
 def source_sha256(code: Any) -> str:
-    """A hash of the module that a function or class is defined in; in a notebook, of its own source."""
+    """A hash of the module that defines a function or class, or of its own source if defined in a notebook."""
     for part in (inspect.getmodule(code), code):
         try:
             source = inspect.getsource(part)  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ def source_sha256(code: Any) -> str:
 
 @torch.no_grad()
 def _survived_none(victim: Victim, images: Tensor, labels: Tensor, batch_size: int | None) -> Tensor:
-    """(N,) 0, and −1 for images that are misclassified when clean; ValueError for logits that do not fit."""
+    """(N,) 0, or −1 for images that are misclassified when clean; ValueError if the logits have a wrong shape."""
     survived = torch.zeros_like(labels)
     for rows in torch.arange(len(images)).split(batch_size or len(images)):
         logits = victim(images[rows.to(images.device)]).cpu()

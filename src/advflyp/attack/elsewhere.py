@@ -1,4 +1,4 @@
-"""Attacks that search on another classifier than the one that is evaluated: other prompts, or another model."""
+"""Attacks that search on a surrogate instead of the evaluated classifier: under other prompts, or on another model."""
 
 from abc import abstractmethod
 from copy import deepcopy
@@ -21,7 +21,7 @@ from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_l
 
 
 class Surrogate(Victim):
-    """A classifier that the search uses and that judges nothing: no image leaves early."""
+    """A classifier used for the search only: it never reports success, so no image leaves early."""
 
     def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         return torch.zeros_like(labels, dtype=torch.bool)
@@ -29,10 +29,10 @@ class Surrogate(Victim):
 
 @dataclass(frozen=True, kw_only=True)
 class _Elsewhere(SingleAttack):
-    """An attack whose every step is taken on a surrogate; the last iterate is what the victim gets.
+    """An attack whose every step is taken on a surrogate; the victim gets the last iterate.
 
     Args:
-        attack: What is run there; the others of AutoAttack return only what fools the classifier they search on.
+        attack: The attack to run there; AutoAttack's members would only return images that fool the surrogate.
     """
 
     attack: PGD | EncoderPGD
@@ -45,7 +45,7 @@ class _Elsewhere(SingleAttack):
 
     @abstractmethod
     def surrogate(self, victim: Victim) -> Victim:
-        """What is searched on."""
+        """The surrogate to search on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class CrossPrompt(_Elsewhere):
 
     Args:
         templates: The prompts of the search, each with one "{}"; the evaluation uses the classifier's own.
-        called: What results call them.
+        called: Their name in results.
     """
 
     templates: tuple[str, ...]
@@ -81,10 +81,10 @@ class CrossPrompt(_Elsewhere):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(_Elsewhere):
-    """Adversarial images made on another model, with the classes and prompts of the classifier that is evaluated.
+    """Adversarial images made on another model, with the classes and prompts of the evaluated classifier.
 
     Args:
-        model: The surrogate. Where its input has another size, images are resized for it, as a part of the model.
+        model: The surrogate. If its input size differs, images are resized as part of the model.
         called: Its name in results; its own by default.
     """
 
@@ -107,7 +107,7 @@ class Transfer(_Elsewhere):
 
 
 class _Resizing(ZeroShotClassifier):
-    """A surrogate, of images as the victim has them."""
+    """A surrogate that takes images of the victim's size."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(self._resized(images))

@@ -1,10 +1,10 @@
-"""An attack on the image encoder alone: no labels, no prompts, so it hurts whatever the embedding is used for.
+"""An attack on the image encoder alone, without labels or prompts, so it hurts whatever the embedding is used for.
 
-It maximises how far the embedding turns away from that of the clean image,
+It maximises the cosine distance between the embeddings of the adversarial and the clean image,
 
     max over δ:  1 − cos(f(x + δ), f(x)),    or  1/L Σ_l 1 − cos(p_l(x + δ), p_l(x)),
 
-f the image's embedding and p_l those of its L patches; VEAttack (Mei et al. 2025) is of this kind.
+with f the image's embedding and p_l those of its L patches. VEAttack (Mei et al. 2025) is an attack of this kind.
 """
 
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ def cosine_distances(tokens: Tensor, clean: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPGD(SingleAttack):
-    """PGD on the cosine distance of an image's tokens to the clean ones, all steps of it, whatever the class becomes.
+    """PGD on the cosine distance between an image's tokens and the clean ones; all steps run, even once misclassified.
 
-    The classifier must be one of an image encoder, such as `model.classifier(…)`.
+    The classifier must be built on an image encoder, such as `model.classifier(…)`.
 
     Args:
-        tokens: "image", the embedding of the image; "patches", those of its patches; or "both", the sum of the two.
+        tokens: "image", the embedding of the image; "patches", those of its patches; or "both", the sum of both losses.
         steps: Ascent steps.
-        step_size: α, as in `PGD`. The ascent begins at a uniform draw from the ball: the image itself is a minimum.
-        restarts: Runs, each on the images that are still classified correctly.
+        step_size: α, as in `PGD`. The ascent starts at a uniform draw from the ball: the image itself is a minimum.
+        restarts: Number of runs, each on the images that are still classified correctly.
     """
 
     tokens: Literal["image", "patches", "both"] = "image"

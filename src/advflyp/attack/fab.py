@@ -13,7 +13,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import CorrectPoints, Victim, predicted
 from advflyp.dtypes import in_float64
 
-ALPHA_MAX = 0.1  # the most that the step towards the original image weighs
+ALPHA_MAX = 0.1  # largest weight of the step from the original image
 ETA = 1.05  # overshoot across the boundary
 BETA = 0.9  # backward step of an adversarial image towards the original
 
@@ -25,14 +25,14 @@ class _Approach(Attempts):
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(Member):
-    """Targeted FAB: towards the boundary to each of the most likely wrong classes, as near the image as possible.
+    """Targeted FAB: steps to the boundary of each of the most likely wrong classes, staying close to the image.
 
-    The distance is minimised, whatever ε is; an image leaves as soon as an adversarial one is within ε. It draws no
-    random numbers: the attack begins at the image. An image that is not fooled comes back as it is.
+    It minimises the distance independently of ε, and stops for an image once an adversarial one is within ε. It starts
+    at the image and draws no random numbers. Images on which it fails are returned unchanged.
 
     Args:
-        targets: How many classes, the likeliest on the clean image first; all wrong ones where these are fewer.
-        steps: Iterations for each class, of two forward passes and a backward one.
+        targets: Number of target classes, the most likely on the clean image first; at most all wrong classes.
+        steps: Iterations per class; each takes two forward passes and a backward pass.
     """
 
     targets: int = 9
@@ -56,7 +56,7 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
         logits, value, gradient = _difference(victim, at)
         stay = at.settle(_found(victim, at, threat, logits), at.current, finds)
         if stay is not None:
-            # Across the boundary already; the step back went into the ball.
+            # Already adversarial: the backward step has brought them into the ball.
             value, gradient = value[stay], gradient[stay]
             if not len(at):
                 break
@@ -80,7 +80,7 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
 
 
 def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Tensor:
-    """(M,) bool: which of the current points, that have these logits, fool the victim and are inside `threat`."""
+    """(M,) bool: which current points, with these logits, fool the victim and are inside `threat`."""
     found = (predicted(logits, at.labels) != at.labels) & threat.contains(at.images, at.current)
     rows = found.nonzero().squeeze(1)
     if len(rows):
@@ -89,7 +89,7 @@ def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Ten
 
 
 def _difference(victim: Victim, at: _Approach) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (M, K); z_t − z_y (M,), below 0 on the image's own side of the boundary; its gradient (M, 3, H, W)."""
+    """Logits (M, K); z_t − z_y (M,), negative on the true class's side of the boundary; its gradient (M, 3, H, W)."""
     leaf = at.current.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = victim(leaf)
@@ -101,8 +101,8 @@ def _difference(victim: Victim, at: _Approach) -> tuple[Tensor, Tensor, Tensor]:
 def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:
     """The shortest d with value + ⟨gradient, d⟩ = 0 and points + d in [0, 1] (Eq. 6).
 
-    Every |d_i| is min(λ·s_i, room_i), with s_i = 1 (L∞) or |w_i| (L2), room_i what is left to the pixel's limit, and
-    λ the one number for which Σ|w_i|·|d_i| = |value|. That sum is piecewise linear in λ with kinks at
+    Every |d_i| is min(λ·s_i, room_i), with s_i = 1 (L∞) or |w_i| (L2), room_i the pixel's distance from its limit,
+    and λ the one number for which Σ|w_i|·|d_i| = |value|. That sum is piecewise linear in λ with kinks at
     room_i / s_i; between two kinks λ is a division.
 
     Args:
@@ -112,9 +112,9 @@ def to_boundary(points: Tensor, gradient: Tensor, value: Tensor, norm: str) -> T
         norm: "linf" or "l2".
 
     Returns:
-        (N, 3, H, W). Where the box does not reach the hyperplane, d goes as near it as it can.
+        (N, 3, H, W). If the hyperplane does not meet the pixel range, d goes as near to it as possible.
     """
-    # Sums over 10⁵ pixels are differences of nearly equal numbers below: float64.
+    # float64, because differences of nearly equal sums over 10⁵ pixels are taken below.
     w, x, wanted = in_float64(gradient).flatten(1), in_float64(points).flatten(1), -in_float64(value)
     towards = w.sign() * wanted.sign()[:, None]
     weight = w.abs()

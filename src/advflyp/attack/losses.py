@@ -1,4 +1,4 @@
-"""What the attacks of an evaluation maximise: functions of logits (N, K) and labels (N,), one value per image."""
+"""The losses that evaluation attacks maximise: functions of logits (N, K) and labels (N,), one value per image."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,14 +14,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) max_{j≠y} z_j − z_y (Carlini & Wagner 2017); above 0 where misclassified."""
+    """(N,) max_{j≠y} z_j − z_y (Carlini & Wagner 2017); positive if misclassified."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.amax(1) - own
 
 
 def log_sum_exp(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) log Σ_{j≠y} exp z_j − z_y: the margin over a smooth maximum."""
+    """(N,) log Σ_{j≠y} exp z_j − z_y: the margin with a smooth maximum."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     return logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1) - own
 
@@ -29,7 +29,7 @@ def log_sum_exp(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) difference of logits ratio (Croce & Hein 2020, Eq. 6): margin / (z_π1 − z_π3).
 
-    With two classes, where there is no third logit, it is the margin.
+    With two classes there is no third logit, and it is the margin.
     """
     if logits.shape[1] < 3:
         return margin(logits, labels)
@@ -40,12 +40,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """(N,) targeted DLR (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
 
-    With three classes the divisor is z_π1 − z_π3, with two it is 1: the published one needs four.
+    The published divisor needs four classes: with three it is z_π1 − z_π3, with two it is 1.
 
     Args:
         logits: (N, K).
         labels: (N,) int64.
-        targets: (N,) int64, the class each image is to be moved to.
+        targets: (N,) int64, the target class of each image.
     """
     difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
     classes = logits.shape[1]
@@ -61,7 +61,7 @@ def attack_targets(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
 
 
 def count_targets(classes: int, wanted: int = 9) -> int:
-    """How many target classes there are: `wanted`, or every wrong class where these are fewer."""
+    """The number of target classes: `wanted`, but at most all wrong classes."""
     return min(wanted, classes - 1)
 
 

@@ -1,4 +1,4 @@
-"""What attacks are called. Without torch, so that a misspelled one is refused at once."""
+"""Names of attacks, parsed without importing torch, so that a misspelled one is refused at once."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from advflyp.config import nearest, suggest
 from advflyp.plugins import is_import_path
 
-# AutoAttack's; those of the published ensembles are `STANDARD`, and `RAND` for models that draw random numbers.
+# AutoAttack's members; the published ensembles are `STANDARD` and, for randomised models, `RAND`.
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "apgd-ce-eot20", "apgd-dlr-eot20")
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce-eot20", "apgd-dlr-eot20")
@@ -19,21 +19,21 @@ KNOWN = (
 COUNTS = r"(?P<steps>\d{1,12})(?:x(?P<restarts>\d{1,12}))?"
 MOST_STEPS = 10**9
 
-# What may be searched on another classifier than the one that is evaluated, "pgd10@openai".
+# Kinds of attack that may search on another classifier than the evaluated one ("pgd10@openai").
 ELSEWHERE = ("fgsm", "pgd", "cw", "encoder", "adaptive")
 
 
 def read_attack_name(name: str) -> dict[str, Any]:
-    """The kind of attack that a name is of and its parameters; names as tables print them too: "PGD-10×5".
+    """Parse the name of an attack into its kind and parameters; names as printed in tables ("PGD-10×5") work too.
 
     Returns:
-        "kind" ("clean", "noise", "fgsm", "pgd", "cw", "encoder", "adaptive", "typographic", "elsewhere",
-        "autoattack", "own"), "steps" and
-        "restarts" of pgd, cw, encoder and adaptive, "tokens" of encoder, "terms" of adaptive, "members" (name,
-        restarts) of autoattack, "attack" and "where" of elsewhere ("pgd10@openai", "pgd10@MODEL").
+        "kind": "clean", "noise", "fgsm", "pgd", "cw", "encoder", "adaptive", "typographic", "elsewhere", "autoattack"
+        or "own". Also "steps" and "restarts" for pgd, cw, encoder and adaptive; "tokens" for encoder; "terms" for
+        adaptive; "members", pairs (name, restarts), for autoattack; "attack" and "where" for elsewhere
+        ("pgd10@openai", "pgd10@MODEL").
 
     Raises:
-        ValueError: There is no such attack; of one's own, "module:function", only the form is looked at.
+        ValueError: There is no such attack. Of a user's own, "module:object", only the form of the name is checked.
     """
     if is_import_path(name):
         return {"kind": "own"}

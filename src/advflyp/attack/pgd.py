@@ -14,7 +14,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
 from advflyp.attack.victim import Victim
 
-# A step has several temporaries of the size of the images; of more images than this they would fill a memory.
+# Images updated at once: a step has several temporaries of their size, which for more images could fill the memory.
 UPDATED_TOGETHER = 1024
 
 
@@ -27,13 +27,13 @@ class AttackConfig:
         eps: Its radius, in pixels of [0, 1] ("1/255").
         steps: Ascent steps; 0 trains on clean images.
         step_size: α, in the units of eps.
-        start: Where the ascent begins: "random", a uniform draw from the ball; "zero", the image itself; or "noise",
-            N-FGSM's (de Jorge et al. 2022): a draw from the ball of radius 2ε, then one step that is not projected
+        start: Where the ascent starts: "random", a uniform draw from the ball; "zero", the image itself; or "noise", as
+            in N-FGSM (de Jorge et al. 2022): a draw from the ball of radius 2ε, then one step that is not projected
             back onto the ball of radius ε.
-        share_clean_forward: One step from zero takes its gradient from the forward pass over the clean images that the
-            losses need as well; the same perturbation and losses for less arithmetic.
-        overfitting_gap: When, under a one-step attack, the accuracy (0–1) under one step of validation exceeds that
-            under `validate.attack` by more than this, training continues with two steps from a random start.
+        share_clean_forward: For one step from "zero": take its gradient from the clean forward pass that the losses
+            need anyway. The perturbation and the losses are the same, for less compute.
+        overfitting_gap: For one step: if validation accuracy (0–1) under FGSM exceeds that under `validate.attack` by
+            more than this, training continues with two steps from a random start.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -91,7 +91,7 @@ def pgd(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Images inside `threat` that maximise `loss` (Eqs. 4 and 6). No parameter and no `.grad` is touched.
+    """Images inside `threat` that maximise `loss` (Eqs. 4 and 6). Parameters and their `.grad` are not touched.
 
     Args:
         images: (N, 3, H, W) float32 or float64 pixels in [0, 1].
@@ -99,9 +99,9 @@ def pgd(
         threat: The ball around each image.
         steps: Ascent steps; each is projected onto the ball and the pixel range.
         step_size: α in pixels, 1/255 is one grey level.
-        random_start: Begin at a uniform draw from the ball instead of at the image.
+        random_start: Start at a uniform draw from the ball instead of at the image.
         generator: Source of that draw, on the images' device.
-        start: Begin here instead, (N, 3, H, W) inside the threat.
+        start: (N, 3, H, W) inside the ball, where the ascent starts instead.
 
     Returns:
         (N, 3, H, W) adversarial images, detached.
@@ -125,7 +125,7 @@ def ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """`pgd` from `start`, (N, 3, H, W), without looking at the pixels: on an accelerator the host does not wait."""
+    """`pgd` from `start` (N, 3, H, W) without checking the pixels, so the host does not wait for an accelerator."""
 
     def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
         (gradient,) = torch.autograd.grad(loss(candidates).sum(), candidates)
@@ -140,16 +140,16 @@ RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr", "lse": "log
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(SingleAttack):
-    """N steps on the cross-entropy (Madry et al. 2018); each image for itself, and one that is fooled leaves at once.
+    """N gradient steps on the cross-entropy (Madry et al. 2018), per image; each stops once it is misclassified.
 
     Args:
         steps: Ascent steps.
-        step_size: α in pixels of [0, 1]; None is 1/255 for L∞, the paper's, and 2.5·ε/steps for L2, where grey levels
-            mean little.
-        random_start: Begin at a uniform draw from the ball instead of at the image.
-        loss: "ce", "margin" (Carlini & Wagner 2017), "dlr", or "lse", the margin over a smooth maximum.
-        against: A defence's own terms, maximised as well.
-        restarts: Runs, each on the images that are still classified correctly.
+        step_size: α in pixels of [0, 1]; None is 1/255 for L∞ (as in the paper) and 2.5·ε/steps for L2, where grey
+            levels mean little.
+        random_start: Start at a uniform draw from the ball instead of at the image.
+        loss: "ce", "margin" (Carlini & Wagner 2017), "dlr", or "lse", the margin with a smooth maximum (log-sum-exp).
+        against: Terms of a defence, maximised together with the loss.
+        restarts: Number of runs, each on the images that are still classified correctly.
     """
 
     steps: int = 10
@@ -173,7 +173,7 @@ class PGD(SingleAttack):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
-        """For each image the first misclassified iterate, else the last one."""
+        """For each image, the first misclassified iterate, or the last one if there is none."""
         images, loss = images.detach(), LOSSES[self.loss]
         start = threat.random_start(images, streams) if self.random_start else images
         start = start if victim.start is None else victim.start
@@ -211,7 +211,7 @@ class PGD(SingleAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class CW(PGD):
-    """The same on the margin max_{j≠y} z_j − z_y of Carlini & Wagner (2017)."""
+    """PGD on the margin max_{j≠y} z_j − z_y of Carlini & Wagner (2017)."""
 
     loss: str = "margin"
 
@@ -239,7 +239,7 @@ def _ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Steepest ascent inside `threat`; `slope(candidates, rows)` gives the gradient and which rows go on."""
+    """Steepest ascent inside `threat`; `slope(candidates, rows)` gives the gradient and which rows continue."""
     adversarial = start.detach().clone()
     rows: Tensor | slice = slice(None)
     for _ in range(steps):

@@ -17,9 +17,9 @@ from advflyp.devices import to_device
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# So many queries' random numbers are drawn at once; the hash of one query's would take as long as a small network.
+# Queries whose random numbers are drawn at once; drawing for one at a time would take as long as a small network.
 AHEAD = 64
-# Proposals that go through the network together, where fewer images are left.
+# Proposals per forward pass, when fewer images than this are left.
 AT_ONCE_ON_ACCELERATOR = 256
 
 
@@ -28,17 +28,17 @@ class _RandomSearch(Points):
     streams: Streams
     best: Tensor
     best_loss: Tensor
-    drawn: Tensor  # (M, AHEAD, draws a query, C) in [0, 1)
+    drawn: Tensor  # (M, AHEAD, draws per query, C) in [0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Member):
-    """Square Attack on the margin loss. Each image draws its own squares; one that is not fooled comes back as it is.
+    """Square Attack on the margin loss. Each image draws its own squares; robust images are returned unchanged.
 
     Args:
         queries: Proposals per image, after the start.
-        p_init: Share of the pixels that the first squares cover.
-        rescale: Go through the whole schedule of p in `queries`; AutoAttack does not, it stops half-way.
+        p_init: Fraction of the pixels that the first squares cover.
+        rescale: Fit the whole schedule of p into `queries`; AutoAttack does not, so it stops half-way.
     """
 
     queries: int = 5000
@@ -80,7 +80,7 @@ class Square(Member):
                 if query % AHEAD == 0:
                     draws = proposals.draws
                     at.drawn = at.streams.ahead(AHEAD * draws, channels).unflatten(1, (AHEAD, draws))
-                # So many that about one image in four takes one of them.
+                # Enough that about one image in four accepts one.
                 together = max(1, min(most // len(at), int(0.25 / max(taken, 1e-3))))
                 until = min(query + together, end, query - query % AHEAD + AHEAD)
                 queries = (until - query) * len(at)
@@ -88,7 +88,7 @@ class Square(Member):
                 query = until
 
     def _stages(self) -> Iterator[tuple[int, int]]:
-        """How often p has been halved, and the query with which it is halved again."""
+        """How often p has been halved, and the query at which it is halved again or the search ends."""
         scale = self.queries if self.rescale else 10_000
         starts = [-(-(start + 1) * scale // 10_000) for start in SCHEDULE]
         for end in sorted({self.queries, *(start for start in starts if start < self.queries)}):
@@ -98,13 +98,13 @@ class Square(Member):
 def _make(
     victim: Victim, at: _RandomSearch, propose: "_Squares | _Bumps", begin: int, end: int, result: Tensor
 ) -> int:
-    """Make the queries from `begin` to `end` of each image, and return how many proposals were taken.
+    """Make the queries from `begin` to `end` for each image, and return how many proposals were accepted.
 
-    All at once: most proposals are worse, and change nothing for the next ones. Those behind one that is taken are
-    made again, so that the images are those of one query after the other.
+    They are made all at once, since most proposals are rejected and do not affect later ones. The queries after an
+    accepted proposal are repeated, so the result equals that of sequential queries.
     """
     count, taken, device = end - begin, 0, at.rows.device
-    made = torch.zeros(len(at), dtype=torch.long)  # on the host: what is made next is decided there
+    made = torch.zeros(len(at), dtype=torch.long)  # on the host, where the next queries are chosen
     while len(rows := (made < count).nonzero().squeeze(1)):
         row, step = (made[rows][:, None] + torch.arange(count) < count).nonzero(as_tuple=True)
         query = made[rows[row]] + step
@@ -113,7 +113,7 @@ def _make(
         logits = victim(proposal)
         loss = margin(logits, at.labels[image])
         fooled = victim.fooled(proposal, at.labels[image], logits)
-        # The first proposal of each image that is taken; `none` where there is none.
+        # The first accepted proposal of each image; `none` if there is none.
         none = len(proposal)
         place = torch.where((loss > at.best_loss[image]) | fooled, torch.arange(none, device=device), none)
         first = torch.full((len(rows),), none, device=device)
@@ -121,7 +121,7 @@ def _make(
         better, chosen, of = first < none, first.clamp_max(none - 1), to_device(rows, device)
         at.best[of] = torch.where(better[:, None, None, None], proposal[chosen], at.best[of])
         at.best_loss[of] = torch.where(better, loss[chosen], at.best_loss[of])
-        # The only wait for the device but that of `fooled`.
+        # The only synchronisation with the device, apart from `fooled`.
         place, gone = torch.stack([first, (better & fooled[chosen]).long()]).cpu()
         is_taken = place < none
         made[rows] = torch.where(is_taken, query[place.clamp_max(none - 1)] + 1, count)
@@ -142,7 +142,7 @@ def _stripes(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
 class _Squares:
     """L∞: the best image so far with one square at ±ε in each colour (Algorithm 2)."""
 
-    draws = 3  # of an image a query: row, column, a number for each colour
+    draws = 3  # per image and query: row, column, a number for each colour
 
     def __init__(self, threat: Threat, side: int, images: Tensor) -> None:
         height, width = images.shape[2:]
@@ -155,13 +155,13 @@ class _Squares:
         inside = ((down >= 0) & (down < self.side))[:, None, :, None]
         inside = inside & ((across >= 0) & (across < self.side))[:, None, None, :]
         signs = as_signs(drawn[:, 2, :, None, None], images.dtype)
-        # Inside the ball already: ±ε from the image, or where an earlier proposal was.
+        # No projection needed: pixels are ±ε from the image, or as in `best`.
         colour = torch.add(images, signs, alpha=self.eps).clamp_(0, 1)
         return torch.where(inside, colour, best)
 
 
 def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
-    """A 5 × 5 grid of bumps with random directions and signs, of length ε in all."""
+    """A grid of bumps (about five along the shorter side) with random directions and signs, of total length ε."""
     _, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -175,9 +175,9 @@ def _tiles(images: Tensor, threat: Threat, streams: Streams) -> Tensor:
 
 
 class _Bumps:
-    """L2: a bump in one window, with the length it has, that of a second one and what ε leaves (Algorithm 3)."""
+    """L2: a bump in one window; its length combines those of two windows and the unused part of ε (Algorithm 3)."""
 
-    draws = 6  # of an image a query: row and column of two windows, the bump's direction, a number for each colour
+    draws = 6  # per image and query: rows and columns of two windows, the bump's direction, a number for each colour
 
     def __init__(self, threat: Threat, side: int, images: Tensor) -> None:
         height, width = images.shape[2:]
@@ -202,7 +202,7 @@ class _Bumps:
         return _fill(images, delta, self.threat)
 
     def _window(self, row: Tensor, column: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
-        """What indexes a window of every image in all colours."""
+        """Indices of one window per image, over all colour channels."""
         top, left = _corner(row, column, self.side, delta)
         steps = torch.arange(self.side, device=delta.device)
         every = torch.arange(len(delta), device=delta.device)[:, None, None, None]
@@ -211,26 +211,26 @@ class _Bumps:
 
 
 def _corner(row: Tensor, column: Tensor, side: int, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, 1) each, where squares of a length begin, for (M, C) numbers in [0, 1), of which the first ones count."""
+    """(M, 1) each: top and left of squares with this side, from the first column of (M, C) numbers in [0, 1)."""
     height, width = images.shape[2:]
     return as_integers(row[:, :1], height - side + 1), as_integers(column[:, :1], width - side + 1)
 
 
 def _bumps(side: int, streams: Streams, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, *shape, side, side): a bump in each place, upright or lying."""
+    """(N, *shape, side, side): bumps, each upright or on its side."""
     bump = _bump(side, torch.empty((), dtype=dtype, device=streams.index.device))
     return torch.where(streams.uniform(*shape)[..., None, None] < 0.5, bump, bump.T)
 
 
 def _bump(side: int, like: Tensor) -> Tensor:
-    """(side, side): two opposite pyramids of length 1 together, one above the other."""
+    """(side, side): two pyramids of opposite sign, one above the other, of joint length 1."""
     half = side // 2
     bump = torch.cat([_pyramid(half, side, like.dtype), -_pyramid(side - half, side, like.dtype)])
     return to_device(bump / bump.norm(), like.device)
 
 
 def _pyramid(height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """(height, width), length 1: Σ_k 1/(k + 1)² over the squares of radius k about the centre that hold the pixel."""
+    """(height, width), length 1: Σ_k 1/(k + 1)² over the concentric squares (of radius k) that contain the pixel."""
     rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
     radius = torch.maximum(rows.abs()[:, None], columns.abs())
     rings = 1 / torch.arange(1, max(height, width) // 2 + 2, dtype=dtype).square()

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an image, not to a batch: splitmix64 as a function of (seed, image, draw)."""
+"""Random numbers per image rather than per batch: splitmix64 as a function of (seed, image, draw)."""
 
 import math
 
@@ -20,11 +20,11 @@ _MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 class Streams:
     """One stream of random numbers for each of N images.
 
-    The k-th draw of an image is a function of (seed, its place in the set, k) alone: the same in every batch size,
-    order and company, on every device, and whatever other images left the batch before.
+    The k-th draw of an image is a function of (seed, the image's place in its dataset, k) alone: it does not depend on
+    the device, the batch size, the order, or the other images in the batch, including those that left it early.
 
     Args:
-        seed: Any integer; other seeds are other streams.
+        seed: Any integer; different seeds give different streams.
         index: (N,) int64, the images' places in their dataset.
         draws: How many draws have been made.
     """
@@ -47,9 +47,9 @@ class Streams:
         return _shift(self._bits(math.prod(shape), 1), 40).to(dtype).mul_(2.0**-24).view(-1, *shape)
 
     def ahead(self, draws: int, count: int) -> Tensor:
-        """(N, draws, count) in [0, 1): what as many calls of `uniform(count)` give, in one.
+        """(N, draws, count) in [0, 1): the results of `draws` calls of `uniform(count)`, computed at once.
 
-        A shorter draw has the first numbers of a longer one.
+        A draw of fewer numbers is a prefix of a longer one.
         """
         bits = self._bits(count, draws)
         return _shift(bits, 40).to(torch.float32).mul_(2.0**-24)
@@ -95,5 +95,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's own repeats the sign."""
+    """Logical right shift; torch's `>>` extends the sign."""
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -1,9 +1,9 @@
-"""An attack on texts: a few wrong letters that turn the embedding away while the words keep their shape.
+"""An attack on texts: a few wrong letters that move the embedding while the words keep their shape.
 
-    max over t′:  1 − cos(g(t′), g(t)),    t′ at most k edits of a character from t
+    max over t′:  1 − cos(g(t′), g(t)),    t′ at most k character edits from t
 
-g the text encoder. The edits are greedy, each the worst of some that are drawn; LEAF (Abad Rocamora et al. 2025) is of
-this kind.
+Here g is the text encoder. The search is greedy: each edit is the worst of several random candidates. LEAF (Abad
+Rocamora et al. 2025) is an attack of this kind.
 """
 
 import random
@@ -22,7 +22,7 @@ CANDIDATES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class TextEdits:
-    """What `edit_texts` is to do, its arguments, and what results call it."""
+    """The arguments of `edit_texts`, and their name in results."""
 
     edits: int = 1
     candidates: int = CANDIDATES
@@ -36,7 +36,7 @@ class TextEdits:
         return f"{'random-' if self.candidates == 1 else ''}edits{self.edits}"
 
     def arguments(self) -> dict[str, Any]:
-        """What results record."""
+        """The parameters that results record."""
         return asdict(self)
 
 
@@ -50,17 +50,17 @@ def edit_texts(
 ) -> list[str]:
     """Each text with at most `edits` characters replaced, inserted or deleted.
 
-    Spaces, digits, marks and the first and last letter of each word stay: so do the number of words and their outline.
+    Spaces, digits, punctuation and the first and last letter of each word stay, and so do word count and word shapes.
 
     Args:
-        encode: Texts → (N, d) unit-norm embeddings; `model.encode_text`, or of class names their prompts' means.
-        texts: N texts; the outcome of each is a function of itself and `seed` alone.
+        encode: Texts → (N, d) unit-norm embeddings; `model.encode_text`, or for class names the mean over prompts.
+        texts: N texts; each result depends only on the text and `seed`.
         edits: k.
-        candidates: How many edits are drawn for each that is made; 1 is a random edit, a control.
+        candidates: Random candidates per edit, of which the worst is kept; 1 makes random edits, as a control.
         seed: Random seed.
 
     Returns:
-        N texts; one without a word of three letters stays as it is.
+        N texts; those without a word of at least three letters are returned unchanged.
     """
     return [_edited(encode, text, edits, candidates, seed) for text in texts]
 
@@ -81,7 +81,7 @@ def _edited(
 
 
 def _edit(text: str, draw: random.Random) -> str:
-    """One edit of an inner letter; the text itself where no word has one."""
+    """One random edit of an inner letter; the text itself if no word has one."""
     inner = [
         place
         for place in range(1, len(text) - 1)

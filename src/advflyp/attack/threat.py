@@ -9,8 +9,8 @@ from torch import Tensor
 from advflyp.attack.streams import Streams
 from advflyp.dtypes import in_float64
 
-# Of ε: float32 cannot compute the lengths of far smaller or larger perturbations. Two images of 4,096 × 4,096 are at
-# most 7,095 apart.
+# Limits of ε: float32 cannot compute the lengths of far smaller or larger perturbations. Two images of 4,096 × 4,096
+# pixels are at most 7,095 apart.
 SMALLEST, LARGEST = 1e-12, 10_000
 
 
@@ -20,7 +20,7 @@ class Threat:
 
     Args:
         norm: "linf" or "l2".
-        eps: Radius in pixel units, 1/255 is one 8-bit grey level (L∞); the length over all pixels (L2).
+        eps: Radius. L∞: in pixel units, 1/255 is one 8-bit grey level. L2: the length over all pixels.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -46,12 +46,12 @@ class Threat:
 
         Args:
             images: (N, 3, H, W).
-            generator: For the whole batch, on its device; or a stream for each image.
+            generator: A generator for the whole batch, on its device; or a stream for each image.
         """
         return self.project(images, images + self.noise(images, generator))
 
     def noise(self, images: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
-        """(N, 3, H, W): draws from the ball, uniform in volume, of the shape, type and device of `images`."""
+        """(N, 3, H, W): uniform draws from the ball, with the shape, type and device of `images`."""
         of_batch = not isinstance(generator, Streams)
         if self.norm == "linf":
             if of_batch:
@@ -67,12 +67,12 @@ class Threat:
         return _unit(noise) * self.eps * radius ** (1 / images[0].numel())
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """One steepest-ascent step of length `step_size`, for all or (N, 1, 1, 1), in this norm; not yet projected."""
+        """One steepest-ascent step in this norm, not yet projected; `step_size` is one number or (N, 1, 1, 1)."""
         direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
         return adversarial + step_size * direction
 
     def project(self, images: Tensor, adversarial: Tensor) -> Tensor:
-        """The nearest image inside ball and pixel range."""
+        """Project onto the ball, then clamp to the pixel range."""
         if self.norm == "linf":
             return torch.clamp(adversarial, images - self.eps, images + self.eps).clamp(0, 1)
         delta = adversarial - images
@@ -86,7 +86,7 @@ class Threat:
         return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
 
     def contains(self, images: Tensor, adversarial: Tensor) -> Tensor:
-        """(N,) bool: inside ball and pixel range, up to the rounding of float32."""
+        """(N,) bool: inside the ball and the pixel range, up to float32 rounding."""
         # x + δ is rounded to 2⁻²⁴ relative per pixel; over d pixels that adds up to √d times it in L2.
         slack = 2**-23 * (1 if self.norm == "linf" else images[0].numel() ** 0.5)
         valid = ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1)

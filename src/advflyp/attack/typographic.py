@@ -14,14 +14,14 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 
-WHITE, BLACK = 255, 1  # 0 is what stays
+WHITE, BLACK = 255, 1  # 0: no lettering
 
 
 @dataclass(frozen=True, kw_only=True)
 class Typographic(SingleAttack):
     """The name of the likeliest wrong class in white letters with a black rim, as strong as the ball allows.
 
-    At an L∞ radius of 1 it is the whole inscription; at 4/255 it is a control that any attack has to beat.
+    At an L∞ radius of 1 the name is written in full; at 4/255 it is a control that any attack has to beat.
     """
 
     def perturb(
@@ -44,13 +44,13 @@ class Typographic(SingleAttack):
 
 
 def lettering(text: str, height: int, width: int) -> Tensor:
-    """(height, width) uint8: `WHITE` letters with a `BLACK` rim at the lower edge, as large as fits; else 0."""
+    """(height, width) uint8: `WHITE` letters with a `BLACK` rim at the lower edge, as large as fits; 0 elsewhere."""
     size = max(6, height // 5)
     while size > 6 and ImageFont.load_default(size).getlength(text) > width - 2:
         size -= 1
     image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
-    draw.fontmode = "1"  # without grey edges
+    draw.fontmode = "1"  # no anti-aliasing
     place = (width // 2, height - 2)
     draw.text(
         place,

@@ -1,4 +1,4 @@
-"""Universal perturbations (Moosavi-Dezfooli et al. 2017): one δ for every image, found on some and tried on others.
+"""Universal perturbations (Moosavi-Dezfooli et al. 2017): one δ for all images, optimised on some and tested on others.
 
 max over δ in the ball:  1/N Σ_i loss(z(x_i + δ), y_i)
 """
@@ -20,7 +20,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, for_use
 from advflyp.seeds import derive_seed
 
-# δ is searched as an image around this grey, so that the one ascent loop finds it.
+# δ is optimised as a perturbation of a uniformly grey image, so that the common ascent loop applies.
 GREY = 0.5
 
 
@@ -62,19 +62,19 @@ def universal_perturbation(
     loss: str = "ce",
     seed: int = 0,
 ) -> Shift:
-    """Search for one δ on images that it is not to be tested on.
+    """Optimise one δ on images that are not used to test it.
 
     Args:
         classifier: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, differentiable.
         images: (N, 3, H, W) pixels in [0, 1].
         labels: (N,) int64.
-        threat: The ball that holds δ; an L∞ radius is at most 1/2.
-        steps: Ascent steps, each on `batch_size` of the images; orders are drawn by `seed`.
+        threat: The ball around 0 that δ stays in; an L∞ radius is at most 1/2.
+        steps: Ascent steps, each on `batch_size` of the images, in orders drawn with `seed`.
         step_size: α, as in `PGD`.
         loss: As in `PGD`.
 
     Returns:
-        An attack: `shift(classifier, other_images, other_labels, threat)`, or one of `advflyp.evaluate`.
+        An attack, to call as `shift(classifier, other_images, other_labels, threat)` or to pass to `advflyp.evaluate`.
     """
     check_loss(loss, LOSSES)
     if threat.norm == "linf" and threat.eps > GREY:
@@ -94,7 +94,7 @@ def universal_perturbation(
 
 
 def _orders(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Batches of rows, without end: each epoch in a new order."""
+    """Endless batches of row numbers, reshuffled each epoch."""
     epoch = 0
     while True:
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))

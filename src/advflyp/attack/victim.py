@@ -1,4 +1,4 @@
-"""The classifier as attacks see it, and the images that an attack still works on."""
+"""The classifier as attacks see it, and the images that are still under attack."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,22 +13,22 @@ from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 
 T = TypeVar("T")
-# Where few images are left, so many attempts at them go through the network together. On a processor more are hardly
-# faster, and those that an earlier one makes needless cost time.
+# Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
+# time on attempts that an earlier success makes unnecessary.
 AT_ONCE_ON_CPU = 16
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:
-    """The class of each image: its label only where the label's logit is above all others.
+    """The predicted class of each image: its label only if the label's logit is above all others.
 
-    A tie is never a correct answer, wherever the label stands among the classes, and neither is a NaN.
+    Neither a tie nor a NaN ever counts as correct, whatever the label's index.
 
     Args:
         logits: (N, K), K at least 2.
         labels: (N,) int64, the true classes.
 
     Returns:
-        (N,) int64, the label where the image is classified correctly, else the most likely other class.
+        (N,) int64, the label if the image is classified correctly, else the most likely other class.
     """
     own = logits.gather(1, labels[:, None]).squeeze(1)
     values, rivals = logits.scatter(1, labels[:, None], float("-inf")).max(1)
@@ -39,7 +39,7 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def for_use(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is as it was."""
+    """Put the model into evaluation mode; on exit, every module gets its own mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -50,7 +50,7 @@ def for_use(model: nn.Module) -> Iterator[None]:
 
 
 class Encoder(Protocol):
-    """What attacks that look behind the logits see.
+    """The interface for attacks that need more than logits.
 
     Attributes:
         model: The CLIP.
@@ -71,21 +71,21 @@ class Encoder(Protocol):
     def weights(self) -> Tensor: ...
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
-        """(N, 1 + L, d) unit-norm embeddings of each image and, where `patches`, of its L patches; differentiable."""
+        """(N, 1 + L, d) unit-norm embeddings of each image and, if `patches`, of its L patches; differentiable."""
         ...
 
 
 class Victim:
-    """A classifier under attack: an attack calls it for logits, and may leave alone what `fooled` says is done.
+    """A classifier under attack: attacks call it for logits, and may stop on images that `fooled` reports.
 
     Args:
-        search: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in whatever precision the search runs; differentiable.
-        logits_fp32: The same in float32, which decides whether an image is misclassified. By default `search` is in
-            float32 already.
-        encoder: The CLIP behind the classifier; None for a mere function of logits.
-        start: (N, 3, H, W) inside the ball, where `PGD` and `APGD` begin in place of a random start.
-        batch_size: Images whose gradients the memory has room for at a time: where fewer are left, an attack may try
-            several targets at once.
+        search: (N, 3, H, W) pixels in [0, 1] → (N, K) logits, in the precision of the search; differentiable.
+        logits_fp32: The same in float32, to decide whether an image is misclassified. None if `search` already runs in
+            float32.
+        encoder: The CLIP behind the classifier; None for a plain function that returns logits.
+        start: (N, 3, H, W) inside the ball, where `PGD` and `APGD` start instead of at random.
+        batch_size: Number of images whose gradients fit in memory at once; when fewer images are left, an attack may
+            try several targets at once.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class Victim:
         return at_least_float32(self.search(images))
 
     def judge(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, K) logits in float32, which decide whether an image is misclassified."""
+        """(N, 3, H, W) → (N, K) float32 logits, which decide whether an image is misclassified."""
         return self(images) if self.logits_fp32 is None else self.logits_fp32(images)
 
     @property
     def encoder(self) -> Encoder:
-        """The CLIP behind the classifier; ValueError where there is none."""
+        """The CLIP behind the classifier; ValueError if there is none."""
         if self._encoder is None:
             raise ValueError(
                 "this attack needs the image encoder behind the classifier: attack model.classifier(classes, "
@@ -122,17 +122,17 @@ class Victim:
         return self._encoder
 
     def once(self, name: Hashable, compute: Callable[[], T]) -> T:
-        """What an attack needs of the model once, not for every batch."""
+        """Compute something once for the victim instead of once per batch."""
         if name not in self._computed:
             self._computed[name] = compute()
         return self._computed[name]
 
     @torch.no_grad()
     def fooled(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        """(N,) bool: misclassified in float32, for `logits` that the search has found for `images`.
+        """(N,) bool: which `images`, for which the search computed `logits`, are misclassified in float32.
 
-        Where the search runs in a lower precision, its finds are confirmed; without that a point would leave
-        the attack for a rounding error, and count as robust afterwards.
+        If the search runs in a lower precision, successes are confirmed in float32. Otherwise, a rounding error could
+        end the attack on an image that then counts as robust.
         """
         found = predicted(logits, labels) != labels
         if self.logits_fp32 is not None:
@@ -144,10 +144,10 @@ class Victim:
 
 @dataclass
 class Points:
-    """Tensors with one row for each of M images; an attack's own state is a subclass with more of them.
+    """Tensors with one row for each of M images; subclasses add an attack's own state.
 
     Attributes:
-        rows: (M,) int64, where the image is in the attack's input.
+        rows: (M,) int64, the image's row in the attack's input.
         images: (M, 3, H, W), the originals.
         labels: (M,) int64.
     """
@@ -160,8 +160,8 @@ class Points:
         return len(self.rows)
 
     def keep(self, mask: Tensor) -> None:
-        """Keep only the images where `mask` (M,), there or on the host, is true."""
-        # Each choice by a mask would wait for the device, to know how many there are.
+        """Keep only the images where `mask` (M,), on the device or the host, is true."""
+        # Indexing each tensor with the mask would wait for the device every time, to learn the number of rows.
         self.take(to_device(mask.nonzero().squeeze(1), self.rows.device))
 
     def take(self, stay: Tensor) -> None:
@@ -170,7 +170,7 @@ class Points:
             setattr(self, field.name, getattr(self, field.name)[stay])
 
     def leave(self, found: Tensor, adversarial: Tensor, result: Tensor) -> None:
-        """Drop the images where `found` (M,) is true; their `adversarial` (M, 3, H, W) is written into `result`."""
+        """Drop the images where `found` (M,) is true, and write their `adversarial` (M, 3, H, W) into `result`."""
         gone = to_device(found.nonzero().squeeze(1), self.rows.device)
         if len(gone):
             result[self.rows[gone]] = adversarial[gone]
@@ -179,7 +179,7 @@ class Points:
 
 @dataclass
 class CorrectPoints(Points):
-    """Images that are classified correctly so far.
+    """Images that are still classified correctly.
 
     Attributes:
         logits: (M, K), of the originals.
@@ -192,7 +192,7 @@ class CorrectPoints(Points):
 
 @torch.no_grad()
 def correct_points(victim: Victim, images: Tensor, labels: Tensor, streams: Streams) -> CorrectPoints:
-    """Those of (N, 3, H, W) images that need attacking; `streams` itself does not advance."""
+    """The correctly classified ones of (N, 3, H, W) images, which need attacking; `streams` itself does not advance."""
     logits = victim(images)
     rows = (~victim.fooled(images, labels, logits)).nonzero().squeeze(1)
     return CorrectPoints(rows, images[rows], labels[rows], logits[rows], streams[rows])

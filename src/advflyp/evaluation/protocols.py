@@ -1,8 +1,8 @@
 """How published numbers were measured: one table of protocols.
 
-A protocol is all of an evaluation but the model: datasets, class names, prompts, pixels, attacks. `ADVFLYP` is ours and
-the default. The others follow what released programs do, also where their papers say something else. What of them
-cannot be had is in `notes`.
+A protocol is everything in an evaluation except the model: datasets, class names, prompts, pixels, attacks. `ADVFLYP`
+is ours and the default. The others do what the released programs do, even if their papers say something else. `notes`
+lists what cannot be reproduced.
 """
 
 import hashlib
@@ -25,41 +25,40 @@ from advflyp.evaluation.pixels import Interpolation, Pixels
 from advflyp.evaluation.results import DEFAULT_PROTOCOL
 from advflyp.model.precision import Precision
 
-# Stands for every other dataset of the table in a protocol's templates.
+# In a protocol's templates: all other datasets of the table.
 OTHERS = "*"
 LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """All of an evaluation but the model.
+    """Everything in an evaluation except the model.
 
     Attributes:
-        name: What results record; a changed one says in brackets what was changed.
-        title: Whose it is.
+        name: What results record; a changed protocol says in brackets what was changed.
+        title: What it is, in a few words.
         sets: Its datasets, as `evaluate` takes them.
         absent: Datasets of the paper that this package does not have.
-        attacks: Their names; "autoattack" stands for `autoattack`.
+        attacks: Names of its attacks; "autoattack" stands for the members in `autoattack`.
         eps: Radii in pixels of [0, 1].
         norm: "linf" or "l2".
-        autoattack: The members of AutoAttack that it means by this name; "apgd-cex5" is one with five restarts.
-        limit: So many images of each set, classes evenly represented; None is all.
-        source: "webdataset": CLIP benchmark's copies, with the class names and prompts that they bring along.
-        rules: Dataset → the rule that makes class names of the authors' names; without one, ours.
-        ties: What a class is whose name an earlier one has too, so that their logits always tie. "wrong": neither is
-            ever right; "first": the earlier one can be, as where the prediction is an argmax.
-        templates: Dataset → prompts; `OTHERS` for those of the table that are not named; without that, ours. Datasets
-            that are not in the table keep their own prompts and names.
-        pixels: How images become what is perturbed.
-        small: How images of the datasets with one small size become that, where it is otherwise; `Pixels(native=True)`
-            perturbs them as they are, and enlarges them (bicubic) inside the model under attack.
+        autoattack: The members of AutoAttack that "autoattack" stands for; "apgd-cex5" is APGD-CE with five restarts.
+        limit: N class-balanced images of each dataset; None is all.
+        source: "webdataset": CLIP benchmark's copies, with their own class names and prompts.
+        rules: Dataset → the rule that turns the authors' class names into the protocol's; without one, ours are used.
+        ties: How to treat two classes of the same name, whose logits always tie. "wrong": neither is ever correct;
+            "first": the earlier one can be, as if the prediction were an argmax.
+        templates: Dataset → prompts; `OTHERS` covers the other datasets of the table; without it, they keep our
+            prompts. Datasets that are not in the table keep their own prompts and class names.
+        pixels: How images become the tensor that is perturbed.
+        small: Dataset → `Pixels`, for datasets of small images that are treated differently. `Pixels(native=True)`
+            perturbs them at their own size, and enlarges them (bicubic) inside the model under attack.
         precision: Precision of the attack's search.
         notes: What still differs from the published numbers.
         seed: Random seed of the attacks and of `limit`, on a leaderboard.
-        records: The protocol of which this is a choice of datasets, images, attacks and radii: what its results record
-            as theirs. None: itself.
-        evidence: Whether a leaderboard asks for the predictions for every image and for the checks for masked
-            gradients.
+        records: The protocol that its results record, if this is a choice of datasets, images, attacks and radii of
+            that protocol. None: itself.
+        evidence: Whether a leaderboard requires the per-image predictions and the checks for masked gradients.
     """
 
     name: str
@@ -87,7 +86,7 @@ class Protocol:
 
     @property
     def recorded(self) -> str:
-        """What results name as their protocol."""
+        """The name of the protocol in results."""
         return self.records or self.name
 
     def changed(
@@ -98,7 +97,7 @@ class Protocol:
         resize: int | None = None,
         interpolation: Interpolation | None = None,
     ) -> "Protocol":
-        """The protocol with settings of the user's own, for all datasets; its name says which.
+        """The protocol with the user's own settings for all datasets; its name says which.
 
         Args:
             templates: Prompts, each with one "{}", or "openai".
@@ -107,7 +106,7 @@ class Protocol:
             interpolation: How images are resized.
 
         Raises:
-            ValueError: A prompt without exactly one "{}", no class names, or a side that no image should have.
+            ValueError: A prompt without exactly one "{}", no class names, or a `resize` that is too large.
         """
         said, values = [], {}
         if resize is not None or interpolation is not None:
@@ -137,7 +136,7 @@ class Protocol:
         return replace(self, name=f"{self.recorded} ({', '.join(said)})", records=None, **values)
 
     def attack(self, attack: Attack | str | Callable[..., Tensor]) -> Attack:
-        """An attack by name; "autoattack" as the protocol means it, under the names of its members."""
+        """Find an attack by name; "autoattack" becomes the members that the protocol means, under their names."""
         found = find_attack(attack)
         is_named = isinstance(attack, str) and found.name == "autoattack"
         return find_attack("+".join(self.autoattack)) if is_named else found
@@ -146,7 +145,7 @@ class Protocol:
         """The dataset with the protocol's class names and prompts.
 
         Raises:
-            ValueError: There are more or fewer of the user's own class names than classes, or two are the same.
+            ValueError: The user's own class names are more or fewer than the classes, or two are the same.
         """
         base = labelled.name.partition("@")[0]
         changes: dict[str, Any] = {}
@@ -169,18 +168,18 @@ class Protocol:
 
     @property
     def names_classes(self) -> bool:
-        """Whether class names are not simply ours."""
+        """Whether class names may differ from ours."""
         return bool(self.rules or self.own_names or self.source == "webdataset")
 
     def repeated(self, classes: Sequence[str]) -> list[int]:
-        """The classes that are never predicted, because an earlier one has the same name, and `ties` is "first"."""
+        """The classes never predicted because an earlier one has the same name; none unless `ties` is "first"."""
         if self.ties == "wrong":
             return []
         names = [name.lower() for name in classes]
         return [number for number, name in enumerate(names) if names.index(name) < number]
 
     def pixels_of(self, name: str) -> Pixels:
-        """How the images of a dataset become what is perturbed."""
+        """How the images of a dataset become the tensor that is perturbed."""
         return self.small.get(name.partition("@")[0], self.pixels)
 
 
@@ -198,15 +197,15 @@ ADVFLYP = Protocol(
     attacks=("clean", "pgd10", "cw10", "autoattack"),
     eps=(GREY, 2 * GREY, 4 * GREY),
     notes=(
-        "Where the paper and its released code differ, this is the paper: its prompts, the standard four of "
-        "AutoAttack. Class names tell all classes apart; images are resized as the model was trained.",
+        "Where the paper and its released code differ, this follows the paper: its prompts, and the four attacks of "
+        "the standard AutoAttack. Class names are unique; images are resized as in the model's training.",
     ),
 )
 
-# What `advflyp eval` measures where no protocol is named.
+# What `advflyp eval` measures if no protocol is named.
 QUICK = replace(ADVFLYP, sets=("mini",), attacks=("clean", "pgd10"), eps=(GREY,))
 
-# Leaderboards. A change of what is measured gets a new name.
+# Leaderboards. Any change in what is measured gets a new name.
 ADVFLYP_2026 = replace(
     ADVFLYP,
     name="advflyp-2026",
@@ -225,12 +224,12 @@ ADVFLYP_2026_MINI = replace(
     limit=60,
     evidence=False,
     notes=(
-        "It shows that a leaderboard works, on 64×64 images. PGD-10 and CW-10 are weak attacks: these are upper bounds "
-        "of the robust accuracy.",
+        "It demonstrates a leaderboard on 64×64 images. PGD-10 and CW-10 are weak attacks: their accuracies are upper "
+        "bounds of the robust accuracy.",
     ),
 )
 
-# Prompts that the released programs of this line of work have for single datasets.
+# Prompts for single datasets in the released programs of this line of work.
 _PROMPTS: Mapping[str, tuple[str, ...]] = {
     "caltech256": ("A photo of a {}.",),
     "oxford_pets": ("A photo of a {}, a type of pet.",),
@@ -251,12 +250,12 @@ def _of_small(pixels: Pixels) -> Mapping[str, Pixels]:
 
 
 _REPEATED = (
-    "Both face classes of Caltech101 are 'person', and seven names of StanfordCars are there twice. The released "
-    "prediction is the first of equal logits; here the later class is never predicted, under attack either."
+    "Both face classes of Caltech101 are called 'person', and seven names of StanfordCars occur twice. The released "
+    "code predicts the first of equal logits; here too the later class is never predicted, also not under attack."
 )
 _COPIES = (
-    "Of StanfordCars, SUN397 and other datasets that are only here as CLIP benchmark's copy, class names are the "
-    "copy's: the authors' are not in it. Of ImageNet's copy they are the protocol's."
+    "StanfordCars, SUN397 and other datasets that are available only as CLIP benchmark's copy have the copy's class "
+    "names, since it lacks the authors'. The copy of ImageNet has the protocol's class names."
 )
 
 ADVFLYP_CODE_PROTOCOL = Protocol(
@@ -280,9 +279,9 @@ ADVFLYP_CODE_PROTOCOL = Protocol(
     notes=(
         _REPEATED,
         _COPIES,
-        "The release has cleaned names of ImageNet's and TinyImageNet's classes in files of its own; here they are the "
-        "first word of the WordNet synset, from which some of these differ. --classnames takes others.",
-        "ImageNet-Sketch has 999 classes there (n03710637 is dropped), ObjectNet all 313 with its border "
+        "The release ships cleaned class names of ImageNet and TinyImageNet; here a name is the first word of the "
+        "WordNet synset, which differs for some classes. --classnames takes others.",
+        "In the release ImageNet-Sketch has 999 classes (n03710637 is dropped) and ObjectNet all 313, with its border "
         "(objectnet@all here has none).",
     ),
 )
@@ -309,7 +308,7 @@ TECOA_PROTOCOL = Protocol(
         "PGD: 100 steps of 1/255 are the default of the released code.",
         _REPEATED,
         _COPIES,
-        "ImageNet's names are the first word of the WordNet synset.",
+        "ImageNet's class names are the first word of the WordNet synset.",
         "PCAM is read from CLIP benchmark's copy, with the two prompts of the released code, misspelling included.",
     ),
 )
@@ -348,14 +347,14 @@ ROBUSTVLM = Protocol(
     small=_of_small(Pixels(native=True)),
     precision="fp32",
     notes=(
-        "The released program shuffles a copy's first 10,000 images by its workers and takes 1,000 of them; which "
-        "these are is not reproduced: here they are 1,000 with the classes evenly represented, drawn by --seed.",
+        "The released program takes 1,000 of a copy's first 10,000 images, in an order that depends on its workers and "
+        "is not reproduced: here they are 1,000 class-balanced images, drawn by --seed.",
         "The paper's tables have ε = 2/255 and 4/255.",
-        "The paper's ImageNet column is of RobustBench's 5,000 images, a list that is not here: --sets imagenet "
+        "The paper's ImageNet column uses RobustBench's list of 5,000 images, which is not included: --sets imagenet "
         "--limit 5000 takes five of each class.",
-        "AutoAttack's code, left as it is for a list of members, restarts APGD-CE five times.",
+        "With a custom list of attacks, AutoAttack's code restarts APGD-CE five times.",
         "On PCAM, which has two classes, the released program runs APGD-CE alone: --sets pcam --attacks clean "
-        "apgd-cex5. Under the protocol's own name APGD-T follows there too, towards the one wrong class.",
+        "apgd-cex5. The protocol as such also runs APGD-T there, towards the one wrong class.",
     ),
 )
 
@@ -369,7 +368,7 @@ CLIP_BENCHMARK = Protocol(
     source="webdataset",
     precision="fp32",
     notes=(
-        "CLIP benchmark attacks nothing; attacks that are asked for are ours.",
+        "CLIP benchmark has no attacks; requested attacks are ours.",
         "It classifies under autocast by default; here clean images are classified in float32.",
     ),
 )  # fmt: skip
@@ -384,7 +383,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of a name; ValueError where there is none."""
+    """Find a protocol by name; ValueError if there is none."""
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol '{name}'{suggest(name, PROTOCOLS)}")
     return PROTOCOLS[name]

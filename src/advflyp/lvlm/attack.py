@@ -1,8 +1,8 @@
-"""The library's attacks on a large vision-language model: the model as a classifier of two classes.
+"""Run the library's attacks on a large vision-language model by treating it as a classifier of two classes.
 
 An answer's loss L becomes the logits (−L, 0), the given answer against all others. With two classes the margin and the
-DLR loss are L itself, so that `APGD(loss="dlr")` and `PGD(loss="margin")` ascend L; the cross-entropy is log(1 + e^L),
-which rises with it. For a targeted attack the signs change, and L falls.
+DLR loss are L itself, so `APGD(loss="dlr")` and `PGD(loss="margin")` maximise L; the cross-entropy is log(1 + e^L),
+which increases with L. A targeted attack uses the logits (L, 0), and so minimises L.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from advflyp.lvlm.model import LVLM
 
 
 class AnswerVictim(Victim):
-    """N images with their prompts and answers under attack; all stay to the end, and the worst point is kept.
+    """N images with their prompts and answers under attack; none stops early, and the worst point of each is kept.
 
-    Whether a model is fooled shows in what it answers, not in L; the protocol asks it between two attacks.
+    Whether a model is fooled depends on its answer, not on L; the protocol checks the answers between two attacks.
 
     Args:
         model: The model.
         prompts: N questions.
         answers: N answers, which the attack makes unlikely, or likely where `targeted`.
-        start: (N, 3, H, W), where the ascent begins; by default where the attack's random numbers say.
+        start: (N, 3, H, W), where the ascent starts; by default the attack's own start.
 
     Attributes:
         worst: (N, 3, H, W), the images with the highest objective (L, or −L where targeted) so far.
@@ -46,7 +46,7 @@ class AnswerVictim(Victim):
         targeted: bool = False,
         start: Tensor | None = None,
     ) -> None:
-        # Of an encoder, attacks on answers need the tokens alone.
+        # Attacks on answers only use `encode_tokens` of an encoder.
         encoder: Any = model
         super().__init__(self._logits, encoder=encoder, start=start)
         self.model, self.targeted = model, targeted
@@ -86,19 +86,19 @@ def perturb(
 
     Args:
         model: The model; its `precision` is that of the search.
-        attack: `PGD`, `APGD`, or `EncoderPGD`, which looks at the vision tower alone.
+        attack: `PGD`, `APGD`, or `EncoderPGD`, which uses the vision tower alone.
         images: (N, 3, image_side, image_side) float32 or float64 pixels in [0, 1].
         prompts: N questions.
         answers: N answers whose loss is maximised, or minimised where `targeted`.
         threat: The ball around each image.
         seed: Random seed.
-        index: (N,) the images' places in their dataset, on which their random numbers depend; 0 … N − 1 by default.
-        targeted: Make the answers likely.
-        start: Where the ascent begins, inside the ball.
+        index: (N,) the images' places in their dataset, which determine their random numbers; 0 … N − 1 by default.
+        targeted: Whether to make the answers likely.
+        start: Where the ascent starts, inside the ball.
 
     Returns:
-        (N, 3, H, W): of all points that the attack has evaluated the one with the highest objective, for each image; of
-        `EncoderPGD` its last point.
+        (N, 3, H, W): for each image, the evaluated point with the highest objective; for `EncoderPGD`, the last
+        iterate.
 
     Raises:
         ValueError: The attack is of another kind, or an encoder attack is targeted.

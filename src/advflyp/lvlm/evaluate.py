@@ -1,4 +1,4 @@
-"""Large vision-language models on tasks, clean and attacked: one cell for each task and radius."""
+"""Evaluate large vision-language models on tasks, clean and under attack: one cell for each task and radius."""
 
 import hashlib
 import json
@@ -42,27 +42,27 @@ def evaluate_lvlm(
     seed: int = 0,
     watch: Callable[[AnswerCell, int, int], None] = lambda cell, done, of: None,
 ) -> list[AnswerCell]:
-    """Measure a model on tasks, clean and at each radius.
+    """Evaluate a model on tasks, clean and at each radius.
 
     Args:
         model: The model.
-        tasks: What `load_task` gives.
-        protocol: What is run on each sample; a metric without rounds is measured clean only.
+        tasks: Tasks from `load_task`.
+        protocol: The attacks on each sample; tasks whose metric has no rounds are evaluated clean only.
         eps: Radii in pixels of [0, 1].
-        out: JSON-lines file; cells that it already holds are not computed again, an interrupted one resumes at its
-            first sample without an outcome. Answers and the first images are kept beside it.
+        out: JSON-lines file. Cells that it already holds are not computed again; an interrupted cell resumes at its
+            first sample without an outcome. Answers and the first images are stored beside it.
         norm: "linf" or "l2".
-        limit: Samples of each task, drawn with the protocol's seed; the protocol's number by default.
-        batch_size: Samples at a time; it changes nothing.
+        limit: Number of samples per task, drawn with the protocol's seed; by default the protocol's limit.
+        batch_size: Samples at a time; it does not affect the results.
         seed: Random seed of the attacks.
-        watch: Called after every batch with the cell in work, how many samples are done, and of how many.
+        watch: Called after every batch with the current cell, the number of samples done, and the total.
 
     Returns:
-        Of each task the clean cell, then one for each radius.
+        For each task, the clean cell, then one for each radius.
 
     Raises:
-        ValueError: A radius that no attack can use, a protocol that needs a CLIP which is not known, more than 1 %
-            unreadable images, files that are in the way.
+        ValueError: A radius is not usable, the protocol needs a CLIP that is not known, more than 1 % of the images are
+            unreadable, or existing files are in the way.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -84,14 +84,14 @@ def evaluate_lvlm(
             if found is None:
                 runner = Runner(model, task, protocol, threat, score, seed)
                 found = _Measurement(runner, blank, store, batch_size, partial(watch, blank)).measure()
-            elif store is not None:  # a kill may have come between the result and the end of its journal
+            elif store is not None:  # killed after the result was written and before its journal was removed
                 Journal.beside(store, blank.slug()).remove()
             cells.append(found)
     return cells
 
 
 def scorer(task: Task) -> Callable[[int, str], float]:
-    """(a sample's place, answer) → its score in per cent; CIDEr's rarities are those among all samples of `task`."""
+    """(a sample's place, answer) → its score in per cent; CIDEr's n-gram rarity is over all samples of `task`."""
     references = [sample.references for sample in task.samples]
     if task.metric == "cider":
         return Cider(references).score
@@ -145,7 +145,7 @@ def _blank(
 
 @dataclass
 class _Measurement:
-    """One cell: batch by batch, each in the journal when it is done."""
+    """The measurement of one cell: batch by batch, with each finished batch in the journal."""
 
     runner: Runner
     blank: AnswerCell
@@ -178,7 +178,7 @@ class _Measurement:
         return cell
 
     def _batches(self, rest: Sequence[int], skipped: dict[str, str]) -> Iterator[tuple[list[int], Tensor]]:
-        """Places and images (N, 3, H, W) on the model's device; those that cannot be read are entered in `skipped`."""
+        """Places and images (N, 3, H, W) on the model's device; unreadable images are recorded in `skipped`."""
         task, model = self.runner.task, self.runner.model
         places: list[int] = []
         images: list[Tensor] = []
@@ -237,13 +237,13 @@ class _Measurement:
 
 
 def _in_order(records: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of all batches in the samples' order, so that sums of a resumed measurement have the same last bit."""
+    """The arrays of all batches in sample order, so that sums of a resumed measurement are equal to the last bit."""
     every = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
     places = every["places"]
-    order, first = np.argsort(places), np.argsort(places[places < SHOWN])  # of these there are images
+    order, first = np.argsort(places), np.argsort(places[places < SHOWN])  # only these have images
     return {name: array[first if name in ("before", "after") else order] for name, array in every.items()}
 
 
 def _eight_bits(images: Tensor) -> np.ndarray:
-    """Pixels for looking at; what was measured had all its digits."""
+    """Pixels rounded for display; the measurement used the full precision."""
     return (images.detach() * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Large vision-language models from folders and the hub, with another vision tower put in."""
+"""Load large vision-language models from folders and the hub, optionally with another vision tower."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -23,23 +23,23 @@ KINDS = ("llava", "llava_next")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")
-# The tiny LLaVA of the package. Its tower, `mini-vit`, is stored only once, as that model.
+# The tiny LLaVA that comes with the package, without its tower, which is the model `mini-vit`.
 MINI, MINI_FOLDER, MINI_TOWER = "mini-llava", Path(__file__).parent / "mini-llava", "mini-vit"
-# The template of the released LLaVA-1.5, whose first copies had none.
+# The template of the released LLaVA-1.5; its first copies had none in their files.
 LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
 
 
 def load_lvlm(
     name: str | Path, vision: CLIP | str | Path | None = None, *, device: str | torch.device = "auto"
 ) -> LVLM:
-    """Load a large vision-language model, and put another vision tower into it.
+    """Load a large vision-language model, optionally with another vision tower.
 
         model = load_lvlm("llava-hf/llava-1.5-7b-hf", vision="runs/robust-vit-l")
 
     Args:
         name: A folder that transformers saved, a repository on the hub (OWNER/NAME), or "mini-llava", which comes
             with the package.
-        vision: A CLIP of the width and depth of the model's own tower, at any resolution; None keeps the own one.
+        vision: A CLIP with the width and depth of the model's own tower, at any resolution; None keeps that one.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
@@ -72,13 +72,13 @@ def load_lvlm(
 
 
 def with_tower(model: LVLM, clip: CLIP) -> LVLM:
-    """The same language model behind the image tower of `clip`, with its normalisation and resolution.
+    """The same language model with the image tower of `clip`, at its normalisation and resolution.
 
-    The number of image tokens follows size and patches of the new tower. `model` and `clip` are used up: the result
-    shares the net of the one and freezes the other.
+    The number of image tokens follows from the new tower's image and patch size. Do not use `model` afterwards:
+    the result changes and shares its net. `clip` is frozen.
 
     Raises:
-        ValueError: The tower is no ViT of CLIP's, or of another width or depth than the model's own.
+        ValueError: The tower is not a CLIP ViT, or its width or depth differs from that of the model's own.
     """
     net: Any = model.net
     own = net.config.vision_config
@@ -100,7 +100,7 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
             )
     place = model.device
     if model.is_next:
-        # Tiles have the side of the tower.
+        # Tiles are as large as the tower's input.
         scale = found.image_size / own.image_size
         net.config.image_grid_pinpoints = [
             [round(side * scale) for side in pair] for pair in net.config.image_grid_pinpoints
@@ -123,12 +123,12 @@ def with_tower(model: LVLM, clip: CLIP) -> LVLM:
 
 
 def is_of_tower(key: str) -> bool:
-    """Whether a tensor of a LLaVA belongs to its image tower."""
+    """Whether a weight of a LLaVA, named `key`, belongs to its image tower."""
     return "vision_tower" in key
 
 
 def _folder(name: str) -> Path:
-    """A folder with all that is needed, fetched where `name` is a repository's."""
+    """A folder with all files needed, fetched if `name` is that of a repository."""
     path = Path(name).expanduser()
     if path.is_dir():
         _check_config(path, name)
@@ -149,7 +149,7 @@ def _folder(name: str) -> Path:
 
 
 def _check_config(folder: Path, name: str) -> None:
-    """ValueError unless the folder holds a LLaVA that can be loaded, before anything large is read."""
+    """ValueError unless the folder holds a LLaVA that can be loaded; checked before anything large is read."""
     path = folder / HF_CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no {HF_CONFIG_FILE}: it is no model of transformers")
@@ -176,10 +176,10 @@ def _check_config(folder: Path, name: str) -> None:
 
 
 def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
-    """transformers' model and processor, from local files; no code of the folder's runs.
+    """The transformers model and processor from local files, without running any code from the folder.
 
     Args:
-        needs_tower: Whether the tower's weights have to be there.
+        needs_tower: Whether the tower's weights must be present.
     """
     try:
         transformers: Any = import_module("transformers")
@@ -194,7 +194,7 @@ def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
             net, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
-    except Exception as error:  # files of strangers make transformers raise anything
+    except Exception as error:  # transformers may raise anything on untrusted files
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     # transformers only warns about missing weights, and initialises them at random.
     if lacking := [key for key in report["missing_keys"] if needs_tower or not is_of_tower(key)]:

@@ -1,8 +1,8 @@
-"""How answers are scored: CIDEr-D without Java, VQA accuracy, yes or no.
+"""Metrics of answers: CIDEr-D without Java, VQA accuracy, yes-or-no accuracy.
 
-CIDEr-D (Vedantam et al. 2015) is written here: aac-metrics brings four models of audio along and, through one of them,
-a transformers older than ours; pycocoevalcap is 101 MB and needs Java to split words. Its values, Java included, are
-what the tests compare with.
+CIDEr-D (Vedantam et al. 2015) is implemented here, because aac-metrics depends on four audio models and, through one of
+them, on an older transformers than ours, and pycocoevalcap is 101 MB and needs Java to split words. The tests compare
+with the values of pycocoevalcap, Java included.
 """
 
 import math
@@ -10,12 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# CIDEr-D's: longest n-grams, and the width of the penalty on another length.
+# CIDEr-D: length of the longest n-grams, and width of the penalty on differing lengths.
 MAX_N, SIGMA = 4, 6.0
 PERCENT = 100.0
-# Where few-shot models begin the next example; RobustVLM cuts every answer there.
+# What few-shot models write at the start of the next example; RobustVLM cuts every answer there.
 _NEXT_EXAMPLE = re.compile("Question|Answer|Short|, ")
-# Penn Treebank's words: numbers with their separators, abbreviations, words with inner hyphens and apostrophes.
+# Words as in the Penn Treebank: numbers with their separators, abbreviations, words with inner hyphens and apostrophes.
 _WORD = re.compile(
     r"\d+(?:[.,:]\d+)+|\b(?:mr|mrs|ms|dr|st|jr|sr)\.|(?:[^\W\d_]\.){2,}|[^\W_]+(?:['’\-/][^\W_]+)*|[/&$%#@*+=()\[\]{}]"
 )
@@ -26,7 +26,7 @@ _SPLIT = {
     "gonna": ("gon", "na"),
     "gotta": ("got", "ta"),
     "wanna": ("wan", "na"),
-    # Lower-cased after the punctuation that is dropped, brackets stay in the released evaluation.
+    # In the released evaluation, brackets are lower-cased first, so the list of punctuation to drop misses them.
     **{bracket: (name,) for bracket, name in _BRACKETS},
 }
 
@@ -46,16 +46,16 @@ def words_of(caption: str) -> list[str]:
 
 
 class Cider:
-    """CIDEr-D in per cent: how near a caption is to its references, in n-grams weighted by their rarity.
+    """CIDEr-D in per cent: the similarity of a caption to its references, in n-grams weighted by rarity.
 
         100 · 10 · mean_r [ exp(−(l − l_r)² / 2σ²) · 1/4 Σ_n min(g_n, g_rn) · g_rn / (‖g_n‖ ‖g_rn‖) ]
 
-    with g_n the tf·idf of its n-grams and l its length; r runs over the references. 100 is what papers print as
-    "CIDEr 100".
+    with g_n the tf·idf of its n-grams and l its length; r runs over the references. A score of 100 is what
+    papers print as "CIDEr 100".
 
     Args:
-        references: The references of every image that is evaluated: an n-gram's rarity is that among these images, so
-            a score belongs to its subset.
+        references: The references of every evaluated image. N-gram rarity is computed over these images, so scores are
+            comparable only on the same subset.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
@@ -66,7 +66,7 @@ class Cider:
         self._references = [[self._vector(one) for one in several] for several in counted]
 
     def score(self, image: int, caption: str) -> float:
-        """The score of a caption for the `image`-th of the images, at least 0."""
+        """The score, at least 0, of a caption for image number `image`."""
         found = self._vector(_counts(words_of(caption)))
         similar = [_similarity(found, reference) for reference in self._references[image]]
         return PERCENT * 10 * sum(similar) / len(similar)
@@ -76,7 +76,7 @@ class Cider:
         for gram, count in counts.items():
             parts[len(gram) - 1][gram] = count * (self._log_images - self._log_df.get(gram, 0.0))
         norms = [math.sqrt(sum(value * value for value in part.values())) for part in parts]
-        # The length that the released evaluation compares is the number of bigrams.
+        # As length, the released evaluation uses the number of bigrams.
         return parts, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
 
 
@@ -90,7 +90,7 @@ def _counts(words: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 
 def _similarity(found: _Vector, reference: _Vector) -> float:
-    """The mean over n = 1 … 4 of the clipped cosine, times the penalty on another length."""
+    """The mean over n = 1 … 4 of the clipped cosine, times the penalty on differing lengths."""
     total = 0.0
     for ours, theirs, norm, other in zip(found[0], reference[0], found[1], reference[1], strict=True):
         common = sum(
@@ -101,16 +101,16 @@ def _similarity(found: _Vector, reference: _Vector) -> float:
 
 
 def caption_in(answer: str) -> str:
-    """What RobustVLM scores of a generated caption."""
+    """The part of a generated caption that RobustVLM scores."""
     return answer.split("Output")[0].replace('"', "").strip()
 
 
 def answer_in(answer: str) -> str:
-    """What RobustVLM scores of a generated answer."""
+    """The part of a generated answer that RobustVLM scores."""
     return _NEXT_EXAMPLE.split(answer, maxsplit=1)[0].strip()
 
 
-# The answers' normalisation of the VQA evaluation.
+# Normalisation of answers, as in the VQA evaluation.
 _ARTICLES = {"a", "an", "the"}
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
@@ -148,16 +148,16 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def said_yes(answer: str) -> bool:
-    """POPE's reading of an answer: no where its first sentence has "no" or "not" among its words, else yes."""
+    """POPE's reading of an answer: no if its first sentence contains the word "no" or "not", else yes."""
     words = answer.split(".")[0].replace(",", "").lower().split()
     return not {"no", "not"} & set(words)
 
 
 def yes_no_accuracy(answer: str, references: Sequence[str]) -> float:
-    """100 where the answer is read as the reference, "yes" or "no", else 0."""
+    """100 if the answer, read as yes or no, agrees with the reference, else 0."""
     return PERCENT * (said_yes(answer) == (references[0].strip().lower() == "yes"))
 
 
 def says(answer: str, target: str) -> bool:
-    """Whether a targeted attack has reached its string, in whatever case."""
+    """Whether the answer contains the target string of an attack, ignoring case."""
     return target.lower() in answer.lower()

@@ -1,8 +1,8 @@
 """A large vision-language model as attacks see it: pixels in [0, 1] and prompts in, losses and answers out.
 
 LLaVA reads its image through a CLIP tower: hidden state −2, without the class token, before the tower's last layer norm
-(`vision_feature_layer` and `vision_feature_select_strategy` of its configuration). transformers takes these states; the
-tower is one of transformers too, so that nothing normalises them on the way.
+(`vision_feature_layer` and `vision_feature_select_strategy` of its configuration). transformers selects these states;
+the tower is a transformers model too, so no layer norm is applied on the way.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import greedy
 from advflyp.model.precision import InPrecision
 
-# LLaVA-NeXT sees an image of twice the tower's side as a whole and as four tiles.
+# LLaVA-NeXT takes an image of twice the tower's side, and sees it as a whole and as four tiles.
 NEXT_TILES = 2
 
 
 class Answers(NamedTuple):
-    """N prompts with their answers, padded on the left to L tokens.
+    """Tokens of N prompts with their answers, padded on the left to length L.
 
     Attributes:
         ids: (N, L) int64.
         mask: (N, L), 0 where padded.
-        is_answer: (N, A) bool, which of the last A tokens are the answer's.
+        is_answer: (N, A) bool, which of the last A tokens belong to the answer.
     """
 
     ids: Tensor
@@ -46,16 +46,16 @@ class LVLM(InPrecision, nn.Module):
     Args:
         net: transformers' `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
         tokenizer: Its tokenizer, which knows the image token.
-        template: A user's question → the whole prompt, with the image token in it once.
-        mean: Of the tower's normalisation, three numbers.
-        std: Likewise.
-        name: What results call the model.
+        template: A user's question → the whole prompt, which contains the image token once.
+        mean: Mean of the tower's normalisation, three numbers.
+        std: Standard deviation of that normalisation, three numbers.
+        name: The model's name in results.
         clip: The CLIP that the image tower comes from, if known; it is frozen.
 
     Attributes:
-        image_side: Height and width of the images that it takes, in pixels: the tower's, or for LLaVA-NeXT twice as
-            many. A perturbation of these pixels is in every tile that shows them.
-        vision_name: What results call the vision tower.
+        image_side: Height and width of its input images in pixels: those of the tower, or twice that for LLaVA-NeXT. A
+            perturbation of these pixels appears in every tile that shows them.
+        vision_name: The vision tower's name in results.
     """
 
     net: Any  # transformers' classes share methods, not a base with types
@@ -79,7 +79,7 @@ class LVLM(InPrecision, nn.Module):
         self.net = net.requires_grad_(False).eval()
         self.tokenizer, self.template = tokenizer, template
         self.name, self.vision_name = name, vision_name
-        # Not a module of this one: it goes to the device when it is attacked.
+        # Not registered as a submodule: it is moved to the device only when it is attacked.
         self.__dict__["clip"] = clip and clip.requires_grad_(False).eval()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -88,25 +88,25 @@ class LVLM(InPrecision, nn.Module):
         self.tile = int(config.vision_config.image_size)
         self.image_side = NEXT_TILES * self.tile if self.is_next else self.tile
         settings = PreprocessCfg(size=self.image_side, mean=tuple(mean), std=tuple(std))
-        # The shorter side is resized (bicubic), then the centre is cut out; LLaVA-1.5 was trained on images made square
-        # before. The model normalises.
+        # Resize the shorter side (bicubic), then crop the centre. LLaVA-1.5 first pads images to a square, as in its
+        # training. Normalisation is left to the model.
         transform: Any = image_transform_v2(settings, is_train=False)
         own = [] if self.is_next else [partial(on_square, colour=tuple(int(255 * value) for value in mean))]
         self.preprocess: Callable[[Image.Image], Tensor] = Compose([*own, *transform.transforms[:-1]])
 
     @property
     def image_tokens(self) -> int:
-        """How many tokens of the language model an image takes."""
+        """The number of language-model tokens per image."""
         config = self.net.config
         side = self.tile // int(config.vision_config.patch_size)
         whole = side * side + (config.vision_feature_select_strategy == "full")
-        # A token ends each row of the tiles.
+        # An extra token ends each row of the joined tiles.
         return whole + NEXT_TILES * side * (NEXT_TILES * side + 1) if self.is_next else whole
 
     def per_sample_loss(self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
-        """How unlikely each answer is: −1/L Σ_l log p(target_l | image, prompt, target_<l) over its L tokens.
+        """The loss of each answer: −1/L Σ_l log p(target_l | image, prompt, target_<l) over its L tokens.
 
-        The last of them is the one that ends an answer.
+        The last token is the one that ends an answer.
 
         Args:
             images: (N, 3, image_side, image_side) pixels in [0, 1]; differentiable.
@@ -114,31 +114,31 @@ class LVLM(InPrecision, nn.Module):
             targets: N answers.
 
         Returns:
-            (N,) in nats a token. A sample's loss depends on nothing else in the batch.
+            (N,) in nats per token. A sample's loss does not depend on the rest of the batch.
 
         Raises:
-            ValueError: A target has no tokens.
+            ValueError: A target has no tokens, a text contains the image token, or the images have a wrong shape.
         """
         return self.loss_of(images, self.tokens_of(prompts, targets))
 
     def tokens_of(self, prompts: Sequence[str], targets: Sequence[str]) -> Answers:
-        """Prompts with their answers as tokens, for the many steps of an attack on them."""
+        """Tokenize prompts and answers once, for the many steps of an attack."""
         before = [self._prompt_ids(prompt) for prompt in prompts]
         after = [self._target_ids(target) for target in targets]
-        # Padded on the left, so that all answers end at the last position, and the others need no logits.
+        # Padded on the left, so that all answers end at the last position and earlier positions need no logits.
         ids, mask = self._padded([[*one, *two] for one, two in zip(before, after, strict=True)])
         longest = max(map(len, after))
         is_answer = torch.tensor([[longest - i <= len(one) for i in range(longest)] for one in after])
         return Answers(ids, mask, to_device(is_answer, self.device))
 
     def loss_of(self, images: Tensor, answers: Answers) -> Tensor:
-        """`per_sample_loss` of what `tokens_of` has made of prompts and answers."""
+        """`per_sample_loss` of prompts and answers that `tokens_of` has tokenized."""
         longest = answers.is_answer.shape[1]
         with self._autocast():
             found = self.net(
                 input_ids=answers.ids,
                 attention_mask=answers.mask,
-                # Rotary positions are relative; counting from the first real token is what an unpadded prompt has.
+                # Count positions from the first real token, as in an unpadded prompt.
                 position_ids=(answers.mask.cumsum(1) - 1).clamp_min(0),
                 logits_to_keep=longest + 1,
                 use_cache=False,
@@ -150,12 +150,12 @@ class LVLM(InPrecision, nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Tensor, prompts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
-        """What the model answers to each image and question, by greedy decoding, on one line.
+        """The model's answer to each image and question, by greedy decoding, on one line.
 
         Args:
             images: (N, 3, image_side, image_side) pixels in [0, 1].
             prompts: N questions, without the image token.
-            max_new_tokens: Longest answer.
+            max_new_tokens: Maximum length of an answer in tokens.
         """
         ids, mask = self._padded([self._prompt_ids(prompt) for prompt in prompts])
         settings = greedy(self.net, self.tokenizer, max_new_tokens, self._pad_id)
@@ -169,17 +169,17 @@ class LVLM(InPrecision, nn.Module):
     def caption_classifier(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor]:
         """Zero-shot logits of the tower's CLIP for K texts: (N, 3, image_side, image_side) → (N, K).
 
-        Of LLaVA-NeXT it sees the whole image, reduced, and no tiles.
+        With LLaVA-NeXT, it sees the whole image downscaled, and no tiles.
 
         Raises:
-            ValueError: That CLIP is not known.
+            ValueError: The CLIP is not known.
         """
         clip = self.known_clip().to(device=self.device, dtype=self.mean.dtype)
         classifier = clip.classifier(texts, ["{}"])
         return lambda images: classifier(self._whole(images))
 
     def known_clip(self) -> CLIP:
-        """The CLIP that the image tower comes from; ValueError where it is not known."""
+        """The CLIP that the image tower comes from; ValueError if it is not known."""
         if self.clip is None:
             raise ValueError(
                 f"--attack encoder needs the CLIP that the image tower of {self.name} comes from; name it with "
@@ -190,7 +190,7 @@ class LVLM(InPrecision, nn.Module):
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """(N, 3, image_side, image_side) → (N, 1 + L, d) unit-norm hidden states of the layer that the model reads.
 
-        The first is the class token of the whole image; `patches` adds those of all patches, tile by tile.
+        The first is the class token of the whole image; `patches` adds the states of all patches, tile by tile.
         """
         layers, pixels = self.net.config.vision_feature_layer, self._vision(images)["pixel_values"]
         with self._autocast():
@@ -202,7 +202,7 @@ class LVLM(InPrecision, nn.Module):
         return F.normalize(every, dim=-1)
 
     def _vision(self, images: Tensor) -> dict[str, Tensor]:
-        """The image part of transformers' input: normalised, and for LLaVA-NeXT in tiles (N, 5, 3, tile, tile)."""
+        """The image inputs of the transformers model: normalised, and for LLaVA-NeXT tiled: (N, 5, 3, tile, tile)."""
         side = self.image_side
         if images.shape[1:] != (3, side, side):
             raise ValueError(
@@ -218,7 +218,7 @@ class LVLM(InPrecision, nn.Module):
         return {"pixel_values": (tiles - self.mean[:, None]) / self.std[:, None], "image_sizes": sizes}
 
     def _whole(self, images: Tensor) -> Tensor:
-        """The image at the side of the tower, of LLaVA-NeXT without its tiles."""
+        """The whole image at the tower's size; for LLaVA-NeXT it is downscaled."""
         return (
             F.interpolate(images, size=self.tile, mode="bicubic", antialias=True) if self.is_next else images
         )
@@ -235,7 +235,7 @@ class LVLM(InPrecision, nn.Module):
     def _prompt_ids(self, prompt: str) -> list[int]:
         text = self.template(prompt)
         bos = self.tokenizer.bos_token
-        # A template that begins with the token itself must not get it twice.
+        # A template that already begins with the BOS token must not get it twice.
         ids: list[int] = self.tokenizer(
             text, add_special_tokens=bos is None or not text.startswith(bos)
         ).input_ids
@@ -260,7 +260,7 @@ class LVLM(InPrecision, nn.Module):
 
 
 def on_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The image in the middle of a square as large as its longer side."""
+    """Pad the image to a square with the side of its longer edge, centred."""
     side = max(image.size)
     canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -1,4 +1,4 @@
-"""Which attacks a sample goes through, and when it leaves: the worst answer counts."""
+"""Protocols: which attacks are run on a sample, and when they stop. The worst answer counts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,13 +30,13 @@ READ: Mapping[Metric, Callable[[str], str]] = {"cider": caption_in, "vqa": answe
 
 @dataclass(frozen=True)
 class Round:
-    """One run of the attack on the samples that are still in.
+    """One run of the attack on the samples that are still attacked.
 
     Attributes:
-        answer: Which reference is made unlikely, by its number; "best", that of the worst answer so far, from the image
-            that gave it; or "target", the string `target` is made likely.
-        precision: Of the search; answers are always given in float32.
-        target: A targeted attack's string.
+        answer: The number of the reference to make unlikely; "best", the reference that gave the worst answer so far,
+            starting from that answer's image; or "target", to make the string `target` likely.
+        precision: Precision of the search; answers are always generated in float32.
+        target: The string of a targeted attack.
     """
 
     answer: int | Literal["best", "target"]
@@ -46,15 +46,15 @@ class Round:
 
 @dataclass(frozen=True)
 class LVLMProtocol:
-    """What is run on each sample.
+    """The attacks that are run on each sample.
 
     Attributes:
-        name: What results record.
-        attack: Of every round.
-        rounds: By the task's metric; none of a metric is attacked only where it has rounds.
-        leaves: By the task: a sample with a score below is not attacked any further.
-        limit: Samples that are drawn, with `seed`.
-        random_start: Whether an attack begins at a random point of the ball, and not at the image.
+        name: Its name in results.
+        attack: The attack of every round.
+        rounds: Metric → rounds; tasks whose metric has none are not attacked.
+        leaves: Task → the score below which a sample is not attacked any further.
+        limit: Number of samples, drawn with `seed`.
+        random_start: Whether attacks start at a random point of the ball instead of at the image.
         of_tower: Whether the search attacks the tower's own CLIP instead of the answers, pushing each image towards
             other samples' captions.
     """
@@ -69,7 +69,7 @@ class LVLMProtocol:
     of_tower: bool = False
 
     def check(self, model: LVLM, tasks: Sequence[Task]) -> None:
-        """ValueError where it cannot be run on this model and all of these tasks."""
+        """ValueError if it cannot be run on this model and all of these tasks."""
         if self.of_tower:
             model.known_clip()
             for task in tasks:
@@ -82,7 +82,7 @@ _ONCE: Mapping[Metric, tuple[Round, ...]] = {
     "yes-no": (Round(0),),
 }
 _EACH = tuple(Round(number, "bf16") for number in range(REFERENCES))
-# Of RobustVLM (Schlarmann et al. 2024); an accuracy below 0.5 % is 0.
+# The protocol of RobustVLM (Schlarmann et al. 2024); an accuracy below 0.5 % is 0.
 ROBUSTVLM = LVLMProtocol(
     name="robustvlm",
     attack=APGD(loss="dlr", steps=100, first_step=1.0),
@@ -93,16 +93,16 @@ ROBUSTVLM = LVLMProtocol(
     },
     leaves={"coco": 10.0, "flickr30k": 2.0, "vqav2": 0.5, "textvqa": 0.5, "vizwiz": 0.5},
 )
-# No language model in the search.
+# The search does not use the language model.
 ENCODER = LVLMProtocol(name="encoder", attack=PGD(loss="ce", steps=100), rounds=_ONCE, of_tower=True)
 PROTOCOLS = {one.name: one for one in (ROBUSTVLM, ENCODER)}
 
 
 def find_protocol(name: str) -> LVLMProtocol:
-    """A protocol by its name, or an attack "apgdN", "pgdN" or "encoderN", "encoder-patchesN" on the first reference.
+    """A protocol by name, or one attack ("apgdN", "pgdN", "encoderN", "encoder-patchesN") on the first reference.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such protocol or attack.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -125,7 +125,7 @@ def find_protocol(name: str) -> LVLMProtocol:
 
 
 def captions_of(task: Task) -> list[str]:
-    """Of each sample the first caption, or the question with the most frequent answer.
+    """The first caption of each sample, or its question followed by its most frequent answer.
 
     Raises:
         ValueError: They are all the same.
@@ -148,15 +148,15 @@ def captions_of(task: Task) -> list[str]:
 
 @dataclass
 class Outcome:
-    """What became of N samples.
+    """The outcome for N samples.
 
     Attributes:
         clean: N answers to the clean images.
-        clean_scores: (N,) float64, their scores.
+        clean_scores: (N,) float64, the scores of the clean answers.
         answers: N worst answers.
-        scores: (N,) float64, their scores.
-        images: (N, 3, H, W), the images that gave them.
-        rounds: (N,) int64, how many rounds each sample went through.
+        scores: (N,) float64, the scores of the worst answers.
+        images: (N, 3, H, W), the images that gave the worst answers.
+        rounds: (N,) int64, the number of rounds run on each sample.
     """
 
     clean: list[str]
@@ -205,7 +205,7 @@ class Runner:
         return found
 
     def _rows(self, one: Round, samples: Sequence[Sample], scores: Tensor) -> list[int]:
-        """Which samples are still in, and have the reference of this round."""
+        """The rows of samples that are still attacked and have the reference of this round."""
         least = self.protocol.leaves.get(self.task.name, -1.0)
         return [
             row
@@ -224,7 +224,7 @@ class Runner:
         found: Outcome,
         best: list[int],
     ) -> None:
-        """One attack on `rows`; whatever is worse than what was known is entered in `found`."""
+        """Run one attack on `rows`, and record in `found` the answers that are worse than the worst so far."""
         assert self.threat is not None
         there = torch.tensor(rows, device=images.device)
         samples = [self.task.samples[places[row]] for row in rows]
@@ -256,7 +256,7 @@ class Runner:
                 best[row] = one.answer if isinstance(one.answer, int) else best[row]
 
     def _away_from_captions(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        """(N, 3, H, W) pushed towards other samples' captions in the tower's CLIP; `index` (N,) is their places."""
+        """Images (N, 3, H, W) pushed towards other samples' captions in the tower's CLIP; `index`: (N,) places."""
         assert self.threat is not None
         classifier, labels = self._captions
         streams, own = Streams(seed, index.to(images.device)), labels[index].to(images.device)
@@ -264,7 +264,7 @@ class Runner:
 
     @cached_property
     def _captions(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """The classifier of all samples' captions, each text once, and (N,) which of them is each sample's."""
+        """The classifier over the distinct captions of all samples, and (N,) each sample's class."""
         texts = captions_of(self.task)
         known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         return self.model.caption_classifier(list(known)), torch.tensor([known[text] for text in texts])
@@ -275,7 +275,7 @@ class Runner:
         return None if self.protocol.random_start else images[there]
 
     def _wanted(self, sample: Sample) -> list[str]:
-        """The references that attacks are given: captions in their order, answers by how frequent they are."""
+        """The references that attacks use: captions in their order, answers by decreasing frequency."""
         if self.task.metric == "cider":
             return list(sample.references[:REFERENCES])
         return sample.frequent(REFERENCES)

@@ -1,4 +1,4 @@
-"""Result cells of large vision-language models, and the answers that are kept beside them."""
+"""Result cells of large vision-language models, and the answers stored beside them."""
 
 import math
 import zipfile
@@ -15,7 +15,7 @@ from advflyp.evaluation.results import SAMPLES, Measurement, read_lines, wilson
 from advflyp.files import write_atomically
 from advflyp.limits import MAX_DOCUMENT_BYTES
 
-# Samples whose images are kept, for the report.
+# Number of samples whose images are kept for the report.
 SHOWN = 8
 RESAMPLES = 2_000
 
@@ -25,22 +25,22 @@ class AnswerCell(Measurement):
     """A large vision-language model on one task, clean or under one protocol.
 
     Attributes:
-        vision: The model whose image tower it sees through.
-        checkpoint_sha256: Of all weights.
-        task: As `load_task` calls it.
+        vision: The model that its image tower comes from.
+        checkpoint_sha256: Hash of all weights.
+        task: The name, as in `load_task`.
         metric: "cider" (CIDEr-D), "vqa" (accuracy) or "yes-no" (accuracy), each times 100.
-        samples_sha256: Of the samples' names, questions and references.
+        samples_sha256: Hash of the samples' names, questions and references.
         subset: {"of"} or {"of", "limit", "seed"}.
-        attack: The protocol; "clean".
-        attack_args: The attack, its rounds and when a sample leaves.
-        precision: Of the search; "bf16+fp32" where rounds differ. Answers are given in float32.
-        n: Samples that were asked.
-        score: Mean of the samples' worst scores.
-        ci95: 95 % interval: Wilson's of "yes-no", else the percentile bootstrap over samples.
-        clean: Mean of the clean answers of the same samples.
-        idf_images: CIDEr's rarity of n-grams is that among the references of so many images; 0 of other metrics.
-        reached: Target string → in how many worst answers it stands.
-        unreadable: {name: reason} of skipped samples.
+        attack: The protocol, or "clean".
+        attack_args: The attack, its rounds, and the score below which a sample is not attacked any further.
+        precision: Precision of the search; "bf16+fp32" if rounds differ. Answers are generated in float32.
+        n: Number of evaluated samples.
+        score: Mean over samples of the worst score.
+        ci95: 95 % interval: Wilson's for "yes-no", else the percentile bootstrap over samples.
+        clean: Mean score of the clean answers to the same samples.
+        idf_images: Number of images over which CIDEr's n-gram rarity is computed; 0 for other metrics.
+        reached: Target string → the number of worst answers that contain it.
+        unreadable: {name: reason} for skipped samples.
     """
 
     OUTCOME: ClassVar[tuple[str, ...]] = (
@@ -84,13 +84,13 @@ def interval(scores: Sequence[float], metric: str) -> tuple[float, float]:
 
 
 def read_answer_cells(path: Path) -> list[AnswerCell]:
-    """Every cell of a JSON-lines file; ValueError naming the line that is not one."""
+    """Every cell of a JSON-lines file; ValueError naming a line that is not a cell."""
     cells = read_lines(path, _checked)
     return list({(cell.model, *cell.key()): cell for cell in cells}.values())
 
 
 def _checked(record: Any) -> AnswerCell:
-    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    """A cell from a file of any origin; ValueError for values that no measurement gives."""
     cell = fill(AnswerCell, record)
     if cell.n < 1:
         raise ValueError("n must be at least 1")
@@ -102,18 +102,18 @@ def _checked(record: Any) -> AnswerCell:
 
 
 def answers_path(store: Path, cell: AnswerCell) -> Path:
-    """Where a cell's answers are: results.samples/NAME.answers.npz."""
+    """The path of a cell's answers: results.samples/NAME.answers.npz."""
     return store.with_suffix(SAMPLES) / f"{cell.slug()}.answers.npz"
 
 
 def save_answers(store: Path, cell: AnswerCell, arrays: Mapping[str, Any]) -> None:
-    """Keep keys, prompts, answers, scores and the first samples' images beside the results."""
+    """Store keys, prompts, answers, scores and the first samples' images beside the results."""
     with write_atomically(answers_path(store, cell)) as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_answers(store: Path, cell: AnswerCell) -> dict[str, np.ndarray] | None:
-    """What `save_answers` has kept; None where it is not there, ValueError where it is damaged."""
+    """The stored keys, prompts, answers and images; None if there is no file, ValueError if it is damaged."""
     path = answers_path(store, cell)
     if not path.is_file():
         return None

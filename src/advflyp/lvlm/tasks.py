@@ -1,4 +1,4 @@
-"""The tasks' official annotation files, read in the layout in which their authors publish them."""
+"""Read the tasks' official annotation files, in the layout in which their authors publish them."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ class Sample:
 
     Attributes:
         key: Its name in results.
-        image: The file.
+        image: The image file.
         prompt: The question.
         references: Captions, annotators' answers, or "yes" or "no".
     """
@@ -37,7 +37,7 @@ class Sample:
     references: tuple[str, ...]
 
     def frequent(self, count: int) -> list[str]:
-        """The `count` most frequent references, the earlier of equally frequent ones first."""
+        """The `count` most frequent references; ties keep their order."""
         return [reference for reference, _ in Counter(self.references).most_common(count)]
 
 
@@ -46,11 +46,11 @@ class Task:
     """Samples and how their answers are scored.
 
     Attributes:
-        name: What results call it.
+        name: Its name in results.
         metric: "cider", "vqa" or "yes-no", all in per cent.
-        samples: All of them, or those that were drawn.
-        of: How many there are without the limit.
-        longest: Tokens of the longest answer that is generated.
+        samples: All of them, or those drawn.
+        of: The number of samples without a limit.
+        longest: Maximum length of a generated answer in tokens.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Task:
     longest: int = 20
 
     def drawn(self, limit: int, seed: int) -> "Task":
-        """`limit` samples at random, in their order: those that RobustVLM draws with this seed."""
+        """`limit` random samples in their original order, the same that RobustVLM draws with this seed."""
         if limit >= len(self.samples):
             return self
         places = np.random.RandomState(seed).choice(len(self.samples), limit, replace=False)
@@ -68,14 +68,14 @@ class Task:
 
 
 def load_task(name: str, root: str | Path) -> Task:
-    """Read a task below `root`, the folder with one folder for each data set (docs/lvlm.md has the layout).
+    """Read a task from `root`, which has one folder per dataset (layout: docs/lvlm.md).
 
     Args:
         name: "coco", "flickr30k", "vqav2", "textvqa", "vizwiz", "pope-random", "pope-popular" or "pope-adversarial".
-        root: The folder of all data sets.
+        root: The folder of all datasets.
 
     Raises:
-        ValueError: There is no such task, a file is missing (the message says where it belongs) or damaged.
+        ValueError: There is no such task, or a file is missing (the message says where it belongs) or damaged.
     """
     if name not in TASKS:
         raise ValueError(f"there is no task '{name}'{suggest(name, TASKS)}")
@@ -164,7 +164,7 @@ def _pope(files: Sequence[Path], images: Path) -> list[Sample]:
 
 
 def _inside(folder: Path, *names: str) -> Path:
-    """A file of an annotation, which must not lead out of its folder."""
+    """The path of a file named in an annotation; ValueError if it could lead out of `folder`."""
     for name in names:
         if not isinstance(name, str) or "/" in name or "\\" in name or "\0" in name or name == "..":
             raise ValueError(f"{str(name)[:60]!r} is not the name of an image")
@@ -179,7 +179,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task's files are below the root, where they come from, and what reads them."""
+    """A task's files below the root, their source, and the function that reads them."""
 
     metric: Metric
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""One file per paper; each reads like its equations. `METHODS` names them for recipes."""
+"""Training methods: one file per paper, which reads like its equations. `METHODS` holds their names in recipes."""
 
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[type[Method], type]] = {
 
 
 def find_method(name: str) -> tuple[type[Method], type]:
-    """A method and its configuration, by a name of `METHODS` or "module:Class"; ValueError where there is none."""
+    """A method and its configuration class, by a name in `METHODS` or "module:Class"; ValueError if there is none."""
     if name in METHODS:
         return METHODS[name]
     if not is_import_path(name):

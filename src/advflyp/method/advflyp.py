@@ -1,8 +1,8 @@
 """AdvFLYP: finetune with CLIP's own contrastive loss on adversarial image–text pairs (arXiv 2604.11576).
 
-Not in the paper: a model that was pretrained with SigLIP's sigmoid loss is finetuned with that.
+Not in the paper: a model that was pretrained with SigLIP's sigmoid loss is finetuned with the same loss.
 
-The losses as functions of embeddings (unit-norm rows), then the method. Its regularisers are in `regularisers.py`.
+The losses are functions of embeddings (unit-norm rows). The regularisers are in `regularisers.py`.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ def clip_loss(
     Args:
         image_embeddings, text_embeddings: (N, d), row i of one belongs to row i of the other.
         logit_scale: τ⁻¹.
-        ignore: (N, N) bool, pairs that are not counted as negatives; its diagonal must be False.
-        ranks: With several processes, image_embeddings and `ignore` are the n rows of this one, all texts are
-            given, and the loss is that of all N pairs as a function of its own rows.
+        ignore: (N, N) bool, pairs that do not count as negatives; its diagonal must be False.
+        ranks: With several ranks, `image_embeddings` and `ignore` hold this rank's n rows and `text_embeddings` all N
+            texts; the loss is that of all N pairs, as a function of this rank's rows.
     """
     if ranks.size == 1 and len(image_embeddings) * len(text_embeddings) <= MOST_LOGITS:
         logits = logit_scale * image_embeddings @ text_embeddings.T
@@ -46,8 +46,8 @@ def clip_loss(
             logits = logits.masked_fill(ignore, float("-inf"))
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    # A cross-entropy is a log-sum-exp less the pair's own logit. Those of the columns, the texts, go over the blocks
-    # of rows and over the processes: N numbers to exchange instead of N embeddings.
+    # A cross-entropy is a log-sum-exp minus the pair's own logit. The log-sum-exps of the columns (texts) run over the
+    # row blocks and over the ranks, which exchange N numbers instead of N embeddings.
     own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
 
     def sums(images: Tensor, own: Tensor, *ignored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,14 +96,14 @@ def sigmoid_loss(
 class AdvFLYPConfig(RegularisedConfig):
     """Recipe table `method` with name = "advflyp".
 
-    It has the keys of `RegularisedConfig` as well: both weights at 1 are AdvFLYP_full (Eq. 13), at 0 AdvFLYP.
+    It includes the keys of `RegularisedConfig`: both weights at 1 give AdvFLYP_full (Eq. 13), at 0 AdvFLYP.
 
     Attributes:
-        loss: "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", what the model was pretrained with:
-            sigmoid where it has a logit bias.
+        loss: "contrastive" (Eq. 1), "sigmoid" (`sigmoid_loss`), or "auto", that of the model's
+            pretraining (sigmoid if it has a logit bias, else contrastive).
         mask_same_caption: Do not count pairs with the same caption as negatives (for small corpora).
-        soft_targets: m, the share of the frozen original's clean similarities in the contrastive targets (`soft.py`),
-            from 0, Eq. 1, to 1.
+        soft_targets: m, the weight of the frozen original's clean similarities in the contrastive targets (`soft.py`),
+            from 0 (Eq. 1) to 1.
     """
 
     loss: Literal["auto", "contrastive", "sigmoid"] = "auto"
@@ -117,9 +117,9 @@ class AdvFLYPConfig(RegularisedConfig):
 
 
 class AdvFLYP(Regularised):
-    """Eqs. 6, 7 and 13: perturbations joint over the batch raise the loss that the encoder then lowers.
+    """Eqs. 6, 7 and 13: the batch is perturbed jointly to maximise the loss that the encoder then minimises.
 
-    ValueError where the sigmoid loss is asked for and the model has no logit bias.
+    ValueError if the sigmoid loss is combined with soft targets or with a model without a logit bias.
     """
 
     config: AdvFLYPConfig
@@ -183,7 +183,7 @@ class AdvFLYP(Regularised):
 def same_captions(
     captions: Sequence[str], ranks: Ranks = ALONE, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(n, N) bool: which captions of the batch are those of the n own pairs, themselves excluded."""
+    """(n, N) bool: which other captions of the batch are equal to each of this rank's n captions."""
     digests = (
         hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8) for caption in captions
     )

@@ -1,10 +1,10 @@
-"""AGFT: adversarial images are held to what the frozen model says of the clean ones, softened; no labels enter.
+"""AGFT: adversarial images keep the frozen model's softened predictions for the clean ones; labels are not used.
 
-With T (K, d) the classes' text embeddings and s a scale of cosines, the targets and the one loss, inside and out, are
+With T (K, d) the classes' text embeddings and s a scale of cosines, the targets and the (inner and outer) loss are
 
     q_i = softmax( ρ s f_θ₀(x_i) Tᵀ ),    1/N Σ_i −q_i · log softmax( s f_θ(x_i + δ_i) Tᵀ ).
 
-ρ below 1 flattens the targets: what is kept is how the pretrained model relates the classes, not its confidence.
+ρ below 1 flattens the targets: they keep how the pretrained model relates the classes, but not its confidence.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class AGFTConfig:
     """Recipe table `method` with name = "agft"; the defaults are those of the released run.
 
     Attributes:
-        scale: s, what cosines are multiplied by before a softmax.
-        ratio: ρ, the share of that in the targets' softmax.
+        scale: s, the factor of cosines in the softmax.
+        ratio: ρ, the fraction of that factor used for the targets.
     """
 
     scale: float = 180.0

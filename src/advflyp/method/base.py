@@ -1,4 +1,4 @@
-"""What the training loop asks of a method."""
+"""The interface between the training loop and a method."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
@@ -15,16 +15,16 @@ class Method(ABC):
     """An inner loss, maximised over perturbations, and outer losses, minimised over weights.
 
     Attributes:
-        trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, whatever they come with
-            (batches then hold no embeddings of texts).
-        needs_classes: For labelled data: whether it uses `class_embeddings`; where it does not, and captions are
-            drawn from many templates, only the captions are encoded.
+        trains_on: "pairs" of image and caption, "labelled" images, or "images" alone, without any labels or
+            captions that they come with (batches then hold no text embeddings).
+        needs_classes: For labelled data: whether it uses `class_embeddings`. If not, and captions are drawn from many
+            templates, only the captions are encoded.
         config: The method's own keys of the recipe table `method`.
         model: The one being trained.
         original: A frozen copy of the model before training, where `needs_original`; else None.
-        ranks: The processes that share a batch.
-        flat_at_clean: The attack's loss has no gradient at the clean images of the model it starts from.
-        any_size: The losses take images of another size than the model's own.
+        ranks: The ranks that share a batch.
+        flat_at_clean: Whether the attack's loss has zero gradient at the clean images when training starts.
+        any_size: Whether the losses accept images of another size than the model's own.
     """
 
     trains_on: ClassVar[Literal["pairs", "labelled", "images"]] = "pairs"
@@ -45,24 +45,24 @@ class Method(ABC):
 
     @abstractmethod
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
-        """(N, 3, H, W) → (N,), or a scalar for the whole batch; to be maximised."""
+        """(N, 3, H, W) → (N,), or a scalar for the whole batch, which the attack maximises."""
 
     @abstractmethod
     def losses(self, images: Tensor, images_adv: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Weighted scalar terms by name; their sum is minimised. The first is the attack's loss of what it found.
+        """Weighted scalar terms by name; their sum is minimised. The first is the attack's loss at its result.
 
-        With several processes each term is that of the whole batch, as a function of the own rows: `self.ranks` has
-        the means and sums for it.
+        With several ranks, each term is that of the whole batch, as a function of this rank's rows; `self.ranks` has
+        the means and sums for this.
         """
 
 
 class FromEmbeddings(Method):
-    """A method whose attack sees the images through f_θ alone: one step may share its forward pass with `losses`."""
+    """A method whose attack uses only f_θ of the images, so a single step may share its forward pass with `losses`."""
 
     @property
     @abstractmethod
     def shares_clean(self) -> bool:
-        """Whether `losses` need f_θ(x) with gradients, which are `batch.clean_embeddings` where the attack has them."""
+        """Whether `losses` need f_θ(x) with gradients: `batch.clean_embeddings`, if the attack has computed them."""
 
     @abstractmethod
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
@@ -74,10 +74,10 @@ class FromEmbeddings(Method):
     def encode_branches(
         self, images: Tensor, images_adv: Tensor, batch: Batch
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """f_θ(x + δ); where `shares_clean`, f_θ(x) with gradients; with an original, F_θ₀(x + δ) without; each (N, d).
+        """(N, d) each: f_θ(x + δ); if `shares_clean`, f_θ(x) with gradients; if `needs_original`, F_θ₀(x + δ) without.
 
-        What gradients flow through is one forward pass over adversarial and clean images together, unless it goes in
-        parts or the attack has computed f_θ(x) already.
+        Adversarial and clean images share one forward pass with gradients, unless it runs in micro-batches or the
+        attack has already computed f_θ(x).
         """
         model, clean = self.model, batch.clean_embeddings
         if not self.shares_clean:

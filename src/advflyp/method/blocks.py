@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# More logits than a batch of 4,096 has (64 MiB) are computed in blocks of rows, and again for the gradient.
+# Beyond the logits of a batch of 4,096 (64 MiB), they are computed in row blocks, and recomputed for the gradient.
 MOST_LOGITS = 4096**2
 
 
 def in_row_blocks(function: Callable[..., Any], *rows: Tensor, columns: int) -> list[Any]:
-    """What `function` returns for each block of rows, in order; one block where that is small enough.
+    """The results of `function` for each block of rows, in order; a single block if that is small enough.
 
-    rows:    tensors (n, …), split alike
+    rows:    tensors (n, …), all split into the same blocks
 
     Args:
-        columns: Number of columns of the (n, columns) matrix that `function` makes of them.
+        columns: Number of columns of the (n, columns) matrix that `function` computes from them.
     """
     size = max(1, MOST_LOGITS // columns)
     if len(rows[0]) <= size:
@@ -27,7 +27,7 @@ def in_row_blocks(function: Callable[..., Any], *rows: Tensor, columns: int) -> 
 
 
 def without(logits: Tensor, ignored: Iterable[Tensor]) -> Tensor:
-    """Ignored pairs at the lowest number: −∞ would have a NaN for a gradient in a column of nothing else."""
+    """Set ignored pairs to the lowest finite number: in a column of nothing else, −∞ would give NaN gradients."""
     for mask in ignored:
         logits = logits.masked_fill(mask, torch.finfo(logits.dtype).min)
     return logits

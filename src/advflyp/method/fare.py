@@ -1,6 +1,6 @@
 """FARE: unsupervised adversarial finetuning of the embeddings themselves (Schlarmann et al. 2024).
 
-No labels and no text: an adversarial image is to be embedded where the original model embeds the clean one.
+It uses no labels and no text: adversarial images are pulled to the original model's embeddings of the clean ones.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class FAREConfig:
 
 
 class FARE(Method):
-    """min over θ, max over δ: ‖f_θ(x + δ) − f_θ₀(x)‖₂² of raw embeddings, not of unit length."""
+    """min over θ, max over δ: ‖f_θ(x + δ) − f_θ₀(x)‖₂² of raw, unnormalised embeddings."""
 
     trains_on = "images"
     flat_at_clean = True

@@ -1,6 +1,6 @@
-"""Naive FLYP (Table 8): the contrastive loss of AdvFLYP on labelled images, a class's prompt for a caption.
+"""Naive FLYP (Table 8): the contrastive loss of AdvFLYP on labelled images, with class prompts as captions.
 
-As in FLYP (Goyal et al. 2023) the paper ignores that classes recur in a batch: another image of the same class is a
+Like FLYP (Goyal et al. 2023), the paper ignores that classes recur in a batch: another image of the same class is a
 negative. `mask_same_caption = true` leaves those out, since images of one class have the same prompt.
 """
 

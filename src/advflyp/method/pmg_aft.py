@@ -1,7 +1,7 @@
 """PMG-AFT: TeCoA, guided by the pretrained model (Wang et al. 2024).
 
 With P = softmax(τ⁻¹·f(·)·Tᵀ) over the classes, the loss is CE(P_adv, y) + α·KL(P_adv ‖ P⁰_adv) + β·KL(P_adv ‖ P_clean):
-P⁰ is the original model's on the same adversarial image, P_clean the model's own on the clean one.
+P⁰_adv is the original model's P on the same adversarial image, P_clean the model's own on the clean image.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class PMGAFTConfig:
     Attributes:
         original_weight: α, of the divergence from the original model; 0 leaves it out.
         clean_weight: β, of the divergence from the clean image; 0 leaves it out.
-        logit_temperature: τ⁻¹ in all three terms and in the attack; none takes the model's own. 1 is what the
-            released code computes with: it normalises the texts again after it has scaled them.
-        divergence: Over the images of a batch, "mean" or "sum" (the released code).
+        logit_temperature: τ⁻¹ in all three terms and in the attack; none takes the model's own. The
+            released code effectively uses 1: it scales the texts and then normalises them again.
+        divergence: Reduction of the divergences over a batch, "mean" or "sum" (the released code).
     """
 
     original_weight: float = 1.0
@@ -40,7 +40,7 @@ class PMGAFTConfig:
 
 
 class PMGAFT(FromEmbeddings):
-    """TeCoA's inner loss; in the outer one two divergences beside TeCoA's cross-entropy."""
+    """TeCoA's inner loss; the outer loss adds two divergences to TeCoA's cross-entropy."""
 
     trains_on = "labelled"
     config: PMGAFTConfig

@@ -1,7 +1,7 @@
-"""What keeps an adversarially trained encoder near the original: AdvFLYP's two regularisers (Eqs. 8–12).
+"""AdvFLYP's two regularisers (Eqs. 8–12), which keep an adversarially trained encoder near the original.
 
-The equations as functions of embeddings (unit-norm rows), then the branches of the model that they compare. AdvFLYP
-puts the captions of the batch in for the texts, TeCoA (Table 9) the classes.
+First the equations, as functions of embeddings (unit-norm rows), then the branches of the model that they compare. As
+texts, AdvFLYP uses the captions of the batch, TeCoA (Table 9) the classes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def feature_deviation(
     Args:
         norm: "row", the mean of the rows' L2 distances (Algorithm 1 and the released code), or "frobenius", ‖a −
             b‖_F / N (the equation as printed).
-        ranks: With several processes, a and b are rows of this one, and the deviation is that of all rows.
+        ranks: With several ranks, a and b are this rank's rows, and the deviation is that of all rows.
     """
     difference = a - b
     if norm == "frobenius":
@@ -49,8 +49,8 @@ def logit_divergence(
     Args:
         image_a, image_b: (N, d) embeddings; text: (M, d).
         logit_scale: τ⁻¹; 1 gives the equations as printed.
-        logit_scale_b: τ⁻¹ of P_b; none is that of P_a.
-        ranks: With several processes, the images are rows of this one, and the mean is over all.
+        logit_scale_b: τ⁻¹ of P_b; by default that of P_a.
+        ranks: With several ranks, the images are this rank's rows, and the mean is over all ranks.
     """
     scale_b = logit_scale if logit_scale_b is None else logit_scale_b
 
@@ -63,7 +63,7 @@ def logit_divergence(
 
 
 def check_temperature(value: float | None) -> None:
-    """ValueError for a `method.logit_temperature` that no softmax can have."""
+    """ValueError unless `method.logit_temperature` is None or above 0."""
     if value is not None and not value > 0:
         raise ValueError(f"method.logit_temperature must be above 0, not {value}")
 
@@ -75,11 +75,11 @@ class RegularisedConfig:
     Attributes:
         feature_weight: Weight of L_feat (Eq. 8); 0 leaves it out.
         logit_weight: Weight of L_logit (Eq. 12); 0 leaves it out.
-        reference: Against what both regularisers hold the adversarial embeddings: "both" the frozen original model
-            on the same adversarial image and the model itself on the clean image, or "frozen" alone (AdvFLYP_2nd).
+        reference: What both regularisers compare the adversarial embeddings with: "frozen", the frozen original model
+            on the same adversarial image (AdvFLYP_2nd), or "both", this and the model itself on the clean image.
         feature_norm: "row" or "frobenius", see `feature_deviation`.
         logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed.
-        logit_gradients: What the gradients of L_logit reach, where more than the image tower is trained: "image",
+        logit_gradients: What the gradients of L_logit reach, if more than the image tower is trained: "image",
             the image embeddings only (the paper's frozen T), or "all", the texts and τ too (the released code, in
             which P_θ₀ keeps the τ of the original).
     """
@@ -115,8 +115,8 @@ class Regularised(FromEmbeddings):
         return self.is_regularised and self.config.reference == "both"
 
     def branches(self, images: Tensor, images_adv: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """f_θ(x + δ), and what the regularisers hold it to: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those that
-        are asked for.
+        """f_θ(x + δ), and what the regularisers compare it with: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those
+        of them that are needed.
         """
         if not self.is_regularised:
             return self.model.encode_image(images_adv), {}
@@ -125,10 +125,10 @@ class Regularised(FromEmbeddings):
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}
 
     def penalties(self, adversarial: Tensor, anchors: dict[str, Tensor], text: Tensor) -> dict[str, Tensor]:
-        """{"feature", "logit"}, weighted, those that are on.
+        """{"feature", "logit"}: the active penalties, weighted.
 
         Args:
-            adversarial, anchors: (N, d) embeddings, of `branches`; text: (M, d).
+            adversarial, anchors: (N, d) embeddings from `branches`; text: (M, d).
         """
         config = self.config
         result = {}

@@ -1,6 +1,6 @@
-"""Soft contrastive targets: a second match in the batch, or a wrong caption, is not punished as plain AdvFLYP does.
+"""Soft contrastive targets: they punish second matches in the batch and wrong captions less than plain AdvFLYP does.
 
-Ours. The identity of Eq. 1's targets is mixed with what the frozen original makes of the clean batch:
+Not in the paper. The identity targets of Eq. 1 are mixed with the frozen original's predictions for the clean batch:
 
     Q = (1 − m) I + m · softmax_rows(τ₀⁻¹ F_θ₀(x) Tᵀ),    Q′ = (1 − m) I + m · softmax_columns(τ₀⁻¹ F_θ₀(x) Tᵀ).
 """
@@ -25,14 +25,14 @@ def soft_clip_loss(
 ) -> Tensor:
     """½ [ 1/N Σ_i −Q_i · log softmax(z_i) + 1/N Σ_j −Q′_j · log softmax(z′_j) ], z = τ⁻¹ X Tᵀ; a scalar.
 
-    z_i is a row of z, z′_j a column. With a mixture of 0 it is `clip_loss`. No gradient reaches the targets.
+    z_i is a row of z, z′_j a column. A mixture of 0 gives `clip_loss`. No gradient reaches the targets.
 
     Args:
         image_embeddings, text_embeddings, logit_scale: X, T (N, d) and τ⁻¹, as in `clip_loss`.
         clean_embeddings: F_θ₀(x), (N, d): the original's embeddings of the clean images.
         clean_scale: τ₀⁻¹ of the original.
         mixture: m, from 0 to 1.
-        ignore, ranks: As in `clip_loss`; ignored pairs have no share in the targets either.
+        ignore, ranks: As in `clip_loss`; ignored pairs also get no weight in the targets.
     """
     masks, columns = [] if ignore is None else [ignore], len(text_embeddings)
     own = ranks.first_row + torch.arange(len(image_embeddings), device=image_embeddings.device)
@@ -51,7 +51,7 @@ def soft_clip_loss(
         logits = logit_scale * images @ text_embeddings.T
         with torch.no_grad():
             known = similarities(clean, *ignored)
-            # Q + Q′: both directions weigh the same logits.
+            # Q + Q′, since both directions weight the same logits.
             targets = mixture * (known.softmax(1) + (known - of_texts).exp())
             targets.scatter_add_(1, own[:, None], torch.full_like(targets[:, :1], 2 * (1 - mixture)))
         masked = without(logits, ignored)

@@ -17,10 +17,10 @@ from advflyp.model.zeroshot import class_logits
 def class_loss(
     model: CLIP, embeddings: Tensor, batch: Batch, logit_scale: Tensor | float | None = None
 ) -> Tensor:
-    """(N, d) unit-norm → (N,) cross-entropies against the labels of the batch, the class embeddings constant.
+    """(N, d) unit-norm → (N,) cross-entropies against the labels of the batch, with constant class embeddings.
 
     Args:
-        logit_scale: τ⁻¹; none is the model's own.
+        logit_scale: τ⁻¹; by default the model's own.
     """
     scale = model.logit_scale if logit_scale is None else logit_scale
     logits = class_logits(embeddings, batch.class_embeddings.detach(), scale)
@@ -29,9 +29,9 @@ def class_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class TeCoAConfig(RegularisedConfig):
-    """Recipe table `method` with name = "tecoa": the keys of `RegularisedConfig`, with classes for captions.
+    """Recipe table `method` with name = "tecoa": the keys of `RegularisedConfig`, with classes as texts.
 
-    Without them it is TeCoA as published; with them it is Table 9.
+    With both weights at 0 it is TeCoA as published, else that of Table 9.
     """
 
 

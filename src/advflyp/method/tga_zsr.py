@@ -1,10 +1,10 @@
-"""TGA-ZSR: TeCoA, and the attention that an image's text draws is held in place (Yu et al. 2024).
+"""TGA-ZSR: TeCoA that also keeps text-guided attention near the original model's (Yu et al. 2024).
 
 With A(x) the attention map of an image for its true class, the loss is
 CE(P_adv, y) + α·mean‖A_θ(x + δ) − A_θ₀(x)‖₂ + β·mean‖A_θ(x) − A_θ₀(x)‖₂.
 
-What the map is made of differs: the paper's are cosines of patches and text; its released code, and AdvFLYP's of it,
-divide the image's tokens by their norm over the tokens instead, each feature for itself.
+The definition of the map varies: the paper uses cosines of patches and text; its released code, and AdvFLYP's version
+of it, instead divide each feature of an image's tokens by its norm over these tokens.
 """
 
 from dataclasses import dataclass
@@ -22,17 +22,18 @@ from advflyp.model.clip import CLIP
 from advflyp.model.patches import Patches
 from advflyp.model.zeroshot import class_logits
 
-# Cosines that differ by less differ by rounding; stretched to [0, 1] they would be a map of noise, with huge slopes.
+# Smaller differences of cosines are rounding; stretched to [0, 1], they would give a map of noise with huge gradients.
 FLAT = 1e-6
 
 
 def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A of N images, (N, height · width) in [0, 1]: dot product of each patch with the text, min–max normalised per
+    """The attention maps A of N images: (N, height · width) in [0, 1].
 
-    image, resized bilinearly, flattened. Zero, without a gradient, where all patches of an image are equally near.
+    They are dot products of patches and text, min–max normalised per image, resized bilinearly and flattened. A map is
+    zero, without a gradient, if all patches of its image are equally near to the text.
 
     Args:
-        tokens: (N, rows · columns, d) normalised patches; text: (N, d) unit-norm, one an image.
+        tokens: (N, rows · columns, d) normalised patches; text: (N, d) unit-norm, one per image.
         grid: (rows, columns); size: (height, width) of the images.
     """
     cosines = torch.einsum("nld,nd->nl", tokens, text)
@@ -43,11 +44,11 @@ def attention_map(tokens: Tensor, text: Tensor, grid: tuple[int, int], size: tup
 
 
 def normalised_over_tokens(patches: Patches) -> Tensor:
-    """(N, L, d) patches, each of the d features divided by its L2 norm over the image's tokens.
+    """(N, L, d) patches, with each of the d features divided by its L2 norm over the image's tokens.
 
     Args:
-        patches: Vectors of any length. The embedding of the image counts as one of the tokens, as the class token does
-            in the released code.
+        patches: Unnormalised vectors. The image's embedding counts as one of the tokens, as the class token does in the
+            released code.
     """
     every = torch.cat([patches.image[:, None], patches.tokens], dim=1)
     return F.normalize(every, dim=1)[:, 1:]
@@ -61,8 +62,8 @@ class TGAZSRConfig:
         refinement_weight: α, of the adversarial image's attention; 0 leaves it out.
         constraint_weight: β, of the clean image's attention; 0 leaves it out.
         attention_norm: What a patch is divided by before its dot product with the text: "token", its own L2 norm
-            (the paper: a cosine), or "dim", in each of the d dimensions the norm over all tokens of the image (the
-            released code).
+            (the paper; gives a cosine), or "dim", for each of the d dimensions the norm over all tokens of the image
+            (the released code).
     """
 
     refinement_weight: float = 0.08
@@ -74,19 +75,19 @@ class TGAZSRConfig:
 
 
 class TGAZSR(Method):
-    """TeCoA's inner loss; in the outer one two distances of attention maps beside TeCoA's cross-entropy.
+    """TeCoA's inner loss; the outer loss adds two distances between attention maps to TeCoA's cross-entropy.
 
-    ValueError for a model without patch tokens.
+    ValueError if either distance is on and the model has no patch tokens.
     """
 
     trains_on = "labelled"
-    any_size = False  # its maps are those of a fixed grid
+    any_size = False  # attention maps need a fixed grid of patches
     config: TGAZSRConfig
 
     def __init__(self, config: TGAZSRConfig, model: CLIP) -> None:
         super().__init__(config, model)
         if self.needs_original:
-            # Asked for here so that an architecture without one is refused before the run begins.
+            # Accessed here so that an architecture without patches is refused before the run begins.
             _ = model.patch_grid
 
     @property
@@ -126,7 +127,7 @@ class TGAZSR(Method):
         return result
 
     def _encode_patches(self, model: CLIP, images: Tensor) -> Patches:
-        """Unit-norm embeddings of the images, and patches as `attention_norm` normalises them."""
+        """Unit-norm embeddings of the images, and patches normalised as `attention_norm` says."""
         if self.config.attention_norm == "token":
             return model.encode_patches(images)
         raw = model.encode_patches_raw(images)

@@ -1,4 +1,4 @@
-"""`advflyp reproduce --dry-run`: what is still to be done, and what it will cost, from stated constants."""
+"""`advflyp reproduce --dry-run`: the remaining steps and their estimated costs, from stated constants."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from advflyp.paper.steps import FINISHED, is_done, recipe_file, steps_of
 from advflyp.paper.tuning import IMAGES, UPDATES, read_tuning
 from advflyp.training.recipe import Recipe, read_recipe
 
-# Forward passes of the image tower a second: mini-vit in bf16 on one processor core; ViT-B/32 (8.8 GFLOP) at
+# Forward passes of the image tower per second: mini-vit in bf16 on one processor core; ViT-B/32 (8.8 GFLOP) at
 # 100 TFLOP/s, what one accelerator sustains.
 FORWARDS_A_SECOND = {"mini": 600.0, "paper": 11_000.0}
-# AutoAttack's four members take about this many forward passes for an image that stands to the end.
+# Forward passes of AutoAttack's four members on an image that stays robust, and the share of such images.
 AUTOATTACK = 10_000
 STANDING = 0.35
 MEGABYTES_A_RUN = {"mini": 80.0, "paper": 3000.0}
@@ -30,10 +30,10 @@ class Cost:
 
 
 def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[str, Cost]]:
-    """What is still to be done, step by step, with its estimated cost.
+    """The remaining steps in order, with their estimated costs.
 
     Args:
-        images: How many images a set has.
+        images: The number of images of a set, by its name.
     """
     speed = FORWARDS_A_SECOND[plan.scale]
     found: list[tuple[str, Cost]] = []
@@ -69,9 +69,10 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
 
 
 def _training_passes(recipe: Recipe) -> float:
-    """Of one update: 2 a step of the attack, 3 with gradients; the regularisers' clean and frozen branches 3 + 1.
+    """Forward-pass equivalents of one update.
 
-    A shared clean pass is one less. Of smaller images the passes cost in proportion to their pixels.
+    Each image takes 2 per attack step, 3 in the outer step, and 3 + 1 for the regularisers' clean and frozen branches;
+    a shared clean pass saves 1. Passes over smaller images cost in proportion to their pixels.
     """
     extra = 4 if any(getattr(recipe.method, f"{name}_weight", 0) for name in ("feature", "logit")) else 0
     passes = 2 * recipe.attack.steps + 3 + extra - recipe.attack.share_clean_forward
@@ -82,7 +83,7 @@ def _training_passes(recipe: Recipe) -> float:
 
 
 def _validation_passes(recipe: Recipe, updates: int) -> float:
-    """Of those at the beginning, every so many steps and at the end, where the recipe says which images and steps."""
+    """Forward passes of all validations; 0 unless the recipe sets their dataset, limit and interval."""
     validate = recipe.validate
     if validate.set is None or validate.limit is None or validate.every is None:
         return 0

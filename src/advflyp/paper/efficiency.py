@@ -1,4 +1,4 @@
-"""Accuracy against arithmetic: what each lever of a cheaper training costs, paired over seeds with the full one."""
+"""Accuracy against arithmetic: each way to cheaper training, compared with full training, paired by seed."""
 
 import math
 import statistics
@@ -14,20 +14,19 @@ from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
 Seeds = Mapping[int, float]
-# Experiment → the row that the others are compared with.
+# Experiment → the baseline row.
 BASELINES = {"cost": "AdvFLYP_full", "cost-other": "AdvFLYP_full, ResNet"}
 
 
 def efficiency_table(study: Study, experiment: Exhibit) -> Table:
-    """A row for each training: its arithmetic, its accuracies, and their differences to the experiment's baseline.
+    """A row for each training: its arithmetic, its accuracies, and their differences from the experiment's baseline.
 
-    Every seed that was measured counts in the accuracies; the differences are paired over the seeds that both
-    trainings have, with the 95 % interval of Student's t (none for a single seed). "Robust" is the mean over the
-    radii of PGD-10's accuracy.
+    Accuracies are over all measured seeds. Differences are paired over the seeds that both trainings have, with the
+    95 % interval of Student's t (none for a single seed). "Robust" is PGD-10 accuracy averaged over the radii.
 
     Args:
         study: The results.
-        experiment: Which of them, one of `BASELINES`: its rows, sets and radii.
+        experiment: One of `BASELINES`, with its rows, sets and radii.
     """
     baseline = BASELINES[experiment.id]
     results = _results(study, experiment)
@@ -77,7 +76,7 @@ def efficiency_table(study: Study, experiment: Exhibit) -> Table:
 
 
 def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[float, Estimate]]:
-    """Training → (PFLOPs, robust accuracy), of those that both are known of."""
+    """Training → (PFLOPs, robust accuracy), for trainings with both known."""
     results = _results(study, experiment)
     points = {}
     for row in experiment.rows:
@@ -89,17 +88,17 @@ def against_cost_points(study: Study, experiment: Exhibit) -> dict[str, tuple[fl
 
 
 def mean_of_seeds(found: Seeds) -> Estimate | None:
-    """The mean with its standard deviation, which a single seed has none of; None of none."""
+    """The mean and standard deviation over seeds (no deviation for a single seed); None without seeds."""
     return aggregate_seeds([Estimate(value, value, value) for value in found.values()])
 
 
 def paired(found: Seeds, baseline: Seeds) -> Estimate | None:
-    """The mean difference over the seeds of both, with the 95 % interval of Student's t; None where they share none."""
+    """The mean paired difference over shared seeds, with the 95 % interval of Student's t; None if they share none."""
     return mean_change([found[seed] - baseline[seed] for seed in sorted(found.keys() & baseline.keys())])
 
 
 def mean_change(differences: Sequence[float]) -> Estimate | None:
-    """The mean of paired differences with the 95 % interval of Student's t; None of none."""
+    """The mean of paired differences with the 95 % interval of Student's t; None if there are none."""
     if not differences:
         return None
     mean, count = statistics.fmean(differences), len(differences)
@@ -110,7 +109,7 @@ def mean_change(differences: Sequence[float]) -> Estimate | None:
 
 
 def _precisions(experiment: Exhibit, study: Study) -> str:
-    """How many models are of each precision, of their training and their attacks, where it is not all the same."""
+    """The number of models per precision (of training and attacks) as a note; empty if all have the same."""
     found = {cell.checkpoint_sha256: cell.precision for cell in experiment.cells(study) if cell.eps}
     counts = Counter(found.values())
     if len(counts) < 2:
@@ -136,7 +135,7 @@ def _by_seed(results: Results, row: str, condition: Condition, sets: Sequence[st
 def _robust(
     results: Results, row: str, conditions: Sequence[Condition], sets: Sequence[str], study: Study
 ) -> Seeds:
-    """The mean over the radii of the seeds that have them all."""
+    """Seed → accuracy averaged over the radii, for seeds that have all radii."""
     found = [_by_seed(results, row, condition, sets, study) for condition in conditions]
     common = set.intersection(*(set(one) for one in found)) if found else set()
     return {seed: statistics.fmean(one[seed] for one in found) for seed in common}

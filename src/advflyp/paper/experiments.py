@@ -1,6 +1,6 @@
 """The paper's experiments, declared: which runs, measured on what, make which table or figure.
 
-One plan for both scales: at mini scale the embedded corpus and `mini-vit` stand where the paper has the web pairs,
+One plan for both scales: at mini scale the embedded corpus and `mini-vit` take the place of the paper's web pairs,
 ImageNet and ViT-B/32.
 """
 
@@ -115,7 +115,7 @@ def make_plan(
         steps: Updates of each training (mini: 100 by default; paper: the recipes' epochs).
         pairs: The web pairs, in place of the recipes' shards/*.tar.
         captioned: Pairs of captioned ImageNet images, in place of the recipe's.
-        proxies: With the experiment of docs/proxies.md (mini scale), which needs sets that are not embedded.
+        proxies: Whether to add the experiment of docs/proxies.md (mini scale), which needs sets that are not embedded.
 
     Raises:
         ValueError: For an impossible number.
@@ -170,13 +170,13 @@ def _check_numbers(seeds: int, steps: int | None) -> None:
 
 
 def _measures(mini: bool) -> dict[str, tuple[Measure, ...]]:
-    """What experiments measure, by name. Runs that several experiments share are measured once, as equal measures."""
+    """What experiments measure, by name. Equal measures of a run that several experiments share are taken once."""
     sets = ("mini",) if mini else ("paper",)
     limit = 60 if mini else None
     cheap = Measure(sets=sets, attacks=FEW, limit=limit)
     thin = Measure(sets=sets, attacks=THIN, eps=SMALL, limit=limit)
     radii = Measure(sets=sets, attacks=THIN, limit=limit)
-    # AutoAttack takes some 10,000 forward passes for every robust image: 100 images and one seed at mini scale.
+    # AutoAttack takes some 10,000 forward passes per robust image: mini scale has 10 images per set and one seed.
     full = {"sets": sets, "attacks": ("autoattack",), "limit": 10 if mini else None, "first_seed": mini}
     strong, strongest = Measure(**full, eps=SMALL), Measure(**full, eps=LARGER)
     variants = Measure(sets=("imagenet-variants",), attacks=THIN, eps=SMALL)
@@ -217,7 +217,7 @@ class _Runs:
         ]
 
     def scaling(self) -> list[Run]:
-        """The runs of Fig. 3: at mini scale as many images seen as all others."""
+        """The runs of Fig. 3; at mini scale they see as many images as all other runs."""
         amounts = (1500, 6000, None) if self.mini else (100_000, 500_000, 1_000_000)
         found = []
         for limit in amounts:
@@ -233,7 +233,7 @@ class _Runs:
         return found
 
     def levers(self, *, on_other: bool) -> list[Run]:
-        """What makes AdvFLYP_full cheaper, at mini scale, on `mini-vit` or on the ResNet; not in the paper."""
+        """Cheaper variants of AdvFLYP_full at mini scale, on `mini-vit` or on the ResNet; not in the paper."""
         if not self.mini or not self.steps:
             return []
         end, model = (OTHER, {"model__name": "mini"}) if on_other else ("", {})
@@ -244,7 +244,7 @@ class _Runs:
             return replace(run, most_seeds=most_seeds)
 
         half = lever("half", "half the updates", train__max_steps=max(1, self.steps // 2))
-        # Forward equivalents of an image: 11, 8 with a single step, and 5.2 on smaller images as well.
+        # Forward-pass equivalents per image: 11 in full, 8 with a single step, 5.2 with smaller images as well.
         if on_other:
             longer = ONE_STEP | {"train__max_steps": round(self.steps * 11 / 8)}
             return [
@@ -272,14 +272,14 @@ class _Runs:
     def trained(
         self, name: str, label: str, recipe: str = "", rate_of: str | None = None, **keys: Any
     ) -> Run:
-        """A training. keys: recipe keys with two underscores for the dot"""
+        """A training. keys: recipe keys, with two underscores for the dot"""
         recipe = f"{recipe or name}.toml"
         over: dict[str, Any] = {"model.name": "mini-vit" if self.mini else "ViT-B-32/openai"}
         if self.steps:
-            # As many updates for all, whatever an epoch of their data is.
+            # The same number of updates for all, whatever the size of their epochs.
             over |= {"train.max_steps": self.steps, "train.epochs": 1000}
         if self.mini:
-            # The last weights: early stopping would give methods budgets of their own.
+            # The last weights: early stopping would give methods different budgets.
             over |= {"validate.set": "none", "checkpoint.every": 25}
         over |= {key.replace("__", "."): value for key, value in keys.items()}
         if self.pairs and not recipe.startswith(LABELLED):

@@ -49,8 +49,8 @@ TITLE = "The paper's experiments"
 def paper_report(folder: Path, out: Path) -> Path:
     """Write `out`/index.html, results.md and tables/*.csv, *.tex from what `advflyp reproduce` left in `folder`.
 
-    Where run folders with weights are there, the embeddings of Fig. 5 are computed once and stored in
-    `folder`/embedding.json, and images show what the attack does before and after finetuning. Without weights the
+    If run folders with weights are present, the embeddings of Fig. 5 are computed once and stored in
+    `folder`/embedding.json, and example images show the attack before and after finetuning. Without weights the
     report is written from the results alone.
 
     Returns:
@@ -65,7 +65,7 @@ def paper_report(folder: Path, out: Path) -> Path:
 
 
 class ComparisonPage:
-    """What the report says."""
+    """The content of the report."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -78,7 +78,7 @@ class ComparisonPage:
         self.labels = list(dict.fromkeys([*self.main.rows, *(r for e in study.experiments for r in e.rows)]))
         references = {label for experiment in study.experiments for label in experiment.unranked}
         self.look = Look.of(self.labels, references=references)
-        # The plan's order is that of importance, in which they are run.
+        # Experiments run in the plan's order, by importance; the report follows the paper's.
         planned = sorted(study.experiments, key=lambda experiment: experiment.place)
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         self.ranked = [row for row in self.rows if row not in self.main.unranked]
@@ -118,7 +118,7 @@ class ComparisonPage:
         folders = {f"{run.label}, seed {run.seed}": run.folder for run in kept if run.folder is not None}
         recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in kept}
         everything = Results(self.study.cells, seeds=True)
-        # The main experiment's methods and sets under all attacks and radii that any experiment has.
+        # The main experiment's methods and sets, under every attack and radius of any experiment.
         of_main = [c for c in self.study.cells if c.model in rows and c.set in self.main.sets]
         every_radius = Results(of_main, seeds=True, models=rows)
         trade = None
@@ -149,7 +149,7 @@ class ComparisonPage:
         )
 
     def headline(self) -> str:
-        """Which method leads under the main experiment's attack, and on which kind of sets; or the verdicts."""
+        """Which method leads under the main experiment's attack, also by kind of set; or the verdicts on proxies."""
         if not self.ranked and self.numbers and self.numbers.sets:
             return proxies.summary(self.numbers)
         if not self.shown:
@@ -194,7 +194,7 @@ class ComparisonPage:
         return tiles
 
     def _scope(self) -> str:
-        """What the page is of: how many experiments, seeds, and from which model the trainings began."""
+        """The scope of the page: how many experiments and seeds, and which model the trainings started from."""
         counts = {len(self.results.hashes[row]) for row in self.ranked}
         ends = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
         trained = f", {ends} {'seed' if ends == '1' else 'seeds'} a method" if counts else ""
@@ -315,7 +315,7 @@ class ComparisonPage:
 
 
 def experiment_means(study: Study, experiment: Exhibit) -> Table:
-    """Its means over sets: a row for each method, a column for each attack at each ε."""
+    """An experiment's means over sets: a row for each method, a column for each attack at each ε."""
     return means_table(
         experiment.results(study),
         experiment.conditions(study.cells),
@@ -326,9 +326,9 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
 
 
 def main_experiment(study: Study) -> Exhibit:
-    """Table 1 with the clean accuracies of Table 2; where that has no results, the first experiment that has some.
+    """Table 1 with the clean accuracies of Table 2; if it has no results, the first experiment that has some.
 
-    Under attack, and of two methods or more, if there is such a one.
+    Experiments under attack and with two methods or more are preferred.
     """
     ranked = [
         e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
@@ -343,20 +343,20 @@ def main_experiment(study: Study) -> Exhibit:
 
 
 def _headline_attack(results: Results) -> Condition | None:
-    """PGD-10 where it was measured, as in the paper's figures; else the strongest attack."""
+    """PGD-10 if it was measured, as in the paper's figures; else the strongest attack."""
     pgd = [c for c in results.attacked if c.attack == "pgd10"]
     return min(pgd, key=lambda c: c.eps) if pgd else results.strongest()
 
 
 def _names(experiment: Exhibit) -> tuple[str, str]:
-    """What the files of its tables are called."""
+    """The names of an experiment's table files: the full table, and its means."""
     letters = (letter if letter.isalnum() or letter in "-_." else "-" for letter in experiment.id)
     name = "".join(letters).strip(".")
     return name, f"{name}-means"
 
 
 def _tsne(study: Study) -> list[TSNEResult]:
-    """Those of Fig. 5: what is stored of these weights, else made from the weights, if all are there."""
+    """The embeddings of Fig. 5: as stored for these weights, else computed from them if all are present."""
     experiment = next((e for e in study.experiments if e.id == "figure5"), None)
     if experiment is None:
         return []
@@ -374,7 +374,7 @@ def _tsne(study: Study) -> list[TSNEResult]:
 
 
 def _coverage(study: Study) -> list[Coverage]:
-    """Of the experiment `proxies`: what is stored, and what can be added on this machine."""
+    """The coverage for the experiment `proxies`: what is stored, and what can be added on this machine."""
     experiment = next((e for e in study.experiments if e.id == PROXIES), None)
     originals = experiment.unranked if experiment else []
     original = study.model_of(originals[0]) if originals else None
@@ -390,7 +390,7 @@ def _coverage(study: Study) -> list[Coverage]:
 
 
 def _examples(study: Study) -> list[Example]:
-    """Before and after AdvFLYP_full, where its weights are there."""
+    """Images before and after AdvFLYP_full; none without its weights."""
     main = main_experiment(study)
     run = study.run_of(FULL)
     if run is None or run.folder is None:

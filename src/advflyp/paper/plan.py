@@ -1,4 +1,4 @@
-"""A plan of experiments: runs, what is measured of them, and the tables and figures made of that."""
+"""A plan of experiments: runs, what is measured on them, and the tables and figures made from that."""
 
 import json
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ class Run:
 
     Attributes:
         name: Stem of its folders' names.
-        label: The name of its rows.
-        recipe: File below configs/ (mini/ at mini scale); none is the model as it was pretrained.
+        label: The name of its rows in tables.
+        recipe: File below configs/ (mini/ at mini scale); None is the pretrained model itself.
         overrides: Recipe keys on top.
-        rate_of: The run whose learning rate it takes; none searches its own.
-        most_seeds: Trainings of it at most, however many the plan has.
-        best_of: The run of which these are the weights at the best validation, where that run itself stands for those
-            of its last step; nothing is trained for it.
+        rate_of: The run whose learning rate it takes; None searches its own.
+        most_seeds: The most seeds to train, however many the plan has.
+        best_of: The run whose best-validation weights are measured, while that run itself stands for its last weights;
+            nothing further is trained.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Measure:
 
     Attributes:
         limit: Images of each set, class-balanced; by default all.
-        first_seed: Only for the first seed, where it costs too much for all.
+        first_seed: Whether only the first seed is measured, because all would cost too much.
     """
 
     sets: tuple[str, ...]
@@ -78,7 +78,7 @@ class Experiment:
         runs: Names of runs.
         attacks: The attacks that it shows.
         eps: The radii that it shows, in pixels of [0, 1].
-        measures: What has to be measured for it; runs that several experiments share are measured once for all.
+        measures: What has to be measured for it; a run that several experiments share is measured once for all.
     """
 
     id: str
@@ -92,12 +92,12 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that is to be run, the most important first.
+    """Everything to run, the most important first.
 
     Attributes:
         precision: Precision of training and of the search for adversarial images, which are evaluated in float32;
-            "auto" is settled when the study begins, so that all of it is of one precision.
-        grid: Learning rates that are tried for each method; empty keeps those of the recipes.
+            "auto" is resolved when the study begins, so that all of it has one precision.
+        grid: Learning rates to try for each method; empty keeps those of the recipes.
     """
 
     scale: Scale
@@ -119,12 +119,12 @@ class Plan:
                 raise ValueError(f"the plan has no experiment '{name}'{suggest(name, known)}")
         chosen = tuple(e for e in self.experiments if e.id in wanted)
         needed = {name for experiment in chosen for name in experiment.runs}
-        # The search for a learning rate needs their recipes; they are measured by no chosen experiment, so not run.
+        # The learning-rate search needs these runs' recipes; no chosen experiment measures them, so they are not run.
         needed |= {run.rate_of for run in self.runs if run.name in needed and run.rate_of}
         return replace(self, experiments=chosen, runs=tuple(r for r in self.runs if r.name in needed))
 
     def measures(self, run: Run) -> list[Measure]:
-        """What is to be measured of a run, each once, cheap ones first."""
+        """The measures of a run, each once, cheap ones first."""
         found = dict.fromkeys(m for e in self.experiments if run.name in e.runs for m in e.measures)
         needed = [m for m in found if not any(other.covers(m) for other in found if other != m)]
         return sorted(needed, key=lambda m: "autoattack" in m.attacks)
@@ -136,7 +136,7 @@ class Plan:
         return range(min(self.seeds, run.most_seeds or self.seeds))
 
     def settled(self, folder: Path, device: str | torch.device) -> "Plan":
-        """The plan with the precision that the study in `folder` was begun with, or, at its beginning, the device's."""
+        """The plan with the precision the study in `folder` began with; if new, "auto" is resolved for `device`."""
         begun = folder / PLAN_FILE
         precision = self.precision
         if begun.is_file():
@@ -147,7 +147,7 @@ class Plan:
         return replace(self, precision=resolve(precision, device))
 
     def write(self, folder: Path) -> None:
-        """`folder`/plan.json, from which the report learns what belongs together."""
+        """Write `folder`/plan.json, which tells the report what belongs together."""
         labels = {run.name: run.label for run in self.runs}
         experiments = [
             {

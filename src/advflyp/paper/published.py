@@ -44,10 +44,10 @@ ANGLES = {"original": 0.5859, "AdvFLYP": 0.1191, "AdvFLYP_full": 0.0983}
 
 
 def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterable[TSNEResult] = ()) -> Table:
-    """The paper's figures, ours beside them where everything that the mean needs has been measured.
+    """The paper's figures, with ours (the mean over seeds) beside them if everything that they need was measured.
 
     Args:
-        sets: The 14 downstream sets. Of several seeds the mean is shown.
+        sets: The 14 downstream sets.
         embedded: The embeddings of Fig. 5, if there are any.
     """
     cells = list(cells)
@@ -70,7 +70,7 @@ def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterab
 
 
 def _mean(one: Published, cells: Sequence[Cell], sets: Sequence[str]) -> float | None:
-    """Over sets, attacks and seeds; None unless all are there."""
+    """The mean over sets, attacks and seeds; None unless every set and attack is there."""
     found: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         if cell.model == one.method and cell.attack in one.attacks and math.isclose(cell.eps, one.eps):

@@ -49,11 +49,11 @@ def reproduce(
     report_only: bool = False,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Carry out the plan in `out` (what is done there is kept), write `out`/report and print its tables.
+    """Carry out the plan in `out` (finished steps are kept), write `out`/report and print its tables.
 
     Args:
-        precision: Of what is still to be done; by default that which the study was begun with, and at its beginning
-            what the device is faster in.
+        precision: Precision of the remaining steps; by default the one the study began with, and for a new study the
+            one the device is faster in.
 
     Returns:
         {step: reason} of the steps that failed.
@@ -67,7 +67,7 @@ def reproduce(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     names = names_in(out)
-    # The plan is the first of ours.
+    # We write the plan first: a folder without it is not ours.
     if strange := sorted(names - OURS if PLAN_FILE in names else names):
         raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
     check_files(out / "report", FILES)
@@ -90,7 +90,7 @@ def reproduce(
 
 
 def _print_means(out: Path, only: Sequence[str], console: Console) -> None:
-    """The means of the main experiment, or of those asked for; at the paper's scale its figures beside ours."""
+    """Print means of the main experiment, or of those asked for; at paper scale also the published figures."""
     study = read_study(out)
     if study.scale == "paper":
         console.print(as_rich(published_table(study.cells, set_names(["paper"]), read_tsne(out / TSNE_FILE))))
@@ -117,6 +117,6 @@ def _print_cost(plan: Plan, out: Path, console: Console) -> None:
 
 
 def _images(name: str) -> int:
-    """How many images a set has, as the table of sets says; a mini set is there to be counted."""
+    """The number of images of a set: as the catalogue says, or counted for a mini set."""
     key = name.partition("@")[0]
     return TABLE[key].n if key in TABLE else len(load_set(name))

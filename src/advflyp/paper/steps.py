@@ -4,8 +4,8 @@
     results/NAME-sSEED.jsonl   its result cells
     tuning.json                learning rates that were tried, with their scores
 
-What is there is not done again. Results are enough: a run whose results are complete may be deleted, and is not
-trained anew. Several processes may work on one folder; each takes steps that no other has taken.
+Finished steps are not repeated. Results are enough: a run whose results are complete may be deleted, and is not
+trained again. Several processes may work on one folder; each takes steps that no other has taken.
 """
 
 import math
@@ -39,7 +39,7 @@ FINISHED = "finished"
 
 @dataclass(frozen=True)
 class Step:
-    """One seed of one run under one measure; trained first, if it is not."""
+    """One seed of one run under one measure; the run is trained first if need be."""
 
     run: Run
     seed: int
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def training(self) -> str:
-        """The name of its run folder, which a run of the last weights shares with that of the best ones."""
+        """The name of its run folder, which the run of the last weights shares with that of the best ones."""
         return f"{self.run.trained_as}-s{self.seed}"
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Step:
 
 
 def steps_of(plan: Plan) -> list[Step]:
-    """In the order of importance: first seeds, the headline's runs and cheap attacks before the others."""
+    """The steps by importance: runs of the headline first, then cheap attacks, then lower seeds."""
     headline = {name for e in plan.experiments if e.id in ("table1", "table2", "table4") for name in e.runs}
     found = [
         Step(run, seed, measure)
@@ -81,7 +81,7 @@ def steps_of(plan: Plan) -> list[Step]:
 
 
 def is_done(step: Step, folder: Path) -> bool:
-    """Whether the step's result file has every cell of it."""
+    """Whether the result file has every cell of the step."""
     m = step.measure
     known = set()
     for cell in read_cells(folder / "results" / f"{step.name}.jsonl"):
@@ -103,9 +103,9 @@ def recipe_file(plan: Plan, run: Run) -> Path:
 
 
 def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[str, str]:
-    """Do all steps of `plan` that are not done; {step: reason} of those that failed. `whole` is what gets reported.
+    """Do all remaining steps of `plan`; returns {step: reason} for those that failed. `whole` is what gets reported.
 
-    A step that fails leaves the others to go on. A step that another process works on comes last, and is waited for.
+    A failed step does not stop the others. Steps that another process works on come last and are waited for.
     """
     whole.write(folder)
     pending = steps_of(plan)
@@ -113,7 +113,7 @@ def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[s
     while pending:
         held = [step for step in pending if not _try(plan, step, folder, console, failed, wait=False)]
         if len(held) == len(pending):
-            # Others are at all of them: wait for one to end.
+            # Other processes work on all of them: wait for one to end.
             _try(plan, held[0], folder, console, failed, wait=True)
             held = held[1:]
         pending = held
@@ -123,7 +123,7 @@ def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[s
 def _try(
     plan: Plan, step: Step, folder: Path, console: Console, failed: dict[str, str], *, wait: bool
 ) -> bool:
-    """False if another process has the step's run."""
+    """Do the step; False if another process has its run."""
     if is_done(step, folder):
         return True
     path = folder / "locks" / step.training
@@ -175,7 +175,7 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
 
 
 def _take_over(measured: Path, store: Path, sha256: str, label: str) -> None:
-    """Copy the cells of these weights: where the last ones are the best they are not measured twice."""
+    """Copy the cells of these weights: if the last weights are the best ones, they are not measured twice."""
     known = {cell.key() for cell in read_cells(store)}
     for cell in read_cells(measured):
         if cell.checkpoint_sha256 == sha256 and cell.key() not in known and has_samples(measured, cell):
@@ -211,5 +211,5 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
     if not result.finished:
         raise RunError(f"a signal stopped the training of {step.training}; the same command continues it")
     write_text(out / FINISHED, "")
-    # The weights are kept, what a resumed training would need is not.
+    # The weights are kept; the checkpoints, which only resuming needs, are not.
     shutil.rmtree(out / CHECKPOINTS)

@@ -1,9 +1,9 @@
-"""The folder of a whole comparison, read: its plan, the results of every run, the runs themselves.
+"""Reading the folder of a whole comparison: its plan, the results of every run, the runs themselves.
 
 plan.json                 experiments: id, title, rows (labels of methods), unranked, sets, attacks, eps, note;
-                          runs: name, label, recipe (none where nothing is trained), overrides of its keys
+                          runs: name, label, recipe (null if nothing is trained), overrides of its keys
 results/NAME-sSEED.jsonl  result cells of one run; `model` is the method's label, the same for every seed
-runs/NAME-sSEED/          that run's folder, where it was kept
+runs/NAME-sSEED/          that run's folder, if it was kept
 """
 
 import math
@@ -36,7 +36,7 @@ class Exhibit:
         sets: Names of sets, groups resolved.
         attacks: Names of attacks; each but "clean" is shown at each radius.
         eps: Radii in pixels of [0, 1].
-        unranked: Labels that are shown as references and take no part in best and second best.
+        unranked: Labels shown as references, which are not ranked as best or second best.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Exhibit:
     unranked: list[str] = field(default_factory=list)
 
     def conditions(self, cells: Iterable[Cell]) -> list[Condition]:
-        """What the plan wants measured, clean first; ε as the cells have it, up to rounding."""
+        """The conditions that the plan asks for, clean first; ε as in the cells, which may differ by rounding."""
         measured = {(c.attack, c.norm, c.eps) for c in cells if c.norm is not None}
         found = [Condition("clean", None, 0.0)] if "clean" in self.attacks else []
         for attack in self.attacks:
@@ -60,14 +60,14 @@ class Exhibit:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where a reader looks for it: tables by their number, then figures, then what is neither."""
+        """Sort key for readers: tables by number, then figures, then everything else."""
         match = re.fullmatch(r"(table|figure)(\d+)", self.id)
         return (("table", "figure").index(match[1]), int(match[2])) if match else (2, 0)
 
     def results(self, study: "Study") -> Results:
-        """Its own cells, the seeds of a method together; of each method the seeds that all of them have.
+        """Its own cells, the seeds of a method together; only seeds that all trained methods have.
 
-        The mean of three trainings beside one training would be compared with it. The originals are not trained.
+        Otherwise a mean of three trainings would be compared with a single one. The originals are not trained.
         """
         kept = self._of_common_seeds(self.cells(study), study)
         # In the plan's order, not in that of the files.
@@ -75,7 +75,7 @@ class Exhibit:
         return Results(kept, seeds=True, models=self.rows)
 
     def seeds_note(self, study: "Study") -> str:
-        """Which seeds the table is of, where some of its methods have more."""
+        """A note on the seeds that the table uses, if some of its methods have more; else empty."""
         measured = [cell for cell in self.cells(study) if not self._is_untrained(cell.model, study)]
         kept = self._of_common_seeds(measured, study)
         if len({cell.checkpoint_sha256 for cell in kept}) == len(
@@ -87,7 +87,7 @@ class Exhibit:
         return f"Only {named}, which all of these methods have; some have more."
 
     def cells(self, study: "Study") -> list[Cell]:
-        """What was measured of it."""
+        """The cells that were measured for it."""
         wanted = self.conditions(study.cells)
         rows, sets = set(self.rows), set(self.sets)
         return [
@@ -99,7 +99,7 @@ class Exhibit:
         ]
 
     def _of_common_seeds(self, cells: Sequence[Cell], study: "Study") -> list[Cell]:
-        """Without what a trained method has of a seed that another one lacks; all of it where they share none."""
+        """For each condition, the cells of seeds that all trained methods have; all cells if they share no seed."""
         found: dict[Condition, dict[str, set[int]]] = {}
         for cell in cells:
             if not self._is_untrained(cell.model, study):
@@ -121,7 +121,7 @@ class Exhibit:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed of one method, its folder and recipe where there is one."""
+    """One seed of one method, with its folder and recipe if the folder exists."""
 
     label: str
     seed: int
@@ -153,14 +153,14 @@ class Study:
     seed_of: dict[str, int]
 
     def run_of(self, label: str) -> SeedRun | None:
-        """The first seed of a method whose folder is there with weights."""
+        """The run of a method with the lowest seed of those whose folder has weights."""
         runs = [
             run for run in self.runs if run.label == label and run.folder and (run.folder / BEST).is_dir()
         ]
         return min(runs, key=lambda run: run.seed, default=None)
 
     def model_of(self, label: str) -> str | Path | None:
-        """What `load_model` takes for a row: a model that is not trained, or a run with weights; None without."""
+        """What `load_model` takes for a row: an untrained model's name, or a run folder with weights; else None."""
         planned = self.planned.get(label, {})
         if planned and not planned.get("recipe"):
             return str(planned.get("overrides", {}).get("model.name", label))
@@ -168,7 +168,7 @@ class Study:
         return run.folder if run else None
 
     def data_of(self, label: str) -> dict[str, Any]:
-        """Its recipe's `data` table, as far as plan or run folder tell."""
+        """The `data` table of a method's recipe, as far as plan and run folder tell."""
         recipe = next((run.recipe for run in self.runs if run.label == label and run.recipe), {})
         overrides = self.planned.get(label, {}).get("overrides", {})
         own = {
@@ -178,7 +178,7 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Everything in the folder but weights; ValueError saying what is missing or broken."""
+    """Read everything in the folder but weights; a ValueError says what is missing or broken."""
     path = folder / PLAN_FILE
     try:
         plan = read_json_object(path)
@@ -218,7 +218,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _experiment(entry: Mapping[str, Any]) -> Exhibit:
-    # A plan also says what is to be measured.
+    # A plan has further keys, such as what to measure.
     found = fill(Exhibit, {one.name: entry[one.name] for one in fields(Exhibit) if one.name in entry})
     return replace(found, rows=list(dict.fromkeys(found.rows)), sets=_sets(found.sets))
 
@@ -232,7 +232,7 @@ def _planned(runs: Any) -> dict[str, dict[str, Any]]:
 
 
 def _sets(names: list[str]) -> list[str]:
-    """Groups resolved; what is unknown on this machine stays as it is, its results may still be there."""
+    """Resolve groups; a name unknown on this machine is kept, as its results may still be there."""
     result: list[str] = []
     for name in names:
         if is_import_path(name):

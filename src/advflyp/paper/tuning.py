@@ -1,7 +1,7 @@
-"""Every method's learning rate by the same small search, on validation images only.
+"""Every method's learning rate from the same small search, on validation images only.
 
-A short training at each rate of the grid; the score is the mean of clean and PGD-10 accuracy (ε = 2/255) on images
-of `mini/val`, a vendor that neither training nor any test set has. The best rate is taken; ties go to the smaller.
+One short training at each rate of the grid; the score is the mean of clean and PGD-10 accuracy (ε = 2/255) on images
+of `mini/val`, an emoji family in neither training nor any test set. The best rate wins; ties go to the smaller one.
 """
 
 import json
@@ -44,7 +44,7 @@ def tuned_rate(
     """The learning rate for the run `name`, searched once and kept in `folder`/tuning.json.
 
     Args:
-        overrides: As the run is trained, "train.precision" among them.
+        overrides: Recipe keys of the run's own training, "train.precision" among them.
         grid: Rates to try, ascending.
     """
     with lock(folder / "locks" / f"tune-{name}", wait=math.inf):
@@ -53,10 +53,10 @@ def tuned_rate(
             if f"{rate:g}" in scores:
                 continue
             out = folder / "tuning" / f"{name}-{rate:g}"
-            # What is scored are the weights of the last update.
+            # The weights of the last update are scored.
             own = {"train.max_steps": UPDATES, "train.seed": SEED, "optim.lr": rate, "validate.set": "none"}
             keys = dict(overrides) | own
-            # What an interrupted search left is too short to be worth resuming.
+            # A training that an interrupted search left is too short to be worth resuming.
             _remove(out)
             if not train(recipe, keys, out=out).finished:
                 raise RunError(f"a signal stopped the search for the learning rate of {name}; start it again")

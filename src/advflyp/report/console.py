@@ -1,4 +1,4 @@
-"""What commands print of results: tables that fit any terminal, verdicts, progress."""
+"""Results on a terminal: tables that fit any width, caveats on single results, progress."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ INTERVALS = "each accuracy is followed by its 95 % interval"
 
 
 def results_table(cells: Sequence[Cell]) -> Group:
-    """What `advflyp eval` prints: for each model set, n and each attack at each ε, the mean over sets last."""
+    """What `advflyp eval` prints: a table for each model, with a row for each set and the mean over sets last."""
     results = Results(cells)
     several = len(results.models) > 1
     tables = [accuracy_table(results, model, name_model=several) for model in results.models]
@@ -38,8 +38,8 @@ def before_after_table(
     """What `advflyp quickstart` ends with: clean and attacked accuracy of two models, set by set.
 
     Args:
-        eps: In pixels of [0, 1]; the strongest attack measured at it is shown.
-        stores: Files of `cells`, as in `Results`.
+        eps: Radius in pixels of [0, 1]; the strongest attack measured at it is shown.
+        stores: Result files that hold `cells`, as in `Results`.
 
     Raises:
         ValueError: If there are no results of one of the models at that ε.
@@ -70,7 +70,7 @@ def _notes(*notes: str) -> str:
 
 
 def verdicts(cells: Sequence[Cell]) -> list[str]:
-    """A line for each result that is not to be taken at face value, or that was checked."""
+    """Caveats on single results, a line each: not zero-shot, images skipped, gradients checked for masking."""
     lines = []
     for cell in cells:
         about = f"{cell.model}, {cell.set}, {cell.attack}"
@@ -90,9 +90,9 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
 
 @contextmanager
 def evaluation_progress(console: Console) -> Iterator[Callable[[Cell, SetProgress], None]]:
-    """A line while `evaluate` works, which calls what this yields after every batch.
+    """A status line while `evaluate` works; yields the progress callback that it calls after every batch.
 
-    How far it is, how many points are left, the accuracy so far, how long the rest will take.
+    The line shows the images finished, those not yet fooled, the accuracy so far and the time remaining.
     """
     with Status(console, "evaluating") as status:
 
@@ -108,14 +108,14 @@ def evaluation_progress(console: Console) -> Iterator[Callable[[Cell, SetProgres
 
 def as_rich(table: Table) -> "TerminalTable":
     """Any of the report's tables, for a terminal."""
-    # A terminal shows no marks, and a file of what was printed could not.
+    # Ranks are not marked on a terminal, so the note need not explain the marks.
     return TerminalTable(replace(table, note=table.note.replace(MARKS, "").replace(MIXED, "").strip()))
 
 
 class TerminalTable:
-    """A table for a terminal of any width: columns that do not fit stand in further tables below the first.
+    """A table for a terminal of any width: columns that do not fit go into further tables below the first.
 
-    The first column, the names of the rows, is repeated in each. The rest is as short as numbers are, and never wraps.
+    Each of them repeats the first column, the names of the rows. The other columns are short and never wrap.
     """
 
     def __init__(self, table: Table) -> None:
@@ -140,9 +140,9 @@ class TerminalTable:
             yield for_rich("\n" + self.table.note, "dim italic", keep="\n")
 
     def _split(self, width: int) -> list[list[int]]:
-        """The columns of each table, the first in all of them."""
+        """Column indices of each table; every table begins with the first column."""
         rows = [self.columns, *self.rows, *([self.footer] if self.footer else [])]
-        # What stands between two columns is two spaces.
+        # Two spaces separate columns.
         widths = [2 + max(measure(row[column]) for row in rows) for column in range(len(self.columns))]
         # A long name wraps before it takes the room of the numbers.
         first = min(widths[0], max(width // 3, width - sum(widths[1:])))
@@ -158,7 +158,7 @@ class TerminalTable:
         return parts
 
     def _groups(self, room: int, widths: Sequence[int]) -> list[list[int]]:
-        """Columns that stay together, as far as there is room: those that share all but the last line of a heading."""
+        """Columns that stay together if they fit: those whose headings share all but the last line."""
         over = [column.plain.rpartition("\n")[0] for column in self.columns]
         groups: list[list[int]] = []
         for column in range(1, len(widths)):
@@ -192,7 +192,7 @@ class TerminalTable:
 
 
 def measure(text: Text) -> int:
-    """The width of its longest line on a terminal."""
+    """The width of the longest line on a terminal."""
     return max(map(cell_len, text.plain.splitlines() or [""]))
 
 

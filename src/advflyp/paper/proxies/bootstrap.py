@@ -1,4 +1,4 @@
-"""Intervals over everything that was drawn: seeds, sets and images, resampled with replacement."""
+"""Bootstrap intervals over seeds, sets and images, all resampled with replacement."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ DRAWS = 2000
 
 
 def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Means over sets of resampled sets, seeds and images; (draws,) float64.
+    """Bootstrap means over sets; (draws,) float64, without draws in which no image counts.
 
-    A draw takes as many sets as there are, with replacement, as many seeds, the same for all of its sets, and of every
-    set that it takes as many images, the same for all seeds: an image that one training gets wrong is hard for others,
-    too.
+    Each draw resamples the sets, the seeds (the same for all sets of the draw), and the images of each drawn set (the
+    same for all seeds: an image that one training gets wrong is hard for others, too).
 
     Args:
-        outcomes: Of each set (seeds, images): whether an image is classified correctly, or any sum of such numbers, as
-            the difference of two trainings. NaN is an image that does not count. No seed of a set is NaN throughout.
-        draws: How many.
+        outcomes: For each set (seeds, images): whether an image is classified correctly, or a signed sum of such
+            numbers, such as the difference of two trainings. NaN is an image that does not count; seeds and sets with
+            none that counts are left out of the means.
+        draws: Number of draws.
         seed: Random seed.
     """
     generator = np.random.default_rng(seed)
@@ -28,7 +28,7 @@ def resampled_means(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed:
     for place, values in enumerate(outcomes):
         draw, position = np.nonzero(which_sets == place)
         images = generator.integers(values.shape[1], size=(len(draw), values.shape[1]))
-        # A draw without any image that counts says nothing of this set.
+        # NaN if a draw has no image of this set that counts.
         of_seeds = _means(values, images)[np.arange(len(draw))[:, None], which_seeds[draw]]
         means[draw, position] = _mean(of_seeds)
     found = _mean(means)
@@ -42,7 +42,7 @@ def interval(outcomes: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 
 
 
 def _means(values: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(seeds, n), (draws, n) indices → (draws, seeds), over the images that count; NaN of none."""
+    """(seeds, n), (draws, n) indices → (draws, seeds), over the images that count; NaN if there are none."""
     draws, count = images.shape
     places = images + count * np.arange(draws)[:, None]
     times = np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
@@ -51,7 +51,7 @@ def _means(values: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Along the last axis, of what is not NaN; NaN where all is."""
+    """The mean along the last axis, ignoring NaN; NaN if all values are."""
     known = ~np.isnan(values)
     return _quotient(np.where(known, values, 0.0).sum(-1), known.sum(-1))
 

@@ -23,21 +23,21 @@ from advflyp.paper.proxies.plan import Cell, cell_keys
 from advflyp.training.recipe import read_recipe
 
 FILE = "coverage.json"
-# Both sides by their bare names, so that prompts bring no distance of their own.
+# Bare names on both sides, so that prompts add no distance.
 TEMPLATE = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """A test set beside the labels that a seed of a proxy has images of.
+    """How far the labels of a proxy, as one seed draws it, cover a test set.
 
     Attributes:
         data: The proxy, as `Cell.name` calls it.
-        seed: The training's, which drew its classes and images.
+        seed: The training's seed, which draws classes and images.
         set: Name of the test set.
-        share: Share of the set's images whose class is a label of the proxy, upper and lower case alike.
-        distance: 1 − cos of a class's embedding and that of the nearest label; the mean over the set's images.
-        covered: Which of the set's classes are labels of the proxy.
+        share: Share of the set's images whose class is a label of the proxy, ignoring case.
+        distance: 1 − cos between the embeddings of a class and its nearest label, averaged over the set's images.
+        covered: Indices of the set's classes that are labels of the proxy.
     """
 
     data: str
@@ -53,23 +53,23 @@ class Coverage:
 
 
 def covered_classes(classes: Sequence[str], labels: Iterable[str]) -> list[int]:
-    """Which of the classes are among the labels, by name."""
+    """Indices of the classes whose names are among the labels, ignoring case."""
     known = {label.casefold() for label in labels}
     return [place for place, name in enumerate(classes) if name.casefold() in known]
 
 
 def nearest_distances(classes: Tensor, labels: Tensor) -> Tensor:
-    """(K,) 1 − cos of each of (K, d) unit-norm embeddings and the nearest of (L, d)."""
+    """(K, d) and (L, d) unit-norm embeddings → (K,): 1 − cos between each class and its nearest label."""
     return 1 - (classes @ labels.T).amax(1)
 
 
 def measure_coverage(
     model: CLIP, proxies: Mapping[tuple[str, int], Sequence[str]], sets: Sequence[LabelledSet]
 ) -> list[Coverage]:
-    """Every set beside every proxy.
+    """The coverage of every set by every proxy.
 
     Args:
-        model: Whose text tower embeds the names.
+        model: Its text tower embeds the names.
         proxies: (name, seed) → labels.
         sets: The test sets.
     """
@@ -100,7 +100,7 @@ def measure_coverage(
 
 
 def labels_of(cell: Cell, seed: int, model: CLIP) -> list[str]:
-    """The classes that a training on this data has images of; ValueError where it is not on this machine."""
+    """The classes that a training on this data has images of; ValueError if the data is not on this machine."""
     overrides = {key.replace("__", "."): value for key, value in cell_keys(cell).items()}
     config = read_recipe("mini/tecoa", overrides).data
     reader = ImageReader(model.config["preprocess_cfg"], config.resize, config.interpolation)
@@ -112,14 +112,14 @@ def labels_of(cell: Cell, seed: int, model: CLIP) -> list[str]:
 def add_coverage(
     path: Path, model: str, cells: Collection[tuple[Cell, int]], sets: Sequence[str]
 ) -> list[Coverage]:
-    """What the file holds, and what it lacks of these proxies and sets, which is measured and stored there.
+    """Read the file, measure what it lacks for these proxies and sets, and store that there.
 
-    Data that is not on this machine is left out.
+    Data that is not on this machine is skipped.
 
     Args:
-        path: JSON; it need not be there yet.
+        path: JSON file, which need not exist yet.
         model: Name of the model before the finetuning.
-        cells: Proxies and the seeds of trainings on them.
+        cells: (proxy, seed of a training on it).
         sets: Names of test sets.
     """
     known = read_coverage(path)
@@ -141,7 +141,7 @@ def add_coverage(
 
 
 def read_coverage(path: Path) -> list[Coverage]:
-    """What was stored; nothing where there is no such file."""
+    """The stored coverage; empty if there is no such file."""
     if not path.is_file():
         return []
     records = convert(

@@ -18,14 +18,14 @@ from advflyp.report.measure.estimates import Estimate
 
 CLEAN, ROBUST = "clean", "pgd10"
 HEADLINE_IMAGES = 200
-# Of fewer images on one side of the coverage an accuracy says nothing.
+# With fewer images on one side of the coverage, an accuracy says nothing.
 FEWEST_IMAGES = 10
 # run → seed → (set, attack) → result
 ByRun = Mapping[str, Mapping[int, Mapping[tuple[str, str], Result]]]
 
 
 def by_run(study: Study, exhibit: Exhibit) -> dict[str, dict[int, dict[tuple[str, str], Result]]]:
-    """Its results, by the names of the plan's runs."""
+    """The results of an exhibit, by the names of the plan's runs."""
     names = {label: str(planned.get("name", label)) for label, planned in study.planned.items()}
     found: dict[str, dict[int, dict[tuple[str, str], Result]]] = {}
     for cell in exhibit.cells(study):
@@ -35,7 +35,7 @@ def by_run(study: Study, exhibit: Exhibit) -> dict[str, dict[int, dict[tuple[str
 
 
 def accuracy_on_side(cell: Result, covered: Collection[int], inside: bool) -> float | None:
-    """Its accuracy on the images whose class is covered, or on the others; None where these are too few."""
+    """Accuracy on the images whose class is covered, or on the others; None if there are too few of them."""
     counts = [count for label, count in cell.per_class.items() if (int(label) in covered) == inside]
     images = sum(n for _, n in counts)
     return sum(correct for correct, _ in counts) / images if images >= FEWEST_IMAGES else None
@@ -43,7 +43,7 @@ def accuracy_on_side(cell: Result, covered: Collection[int], inside: bool) -> fl
 
 @dataclass(frozen=True)
 class Side:
-    """Images whose class a proxy has, or the others; the proxy as `Cell.name` calls it."""
+    """The images whose class a proxy has, or the others; `proxy` is a `Cell.name`."""
 
     proxy: str
     inside: bool
@@ -51,13 +51,13 @@ class Side:
 
 @dataclass
 class Numbers:
-    """What tables and figures ask for. Every mean is over the headline's sets.
+    """The numbers for tables and figures. Every mean is over the headline's sets.
 
     Attributes:
         results: By run.
-        sets: The headline's: of 200 images or more, and not of the foreign training data's family.
+        sets: The headline's sets: 200 images or more, and not of the foreign training data's family.
         coverage: By (proxy, seed, set).
-        folder: Of the study, where the outcomes of single images may be.
+        folder: The study's folder, where per-image outcomes may be stored.
     """
 
     results: ByRun
@@ -69,7 +69,7 @@ class Numbers:
 
     @classmethod
     def of(cls, study: Study, exhibit: Exhibit, coverage: Iterable[Coverage]) -> "Numbers":
-        """Those of a study."""
+        """The numbers of a study."""
         results = by_run(study, exhibit)
         every = (cell for seeds in results.values() for cells in seeds.values() for cell in cells.values())
         sizes = {cell.set: cell.subset.get("of", cell.n) for cell in every}
@@ -77,13 +77,13 @@ class Numbers:
         return cls(results, sets, {one.key: one for one in coverage}, study.folder)
 
     def column(self, *, best: bool) -> dict[str, dict[str, Seeds]]:
-        """attack → run → seed → accuracy: of the last weights, or of those at the best validation."""
+        """attack → run → seed → accuracy, for the last weights or for those at the best validation."""
         end = BEST if best else ""
         runs = [run for run in self.results if not run.endswith(BEST)]
         return {attack: {run: self.by_seed(run + end, attack) for run in runs} for attack in (ROBUST, CLEAN)}
 
     def by_seed(self, run: str, attack: str) -> Seeds:
-        """The mean accuracy over the sets, of each seed that has them all."""
+        """Seed → mean accuracy over the sets, for seeds that have all of them."""
         found = {}
         for seed, cells in self.results.get(run, {}).items():
             known = [cells[name, attack].accuracy for name in self.sets if (name, attack) in cells]
@@ -96,7 +96,7 @@ class Numbers:
         return mean_of_seeds(self.by_seed(run, attack))
 
     def accuracy(self, run: str, attack: str) -> Estimate | None:
-        """The mean over seeds, with its bootstrap interval where the outcomes of single images are there."""
+        """The mean over seeds, with its bootstrap interval if per-image outcomes are stored."""
         if (run, attack) not in self._known:
             self._known[run, attack] = self._accuracy(run, attack)
         return self._known[run, attack]
@@ -110,7 +110,7 @@ class Numbers:
         return Estimate(value, low, high)
 
     def on_side(self, run: str, attack: str, side: Side) -> dict[int, float]:
-        """Seed → mean over sets of the accuracy on one side of the coverage, without sets of too few such images.
+        """Seed → accuracy on one side of the coverage, averaged over the sets that have enough such images.
 
         Args:
             run: Name of a run, which need not be trained on the side's proxy.
@@ -135,13 +135,13 @@ class Numbers:
     ) -> tuple[float, float] | None:
         """The 95 % bootstrap interval of a signed sum of runs' accuracies, over seeds, sets and images.
 
-        None where the outcomes of single images are not there, or are not of the same images.
+        None if per-image outcomes are missing or are not of the same images.
 
         Args:
             terms: (sign, run).
             attack: "clean" or "pgd10".
-            seeds: Those that all of the runs have.
-            side: Only these images.
+            seeds: Seeds that all of the runs have.
+            side: Only these images; by default all.
         """
         outcomes = []
         for name in self.sets:
@@ -160,7 +160,7 @@ class Numbers:
         return interval(outcomes) if outcomes else None
 
     def _is_on(self, side: Side, name: str, seeds: Sequence[int], labels: np.ndarray) -> np.ndarray:
-        """(seeds, images) whether an image is on that side; none of a seed's where these are too few."""
+        """(seeds, images): whether an image is on that side; all False for a seed with too few such images."""
         coverage = [self.coverage.get((side.proxy, seed, name)) for seed in seeds]
         rows = [
             np.isin(labels, one.covered) == side.inside if one else np.zeros(len(labels), bool)
@@ -169,7 +169,7 @@ class Numbers:
         return np.stack([row if row.sum() >= FEWEST_IMAGES else np.zeros_like(row) for row in rows])
 
     def _samples(self, run: str, seed: int, name: str, attack: str) -> Samples | None:
-        """The outcomes of single images, in the order in which they were evaluated."""
+        """Per-image outcomes in the order of evaluation; None if they are not stored."""
         cell = self.results.get(run, {}).get(seed, {}).get((name, attack))
         store = self.folder / RESULTS / f"{run}-s{seed}.jsonl"
         if cell is None or not has_samples(store, cell):

@@ -1,7 +1,7 @@
 """The plan of `--only proxies`: labelled data by number, breadth and distance, against pairs of the same number.
 
 The hypotheses and their runs were fixed before anything was run (the longer trainings came later); docs/proxies.md
-says what is to be concluded from it, and by which rule.
+says what may be concluded from it, and by which rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from advflyp.paper.plan import ORIGINAL, OTHER, RADII, Experiment, Measure, Run
 PROXIES = "proxies"
 NUMBERS = (180, 660, 2200, 6651)
 EVERY_PAIR = 24_060
-# So many classes have at least the number of images.
+# Number of images → number of classes that together have at least as many.
 FEW_CLASSES = {660: 170, 2200: 560}
 FOREIGN_NUMBERS = (660, 2200)
 VENDOR = {"data__source": "noto | noto-v1"}
@@ -24,7 +24,7 @@ IMAGES = 200
 NEVER_HEADLINE = "mini/fashion"  # of the family of the foreign training set
 LABELLED = {"tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "fare": "FARE"}
 PAIRS, SAME = "pairs", "same"
-# The contrastive loss on the foreign images: there are no captions but prompts.
+# The contrastive loss on the foreign images, which have prompts in place of captions.
 PROMPTED = {"method__feature_weight": 1.0, "method__logit_weight": 1.0}
 ON_PAIRS = {
     "advflyp": "AdvFLYP",
@@ -32,8 +32,8 @@ ON_PAIRS = {
     "advflyp_feature": "AdvFLYP + feature",
 }
 # On the ResNet, whose training costs two fifths of mini-vit's.
-# Ten epochs of 180 images are ten steps: validation and checkpoints go by steps alone. As everywhere here a run stands
-# for its last weights; those at the best of these validations are the second column.
+# Ten epochs of 180 images are only ten steps, so validation and checkpoints are scheduled by steps alone. A run stands
+# for its last weights, as everywhere here; those at the best validation are the second column.
 COMMON = {
     "model__name": "mini",
     "validate__set": "mini/val",
@@ -50,7 +50,7 @@ Make = Callable[..., Run]
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of the grid: how many images, and of which data ("near", "few", "vendor", "foreign")."""
+    """A cell of the grid: how many images, and of which data ("near", "few", "vendor", "foreign")."""
 
     number: int
     data: str
@@ -65,7 +65,7 @@ class Cell:
         return f"{WORDS[self.data]}, {with_spaces(self.number)} images"
 
     def run(self, method: str) -> str:
-        """The name of a method's run on it; pairs have no data but their number."""
+        """The name of a method's run on this cell; for pairs only the number matters."""
         return f"{PAIRS}-{self.number}" if method == PAIRS else f"{method}-{self.name}"
 
 
@@ -85,7 +85,7 @@ CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign"
 def proxy_runs(trained: Make) -> list[Run]:
     """All trainings, the corners of the grid first, then the longer ones, then the weights at the best validation.
 
-    What is no corner gets one seed.
+    Cells that are not corners get one seed.
     """
     make = partial(trained, **COMMON)
     grid = sorted(CELLS, key=lambda cell: cell not in CORNERS)
@@ -116,7 +116,7 @@ def _longer(run: Run) -> Run:
 
 
 def proxy_experiment(runs: list[Run]) -> Experiment:
-    """Everything of it as one table."""
+    """All of these runs as one table."""
     measure = Measure(sets=SETS, attacks=("clean", "pgd10"), eps=RADII[:1], limit=IMAGES)
     return Experiment(
         id=PROXIES,
@@ -143,7 +143,7 @@ def _labelled(make: Make, cell: Cell) -> Iterator[Run]:
 
 
 def _same(make: Make, cell: Cell) -> Run:
-    """AdvFLYP_full on the images that the labelled methods have: with the corpus' captions, or prompts."""
+    """AdvFLYP_full on the labelled methods' images, with the corpus' captions, or prompts for foreign ones."""
     label = f"AdvFLYP_full on labelled, {cell.words}"
     if cell.data == "foreign":
         return make(cell.run(SAME), label, "flyp", RATE_OF_PAIRS, **cell_keys(cell), **PROMPTED)
@@ -159,5 +159,5 @@ def cell_keys(cell: Cell) -> dict[str, Any]:
 
 
 def with_spaces(number: int) -> str:
-    """ "24 060", the space narrow and unbreakable."""
+    """ "24 060" with a narrow no-break space."""
     return f"{number:,}".replace(",", "\u202f")

@@ -1,4 +1,4 @@
-"""The hypotheses of docs/proxies.md and the rules that decide them, as they were written down before anything was run.
+"""The hypotheses of docs/proxies.md and the rules that decide them, as written down before anything was run.
 
 All functions are pure: accuracies go in by run and seed, verdicts come out.
 """
@@ -14,26 +14,26 @@ from advflyp.report.measure.estimates import Estimate
 Verdict = Literal["holds", "does not hold", "undecided"]
 POINT, TWO_POINTS = 0.01, 0.02
 FEWEST_SEEDS = 3
-# (low, high) of a difference's 95 % interval → verdict. Where two clauses fit, the first one decides.
+# (low, high) of a difference's 95 % interval → verdict. If two clauses apply, the first one decides.
 Rule = Callable[[float, float], Verdict]
 
 
 def leads(low: float, high: float) -> Verdict:
-    """Of "A > B": the interval of A − B is above 0; or below 0, or within ±1 point."""
+    """For "A > B": holds if the interval of A − B is above 0; does not if it is below 0 or within ±1 point."""
     if low > 0:
         return "holds"
     return "does not hold" if high < 0 or (low >= -POINT and high <= POINT) else "undecided"
 
 
 def never_leads(low: float, high: float) -> Verdict:
-    """Of "not (A > B)": the interval of A − B ends at 1 point at most; or begins above 0."""
+    """For "not (A > B)": holds if the interval of A − B ends at 1 point at most; does not if it begins above 0."""
     if high <= POINT:
         return "holds"
     return "does not hold" if low > 0 else "undecided"
 
 
 def is_indifferent(low: float, high: float) -> Verdict:
-    """Of "A and B alike": the interval of A − B is within ±2 points; or outside of that entirely."""
+    """For "A and B alike": holds if the interval of A − B is within ±2 points; does not if entirely outside."""
     if low >= -TWO_POINTS and high <= TWO_POINTS:
         return "holds"
     return "does not hold" if low > TWO_POINTS or high < -TWO_POINTS else "undecided"
@@ -46,7 +46,7 @@ class Statement:
     Attributes:
         words: What is claimed.
         terms: (sign, name of a run); the difference is the sum of their signed accuracies.
-        clean: Whether it is one of clean accuracy; else of robust.
+        clean: Whether it is about clean accuracy; otherwise about robust accuracy.
     """
 
     words: str
@@ -66,7 +66,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a statement; `difference` is None where no seed has all of its runs."""
+    """The decision on a statement; `difference` is None if no seed has all of its runs."""
 
     statement: Statement
     difference: Estimate | None
@@ -81,7 +81,7 @@ def decide(statement: Statement, robust: Mapping[str, Seeds], clean: Mapping[str
         statement: The statement.
         robust: Run → seed → robust accuracy (0–1), the mean over the headline's sets. A run that was not measured may
             be missing.
-        clean: The same of clean accuracy.
+        clean: The same for clean accuracy.
     """
     differences = by_seed(statement, clean if statement.clean else robust)
     found = mean_change(list(differences.values()))
@@ -91,7 +91,7 @@ def decide(statement: Statement, robust: Mapping[str, Seeds], clean: Mapping[str
 
 
 def by_seed(statement: Statement, accuracies: Mapping[str, Seeds]) -> dict[int, float]:
-    """The difference of each seed that all runs of the statement have."""
+    """Seed → difference, for seeds that all runs of the statement have."""
     found = [accuracies.get(run, {}) for _, run in statement.terms]
     common = set.intersection(*map(set, found))
     return {
@@ -101,7 +101,7 @@ def by_seed(statement: Statement, accuracies: Mapping[str, Seeds]) -> dict[int, 
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of statements joined by "and"."""
+    """The verdict on statements joined by "and"."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if all(verdict == "holds" for verdict in verdicts) else "undecided"

@@ -34,30 +34,31 @@ from advflyp.report.measure.tables import Table, Value
 
 METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
 INTERVALS = (
-    "Ranges: 95 % bootstrap intervals over seeds, sets and images, where the outcomes of images are there."
+    "Ranges: 95 % bootstrap intervals over seeds, sets and images, if the outcomes of single images were kept."
 )
 ABOUT_VERDICTS = (
-    "Differences are paired by seed, the mean over the headline's sets, with the 95 % interval of Student's t over "
-    "seeds, which decides. Bootstrap: 95 % interval over seeds, sets and images, which decides nothing; it needs the "
-    "outcomes of single images."
+    "Differences are means over the headline's sets, paired by seed; their 95 % interval of Student's t over seeds "
+    "decides. Bootstrap: 95 % interval over seeds, sets and images, which decides nothing; it needs the outcomes of "
+    "single images."
 )
 ABOUT_GRID = (
-    f"Means over the headline's sets. {INTERVALS} Corners of the grid have several seeds, the rest one. Pairs have no "
-    "kind: their columns are those of the same number."
+    f"Means over the headline's sets. {INTERVALS} Corners of the grid have several seeds, the rest one. Pairs are of "
+    "one kind: their row repeats the same value for every kind of labelled data of that number."
 )
 ABOUT_SIDES = (
-    f"Means over the headline's sets with 10 such images or more. {INTERVALS} Differences to as many pairs on the same "
-    "images, in points: paired by seed, 95 % interval of Student's t. A class is in the proxy if its name is."
+    f"Means over the headline's sets with 10 such images or more. {INTERVALS} Differences, in points, to training on "
+    "as many pairs, on the same test images: paired by seed, 95 % interval of Student's t. A class is in the proxy if "
+    "its name is."
 )
 ABOUT_COVERAGE = (
-    "Means over seeds, which draw classes and images anew. A class is in the proxy if its name is; concepts behind "
+    "Means over seeds; each draws its own classes and images. A class is in the proxy if its name is; concepts behind "
     "other names (`proxy_share` of docs/mini.md) are not counted. Distance: 1 − cos of the embeddings of a class's "
     "name and of the nearest of the proxy's, in the original's text tower; the mean over the set's images."
 )
 
 
 def verdicts(numbers: Numbers, *, best: bool) -> dict[str, tuple[Verdict, list[Decision]]]:
-    """Hypothesis → verdict and what became of its statements."""
+    """Hypothesis → its verdict and the decisions on its statements."""
     column = numbers.column(best=best)
     found = {
         one.id: [decide(statement, column[ROBUST], column[CLEAN]) for statement in one.statements]
@@ -67,7 +68,7 @@ def verdicts(numbers: Numbers, *, best: bool) -> dict[str, tuple[Verdict, list[D
 
 
 def summary(numbers: Numbers) -> str:
-    """ "H1 holds, H2 undecided, …" of the last weights, and where those at the best validation say otherwise."""
+    """ "H1 holds, H2 undecided, …" for the last weights, and where the best-validation weights differ."""
     last, best = (verdicts(numbers, best=best) for best in (False, True))
     text = ", ".join(f"{id} {verdict}" for id, (verdict, _) in last.items()) + "."
     other = [f"{id} {best[id][0]}" for id in last if best[id][0] != last[id][0]]
@@ -106,7 +107,7 @@ def verdict_table(numbers: Numbers) -> Table:
 
 
 def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
-    """A row for each method, a column for each place of the grid; robust and clean, last weights and best ones."""
+    """A row for each method, a column for each grid cell; blocks for robust and clean, last and best weights."""
     rows: list[list[Value]] = []
     blocks = []
     for attack, words in ((ROBUST, "PGD-10, ε = 1/255"), (CLEAN, "clean images")):
@@ -132,7 +133,7 @@ def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
 
 
 def sides_table(numbers: Numbers) -> Table:
-    """A block for each proxy: every method on the images whose class is in it, and on the others, beside pairs."""
+    """A block for each proxy: methods on images whose class is in it and on the others, compared with pairs."""
     rows: list[list[Value]] = []
     blocks = []
     for cell in CELLS:
@@ -176,7 +177,7 @@ def coverage_table(numbers: Numbers, sets: Sequence[str]) -> Table:
 
 
 def longer_table(numbers: Numbers) -> Table:
-    """The largest data, with as many updates as everything else and with four times as many."""
+    """Trainings on the most data: with the usual number of updates, and with four times as many."""
     rows: list[list[Value]] = []
     for method, cell in TRAINED_LONGER:
         usual, longer = (
@@ -190,12 +191,12 @@ def longer_table(numbers: Numbers) -> Table:
         columns=["method and images", *["PGD-10,\nε = 1/255", "clean"] * 2],
         groups=[("", 1), ("usual updates", 2), ("four times as many", 2)],
         rows=rows,
-        note=f"Means over the headline's sets. {INTERVALS} Usual updates: all seeds; four times as many: the first.",
+        note=f"Means over the headline's sets. {INTERVALS} Usual updates: all seeds; four times as many: the first one.",
     )
 
 
 def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
-    """All of them, by the ends of their file names."""
+    """All tables, by the ends of their file names."""
     kinds = [Cell(n, data) for n in FOREIGN_NUMBERS for data in WORDS]
     found = {
         "verdicts": verdict_table(numbers),
@@ -212,7 +213,7 @@ def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
 
 
 def figures(numbers: Numbers) -> dict[str, Any]:
-    """The look of the methods, and drawings against number, by kind of data, and in and out of coverage."""
+    """The look of the methods, and figures by number of images, by kind of data, and in and out of coverage."""
     look = Look.of(list(METHODS.values()))
     plots = {"number": _against_number(numbers, look), "kinds": _by_kind(numbers, look)}
     return {"look": look, **plots, "sides": _by_side(numbers, look)}
@@ -259,7 +260,7 @@ def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
 
 
 def _by_side(numbers: Numbers, look: Look) -> list[Markup]:
-    """The labelled methods' lead over as many pairs, at the corners of the grid that have both sides."""
+    """The lead of each method over the same number of pairs, at the corners of the grid."""
     plots = []
     corners = [cell for cell in CELLS if cell in CORNERS]
     for inside, words in ((True, "class in the proxy"), (False, "class not in the proxy")):
@@ -292,7 +293,7 @@ def _sides(numbers: Numbers, cell: Cell, method: str) -> list[Value]:
 
 
 def _lead(numbers: Numbers, cell: Cell, method: str, side: Side) -> Estimate | None:
-    """Over as many pairs, on the same images; None of pairs themselves."""
+    """The lead over the same number of pairs, on the same images; None for pairs themselves."""
     if method == PAIRS:
         return None
     own, pairs = (numbers.on_side(cell.run(name), ROBUST, side) for name in (method, PAIRS))

@@ -13,7 +13,7 @@ from advflyp.report.measure.estimates import Estimate, trimmed
 from advflyp.wording import counted
 
 Line = list[tuple[float, float]]  # (step, value)
-# Bands of more models than these would cover each other.
+# With more models than this, their bands would cover each other.
 FEW = 4
 
 
@@ -29,12 +29,12 @@ def accuracy_against_eps(
     norm: str = "linf",
     small: bool = False,
 ) -> Figure:
-    """A line for each model, with the band of its interval where they are few.
+    """A line for each model, with its interval as a band if there are at most `FEW` models.
 
     Args:
         curves: Model → (ε in pixels, accuracy), ascending; the clean accuracy at 0.
-        ceiling: End of the y axis in %, the same for figures that stand together.
-        small: One of many: without titles at the axes, and without the models' names beside the lines' right ends.
+        ceiling: End of the y axis in %, the same for figures shown together.
+        small: One of many small figures: no axis titles, and no model names beside the lines' right ends.
     """
     figure = sheet(width, height)
     unit = 255 if norm == "linf" else 1
@@ -90,7 +90,7 @@ def _curve(
 def end_labels(
     axes: Axes, ends: Sequence[tuple[float, str, str]], x: float, gap: float, floor: float = 0
 ) -> None:
-    """Names of lines beside their right ends, at least `gap` apart. ends: (y, name, colour)"""
+    """Write the names of lines beside their right ends, at least `gap` apart. ends: (y, name, colour)"""
     order = sorted(ends)
     for (_, name, colour), y in zip(order, spread([end[0] for end in order], gap, floor=floor), strict=True):
         axes.annotate(
@@ -106,7 +106,7 @@ def end_labels(
 
 
 def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
-    """The lines of a run's metrics by kind: "loss" (each term, the sum as "total"), "validation" (0–1)."""
+    """Curves from a run's metrics, by kind: "loss" (each term, and their sum as "total"), "validation" (0–1)."""
     lines: dict[str, dict[str, Line]] = {"loss": {}, "validation": {}}
     for entry in metrics:
         if entry["kind"] == "train":

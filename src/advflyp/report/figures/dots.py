@@ -17,8 +17,8 @@ DOT_STEP = 11  # between the dots of two models in one row
 def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, width: int) -> Figure:
     """A dot with its interval for each set and model, a panel for each condition, the mean on top.
 
-    Panels stand side by side where there is room, else one above the other. With two models the change in
-    points stands at the right.
+    Panels are side by side if the width allows, otherwise stacked. With two models, the change in points is at
+    the right.
     """
     models = list(look.colours)
     sets = ordered_sets(results, conditions, look)[::-1]
@@ -65,7 +65,7 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
 
 
 def ordered_sets(results: Results, conditions: Sequence[Condition], look: Look) -> list[str]:
-    """The sets as figures show them: where the last model is best under the last condition, first."""
+    """The sets in the order of the figures: by descending accuracy of the last model under the last condition."""
     model = list(look.colours)[-1]
     return sorted(results.sets, key=lambda name: -_value(results.get(model, name, conditions[-1])))
 
@@ -101,7 +101,7 @@ def _dots(
 
 
 def _mark(axes: Axes, value: Estimate, y: float, look: Look, model: str, **how: Any) -> None:
-    """A model's mark with its interval across."""
+    """Draw a model's mark with its horizontal interval."""
     colour = look.colours[model]
     if value.low < value.high:
         axes.plot([100 * value.low, 100 * value.high], [y, y], color=colour, alpha=0.4, linewidth=4)
@@ -125,11 +125,11 @@ def dumbbells(
     title: str,
     ceiling: float = 100,
 ) -> Figure:
-    """One set, many methods: a row for each with its clean (hollow) and robust accuracy (filled) and a line between.
+    """One set, many methods: a row for each, with its clean (hollow) and robust (filled) accuracy joined by a line.
 
     Args:
         rows: (method, clean, robust), the first on top.
-        ceiling: End of the axis in %, the same for figures that stand together.
+        ceiling: End of the axis in %, the same for figures shown together.
     """
     names = [look.names[name] for name, _, _ in rows]
     left, right, top, bottom = 12 + 6.9 * max(map(len, names)), 14, 30, 42

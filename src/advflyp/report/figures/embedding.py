@@ -1,6 +1,6 @@
 """Clean and adversarial images in a model's embedding space: the angle φ between them (Eq. 14), and t-SNE.
 
-Needs weights once; what is stored in embedding.json is enough to draw it again.
+Weights are needed only once: embedding.json holds all that is needed to redraw the figures.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ class TSNEResult:
 
     Attributes:
         sets: N names, the set of each image.
-        index: N places in their sets.
+        index: N indices, of each image in its set.
         attack: The attack, made against this model; `norm`, `eps` and `seed` belong to it.
         phi: N angles in radians (Eq. 14).
-        clean: N points of one joint t-SNE with `adversarial`, in no unit.
+        clean: N points (x, y), without unit, of one t-SNE computed jointly with `adversarial`.
     """
 
     label: str
@@ -82,13 +82,13 @@ def embed(
 
     Args:
         models: Models or their names, by label.
-        sets: The images come from these, as many from each as from the others, their classes evenly.
+        sets: Sets to take the images from, equally many from each, class-balanced.
         eps: Radius in pixels of [0, 1].
-        n: Images in all; fewer where the sets have fewer.
+        n: Total number of images; fewer if the sets have fewer.
     """
     attack, threat = find_attack("pgd10"), Threat(norm="linf", eps=eps)
     assert isinstance(attack, PGD)
-    # As many images from each set, and those left over from the first sets.
+    # An equal share from each set; the remainder comes from the first sets.
     shares = {name: n // len(sets) + (place < n % len(sets)) for place, name in enumerate(sets)}
     result = []
     for label, source in models.items():
@@ -126,12 +126,12 @@ def embed(
 
 
 def _embed(evaluator: Evaluator, attack: PGD, threat: Threat) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places of the images that can be read, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
+    """Indices of the readable images, and their (N, d) clean and attacked embeddings, float32 on the CPU."""
     model, loss = evaluator.model, LOSSES[attack.loss]
     batches = evaluator.labelled.batches(model.preprocess, evaluator.batch_size, evaluator.index.tolist())
     for index, images, labels in batches:
         images, labels = images.to(model.device), labels.to(model.device)
-        # All steps for every image: an evaluation's attack would stop at the first wrong answer.
+        # All steps for every image: the attack of an evaluation would stop at the first wrong answer.
         with for_use(model), model.computing_in("fp32"):
             adversarial = pgd(
                 images,
@@ -155,12 +155,12 @@ def tsne(embeddings: Tensor, *, perplexity: float, seed: int) -> np.ndarray:
 
 
 def write_tsne(path: Path, found: Sequence[TSNEResult]) -> None:
-    """Store them as JSON; the file appears complete or not at all."""
+    """Store the results as JSON; the file appears complete or not at all."""
     write_text(path, json.dumps([dataclasses.asdict(one) for one in found]) + "\n")
 
 
 def read_tsne(path: Path) -> list[TSNEResult]:
-    """What `write_tsne` stored; none where there is no file. ValueError where it holds something else."""
+    """What `write_tsne` stored; empty if there is no file. ValueError if it holds something else."""
     if not path.is_file():
         return []
     try:
@@ -182,7 +182,7 @@ def phi_plot(found: Sequence[TSNEResult], look: Look, *, width: int) -> Figure:
     axes.set_yticks(range(len(found)), [one.label for one in found])
     axes.set_xlabel("φ, angle between clean and attacked embedding (rad)")
     axes.grid(axis="x")
-    # Places within a row tell dots of nearly the same angle apart, and mean nothing.
+    # Vertical jitter separates dots of nearly the same angle; it has no meaning.
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, max(len(one.phi) for one in found))
     for place, one in enumerate(found):
         colour = look.colours.get(one.label, INK)
@@ -208,7 +208,7 @@ def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Fi
     """Both point clouds, φ in the title; the attacked images' marks grow with their angles.
 
     Args:
-        largest: The angle of the largest mark, the same for all maps that stand together.
+        largest: The angle of the largest mark, the same for all maps shown together.
     """
     figure = sheet(width, height)
     axes = axes_in(figure, 10, 34, 10, 50)
@@ -216,7 +216,7 @@ def tsne_plot(one: TSNEResult, *, width: int, height: int, largest: float) -> Fi
     a, b = np.array(one.clean), np.array(one.adversarial)
     lines = np.stack([a, b, np.full_like(a, np.nan)], axis=1).reshape(-1, 2)
     axes.plot(lines[:, 0], lines[:, 1], color=MUTED, alpha=0.35, linewidth=0.7, zorder=1)
-    # The mark's width, not its area: twice the angle is to look like twice as much.
+    # The angle sets the mark's width, not its area: twice the angle should look twice as large.
     size = (2 + 12 * np.minimum(np.array(one.phi) / largest, 1)) ** 2
     axes.scatter(b[:, 0], b[:, 1], s=size, marker="^", color=MODELS[0], alpha=0.5, linewidths=0, zorder=2)
     axes.plot(a[:, 0], a[:, 1], "o", color=MODELS[1], markersize=2.6, alpha=0.9, mew=0, zorder=3)
@@ -246,7 +246,7 @@ def phi_table(found: Sequence[TSNEResult], *, title: str) -> Table:
 
 
 def about(one: TSNEResult) -> str:
-    """What φ is of, as a sentence."""
+    """A sentence: what φ is, and for which images and attack."""
     sets = ", ".join(dict.fromkeys(name.removeprefix("mini/") for name in one.sets))
     attack = f"{attack_title(one.attack)} at ε = {radius(one.eps, one.norm)}"
     return (

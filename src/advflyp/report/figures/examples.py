@@ -1,4 +1,4 @@
-"""Images that show what an attack does to two models, chosen by a rule that knows nothing of the outcome."""
+"""Images that show what an attack does to two models, chosen by a rule that ignores the outcome."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image before and after finetuning, each model attacked for itself.
+    """An image before and after finetuning, each model attacked separately.
 
     Attributes:
         attack: How it was attacked, with `norm`, `eps` and `seed`; the same perturbation as in `evaluate`.
@@ -81,7 +81,7 @@ def examples(
 ) -> list[Example]:
     """Up to `n` images chosen by `rule`, attacked on both models.
 
-    Fewer than `n` where the original model gets fewer right.
+    Fewer than `n` if the first model classifies fewer images correctly.
 
     Args:
         eps: Radius of the attack, in pixels of [0, 1].
@@ -122,7 +122,7 @@ def examples(
 
 
 def _in_turns(queues: dict[str, Iterator[int]]) -> Iterator[tuple[str, int]]:
-    """Each set gives one image in turn, until all have given what they have."""
+    """Take one image from each set in turn until all sets are exhausted."""
     while queues:
         for name in list(queues):
             index = next(queues[name], None)
@@ -133,7 +133,7 @@ def _in_turns(queues: dict[str, Iterator[int]]) -> Iterator[tuple[str, int]]:
 
 
 def amplification(clean: Tensor, adversarial: Tensor, threat: Threat) -> float:
-    """The factor that makes the perturbation fill the range of an image whose middle grey is no change."""
+    """The factor that scales the perturbation to the full range [0, 1] around middle grey."""
     reach = threat.eps if threat.norm == "linf" else (adversarial - clean).abs().max().item()
     return 0.5 / reach if reach > 0 else 1.0
 
@@ -154,9 +154,9 @@ def rule(seed: int) -> str:
 
 
 def _correct(make_evaluator: Callable[[], Evaluator], seed: int) -> Iterator[int]:
-    """Places of the images that the model classifies correctly, in a shuffled order.
+    """Indices of the images that the model classifies correctly, in a shuffled order.
 
-    The evaluator is made when the first is asked for: a set that is not needed costs nothing.
+    The evaluator is made only when the first index is requested: a set that is not needed costs nothing.
     """
     evaluator = make_evaluator()
     labels = evaluator.labelled.labels.tolist()

@@ -1,4 +1,4 @@
-"""Accuracy against the number of training images, and beside one another for several kinds of training data."""
+"""Accuracy against the number of training images, and accuracy by kind of training data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from advflyp.report.figures.curves import end_labels
 from advflyp.report.figures.plots import GRID, MUTED, Look, axes_in, sheet, styled
 from advflyp.report.measure.estimates import Estimate
 
-# Between the marks of two methods at one number: a factor, and a share of the distance of two kinds.
+# Offset between the marks of two methods: a factor on the log axis, and a share of the distance between two kinds.
 FACTOR, DODGE = 1.045, 0.13
 WIDTH, HEIGHT = 420, 300
 
@@ -24,12 +24,12 @@ def against_number(
     title: str,
     named: bool = False,
 ) -> Figure:
-    """Accuracy against the number of training data on a log scale, a line with its intervals for each method.
+    """Accuracy against the number of training samples on a log scale: a line with intervals for each method.
 
     Args:
-        lines: Method → (number, accuracy), ascending; infinitely many are all that there are, at the right end.
+        lines: Method → (number, accuracy), ascending; an infinite number stands for all the data and is drawn last.
         what: The label of the x axis.
-        named: Whether the methods' names, which have to be short, stand beside the lines' right ends.
+        named: Whether to write the methods' names, which must be short, beside the lines' right ends.
     """
     figure = sheet(WIDTH, HEIGHT)
     axes = axes_in(figure, 54, 46, 92 if named else 16, 30)
@@ -70,11 +70,11 @@ def by_kind(
     title: str,
     reference: tuple[str, Estimate] | None = None,
 ) -> Figure:
-    """A mark with its interval for each method in each kind of data.
+    """A mark with its interval for each method and kind of data.
 
     Args:
-        points: Kind → method → accuracy, or the difference to something, which makes the axis one of points.
-        reference: A method whose data is the same for all kinds: a line across, with its band.
+        points: Kind → method → accuracy, or a difference of accuracies, for which the axis is in points.
+        reference: A method whose data is the same for all kinds, drawn as a horizontal line with a band.
     """
     figure = sheet(WIDTH, HEIGHT)
     axes = axes_in(figure, 54, 46, 16, 30)
@@ -104,5 +104,5 @@ def by_kind(
 
 
 def _bar(axes: Axes, x: float, value: Estimate, colour: str) -> None:
-    """Its interval; nothing where it has none."""
+    """Draw the interval of `value`; nothing if it has none."""
     axes.plot([x, x], [100 * value.low, 100 * value.high], color=colour, alpha=0.35, linewidth=4)

@@ -1,7 +1,7 @@
 """The report's figures, drawn by matplotlib, and their SVG in the colours of the page.
 
-Sizes are in CSS pixels, one unit of the SVG each. Colours are those of the light theme; `svg` exchanges each
-for a CSS variable, so that the same figure is legible on dark ground. Saved as PNG they stay light.
+Sizes are in CSS pixels, one SVG unit each. Colours are those of the light theme; `svg` replaces each with a CSS
+variable, so that the figure is legible in the dark theme too. Figures saved as PNG stay light.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from advflyp.escape import for_html
 INK, MUTED, GRID = "#1b1e23", "#5f6872", "#dde1e6"
 # Okabe and Ito's colours, darkened where they are too pale for text on white.
 MODELS = ("#c04a00", "#0067a5", "#007a5a", "#a8508a", "#8a6500", "#4d4a9e", "#b0123c", "#4a7a00")
-MARKERS = "osD^vPX"  # one fewer than colours: the pair of both is unique up to 56 models
-REFERENCE = "h"  # of models that the others are compared with, in the colour of the text
+MARKERS = "osD^vPX"  # one fewer than colours: the pairs of both are unique for up to 56 models
+REFERENCE = "h"  # of reference models, drawn in the text colour
 # The markers as SVG paths in a square of ten units, for the key.
 SHAPES = {
     "o": "M.6 5a4.4 4.4 0 1 0 8.8 0a4.4 4.4 0 1 0-8.8 0z",
@@ -41,7 +41,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--m{i}" for
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    # A name with two dollar signs is no formula.
+    # A name with two dollar signs is not a formula.
     "text.parse_math": False,
     "svg.hashsalt": "advflyp",
     "font.family": "sans-serif",
@@ -79,7 +79,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How each model is drawn and called: `names` are the direct labels, short ones."""
+    """The colour, marker and label of each model; `names` holds the short labels drawn beside the data."""
 
     colours: dict[str, str]
     markers: dict[str, str]
@@ -93,7 +93,7 @@ class Look:
 
         Args:
             names: Short names for labels, by model.
-            references: Those of `models` that are no method of their own, such as the original.
+            references: Those of `models` that the others are compared with, such as the original; they share one look.
         """
         first = 1 if len(models) == 1 else 0
         colours, markers = dict.fromkeys(models, INK), dict.fromkeys(models, REFERENCE)
@@ -103,7 +103,7 @@ class Look:
         return cls(colours, markers, {model: (names or {}).get(model, model) for model in models})
 
     def css_class(self, model: str) -> str:
-        """The class of the page's style that has the model's colour."""
+        """The CSS class of the page that has the model's colour."""
         colour = self.colours[model]
         return f"c{MODELS.index(colour)}" if colour in MODELS else "c-ink"
 
@@ -112,7 +112,7 @@ class Look:
         return SHAPES[self.markers[model]]
 
     def of_some(self, models: Sequence[str]) -> "Look":
-        """The same looks, of these models only."""
+        """The same look, restricted to these models."""
         return Look(
             {model: self.colours[model] for model in models},
             {model: self.markers[model] for model in models},
@@ -122,9 +122,9 @@ class Look:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The report's settings of matplotlib, for a block or, as a decorator, a function."""
+    """Apply the report's matplotlib settings to a block or, as a decorator, to a function."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The browser has the letters: text is written as text.
+        # Text stays text in the SVG, and the browser has the glyphs.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
@@ -148,7 +148,7 @@ def svg(figure: Figure, description: str) -> Markup:
         f'aria-label="{for_html(description)}" xmlns="http://www.w3.org/2000/svg" '
         'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
-    # No more digits in what is drawn than a screen shows; what is written keeps its own.
+    # Coordinates need no more digits than a screen shows; numbers in the text keep theirs.
     drawn = re.sub(
         r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text[text.index(">") + 1 :]
     )
@@ -164,7 +164,7 @@ def svg(figure: Figure, description: str) -> Markup:
 
 
 def _own_ids(text: str) -> str:
-    """Ids that nothing else on the page has: those referred to get a prefix, the others go."""
+    """Make ids unique on the page: referenced ids get a prefix, the others are removed."""
     prefix = hashlib.sha256(text.encode()).hexdigest()[:8]
     used = set(re.findall(r"""(?:url\(|href=")#([\w.-]+)""", text))
     text = re.sub(r' id="([\w.-]+)"', lambda m: f' id="p{prefix}-{m[1]}"' if m[1] in used else "", text)
@@ -173,7 +173,7 @@ def _own_ids(text: str) -> str:
 
 def sheet(width: float, height: float) -> Figure:
     """An empty figure, in CSS pixels."""
-    # SVG units are points, 72 to the inch: one unit is to be one CSS pixel.
+    # matplotlib writes 72 SVG units to the inch, so that one unit is one CSS pixel.
     return Figure(figsize=(width / 72, height / 72))
 
 
@@ -189,7 +189,7 @@ def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> lis
     """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
 
     Args:
-        gap: Least distance of two places.
+        gap: Least distance between two places.
         floor: No place is below it.
     """
     places: list[float] = []

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy: every method a point, the Pareto front of those that no other beats in both."""
+"""Clean against robust accuracy: a point for each method, and the Pareto front of the non-dominated ones."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -15,13 +15,13 @@ from advflyp.report.measure.estimates import Estimate
 
 Point = tuple[float, float]
 Span = tuple[float, float, float]  # low, value, high
-# Where a name may stand: on which side of its point, and how many pixels away.
+# Candidate positions of a label: the side of its point, and the distance in pixels.
 WAYS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 DISTANCES = (5, 9, 14, 22, 34, 52, 80)
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
-    """The places of the points that no other beats (as good in both numbers, better in one), ascending by the first."""
+    """Indices of the points that no other dominates (as good in both numbers, better in one), ascending in x."""
     best = {(x, y) for x, y in points if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)}
     return sorted((i for i, point in enumerate(points) if point in best), key=lambda i: points[i][0])
 
@@ -36,12 +36,12 @@ def tradeoff(
     title: str,
     on_front: Collection[str],
 ) -> Figure:
-    """Each method's clean (across) and robust accuracy (up) with their intervals, and its name beside it.
+    """A labelled point for each method: clean accuracy (x) against robust accuracy (y), with intervals.
 
     Args:
         points: Method → (clean, robust).
         robust: Name of the robust accuracy's condition, for the axis.
-        on_front: Methods that the Pareto front is made of, one or more.
+        on_front: Methods that may be on the Pareto front, one or more.
     """
     figure = sheet(width, 480 if width > 500 else 420)
     axes = _axes(figure, "accuracy on clean images (%)", 34)
@@ -58,7 +58,7 @@ def tradeoff(
 
 @styled()
 def against_cost(points: Mapping[str, tuple[float, Estimate]], look: Look, *, width: int) -> Figure:
-    """Each training's robust accuracy (up) against the arithmetic that it took (across), its name beside it.
+    """A labelled point for each training: robust accuracy (y) against the arithmetic it took (x).
 
     Args:
         points: Training → (PFLOPs, robust accuracy).
@@ -88,7 +88,7 @@ def _span(one: Estimate) -> Span:
 def _draw(
     axes: Axes, look: Look, spans: Mapping[str, tuple[Span, Span]], lines: Sequence[Sequence[Point]] = ()
 ) -> None:
-    """Points with bars across and up, and their names, which cover no point and few of the `lines`."""
+    """Draw points with horizontal and vertical bars, and their names, which cover no point and few of `lines`."""
     lines = list(lines)
     for name, ((left, x, right), (low, y, high)) in spans.items():
         colour = look.colours[name]
@@ -101,7 +101,7 @@ def _draw(
 
 
 def _labels(axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence[Path]) -> None:
-    """Each point's name in the nearest place where it covers no point and no other name, and few of `lines`."""
+    """Write each name at the nearest position that covers no point, no other name, and few of `lines`."""
     pixel, frame = axes.figure.dpi / 72, axes.get_window_extent()
     centres = axes.transData.transform(list(places.values()))
     to_data = axes.transData.inverted().transform
@@ -131,7 +131,7 @@ def _labels(axes: Axes, look: Look, places: Mapping[str, Point], lines: Sequence
 
 
 def _front(axes: Axes, front: Sequence[Point]) -> list[Point]:
-    """Draws the stairs under which everything is beaten by a method of the front; their corners."""
+    """Draw the staircase below which the front dominates everything; returns its corners."""
     (left, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     corners = [(left, front[0][1])]
     for place, (x, y) in enumerate(front):
@@ -144,7 +144,7 @@ def _front(axes: Axes, front: Sequence[Point]) -> list[Point]:
 
 
 def _limits(values: Sequence[Estimate]) -> tuple[float, float]:
-    """All intervals, and room around the points where names stand; in %, within [0, 100]."""
+    """Axis limits in %, within [0, 100], that hold all intervals and leave room for names around the points."""
     low, high = (100 * end(one.value for one in values) for end in (min, max))
     room = max(2.0, 0.16 * (high - low))
     low = min(low - room, *(100 * one.low - 0.5 for one in values))

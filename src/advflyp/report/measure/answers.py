@@ -1,4 +1,4 @@
-"""`advflyp lvlm eval` for reading."""
+"""Tables and examples of the results of `advflyp lvlm eval`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Answered:
 
 
 def answers_table(cells: Sequence[AnswerCell]) -> Table:
-    """A row for each task and condition; every score is a mean in per cent. One model."""
+    """One model: a row for each task and condition; every score is a mean in per cent."""
     first = cells[0]
     rows: list[list[Value]] = [
         [
@@ -56,7 +56,7 @@ def answers_table(cells: Sequence[AnswerCell]) -> Table:
 
 
 def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
-    """`answers_table` of each model with each image tower."""
+    """An `answers_table` for each model with each image tower."""
     groups: dict[tuple[str, ...], list[AnswerCell]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.vision, cell.checkpoint_sha256), []).append(cell)
@@ -64,7 +64,7 @@ def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
 
 
 def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered]:
-    """The first samples of every attacked cell, by the files of results; none where nothing was kept."""
+    """The first samples of every attacked cell whose answers were stored; `cells` is by result file."""
     found = []
     for store, some in cells.items():
         for cell in some:

@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, what they were measured under, and how both are written."""
+"""Accuracies with their intervals, the conditions they were measured under, and how both are printed."""
 
 import math
 import re
@@ -13,15 +13,15 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy (0–1), or a change of one, and how sure it is.
+    """An accuracy (0–1), or a change of one, with its uncertainty.
 
     Attributes:
-        value: The accuracy; of several trainings their mean.
-        low: Lower end of the 95 % interval, NaN where a change has none; of several trainings `value` less one sample
+        value: The accuracy; with several seeds, their mean.
+        low: Lower end of the 95 % interval, NaN if there is none; with several seeds, `value` minus one sample
             standard deviation (n − 1).
         high: The upper end.
-        flagged: A check for masked gradients failed, do not believe it.
-        seeds: How many trainings it is the mean of.
+        flagged: A check for masked gradients failed: do not trust the accuracy.
+        seeds: Number of trainings averaged.
         is_change: A difference of accuracies, printed in points with its sign.
     """
 
@@ -43,7 +43,7 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """ "51–70", "±1.2" over seeds, "+3.2 to +9.0" of a change; "" where there is none."""
+        """ "51–70", "±1.2" over seeds, "+3.2 to +9.0" for a change; "" if there is none."""
         if self.seeds > 1:
             return f"±{100 * self.deviation:.1f}"
         if math.isnan(self.low) or self.low == self.high:
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the images went through: an attack in a norm ball, or nothing ("clean", eps 0)."""
+    """What was done to the images: an attack in a norm ball, or nothing ("clean", eps 0)."""
 
     attack: str
     norm: str | None
@@ -71,7 +71,7 @@ class Condition:
 
 
 def aggregate_seeds(found: Sequence[Estimate]) -> Estimate | None:
-    """One seed as it is, several as mean ± sample standard deviation; None of none."""
+    """A single seed as it is, several as mean ± sample standard deviation; None if there are none."""
     if len(found) < 2:
         return found[0] if found else None
     values = [one.value for one in found]
@@ -81,7 +81,7 @@ def aggregate_seeds(found: Sequence[Estimate]) -> Estimate | None:
 
 
 def competitors(values: Mapping[Name, Estimate]) -> dict[Name, Estimate]:
-    """Those that are ranked: of the most trainings. A mean of several and a single one are not ranked together."""
+    """The estimates with the most seeds, which are ranked: a mean and a single run are not ranked together."""
     most = max((value.seeds for value in values.values()), default=1)
     return {name: value for name, value in values.items() if value.seeds == most}
 
@@ -95,7 +95,7 @@ def attack_title(attack: str) -> str:
         searched, _, where = attack.partition("@")
         return f"{attack_title(searched)} @ {where}"
     if ":" in attack:
-        return attack  # a function of the user's
+        return attack  # a user's function
     return " + ".join(map(_member_title, attack.split("+")))
 
 
@@ -113,7 +113,7 @@ def _member_title(member: str) -> str:
 
 
 def radius(eps: float, norm: str | None) -> str:
-    """ε as people write it: "2/255" for L∞, "0.5 (L2)" for L2; what is no number of grey levels stays as it is."""
+    """ε as usually written: "2/255" for L∞ (a decimal if that is not exact), "0.5 (L2)" for L2."""
     if norm == "l2":
         return f"{eps:.4g} (L2)"
     levels = round(eps * 255, 2)

@@ -15,7 +15,7 @@ from advflyp.wording import counted
 IN, OUT = "in proxy", "out of proxy"
 MARKS = "Bold: best of a block; underlined: second best; ties share the mark."
 MIXED = "Only methods with the most training seeds are ranked: a mean over several is not compared with a single run."
-# What may differ between cells that stand in one column, so that the reader has to be told.
+# Settings that may differ between cells of one column; a note then says so.
 TOLD = {
     "prompt": "prompts",
     "attack_args": "settings of the attack",
@@ -33,7 +33,7 @@ def _in_proxy() -> dict[str, bool]:
 def sides(sets: Sequence[str]) -> dict[str, list[str]]:
     """The sets whose concepts the labelled proxy covers and those whose concepts it does not.
 
-    Empty where it is not known of every set, or all are on one side: there is nothing to tell apart.
+    Empty if this is unknown for any set, or if all sets are on one side.
     """
     known = _in_proxy()
     if not all(name in known for name in sets):
@@ -52,12 +52,12 @@ def methods_table(
 ) -> Table:
     """A row for each of `results.models` in each block, the best and second best of a block marked.
 
-    A mean is over all sets that the block has any results on; a model that lacks one of these has none.
+    Means are over all sets with any result in the block; a model that lacks one of them has no mean.
 
     Args:
-        conditions: The blocks, by default all measured ones; those without results are in the note only.
+        conditions: The blocks, by default all measured ones; those without results appear only in the note.
         sets: The columns, by default all measured ones.
-        unranked: Models that are shown and not ranked.
+        unranked: Models that are shown but not ranked.
     """
     split = sides(sets or results.sets)
     columns = [*split[IN], *split[OUT]] if split else list(sets or results.sets)
@@ -76,7 +76,7 @@ def methods_table(
         headings = [f"{kind}\n({len(names)})" for kind, names in kinds.items()]
     else:
         headings = [f"mean of {len(names)}" for names in kinds.values()]
-    # As the results shorten it; a set that nobody was measured on likewise.
+    # Short names as in `results`, also for sets without any result.
     names = [results.short.get(name, name.removeprefix(f"{results.group}/")) for name in columns]
     groups = [*((side, len(names)) for side, names in split.items()), ("mean over sets", len(kinds))]
     titles = ["clean images" if c.norm is None else c.title for c in shown.conditions]
@@ -98,10 +98,10 @@ def means_table(
     sets: Sequence[str] | None = None,
     unranked: Sequence[str] = (),
 ) -> Table:
-    """A row for each of `results.models`, for each condition its means over all sets and over each kind of set.
+    """A row for each of `results.models`: for each condition, its means over all sets and over each kind of set.
 
-    What the finetuning took in arithmetic stands before them, where it is known of any model. The arguments are those
-    of `methods_table`.
+    The arithmetic of the finetuning comes before the means if it is known for any model. The arguments are those of
+    `methods_table`.
     """
     shown = _Selection(results, conditions, sets or results.sets)
     kinds = shown.kinds
@@ -134,7 +134,7 @@ class _Selection:
         self.results, self.sets = results, list(sets)
         self.kinds = {"all": self.sets, **sides(self.sets)}
         self.wanted = list(conditions or results.conditions)
-        # Of each condition, the sets that anybody was measured on.
+        # For each condition, the sets with any result.
         self.measured = {
             c: [s for s in self.sets if any((m, s, c) in results.cells for m in results.models)]
             for c in self.wanted
@@ -148,7 +148,7 @@ class _Selection:
         self.first = ["method", "seeds"] if results.replicated else ["method"]
 
     def beginning(self, model: str, conditions: Sequence[Condition]) -> list[Value]:
-        """The model and, in tables where some have several, how many seeds of it were measured."""
+        """The model and, if any model has several seeds, how many of its seeds were measured."""
         if not self.results.replicated:
             return [model]
         seeds = {sha for s in self.sets for c in conditions for sha in self.runs.get((model, s, c), ())}
@@ -166,7 +166,7 @@ class _Selection:
 
 
 def _notes(shown: _Selection) -> Iterator[str]:
-    """What a reader has to know of the numbers: how spread is given, what is missing, what was not the same."""
+    """What a reader has to know about the numbers: how spread is given, what is missing, which settings differ."""
     results, runs = shown.results, shown.runs
     total = len(results.models) * len(shown.sets) * len(shown.wanted)
     if results.protocol:
@@ -199,7 +199,7 @@ def _notes(shown: _Selection) -> Iterator[str]:
 
 
 def _seeds_missing(shown: _Selection) -> Iterator[str]:
-    """Attacks that were made with fewer seeds by everybody, and who else lacks some."""
+    """Attacks run with fewer seeds for all models, and models that lack further seeds."""
     fewer: Counter[str] = Counter()
     most = max(map(len, shown.runs.values()), default=0)
     for condition in dict.fromkeys(condition for _, _, condition in shown.runs):
@@ -218,7 +218,7 @@ def _seeds_missing(shown: _Selection) -> Iterator[str]:
 
 
 def _images(shown: _Selection) -> Iterator[str]:
-    """Sets of which only a part was evaluated, and those on which not everybody saw as many images."""
+    """Sets of which only a part was evaluated, and sets where the number of images varies between results."""
     uneven, parts = [], []
     every: dict[str, list[int]] = {}
     for name in shown.sets:

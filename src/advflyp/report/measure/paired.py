@@ -1,4 +1,4 @@
-"""`advflyp compare` for reading: what McNemar's test says of two models, as a table or as JSON."""
+"""Results of `advflyp compare`, McNemar's test on two models, as a table or as JSON."""
 
 import dataclasses
 import json
@@ -40,12 +40,12 @@ def paired_table(rows: Sequence[Comparison]) -> Table:
 METHOD = """B − A in points with its 95 % interval (Agresti & Min, matched pairs).
 only A, only B: images that one of them alone gets right.
 p: McNemar's exact two-sided test; Holm p: adjusted for {}."""
-# Of our files: each kind holds one, and hardly any other file does.
+# Marks of our files: each kind holds one of them, and hardly any other file does.
 MARKS = (b'"p_holm": ', b"McNemar's exact two-sided test; Holm p")
 
 
 def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
-    """As `path`'s suffix says: .json, one object a row, or .md; ValueError as `check_out`."""
+    """Write .json, one object per row, or .md, as `path`'s suffix says; raises as `check_out`."""
     check_out(path)
     if path.suffix == ".json":
         write_text(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
@@ -54,7 +54,7 @@ def write_comparison(rows: Sequence[Comparison], path: Path) -> None:
 
 
 def check_out(path: Path) -> None:
-    """ValueError for a suffix that `write_comparison` does not know, and for a file that is no such table."""
+    """ValueError for an unknown suffix, and for an existing file that `write_comparison` did not write."""
     if path.suffix not in (".json", ".md"):
         raise ValueError(f"--out {path}: name a file that ends in .json or .md")
     check_written_by_us(path, *MARKS, option="--out")
@@ -76,7 +76,7 @@ def _row(row: Comparison) -> list[Value]:
 
 
 def _about_images(rows: Sequence[Comparison]) -> list[str]:
-    """Where the two were measured on different images: how many they share. Once a set."""
+    """A line for each set on which the two were measured on different images: how many they share."""
     lines = [
         f"{_set(row)}: {counted(row.n, 'image')} in common, of {row.n_a} (A) and {row.n_b} (B)."
         for row in rows

@@ -1,4 +1,4 @@
-"""`advflyp retrieval` for reading."""
+"""Tables of the results of `advflyp retrieval`."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from advflyp.wording import counted
 
 
 def recall_table(cells: Sequence[RetrievalCell]) -> Table:
-    """A row for each attack at each ε, clean first as asked for; both directions at 1, 5 and 10. One model."""
+    """One model: a row for each attack at each ε, in the order of `cells`; both directions at 1, 5 and 10."""
     first = cells[0]
     columns = [f"{way}\nR@{one.k}" for way in ("to text", "to image") for one in first.image_to_text]
     return Table(
@@ -22,7 +22,7 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
 
 
 def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
-    """`recall_table` of each model on each collection of pairs."""
+    """A `recall_table` for each model on each collection of pairs."""
     groups: dict[tuple[str, ...], list[RetrievalCell]] = {}
     for cell in cells:
         about = (cell.model, cell.checkpoint_sha256, cell.captions_sha256, str(sorted(cell.subset.items())))

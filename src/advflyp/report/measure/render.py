@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX. Names in it are anybody's: each format escapes them."""
+"""A table as Markdown, CSV and LaTeX. Names in it are untrusted: each format escapes them."""
 
 import csv
 import io
@@ -77,7 +77,7 @@ def latex(table: Table) -> str:
         cells = [_latex_value(value, ranks.get((row, column))) for column, value in enumerate(values)]
         return " & ".join(cells) + r" \\"
 
-    # The headings' lines are set one above the other without another package.
+    # Each line of a heading is a table row of its own, which needs no further package.
     heads = [column.split("\n") for column in table.columns]
     depth = max(map(len, heads))
     heads = [[""] * (depth - len(head)) + head for head in heads]
@@ -119,7 +119,7 @@ def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.4f}".rstrip("0").rstrip(".")
 
 
-# The columns of a CSV that one column of accuracies becomes.
+# The CSV columns that one column of accuracies becomes.
 _FIELDS: dict[str, Callable[[Estimate], str]] = {
     "": lambda v: _percent(v.value),
     "sd": lambda v: _percent(v.deviation) if v.seeds > 1 else "",

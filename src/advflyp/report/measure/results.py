@@ -17,18 +17,19 @@ Key = tuple[str, str, Condition]
 class Results:
     """Cells by model, set and condition, each in the order of its first appearance (ε ascending).
 
-    Results of several protocols are apart: a model measured by another one than ours is "model [protocol]". `protocol`
-    is the one that all results follow, and empty where that is ours or there are several (`mixes_protocols`).
+    Results of different protocols are kept apart: a model measured under another protocol than ours is named
+    "model [protocol]". `protocol` is the one that all results follow; empty if that is ours, or if there are several
+    (`mixes_protocols`).
 
     Args:
-        seeds: A name's checkpoints are training seeds of one method, shown as mean ± standard deviation. Without it a
-            name that stands for several is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)".
-        models: The models to show in this order, whether measured or not; by default those that were.
-        stores: Result files beside which the outcome of each image may be stored; changes get intervals from that.
+        seeds: Whether the checkpoints of one name are training seeds of one method, shown as mean ± standard deviation.
+            If not, a name with several checkpoints is split: "run" becomes "run (3f2a91c0)" and "run (77b1…)".
+        models: The models to show, in this order, measured or not; by default all measured ones.
+        stores: Result files beside which per-image outcomes may be stored; changes get their intervals from these.
 
     Raises:
-        ValueError: If one measurement is there twice with different settings, so that no table can hold both; with
-            `seeds` the one with the most images counts.
+        ValueError: If a measurement is present twice with different settings, so that no table can hold both. With
+            `seeds` the one with the most images counts instead.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Results:
         only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
         self.protocol = "" if only == DEFAULT_PROTOCOL else only
         self.runs = self._by_checkpoint(cells, seeds)
-        # One cell for each, where a seed is as good as any other: its settings, how many images it saw.
+        # One cell for each key, for what does not depend on the seed: settings, number of images.
         self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
@@ -59,7 +60,7 @@ class Results:
             if model in self.hashes:
                 self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
                 self.seconds[model] += sum(cell.seconds for cell in runs.values())
-        # What all names share ("mini/") is said once, in a heading.
+        # A prefix that all names share ("mini/") is said once, in a heading.
         prefixes = {name.partition("/")[0] for name in self.sets if "/" in name[:-1]}
         shared = len(prefixes) == 1 and "" not in prefixes and all("/" in name[:-1] for name in self.sets)
         self.group = prefixes.pop() if shared else None
@@ -71,7 +72,7 @@ class Results:
             conditions, key=lambda c: (c.norm is not None, attacks.index((c.attack, c.norm)), c.eps)
         )
         self.common_sets = self._common_sets()
-        # The mean of one set among several would pass for that of all.
+        # The mean of one set among several would be mistaken for that of all.
         self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
 
     def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool) -> dict[Key, dict[str, Cell]]:
@@ -91,7 +92,7 @@ class Results:
         return found
 
     def _common_sets(self) -> list[str]:
-        """Means are over the same sets for every model and condition, else they could not be compared."""
+        """Sets measured for every model and condition. Means are over these, so that they can be compared."""
         measured = [
             (model, condition)
             for model in self.models
@@ -101,7 +102,7 @@ class Results:
         return [name for name in self.sets if all((model, name, c) in self.cells for model, c in measured)]
 
     def pflops(self, model: str) -> float | None:
-        """10¹⁵ operations of a model's finetuning; of several seeds the mean of those that are known."""
+        """Arithmetic of a model's finetuning in 10¹⁵ operations; the mean over the seeds for which it is known."""
         runs = (runs for (name, _, _), runs in self.runs.items() if name == model)
         known = {sha: cell.pflops for found in runs for sha, cell in found.items() if cell.pflops is not None}
         return sum(known.values()) / len(known) if known else None
@@ -117,13 +118,13 @@ class Results:
         )
 
     def mean(self, model: str, condition: Condition, sets: Sequence[str] | None = None) -> Estimate | None:
-        """Over `sets`, by default `mean_sets`; seeds that lack one of them do not count. None where all do."""
+        """The mean over `sets` (default: `mean_sets`), without seeds that lack one of them; None if all do."""
         return aggregate_seeds(list(self.means(model, condition, sets).values()))
 
     def means(
         self, model: str, condition: Condition, sets: Sequence[str] | None = None
     ) -> dict[str, Estimate]:
-        """`mean` of each seed, by the hash of its weights."""
+        """The mean over sets for each seed, by the hash of its weights."""
         names = self.mean_sets if sets is None else list(sets)
         found = {}
         for sha in self.hashes.get(model, []):
@@ -139,12 +140,12 @@ class Results:
     def change(
         self, before: str, after: str, condition: Condition, set_name: str | None = None
     ) -> Estimate | None:
-        """From one model to another, on one set or of the mean over `mean_sets`; None where one was not measured.
+        """From one model to another, on one set or of the mean over `mean_sets`; None if either was not measured.
 
-        Of single checkpoints with the interval for matched pairs of `advflyp compare`, or with none where it is not
-        stored what became of each image, or they saw different ones: as if these were independent, it would be too
-        wide. Where there are seeds: one standard deviation of the difference of two independent runs; a model without
-        seeds adds nothing to it.
+        Single checkpoints get the matched-pairs interval of `advflyp compare`, or none if per-image outcomes on the
+        same images are not stored: an interval for independent samples would be too wide. With several seeds the
+        spread is one standard deviation of the difference of two independent runs; a single checkpoint adds nothing
+        to it.
         """
         sets = self.mean_sets if set_name is None else [set_name]
         one, two = (
@@ -177,16 +178,16 @@ class Results:
     @overload
     def drawn(self, value: Estimate | None) -> Estimate | None: ...
     def drawn(self, value: Estimate | None) -> Estimate | None:
-        """As a figure shows it, in which all bars are of one kind.
+        """The estimate as a figure shows it, all bars being of one kind.
 
-        Where there are seeds these are standard deviations over them, and a single checkpoint has none.
+        If any model has several seeds, bars are standard deviations over seeds, and a single checkpoint has none.
         """
         if value is None or not self.replicated or value.seeds > 1:
             return value
         return replace(value, low=value.value, high=value.value)
 
     def images(self, set_name: str) -> str:
-        """How many images of the set were evaluated ("150", or "100, 150" where it varies)."""
+        """How many images of the set were evaluated ("150", or "100, 150" if it varies)."""
         return ", ".join(str(n) for n in sorted(self.counts.get(set_name, ())))
 
     @property
@@ -203,11 +204,11 @@ class Results:
         return [c for c in self.conditions if c.norm is not None]
 
     def strongest(self, eps: float | None = None) -> Condition | None:
-        """The attack that leaves the least at this ε; at the smallest ε measured if none is given."""
+        """The attack with the lowest mean accuracy at this ε, by default the smallest ε measured."""
         attacked = self.attacked
         if not attacked:
             return None
-        # The radii of different norms cannot be compared: the first norm measured leads.
+        # The radii of different norms cannot be compared: only the first norm measured counts.
         attacked = [c for c in attacked if c.norm == attacked[0].norm]
         target = min(c.eps for c in attacked) if eps is None else eps
         near = [c for c in attacked if math.isclose(c.eps, target, rel_tol=1e-6)]

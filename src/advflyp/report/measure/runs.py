@@ -1,4 +1,4 @@
-"""Run folders for reading: the recipe as data, and what was trained on what, in one sentence."""
+"""Run folders as reports show them: the recipe as data, and the training in one sentence."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from advflyp.training.folder import RECIPE_FILE
 from advflyp.training.runlog import duration
 from advflyp.wording import counted
 
-# The keys that reports show or compute with; others may be anything.
+# The keys that reports show or compute with, and their types; other keys are not checked.
 SHOWN_KEYS: dict[str, Any] = {
     "attack": {"eps": float, "steps": int, "norm": str},
     "data": {"batch_size": int, "train": str, "also": str},
@@ -24,7 +24,7 @@ SHOWN_KEYS: dict[str, Any] = {
 
 
 def read_recipe_tree(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the recipe of a run folder, which may be of another version, as nested tables.
+    """Read the recipe of a run folder, possibly of another version, as nested tables.
 
     Returns:
         The tables; an empty mapping if the folder has no recipe.
@@ -72,7 +72,7 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
 
 
 def training_eps(recipe: Mapping[str, Any]) -> str:
-    """The radius of the training attack; "" without one, "?" where a recipe, which may be anybody's, has no number."""
+    """The radius of the training attack; "" without an attack, "?" if the (possibly foreign) recipe has no number."""
     attack = recipe.get("attack", {})
     eps = attack.get("eps")
     known = radius(eps, attack.get("norm")) if isinstance(eps, int | float) else "?"
@@ -87,7 +87,7 @@ def samples(recipe: Mapping[str, Any]) -> str:
 
 
 def trained_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
-    """Time in the training loop; the clock starts again at zero where a run was resumed."""
+    """Seconds in the training loop; the logged clock restarts at zero whenever a run is resumed."""
     total = previous = 0.0
     for entry in entries:
         if entry["time"] < previous:

@@ -1,6 +1,6 @@
-"""Tables as plain data, whatever they are printed as: those of one model, of two, of the means of many.
+"""Tables as plain data, whatever the output format: of one model, of two, and of the means of many.
 
-report/measure/grid.py has the table of many methods on many sets. One renderer each: report/console.py (terminal),
+report/measure/grid.py has the table of many methods on many sets. Renderers: report/console.py (terminal),
 report/measure/render.py (Markdown, CSV, LaTeX), report/pages/templates/elements.html (HTML).
 """
 
@@ -16,15 +16,15 @@ Value = str | Estimate | None
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One value a column in each row; None is a measurement that is missing and prints as a dash.
+    """Rows of one value per column; None is a missing measurement and prints as a dash.
 
     Attributes:
-        columns: Headings, a line break splits them.
-        groups: Headings above the columns: each with how many columns it spans, all of them together.
-        blocks: The rows in parts: each part's title and how many rows it has, all of them together.
-        best: In each block the best and the second best value of a column are marked (`ranks`).
-        unranked: Rows, by their first value, that take no part in that: references, not competitors.
-        words: Columns of text, set left-aligned.
+        columns: Headings, which may have several lines.
+        groups: Headings above the columns, each with the number of columns it spans; together they span all.
+        blocks: Titles of parts of the table, each with its number of rows; together they hold all rows.
+        best: Whether to mark the best and the second-best value of a column in each block (`ranks`).
+        unranked: Rows, by their first value, that are never marked: references, not competitors.
+        words: Whether the columns hold text, which is left-aligned.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Table:
     words: bool = False
 
     def parts(self) -> list[tuple[str, int, list[list[Value]]]]:
-        """Each block's title, the place of its first row and its rows; one without a title where there are none."""
+        """Each block's title, the index of its first row and its rows; without blocks, one untitled part."""
         result, start = [], 0
         for title, count in self.blocks or [("", len(self.rows))]:
             result.append((title, start, self.rows[start : start + count]))
@@ -48,7 +48,7 @@ class Table:
         return result
 
     def flat_columns(self) -> list[str]:
-        """Headings on one line for where there are no groups: these are put before headings that repeat."""
+        """One-line headings for formats without groups; a repeated heading is prefixed with its group's title."""
         names = [column.replace("\n", " ") for column in self.columns]
         over = [title for title, count in self.groups for _ in range(count)] or [""] * len(names)
         repeated = {name for name in names if names.count(name) > 1}
@@ -60,8 +60,8 @@ class Table:
     def ranks(self) -> dict[tuple[int, int], int]:
         """(row, column) → 1 for a block's best value of a column, 2 for its second best.
 
-        Values that print alike share a rank: no reader could tell why one of them is marked. A single value has
-        none, and of two there is no second best. Those of the most trainings are ranked (`competitors`).
+        Values that print alike share a rank: no reader could tell why only one is marked. A single value gets no
+        rank, and of two only the best is marked. Only values with the most seeds are ranked (`competitors`).
         """
         marks: dict[tuple[int, int], int] = {}
         for _, start, rows in self.parts() if self.best else []:
@@ -85,7 +85,7 @@ class Table:
         )
 
     def _ranked(self, rows: Sequence[Sequence[Value]], column: int) -> dict[int, Estimate]:
-        """A column's values by their place in a block, of the rows that compete."""
+        """A column's values in the rows that compete, by their place in the block."""
         return {
             place: value
             for place, row in enumerate(rows)
@@ -126,11 +126,11 @@ def comparison_table(
     """A row for each set: before, after and the change in points, at each condition.
 
     Args:
-        intervals: Also for the changes (wide).
+        intervals: Whether the changes have intervals, which makes the table wide.
     """
 
     def values(name: str | None) -> list[Value]:
-        """Of a set, or the means."""
+        """The values of a set, or the means for None."""
         found: list[Value] = []
         for condition in conditions:
             found += [
@@ -154,7 +154,7 @@ def comparison_table(
 
 
 def check_models(results: Results, *names: str) -> None:
-    """ValueError for a model of which there are no results."""
+    """ValueError for a model without results."""
     for name in names:
         if name not in results.models:
             raise ValueError(
@@ -163,7 +163,7 @@ def check_models(results: Results, *names: str) -> None:
 
 
 def mean_note(results: Results) -> str:
-    """Which sets the means leave out, if any, and which protocol was followed, if it is not ours."""
+    """Which sets the means exclude, if any, and which protocol was followed, if it is not ours."""
     notes = [f"Protocol: {results.protocol}."] if results.protocol else []
     missing = [name for name in results.sets if name not in results.mean_sets]
     if missing and not results.mean_sets:
@@ -177,7 +177,7 @@ def mean_note(results: Results) -> str:
 
 
 def set_heading(results: Results) -> str:
-    """ "mini sets" over names that have lost their "mini/"."""
+    """ "mini set" if the names below it have lost their "mini/"; else "set"."""
     return f"{results.group} set" if results.group else "set"
 
 

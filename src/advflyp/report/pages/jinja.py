@@ -1,4 +1,4 @@
-"""The templates of every page: they escape whatever they show, and can only read the data that they are given."""
+"""The templates of every page: they escape whatever they show, and can read only the data they are given."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _printable(value: Any) -> Any:
-    """Markup as it is; of texts, control characters and halves of characters as Python writes them."""
+    """Markup unchanged; other text with control characters and lone surrogates as Python escapes them."""
     return value if hasattr(value, "__html__") else for_terminal(str(value), keep="\n\t")
 
 
@@ -50,7 +50,7 @@ def data_uri(pixels: Tensor) -> str:
 
 
 def jpeg(image: Image.Image) -> str:
-    """The address of an inline image."""
+    """The image as the address of an inline JPEG."""
     return _address(image, "jpeg", quality=85)
 
 

@@ -28,14 +28,14 @@ from advflyp.wording import counted
 from advflyp.written import check_files, write_files
 
 PAGE, CSV, SUBMISSION = "index.html", "leaderboard.csv", "SUBMISSION.md"
-# Of a leaderboard's folder: what was measured here, results of others, and what is known of their models.
+# In a leaderboard's folder: results measured here, results from others, and facts about the models.
 RESULTS, SUBMISSIONS, FACTS = "results", "submissions", "models.toml"
 MEASURED = "measured here"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a leaderboard says of a model besides its accuracy; a table of models.toml.
+    """What a leaderboard says about a model besides its accuracy; a table of models.toml.
 
     Attributes:
         method: What made it robust.
@@ -62,7 +62,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the page's tables; `values` go with its columns after the facts."""
+    """A row of the page's tables; `values` are the columns after the facts."""
 
     name: str
     facts: Facts
@@ -83,13 +83,13 @@ def leaderboard(
 ) -> Path:
     """Measure models under a protocol and write `out`/index.html, leaderboard.csv and SUBMISSION.md.
 
-    The page has whoever is in `out`/results (measured here, in this call or an earlier one), in `out`/submissions, and
-    in the result files that are named. `out`/models.toml may hold the facts (`Facts`) of models, in tables of their
-    names, where neither the zoo nor a card knows them.
+    The page lists every model with results in `out`/results (measured here, in this call or an earlier one), in
+    `out`/submissions, or in the result files named in `models`. `out`/models.toml may hold `Facts` that neither the
+    zoo nor a card knows, in a table named after each model.
 
     Args:
-        models: Models, names of them, and files of others' results (*.jsonl). A model of the zoo or the hub of which
-            every result is there is not loaded again.
+        models: Models, their names, and files of others' results (*.jsonl). A zoo or hub model whose results are
+            complete is not loaded again.
         protocol: What is measured, or its name.
         out: The leaderboard's folder; the same call resumes.
         batch_size: As for `evaluate`.
@@ -180,9 +180,9 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
 
 
 def facts_of(model: str, told: dict[str, Facts], *, is_ours: bool = False) -> Facts:
-    """What models.toml, the zoo, or the card of a model that was measured here says of it.
+    """What models.toml, the zoo, or the card (only if the model was measured here) says about a model.
 
-    Others' results may call their model whatever they like: no file is read by that name.
+    Results of others may name a model anything, so no file is read by that name.
     """
     if model in told:
         return told[model]
@@ -232,7 +232,7 @@ def _measure(model: CLIP | str | Path, store: Path, protocol: Protocol, **how: A
 
 
 def _check_name(model: CLIP | str | Path) -> None:
-    """ValueError for a misspelled name of the zoo, before anything is measured."""
+    """ValueError for a misspelled zoo name, before anything is measured."""
     name = str(model)
     is_name = not isinstance(model, CLIP) and not re.search("[/@:]", name)
     if is_name and not Path(name).exists() and not (BUNDLED / name).is_dir():
@@ -240,7 +240,7 @@ def _check_name(model: CLIP | str | Path) -> None:
 
 
 def _is_measured(model: CLIP | str | Path, store: Path, protocol: Protocol) -> bool:
-    """Whether everything is known of a model that would have to be downloaded to be asked for its hash."""
+    """Whether a zoo or hub model's results are complete; checked by name, as its hash would need a download."""
     name = str(model)
     is_remote = not isinstance(model, CLIP) and (name in ZOO or name.startswith(HUB_PREFIX))
     found = entrants(store, protocol, is_ours=True) if is_remote else []

@@ -1,4 +1,4 @@
-"""What there is, for a terminal: attacks and methods in a table each, and everything of one set, attack or method."""
+"""Listings for a terminal: a table of attacks, one of methods, and all about a single set, attack or method."""
 
 import inspect
 import re
@@ -34,7 +34,7 @@ def attacks_table() -> Table:
 
 
 def attack_card(name: str) -> list[str]:
-    """What an attack does, and each parameter at ε = 1/255 with many classes, as results record them."""
+    """What an attack does, and its parameters at ε = 1/255 with 1,000 classes, as results record them."""
     attack = find_attack(name)
     threat = Threat(norm="linf", eps=EPS)
     found = attack.arguments(threat if attack.perturbs else None, 1000)
@@ -71,7 +71,7 @@ def method_card(name: str) -> list[str]:
 
 
 def set_card(name: str) -> list[str]:
-    """What a dataset is: size, prompts, licence, where it comes from; class names where it is on this machine."""
+    """What a dataset is: size, prompts, licence, where it comes from; class names if it is on this machine."""
     names = set_names([name])
     if len(names) > 1:
         raise ValueError(f"'{name}' is a group; name one of its sets: {', '.join(names)}")
@@ -109,7 +109,7 @@ def _about(method: type) -> str:
 
 
 def _own_doc(found: Any) -> str:
-    """Its docstring, not that of the class below it."""
+    """The object's own docstring, not an inherited one."""
     return inspect.cleandoc(found.__doc__ or "")
 
 

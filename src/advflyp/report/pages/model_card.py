@@ -1,4 +1,4 @@
-"""The model card of weights that are published: what is known of them, and that the rest is not known."""
+"""The model card of published weights: what is known about them, and what is not."""
 
 import json
 import re
@@ -45,8 +45,8 @@ def model_card(
         kind: "open_clip", "transformers" or "onnx".
         card: What is known of the weights, as `save_model` writes it, without paths.
         cells: Results of these weights, in any order.
-        licence: Identifier of the hub's list.
-        vision: The image tower alone is in vision/.
+        licence: Identifier from the hub's list.
+        vision: Whether vision/ holds the image tower alone.
     """
     recipe: dict[str, Any] = dict(card.get("recipe") or {})
     name = repo.rpartition("/")[2]
@@ -71,12 +71,12 @@ def model_card(
         licence=_licence(card, licence),
         **known,
     )
-    # A part that is left out leaves its blank lines.
+    # An omitted part leaves its blank lines behind.
     return for_terminal(re.sub(r"\n{3,}", "\n\n", str(made)).rstrip("\n"), keep="\n") + "\n"
 
 
 def _as_toml(recipe: Mapping[str, Any]) -> str:
-    """Nothing of what is no recipe: JSON's null, which a stranger's card may hold, is not in TOML."""
+    """The recipe as TOML; empty if TOML cannot hold it, as with JSON's null, which a stranger's card may have."""
     try:
         return tomli_w.dumps(recipe).strip()
     except TypeError:
@@ -111,14 +111,14 @@ def _data(
 
 
 def _hub_name(recipe: Mapping[str, Any]) -> str | None:
-    """Where the model that the recipe starts from lies on the hub, if open_clip's table says so."""
+    """The hub repository of the model that the recipe starts from, if open_clip's table has it."""
     architecture, _, tag = str(recipe.get("model", {}).get("name", "")).rpartition("/")
     found = open_clip.get_pretrained_cfg(architecture, tag) if architecture else None
     return str(found["hf_hub"]).rstrip("/") if found and found.get("hf_hub") else None
 
 
 def _training(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of how the weights were made; nothing where no method of ours made them."""
+    """How the weights were made, in words; no method if none of ours made them."""
     method = str(recipe.get("method", {}).get("name"))
     if method not in METHODS:
         return {"method": ""}
@@ -187,7 +187,7 @@ def _licence(card: Mapping[str, Any], licence: str | None) -> str:
 
 
 def scrubbed(tree: Any) -> Any:
-    """Without paths of this machine: of an absolute one, or one from the home folder, the last part stays."""
+    """The tree without paths of this machine: an absolute path, or one that begins with ~, keeps its last part."""
     if isinstance(tree, Mapping):
         return {key: scrubbed(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -107,7 +107,7 @@ def write_page(out: Path, html: str, matches: Sequence[Match] | None = None) -> 
     """Write `out`/index.html and a line for each match to `out`/matches.jsonl; the path of the page.
 
     Raises:
-        ValueError: If there is such a file that advflyp did not write.
+        ValueError: If one of the files exists and advflyp did not write it.
     """
     contents = {PAGE: html}
     if matches is not None:
@@ -135,7 +135,7 @@ def _line(match: Match) -> str:
 
 
 def _quantile(counts: Counter[int], share: float) -> int:
-    """The smallest value up to which this share of all counts is; 0 of nothing."""
+    """The smallest value that at least this share of the counts does not exceed; 0 without counts."""
     values, weights = list(counts), list(counts.values())
     return int(np.quantile(values, share, weights=weights, method="inverted_cdf")) if counts else 0
 
@@ -146,7 +146,7 @@ def _histogram(counts: Counter[int], what: str, of: str) -> Drawing:
 
 @styled()
 def histogram(counts: Counter[int], what: str, of: str, *, width: int) -> Figure:
-    """Bars of equal width up to the 99th percentile; the last one holds all that is beyond."""
+    """Bars of equal width up to the 99th percentile; the last one also holds everything beyond."""
     first, last = min(counts), _quantile(counts, 0.99)
     step = max(1, -(-(last - first + 1) // BINS))
     heights: Counter[int] = Counter()

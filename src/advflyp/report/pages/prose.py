@@ -1,4 +1,4 @@
-"""What the report says in words about its results: the headline, what a mean is of, attacks and their settings."""
+"""The sentences of a report: the headline, what the means are over, attacks and their settings."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def headline(
 
     Args:
         pair: The two to compare, if any.
-        shown: The conditions to speak of: clean and an attack, as far as they were measured.
+        shown: The conditions to mention: clean and an attack, as far as they were measured.
     """
     nothing = f"{counted(len(models), 'model')} on {counted(len(results.sets), 'set')}."
     if not results.mean_sets or (results.mixes_protocols and not pair):
@@ -64,7 +64,7 @@ def headline(
 
 
 def seen(results: Results) -> str:
-    """Which results are not zero-shot, as sentences; "" where none is known not to be."""
+    """Which results are not zero-shot, as sentences; "" if no such result is known."""
     found: dict[str, dict[str, None]] = {}
     for (model, name, _), cell in results.cells.items():
         if cell.seen:
@@ -135,7 +135,7 @@ def meaning(results: Results) -> dict[str, Any]:
 
 
 def made(results: Results, runs: Mapping[str, Path]) -> dict[str, Any]:
-    """Checkpoints, versions, seeds and recipes, for the section that tells them."""
+    """Checkpoints, versions, seeds and recipes, for the section that lists them."""
     rows: list[list[Value]] = [
         [model, "\n".join(results.hashes[model]) or None, duration(results.seconds[model])]
         for model in results.models
@@ -171,7 +171,7 @@ def sets_table(results: Results) -> Table:
             ]
         )
     columns = [set_heading(results), "images", "classes", "chance", "domain", "source, licence"]
-    # Columns of which nothing is known are left out.
+    # Empty columns are left out.
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return Table(
         title="The sets",
@@ -200,7 +200,7 @@ def attack_text(cell: Cell) -> str:
         steps, size = arguments.pop("steps"), arguments.pop("step_size")
         start = "a random start" if arguments.pop("random_start", False) else "the clean image"
         restarts = arguments.pop("restarts", 1)
-        # Results of older versions do not say it.
+        # Results of older versions do not record the loss.
         unsaid = "margin" if cell.attack.startswith("cw") else "cross-entropy"
         loss = str(arguments.pop("loss", unsaid)).replace("_", "-")
         text = (
@@ -213,7 +213,7 @@ def attack_text(cell: Cell) -> str:
 
 
 def setting(pair: tuple[str, Any]) -> str:
-    """ "queries 5000"; of a part of an attack with settings of its own "apgd-ce (steps 100, loss cross-entropy)"."""
+    """ "queries 5000"; for a part of an attack with its own settings, "apgd-ce (steps 100, loss cross-entropy)"."""
     name, value = pair
     if isinstance(value, Mapping):
         return f"{name} ({', '.join(map(setting, value.items()))})"

@@ -1,4 +1,4 @@
-"""The table of protocols for reading: a list, and everything of one."""
+"""The protocols for reading: a table of all, and everything about one."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from advflyp.report.measure.estimates import attack_title, radius
 from advflyp.report.measure.tables import Table
 from advflyp.report.pages.prose import setting
 
-# A class of each dataset, as the authors write it, by which protocols differ where they do.
+# A class of each dataset, as its authors spell it, that shows where the class names of protocols differ.
 EXAMPLES: Mapping[str, str] = {
     "cifar10": "airplane",
     "cifar100": "aquarium_fish",
@@ -55,7 +55,7 @@ def protocols_table() -> Table:
 
 
 def describe(protocol: Protocol) -> list[str]:
-    """Everything of a protocol, a line each."""
+    """Everything about a protocol, one fact per line."""
     lines = [f"{protocol.name}: {protocol.title}"]
     lines += [f"{name + ':':14} {text}" for name, text in facts(protocol).items()]
     lines += [f"  {attack_title(name) + ':':12} {text}" for name, text in _arguments(protocol).items()]
@@ -66,7 +66,7 @@ def describe(protocol: Protocol) -> list[str]:
 
 
 def facts(protocol: Protocol) -> dict[str, str]:
-    """What a protocol says of all datasets, by name."""
+    """What a protocol specifies for all datasets, by name."""
     files = "CLIP benchmark's webdataset copies" if protocol.source == "webdataset" else "the authors' files"
     return {
         "datasets": ", ".join(protocol.sets),
@@ -86,7 +86,7 @@ def facts(protocol: Protocol) -> dict[str, str]:
 
 
 def example(protocol: Protocol, name: str) -> str:
-    """A prompt of a dataset, with the class in it that `EXAMPLES` has."""
+    """The first prompt of a dataset, filled with its class from `EXAMPLES`."""
     if protocol.source == "webdataset":
         return COPY
     if name not in TABLE:
@@ -131,7 +131,7 @@ def _resized(pixels: Pixels) -> str:
 
 
 def _small(protocol: Protocol) -> list[tuple[str, Pixels]]:
-    """The datasets that share pixels of their own, and these."""
+    """Datasets with pixel settings of their own, grouped by these settings."""
     together: dict[Pixels, list[str]] = {}
     for name, pixels in protocol.small.items():
         together.setdefault(pixels, []).append(name)

@@ -57,15 +57,15 @@ def write_report(
 
     Args:
         cells: Every measurement to show; models are told apart by their `model`.
-        pair: The two models to compare, before and after, as the cells name them; without them all models stand side
-            by side.
+        pair: The two models to compare, before and after, as the cells name them; without a pair all models are shown
+            side by side.
         runs: Run folders whose training is shown, by the name to show.
         examples: Images before and after.
         eps: Radius of the headline, in pixels of [0, 1]; by default that of the examples, else that of the training
             attack, else the smallest one measured.
-        seeds: Several checkpoints of one name are training seeds of one method: mean ± standard deviation.
+        seeds: Whether checkpoints of one name are training seeds of one method, shown as mean ± standard deviation.
         retrieval: Results of `advflyp retrieval`.
-        stores: Files of `cells`, beside which the outcome of each image is stored: changes get intervals from that.
+        stores: Result files of `cells`; changes get their intervals from the per-image outcomes stored beside them.
         answers: Results of `advflyp lvlm eval`.
         answered: Images with answers before and after the attack.
 
@@ -73,7 +73,7 @@ def write_report(
         The path of index.html.
 
     Raises:
-        ValueError: If there are no results, or none of a model named, or `out` cannot be written.
+        ValueError: If there are no results, or none for a model of `pair`, or `out` cannot be written.
     """
     runs = dict(runs or {})
     results = Results(cells, seeds=seeds, stores=stores)
@@ -133,7 +133,7 @@ def _contents(
 
 
 def _headline_of_others(retrieval: Sequence[RetrievalCell], answers: Sequence[AnswerCell]) -> str:
-    """Of a report without accuracies."""
+    """The headline of a report without accuracies."""
     kinds = {"Image–text retrieval": retrieval, "Captions and answers": answers}
     named = {kind: ", ".join(dict.fromkeys(cell.model for cell in cells)) for kind, cells in kinds.items()}
     return " ".join(f"{kind} of {models}." for kind, models in named.items() if models)
@@ -146,13 +146,13 @@ def _numbered(name: str, tables: Sequence[Table]) -> dict[str, Table]:
 def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) -> Path:
     """The report of result files (*.jsonl) and run folders.
 
-    Two models are compared, the first as "before", if all results follow one protocol.
+    If there are exactly two models and one protocol, they are compared, the first as "before".
 
     Args:
-        seeds: Several checkpoints of one name are training seeds of one method.
+        seeds: Whether several checkpoints of one name are training seeds of one method.
 
     Raises:
-        ValueError: For a path that is neither, if no path holds results, and for files in `out` that are not a
+        ValueError: If a path is neither, if no path holds results, or if a file to replace in `out` is not a
             report's.
     """
     check_files(Path(out), sections.FILES)
@@ -173,7 +173,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             stores.append(path)
         else:
             raise ValueError(f"there is no {path}; {WHAT}")
-    # A file that is named twice counts once, by the first name, beside which its images are looked for.
+    # A file named twice counts once, under its first name, beside which its images are looked for.
     found = {store: _read(store) for store in {one.resolve(): one for one in reversed(stores)}.values()}
     every = [cell for some in found.values() for cell in some]
     cells = [cell for cell in every if isinstance(cell, Cell)]
@@ -184,7 +184,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             f"no results in {', '.join(map(str, paths)) or 'nothing'}; make some with "
             "`advflyp eval MODEL --out results.jsonl`"
         )
-    # Names as Results splits them, should two checkpoints share one.
+    # Model names after `Results` has split those that two checkpoints share.
     results = Results(cells, seeds=seeds)
     is_pair = len(results.models) == 2 and not results.mixes_protocols
     return write_report(
@@ -232,7 +232,7 @@ def _accuracy(
     examples: Sequence[Example],
     runs: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """The sections of accuracies; all empty where only retrieval was measured."""
+    """The sections on accuracies; all empty if none were measured."""
     if not results.cells:
         names = ("tradeoffs", "set_by_set", "against_eps", "examples", "meaning", "made", "tiles", "scope")
         return dict.fromkeys(names, "")
@@ -255,7 +255,7 @@ def _accuracy(
 def _tiles(
     results: Results, models: Sequence[str], pair: Pair, shown: Sequence[Condition]
 ) -> list[dict[str, Any]]:
-    """A large figure for each condition: of one model its accuracy, of a pair both and the change."""
+    """A large figure for each condition: a single model's accuracy, or a pair's two accuracies and their change."""
     tiles = []
     for condition in reversed(shown):
         name = "on clean images" if condition.norm is None else f"under {condition.title}"
@@ -276,20 +276,20 @@ def _slug(name: str) -> str:
 
 
 def _named(cell: C) -> C:
-    """With names that every part of a report can show: a figure cannot be drawn with half a character in it."""
+    """The cell with names that every part of a report can show: a figure cannot be drawn with a lone surrogate."""
     texts = {name: for_terminal(value) for name, value in vars(cell).items() if isinstance(value, str)}
     return replace(cell, **texts)
 
 
 def _read(path: Path) -> Sequence[Cell | RetrievalCell | AnswerCell]:
-    """Whichever kind of results a file holds."""
+    """Read a result file of any kind."""
     try:
         with open(path, encoding="utf-8") as file:
             first = file.readline()
         if '"image_to_text"' in first:
             return [_named(cell) for cell in read_retrieval(path)]
         if '"samples_sha256"' in first:
-            # As they are: their file names follow from what they hold.
+            # Unchanged: the names of their answer files are derived from these values.
             return read_answer_cells(path)
         return [_named(cell) for cell in read_cells(path)]
     except UnicodeDecodeError:

@@ -60,14 +60,14 @@ def write_report_files(out: Path, tables: Mapping[str, Table], *, html: str, mar
 
 
 def spread_words(results: Results) -> str:
-    """What the bars, bands and crosses of a figure are: of one kind (`Results.drawn`)."""
+    """What the bars, bands and crosses of a figure mean; all are of one kind (`Results.drawn`)."""
     if not results.replicated:
         return "95 % intervals"
     return "± one standard deviation over training seeds (none for a single seed)"
 
 
 def means_over(sets: Sequence[str]) -> dict[str, list[str]]:
-    """Title → sets: all of them, and those in and out of the proxy where that is known."""
+    """Title → sets: all of them, and those in and out of the proxy if that is known."""
     return {
         (f"{side}, " if side else "")
         + ("one set" if len(names) == 1 else f"mean of {len(names)} sets"): names
@@ -76,7 +76,7 @@ def means_over(sets: Sequence[str]) -> dict[str, list[str]]:
 
 
 def set_by_set(results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look) -> View:
-    """Every set, a dot with its interval for each model; a figure for each set where models are many."""
+    """For each set, a dot with its interval for each model; with many models, a figure for each set."""
     view: View = {"spread": spread_words(results), "small": [], "two": len(models) == 2}
     if len(models) > FEW and len(shown) == 2:
         return view | {
@@ -118,12 +118,12 @@ def tradeoffs(
     look: Look,
     references: Sequence[str] = (),
 ) -> View | None:
-    """Every method a point: mean over all sets, and over those in and out of the proxy; None for fewer than two.
+    """A point for each method: means over all sets, and over those in and out of the proxy; None below two.
 
     Args:
-        clean: The condition across.
-        robust: The condition upwards.
-        references: Models that are not trained, so that they may be on the front beside means of several trainings.
+        clean: Condition of the x axis.
+        robust: Condition of the y axis.
+        references: Untrained models, which may be on the Pareto front beside means over several seeds.
     """
     drawings = []
     unranked: dict[str, None] = {}
@@ -154,7 +154,7 @@ def tradeoffs(
 def against_eps(
     results: Results, models: Sequence[str], shown: Sequence[Condition], look: Look
 ) -> View | None:
-    """Accuracy against ε for each attack with two radii or more: the mean, and few models also set by set."""
+    """Accuracy against ε for each attack with two radii or more: the mean and, for few models, every set."""
     radii: dict[tuple[str, str], set[float]] = {}
     for condition in results.attacked:
         radii.setdefault((condition.attack, str(condition.norm)), set()).add(condition.eps)

@@ -11,7 +11,7 @@ LAYOUTS = {
     "transformers": "transformers' weights and config.json; preprocessing and tokenizer of the base",
     "tower": "one file with the image tower; text tower, preprocessing and tokenizer of the base",
 }
-# Nothing of the hub can be reached where this project is made.
+# The hub cannot be reached from where this project is developed.
 UNTRIED = (
     "The facts are from the model card, README and paper. The files themselves were not at hand: the layout was tried "
     "with small random weights."
@@ -29,7 +29,7 @@ def zoo_table() -> Table:
 
 
 def zoo_card(entry: Entry) -> list[str]:
-    """What is known of a model, as lines of at most 80 columns."""
+    """What is known about a model, as lines of at most 80 columns."""
     eps = f"L∞ {entry.eps}" if entry.eps else "not stated"
     pins = [f"commit {entry.revision}"] if entry.revision else []
     pins += [f"{file} SHA-256 {sha256}" for file, sha256 in entry.sha256.items()]
