@@ -191,7 +191,7 @@ def longer_table(numbers: Numbers) -> Table:
         columns=["method and images", *["PGD-10,\nε = 1/255", "clean"] * 2],
         groups=[("", 1), ("usual updates", 2), ("four times as many", 2)],
         rows=rows,
-        note=f"Means over the headline's sets. {INTERVALS} Usual updates: all seeds; four times as many: the first one.",
+        note=f"Means over the headline's sets. {INTERVALS} Usual updates: all seeds; four times as many: the first.",
     )
 
 
