@@ -1,4 +1,4 @@
-"""Adversarially robust CLIP-like models: AdvFLYP and its baselines, attacks and honest evaluation."""
+"""Adversarially robust CLIP-like models: AdvFLYP and its baselines, attacks and robustness evaluation."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
-"""Strict configuration: plain mappings (TOML, command-line overrides) into keyword-only dataclasses.
+"""Strict configuration: from plain mappings (TOML, command-line overrides) to keyword-only dataclasses.
 
-Every configuration dataclass stands beside the code it configures; this module only knows how to fill one.
-Unknown keys, wrong types and unreadable files are a `ValueError` with one sentence that names the key.
+Every configuration dataclass is defined beside the code it configures; this module only fills them.
+Unknown keys, wrong types and unreadable files raise a `ValueError` with one sentence that names the key or file.
 """
 
 import dataclasses
@@ -23,21 +23,21 @@ from advflyp.limits import MAX_RECIPE_BYTES, read_bounded
 
 T = TypeVar("T")
 
-# What torch takes for an integer, and what float32 can still compute with.
+# The largest integer that torch accepts, and the largest number that float32 can still compute with.
 LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e30
-# Characters of a wrong value that a message quotes.
+# How many characters of a wrong value a message quotes.
 LONGEST_SHOWN = 200
 
 
 class Typed(str):
-    """A value as a text that is still to be read as what it has to be: one from a command line.
+    """Text from a command line, still to be converted to the type its key needs.
 
-    In a file the quotes of "128" are a mistake that may have followers; on a command line there is nothing but text.
+    In a file, a number in quotes ("128") is reported as a mistake; on a command line every value is text.
     """
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The recipe at `path` as a nested dict; ValueError where it is missing, unreadable or not TOML."""
+    """The recipe at `path` as a nested dict; ValueError if it is missing, unreadable or not TOML."""
     try:
         with open(path, "rb") as file:
             data = read_bounded(file, MAX_RECIPE_BYTES)
@@ -58,7 +58,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge`, with keys such as "optim.lr"; the values may still be strings."""
+    """As `merge`, with dotted keys such as "optim.lr" and values that may still be strings."""
     above: dict[str, dict[str, Any]] = {}
     for key, value in dotted.items():
         table, _, name = key.partition(".")
@@ -71,9 +71,9 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of a recipe on top of those of another, key by key.
+    """Merge the tables of the recipe `above` into those of `below`, key by key.
 
-    A [method] of another name replaces that below it: its keys would be another method's.
+    A [method] with another name replaces the one below as a whole, since the keys below belong to another method.
     """
     merged = dict(below)
     for name, table in above.items():
@@ -87,7 +87,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SeveralMistakes(ValueError):
-    """Several messages in one, numbered."""
+    """Several error messages in one, numbered."""
 
     def __init__(self, found: Sequence[str]) -> None:
         self.found = list(found)
@@ -96,7 +96,7 @@ class SeveralMistakes(ValueError):
 
 
 class Mistakes:
-    """Messages of several checks, so that a user reads all of them at once.
+    """Collects the errors of several checks, so that a user sees all of them at once.
 
     mistakes = Mistakes()
     for name in names:
@@ -110,7 +110,7 @@ class Mistakes:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Within, a ValueError is kept for `end`."""
+        """Within the block, a ValueError is kept for `end`."""
         try:
             yield
         except SeveralMistakes as error:
@@ -119,7 +119,7 @@ class Mistakes:
             self.found.append(str(error))
 
     def end(self) -> None:
-        """ValueError where there was one or more."""
+        """Raise a ValueError if any was kept."""
         if len(self.found) == 1:
             raise ValueError(self.found[0])
         if self.found:
@@ -127,7 +127,7 @@ class Mistakes:
 
 
 def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
-    """Fill the dataclass `cls` from a mapping; every key must be a field and every value of its type."""
+    """Fill the dataclass `cls` from a mapping; every key must be a field and every value must have its type."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     hints = _hints(cls)
     values: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def build(cls: type[T], tree: Mapping[str, Any], *, at: str = "") -> T:
         with mistakes.noted():
             unknown([name], fields, at)
             values[name] = convert(value, hints[name], f"{at}{name}")
-    is_misspelled = not tree.keys() <= fields.keys()  # perhaps one that is required
+    is_misspelled = not tree.keys() <= fields.keys()  # perhaps a required one
     for name, field in fields.items():
         if _is_required(field) and name not in tree and not is_misspelled:
             mistakes.found.append(f"the recipe lacks {at}{name}")
@@ -154,7 +154,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def fill(cls: type[T], record: Any) -> T:
-    """The dataclass `cls` from an object of JSON that need not be ours; ValueError with what is wrong with it."""
+    """Fill the dataclass `cls` from an untrusted JSON object; ValueError says what is wrong with it."""
     if not isinstance(record, Mapping):
         raise ValueError("it is no object")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def fill(cls: type[T], record: Any) -> T:
 
 
 def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
-    """ValueError for the keys of `given` that are not `known`, each with the nearest name."""
+    """ValueError if keys of `given` are not in `known`; suggests the nearest name for each."""
     known = list(known)
     mistakes = Mistakes()
     for key in given:
@@ -175,12 +175,12 @@ def unknown(given: Iterable[str], known: Iterable[str], at: str = "") -> None:
 
 
 def check_method_keys(given: Iterable[str], method: str, known: Mapping[str, Iterable[str]]) -> None:
-    """ValueError for keys of the table "method" that the method has not, naming the methods that have them.
+    """ValueError for keys of the table "method" that this method does not have; names the methods that do.
 
     Args:
         given: The keys.
         method: The name of the method.
-        known: The keys of each method, this one among them.
+        known: Method name → keys, for all methods including this one.
     """
     keys = {name: list(keys) for name, keys in known.items()}
     mistakes = Mistakes()
@@ -198,7 +198,7 @@ def check_method_keys(given: Iterable[str], method: str, known: Mapping[str, Ite
 
 
 def suggest(word: str, known: Iterable[str], at: str = "") -> str:
-    """The end of a message: the nearest known word ("; did you mean 'x'?"), else all of them."""
+    """The end of an error message: the nearest known word ("; did you mean 'x'?"), else all known words."""
     known = sorted(known)
     return nearest(word, known, at) or f"; known: {', '.join(known)}"
 
@@ -210,11 +210,11 @@ def nearest(word: str, known: Iterable[str], at: str = "") -> str:
 
 
 def nearest_path(name: str, known: Collection[str] = ()) -> str:
-    """The nearest path that exists, as `nearest` writes it, or nothing if none resembles a path that does not.
+    """The nearest existing path, in the words of `nearest`; empty if `name` exists or no path resembles it.
 
     Args:
-        name: A path; only its first part that is missing is looked for, beside others of its folder.
-        known: Words that may have been meant as well, where the path is of one part.
+        name: A path; its first missing part is compared with the other names in that folder.
+        known: Other words that may have been meant, if the path has a single part.
     """
     path = Path(name).expanduser()
     try:
@@ -234,14 +234,14 @@ def nearest_path(name: str, known: Collection[str] = ()) -> str:
 
 
 def check_there(address: str, missing: str, known: Collection[str] = ()) -> None:
-    """ValueError, beginning with `missing` and with the nearest path, where there is nothing at an address here.
+    """ValueError if a local address does not exist; begins with `missing` and suggests the nearest path.
 
     Args:
-        known: What else may have been meant.
+        known: Other words that may have been meant.
 
-    What is inside is for those who read it to find out.
+    The contents are not checked.
     """
-    # Somewhere else, by another rule (hf:NAME), a pattern, FILE::MODEL.
+    # Remote addresses and hf:NAME are not checked; below, FILE::MODEL and patterns are.
     if "://" in address or address.startswith("hf:"):
         return
     path = os.path.expanduser(address.partition("::")[0])
@@ -257,7 +257,7 @@ def at_least(least: int, config: Any, prefix: str, *names: str) -> None:
     """ValueError for a number below `least` among these fields.
 
     Args:
-        prefix: What messages put before a field's name, such as "train."; "--" makes it an option.
+        prefix: Put before a field's name in messages, such as "train."; with "--" the name is written as an option.
     """
     for name in names:
         value = getattr(config, name)
@@ -267,7 +267,7 @@ def at_least(least: int, config: Any, prefix: str, *names: str) -> None:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`; a float may be a fraction such as "4/255", a `Typed` text any value."""
+    """Convert `value` to the type `hint`. A float may be a fraction such as "4/255"; a `Typed` text any value."""
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -329,7 +329,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _parts(text: str, key: str) -> Any:
-    """A list of a command line: words between commas, or as TOML has it, in brackets."""
+    """A list from the command line: comma-separated words, or a TOML list in brackets."""
     if not text.lstrip().startswith("["):
         return [Typed(part.strip()) for part in text.split(",")]
     try:
@@ -339,7 +339,7 @@ def _parts(text: str, key: str) -> Any:
 
 
 def _check_unquoted(value: str, hint: Any, key: str) -> None:
-    """ValueError for a text in a file where there has to be a number, true or false."""
+    """ValueError for a quoted value in a file where a number, true or false is expected."""
     if hint is float and "/" in value:
         return
     convert(Typed(value), hint, key)
@@ -374,7 +374,7 @@ def number(value: Any, key: str) -> float:
         raise ValueError(f"{key} must be a number, not {_shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be a number, not {_shown(value)}")
-    # Before `float`, for which an int may be too large.
+    # Before `float`, which fails on very large ints.
     if abs(value) > LARGEST_NUMBER:
         raise ValueError(f"{key} must be at most {LARGEST_NUMBER:g} in size")
     return float(value)
@@ -389,7 +389,7 @@ def _shown(value: Any) -> str:
 
 
 def as_tree(config: Any) -> dict[str, Any]:
-    """A dataclass as a nested mapping that TOML can hold (a None is left out: it is the default)."""
+    """A dataclass as a nested mapping that TOML can hold (None is left out, since it is the default)."""
     tree = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""The one kind of rich console that this package opens."""
+"""The only kind of rich console that this package opens."""
 
 import os
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from advflyp.terminal import drop_output
 
 
 class SafeConsole(Console):
-    """A console on which text is only text: nothing in it is markup, an emoji's name or a terminal's command.
+    """A console that prints text as it is: markup, emoji names and terminal commands in it have no effect.
 
-    Once nobody reads what it prints (`advflyp train … | head`) it is silent: output that is not wanted is no reason to
-    lose a training.
+    Once nobody reads the output (`advflyp train … | head`), the console falls silent, so that a closed pipe does not
+    end a training run.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -23,7 +23,7 @@ class SafeConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            # rich's own commands, such as moving the cursor, are marked as such.
+            # rich marks its own commands, such as moving the cursor, as control segments.
             yield segment if segment.control else segment._replace(text=for_terminal(segment.text, keep="\n"))
 
     def on_broken_pipe(self) -> None:
@@ -32,10 +32,10 @@ class SafeConsole(Console):
 
 
 def is_rank0() -> bool:
-    """Whether this process speaks for its run."""
+    """Whether this process is rank 0, which prints for the whole run."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def rank0_console() -> SafeConsole:
-    """A console that is silent on every rank of a run but the first."""
+    """A console that is silent on every rank except rank 0."""
     return SafeConsole(quiet=not is_rank0())

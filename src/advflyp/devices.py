@@ -1,4 +1,4 @@
-"""Devices by name: which there are, and which one a name means; and tensors on their way there."""
+"""List devices, find one by name, and move tensors to it."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     """The device called `name`.
 
     Args:
-        name: "auto" is the current CUDA device where there is one and otherwise the CPU: MPS is untested and has to be
-            asked for. "cpu", "cuda", "cuda:1", "mps", or a device of torch's.
+        name: "cpu", "cuda", "cuda:1", "mps", a `torch.device`, or "auto": the current CUDA device if there is one, else
+            the CPU (MPS is untested and must be named explicitly).
 
     Returns:
         The device.
 
     Raises:
-        ValueError: For a device that is not there, or that is no place to compute.
+        ValueError: If there is no such device, or models cannot compute on it.
     """
     there = available_devices()
     if str(name) == "auto":
@@ -39,15 +39,15 @@ def available_devices() -> list[str]:
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Move a tensor to a device without making the host wait for the device.
 
-    A copy from pageable memory may wait until the accelerator has done all it was given before; one from pinned memory
-    is queued like any other work.
+    A copy from pageable memory may wait until the accelerator has finished all earlier work; one from pinned memory is
+    queued like any other work.
 
     Args:
         tensor: A tensor of any shape and type, usually on the host.
-        device: Where it is wanted.
+        device: The target device.
 
     Returns:
-        The tensor itself where it is on `device` already, otherwise a copy.
+        The tensor itself if it is already on `device`, otherwise a copy.
     """
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()

@@ -1,15 +1,15 @@
 """The ranks of a run, and what they exchange.
 
-Every rank holds some rows of each batch: its images, of which it alone computes embeddings and gradients. The loss
-couples all rows. What a rank needs of the others are constants to it, since their rows do not depend on its own; so it
-has the loss of the whole batch as a function of its own rows, and differentiates that:
+Every rank holds some rows of each batch, its images; it alone computes their embeddings and gradients. The loss
+couples all rows. To a rank, the rows of the other ranks are constants, since they do not depend on its own. So it
+computes the loss of the whole batch as a function of its own rows, and differentiates that:
 
-- the gradient of its own images is complete. No gradient is exchanged within an attack.
-- the gradient of the weights is its rows' part. The parts of all ranks, added up, are the whole, by the chain rule over
-  the rows; that sum is the one exchange of gradients in a step.
+- the gradient with respect to its own images is complete. No gradient is exchanged within an attack.
+- the gradient with respect to the weights covers only its own rows. By the chain rule, the full gradient is the sum
+  over all ranks; that sum is the only exchange of gradients in a step.
 
-`Ranks` is one rank alone, `Group` one of several; losses are written for either. What the hosts exchange begins with a
-meeting (`liveness.py`) that waits for as long as all ranks are alive; only what follows has a time limit.
+`Ranks` is a single rank, `Group` one of several; losses are written for either. Every exchange between hosts begins
+with a meeting (`liveness.py`), which waits as long as all ranks are alive; only what follows it has a time limit.
 """
 
 import gc
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """One rank alone: it has every row, and there is nobody to exchange anything with.
+    """A single rank, which holds every row and exchanges nothing.
 
     Attributes:
-        rank: Which rank this is.
-        size: How many there are.
-        first_row: Where in the batch its own rows begin.
+        rank: The number of this rank.
+        size: The number of ranks.
+        first_row: Index in the batch of this rank's first row.
     """
 
     rank = 0
@@ -51,63 +51,63 @@ class Ranks:
     first_row = 0
 
     def rows(self, own: int) -> int:
-        """Rows of the whole batch, where `own` are this rank's."""
+        """The number of rows in the whole batch, of which this rank holds `own`."""
         return own
 
     def split(self, sizes: Sequence[int] | None = None) -> None:
-        """From here on a batch consists of so many rows of each rank; by default of as many as at first."""
+        """Set the number of rows per rank for the following batches; by default, back to the initial numbers."""
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, …) own rows → (N, …) those of all ranks, in the order of the batch. Gradients reach every row."""
+        """(n, …) own rows → (N, …) rows of all ranks, in batch order; gradients reach every row."""
         return rows
 
     def mean(self, rows: Tensor) -> Tensor:
-        """(n,) → the mean over the N rows of the batch; gradients reach the own ones."""
+        """(n,) → the mean over the N rows of the batch; gradients reach only the own rows."""
         return rows.mean()
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, element by element; gradients reach the own value."""
+        """The elementwise sum over all ranks; gradients reach only the own value."""
         return value
 
     def all_gather(self, value: Tensor) -> Tensor:
-        """(…) → (ranks, …) every rank's value; gradients reach the own one."""
+        """(…) → (ranks, …) every rank's value; gradients reach only the own value."""
         return value[None]
 
     def logsumexp(self, value: Tensor) -> Tensor:
-        """log Σ exp over all ranks, element by element; gradients reach the own value."""
+        """The elementwise log Σ exp over all ranks; gradients reach only the own value."""
         return value
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's `value`, in the order of the ranks."""
+        """Every rank's `value`, in rank order."""
         return [value]
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, for all of them; its ValueError is raised by all."""
+        """Run `work` on rank 0 only; return its result, or raise its ValueError, on all ranks."""
         return work()
 
     def go_on(self, more: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether every rank has more to do, and whether any of them wants to stop."""
+        """Whether every rank has more to do, and whether any rank wants to stop."""
         return more, stop
 
     def wait_for_all(self) -> None:
-        """Go on when every rank has come here, however long one takes; `LostRank` where one is gone."""
+        """Wait until every rank arrives, however long one takes; `LostRank` if one is gone."""
 
     def leave(self) -> None:
-        """Stop asking whether the others are alive, and letting them know."""
+        """Stop exchanging signs of life with the other ranks."""
 
     def close(self) -> None:
-        """Leave the others, before the process ends."""
+        """Disconnect from the other ranks; call it before the process ends."""
 
 
 ALONE = Ranks()
 
 
 class Group(Ranks):
-    """One of several ranks, after torch.distributed was started.
+    """One of several ranks; torch.distributed must be initialised.
 
     Args:
-        batch: N, rows of a batch of all ranks.
-        device: This rank's.
+        batch: N, rows of a batch over all ranks.
+        device: This rank's device.
     """
 
     def __init__(self, batch: int, device: torch.device) -> None:
@@ -115,7 +115,7 @@ class Group(Ranks):
         self.device = device
         self.full = [Share(batch, rank, self.size).size for rank in range(self.size)]
         self.split()
-        # What the host decides is exchanged by the hosts: reading it off a device would make that wait.
+        # What the host decides is exchanged between hosts: reading it from a device would make the host wait.
         self.hosts: Any = dist.new_group(backend="gloo", timeout=liveness.TIMEOUT)
         self.meetings = Meetings(self.hosts.group_name)
 
@@ -192,7 +192,7 @@ class Group(Ranks):
 
 @contextmanager
 def _losses() -> Iterator[None]:
-    """What a backend raises where another rank is gone, in our words."""
+    """Turn the error that a backend raises when another rank is gone into `LostRank`."""
     try:
         yield
     except RuntimeError as error:
@@ -200,7 +200,7 @@ def _losses() -> Iterator[None]:
 
 
 class _Shared(torch.autograd.Function):
-    """The value of a whole that is the same everywhere, with the gradient of the own part."""
+    """A value that is the same on all ranks; its gradient goes to the own part only."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, whole: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ class _Shared(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks. Each rank's loss depends on them through its own rows only: their gradients are summed.
+    """Rows of all ranks. Each rank's loss covers only its own rows, so the gradients are summed over the ranks.
 
-    torch.distributed.nn has one that is deprecated in torch 2.15 and whose successor is absent in 2.11.
+    torch.distributed.nn has such a function, but it is deprecated in torch 2.15, and its successor is absent in 2.11.
     """
 
     @staticmethod
@@ -239,21 +239,21 @@ class _Gather(torch.autograd.Function):
 def start(
     device: str | torch.device, trackers: Sequence[str] = (), folder: Path | None = None
 ) -> "Accelerator":
-    """The device of this rank, and the connection to the others where a launcher has started several.
+    """Pick the device of this rank, and connect it to the others if a launcher has started several.
 
     Args:
         device: "auto", "cpu" or "cuda".
-        trackers: Trackers that the run is going to write to.
-        folder: Where they put files.
+        trackers: Trackers that the run will write to.
+        folder: Folder for the trackers' files.
 
     Raises:
-        ValueError: The device is not there, or is none for several ranks; or there are more ranks than GPUs.
+        ValueError: There is no such device, ranks cannot use it, or there are more ranks than GPUs.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
-    # Accelerate keeps one state for the process; a second run may ask for another device.
+    # Accelerate keeps one state per process; a second run may ask for another device.
     AcceleratorState._reset_state(reset_partial_state=True)
     place = pick_device(device)
     if place.type not in ("cpu", "cuda") or place.index is not None:
@@ -270,18 +270,18 @@ def start(
 
 
 def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The module with the mean of its gradients over all ranks, exchanged while they are being computed."""
+    """The module with its gradients averaged over all ranks, exchanged while they are being computed."""
     if ranks.size == 1:
         return module
-    # DDP compares the parameters in a limited time, and one rank may have had to fetch what the others had.
+    # DDP compares the parameters under a time limit, and one rank may still be downloading what the others have.
     ranks.wait_for_all()
-    # Buffers never change while training; torch 2.15 has another word for leaving them alone than 2.11.
+    # Buffers never change during training; the option not to synchronise them has another name in torch 2.15.
     known = inspect.signature(DistributedDataParallel).parameters
     alone: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        # A step's graph is always the same one: parameters it leaves out are known after the first.
+        # Every step has the same graph, so unused parameters are known after the first.
         static_graph=True,
         gradient_as_bucket_view=True,
         **alone,
@@ -290,9 +290,9 @@ def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Modu
 
 @contextmanager
 def process_group(device: str | torch.device) -> Iterator[tuple[Ranks, torch.device | None]]:
-    """The ranks that work on something other than batches, and the device of this one if a launcher gave it one.
+    """The ranks, for work outside training, and the device of this rank if a launcher assigned one.
 
-    Those that are connected already stay so afterwards.
+    Ranks that were already connected stay connected afterwards.
     """
     connected = dist.is_initialized()
     if not connected and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -314,7 +314,7 @@ def process_group(device: str | torch.device) -> Iterator[tuple[Ranks, torch.dev
 
 
 def join(batch: int, device: torch.device) -> Ranks:
-    """What this rank is among those of its run, after `start`; ValueError where a batch has fewer rows than ranks."""
+    """`Group`, or `ALONE` for a single rank; call it after `start`. ValueError if a batch has fewer rows than ranks."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return ALONE
     if batch < dist.get_world_size():

@@ -1,7 +1,7 @@
-"""JSON, TOML and text of files that may be anybody's, read within limits.
+"""Read JSON, TOML and text from untrusted files, within limits.
 
-Python's own parsers raise half a dozen errors: of nesting, of numbers with thousands of digits, of encodings. Here
-everything that is wrong with a file is a ValueError with its reason, and `limits.py` says how large it may be.
+Python's own parsers raise half a dozen kinds of errors: for nesting, for numbers with thousands of digits, for
+encodings. Here anything wrong with a file is a ValueError with the reason, and `limits.py` says how large it may be.
 """
 
 import codecs
@@ -23,25 +23,25 @@ from advflyp.limits import (
     read_bounded,
 )
 
-# As many as a number of 64 bits has, with its sign.
+# Digits of a 64-bit integer, with its sign.
 _DIGITS = 20
 # tomllib takes quadratic time for a key of many parts, such as a.b.c.d. Quoted parts of more than 32 characters, of
-# which few fit into a recipe, are left to it: to look for their ends would take quadratic time, too.
+# which few fit into a recipe, are left to it: looking for their ends would take quadratic time, too.
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.){0,32}+"|'[^'\n]{0,32}+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?<![\w\\-]){_PART}(?:\.[ \t]*+{_PART}){{{MAX_DEPTH}}}")
 
 
 def decode(data: bytes) -> str:
-    """UTF-8, or what a byte order mark says, as editors of Windows write it; the mark is no part of the text."""
+    """Decode UTF-8, or the encoding that a byte order mark names, as Windows editors write it; the mark is dropped."""
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if wide else "utf-8-sig")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that JSON describes.
+    """Parse JSON.
 
-    Whole numbers of more than 64 bits become floats, as in most languages. NaN and Infinity, which are no JSON but
-    which Python writes, stay what they are: whoever wants a number has to check it.
+    Whole numbers of more than 64 bits become floats, as in most languages. NaN and Infinity, which are not JSON but
+    which Python writes, are accepted: a caller that needs a finite number has to check.
 
     Args:
         data: The text, or its bytes in UTF-8 (or UTF-16 with a byte order mark).
@@ -62,11 +62,11 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: Path, advice: str = "") -> Any:
-    """The value in a file of JSON.
+    """Read a JSON file.
 
     Args:
         path: The file.
-        advice: How the message ends where the file is damaged.
+        advice: End of the message if the file is damaged.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -88,7 +88,7 @@ def read_json(path: Path, advice: str = "") -> Any:
 
 
 def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
-    """As `read_json`, of a file that has to hold an object."""
+    """As `read_json`, for a file that must hold an object."""
     found = read_json(path, advice)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no object{advice}")
@@ -96,7 +96,7 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
 
 
 def parse_toml(data: bytes | str) -> dict[str, Any]:
-    """The tables that TOML describes.
+    """Parse TOML.
 
     Raises:
         ValueError: It is not TOML, larger than MAX_RECIPE_BYTES, nested more than MAX_DEPTH levels deep, or a whole
@@ -116,7 +116,7 @@ def parse_toml(data: bytes | str) -> dict[str, Any]:
         raise ValueError(_TOO_DEEP) from None
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError:  # Python's, of thousands of digits
+    except ValueError:  # Python's own, for thousands of digits
         raise ValueError(_TOO_LARGE) from None
     _check_depth(found)
     _check_integers(found)
@@ -124,7 +124,7 @@ def parse_toml(data: bytes | str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A text file of the user's; ValueError where it cannot be read, is too large or in no Unicode encoding."""
+    """Read a user's text file; ValueError if it cannot be read, is too large or is not Unicode."""
     try:
         with open(path, "rb") as file:
             return decode(read_bounded(file, MAX_LIST_BYTES))

@@ -1,4 +1,4 @@
-"""What ends a command with one line, other than a user's mistake, which is a `ValueError`."""
+"""Errors that end a command with a one-line message, besides user mistakes, which are `ValueError`s."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ GONE = "another rank of this run has stopped or cannot be reached; its own messa
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through nothing that could have been seen before it began. The message is one line."""
+    """A run cannot continue, for a reason that could not be detected before it began. The message is one line."""
 
 
 class SkippedSample(Exception):
-    """Data that cannot be used. The message is the reason: one of a few, so that they can be counted."""
+    """Data that cannot be used. The message is one of a few fixed reasons, so that they can be counted."""
 
 
 class LostRank(RunError):
@@ -24,7 +24,7 @@ class LostRank(RunError):
         super().__init__(GONE)
 
 
-# What the system says where the user can mend something, and how. After "then" comes how to continue.
+# System errors that a user can fix, and how. After "then" follows how to continue.
 _MENDED = {
     errno.ENOSPC: "free some space, then",
     errno.EDQUOT: "free some space, then",
@@ -55,11 +55,11 @@ _MENDED = {
 
 
 def refusal(error: OSError, to_go_on: str = "give the same command again") -> str | None:
-    """A sentence on what the system refused: which file, why, and what to do. None where a user cannot mend it."""
+    """A sentence on what the system refused: which file, why, and what to do. None if a user cannot fix it."""
     if error.errno not in _MENDED or error.strerror is None:
         return None
     if error.errno == errno.ENOENT and error.filename is None:
-        # Of the current folder the system does not say the name.
+        # The system does not name the current folder.
         return "the current folder was deleted; change to another one"
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     what = _MENDED[error.errno]
@@ -67,17 +67,17 @@ def refusal(error: OSError, to_go_on: str = "give the same command again") -> st
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def naming(path: str | os.PathLike[str], instead_of: Path | None = None) -> Iterator[None]:
-    """Within the block an `OSError` that names no file names `path`: that of a write does not say what was written.
+    """Within the block, an `OSError` without a file name gets the name `path`: errors from writing have none.
 
     Args:
-        path: What a user knows it by.
-        instead_of: A draft; errors that name it, or what is in it, name `path` too.
+        path: The name that the user knows.
+        instead_of: A draft; errors that name it, or something in it, name `path` instead.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Text from outside, made safe for where it goes: a function for each output.
+"""Make untrusted text safe for its destination: one function per kind of output.
 
-Names of samples, classes, files, models and sets are anybody's, and so are captions and the errors that quote them. A
-terminal obeys the control characters in them, rich their brackets, a spreadsheet a leading "=", a page their tags; a
-file in UTF-8 cannot hold half a character at all. Letters, spaces and punctuation of any language stay as they are.
+Names of samples, classes, files, models and datasets are untrusted, and so are captions and errors that quote them. A
+terminal obeys control characters in them, rich obeys brackets, a spreadsheet a leading "=", a web page tags; a UTF-8
+file cannot hold half a character (a lone surrogate). Letters, spaces and punctuation of any language stay as they are.
 """
 
 import html
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Control characters (C0, C1), halves of characters, line separators, and marks that turn the direction of what follows.
+# Control characters (C0, C1), lone surrogates, line separators, and marks that change the text direction.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _NUMBER = re.compile(r"[+-]?[\d.,]+(?:e[+-]?\d+)?(?: ?%)?", re.IGNORECASE)
-# The wide forms are taken for the narrow ones by some programs.
+# Some programs read the full-width forms as the narrow ones.
 _FORMULA = tuple("=+-@＝＋－＠")
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -47,10 +47,10 @@ def for_terminal(text: str, *, keep: str = "") -> str:
 
     Args:
         text: Anything.
-        keep: Characters to leave, such as "\n" where `text` is of several lines.
+        keep: Characters to leave, such as "\n" if `text` has several lines.
 
     Returns:
-        `text` with what is not printable as Python writes it: an escape character as the four letters \x1b.
+        `text` with unprintable characters escaped as in Python: an escape character becomes the four letters \x1b.
     """
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
@@ -65,7 +65,7 @@ def for_rich(text: str, style: str = "", *, keep: str = "") -> "Text":
 
 
 def for_csv(text: str) -> str:
-    """A cell of a CSV file that no spreadsheet takes for a formula: an apostrophe goes before one. Numbers stay."""
+    """A CSV cell that no spreadsheet takes for a formula: those get a leading apostrophe. Numbers stay."""
     text = for_terminal(text)
     is_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text.strip())
     return f"'{text}" if is_formula else text
@@ -79,10 +79,10 @@ def for_markdown(text: str) -> str:
 
 
 def for_latex(text: str) -> str:
-    """Text as LaTeX, letters outside ASCII that pdflatex does not know included."""
+    """Text as LaTeX, including non-ASCII letters that pdflatex does not know."""
     return "".join(_LATEX.get(letter, letter) for letter in for_terminal(text.replace("\n", " ")))
 
 
 def for_html(text: str) -> str:
-    """Text in an element or a quoted attribute of a page."""
+    """Text for an element or a quoted attribute of an HTML page."""
     return html.escape(for_terminal(text, keep="\n\t"))

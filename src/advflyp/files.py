@@ -1,11 +1,11 @@
-"""Everything is written through here: whole files and folders, lines behind lines, locks, hashes.
+"""All writing goes through this module: whole files and folders, appended lines, locks, hashes.
 
-A file or folder is written under a name of its own, `.NAME.RANDOM.partial`, and takes its place when it is complete:
-whenever a process is killed or a disk is full, what was there before is whole. A draft is locked while its process
-lives; what a killed one left is removed by the next that writes the same file or folder, and no other is touched.
+A file or folder is first written as a draft, `.NAME.RANDOM.partial`, and takes its place when it is complete: if the
+process is killed or the disk fills up, what was there before is intact. A draft is locked while its process lives; the
+draft of a killed process is removed by the next one that writes the same file or folder. Other drafts are not touched.
 
-Locks are `flock`s, which the system takes back when a process ends, however it ends. filelock would not do: the files
-with results are locked themselves, and a lock's file is handed to a child process.
+Locks are `flock`s, which the system releases when a process ends, however it ends. The filelock package does not fit:
+result files are locked themselves, and a lock's file is handed to a child process.
 """
 
 import ctypes
@@ -26,19 +26,19 @@ from typing import IO
 from advflyp.errors import naming
 
 DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
-# Of a name, so that a draft's is no longer than a file system takes.
+# Characters of a name that its draft's name keeps, so that it is not too long for the file system.
 LETTERS = 50
-# How often a folder is made that others remove at the same time.
+# Attempts to make a folder that other processes may be removing.
 ATTEMPTS = 100
-# Of Linux, from fcntl.h and stdio.h.
+# Constants of Linux, from fcntl.h and stdio.h.
 _CURRENT_FOLDER, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
-# What file systems say that have no locks, and those that cannot rename as asked.
+# Errors of file systems without locks, and of those that cannot rename as asked.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 _NO_RENAME = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class InUse(ValueError):
-    """Another process holds a lock; says which."""
+    """Another process holds a lock; the message says which."""
 
 
 @contextmanager
@@ -46,8 +46,8 @@ def write_atomically(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]
     """A file to write into that becomes `path` when the block ends, and vanishes if it fails.
 
     Args:
-        path: Its folder is made if it is not there. A link stays: the file that it names is replaced.
-        replace: False for a `FileExistsError` where there is a file by then.
+        path: Its folder is made if missing. A symbolic link stays; the file that it points to is replaced.
+        replace: If False, `FileExistsError` if the file exists by then.
     """
     path = _real(path)
     _make(path.parent)
@@ -64,11 +64,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def draft_file(folder: Path, name: str) -> Iterator[IO[bytes]]:
-    """A new file in `folder`, for `publish`; it is gone when the block ends, unless it was published.
+    """A new file in `folder`, for `publish`; it is deleted when the block ends, unless it was published.
 
     Args:
-        folder: A folder that is there.
-        name: What drafts of the same thing have in common: those that killed processes left are removed.
+        folder: An existing folder.
+        name: The name to be published; drafts of it that killed processes left are removed.
     """
     _remove_abandoned(folder, name)
     with _new_draft(folder, name) as file:
@@ -79,7 +79,7 @@ def draft_file(folder: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def publish(file: IO[bytes], path: Path, *, replace: bool = True) -> None:
-    """Give a draft the name `path`, once its contents are on the disk."""
+    """Give a draft the name `path`, once its contents are on disk."""
     file.flush()
     os.fsync(file.fileno())
     if replace:
@@ -90,7 +90,7 @@ def publish(file: IO[bytes], path: Path, *, replace: bool = True) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder in a file system; `FileExistsError` where there is something at `target`."""
+    """Rename a file or folder within a file system; `FileExistsError` if `target` exists."""
     if not _renamed(source, target, _RENAME_NOREPLACE):
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
@@ -99,13 +99,13 @@ def move(source: Path, target: Path) -> None:
 
 @contextmanager
 def draft_folder(folder: Path) -> Iterator[Path]:
-    """A new folder, for `publish_folder`, that is to become `folder`; it is gone when the block ends.
+    """A new folder, for `publish_folder`, that will become `folder`; it is deleted when the block ends.
 
-    Folders that it needs are made, and removed if nothing comes of them.
+    Missing parent folders are made, and removed again if they stay empty.
 
     Raises:
-        ValueError: Where it could not take the place of `folder`, which is a mount point or in a folder that may not
-            be written to.
+        ValueError: If `folder` cannot be replaced, because it is a mount point or in a folder that may not be written
+            to.
     """
     folder = _real(folder)
     near, there = folder.parent, folder.is_dir()
@@ -129,22 +129,22 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         finally:
             _clear(work)
             for parent in made:
-                with suppress(OSError):  # it is full
+                with suppress(OSError):  # it is not empty
                     parent.rmdir()
 
 
 def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
-    """Give the draft of a folder its name, once its contents are on the disk.
+    """Give the draft of a folder its name, once its contents are on disk.
 
     Args:
-        draft: What `draft_folder(folder)` gave.
-        folder: Where the folder goes.
-        replace: Whether it takes the place of a folder with contents. Where the system can exchange two folders, there
-            is the old or the new one at every moment. Elsewhere there is none for an instant, and where the process is
-            killed then, `recover_folder` puts the new one there.
+        draft: The folder that `draft_folder(folder)` yielded.
+        folder: Its final place.
+        replace: Whether to replace a folder that is not empty. If the system can exchange two folders, the old or the
+            new one is there at every moment. Otherwise there is none for an instant; if the process is killed then,
+            `recover_folder` puts the new one there.
 
     Raises:
-        ValueError: Without `replace`, where there is a file or a folder with contents by then.
+        ValueError: Without `replace`, if there is a file or a folder with contents by then.
     """
     folder = _real(folder)
     for path in draft.rglob("*"):
@@ -165,23 +165,23 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Finish what a killed process has begun: put `folder` back if it is missing, remove abandoned drafts of it."""
+    """Finish what a killed process began: put `folder` in place if it is missing, and remove its abandoned drafts."""
     folder = _real(folder)
     if folder.parent.is_dir():
         _remove_abandoned(folder.parent, folder.name)
 
 
 def names_in(folder: Path) -> set[str]:
-    """What is in a folder, but for drafts; nothing where there is no folder."""
+    """Names of what is in a folder, except drafts; empty if there is no folder."""
     if not folder.is_dir():
         return set()
     return {path.name for path in folder.iterdir() if not DRAFT.fullmatch(path.name)}
 
 
 def open_locked(path: Path) -> IO[bytes]:
-    """The file, opened to read and to append and locked until it is closed; another process's lock is waited for.
+    """Open a file for reading and appending, locked until it is closed; waits for another process's lock.
 
-    It and its folder are made if they are not there.
+    The file and its folder are made if missing.
     """
     file = _open_locked(path, fcntl.LOCK_EX)
     assert file is not None
@@ -189,15 +189,15 @@ def open_locked(path: Path) -> IO[bytes]:
 
 
 def try_open_locked(path: Path) -> IO[bytes] | None:
-    """`open_locked`, or None where another process has the lock."""
+    """As `open_locked`, or None if another process has the lock."""
     return _open_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def append(file: IO[bytes], data: bytes) -> int:
-    """Write at the end of a file of `open_locked`, all or nothing.
+    """Append to a file from `open_locked`, all or nothing.
 
     Returns:
-        The size of the file then.
+        The new size of the file.
 
     Raises:
         OSError: It cannot be written; names the file.
@@ -206,7 +206,7 @@ def append(file: IO[bytes], data: bytes) -> int:
     end = os.fstat(handle).st_size
     left = memoryview(data)
     try:
-        # Past the file's buffer: what a full disk refuses would be written once more when the file is closed.
+        # Not through the file's buffer, which would write what a full disk refused once more when the file is closed.
         with naming(file.name):
             while left:
                 left = left[os.write(handle, left) :]
@@ -218,14 +218,14 @@ def append(file: IO[bytes], data: bytes) -> int:
 
 
 def lock(path: Path, *, wait: float = 0) -> IO[bytes]:
-    """A lock that one process has at a time, until it closes it (by a `with`) or ends.
+    """Take a lock that one process holds at a time, until it closes the lock (by a `with`) or ends.
 
     Args:
-        path: A file for it, which stays and says who has the lock.
-        wait: Seconds to wait for another process to end; `math.inf` for however long it takes.
+        path: The lock's file, which stays and says who holds the lock.
+        wait: Seconds to wait for another process; `math.inf` for however long it takes.
 
     Raises:
-        InUse: Where another process has it.
+        InUse: If another process still holds it.
     """
     end = time.monotonic() + wait
     while (file := try_lock(path)) is None:
@@ -238,7 +238,7 @@ def lock(path: Path, *, wait: float = 0) -> IO[bytes]:
 
 
 def try_lock(path: Path) -> IO[bytes] | None:
-    """`lock`, or None where another process has it."""
+    """As `lock` without waiting, or None if another process holds it."""
     file = try_open_locked(path)
     if file is not None:
         file.truncate(0)
@@ -248,13 +248,13 @@ def try_lock(path: Path) -> IO[bytes] | None:
 
 
 def holder(path: Path) -> str:
-    """Who has a lock, as it wrote itself into it: "process 1234 on node7"."""
+    """Who holds a lock, as its file says: "process 1234 on node7"."""
     who = path.read_text(encoding="utf-8").strip()
     return f"process {who}" if who else "another process"
 
 
 def cache_folder() -> Path:
-    """Where advflyp keeps what it can make or fetch again, in the user's cache."""
+    """The folder in the user's cache for what advflyp can make or fetch again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advflyp"
 
 
@@ -265,7 +265,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _real(path: Path) -> Path:
-    # `resolve` raises an error of its own where links lead in a circle.
+    # `resolve` raises another kind of error if links form a loop.
     return Path(os.path.realpath(path))
 
 
@@ -289,10 +289,10 @@ def _remove_abandoned(folder: Path, name: str) -> None:
     """Remove the drafts of `name` whose processes have ended."""
     ours = re.compile(rf"\.{re.escape(name[:LETTERS])}\.[0-9a-f]{{8}}\.partial")
     for path in [path for path in folder.iterdir() if ours.fullmatch(path.name)]:
-        # Its process has a lock on it, or removes it now, or is another user's.
+        # Its process has a lock on it or is removing it, or it is another user's.
         with suppress(OSError):
             if path.is_dir() and not (path / "lock").exists():
-                path.rmdir()  # who has just made it will find it gone
+                path.rmdir()  # the process that has just made it will notice
                 continue
             with open(path / "lock" if path.is_dir() else path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -305,7 +305,7 @@ def _remove_abandoned(folder: Path, name: str) -> None:
 
 
 def _clear(work: Path) -> None:
-    # The lock last: without it, what is left could not be told from a draft that is being made.
+    # The lock goes last: without it, the rest would look like a draft that is being made.
     for path in work.iterdir():
         if path.name != "lock":
             shutil.rmtree(path, ignore_errors=True)
@@ -357,7 +357,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def _renamed(one: Path, other: Path, how: int) -> bool:
-    """Rename as Linux's renameat2 can; False where the system or the file system cannot."""
+    """Rename by Linux's renameat2, with the flag `how`; False if the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc's, from 2.28
     if rename is None:
         return False
@@ -371,13 +371,13 @@ def _renamed(one: Path, other: Path, how: int) -> bool:
 
 
 def _make(folder: Path) -> None:
-    # A file in its place is found by what comes next, which says so better.
+    # If there is a file in its place, the next step fails with a better message.
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def _sync(folder: Path) -> None:
-    """The names in a folder on the disk, where the file system can: what they name is there already."""
+    """Flush the entries of a folder to disk, if the file system can; the files themselves are on disk already."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

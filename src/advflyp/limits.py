@@ -1,4 +1,4 @@
-"""What one read from data may cost in bytes, pixels and seconds. Data may be hostile; real images stay far below."""
+"""Limits on the bytes, pixels and seconds that reading untrusted data may cost. Real images stay far below them."""
 
 import errno
 import os
@@ -10,65 +10,65 @@ from typing import BinaryIO
 
 from advflyp.errors import RunError, SkippedSample, naming, refusal
 
-# An encoded image: as large as one of MAX_PIXELS without compression.
+# An encoded image: the size of MAX_PIXELS without compression.
 MAX_IMAGE_BYTES = 1 << 28
 # Pillow's own limit for what may be a decompression bomb: 89 million pixels, 270 MB decoded.
 MAX_PIXELS = 89_478_485
-# The longer side by the shorter. Models resize the shorter side to theirs, so that a line of 8 × 11,000,000 pixels
-# would become one of 224 × 308,000,000.
+# The longer side divided by the shorter. Models resize the shorter side to their input size, so that a line of
+# 8 × 11,000,000 pixels would become 224 × 308,000,000.
 MAX_ASPECT = 256
-# Pixels times scans of a JPEG: some twenty seconds. Usual are one to ten scans.
+# Pixels times scans of a JPEG: some twenty seconds. One to ten scans are usual.
 MAX_SCANNED = 20 * MAX_PIXELS
-# Any text tower reads far less; what is longer is a page of HTML or worse.
+# Any text tower reads far less; anything longer is a page of HTML or worse.
 MAX_CAPTION_BYTES = 20_000
 # A class index, with room for blanks.
 MAX_LABEL_BYTES = 64
-# Of a member of a tar that is passed over. A damaged header can promise anything.
+# A member of a tar that is skipped. A damaged header can claim any size.
 MAX_MEMBER_BYTES = 1 << 40
 # An extended header of a tar holds a name of at most 4,096 bytes and a few numbers.
 MAX_TAR_HEADER_BYTES = 1 << 20
-# A table of text is read whole; one that is a list of JSON as a document, see MAX_DOCUMENT_BYTES.
+# A text table, which is read whole; a table that is a JSON list is a document, see MAX_DOCUMENT_BYTES.
 MAX_TABLE_BYTES = 4 << 30
-# So is the manifest of a folder of shards.
+# The manifest of a folder of shards, which is read whole, too.
 MAX_MANIFEST_BYTES = 64 << 20
-# JSON about a model, a dataset or a run. The largest usual ones are tokenizers and lists of files, of some 20 MB.
+# JSON about a model, a dataset or a run. The largest common ones are tokenizers and file lists, of some 20 MB.
 MAX_DOCUMENT_BYTES = 256 << 20
-# Results and metrics: a line has one to ten thousand bytes.
+# Results and metrics: a line has 1,000 to 10,000 bytes.
 MAX_RESULTS_BYTES = 1 << 30
-# Images of a result: Parquet holds a billion equal predictions in a few kilobytes.
+# Predictions of a result: Parquet holds a billion equal ones in a few kilobytes.
 MAX_PREDICTIONS = 1 << 24
 # Levels of lists and objects in JSON and TOML: a tokenizer has a dozen.
 MAX_DEPTH = 64
-# A recipe has two to four thousand bytes.
+# A recipe has 2,000 to 4,000 bytes.
 MAX_RECIPE_BYTES = 256 << 10
-# A list of text: class names, prompts, labels, the files of a split.
+# A text list: class names, prompts, labels, the files of a split.
 MAX_LIST_BYTES = 64 << 20
 # Characters of a class name, a prompt or a label. A tokenizer takes quadratic time for a long word.
 MAX_NAME = 1_000
 # Letters of a word in a caption, for the same reason: 20,000 would take nine seconds.
 MAX_WORD = 500
-# Encoded samples that are shuffled together: of usual images data.shuffle_buffer is less.
+# Encoded samples that are shuffled together; with common images, data.shuffle_buffer needs less.
 MAX_SHUFFLED_BYTES = 1 << 30
 # Encoded samples that are decoded ahead of time.
 MAX_AHEAD_BYTES = 1 << 30
-# What is unpacked from a tar may be so many times as large as the tar, beyond a first part. Images hardly shrink.
+# A packed tar may unpack to FREE_BYTES plus MAX_RATIO times what was read of it. Images hardly shrink.
 MAX_RATIO, FREE_BYTES = 200, 256 << 20
-# Seconds for an image from the web, in all.
+# Total seconds for an image from the web.
 FETCH_SECONDS = 60.0
-# Seconds for a call of a tokenizer whose files may hold anybody's regular expressions, and further ones for each text.
-# A text takes some ten microseconds.
+# Seconds for a tokenizer call, and extra seconds for each text: its files may hold untrusted regular expressions.
+# A text usually takes some ten microseconds.
 TOKENIZER_SECONDS, TOKENIZER_SECONDS_A_TEXT = 60.0, 0.01
-# So many times as long as a text may become before it is split into tokens: none of the usual tokenizers doubles it.
+# How many times longer a text may become before it is split into tokens: no common tokenizer doubles it.
 MAX_TEXT_GROWTH = 16
 
 
-# Not of one file, but of the machine and its disks: all files behind it would be taken for unusable.
+# Errors of the machine and its disks, not of one file: otherwise every following file would count as unusable.
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Within the block, a failure of the machine or its disks is a `RunError`; other `OSError`s are of the file."""
+    """Within the block, a failure of the machine or its disks is a `RunError`; other `OSError`s concern the file."""
     try:
         with naming(path):
             yield
@@ -79,11 +79,11 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """A file with an end, for reading; never waits for a pipe's other side.
+    """Open a regular file for reading, without ever waiting for the other end of a pipe.
 
     Raises:
         OSError: It cannot be opened.
-        RunError: Nor can any other, now.
+        RunError: The machine or its disks fail, so that no other file can be opened either.
         SkippedSample: It is a device, a pipe, a socket or a folder.
     """
     with reading(path):
@@ -95,7 +95,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_bounded(file: BinaryIO, limit: int) -> bytes:
-    """The rest of a file; `SkippedSample` where that is more than `limit` bytes."""
+    """The rest of a file; `SkippedSample` if that is more than `limit` bytes."""
     data = file.read(limit + 1)
     if len(data) > limit:
         raise SkippedSample(
@@ -105,13 +105,13 @@ def read_bounded(file: BinaryIO, limit: int) -> bytes:
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """The bytes of an encoded image; OSError or `SkippedSample` where it cannot be read or is too large to be one."""
+    """The bytes of an encoded image; OSError or `SkippedSample` if it cannot be read or is too large."""
     with open_regular(path) as file, reading(path):
         return read_image_stream(file)
 
 
 def read_image_stream(stream: BinaryIO, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
-    """As `read_image_file`, from an open file, of which the next `size` bytes are the image, or all there is."""
+    """As `read_image_file`, from an open file: the image is its next `size` bytes, or whatever is left."""
     data = stream.read(min(size, MAX_IMAGE_BYTES + 1))
     if len(data) > MAX_IMAGE_BYTES:
         raise SkippedSample("image file is too large")

@@ -1,8 +1,7 @@
-"""Which ranks are alive, and meetings at which all are: how slow ranks are told from lost ones.
+"""Tell slow ranks from lost ones: a heartbeat, and meetings that wait only while all ranks are alive.
 
-A rank may be at something for hours while the others wait: an attack on its share of the images, a download, a
-checkpoint on a slow disk. So a meeting waits for as long as all are alive, and whether they are alive is asked every
-second by threads of their own (`_Pulse`).
+A rank may be busy for hours while the others wait: with an attack on its share of the images, a download, a checkpoint
+on a slow disk. So a meeting waits as long as all ranks are alive, which separate threads (`_Pulse`) check every second.
 """
 
 import threading
@@ -17,49 +16,49 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from advflyp.errors import LostRank
 
-# How long a rank that is alive may keep silent, and how long an exchange may take once all are there for it.
+# How long a live rank may stay silent, and how long an exchange may take once all ranks have arrived.
 TIMEOUT = timedelta(minutes=10)
-# Seconds between two signs of life.
+# Seconds between two heartbeats.
 BEAT = 1.0
-# Seconds that the result of a meeting may be on its way after one of the ranks has left.
+# Seconds to wait for the result of a meeting after one of the ranks has left.
 GRACE = 2.0
-# A store's counter holds so many bits for each of the things that are counted.
+# Bits of the store's counter for each number that is counted.
 BITS = 20
 FOREVER = timedelta(days=365)
 
 
 class Meetings:
-    """Where the ranks of a run wait for one another.
+    """Meetings at which the ranks of a run wait for one another.
 
     Args:
-        name: A name of its own for the meetings of one group.
+        name: A name that is unique to one group's meetings.
     """
 
     def __init__(self, name: str) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # A connection of its own: another thread may wait for an answer on the group's.
+        # A separate connection: another thread may be waiting for an answer on the group's.
         store = _get_default_store().clone()
         store.set_timeout(FOREVER)
         self.store: Any = PrefixStore(f"advflyp/{name}", store)
         self.meetings = 0
         self.pulse = _Pulse()
-        # Also where the process ends without `leave`: a thread that is in the middle of an exchange would abort it.
+        # Also if the process ends without `leave`: a thread in the middle of an exchange would abort the process.
         weakref.finalize(self, self.pulse.leave)
 
     def leave(self) -> None:
-        """Stop asking whether the others are alive, and letting them know."""
+        """Stop exchanging signs of life with the other ranks."""
         self.pulse.leave()
 
     def meet(self, *votes: bool) -> list[int]:
-        """How many ranks gave each vote, when all have come here; `LostRank` where one is gone.
+        """Wait until all ranks arrive; how many of them gave each vote. `LostRank` if one is gone.
 
-        By a counter in the store, not by a collective: one that waits for a machine that has vanished keeps the
+        Uses a counter in the store instead of a collective: a collective that waits for a vanished machine keeps the
         process from ending.
         """
         self.meetings += 1
         ballot = sum(vote << (BITS * place) for place, vote in enumerate([True, *votes]))
         counted: list[int] = []
-        # The store's machine may vanish as well, and no call of it ends then.
+        # The store's machine may vanish as well; calls of the store then never return.
         clerk = threading.Thread(target=self._count, args=(self.meetings, ballot, counted), daemon=True)
         clerk.start()
         clerk.join(BEAT)
@@ -77,19 +76,19 @@ class Meetings:
                 self.store.set(f"{meeting}/all", str(total))
             counted.append(int(self.store.get(f"{meeting}/all")))
             if self.rank == 0:
-                # Whoever came to this meeting has left the last one.
+                # All ranks at this meeting have left the previous one.
                 for key in (f"{meeting - 1}", f"{meeting - 1}/all"):
                     self.store.delete_key(key)
 
 
 class _Pulse:
-    """Tells ranks that are slow from those that are gone: a thread in each, which meets those of the others.
+    """Tells slow ranks from lost ones: a thread in each rank exchanges heartbeats with those of the others.
 
-    A process that has been killed closes its connections, and the threads of the others see that at once; from one
-    whose machine has vanished they hear nothing for `TIMEOUT`.
+    If a process is killed, its connections close, which the threads of the others see at once; if a machine vanishes,
+    they notice after `TIMEOUT`.
 
     Attributes:
-        all_alive: No rank has been lost, or has left.
+        all_alive: Whether no rank has been lost or has left.
     """
 
     def __init__(self) -> None:
@@ -100,7 +99,7 @@ class _Pulse:
         self.thread.start()
 
     def leave(self) -> None:
-        """Tell the others, whose threads end as well: from here on ranks end one after the other."""
+        """Tell the other ranks, whose threads end as well: from now on ranks may end at different times."""
         self.leaving.set()
         self.thread.join(2 * BEAT)
 

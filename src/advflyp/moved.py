@@ -1,4 +1,4 @@
-"""Documented names that have moved: they work with a warning, and go with the next release."""
+"""Documented names that have moved: they still work, with a warning, and will be removed in the next release."""
 
 import warnings
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def forward(old: str, new: str) -> Callable[[str], Any]:
-    """A `__getattr__` for the module `old`, whose names are in `new` now.
+    """A `__getattr__` for the module `old`, whose names have moved to `new`.
 
     Args:
         old: The module's `__name__`.

@@ -1,4 +1,4 @@
-"""A user's own methods, sets and attacks, named "module:object" in a recipe or on the command line."""
+"""A user's own methods, datasets and attacks, named "module:object" in a recipe or on the command line."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def load_object(import_path: str) -> Any:
         found = import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module + ".").startswith(error.name + "."):
-            raise  # one that the module itself needs
+            raise  # an import inside the module failed
         raise ValueError(
             f"'{import_path}': there is no module {module}, neither installed nor in {here}"
         ) from None

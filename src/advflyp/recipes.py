@@ -1,6 +1,6 @@
-"""The recipes of the package by name, a recipe on top of its base, and the documentation of every recipe key.
+"""Find the package's recipes by name, merge a recipe with its base, and document every recipe key.
 
-`advflyp_full` is configs/advflyp_full.toml of the package, `mini/advflyp_full` its twin at mini scale. Nothing here
+`advflyp_full` is configs/advflyp_full.toml of the package, `mini/advflyp_full` its mini-scale twin. Nothing here
 imports torch, which takes seconds: keys are read from the source of the dataclasses that define them.
 """
 
@@ -59,8 +59,8 @@ class Key:
     """A recipe key.
 
     Attributes:
-        default: As it is written in the source; None for a required key.
-        help: What the dataclass's docstring says of it.
+        default: As written in the source; None for a required key.
+        help: Its description in the dataclass's docstring.
     """
 
     default: str | None
@@ -78,11 +78,11 @@ def find_recipe(name: str | Path) -> Path:
     """The file of a recipe.
 
     Args:
-        name: A TOML file. Where there is none: "advflyp_full", "mini/advflyp_full", in any case, or the path of a
-            recipe in a checkout, "configs/advflyp_full.toml".
+        name: A TOML file; or else a recipe of the package by name, in upper or lower case ("advflyp_full",
+            "mini/advflyp_full"), or by its path in a checkout ("configs/advflyp_full.toml").
 
     Raises:
-        ValueError: There is neither; with the nearest name.
+        ValueError: There is no such file or recipe; suggests the nearest name.
     """
     path = Path(name)
     if path.is_file():
@@ -97,7 +97,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_recipe_tree(name: str | Path) -> dict[str, Any]:
-    """The tables of a recipe on top of those of its base.
+    """The tables of a recipe, merged into those of its base.
 
     `base = "advflyp"` names a recipe of the package, `base = "common.toml"` a file in or below the recipe's folder;
     nothing else is read. A [method] with another name than the base's replaces it as a whole, any other table is merged
@@ -107,7 +107,7 @@ def read_recipe_tree(name: str | Path) -> dict[str, Any]:
         name: As `find_recipe` takes it.
 
     Raises:
-        ValueError: A file is missing or damaged, or the bases form a circle.
+        ValueError: A file is missing or damaged, or the bases form a cycle.
     """
     path, seen, trees = find_recipe(name), [], []
     while path is not None:
@@ -138,7 +138,7 @@ def _find_base(base: Any, recipe: Path) -> Path:
 
 
 def recipe_text(name: str | Path) -> str:
-    """A recipe with the keys of its base filled in, as TOML, below the comments that its file begins with."""
+    """A recipe as TOML, with the keys of its base filled in, below the comments at the top of its file."""
     import tomli_w
 
     path = find_recipe(name)
@@ -148,7 +148,7 @@ def recipe_text(name: str | Path) -> str:
 
 
 def recipe_summaries() -> dict[str, str]:
-    """The sentence that the file of each recipe begins with, by the recipe's name."""
+    """Name → summary of each recipe: the first line of its file."""
     found = {}
     for name in recipe_names():
         with open(CONFIGS / f"{name}.toml", encoding="utf-8") as file:
@@ -176,11 +176,11 @@ def check_names(recipe: Path, overrides: Mapping[str, str]) -> None:
     """Look for unknown keys and missing datasets before torch is imported.
 
     Args:
-        recipe: The file.
-        overrides: Keys of the command line with their values.
+        recipe: The recipe file.
+        overrides: Recipe keys of the command line, with their values.
 
     Raises:
-        ValueError: For all of them at once.
+        ValueError: Lists all the mistakes found.
     """
     tree, mistakes = override(read_recipe_tree(recipe), overrides), Mistakes()
     with mistakes.noted():
@@ -206,7 +206,7 @@ def check_names(recipe: Path, overrides: Mapping[str, str]) -> None:
 
 
 def describe_keys() -> list[str]:
-    """Every recipe key with its documentation and default, in lines."""
+    """Lines of text: every recipe key with its documentation and default."""
     lines = ["Recipe keys: --optim.lr 1e-4 on the command line, lr = 1e-4 below [optim] in a recipe."]
     for table in TABLES:
         lines += ["", f"[{table}]", *_described(table, table_keys(table))]
@@ -216,7 +216,7 @@ def describe_keys() -> list[str]:
 
 
 def describe_method(name: str) -> list[str]:
-    """The recipe keys of a method of the package, in lines."""
+    """Lines of text: the recipe keys of a method of the package."""
     return [f'[method] of name = "{name}"', *_described("method", method_keys(name))]
 
 
@@ -246,7 +246,7 @@ def _keys(where: str) -> dict[str, Key]:
 
 
 def _helps(docstring: str) -> dict[str, str]:
-    """What a docstring says of each name, in lines of "name: text" or "name, name: text" and indented ones below."""
+    """Name → text, from a docstring with lines "name: text" or "name, name: text" and indented continuation lines."""
     found: dict[str, str] = {}
     names, indent = [], ""
     for line in docstring.splitlines():

@@ -1,4 +1,4 @@
-"""How a batch is shared out over the ranks."""
+"""How a batch is divided among the ranks."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of every batch that one rank has: from `first` to `last`, exclusive.
+    """The rows of every batch that belong to one rank: from `first` up to but not including `last`.
 
     Attributes:
-        batch: N, images in a batch of all ranks.
-        rank: Which rank.
-        ranks: How many there are.
-        drop_last: Leave out what an epoch has beyond its full batches; else it is a smaller batch, shared out alike.
+        batch: N, images in a batch over all ranks.
+        rank: The number of this rank.
+        ranks: The number of ranks.
+        drop_last: Drop the samples beyond an epoch's full batches; if False, they form a smaller batch, divided alike.
     """
 
     batch: int
@@ -34,12 +34,12 @@ class Share:
         return self.last - self.first
 
     def batches(self, count: int) -> int:
-        """Batches in an epoch of `count` samples, each with a row for every rank."""
+        """The number of batches in an epoch of `count` samples; in each, every rank has at least one row."""
         full, rest = divmod(count, self.batch)
         return full + (not self.drop_last and rest >= self.ranks)
 
     def holds(self, count: int) -> np.ndarray:
-        """(count,) bool: which of an epoch's samples are this rank's."""
+        """(count,) bool: which of an epoch's samples belong to this rank."""
         row = np.arange(count) % self.batch
         mine = (row >= self.first) & (row < self.last)
         rest = count % self.batch
@@ -49,8 +49,9 @@ class Share:
         return mine
 
     def of_last(self, rest: int) -> tuple[int, int]:
-        """The rows, from the first to the last, exclusive, of a batch of `rest` at most as large as a full one: as many
-        for each rank as for the others, but for one, and for none more than it has of a full batch.
+        """First and last (exclusive) of this rank's rows in a batch of `rest` samples, at most a full one.
+
+        The numbers of rows of two ranks differ by at most one; no rank has more than in a full batch.
         """
         each, more = divmod(rest, self.ranks)
         full = [Share(self.batch, rank, self.ranks).size for rank in range(self.ranks)]
@@ -60,5 +61,5 @@ class Share:
         return first, first + sizes[self.rank]
 
 
-# A rank alone has all rows, of however many a batch consists.
+# A single rank has all rows, whatever the batch size.
 WHOLE = Share(1)

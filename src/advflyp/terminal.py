@@ -10,9 +10,9 @@ from advflyp.escape import for_terminal
 
 
 def prepare_streams() -> None:
-    r"""Let stdout and stderr take any text: in a locale that cannot write a letter it comes as \u03b5.
+    r"""Let stdout and stderr take any text: a letter that the locale cannot encode is written as \u03b5.
 
-    A stream that the caller has closed becomes one that drops everything.
+    A stream that the caller has closed is replaced by one that drops everything.
     """
     sys.stdout, sys.stderr = _writable(sys.stdout), _writable(sys.stderr)
 
@@ -26,12 +26,12 @@ def _writable(stream: TextIO | None) -> TextIO:
 
 
 def say(*lines: str, to_stderr: bool = False) -> None:
-    """Print lines at once, each on one line whatever the names in it hold."""
+    """Print lines without buffering; each stays on one line, whatever characters it holds."""
     print(*map(for_terminal, lines), sep="\n", flush=True, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def nobody_reads() -> bool:
-    """Whether stdout is a pipe whose reader has gone; what is left of the output is dropped then."""
+    """Whether stdout is a pipe whose reader has gone; if so, the rest of the output is dropped."""
     watched = select.poll()
     watched.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in watched.poll(0)):
@@ -41,7 +41,7 @@ def nobody_reads() -> bool:
 
 
 def drop_output() -> None:
-    """Drop what is still printed. Python would otherwise flush the rest once more as it exits, and complain."""
+    """Drop all further output. Otherwise Python would flush the rest again as it exits, and complain."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

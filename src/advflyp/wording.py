@@ -1,6 +1,6 @@
 """Numbers with their nouns, for messages and reports."""
 
-# Nouns that take more than an s end like these.
+# Endings of nouns whose plural ends in -es.
 HISSING = ("s", "x", "ch", "sh")
 
 
@@ -9,7 +9,7 @@ def counted(number: int, noun: str) -> str:
 
     Args:
         number: How many.
-        noun: In the singular; of several words the last is the one that changes.
+        noun: In the singular; of several words, the last one changes.
     """
     return f"{number:,} {noun if number == 1 else plural(noun)}"
 

@@ -1,4 +1,4 @@
-"""Which files are ours to replace: those that hold a mark of ours, and those that a folder's record says we wrote."""
+"""Which files may be replaced: those that hold a mark of ours, and those that a folder's record says we wrote."""
 
 import glob
 import hashlib
@@ -11,19 +11,19 @@ from pathlib import Path
 from advflyp.documents import parse_json
 from advflyp.files import DRAFT, append, file_sha256, open_locked, write_text
 
-# In a folder of files that may be replaced: lines of {name: SHA-256} of what was written.
+# The record in a folder of files that may be replaced: lines of {name: SHA-256} for what was written.
 RECORD = ".advflyp.jsonl"
-# More bytes than a table or a card has.
+# Bytes; more than a table or a model card has.
 LONGEST = 1 << 24
 
 
 def check_written_by_us(path: Path, *marks: bytes, option: str) -> None:
-    """ValueError where there is a file with contents at `path` that holds none of `marks`.
+    """ValueError if `path` is a file with contents but none of `marks`.
 
     Args:
-        path: A file that is to be replaced.
-        marks: Each kind of file that we write there holds one of them, and hardly any other file does.
-        option: What names another file.
+        path: The file to be replaced.
+        marks: Byte strings: each file that we write there holds one of them, and hardly any other file does.
+        option: The command-line option that names another file.
     """
     if not path.is_file():
         return
@@ -36,11 +36,11 @@ def check_written_by_us(path: Path, *marks: bytes, option: str) -> None:
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """ValueError where a file of `folder` is not as `write_files` left it there.
+    """ValueError if a file in `folder` is not as `write_files` left it.
 
     Args:
-        folder: A folder for files that are replaced one by one; others may be in it.
-        names: Which files, as patterns: "index.html", "tables/*".
+        folder: A folder whose files are replaced one by one; other files may be in it.
+        names: Patterns of the files to check: "index.html", "tables/*".
     """
     written = _written(folder)
     found = (path for name in names for path in sorted(folder.glob(name)))
@@ -54,22 +54,22 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write files of a folder, each whole or not at all, and note in `RECORD` that they are ours.
+    """Write files into a folder, each whole or not at all, and note in `RECORD` that they are ours.
 
     Args:
-        folder: It is made if it is not there.
-        contents: Text by name, which may be that of a file in a folder below.
+        folder: It is made if missing.
+        contents: Name → text; a name may lie in a subfolder ("tables/a.csv").
 
     Raises:
-        ValueError: Where one of them is there and is not as it was written here; then nothing is written.
+        ValueError: If one of the files exists but is not as it was written here; then nothing is written.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     check_files(folder, map(glob.escape, contents))
     with open_locked(folder / RECORD) as record:
         sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
-        # Before the files: there is none, whenever this ends, that is not in it. On a line of its own, too, where the
-        # last one was cut off.
+        # Before the files, so that the record lists every file whenever this ends. The leading newline starts a new
+        # line even if the last one was cut off.
         append(record, b"\n" + json.dumps(sums).encode() + b"\n")
         os.fsync(record.fileno())
         for name, text in contents.items():
@@ -77,7 +77,7 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def _written(folder: Path) -> dict[str, set[str]]:
-    """Name → SHA-256 of all that `write_files` has written under it."""
+    """Name → SHA-256 of every version that `write_files` has written under it."""
     found: dict[str, set[str]] = {}
     if (folder / RECORD).is_file():
         for line in (folder / RECORD).read_bytes().split(b"\n"):

@@ -278,3 +278,13 @@ def test_a_model_whose_answers_are_no_numbers(tiny_folder: Path, tmp_path: Path)
         model.visual.conv1.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="gives probabilities that are not finite: its weights are damaged"):
         predict(model, Image.new("RGB", (9, 9)), "cat,dog")
+
+
+def test_an_answer_that_another_label_equals_is_not_attacked(images: list[Path]) -> None:
+    """A text tower to which all labels are alike; without a label there is no name that the message could have."""
+    model = load_model("mini")
+    torch.nn.init.zeros_(model.net.text_projection)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="to mini 'pizza' is no likelier than another label.*give it other labels"
+    ):
+        attack_image(model, images[0], ["pizza", "salad"], eps=1 / 255)

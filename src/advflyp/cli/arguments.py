@@ -1,8 +1,8 @@
-"""Command lines from functions: the signature says what there is, the docstring is the help.
+"""Command lines from functions: the signature defines the arguments, the docstring is the help.
 
-Positional-only parameters are positional arguments, keyword-only ones options, and `Arg` says more about a type.
-`advflyp eval mini --sets a b` and `--sets a,b` are the same. tyro parses the words and prints the help; what a value
-may be is decided by `config.convert`, as in a recipe; a mistake is a `ValueError` of one sentence.
+Positional-only parameters are positional arguments, keyword-only ones are options, and `Arg` says more about a type.
+`advflyp eval mini --sets a b` and `--sets a,b` are the same. tyro parses the words and prints the help;
+`config.convert` checks the values, as in a recipe; a mistake is a `ValueError` of one sentence.
 """
 
 import functools
@@ -22,17 +22,17 @@ from advflyp.config import Typed, check_there, convert, nearest, nearest_path, s
 
 @dataclass(frozen=True)
 class Arg:
-    """How a parameter stands on the command line, as an annotation of its type.
+    """How a parameter appears on the command line, as an annotation of its type.
 
     Attributes:
-        metavar: What the help calls a value.
-        least: The smallest number allowed; 1 for an integer unless told otherwise.
+        metavar: The name of a value in the help.
+        least: The smallest number allowed; by default 1 for an integer.
         commas: Whether "a,b" is two items of a list.
-        input: For a path, or a pattern of paths, that has to exist: how the message begins where it does not.
-        output: For a path to write to: what it will be. It is checked before anything is computed.
+        input: For a path, or a pattern of paths, that must exist: the beginning of the message if it does not.
+        output: For a path to write to: whether a file or a folder. It is checked before anything is computed.
         is_model: Whether it names a model, which may be a path.
-        hidden: Neither an option nor in the help.
-        help: What it means, where a command's docstring does not say it.
+        hidden: Whether it is neither an option nor in the help.
+        help: What it means, if a command's docstring does not say so.
     """
 
     metavar: str | None = None
@@ -75,7 +75,7 @@ OutFolder = Annotated[Path, Arg("FOLDER", output="folder")]
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter of a command, its type without annotations and `None`, how it is given and what it means."""
+    """A parameter of a command: its type without annotations and `None`, its `Arg`, and its help."""
 
     parameter: inspect.Parameter
     hint: Any
@@ -92,7 +92,7 @@ class Option:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.metavar if self.is_positional else self.flag
 
     @property
@@ -101,7 +101,7 @@ class Option:
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        """The types of the values: of a list its items', of a fixed tuple one for each."""
+        """The types of the values: for a list the type of its items, for a fixed tuple one type per item."""
         if typing.get_origin(self.hint) is tuple:
             return tuple(kind for kind in typing.get_args(self.hint) if kind is not Ellipsis)
         return (self.hint,)
@@ -121,7 +121,7 @@ class Option:
         return {int: "N", float: "NUMBER", Path: "PATH"}.get(kind, self.parameter.name.upper())
 
     def value(self, words: Sequence[str]) -> Any:
-        """What was typed as a value of the parameter; ValueError where it cannot be one."""
+        """Convert what was typed to a value of the parameter; ValueError if it cannot be one."""
         if not words:
             raise ValueError(f"{self.name} {'is missing' if self.is_positional else 'needs a value'}")
         if self.is_list and self.arg.commas:
@@ -174,17 +174,17 @@ def options_of(command: Callable[..., Any]) -> list[Option]:
 def parse(
     command: Callable[..., Any], words: Sequence[str], prog: str, also_known: Sequence[str] = ()
 ) -> Callable[..., Any]:
-    """A command with the arguments of a command line, ready to be called; --help prints and exits.
+    """Bind a command to the arguments of a command line, ready to be called; --help prints and exits.
 
     Args:
         command: Positional-only parameters are positional arguments, keyword-only ones options. A type may be annotated
             with `Arg`.
-        words: The command line behind the command's name.
+        words: The words after the command's name.
         prog: The command as the user called it.
-        also_known: Further options that a misspelled one may have meant.
+        also_known: Further options to suggest for a misspelled one.
 
     Raises:
-        ValueError: For an unknown option, a missing or impossible value, a path that cannot be read or written.
+        ValueError: For an unknown option, a missing or invalid value, or a path that cannot be read or written.
     """
     import tyro
     from tyro._errors import ParseErrorEvent, on_parse_error
@@ -216,7 +216,7 @@ def parse(
 
 
 def _for_tyro(command: Callable[..., Any], options: Any) -> Callable[..., functools.partial[Any]]:
-    """A function of the options with types that tyro knows; it returns the command with its arguments."""
+    """A function with the same parameters, in types that tyro knows; it returns the command with its arguments."""
     import tyro
 
     def stub(*arguments: Any, **named: Any) -> functools.partial[Any]:
@@ -253,12 +253,12 @@ def _shown(default: Any) -> list[str]:
 
 
 def _default(shown: str) -> str:
-    """How the help ends: nothing for a flag, and where a default is explained or there is none."""
+    """The end of the help: the default; nothing for a flag, or if the default is `None` or empty."""
     return "" if shown in ("", "False") else f"(default: {shown})"
 
 
 def _mistake(event: Any, prog: str, options: Mapping[str, Option], also_known: Sequence[str]) -> str:
-    """tyro's errors, of which it prints a box, as one sentence."""
+    """An error of tyro's as one sentence, instead of the box that tyro prints."""
     match type(event).__name__:
         case "InstantiationFailure":
             return event.message
@@ -290,9 +290,9 @@ def _unknown(words: Sequence[str], known: Sequence[str], prog: str) -> str:
 
 
 def _gathered(words: Sequence[str], options: Any) -> list[str]:
-    """The words with the values of each list in one place, which may be given in parts: --sets a --sets b,c.
+    """The words with each list's values gathered in one place, since they may be given in parts: --sets a --sets b,c.
 
-    Of a list whose first word has commas, what follows that word is no part.
+    If the first word of a list has commas, the words after it do not belong to the list.
     """
     lists = {
         option.flag: option.arg.commas for option in options if option.is_list and not option.is_positional
@@ -341,7 +341,7 @@ def _path(word: str, name: str) -> Path:
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # to be made, or for the command to find missing
+        pass  # to be made, or reported missing by the command
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror}: {textwrap.shorten(word, 60)}") from None
     return path
@@ -359,7 +359,7 @@ def _mapping(words: Sequence[str], name: str) -> dict[str, str]:
 def check_model_path(name: str) -> None:
     """ValueError for a misspelled path to a model, before torch is imported.
 
-    What may be another kind of name ("ViT-B-32/openai") counts as a path only where one that resembles it exists.
+    What may be another kind of name ("ViT-B-32/openai") counts as a path only if a similar path exists.
     """
     path = name.partition("@")[0]
     is_path = path.startswith(("/", "./", "../", "~"))
@@ -371,9 +371,9 @@ def check_model_path(name: str) -> None:
 
 
 def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None:
-    """ValueError unless a file or folder can be written at `path`, as far as that shows beforehand.
+    """ValueError unless a file or folder can be written at `path`, as far as can be told beforehand.
 
-    Nothing is left behind: what is written on trial has no name.
+    Nothing is left behind: the trial file has no name.
     """
     is_there = path.exists()
     if kind == "folder" and is_there and not path.is_dir():

@@ -1,4 +1,4 @@
-"""`advflyp data …`: datasets on this machine: listed, fetched, packed, checked, captioned."""
+"""`advflyp data …`: list, fetch, pack, check and caption datasets on this machine."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def sets(name: Annotated[str, Arg("DATASET")] | None = None, /) -> None:
-    """List the benchmark sets, and which of them are on this machine, or show everything of one.
+    """List the benchmark sets and which of them are on this machine, or show one in detail.
 
     Args:
         name: Show the classes, prompts, licence and source of this set.
@@ -48,11 +48,11 @@ def fetch(names: Datasets = (), /, *, wds: bool = False) -> None:
 
     Args:
         names: Sets or groups of sets, for example: eurosat caltech101@test paper.
-        wds: Download the hub's copy in webdataset format, even where the authors' files are available.
+        wds: Download the hub's copy in webdataset format, even if the authors' files are available.
     """
     if not names:
         raise ValueError("say what to fetch, for example `advflyp data fetch eurosat`")
-    set_names(list(names))  # a misspelled one shows before torch is imported
+    set_names(list(names))  # a misspelled name is reported before torch is imported
     from advflyp.data.sets.fetch import fetch
 
     fetch(names, wds=wds)
@@ -78,14 +78,14 @@ def caption(
     Args:
         images: A benchmark set or a path, as in `advflyp eval --sets`.
         out: Folder for the shards; the same command resumes at the first unfinished one.
-        model: A folder, or a name on the Hugging Face hub: an image-text model with a chat template.
-        prompt: What the model is asked about each image.
-        max_new_tokens: Longest caption, in tokens.
+        model: An image-text model with a chat template: a folder, or a name on the Hugging Face hub.
+        prompt: Prompt given to the model with each image.
+        max_new_tokens: Length limit of a caption, in tokens.
         limit: N class-balanced images (default: all).
         dtype: Precision of the model.
-        per_shard: Images in a shard, which is what an interruption costs at most.
+        per_shard: Images per shard; an interruption loses at most one shard.
         device: auto, cpu, cuda, cuda:1 or mps; under torchrun, each rank has its own GPU.
-        part: i/n: caption part i of n, from 0/n on; torchrun sets it.
+        part: i/n: caption part i of n, counted from 0 (default: set by torchrun, else all images).
     """
     how = {name: value for name, value in locals().items() if name != "images"}
     from advflyp.console import SafeConsole
@@ -123,12 +123,12 @@ def check(
     workers: int = 4,
     seed: Seed = 0,
 ) -> None:
-    """Read every pair as training would: what is skipped and why, what the rest looks like.
+    """Read every pair as training would, and show what is skipped and why, and what the rest looks like.
 
     Args:
-        out: Folder for index.html: reasons, lengths of captions, a sheet of random pairs.
+        out: Folder for index.html, with reasons for skipping, caption lengths and a sheet of random pairs.
         workers: Decoding threads.
-        seed: Random seed of the sheet.
+        seed: Random seed for the sheet of pairs.
     """
     from advflyp.console import SafeConsole
     from advflyp.data.pairs.tables import Columns
@@ -175,16 +175,16 @@ def overlap(
     caption_column: CaptionColumn | None = None,
     device: Device = "auto",
 ) -> None:
-    """Find training images that are near-duplicates of evaluation images, and drop them if you like.
+    """Find training images that are near-duplicates of evaluation images, and optionally drop them.
 
     Args:
         against: Benchmark sets, groups of sets or paths, as in `advflyp eval --sets`.
-        model: Confirm with this model's embeddings what the perceptual hash proposes. Give one before --drop: alone,
-            the hash also takes different images of similar shape for duplicates.
-        bits: Most bits of 64 in which two hashes may differ (default: 6, or 12 with a model).
-        cosine: Smallest similarity of the embeddings.
-        out: Folder for matches.jsonl and index.html, which shows them.
-        drop: A new folder for the pairs without the matching ones, as shards.
+        model: Confirm the matches of the perceptual hash with this model's embeddings. Use one with --drop: alone, the
+            hash also takes different images of similar shape for duplicates.
+        bits: Largest number of bits, of 64, in which two hashes may differ (default: 6, or 12 with a model).
+        cosine: With --model: smallest cosine similarity of the embeddings.
+        out: Folder for matches.jsonl, and index.html to look at them.
+        drop: New folder for shards of all pairs except the matching ones.
     """
     set_names(list(against))
     from advflyp.data.pairs.tables import Columns
@@ -264,9 +264,9 @@ def pack(
     """Write any pairs as webdataset shards with a manifest.
 
     Args:
-        out: A new folder.
-        per_shard: Pairs in a shard.
-        resize: Shorter side of larger images (default: every file stays as it is).
+        out: New folder for the shards.
+        per_shard: Pairs per shard.
+        resize: Shrink larger images to this shorter side, in pixels (default: every file stays as it is).
     """
     from advflyp.data.pairs.tables import Columns
     from advflyp.data.tools.pack import pack

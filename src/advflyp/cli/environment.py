@@ -1,4 +1,4 @@
-"""`advflyp env`: what a bug report needs to say of the machine and of what is installed on it."""
+"""`advflyp env`: what a bug report needs to say about the machine and the installed packages."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = (
     "torchvision", "open_clip_torch", "timm", "transformers", "accelerate", "numpy", "pillow", "pyarrow",
     "huggingface_hub",
 )  # fmt: skip
-# As the kernel calls them, those that decide how fast matrices are multiplied.
+# Instruction sets that decide how fast matrices are multiplied, as the kernel names them.
 INSTRUCTIONS = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
 
@@ -24,7 +24,7 @@ def env() -> None:
 
 
 def describe_environment() -> dict[str, str]:
-    """What there is, by what it is called; every value is one line."""
+    """The facts about this machine, by name; every value is one line."""
     import torch
 
     from advflyp.__about__ import __version__
@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, str]:
         "advflyp": f"{__version__} ({Path(__file__).parents[1]})",
         "system": f"{platform.platform()}, {platform.machine()}",
         "python": f"{platform.python_version()} ({sys.executable})",
-        # With what it was built for, which the package's own version leaves out.
+        # Includes what it was built for, which the package's own version leaves out.
         "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
         "processor": f"{processor_name()}, {counted(_cores(), 'core')}",
@@ -53,13 +53,13 @@ def describe_environment() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """What the processor calls itself, or its architecture where nothing says it."""
+    """The processor's model name, or its architecture if the name is unknown."""
     match = re.search(r"model name\s*: (.*)", _cpuinfo())
     return match[1] if match else platform.machine()
 
 
 def instructions() -> list[str]:
-    """Those of `INSTRUCTIONS` that the processor has; only Linux tells."""
+    """Those of `INSTRUCTIONS` that the processor has; known only on Linux."""
     match = re.search(r"^(?:flags|Features)\s*: (.*)", _cpuinfo(), re.M)
     there = set(match[1].split()) if match else set()
     return [name for name in INSTRUCTIONS if name in there]

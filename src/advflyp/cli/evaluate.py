@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from advflyp.evaluation.protocols import Protocol
     from advflyp.model.precision import Precision
 
-# `evaluation.protocols.PROTOCOLS`, which takes torch to import.
+# The names in `evaluation.protocols.PROTOCOLS`, which needs torch to import.
 ProtocolName = Literal[
     "advflyp", "advflyp-code", "tecoa", "pmg-aft", "tga-zsr", "robustvlm", "clip-benchmark", "advflyp-2026",
     "advflyp-2026-mini",
@@ -71,7 +71,7 @@ def evaluate(
     Args:
         model: mini, ViT-B-32/openai, one of `advflyp models`, hf-hub:…, a run folder, a folder in open_clip's format,
             or a checkpoint and the model it was finetuned from, such as fare.pt@ViT-L-14/openai.
-        protocol: How a published number was measured: class names, prompts, pixels, what "autoattack" means, and the
+        protocol: Measure as for a published number: class names, prompts, pixels, what "autoattack" means, and the
             defaults of --sets, --attacks, --eps, --norm, --limit and --precision. `advflyp protocols` lists them
             (default: advflyp, on the mini sets).
         sets: Benchmark sets, groups of sets or paths; `advflyp sets` lists them (default: the protocol's, else
@@ -89,10 +89,10 @@ def evaluate(
         interpolation: How images are resized (default: the protocol's, else the model's; bicubic for CLIP).
         sanity: Check every attacked result for masked gradients.
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
-        save_images: Folder for the adversarial images, float32 without loss. A result whose images are not there is
-            measured anew.
+        save_images: Folder for the adversarial images, float32 without loss. A result whose images are missing is
+            measured again.
         batch_size: Images per batch, or auto: as many as fit on a GPU, 128 on a CPU.
-        precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
+        precision: Precision of the attack's search: fp32, bf16, or auto (bf16 if the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
     """
@@ -164,7 +164,7 @@ def compare(a: Results, b: Results, /, *, out: OutFile | None = None) -> None:
     """Compare two models on the same images: differences with intervals, McNemar's exact test.
 
     Args:
-        a: Results of `advflyp eval --out`: FILE, or FILE::MODEL where the file holds several models.
+        a: Results of `advflyp eval --out`: FILE, or FILE::MODEL if the file holds several models.
         b: Results of the other model.
         out: Also write the table here: .json or .md.
     """
@@ -207,10 +207,10 @@ def retrieval(
             line of a text is a caption.
         attacks: clean, pgdN or cwN (N steps), on every image of the gallery.
         eps: Radii in pixels of [0, 1], for example 1/255 4/255.
-        edits: Captions with at most K wrong letters, chosen against the text encoder, and with as many drawn at random.
-        limit: N images, drawn by the seed, with their captions.
+        edits: Also edit captions: at most K wrong letters, chosen against the text encoder, and as a control at random.
+        limit: N images, drawn by the seed, with their captions (default: all).
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
-        precision: Precision of the attack's search: fp32, bf16, or auto (bf16 where the device is faster in it).
+        precision: Precision of the attack's search: fp32, bf16, or auto (bf16 if the device is faster in it).
             Adversarial images are always embedded in fp32.
     """
     radii = check_attacks(attacks, eps, norm)
@@ -259,7 +259,7 @@ def report(
     Args:
         paths: Result files (*.jsonl) of `eval` and `retrieval`, and run folders.
         out: Folder for index.html, results.md and tables/ (CSV, LaTeX).
-        seeds: Aggregate checkpoints of one name as training seeds of one method: mean ± standard deviation.
+        seeds: Treat checkpoints with one name as training seeds of one method: mean ± standard deviation.
     """
     with heavy_imports():
         from advflyp.report.pages.report import report_from_paths
@@ -288,7 +288,7 @@ def interpolate(
     Args:
         original: The model that the robust one was finetuned from.
         robust: The finetuned model, for example a run folder.
-        alphas: Weights of the robust model: 0 is the original.
+        alphas: Interpolation coefficients: 0 is the original model, 1 the robust one.
         protocol: As in `advflyp eval`.
         limit: As in `advflyp eval`.
         precision: As in `advflyp eval`.
@@ -364,7 +364,7 @@ def batch_size_of(word: str) -> 'int | Literal["auto"]':
 
 
 def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list[float]:
-    """The radii; ValueError for the name of no attack and for a radius that no evaluation can use."""
+    """The radii as numbers; ValueError for an unknown attack, or a radius that no evaluation can use."""
     from advflyp.attack.names import read_attack_name
     from advflyp.config import number
 
@@ -374,7 +374,7 @@ def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list
     for value, word in zip(radii, eps, strict=True):
         if not value > 0:
             raise ValueError(f"--eps must be above 0, for example 1/255, not {value:g}")
-        # A plain 1 is rather one grey level than all of them, which the typographic attack has a use for.
+        # A plain 1 probably means one grey level, not all 255, which only the typographic attack can use.
         if norm == "linf" and (value > 1 or (value == 1 and "/" not in word)):
             raise ValueError(
                 f"--eps is in pixels of [0, 1], write {value:g}/255 for grey levels, not {value:g}"
@@ -383,14 +383,14 @@ def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list
 
 
 def _protocol(name: "ProtocolName | None") -> "Protocol":
-    """The protocol of a name; without one ours, on the mini sets."""
+    """The protocol with this name; by default ours, on the mini sets."""
     from advflyp.evaluation.protocols import QUICK, find_protocol
 
     return QUICK if name is None else find_protocol(name)
 
 
 def _precision(asked: str, device: "str | torch.device", console: "SafeConsole") -> "Precision":
-    """`asked`, checked, after printing what "auto" is on the device, or how slow what was asked for is."""
+    """Check a precision, and print what "auto" means on the device, or how slow the precision is there."""
     from advflyp.model.load import pick_device
     from advflyp.model.precision import check_precision, choose_precision
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Within, no garbage is collected, and what has been imported is never looked at again.
+    """Within the block, collect no garbage; afterwards, exclude what was imported from garbage collection.
 
-    Importing torch makes a million objects that stay; to search them for garbage again and again takes more than half a
-    second of every command.
+    Importing torch makes a million objects that stay; searching them for garbage again and again takes every command
+    more than half a second.
     """
     gc.disable()
     try:

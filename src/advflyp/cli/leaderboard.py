@@ -1,4 +1,4 @@
-"""The command leaderboard."""
+"""The command `leaderboard`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +18,12 @@ def leaderboard(
     batch_size: EvalBatchSize = "auto",
     device: str = "auto",
 ) -> None:
-    """Measure models under one protocol, check others' results, and write a page, a CSV and rules for submissions.
+    """Evaluate models under one protocol, check submitted results, and write a page, a CSV and submission rules.
 
     Args:
-        models: Names of the zoo (`advflyp models`), any other models, and files of others' results (*.jsonl). Models
-            that are already in FOLDER/results and FOLDER/submissions stay on the board.
-        protocol: What is measured; `advflyp protocols` lists them.
+        models: Models of the zoo (`advflyp models`), any other models, and submitted results (*.jsonl). Models that are
+            already in FOLDER/results and FOLDER/submissions stay on the leaderboard.
+        protocol: Protocol to measure under; `advflyp protocols` lists them.
         out: Folder for index.html, leaderboard.csv, SUBMISSION.md and results/. The same command resumes.
         batch_size: As in `advflyp eval`.
         device: auto, cpu, cuda, cuda:1 or mps.

@@ -1,4 +1,4 @@
-"""The commands of large vision-language models."""
+"""The commands for large vision-language models."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,18 +31,18 @@ def evaluate(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Measure captions and answers of a LLaVA, clean and under attack, with a robust image tower inside.
+    """Measure captions and answers of a LLaVA, clean and under attack, with its own or a robust image tower.
 
     Args:
-        model: A folder that transformers saved, a repository on the hub such as llava-hf/llava-1.5-7b-hf, or
-            mini-llava, which comes with the package.
-        root: Folder with one folder for each data set; docs/lvlm.md has the layout.
+        model: A folder that transformers saved, a repository on the Hugging Face hub such as
+            llava-hf/llava-1.5-7b-hf, or mini-llava, which comes with the package.
+        root: Folder with one subfolder per dataset; docs/lvlm.md describes the layout.
         tasks: coco, flickr30k, vqav2, textvqa, vizwiz, pope-random, pope-popular or pope-adversarial.
         vision: The model whose image tower replaces the LLaVA's own; any name that `advflyp eval` takes.
         attack: robustvlm (its protocol), encoder (pushes images towards other samples' captions in the tower's own
             CLIP), apgdN or pgdN (N steps on the first reference), or encoder-patchesN.
         eps: Radii in pixels of [0, 1], for example 2/255 4/255.
-        limit: Samples of each task, drawn at random (default: the protocol's, 500).
+        limit: N random samples of each task (default: the protocol's, 500).
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
     """
     radii = check_attacks((), eps, norm)

@@ -1,4 +1,4 @@
-"""The command line: find the command, parse, call. A command imports what is heavy itself."""
+"""The command line: find the command, parse its arguments, call it. Heavy imports happen inside the commands."""
 
 import logging
 import os
@@ -65,7 +65,7 @@ ABOUT = {
 }
 TRAINING = ("advflyp train", "advflyp pretrain")
 WITH_KEYS = (*TRAINING, "advflyp validate")
-# How an interrupted command goes on.
+# How to continue an interrupted command.
 RESUMING = {
     "continue with --resume": TRAINING,
     "with --out, the same command resumes": (
@@ -81,7 +81,7 @@ LONGEST_LINE = 1000
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C it lets whatever is being written be finished or dropped."""
+    """SIGTERM: like Ctrl-C, it lets whatever is being written be finished or dropped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             try:
                 _run(list(sys.argv[1:] if arguments is None else arguments))
             finally:
-                sys.stdout.flush()  # of what is buffered, too, a reader may have gone
+                sys.stdout.flush()  # the reader of what is buffered may have gone, too
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt as stop:
@@ -129,15 +129,15 @@ def _run(words: list[str]) -> None:
     try:
         call()
     except KeyboardInterrupt as stop:
-        # Its files are whole: each is written to the end, or not at all.
+        # Its files are intact: each is written completely, or not at all.
         how = next((how for how, progs in RESUMING.items() if prog in progs), "the same command starts over")
         _fail(f"interrupted; {how}", _code_of(stop))
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, list[str], str]:
-    """The command that the words begin with, the rest of them, and what the user called it.
+    """The command that the words begin with, the remaining words, and the command as the user called it.
 
-    --help prints and exits. ValueError where there is no such command.
+    --help prints and exits. ValueError if there is no such command.
     """
     found: Command | Mapping[str, Any] = COMMANDS
     prog, rest = "advflyp", list(words)
@@ -166,7 +166,7 @@ def _help(prog: str, commands: Mapping[str, Any]) -> list[str]:
 
 
 def _parse(command: Command, words: Sequence[str], prog: str) -> Command:
-    """The command with its arguments; of one that trains, recipe keys are part of --help and of suggestions."""
+    """Bind a command to its arguments; for commands that train, --help and suggestions include recipe keys."""
     if prog not in WITH_KEYS:
         return parse(command, words, prog)
     from advflyp.recipes import describe_keys, known_keys
@@ -197,13 +197,13 @@ def split_recipe_keys(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`; the second one ends the process at once."""
+    """Within the block, SIGTERM raises `Terminated`; a second one ends the process at once."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
         raise Terminated
 
-    # Python lets no other thread listen; a handler of somebody else's stays.
+    # Only the main thread may set signal handlers in Python; a handler that is set already stays.
     listens = threading.current_thread() is threading.main_thread()
     if not listens or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -220,12 +220,12 @@ def _code_of(stop: KeyboardInterrupt) -> int:
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
-    """One line on stderr, and the end."""
+    """Print one line on stderr, and exit."""
     line = " ".join(str(error).splitlines())
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
     rank = os.environ.get("RANK") if code == 1 else None
-    # Every rank of a run sees a mistake; one of each machine says so.
+    # Every rank of a run sees a mistake; one rank per machine reports it.
     if code == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
         say(f"advflyp{f' [rank {rank}]' if rank else ''}: {line}", to_stderr=True)
     sys.exit(code)

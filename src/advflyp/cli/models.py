@@ -1,4 +1,4 @@
-"""Commands that list what there is, and for models that come and go: models, attacks, methods, export, publish."""
+"""Commands that list models, attacks and methods, and that export and publish a model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def models(name: Model | None = None, /) -> None:
-    """List published robust CLIPs that every command takes by name, or show the card of one.
+    """List published robust CLIPs that every command accepts by name, or show the card of one.
 
     Args:
         name: Show the card of this model.
@@ -59,18 +59,18 @@ def methods(name: Annotated[str, Arg("METHOD")] | None = None, /) -> None:
 
 
 def _list(table: "Table", command: str) -> None:
-    """Whole rows, however long: a name is never cut for what stands beside it."""
+    """Print whole rows, however long, so that no name is ever cut."""
     width = max(len(str(row[0])) for row in table.rows)
     say(*("  ".join([f"{row[0]:{width}}", *map(str, row[1:])]) for row in table.rows))
     say(f"`advflyp {command}` shows everything of one.")
 
 
 def export(model: Model, /, *, format: str = "open_clip", out: OutFolder = Path("exported")) -> None:
-    """Write a model in a format that others load, and verify that it computes the same.
+    """Write a model in a format that other libraries load, and verify that it computes the same embeddings.
 
     Args:
         format: open_clip, hf (transformers, with the image tower alone in vision/), or onnx (the image tower).
-        out: A new folder.
+        out: New folder for the exported model.
     """
     with heavy_imports():
         from advflyp.model.interop.export import export_model
@@ -104,12 +104,12 @@ def publish(
         licence: Identifier of a licence in the hub's list, such as apache-2.0 or mit.
         card: Also write the card here.
         send: Publish, with the token of `hf auth login`.
-        public: Make a new repository public. Otherwise only its owners see it.
+        public: Make a new repository public (default: only its owners see it).
     """
     from advflyp.model.interop.licences import find_licence
 
     if licence is not None:
-        find_licence(licence)  # a mistake shows before torch is imported
+        find_licence(licence)  # a mistake is reported before torch is imported
     elif send:
         raise ValueError("say under which licence: --licence apache-2.0, for example")
     with heavy_imports():

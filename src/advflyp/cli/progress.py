@@ -1,4 +1,4 @@
-"""What the commands on data print: how far they are, and what shards hold."""
+"""What the data commands print: their progress, and what shards hold."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counter(noun: str, done: str) -> Iterator[Callable[[int], None]]:
-    """Shows how far a long command is."""
+    """Show the progress of a long command."""
     from advflyp.console import SafeConsole
     from advflyp.training.runlog import Status
 
@@ -25,7 +25,7 @@ def counter(noun: str, done: str) -> Iterator[Callable[[int], None]]:
 
 
 def print_manifest(manifest: "Manifest", out: Path) -> None:
-    """Say what shards hold, and what was skipped."""
+    """Print what shards hold, and what was skipped."""
     size = decimal(sum(shard.bytes for shard in manifest.shards))
     pairs, shards = counted(manifest.pairs, "pair"), counted(len(manifest.shards), "shard")
     say(f"{pairs} in {shards} of {out}, {size}")

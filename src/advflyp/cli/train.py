@@ -12,7 +12,7 @@ from advflyp.terminal import say
 from advflyp.wording import counted
 
 Recipe = Annotated[str, Arg("RECIPE")]
-# `--table.key value`, which `main` tells from options.
+# `--table.key value`, which `main` separates from options.
 Overrides = Annotated[Mapping[str, str], Arg(hidden=True)]
 NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
@@ -27,7 +27,7 @@ def quickstart(*, out: OutFolder = Path("quickstart"), minutes: Annotated[float,
     from advflyp.console import rank0_console
 
     console = rank0_console()
-    # The imports take longer than anybody waits without a word.
+    # The imports take long enough to need a message.
     console.print("loading torch and open_clip")
     with heavy_imports():
         from advflyp.use.quickstart import quickstart
@@ -43,12 +43,12 @@ def train(
     resume: bool = False,
     overrides: Overrides = NO_OVERRIDES,
 ) -> None:
-    """Train as a recipe says; recipe keys follow as --table.key value, for example --optim.lr 1e-4.
+    """Train a model from a recipe; override its keys with --table.key value, for example --optim.lr 1e-4.
 
     Args:
         recipe: A recipe of the package (`advflyp recipes` lists them), or a TOML file.
-        out: Run folder; by default runs/RECIPE.
-        resume: Continue from the last checkpoint in the run folder, or begin where there is none.
+        out: Run folder (default: runs/RECIPE).
+        resume: Continue from the last checkpoint in the run folder, or start from scratch if there is none.
         overrides: Recipe keys with their values.
     """
     from advflyp.recipes import check_names, find_recipe
@@ -75,7 +75,7 @@ def validate(recipe: Recipe, /, *, overrides: Overrides = NO_OVERRIDES) -> None:
     """Check a recipe, its data and model, and estimate the memory of a step, without training.
 
     Args:
-        recipe: As in `advflyp train`, with recipe keys behind it.
+        recipe: As in `advflyp train`; recipe keys may follow.
         overrides: Recipe keys with their values.
     """
     from advflyp.recipes import check_names, find_recipe
@@ -122,17 +122,17 @@ def reproduce(
 
     Args:
         scale: mini runs on the embedded corpus, on a CPU; paper runs the same plan on the real data, with the published
-            figures beside ours.
-        out: Folder for runs, results and report, by default runs/reproduce-SCALE. The same command resumes; several
+            numbers beside ours.
+        out: Folder for runs, results and report (default: runs/reproduce-SCALE). The same command resumes; several
             processes may share a folder.
-        seeds: Trainings of each method.
-        steps: Updates of each training; by default 100 at mini scale, the recipes' epochs at paper scale.
-        only: Experiments to run: table1 … table14, figure3, figure5, cost, proxies; by default all but proxies.
+        seeds: Number of training seeds for each method.
+        steps: Steps of each training (default: 100 at mini scale, the recipes' epochs at paper scale).
+        only: Experiments to run: table1 … table14, figure3, figure5, cost, proxies (default: all but proxies).
         pairs: With --scale paper: the web pairs, for example "shards/{000..099}.tar".
-        captioned: With --scale paper: pairs of captioned ImageNet images.
-        precision: Precision of what is still to be done, for a study that goes on where bf16 is slow (default: that
-            which the study was begun with; for a new one, what the device is faster in).
-        dry_run: Print what is still to be done, with estimated hours and disk, and stop.
+        captioned: With --scale paper: ImageNet with captions, as pairs.
+        precision: Precision of the remaining steps, for example to continue a study on a device where bf16 is slow
+            (default: the one the study began with; for a new study, the one that is faster on the device).
+        dry_run: Print what is still to be done, with estimated hours and disk space, and stop.
         report_only: Write the report of the results so far, and stop.
     """
     with heavy_imports():

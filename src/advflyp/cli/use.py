@@ -28,10 +28,10 @@ def predict(
 
     Args:
         images: Image files.
-        labels: At least two: cat,dog or cat dog; or a file with one per line; or a dataset (mini/food), whose class
-            names and prompts are taken.
-        template: Prompts with {} for the label, or openai (80 prompts); by default the dataset's, else "This is a
-            photo of a {}.".
+        labels: At least two labels (cat,dog or cat dog), a file with one per line, or a dataset (mini/food), whose
+            class names and prompts are used.
+        template: Prompts with {} for the label, or openai for 80 prompts (default: the dataset's, else "This is a
+            photo of a {}.").
         top: Labels to show for each image.
         json: Print JSON instead of a table.
     """
@@ -64,16 +64,16 @@ def attack(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Make an image adversarial and write it as a PNG, with the perturbation and what models say of both.
+    """Make an image adversarial and write it as a PNG, with the perturbation and the predictions before and after.
 
     Args:
         image: An image file.
-        labels: What the model chooses among, as in `advflyp predict`.
+        labels: Labels that the model chooses among, as in `advflyp predict`.
         label: The label the attack moves away from (default: each model's clean prediction).
         eps: Radius in pixels of [0, 1], at least one grey level, 1/255.
         attack: As in `advflyp eval`: pgdN, cwN, autoattack, …
-        against: A second model. Each is attacked for itself, and each classifies both adversarial images.
-        out: Folder for clean.png, adversarial.png, difference.png (amplified), those of the second model, attack.json.
+        against: A second model. Each is attacked separately, and each classifies both adversarial images.
+        out: Folder for clean.png, adversarial.png, difference.png (amplified), the same for --against, and attack.json.
     """
     asked = {name: str(value) for name, value in locals().items() if name not in ("out", "device")}
     with heavy_imports():
@@ -112,7 +112,7 @@ def attack(
 
 
 def _chosen(labels: tuple[str, ...]) -> str | tuple[str, ...]:
-    """Several are the labels themselves; one is where they are, a file or a dataset."""
+    """Several labels are meant as they are; a single one names a file or a dataset."""
     return labels[0] if len(labels) == 1 else labels
 
 
@@ -124,11 +124,11 @@ def demo(
     port: AtLeast0 = 8765,
     device: Device = "auto",
 ) -> None:
-    """Show a page on this machine: pick or upload an image, attack it, see one model or two side by side.
+    """Serve a page on this machine: pick or upload an image, attack it, see one model or two side by side.
 
     Args:
         against: A second model to compare, for example the run folder of a robust one.
-        port: Port of http://127.0.0.1:PORT/; 0 takes a free one. Other machines cannot reach it.
+        port: Port of http://127.0.0.1:PORT/; 0 picks a free one. Other machines cannot reach it.
     """
     with heavy_imports():
         from advflyp.use.demo import serve

@@ -33,19 +33,19 @@ def sample(
 
     Args:
         metadata: Parquet files: names, globs, {braces}; local or remote (s3://, gs://, https://, hf://).
-        num: Good pairs wanted.
-        out: The list; its rows are in random order.
+        num: Number of good pairs wanted.
+        out: Parquet file for the list, in random order.
         seed: Random seed. The same seed draws the same rows, whatever the order of the files.
-        expect_success: Fraction of the links that still work (0.68 for LAION-400M in 2024); more rows are drawn.
-        min_similarity: Smallest similarity of image and caption in the metadata.
+        expect_success: Expected fraction of working links (0.68 for LAION-400M in 2024); below 1, more rows are drawn.
+        min_similarity: Smallest similarity between image and caption in the metadata.
         min_side: Smallest shorter side in the metadata, in pixels.
         max_aspect: Largest ratio of the longer to the shorter side.
         max_nsfw: Largest NSFW score; LAION's words UNLIKELY, UNSURE, NSFW count as 0, 1, 2.
         licences: Licences to keep.
         languages: Languages to keep.
-        min_caption_words: Fewest words of a caption.
-        max_caption_words: Most words of a caption.
-        columns: Columns that are not detected: url=URL_COLUMN caption=TEXT_COLUMN.
+        min_caption_words: Fewest words in a caption.
+        max_caption_words: Most words in a caption.
+        columns: Column names, if not detected: url=URL_COLUMN caption=TEXT_COLUMN.
         dry_run: Print what would be read (rows, columns, memory), and stop.
     """
     given = locals()
@@ -89,25 +89,26 @@ def download(
     url_column: Column | None = None,
     caption_column: Column | None = None,
 ) -> None:
-    """Download the images of a list into webdataset shards, by img2dataset in an environment of its own.
+    """Download the images of a list into webdataset shards, with img2dataset in a separate environment.
 
     Args:
-        urls: Parquet, CSV, TSV or JSONL with a column of URLs; `advflyp data sample` makes one.
-        out: Folder for the shards and manifest.json; the same command resumes a download that ended in any way.
-        num: Good pairs wanted (default: what the list says of itself, else one attempt at every row).
-        size: Pixels of the shorter side of larger images; smaller ones stay.
+        urls: Parquet, CSV, TSV or JSONL file with a column of URLs; `advflyp data sample` makes one.
+        out: Folder for the shards and manifest.json; the same command resumes an interrupted download.
+        num: Number of good pairs wanted (default: as recorded in the list, else one attempt at every row).
+        size: Shrink larger images to this side, in pixels (see --resize-mode); smaller images stay as they are.
         quality: JPEG quality.
-        resize_mode: What --size means: the shorter side, the longer, a square crop, a padded square; no: images stay.
-        shard_size: Rows of the list in a shard (default: 10,000, and fewer for a small --num).
+        resize_mode: What --size is: keep_ratio, the shorter side; keep_ratio_largest, the longer side; center_crop, a
+            square crop; border, a padded square; no, nothing: images are not resized.
+        shard_size: Rows of the list per shard (default: 10,000, or fewer for a small --num).
         processes: Worker processes (default: one per processor).
-        threads: Downloads at a time, in each process.
-        timeout: Seconds of silence before a download is given up.
+        threads: Parallel downloads in each process.
+        timeout: Seconds without data before a download is given up.
         retries: Further attempts at each failed download.
-        distributor: How work is spread. Spark and Ray are installed beside img2dataset on demand.
-        allow_private: Also connect to addresses that are not on the public internet: your own network.
+        distributor: How to distribute the work. Spark and Ray are installed beside img2dataset on demand.
+        allow_private: Also connect to addresses that are not on the public internet, such as your own network.
         max_bytes: Maximum response size in bytes.
-        img2dataset: A Python interpreter that has img2dataset (default: an environment made for it).
-        extra: Further arguments of img2dataset.download.
+        img2dataset: Python interpreter that has img2dataset (default: an environment made for it).
+        extra: Further arguments for img2dataset.download.
         url_column: Column of the URLs, if not detected.
         caption_column: Column of the captions, if not detected.
     """

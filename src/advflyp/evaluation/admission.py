@@ -1,4 +1,4 @@
-"""Which results a leaderboard admits: those of every measurement of its protocol, with counts that can be true."""
+"""Which results a leaderboard admits: those that cover its whole protocol, with consistent counts."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +12,20 @@ from advflyp.evaluation.samples import has_samples, read_samples
 from advflyp.model.zoo import ZOO
 from advflyp.wording import counted
 
-# As many images of a dataset may be unreadable.
+# Largest fraction of a dataset's images that may be unreadable.
 TOLERATED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """Weights that are to be in a leaderboard.
+    """A model to be listed in a leaderboard.
 
     Attributes:
-        model: What the results call them.
-        sha256: Their hash.
-        cells: What the protocol asks for, as far as it is there.
-        source: The results' file; None for what was measured here.
-        refused: Why they are not admitted; empty where they are.
+        model: Its name in the results.
+        sha256: The hash of its weights.
+        cells: The cells that the protocol requires, as far as they exist.
+        source: The results file; None if measured here.
+        refused: Why it is not admitted; empty if it is.
     """
 
     model: str
@@ -36,15 +36,15 @@ class Entrant:
 
 
 def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]:
-    """Everybody in a file of results, admitted or not.
+    """All models in a results file, admitted or not.
 
     Args:
-        store: The file.
-        protocol: What has to be measured.
+        store: The results file.
+        protocol: The protocol of the leaderboard.
         is_ours: Whether the results were measured here.
 
     Raises:
-        ValueError: It is no file of results.
+        ValueError: It is not a results file, or one from elsewhere that is empty.
     """
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in read_cells(store):
@@ -62,7 +62,7 @@ def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]
 
 
 def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
-    """The same weights once, what was measured here first; names of the zoo for the zoo's weights only."""
+    """Refuse duplicate weights, preferring what was measured here, and zoo names for weights other than the zoo's."""
     ordered = sorted(everybody, key=lambda one: (bool(one.refused), one.source is not None))
     seen: dict[str, Entrant] = {}
     zoo = {one.model: one.sha256 for one in ordered if one.source is None and one.model in ZOO}
@@ -82,7 +82,7 @@ def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
 
 
 def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]:
-    """The cells that the protocol asks for, and why they are not enough."""
+    """The cells that the protocol requires, and why they are not enough (empty if they are)."""
     expected = expected_of(protocol)
     chosen, missing, different = [], [], ""
     for one in expected:

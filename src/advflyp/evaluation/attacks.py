@@ -21,7 +21,7 @@ from advflyp.plugins import load_object
 
 A = TypeVar("A", bound=Attack)
 Condition = tuple[Attack, Threat | None]
-# Those whose names say no more than their parameters.
+# Attacks built directly from the parameters in their names.
 KINDS: dict[str, type[Attack]] = {
     "clean": Clean,
     "noise": Noise,
@@ -34,27 +34,27 @@ KINDS: dict[str, type[Attack]] = {
 
 
 def find_attack(attack: "Attack | str | Callable[..., Tensor]") -> Attack:
-    """The attack of a name, as tables print it too ("PGD-10"); an attack is returned as it is.
+    """Find an attack by name, also in the form that tables print ("PGD-10"); an `Attack` is returned as it is.
 
     | name | attack |
     |---|---|
     | clean | none: the images as they are |
-    | noise | one uniform draw from the ball: what any attack has to beat |
+    | noise | one uniform draw from the ball: a baseline that any attack has to beat |
     | fgsm | one step of length ε on the cross-entropy, from the image itself |
     | pgd10, cw10 | N steps on the cross-entropy, or on the margin of Carlini & Wagner, from a random start |
-    | pgd10x5 | with five restarts |
+    | pgd10x5 | PGD-10 with five restarts |
     | encoder100 | N steps on the cosine distance of the image's embedding to the clean one, without labels |
-    | encoder-patches100, encoder-both100 | on that of the patches, or on both |
+    | encoder-patches100, encoder-both100 | the same for the embeddings of the patches, or for both |
     | pgd-lse-10 | PGD on the margin over a smooth maximum |
-    | pgd-lse-attention-10, pgd-lse-feature-10 | and on what a defence keeps small: `DefenceTerms` |
+    | pgd-lse-attention-10, pgd-lse-feature-10 | the same, plus a term that a defence keeps small: `DefenceTerms` |
     | pgd10@openai | searched under OpenAI's 80 templates, evaluated under the set's own prompts |
     | pgd10@MODEL | searched on another model |
-    | typographic | the name of a wrong class, written on the image as strongly as the ball allows; a control |
+    | typographic | a control: the name of a wrong class, written on the image as strongly as the ball allows |
     | autoattack | APGD-CE, targeted APGD-DLR, targeted FAB, Square (Croce & Hein 2020) |
-    | autoattack-rand | its variant for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients |
-    | apgd-ce+square | some of AutoAttack's members, in this order; its name says which |
-    | apgd-cex5+apgd-t | a member with five restarts |
-    | my_module:my_attack | a function or an `Attack` of one's own |
+    | autoattack-rand | AutoAttack for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients |
+    | apgd-ce+square | the named members of AutoAttack, in this order |
+    | apgd-cex5+apgd-t | the same, the first member with five restarts |
+    | my_module:my_attack | a function or an `Attack` of your own |
 
     Raises:
         ValueError: There is no such attack.
@@ -92,7 +92,7 @@ def _elsewhere(attack: Attack, where: str) -> Attack:
 def conditions(
     attacks: Iterable[A], norm: Literal["linf", "l2"], eps: Sequence[float]
 ) -> list[tuple[A, Threat | None]]:
-    """Each attack at each radius, once; what perturbs nothing, at none."""
+    """Each attack at each radius, without duplicates; attacks that perturb nothing have no radius."""
     threats = [Threat(norm=norm, eps=value) for value in eps]
     found: dict[Any, tuple[A, Threat | None]] = {}
     for attack in attacks:

@@ -1,4 +1,4 @@
-"""How many images at a time: the most that an attack's step has memory for."""
+"""The largest batch size for which a step of an attack fits into memory."""
 
 import torch
 
@@ -6,14 +6,14 @@ from advflyp.attack.victim import for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.recompute import largest_that_fits
 
-# On a CPU larger batches are no faster; on an accelerator those are tried from the largest down.
+# On a CPU, larger batches are no faster; on an accelerator, sizes are tried from the largest down.
 ON_CPU, LARGEST = 128, 1024
-# An attack keeps about so many copies of its images: the clean ones, the best so far, steps, draws.
+# About how many copies of its images an attack keeps: the clean ones, the best so far, steps, draws.
 COPIES = 8
 
 
 def largest_batch(model: CLIP) -> int:
-    """How many images fit: `LARGEST`, halved for as long as a step on so many runs out of memory.
+    """How many images fit into memory: `LARGEST`, halved as long as a step on that many does not fit.
 
     A step is a forward and a backward pass to the pixels, in float32. One image is assumed to fit.
     """

@@ -1,4 +1,4 @@
-"""A zero-shot classifier as evaluations and attacks use it: logits, in float32 too, and its adversarial images."""
+"""A zero-shot classifier for evaluations and attacks: its logits, also in float32, and adversarial images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision, Resolved, resolve
 from advflyp.model.zeroshot import class_embeddings, class_logits
 
-# A logit that no class ever has, and that no softmax notices: cosines times a scale of 100 or so.
+# A logit far below that of any class (a cosine times a scale of about 100), which adds nothing to a softmax.
 BARRED = -10_000.0
 
 
 class _Encoder:
-    """A classifier's model as attacks see it, in the precision of the search."""
+    """The interface of a classifier's model for attacks, in the precision of the search."""
 
     def __init__(self, classifier: "Classifier", precision: Resolved) -> None:
         self.classifier = classifier
@@ -37,14 +37,14 @@ class _Encoder:
 
 
 class Classifier:
-    """A model and K class names, encoded with their templates when the first image is classified.
+    """A zero-shot classifier: a model and K class names, encoded with their templates when first needed.
 
     Args:
         model: The model.
         classes: K class names.
         templates: Prompts, each with one "{}" for the class name.
-        pixels: What the images that it is given are; by default the model's input.
-        repeated: Classes that are never predicted, because an earlier one has the same name: without it both always
+        pixels: How the images it is given become the model's input; by default they already are that input.
+        repeated: Classes that are never predicted because an earlier one has the same name; otherwise both would always
             tie.
     """
 
@@ -64,7 +64,7 @@ class Classifier:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(K, d) class embeddings, in float32 whatever the search that asks for them first computes in."""
+        """(K, d) class embeddings, always in float32, whatever the precision of the search that first needs them."""
         with for_use(self.model), self.model.computing_in("fp32"):
             return class_embeddings(self.model, self.classes, self.templates)
 
@@ -102,7 +102,7 @@ class Classifier:
         seed: int = 0,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial images for (N, 3, H, W) `images`, whatever they are classified as when clean.
+        """Adversarial images for (N, 3, H, W) `images`, even those that are misclassified when clean.
 
         Args:
             images: (N, 3, H, W) pixels in [0, 1].
@@ -132,9 +132,9 @@ class Classifier:
 
 @contextmanager
 def compiled(model: CLIP) -> Iterator[None]:
-    """The image tower through torch.compile, one graph for batches of any size; afterwards it is called as before."""
+    """Within the block, run the image tower through torch.compile, with one graph for all batch sizes."""
     tower = model.visual
-    # Where `Module.compile` puts it; torch has no way to take it back.
+    # `Module.compile` stores its result here; torch has no way to undo it.
     before = tower._compiled_call_impl
     tower.compile(dynamic=True)
     try:

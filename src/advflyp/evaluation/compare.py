@@ -1,4 +1,4 @@
-"""Two models on the same images: McNemar's exact test, differences with intervals for paired proportions."""
+"""Compare two models on the same images: McNemar's exact test, and differences with intervals for matched pairs."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from advflyp.config import suggest
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, Z, read_cells
 from advflyp.evaluation.samples import Samples, has_samples, read_samples
 
-# What two cells may differ in and still be compared; the reader is told.
+# Settings in which two cells may differ and still be compared; such differences are reported.
 SETTINGS = ("protocol", "settings", "prompt", "precision", "seed", "version")
 
 
@@ -23,18 +23,18 @@ class Comparison:
     """Models A and B on the same images, under the same attack.
 
     Attributes:
-        sets: "set (split)"; several where the row is over datasets.
+        sets: "set (split)"; several if the row is a mean over datasets.
         attack: Attack, norm and eps as in `Cell`.
-        n: Images that both models were measured on; n_a, n_b are all that each was measured on.
-        accuracy_a: On the n images; over datasets the mean of their accuracies. Likewise accuracy_b.
+        n: Images on which both models were measured; n_a and n_b count all images of each model.
+        accuracy_a: A's accuracy on the n images; over datasets, the mean of their accuracies. Likewise accuracy_b.
         difference: accuracy_b − accuracy_a.
-        ci95: Its 95 % interval, Agresti & Min's (2005) for matched pairs.
+        ci95: Its 95 % confidence interval, by Agresti & Min (2005) for matched pairs.
         only_a: Images that A alone classifies correctly (b of McNemar's table); over datasets, the sum.
         only_b: Images that B alone classifies correctly (c of McNemar's table); over datasets, the sum.
         p: Exact two-sided McNemar test of only_a = only_b.
-        p_holm: Adjusted by Holm's method for all rows that `compare` returns.
-        differing: Settings in which the two measurements differ, of SETTINGS.
-        protocol: The protocol of both; "A / B" where no protocol is common to both, which `differing` says too.
+        p_holm: `p` adjusted by Holm's method for all rows that `compare` returns.
+        differing: Those of SETTINGS in which the two measurements differ.
+        protocol: The protocol of both, or "A / B" if no protocol is common to both (`differing` then lists it).
     """
 
     model_a: str
@@ -59,17 +59,17 @@ class Comparison:
 
 
 def compare(a: str | Path, b: str | Path) -> list[Comparison]:
-    """Every dataset × attack × ε that both have, and for each attack × ε of several datasets a last row over them.
+    """A row for every dataset × attack × ε that both have; for each attack × ε on several datasets, also their mean.
 
-    Protocols are apart: each that both have gives rows and means of its own.
+    Protocols are kept apart: each protocol that both have gets its own rows and means.
 
     Args:
-        a: "results.jsonl", or "results.jsonl::MODEL" where a file holds several models.
+        a: "results.jsonl", or "results.jsonl::MODEL" if the file holds several models.
         b: The same for the other model.
 
     Raises:
-        ValueError: A model is not named or unknown, the two have no dataset and attack or no image in common, labels
-            or names of images differ, or the predictions for single images are missing.
+        ValueError: A model has to be named or is unknown, the two have no dataset and attack or no image in common,
+            labels or image names differ, or the per-image predictions are missing.
     """
     name_a, store_a, cells_a = _choose(str(a))
     name_b, store_b, cells_b = _choose(str(b))
@@ -120,9 +120,9 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
 
 
 def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, int] | None:
-    """How many images A alone and B alone classify correctly, and n, where both were measured on the same n images.
+    """(only_a, only_b, n): how many images only A and only B classify correctly, of the n that both were measured on.
 
-    None where they were not, or where the predictions for single images are beside none of the result files `stores`.
+    None if they were measured on different images, or if none of the files `stores` has the per-image predictions.
     """
     found = []
     for cell in (a, b):
@@ -139,19 +139,19 @@ def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, i
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of as uneven a split of the discordant images, were each as likely to fall to A as to B."""
+    """Exact two-sided p-value of the split of the discordant images, if each were equally likely to favour A or B."""
     discordant = only_a + only_b
     return float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def mean_difference_interval(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
-    """The 95 % interval of the mean over sets of accuracy B − accuracy A.
+    """95 % confidence interval of accuracy B − accuracy A, averaged over datasets.
 
-    For one set it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half an image is added to each of
-    the four cells of the table, so that few discordant images do not claim certainty.
+    For one dataset it is Agresti & Min's "Wald + 2" (Statistics in Medicine 24, 2005): half an image is added to each
+    of the four cells of the table, so that the interval is not too narrow if there are few discordant images.
 
     Args:
-        counts: (only_a, only_b, n) of each dataset; their images are independent samples.
+        counts: (only_a, only_b, n) for each dataset; the datasets are independent samples.
     """
     centre = variance = 0.0
     for only_a, only_b, n in counts:
@@ -198,7 +198,7 @@ Key = tuple[str, ...]
 
 
 def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
-    """ "FILE" or "FILE::MODEL" → the model's name, the file, and its cells by what is compared."""
+    """ "FILE" or "FILE::MODEL" → the model's name, the file, and its cells, grouped by what is compared."""
     file, _, wanted = spec.partition("::")
     store = Path(file)
     models: dict[str, list[Cell]] = {}
@@ -227,7 +227,7 @@ def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
 
 
 def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
-    """For each protocol that both have the two to compare; where they have none in common, two of different ones."""
+    """The two cells to compare for each common protocol; if there is none, two cells of different protocols."""
     both = [
         name
         for name in dict.fromkeys(cell.protocol for cell in some)
@@ -242,7 +242,7 @@ def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
 
 
 def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
-    """Of measurements of the same thing with other limits or seeds, the two with the most images, and alike."""
+    """Among cells that differ in limits or seeds, the two with the most images, then with the most equal settings."""
 
     def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
         one, two = pair
@@ -252,7 +252,7 @@ def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
 
 
 def _common_images(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Whether A and B are right, (n,) bool each, on the images that both have seen."""
+    """Whether A and B are correct, (n,) bool each, on the images on which both were measured."""
     what = f"{a.set} ({a.split}, {a.attack})"
     _, in_a, in_b = np.intersect1d(of_a.index, of_b.index, assume_unique=True, return_indices=True)
     if not len(in_a):
@@ -270,6 +270,6 @@ def _common_images(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.n
 
 
 def _contents(cells: Iterable[Key]) -> str:
-    """What a model was measured on, shortly: "mini/food clean, mini/food pgd10"."""
+    """A short list of what a model was measured on: "mini/food clean, mini/food pgd10"."""
     names = [f"{json.loads(key[0])} {json.loads(key[2])}" for key in cells]
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

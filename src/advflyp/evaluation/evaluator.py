@@ -1,4 +1,4 @@
-"""One model on one set: which images it classifies correctly, clean and after an attack."""
+"""Evaluate a model on a dataset: which images it classifies correctly, clean and after an attack."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,24 +18,24 @@ from advflyp.evaluation.pixels import Pixels, in_bytes, on_device
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision
 
-# Survivors of so many batches are put together for an attack's next stage, so that its batches are full again.
+# Survivors of this many batches are merged for an attack's next stage, so that its batches are full again.
 BATCHES_TOGETHER = 8
 UNKNOWN = -1
 UNREADABLE = -2
-# What the journal holds of an image.
+# What the journal holds for each image.
 STATE = ("clean", "attacked", "survived")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetProgress:
-    """How far the evaluation of a dataset is on this rank, as a progress callback is told after every batch.
+    """Progress of the evaluation of a dataset on this rank; the progress callback gets it after every batch.
 
     Attributes:
-        images: How many this rank has.
-        finished: Those whose outcome is known.
-        left: Those in work that no attack has fooled yet.
-        accuracy: Among the finished, the share classified correctly.
-        seconds_left: Estimated; None before anything is finished.
+        images: Number of images of this rank.
+        finished: Images whose outcome is known.
+        left: Unfinished images that are still classified correctly.
+        accuracy: Fraction of the finished images that are classified correctly.
+        seconds_left: Estimated time left; None before any image is finished.
     """
 
     images: int
@@ -52,9 +52,9 @@ class Outcome:
     Attributes:
         index: Place in the dataset.
         label: True class.
-        clean: Predicted class without the attack. A class that ties with the true one is what was predicted: a tie is
-            never correct.
-        attacked: Predicted class after the attack; `clean` where an image was wrong already.
+        clean: Predicted class without the attack. If another class ties with the true one, the other
+            counts as predicted: a tie is never correct.
+        attacked: Predicted class after the attack; `clean` if the image was misclassified already.
     """
 
     index: Tensor
@@ -69,21 +69,21 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """The share of `correct`."""
+        """The fraction of images that are `correct`."""
         return self.correct.float().mean().item()
 
 
 class Evaluator(Classifier):
-    """A model on a dataset: a zero-shot classifier of its class names, and its images.
+    """A model on a dataset: the zero-shot classifier of its class names, and its images.
 
     Args:
         model: The model.
         labelled: The dataset.
-        limit: Size of a class-balanced subset of it, drawn by `seed`.
+        limit: Size of a class-balanced subset of the dataset, drawn by `seed`.
         seed: Random seed of the subset.
         batch_size: Images at a time.
-        ranks: The ranks that share the images; each is told the outcome of all.
-        pixels: How images become what is perturbed.
+        ranks: The ranks that share the images; each gets the outcome of all images.
+        pixels: How images become the tensor that is perturbed.
         repeated: As in `Classifier`.
     """
 
@@ -105,7 +105,7 @@ class Evaluator(Classifier):
         self.ranks = ranks
         self.labelled = labelled
         self.batch_size = batch_size
-        # Clean predictions serve every attack on the set.
+        # All attacks on the dataset share the clean predictions.
         self.clean = torch.full((len(self.index),), UNKNOWN)
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class Evaluator(Classifier):
     ) -> Outcome:
         """Classify every image, after the attack if there is one.
 
-        An image that is wrong when clean counts as wrong under attack; there is nothing to search.
+        An image that is misclassified when clean counts as wrong under attack, and is not attacked.
 
         Args:
             attack: The attack.
@@ -132,8 +132,8 @@ class Evaluator(Classifier):
             precision: Precision of the search.
             seed: Random seed of the attack.
             journal: Holds what is known so far; an interrupted run resumes from its last finished batch.
-            keep: Called after every batch with the places (M,) of images in the dataset and what the attack made of
-                them, (M, 3, H, W); again for those that a later stage attacks.
+            keep: Called after every batch with the places (M,) of images in the dataset and their adversarial images,
+                (M, 3, H, W); called again for images that a later stage attacks.
             watch: Called after every batch.
         """
         with for_use(self.model):
@@ -171,16 +171,16 @@ class _Run:
         self.attacked = torch.full_like(self.clean, UNKNOWN)
         self.survived = torch.zeros_like(self.clean)
         self.labels = evaluator.labelled.labels[evaluator.index]
-        # This process's images; the others' are unknown until all have finished.
+        # This rank's images; those of other ranks are unknown until all have finished.
         self.mine = torch.zeros_like(self.clean, dtype=torch.bool)
         self.mine[evaluator.ranks.rank :: evaluator.ranks.size] = True
         if saved := journal.read() if journal else {}:
-            # Of an image that is there several times NumPy keeps the last.
+            # For an image that occurs several times, NumPy keeps the last record.
             for name in STATE:
                 getattr(self, name).numpy()[saved["row"]] = saved[name]
         self._settle(torch.arange(len(self.clean)))
-        # Finished, right, still robust: of each image of this process, and in all. Counted as images change: to go
-        # over the whole set after every batch would take longer the larger the set is.
+        # Finished, correct, still robust: for each image of this rank, and in total. Updated as images change: a
+        # recount after every batch would take longer the larger the dataset is.
         self.counted = torch.zeros(len(self.clean), 3, dtype=torch.int64)
         self.counts = self.counted.sum(0)
         self._count(self.mine.nonzero().squeeze(1))
@@ -192,7 +192,7 @@ class _Run:
         self.changed = [unsaved.nonzero().squeeze(1)]
 
     def all_images(self) -> None:
-        """Image by image of what is not known yet, some batches at a time."""
+        """Evaluate all images that are not known yet, several batches at a time."""
         evaluator = self.evaluator
         todo = (self.mine & (self.attacked == UNKNOWN)).nonzero().squeeze(1)
         together: list[tuple[Tensor, Tensor]] = []
@@ -233,7 +233,7 @@ class _Run:
     def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions and images of `todo`, without those that cannot be read.
 
-        What is left of an interrupted run may be few: whether more than 1 % cannot be read is asked of all its images.
+        At most 1 % may be unreadable: of all images of the run, since a resumed run may have few left.
         """
         evaluator, labelled, bad = self.evaluator, self.evaluator.labelled, 0
         transform = in_bytes(evaluator.transform)
@@ -262,7 +262,7 @@ class _Run:
                 self.threat,
                 seed=self.seed,
                 index=self.evaluator.index[rows],
-                # After an interruption some images are further than others.
+                # After an interruption, some images have passed more stages than others.
                 survived=torch.where(self.attacked[rows] == UNKNOWN, self.survived[rows], -1),
                 batch_size=self.evaluator.batch_size,
             )
@@ -273,7 +273,7 @@ class _Run:
         self._note()
 
     def _record(self, rows: Tensor, answers: Tensor) -> None:
-        """What images are classified as after one more stage."""
+        """Record what images are classified as after one more stage."""
         fooled = answers != self.labels[rows]
         self.attacked[rows[fooled]] = answers[fooled]
         self.survived[rows] += 1
@@ -282,7 +282,7 @@ class _Run:
         self._note()
 
     def _check_finite(self, logits: Tensor, rows: Tensor) -> None:
-        """ValueError for a model that is broken, whatever its accuracy would be."""
+        """ValueError if logits are not finite, since the model is broken."""
         broken = (~logits.isfinite().all(1)).nonzero().squeeze(1)
         if len(broken):
             evaluator = self.evaluator
@@ -293,7 +293,7 @@ class _Run:
             )
 
     def _settle(self, rows: Tensor) -> None:
-        """An image needs no (more) attack that was wrong when clean, or has survived every stage."""
+        """Finish images that were misclassified when clean or have survived every stage: they need no more attack."""
         over = (self.clean[rows] != self.labels[rows]) | (self.survived[rows] == len(self.stages))
         over &= (self.clean[rows] != UNKNOWN) & (self.attacked[rows] == UNKNOWN)
         self.attacked[rows[over]] = self.clean[rows[over]]

@@ -1,4 +1,4 @@
-"""What a cell has to record to be a certain measurement: known of a named dataset without opening it."""
+"""What a cell must record to be a given measurement: for named datasets, known without opening them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from advflyp.evaluation.attacks import conditions
 from advflyp.evaluation.protocols import OTHERS, Protocol
 from advflyp.evaluation.results import Cell
 
-# Ends the split of images that were read from CLIP benchmark's copy.
+# Suffix of the split if images were read from CLIP benchmark's copy.
 WEBDATASET = " (webdataset)"
 
 
@@ -24,8 +24,8 @@ class Expected:
     """A measurement under a protocol.
 
     Attributes:
-        protocol: The protocol; of its measurements this is one of `limit` images, with `seed`.
-        set: The dataset, as `set_names` writes it; one that `is_known`.
+        protocol: The protocol, with the `limit` and `seed` of this measurement.
+        set: The dataset, as `set_names` writes it; it must satisfy `is_known`.
         attack: The attack.
         threat: Its ball; None for clean images.
     """
@@ -37,12 +37,12 @@ class Expected:
 
     @property
     def place(self) -> tuple[str, str, str | None, float]:
-        """Where it stands in a table: dataset, attack, norm, ε."""
+        """Its place in a table: dataset, attack, norm, ε."""
         norm, eps = (self.threat.norm, self.threat.eps) if self.threat else (None, 0.0)
         return self.set, self.attack.name, norm, eps
 
     def difference(self, cell: Cell) -> str:
-        """The first thing in which a cell of this `place` is another measurement, in words; empty where in none."""
+        """The first setting in which a cell of this `place` differs, in words; empty if none does."""
         of, limit, seed = cell.subset.get("of", 0), self.protocol.limit, self.protocol.seed
         part = {} if limit is None or limit >= of else {"limit": limit, "seed": seed}
         (split, classes), prompt = _split_and_classes(self.set), self._prompt()
@@ -57,7 +57,7 @@ class Expected:
         return next((f"{name} is {is_!r}, not {ought!r}" for name, is_, ought in rows if is_ != ought), "")
 
     def _prompt(self) -> str | None:
-        """None where only the dataset's files tell."""
+        """The expected prompt; None if only the dataset's files tell."""
         protocol, base = self.protocol, self.set.partition("@")[0]
         if protocol.own_templates:
             return describe(protocol.own_templates)
@@ -69,17 +69,17 @@ class Expected:
 
 
 def place_of(cell: Cell) -> tuple[str, str, str | None, float]:
-    """As `Expected.place`."""
+    """The place of a cell, as `Expected.place`."""
     return cell.set, cell.attack, cell.norm, cell.eps
 
 
 def is_known(name: str) -> bool:
-    """Whether a dataset is one of the table or embedded: others may be anything under their name."""
+    """Whether a dataset is in the table or embedded; any other name may stand for anything."""
     return canonical(name) is not None or name.removeprefix("mini/") in _embedded()
 
 
 def expected_of(protocol: Protocol) -> list[Expected]:
-    """All that a protocol measures of a model, dataset by dataset."""
+    """All measurements of a protocol for one model, dataset by dataset."""
     wanted: Sequence[tuple[Attack, Threat | None]] = conditions(
         map(protocol.attack, protocol.attacks), protocol.norm, protocol.eps
     )
@@ -91,7 +91,7 @@ def expected_of(protocol: Protocol) -> list[Expected]:
 
 
 def published_size(name: str) -> int | None:
-    """How many images a dataset that `is_known` has, where a table says so."""
+    """The number of images of a dataset that `is_known`; None if no table says."""
     if canonical(name) is None:
         return _embedded()[name.removeprefix("mini/")]["n"]
     return None if "@" in name else TABLE[name].n

@@ -1,4 +1,4 @@
-"""What is known of a measurement in work: an interrupted one goes on from its last finished batch."""
+"""The state of unfinished measurements: an interrupted one resumes from its last finished batch."""
 
 import io
 import os
@@ -19,24 +19,24 @@ _HEAD = struct.Struct("<QI")
 
 
 class Journal:
-    """Arrays appended to one file, so that a batch costs the same however many came before it.
+    """Arrays appended to one file, so that every batch costs the same, however many came before it.
 
-    A record that a crash cut off does not count, nor does anything behind it. Where another process measures the same,
-    the journal is left to it. `beside` says where measurements have their journals.
+    A record that a crash cut off is ignored, and so is anything after it. If another process runs the same measurement,
+    the journal is left to that process. `beside` gives the journal of a measurement.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._end: int | None = None  # of the last whole record; None until the file has been read
+        self._end: int | None = None  # end of the last whole record; None until the file has been read
         self._foreign = False  # another process writes it
 
     @classmethod
     def beside(cls, store: Path, name: str) -> "Journal":
-        """That of the measurement `name` which will go to `store`: results.unfinished/NAME.journal."""
+        """The journal of the measurement `name`, whose result will go to `store`: results.unfinished/NAME.journal."""
         return cls(store.with_suffix(UNFINISHED) / f"{name}.journal")
 
     def read(self) -> dict[str, np.ndarray]:
-        """Each array that `append` was given, one record behind the other; nothing where there is no whole record."""
+        """Each array given to `append`, concatenated over the records; empty if there is no whole record."""
         records: list[dict[str, np.ndarray]] = []
         self._end = 0
         if not self.path.is_file():
@@ -52,7 +52,7 @@ class Journal:
         )
 
     def append(self, **arrays: Any) -> None:
-        """Add a record of arrays, numpy's or torch's (on the CPU), with the same names as the records before."""
+        """Add a record of arrays, from NumPy or torch (on the CPU), with the same names as in earlier records."""
         if self._foreign:
             return
         stream = io.BytesIO()
@@ -62,19 +62,19 @@ class Journal:
             if self._end is None:
                 self._end = _end(file, 0)
             elif file.seek(0, os.SEEK_END) < self._end:
-                self._end = 0  # removed by one who had finished
+                self._end = 0  # removed by a process that had finished
             self._foreign = _end(file, self._end) > self._end
             if self._foreign:
                 return
-            # Over whatever a crash or a full disk has cut off.
+            # Overwrite whatever a crash or a full disk has cut off.
             file.truncate(self._end)
             self._end = append(file, _HEAD.pack(len(data), zlib.crc32(data)) + data)
 
     def remove(self) -> None:
-        """The measurement is stored: forget it, and the folder with the last one."""
+        """Delete the journal once its measurement is stored, and its folder with the last journal."""
         self.path.unlink(missing_ok=True)
         self._end = None
-        with suppress(OSError):  # not there, or others are in work
+        with suppress(OSError):  # missing, or other measurements are unfinished
             self.path.parent.rmdir()
 
 
@@ -85,12 +85,12 @@ def _records(file: IO[bytes], begin: int) -> Iterator[tuple[bytes, int]]:
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         length, crc = _HEAD.unpack(head)
         data = file.read(min(length, size))
-        # Where the machine went down the file may end in zeros, which are a record of nothing.
+        # After the machine went down, the file may end in zeros, which look like an empty record.
         if not length or len(data) < length or zlib.crc32(data) != crc:
             break
         yield data, file.tell()
 
 
 def _end(file: IO[bytes], begin: int) -> int:
-    """Where the last whole record ends that follows on `begin`."""
+    """The end of the last whole record after `begin`."""
     return max((end for _, end in _records(file, begin)), default=begin)

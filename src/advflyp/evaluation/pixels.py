@@ -1,4 +1,4 @@
-"""How an image becomes a model's input, and where on the way an attack perturbs it."""
+"""How an image becomes a model's input, and at which stage an attack perturbs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """From an image to the tensor that is perturbed, and on to the model's input. By default the model's own transform.
+    """Turns an image into the tensor that is perturbed, and that into the model's input; by default as the model does.
 
     Attributes:
         resize: The shorter side before the centre crop, in pixels; None is the size of the model's input.
-        of: The input size that `resize` is for: it is scaled for models of another one. None: as it is.
+        of: The input size that `resize` is meant for; for models of another size, `resize` is scaled. None: not scaled.
         interpolation: How images are resized; None is bicubic.
         native: Perturb the image at its own size. Resizing it is then part of the model under attack, differentiable
             and without antialiasing. All images of the set must have one size.
@@ -35,7 +35,7 @@ class Pixels:
     native: bool = False
 
     def transform(self, model: CLIP) -> Callable[[Image.Image], Tensor]:
-        """An RGB image → (3, H, W) float32 in [0, 1], what an attack perturbs.
+        """An RGB image → (3, H, W) float32 in [0, 1], which an attack perturbs.
 
         Raises:
             ValueError: The image would be smaller than the model's input.
@@ -74,17 +74,17 @@ class Pixels:
 
 
 def in_bytes(transform: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
-    """`transform` without the division by 255 at its end, (3, H, W) uint8; one that ends otherwise stays as it is."""
+    """`transform` without the final division by 255, to (3, H, W) uint8; unchanged if it does not end with that."""
     steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
     return Compose([*steps[:-1], _bytes_of]) if isinstance(steps[-1], ToTensor) else transform
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """(N, 3, H, W), bytes or pixels in [0, 1] → pixels in [0, 1] on the device, `ToTensor`'s to the last bit."""
+    """(N, 3, H, W), bytes or pixels in [0, 1] → pixels in [0, 1] on the device, bit-identical to `ToTensor`."""
     images = to_device(images, device)
     if images.dtype != torch.uint8:
         return images
-    # By a tensor of the device: by a number of the host, CUDA would multiply with its rounded reciprocal.
+    # Divide by a tensor on the device: for a Python number, CUDA would multiply by its rounded reciprocal.
     return images.to(torch.get_default_dtype()) / torch.full((), 255.0, device=device)
 
 

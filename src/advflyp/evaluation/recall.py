@@ -1,4 +1,4 @@
-"""Ranks and recall of a search among images and captions, and the losses that spoil it; functions of embeddings."""
+"""Ranks and recall of image–text retrieval, and the losses that attack it, as functions of embeddings."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from advflyp.evaluation.results import wilson
 
-# Cosines that differ by less are equal: float32 cannot tell them apart, and whose rounding wins is chance.
+# Cosines that differ by less count as equal: float32 cannot tell them apart, so rounding would decide at random.
 TIE = 1e-6
 CUTOFFS = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Share of n searches that have a hit among the k most similar, with Wilson's 95 % interval [low, high]."""
+    """Fraction of n queries with a hit among the k most similar items, and its Wilson 95 % interval [low, high]."""
 
     k: int
     hits: int
@@ -25,17 +25,17 @@ class Recall:
 
 @torch.no_grad()
 def ranks(images: Tensor, captions: Tensor, owner: Tensor, *, block: int = 512) -> tuple[Tensor, Tensor]:
-    """The rank of each image's best own caption among all captions, and of each caption's image among all.
+    """The rank of each image's best own caption among all captions, and of each caption's image among all images.
 
     Args:
         images: (n, d) unit-norm.
         captions: (m, d) unit-norm.
-        owner: (m,) int64, the row of the image that a caption belongs to; every image has one or more.
+        owner: (m,) int64, the row of the image that a caption belongs to; every image has at least one caption.
         block: Images at a time: block × m similarities are in memory.
 
     Returns:
-        (n,) and (m,) int64 from 1 on. What is as similar as the right one ranks before it, so that a model gains
-        nothing by making everything equal; neither does a NaN help.
+        (n,) and (m,) int64, from 1. Anything as similar as the correct item ranks before it, so that a model gains
+        nothing by making all similarities equal, or NaN.
     """
     own = (images[owner] * captions).sum(1)
     best = torch.full_like(images[:, 0], float("-inf")).scatter_reduce(0, owner, own, "amax")
@@ -54,9 +54,9 @@ def recalls(ranked: Tensor, independent: int) -> list[Recall]:
     """Recall at 1, 5 and 10.
 
     Args:
-        ranked: (n,) ranks of n searches.
-        independent: How many of them tell something new. Captions of one image share its embedding and tend to hit or
-            miss together, so that the interval is that of as many searches as there are images.
+        ranked: (n,) ranks of n queries.
+        independent: How many of them are independent. Captions of one image share its embedding and tend to hit or miss
+            together, so that their interval is computed for as many queries as there are images.
     """
     n = len(ranked)
     result = []
@@ -68,7 +68,7 @@ def recalls(ranked: Tensor, independent: int) -> list[Recall]:
 
 
 def cross_entropy(logits: Tensor, own: Tensor) -> Tensor:
-    """(N,) −log Σ_{j own} softmax(z)_j: how little of an image's softmax over all captions is on its own ones.
+    """(N,) −log Σ_{j own} softmax(z)_j: how little of an image's softmax over all captions falls on its own.
 
     Args:
         logits: (N, m).
@@ -78,7 +78,7 @@ def cross_entropy(logits: Tensor, own: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, own: Tensor) -> Tensor:
-    """(N,) max_{j foreign} z_j − max_{j own} z_j; above 0 where the most similar caption is another image's.
+    """(N,) max_{j foreign} z_j − max_{j own} z_j; above 0 if the most similar caption is another image's.
 
     Args:
         logits: (N, m).

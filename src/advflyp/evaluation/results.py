@@ -1,4 +1,4 @@
-"""Result cells: a model on a dataset under an attack at an ε, with intervals; JSON lines that a crash cannot spoil."""
+"""Result cells: a model on a dataset under an attack at an ε, with intervals, in crash-safe JSON lines."""
 
 import dataclasses
 import hashlib
@@ -19,33 +19,33 @@ from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
 T = TypeVar("T")
 
-# The quantile of the normal distribution of 95 % intervals.
+# Quantile of the normal distribution for 95 % intervals.
 Z = 1.959964
-# Of the arguments of an attack, those that a report computes with.
+# The arguments of an attack that a report computes with.
 SHOWN_ARGUMENTS: dict[str, type] = {"steps": int, "step_size": float, "restarts": int}
 
 DEFAULT_PROTOCOL = "advflyp"
 OF_PROTOCOL = ("protocol", "settings")
 
 BLOCK = 1 << 16
-# What belongs to results.jsonl is in folders beside it: results.samples, results.unfinished.
+# Folders beside results.jsonl for what belongs to it: results.samples, results.unfinished.
 SAMPLES, UNFINISHED = ".samples", ".unfinished"
-# Every record begins with the name of the model: by that, a line that was cut off is told from a file of other things.
+# Every record begins with the model's name, which tells a cut-off line from a file that holds something else.
 BEGINNING = b'{"model": "'
 
 
 class Measurement:
-    """What a cell of classification and one of retrieval have in common: which measurement they are of."""
+    """What classification and retrieval cells have in common: the identity of their measurement."""
 
-    # Fields that say what was found, and not what was measured.
+    # Fields that do not identify the measurement, such as its outcome.
     OUTCOME: ClassVar[tuple[str, ...]]
-    # The words of its file names.
+    # Fields whose values form its file names.
     SLUG: ClassVar[tuple[str, ...]]
 
     def key(self) -> tuple[str, ...]:
-        """What makes two cells the same measurement, whoever ran it and however long it took."""
+        """Equal for two cells of the same measurement, whoever ran it and however long it took."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        # Results from before there were protocols keep their key, and with it the name of their files.
+        # Results that are older than protocols keep their key, and with it the names of their files.
         late = {name: values.pop(name) for name in OF_PROTOCOL if name in values}
         if late.get("settings") or late.get("protocol", DEFAULT_PROTOCOL) != DEFAULT_PROTOCOL:
             values |= late
@@ -54,7 +54,7 @@ class Measurement:
         )
 
     def slug(self) -> str:
-        """A file name for what belongs to this measurement of this model: readable, and unique by a hash."""
+        """A file name for this measurement of this model: readable, and made unique by a hash."""
         eps: float = self.eps  # type: ignore[attr-defined]
         words = [getattr(self, name) for name in self.SLUG] + ([f"{eps * 255:g}"] if eps else [])
         digest = hashlib.sha256("\n".join(self.key()).encode()).hexdigest()
@@ -67,20 +67,20 @@ class Cell(Measurement):
 
     Attributes:
         eps: Radius in pixels of [0, 1]; 0 for clean images. The perturbation has the model's resolution, unless
-            `settings` has another one.
-        subset: {"of": images in the dataset}, or {"of", "limit", "seed"} for a class-balanced part of it.
+            `settings` says otherwise.
+        subset: {"of": images in the dataset}, or {"of", "limit", "seed"} for a class-balanced subset.
         n: How many images were read and classified.
-        correct: How many of them correctly.
+        correct: How many of them were classified correctly.
         accuracy: correct / n.
         ci95: Wilson 95 % interval of the accuracy.
-        per_class: [correct, n] of each class that has images, by its index.
-        unreadable: Images that could not be read, by name; they are not among the n.
-        sanity: Verdict of the checks for masked gradients, where they were asked for.
-        seen: Whether the model was finetuned on this data, as far as its card says.
-        pflops: 10¹⁵ operations that the model's finetuning took, as far as its card says.
-        precision_reason: Why `precision` was chosen; empty where nothing was searched for.
-        protocol: The protocol that it follows, with what the user changed in brackets.
-        settings: What the protocol changes of images and class names, as it was for this model and dataset: resize,
+        per_class: Class index → [correct, n], for classes with images.
+        unreadable: Images that could not be read, by name; not counted in `n`.
+        sanity: Verdict of the checks for masked gradients, if requested.
+        seen: Whether the model was finetuned on this data, according to its card.
+        pflops: Compute of the model's finetuning, in 10¹⁵ operations, according to its card.
+        precision_reason: Why `precision` was chosen; empty for clean images.
+        protocol: The protocol that it follows, with the user's changes in brackets.
+        settings: What the protocol changes about images and class names, for this model and dataset: resize,
             interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted).
     """
 
@@ -128,7 +128,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(cells: Iterable[Cell]) -> tuple[float, tuple[float, float]]:
-    """Mean accuracy over sets and its 95 % interval, the sets' images being independent samples."""
+    """Mean accuracy over datasets and its 95 % interval, with the datasets as independent samples."""
     cells = list(cells)
     mean = sum(cell.accuracy for cell in cells) / len(cells)
     # Agresti–Coull proportions keep a set with 0 or n correct from claiming certainty.
@@ -138,12 +138,12 @@ def mean_interval(cells: Iterable[Cell]) -> tuple[float, tuple[float, float]]:
 
 
 def append_cell(path: Path, cell: Any) -> None:
-    """Add one line to a JSON-lines file, made if it is not there; several processes may do so at once."""
+    """Append one line to a JSON-lines file, made if missing; several processes may do so at once."""
     append_line(path, dataclasses.asdict(cell))
 
 
 def _checked(record: Any) -> Cell:
-    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    """A cell from an untrusted file; ValueError for values that no measurement gives."""
     cell = fill(Cell, record)
     if not 0 <= cell.correct <= cell.n or cell.n == 0:
         raise ValueError(f"{cell.correct} of {cell.n} images cannot be correct")
@@ -165,29 +165,29 @@ def _checked(record: Any) -> Cell:
 def read_cells(path: Path) -> list[Cell]:
     """Every cell of a JSON-lines file; ValueError naming the line that is not one.
 
-    A measurement that was written again (with a sanity check, say) counts once, as it was written last. A last line
-    without its newline was cut off by a crash and is left out.
+    A measurement that was written again (with a sanity check, say) counts once, in its last version. A last line that a
+    crash cut off is ignored.
     """
     cells = read_lines(path, _checked)
     return list({(cell.model, *cell.key()): cell for cell in cells}.values())
 
 
 def check_store(path: Path) -> None:
-    """ValueError where a file is in the place of a folder that is to be beside the results: measuring takes long."""
+    """ValueError if a file is in the place of a folder needed beside the results; checked early, measuring is slow."""
     for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, and the folder for what belongs to {path}; move it away")
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add a record to a JSON-lines file."""
+    """Append a record to a JSON-lines file."""
     with open_locked(path) as file:
         end = _end_of_lines(file)
         file.seek(end)
         rest = file.read()
         line = json.dumps(record).encode() + b"\n"
         if _cut_off(rest):
-            # It would swallow this one.
+            # Otherwise it would swallow the new line.
             file.truncate(end)
         elif _is_json(rest):
             line = b"\n" + line
@@ -197,7 +197,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def _end_of_lines(file: IO[bytes]) -> int:
-    """Where the last whole line ends, sought from the end of the file: what is before it is not read."""
+    """The end of the last whole line, searched from the end of the file, without reading what comes before."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         begin = max(0, end - BLOCK)
@@ -210,10 +210,10 @@ def _end_of_lines(file: IO[bytes]) -> int:
 
 
 def read_lines(path: Path, make: Callable[[Any], T]) -> list[T]:
-    """`make` of every record of a JSON-lines file; none where there is no file.
+    """Apply `make` to every record of a JSON-lines file; an empty list if there is no file.
 
-    A last line that a crash cut off is left out. ValueError naming the line that is not JSON or of which `make` raises
-    one, and where `path` is a folder or too large.
+    A last line that a crash cut off is ignored. ValueError if `path` is a folder or too large, or, naming the line, if
+    a line is not JSON or `make` raises one.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, for example {path / 'results.jsonl'}")
@@ -241,7 +241,7 @@ def _read(path: Path) -> bytes:
 
 
 def _cut_off(line: bytes) -> bool:
-    """Whether nothing of a last line without its newline counts: it is empty, or the beginning of a record of ours."""
+    """Whether to ignore a last line without a newline: it is empty, or an incomplete record of ours."""
     return BEGINNING.startswith(line[: len(BEGINNING)]) and not _is_json(line)
 
 

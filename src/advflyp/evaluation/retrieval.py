@@ -1,4 +1,4 @@
-"""Zero-shot search of images by captions and captions by images, clean and with images or captions attacked."""
+"""Zero-shot image–text retrieval in both directions, clean and with images or captions attacked."""
 
 import copy
 import time
@@ -38,11 +38,11 @@ LOSSES = {"ce": ("multi-positive cross-entropy", cross_entropy), "margin": ("mar
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalCell(Measurement):
-    """Retrieval: recall of one model on one collection of pairs under one attack, and all to measure it again.
+    """Retrieval: recall of one model on one collection of pairs under one attack, and all that is needed to repeat it.
 
     Attributes:
-        pairs: What the user called them.
-        captions_sha256: Which they are.
+        pairs: The user's name for them.
+        captions_sha256: A hash of their names and captions.
         subset: {"of": pairs} or {"of", "limit", "seed"}.
         eps: Radius in pixels of [0, 1]; 0 for clean images. Every image of the gallery is attacked, or every caption.
         image_to_text: A hit is an image with one of its own captions among the k most similar of all captions.
@@ -83,7 +83,7 @@ def read_retrieval(path: Path) -> list[RetrievalCell]:
 
 
 def _checked(record: Any) -> RetrievalCell:
-    """A cell of a file that need not be ours; ValueError for what no measurement gives."""
+    """A cell from an untrusted file; ValueError for values that no measurement gives."""
     cell = fill(RetrievalCell, record)
     if "of" not in cell.subset:
         raise ValueError("subset lacks 'of'")
@@ -121,20 +121,20 @@ def retrieval(
         model: A model or the name of one.
         pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME; each line of a text is a caption.
         attacks: "clean", "pgdN" on −log Σ_own softmax of an image's similarities τ⁻¹·cos to all captions, "cwN" on the
-            margin of the best foreign caption over the best own one, or such objects; each image for itself.
+            margin of the best foreign caption over the best own one, or such objects; each image is attacked by itself.
         eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
         out: JSON-lines file; cells that it already holds are not computed again, an interrupted one resumes.
         norm: "linf" or "l2".
-        edits: For each k, clean images and captions with at most k wrong letters (`edit_texts`); beside it, as a
-            control, with as many drawn at random.
-        limit: This many images, drawn by `seed`, with their captions.
+        edits: For each k, captions with at most k wrong letters chosen by `edit_texts`, and, as a control, with as many
+            random ones; images are clean.
+        limit: Number of images, drawn by `seed`, with their captions.
         batch_size: Images at a time.
         precision: Precision of the attack: "auto", "fp32", "bf16"; embeddings are always float32.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks, of the wrong letters and of `limit`.
-        name: What results call the model; its own name by default.
+        name: The model's name in results; by default its own.
         columns: The columns of a table of pairs.
-        watch: Called after every batch with the cell in work and how many of its images are embedded.
+        watch: Called after every batch with the current cell and how many of its images are embedded.
 
     Returns:
         One cell per attack × ε, and two for each of `edits`.
@@ -215,13 +215,13 @@ def _cell(
     store: Path | None,
     watch: Callable[[int], None],
 ) -> RetrievalCell:
-    """The cell that is stored already, or the one that is measured now and stored."""
+    """The cell that is stored already, or a new one that is measured and stored."""
     journal = Journal.beside(store, blank.slug()) if store else None
     cell = known
     if cell is None:
         started = time.monotonic()
         with for_use(gallery.model):
-            # Which images cannot be read is known once all were embedded clean; that gallery serves "clean".
+            # Which images are unreadable is known once all were embedded clean; "clean" uses those embeddings.
             embeddings, captions = gallery.prepare(watch), gallery.captions
             if threat is not None and isinstance(attack, PGD):
                 precision: Resolved = "bf16" if blank.precision == "bf16" else "fp32"
@@ -259,7 +259,7 @@ class _Gallery:
         self.clean: Tensor | None = None
 
     def prepare(self, watch: Callable[[int], None]) -> Tensor:
-        """`clean`, once everything has been embedded."""
+        """Embed everything unless that has been done; returns `clean`."""
         if self.clean is None:
             self.clean = self._embed_images(lambda images, rows: images, watch)
             self.images.drop_unreadable()
@@ -278,7 +278,7 @@ class _Gallery:
         watch: Callable[[int], None],
         journal: Journal | None = None,
     ) -> Tensor:
-        """(n, d): every image after the attack; `journal` holds those that are known so far."""
+        """(n, d) embeddings of every image after the attack; `journal` holds those that are known so far."""
         _, objective = LOSSES[attack.loss]
 
         def perturb(images: Tensor, rows: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ class _Gallery:
         return gallery
 
     def edited(self, attack: TextEdits, seed: int) -> Tensor:
-        """(m, d): every caption after the edits; equal captions are edited alike."""
+        """(m, d) embeddings of every caption after the edits; equal captions are edited alike."""
         texts = list(dict.fromkeys(self.images.captions))
         with self.model.computing_in("fp32"):
             found = edit_texts(
@@ -328,7 +328,7 @@ class _Gallery:
         places, device = self.images.places, self.model.device
         parts: list[Tensor] = []
         saved = journal.read() if journal else {}
-        # Images are taken in order, so that what is known is a beginning; other images are another gallery.
+        # Images are taken in order, so that what is saved is the beginning; a journal of other images is dropped.
         begin = 0
         if saved and np.array_equal(saved["places"], places[: len(saved["places"])]):
             begin = len(saved["places"])

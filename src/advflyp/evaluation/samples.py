@@ -44,10 +44,10 @@ class Samples(NamedTuple):
 
     Attributes:
         index: int64, positions in the whole dataset.
-        key: The images' names, None where they have none.
+        key: The images' names, None if they have none.
         label: int64.
         clean: int64, predicted for the unchanged image.
-        attacked: int64, predicted after the attack; `clean` where nothing was attacked.
+        attacked: int64, predicted after the attack; `clean` if the image was not attacked.
         correct: bool, attacked == label.
     """
 
@@ -74,16 +74,16 @@ def write_samples(
     attacked: Any,
     keys: Sequence[str] | None = None,
 ) -> Path:
-    """Store the predictions for the images of `cell`, in one file that appears when it is complete.
+    """Store the predictions for the images of `cell`, in one file that appears only when it is complete.
 
     Args:
         store: The results file that holds the cell.
         cell: The cell.
         index: (n,) positions in the dataset. This and the following arrays are numpy's or torch's (on the CPU).
         label: (n,) class indices.
-        clean: (n,) predictions.
-        attacked: (n,) predictions, only looked at where clean is right: an image that is wrong when clean is not
-            attacked.
+        clean: (n,) predictions for the clean images.
+        attacked: (n,) predictions after the attack; ignored for images that are misclassified when clean, which are
+            not attacked.
         keys: n names of the images.
 
     Returns:
@@ -115,7 +115,7 @@ def has_samples(store: Path, cell: Cell) -> bool:
 
 
 def read_samples(store: Path, cell: Cell) -> Samples:
-    """The predictions for the images of `cell`; ValueError where they were not stored, or the file holds others."""
+    """The predictions for the images of `cell`; ValueError if they were not stored or the file holds others."""
     path = _path(store, cell)
     try:
         with open_regular(path) as file:
@@ -140,15 +140,15 @@ def read_samples(store: Path, cell: Cell) -> Samples:
 
 
 def _names(column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) the values of a dictionary, each of which is in memory once, however often it occurs; None for none."""
+    """(n,) the values of a dictionary column, each in memory only once, however often it occurs; None if missing."""
     chunk = column.combine_chunks()
     known = np.array([*chunk.dictionary.to_pylist(), None], dtype=object)
     return known[chunk.indices.fill_null(len(chunk.dictionary)).to_numpy()]
 
 
 def _check(parquet: pq.ParquetFile, cell: Cell) -> None:
-    """ValueError before anything is unpacked that is not what `write_samples` wrote of a cell."""
-    # Not the file's own total, which nothing is read by.
+    """ValueError, before anything is unpacked, if a file is not what `write_samples` wrote for the cell."""
+    # Not the file's own total, which reading ignores.
     rows = sum(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
     if rows != cell.n or rows > MAX_PREDICTIONS:
         raise ValueError(f"it holds {rows:,} predictions, not the {cell.n:,} of the results")

@@ -1,4 +1,4 @@
-"""Checks for masked gradients: does an attack behave as it must where gradients can be trusted?
+"""Checks for masked gradients: does an attack behave as it must if gradients can be trusted?
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019): a model that hides its gradients looks robust to
 attacks that follow them.
@@ -24,33 +24,33 @@ from advflyp.evaluation.evaluator import Evaluator
 
 STEPS = (1, 5, 10, 40)
 QUERIES = 200
-# A random difference of so many images among those looked at is no sign of anything.
+# A difference in this fraction of the images may be chance.
 SLACK = 0.02
 
 
 def sanity_check(
     evaluator: Evaluator, attack: Attack, threat: Threat, *, seed: int = 0, limit: int = 200
 ) -> dict[str, Any]:
-    """What PGD, random noise and Square do to up to `limit` images that are classified correctly.
+    """What PGD, random noise and Square do to up to `limit` correctly classified images.
 
-    The loss is that of `attack` (cross-entropy, where it is not pgd or cw); everything is in float32.
+    The loss is that of `attack` (cross-entropy, if it is not pgd or cw); everything is in float32.
 
     Args:
         evaluator: The model on a dataset.
-        attack: The attack that is checked.
+        attack: The attack to check.
         threat: The ball around each image.
         seed: Random seed.
-        limit: How many images are looked at.
+        limit: The largest number of images to check.
 
     Returns:
-        n, how many images were looked at; passed, whether no check failed; the figure behind each check; and failed,
-        the names of the checks that did:
+        n, how many images were checked; passed, whether no check failed; the figure behind each check; and failed,
+        the names of the failed checks:
         - "more steps help the defender": accuracy after 1, 5, 10, 40 steps (last iterate) must not rise;
         - "survives a ball of every image": at ε = 1 (L2: √d) PGD from the image must bring accuracy to zero;
-        - "Square beats PGD": 200 queries without gradients must not find more than PGD-40;
-        - "noise beats PGD": nor may one random draw from the ball;
-        - "gradients are zero": in more than a tenth of the pixels, exactly;
-        - "the loss does not rise": from the start to the tenth step, on average.
+        - "Square beats PGD": 200 queries without gradients must not fool the model more often than PGD-40;
+        - "noise beats PGD": neither must one random draw from the ball;
+        - "gradients are zero": they must not be exactly zero in more than a tenth of the pixels;
+        - "the loss does not rise": it must, from the start to the tenth step, on average.
     """
     with for_use(evaluator.model):
         own = _look(evaluator, attack, threat, seed, limit)
@@ -92,7 +92,7 @@ def _verdict(found: dict[str, float]) -> dict[str, Any]:
 
 
 def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit: int) -> dict[str, float]:
-    """Figures of this rank's images that add up to those of all: how many survive what, …"""
+    """Figures for this rank's images, to be summed over all ranks: how many survive which attack, …"""
     images, labels, streams = _correct_images(evaluator, seed, limit)
     name = attack.loss if isinstance(attack, PGD) else "ce"
     loss = LOSSES[name]
@@ -113,7 +113,7 @@ def _look(evaluator: Evaluator, attack: Attack, threat: Threat, seed: int, limit
         )
 
     def anywhere(images: Tensor, labels: Tensor, streams: Streams) -> Tensor:
-        # From the image itself: a random one would be misclassified already.
+        # Start at the image itself: a random start would be misclassified already.
         everything = Threat(
             norm=threat.norm, eps=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel())
         )
@@ -148,7 +148,7 @@ def _correct_images(evaluator: Evaluator, seed: int, limit: int) -> tuple[Tensor
     inside = [index for index in chosen if index in wanted] or evaluator.index[:limit].tolist()
     own = inside[evaluator.ranks.rank :: evaluator.ranks.size]
     device = evaluator.model.device
-    # A process may have none.
+    # A rank may have none.
     none = torch.empty(0, dtype=torch.int64)
     kept = [(none, torch.empty(0), none)]
     for places, images, labels in evaluator.labelled.batches(evaluator.transform, evaluator.batch_size, own):

@@ -1,6 +1,6 @@
 """Adversarial images of a result, kept without loss: one compressed NumPy file for each.
 
-`numpy.load(path)["image"]` is (3, H, W) float32 in [0, 1], to the last bit what was classified. A PNG holds multiples
+`numpy.load(path)["image"]` is (3, H, W) float32 in [0, 1], bit-identical to what was classified. A PNG holds multiples
 of 1/255 only: rounding moves a pixel by up to 1/510, half of an ε of 1/255.
 """
 
@@ -21,7 +21,7 @@ DONE = "cell.json"
 class SavedImages:
     """The folder of a cell's images below `folder`; `00012.npz` is the image at place 12 of the dataset.
 
-    An image that is wrong without the attack is not attacked, and has no file.
+    An image that is misclassified when clean is not attacked, and has no file.
     """
 
     def __init__(self, folder: Path, cell: Cell) -> None:
@@ -32,11 +32,11 @@ class SavedImages:
         return (self.folder / DONE).is_file()
 
     def keep(self, index: Tensor, images: Tensor) -> None:
-        """Write images (M, 3, H, W) at places (M,); those of an earlier stage of the attack are replaced."""
+        """Write images (M, 3, H, W) of the places (M,); they replace those of an earlier stage of the attack."""
         for place, image in zip(index.tolist(), images.detach().cpu().numpy(), strict=True):
             with write_atomically(self.folder / f"{place:05d}.npz") as file:
                 np.savez_compressed(file, image=image)
 
     def finish(self, cell: Cell) -> None:
-        """Say that every image is there, and of what."""
+        """Mark the folder as complete, and record its cell."""
         write_text(self.folder / DONE, json.dumps(asdict(cell), indent=1) + "\n")

@@ -36,7 +36,7 @@ from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
 Model = CLIP | str | Path
-# Of the settings of a cell, those that follow from the protocol and the dataset's files.
+# The settings of a cell that follow from the protocol and the dataset's files.
 NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 
 
@@ -64,12 +64,12 @@ def evaluate(
     """Zero-shot accuracy, clean and under attack. Under torchrun, the ranks share the images; rank 0 writes.
 
     Args:
-        model: A model, which is left as it was, the name of one, or several of these.
-        sets: Datasets, names of them or of groups.
-        attacks: Attacks, names of them ("clean", "pgd10"; see `find_attack`) or functions of one's own.
+        model: A model, which is not changed, the name of one, or several of these.
+        sets: Datasets, their names, or names of groups.
+        attacks: Attacks, their names ("clean", "pgd10"; see `find_attack`), or your own functions.
         eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
-        out: JSON-lines file; what it already holds is not computed again, an interrupted cell resumes. What every image
-            was classified as goes to Parquet files beside it; a cell whose Parquet file is gone is measured again.
+        out: JSON-lines file; what it already holds is not computed again, and an interrupted cell resumes. Per-image
+            predictions go to Parquet files beside it; a cell whose Parquet file is missing is measured again.
         norm: "linf" or "l2".
         limit: N class-balanced images of each dataset, drawn by `seed`.
         batch_size: Images at a time; "auto" is as many as fit on a GPU, found once for each model, and 128 on a CPU.
@@ -78,12 +78,12 @@ def evaluate(
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.
         sanity: Check each attacked cell for masked gradients; the verdict is in the cell.
-        name: What results call the model; its own name by default.
+        name: The model's name in results; by default its own.
         protocol: Class names, prompts, pixels, and what "autoattack" means. Its datasets, attacks, radii, limit and
-            precision are for the arguments above: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`.
-        save_images: Folder for the adversarial images (`saved.py`). A cell whose images it lacks is measured anew.
-        progress: Called with each cell as it is known.
-        watch: Called after every batch with the cell in work and its progress.
+            precision must be passed as arguments: `evaluate(model, p.sets, p.attacks, p.eps, protocol=p)`.
+        save_images: Folder for the adversarial images (`saved.py`). A cell whose images are missing is measured again.
+        progress: Called with each finished cell.
+        watch: Called after every batch with the current cell and its progress.
 
     Returns:
         One cell per model × dataset × attack × ε.
@@ -109,7 +109,7 @@ def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
 
 
 def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
-    """The datasets in order, groups by their members, each name once."""
+    """The datasets in order, with groups replaced by their members, without duplicates."""
     found: list[LabelledSet | str] = []
     for one in [sets] if isinstance(sets, LabelledSet | str) else sets:
         found += set_names([one]) if isinstance(one, str) else [one]
@@ -118,7 +118,7 @@ def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[
 
 @dataclass
 class _Suite:
-    """What all cells of a call of `evaluate` have in common, and how each is found or made."""
+    """What all cells of one call of `evaluate` have in common, and how each cell is looked up or measured."""
 
     protocol: Protocol
     limit: int | None
@@ -145,19 +145,19 @@ class _Suite:
         ranks: Ranks,
         device: torch.device,
     ) -> list[Cell]:
-        """Every cell, the known ones too."""
+        """Every cell, including the known ones."""
         known, result = ranks.broadcast_from_rank0(self._known), []
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
             images_at_a_time: int | None = None
             stored = partial(self._stored, model, same["checkpoint_sha256"], wanted, known)
-            for dataset in datasets:  # before any other is measured
+            for dataset in datasets:  # a missing one fails before any is measured
                 if not isinstance(dataset, str) or canonical(dataset) is None:
                     continue
                 if not locate(dataset, self.protocol.source) and stored(dataset) is None:
                     _load(dataset, self.protocol)
-            # Batches shrink as points leave an attack.
+            # Batches shrink as images leave an attack.
             with compiled(model) if self.compile else nullcontext():
                 for dataset in datasets:
                     if (cells := ranks.broadcast_from_rank0(partial(stored, dataset))) is not None:
@@ -168,7 +168,7 @@ class _Suite:
                     if images_at_a_time is None:
                         images_at_a_time = self._batch_size(model, ranks)
                     evaluator = self._evaluator(model, dataset, ranks, images_at_a_time)
-                    # What an object calls itself may stand for anything.
+                    # The name of a dataset object may stand for anything.
                     is_named = isinstance(dataset, str)
                     for attack, threat in wanted:
                         blank = self._blank(evaluator, attack, threat, same, is_named)
@@ -179,7 +179,7 @@ class _Suite:
         return result
 
     def _known(self) -> dict[tuple[str, ...], Cell]:
-        """What is stored already; ValueError where nothing can be stored."""
+        """The stored cells; ValueError if nothing can be stored."""
         if self.store is None:
             return {}
         check_store(self.store)
@@ -193,8 +193,8 @@ class _Suite:
         known: dict[tuple[str, ...], Cell],
         dataset: LabelledSet | str,
     ) -> list[Cell] | None:
-        """Every cell of a dataset that need not be opened for them; None where it has to be."""
-        # Which images are saved is known only to those who open the dataset.
+        """Every cell of a dataset, if they are all stored and the dataset need not be opened; otherwise None."""
+        # Whether the images are saved is known only once the dataset is open.
         opens = self.store is None or self.save_images or self.protocol.own_names
         if opens or not isinstance(dataset, str) or not is_known(dataset):
             return None
@@ -224,7 +224,7 @@ class _Suite:
         return min(ranks.all_gather_object(largest_batch(model)))
 
     def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks, batch_size: int) -> Evaluator:
-        """The model on a dataset, as the protocol has it."""
+        """The evaluator of the model on a dataset, under the protocol."""
         protocol = self.protocol
         labelled = protocol.apply(_load(dataset, protocol) if isinstance(dataset, str) else dataset)
         return Evaluator(
@@ -241,14 +241,14 @@ class _Suite:
     def _cell(
         self, blank: Cell, known: Cell | None, evaluator: Evaluator, attack: Attack, threat: Threat | None
     ) -> Cell:
-        """The cell that is stored already, or the one that is measured now and stored."""
+        """The cell that is stored already, or a new one that is measured and stored."""
         cell, ranks = known, evaluator.ranks
         own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
         saved = SavedImages(Path(self.save_images), blank) if self.save_images and threat else None
-        # The images of an interrupted measurement may not all have been kept.
+        # No journal with saved images: an interrupted measurement may not have kept all of them.
         journal = Journal.beside(self.store, own) if self.store and saved is None else None
         if cell is None or not ranks.broadcast_from_rank0(partial(self._has_samples, cell, saved)):
-            # The new line takes the place of the known one: its name for the weights and its verdict stay.
+            # The new line replaces the known one, but keeps its model name and its verdict.
             kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
             cell = self._measure(replace(blank, **kept), evaluator, attack, threat, journal, saved)
             self._save(cell, ranks)
@@ -260,7 +260,7 @@ class _Suite:
         return cell
 
     def _has_samples(self, cell: Cell, saved: SavedImages | None) -> bool:
-        """Whether what belongs to the cell is there, too."""
+        """Whether the cell's predictions and images are stored, too."""
         return (self.store is None or has_samples(self.store, cell)) and (saved is None or saved.is_complete)
 
     def _save(self, cell: Cell, ranks: Ranks) -> None:
@@ -275,7 +275,7 @@ class _Suite:
         same: dict[str, Any],
         is_named: bool,
     ) -> Cell:
-        """The cell before anything is measured: all that makes it this measurement and no other."""
+        """The cell before anything is measured, with all that identifies the measurement."""
         labelled, model = evaluator.labelled, evaluator.model
         card, search = read_card(model.name), choose_precision(self.precision, model.device)
         part = {} if len(evaluator) == len(labelled) else {"limit": len(evaluator), "seed": self.seed}
@@ -305,7 +305,7 @@ class _Suite:
         )
 
     def _settings(self, evaluator: Evaluator, is_named: bool) -> dict[str, Any]:
-        """What the protocol changes of images and class names; nothing of the default."""
+        """What the protocol changes about images and class names; empty for the default."""
         found = evaluator.pixels.settings(evaluator.model)
         if self.protocol.names_classes or not is_named:
             found["classnames_sha256"] = names_sha256(evaluator.labelled.classes)
@@ -354,7 +354,7 @@ class _Suite:
 
 
 def _load(name: str, protocol: Protocol) -> LabelledSet:
-    """A set from where the protocol takes it; those that are not in the table have one place."""
+    """Load a dataset from the protocol's source; those that are not in the table have only one."""
     if protocol.source == "any" or canonical(name) is None:
         return load_set(name)
     return load_set(name, source=protocol.source)

@@ -1,4 +1,4 @@
-"""The folder of `advflyp attack`: images and attack.json, never over somebody else's files."""
+"""The folder of `advflyp attack`: images and attack.json, never overwriting other files."""
 
 import json
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ OURS = {RECORD, *(f"{name}{end}.png" for name in IMAGES for end in ("", "-2"))}
 
 @contextmanager
 def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
-    """A folder to write into that takes the place of `out` when the block ends, and vanishes if it fails.
+    """A folder to write into that replaces `out` when the block ends, and is deleted if the block fails.
 
     Args:
-        asked: The request; a folder that holds its result is written anew.
+        asked: The request; a folder with the result of the same request is replaced.
 
-    ValueError where `out` holds anything else.
+    ValueError if `out` holds anything else.
     """
     recover_folder(out)
     _check(out, asked)
@@ -34,7 +34,7 @@ def draft_of(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
 
 
 def write_files(found: AttackedImage, folder: Path, asked: dict[str, Any]) -> None:
-    """Each model's images as PNG files, NAME.png for the first and NAME-2.png for the second; attack.json."""
+    """Write each model's images as PNG files (NAME.png for the first, NAME-2.png for the second) and attack.json."""
     record: dict[str, Any] = {"version": __version__, "asked": asked, **asdict(found)}
     for number, (made, entry) in enumerate(zip(found.made, record["made"], strict=True), 1):
         for name in IMAGES:

@@ -1,4 +1,4 @@
-"""`advflyp attack`: one image made adversarial, as an image file, against one model or each of two."""
+"""`advflyp attack`: make an image adversarial, as an image file, against one model or each of two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,14 +32,14 @@ class AdversarialImage:
     """The adversarial image made against one model, at that model's input resolution.
 
     Attributes:
-        label: The label that the attack moves away from: what the image shows, where that was said, else the model's
-            own answer for the clean image.
-        outcome: "wrong" where its answer was not `label` without an attack.
+        label: The label that the attack moves away from: what the image shows, if given, else the model's clean
+            prediction.
+        outcome: "fooled", "withstood", or "wrong" if the model's clean prediction is not `label`.
         clean: PNG file, like `adversarial` and `difference`.
-        amplification: Of the difference, around middle grey.
-        largest: The largest change of a pixel, in grey levels of 255.
+        amplification: Factor by which the difference is amplified, around middle grey.
+        largest: The largest change of a pixel, in grey levels (of 255).
         length: L2 norm of the perturbation, in pixels of [0, 1].
-        guesses: What each model makes of the adversarial PNG, model by model; the likeliest first.
+        guesses: For each model, its guesses for the adversarial PNG, the most likely first.
     """
 
     against: str
@@ -56,14 +56,14 @@ class AdversarialImage:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedImage:
-    """One image before and after.
+    """One image before and after the attack.
 
     Attributes:
-        label: What it shows; None where nobody said so.
-        attack: How it was attacked, with `norm`, `eps` and `seed` as in `advflyp.evaluate`.
-        clean: What each model makes of the clean image; the likeliest first.
+        label: What it shows; None if not given.
+        attack: The name of the attack; `norm`, `eps` and `seed` are as in `advflyp.evaluate`.
+        clean: For each model, its guesses for the clean image, the most likely first.
         made: One adversarial image for each model.
-        sha256: Hashes of the models' weights; empty where nobody asked.
+        sha256: Hashes of the models' weights; empty if not computed.
     """
 
     image: str
@@ -101,16 +101,16 @@ def attack_image(
         image: A file or a PIL image.
         labels: See `choose_labels`.
         eps: Radius in pixels of [0, 1], at least 1/255.
-        label: The label the attack moves away from (default: each model's own answer for the clean image).
+        label: The label the attack moves away from (default: each model's clean prediction).
         attack: Any attack of `advflyp eval`.
         norm: "linf" or "l2".
-        against: A second model. Each is attacked for itself, and each sees both adversarial images.
+        against: A second model. Each is attacked separately, and each classifies both adversarial images.
         templates: See `choose_labels`.
         seed: Random seed.
         device: Where models given by name are put: "auto", "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        ValueError: If anything is unknown or unreadable, or every model is wrong without an attack.
+        ValueError: If anything is unknown or unreadable, or every model misclassifies the clean image.
     """
     search = find_attack(attack)
     if not search.perturbs:
@@ -127,9 +127,9 @@ def attack_image(
     classifiers = [chosen.classifier(one) for one in models]
     found = attack_with(classifiers, chosen, image, label, search, threat, seed)
     if all(made.outcome == "wrong" for made in found.made):
-        # Only where a label was given: a model's own answer is never wrong.
+        # Only if a label was given, or the model's clean prediction is a tie.
         answer = found.clean[0][0].label
-        if answer == found.label:
+        if found.label in (None, answer):
             raise ValueError(
                 f"{found.image}: to {found.models[0]} '{answer}' is no likelier than another label, so there is no "
                 "answer to attack; give it other labels"
@@ -150,7 +150,7 @@ def attack_with(
     threat: Threat,
     seed: int = 0,
 ) -> AttackedImage:
-    """`attack_image` with models that are loaded and labels that are encoded, `labels.classifier(model)` of each."""
+    """`attack_image` for loaded models and encoded labels: `classifiers` are `labels.classifier(model)` for each."""
     decoded = load_image(image)
     models = [one.model for one in classifiers]
     pixels = [model.preprocess(decoded)[None].to(model.device) for model in models]
@@ -198,7 +198,7 @@ def attack_with(
 def _search(
     plain: Classifier, origin: Tensor, place: int, attack: Attack, threat: Threat, seed: int
 ) -> tuple[Tensor, Outcome]:
-    """The (3, H, W) adversarial image, of whole grey levels, for the (1, 3, H, W) `origin` of class `place`."""
+    """The (3, H, W) adversarial image, in whole grey levels, for the (1, 3, H, W) `origin` of class `place`."""
     label = torch.tensor([place], device=origin.device)
 
     def says(images: Tensor) -> int:

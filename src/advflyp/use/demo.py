@@ -1,4 +1,4 @@
-"""`advflyp demo`: a Gradio page on which one image is attacked, and what one model or two make of it."""
+"""`advflyp demo`: a Gradio page that attacks an image and shows how one or two models classify it."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ from advflyp.use.shown import verdict
 
 LOOPBACK = "127.0.0.1"
 NEEDS_GRADIO = "the demo needs Gradio: pip install gradio"
-# Chosen by eye, for variety; the other labels are there to be confused with.
+# Chosen by eye, for variety; the other labels are distractors.
 SAMPLES = (
     ("food", "pizza"), ("food", "strawberry"), ("food", "pineapple"), ("animals-3d", "owl"),
     ("animals-3d", "penguin"), ("animals-3d", "butterfly"), ("animals-3d", "cactus"), ("objects-3d", "guitar"),
@@ -50,7 +50,7 @@ ATTACKS = {
 }
 MAX_LABELS, MAX_LABELS_FILE = 200, 1 << 16
 MAX_UPLOAD = "16mb"
-# Questions that wait while one is answered, and browsers whose last answer is kept.
+# Requests that wait while one is answered, and browser sessions whose last answer is kept.
 WAITING, SESSIONS = 4, 8
 NOT_SAID = "not said"
 MARKS = {"wrong": ("–", ""), "fooled": ("✗", "bad"), "withstood": ("✓", "good")}
@@ -82,7 +82,7 @@ class Demo:
         for name, label in SAMPLES:
             labelled = load_set(f"mini/{name}")
             self.samples.append(labelled.image(labelled.labels.tolist().index(labelled.classes.index(label))))
-        # Labels are encoded once, not for every question.
+        # Labels are encoded once, not for every request.
         self.classifiers = lru_cache(maxsize=8)(self._classifiers)
 
     def _classifiers(self, names: tuple[str, ...]) -> list[Classifier]:
@@ -90,17 +90,17 @@ class Demo:
         return [labels.classifier(model) for model in self.models]
 
     def attack(self, image: int | bytes, eps: float, attack: str, label: str, names: str) -> AttackedImage:
-        """Attack each model for itself.
+        """Attack each model separately.
 
         Args:
             image: The number of a sample, or an encoded image.
-            eps: The radius in grey levels, of 255.
+            eps: The radius in grey levels (of 255).
             attack: A name of `ATTACKS`.
-            label: What the image shows; `NOT_SAID` moves each model away from its own answer.
-            names: What the models choose among, one label a line.
+            label: What the image shows; `NOT_SAID` attacks each model's clean prediction.
+            names: The labels that the models choose among, one per line.
 
         Raises:
-            ValueError: If something of it cannot be used.
+            ValueError: If one of the arguments cannot be used.
         """
         lines = _lines(names)
         if len(lines) > MAX_LABELS:
@@ -117,7 +117,7 @@ class Demo:
         )
 
     def answer(self, *values: Any) -> list[Any]:
-        """What the page says of a question, as HTML, and what all cards show."""
+        """Answer a request: the status as HTML, then the contents of all cards."""
         try:
             found = self.attack(*values)
         except ValueError as error:
@@ -132,7 +132,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def card(found: AttackedImage, model: int) -> list[Any]:
-    """What a model's part of the page shows: verdict, clean image, change, attacked image, guesses before and after."""
+    """The contents of a model's card: verdict, clean image, change, attacked image, guesses before and after."""
     result = found.made[model]
     mark, kind = MARKS[result.outcome]
     return [
@@ -251,12 +251,12 @@ def serve(
 
 @contextmanager
 def served(models: list[CLIP], port: int) -> Iterator[str]:
-    """Serve the page on this machine only; its address. What is uploaded and answered is deleted at the end."""
+    """Serve the page on this machine only; yields its address. Uploads and answers are deleted at the end."""
     gradio = _gradio()
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]  # Gradio's
 
     with TemporaryDirectory() as folder:
-        # Read whenever something is stored.
+        # Gradio reads it whenever it stores something.
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(models)
         page.launch(
@@ -273,7 +273,7 @@ def served(models: list[CLIP], port: int) -> Iterator[str]:
 
 
 def _gradio() -> Any:
-    # Read when Gradio is imported: no statistics, no question which version is the newest.
+    # Read when Gradio is imported: no statistics, no check for a newer version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio  # pyright: ignore[reportMissingImports]  # an extra

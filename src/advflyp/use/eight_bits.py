@@ -1,4 +1,4 @@
-"""Adversarial images as image files hold them: whole grey levels, inside the same ball."""
+"""Round adversarial images to what image files hold, whole grey levels, inside the same ball."""
 
 import math
 
@@ -15,7 +15,7 @@ BISECTIONS = 40
 
 
 def check_reach(threat: Threat) -> None:
-    """ValueError where no image of 8 bits but the original is inside the ball."""
+    """ValueError if the original is the only 8-bit image inside the ball."""
     if levels(threat) < 1:
         raise ValueError(
             f"eps must be at least 1/255, one grey level of an image file, not {255 * threat.eps:.3g}/255"
@@ -23,7 +23,7 @@ def check_reach(threat: Threat) -> None:
 
 
 def levels(threat: Threat) -> int:
-    """ε in whole grey levels of one pixel."""
+    """ε in whole grey levels, rounded down."""
     return math.floor(255 * threat.eps + 1e-9)
 
 
@@ -33,8 +33,8 @@ def eight_bits(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
     Args:
         clean: (1 or N, 3, H, W), multiples of 1/255 already, as every model's preprocessing gives them.
 
-    L∞: each pixel is rounded, and held to ε in whole levels. L2: rounding may lengthen a perturbation; it is then
-    shortened until what it rounds to is short enough.
+    L∞: each pixel is rounded, then clamped to ε in whole levels. L2: rounding may lengthen a perturbation; it is then
+    scaled down until its rounding is short enough.
     """
     origin = (in_float64(clean) * 255).round()
     delta = in_float64(adversarial) * 255 - origin
@@ -46,7 +46,7 @@ def eight_bits(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
 
 
 def _within(delta: Tensor, radius: float) -> Tensor:
-    """round(t·δ) for the largest t ≤ 1 at which it is no longer than `radius`: every level is monotone in t."""
+    """round(t·δ) for the largest t ≤ 1 at which its norm is at most `radius`: the norm is monotone in t."""
     low, high = 0.0, 1.0
     if delta.round().norm() <= radius:
         return delta.round()
@@ -57,12 +57,12 @@ def _within(delta: Tensor, radius: float) -> Tensor:
 
 
 class EightBitClassifier(Classifier):
-    """A classifier that is fooled only by what is left of an image when it is rounded to 8 bits.
+    """A classifier that is fooled only if an image rounded to 8 bits is misclassified.
 
-    The attacks' gradients are those of the image as it is; a point leaves an attack when its rounding is misclassified.
+    Attacks use gradients at the unrounded image; an image leaves an attack when its rounding is misclassified.
 
     Args:
-        plain: Whose model and class weights these are.
+        plain: The classifier whose model and class weights are used.
         clean: (1, 3, H, W), the one image that is attacked.
         threat: The ball around it.
     """

@@ -1,4 +1,4 @@
-"""A user's image files: read as training reads images, refused in one sentence that names the file."""
+"""Read a user's image files as training does; what cannot be used is refused in one sentence that names the file."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ SENTENCES = {
 
 
 def load_image(image: ImageLike) -> Image.Image:
-    """RGB, upright, transparent parts white, the first frame. ValueError where there is no such image."""
+    """Load the first frame as RGB, upright, with transparent parts white. ValueError if that fails."""
     if isinstance(image, Image.Image):
         try:
             check_size(image, min_side=1)
@@ -66,7 +66,7 @@ def check_image(image: ImageLike) -> None:
 
 
 def from_bytes(data: bytes, name: str) -> Image.Image:
-    """An encoded image as `load_image` gives it; `name` is what a ValueError calls it."""
+    """Decode an image as `load_image` does; `name` is what a ValueError calls it."""
     image = _opened(data, name)
     try:
         return finish_image(image)
@@ -75,24 +75,24 @@ def from_bytes(data: bytes, name: str) -> Image.Image:
 
 
 def as_png(pixels: Tensor) -> bytes:
-    """(3, H, W) pixels in [0, 1] → a PNG file; exact where they are multiples of 1/255."""
+    """(3, H, W) pixels in [0, 1] → a PNG file; exact if they are multiples of 1/255."""
     stream = io.BytesIO()
     to_pil_image((pixels.detach().cpu() * 255).round().byte()).save(stream, "png", optimize=True)
     return stream.getvalue()
 
 
 def as_pil(png: bytes) -> Image.Image:
-    """The image of `as_png`."""
+    """Decode the result of `as_png`."""
     return Image.open(io.BytesIO(png))
 
 
 def name_of(image: ImageLike) -> str:
-    """What results call it."""
+    """The name of an image in results."""
     return "image" if isinstance(image, Image.Image) else str(image)
 
 
 def sha256_of(path: Path) -> str:
-    """Of the file; ValueError where there is none."""
+    """The SHA-256 of a file; ValueError if there is none."""
     return hashlib.sha256(_bytes(path)).hexdigest()
 
 
@@ -112,7 +112,7 @@ def _bytes(path: Path) -> bytes:
 def _opened(data: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Refused anyway.
+            # `open_image` refuses such images anyway.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return open_image(data)
     except SkippedSample as error:

@@ -1,4 +1,4 @@
-"""What a user lets a model choose among: labels from a list, a file or a known set, and prompts for them."""
+"""The labels that a model chooses among, from a list, a file or a known dataset, and their prompt templates."""
 
 import os
 import unicodedata
@@ -19,10 +19,10 @@ HOW = "separate them by commas (cat,dog), or name a file with one a line, or a s
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """K names and the prompt templates that hold them; `choose_labels` makes one.
+    """K label names and their prompt templates; made by `choose_labels`.
 
     Attributes:
-        own: Whether they are the user's; a set's class names are taken as they are.
+        own: Whether the names are the user's own; a dataset's class names are used unchecked.
     """
 
     names: list[str]
@@ -30,13 +30,13 @@ class Labels:
     own: bool
 
     def classifier(self, model: CLIP) -> Classifier:
-        """ValueError where two labels are the same text to the model."""
+        """A zero-shot classifier; ValueError if two labels are the same text to the model."""
         if self.own:
             self._tell_apart(model)
         return Classifier(model, self.names, self.templates)
 
     def index(self, label: str) -> int:
-        """The place of a label; ValueError where it is not among them."""
+        """The index of a label; ValueError if it is not among them."""
         wanted = _clean(label)
         if wanted not in self.names:
             shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
@@ -56,13 +56,13 @@ class Labels:
 
 
 def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | None = None) -> Labels:
-    """Labels as a list, or as text: "cat,dog", a file with one a line, "mini/food" or another known set.
+    """Labels from a list, or from text: "cat,dog", a file with one per line, or a known dataset such as "mini/food".
 
     Args:
-        templates: Prompts with one "{}" each, or ["openai"]; by default the set's own, else "This is a photo of a
-            {}.".
+        templates: Prompts with one "{}" each, or ["openai"]; by default the dataset's own, else "This is a photo
+            of a {}.".
 
-    ValueError for fewer than two labels, one that comes twice, an unreadable file, an unknown set.
+    ValueError for fewer than two labels, duplicates, an unreadable file or an unknown dataset.
     """
     prompts = choose_templates(templates[0] if len(templates) == 1 else templates) if templates else None
     names = _clean_all(labels) if not isinstance(labels, str) else _from_text(labels)
@@ -79,8 +79,8 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
 
 
 def _from_text(text: str) -> list[str] | None:
-    """None where the text names a set."""
-    if os.path.isfile(text):  # not `Path.is_file`, which a long text makes fail
+    """The labels in a file or a list; None if the text names a dataset."""
+    if os.path.isfile(text):  # not `Path.is_file`, which fails for a long text
         return _clean_all(read_text(Path(text)).splitlines())
     if "," in text:
         return _clean_all(text.split(","))
@@ -102,6 +102,6 @@ def _clean_all(names: Sequence[str]) -> list[str]:
 def _clean(name: str) -> str:
     if len(name) > MAX_NAME:
         raise ValueError(f"the label '{name[:40]} …' has more than {MAX_NAME:,} characters; shorten it")
-    # JSON can hold halves of a character, which no tokenizer takes.
+    # JSON can hold lone surrogates, which no tokenizer takes.
     name = name.encode("utf-8", "replace").decode()
     return unicodedata.normalize("NFC", " ".join(name.split()))

@@ -1,9 +1,9 @@
-"""What Gradio's server leaves open for a page that is for this machine only."""
+"""Close what Gradio's server leaves open, for a page that is for this machine only."""
 
 from typing import Any
 
 HOSTS = ("127.0.0.1", "localhost")
-# Of a request that is no upload; Gradio bounds those.
+# Bytes of a request that is not an upload; Gradio limits uploads itself.
 MAX_BODY = 1 << 20
 # Gradio's page needs inline scripts and styles; nothing may come from another address, nor be sent to one.
 POLICY = (
@@ -20,9 +20,9 @@ REFUSAL = b"only this page's own requests, to 127.0.0.1 or localhost, are answer
 
 
 class LocalOnly:
-    """ASGI middleware: other hosts' names, other pages' requests and large bodies are refused; a strict policy is sent.
+    """ASGI middleware: refuses other host names, other pages' requests and large bodies; sends a strict policy.
 
-    A page from elsewhere whose name was made to point here says its own name as the host.
+    If a foreign page makes its name point here (DNS rebinding), its requests still carry that name as the host.
     """
 
     def __init__(self, app: Any) -> None:

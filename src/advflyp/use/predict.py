@@ -1,4 +1,4 @@
-"""`advflyp predict`: what a model makes of images, among labels of the user's."""
+"""`advflyp predict`: classify images among the user's labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from advflyp.use.labels import choose_labels
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """A label and its probability among the labels given: these sum to 1, whatever the image shows."""
+    """A label and its probability; over the given labels these sum to 1, whatever the image shows."""
 
     label: str
     probability: float
@@ -25,11 +25,11 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model makes of one image.
+    """A model's guesses for one image.
 
     Attributes:
-        image: Its file, as it was named.
-        guesses: The likeliest first.
+        image: Its file, as named by the user.
+        guesses: The most likely first.
     """
 
     image: str
@@ -37,7 +37,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The likeliest label."""
+        """The most likely label."""
         return self.guesses[0].label
 
 
@@ -56,14 +56,14 @@ def predict(
     Args:
         model: A model or the name of one.
         images: Files or PIL images, one or several.
-        labels: Two or more names, or a text that says where they are; see `choose_labels`.
+        labels: Two or more names, or a text such as a file name; see `choose_labels`.
         templates: Prompts; see `choose_labels`.
-        top: How many guesses of each image.
-        batch_size: How many images at a time.
+        top: Number of guesses for each image.
+        batch_size: Images at a time.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        ValueError: If the model is unknown, the labels cannot be used, or a file is no readable image.
+        ValueError: If the model is unknown, the labels cannot be used, or a file is not a readable image.
     """
     for name, number in (("top", top), ("batch_size", batch_size)):
         if number < 1:
@@ -88,7 +88,7 @@ def predict(
 
 @torch.no_grad()
 def guess(classifier: Classifier, pixels: Tensor, names: Sequence[str], top: int) -> list[list[Guess]]:
-    """(N, 3, H, W) pixels in [0, 1] → for each image the `top` likeliest names, equal ones in any order.
+    """(N, 3, H, W) pixels in [0, 1] → for each image the `top` most likely names, ties in any order.
 
     Raises:
         ValueError: If the model's answers are not finite.

@@ -29,9 +29,9 @@ from advflyp.wording import counted
 from advflyp.written import check_files
 
 RECIPE = "mini/advflyp_full"
-# The paper's ε: at the mini recipes' 2/255 the same run costs 6 points of clean accuracy for no more than 2 of robust.
-# 60 steps at this learning rate do more than 100 at the recipe's. The last weights are kept: to choose the best of few
-# steps on 200 images is to choose by chance.
+# The paper's ε: at the mini recipes' 2/255, the same run loses 6 points of clean accuracy, and gains at most 2 points
+# of robust accuracy. 60 steps at this learning rate do more than 100 at the recipe's. The last weights are kept:
+# choosing the best of few steps on 200 images would be choosing by chance.
 KEYS = {
     "attack.eps": "1/255",
     "attack.step_size": "1/255",
@@ -43,19 +43,19 @@ SETS = ("mini",)
 EPS = 2 / 255
 EPS_CURVE = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 IMAGES_PER_SET = 150
-# The original's results come with its weights. `evaluate` takes those up that it would measure itself, so of these
-# weights, and measures what is missing.
+# The results of the original model come with its weights. `evaluate` reuses those that it would measure itself (so,
+# for the same weights), and measures what is missing.
 MEASURED = PACKAGE / "model/weights/mini/measured"
 RESULTS = "results.jsonl"
 STEPS, FEWEST_STEPS = 60, 20
-# What follows the training takes about as long as this many of its steps (the second evaluation), and these seconds.
+# After training, the second evaluation takes about as long as this many steps, and the report this many seconds.
 EVALUATION_STEPS, REPORT_SECONDS = 40, 20
 
 
 def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None = None) -> Path:
     """Evaluate the mini CLIP, finetune it with AdvFLYP_full, evaluate again, write `out`/report/index.html.
 
-    Called again on the same folder it resumes.
+    Another call with the same folder resumes.
 
     Args:
         minutes: Time limit; on a slow machine the training is shortened to fit.
@@ -105,7 +105,7 @@ def quickstart(out: str | Path, *, minutes: float = 5, console: Console | None =
 
 
 def _take_up_results(out: Path) -> None:
-    # results.jsonl last: whatever it names that is not beside it would be measured again.
+    # results.jsonl goes last: what it lists is measured again unless the files that belong to it are there.
     for path in sorted(MEASURED.rglob("*"), key=lambda path: path.name == RESULTS):
         if path.is_file():
             with write_atomically(out / path.relative_to(MEASURED)) as file:
@@ -113,7 +113,7 @@ def _take_up_results(out: Path) -> None:
 
 
 def _affordable(seconds: float, console: Console) -> int:
-    """How many steps fit into what is left of the time, after a look at the pace."""
+    """How many steps fit into the remaining time, after measuring the pace."""
     pace = _seconds_per_step()
     steps = int((seconds - REPORT_SECONDS) / pace) - EVALUATION_STEPS
     chosen = min(STEPS, max(FEWEST_STEPS, steps))
@@ -128,7 +128,7 @@ def _affordable(seconds: float, console: Console) -> int:
 
 
 def _seconds_per_step() -> float:
-    """Of the second and third step of a real run; the first one warms up."""
+    """Measured on the second and third step of a real run; the first one warms up."""
     with TemporaryDirectory() as folder:
         run = build(read_recipe(RECIPE, KEYS), Path(folder))
         try:
@@ -152,7 +152,7 @@ def _measure(model: str | Path, name: str, out: Path, console: Console) -> list[
             EPS_CURVE,
             out=out / RESULTS,
             limit=IMAGES_PER_SET,
-            # Whatever the machine, as the results that come with the weights.
+            # On every machine, like the results that come with the weights.
             precision="fp32",
             name=name,
             watch=watch,

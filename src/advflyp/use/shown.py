@@ -1,4 +1,4 @@
-"""Predictions and attacked images on a terminal."""
+"""Show predictions and attacked images on a terminal."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ BAR = 16
 
 
 def predictions_table(predictions: Sequence[Prediction]) -> Table:
-    """A line for each guess."""
+    """A row for each guess."""
     table = _table("image", "label", "probability", "")
     table.columns[2].justify = "right"
     for prediction in predictions:
@@ -29,10 +29,10 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
 
 
 def attacked_table(found: AttackedImage) -> Table:
-    """What each model says of the clean image and of each adversarial one.
+    """Each model's answers for the clean image and for each adversarial one.
 
-    ✓ and ✗ say whether an answer is right, which takes somebody who said what the image shows. Otherwise all that can
-    be said of an answer to an adversarial image is whether the attack has changed it.
+    If it is known what the image shows, ✓ and ✗ say whether an answer is correct. Otherwise answers for adversarial
+    images are only marked as same or changed.
     """
     table = _table("image", *found.models)
     clean = [guesses[0] for guesses in found.clean]
@@ -64,7 +64,7 @@ def legend(found: AttackedImage) -> str:
 
 
 def verdict(found: AttackedImage, model: int) -> str:
-    """One sentence: what the image made against model `model` does to it."""
+    """One sentence: what the adversarial image made against model `model` does to that model."""
     made, name = found.made[model], found.models[model]
     if made.outcome == "wrong":
         return f"{name} says '{found.clean[model][0].label}' without an attack: there was nothing to attack"
@@ -82,7 +82,7 @@ def percent(probability: float) -> str:
 
 
 def _answer(guess: Guess, label: str | None, before: str | None = None) -> Text:
-    """label: the right one, None where nobody knows;  before: the answer for the clean image"""
+    """label: the correct one, None if unknown; before: the answer for the clean image."""
     if label is not None:
         mark = (" ✓", "green") if guess.label == label else (" ✗", "red")
     elif before is None:
