@@ -1,4 +1,4 @@
-"""open_clip's architectures: configurations by name, the modules they describe, and those that weights resemble."""
+"""open_clip's architectures: look up configurations, build their modules, find the ones that match given weights."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 from advflyp.config import nearest
 from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 
-# Our own, and their vocabulary.
+# Our own architectures, and their vocabulary.
 ARCHITECTURES = Path(__file__).parent / "configs"
-# Buffers that are not stored, such as attention masks.
+# Allowance for buffers that weights files do not store, such as attention masks.
 SPARE_NUMBERS = 100_000_000
 NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 # What torch's and timm's initialisers call on a new tensor.
 INITIALISERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
-# Attributes of a module that do not change what it computes in an evaluation.
+# Attributes of a module that do not affect its output in evaluation mode.
 STATE = ("training", "output_dict", "grad_checkpointing")
 
 
@@ -38,7 +38,7 @@ def architecture_names() -> list[str]:
 
 @cache
 def _add_ours() -> None:
-    """Once: open_clip reads all its configurations again whenever some are added."""
+    """Cached, since open_clip rereads all its configurations whenever some are added."""
     open_clip.add_model_config(ARCHITECTURES)
 
 
@@ -72,23 +72,23 @@ def new_net(model_cfg: Mapping[str, Any]) -> nn.Module:
 
 
 def _text_tower_folder(name: str) -> Path:
-    """Fetch the configuration of a text tower of transformers, by which open_clip makes the tower."""
+    """Fetch the configuration from which open_clip builds a transformers text tower."""
     try:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError(f"the text tower {name} {NEEDS_TRANSFORMERS}") from None
     folder = open_repository(name).fetch([HF_CONFIG_FILE])
     try:
-        # open_clip leaves the question open, and transformers then asks on the terminal whether to run code.
+        # open_clip leaves trust_remote_code unset, and transformers would then ask on the terminal.
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # transformers may raise anything for a wrong one
+    except Exception:  # transformers may raise anything for a bad configuration
         wrong = f"the text tower {name} is of no type that transformers has, and no code of it is run"
         raise ValueError(wrong) from None
     return folder
 
 
 class _SkipInitialisers(TorchFunctionMode):
-    """Leave new tensors of the meta device as they are: timm's initialisers take seconds there."""
+    """Skip initialisers on the meta device, where timm's take seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -99,22 +99,22 @@ class _SkipInitialisers(TorchFunctionMode):
 
 
 def meta_net(model_cfg: Mapping[str, Any]) -> nn.Module:
-    """`new_net` without memory for its weights."""
+    """`new_net` on the meta device: its weights take no memory."""
     with torch.device("meta"), _SkipInitialisers():
         return new_net(model_cfg)
 
 
 def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
-    """Refuse a configuration of a model that is larger than its weights.
+    """Refuse a configuration that describes a larger model than its weights file can fill.
 
-    A line of a stranger's JSON would otherwise take all memory for layers that nobody has weights for.
+    Otherwise one line of untrusted JSON could use up all memory for layers without weights.
 
     Args:
         model_cfg: open_clip's configuration.
-        stored: How many numbers the weights have at most.
+        stored: Upper bound on the number of values in the weights file.
 
     Raises:
-        ValueError: If the model has more.
+        ValueError: If the model has more values.
     """
     net = meta_net(model_cfg)
     numbers = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
@@ -180,10 +180,10 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
 
 
 def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The architectures whose image tower is a ViT of the same sizes, by their configurations; short names first.
+    """Architectures configured with a ViT image tower of the same size as the one in `state`; short names first.
 
     Args:
-        state: Tensors by open_clip's names, those of the image tower with "visual." before them.
+        state: Tensors by open_clip's names; those of the image tower start with "visual.".
     """
     patches, places = state.get("visual.conv1.weight"), state.get("visual.positional_embedding")
     if patches is None or places is None or patches.dim() != 4 or places.dim() != 2:

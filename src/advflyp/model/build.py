@@ -1,7 +1,7 @@
 """open_clip's configurations: read from a folder, checked, and built.
 
-A folder may be a stranger's: its configuration is read by the keys that are known, what it names elsewhere is fetched
-as data (`repository.py`), and no code of it is ever run.
+A folder may be untrusted: only known keys of its configuration are used, whatever it refers to is fetched as data
+(`repository.py`), and none of its code is ever run.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from advflyp.model.tokenizers import has_tokenizer, shortened
 from advflyp.model.weights_file import read_weights_file
 
 CONFIG_FILE = "open_clip_config.json"
-# As open_clip looks for them in a folder.
+# In the order in which open_clip looks for them in a folder.
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -39,7 +39,7 @@ CLEANING = ("canonicalize", "lower", "whitespace")
 SIMPLE_OPTIONS = ("bpe_path", "clean", "additional_special_tokens", "reduction_mask")
 HF_OPTIONS = ("clean", "strip_sep_token", "language", "padding_side", "truncation_side", "add_prefix_space")
 IGNORED_OPTIONS = ("trust_remote_code", "use_fast")
-# What a configuration may hold, beside what open_clip's classes check themselves.
+# Types of the values that open_clip's own classes do not check.
 PREPROCESSING: dict[str, Any] = {
     "mean": tuple[float, float, float],
     "std": tuple[float, float, float],
@@ -55,7 +55,7 @@ TEXTS: dict[str, Any] = {
 }
 SIMPLE_TEXTS: dict[str, Any] = {"bpe_path": str, "additional_special_tokens": list[str]}
 LARGEST_SIZE, MOST_LAYERS, LARGEST_IMAGE = 10_000_000, 1_000, 8_192
-# Keys of "text_cfg" that published models have and open_clip has not.
+# Keys of "text_cfg" that published models have but open_clip does not know.
 FOREIGN_KEYS = ("vocab_path",)
 UNREADABLE = "{} does not hold a readable open_clip model"
 
@@ -67,8 +67,8 @@ def build_net(
 
     Args:
         model_cfg: open_clip's configuration.
-        preprocess_cfg: How its pixels are prepared, as far as it differs from open_clip's default.
-        weights: Their file; None for random ones.
+        preprocess_cfg: Preprocessing settings that differ from open_clip's defaults.
+        weights: The weights file; None for random weights.
 
     Raises:
         ValueError: If the configuration or the file is wrong.
@@ -88,16 +88,16 @@ def _load_weights(net: nn.Module, path: Path) -> None:
     try:
         open_clip.load_checkpoint(net, str(path), weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # a damaged file may raise anything
-        # What is wrong with the file itself says more.
+        # If the file itself is at fault, this raises a more specific error.
         read_weights_file(path)
         raise ValueError(f"the weights in {path} are not those of this model: {shortened(error)}") from None
 
 
 def read_open_clip_config(folder: Path) -> dict[str, Any]:
-    """{"model_cfg": …, "preprocess_cfg": …} of a folder, without options that are not passed on.
+    """Read {"model_cfg": …, "preprocess_cfg": …} from a folder, without options that are not passed on.
 
     Raises:
-        ValueError: It cannot be read or asks for what is not known.
+        ValueError: If it cannot be read, or holds an unsupported option or value.
     """
     path = folder / CONFIG_FILE
     unreadable = UNREADABLE.format(folder)
@@ -148,7 +148,7 @@ def _convert_known(table: dict[str, Any], hints: Mapping[str, Any], unreadable: 
 
 
 def check_sizes(tower: Any, unreadable: str) -> None:
-    """ValueError, which begins with `unreadable`, for a number of a configuration that no model has."""
+    """Raise a ValueError that begins with `unreadable` for a number too large for any real model."""
     for key, value in tower.items() if isinstance(tower, dict) else ():
         most = (
             MOST_LAYERS if key.endswith("layers") else LARGEST_IMAGE if key == "image_size" else LARGEST_SIZE
@@ -164,7 +164,7 @@ def _table(config: Any, key: str) -> dict[str, Any] | None:
 
 
 def open_clip_weights(names: Collection[str]) -> str:
-    """Which of these files holds the weights. ValueError where none does."""
+    """The file that holds the weights; ValueError if none does."""
     others = sorted(name for name in names if name.endswith(WEIGHTS_SUFFIXES))
     found = next((name for name in (*WEIGHTS, *others) if name in names), None)
     if found is None:
@@ -173,15 +173,15 @@ def open_clip_weights(names: Collection[str]) -> str:
 
 
 def check_alone(text_cfg: Mapping[str, Any], folder: Path, repository: str) -> None:
-    """Refuse a configuration by which more than `repository` would be fetched.
+    """Refuse a configuration that would fetch files from any repository but `repository`.
 
     Args:
-        text_cfg: That of open_clip's configuration.
-        folder: Its small files.
+        text_cfg: The "text_cfg" of open_clip's configuration.
+        folder: Folder with the repository's small files.
         repository: OWNER/NAME.
 
     Raises:
-        ValueError: If the tokenizer or the text tower is another repository's.
+        ValueError: If the tokenizer or the text tower comes from another repository.
     """
     tokenizer = text_cfg.get("hf_tokenizer_name") or ""
     elsewhere = [text_cfg.get("hf_model_name"), None if has_tokenizer(folder) else tokenizer]

@@ -1,7 +1,7 @@
-"""bf16 copies of a tower's weights, in place of the casts that autocast would make again in every forward pass.
+"""bf16 copies of a tower's weights, so that autocast need not cast them again in every forward pass.
 
-torch's autocast keeps the casts of one block only, and only those of weights that need a gradient. The weights of the
-frozen original need none, nor do those of the trained model while an attack computes gradients of the images.
+torch's autocast caches casts only within one autocast block, and only of weights that require gradients. The weights
+of the frozen original never do; those of the trained model do not while an attack computes gradients of the images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import SelfAttention
 
-# A parameter: the module that has it, and its name there.
+# A parameter: the module that owns it, and its name in that module.
 Place = tuple[nn.Module, str]
 
-# By the forward method, since a subclass may do more with its weights than multiply: timm's standardised convolution
+# Keyed by forward method, since a subclass may do more than multiply by its weights: timm's standardised convolution
 # normalises them first.
 PRODUCTS: dict[Any, tuple[str, ...]] = {
     nn.Linear.forward: ("weight", "bias"),
@@ -28,7 +28,7 @@ PRODUCTS: dict[Any, tuple[str, ...]] = {
 
 
 def product_weights(model: CLIP) -> list[Place]:
-    """The float32 weights of the image tower that autocast casts to bf16; none where the tower computes in float32.
+    """The float32 weights of the image tower that autocast casts to bf16; none if the tower computes in float32.
 
     The others stay float32: LayerNorms, the patch embedding, the position embeddings.
     """
@@ -43,10 +43,10 @@ def product_weights(model: CLIP) -> list[Place]:
 
 
 def freeze_in_bf16(model: CLIP) -> None:
-    """Keep the weights of products in bf16 alone; embeddings in bf16 stay the same to the last bit.
+    """Replace the weights that autocast would cast by bf16 copies; the embeddings stay bit-identical.
 
     Args:
-        model: Frozen, and never to compute in float32 again. One that computes in float32 stays as it is.
+        model: A frozen model that will never compute in float32 again. If its precision is float32, nothing changes.
     """
     for module, name in product_weights(model):
         weight = getattr(module, name)
@@ -54,7 +54,7 @@ def freeze_in_bf16(model: CLIP) -> None:
 
 
 class WeightCasts:
-    """Copies in bf16 of the weights at `places`, which take their places for the length of a block."""
+    """bf16 copies of the weights at `places`, swapped in for the duration of a `with` block."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = list(places)
@@ -62,9 +62,9 @@ class WeightCasts:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Copy the weights as they are now; within the block the tower computes with the copies.
+        """Copy the current weights; within the block the tower computes with the copies.
 
-        Its results and the gradients of its images are autocast's to the last bit. The weights have no gradient there,
+        Its outputs and image gradients are bit-identical to autocast's. Within the block the weights get no gradients
         and must not change.
         """
         weights = [getattr(module, name) for module, name in self.places]
@@ -81,10 +81,10 @@ class WeightCasts:
             empty = (torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights)
             self._copies = [nn.Parameter(copy, requires_grad=False) for copy in empty]
         if weights:
-            # A few kernels for all of them, where casts would be one for each.
+            # A few kernels in total, instead of one cast per weight.
             torch._foreach_copy_(list[Tensor](self._copies), weights)  # pyright: ignore[reportPrivateImportUsage]
 
     def _put(self, parameters: Sequence[nn.Parameter]) -> None:
         for (module, name), parameter in zip(self.places, parameters, strict=True):
-            # Not setattr, which searches all that a module has: 97 times a step for a ViT-B/32.
+            # Not setattr, which searches all of a module's attributes: 97 times a step for a ViT-B/32.
             module._parameters[name] = parameter

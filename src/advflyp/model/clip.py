@@ -1,4 +1,4 @@
-"""One face for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
+"""One interface for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ class CLIP(InPrecision, nn.Module):
         config: {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores.
         name: What the user asked for; recorded in results.
 
-    `model.double()` makes one that computes everything in float64; where float32 stands below, that is meant then.
+    After `model.double()` it computes everything in float64; read "float32" below as float64 then.
     """
 
     net: Any  # open_clip's classes share methods, not a base
@@ -46,7 +46,7 @@ class CLIP(InPrecision, nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.name = name
-        # How many images go through the tower at a time; none: all. See `recompute.py`.
+        # Images that go through the tower at a time; None for all at once. See `recompute.py`.
         self.micro_batch: int | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
@@ -77,10 +77,10 @@ class CLIP(InPrecision, nn.Module):
             net: An open_clip module with float32 weights. It is not copied: its first convolution and its attention
                 layers are replaced by ones with the same parameters and results, and training changes its weights.
             preprocess: The evaluation transform that open_clip made for `net`.
-            tokenizer: What `open_clip.get_tokenizer` gives.
-            architecture: The name or the "model_cfg" that open_clip built `net` from, as a saved model has to record
-                it. A ViT with CLIP's own text tower and vocabulary tells it; for others it is needed.
-            name: What results call the model.
+            tokenizer: What `open_clip.get_tokenizer` returns.
+            architecture: The name or the "model_cfg" that open_clip built `net` from; a saved model has to record it.
+                Only a ViT with CLIP's own text tower and vocabulary can do without: it is inferred from `net`.
+            name: The model's name in results.
 
         Raises:
             ValueError: If `architecture` is needed or describes another model, the weights are not float32, or
@@ -100,7 +100,7 @@ class CLIP(InPrecision, nn.Module):
                 f"{name} is not what its architecture describes: name the one that it was made from"
             )
         settings = dict(get_model_preprocess_cfg(net))
-        # The transforms print all that they do.
+        # The string of a transform states all its settings.
         if str(preprocess) != str(image_transform_v2(PreprocessCfg(**settings), is_train=False)):
             raise ValueError(
                 f"preprocess is not the evaluation transform of {name}: pass the third value of "
@@ -110,7 +110,7 @@ class CLIP(InPrecision, nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of pixels, embeddings and losses: float32, or float64 of a model in float64."""
+        """The dtype of pixels, embeddings and losses: float32, or float64 after `model.double()`."""
         return self.mean.dtype
 
     @property
@@ -125,26 +125,26 @@ class CLIP(InPrecision, nn.Module):
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """b of the sigmoid loss, a scalar; none for a model that was pretrained with another loss."""
+        """b of the sigmoid loss, a scalar; None for a model that was pretrained with another loss."""
         bias = getattr(self.net, "logit_bias", None)
         return None if bias is None else at_least_float32(bias)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) pixels in [0, 1] → (N, d) float32 unit-norm embeddings.
 
-        Of images of another size than `image_size`, with interpolated position embeddings (`positions_at`).
+        For images of another size than `image_size`, position embeddings are interpolated (`positions_at`).
         """
         return F.normalize(self.encode_image_raw(images), dim=-1)
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
-        """`encode_image` before the normalisation: (N, d) float32 embeddings of any length."""
+        """`encode_image` before the normalisation: (N, d) float32 embeddings of any norm."""
         return self._in_parts(self._encode_image, images)
 
     def _encode_image(self, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
         with self._autocast():
             if size == self.image_size:
-                # CoCa's would normalise unless told not to.
+                # CoCa normalises by default.
                 features = self.net.encode_image(self._normalised(images), normalize=False)
             else:
                 positions = positions_at(self.visual, size, self.name)
@@ -170,7 +170,7 @@ class CLIP(InPrecision, nn.Module):
         return patch_grid(self.visual, self.image_size, self.name)
 
     def encode_patches(self, images: Tensor) -> Patches:
-        """(N, 3, H, W) pixels in [0, 1] → embeddings of the images and of each of their patches, from one forward.
+        """(N, 3, H, W) pixels in [0, 1] → embeddings of the images and of each of their patches, in one forward pass.
 
         Raises:
             ValueError: The architecture has no patch tokens.
@@ -178,8 +178,8 @@ class CLIP(InPrecision, nn.Module):
         return self._patches(lambda part: F.normalize(self._encode_patches(part), dim=-1), images)
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
-        """(N, 3, H, W) pixels in [0, 1] → (N, 1 + L, d) unit-norm: the image's embedding, then, where `patches`, those
-        of its L patches. ValueError where these are asked for and the architecture has none.
+        """(N, 3, H, W) pixels in [0, 1] → (N, 1 + L, d) unit-norm embeddings: the image's, then, if `patches`, those
+        of its L patches. ValueError if `patches` is set and the architecture has no patch tokens.
         """
         if not patches:
             return self.encode_image(images)[:, None]
@@ -187,7 +187,7 @@ class CLIP(InPrecision, nn.Module):
         return torch.cat([found.image[:, None], found.tokens], dim=1)
 
     def encode_patches_raw(self, images: Tensor) -> Patches:
-        """`encode_patches` before the normalisation: float32 embeddings of any length."""
+        """`encode_patches` before the normalisation: float32 embeddings of any norm."""
         return self._patches(self._encode_patches, images)
 
     def _patches(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Patches:
@@ -196,22 +196,22 @@ class CLIP(InPrecision, nn.Module):
         return Patches(embeddings[:, 0], embeddings[:, 1:], grid)
 
     def _encode_patches(self, images: Tensor) -> Tensor:
-        """(N, 1 + rows · columns, d), the image's embedding before those of its patches, of any length."""
+        """(N, 1 + rows · columns, d) embeddings of any norm: the image's, then those of its patches."""
         with self._autocast():
             image, tokens = embed_patches(self.visual, self._normalised(images))
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
     def encode_text(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
-        """N texts → (N, d) float32 unit-norm embeddings. ValueError where the tokenizer is another model's.
+        """N texts → (N, d) float32 unit-norm embeddings. ValueError if the tokenizer gives tokens unknown to the model.
 
         Args:
             texts: N texts.
-            tokens: What the tokenizer makes of them, where that is known: (N, context) int64.
+            tokens: Their tokens, (N, context) int64, if already known.
         """
         if tokens is None:
             tokens = self.tokenizer(list(texts))
         vocabulary = getattr(self.net, "vocab_size", 0)
-        # On a GPU such a token would end the process.
+        # On a GPU an unknown token would crash the process.
         if vocabulary and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             raise ValueError(
                 f"the tokenizer of {self.name} is not that of its weights: it gives token {int(tokens.max())}, and "
@@ -234,7 +234,7 @@ class TextCache:
     """Embeddings of a frozen text tower, each distinct text encoded once.
 
     Attributes:
-        capacity: How many texts are remembered (2 KB each at d = 512); later ones are encoded every time.
+        capacity: Maximum number of texts kept (2 KB each at d = 512); later ones are encoded every time.
     """
 
     def __init__(self, model: CLIP, capacity: int = 1_000_000) -> None:
@@ -244,7 +244,7 @@ class TextCache:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
-        """N texts, with their tokens where these are known → (N, d) constants on the model's device."""
+        """N texts, with their tokens if known → (N, d) constants on the model's device."""
         missing = {text: row for row, text in enumerate(texts) if text not in self.known}
         fresh = {}
         if missing:
@@ -258,5 +258,5 @@ class TextCache:
 
 
 def chosen(tokens: Tensor | None, rows: Iterable[int]) -> Tensor | None:
-    """Some rows of the tokens, where these are known."""
+    """The given rows of the tokens; None if the tokens are not known."""
     return None if tokens is None else tokens[list(rows)]

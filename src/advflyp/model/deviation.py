@@ -10,7 +10,7 @@ def cosine_deviation(clean: Tensor, adversarial: Tensor) -> Tensor:
     """Eq. 14: the angle between each clean embedding and its adversarial one.
 
     Args:
-        clean, adversarial: (N, d), of any length but zero (NaN then).
+        clean, adversarial: (N, d) embeddings of any norm; NaN where it is zero.
 
     Returns (N,) float64 radians in [0, π]. Kahan's 2·atan2(‖a − b‖, ‖a + b‖) on unit vectors: arccos loses half of
     the digits of a small angle.

@@ -1,4 +1,4 @@
-"""Folders in open_clip's format, read and written. What is written, open_clip loads too (`local-dir:FOLDER`)."""
+"""Read and write folders in open_clip's format; open_clip loads them, too (`local-dir:FOLDER`)."""
 
 import hashlib
 import json
@@ -40,12 +40,12 @@ def load_folder(folder: Path, name: str, repository: str | None = None) -> CLIP:
     """Load a folder in open_clip's format.
 
     Args:
-        folder: With its configuration, weights and tokenizer.
+        folder: Holds configuration, weights and tokenizer.
         name: What the user called it.
-        repository: The repository on the hub that it is from.
+        repository: The hub repository that it comes from, if any.
 
     Raises:
-        ValueError: If it is incomplete, damaged, or needs code of its own.
+        ValueError: If it is incomplete, damaged, or would have to run code of its own.
     """
     config = read_open_clip_config(folder)
     weights = folder / open_clip_weights({path.name for path in folder.iterdir()})
@@ -74,17 +74,17 @@ def _check_vocabulary(net: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 def not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity."""
-    # x − x is 0, and NaN where x is not finite; on a processor that takes a fifth of the time of isfinite.
+    # x − x is 0 for finite x, else NaN; on a CPU this takes a fifth of the time of isfinite.
     checked = {
         name: (value - value).sum().isfinite() for name, value in state.items() if value.is_floating_point()
     }
-    # Read at once: each reading waits for the device.
+    # Read all together: each read waits for the device.
     finite = torch.stack([*checked.values()]).tolist() if checked else []
     return [name for name, fine in zip(checked, finite, strict=True) if not fine]
 
 
 def check_finite(model: CLIP, refused: str) -> None:
-    """ValueError, which begins with `refused`, where a weight is NaN or infinite."""
+    """Raise a ValueError that begins with `refused` if a weight is NaN or infinite."""
     if wrong := not_finite(model.net.state_dict()):
         raise ValueError(
             f"{refused}: {broken_weights(wrong)}, so its training diverged or a file is damaged; use an earlier "
@@ -102,11 +102,11 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
     """Write weights, configuration and card into `folder`, which appears only when it is complete.
 
     Args:
-        card: What a reader should know of these weights (data, recipe, results); JSON.
-        half: Store float16, half the size.
+        card: What a reader should know about these weights (data, recipe, results), as JSON.
+        half: Store float16 weights, half the size.
 
-    ValueError where a weight is not finite, or `folder` holds anything but a model that was written like this;
-    nothing is written then.
+    ValueError, with nothing written, if a weight is not finite, or if `folder` holds anything but a model that this
+    function saved.
     """
     check_replaceable(folder)
     with draft_folder(folder) as draft:
@@ -115,7 +115,7 @@ def save_model(model: CLIP, folder: Path, card: dict[str, Any], *, half: bool = 
 
 
 def check_replaceable(folder: Path) -> None:
-    """ValueError unless `folder` is new, empty, or what `save_model` wrote and nothing else."""
+    """ValueError unless `folder` is new, empty, or holds only what `save_model` wrote."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     names = names_in(folder)
@@ -146,7 +146,7 @@ def _write(model: CLIP, folder: Path, card: dict[str, Any], half: bool) -> None:
 
 
 def read_card(name: str | Path) -> dict[str, Any]:
-    """What is known of the model called `name`, if it is in a folder that says so; {} for others.
+    """The card of the model called `name`, from its folder or the zoo; {} if there is none.
 
     Raises:
         ValueError: The card is damaged.
@@ -155,14 +155,14 @@ def read_card(name: str | Path) -> dict[str, Any]:
         path = folder / CARD_FILE
         if path.is_file():
             card = read_json_object(path)
-            # Of a model of anybody's: what is there has to be what it is taken for.
+            # Anybody may have written the card, so check the types of its known keys.
             known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
             return card | known
     return ZOO[str(name)].card() if str(name) in ZOO else {}
 
 
 def weights_sha256(model: CLIP) -> str:
-    """A hash of every tensor of the model, whatever file it came from."""
+    """One SHA-256 over all tensors of the model, whatever file they came from."""
     return state_sha256(model.net.state_dict())
 
 

@@ -1,10 +1,10 @@
 """Models on the Hugging Face hub: which files of a repository are fetched.
 
-    hf-hub:OWNER/NAME               in open_clip's format, or with all that transformers saves
-    hf-hub:OWNER/NAME@MODEL         weights and config.json of transformers; MODEL gives what they lack
-    hf-hub:OWNER/NAME/FILE@MODEL    a file of weights, as `checkpoints.py` reads it
+    hf-hub:OWNER/NAME               in open_clip's format, or all files that transformers saves
+    hf-hub:OWNER/NAME@MODEL         transformers' weights and config.json; MODEL supplies what they lack
+    hf-hub:OWNER/NAME/FILE@MODEL    a weights file that `checkpoints.py` can read
 
-Configurations come first and weights last: what cannot be loaded is not downloaded.
+Configurations are fetched and checked before weights, so that no weights are downloaded in vain.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from advflyp.model.interop.checkpoints import SUFFIXES, first_few
 from advflyp.model.interop.hf_folder import check_complete, hf_weights, read_hf_config
 from advflyp.model.repository import HF_CONFIG_FILE, Address, Repository
 
-# Whose repositories hold robust image classifiers, which have no text tower.
+# Prefixes of repositories that hold robust image classifiers, which have no text tower.
 CLASSIFIERS = ("UCSC-VLAA/AdvXL-",)
 # Configurations and vocabularies.
 SMALL_FILES = (".json", ".txt", ".model", ".txt.gz")
@@ -25,7 +25,7 @@ def refuse_classifiers(repository: str) -> None:
     """Refuse repositories that are known to hold no CLIP, before anything is downloaded.
 
     Raises:
-        ValueError: For one of them.
+        ValueError: If `repository` is one of them.
     """
     if repository.startswith(CLASSIFIERS):
         raise ValueError(
@@ -35,13 +35,13 @@ def refuse_classifiers(repository: str) -> None:
 
 
 def fetch_model(repository: Repository, address: Address, name: str, *, alone: bool = False) -> Path:
-    """Fetch a folder of a model, or one file of weights.
+    """Fetch a model's folder, or a single weights file.
 
     Args:
         repository: Where it is.
-        address: What is wanted of it.
+        address: The address to fetch, read by `read_address`.
         name: What the user called it.
-        alone: Refuse a configuration by which files of other repositories would be fetched.
+        alone: Refuse a configuration that would fetch files from other repositories.
 
     Returns:
         The folder or the file.
@@ -84,7 +84,7 @@ def _fetch_file(repository: Repository, address: Address) -> Path:
 
 
 def _single_files(repository: Repository) -> str:
-    """How to name a file of weights, where there is one."""
+    """The end of a message: how to name one of the weights files, if there are any."""
     found = sorted(path for path in repository.paths if path.endswith(SUFFIXES))
     if not found:
         return ", and no file of weights"

@@ -1,4 +1,4 @@
-"""Layers of open_clip's towers, computed in another way: the same parameters, names and results."""
+"""Replacements for layers of open_clip's towers, with the same parameters, names and results."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 at least, whatever autocast or torch's settings say.
+    """A convolution that computes in at least float32, whatever autocast or torch's settings say.
 
-    Cast to bfloat16, normalised pixels lose a perturbation of 1/255 in rounding (14 % of its norm on random
-    8-bit pixels), so the attack would optimise something other than what the model sees. TF32 loses 2 %: where torch
-    is set to round the factors of float32 products, this layer computes in float64. To turn that setting off for the
-    time of a forward would turn it off for other threads too, would not reach the backward, and could not be undone
-    exactly: a setting that was inherited reads as one of its own.
+    Cast to bfloat16, normalised pixels lose part of a perturbation of 1/255 to rounding (14 % of its norm on random
+    8-bit pixels), so the attack would optimise something other than what the model sees. TF32 loses 2 %, so if torch
+    is set to round the factors of float32 products, this layer computes in float64. Turning that setting off during
+    the forward pass would also affect other threads, would not cover the backward pass, and could not be undone
+    exactly: an inherited setting reads like an explicit one.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Float32Conv2d(nn.Conv2d):
             return compute(input.to(exact), self.weight.to(exact), bias).to(self.weight.dtype)
 
     def _tiles(self, images: Tensor) -> bool:
-        """Whether the kernel lies beside itself, as a ViT's: then it is a matrix."""
+        """Whether the kernel tiles the image, as in a ViT; the convolution is then a matrix product."""
         height, width = images.shape[-2:]
         return (
             self.stride == self.kernel_size
@@ -39,10 +39,10 @@ class Float32Conv2d(nn.Conv2d):
         )
 
     def _of_patches(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A product with a matrix: its gradient by the pixels takes a tenth of the convolution's time on a CPU."""
+        """The convolution as a matrix product; on a CPU, the gradient of the pixels takes a tenth of the time."""
         rows, columns = self.kernel_size
         number, _, height, width = images.shape
-        # A view; the copy comes with `flatten`, from either layout of the pixels.
+        # A view up to `flatten`, which copies from either memory layout of the pixels.
         patches = images.permute(0, 2, 3, 1)
         patches = patches.reshape(number, height // rows, rows, width // columns, columns, -1)
         patches = patches.permute(0, 1, 3, 2, 4, 5).flatten(3)
@@ -50,7 +50,7 @@ class Float32Conv2d(nn.Conv2d):
         return F.linear(patches, kernel, bias).permute(0, 3, 1, 2)
 
     def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """In the layout of convolutional towers, which the layers after this one keep."""
+        """The convolution in channels-last layout, which the following layers keep."""
         return self._conv_forward(images.contiguous(memory_format=torch.channels_last), weight, bias)
 
 
@@ -58,8 +58,8 @@ class Float32Conv2d(nn.Conv2d):
 def rounds_products(device: str, *, convolution: bool) -> bool:
     """Whether torch is set to round the factors of float32 products on this type of device, to TF32 or bfloat16.
 
-    It asks by the names of torch 2.9: the older ones (`allow_tf32`) set these too, and raise when they are read after
-    somebody has used the new ones. A compiled tower keeps the answer of the time at which it was compiled.
+    It reads the settings introduced in torch 2.9: the older ones (`allow_tf32`) set these too, but raise when read
+    after the new ones were used. A compiled tower keeps the answer from when it was compiled.
     """
     backends: Any = torch.backends
     settings = {
@@ -70,10 +70,10 @@ def rounds_products(device: str, *, convolution: bool) -> bool:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Attention of a sequence to itself, whose projection reads contiguous rows.
+    """Self-attention whose input projection reads contiguous rows.
 
-    PyTorch's own transposes a batch that comes first. A product of that with a weight that needs no gradient copies
-    the weight for each place of the sequence (50 times for a ViT-B/32), which makes an attack on a frozen model slow:
+    PyTorch's own transposes batch-first input. Multiplying the result by a weight that needs no gradient copies the
+    weight for each position of the sequence (50 times for a ViT-B/32), which makes an attack on a frozen model slow:
     3 times as slow in bfloat16 on a CPU.
     """
 
@@ -86,21 +86,21 @@ class SelfAttention(nn.MultiheadAttention):
         number, places, width = query.shape
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = projected.view(number, places, 3, self.num_heads, self.head_dim)
-        # Indexed one by one, each would fill a gradient of all three with zeros, and these would be added. Permuted
-        # before they are unbound, their gradients would be copied once more after they are stacked.
+        # Indexing q, k and v separately would create three zero-filled gradients of the whole and add them. Permuting
+        # before unbinding would copy the stacked gradients once more.
         q, k, v = (head.transpose(1, 2) for head in heads.unbind(2))
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(found.transpose(1, 2).reshape(number, places, width)), None
 
 
 def patch_layers(net: nn.Module, visual: nn.Module) -> None:
-    """Give the layers of an open_clip model the classes of this module.
+    """Turn layers of an open_clip model into those of this module.
 
-    The class, not the module, is exchanged, so that parameter names stay open_clip's.
+    Only the modules' `__class__` changes, so parameter names stay open_clip's.
     """
     first = next(m for m in visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
     first.__class__ = Float32Conv2d
     for module in net.modules():
-        # open_clip uses it without dropout, additional keys or inputs of several widths.
+        # open_clip uses it without dropout, extra keys or inputs of different widths.
         if type(module) is nn.MultiheadAttention:
             module.__class__ = SelfAttention

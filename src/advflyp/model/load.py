@@ -1,19 +1,19 @@
-"""Names → models.
+"""Load models by name.
 
 "mini", "mini-vit"          the small CLIPs that come with the package
 "ViT-B-32/openai"           an open_clip architecture and its pretrained weights
-"ViT-B-32/random"           the same with fresh weights (also "mini/random"), to pretrain
+"ViT-B-32/random"           the same with fresh weights (also "mini/random"), for pretraining
 "fare4-vit-l-14"            a published robust CLIP; see `zoo.py`
-"hf-hub:org/repo"           a model on the Hugging Face hub, open_clip's or transformers'
-runs/x                      a run of ours: its best weights
-a folder                    with open_clip_config.json and weights beside it, as open_clip saves them, or of a CLIP
-or SigLIP that transformers saved
+"hf-hub:org/repo"           a model on the Hugging Face hub, in open_clip's or transformers' format
+runs/x                      the best weights of one of our runs
+a folder                    as open_clip saves it (open_clip_config.json and weights), or a CLIP or SigLIP that
+                            transformers saved
 fare.pt@ViT-L-14/openai     a checkpoint file and the model it was finetuned from; see `checkpoints.py`
 "hf-hub:org/repo/fare.pt@ViT-L-14/openai"
-the same of a file on the hub
+                            the same for a file on the hub
 "hf-hub:org/repo@ViT-L-14/openai", FOLDER@ViT-L-14/openai
-weights and config.json of transformers; the model named last gives the preprocessing
-and the tokenizer that they lack
+                            transformers' weights and config.json; the model after the @ supplies preprocessing
+                            and tokenizer where they are missing
 """
 
 import re
@@ -52,11 +52,11 @@ from advflyp.model.tokenizers import load_tokenizer
 from advflyp.model.zoo import ZOO, Entry, near_entries
 
 LOCAL_PREFIX = "local-dir:"  # open_clip's
-# What a tag of open_clip says of the pixels that its weights expect.
+# Keys of an open_clip tag that say how to preprocess images for its weights.
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-# How open_clip names the weights that a tag stands for, where the tag names no file.
+# open_clip's names of a tag's weights file, if the tag itself names none.
 TAG_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# OWNER/NAME as users write it, and as others do.
+# OWNER/NAME, alone, with another tool's prefix, or as a URL.
 HUB_NAME = re.compile(r"(?:\w+:/{0,2}|https?://[^/]+/)?([\w.-]+/[\w.-]+)/?")
 
 
@@ -98,7 +98,7 @@ def build_model(name: str, *, weights: bool = True) -> CLIP:
 
     Args:
         name: As for `load_model`.
-        weights: False for any weights at all, where the right ones would have to be downloaded.
+        weights: False if any weights will do: open_clip's and most of the zoo's are then not downloaded.
 
     Raises:
         ValueError: If there is no such model.
@@ -126,12 +126,12 @@ def _build(name: str, weights: bool) -> CLIP:
 
 
 def describe(name: str) -> tuple[dict[str, Any], Any]:
-    """The configuration and the tokenizer of a model that is not needed itself.
+    """The configuration and the tokenizer of a model, for callers that do not need the model itself.
 
     Raises:
         ValueError: If there is no such model.
     """
-    # No memory for a large one; weights that are at hand go nowhere, of which torch warns.
+    # The meta device takes no memory for a large model; torch warns that weights loaded there go nowhere.
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         model = build_model(name, weights=False)
@@ -170,7 +170,7 @@ def _text_state(model: CLIP) -> dict[str, torch.Tensor]:
 
 
 def _text_settings(model: CLIP) -> dict[str, Any]:
-    """What a text's embedding depends on beside weights and tokenizer."""
+    """What a text's embedding depends on besides weights and tokenizer."""
     config = model.config["model_cfg"]
     given = CLIPTextCfg(**{key: value for key, value in config["text_cfg"].items() if "tokenizer" not in key})
     return {"quick_gelu": bool(config.get("quick_gelu")), **asdict(replace(given, hf_model_pretrained=False))}
@@ -240,16 +240,16 @@ def _from_zoo(entry: Entry, weights: bool) -> CLIP:
 
 
 def split_name(name: str) -> tuple[Path, str | None] | None:
-    """Split "FILE@MODEL" or "FILE" into the file and the model; None where `name` is no file's.
+    """Split "FILE@MODEL" or "FILE" into the file and the model; None if `name` names no file.
 
-    A folder that transformers saved may stand before the @, too.
+    A folder that transformers saved may also precede the @.
 
     Raises:
-        ValueError: For a checkpoint that is not there, and for MODEL behind a folder that needs none.
+        ValueError: If the checkpoint does not exist, no MODEL follows the @, or MODEL follows a folder that needs none.
     """
     if Path(name).is_file():
         return Path(name), None
-    # The first "@" that follows a file: there may be others in its path, and in the model's.
+    # Split at the first "@" that follows an existing path: there may be others in FILE and in MODEL.
     places = [index for index, letter in enumerate(name) if letter == "@"]
     for index in places:
         path, base = Path(name[:index]), name[index + 1 :]
@@ -267,7 +267,7 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
 
 
 def _from_checkpoint(path: Path, base: str | None, name: str, shown: str | None = None) -> CLIP:
-    """The model in a checkpoint file; `shown` is what messages call the file, where its path means nothing."""
+    """The model in a checkpoint file; `shown` is the file's name in messages, if its path would mean nothing."""
     weights = read_checkpoint(path, shown or str(path))
     if base is not None:
         model = build_model(base, weights=not weights.whole)
@@ -286,9 +286,9 @@ def _from_checkpoint(path: Path, base: str | None, name: str, shown: str | None 
 
 
 def _started_from(start: ModelConfig, file: str) -> CLIP:
-    """The model that a run of ours started from, for its architecture and tokenizer."""
+    """The model that one of our runs started from, for its architecture and tokenizer."""
     if named := next((one for one in (start.name, start.text) if one and _is_fetched(one)), None):
-        # Whoever made the file would decide what is fetched.
+        # Otherwise whoever made the file would decide what is fetched.
         raise ValueError(
             f"{file} is of a run that started from {named}; name that model, so that it is fetched: "
             f"{file}@{start.name}"
@@ -319,7 +319,7 @@ def _from_architecture(given: str, weights: bool) -> CLIP:
     architecture, _, tag = name.rpartition("/")
     _check_known(given, name, known)
     model_cfg = architecture_config(architecture)
-    # The tag says which activation its weights were trained with, and which pixels.
+    # The tag says with which activation and preprocessing its weights were trained.
     pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
     if pretrained.get("quick_gelu", False):
         model_cfg["quick_gelu"] = True
@@ -335,7 +335,7 @@ def _from_architecture(given: str, weights: bool) -> CLIP:
 
 
 def _check_known(given: str, name: str, known: list[str]) -> None:
-    """ValueError unless `name`, which is what was given as open_clip writes it, is an architecture and its weights."""
+    """ValueError unless `name`, open_clip's spelling of `given`, is an architecture with one of its tags."""
     architecture, slash, tag = name.rpartition("/")
     if not slash:
         if name in known:
@@ -370,7 +370,7 @@ def _open_clip_name(name: str, known: list[str]) -> str:
 
 
 def _tag_weights(address: str) -> Path:
-    """The file of weights at OWNER/NAME/FILE on the hub, or OWNER/NAME/ for open_clip's usual names."""
+    """Fetch the weights file at OWNER/NAME/FILE on the hub, or, for OWNER/NAME/, under open_clip's usual names."""
     name, _, file = address.rpartition("/")
     repository = open_repository(name)
     wanted = [f"{Path(file).stem}.safetensors", file] if file else TAG_WEIGHTS

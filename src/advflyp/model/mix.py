@@ -1,4 +1,4 @@
-"""Mixtures of weights: between the original and a robust model lies a curve of clean against robust accuracy."""
+"""Weight interpolation: between the original and a robust model it trades clean against robust accuracy."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -10,11 +10,11 @@ from advflyp.model.clip import CLIP
 
 
 def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
-    """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; counters are those of the last model.
+    """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; integer counters are the last model's.
 
     Args:
         models: Models of one architecture.
-        weights: One for each; they sum to 1.
+        weights: One per model; they sum to 1.
 
     Raises:
         ValueError: If the architectures differ.
@@ -36,7 +36,7 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         values = [state[name] for state in states]
         if not values[-1].is_floating_point():
             return values[-1]
-        # In double precision: a weight of 1 then gives a model back to the bit.
+        # In float64, so that a weight of 1 reproduces a model bit for bit.
         total = sum(
             weight * in_float64(value) for weight, value in zip(weights, values, strict=True) if weight
         )

@@ -1,8 +1,8 @@
 """Embeddings of single patches, for every ViT that open_clip builds.
 
 A tower pools its tokens into one, which a head of norms and projections turns into the embedding of the image. The
-embedding of a patch is what the same head makes of an image all of whose tokens are that patch's: then the class
-token, the average and attention pooling all pass it on as it is.
+embedding of a patch is the output of the same head when every token is that patch's: class-token, average and
+attention pooling then all use that token alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-# Attention kernels on CUDA take at most 65,535 sequences, and 256 images of 16 × 16 patches are one more.
+# Attention kernels on CUDA take at most 65,535 sequences, one fewer than 256 images of 16 × 16 patches.
 MOST_SEQUENCES = 32_768
 
 
 class Patches(NamedTuple):
-    """What one forward gives of N images.
+    """Embeddings of N images and their patches, from one forward pass.
 
     Attributes:
         image: (N, d) float32 unit-norm, the same as `CLIP.encode_image`.
-        tokens: (N, rows · columns, d) float32 unit-norm, one a patch, row by row from the top left.
+        tokens: (N, rows · columns, d) float32 unit-norm, one per patch, row by row from the top left.
         grid: (rows, columns).
 
-    Those of `CLIP.encode_patches_raw` are of any length.
+    Embeddings from `CLIP.encode_patches_raw` may have any norm.
     """
 
     image: Tensor
@@ -35,10 +35,10 @@ class Patches(NamedTuple):
 
 
 def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]:
-    """(rows, columns) of patches in an image of (height, width) pixels; ValueError where the tower has none.
+    """(rows, columns) of patches in an image of (height, width) pixels; ValueError if the tower has no patch tokens.
 
     Args:
-        name: The model's, for the message.
+        name: The model's name, for the message.
     """
     if isinstance(visual, VisionTransformer) and getattr(visual, "attn_pool_contrastive", None) is None:
         rows, columns = visual.grid_size
@@ -58,10 +58,10 @@ def patch_grid(visual: Any, size: tuple[int, int], name: str) -> tuple[int, int]
 
 
 def embed_patches(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward of a tower that has a `patch_grid`: (N, d) of the images and (N, rows · columns, d) of the patches.
+    """One forward pass of a tower with a `patch_grid`: (N, d) image and (N, rows · columns, d) patch embeddings.
 
     Args:
-        normalised: (N, 3, H, W) as the tower takes them; neither result is normalised.
+        normalised: (N, 3, H, W) pixels, normalised as the tower expects. The embeddings are not normalised.
     """
     with _every_patch(visual):
         if isinstance(visual, TimmModel):
@@ -79,7 +79,7 @@ def _embed_open_clip(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
     tokens = states[0][:, 1:]
     pooler = visual.attn_pool
     if pooler is not None:  # CoCa
-        # Of one token every query makes the same, its value.
+        # With a single token, every query gives the same result: the token's value.
         query = pooler.ln_q(pooler.query[:1])
 
         def pool(alone: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _embed_timm(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _each_alone(tokens: Tensor, copies: int, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, L, width) tokens → (N, L, d): the head of a sequence of so many copies, for each token."""
+    """(N, L, width) tokens → (N, L, d): for each token, the head's output on a sequence of `copies` copies of it."""
     n, count, width = tokens.shape
     alone = tokens.reshape(n * count, 1, width).expand(-1, copies, -1)
     return torch.cat([head(part) for part in alone.split(MOST_SEQUENCES)]).reshape(n, count, -1)
@@ -113,7 +113,7 @@ def _each_alone(tokens: Tensor, copies: int, head: Callable[[Tensor], Tensor]) -
 
 @contextmanager
 def _every_patch(visual: Any) -> Iterator[None]:
-    """Patch dropout off: an image without some of its patches has no map."""
+    """Turn patch dropout off: every patch needs an embedding."""
     tower = visual.trunk if isinstance(visual, TimmModel) else visual
     dropouts: list[Any] = [getattr(tower, name, None) for name in ("patch_dropout", "patch_drop")]
     active = [module for module in dropouts if module is not None and module.training]

@@ -1,4 +1,4 @@
-"""In which precision the towers compute: asked for by name, or "auto", what the device multiplies fastest."""
+"""The precision in which the towers compute: as asked for, or, for "auto", the faster one on the device."""
 
 import math
 import time
@@ -14,14 +14,14 @@ from torch import Tensor
 Precision = Literal["auto", "fp32", "bf16"]
 Resolved = Literal["fp32", "bf16"]
 
-# The side of the matrices that are multiplied to time a device: 0.05 s even where bf16 is emulated.
+# Side of the matrices multiplied to time a device; takes 0.05 s even if bf16 is emulated.
 TIMED = 256
-# bf16 has to be this much faster than float32 before a timing decides for it: near 1, chance would decide.
+# A timing selects bf16 only if it is faster than float32 by this factor; near 1, noise would decide.
 MARGIN = 1.25
 
 
 class InPrecision:
-    """A model whose towers compute in `precision`; pixels, embeddings and losses are float32 at least."""
+    """A model whose towers compute in `precision`; pixels, embeddings and losses are at least float32."""
 
     precision: Resolved = "fp32"
     mean: Tensor  # of its normalisation
@@ -46,11 +46,11 @@ class InPrecision:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What was chosen and why.
+    """The precision that was chosen, and why.
 
     Attributes:
         precision: "fp32" or "bf16".
-        reason: Why, a clause to print and to store: "this processor has AMX instructions for bf16".
+        reason: Why, as a clause to print and store, such as "this processor has AMX instructions for bf16".
     """
 
     precision: Resolved
@@ -72,10 +72,10 @@ def choose_precision(asked: str, device: str | torch.device) -> PrecisionChoice:
         device: Where the model computes.
 
     Returns:
-        The choice. "bf16" asked for by name is kept where it is slower; the reason then says how slow it is.
+        The choice. An explicit "bf16" is kept even if it is slower; the reason then says so.
 
     Raises:
-        ValueError: For any other precision.
+        ValueError: If `asked` is none of these.
     """
     device = torch.device(device)
     check_precision(asked)
@@ -87,18 +87,18 @@ def choose_precision(asked: str, device: str | torch.device) -> PrecisionChoice:
     if fast:
         return PrecisionChoice("bf16", "asked for")
     slow = f"asked for, but slow: {reason}"
-    if device.type == "cpu":  # an accelerator would have to be waited for
+    if device.type == "cpu":  # timing an accelerator would mean waiting for it
         slow += f"; a small matrix product takes {_time_ratio():.1f} times as long as in fp32"
     return PrecisionChoice("bf16", slow)
 
 
 def resolve(precision: Precision, device: str | torch.device) -> Resolved:
-    """`precision` with what "auto" means on `device` in its place."""
+    """`precision`, with "auto" replaced by its meaning on `device`."""
     return choose_precision("auto", device).precision if precision == "auto" else precision
 
 
 def check_precision(asked: str, key: str = "precision") -> Precision:
-    """`asked`, or a ValueError if it is no precision; `key` is what the user calls it."""
+    """Return `asked`, or raise a ValueError if it is not a precision; `key` is the option's name in the message."""
     if asked == "auto" or asked == "fp32" or asked == "bf16":
         return asked
     if asked in ("fp16", "float16", "half"):
@@ -126,7 +126,7 @@ def _cpu_multiplies_bf16() -> tuple[bool, str]:
     known: Callable[[], Any] = getattr(torch.cpu, "get_capabilities", dict)
     has = known()
     if has.get("architecture") == "x86_64":
-        # What the environment variable ATEN_CPU_CAPABILITY leaves of the processor.
+        # The environment variable ATEN_CPU_CAPABILITY may limit what torch uses of the processor.
         wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
         for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
             if wide and has.get(flag):
@@ -144,7 +144,7 @@ def _cpu_multiplies_bf16() -> tuple[bool, str]:
 
 @cache
 def _time_ratio() -> float:
-    """Seconds of a small matrix product in bf16 on the processor, relative to float32."""
+    """Time of a small matrix product in bf16 on the CPU, relative to float32."""
     return _seconds(torch.bfloat16) / _seconds(torch.float32)
 
 

@@ -1,9 +1,9 @@
-"""Batches larger than memory: embeddings in parts, whose activations are computed again for the gradient (GradCache).
+"""Batches larger than memory: encoded in micro-batches, with activations recomputed for the gradient (GradCache).
 
 A contrastive loss needs all embeddings of a batch at once, but not all activations (Gao et al. 2021). A first pass
-keeps only the embeddings; when the loss's gradient with respect to them is known, each part goes through the model
-again and passes its share of that gradient on. The result is that of the whole batch, for the price of one more
-forward pass; memory holds the activations of one part.
+keeps only the embeddings; once the loss's gradient with respect to them is known, each micro-batch goes through the
+model again and backpropagates its share. The result is that of the whole batch, at the cost of one more forward pass;
+memory holds the activations of one micro-batch at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def largest_that_fits(step: Callable[[int], object], largest: int) -> int:
-    """`largest`, halved for as long as `step` on so many images runs out of memory; one image is assumed to fit."""
+    """Halve `largest` until `step` on that many images no longer runs out of memory; one image is assumed to fit."""
     while largest > 1:
         try:
             step(largest)
@@ -28,11 +28,11 @@ def largest_that_fits(step: Callable[[int], object], largest: int) -> int:
 def in_parts(
     encode: Callable[[Tensor], Tensor], images: Tensor, size: int, parameters: Sequence[Tensor]
 ) -> Tensor:
-    """`encode(images)`, `size` images at a time, in both directions.
+    """`encode(images)`, `size` images at a time, in the forward and the backward pass.
 
     Args:
-        encode: (n, …) → (n, …), each row for itself, the same whenever it is called.
-        parameters: All that `encode` uses and that may need a gradient.
+        encode: (n, …) → (n, …), each row independent of the others; deterministic.
+        parameters: All parameters that `encode` uses and that may need a gradient.
     """
     trained = [p for p in parameters if p.requires_grad]
     if len(images) <= size:
@@ -43,8 +43,8 @@ def in_parts(
 
 
 class _Parts(torch.autograd.Function):
-    """A function of autograd rather than a checkpoint for each part: the gradient of the images is written in place,
-    where those of the parts and then of their whole would be held at once.
+    """One autograd function rather than a checkpoint per micro-batch: it writes the image gradients into one tensor,
+    whereas checkpoints would hold those of all micro-batches and their concatenation at once.
     """
 
     @staticmethod

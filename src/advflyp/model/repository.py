@@ -1,8 +1,8 @@
-"""Repositories on the Hugging Face hub: which files they hold, fetched or from the cache of the hub's client.
+"""Repositories on the Hugging Face hub: list and fetch their files, or read them from the hub client's cache.
 
-Everything that this package downloads of a model comes through here, as data: open_clip and transformers get local
-files. Without a network their own downloads retry for minutes, and they would also fetch programs. For the same reason
-the hub is asked here before `datasets` or fsspec fetch anything.
+Every download of a model goes through here, as data: open_clip and transformers get local files. Without a network
+their own downloads retry for minutes, and they would also fetch code. For the same reason the hub is queried here
+before `datasets` or fsspec fetch anything.
 """
 
 import glob
@@ -32,7 +32,7 @@ DATASET_PREFIX = "hf:"
 # Seconds to connect to each address of the hub, and to wait for its answer.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 3.0, 10.0
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-# What else may be named, by the kind of repository.
+# Advice on what to name instead, by the kind of repository.
 INSTEAD = {
     "model": "or name a local folder or checkpoint file instead",
     "dataset": "or name a local folder or table instead",
@@ -46,8 +46,8 @@ class Address:
 
     Attributes:
         repository: OWNER/NAME.
-        file: A file in it, with the folders that it lies in; None for the repository as a whole.
-        base: The model that gives what is not there (any name `load_model` takes), if one is named.
+        file: The path of a file in it; None for the repository as a whole.
+        base: The model that supplies what the repository lacks (any name that `load_model` takes), if named.
     """
 
     repository: str
@@ -81,10 +81,10 @@ class Repository:
 
     Attributes:
         name: OWNER/NAME.
-        paths: Its files, with the folders that they lie in; where the hub could not be asked, those in the cache.
-        cached: The folder of these, where the hub could not be asked.
-        revision: The commit that is read; None for the newest.
-        sha256: The hashes that files must have.
+        paths: The paths of its files; if the hub could not list them, of those in the cache.
+        cached: The cache's folder, if the hub could not list the files.
+        revision: The commit to read; None for the newest.
+        sha256: Expected SHA-256 hashes by file name.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Repository:
             A folder with these files, and perhaps others.
 
         Raises:
-            ValueError: If a file cannot be fetched, or has not the hash that it must have.
+            ValueError: If a file cannot be fetched, or does not have the expected hash.
         """
         names = list(names)
         try:
@@ -138,15 +138,15 @@ class Repository:
 def open_repository(
     name: str, revision: str | None = None, sha256: Mapping[str, str] | None = None
 ) -> Repository:
-    """Open a model repository. Where the hub does not answer, what the cache holds of it.
+    """Open a model repository; if the hub cannot list its files, open what the cache holds of it.
 
     Args:
         name: OWNER/NAME.
         revision: The full hash of a commit; None for the newest.
-        sha256: Hashes that its files must have, by their names.
+        sha256: Expected SHA-256 hashes by file name.
 
     Raises:
-        ValueError: If there is no such repository or revision, it may not be read, or it is not in the cache.
+        ValueError: If the hub does not list it (unknown, not readable, or no network) and the cache does not hold it.
     """
     try:
         return Repository(name, frozenset(ask_hub(name, revision=revision)), None, revision, sha256 or {})
@@ -159,7 +159,7 @@ def open_repository(
 
 
 def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> list[str]:
-    """The names of all files of a repository. Answers in seconds, whatever the network is like.
+    """List all files of a repository; takes seconds at most, whatever the network is like.
 
     Args:
         name: OWNER/NAME.
@@ -169,7 +169,7 @@ def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> 
     Raises:
         ValueError: The hub cannot be reached, has no such repository, or does not let the user read it.
     """
-    # An address that answers nobody must not cost minutes.
+    # An address that does not respond must not cost minutes.
     timeout: Any = (CONNECT_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT, ANSWER_TIMEOUT)
     try:
         found: Any = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout)
@@ -183,7 +183,7 @@ def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> 
 
 @contextmanager
 def hub_offline() -> Iterator[None]:
-    """Within, the hub's client answers from its cache at once, as with HF_HUB_OFFLINE, which is read too early."""
+    """Make the hub's client use only its cache in the block; HF_HUB_OFFLINE itself is read on import, too early."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
@@ -194,7 +194,7 @@ def hub_offline() -> Iterator[None]:
 
 def _cached(name: str, revision: str | None) -> Path | None:
     try:
-        # Patterns that ask for nothing: newer clients refuse a folder that lacks what was asked for.
+        # Request no files: newer clients refuse a cached folder that lacks a requested file.
         return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[]))
     except (OSError, ValueError):
         return None

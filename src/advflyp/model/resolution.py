@@ -1,4 +1,4 @@
-"""Images of another size than the one a tower was pretrained at: its position embeddings, interpolated."""
+"""Interpolated position embeddings, for images of another size than the tower was pretrained at."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,26 +9,26 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-# What a CLIP ResNet divides the image's sides by before it pools.
+# Total stride of a CLIP ResNet before its attention pooling.
 RESNET_STRIDE = 32
 
 
 def positions_at(visual: Any, size: tuple[int, int], name: str) -> dict[str, Tensor]:
     """Interpolate a tower's position embeddings for images of another size.
 
-    Bicubically with antialiasing, as open_clip does when it loads weights at another resolution; the class token's
-    stays. Gradients flow through to the tower's own embeddings.
+    Bicubic with antialiasing, as when open_clip loads weights at another resolution; the class token's embedding is
+    kept. Gradients flow through to the tower's own embeddings.
 
     Args:
         visual: An open_clip image tower.
         size: Height and width of the images, in pixels.
-        name: The model's, for messages.
+        name: The model's name, for messages.
 
     Returns:
-        The embeddings by the name of the parameter they stand in for.
+        {name of the parameter: the embeddings that replace it}.
 
     Raises:
-        ValueError: The tower has other position embeddings, or the size is no multiple of its patches.
+        ValueError: The tower has another kind of position embeddings, or the size is not a multiple of its patches.
     """
     if isinstance(visual, VisionTransformer):
         key, (rows, columns) = "positional_embedding", visual.patch_size
@@ -56,7 +56,7 @@ def positions_at(visual: Any, size: tuple[int, int], name: str) -> dict[str, Ten
 
 @lru_cache
 def _weights(old: tuple[int, ...], new: tuple[int, int]) -> Tensor:
-    """(rows · columns of `new`, rows · columns of `old`): what the interpolation makes of each old place."""
+    """The interpolation as a matrix, (rows · columns of `new`, rows · columns of `old`)."""
     places = old[0] * old[1]
     each = torch.eye(places, dtype=torch.float64).view(places, 1, *old)
     return F.interpolate(each, new, mode="bicubic", antialias=True).flatten(1).T.contiguous()

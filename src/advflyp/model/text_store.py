@@ -1,7 +1,7 @@
-"""Embeddings of captions by a frozen text tower, kept on disk from run to run.
+"""Caption embeddings of a frozen text tower, cached on disk across runs.
 
-A folder per text tower, its name a hash of everything an embedding depends on: weights, tokenizer, precision. In it,
-files of records (digest of the text, embedding); every process appends to a file of its own and reads all of them.
+Each text tower has a folder, named by a hash of everything an embedding depends on: weights, tokenizer, precision. It
+holds files of records (digest of the text, embedding); every process appends to its own file and reads all of them.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from advflyp.model.clip import CLIP, chosen
 from advflyp.model.folder import state_sha256
 
 DIGEST = 16
-# More than a file has records.
+# More than the number of records in any file.
 SOURCE = 1 << 40
 PROBE = ["a photo of a cat.", "Ein Vogel – 32 °C", "数字 1234567890", "UPPER lower\ttab", "x" * 500]
 
 
 class TextStore:
-    """N texts, with their tokens where these are known → (N, d) constants on the model's device.
+    """N texts, with their tokens if known → (N, d) constants on the model's device.
 
-    Each text is encoded once for all runs.
+    Each text is encoded once across all runs.
 
     Attributes:
-        model: Its text tower must stay as it is.
-        folder: Where embeddings are kept, 4·d + 16 bytes each; memory holds some 200 bytes of each.
-        capacity: How many texts are known; others are encoded every time.
+        model: The model, whose text tower must not change.
+        folder: Where embeddings are kept, 4·d + 16 bytes each; each also takes some 200 bytes of memory.
+        capacity: Maximum number of known texts; others are encoded every time.
 
-    ValueError where it cannot be written.
+    ValueError if the folder cannot be written to.
     """
 
     def __init__(self, model: CLIP, folder: str | Path, capacity: int = 10_000_000) -> None:
@@ -56,7 +56,7 @@ class TextStore:
             if path == Path(self.file.name):
                 self.own = len(self.sources)
             self.sources.append(open(path, "rb"))  # noqa: SIM115, open as long as the store
-            # A record that was cut off by a crash is at the end, and is not counted.
+            # A crash may have cut off the last record, which is then not counted.
             whole = path.stat().st_size // self.record.itemsize
             if whole:  # an empty file cannot be mapped
                 records = np.memmap(path, self.record, "r", shape=(whole,))
@@ -105,13 +105,13 @@ class TextStore:
 
 
 def text_key(model: CLIP) -> str:
-    """A hash of what an embedding of a text depends on: the text tower, the tokenizer, the precision."""
+    """A hash of everything a text embedding depends on: the text tower, the tokenizer, the precision."""
     tower = {
         name: value
         for name, value in model.net.state_dict().items()
         if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias")
     }
     digest = hashlib.sha256(f"{model.precision} {state_sha256(tower)}".encode())
-    # What it makes of some texts, so that it does not matter how a tokenizer is built.
+    # The tokens of some texts stand for the tokenizer, however it is built.
     digest.update(model.tokenizer(PROBE).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""open_clip's tokenizers, from its configurations and the files of a folder, which may be a stranger's."""
+"""open_clip's tokenizers, built from its configurations and the files of a folder, which may be untrusted."""
 
 import gzip
 import re
@@ -27,7 +27,7 @@ from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 from advflyp.wording import counted
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# What a tokenizer of transformers is stored in.
+# Files in which transformers stores a tokenizer.
 TOKENIZER_FILES = (
     TOKENIZER_CONFIG_FILE,
     "tokenizer.json",
@@ -40,16 +40,16 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-# An expression that takes linear time: alternatives of signs and classes of signs, of which the last may be repeated.
+# Expressions that take linear time: alternatives of characters and character classes; only the last of each may repeat.
 _SIGN = r"(?:\\[pP]\{\^?\w+\}|\\[^\w]|\\[sSdDwWnrt]|\[\^?(?:\\.|[^\[\]\\])+\]|[^\\\[\](){}|*+?^$])"
 _BRANCH = rf"{_SIGN}{{1,64}}(?:[*+?]|\{{\d{{1,3}},?(?:\d{{1,3}})?\}})?"
 _LINEAR = re.compile(rf"{_BRANCH}(?:\|{_BRANCH}){{0,15}}", re.DOTALL)
 
 
 class BoundedTokenizer(HFTokenizer):
-    """open_clip's around one of transformers, whose files may hold anybody's regular expressions: a call has an end.
+    """open_clip's `HFTokenizer` with a time limit on each call, as its files may hold untrusted regular expressions.
 
-    tokenizers looks for them without the interpreter's lock, so that another thread can stop waiting for it.
+    The tokenizers library releases the GIL while it matches them, so that another thread can stop waiting for it.
 
     Raises:
         ValueError: A call takes too long, or the expressions fail.
@@ -68,11 +68,11 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
     Args:
         text_cfg: open_clip's configuration of the text tower.
         folder: Where the tokenizer's files may be.
-        repository: The repository on the hub that the folder is from. A folder from elsewhere is taken to hold the
-            tokenizer that the configuration names, as open_clip does.
+        repository: The hub repository that the folder is from. A folder from elsewhere is assumed to hold the tokenizer
+            that the configuration names, as in open_clip.
 
     Raises:
-        ValueError: If there is none, or it is a program.
+        ValueError: If there is none, or it would run code.
     """
     length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
@@ -85,15 +85,15 @@ def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | 
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there are files of a tokenizer of transformers."""
+    """Whether `folder` holds files of a transformers tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokenizer:
-    """Load transformers' tokenizer in `folder`.
+    """Load the transformers tokenizer in `folder`.
 
     Raises:
-        ValueError: If there is none, or it is a program.
+        ValueError: If there is none, or it would run code.
     """
     try:
         import transformers
@@ -111,22 +111,22 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
             if (folder / name).is_file():
                 _check_normalizer(read_json_object(folder / name).get("normalizer"))
         made = BoundedTokenizer(str(folder), context_length, trust_remote_code=False, **options)
-        made(["a photo"])  # what it lacks may show only now
+        made(["a photo"])  # missing parts may show only now
         return made
     except Exception as error:  # transformers may raise anything for a damaged one
         raise ValueError(f"the tokenizer in {folder} cannot be read: {shortened(error)}") from None
 
 
 def _versions(settings: Mapping[str, Any]) -> list[str]:
-    """Other files in place of tokenizer.json for some versions of transformers."""
+    """Files that some versions of transformers read in place of tokenizer.json."""
     named = settings.get("fast_tokenizer_files")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _check_normalizer(tree: Any) -> None:
-    """Refuse what rewrites texts without an end.
+    """Refuse a normalizer that may take too long or make texts too long.
 
-    Added tokens are rewritten, too, while the file is read: there, nothing could stop it.
+    It also rewrites the added tokens while the file is being read, where no time limit applies.
 
     Raises:
         ValueError: An expression could take more than linear time, or a text could grow too much.
@@ -152,10 +152,10 @@ def _steps(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
-    """What `call` returns; ValueError where it takes longer, and it is left to itself until the process ends.
+    """What `call` returns; ValueError if it takes longer, with its thread left running until the process ends.
 
     Args:
-        what: What a tokenizer does in it.
+        what: What the tokenizer was asked to do, for the message, such as "read 3 texts".
     """
     found: list[Any] = []
     failed: list[BaseException] = []
@@ -171,7 +171,7 @@ def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
     thread.start()
     thread.join(seconds)
     while thread.is_alive():
-        # Neither a process that was stopped for a while nor one with many threads has been at it for that long.
+        # Both clocks must agree: suspending the process inflates elapsed time, many threads inflate CPU time.
         if min(time.monotonic() - begun, time.process_time() - worked) > seconds:
             raise ValueError(
                 f"the tokenizer has not {what} within {seconds:.0f} seconds; its regular expressions take too long"
@@ -189,7 +189,7 @@ def _fetch_tokenizer(name: str) -> Path:
     files = repository.files & {*TOKENIZER_FILES}
     if not files:
         raise ValueError(f"{name} holds no tokenizer")
-    # By its type transformers knows the class, where the tokenizer's own configuration does not say it.
+    # transformers infers the class from the model's type if the tokenizer's own configuration does not state it.
     return repository.fetch([*files, *({HF_CONFIG_FILE} & repository.files)])
 
 
@@ -210,5 +210,5 @@ def _simple_tokenizer(options: dict[str, Any], folder: Path, context_length: int
 
 
 def shortened(error: Exception) -> str:
-    """An error on one line: of tensors that do not fit, torch lists all."""
+    """An error on one short line: torch, for one, lists every tensor that does not fit."""
     return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")

@@ -1,4 +1,4 @@
-"""Files of weights from anywhere → plain values and tensors, without running anything that is in them."""
+"""Untrusted weights files → plain values and tensors, without running any code in them."""
 
 import json
 import pickle
@@ -15,19 +15,19 @@ import torch
 
 from advflyp.errors import first_line
 
-# How files begin that are saved under a checkpoint's name by mistake.
+# The first bytes of files that get saved under a checkpoint's name by mistake.
 MISTAKEN = {
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch it with 'git lfs pull'",
     b"<!doctype html": "a web page, as failed downloads leave them; download the file again",
     b"<html": "a web page, as failed downloads leave them; download the file again",
 }
-# Weights hardly become smaller when they are compressed; zeros become a thousandth.
+# Limits on what a zip file unpacks to: weights hardly compress, whereas zeros shrink to a thousandth.
 MOST_UNPACKED, SPARE_BYTES = 10, 64 << 20
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 
 
 class Ignored:
-    """What stands for an object that training scripts save beside the weights; it knows nothing and does nothing."""
+    """An inert stand-in for the objects that training scripts save beside the weights."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         pass
@@ -36,7 +36,7 @@ class Ignored:
         pass
 
 
-# Their own classes are never called: whatever arguments a file has for them, `Ignored` takes their place.
+# These are never called: `Ignored` takes their place, whatever arguments a file holds for them.
 IGNORED = (
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -58,9 +58,9 @@ IGNORED = (
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
-    """What is in a checkpoint of torch (zip or pickle) or in safetensors, on the CPU; its name does not matter.
+    """Read a torch checkpoint (zip or pickle) or a safetensors file onto the CPU; its name does not matter.
 
-    ValueError where the file is neither, damaged, or holds more than tensors and plain values. Nothing of it is run.
+    ValueError if the file is neither, is damaged, or holds more than tensors and plain values. No code in it is run.
     """
     try:
         with open(path, "rb") as file:
@@ -106,7 +106,7 @@ def _read_zip(path: Path) -> dict[str, Any]:
             f"{path} is {unpacked // packed:,} times as large when it is unpacked, which weights are not; save the "
             "state dict anew where it was made"
         )
-    # The optimiser's state may be twice the weights and need not be read.
+    # Memory-mapped, since the optimiser's state, which may be twice the weights, need not be read.
     return _read_torch(path, mmap=stored)
 
 

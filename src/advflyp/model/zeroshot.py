@@ -1,4 +1,4 @@
-"""Zero-shot classification: class names × templates → one weight vector a class (Eq. 2)."""
+"""Zero-shot classification: class names × templates → one weight vector per class (Eq. 2)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from advflyp.data.sets.prompts import fill
 if TYPE_CHECKING:
     from advflyp.model.clip import CLIP
 
-# Prompts that are encoded at a time.
+# Prompts encoded at a time.
 AT_ONCE = 512
 
 
@@ -21,7 +21,7 @@ def prompt_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence
 
     Args:
         classes: K names.
-        templates: T, each with one "{}" for the name.
+        templates: T templates, each with one "{}" for the name.
     """
     prompts = [fill(template, name) for name in classes for template in templates]
     parts = [model.encode_text(prompts[i : i + AT_ONCE]) for i in range(0, len(prompts), AT_ONCE)]
@@ -29,7 +29,7 @@ def prompt_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence
 
 
 def class_means(prompts: Tensor) -> Tensor:
-    """(K, T, d) embeddings of prompts → (K, d) unit-norm classifier weights, a class's normalised mean."""
+    """(K, T, d) embeddings of prompts → (K, d) unit-norm classifier weights: each class's normalised mean."""
     return F.normalize(prompts.mean(1), dim=-1)
 
 
@@ -40,10 +40,10 @@ def class_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence[
 
 
 class ClassTexts:
-    """What a batch of labelled images needs of the text tower.
+    """The text embeddings that a batch of labelled images needs.
 
     Attributes:
-        frozen: Whether the tower stays as it is; then every prompt is encoded once, else each time, with gradients.
+        frozen: Whether the text tower is frozen: prompts are then encoded once, else in every call, with gradients.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class ClassTexts:
         self.known: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, labels: Tensor) -> dict[str, Tensor]:
-        """(N,) labels → "class_embeddings" (K, d), means over the templates, and "text_embeddings" (N, d) of each
-        image's own prompt, of the first template.
+        """(N,) labels → "class_embeddings" (K, d), means over the templates, and "text_embeddings" (N, d), those of
+        each label's prompt with the first template.
         """
         first, means = self.known or self._encode()
         return {"class_embeddings": means, "text_embeddings": first[labels]}
@@ -76,7 +76,7 @@ def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor 
 class ZeroShotClassifier(nn.Module):
     """(N, 3, H, W) pixels in [0, 1] → (N, K) float32 logits τ⁻¹·cos, differentiable; `CLIP.classifier` makes one.
 
-    The class embeddings are those of the model at the time it is made.
+    The class embeddings are computed once, when the classifier is made.
     """
 
     weights: Tensor
@@ -95,6 +95,6 @@ class ZeroShotClassifier(nn.Module):
             )
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
-        """`CLIP.encode_tokens` of the model, in float32: what attacks on the encoder alone see."""
+        """`CLIP.encode_tokens` of the model, in float32, for attacks on the encoder alone."""
         with self.model.computing_in("fp32"):
             return self.model.encode_tokens(images, patches)

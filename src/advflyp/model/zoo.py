@@ -3,8 +3,8 @@
     load_model("fare4-vit-l-14")        and every command that takes a model
     advflyp models, advflyp models NAME
 
-The table is `zoo.toml`. It alone decides what is fetched: the repository, the file, and the model that gives what the
-repository lacks.
+The table is `zoo.toml`. It alone decides what is fetched: the repository, the file, and the model that supplies what
+the repository lacks.
 """
 
 import tomllib
@@ -21,9 +21,9 @@ class Published:
     """Accuracies that others published, in %.
 
     Attributes:
-        protocol: On which data, under which attack, and where that is written.
-        clean: Without an attack.
-        robust: By the radius of the attack.
+        protocol: The data, the attack, and where the numbers were published.
+        clean: Accuracy without an attack.
+        robust: Accuracy under attack, by radius.
     """
 
     protocol: str
@@ -38,22 +38,22 @@ class Entry:
     Attributes:
         name: What `load_model` calls it.
         repository: OWNER/NAME on the Hugging Face hub.
-        layout: "open_clip": as open_clip saves a model. "transformers": the weights and config.json of transformers, to
-            which `base` gives preprocessing and tokenizer. "tower": one file with the weights of an image tower, to
-            which `base` gives the rest.
-        file: The file of the layout "tower".
+        layout: "open_clip": as open_clip saves a model. "transformers": transformers' weights and config.json; `base`
+            supplies preprocessing and tokenizer. "tower": one file with the weights of an image tower; `base` supplies
+            the rest.
+        file: The weights file, for the layout "tower".
         base: The model that it was finetuned from, as open_clip calls it; None if it was trained from scratch.
-        architecture: As open_clip calls it.
+        architecture: Its architecture, as open_clip calls it.
         method: What made it robust.
         eps: L∞ radius of the adversarial training, in pixels of [0, 1].
         towers: Which of its towers are robust.
-        trained_on: Sets that it was finetuned on, as `data.train` names them.
+        trained_on: Datasets that it was trained on, as `data.train` names them.
         licence: Licence of the weights, by the hub's identifiers.
-        paper: Authors, title, where, and the number on arXiv.
-        published: Accuracies.
+        paper: Authors, title, venue and arXiv number.
+        published: Published accuracies.
         revision: The commit that is loaded; None for the newest.
-        sha256: Hashes that files must have.
-        notes: What else a user should know, above all what could not be checked.
+        sha256: Expected SHA-256 hashes by file name.
+        notes: What else a user should know, above all what could not be verified.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Entry:
         return f"hf-hub:{self.repository}{file}{base}"
 
     def card(self) -> dict[str, Any]:
-        """The facts as the card of a model (`card.json`), for what is exported or finetuned from it."""
+        """The facts as a model card (`card.json`), for models exported or finetuned from this one."""
         return {
             "name": self.name,
             "source": self.address,
@@ -116,7 +116,7 @@ def find_entry(name: str) -> Entry:
     """The entry called `name`.
 
     Raises:
-        ValueError: If there is none; with the nearest name.
+        ValueError: If there is none; the message suggests the nearest name.
     """
     if name not in ZOO:
         hint = near_entries(name) or "; `advflyp models` lists them"

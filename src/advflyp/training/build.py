@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run."""
+"""Build the objects of a run from its recipe."""
 
 import sys
 from collections.abc import Callable
@@ -50,27 +50,27 @@ class TrainingRun:
     """The objects of a run, and its state.
 
     Attributes:
-        recipe: The resolved recipe; its precision is what "auto" came to.
+        recipe: The resolved recipe, with the chosen precision in place of "auto".
         folder: Where the run is written.
         console: Where progress is shown, on rank 0; None is silent.
         accelerator: The device and the trackers.
         ranks: The ranks that share a batch.
         share: The rows of a batch that this rank has.
-        precision: The precision, and why.
+        precision: The chosen precision, and why.
         model: The model that is trained; under FSDP its image tower is sharded.
-        unsharded: A copy of it for measuring and saving, under FSDP; else the same model (`unsharded_model`).
+        unsharded: Under FSDP, a whole copy for evaluation and saving; else `model` itself. See `unsharded_model`.
         method: The losses.
         pairs: The training data.
         add_texts: Adds the text embeddings to a batch.
-        objective: The method's losses, gradients exchanged between ranks.
-        parameters: What is trained.
-        optimizer: Moves `parameters`.
+        objective: The method's losses, wrapped so that ranks exchange gradients.
+        parameters: The trained parameters.
+        optimizer: Updates `parameters`.
         total_steps: Updates of the whole run.
-        validation_set: Decides the best weights; without one the last are the best.
-        notes: Lines to say when the run begins.
-        state: How far the run is.
-        logged: Bytes of metrics.jsonl that belong to it.
-        meter: What a step costs.
+        validation_set: Decides the best weights; None makes the last ones the best.
+        notes: Lines to print when the run begins.
+        state: The run's progress.
+        logged: Bytes of metrics.jsonl that belong to this run.
+        meter: Measures what a step costs.
         signals: Whether a signal has come.
     """
 
@@ -108,18 +108,18 @@ class TrainingRun:
 
     @cached_property
     def casts(self) -> WeightCasts:
-        """bf16 copies of the model's weights, for the attack; none of a sharded model, nor of a compiled one."""
+        """bf16 copies of the model's weights, for the attack; none if the model is sharded or compiled."""
         plain = not self.recipe.train.compile and not self.is_sharded
         return WeightCasts(product_weights(self.model) if plain else [])
 
     def unsharded_model(self) -> CLIP:
-        """The model that is measured and saved: under FSDP, an unsharded copy; all ranks must call it at once."""
+        """The model to evaluate and save: under FSDP, an unsharded copy; all ranks must call this together."""
         if self.is_sharded:
             self.unsharded.load_state_dict(sharding.whole(self.model.state_dict()))
         return self.unsharded
 
     def close(self) -> None:
-        """Let go of the folder and of the other ranks."""
+        """Unlock the folder, finish the trackers and disconnect from the other ranks."""
         self.folder.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -141,7 +141,7 @@ def build(
     Args:
         recipe: What to train.
         out: The run folder.
-        objects: In place of what the recipe names.
+        objects: Objects to use in place of what the recipe names.
         resume: Whether the folder may hold a run.
         console: Where progress is shown.
 
@@ -157,7 +157,7 @@ def build(
     precision = ranks.broadcast_from_rank0(lambda: settle_precision(recipe, folder, device, resume))
     objects.check(recipe, folder, resume)
     recipe = _resolved(recipe, precision, objects)
-    # A mistake in it shows before a model is loaded.
+    # Opened first, so that a mistake in it shows before a model is loaded.
     validation_set = objects.open_validation_set(recipe)
     torch.manual_seed(recipe.train.seed)  # fresh weights of a model/random
     model = objects.open_model(recipe, device)
@@ -193,7 +193,7 @@ def build(
 def settle_precision(
     recipe: Recipe, folder: RunFolder, device: torch.device, resume: bool
 ) -> PrecisionChoice:
-    """What "auto" means for this run: what it was started with, on whatever machine, or the device's best."""
+    """Resolve the precision: on resume, "auto" is what the run was started with, else what suits the device."""
     asked = recipe.train.precision
     if not (resume and asked == "auto" and folder.recipe.is_file()):
         return choose_precision(asked, device)
@@ -203,7 +203,7 @@ def settle_precision(
 
 
 def _open_objective(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The method's losses; FSDP exchanges the gradients of its own parameters."""
+    """The method's losses, wrapped in DDP unless FSDP exchanges the gradients itself."""
     objective = Objective(method)
     if recipe.train.parallel == "fsdp":
         return objective
@@ -211,7 +211,7 @@ def _open_objective(recipe: Recipe, method: Method, ranks: Ranks, device: torch.
 
 
 def _resolved(recipe: Recipe, precision: PrecisionChoice, objects: Objects) -> Recipe:
-    """What the run folder and its checkpoints hold: the precision that was chosen, not "auto", and the objects."""
+    """The recipe that run folder and checkpoints record: with the chosen precision, not "auto", and the objects."""
     recipe = objects.recorded(replace(recipe, train=replace(recipe.train, precision=precision.precision)))
     if objects.pairs is None:
         check_data(recipe)
@@ -233,7 +233,7 @@ def _open_pairs(
     recipe: Recipe, objects: Objects, method: Method, share: Share, device: torch.device
 ) -> Pairs:
     data, tokenizer = recipe.data, method.model.tokenizer
-    # In threads it would take turns with the training. open_clip's own can be sent to a process.
+    # In a thread the tokenizer would compete with training for the GIL. open_clip's can be sent to a process.
     elsewhere = data.loader == "process" and isinstance(tokenizer, SimpleTokenizer | HFTokenizer)
     return open_training(
         data,
@@ -250,10 +250,10 @@ def _open_pairs(
 def _prepare(
     recipe: Recipe, model: CLIP, method: Method, ranks: Ranks, device: torch.device
 ) -> tuple[CLIP, list[nn.Parameter]]:
-    """Keep the frozen original, unfreeze what is trained, and shard the tower where that is asked for.
+    """Copy the frozen original if needed, unfreeze what is trained, and shard the tower under FSDP.
 
     Returns:
-        The model that is measured and saved, and what is trained.
+        The model to evaluate and save, and the trained parameters.
     """
     if method.needs_original:
         method.original = copied(model, recipe.train).requires_grad_(False)
@@ -276,7 +276,7 @@ def _prepare(
 def _in_parts(
     recipe: Recipe, method: Method, parameters: list[nn.Parameter], share: Share, ranks: Ranks
 ) -> Recipe:
-    """The recipe with its `micro_batch`, or, for "auto", with as many images as every rank has memory for."""
+    """Resolve `micro_batch = "auto"`, in the recipe and the models, to as many images as fit on every rank."""
     if recipe.train.micro_batch != "auto":
         return recipe
     fits = ranks.all_gather_object(images_at_once(method, parameters, share.size, recipe.optim.name))

@@ -1,4 +1,4 @@
-"""Training state on disk: written whole or not at all, the last few kept, each with a hash in its name."""
+"""Checkpoints: written whole or not at all, each with a hash in its name; the last few are kept."""
 
 import hashlib
 import os
@@ -22,10 +22,10 @@ class CheckpointConfig:
     """Recipe table `checkpoint`.
 
     Attributes:
-        every: Steps between checkpoints; one is also written at the end of each epoch.
-        epochs: Epochs between those at the end of one, by default 1; more where epochs are short.
-        keep: How many are kept.
-        last: Also keep the weights of the last step as a model, in last/ beside best/.
+        every: Steps between checkpoints, in addition to those at the end of an epoch.
+        epochs: Epochs between the checkpoints at the end of an epoch, by default 1; raise it if epochs are short.
+        keep: Number of checkpoints to keep.
+        last: Also save the weights of the last step as a model, in last/ beside best/.
     """
 
     every: int = 1000
@@ -38,11 +38,11 @@ class CheckpointConfig:
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that does not match its checksum or cannot be read."""
 
 
 class _Hashed:
-    """A file to write to, and the hash of what was written."""
+    """A file to write to, which also hashes what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -58,9 +58,9 @@ class _Hashed:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `state` as step-00001000-HASH.pt (or so), then delete all but the last `keep`.
+    """Write `state` as, for example, step-00001000-HASH.pt, then delete all but the last `keep` checkpoints.
 
-    A name with a hash, as torch.hub has them: file and hash appear together, in one renaming.
+    The hash is in the name, as in torch.hub, so that a single rename publishes the file with its hash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with draft_file(folder, "step") as file:
@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         path = folder / f"step-{step:08d}-{hashed.digest.hexdigest()[:HEX]}.pt"
         publish(file, path)
     for other in checkpoints(folder):
-        # Of a run that this one does again: damaged, or left by a signal.
+        # Left from steps that this run repeats: damaged, or written on a signal.
         if step_of(other) >= step and other != path:
             other.unlink()
     delete_old(folder, step, keep=keep)
@@ -77,16 +77,16 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
 
 
 def delete_old(folder: Path, step: int, *, keep: int) -> None:
-    """Of the checkpoints up to that of `step`, delete all but the last `keep`."""
+    """Delete all but the last `keep` of the checkpoints up to `step`."""
     for path in [path for path in checkpoints(folder) if step_of(path) <= step][:-keep]:
         path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; none where there is no such folder.
+    """Complete checkpoints, oldest first; none if the folder does not exist.
 
     Raises:
-        ValueError: The folder cannot be listed: `Path.glob` would say that there are none.
+        ValueError: The folder cannot be listed, which `Path.glob` would hide by returning nothing.
     """
     try:
         names = os.listdir(folder)
@@ -105,19 +105,19 @@ def step_of(path: Path) -> int:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state saved at `path`, on the CPU; only tensors and plain values are unpickled.
 
-    `Damaged` where the file is not the one that was written.
+    `Damaged` if the file is not the one that was written.
     """
     if file_sha256(path)[:HEX] != path.stem.split("-")[-1]:
         raise Damaged(f"{path} is damaged: its checksum does not match its name")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle that is none of ours may raise anything
+    except Exception as error:  # a foreign pickle may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Damaged(f"{path} cannot be read as a checkpoint: {reason[:200]}") from None
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's default generators, of the CPU and of the device in use, for `set_random_state`."""
+    """The states of torch's default generators, on the CPU and on the device in use, for `set_random_state`."""
     state = {"rng": torch.get_rng_state()}
     if device.type == "cuda":
         state["rng_cuda"] = torch.cuda.get_rng_state(device)
@@ -125,14 +125,14 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` returned; a checkpoint of another device or of an older version has a part of it."""
+    """Restore what `random_state` returned; checkpoints from another device or an older version may lack part of it."""
     torch.set_rng_state(state["rng"])
     if device.type == "cuda" and "rng_cuda" in state:
         torch.cuda.set_rng_state(state["rng_cuda"], device)
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The last checkpoint that is whole, and what was wrong with those after it; `Damaged` where none is."""
+    """The last undamaged checkpoint, and what is wrong with those after it; `Damaged` if there is none."""
     wrong: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:

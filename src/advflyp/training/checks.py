@@ -1,4 +1,4 @@
-"""What is refused before a run begins: data, attack, sizes or a split that do not go with the method or the model."""
+"""Checks before a run begins: data, attack, image sizes and FSDP must suit the method and the model."""
 
 from advflyp.data.training import readings
 from advflyp.distributed import Ranks
@@ -10,7 +10,7 @@ from advflyp.training.recipe import Recipe
 
 
 def check_data(recipe: Recipe) -> None:
-    """ValueError, before anything is loaded or written, for data of the kind that the method cannot use."""
+    """ValueError, before anything is loaded or written, for data of a kind that the method cannot use."""
     train, wanted = recipe.data.train, find_method(recipe.method_name)[0].trains_on
     found = readings(train)
     if wanted == "images" or not found or wanted in found:
@@ -25,7 +25,7 @@ def check_data(recipe: Recipe) -> None:
 
 
 def check_attack(recipe: Recipe, method: Method) -> None:
-    """ValueError where the attack does not go with the method or with how the step is computed."""
+    """ValueError if the attack does not suit the method or the way the step is computed."""
     attack, name = recipe.attack, recipe.method_name
     if attack.steps and attack.start == "zero" and method.flat_at_clean:
         raise ValueError(
@@ -51,7 +51,7 @@ def check_attack(recipe: Recipe, method: Method) -> None:
 
 
 def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
-    """ValueError where the method or the model cannot take the images of `data.schedule`."""
+    """ValueError if the method or the model cannot take images of the sizes in `data.schedule`."""
     for side, _ in recipe.data.schedule or ():
         if (side, side) == model.image_size:
             continue
@@ -65,7 +65,7 @@ def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
 
 
 def check_split(recipe: Recipe, ranks: Ranks) -> None:
-    """ValueError where a tower cannot be split over the ranks."""
+    """ValueError if the tower cannot be sharded over the ranks."""
     if ranks.size == 1:
         raise ValueError(
             "train.parallel = 'fsdp' splits a tower over several ranks, and this is one alone; start it with "

@@ -1,4 +1,4 @@
-"""All that a run does before its first step, and what that step will take: `advflyp validate`."""
+"""`advflyp validate`: do all that a run does before its first step, and estimate the memory of that step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.update import Adversarial, find_adversarial, resized
 from advflyp.wording import counted
 
-# Rows by which the activations of a batch are measured.
+# Rows of a batch on which activation memory is measured.
 ROWS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What was found of a recipe.
+    """What was found out about a recipe.
 
     Attributes:
-        notes: Precision, learning rate, what of the data is skipped.
-        batches: In an epoch.
-        steps: Of the whole run.
-        skipped: Samples before the end of the first batch that could not be used, in words; empty without one.
-        weights: Bytes of the weights, of the frozen copy of them if there is one, the gradient and the optimiser's
+        notes: Precision, remarks on the data, and the learning rate if it is lowered.
+        batches: Batches in an epoch.
+        steps: Steps of the whole run.
+        skipped: Samples skipped up to the end of the first batch, in words; empty if there are none.
+        weights: Bytes of the weights, of their frozen copy if there is one, of the gradients and of the optimiser's
             state.
-        activations: Bytes that the losses of a batch keep for the backward pass, from `ROWS` rows of it.
+        activations: Bytes that the losses of a batch keep for the backward pass, estimated from `ROWS` rows.
     """
 
     notes: list[str]
@@ -42,7 +42,7 @@ class DryRun:
     activations: int
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """The report, as lines for a terminal."""
         return [
             *self.notes,
             f"{counted(self.batches, 'batch')} in an epoch, {counted(self.steps, 'step')}; the first batch decodes"
@@ -111,6 +111,6 @@ def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = run.objective(images, found.images, part)
-    assert losses  # the graph lives until here: no two of its tensors share an address
+    assert losses  # keeps the graph alive until here, so that no two of its tensors share an address
     at_once = min(rows, run.model.micro_batch or rows)
     return sum(kept.values()) * at_once // some

@@ -1,4 +1,4 @@
-"""What ends a run that cannot go on, each in one line: divergence, a full disk, too little memory, a lost rank."""
+"""One-line errors for what ends a run: divergence, a full disk, running out of memory, a lost rank."""
 
 import errno
 import math
@@ -17,12 +17,12 @@ from advflyp.training.signals import Interrupted
 if TYPE_CHECKING:
     from advflyp.training.build import TrainingRun
 
-# Noise images by which a model is tried before it is saved.
+# Number of noise images on which a model is tested before it is saved.
 TRIED = 32
 
 
 def finite_means(run: "TrainingRun") -> dict[str, float]:
-    """The means of the metrics since the last line; `RunError` where a loss or the gradient's norm is not finite."""
+    """The means of the metrics since the last line; `RunError` if a loss or the gradient norm is not finite."""
     means = run.meter.means()
     judged = {name: mean for name, mean in means.items() if name.startswith("loss") or name == "grad_norm"}
     if wrong := [f"{name} = {mean}" for name, mean in judged.items() if not math.isfinite(mean)]:
@@ -31,7 +31,7 @@ def finite_means(run: "TrainingRun") -> dict[str, float]:
 
 
 def check_finite(run: "TrainingRun") -> None:
-    """`RunError` where losses, gradients, weights or embeddings are not finite: a checkpoint can be trained further."""
+    """`RunError` if losses, gradients, weights or embeddings are not finite: no checkpoint of such a state is saved."""
     finite_means(run)
     what = broken(run.unsharded_model(), min(TRIED, run.recipe.data.batch_size))
     if what is not None:
@@ -47,18 +47,18 @@ def _diverged(run: "TrainingRun", what: str) -> RunError:
 
 @torch.no_grad()
 def broken(model: CLIP, images: int) -> str | None:
-    """Say what of a model is not finite: its weights, or its embeddings of noise and of a text.
+    """Say what in a model is not finite: its weights, or its embeddings of noise and of a text.
 
     Args:
         model: The model, in evaluation mode.
         images: Number of noise images.
 
     Returns:
-        The beginning of a sentence; None for a model that works.
+        The beginning of a sentence; None if everything is finite.
     """
     if wrong := not_finite(model.net.state_dict()):
         return f"{broken_weights(wrong)} in the model"
-    # Weights that are finite and far too large give a NaN in the next step.
+    # Weights that are finite but far too large give a NaN in the next step.
     noise = torch.rand(images, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
     found = (model.encode_image(noise.to(model.device, model.dtype)), model.encode_text(["a photo"]))
     if not torch.cat(found).isfinite().all():
@@ -68,16 +68,16 @@ def broken(model: CLIP, images: int) -> str | None:
 
 @contextmanager
 def writing(where: Path, last_good: Callable[[], str]) -> Iterator[None]:
-    """Turn failures to write into a `RunError`: what, why, and what is still there.
+    """Turn a failure to write into a `RunError` that says what failed, why, and which checkpoint is left.
 
     Args:
-        where: What is written.
+        where: The file or folder that is written.
         last_good: Returns the end of the message.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save passes some failures of the file on as an error of its own.
+        # torch.save raises an error of its own for some failures of the file.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
@@ -112,7 +112,7 @@ def explaining(run: "TrainingRun") -> Iterator[None]:
 
 
 def diagnose(error: BaseException, *, ranks: int) -> str | None:
-    """What a failure of a step means to the user; None for one that nobody foresaw.
+    """What a failure of a step means to the user; None if its meaning is not known.
 
     Args:
         error: The failure.
@@ -126,7 +126,7 @@ def diagnose(error: BaseException, *, ranks: int) -> str | None:
             "out of memory. Keep the batch and compute it in parts with --train.micro_batch auto (or a number), or set "
             "--train.activation_checkpointing true or --train.precision bf16; or lower data.batch_size"
         )
-    # Backends raise plain RuntimeErrors; what they say is all there is to tell them by.
+    # Backends raise plain RuntimeErrors, which only their text tells apart.
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if ranks > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in signs):
         return GONE

@@ -20,8 +20,8 @@ def check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that cannot take this run, before anything is loaded or written.
 
     Raises:
-        ValueError: It holds something else, another run or, to be resumed, a run without its checkpoints; or it
-            cannot be written to.
+        ValueError: It holds something else, another run or, if `resume`, a run without its checkpoints; or it cannot
+            be written to.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the run")
@@ -35,10 +35,10 @@ def check_folder(out: Path, resume: bool) -> None:
             f"{out} holds the results of a run whose checkpoints are gone, so that it cannot be continued; put "
             f"{out / CHECKPOINTS} back, or name another folder"
         )
-    # A run that ended before its first step, for want of data or memory, has nothing to lose: it may begin again.
+    # A run that ended before its first step, for lack of data or memory, has nothing to lose and may begin again.
     if not resume and (any(map(step_of, saved)) or (out / BEST).exists()):
         raise ValueError(f"{out} holds another run; continue it with --resume or name another folder")
-    # What a run leaves that died before its first checkpoint may be overwritten. The lock is the first of it.
+    # Files of a run that died before its first checkpoint may be overwritten. The lock is the first of them.
     ours = {RECIPE_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE, "tensorboard"}
     names = names_in(out)
     if not saved and (names - ours - {BEST, LAST} or (names and LOCK_FILE not in names)):
@@ -56,7 +56,7 @@ class RunFolder:
         recipe: The resolved recipe.
         checkpoints: The folder with the checkpoints.
         best: The folder with the best weights.
-        last: The folder with those of the last step, where the recipe keeps them.
+        last: The folder with the weights of the last step, if the recipe keeps them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
-        """Check the folder, and lock it if it is there already; ValueError where it cannot take the run."""
+        """Check the folder, and lock it if it exists; ValueError if it cannot take the run."""
         check_folder(self.path, resume)
         if self.path.is_dir():
             with self._writing():

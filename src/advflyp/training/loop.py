@@ -27,7 +27,7 @@ from advflyp.training.state import resume_run, state_dict
 from advflyp.training.update import Updated, update
 from advflyp.training.validation import changes, keep_last, validate, validate_original
 
-# Pairs of a batch by which φ is measured.
+# Number of pairs of a batch on which φ is measured.
 PHI_PAIRS = 32
 
 
@@ -40,7 +40,7 @@ class RunResult:
         steps: Updates made, resumed ones included.
         best: Best validation accuracy (0–1); None without validation.
         before: Accuracies (0–1) of the model that the run began with: "clean" and, under attack, "robust".
-        after: Those of the best weights.
+        after: The same accuracies of the best weights.
         finished: False where a signal ended the run early; `resume` continues it.
     """
 
@@ -65,25 +65,25 @@ def train(
 ) -> RunResult:
     """Run a recipe; `out` receives the resolved recipe, metrics, checkpoints and the best weights.
 
-    Started by torchrun or another launcher, all ranks call this alike and share every batch. SIGTERM, SIGUSR1 and
-    SIGINT (Ctrl-C) end the run after the step it is at, with a checkpoint; the last one raises its KeyboardInterrupt
-    then, and at once when it comes a second time.
+    Under torchrun or another launcher, all ranks make the same call and share every batch. SIGTERM, SIGUSR1 and
+    SIGINT (Ctrl-C) end the run after the current step, with a checkpoint; SIGINT then raises KeyboardInterrupt. A
+    SIGINT that follows another signal raises it at once.
 
     Args:
         recipe: A TOML file, or the name of a recipe that comes with the package: "mini/advflyp_full".
         overrides: {"optim.lr": 1e-4, …}.
         out: The run folder.
-        model: The model to start from, or its name, in place of `model.name`; an object stays as it is.
+        model: The model to start from, or its name, in place of `model.name`; an object is not modified.
         pairs: What to train on, in place of `data.train`: a name, a torch `Dataset` or list of (image, caption), or a
             `LabelledSet` for methods that train on labels.
-        validation_set: What decides the best weights, or its name, in place of `validate.set`.
-        resume: Continue the run in `out` from its last whole checkpoint; begin it where it has none yet. A run
-            that was given objects needs the same ones again.
+        validation_set: The labelled set that decides the best weights, or its name, in place of `validate.set`.
+        resume: Continue the run in `out` from its last undamaged checkpoint, or from the start if it has none yet. A
+            run that was given objects needs the same ones again.
         console: Where progress is shown; None is silent.
 
     Raises:
         ValueError: The recipe, its data, its model or the folder cannot be used.
-        RunError: The run cannot go on.
+        RunError: The run failed and cannot go on.
     """
     given = {"model.name": model, "data.train": pairs, "validate.set": validation_set}
     names = {key: str(value) for key, value in given.items() if isinstance(value, str | Path)}
@@ -156,7 +156,7 @@ def _loop(run: TrainingRun, log: AnyLog) -> None:
 
 
 def _batches(run: TrainingRun) -> Iterator[Batch]:
-    """What is left of the epoch, for as long as every rank has a batch; `Interrupted` where a signal came to any."""
+    """The remaining batches of the epoch, while every rank has one; `Interrupted` if any rank received a signal."""
     state, ranks = run.state, run.ranks
     source = run.pairs.epoch(state.epoch, state.position or None)
     while state.step < run.total_steps and not state.finished:
@@ -173,7 +173,7 @@ def _batches(run: TrainingRun) -> Iterator[Batch]:
 
 
 def share_last_batch(run: TrainingRun, rows: int) -> bool:
-    """Whether what is left of an epoch makes a batch with rows of every rank; the ranks then know how many."""
+    """Whether the rest of an epoch makes a batch with rows on every rank; if so, `run.ranks` is told how many."""
     if run.recipe.data.drop_last:
         return False
     sizes = run.ranks.all_gather_object(rows)
@@ -184,7 +184,7 @@ def share_last_batch(run: TrainingRun, rows: int) -> bool:
 
 
 def _take_step(run: TrainingRun, batch: Batch, log: AnyLog) -> Updated:
-    """One update, and what is known after it."""
+    """Make one update, and record it in the run's state and log."""
     state, skipped = run.state, run.pairs.skipped
     pairs = run.ranks.rows(len(batch.images))
     updated = update(run, batch)
@@ -235,7 +235,7 @@ def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
 
 
 def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:
-    """What the steps since the last line were like; `RunError` where a loss or gradient is not finite."""
+    """Log the metrics of the steps since the last line; `RunError` if a loss or gradient is not finite."""
     state = run.state
     metrics = run.meter.line(finite_means(run), run.device, run.precision.precision)
     if run.recipe.attack.steps > 0:
@@ -243,7 +243,7 @@ def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:
     about: dict[str, float] = {"of": run.total_steps, "epoch": state.epoch, "seen": state.pairs_seen}
     if state.flops:
         about["pflops"] = state.flops / 1e15
-    # A gain is none where the loss began at 0.
+    # The attack's gain is not finite if the loss began at 0.
     metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
     log.write("train", state.step, **about, lr=run.optimizer.param_groups[0]["lr"], **metrics)
     log.advance(state.step, f"loss {metrics['loss']:.3f}  {metrics['pairs_per_second']:.0f} images/s")
@@ -257,7 +257,7 @@ def _phi(model: CLIP, images: Tensor, images_adv: Tensor) -> float:
 
 
 def write_checkpoint(run: TrainingRun, log: AnyLog) -> None:
-    """Write a checkpoint; all ranks call this at once."""
+    """Write a checkpoint; all ranks must call this together."""
     check_finite(run)
     state = state_dict(run, log.sync())
     if run.ranks.rank == 0:
@@ -274,9 +274,9 @@ def _open_log(run: TrainingRun) -> AnyLog:
             key: value if isinstance(value, int | float) else str(value)
             for key, value in leaves(run.recipe.tree()).items()
         }
-        # A folder of one name, whatever the project is called: a run that begins anew there knows it as its own.
+        # A fixed name, whatever the project is called, so that a restarted run recognises the folder as its own.
         run.accelerator.project_configuration.logging_dir = str(run.folder.path / "tensorboard")
-        # As in metrics.jsonl, what an interrupted run wrote after its checkpoint does not count.
+        # As in metrics.jsonl, what an interrupted run wrote after its checkpoint is dropped.
         purged = {"tensorboard": {"purge_step": run.state.step + 1}}
         run.accelerator.init_trackers(run.recipe.log.project, values, purged)
     return RunLog(

@@ -1,4 +1,4 @@
-"""How the image tower computes within the memory there is: in parts, with recomputed activations; and compiled."""
+"""How the image tower computes: in micro-batches and with recomputed activations, to save memory; compiled."""
 
 from copy import deepcopy
 
@@ -11,14 +11,14 @@ from advflyp.model.clip import CLIP
 from advflyp.model.recompute import largest_that_fits
 from advflyp.training.recipe import TrainConfig
 
-# Tensors of a weight's size that an optimiser keeps.
+# Tensors that an optimiser keeps per weight.
 STATES = {"sgd": 1, "adamw": 2}
-# Of a batch's images: clean, adversarial, the attack's iterate and its gradient.
+# Copies of a batch's images: clean, adversarial, the attack's iterate and its gradient.
 COPIES = 4
 
 
 def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
-    """How the tower computes: in parts, with recomputed activations, compiled. ValueError where it cannot."""
+    """Set micro-batches, recomputation and compilation. ValueError if the tower has no blocks to recompute."""
     model.micro_batch = None if config.micro_batch == "auto" else config.micro_batch
     if config.activation_checkpointing:
         blocks = model.net.visual
@@ -33,7 +33,7 @@ def apply_memory_options(model: CLIP, config: TrainConfig) -> None:
 
 
 def copied(model: CLIP, config: TrainConfig) -> CLIP:
-    """A copy with the same memory options: a deep copy leaves the compiled call behind."""
+    """A copy with the same memory options: a deep copy alone would not be compiled."""
     # The tokenizer, a large table, never changes.
     copy = deepcopy(model, {id(model.tokenizer): model.tokenizer})
     if config.compile:
@@ -42,16 +42,16 @@ def copied(model: CLIP, config: TrainConfig) -> CLIP:
 
 
 def images_at_once(method: Method, parameters: list[nn.Parameter], rows: int, optimizer: str) -> int | None:
-    """The most images whose activations fit, with everything beside them that a step keeps.
+    """The largest micro-batch whose activations fit in memory, along with everything else that a step keeps.
 
     Args:
-        method: What is trained; its model computes in the precision of the run.
-        parameters: Those that are trained.
-        rows: Of a batch, on this rank.
-        optimizer: Its name.
+        method: The method; its model computes in the precision of the run.
+        parameters: The trained parameters.
+        rows: Rows of a batch on this rank.
+        optimizer: The optimiser's name.
 
     Returns:
-        None where a whole batch fits, and on a CPU, where nothing says beforehand that memory ends.
+        Number of images; None if a whole batch fits, and on a CPU, which gives no warning before memory runs out.
     """
     model = method.model
     if model.device.type == "cpu":
@@ -67,6 +67,6 @@ def images_at_once(method: Method, parameters: list[nn.Parameter], rows: int, op
         torch.autograd.grad(loss, [images, *parameters], allow_unused=True)
 
     whole = branches * rows
-    # In parts, the activations of one part are there at a time.
+    # With micro-batches, the activations of only one exist at a time.
     found = largest_that_fits(step, whole)
     return None if found == whole else min(found, max(1, rows // 2))

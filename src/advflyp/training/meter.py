@@ -1,4 +1,4 @@
-"""What a step costs and does, measured without making the device wait: read only when a line is written."""
+"""Metrics and cost of the steps, collected without waiting for the device until a line of the log is written."""
 
 import math
 import resource
@@ -14,13 +14,13 @@ from torch.utils.flop_counter import flop_registry
 
 from advflyp.model.precision import Resolved
 
-# The square matrices by which a device's rate is measured; the seconds that may take in all, and from how many on a
-# product is not repeated.
+# Sides of the square matrices on which a device's rate is measured; the time limit for all, and for repeating a
+# product, in seconds.
 SIDES = (128, 256, 512, 1024, 2048, 4096, 8192)
 PATIENCE, LONG = 0.18, 0.01
 
 _aten = torch.ops.aten
-# torch 2.11 knows attention on accelerators only.
+# torch 2.11 has formulas for attention on accelerators only.
 _FORMULAS = {
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         _aten._scaled_dot_product_flash_attention
@@ -50,14 +50,14 @@ class Meter:
         self.started = perf_counter()
 
     def add(self, metrics: dict[str, Tensor], pairs: int) -> None:
-        """metrics: device scalars of the last step;  pairs: of all ranks together"""
+        """Add the last step: `metrics` are device scalars, `pairs` counts those of all ranks."""
         self.rows.append(metrics)
         self.pairs += pairs
         self.flops += self.flops_of_last
 
     @contextmanager
     def counting(self, compiled: bool, kind: Any = None) -> Iterator[None]:
-        """Around the arithmetic of a step, which is counted once for each kind. That of compiled code cannot be."""
+        """Count a step's operations within the block, once per kind of step; compiled code cannot be counted."""
         if not self.counts or compiled or kind in self.flops_per_step:
             yield
         else:
@@ -68,13 +68,13 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Count the time spent in the block as waiting for data."""
         begun = perf_counter()
         yield
         self.waited += perf_counter() - begun
 
     def means(self) -> dict[str, float]:
-        """Of every metric; the device is waited for."""
+        """The mean of every metric; waits for the device."""
         if not self.rows:
             return {}
         names = list(self.rows[0])
@@ -82,11 +82,11 @@ class Meter:
         return dict(zip(names, table.mean(0).tolist(), strict=True))
 
     def line(self, means: dict[str, float], device: torch.device, precision: Resolved) -> dict[str, float]:
-        """`means` and what the steps took; begins anew.
+        """`means`, and the cost of the steps since the last line; resets the meter.
 
-        utilisation: arithmetic done, as a share of what the device does in plain matrix products at this precision
-        data_wait:   share of the time in which there was no batch
-        memory_gb:   the most that was in use, on the accelerator or, without one, in the process
+        utilisation: arithmetic done, as a fraction of the device's rate in plain matrix products at this precision
+        data_wait:   fraction of the time spent waiting for a batch
+        memory_gb:   peak memory, of the accelerator or, without one, of the process
         """
         seconds = perf_counter() - self.started
         result = {
@@ -106,7 +106,7 @@ class Meter:
 class Flops(TorchDispatchMode):
     """Counts the floating-point operations of matrix products, convolutions and attention in its block.
 
-    Not torch's FlopCounterMode, which follows modules by hooks that recomputed activations confuse.
+    Not torch's FlopCounterMode, whose module hooks are confused by recomputed activations.
     """
 
     def __init__(self) -> None:
@@ -122,10 +122,10 @@ class Flops(TorchDispatchMode):
 
 
 def matrix_rate(device: torch.device, precision: Resolved) -> float:
-    """Measure how many floating-point operations a second the device does in matrix products.
+    """Measure how many floating-point operations per second the device reaches in matrix products.
 
-    Larger products follow for as long as the next one fits into `PATIENCE`: what some processors do in a hundredth of a
-    second takes others ten, above all in bf16.
+    The products grow as long as the next one fits into `PATIENCE`: what takes some processors a hundredth of a second
+    takes others ten seconds, above all in bf16.
 
     Returns:
         The rate of the fastest product.
@@ -142,7 +142,7 @@ def matrix_rate(device: torch.device, precision: Resolved) -> float:
 
 
 def _seconds_of_product(a: Tensor) -> float:
-    """The shortest of three; what happens once, such as loading a kernel, does not show in a long one."""
+    """The shortest of three runs; a long one is not repeated, as one-off costs hardly show in it."""
     shortest = math.inf
     for _ in range(3):
         _wait_for(a.device)
@@ -161,7 +161,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the accelerator at the most, or, on a CPU, resident in this process."""
+    """Peak memory in bytes: allocated on the accelerator or, on a CPU, resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Objects in place of what a recipe names: a model, training data, a validation set."""
+"""Objects given in place of what a recipe names: a model, training data, a validation set."""
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ from advflyp.model.load import start_from
 from advflyp.training.folder import RunFolder
 from advflyp.training.recipe import Recipe
 
-# Which argument of `train` replaces a key of the recipe.
+# Key of the recipe → the argument of `train` that replaces it.
 REPLACED = {("model", "name"): "model", ("data", "train"): "pairs", ("validate", "set"): "validation_set"}
-# Characters of a hash that tell models apart.
+# Number of characters of a hash that tell models apart.
 HEX = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """What `train` is given in place of what its recipe names; None where the recipe's name counts."""
+    """Objects that `train` is given in place of what its recipe names; None to use the recipe's name."""
 
     model: CLIP | None = None
     pairs: Any = None
     validation_set: LabelledSet | None = None
 
     def recorded(self, recipe: Recipe) -> Recipe:
-        """The recipe, with names that say which objects were given: what it is compared with to be resumed."""
+        """The recipe, with names that identify the given objects, so that a resumed run can be compared with it."""
         if self.model is not None:
             if recipe.model.text is not None:
                 raise ValueError("model.text does not go with a model that is given; leave it out")
@@ -45,7 +45,7 @@ class Objects:
         return recipe
 
     def check(self, recipe: Recipe, folder: RunFolder, resume: bool) -> None:
-        """Refuse a recipe of a run that was given objects, without them.
+        """Refuse the recipe of a run that was given objects if they are not given again.
 
         Raises:
             ValueError: The recipe, or the one that the run in `folder` was started with, names an object that is not

@@ -18,18 +18,19 @@ class OptimConfig:
     """Recipe table `optim`.
 
     Attributes:
-        name: "sgd" (the paper's) or "adamw".
+        name: "sgd" (as in the paper) or "adamw".
         lr: Peak learning rate.
         lr_steps: Number of steps that `lr` is meant for: a shorter run has a proportionally lower rate. An `lr` that
             overrides the recipe's is taken as it is.
         momentum: Momentum of SGD.
-        beta2, epsilon: Parameters of AdamW. 0.98 and 1e-6 are CLIP's, torch's own are 0.999 and 1e-8.
+        beta2, epsilon: Parameters of AdamW. 0.98 and 1e-6 are CLIP's; torch's defaults are 0.999 and 1e-8.
         weight_decay: Weight decay of the parameters that `decayed` names.
-        decayed: "matrices", of two or more dimensions (biases, norms and the logit scale have no decay), or "all".
-        warmup_steps: Linear rise from 0.
+        decayed: Parameters with weight decay: "matrices" (two or more dimensions: not biases, norms or the logit
+            scale), or "all".
+        warmup_steps: Steps of linear warm-up from 0.
         warmup_share: Largest fraction of the run that the warm-up may take.
         schedule: "cosine" to 0 at the last step, or "constant".
-        max_grad_norm: Clip the gradient's norm; none does not.
+        max_grad_norm: Clip the gradient to this norm; none disables clipping.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -55,7 +56,7 @@ class OptimConfig:
             raise ValueError(f"optim.epsilon must be above 0, not {self.epsilon:g}")
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"optim.warmup_share must be from 0 to 1, not {self.warmup_share:g}")
-        # Further away the optimiser's own float32 numbers overflow.
+        # Beyond it the optimiser's own float32 numbers overflow.
         if self.lr > LARGEST_LR:
             raise ValueError(f"optim.lr must be at most {LARGEST_LR:g}, not {self.lr:g}")
         if self.lr * self.weight_decay > 1:
@@ -73,7 +74,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
     """The optimiser over `parameters`, at the peak learning rate."""
     parameters = list(parameters)
     fused = parameters[0].is_cuda
-    # One operation for all weights, where a loop would dispatch some for each.
+    # One operation for all weights, instead of several for each in a loop.
     foreach = True if parameters[0].is_cpu else None
     least = 2 if config.decayed == "matrices" else 0
     groups = [
@@ -107,6 +108,6 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """One rate for all parameter groups."""
+    """Set the rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = value

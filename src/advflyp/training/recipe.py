@@ -27,23 +27,23 @@ class TrainConfig:
     """Recipe table `train`.
 
     Attributes:
-        epochs, max_steps: Whichever ends first.
-        precision: "fp32", "bf16" (weights, pixels, patch embedding and losses stay float32), or "auto": bf16 where
-            the device is faster in it. A resumed run keeps what it was started with.
+        epochs, max_steps: Length of the run, whichever ends first.
+        precision: "fp32", "bf16" (weights, pixels, patch embedding and losses stay float32), or "auto": bf16 if it is
+            faster on the device. A resumed run keeps the precision it was started with.
         seed: Random seed of data order, captions and perturbations.
         device: "auto", "cpu" or "cuda".
-        deterministic: Only bit-reproducible operations and no text cache: a resumed run is bit-identical (CPU).
-        patience: Stop after so many validations without a better one; none never stops early.
-        unfreeze: What to train: "vision" (the paper's), "vision[:4]" (of a ViT the patch embedding and the first 4
-            blocks), "vision+text", or "all" (also the logit scale and bias).
-        batch_norm: "frozen" keeps the statistics of pretraining, "update" goes on estimating them.
-        micro_batch: Images that go through the tower at a time, in a process; their activations are computed twice.
-            For batches larger than memory; the result is that of the whole batch. "auto": on an accelerator as many
+        deterministic: Use only deterministic operations and no text cache: a resumed run is bit-identical (CPU).
+        patience: Stop after this many validations without improvement; none never stops early.
+        unfreeze: What to train: "vision" (as in the paper), "vision[:4]" (a ViT's patch embedding and first 4 blocks),
+            "vision+text", or "all" (also the logit scale and bias).
+        batch_norm: "frozen" keeps the pretrained statistics, "update" continues to update them.
+        micro_batch: Images that go through the tower at a time, on each rank, for batches larger than memory.
+            Activations are computed twice; the result is that of the whole batch. "auto": on an accelerator, as many
             as fit, tried when the run begins.
-        activation_checkpointing: Keep no activations within the blocks of a tower, compute them again; for large
-            towers.
-        parallel: Over several processes: "ddp", a whole model in each, or "fsdp", its weights, gradients and
-            optimiser state split over them (FSDP2), for towers that do not fit.
+        activation_checkpointing: Recompute activations within the blocks of the image tower instead of keeping them;
+            for large towers.
+        parallel: With several ranks: "ddp", a whole model on each, or "fsdp", the image tower's weights, gradients and
+            optimiser state sharded over them (FSDP2), for towers that do not fit.
         compile: Run the image tower through torch.compile.
     """
 
@@ -79,15 +79,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
-    """Recipe table `validate`: what decides which weights are the best.
+    """Recipe table `validate`: how the best weights are chosen.
 
     Attributes:
-        set: A labelled set, measured at the end of each epoch; none keeps the last weights.
-        limit: So many of its images, classes evenly represented.
+        set: A labelled dataset, evaluated at the end of each epoch; none keeps the last weights.
+        limit: Use N of its images, class-balanced.
         attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean".
-        every: Steps between validations besides those at the end of an epoch.
-        epochs: Epochs between those at the end of one, by default 1; more where epochs are short. The end of the run is
-            always measured.
+        every: Steps between validations, in addition to those at the end of an epoch.
+        epochs: Epochs between the validations at the end of an epoch, by default 1; raise it if epochs are short. The
+            end of the run is always validated.
     """
 
     set: str | None = None
@@ -103,7 +103,7 @@ class ValidateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The resolved recipe: one config a table."""
+    """The resolved recipe: one config per table."""
 
     model: ModelConfig
     data: DataConfig
@@ -117,7 +117,7 @@ class Recipe:
     log: LogConfig
 
     def tree(self) -> dict[str, Any]:
-        """The recipe as nested tables, defaults filled in; `read_recipe` of it is the same recipe."""
+        """The recipe as nested tables, defaults filled in; reading it back gives the same recipe."""
         tree = {name: as_tree(getattr(self, name)) for name in [*TABLES, "method"]}
         tree["method"] = {"name": self.method_name, **tree["method"]}
         return tree
@@ -139,7 +139,7 @@ CHANGEABLE = (
 
 
 def difference(old: str, new: str) -> str:
-    """Which keys two resolved recipes (TOML) have otherwise, but for `CHANGEABLE` ones; empty where none."""
+    """Keys that differ between two resolved recipes (TOML), except `CHANGEABLE` ones, in words; empty if none do."""
     before, after = (leaves(parse_toml(text)) for text in (old, new))
     changed = [
         f"{key} was {_shown(before.get(key))}, is {_shown(after.get(key))}"

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, always; a progress bar on a terminal; trackers where they are asked for."""
+"""The log of a run: metrics.jsonl, always; a progress bar on a terminal; trackers if the recipe asks for them."""
 
 import importlib.util
 import json
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 METRICS_FILE = "metrics.jsonl"
-# Each is called like its package.
+# Each has the same name as its package.
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
-# Seconds from one line of a log to the next, at least.
+# Minimum number of seconds between two lines of a log.
 QUIET = 10.0
 
 
@@ -38,7 +38,7 @@ class LogConfig:
 
     Attributes:
         every: Steps between lines of metrics.jsonl.
-        trackers: Where they go besides: "tensorboard" (into the run folder), "wandb", "trackio".
+        trackers: Also send the metrics to "tensorboard" (into the run folder), "wandb" or "trackio".
         project: Project name for wandb and trackio.
     """
 
@@ -56,10 +56,10 @@ class LogConfig:
 
 
 class Pulse:
-    """Lines that say how far something is, for a console that is no terminal: a log shows no progress bar.
+    """Progress lines for a console that is not a terminal, since a log file shows no progress bar.
 
     Args:
-        console: Where they go; a terminal and none get no lines.
+        console: Where they go; nothing is printed to a terminal or None.
     """
 
     def __init__(self, console: Console | None) -> None:
@@ -75,11 +75,11 @@ class Pulse:
 
 
 class Status:
-    """How far a command is, in one line: with a spinner on a terminal, elsewhere as a `Pulse`.
+    """A command's progress in one line: with a spinner on a terminal, elsewhere as a `Pulse`.
 
     Args:
-        console: Where it goes.
-        text: What it says before the first `update`.
+        console: Where it is shown.
+        text: The text before the first `update`.
     """
 
     def __init__(self, console: Console, text: str) -> None:
@@ -94,7 +94,7 @@ class Status:
         self.spinner.stop()
 
     def update(self, text: str) -> None:
-        """Say something else from now on."""
+        """Show another text from now on."""
         self.spinner.update(for_rich(text))
         self.pulse.say(lambda: text)
 
@@ -107,14 +107,14 @@ def duration(seconds: float) -> str:
 
 
 class RunLog:
-    """Appends one JSON object a line to `folder`/metrics.jsonl and shows progress.
+    """Appends one JSON object per line to `folder`/metrics.jsonl and shows progress.
 
     Attributes:
         total_steps: Length of the bar.
-        resume_step: Where the run continues.
-        kept: What remains of an earlier file, in bytes (as `sync` returned them); the rest will be written again.
-        console: Where the bar goes; none is silent.
-        tracker: Is given the numbers of every line, too.
+        resume_step: The step at which the run continues.
+        kept: Bytes of an earlier file to keep (as returned by `sync`); the rest will be written again.
+        console: Where the bar goes; None is silent.
+        tracker: Also receives the numbers of every line.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class RunLog:
         self.file.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One line: `kind` is "train", "validate" or "data"."""
+        """Write one line: `kind` is "train", "validate" or "data"."""
         line = {"kind": kind, "step": step, "time": round(time.monotonic() - self.started, 3), **values}
         append(self.file, json.dumps(line).encode() + b"\n")
         if self.tracker is not None:
@@ -169,7 +169,7 @@ class RunLog:
             self.tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=step)
 
     def sync(self) -> int:
-        """Bring every line to the disk; the size of the file in bytes."""
+        """Flush every line to the disk; returns the size of the file in bytes."""
         os.fsync(self.file.fileno())
         return self._size()
 
@@ -185,13 +185,13 @@ class RunLog:
         self.pulse.say(lambda: f"step {step} of {total}  {self.status}  {duration(left)} to go")
 
     def say(self, message: str) -> None:
-        """A line for the person watching; nothing where the run is silent."""
+        """Print a line for the person watching; nothing if the run is silent."""
         if self.console is not None:
             self.progress.console.print(for_rich(message))
 
 
 class SilentLog:
-    """A `RunLog` of a rank that is not the first: nothing is written twice."""
+    """Replaces `RunLog` on all ranks but rank 0, so that nothing is written twice."""
 
     def __enter__(self) -> "SilentLog":
         return self
@@ -214,7 +214,7 @@ AnyLog = RunLog | SilentLog
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All complete lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
 
-    ValueError where the file cannot be read. A line that is none of ours ends it, like one that is cut off.
+    ValueError if the file cannot be read. Reading stops at a line that `RunLog` did not write, or that is cut off.
     """
     path = folder / METRICS_FILE
     if not path.is_file():
@@ -225,7 +225,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except (SkippedSample, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     lines = []
-    # Only line feeds: a text may hold other characters that Python takes for the end of a line.
+    # Split at line feeds only: a text may hold other characters that `splitlines` takes for the end of a line.
     for line in text.split("\n")[:-1]:
         try:
             found = parse_json(line)
@@ -238,12 +238,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_ours(line: Any) -> bool:
-    """Whether a line has what every one has, and numbers where `RunLog` writes numbers."""
+    """Whether a line has the keys that every line has, and numbers wherever `RunLog` writes numbers."""
     if not isinstance(line, dict) or line.get("kind") not in ("train", "validate", "data"):
         return False
     clock = {"step", "time", *({"epoch"} & line.keys())}
     if not all(isinstance(line.get(key), int | float) and math.isfinite(line[key]) for key in clock):
         return False
-    # Of skipped samples there are reasons and names.
+    # "data" lines hold the reasons and names of skipped samples, which are not numbers.
     numbers = set() if line["kind"] == "data" else line.keys() - {"kind"}
     return all(isinstance(line[key], int | float) for key in numbers)

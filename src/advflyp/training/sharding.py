@@ -1,7 +1,7 @@
-"""An image tower whose weights, gradients and optimiser state are split over the processes (FSDP2).
+"""An image tower whose weights, gradients and optimiser state are sharded over the ranks (FSDP2).
 
-For towers whose training state does not fit one device. What is frozen (the original, the text tower) stays whole in
-every process, and so does the copy that validation and checkpoints use.
+For towers whose training state does not fit on one device. Frozen parts (the original, the text tower) stay whole on
+every rank, as does the copy that validation and checkpoints use.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# A list of modules with less of the tower's weights than this is not one of its blocks.
+# A list of modules with a smaller fraction of the tower's weights than this does not hold its blocks.
 SHARE_OF_BLOCKS = 0.1
 
 
 def shard(tower: nn.Module, device: torch.device, processes: int) -> None:
-    """Split the tower's parameters, in place; each of its blocks is put together only while it computes."""
+    """Shard the tower's parameters, in place; each of its blocks is gathered only while it computes."""
     tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload], of channels-last it knows nothing
     mesh = init_device_mesh(device.type, (processes,))
     for block in blocks(tower):
@@ -44,12 +44,12 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def unsharded(value: Tensor) -> Tensor:
-    """A split tensor put together, where it is, without waiting for the device; all ranks must call it at once."""
+    """Gather a sharded tensor on its device, without waiting for the device; all ranks must call this together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole(value: Any) -> Any:
-    """State with every split tensor put together, on the CPU; all ranks must call it at once."""
+    """Gather every sharded tensor of a state on the CPU; all ranks must call this together."""
     if isinstance(value, DTensor):
         return unsharded(value).cpu()
     if isinstance(value, Mapping):
@@ -60,12 +60,12 @@ def whole(value: Any) -> Any:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The reverse of `whole` for a module's state."""
+    """Load a module's state as gathered by `whole`, and shard it again."""
     module.load_state_dict({key: _split_as(state[key], old) for key, old in module.state_dict().items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """The reverse of `whole` for an optimiser's state; its parameters are numbered in the order of its groups."""
+    """Load an optimiser's state as gathered by `whole`, and shard it again; parameters are numbered group by group."""
     numbered: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     split = {
         number: {

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted, and heeded after the step."""
+"""Signals that ask a run to end: noted at once, obeyed after the step."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What a scheduler sends before it takes the machine away, and Ctrl-C.
+# What a scheduler sends before it reclaims the machine, and Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A signal asked for the end in the middle of something that can be done again."""
+    """A signal asked the run to end during work that can be repeated."""
 
 
 class Signals:
     """Whether a signal has asked for the end of the run.
 
     Args:
-        tell: Whether this process answers the first Ctrl-C on a terminal with a line.
+        tell: Whether to answer the first Ctrl-C with a line on the terminal.
 
     Attributes:
-        name: The signal's name; empty where none has come.
+        name: The last signal's name; empty if none has come.
     """
 
     def __init__(self, *, tell: bool = False) -> None:
@@ -40,12 +40,12 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Within the block the signals are noted; outside it they do what they did before.
+        """Note signals within the block; afterwards they do what they did before.
 
-        A Ctrl-C behind another signal does not wait: it raises a `KeyboardInterrupt` wherever it comes.
+        A Ctrl-C that follows another signal does not wait: it raises a `KeyboardInterrupt` at once.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python lets no other thread listen
+            yield  # Python allows only the main thread to handle signals
             return
 
         terminal = sys.stderr.fileno() if self.tell and sys.stderr.isatty() else None
@@ -58,7 +58,7 @@ class Signals:
                 # Not print, which may be what was interrupted.
                 os.write(terminal, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
-        # A signal that the process ignores, as one in the background does Ctrl-C, is not for it.
+        # Leave out signals that the process ignores, as a background process ignores Ctrl-C.
         heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, note) for number in heard}
         try:

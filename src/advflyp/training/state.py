@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs: how far it is, and the state of model, optimiser, data and random numbers."""
+"""Everything needed to resume a run: its progress, and the state of model, optimiser, data and random numbers."""
 
 import sys
 from collections import Counter
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """How far a run is.
+    """A run's progress.
 
     Attributes:
         step: Updates made.
         epoch: Epochs finished.
-        position: This rank's place in the data of the epoch, as its source counts; empty at its beginning.
+        position: This rank's place in the epoch's data, in the data source's own terms; empty at the beginning.
         skipped: Samples that this rank's data has skipped, up to `position`.
         pairs_seen: Samples of all updates, on all ranks.
         best: Highest validation accuracy (0–1).
         before: Accuracies (0–1) of the model that the run began with.
         after: Accuracies of the best weights.
-        attack_steps: Replaces the recipe's once one step is not enough.
+        attack_steps: Replaces the recipe's number of attack steps once one step is not enough; None before.
         flops: Floating-point operations of the updates, on all ranks.
         validations_without_gain: Counts towards `train.patience`.
         validated_at: Step of the last validation.
@@ -53,7 +53,7 @@ class TrainState:
 
 
 def state_dict(run: "TrainingRun", logged: int) -> dict[str, Any]:
-    """Everything that a resumed run needs; all ranks must call it at once.
+    """Everything needed to resume a run; all ranks must call this together.
 
     Args:
         run: The run.
@@ -85,7 +85,7 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     """Restore what `state_dict` returned.
 
     Raises:
-        ValueError: It is of another recipe, or of another number of ranks.
+        ValueError: The state is that of another recipe, or of another number of ranks.
     """
     changed = difference(state["recipe"], run.recipe.toml())
     if changed:
@@ -104,13 +104,13 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     skipped = Skipped(Counter(own["dirt"]["counts"]), dict(own["dirt"]["examples"]))
     run.state = TrainState(**state["progress"], position=own["position"] or {}, skipped=skipped)
     run.pairs.skipped = skipped
-    # A checkpoint of an older version does not say it: every line stays.
+    # Checkpoints of older versions do not record it: keep every line.
     run.logged = state.get("logged", sys.maxsize)
     set_random_state(own, run.device)
 
 
 def resume_run(run: "TrainingRun") -> None:
-    """Restore the last whole checkpoint of the run's folder; a run without one starts from the beginning."""
+    """Restore the last undamaged checkpoint in the run's folder; a run without any starts from the beginning."""
     if not run.ranks.broadcast_from_rank0(lambda: bool(run.folder.saved())):
         run.notes.append(f"{run.folder.path} has no checkpoint yet: the run starts from the beginning")
         return
@@ -118,7 +118,7 @@ def resume_run(run: "TrainingRun") -> None:
     run.ranks.wait_for_all()
     run.notes += [f"passed over: {reason}" for reason in damaged]
     load_state_dict(run, state)
-    if run.ranks.rank == 0:  # a kill may have come between a checkpoint and the end of the one before it
+    if run.ranks.rank == 0:  # a kill may have come between writing a checkpoint and deleting an old one
         delete_old(run.folder.checkpoints, run.state.step, keep=run.recipe.checkpoint.keep)
     if run.state.step:
         run.notes.append(f"resumed after step {run.state.step}")

@@ -1,4 +1,4 @@
-"""The text embeddings that a method is promised, added to each batch."""
+"""Add the text embeddings that a method needs to each batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ EncodeText = Callable[[Sequence[str], Tensor | None], Tensor]
 def open_texts(
     recipe: Recipe, model: CLIP, method: Method, pairs: object, ranks: Ranks
 ) -> Callable[[Batch], Batch]:
-    """What adds the text embeddings of all ranks for this method; those of a frozen tower are kept."""
+    """A function that adds the text embeddings of all ranks to a batch; those of a frozen tower are cached."""
     if method.trains_on == "images":
         return lambda batch: batch
     frozen = recipe.train.unfreeze not in ("vision+text", "all")

@@ -1,4 +1,4 @@
-"""What of a model is trained."""
+"""Which parameters of a model are trained."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ STEM = re.compile(
 
 
 def first_blocks(what: str) -> int | None:
-    """K of "vision[:K]"; None of the others. ValueError for a value that `train.unfreeze` cannot have."""
+    """K of "vision[:K]", else None. ValueError for a value that `train.unfreeze` cannot have."""
     match = re.fullmatch(r"vision\[:(\d{1,4})\]", what)
     if match is None and what not in WHAT:
         raise ValueError(
@@ -28,7 +28,7 @@ def first_blocks(what: str) -> int | None:
 
 
 def unfreeze(model: CLIP, what: str) -> list[nn.Parameter]:
-    """Let gradients reach the named part only; the parameters to be trained.
+    """Make only the named part require gradients; returns the parameters to train.
 
     Args:
         model: The model.

@@ -23,14 +23,14 @@ from advflyp.training.optim import learning_rate, set_learning_rate
 if TYPE_CHECKING:
     from advflyp.training.build import TrainingRun
 
-# Pixels drawn at a time, through int64 temporaries: a processor wants what fits its cache, an accelerator few kernels.
+# Pixels drawn at a time, through int64 temporaries: few enough for a CPU's cache, many for few kernels on a GPU.
 DRAWN_ON_CPU, DRAWN_ON_ACCELERATOR = 2**20, 2**24
 # Radius of N-FGSM's start, in ε.
 NOISE = 2
 
 
 class Objective(nn.Module):
-    """A method's losses as a module, for what wraps modules to exchange gradients."""
+    """A method's losses as a module, which DDP can wrap to exchange gradients."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial:
-    """What an attack has found; without one, the clean images.
+    """The result of an attack; without one, the clean images.
 
     Attributes:
         images: (n, 3, H, W) adversarial images.
         loss_at_start: The batch's loss where the attack began, a scalar.
-        clean_embeddings: f_θ(x) with its graph, where the attack's forward pass is shared.
+        clean_embeddings: f_θ(x) with its graph, if the attack's forward pass is shared.
     """
 
     images: Tensor
@@ -64,12 +64,12 @@ class Adversarial:
 
 @dataclass(frozen=True, kw_only=True)
 class Updated:
-    """One update.
+    """The result of one update.
 
     Attributes:
         batch: The batch as the method saw it: images at the size of the step, with the text embeddings.
-        images_adv: (n, 3, H, W) adversarial images; the clean ones where nothing attacks.
-        metrics: Losses, the gradient's norm and the attack's gain, as device scalars: nothing has waited for them.
+        images_adv: (n, 3, H, W) adversarial images; the clean ones without an attack.
+        metrics: Losses, the gradient norm and the attack's gain, as device scalars that have not been waited for.
     """
 
     batch: Batch
@@ -78,7 +78,7 @@ class Updated:
 
 
 def update(run: "TrainingRun", batch: Batch) -> Updated:
-    """Attack a batch, and move the weights against the gradient of the method's losses."""
+    """Attack a batch, and take an optimiser step on the method's losses."""
     recipe, model = run.recipe, run.model
     updates_statistics = recipe.train.batch_norm == "update"
     attack = attack_config(run)
@@ -94,7 +94,7 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
             model.train(updates_statistics)
         losses = run.objective(images, found.images, replace(batch, clean_embeddings=found.clean_embeddings))
         loss = torch.stack(list(losses.values())).sum()
-        # Gradients are averaged over the ranks, and their parts add up to the whole.
+        # DDP and FSDP average gradients over the ranks; the whole batch's gradient is the sum of the ranks' parts.
         (loss * run.ranks.size).backward()
     metrics = {"loss": loss.detach(), **{f"loss/{name}": value.detach() for name, value in losses.items()}}
     if found.loss_at_start is not None:
@@ -105,7 +105,7 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
 
 
 def _move_weights(run: "TrainingRun") -> Tensor:
-    """Clip the gradient and take the optimiser's step; the norm that the gradient had."""
+    """Clip the gradient and take the optimiser's step; returns the gradient norm before clipping."""
     config = run.recipe.optim
     gradients = [p.grad for p in run.parameters if p.grad is not None]
     norm = sharding.unsharded(torch.nn.utils.get_total_norm(gradients))
@@ -113,14 +113,14 @@ def _move_weights(run: "TrainingRun") -> Tensor:
         torch.nn.utils.clip_grads_with_norm_(run.parameters, config.max_grad_norm, norm)
     set_learning_rate(run.optimizer, learning_rate(config, run.state.step, run.total_steps))
     run.optimizer.step()
-    # SigLIP's scale, which comes with 117, stays uncapped.
+    # SigLIP's logit scale, pretrained to 117, stays uncapped.
     if run.recipe.train.unfreeze == "all" and run.model.logit_bias is None:
         cap_logit_scale(run.model.net)
     return norm
 
 
 def attack_config(run: "TrainingRun") -> AttackConfig:
-    """The recipe's attack, or what follows it where one step was not enough."""
+    """The recipe's attack, or its replacement with more steps once one was not enough."""
     attack, steps = run.recipe.attack, run.state.attack_steps
     if steps is None:
         return attack
@@ -133,13 +133,13 @@ def find_adversarial(run: "TrainingRun", batch: Batch) -> Adversarial:
     if attack.share_clean_forward:
         assert isinstance(run.method, FromEmbeddings)  # check_attack
         return perturbed_sharing(run.method, batch, attack)
-    # A sharded tower computes with other parameters than these; autograd leaves their gradients out as well.
+    # A sharded tower computes with other parameters than these; autograd skips their gradients anyway.
     with constant([] if run.is_sharded else run.parameters), run.casts.in_place():
         return perturbed(run.method, batch, attack, run.recipe.train.seed, run.state.step)
 
 
 def resized(run: "TrainingRun", images: Tensor) -> Tensor:
-    """At the size of this step: decoded images have the model's, those of a mini corpus 64×64 for any model."""
+    """Resize images to this step's size: decoded ones have the model's size, a mini corpus's are always 64×64."""
     side = run.recipe.data.size_at(run.state.step, run.total_steps)
     size = run.model.image_size if side is None else (side, side)
     if tuple(images.shape[-2:]) == size:
@@ -150,15 +150,15 @@ def resized(run: "TrainingRun", images: Tensor) -> Tensor:
 def random_start(images: Tensor, threat: Threat, seed: int, step: int, first_row: int = 0) -> Tensor:
     """Draw this rank's rows of a random start for the whole batch.
 
-    A row's draw is a function of the seed, the step and the row's place in the whole batch alone, so that δ₀ does not
-    depend on the number of ranks, nor on the device: equal to the last bit in L∞, up to rounding in L2.
+    A row's draw depends only on the seed, the step and the row's place in the whole batch, so δ₀ does not depend on
+    the number of ranks or on the device: bit-identical in L∞, equal up to rounding in L2.
 
     Args:
         images: The rank's own n rows, (n, 3, H, W) pixels in [0, 1].
         threat: The ball to draw from.
         seed: The run's seed.
         step: Updates made so far.
-        first_row: Where in the whole batch they begin.
+        first_row: Where in the whole batch these rows begin.
 
     Returns:
         (n, 3, H, W) images inside `threat`.
@@ -172,7 +172,7 @@ def random_start(images: Tensor, threat: Threat, seed: int, step: int, first_row
 
 
 def perturbed(method: Method, batch: Batch, attack: AttackConfig, seed: int, step: int) -> Adversarial:
-    """Eq. 6: attack this rank's rows of the batch, jointly with the others', from where the recipe says."""
+    """Eq. 6: attack this rank's rows of the batch, jointly with the other ranks', from the recipe's start."""
     images, threat = batch.images, attack.threat
     at_start: list[Tensor] = []
 
@@ -196,7 +196,7 @@ def perturbed(method: Method, batch: Batch, attack: AttackConfig, seed: int, ste
 
 
 def perturbed_sharing(method: FromEmbeddings, batch: Batch, attack: AttackConfig) -> Adversarial:
-    """The one step from the images themselves whose forward pass, with its graph, the losses use again."""
+    """A single step from the clean images; the losses reuse its forward pass and graph."""
     leaf = batch.images.detach().requires_grad_()
     clean = method.model.encode_image(leaf)
     value = method.attack_loss_of(clean, batch)
@@ -212,7 +212,7 @@ def _of_batch(method: Method, loss: Tensor) -> Tensor:
 
 @contextmanager
 def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within the block no gradient is wanted of the parameters, and nothing is kept to compute it."""
+    """Within the block the parameters require no gradient, so autograd keeps nothing for it."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -223,6 +223,6 @@ def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def cap_logit_scale(net: Any) -> None:
-    """τ⁻¹ ≤ 100, as CLIP was pretrained."""
+    """Cap τ⁻¹ at 100, as in CLIP's pretraining."""
     with torch.no_grad():
         net.logit_scale.clamp_(0, math.log(100))

@@ -1,4 +1,4 @@
-"""What decides which weights are the best: accuracies on the validation set, clean and under attack."""
+"""Choose the best weights by their accuracy on the validation set, clean or under attack."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ from advflyp.wording import counted
 if TYPE_CHECKING:
     from advflyp.training.build import TrainingRun
 
-# A loss of clean accuracy, in points, that deserves a warning; of a few hundred images, less is noise.
+# A drop in clean accuracy, in points, that deserves a warning; on a few hundred images, less is noise.
 LOSS = 5
 
 
 def validate_original(run: "TrainingRun", log: AnyLog) -> None:
-    """Measure what the run begins with; never the best, which is one of the trained."""
-    if run.validation_set is None or run.state.before is not None:  # by a run that was interrupted then
+    """Evaluate the model that the run starts from, which is never saved as the best."""
+    if run.validation_set is None or run.state.before is not None:  # already evaluated before an interruption
         return
     run.state.before = _accuracies(run)
     log.write("validate", 0, epoch=0, best=False, **run.state.before)
@@ -32,7 +32,7 @@ def validate_original(run: "TrainingRun", log: AnyLog) -> None:
 
 
 def validate(run: "TrainingRun", log: AnyLog) -> None:
-    """Measure, keep the weights if they are the best so far, and count towards patience."""
+    """Evaluate, keep the weights if they are the best so far, and count towards patience."""
     state, recipe = run.state, run.recipe
     if state.validated_at == state.step:
         return  # `validate.every` fell on the end of the epoch
@@ -67,7 +67,7 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
     evaluator = Evaluator(
         run.unsharded_model(), run.validation_set, limit=recipe.validate.limit, seed=seed, ranks=run.ranks
     )
-    # Of several ranks one cannot leave the others in the middle.
+    # With several ranks, one cannot stop in the middle and leave the others waiting.
     watch = run.signals.raise_if_any if run.ranks.size == 1 else lambda progress: None
 
     def accuracy(attack: Attack) -> float:
@@ -85,7 +85,7 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
 
 
 def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: AnyLog) -> None:
-    """Go on with two steps where the model resists one step only (catastrophic overfitting; Wong et al. 2020)."""
+    """Switch to two attack steps if the model resists one step only (catastrophic overfitting; Wong et al. 2020)."""
     gap = accuracies.get("fgsm", 0) - accuracies.get("robust", 0)
     if gap > run.recipe.attack.overfitting_gap:
         run.state.attack_steps = 2
@@ -96,7 +96,7 @@ def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: An
 
 
 def keep_last(run: "TrainingRun") -> None:
-    """Keep the weights as they are now in last/, which validation has no part in."""
+    """Save the current weights in last/, whatever their validation accuracy."""
     _keep(run, run.folder.last, {"step": run.state.step})
 
 
@@ -118,7 +118,7 @@ def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:
 
 
 def _card_of(model: str) -> dict[str, Any]:
-    """What is known of the model that the run began with; of an object, by the name that it was loaded by."""
+    """The card of the model that the run started from; an object's is found by the name that it was loaded by."""
     name = model.removeprefix(OBJECT).rpartition("@")[0] if model.startswith(OBJECT) else model
     return read_card(name) if name else {}
 
@@ -131,17 +131,17 @@ def shown(accuracies: dict[str, float]) -> str:
 def changes(
     before: dict[str, float] | None, after: dict[str, float] | None, recipe: Recipe, rate: float
 ) -> list[str]:
-    """The lines that end a run: accuracies (0–1) before and after it, and a warning where it did harm.
+    """The closing lines of a run: accuracies before and after it, and a warning if it did harm.
 
     Args:
-        before: By what was measured; None where nothing was.
+        before: Accuracies (0–1) by name, such as "clean"; None if nothing was evaluated.
         after: The same after the run.
         recipe: The run's recipe.
-        rate: Its highest learning rate, in a short run below the recipe's.
+        rate: Its highest learning rate, which in a short run is below the recipe's.
     """
     if before is None or after is None:
         return []
-    # One step is no longer measured after a run that went on with two.
+    # The accuracy under one step is no longer measured once a run attacks with two.
     points = {name: 100 * (after[name] - value) for name, value in before.items() if name in after}
     moved = [
         f"{name} {100 * before[name]:.1f} → {100 * after[name]:.1f} % ({points[name]:+.1f})"

@@ -1,13 +1,13 @@
 """Checkpoint files, ours and other projects', as weights for a model: `FILE@MODEL`.
 
     fare.pt@ViT-L-14/openai             RobustVLM: the state of an image tower
-    model_best.pth.tar@ViT-B-32/openai  AdvFLYP, TeCoA, PMG-AFT, TGA-ZSR: an image tower, or what was trained
+    model_best.pth.tar@ViT-B-32/openai  AdvFLYP, TeCoA, PMG-AFT, TGA-ZSR: an image tower, or its trained parameters
     epoch_5.pt@ViT-B-32/random          open_clip's trainer: a whole model
     runs/x/checkpoints/step-….pt        our own; the recipe inside names MODEL
 
-MODEL is what the weights were finetuned from, any name `load_model` takes. It gives what the file does not hold: the
-text tower, the activation (QuickGELU or GELU, which no shape tells) and the preprocessing. The format is recognised
-by the content of the file. docs/checkpoints.md has the details.
+MODEL is what the weights were finetuned from, by any name that `load_model` takes. It supplies what the file lacks: the
+text tower, the activation (QuickGELU or GELU, which shapes do not reveal) and the preprocessing. The format is detected
+from the file's content. docs/checkpoints.md has the details.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ from advflyp.model.weights_file import read_weights_file
 from advflyp.wording import counted
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
-# Where a state dict may lie in a checkpoint, the most telling first: with prompts, "state_dict" is that of the prompts.
+# Keys that may hold the state dict in a checkpoint, most specific first: with prompts, "state_dict" is the prompts'.
 PLACES = ("partial_state_dict", "vision_encoder_state_dict", "state_dict", "model_state_dict", "model")
-# What wrappers put before every name.
+# Prefixes that wrappers put before every name.
 WRAPPERS = ("module.", "net.", "model.")
 TEXT_TOWER = ("token_embedding.", "transformer.", "text.")
-# Constants, not weights: of OpenAI's archives, of older versions of open_clip.
+# Constants, not weights, found in OpenAI's archives and in files of older open_clip versions.
 CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
 # The last layer of image classifiers in timm's and torchvision's models.
 CLASSIFIER_HEADS = ("head.weight", "head.fc.weight", "fc.weight", "classifier.weight", "heads.head.weight")
@@ -42,8 +42,8 @@ class Weights:
     """What a checkpoint holds.
 
     Attributes:
-        file: What messages call it.
-        state: Tensors by open_clip's names, those of the image tower with "visual." before them.
+        file: Its name in messages.
+        state: Tensors by open_clip's names; those of the image tower start with "visual.".
         partial: Only what was trained; the rest is the base model's.
         start: The recipe table `model` of our own checkpoints: "name" and "text".
     """
@@ -55,7 +55,7 @@ class Weights:
 
     @property
     def whole(self) -> bool:
-        """Whether a text tower is there, too."""
+        """Whether there is a text tower, too."""
         return not self.partial and any(key.startswith(TEXT_TOWER) for key in self.state)
 
 
@@ -109,7 +109,7 @@ def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
-    """TeCoA's code stores visual prompts beside the tower, of no size where none were trained."""
+    """Refuse trained visual prompts. TeCoA's code stores prompts beside the tower, empty if none were trained."""
     if "add_prompter" not in content:
         return
     for place in ("state_dict", "add_prompter"):
@@ -124,7 +124,7 @@ def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
 
 
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what DataParallel, torch.compile and other wrappers put before them."""
+    """Strip the prefixes that DataParallel, torch.compile and other wrappers put before names."""
     state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -143,7 +143,7 @@ def _recipe_start(recipe: str, file: str) -> dict[str, Any]:
 
 
 def lacks_base(weights: Weights) -> str:
-    """What to do about a file of weights without MODEL."""
+    """The message for a weights file without MODEL: what it lacks, and what to name."""
     if weights.whole:
         lacks = "its activation (QuickGELU or GELU) and its preprocessing"
     elif weights.partial:

@@ -1,10 +1,10 @@
-"""`advflyp export`: a model in the formats that others load, verified by loading it as they do.
+"""`advflyp export`: save a model in other libraries' formats, verified by loading it with those libraries.
 
     open_clip    a folder for open_clip.create_model_and_transforms("local-dir:DIR") and get_tokenizer
     hf           a folder for transformers' AutoModel and AutoProcessor; vision/ is the image tower alone
     onnx         the image tower: pixels in [0, 1] → unit-norm embeddings
 
-Each appears only when the largest difference from the source, over real images and texts, is within `TOLERANCE`.
+An export is kept only if its largest difference from the source, over real images and texts, is within `TOLERANCE`.
 """
 
 import json
@@ -34,7 +34,7 @@ from advflyp.model.folder import CARD_FILE, check_finite, read_card, save_model,
 from advflyp.model.interop.hf import processor_of, quiet, to_transformers, tokenizer_of
 from advflyp.model.load import load_model
 
-# Between entries of unit-norm embeddings.
+# Largest accepted difference between entries of unit-norm embeddings.
 TOLERANCE = 1e-5
 DATASET = "mini/animals"
 COUNT = 8
@@ -45,12 +45,12 @@ ONNX_FILE, PREPROCESSING_FILE = "image_tower.onnx", "preprocessing.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and the largest differences that were seen.
+    """What was written, and its largest differences from the source.
 
     Attributes:
-        images, texts: Between entries of embeddings; None where there is no such tower.
-        pixels: Between our preprocessing and the one that was exported, in 1/255; None where there is none.
-        also: Folders for parts of the model.
+        images, texts: Difference between entries of embeddings; None for a tower that is not exported.
+        pixels: Difference between our preprocessing and the exported one, in 1/255; None if it was not compared.
+        also: Folders with parts of the model.
     """
 
     folder: Path
@@ -61,13 +61,13 @@ class Exported:
 
 
 def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Exported:
-    """Write `model`, which is left as it is, or the one of that name, to the new folder `out` and verify it.
+    """Export `model` (a name, or an object, which is not modified) to the new folder `out`, and verify the result.
 
     Args:
         format: "open_clip", "hf", "onnx".
 
-    ValueError for an unknown format, a model that the format has no class for, a folder that is there or cannot be
-    written; RunError where the result computes something else. Neither leaves anything behind.
+    ValueError for an unknown format, a model that the format has no class for, or a folder that is not empty or cannot
+    be written; RunError if the result computes something else. Neither leaves anything behind.
     """
     if format not in FORMATS:
         raise ValueError(
@@ -77,7 +77,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     recover_folder(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a new folder")
-    # A copy of the caller's: what is exported computes on the CPU, in float32, whole batches at a time.
+    # A copy of the caller's model: the exported one computes on the CPU, in float32, a whole batch at a time.
     model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
     model.precision, model.micro_batch = "fp32", None
     check_finite(model, f"{model.name} is not exported")
@@ -92,7 +92,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
                         f"{TOLERANCE:.0e}; nothing was written"
                     )
             publish_folder(draft, out)
-    except SafetensorError as error:  # the disk is full, as safetensors says it
+    except SafetensorError as error:  # how safetensors reports a full disk
         raise ValueError(f"cannot write {out}: {error}") from None
     return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
 
@@ -100,7 +100,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
 def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     save_model(model, folder, _card(model))
     if has_vocabulary_file(model):
-        # Beside the weights, open_clip finds it by any name.
+        # open_clip finds a tokenizer beside the weights, whatever its name.
         config = store_tokenizer(model, folder, ".")
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     net: Any
@@ -134,11 +134,11 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
     net.save_pretrained(folder)
     processor.save_pretrained(folder)
     if net.config.model_type == "siglip":
-        # Its texts attend to their padding, too: no mask.
+        # SigLIP's text tower attends to padding, too, so there is no attention mask.
         path = folder / "tokenizer_config.json"
         settings = {**json.loads(path.read_text(encoding="utf-8")), "model_input_names": ["input_ids"]}
         write_text(path, json.dumps(settings, indent=2))
-    # Where versions before 5 look for it.
+    # Where versions of transformers before 5 look for it.
     processor.image_processor.save_pretrained(folder)
     kind: Any = SiglipVisionModel if net.config.model_type == "siglip" else CLIPVisionModelWithProjection
     alone = folder / "vision"
@@ -182,7 +182,7 @@ def _onnx(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
     write_text(folder / CARD_FILE, json.dumps(_card(model), indent=2) + "\n")
     pixels = _ours(model, images)
     expected = model.encode_image(pixels)
-    # Several batch sizes: a size that was fixed by mistake would otherwise show at a user's.
+    # Several batch sizes, to catch one that the export fixed by mistake.
     parts = (pixels[:1], pixels[1:4], pixels[4:])
     return Exported(
         folder, images=_difference(expected, torch.cat([_run_onnx(path, part) for part in parts]))
@@ -254,7 +254,7 @@ def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest, of any entry; embeddings of theirs need not be of unit norm."""
+    """The largest difference of any entry; `theirs` need not be unit-norm if it holds embeddings."""
     if ours.dim() == 2:
         theirs = F.normalize(theirs.float(), dim=-1)
     return float((ours - theirs).abs().max())
@@ -267,15 +267,15 @@ def _card(model: CLIP) -> dict[str, Any]:
 
 
 def has_vocabulary_file(model: CLIP) -> bool:
-    """The vocabulary is a file that the configuration names: open_clip looks for it where its user stands."""
+    """Whether the configuration names a vocabulary file, which open_clip looks for in the working directory."""
     return bool(model.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path"))
 
 
 def store_tokenizer(model: CLIP, folder: Path, name: str) -> dict[str, Any]:
-    """Write the tokenizer into `folder` as one of transformers; the model's configuration with that.
+    """Write the tokenizer into `folder` in transformers' format; returns a configuration that refers to it.
 
     Args:
-        name: What open_clip calls it: on the hub, the repository that holds it.
+        name: What the configuration calls it: on the hub, the repository that holds it.
     """
     _need("transformers", "open_clip, for the tokenizer of this model,")
     tokenizer_of(model).save_pretrained(folder)

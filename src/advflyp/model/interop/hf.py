@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-# open_clip's names of the tokens around a text → transformers'.
+# open_clip's names of the start and end tokens → transformers'.
 NAMED = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 ADVICE = "export it with --format open_clip or onnx"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports; it reports the text tower of a file as unexpected."""
+    """Silence transformers' progress bars and reports, such as that a file's text tower is unexpected."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 
 
 def greedy(net: Any, tokenizer: Any, max_new_tokens: int, pad_token_id: int) -> Any:
-    """Settings of a generation by greedy decoding, without the sampling and penalties that a model may ask for."""
+    """Generation settings for greedy decoding, without the sampling and penalties that a model may ask for."""
     from transformers import GenerationConfig
 
     own = net.generation_config
@@ -53,16 +53,16 @@ def greedy(net: Any, tokenizer: Any, max_new_tokens: int, pad_token_id: int) -> 
 
 
 def prompt_with_image(processor: Any, question: str, name: str) -> str:
-    """A user's turn, an image and a question, in the chat template of `name`; ValueError where that cannot be used."""
+    """A user's turn, an image and a question, in the chat template of `name`; ValueError if the template fails."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     try:
         return processor.apply_chat_template([turn], add_generation_prompt=True)
-    except Exception as error:  # it is a program of a stranger, though in a sandbox
+    except Exception as error:  # a template is untrusted code, though in a sandbox
         raise ValueError(f"the chat template of {name} cannot be used: {first_line(error)}") from error
 
 
 def to_transformers(model: CLIP) -> "PreTrainedModel":
-    """The same weights, on the CPU. ValueError for an architecture that is neither."""
+    """The same weights in transformers' class, on the CPU. ValueError for an architecture without one."""
     state = {key: value.detach().cpu() for key, value in model.net.state_dict().items()}
     siglip = "visual.trunk.attn_pool.latent" in state
     clip = "visual.class_embedding" in state and "visual.proj" in state
@@ -165,7 +165,7 @@ def tokenizer_of(model: CLIP) -> "PreTrainedTokenizerBase":
 
 
 def _canonical(tokenizer: HFTokenizer) -> "PreTrainedTokenizerBase":
-    """With open_clip's cleaning for SigLIP, lower case without punctuation, inside."""
+    """The tokenizer with open_clip's text cleaning for SigLIP (lower case, no punctuation) built in."""
     from tokenizers import Regex, normalizers
 
     found = deepcopy(tokenizer.tokenizer)
@@ -182,7 +182,7 @@ def _canonical(tokenizer: HFTokenizer) -> "PreTrainedTokenizerBase":
 
 
 def processor_of(model: CLIP, net: "PreTrainedModel") -> "ProcessorMixin":
-    """Preprocessing and tokenizer, as transformers bundles them. ValueError for a resizing that it has not."""
+    """Preprocessing and tokenizer, as transformers bundles them. ValueError for resizing that it does not support."""
     from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor, SiglipProcessor
 
     settings = model.config["preprocess_cfg"]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
+"""Load a Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
 
 import re
 import warnings
@@ -23,20 +23,20 @@ from advflyp.model.tokenizers import has_tokenizer, hf_tokenizer, shortened
 from advflyp.model.weights_file import read_weights_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# transformers' names of activations → whether they are QuickGELU, and what nn.GELU is asked for.
+# transformers' names of activations → whether it is QuickGELU, and the `approximate` argument of nn.GELU.
 ACTIVATIONS = {"quick_gelu": (True, "none"), "gelu": (False, "none"), "gelu_pytorch_tanh": (False, "tanh")}
 
 
-# As of open_clip's configurations that do not say it.
+# open_clip's default for configurations that do not state it.
 DEFAULT_VOCABULARY = 49408
 PROCESSOR_FILE = "preprocessor_config.json"
-# Of newer versions: tokenizer and image processor in one.
+# Written by newer versions: tokenizer and image processor in one.
 PROCESSORS_FILE = "processor_config.json"
 
 
 @dataclass(frozen=True)
 class Lender:
-    """The model that gives preprocessing and tokenizer where a folder lacks them."""
+    """The model that supplies preprocessing and tokenizer if a folder lacks them."""
 
     name: str
     config: dict[str, Any]
@@ -44,12 +44,12 @@ class Lender:
 
 
 def check_complete(folder: Path, name: str, base: str | None) -> None:
-    """Check that a base model is named where the folder needs one.
+    """Check that a base model is named if the folder needs one.
 
     Args:
-        folder: At least its small files.
+        folder: The folder, with its small files at least.
         name: What the user called the folder, or the repository it is from.
-        base: The model that gives what lacks.
+        base: The model that supplies what is missing, if named.
 
     Raises:
         ValueError: If one is needed and not named.
@@ -72,14 +72,14 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
     """Build the model in a folder.
 
     Args:
-        folder: With its configuration and weights.
-        lender: Gives preprocessing and tokenizer as far as the folder lacks them.
+        folder: Holds configuration and weights.
+        lender: Supplies preprocessing and tokenizer if the folder lacks them.
 
     Returns:
         An open_clip module with the weights, its configuration as `CLIP` takes it, its tokenizer.
 
     Raises:
-        ValueError: If the folder is of another kind of model, incomplete or damaged, or `lender` does not fit it.
+        ValueError: If the folder holds another kind of model, is incomplete or damaged, or `lender` does not fit it.
     """
     config = read_hf_config(folder)
     state = _weights(folder)
@@ -148,7 +148,7 @@ def _check_lender(lender: Lender, model_cfg: dict[str, Any], size: int, folder: 
 
 
 def lent_tokenizer(tokenizer: Any, theirs: Mapping[str, Any], model_cfg: dict[str, Any]) -> Any:
-    """The tokenizer of a model with the configuration `theirs`; how to find it again is written into "model_cfg"."""
+    """The tokenizer of a model with the configuration `theirs`; `model_cfg` is updated to say how to find it again."""
     lent, own = theirs["model_cfg"]["text_cfg"], model_cfg["text_cfg"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
         own.pop(key, None)
@@ -160,7 +160,7 @@ def lent_tokenizer(tokenizer: Any, theirs: Mapping[str, Any], model_cfg: dict[st
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """The configuration in `folder`. ValueError where it is of another kind of model."""
+    """The configuration in `folder`. ValueError if it is for another kind of model."""
     path = folder / HF_CONFIG_FILE
     config = read_json_object(path)
     kind = config.get("model_type")
@@ -224,7 +224,7 @@ def _text_cfg(text: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, An
 def _siglip(
     folder: Path, vision: dict[str, Any], text: dict[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's towers have names, not sizes: the architecture of open_clip's table with these sizes."""
+    """Build the open_clip architecture of these sizes: timm builds a tower by its name, not by its sizes."""
     sizes = (
         vision.get("image_size", 224),
         *state["text_model.embeddings.token_embedding.weight"].shape,
@@ -254,13 +254,13 @@ def _siglip(
 
 
 def _patch_fits(tower: dict[str, Any], size: int) -> bool:
-    """Whether the patches that the name of a tower of timm's states, if any, are of `size` pixels."""
+    """Whether the patch size in the name of a timm tower, if there is one, is `size` pixels."""
     stated = re.search(r"_patch(\d+)_", tower["timm_model_name"])
     return stated is None or int(stated[1]) == size
 
 
 def _preprocess(folder: Path, size: int) -> dict[str, Any]:
-    """open_clip's settings for those of an image processor. ValueError for a resizing that open_clip has not."""
+    """open_clip's settings for those of an image processor. ValueError for resizing that open_clip does not support."""
     if (folder / PROCESSOR_FILE).is_file():
         settings = read_json_object(folder / PROCESSOR_FILE)
     else:
@@ -301,7 +301,7 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> Any:
-    """open_clip's own where the vocabulary is CLIP's; another as transformers has it, and `text_cfg` says so."""
+    """open_clip's own tokenizer if the vocabulary is CLIP's, else the folder's, which `text_cfg` then names."""
     length = text_cfg["context_length"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs"):
         text_cfg.pop(key, None)
@@ -330,9 +330,9 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 
 def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
-    """Which files hold the weights: one, or the parts of an index, of safetensors or else of torch.
+    """The files that hold the weights: one, or the shards that an index lists; safetensors rather than torch.
 
-    ValueError where none does, or an index cannot be read.
+    ValueError if there are none, or if an index is damaged or lists a missing file.
     """
     for name in WEIGHTS:
         if name in names:

@@ -1,4 +1,4 @@
-"""Which tensors of open_clip's models are which of transformers' `CLIPModel` and `SiglipModel`, in both directions."""
+"""Tensor names of open_clip's models ↔ those of transformers' `CLIPModel` and `SiglipModel`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Layers of a block by open_clip's names and by timm's → transformers'.
+# Layer names within a block: open_clip's, then timm's → transformers'.
 BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -25,7 +25,7 @@ TIMM_BLOCK = {
 
 @dataclass(frozen=True)
 class TensorMap:
-    """Tensors of open_clip that hold, one below the other, what tensors of transformers hold, one below the other."""
+    """open_clip tensors that, concatenated along dim 0, hold the values of these transformers tensors, concatenated."""
 
     open_clip: Sequence[str]
     transformers: Sequence[str]
@@ -33,7 +33,7 @@ class TensorMap:
 
 
 def correspondence(ours: Mapping[str, Tensor] | None, theirs: Mapping[str, Tensor] | None) -> list[TensorMap]:
-    """Of a whole model, by the state dict of either side."""
+    """The tensor maps of a whole model, from the state dict of either side."""
     if theirs is not None:
         kind = "siglip" if "vision_model.head.probe" in theirs else "clip"
         depths = [_layers(theirs, f"{tower}.encoder.layers.") for tower in ("vision_model", "text_model")]
@@ -59,7 +59,7 @@ def convert(
     Args:
         shapes: Shapes of the other side's tensors.
 
-    KeyError for a tensor that is missing, ValueError for numbers that do not fill the shapes.
+    KeyError for a missing tensor, ValueError if a tensor's size does not match the shapes.
     """
     result: dict[str, Tensor] = {}
     for one in names:
@@ -132,7 +132,7 @@ def _text(kind: str, text: str, depth: int) -> Iterator[TensorMap]:
 
 
 def _block(ours: str, theirs: str, names: Mapping[str, str], joined: str) -> Iterator[TensorMap]:
-    """A transformer's block: `names` of its layers by open_clip's; `joined` is queries, keys and values in one."""
+    """A transformer block: `names` maps its layers; `joined` is the prefix of the fused query, key and value."""
     for one, other in names.items():
         yield from _both(f"{ours}.{one}", f"{theirs}.{other}")
     for part in ("weight", "bias"):

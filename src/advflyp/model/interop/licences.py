@@ -22,7 +22,7 @@ def find_licence(name: str) -> str:
     """The identifier of a licence as the hub writes it, whatever the case: "Apache 2.0" → "apache-2.0".
 
     Raises:
-        ValueError: The hub's list has none of that name; with those that resemble it.
+        ValueError: The hub's list has none of that name; the message suggests similar ones.
     """
     wanted = "-".join(name.lower().replace("_", " ").split())
     if wanted in LICENCES:

@@ -1,4 +1,4 @@
-"""`advflyp publish`: weights, what is known of them, and their measured robustness, as a repository on the hub."""
+"""`advflyp publish`: upload weights, a model card and the measured robustness to a repository on the hub."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from advflyp.report.pages.model_card import model_card, scrubbed
 from advflyp.wording import counted
 
 CARD = "README.md"
-# All that is ever sent; everything else in a folder stays where it is.
+# The only files of a folder that are ever uploaded.
 PUBLISHED = (
     CONFIG_FILE,
     "open_clip_model.safetensors",
@@ -46,7 +46,7 @@ PUBLISHED = (
     ONNX_FILE,
     PREPROCESSING_FILE,
 )
-# Files that the hub puts there by itself.
+# Files that the hub itself adds.
 HUBS_OWN = (".gitattributes", CARD)
 
 
@@ -56,7 +56,7 @@ class Publication:
 
     Attributes:
         files: {name in the repository: path here}.
-        written: {name in the repository: its text}, made here: the card and what goes with it.
+        written: {name in the repository: its text}, generated here: the card and what goes with it.
     """
 
     repo: str
@@ -76,13 +76,13 @@ class Publication:
 def prepare(
     folder: Path, repo: str, *, results: Sequence[Path] = (), licence: str | None = None
 ) -> Publication:
-    """What would be sent of `folder`: a run of ours, or a folder in open_clip's, transformers' or our ONNX format.
+    """Collect what to upload from `folder`: one of our runs, or a model in open_clip's, transformers' or ONNX format.
 
     Args:
         results: Files of `advflyp eval --out`; cells of other weights are ignored.
-        licence: Identifier of the hub's list, such as "apache-2.0".
+        licence: Identifier from the hub's list, such as "apache-2.0".
 
-    ValueError where there is no model, `repo` is no name, the list has no such licence, or the results are all of
+    ValueError if there is no model, `repo` is not USER/NAME, the list has no such licence, or the results are all of
     other weights.
     """
     licence = None if licence is None else find_licence(licence)
@@ -112,9 +112,9 @@ def prepare(
 
 
 def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
-    """What makes open_clip find the tokenizer in the repository: its configuration, and files that `folder` lacks.
+    """The files that let open_clip find the tokenizer in the repository: its configuration, and what `folder` lacks.
 
-    On the hub, open_clip looks for a tokenizer that is not its own under the name that the configuration gives.
+    On the hub, open_clip looks up a tokenizer other than its own by the name in the configuration.
     """
     if has_vocabulary_file(model):
         with TemporaryDirectory() as draft:
@@ -129,13 +129,13 @@ def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:
 
 
 def send(publication: Publication, *, public: bool = False) -> str:
-    """Make the repository where there is none and add everything in one commit; its address.
+    """Create the repository if there is none, and upload everything in one commit; returns the commit's URL.
 
     Args:
         public: Make a new repository public; an existing one stays as it is.
 
-    ValueError where nobody is logged in, the repository may not be written or holds files of something else; RunError
-    where the hub does not answer.
+    ValueError if nobody is logged in, or the repository is not writable or holds files of another model; RunError if
+    the hub fails or does not answer.
     """
     api, repo = HfApi(), publication.repo
     sent = {**publication.files, **{name: text.encode() for name, text in publication.written.items()}}
