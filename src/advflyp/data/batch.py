@@ -1,4 +1,4 @@
-"""A training batch, from the data to a method."""
+"""A training batch, as the data source passes it to a method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,17 +16,17 @@ def _nothing() -> Tensor:
 class Batch:
     """A training batch: this rank's rows, and the text embeddings of all ranks.
 
-    Tensors that the method's kind of data does not come with (`Method.trains_on`) are empty.
+    Tensors that the method's kind of data (`Method.trains_on`) does not provide are empty.
 
     Attributes:
         images: (n, 3, H, W) clean pixels in [0, 1].
-        captions: n texts; of labelled images, the prompts of their classes.
-        tokens: (n, context) int64, what the tokenizer makes of the captions, where another process has done it.
-        labels: (n,) int64 class indices, of labelled images.
+        captions: n texts; for labelled images, the prompts of their classes.
+        tokens: (n, context) int64, the tokenized captions, if the data source has tokenized them.
+        labels: (n,) int64 class indices, for labelled images.
         text_embeddings: (N, d) unit-norm embeddings of the captions of all ranks.
-        class_embeddings: (K, d) unit-norm embeddings of the classes, of labelled images.
-        clean_embeddings: f_θ(x) with its graph, where the attack's only forward pass is shared with the losses.
-        position: The place in the data behind the batch, as its source counts.
+        class_embeddings: (K, d) unit-norm embeddings of the classes, for labelled images.
+        clean_embeddings: f_θ(x) with its graph, if the losses reuse the attack's only forward pass.
+        position: Resume position after this batch, in the source's own terms.
     """
 
     images: Tensor
@@ -40,10 +40,10 @@ class Batch:
     _computed: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute something once for the batch: every step of the attack asks for it again.
+        """Compute something once per batch, since every step of the attack asks for it again.
 
         Args:
-            name: What it is called.
+            name: Key under which the result is kept.
             compute: Called the first time.
         """
         if name not in self._computed:

@@ -1,4 +1,4 @@
-"""What files are by their names: images, captions, parts of a webdataset's samples, and what belongs to no dataset."""
+"""Classify files by name: images, captions, parts of webdataset samples, and files that belong to no dataset."""
 
 import os
 import re
@@ -6,13 +6,13 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What cameras write and Pillow reads with a plugin only: images nevertheless, so that none is skipped in silence.
+# Written by cameras, but read by Pillow only with a plugin. They count as images, so that none is silently ignored.
 PLUGIN_SUFFIXES = ("heic", "heif", "hif", "jxl")
 IMAGE_SUFFIXES = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2", "ppm", "pgm", "pbm", "pnm",
     *PLUGIN_SUFFIXES,
 )  # fmt: skip
-# The first that there is holds an image's captions.
+# In order of preference: the first one present holds an image's captions.
 CAPTION_SUFFIXES = ("txt", "caption", "json")
 LABEL_SUFFIX = "cls"
 KNOWN = {*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, LABEL_SUFFIX}
@@ -38,8 +38,7 @@ class Member:
     Attributes:
         key: The sample's key.
         suffix: In lower case, one of KNOWN.
-        base: webdataset's key, which ends at the first dot of the file's name; other than `key` where that has
-            dots.
+        base: webdataset's key, which ends at the first dot of the file name; differs from `key` if `key` has dots.
     """
 
     key: str
@@ -48,11 +47,11 @@ class Member:
 
 
 def parse_member(path: str) -> Member | None:
-    """The sample that a file in a tar is part of; None for a file that is part of none.
+    """Parse the name of a file in a tar; None if the file is not part of a sample.
 
-    As in webdataset a key ends at the first dot of the file's name: 0001.jpg, 0001.txt. Where what follows is no known
-    suffix it ends at the last dot: the key of photo_v1.7.jpg is photo_v1.7. Such a file may also be a further one of
-    webdataset's sample, as 0001.mask.png is of 0001: `is_extra` tells.
+    As in webdataset, a key ends at the first dot of the file name: 0001.jpg, 0001.txt. If what follows is not a known
+    suffix, the key ends at the last dot: the key of photo_v1.7.jpg is photo_v1.7. Such a file may also be an extra file
+    of a webdataset sample, as 0001.mask.png is of 0001; see `is_extra`.
     """
     folder, slash, name = path.rpartition("/")
     base, _, rest = name.partition(".")
@@ -66,12 +65,12 @@ def parse_member(path: str) -> Member | None:
 
 
 def writable(name: str) -> str:
-    """With question marks for what is not UTF-8, which could be written nowhere."""
+    """The name with question marks in place of anything that cannot be encoded as UTF-8."""
     return name.encode("utf-8", "replace").decode()
 
 
 def is_extra(key: str, known: Container[str]) -> bool:
-    """Whether a sample that lacks a half is only a further file of one of `known`, as 0001.mask.png is of 0001."""
+    """Whether an incomplete sample is only an extra file of a sample in `known`, as 0001.mask.png is of 0001."""
     folder, slash, name = key.rpartition("/")
     while "." in name:
         name = name.rpartition(".")[0]
@@ -86,12 +85,12 @@ def is_document(key: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """By its suffix."""
+    """Whether the suffix is that of an image."""
     return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
 def images_among(files: Sequence[str]) -> list[str]:
-    """The images among the files of a folder; of a photograph in several formats not those that need a plugin."""
+    """The images among a folder's files. If one comes in several formats, those that need a plugin are dropped."""
     found = [(file, *file.rpartition(".")[::2]) for file in files if is_image(file)]
     plain = {stem for _, stem, suffix in found if suffix.lower() not in PLUGIN_SUFFIXES}
     return [
@@ -100,12 +99,12 @@ def images_among(files: Sequence[str]) -> list[str]:
 
 
 def is_shard(path: str) -> bool:
-    """Whether it is a tar, packed or not, by its suffix."""
+    """Whether the suffix is that of a tar, compressed or not."""
     return SHARD.search(path) is not None and not is_clutter(path.rpartition("/")[2])
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The tars of a folder, not of those in it, sorted by name."""
+    """The tars directly inside a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if is_shard(path.name) and path.is_file())
 
 

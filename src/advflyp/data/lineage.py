@@ -1,4 +1,4 @@
-"""Which data a model was finetuned on, as its card says: what is measured on the same data is not zero-shot."""
+"""The data a model was finetuned on, per its model card: an evaluation on the same data is not zero-shot."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,14 +13,14 @@ from advflyp.data.pairs.addresses import brace_count, expand, is_remote
 from advflyp.data.sets.catalogue import canonical
 
 KEY = "trained_on"
-# Before the name of what Python gave as an object: no file or set is called that.
+# Prefix for data passed as a Python object; no file or set has such a name.
 OBJECT = "object:"
-# Most characters read of a card, its braces expanded; it may be a stranger's.
+# Maximum characters read from a card, braces expanded: the card may come from a stranger.
 MAX_CHARACTERS = 1 << 20
 
 
 def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
-    """The entry `KEY` of a model's card: the data of the model with `card`, from which the run starts, and the run's.
+    """The `KEY` entry for a new model card: the entry in `card`, the starting model's, plus this run's `data`.
 
     Paths are absolute, so that they mean the same from any folder.
     """
@@ -43,7 +43,7 @@ def _absolute(name: str) -> str:
 
 
 def _files(name: str) -> list[str]:
-    """The files of a pattern of the user's own, or what is named as it is."""
+    """The files that a local pattern names; any other name as it is."""
     if Path(name).is_absolute() and not Path(name).is_dir():
         with suppress(ValueError):
             return expand(name, "*")
@@ -51,7 +51,7 @@ def _files(name: str) -> list[str]:
 
 
 def _known(card: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The parts of what a card names. The disk is not looked at: its names are perhaps a stranger's."""
+    """The parts of each name in a card. The disk is not accessed: the card may come from a stranger."""
     left = MAX_CHARACTERS
     for name in card.get(KEY, []):
         left -= len(name) + 1
@@ -61,17 +61,17 @@ def _known(card: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         cost = brace_count(name) * len(name)
         if "{" in name and cost <= left:
             left -= cost
-            with suppress(ValueError):  # of braces without a partner
+            with suppress(ValueError):  # unbalanced braces
                 yield from map(_parts, braceexpand(name))
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """The parts of a path or a set's name; ".set" keeps "mini" from being a folder around "mini/food"."""
+    """The parts of a path or a set name; ".set" keeps "mini" from counting as a parent folder of "mini/food"."""
     return Path(name if Path(name).is_absolute() else f"{name}.set").parts
 
 
 def _meet(known: tuple[str, ...], asked: tuple[str, ...]) -> bool:
-    """Whether one path is the other or in it; the last part of what a card names may be a pattern."""
+    """Whether one path equals or contains the other; the last part of the card's name may be a pattern."""
     *folders, last = known
     return all(map(eq, folders, asked)) and all(
         one == last or fnmatchcase(one, last) for one in asked[len(folders) : len(known)]

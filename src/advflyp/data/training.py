@@ -1,7 +1,7 @@
-"""Training data for every kind of method: what `data.train` can be read as, and labelled images as batches.
+"""Training data for every kind of method: how `data.train` can be read, and labelled images as batches.
 
-Batches of labelled images have the order, the resuming and the counting of those of pairs; the set behind them is
-read as for an evaluation.
+Batches of labelled images are ordered, resumed and counted like those of pairs; the underlying set is read as for an
+evaluation.
 """
 
 from itertools import islice
@@ -37,9 +37,9 @@ Kind = Literal["pairs", "labelled"]
 PROXY_SET = f"mini/{PROXY}"
 # The same images as pairs, with the captions that the corpus has for them.
 PROXY_PAIRS = f"mini/{PROXY}-captioned"
-# Enough of a shard to see what its samples consist of.
+# Members to read from a shard to see what its samples consist of.
 PEEK = 60
-# JSON stands beside labelled images too.
+# Not JSON, which also accompanies labelled images.
 CAPTIONS = ("txt", "caption")
 
 
@@ -48,9 +48,9 @@ class LabelledBatches(Pairs, Protocol):
     """A source of labelled batches: they hold "labels" (N,) int64, and as captions the prompts of their classes.
 
     Attributes:
-        classes, templates: As in `LabelledSet`; the captions are of the first template.
-        draws_captions: The captions are drawn from all templates instead.
-        represented: Those of the classes that have images.
+        classes, templates: As in `LabelledSet`; captions use the first template.
+        draws_captions: Whether each caption uses a template drawn from all instead.
+        represented: The classes that have images.
     """
 
     classes: list[str]
@@ -60,7 +60,7 @@ class LabelledBatches(Pairs, Protocol):
 
 
 class DecodedLabelled(Decoded[tuple[int, int]]):
-    """Batches of a labelled set; see `LabelledBatches`. `config.limit` takes its classes evenly."""
+    """Batches of a labelled set; see `LabelledBatches`. `config.limit` selects class-balanced images."""
 
     def __init__(self, labelled: LabelledSet, how: Reading) -> None:
         self.labelled = labelled
@@ -107,15 +107,15 @@ def open_training(
         config: The recipe table `data`.
         wanted: What the method trains on; "images" takes whatever is there. A "labelled" source is a `LabelledBatches`.
         reader: The preprocessing of the model.
-        seed: What the order depends on, beside the epoch.
-        device: Where the batches are wanted.
-        share: Which rows of them this rank makes; all by default.
-        tokenizer: What makes tokens of the captions, where they are wanted with the batch.
-        data: An object to train on in place of what `config.train` names, which is then only what messages call it: a
-            `LabelledSet`, or pairs (see `open_objects`).
+        seed: Random seed of the order, together with the epoch.
+        device: Device of the batches.
+        share: Which rows of each batch this rank makes; all by default.
+        tokenizer: Tokenizes the captions, if tokens are wanted with the batch.
+        data: An object to train on instead of `config.train`, which then only names it in messages: a `LabelledSet`,
+            or pairs (see `open_objects`).
 
     Raises:
-        ValueError: The source does not exist, holds too little, or is of another kind than the method trains on.
+        ValueError: The source does not exist, holds too few samples, or is not of the kind that the method trains on.
     """
     share = share or Share(config.batch_size, drop_last=config.drop_last)
     how = Reading(config=config, reader=reader, seed=seed, device=device, share=share, tokenizer=tokenizer)
@@ -151,7 +151,7 @@ def _is_of_mini(train: str) -> bool:
 
 
 def _check_kind(data: Any, wanted: str) -> None:
-    """ValueError where an object is not of the kind that the method trains on."""
+    """ValueError if an object is not of the kind that the method trains on."""
     if wanted == "labelled" and not isinstance(data, LabelledSet):
         raise ValueError(
             "this method trains on labels; give an advflyp.LabelledSet(dataset, classes, templates)"
@@ -164,10 +164,10 @@ def _check_kind(data: Any, wanted: str) -> None:
 
 
 def readings(train: str) -> set[Kind]:
-    """What `data.train` can be read as, seen from its name and a glance at the files; empty where that says nothing.
+    """How `data.train` can be read, judging by its name and a glance at the files; empty if these do not tell.
 
     Raises:
-        ValueError: The folder holds whole splits; which of them is meant decides what is trained on.
+        ValueError: The folder holds whole splits, so that one of them has to be named.
     """
     if train == PROXY_PAIRS or corpus_folder(train) is not None:
         return {"pairs"}
@@ -207,5 +207,5 @@ def _shard_readings(shard: Path) -> set[Kind]:
                 elif name is not None and name.suffix == LABEL_SUFFIX:
                     found.add("labelled")
     except (SkippedSample, OSError, DamagedTar, *BROKEN):
-        pass  # who opens it will say what is wrong
+        pass  # reported when the shard is opened
     return found

@@ -1,9 +1,9 @@
 """Runs img2dataset in its isolated environment: `advflyp_fetch.py check`, or `advflyp_fetch.py JOB.json`.
 
-`check` prints {"version", "python", "opencv", "parameters"} as JSON. A job is {"arguments", "first_shard", "limits"}:
-what `img2dataset.download` is given, the number of the first shard, so that keys are unique across several runs, and
-the guard's limits. Standard input is held open by advflyp; at its end, when advflyp is gone in whatever way, this
-process and its workers end too, and nothing writes into a folder that a later run may be using.
+`check` prints {"version", "python", "opencv", "parameters", "distributors"} as JSON. A job is {"arguments",
+"first_shard", "limits"}: the arguments of `img2dataset.download`; the number of the first shard, which keeps keys
+unique across runs; and the guard's limits. advflyp holds standard input open. When it closes, however advflyp ended,
+this process and its workers end too, so that nothing writes into a folder that a later run may be using.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def end_with_parent() -> None:
 
 
 def prove_guard(limits: Any) -> None:
-    """Whether img2dataset's own function is behind the guard: nothing is downloaded unless it is."""
+    """Exit unless the guard covers img2dataset's own download function, so that nothing is downloaded without it."""
     advflyp_guard.install(limits)
     downloader = importlib.import_module("img2dataset.downloader")
     answer = downloader.download_image((0, "http://127.0.0.1:9/"), 5, None, None)

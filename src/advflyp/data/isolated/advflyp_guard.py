@@ -1,17 +1,17 @@
-"""What stands between a list of URLs from the web and the user's own network.
+"""A guard between URLs from the web and the user's own network.
 
-Runs inside img2dataset's processes, in the isolated environment, and in advflyp's own for the addresses that tables of
-pairs name (`data/pairs/addresses.py`): standard library only, and nothing of advflyp. img2dataset downloads through
-`urllib.request.urlopen`, which opens file:, ftp: and data: URLs too, connects to any address, and reads answers of any
-size for as long as they last. `install` gives urllib an opener that
+It runs inside img2dataset's processes in the isolated environment, and in advflyp's own for addresses that tables of
+pairs name (`data/pairs/addresses.py`), so it uses only the standard library and nothing from advflyp. img2dataset
+downloads through `urllib.request.urlopen`, which opens file:, ftp: and data: URLs too, connects to any address, and
+reads responses of any size for as long as they last. `install` gives urllib an opener that
 
-- knows http and https alone, also after a redirect;
+- allows only http and https, also after a redirect;
 - resolves each host once, refuses addresses that are not public, and connects to the very address it checked, so that
   a name cannot point elsewhere a moment later;
-- gives up on answers that are too large or take too long in all.
+- gives up on responses that are too large or take too long in total.
 
-A proxy set by the environment may be at a private address, since the user chose it. It resolves the names itself, so
-here a request through it is refused only where its host is, or resolves to, a private address.
+A proxy set by the environment may be at a private address, since the user chose it. It resolves names itself, so a
+request through it is refused only if the target host is, or resolves here to, a private address.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Limits:
     Attributes:
         allow_private: Connect to any address.
         max_bytes: Maximum size of one response.
-        seconds: For one answer in all; img2dataset's own timeout is for each silence.
+        seconds: Maximum duration of one response in total; img2dataset's own timeout applies to each pause.
         named: Host and port that may be at a private address, since the user named them.
     """
 
@@ -86,7 +86,7 @@ def is_public(address: str) -> bool:
 
 
 def public_addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    """`getaddrinfo` without the addresses that are not public; `Refused` where none is left."""
+    """`getaddrinfo` without the addresses that are not public; `Refused` if none is left."""
     found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     public = [entry for entry in found if is_public(str(entry[4][0]))]
     if not public:
@@ -119,7 +119,7 @@ def connect_public(
 
 
 class Watchdog:
-    """Shuts connections down that are past their deadline: a server that drips bytes keeps no thread for ever."""
+    """Shuts down connections past their deadline, so that a server that drips bytes cannot hold a thread forever."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -173,7 +173,7 @@ def _connection(
             if self.length is not None and self.length > limits.max_bytes:
                 raise Refused(TOO_LARGE)
             try:
-                # With a known length only a read of everything notices that the answer was cut off.
+                # If the length is known, only reading everything at once detects a truncated response.
                 data = super().read() if self.length is not None else self._read_on()
             except Exception as error:
                 raise self._late(error) from error
@@ -229,7 +229,7 @@ class GuardedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class GuardedProxyHandler(urllib.request.ProxyHandler):
-    """The environment's proxies; they are not asked for hosts that are private as seen from here."""
+    """The environment's proxies; hosts that resolve here to private addresses are not requested through them."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class GuardedProxyHandler(urllib.request.ProxyHandler):
 
 
 def guarded_opener(limits: Limits) -> urllib.request.OpenerDirector:
-    """What opens http and https addresses within the limits."""
+    """An opener of http and https addresses that enforces the limits."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         GuardedProxyHandler(limits),
@@ -272,8 +272,8 @@ def install(limits: Limits) -> None:
 
 
 class GuardedDownloader(Downloader):  # pyright: ignore[reportGeneralTypeIssues]
-    """img2dataset's worker. Whatever process unpickles it imports this module, and puts the guard up before it begins:
-    a process, or a machine of a cluster, that does not have the module can download nothing.
+    """img2dataset's worker. Every process that unpickles it imports this module and installs the guard first: a process
+    or a cluster machine that does not have the module cannot download anything.
     """
 
     def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""img2dataset's resizer, given the pixels that advflyp's own decoder sees: upright, and of 8 bits.
+"""img2dataset's resizer, given the same pixels as advflyp's own decoder: upright and 8-bit.
 
-Runs in the isolated environment. img2dataset decodes with OpenCV as stored: it ignores EXIF orientation, and what it
-writes of 16-bit images is white. Such images are handed to it as 8-bit PNGs that stand upright; all others as they are.
+It runs in the isolated environment. img2dataset decodes with OpenCV, ignores EXIF orientation, and turns 16-bit images
+white. Such images are passed to it as upright 8-bit PNGs; all others as they are.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ except ImportError:  # in advflyp's own environment, for the tests
     cv2, Resizer = None, object
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# How the EXIF data begin in a JPEG, a PNG and a WebP, and how far behind that the TIFF header is.
+# The marker of EXIF data in a JPEG, a PNG and a WebP, and the offset of the TIFF header from the marker's start.
 EXIF = ((b"Exif\0\0", 6), (b"eXIf", 4), (b"EXIF", 8))
 ORIENTATION = 0x0112
 RANGE = "floating-point pixels outside 0 to 1"
 
 
 class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
-    """Boxes to blur are places in the image as it is stored, so that an image that has some is not turned."""
+    """An image with boxes to blur is not rotated, since the boxes refer to the image as it is stored."""
 
     def __call__(self, img_stream: Any, blurring_bbox_list: Any = None) -> Any:
         if not self.disable_all_reencoding:  # pyright: ignore[reportAttributeAccessIssue]
@@ -39,31 +39,31 @@ class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def prepared(data: bytes, *, turn: bool = True) -> bytes:
-    """The file itself, or a PNG of 8 bits that stands upright where the file does not; ValueError as `eight_bits`."""
+    """The file itself if it is upright and 8-bit, else a PNG that is; ValueError as in `eight_bits`."""
     orientation = exif_orientation(data) if turn else 1
     if orientation == 1 and has_eight_bits(data):
         return data
-    # OpenCV gives the 10 and 12 bits of AVIF as they are, without a word about how many.
+    # OpenCV returns 10-bit and 12-bit AVIF values as they are, without telling the bit depth.
     how = cv2.IMREAD_COLOR if data[4:8] == b"ftyp" else cv2.IMREAD_UNCHANGED  # pyright: ignore
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), how)  # pyright: ignore
     if pixels is None:
-        return data  # img2dataset says so
+        return data  # img2dataset reports it
     made = cv2.imencode(".png", turned(eight_bits(pixels), orientation), [cv2.IMWRITE_PNG_COMPRESSION, 1])  # pyright: ignore
     return made[1].tobytes()
 
 
 def has_eight_bits(data: bytes) -> bool:
-    """Whether a file is of a format that has no more, or a PNG that says so."""
+    """Whether a file is of a format that has at most 8 bits, or a PNG whose header says so."""
     if data.startswith(PNG):
         return len(data) > 24 and data[24] <= 8
     return data.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM"))
 
 
 def exif_orientation(data: bytes) -> int:
-    """1 to 8; 1 where there is none, or nothing sensible."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     for sign, length in EXIF:
         at = data.find(sign)
-        # Behind WebP's sign a JPEG's may follow, which was looked for before.
+        # After WebP's marker there may be a JPEG's, which was looked for first.
         found = _orientation(data[at + length : at + length + (1 << 16)]) if at >= 0 else 1
         if found != 1:
             return found
@@ -95,7 +95,7 @@ def turned(pixels: Any, orientation: int) -> Any:
 
 
 def eight_bits(pixels: Any) -> Any:
-    """As advflyp's own decoder; ValueError where the range of the values is not agreed."""
+    """Convert to 8 bits as advflyp's own decoder does; ValueError if the pixels have no defined range of values."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:

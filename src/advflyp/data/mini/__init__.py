@@ -12,7 +12,7 @@ EMBEDDED = Path(__file__).parent / "corpus"
 # The training images whose concept is known, as labelled data for methods that need labels.
 PROXY = "proxy"
 PROXY_RENDERINGS = 3  # a concept is a class of the proxy set when the corpus shows it this often
-# Sets that are made on the user's machine, because of their licences or their size, and their sources.
+# Sets built on the user's machine because of their licence or size: {set: its source}.
 ON_DEMAND = {"openmoji": "openmoji", "stamps": "tuxpaint", "fashion-train": "fashion-mnist"}
 # The builder is not in the wheel.
 BUILD = "python -m tools.mini_corpus.build"

@@ -1,4 +1,4 @@
-"""Captions as the web writes them: names, keywords, a few templates, group words; noise stays."""
+"""Web-style captions: names, keywords, a few templates, group words; noise included."""
 
 import random
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def caption(meta: Mapping[str, Any], rng: random.Random) -> str:
     """One caption for an image, never empty; the same state of `rng` gives the same one.
 
     Args:
-        meta: Its KEY.json, of which name is needed; tags, group and style are used where they are there.
+        meta: The image's KEY.json. The name is required; tags, group and style are used if present.
     """
     name = str(meta["name"]).strip() or "picture"
     style = meta.get("style") or "picture"

@@ -30,10 +30,10 @@ MANIFEST = "manifest.json"
 
 
 def corpus_folder(name: str) -> Path | None:
-    """The mini corpus that `name` means ("mini", "mini-full" or a built folder), None if it is no mini corpus.
+    """The folder of the mini corpus `name` ("mini", "mini-full" or a built folder); None if it is not a mini corpus.
 
     Raises:
-        ValueError: Where "mini-full" has not been built.
+        ValueError: "mini-full" has not been built.
     """
     if name == "mini":
         return EMBEDDED
@@ -48,7 +48,7 @@ def corpus_folder(name: str) -> Path | None:
 
 
 def labelled_concepts(classes: Sequence[str], config: DataConfig, seed: int) -> list[str]:
-    """The classes of the embedded corpus' labelled images that `config.source` has and `config.classes` draws."""
+    """The classes of the embedded labelled images: those in `config.source`, then `config.classes` drawn from them."""
     if (sources := config.chosen_sources()) is not None:
         there = {meta["concept"] for meta in read_shards(EMBEDDED)[1] if meta["source"] in sources}
         classes = [name for name in classes if name in there]
@@ -62,11 +62,11 @@ class MiniPairs:
 
     Args:
         folder: The corpus.
-        how: Of its `config`, `batch_size`, `limit` and `source` are used. Images are composed on its `device`.
-        concepts: Only the images of these; `config.limit` then takes them evenly.
+        how: Only `batch_size`, `limit` and `source` of its `config` are used. Images are composed on its `device`.
+        concepts: Use only images of these concepts; `config.limit` then selects class-balanced images.
 
     Raises:
-        ValueError: Where the corpus does not fill one batch.
+        ValueError: The corpus does not fill one batch, or lacks a source of `config.source`.
     """
 
     def __init__(self, folder: Path, how: Reading, concepts: Sequence[str] | None = None) -> None:
@@ -85,7 +85,7 @@ class MiniPairs:
             places = balanced([label[metas[row]["concept"]] for row in keep], config.limit, seed)
             keep = [keep[place] for place in places]
         elif config.limit is not None and config.limit < len(keep):
-            # The shards are grouped by source: a random subset, not the first source.
+            # The shards are grouped by source, so the subset is random: the first N would be of one source.
             keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
         self.images = images.subset(keep)
         self.metas = metas = [metas[row] for row in keep]
@@ -116,13 +116,13 @@ class MiniPairs:
             rgba = to_device(torch.from_numpy(self.images[index.numpy()]), self.device).permute(0, 3, 1, 2)
             images = compose(rgba, self.mono[index], generator)
             images = augment(images, self.mirror[index], generator)
-            # Composed as a whole by every rank, so that several see the images of one: composing costs little.
+            # Every rank composes the whole batch, so that all ranks see what a single one would; composing is cheap.
             mine = slice(*self.share.of_last(len(index)))
             about = {key: values[mine] for key, values in self.about(index, rng).items()}
             yield Batch(images=images[mine], **about, position={"batch": batch + 1})
 
     def about(self, index: Tensor, rng: random.Random) -> dict[str, Any]:
-        """What the images at `index` come with."""
+        """The other fields of a batch of the images at `index`."""
         return {"captions": [caption(self.metas[i], rng) for i in index.tolist()]}
 
 
@@ -132,7 +132,7 @@ class MiniLabelled(MiniPairs):
     Args:
         folder, how: As in `MiniPairs`.
         classes: Concepts, in the order of the labels.
-        templates: Prompts, of which the first makes the captions; of several in the recipe each caption draws one.
+        templates: Prompts; the first makes the captions. If the recipe names several, each caption draws one.
     """
 
     def __init__(self, folder: Path, how: Reading, classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -171,7 +171,7 @@ def compose(images: Tensor, mono: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _backdrops(n: int, height: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(n, 3, height, 1) colours of each row of a background, and (n, 3, 1, 1) of an ink that stands out from it."""
+    """(n, 3, height, 1) background colours by row, and (n, 3, 1, 1) ink colours that contrast with them."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -194,8 +194,8 @@ def augment(images: Tensor, mirror: Tensor, generator: torch.Generator) -> Tenso
 
     Args:
         images: (N, 3, H, W) in [0, 1], on any device.
-        mirror: (N,) bool, on the CPU; False for flags and letters, which mean something else mirrored.
-        generator: The source of all of it, on the CPU.
+        mirror: (N,) bool, on the CPU; False for flags and letters, whose mirror image means something else.
+        generator: Source of all random numbers, on the CPU.
 
     Returns:
         (N, 3, H, W) in [0, 1], on the device of `images`.

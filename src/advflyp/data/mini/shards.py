@@ -16,7 +16,7 @@ from advflyp.data.mini import BUILD
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of a shard's members, in order; a reader of any tar takes five times as long.
+    """The names and contents of a shard's members, in order. A general tar reader takes five times as long.
 
     Raises:
         OSError, EOFError, zlib.error: For a damaged file; gzip's checksum covers all of it.
@@ -56,7 +56,7 @@ def read_encoded(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
 
 
 def read_shards(folder: Path) -> tuple["LazyImages", list[dict[str, Any]]]:
-    """As `read_encoded`, with the images to be decoded."""
+    """As `read_encoded`, with images that are decoded on demand."""
     files, metas = read_encoded(folder)
     return LazyImages(list(files.values())), metas
 
@@ -71,7 +71,7 @@ class LazyImages:
     def __init__(self, files: Sequence[bytes]) -> None:
         self.files = files
         width, height = Image.open(io.BytesIO(files[0])).size
-        # Memory that is not written to is not taken.
+        # Pages that are never written to take no memory.
         self.pixels = np.empty((len(files), height, width, 4), np.uint8)
         self.decoded = np.zeros(len(files), bool)
 

@@ -1,8 +1,8 @@
 """Files by pattern, on this machine or anywhere fsspec reaches (s3, gs, https, hf, …).
 
-There are two kinds of addresses. What the user names, on a command line or in a recipe, may be anything that fsspec
-opens. What a file names (a cell of a table) is its author's choice, who may be a stranger: `named_in` says what that
-may be, and `read_named` reads it.
+There are two kinds of addresses. Those that the user names, on a command line or in a recipe, may be anything that
+fsspec opens. Those in a file (a cell of a table) were chosen by its author, who may be a stranger: `named_in` decides
+which are allowed, and `read_named` reads them.
 """
 
 import os
@@ -26,22 +26,22 @@ from advflyp.errors import RunError, SkippedSample
 from advflyp.limits import FETCH_SECONDS, MAX_IMAGE_BYTES, open_regular, read_image_file, read_image_stream
 
 GLOB = set("*?[")
-# Files that a pattern may name, digits of a number in its braces, and how deeply these may nest.
+# Maximum files that a pattern may name, digits of a number in its braces, and depth of nested braces.
 MAX_NAMED, MAX_DIGITS, MAX_NESTED = 1_000_000, 12, 16
 WEB = ("http", "https")
-# What a file may name: the web, through the guard of `data download`, and stores whose hosts an address cannot choose.
+# Schemes allowed in a file: the web, through the guard of `data download`, and stores whose host no address can set.
 FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
-# As `requests` quotes addresses: what is quoted already stays.
+# Characters left as they are, as in `requests`: addresses that are quoted already do not change.
 SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 def is_remote(address: str) -> bool:
-    """Whether it is fsspec's: s3://…, https://…"""
+    """Whether it is an fsspec address: s3://…, https://…"""
     return "://" in address
 
 
 def open_binary(address: str) -> BinaryIO:
-    """Readable and seekable; ValueError where it cannot be opened."""
+    """Open a readable and seekable stream; ValueError if that fails."""
     if is_remote(address):
         try:
             system, path = fsspec.url_to_fs(address)
@@ -59,11 +59,11 @@ def open_binary(address: str) -> BinaryIO:
 
 
 def explain_failure(address: str, error: BaseException) -> str:
-    """Why a server does not give what is at an address: a sentence that tells an absent file from an absent network.
+    """Why an address cannot be read: a sentence that distinguishes a missing file from a network failure.
 
     Args:
         address: What was asked for.
-        error: What urllib, fsspec or one of its file systems raised; what it was raised from says more.
+        error: What urllib, fsspec or one of its file systems raised; its causes are examined too.
     """
     causes = _causes(error)
     status = next((code for cause in causes if (code := _status(cause)) is not None), None)
@@ -87,7 +87,7 @@ def explain_failure(address: str, error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised from, the outermost first; urllib keeps that in `reason`."""
+    """An error and its causes, the outermost first; urllib keeps the cause in `reason`."""
     found: list[BaseException] = []
     link: Any = error
     while isinstance(link, BaseException) and link not in found:
@@ -97,36 +97,36 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The answer of HTTP that an error stands for, as urllib, aiohttp, and clients with a `response` keep it."""
+    """The HTTP status of an error, as urllib, aiohttp, and clients with a `response` store it."""
     places = (error, getattr(error, "response", None))
     values = (getattr(place, name, None) for place in places for name in ("status", "code", "status_code"))
     return next((value for value in values if isinstance(value, int) and value >= 400), None)
 
 
 def _system_says(error: OSError) -> str | None:
-    """ "Connection refused", whatever words a library has for it; those of `gaierror` have negative numbers."""
+    """The system's message, such as "Connection refused"; the error's own for `gaierror`, whose errno is negative."""
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether no server answered; botocore, aiohttp and httpx have no class for it in common."""
+    """Whether no server answered; botocore, aiohttp and httpx share no error class for this."""
     known = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
     return known or bool(re.search("Connect|Timeout|DNS", type(error).__name__))
 
 
 def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
-    """The address of what a table calls `name`; a relative name starts from the table's folder.
+    """The address of the file that a table calls `name`; a relative name starts from the table's folder.
 
-    A table of this machine may name its files, one that is elsewhere what is below its own folder. Both may name
-    addresses of FOREIGN.
+    A local table may name any local file, a remote one only files below its own folder. Both may name addresses with
+    a scheme in FOREIGN.
 
     Args:
         table: The table's own address, which the user named.
-        name: What stands in a cell.
-        local: Folders of this machine of which a table that is elsewhere may name the files.
+        name: The text of a cell.
+        local: Local folders whose files a remote table may name.
 
     Raises:
-        SkippedSample: A table may not name this.
+        SkippedSample: The table may not name this file.
     """
     folder = table.rpartition("/")[0]
     below, climbs = name.removeprefix(f"{folder}/"), ".." in re.split(r"[/\\]", name)
@@ -135,7 +135,7 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
     scheme = _scheme(name)
     if is_remote(name) and (scheme in WEB or (scheme in FOREIGN and "::" not in name)):
         return name
-    # fsspec would open a chain of file systems.
+    # fsspec would open a chain of file systems for "::".
     if is_remote(name) or (is_remote(table) and "::" in name and not name.startswith("/")):
         raise SkippedSample("address of a kind that a table may not name")
     name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
@@ -155,7 +155,7 @@ def read_named(address: str, table: str) -> bytes:
 
     Args:
         address: The image's address.
-        table: Which names it; its own host may be private, since the user named it. Empty where no table does.
+        table: The table that names it, else empty; the table's own host may be private, since the user named it.
 
     Raises:
         SkippedSample: It cannot be read, is larger than MAX_IMAGE_BYTES, took too long, or is at a private address.
@@ -187,7 +187,7 @@ def _fetch(address: str, table: str) -> bytes:
     except HTTPError as error:
         error.close()  # it holds the answer
         if error.code < 400:
-            raise  # a redirect to what is no address of the web
+            raise  # a redirect away from http and https
         raise SkippedSample(f"its server answers {error.code}") from None
     except URLError as error:
         if isinstance(error.reason, guard.Refused):
@@ -216,17 +216,17 @@ def expand(pattern: str, inside: str) -> list[str]:
     Remote names without a glob are taken as they are.
 
     Args:
-        pattern: Here or remote.
+        pattern: Local or remote.
         inside: Glob of the files that a folder stands for, such as "*.tar*"; a remote folder ends with "/".
 
     Raises:
-        ValueError: A part matches nothing; names it.
+        ValueError: A part matches nothing; the message names that part.
     """
     if brace_count(pattern) > MAX_NAMED:
         raise ValueError(f"{pattern[:100]} names more than {MAX_NAMED:,} files; name fewer, or their folder")
     path = Path(pattern).expanduser()
     if not is_remote(pattern) and path.is_file():
-        return [str(path)]  # its name may hold the signs of a pattern
+        return [str(path)]  # its name may contain pattern characters
     found: list[str] = []
     for one in braceexpand.braceexpand(pattern):
         matches = _remote(one, inside) if is_remote(one) else _local(one, inside)
@@ -237,7 +237,7 @@ def expand(pattern: str, inside: str) -> list[str]:
 
 
 def brace_count(pattern: str) -> int:
-    """At most so many names come of the {braces} of a pattern."""
+    """An upper bound on the number of names that the {braces} of a pattern expand to."""
     factors: list[int] = []
     # `braceexpand` ignores a line break before the closing brace.
     for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\n?\}", pattern):
@@ -246,7 +246,7 @@ def brace_count(pattern: str) -> int:
         factors.append(abs(int(last) - int(first)) // max(1, int(step or 1)) + 1)
     for first, last in re.findall(r"\{([A-Za-z])\.\.([A-Za-z])", pattern):
         factors.append(abs(ord(last) - ord(first)) + 1)
-    choices: list[int] = []  # of every brace that is open
+    choices: list[int] = []  # one entry for each open brace
     for sign in re.findall(r"\\.|[{},]", pattern):
         if sign == "{":
             choices.append(1)

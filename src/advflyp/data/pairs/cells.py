@@ -1,8 +1,8 @@
-"""Cells of tables as captions and addresses: text, or what libraries make of text on its way into a table.
+"""Table cells as captions and addresses: text, or whatever a library turned text into when it wrote the table.
 
 pandas writes a missing caption as "nan" and a list of captions as "['one', 'two']"; Spark stores text as bytes; COCO on
-the Hugging Face hub has {"raw": caption, "tokens": […]}. What is no text is refused: its Python notation would be
-trained on as a caption.
+the Hugging Face hub has {"raw": caption, "tokens": […]}. Anything that is not text is refused: otherwise its
+Python notation would be trained on as a caption.
 """
 
 import ast
@@ -17,18 +17,18 @@ from advflyp.limits import MAX_IMAGE_BYTES
 
 # What captions are called, the likeliest first; case does not matter.
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "title", "sentence", "sentences", "raw", "description")
-# How Python, NumPy, pandas, JSON and SQL write a value that is not there.
+# How Python, NumPy, pandas, JSON and SQL write a missing value.
 MISSING = frozenset(("", "None", "nan", "NaN", "null", "NULL", "<NA>"))
 # Python's or NumPy's notation of a list of texts; NumPy separates them by white space alone.
 _TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LIST = re.compile(rf"\[\s*(?:(?:{_TEXT}|None|nan)(?:\s*,)?\s*)*\]", re.DOTALL)
-# Longer text is nobody's list of captions.
+# Longer text is never a list of captions.
 MAX_NOTATION = 100_000
 MAX_PATH_BYTES = 4096
 
 
 def captions_in(value: Any) -> list[str]:
-    """The captions in a cell, none where it is empty: text, UTF-8 bytes, {"raw": …}, or a list of these.
+    """The captions in a cell, none if it is empty. A cell is text, UTF-8 bytes, {"raw": …}, or a list of these.
 
     Raises:
         SkippedSample: It is anything else, such as a number.
@@ -55,7 +55,7 @@ def _captions_of_one(value: Any) -> list[str]:
 
 
 def image_in(value: Any) -> bytes | str | None:
-    """The encoded image in a cell, its path or address, or None where there is none.
+    """The encoded image in a cell, its path or address, or None if there is none.
 
     A cell is one of these, Hugging Face's {"bytes": …, "path": …}, or a list of one.
 
@@ -78,7 +78,7 @@ def image_in(value: Any) -> bytes | str | None:
 
 
 def address_in(value: Any) -> str | None:
-    """The web address in a cell, None where there is none; `SkippedSample` for what is not text."""
+    """The web address in a cell, None if there is none; `SkippedSample` for what is not text."""
     value = _only(value, "addresses")
     if _is_missing(value):
         return None
@@ -96,7 +96,7 @@ def names_a_file(text: str) -> bool:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """UTF-8 as text; `SkippedSample` where it is none."""
+    """Decode UTF-8; `SkippedSample` if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -120,7 +120,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_path(data: bytes) -> bool:
-    """Whether bytes are the name of an image file, as text is stored by writers that know no text."""
+    """Whether bytes are the name of an image file, since some writers store text as bytes."""
     try:
         text = data.decode() if len(data) <= MAX_PATH_BYTES else ""
     except UnicodeDecodeError:
@@ -129,7 +129,7 @@ def _is_path(data: bytes) -> bool:
 
 
 def _without_notation(value: Any) -> Any:
-    """The list, mapping or bytes whose JSON or Python notation a text is; any other value as it is."""
+    """Parse text that is JSON or Python notation for a list, mapping or bytes; return other values as they are."""
     if not isinstance(value, str) or len(value) > MAX_NOTATION:
         return value
     text = value.strip()
@@ -139,13 +139,13 @@ def _without_notation(value: Any) -> Any:
         return [found for one in re.findall(_TEXT, text) if (found := _literal(one)) is not None]
     found = _literal(text)
     parts = found if isinstance(found, list) else [found]
-    # A caption may be in brackets: only what holds text was a notation.
+    # A caption may itself be in brackets: only notation that holds text is parsed.
     is_notation = all(isinstance(part, str | bytes | Mapping) or _is_missing(part) for part in parts)
     return found if found is not None and is_notation else value
 
 
 def _literal(text: str) -> Any:
-    """What JSON or Python mean by it, None where it is neither."""
+    """The value of JSON or Python notation; None if the text is neither."""
     for parse in (parse_json, ast.literal_eval):
         try:
             return parse(text)

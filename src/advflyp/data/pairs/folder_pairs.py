@@ -18,7 +18,7 @@ class FolderPairs:
 
     Args:
         folder: The folder.
-        captions: Whether there have to be any.
+        captions: Whether captions are required.
 
     Raises:
         ValueError: There is no pair at all, or no image.
@@ -53,7 +53,7 @@ def has_pairs(folder: Path) -> bool:
 
 
 def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
-    """Every image, the text of each, and the texts of none."""
+    """Every image, the text of each, and the texts without an image."""
     beside = _captions_beside(folder)
     found: list[tuple[Path, str, str]] = []  # folder, name without suffix, path
     texts: dict[Path, dict[str, str]] = {}  # path without suffix: {suffix: path}
@@ -66,7 +66,7 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
                     texts.setdefault(where / stem, {})[suffix.lower()] = str(where / name)
                 elif name in images and place is folder:
                     found.append((where, stem, str(where / name)))
-    # Of files of one name, the one that holds the captions.
+    # If several files share a name, the one that holds the captions.
     first = {
         place: next(files[one] for one in CAPTION_SUFFIXES if one in files) for place, files in texts.items()
     }
@@ -76,7 +76,7 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
         places = [where / stem] if apart is None else [where / stem, apart / stem]
         own.append(next((place for place in places if place in texts), None))
     paired = set(own)
-    # A file of JSON may be about anything.
+    # A lone JSON file may be about anything.
     lonely = [
         first[place]
         for place, files in texts.items()
@@ -86,7 +86,7 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
 
 
 def _captions_beside(folder: Path) -> Path | None:
-    """Where the captions of a folder are that is itself called `images`."""
+    """The folder `captions` beside a folder that is itself called `images`; else None."""
     real = folder.resolve()
     captions = real.with_name(CAPTIONS)
     return captions if real.name == IMAGES and captions.is_dir() else None

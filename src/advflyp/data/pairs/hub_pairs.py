@@ -28,7 +28,7 @@ class HubPairs:
     """A Hugging Face dataset: "hf:NAME", "hf:NAME@SPLIT", or a folder that `save_to_disk` wrote.
 
     Raises:
-        ValueError: It cannot be had, or the package `datasets` is missing.
+        ValueError: It cannot be loaded, or the package `datasets` is missing.
     """
 
     def __init__(self, name: str, columns: Columns) -> None:
@@ -48,9 +48,9 @@ class HubPairs:
             found = found[split]
         self.image, self.caption = columns.find(found.column_names, name)
         wanted = [self.image] if self.caption is None else [self.image, self.caption]
-        # As they are stored: nothing is decoded, in lists neither.
+        # As they are stored: nothing is decoded, not even inside lists.
         self.data: Any = found.select_columns(wanted).with_format("arrow")
-        # A dataset of the hub may name files of its repository, and those that `datasets` has unpacked.
+        # A hub dataset may name files in its repository, and those that `datasets` has unpacked.
         self.table = f"{'' if Path(place).is_dir() else 'hf://datasets/'}{place}/{self.image}"
         config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
         self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
@@ -66,7 +66,7 @@ class HubPairs:
 
 
 def _load_dataset(place: str) -> Any:
-    """What `datasets` makes of a folder or of a name on the hub; of the latter its cache, where the hub refuses it."""
+    """Load a folder or a name on the hub with `datasets`; the latter from the cache, if the hub does not serve it."""
     refusal: ValueError | None = None
     if not Path(place).is_dir():
         try:

@@ -1,9 +1,9 @@
-"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and what makes a sample skipped.
+"""The one decoder: encoded images → RGB images and pixels at the model's resolution, and which images are skipped.
 
 Training pairs, labelled sets, retrieval, overlap, captions, `predict` and `attack` all decode here, so that the same
 file is the same pixels everywhere. Chosen by measurement (`benchmarks/loader.py`): JPEGs go through libjpeg-turbo
-(simplejpeg) and torchvision's resize of uint8 tensors, which differ from Pillow's by a hundredth of a grey level in the
-mean; anything unusual is Pillow's.
+(simplejpeg) and torchvision's resize of uint8 tensors, which differ from Pillow's by a hundredth of a grey level on
+average; Pillow decodes anything unusual.
 """
 
 import struct
@@ -28,18 +28,18 @@ from advflyp.data.pairs import jpeg_xl
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED
 
-# Formats that Pillow decodes itself; of others (PostScript, for example) it would start a program.
+# Formats that Pillow decodes itself; for others (PostScript, for example) it would start a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL")
-# Of these, what is not loaded with Pillow; AVIF came with Pillow 11.3.
+# Plugins for these that are not loaded with Pillow; AVIF came with Pillow 11.3.
 PLUGINS = ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin")
-# Packages that add a format to Pillow, where they are installed, and what has to be called in them.
+# Optional packages that add a format to Pillow, and the function in them that registers it.
 PACKAGES = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 # Brands of HEIF files, as their first box names them.
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 NEEDS_HEIF = "HEIC image (pip install pillow-heif, or convert it to JPEG)"
 NEEDS_JXL = "JPEG XL image (pip install pillow-jxl-plugin, or convert it to JPEG)"
 NEEDS_AVIF = "AVIF image (pip install 'pillow>=11.3', or convert it to JPEG)"
-# What Pillow and the libraries behind it raise for a file that is no image, or half of one.
+# What Pillow and the libraries behind it raise for a file that is not an image, or a truncated one.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
     zlib.error, Image.DecompressionBombError,
@@ -68,7 +68,7 @@ WHITE_IS_ZERO, SIGNED = 0, 2
 class ImageReader:
     """Images as training takes them: (3, H, W) uint8 at the model's resolution.
 
-    The geometry is open_clip's. Its float pixels and these differ by rounding to 8 bits and the resize's arithmetic.
+    The geometry is open_clip's. Pixels differ from its floats by the rounding to 8 bits and the resize's arithmetic.
 
     Args:
         settings: open_clip's preprocessing of the model ("preprocess_cfg").
@@ -96,13 +96,13 @@ class ImageReader:
             )
         self.interpolation = InterpolationMode(parsed.interpolation)
         self.to = list(self.size) if mode == "squash" else [resize or min(self.size)]
-        # open_clip pads for "longest", and for an oblong "shortest" resizes in its own way: rare, so left to it.
+        # open_clip pads for "longest", and resizes a non-square "shortest" in its own way. Both are rare: left to it.
         self.own = mode == "longest" or (mode == "shortest" and height != width)
         transform: Any = image_transform_v2(parsed, is_train=False)
         self.transform = Compose(transform.transforms[:-1])
 
     def from_bytes(self, data: bytes) -> Tensor:
-        """An encoded image → (3, H, W) uint8; `SkippedSample` where it is none, damaged, too small or too large."""
+        """An encoded image → (3, H, W) uint8; `SkippedSample` if it is no image, damaged, too small or too large."""
         image = open_image(data)
         if not self.own and _is_plain_jpeg(image):
             with suppress(ValueError):  # cut off, or recoverable: Pillow knows which
@@ -130,16 +130,16 @@ def read_image(
         data: The bytes of the file.
         upright: Whether EXIF orientation is applied. The protocols of the published benchmarks ignore it.
         border: Pixels to cut off on each side, before the image is turned.
-        min_side: A smaller image is refused. Labelled sets are measured whole.
+        min_side: Smaller images are skipped. Labelled sets pass 1, so that all of their images are evaluated.
 
     Raises:
-        SkippedSample: There is no such image.
+        SkippedSample: The image cannot be decoded, or its size is out of bounds.
     """
     return finish_image(open_image(data, min_side), upright=upright, border=border)
 
 
 def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
-    """The image before anything is decoded; refused by its size if that is beyond reason."""
+    """Open an image without decoding it; `SkippedSample` if it is unreadable or its size is out of bounds."""
     if not data:
         raise SkippedSample("empty image file")
     _check_jpeg_xl(data)
@@ -150,14 +150,14 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     except UNREADABLE:
         raise SkippedSample(_not_read(data)) from None
     check_size(image, min_side)
-    # A progressive JPEG may go over all its pixels as often as it likes, at a few bytes each time.
+    # A progressive JPEG may scan all its pixels any number of times, for a few bytes per scan.
     if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
         raise SkippedSample("image takes too long to decode")
     return image
 
 
 def _not_read(data: bytes) -> str:
-    """Why Pillow does not know the format of a file."""
+    """Why Pillow cannot open a file."""
     if data.startswith((jpeg_xl.SIGNATURE, jpeg_xl.CONTAINER)):
         return "unreadable image" if "JXL" in _formats() else NEEDS_JXL
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
@@ -184,7 +184,7 @@ def check_size(image: Image.Image, min_side: int = MIN_SIDE) -> None:
 
 
 def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
-    """An image of `open_image`, decoded and converted; see `read_image`."""
+    """Decode and convert an image from `open_image`; see `read_image`."""
     try:
         image.load()
         return as_rgb(image, upright=upright, border=border)
@@ -193,13 +193,13 @@ def finish_image(image: Image.Image, *, upright: bool = True, border: int = 0) -
 
 
 def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Image.Image:
-    """A decoded image of any of Pillow's modes as `read_image` gives it; one that it gave already is left as it is.
+    """Convert a decoded image of any Pillow mode as `read_image` does; its own results are returned as they are.
 
     16-bit pixels are scaled by 1/257; floats must be in [0, 1]. Pillow's own conversions clip both at 255, which makes
     16-bit images white and floats black.
 
     Raises:
-        SkippedSample: The pixels have no agreed range of values.
+        SkippedSample: The pixels have no defined range of values.
     """
     if image.mode == "RGB" and not image.info and not border:
         return image
@@ -209,7 +209,7 @@ def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Imag
         image = image.crop((border, border, image.width - border, image.height - border))
     if turn is not None:
         image = image.transpose(turn)
-    image.info = {}  # or it would be turned again by whoever reads its metadata next
+    image.info = {}  # or the next reader of its metadata would rotate it again
     return image
 
 
@@ -224,7 +224,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Of FORMATS, what this Pillow has; to load all plugins that it has would take a third of a second."""
+    """The FORMATS that this Pillow supports; loading all of its plugins would take a third of a second."""
     Image.preinit()
     for name in PLUGINS:
         if find_spec(name):
@@ -238,22 +238,22 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as the metadata say; 1 where they say nothing, or nothing sensible."""
+    """The orientation in the metadata, 1 to 8; 1 if it is missing or invalid."""
     if not any(key in image.info for key in METADATA):
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except UNREADABLE:
-        return 1  # whoever wrote the metadata wrote good pixels nevertheless
+        return 1  # the pixels are good even if the metadata are not
     return value if isinstance(value, int) and value in TURNS else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Of integers above 8 bits and floats, which are always grey."""
+    """Convert integers above 8 bits and floats, which are always grey, to 8 bits; other images stay as they are."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
-    # Only files that Pillow read itself have the tags of a TIFF.
+    # Only TIFF files that Pillow has read have these tags.
     tags: Any = getattr(image, "tag_v2", {})
     bits = max(tags.get(BITS_PER_SAMPLE, (16,)))
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())

@@ -1,4 +1,4 @@
-"""The size that a JPEG XL image says it has: the plugin of Pillow decodes all pixels before it can be asked."""
+"""The size in the header of a JPEG XL image: Pillow's plugin decodes all pixels before it reports the size."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,14 @@ CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 # ISO/IEC 18181-1: the bits of a length, by the two bits before it, and ratios of width to height.
 _LENGTHS = (9, 13, 18, 30)
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
-# More than the header of a size has.
+# Bytes to read: more than a size header has.
 _HEADER = 16
-# Usual are three to ten.
+# Maximum number of boxes; three to ten are usual.
 _BOXES = 1000
 
 
 def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height; None for another format; `SkippedSample` where the header is damaged."""
+    """Width and height; None for another format; `SkippedSample` if the header is damaged."""
     if data.startswith(CONTAINER):
         code = b"".join(_codestream(data))[:_HEADER]
         if not code.startswith(SIGNATURE):
@@ -36,7 +36,7 @@ def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _codestream(data: bytes) -> Iterator[bytes]:
-    """The beginnings of the boxes of a container that hold the image."""
+    """The first bytes of each box of a container that holds image data."""
     place = 0
     for _ in range(_BOXES):
         if place + 8 > len(data):
@@ -47,7 +47,7 @@ def _codestream(data: bytes) -> Iterator[bytes]:
         end = place + size if size else len(data)
         if end < place + head:
             return
-        # A part has its number before it.
+        # A partial codestream is preceded by its number.
         begin = place + head + (4 if kind == b"jxlp" else 0)
         if kind in (b"jxlc", b"jxlp"):
             yield data[begin : min(end, begin + _HEADER)]
@@ -55,7 +55,7 @@ def _codestream(data: bytes) -> Iterator[bytes]:
 
 
 class _Bits:
-    """Bits from the lowest of the first byte on; zeros behind the end."""
+    """Bits in order, from the lowest one of the first byte; zeros after the end."""
 
     def __init__(self, data: bytes) -> None:
         self.left = int.from_bytes(data, "little")

@@ -44,16 +44,16 @@ class Manifest:
     # mean_words, median_words, max_words, mean_characters
     captions: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)  # median_width, median_height
-    source: dict[str, Any] = field(default_factory=dict)  # whatever whoever made them recorded
+    source: dict[str, Any] = field(default_factory=dict)  # whatever the maker of the shards recorded
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
 
 
 def read_manifest(folder: Path | str) -> Manifest | None:
-    """The manifest of a folder of shards, None where there is none of ours; ValueError for a damaged one.
+    """The manifest of a folder of shards; None if there is none in our format; ValueError for a damaged one.
 
     Args:
-        folder: Also an address of fsspec's; one whose manifest cannot be opened has none.
+        folder: A path or an fsspec address; a manifest that cannot be opened counts as missing.
     """
     path = f"{str(folder).rstrip('/')}/{FILE}"
     if not is_remote(path) and not Path(path).is_file():
@@ -62,7 +62,7 @@ def read_manifest(folder: Path | str) -> Manifest | None:
         with open_binary(path) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except ValueError:
-        # A bucket answers for what is not there in many ways.
+        # Buckets report a missing file in many ways.
         return None
     instead = "remove it, and the shards are counted instead"
     if len(data) > MAX_MANIFEST_BYTES:
@@ -90,7 +90,7 @@ def describe_shards(
     source: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Read shards and say what they hold; what cannot be used in them joins `failures`."""
+    """Read shards and describe what they hold; samples that cannot be used are added to `failures`."""
     facts: list[ShardFacts] = []
     bad = Counter(failures or {})
     # {number: how often}, not lists: those of ten million pairs would fill the memory.
@@ -136,6 +136,6 @@ def describe_shards(
 
 
 def _median(counts: Counter[int]) -> float:
-    """Of {number: how often}: the one or two numbers in the middle."""
+    """The median of a table {number: how often}."""
     ordered = Counter(dict(sorted(counts.items()))).elements()
     return statistics.median(islice(ordered, (counts.total() - 1) // 2, counts.total() // 2 + 1))

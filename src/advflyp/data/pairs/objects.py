@@ -15,16 +15,16 @@ ADVICE = "each must be (image, caption), the caption a text or a list of texts"
 
 
 def open_objects(pairs: Any, size: int | None = None) -> Indexed | Sharded:
-    """The source of pairs that an object is.
+    """Wrap an object as a source of pairs.
 
     Args:
-        pairs: (image, caption) items. An image is what `LabelledSet` takes; a caption a text, or a list of texts of
-            which one is drawn each epoch. With a length and items by number (a map-style `Dataset`, a list) every
+        pairs: (image, caption) items. Images are as in `LabelledSet`; a caption is a text, or a list of texts from
+            which one is drawn each epoch. If it has a length and can be indexed (a map-style `Dataset`, a list), every
             epoch is a permutation; anything else is iterated anew each epoch and shuffled within data.shuffle_buffer.
-        size: How many items an iterable without a length gives (data.size).
+        size: Number of items in an iterable without a length (data.size).
 
     Raises:
-        ValueError: It is no such thing, is used up by iterating once, or nothing says how many items it has.
+        ValueError: It is not such an object, can be iterated only once, or its number of items is unknown.
     """
     name = dataset_name(pairs)
     if hasattr(pairs, "__getitem__") and hasattr(pairs, "__len__"):
@@ -42,7 +42,7 @@ def open_objects(pairs: Any, size: int | None = None) -> Indexed | Sharded:
 
 
 class DatasetPairs:
-    """Pairs that can be had by number. Items are asked for one at a time, by one thread."""
+    """Pairs that can be indexed. Items are requested one at a time, by one thread."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name
@@ -65,7 +65,7 @@ class DatasetPairs:
 
 @dataclass
 class IterablePairs:
-    """Pairs in the order of an iterable, a `Shard`; offsets are numbers of items, those before are passed over."""
+    """An iterable of pairs, in its own order, as a `Shard`; an offset is the number of items to skip."""
 
     iterable: Any
     name: str
@@ -77,7 +77,7 @@ class IterablePairs:
 
 
 def _sample(key: str, item: Any) -> Sample:
-    """An (image, caption) item as a sample; NotAnItem where it is none."""
+    """An (image, caption) item as a sample; NotAnItem if it is not one."""
     if not (isinstance(item, tuple | list) and len(item) == 2):
         raise NotAnItem(f"{key} is a {type(item).__name__}; {ADVICE}")
     image = to_pil(item[0], f"the image of {key}")

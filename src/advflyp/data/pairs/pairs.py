@@ -1,7 +1,7 @@
 """Image–text pairs as shuffled batches, wherever they are stored.
 
-The order of an epoch depends on (seed, epoch) alone, whatever the number of decoding threads, and every batch says
-where the source stands behind it: that position is all a resumed run needs.
+The order of an epoch depends only on (seed, epoch), not on the number of decoding threads. Every batch carries the
+position of the source after it, which is all that a resumed run needs.
 """
 
 from abc import ABC, abstractmethod
@@ -42,7 +42,7 @@ class Pairs(Protocol):
         ...
 
     def epoch(self, epoch: int, start: Position | None = None) -> Iterator[Batch]:
-        """Batches of one epoch: images, captions and a position, of a labelled set also labels.
+        """Batches of one epoch: images, captions and a position; for a labelled set, also labels.
 
         Args:
             start: The position of the last batch already seen in this epoch.
@@ -60,7 +60,7 @@ class Reading:
     device: torch.device  # where images become floats; they get there as bytes
     share: Share  # which rows of a batch this rank makes
     tokenizer: Tokenizer | None = (
-        None  # makes "tokens" of the captions, where that is to be done with the batch
+        None  # tokenizes the captions into "tokens", if that is to be done with the batch
     )
 
 
@@ -68,9 +68,9 @@ class Decoded(ABC, Generic[Raw]):
     """Batches of images decoded in threads; samples that cannot be used are skipped and counted in `skipped`.
 
     Args:
-        how: How they are made.
-        stream: What they are made of.
-        noun: What messages call its samples.
+        how: How the samples become batches.
+        stream: The undecoded samples.
+        noun: What messages call a sample.
     """
 
     def __init__(self, how: Reading, stream: Stream[Raw], noun: str) -> None:
@@ -84,13 +84,13 @@ class Decoded(ABC, Generic[Raw]):
 
     @abstractmethod
     def key(self, sample: Raw) -> str:
-        """What messages call it."""
+        """The name of a sample in messages."""
 
     @abstractmethod
     def decode(self, sample: Raw, epoch: int) -> dict[str, Any]:
-        """A row of the batch: "images" (3, H, W) uint8, "captions" a text, and of a labelled set "labels".
+        """A row of the batch: "images" (3, H, W) uint8, "captions" a text, and for a labelled set "labels".
 
-        Called from several threads; `SkippedSample` where the sample cannot be used.
+        Called from several threads; `SkippedSample` if the sample cannot be used.
         """
 
     def held(self, sample: Raw) -> int:
@@ -110,7 +110,7 @@ class Decoded(ABC, Generic[Raw]):
         for batch in made:
             self.skipped = batch.pop("skipped")
             if not batch:
-                continue  # behind the last full batch
+                continue  # only the skipped samples, after the last batch
             batch["images"] = batch["images"].to(self.how.device, non_blocking=True).float() / 255
             yield Batch(**batch)
 
@@ -120,10 +120,10 @@ class Decoded(ABC, Generic[Raw]):
         return BatchProcess(self, 3 * height * width * self.how.share.size, self.how.device)
 
     def batches(self, request: tuple[int, Position | None, Skipped]) -> Iterator[dict[str, Any]]:
-        """Batches of bytes with a copy of the skipped up to their end, and one of skipped alone behind the last.
+        """Batches of uint8 images, each with a copy of the skipped samples so far; then one more with only these.
 
         Args:
-            request: The epoch, the position where it begins, and what was skipped before.
+            request: The epoch, the position to start from, and the samples skipped before.
         """
         epoch, start, skipped = request
         skipped = skipped.copy()
@@ -178,7 +178,7 @@ class Decoded(ABC, Generic[Raw]):
 
 
 class DecodedPairs(Decoded[Sample]):
-    """Batches of the pairs of a stream. Of several captions one is drawn each epoch."""
+    """Batches of pairs from a stream. If an image has several captions, one is drawn each epoch."""
 
     def __init__(self, stream: Stream[Sample], how: Reading, captions: bool) -> None:
         super().__init__(how, stream, "pair" if captions else "image")
@@ -206,9 +206,9 @@ def open_pairs(how: Reading, *, captions: bool, pairs: Any = None) -> Pairs:
     """The pairs that `how.config.train` names.
 
     Args:
-        how: How they become batches.
-        captions: Whether they are wanted; if not, they are never read, and an image without one is a sample as well.
-        pairs: An object to read in place of what `config.train` names; see `open_objects`.
+        how: How the samples become batches.
+        captions: Whether captions are wanted. If not, they are never read, and an image without one is a sample too.
+        pairs: An object to read instead of `config.train`; see `open_objects`.
 
     Raises:
         ValueError: The source does not exist, or holds too few pairs for a batch.
@@ -222,7 +222,7 @@ def open_pairs(how: Reading, *, captions: bool, pairs: Any = None) -> Pairs:
 
     found = stream(config.train if pairs is None else pairs, config.limit, config.size, share)
     if config.also is not None:
-        # Sample by sample: a small second source has something for every rank.
+        # Split sample by sample, so that even a small second source has something for every rank.
         also = stream(config.also, None, None, Share(share.ranks, share.rank, share.ranks))
         found = Mixed(found, also, config.also_share, share.ranks)
     return DecodedPairs(found, how, captions)

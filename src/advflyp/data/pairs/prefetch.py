@@ -23,17 +23,17 @@ def threaded(
     ahead: int,
     held: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[tuple[T, R | str]]:
-    """Each item with what `work` makes of it, in order, or, as a text, why it is skipped.
+    """Each item, in order, with the result of `work` or, as a text, the reason why it is skipped.
 
-    Threads, not processes: decoding and resizing run outside the interpreter lock, and the order stays ours.
-    What else `work` raises is raised here. A consumer that stops early does not wait for what nobody wants.
+    Threads, not processes: decoding and resizing release the GIL, and the order is easy to keep. Any other exception
+    from `work` is raised here. A consumer that stops early does not wait for the items already started.
 
     Args:
         items: What to work on.
         work: Called from several threads at once; an item for which it raises `SkippedSample` is skipped.
         workers: Threads.
-        ahead: Items that are begun before they are asked for, at most.
-        held: Bytes of memory that an item holds; of those begun, no more than MAX_AHEAD_BYTES and one item.
+        ahead: Maximum number of items started before they are requested.
+        held: Memory that an item holds, in bytes; started items hold at most MAX_AHEAD_BYTES plus one item.
     """
 
     def tried(item: T) -> R | str:
@@ -63,7 +63,7 @@ def threaded(
 def stacked(
     decoded: Iterable[tuple[T, Tensor | str]], size: int, skip: Callable[[T, str], None]
 ) -> Iterator[tuple[list[T], Tensor]]:
-    """Batches of what `threaded` decoded: the items, and their tensors as one; the last may be smaller.
+    """Batches of the results of `threaded`: the items, and their tensors stacked; the last may be smaller.
 
     Args:
         decoded: Items, each with its tensor or why it is skipped.
@@ -86,9 +86,9 @@ def stacked(
 
 
 def prefetched(items: Iterable[T]) -> Iterator[T]:
-    """The items, up to three of them made by a thread before they are asked for. What it raises is raised here.
+    """The items, up to three of them made ahead by a thread, whose exceptions are raised here.
 
-    A consumer that stops early stops the thread, and waits for the item it is at.
+    A consumer that stops early stops the thread, and waits for the item being made.
     """
     iterator = iter(items)
     pool = ThreadPoolExecutor(1, "prefetch")

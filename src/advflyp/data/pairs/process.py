@@ -1,7 +1,7 @@
-"""Batches made in a process of their own, so that reading and decoding do not share the interpreter with the training.
+"""Make batches in a process of its own, so that reading and decoding do not share the interpreter with training.
 
-Parent and child talk over one socket. Images lie in memory of both, a few slots of a batch each; the child fills a
-free slot, and the parent gives it back when the device has its copy.
+Parent and child talk over one socket. Images are in shared memory, in a few slots of one batch each; the child fills a
+free slot, and the parent gives it back once the device has its copy.
 """
 
 import mmap
@@ -35,7 +35,7 @@ _END = None
 
 
 class Batches(Protocol):
-    """What can be made elsewhere: it has to be picklable."""
+    """A source whose batches can be made in another process; it has to be picklable."""
 
     def batches(self, request: Any, /) -> Iterator[dict[str, Any]]:
         """Dictionaries whose "images", where there are any, are uint8 and no larger than a slot."""
@@ -96,7 +96,7 @@ class BatchProcess:
                 child.close()
 
     def _copied(self) -> torch.cuda.Event | None:
-        """Marks, on CUDA, where the copy that the consumer began will have ended."""
+        """On CUDA, an event that marks the end of the copy that the consumer started."""
         if not self.on_cuda:
             return None
         event = torch.cuda.Event()
@@ -151,7 +151,7 @@ class _Child:
 
 @contextmanager
 def _shared_file(size: int) -> Iterator[int]:
-    """The descriptor of a file without a name, for memory of two processes; /dev/shm is small in many containers."""
+    """The descriptor of an unnamed file for shared memory; /dev/shm is small in many containers."""
     with (
         os.fdopen(os.memfd_create("batches"), "r+b")
         if hasattr(os, "memfd_create")
@@ -175,7 +175,7 @@ def _close(process: "subprocess.Popen[bytes]", connection: Connection, memory: T
 
 
 class _Parent:
-    """The parent, seen from the child, which ends with it: nobody waits for what its threads still decode."""
+    """The parent, seen from the child. The child exits with it, without waiting for its own decoding threads."""
 
     def __init__(self, fd: int) -> None:
         self.connection = Connection(fd)
@@ -195,7 +195,7 @@ class _Parent:
 
 
 def serve(connection_fd: int, memory_fd: int) -> None:
-    """The child: batches of one epoch after the other, as the parent asks, until the parent is gone."""
+    """Run the child: make the batches of each epoch that the parent requests, until the parent is gone."""
     # The parent decides when to stop: it may want a few batches more, to end a step and save a checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -205,7 +205,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
     sent = parent.receive()
     try:
         source: Batches = pickle.loads(sent)
-    except Exception as error:  # of whatever module it comes from
+    except Exception as error:  # unpickling may raise anything
         parent.send(ValueError(NOT_SENT.format(error)))
         return
     while True:
@@ -216,7 +216,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
         try:
             for batch in source.batches(message[0]):
                 _serve(batch, parent, memory, free)
-        except Exception as error:  # raised again where the batches are asked for
+        except Exception as error:  # raised again in the parent
             parent.send(_picklable(error))
         else:
             parent.send(_END)
@@ -237,6 +237,6 @@ def _serve(batch: dict[str, Any], parent: _Parent, memory: Tensor, free: list[in
 def _picklable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # of a class that wants other arguments than its message
+    except Exception:  # its class takes other arguments than a message
         return RuntimeError("".join(traceback.format_exception(error)))
     return error

@@ -1,6 +1,6 @@
-"""Tables that are text: CSV, TSV, JSON lines, a JSON list; whatever separates the fields of a row, quoted or not.
+"""Text tables: CSV, TSV, JSON lines or a JSON list; with any common delimiter, quoted or not.
 
-A row with more fields than the header has lost the end of a value, and nobody can say which: the table is refused.
+A row with more fields than the header has an unquoted delimiter in an unknown value: the table is refused.
 """
 
 import csv
@@ -19,17 +19,17 @@ from advflyp.wording import counted
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
-# Quotation marks as in RFC 4180, and as signs like any other.
+# Quotation marks as in RFC 4180, and as ordinary characters.
 QUOTED: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL, "strict": True, "skipinitialspace": True}
 PLAIN: dict[str, Any] = {"quoting": csv.QUOTE_NONE}
-# From so many bytes it is seen whether JSON is a list: it begins so in UTF-8 or UTF-16, with a byte order mark or not.
+# This many bytes show whether JSON is a list, by its beginning in UTF-8 or UTF-16, with or without a byte order mark.
 _HEAD = 4096
 _LIST = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\s\0]*\[")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Names of the columns, and the rows: each its line and its cells by name, where it has them."""
+    """Names of the columns, and the rows: each with its line number and {name: cell} for the cells it has."""
 
     address: str
     names: list[str]
@@ -37,10 +37,10 @@ class TextTable:
 
 
 def read_text_table(address: str, file: BinaryIO) -> TextTable:
-    """The table in a file that can seek.
+    """The table in a seekable file.
 
     Raises:
-        ValueError: For what is not UTF-8, too large, damaged JSON, and a row that does not fit its header.
+        ValueError: The file is not UTF-8, too large or damaged JSON. `rows` raises it for a row with too many fields.
     """
     is_json = address.lower().endswith(JSON_SUFFIXES)
     is_list = is_json and _LIST.match(file.read(_HEAD)) is not None
@@ -66,14 +66,14 @@ def read_text_table(address: str, file: BinaryIO) -> TextTable:
 def find_column(
     given: str | None, known: Sequence[str], names: Sequence[str], table: str, *, what: str, option: str
 ) -> str:
-    """The column called `given`, else the first of the `known` names, whatever its case; ValueError without just one.
+    """The column `given`, else the first of the `known` names, ignoring case; ValueError unless exactly one matches.
 
     Args:
-        given: By the user.
-        known: The likeliest first.
+        given: The name that the user gave, if any.
+        known: Known names, the likeliest first.
         names: The columns of `table`.
         table: For messages.
-        what, option: What is looked for, and how a user names its column.
+        what, option: What is looked for, and the option that names its column.
     """
     if not names:
         raise ValueError(f"{table} is empty")
@@ -154,17 +154,17 @@ def _delimited(address: str, text: str) -> TextTable:
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """What separates the names of the header: tabs or the usual sign if there are any, else what there is most of."""
+    """The delimiter of the header: a tab or the usual delimiter if it has any, else the most frequent one."""
     header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     return next((sign for sign in ("\t", usual) if sign in header), max(DELIMITERS, key=header.count))
 
 
 def _readings(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The ways in which quotation marks may be meant, the likeliest first, as texts and their dialects."""
+    """Possible readings of the quotation marks, the likeliest first: each a text and its dialect."""
     if '"' in text:
         yield text, QUOTED
     if '\\"' in text:
-        # Not by an escape character: with it, Python's reader lets anything follow a closing mark.
+        # Not with `escapechar`: then Python's reader accepts anything after a closing mark.
         yield text.replace('\\"', '""'), QUOTED
     yield text, PLAIN
 
@@ -178,7 +178,7 @@ def _best_reading(address: str, text: str, delimiter: str) -> tuple[list[str], s
             header, whole, misfits = _tried(reading, delimiter, dialect)
         except csv.Error:
             continue
-        # Whoever quotes the names quotes the rest.
+        # If the names are quoted, so is the rest.
         score = '"' not in "".join(header), whole, -misfits
         if best is None or score > best:
             best, found = score, ([_unwrapped(name).strip() for name in header], reading, dialect)
@@ -188,10 +188,10 @@ def _best_reading(address: str, text: str, delimiter: str) -> tuple[list[str], s
 
 
 def _tried(text: str, delimiter: str, dialect: dict[str, Any]) -> tuple[list[str], int, int]:
-    """The header; rows that are whole beyond doubt; rows that have not as many fields as the header.
+    """The header; the number of rows that are certainly whole; that of rows whose fields do not match the header.
 
     Between a quotation mark and the next one, rows may be swallowed as one long caption, and lines of a long caption
-    may look like rows. A line with the right number of tabs is a row; of commas, one that also names a file.
+    may look like rows. A line with the right number of tabs is a row; one with commas must also name a file.
     """
     fields = _fields(text, delimiter, dialect)
     _, header = next(fields, (0, []))
@@ -206,7 +206,7 @@ def _tried(text: str, delimiter: str, dialect: dict[str, Any]) -> tuple[list[str
 
 
 def _fields(text: str, delimiter: str, dialect: dict[str, Any]) -> Iterator[tuple[int, list[str]]]:
-    """Number of its last line and the fields of every row that is not blank, the header first."""
+    """The last line number and the fields of every row that is not blank, the header first."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **dialect)
     for row in reader:
         if any(not field.isspace() for field in row if field):
@@ -214,14 +214,14 @@ def _fields(text: str, delimiter: str, dialect: dict[str, Any]) -> Iterator[tupl
 
 
 def _trimmed(row: list[str], columns: int) -> list[str]:
-    """Without the empty fields beyond the header's."""
+    """The row without trailing empty fields beyond the header's."""
     while len(row) > columns and not row[-1].strip():
         row.pop()
     return row
 
 
 def _unwrapped(field: str) -> str:
-    """Without the quotation marks around the whole of it, where there are no others."""
+    """The field without quotation marks around the whole of it, if all others in it are doubled."""
     inner = field.strip()[1:-1]
     whole = field.strip() == f'"{inner}"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if whole else field

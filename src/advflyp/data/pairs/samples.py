@@ -1,4 +1,4 @@
-"""One image–text pair before decoding, the two kinds of places that pairs come from, and the count of skipped ones."""
+"""An undecoded image–text pair, the two kinds of sources of pairs, and the count of skipped samples."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_WORD, open_regular, reading
 
-# Fewer samples than this say nothing about the data; the end of an epoch always does.
+# Fewer samples than this say nothing about the data, except at the end of an epoch.
 ENOUGH = 500
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{MAX_WORD + 1}}}")
 
@@ -27,10 +27,10 @@ class Sample:
 
     Attributes:
         key: Its name, for messages.
-        image: The encoded image, where it is, or the image itself.
-        caption: Every line is a caption; encoded text, a file of text or JSON, or the captions themselves.
-        problem: Why it cannot be used, where that is known without looking into it.
-        table: The address of the table that names the image's place, empty where none does.
+        image: The encoded image, its path or address, or a decoded image.
+        caption: Encoded text, a text or JSON file, or the captions themselves; every line is a caption.
+        problem: Why it cannot be used, if that is known without decoding it.
+        table: The address of the table that names the image's path or address; empty if none does.
     """
 
     key: str
@@ -41,13 +41,13 @@ class Sample:
 
     @property
     def held(self) -> int:
-        """Bytes that it holds in memory, about."""
+        """Approximate memory use in bytes."""
         pixels = 4 * self.image.width * self.image.height if isinstance(self.image, Image) else 0
         parts = (self.image, *(self.caption if isinstance(self.caption, tuple) else (self.caption,)))
         return pixels + sum(len(part) for part in parts if isinstance(part, bytes | str))
 
     def image_bytes(self) -> bytes:
-        """The encoded image; `SkippedSample` where there is none."""
+        """The encoded image; `SkippedSample` if there is none."""
         if self.problem is not None:
             raise SkippedSample(self.problem)
         if self.image is None:
@@ -56,7 +56,7 @@ class Sample:
         return self.image if isinstance(self.image, bytes) else read_named(self.image, self.table)
 
     def captions(self) -> tuple[str, ...]:
-        """At least one, each on one line; `SkippedSample` where there is none."""
+        """The captions, at least one, each on one line; `SkippedSample` if there is none."""
         if self.problem is not None:
             raise SkippedSample(self.problem)
         caption = self.caption
@@ -68,7 +68,7 @@ class Sample:
         if isinstance(caption, bytes):
             lines = _text(caption).splitlines()
         else:
-            # JSON can hold halves of a character, which nothing can write.
+            # JSON can hold lone surrogates, which cannot be encoded.
             lines = [line.encode("utf-8", "replace").decode() for line in caption]
             if sum(map(len, lines)) > MAX_CAPTION_BYTES:
                 raise SkippedSample("caption is too long")
@@ -84,7 +84,7 @@ def json_captions(data: bytes) -> tuple[str, ...]:
     """The captions in a file of JSON about one image: a text, a list of texts, or an object that holds one of these.
 
     Returns:
-        No captions where an object has none under a known name.
+        The captions; none if an object has none under a known name.
 
     Raises:
         SkippedSample: The file is not JSON or too long, or the caption is not text.
@@ -105,7 +105,7 @@ def _text(caption: bytes) -> str:
 
 
 def _bytes(file: Path) -> bytes:
-    """One byte more than is allowed at most."""
+    """The contents of a caption file, at most one byte more than is allowed."""
     try:
         with open_regular(file) as stream, reading(file):
             return stream.read(MAX_CAPTION_BYTES + 1)
@@ -115,7 +115,7 @@ def _bytes(file: Path) -> bytes:
 
 @dataclass
 class Skipped:
-    """The samples that were skipped so far: {reason: samples} and {reason: the key of the first}."""
+    """The samples skipped so far: {reason: number of samples} and {reason: key of the first one}."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class Skipped:
         self.examples.setdefault(reason, key)
 
     def copy(self) -> "Skipped":
-        """One of its own: what is added to either does not reach the other."""
+        """An independent copy."""
         return Skipped(self.counts.copy(), dict(self.examples))
 
     def describe(self) -> str:
@@ -137,7 +137,7 @@ class Skipped:
 
 
 class Indexed(Protocol):
-    """Pairs that can be had in any order: an epoch is a permutation of all of them."""
+    """Pairs that can be read in any order: an epoch is a permutation of all of them."""
 
     def __len__(self) -> int: ...
 
@@ -151,7 +151,7 @@ class Shard(Protocol):
 
     Attributes:
         name: For messages.
-        count: How many, None where that is not known without reading them.
+        count: Number of pairs; None if it is unknown before they are read.
     """
 
     @property
@@ -161,7 +161,7 @@ class Shard(Protocol):
     def count(self) -> int | None: ...
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
-        """Each pair with the offset behind it, from which a later call goes on. Damage is a `Sample.problem`."""
+        """Each pair with the offset after it, from which a later call resumes. Damage becomes a `Sample.problem`."""
         ...
 
 
@@ -171,7 +171,7 @@ class Sharded:
 
     Attributes:
         total: Samples in all of them.
-        limit: Only the first so many, in stored order.
+        limit: Use only the first N samples, in stored order.
     """
 
     shards: Sequence[Shard]

@@ -1,4 +1,4 @@
-"""Webdataset shards: members KEY.jpg and KEY.txt of a tar follow one another, and are a sample."""
+"""Webdataset shards: consecutive members KEY.jpg and KEY.txt of a tar are a sample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ APART = "image and caption apart in the tar (it has to be sorted by name)"
 
 @dataclass
 class TarShard:
-    """A tar (.tar, or packed by gzip, bzip2 or xz) on this machine or anywhere; see `Shard`.
+    """A tar (plain, or compressed with gzip, bzip2 or xz), local or remote; see `Shard`.
 
-    Offsets are in the unpacked stream.
+    Offsets are in the uncompressed stream.
     """
 
     address: str
@@ -44,7 +44,7 @@ class TarShard:
         try:
             with open_binary(self.address) as file, unpacked(file) as stream:
                 stream.seek(offset)
-                # The rest of a sample can be looked for where that does not mean to read everything again.
+                # The rest of a sample can be looked for, unless that means reading everything again.
                 path = Path(self.address) if stream is file and not is_remote(self.address) else None
                 for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset, _wanted))):
                     yield sample, end
@@ -53,18 +53,18 @@ class TarShard:
         except BROKEN:
             yield Sample(self.name, problem="truncated shard"), end
         except OSError as error:
-            # A disk or a network that fails is not skipped: all the rest would be counted as such.
+            # A failing disk or network is an error: otherwise all the remaining samples would count as skipped.
             raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
 
 
 @dataclass(slots=True)
 class _Group:
-    """Members of one key that follow one another, or one that is a problem."""
+    """Consecutive members of one key, or a single member that is a problem."""
 
     key: str
     base: str
-    begin: int  # the offset behind the first of them
-    end: int  # and behind the last
+    begin: int  # the offset after the first of them
+    end: int  # and after the last
     parts: dict[str, bytes] = field(default_factory=dict)
     problem: str | None = None
 
@@ -76,12 +76,12 @@ class _Group:
         return member.key == self.key and member.suffix not in self.parts
 
     def passes_over(self, member: filenames.Member) -> bool:
-        """Whether a member between this sample's halves is a further file of it: 1.jpg, 1.mask.png, 1.txt."""
+        """Whether a member between image and caption is an extra file of the sample: 1.jpg, 1.mask.png, 1.txt."""
         return not self.is_whole and is_extra(member.key, (self.key,))
 
 
 def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
-    """What belongs to no sample is passed over. Damage is raised behind the last whole group."""
+    """Group the members of a sample; others are passed over. Damage is raised after the last whole group."""
     group: _Group | None = None
     strange: list[
         _Group
@@ -104,7 +104,7 @@ def _grouped(found: Iterator[Member]) -> Iterator[_Group]:
             strange = []
             group = _Group(name.key, name.base, member.end, member.end, {name.suffix: member.data})
     except (DamagedTar, OSError, *BROKEN):
-        # A sample that ends where the shard breaks may lack a half that was there once.
+        # A sample that ends where the shard breaks may have lost its image or caption.
         if group is not None and group.is_whole:
             yield group
         yield from strange
@@ -123,7 +123,7 @@ class _Samples:
         self.index: dict[str, Parts] | None = None
 
     def of(self, groups: Iterator[_Group]) -> Iterator[tuple[Sample, int]]:
-        # Halves with dots in their keys, all of one base: samples, unless they are the extras of one that follows.
+        # Incomplete samples of one base with dots in their keys; they may turn out to be extra files of a later sample.
         lonely: list[tuple[str, Sample, int]] = []
         base = last = ""
         for found in groups:
@@ -145,7 +145,7 @@ class _Samples:
         yield from ((one, end) for _, one, end in lonely)
 
     def _completed(self, group: _Group) -> _Group | None:
-        """The group with what stands elsewhere in the shard; None where it was part of an earlier one."""
+        """The group, completed from elsewhere in the shard; None if it was part of an earlier one."""
         if group.problem is not None or group.is_whole or self.path is None:
             return group
         if self.index is None:
@@ -163,7 +163,7 @@ class _Samples:
         return group
 
     def _sample(self, group: _Group) -> Sample | None:
-        """None for a group that is no sample."""
+        """The group as a sample; None if it is not one."""
         label = f"{self.shard}:{writable(group.key)}"
         if group.problem is not None:
             return Sample(label, problem=group.problem)
@@ -192,14 +192,14 @@ def _wanted(name: str, size: int) -> int:
 
 
 def _kept(suffix: str, size: int) -> int:
-    """How many bytes of a file are kept: none of an image that is too large, one more than are allowed of a text."""
+    """How many bytes of a file are kept: none of an image that is too large, at most one too many of a text."""
     if suffix in IMAGE_SUFFIXES:
         return size if size <= MAX_IMAGE_BYTES else 0
     return min(size, (MAX_CAPTION_BYTES if suffix in CAPTION_SUFFIXES else MAX_LABEL_BYTES) + 1)
 
 
 def _problem(member: Member) -> str | None:
-    """Names that would lead out of a folder, links and images of any size: harmless here, but made to harm."""
+    """What is wrong with a member: an unsafe name, a link, a huge image; harmless here, but perhaps malicious."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"

@@ -35,14 +35,14 @@ def open_source(
     columns: Columns | None = None,
     damaged: list[str] | None = None,
 ) -> Indexed | Sharded:
-    """The pairs that `train` names, or is.
+    """Open the pairs that `train` names or holds.
 
     Args:
         train: A path, a pattern, an address or "hf:NAME", see docs/data.md; or an object, see `open_objects`.
-        limit: Only the first so many, in stored order.
-        size: How many samples the shards hold, where neither a manifest nor the shards themselves say so.
-        columns: Which columns of a table hold images and captions, and whether there have to be captions anywhere.
-        damaged: Damaged Parquet files are entered here and passed over; by default the first is an error.
+        limit: Use only the first N samples, in stored order.
+        size: Number of samples in the shards, if neither a manifest nor the shards themselves say so.
+        columns: Which columns of a table hold images and captions, and whether captions are required at all.
+        damaged: Damaged Parquet files are added to this list and skipped; by default, the first one is an error.
 
     Raises:
         ValueError: There are no pairs, or they cannot be read.
@@ -108,7 +108,7 @@ def _open_shards(files: list[str], size: int | None) -> Sharded:
     if size is None:
         for shard in (shard for shard in shards if shard.count is None):
             if is_remote(shard.address):
-                open_binary(shard.address).close()  # what is not there is a mistake before this one
+                open_binary(shard.address).close()  # a missing file is reported first
                 raise ValueError(
                     f"nothing says how many pairs {shard.address} holds; give their number with data.size"
                 )
@@ -126,12 +126,12 @@ def _open_shards(files: list[str], size: int | None) -> Sharded:
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """Existing local tar files for a file, a folder, a glob or a brace pattern; ValueError where there are none."""
+    """Existing local tar files for a file, a folder, a glob or a brace pattern; ValueError if there are none."""
     return [Path(file) for file in _named(pattern)]
 
 
 def _named(name: str) -> list[str]:
-    """The files that a path, a folder of shards or a pattern names; ValueError where there are none."""
+    """The files that a path, a folder of shards or a pattern names; ValueError if there are none."""
     path = Path(name).expanduser()
     try:
         if is_remote(name) or not path.is_dir():

@@ -24,16 +24,16 @@ class Stream(Protocol[Raw]):
     """Undecoded samples of an epoch."""
 
     def __len__(self) -> int:
-        """Samples that all ranks together get from an epoch, as far as that is known."""
+        """Number of samples per epoch over all ranks, as far as that is known."""
         ...
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Raw, Position]]:
-        """The samples of an epoch behind `position`, each with the position behind it."""
+        """The samples of an epoch after `position`, each with the position after it."""
         ...
 
 
 def open_stream(source: Indexed | Sharded, *, seed: int, buffer: int, share: Share = WHOLE) -> Stream:
-    """The stream of one rank; all of them together see each sample once an epoch."""
+    """The stream of one rank; all ranks together see each sample once per epoch."""
     if isinstance(source, Sharded):
         return ShardStream(source, seed=seed, buffer=buffer, rank=share.rank, ranks=share.ranks)
     return IndexedStream(source, seed=seed, share=share)
@@ -45,9 +45,9 @@ def permutation(n: int, *seed: Any) -> np.ndarray:
 
 
 class IndexedStream:
-    """A permutation of all samples, of which every rank takes its rows of every batch.
+    """A permutation of all samples, from which every rank takes its rows of every batch.
 
-    So the batches of all ranks together are those of a single one, row by row, as long as no sample is skipped.
+    The batches of all ranks together thus equal those of a single rank, row by row, as long as no sample is skipped.
     """
 
     def __init__(self, source: Indexed | Sequence[Any], *, seed: int, share: Share = WHOLE) -> None:
@@ -68,7 +68,7 @@ Place = tuple[int, int, int]  # shard in the epoch's order, number in it, offset
 
 
 class _Block:
-    """Samples that follow one another, by their place in the block; `end` is the place in the stream behind them."""
+    """Consecutive samples, by their place in the block; `end` is the place in the stream after them."""
 
     def __init__(self, most: int) -> None:
         self.most, self.count, self.held = most, 0, 0
@@ -76,7 +76,7 @@ class _Block:
         self.end: Place = (0, 0, 0)
 
     def fill(self, incoming: Iterator[tuple[Sample, Place]], most: int) -> None:
-        """Take `most` samples more, or as many as there are and go in."""
+        """Take up to `most` more samples, as far as they exist and fit."""
         room = min(most, self.most - self.count) if self.held < MAX_SHUFFLED_BYTES else 0
         for sample, self.end in islice(incoming, room):
             self.samples[self.count] = sample
@@ -86,12 +86,12 @@ class _Block:
 
 
 class ShardStream:
-    """Shards in a random order; within a block of `buffer` samples that follow one another, a random order.
+    """Shards in random order, and their samples shuffled in blocks of `buffer` consecutive samples.
 
-    A block ends early where its samples fill MAX_SHUFFLED_BYTES. Whole blocks instead of a reservoir, so that a
-    position is where the block begins and how much of it is out:
-    resuming reads at most a block again. While a block goes out the next one comes in.
-    With fewer shards than ranks, every rank reads all of them and takes each `ranks`-th sample.
+    A block ends early if its samples fill MAX_SHUFFLED_BYTES. With blocks instead of a reservoir, a position is just
+    the start of a block and the number of its samples already used, and resuming reads at most one block again. The
+    next block is read while the current one is used.
+    With fewer shards than ranks, every rank reads all of them and takes every `ranks`-th sample.
     """
 
     def __init__(self, source: Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1) -> None:
@@ -119,7 +119,7 @@ class ShardStream:
             block, begin, number, out = following, block.end, number + 1, 0
 
     def _unshuffled(self, epoch: int, first: int, number: int, offset: int) -> Iterator[tuple[Sample, Place]]:
-        """Samples of this rank with the place behind each."""
+        """The samples of this rank, each with the place after it."""
         shards = self._order(epoch)
         split = len(self.source.shards) < self.ranks
         for place in range(first, len(shards)):
@@ -133,7 +133,7 @@ class ShardStream:
             number = offset = 0
 
     def _order(self, epoch: int) -> list[tuple[Shard, int | None]]:
-        """The shards of this rank, each with how many of its samples are wanted; all of them where that is None."""
+        """The shards of this rank, each with the number of samples wanted from it (None: all)."""
         chosen: list[tuple[Shard, int | None]] = []
         left = self.source.limit
         for shard in self.source.shards:
@@ -152,7 +152,7 @@ class ShardStream:
 class Mixed:
     """Two streams, the second making up a share of the samples, evenly spread.
 
-    An epoch is one of the main stream; the other begins its own epochs as often as it is needed.
+    An epoch is one epoch of the main stream; the other stream starts its own epochs as often as needed.
     """
 
     def __init__(self, main: Stream, other: Stream, share: float, ranks: int = 1) -> None:
@@ -164,7 +164,7 @@ class Mixed:
         return int(len(self.main) / (1 - self.share))
 
     def samples(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Sample, Position]]:
-        # Rounds of different epochs of the main stream must not be the same ones.
+        # Different epochs of the main stream must not use the same epochs of the other.
         begin = {"n": 0, "main": None, "other": None, "round": epoch * 1_000_000}
         at: Position = dict(position or begin)
         main = self.main.samples(epoch, at["main"])

@@ -21,7 +21,7 @@ from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
 
-# Of a Parquet file, unpacked at a time.
+# Maximum rows of a Parquet file that are decoded at a time.
 BATCH_ROWS = 64
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
@@ -38,7 +38,7 @@ class Columns:
     """Which columns hold images and captions; None looks for a known name.
 
     Attributes:
-        captioned: Whether there have to be captions; without, images alone are samples as well.
+        captioned: Whether captions are required; if not, images alone are samples too.
     """
 
     image: str | None = None
@@ -46,7 +46,7 @@ class Columns:
     captioned: bool = True
 
     def find(self, names: Sequence[str], table: str) -> tuple[str, str | None]:
-        """Their names in a table, None for captions that nobody needs; ValueError where they are not found."""
+        """Their names in a table, None for captions that are not needed; ValueError if they are not found."""
 
         def find(kind: str, given: str | None, known: Sequence[str]) -> str:
             option = f"data.{kind}_column (--{kind}-column)"
@@ -60,7 +60,7 @@ class Columns:
 
 
 def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Path] = ()) -> Sample:
-    """The cells of a row as a sample; it is called as its image file is, if it has one, else `row`.
+    """The cells of a row as a sample; its key is the name of its image file, if it has one, else `row`.
 
     Args:
         table, local: Which files the row may name, see `named_in`.
@@ -75,7 +75,7 @@ def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Pa
 
 
 def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
-    """The pairs of a table file; ValueError where it cannot be read or lacks what is needed."""
+    """The pairs of a table file; ValueError if it cannot be read or lacks what is needed."""
     if address.lower().endswith(".parquet"):
         return open_parquet([address], columns)
     with open_binary(address) as file:
@@ -89,7 +89,7 @@ def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
 
 
 def _joined(rows: Iterable[Row], name: str) -> list[Sample]:
-    """Rows of files as pairs, in the order of their first rows; ValueError where there are none in `name`."""
+    """Join rows of the same file into pairs, in the order of their first rows; ValueError if `name` has no rows."""
     found: dict[str, Sample] = {}
     further: dict[str, list[str]] = {}
     for table, number, image, caption in rows:
@@ -98,7 +98,7 @@ def _joined(rows: Iterable[Row], name: str) -> list[Sample]:
         if address not in found:
             found[address] = sample
         elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
-            # One more than a caption may have letters is refused anyway.
+            # More captions than a caption may have bytes are refused anyway.
             texts += _texts(sample)
     if not found:
         raise ValueError(f"{name} holds no pairs; it has no rows")
@@ -112,15 +112,15 @@ def _texts(sample: Sample) -> tuple[str, ...]:
 
 
 class DamagedFile(ValueError):
-    """A file that is not what its name says; the message is for the user."""
+    """A file that is not of the format that its name says; the message is for the user."""
 
 
 @contextmanager
 def parquet_file(address: str, **how: Any) -> Iterator[pq.ParquetFile]:
-    """A Parquet file that is open for as long as the block takes.
+    """Open a Parquet file for the duration of the block.
 
     Raises:
-        ValueError: It cannot be opened; `DamagedFile` where Arrow finds in the block that it is damaged.
+        ValueError: It cannot be opened; `DamagedFile` if Arrow finds in the block that it is damaged.
     """
     with open_binary(address) as stream, reading(address), pq.ParquetFile(stream, **how) as file:
         yield file
@@ -128,12 +128,12 @@ def parquet_file(address: str, **how: Any) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """`DamagedFile`, naming the file, for Arrow's dozen errors of what is wrong with it in the block."""
+    """Turn the many errors that Arrow may raise in the block into a `DamagedFile` that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of a disk or a network; Arrow's own have no number
+            raise  # from a disk or a network; Arrow's own have no errno
         reason = " ".join(str(error).split())[:200]
         raise DamagedFile(f"{address} is not a readable Parquet file: {reason}") from None
 
@@ -141,12 +141,12 @@ def reading(address: str) -> Iterator[None]:
 def open_parquet(
     addresses: list[str], columns: Columns, damaged: list[str] | None = None
 ) -> list[Sample] | Sharded:
-    """Parquet files of images' bytes, read by row groups, or of their paths; all of one kind.
+    """Open Parquet files of image bytes, read by row group, or of image paths; all of one kind.
 
     Args:
         addresses: The files.
         columns: Which columns hold what.
-        damaged: Damaged files are entered here and passed over; by default the first is an error.
+        damaged: Damaged files are added to this list and skipped; by default, the first one is an error.
 
     Raises:
         ValueError: There are no pairs, or a column that is needed is not found.
@@ -177,7 +177,7 @@ def open_parquet(
 
 @contextmanager
 def _passing_over(damaged: list[str] | None, address: str) -> Iterator[None]:
-    """Within the block a damaged file ends the block, if there is a list for it."""
+    """If the file is damaged, end the block and add the file to `damaged`; if that is None, raise."""
     try:
         yield
     except DamagedFile:
@@ -196,15 +196,15 @@ def _path_rows(address: str, image: str, caption: str | None, damaged: list[str]
 
 
 def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> Iterator[tuple[Any, Any]]:
-    """The image and the caption of each row of a group, row by row; None for captions that no column holds.
+    """The image and the caption of each row of a group; the caption is None if no column holds any.
 
-    A few kilobytes can hold a value of megabytes for each of a million rows: no more of them are unpacked at a time
-    than fit into the memory of one image.
+    A few kilobytes can decode to megabytes for each of a million rows: no more rows are decoded at a time than fit into
+    the memory allowed for one image.
     """
     columns = [image] if caption is None else [image, caption]
     facts = file.metadata.row_group(group)
     chunks = [facts.column(number) for number in range(facts.num_columns)]
-    # No value is larger than what its column is unpacked.
+    # No value is larger than its uncompressed column.
     sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns]
     most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max([1, *sizes])))
     for batch in file.iter_batches(most, [group], columns):
@@ -215,7 +215,7 @@ def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> 
 
 @dataclass
 class RowGroup:
-    """A row group of images' bytes, a `Shard`; offsets are rows."""
+    """A row group of image bytes, as a `Shard`; offsets are rows."""
 
     address: str
     group: int

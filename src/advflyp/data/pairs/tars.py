@@ -1,7 +1,7 @@
-"""Tars, read as a stream, damage and all, or by an index of their headers.
+"""Read tars as a stream, detecting damage, or by an index of their headers.
 
-Python's `tarfile` ends quietly at the first damaged header and reads extended headers of any size, so the walk over the
-members is done here; what a header means is left to it.
+Python's `tarfile` stops silently at the first damaged header and reads extended headers of any size, so this module
+walks over the members itself and leaves only the parsing of a header to `tarfile`.
 """
 
 import bz2
@@ -20,14 +20,15 @@ from advflyp.errors import SkippedSample
 from advflyp.limits import FREE_BYTES, MAX_MEMBER_BYTES, MAX_RATIO, MAX_TAR_HEADER_BYTES, open_regular
 
 BLOCK = 512
-# What is read at once of what nobody wants.
+# Bytes read at a time when passing over unwanted data.
 PIECE = 1 << 20
-# How packed files begin, with what unpacks them, here and on a command line; and what else is sometimes called a tar.
+# How compressed files begin → what decompresses them, here and on a command line.
 PACKED: dict[bytes, tuple[Any, str]] = {
     b"\x1f\x8b": (gzip.open, "gunzip"), b"BZh": (bz2.open, "bunzip2"), b"\xfd7zXZ": (lzma.open, "unxz"),
 }  # fmt: skip
-# What unpacking raises where a file is cut off or broken.
+# What decompressing a truncated or damaged file raises.
 BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+# How other files begin that are sometimes called tars.
 FOREIGN = {
     b"PK\x03\x04": "zip file", b"7z\xbc\xaf": "7z file", b"\x28\xb5\x2f\xfd": "zstd file", b"Rar!\x1a": "rar file",
     b"\x04\x22\x4d\x18": "lz4 file", b"LZIP\x01": "lzip file", b"\x1f\x9d": "compress file",
@@ -35,12 +36,12 @@ FOREIGN = {
 
 
 class DamagedTar(Exception):
-    """The tar is cut off or broken; the message says which."""
+    """The tar is truncated or damaged; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar, or something else (a link, a folder, a file with holes), which has no data."""
+    """A file in a tar, or something else (a link, a folder, a sparse file), which has no data."""
 
     name: str
     is_file: bool
@@ -51,7 +52,7 @@ class Member:
 
 
 def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
-    """The stream itself, or what is packed into it; `DamagedTar` where it is something else than a tar."""
+    """The stream, decompressed if needed; `DamagedTar` if it is another kind of archive."""
     magic = file.read(6)
     file.seek(0)
     foreign = next((kind for sign, kind in FOREIGN.items() if magic.startswith(sign)), None)
@@ -62,7 +63,7 @@ def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
 
 
 class _Unpacked(io.BufferedIOBase):
-    """A packed stream that does not grow without end: 1 MB of a tar can be a terabyte of zeros, and hours of work."""
+    """A decompressed stream of limited size: 1 MB of a compressed tar can be a terabyte of zeros, and hours of work."""
 
     def __init__(self, stream: BinaryIO, packed: BinaryIO) -> None:
         self.stream, self.packed = stream, packed
@@ -87,13 +88,13 @@ class _Unpacked(io.BufferedIOBase):
 def members(
     stream: "BinaryIO | _Unpacked", offset: int, wanted: Callable[[str, int], int], length: int | None = None
 ) -> Iterator[Member]:
-    """The members of an unpacked tar from the header at `offset` on; `DamagedTar` where it is cut off or broken.
+    """The members of an uncompressed tar, from the header at `offset` on; `DamagedTar` if it is truncated or damaged.
 
     Args:
-        stream: Stands at `offset`.
+        stream: The tar, positioned at `offset`.
         offset: Where a header begins.
         wanted: Name and size of a file → how many bytes of it are kept.
-        length: Bytes of the stream, where it is a file in which what is not wanted can be skipped.
+        length: Size of the stream in bytes, if it is a file, in which seeking skips unwanted data.
     """
     name: str | None = None  # from an extended header before the member
     size: int | None = None
@@ -135,7 +136,7 @@ def members(
 
 
 def _pass_over(stream: "BinaryIO | _Unpacked", count: int, padding: int) -> None:
-    """Read on; `DamagedTar` where the stream ends before that, but for the padding of the last member."""
+    """Read past `count` bytes; `DamagedTar` if the stream ends early, except in the padding of the last member."""
     while count > 0:
         piece = len(stream.read(min(count, PIECE)))
         if not piece and count > padding:
@@ -146,7 +147,7 @@ def _pass_over(stream: "BinaryIO | _Unpacked", count: int, padding: int) -> None
 
 
 def _pass_over_map(stream: "BinaryIO | _Unpacked", header: bytes) -> int:
-    """The blocks of GNU's map of a file with holes, before its data; how many bytes they are."""
+    """Read past the blocks of GNU's sparse map, before the data of a file; return their size in bytes."""
     passed = 0
     extended = header[482]
     while extended:
@@ -177,12 +178,12 @@ def _extended(data: bytes) -> dict[str, str]:
 
 
 def is_whole(suffixes: Collection[str]) -> bool:
-    """Whether files of one key are an image and something that can hold its captions."""
+    """Whether the files of one key include an image and something that can hold its captions."""
     return all(any(one in suffixes for one in known) for known in (IMAGE_SUFFIXES, CAPTION_SUFFIXES))
 
 
 def is_sample(key: str, suffixes: Collection[str]) -> bool:
-    """Whether files of one key are a sample, or a half of one: an image, or a text that is not about the dataset."""
+    """Whether the files of one key are a sample, complete or not: an image, or a text that is not about the dataset."""
     has_image = any(suffix in suffixes for suffix in IMAGE_SUFFIXES)
     return has_image or (not is_document(key) and ("txt" in suffixes or "caption" in suffixes))
 
@@ -191,17 +192,17 @@ def is_sample(key: str, suffixes: Collection[str]) -> bool:
 class Parts:
     """Where the members of one key are."""
 
-    begin: int  # the offset behind the first of them
+    begin: int  # the offset after the first of them
     # suffix: name, offset of the data, size
     parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
 
 def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
-    """The members of a tar by the keys of their samples, in the order of their first ones, from the headers alone.
+    """The members of a tar by the key of their sample, in order of first appearance, from the headers alone.
 
     Args:
-        shard: A file on this machine; ValueError where it cannot be read.
-        plain: Whether the tar must be whole and not packed. If not, what there is until it breaks is enough.
+        shard: A file on this machine; ValueError if it cannot be read.
+        plain: Whether the tar must be undamaged and uncompressed; if not, the members before any damage are enough.
     """
     index: dict[str, Parts] = {}
     end, size = 0, shard.stat().st_size if shard.is_file() else None
@@ -215,7 +216,7 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
                 parts = index.setdefault(name.key, Parts(member.end)).parts
                 parts.setdefault(name.suffix, (member.name, member.offset, member.size))
     except (DamagedTar, *BROKEN) as error:
-        # Some writers leave the mark of the end out.
+        # Some writers omit the end-of-archive marker.
         if plain and not 0 < end == size:
             with open(shard, "rb") as file:
                 magic = file.read(6)
@@ -230,7 +231,7 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
 
 
 def count_keys(shard: str | Path) -> int:
-    """How many samples a tar holds, by its headers alone; ValueError where it cannot be opened at all."""
+    """How many samples a tar holds, by its headers alone; ValueError if it cannot be opened at all."""
     index = index_tar(Path(shard))
     return sum(
         is_sample(key, one.parts) and (is_whole(one.parts) or not is_extra(key, index))

@@ -1,4 +1,4 @@
-"""Images with their captions, to search one by the other: any source of pairs, read in stored order.
+"""Images with their captions, for retrieval in both directions: any source of pairs, read in stored order.
 
 Every line of a text is a caption, as in the shards of COCO Captions and Flickr30k that clip-benchmark reads
 (`wds_mscoco_captions`: KEY.jpg, and KEY.txt with five lines).
@@ -29,7 +29,7 @@ from advflyp.wording import counted
 
 @dataclass(frozen=True)
 class Entry:
-    """An image that is not decoded yet, and its captions, of which there is at least one.
+    """An undecoded image and its captions, at least one.
 
     Attributes:
         key: Its name in the source: its path below the folder or table, or SHARD:KEY.
@@ -42,15 +42,15 @@ class Entry:
 
 
 class CaptionedImages:
-    """The images of `pairs` and their captions; those that cannot be used are in `unreadable`, {key: reason}.
+    """The images of `pairs` and their captions; samples that cannot be used are in `unreadable`, {key: reason}.
 
     Attributes:
         pairs: Whatever `data.train` takes: a folder, shards, a table, hf:NAME.
-        limit: Use only this many images, drawn by `seed`; a smaller limit takes a part of what a larger one takes.
+        limit: Use only this many images, drawn by `seed`; a smaller limit draws a subset of a larger one's.
         columns: The columns of a table.
-        usable: How many there are without the limit.
+        usable: Number of usable images before the limit.
 
-    ValueError where there are no pairs, and when more than 1 % of those wanted cannot be used.
+    ValueError if there are fewer than two usable images, or more than 1 % of the samples cannot be used.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class CaptionedImages:
 
     @property
     def places(self) -> Tensor:
-        """(images,) int64: their places among all, whatever the limit."""
+        """(images,) int64: their places among all samples, whatever the limit."""
         return torch.tensor([entry.place for entry in self.entries])
 
     def sha256(self) -> str:
-        """Of names and captions: the same pairs in another place are the same."""
+        """A hash of names and captions: the same pairs stored elsewhere have the same hash."""
         content = [[entry.key, *entry.captions] for entry in self.entries]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -136,7 +136,7 @@ class CaptionedImages:
         shards = {shard.name for shard in self.source.shards} if isinstance(self.source, Sharded) else set()
         for place, sample in enumerate(in_order(self.source)):
             if sample.problem is not None and sample.key in shards:
-                # Of a benchmark without the rest of a shard nobody could tell that it is another one.
+                # Without the rest of a shard it would be another benchmark, and nobody could tell.
                 raise ValueError(f"{self.name}: {sample.key} is a {sample.problem}; fetch it again")
             try:
                 captions = sample.captions()

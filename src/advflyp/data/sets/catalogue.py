@@ -1,4 +1,4 @@
-"""The table of the sets that go by name: how large, which splits, where they belong, who reads them.
+"""The table of named sets: their sizes, splits, folders and readers.
 
 Imported without torch, so that a misspelled name is refused at once.
 """
@@ -27,14 +27,14 @@ class Entry:
     Attributes:
         title: As papers write it.
         n, k: Images and classes of the default split.
-        read: Its reader as MODULE.FUNCTION of this package; None where only the webdataset is read.
+        read: Its reader as MODULE.FUNCTION of this package; None if only the webdataset is read.
         splits: What `read` can read.
         places: Folders below the data folder where its files may lie; the first is where they belong.
-        wds: Its copy in webdataset format, a repository of the Hugging Face hub's clip-benchmark.
+        wds: Its copy in webdataset format, a repository of clip-benchmark on the Hugging Face hub.
         wds_splits: {split: folder there}.
         torchvision: The class of torchvision.datasets that downloads it.
         archive: (address, MD5) to unpack in the data folder.
-        border: Pixels to cut off in the webdataset, as `read` does.
+        border: Pixels to crop on each side of the webdataset's images, as `read` does for the files.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def every_split(self) -> list[str]:
-        """Those of the files and those of the webdataset; the first is the default, the paper's."""
+        """The splits of the files, then of the webdataset; the first is the default, the paper's."""
         return list(dict.fromkeys([*self.splits, *self.wds_splits]))
 
     def reader(self) -> "Reader":
@@ -217,7 +217,7 @@ ALIASES = {"oxfordpet": "oxford_pets", "oxfordiiitpet": "oxford_pets", "imagenet
 
 
 def canonical(name: str) -> str | None:
-    """How this table writes a name of a set: "EuroSAT@Test" → "eurosat@test"; None where it has no such set.
+    """The canonical name of a set: "EuroSAT@Test" → "eurosat@test"; None if the table has no such set.
 
     The default split is not written. ValueError for a split that the set does not have.
     """
@@ -234,10 +234,10 @@ def canonical(name: str) -> str | None:
 
 
 def set_names(groups: list[str]) -> list[str]:
-    """Names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths as single sets.
+    """Expand names of sets, of groups of sets ("mini", "paper", "imagenet-variants") and paths into single sets.
 
-    A set of the table is written as the table has it, NAME or NAME@SPLIT, however it was spelled. ValueError for a
-    name that is none of these.
+    Sets of the table get their canonical name, NAME or NAME@SPLIT, however they were spelled. ValueError for a name
+    that is none of these.
     """
     embedded = mini_sets()
     tests = tuple(f"mini/{name}" for name, info in embedded.items() if info["split"] == "test")
@@ -255,7 +255,7 @@ def set_names(groups: list[str]) -> list[str]:
         elif name in mini or is_own:
             result.append(name)
         elif f"mini/{name}" in mini:
-            result.append(f"mini/{name}")  # as tables of the mini sets call it
+            result.append(f"mini/{name}")  # its short name in tables of the mini sets
         elif path.is_file():
             raise ValueError(
                 f"{name} is a file; name a folder that holds a folder for each class, or webdataset shards (*.tar)"
@@ -269,9 +269,9 @@ def set_names(groups: list[str]) -> list[str]:
 
 
 def check_training_name(name: str) -> None:
-    """ValueError where `data.train` names neither a dataset nor anything on this machine, as far as names tell.
+    """ValueError if `data.train` names neither a dataset nor anything on this machine, judging by the name.
 
-    What is inside, and on other machines, is for those who open it to find out.
+    Contents, and addresses on other machines, are checked only when they are opened.
     """
     is_mini = name == "mini" or name.startswith(("mini-", "mini/"))
     if not (is_mini or is_import_path(name) or canonical(name) is not None):
@@ -299,7 +299,7 @@ Source = Literal["any", "webdataset"]
 
 
 def locate(name: str, source: Source = "any") -> tuple[Path, bool] | None:
-    """The folder of a canonical name's split and whether it is a webdataset; None where it is not there.
+    """The folder of a canonical name's split and whether it is a webdataset; None if it is not there.
 
     Args:
         source: "any": the authors' files, or else the webdataset.
@@ -344,7 +344,7 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
         raise ValueError(
             f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
         ) from error
-    # As torchvision's loaders, which published results come from: they ignore the EXIF orientation.
+    # As in torchvision's loaders, which published results come from, the EXIF orientation is ignored.
     images.upright = False
     if is_wds:
         return images, names, folder
@@ -354,7 +354,7 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
 
 
 def how_to_get(name: str, source: Source = "any") -> str:
-    """The end of a message: where the set belongs and how it comes there."""
+    """The end of an error message: where the set belongs and how to get it."""
     base, entry, split = parts(name)
     if source == "webdataset":
         if split in entry.wds_splits:

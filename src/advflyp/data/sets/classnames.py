@@ -1,6 +1,6 @@
-"""Class names as prompts hold them, from the names in a benchmark's own files: ours, and those of released programs.
+"""Class names for prompts, made from the names in a benchmark's own files: our rules, and those of released code.
 
-A rule takes one such name (a folder, a line of a list, a WordNet number) and gives the words for it.
+A rule maps one such name (a folder, a line of a list, a WordNet number) to the words for it.
 """
 
 from collections.abc import Callable, Mapping

@@ -37,7 +37,7 @@ VI US Virgin Islands; VN Vietnam; VU Vanuatu; WF Wallis and Futuna; WS Samoa; XK
 ZA South Africa; ZM Zambia; ZW Zimbabwe
 """
 
-# The standard's own names, as pycountry has them, where they are others.
+# The standard's own names, as in pycountry, if they are different.
 ISO = """
 BN Brunei Darussalam; BO Bolivia, Plurinational State of; CC Cocos (Keeling) Islands;
 CD Congo, The Democratic Republic of the; CG Congo; CV Cabo Verde; CZ Czechia; FK Falkland Islands (Malvinas);

@@ -10,7 +10,7 @@ from advflyp.data.sets.images import Encoded
 
 
 def mini_set(name: str) -> dict[str, Any]:
-    """The fields of the labelled set "mini/…"; ValueError where it is not on this machine."""
+    """The fields of the labelled set "mini/…"; ValueError if it is not on this machine."""
     short = name.removeprefix("mini/")
     if short == PROXY:
         return _proxy_set()
@@ -32,7 +32,7 @@ def mini_set(name: str) -> dict[str, Any]:
 
 
 def _proxy_set() -> dict[str, Any]:
-    """One class for each concept of which the embedded corpus has enough renderings, on white."""
+    """One class for each concept with enough renderings in the embedded corpus, on white."""
     files, metas = read_encoded(EMBEDDED)
     classes = sorted(proxy_concepts(meta["concept"] for meta in metas))
     index = {concept: number for number, concept in enumerate(classes)}
@@ -50,7 +50,7 @@ def _proxy_set() -> dict[str, Any]:
 
 
 def _read_images(path: Path) -> Encoded:
-    """KEY.webp and KEY.cls members of a tar."""
+    """The images and labels in a tar of KEY.webp and KEY.cls members."""
     members = list(read_tar(path))
     images = [(name, data) for name, data in members if not name.endswith(".cls")]
     labels = [int(data) for name, data in members if name.endswith(".cls")]

@@ -29,15 +29,15 @@ HUB = "clip-benchmark"
 
 
 def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None] = print) -> None:
-    """Download sets or groups of sets into the data folder; those that are there are left alone.
+    """Download sets or groups of sets into the data folder; those already there are left alone.
 
     Args:
         names: As in `set_names`.
-        wds: Take the webdataset copy from the Hugging Face hub even where the authors' files can be had.
-        say: Called with lines about the progress.
+        wds: Take the webdataset copy from the Hugging Face hub even if the authors' files can be downloaded.
+        say: Called with progress messages.
 
     Raises:
-        ValueError: A name is none, a set has to be got by hand, or a download fails.
+        ValueError: A name is unknown, a set has to be downloaded by hand, or a download fails.
     """
     for name in set_names(list(names)):
         if canonical(name) is None:
@@ -74,7 +74,7 @@ def _download(name: str, source: Source, say: Callable[[str], None]) -> None:
 
 
 def _fetch_files(entry: Entry, root: Path) -> None:
-    """Unpack beside the data folder's sets first, so that half a download never passes for the set."""
+    """Unpack into a draft folder first, so that a partial download never passes for the set."""
     import torchvision
     from torchvision.datasets.utils import download_and_extract_archive
 
@@ -96,7 +96,7 @@ def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
 
     assert entry.wds is not None
     repository = f"{HUB}/{entry.wds}"
-    # Texts of its root only: of another split, nshards.txt without the shards would pass for a damaged copy.
+    # Only texts in its root: another split's nshards.txt without its shards would look like a damaged copy.
     texts = [file for file in ask_hub(repository, "dataset") if file.endswith(".txt") and "/" not in file]
     snapshot_download(
         repository,
@@ -107,7 +107,7 @@ def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
 
 
 def overview() -> Table:
-    """Every set by name, with the splits that are on this machine; a split in front is the default."""
+    """A table of all named sets, with the splits that are on this machine; the first split is the default."""
     groups = [f"{group}: {', '.join(members)}" for group, members in GROUPS.items()]
     table = Table(
         title=f"Sets by name are looked for in {data_folder()}",

@@ -1,4 +1,4 @@
-"""Sets as they come from anyone: one folder for each class, or webdataset shards with labels."""
+"""Sets from any source: one folder for each class, or webdataset shards with labels."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from advflyp.wording import counted
 
 CLASS_NAMES = ("classnames.txt", "classnames.json")
 TEMPLATES = "zeroshot_classification_templates.txt"
-# Of the number of shards in nshards.txt.
+# Maximum digits of the number of shards in nshards.txt.
 MAX_SHARD_DIGITS = 6
 # What folders of splits are called, in lower case.
 SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the visible folders in `folder`: by their numbers where all are numbers, else sorted as text."""
+    """The names of the visible folders in `folder`: sorted by number if all are numbers, else as text."""
     if not folder.is_dir():
         raise FileNotFoundError(2, "no such folder", str(folder))
     found = sorted(
@@ -33,7 +33,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def check_no_splits(folder: Path, likely: str = "test") -> None:
-    """ValueError for a folder of whole splits: which of them is meant decides what is measured or trained on.
+    """ValueError for a folder of whole splits, one of which the user has to choose.
 
     Args:
         likely: The split that is usually wanted.
@@ -66,12 +66,12 @@ def class_files(folder: Path, classes: Sequence[str], border: int = 0) -> Files:
 
 
 def images_beside(folder: Path) -> int:
-    """How many images lie in `folder` itself, where class folders are, and so are of no class."""
+    """How many images are in `folder` itself, beside the class folders, and so belong to no class."""
     return len(images_among([entry.name for entry in os.scandir(folder) if not is_clutter(entry.name)]))
 
 
 def read_folder(folder: Path) -> tuple[Files, list[str]]:
-    """One folder for each class; names are the folders' words, or those that classnames.txt or .json gives them.
+    """Read one folder for each class; class names come from classnames.txt or .json, else from the folder names.
 
     Raises:
         ValueError: There are no folders, only splits, or not as many names as folders.
@@ -101,7 +101,7 @@ def read_folder(folder: Path) -> tuple[Files, list[str]]:
 
 
 def _check_order(folder: Path, found: list[str]) -> None:
-    """ValueError for folders that one may list in another order than the alphabet's, as class2 before class10."""
+    """ValueError for folders whose alphabetical and natural orders differ, such as class10 and class2."""
 
     def natural(name: str) -> list[tuple[bool, int, str]]:
         parts = [part for part in re.split(r"(\d+)", name) if part]
@@ -119,10 +119,10 @@ def _check_order(folder: Path, found: list[str]) -> None:
 
 
 def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:
-    """Webdataset tars; the class names are beside them or one folder up, in the order of the labels.
+    """Read webdataset tars; the class names are beside them or one folder up, in the order of the labels.
 
     Raises:
-        ValueError: Nothing is found.
+        ValueError: There are no class names, or a shard is damaged.
     """
     folder = shards[0].parent
     names = _own_classes(folder) or _own_classes(folder.parent)
@@ -135,7 +135,7 @@ def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[s
 
 
 def own_shards(pattern: str) -> list[Path]:
-    """Shards for a pattern, one tar, or a folder of shards in which a `test` folder has precedence."""
+    """The shards of a pattern, one tar, or a folder of shards, in which a `test` folder takes precedence."""
     folder = Path(pattern).expanduser()
     if folder.is_dir():
         return folder_shards(folder / "test" if (folder / "test").is_dir() else folder)
@@ -148,7 +148,7 @@ def own_shards(pattern: str) -> list[Path]:
 
 
 def folder_shards(folder: Path) -> list[Path]:
-    """0.tar, 1.tar, … as many as nshards.txt says, or all tars there are by number.
+    """0.tar, 1.tar, …: as many as nshards.txt says, or else all tars, sorted by number.
 
     Raises:
         ValueError: There are none, or one is missing.
@@ -177,7 +177,7 @@ def has_shards(folder: Path) -> bool:
 
 
 def _own_classes(folder: Path) -> list[str] | None:
-    """The class names that a set brings along, if it does."""
+    """The class names that come with a set, if any."""
     found = (folder / name for name in CLASS_NAMES)
     return next((read_names(path) for path in found if path.is_file()), None)
 
@@ -204,7 +204,7 @@ def _names_by_folder(folder: Path) -> dict[str, str] | None:
 
 
 def own_templates(folder: Path) -> list[str] | None:
-    """The prompts that a set brings along, if it does."""
+    """The prompts that come with a set, if any."""
     path = folder / TEMPLATES
     return [line.replace("{c}", "{}") for line in read_lines(path)] if path.is_file() else None
 
@@ -218,7 +218,7 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not UTF-8, too large, or has a line that is.
+        ValueError: It is not UTF-8, is too large, or has a line that is too long.
     """
     if not path.is_file():
         raise FileNotFoundError(2, "no such file", str(path))

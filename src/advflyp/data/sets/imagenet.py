@@ -12,7 +12,7 @@ from advflyp.data.sets.images import Files, held_out
 from advflyp.data.sets.readers import Opened, listed
 from advflyp.documents import read_json, read_json_object
 
-# Of each TinyImageNet class of 500, for validation while training; as large as the validation part.
+# Share of each TinyImageNet class (500 images) for validation during training; as large as the validation part.
 HELD_OUT = 0.1
 VARIANTS = {"test": "matched-frequency", "threshold-0.7": "threshold0.7", "top-images": "top-images"}
 
@@ -59,7 +59,7 @@ def imagenet_v2(folder: Path, split: str) -> Opened:
 def objectnet(folder: Path, split: str) -> Opened:
     """images/FOLDER/….png and mappings/; a red border of two pixels is cut off.
 
-    The splits are "test", the 113 classes that ImageNet has too, and "all" 313.
+    The splits are "test", the 113 classes that ImageNet has too, and "all", all 313 classes.
     """
     path = folder / "mappings" / "folder_to_objectnet_label.json"
     titles: dict[str, str] = convert(read_json(path), dict[str, str], str(path))

@@ -1,4 +1,4 @@
-"""Where the images of a labelled set are: labels at once, each image decoded when it is asked for."""
+"""The images of a labelled set: labels are known at once, each image is decoded when it is requested."""
 
 import operator
 import random
@@ -21,23 +21,23 @@ from advflyp.errors import SkippedSample
 from advflyp.limits import MAX_LABEL_BYTES, open_regular, read_image_file, read_image_stream, reading
 
 Class = TypeVar("Class")  # a name, or a place among names
-# A larger number is no label, and fits no tensor.
+# A larger number is not a label, and might not fit into a tensor.
 MAX_LABEL = 1 << 31
 # What torchvision's datasets call their lists of labels.
 LABEL_LISTS = ("targets", "labels", "_labels")
 
 
 class Images:
-    """(image, class index) whose labels and keys are known without decoding.
+    """(image, class index) items whose labels and keys are known without decoding.
 
-    Where an image is, or its file, a subclass says by `image` or by `encoded`.
+    A subclass defines either `encoded`, which returns an image's file, or `image`, which returns the image.
 
     Attributes:
         labels: (n,) int64.
         upright: Whether the EXIF orientation of files is applied; else they are decoded as they are stored.
         border: Pixels to cut off on each side.
 
-    `image` is called from several threads at once and raises `SkippedSample` or OSError where there is no image.
+    `image` is called from several threads at once and raises `SkippedSample` or OSError if there is no image.
     """
 
     labels: Tensor
@@ -59,7 +59,7 @@ class Images:
         return map(self.__getitem__, range(len(self)))
 
     def encoded(self, index: int) -> bytes | None:
-        """The file of an image, None where it is in none; OSError or `SkippedSample` where it cannot be read."""
+        """The file of an image, None if it has none; OSError or `SkippedSample` if the file cannot be read."""
         return None
 
     def image(self, index: int) -> Image.Image:
@@ -74,14 +74,14 @@ class Images:
 
 
 class NotAnItem(ValueError):
-    """A dataset gives something else than an image and its label."""
+    """A dataset, or an item of one, is not what it has to be; the message says what that is."""
 
 
 class DatasetImages(Images):
     """Any sequence of (image, label): a torch `Dataset`, a list; see `LabelledSet`.
 
-    Labels come from the dataset's own list of them, as torchvision's keep one (each is compared when its image is
-    read), else from one pass over all items. Items are asked for one at a time: not every dataset is safe for threads.
+    Labels come from the dataset's own list of them, as in torchvision (each is checked when its image is read), else
+    from one pass over all items. Items are requested one at a time, since not every dataset is thread-safe.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -129,14 +129,14 @@ class DatasetImages(Images):
 
 
 def dataset_name(dataset: Any) -> str:
-    """What messages call a dataset that has no name: its type, below subsets."""
+    """What messages call a dataset without a name: its type, or that of the dataset behind a subset."""
     while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     return type(dataset).__name__.lower()
 
 
 def _stored_labels(dataset: Any) -> list[int] | None:
-    """The labels that a dataset of torchvision's, or a subset of one, keeps as a list; None where there are none."""
+    """The labels that a torchvision dataset, or a subset of one, stores as a list; None if there are none."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
         whole = _stored_labels(dataset.dataset)
         return None if whole is None else [whole[index] for index in dataset.indices]
@@ -152,7 +152,7 @@ def _stored_labels(dataset: Any) -> list[int] | None:
 
 
 def to_pil(image: Any, what: str) -> Image.Image:
-    """A PIL image as it is; of a tensor, (3, H, W) or (1, H, W) in [0, 1] or uint8, its pixels rounded to 8 bits.
+    """A PIL image as it is; a tensor, (3, H, W) or (1, H, W), in [0, 1] or uint8, as an image rounded to 8 bits.
 
     Raises:
         NotAnItem: It is neither; the message begins with `what`.
@@ -180,7 +180,7 @@ def _kind(value: Any) -> str:
 
 
 class Files(Images):
-    """Image files, `paths` below `folder` with "/"; these are the keys."""
+    """Image files; `paths` are relative to `folder`, with "/", and are the keys."""
 
     def __init__(
         self, folder: Path, paths: Sequence[str], labels: Sequence[int] | Tensor, border: int = 0
@@ -230,8 +230,8 @@ class Encoded(Images):
 class Shards(Images):
     """Samples KEY.jpg (or another image) + KEY.cls in webdataset tars, in any order; keys are SHARD/MEMBER.
 
-    One pass over the headers at opening says where each image is, so that any one is a seek and a read.
-    ValueError for a shard that is no plain tar, an image without a label and a label without an image.
+    One pass over the headers, on opening, finds where each image is, so that reading one takes a seek and a read.
+    ValueError for a shard that is not an uncompressed tar, an image without a label, or a label without an image.
     """
 
     def __init__(self, shards: Sequence[Path], border: int = 0) -> None:
@@ -290,8 +290,8 @@ def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
 def held_out(whole: Files, share: float, *, rest: bool = False) -> Files:
     """A share of every class, or the rest: a split for sets that have none.
 
-    The images of class c are put in the order of their keys, shuffled by random.Random(f"0/{c}"), and the first
-    round(share × count) are held out. So the split depends on the names of the files alone.
+    The images of class c are sorted by key, shuffled by random.Random(f"0/{c}"), and the first round(share × count) are
+    held out. The split thus depends only on the file names.
     """
     chosen: list[int] = []
     for label, places in _by_class(whole.labels.tolist()).items():
@@ -303,10 +303,10 @@ def held_out(whole: Files, share: float, *, rest: bool = False) -> Files:
 
 
 def drawn_classes(classes: Sequence[Class], count: int | None, seed: int) -> list[Class]:
-    """`count` of the classes in their order, drawn by `seed`; None: all. Fewer are a part of more.
+    """`count` classes drawn by `seed`, in their order; None: all. A smaller count draws a subset of a larger one's.
 
     Raises:
-        ValueError: There are not so many.
+        ValueError: There are fewer than `count` classes.
     """
     if count is None:
         return list(classes)
@@ -318,17 +318,17 @@ def drawn_classes(classes: Sequence[Class], count: int | None, seed: int) -> lis
 
 
 def represented(classes: Sequence[str], labels: Iterable[int]) -> list[str]:
-    """The classes, in their order, that some label is of."""
+    """The classes that have at least one label, in their order."""
     known = set(labels)
     return [name for number, name in enumerate(classes) if number in known]
 
 
 def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
-    """Positions of `limit` labels, ascending, classes as evenly represented as they can be; None: all.
+    """Positions of `limit` labels, ascending, as class-balanced as possible; None: all.
 
-    Every class gives one before any gives a second, and so on: counts differ by at most one among classes that have
-    some left. Which ones, and the order of the classes, are drawn by `seed`; a smaller limit takes a part of what a
-    larger one takes.
+    Every class contributes one before any contributes a second, and so on: counts differ by at most one among classes
+    that have some left. The members and the order of the classes are drawn by `seed`; a smaller limit draws a subset of
+    a larger one's.
     """
     if limit is None or limit >= len(labels):
         return list(range(len(labels)))
@@ -340,7 +340,7 @@ def balanced(labels: Sequence[int], limit: int | None, seed: int) -> list[int]:
     chosen: list[int] = []
     turn = 0
     while len(chosen) < limit:
-        # Without the classes that are used up, which would be asked in vain every time.
+        # Drop the classes that are used up.
         classes = [label for label in classes if turn < len(members[label])]
         chosen += [members[label][turn] for label in classes[: limit - len(chosen)]]
         turn += 1

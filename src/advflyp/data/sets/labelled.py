@@ -40,7 +40,7 @@ from advflyp.wording import counted
 # A set with more unreadable images than this is not the set its name promises.
 TOLERATED = 0.01
 IMAGENET_CLASSES = 1000
-# Of which `sha256` knows the pixels.
+# Number of images whose pixels are part of `sha256`.
 HASHED_IMAGES = 16
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -87,13 +87,13 @@ class LabelledSet:
                 to 8 bits, or uint8.
             classes: K names, in the order of the labels 0 to K-1.
             templates: Prompts, each with one "{}" for the class name; "openai" for OpenAI's 80.
-            name: What results call it. By default the type of the dataset and a part of `sha256`, so that results of
-                another content are not taken for its own; a set with a name of its own gets a new one when it changes.
+            name: Its name in results. By default the type of the dataset and a part of `sha256`, so that results on
+                other contents are not taken for its own; if you name a set yourself, rename it whenever it changes.
             split: Which part of the data this is.
             info: domain, source, licence, in_proxy (whether the labelled proxy set covers the classes).
             unreadable: Images that are known to be unreadable: {key: reason}.
             own_names: The classes as the authors' files write them, for the rules of `classnames.py`.
-            remarks: What of the data is not used, in sentences for the user.
+            remarks: Sentences for the user about data that is not used.
             pictures: The former name of `dataset`.
 
         Raises:
@@ -174,7 +174,7 @@ class LabelledSet:
 
         Raises:
             SkippedSample: It cannot be decoded.
-            ValueError: The dataset gives something that is no image, or no longer the label it gave at first.
+            ValueError: The dataset returns something that is not an image, or another label than at first.
         """
         try:
             return as_rgb(self.dataset.image(index))
@@ -198,7 +198,7 @@ class LabelledSet:
         index: Sequence[int] | None = None,
         workers: int = 4,
     ) -> Iterator[Batch]:
-        """Positions (N,) int64, images (N, 3, H, W) in [0, 1], and labels (N,) of batches.
+        """Batches of positions (N,) int64, images (N, 3, H, W) in [0, 1], and labels (N,).
 
         Args:
             preprocess: An RGB image → (3, H, W) in [0, 1]; runs in `workers` threads, two batches ahead.
@@ -227,7 +227,7 @@ class LabelledSet:
 
 
 def check_tolerated(name: str, what: str, skipped: Mapping[str, str], wanted: int) -> None:
-    """ValueError, saying `what` is wrong with set `name`, where too many of those wanted are skipped.
+    """ValueError, saying `what` is wrong with set `name`, if more than TOLERATED of the wanted images are skipped.
 
     Args:
         skipped: {key: reason}.
@@ -247,7 +247,7 @@ def load_set(
         name: NAME or NAME@SPLIT of the table in docs/sets.md, "mini/food", or a path; a set is returned as it is.
         templates: Other prompts than the set's: "openai" (80 templates), one template or several.
         source: For a set of the table: "any", the authors' files or else the webdataset; "webdataset", CLIP benchmark's
-            copy with the prompts that it brings along.
+            copy with its own prompts.
 
     Raises:
         ValueError: It does not exist, is not on this machine, or is damaged.
@@ -262,14 +262,14 @@ def load_set(
 
 
 def remarks_on(groups: Sequence[str]) -> list[str]:
-    """What of some sets, as `set_names` takes them, is not used; only a user's own leave anything out."""
+    """Remarks on data that is not used in some sets (named as in `set_names`); only a user's own sets have any."""
     own_sets = [name for name in set_names(list(groups)) if canonical(name) is None]
     return [remark for name in own_sets for remark in load_set(name).remarks]
 
 
 @cache
 def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
-    """`root` only tells apart what is cached."""
+    """Load a set; `root` is used only as a part of the cache key."""
     if name.startswith("mini/"):
         return LabelledSet(**mini_set(name))
     if canonical(name) is None:
@@ -301,9 +301,9 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
 
 
 def _own_set(name: str) -> LabelledSet:
-    """A folder of class folders, webdataset shards with .cls members, or what a function of the user's returns.
+    """A folder of class folders, webdataset shards with .cls members, or the result of a function of the user's.
 
-    Under the name it was called by.
+    The set is named as it was requested.
     """
     has_kind = name.startswith(("folder:", "wds:"))
     if is_import_path(name) and not has_kind:
@@ -340,9 +340,9 @@ def _own_set(name: str) -> LabelledSet:
 
 
 def check_distinct(classes: Sequence[str], name: str) -> None:
-    """ValueError where two classes of a set have one name: their logits would tie on every image.
+    """ValueError if two classes of a set have the same name: their logits would tie on every image.
 
-    CLIP's tokenizers know neither case nor how much white space there is.
+    CLIP's tokenizers ignore case and the amount of white space.
     """
     numbers: dict[str, int] = {}
     for number, title in enumerate(classes):

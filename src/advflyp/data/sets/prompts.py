@@ -64,7 +64,7 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
 
 
 def fill(template: str, name: str) -> str:
-    """A prompt; `str.format` would read other braces in the template."""
+    """The prompt for a class name; `str.format` would also interpret other braces in the template."""
     return template.replace("{}", name)
 
 

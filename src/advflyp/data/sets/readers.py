@@ -1,4 +1,4 @@
-"""The paper's 14 sets as their authors' archives unpack, which is how torchvision keeps them too.
+"""Readers of the paper's 14 sets, in the layout of the authors' archives, which torchvision uses too.
 
 Each reader takes the set's folder and a split and gives (images, class names as the authors' files write them).
 Nothing is decoded, and a missing file is a FileNotFoundError. The order is that of the authors' lists, else that of
@@ -20,7 +20,7 @@ from advflyp.documents import read_json
 Opened = tuple[Images, list[str]]
 Reader = Callable[[Path, str], Opened]
 
-# Of every class, for sets without an official split; `train` is what remains.
+# Share of every class in `test`, for sets without an official split; `train` is the rest.
 TEST_SHARE = 0.2
 
 
@@ -77,16 +77,16 @@ def caltech101(folder: Path, split: str) -> Opened:
 
 
 def caltech256(folder: Path, split: str) -> Opened:
-    """256_ObjectCategories; its 257th class, clutter, is one, as in torchvision."""
+    """256_ObjectCategories; its 257th class, clutter, counts as one, as in torchvision."""
     folders = class_folders(folder)
     whole = class_files(folder, folders)
-    # 056.dog holds a folder of a user's own, greg/, which belongs to no class.
+    # 056.dog holds a stray folder, greg/, which belongs to no class.
     own = [index for index, path in enumerate(whole.paths) if path.count("/") == 1]
     return _seeded(whole.part(own), split), folders
 
 
 def oxford_pets(folder: Path, split: str) -> Opened:
-    """annotations/test.txt: lines "Abyssinian_201 1 1 1", the second the class from 1 on."""
+    """annotations/test.txt: lines "Abyssinian_201 1 1 1"; the second field is the class, from 1 on."""
     rows = [line.split() for line in read_lines(folder / "annotations" / f"{split}.txt")]
     labels = [int(row[1]) - 1 for row in rows]
     names = {label: row[0].rsplit("_", 1)[0] for label, row in zip(labels, rows, strict=True)}
@@ -95,7 +95,7 @@ def oxford_pets(folder: Path, split: str) -> Opened:
 
 
 def flowers102(folder: Path, split: str) -> Opened:
-    """setid.mat says which images (the test set is the largest), imagelabels.mat which flower, from 1 on."""
+    """setid.mat lists the images of each split (test is the largest), imagelabels.mat their classes, from 1 on."""
     from scipy.io import loadmat
     from torchvision.datasets import Flowers102
 
@@ -131,7 +131,7 @@ def sun397(folder: Path, split: str) -> Opened:
     names = [name.split("/", 1)[1] for name in classes]
     if split == "all":
         whole = class_files(folder, classes)
-        # a/apartment_building/outdoor is a class below a/apartment_building, which is none; but take no chances.
+        # a/apartment_building/outdoor is a class below a/apartment_building, which is not one; but take no chances.
         own = [i for i, path in enumerate(whole.paths) if path.rsplit("/", 1)[0] == classes[whole.labels[i]]]
         return whole.part(own), names
     rows = {"test": "Testing_01.txt", "train": "Training_01.txt"}[split]
@@ -173,12 +173,12 @@ def listed(folder: Path, rows: Sequence[tuple[str, str]], classes: list[str]) ->
 
 
 def _seeded(images: Files, split: str) -> Files:
-    """ "all", or the split made here for a set without one."""
+    """All images for "all", else the split made here, for sets without an official one."""
     return images if split == "all" else held_out(images, TEST_SHARE, rest=split == "train")
 
 
 def _present(path: Path) -> str:
-    """For libraries that would look for the file elsewhere, or report it otherwise."""
+    """The path of a file that exists, for libraries that would look elsewhere or raise another error."""
     if not path.is_file():
         raise FileNotFoundError(2, "no such file", str(path))
     return str(path)

@@ -1,7 +1,7 @@
 """`advflyp data caption`: the images of a labelled set → webdataset shards of images and generated captions.
 
-Which images a shard covers is known beforehand (`caption_folder.py`), whatever happened to the other shards: a killed
-run resumes at its first unfinished one, and several processes share nothing but the folder.
+The images of each shard are fixed beforehand (`caption_folder.py`), independently of the other shards: a killed run
+resumes at its first unfinished shard, and several processes share nothing but the folder.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ from advflyp.files import draft_file
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PROMPT = "Describe this image with no more than 50 words"
-# The model sees larger images reduced to this: with 16 at a time, one of 12 million pixels would fill the memory.
+# Larger images are reduced to this for the model: in a batch of 16, one of 12 megapixels would fill the memory.
 MAX_PIXELS = 1 << 20
 WORKERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are captioned; each is the option of `advflyp data caption` of that name.
+    """How images are captioned; each field is the option of that name of `advflyp data caption`.
 
     Attributes:
         part: "i/n" with i from 0; by default RANK and WORLD_SIZE of torchrun, else all.
@@ -81,8 +81,8 @@ class Captioned:
 
     Attributes:
         part: (i, n): this process was part i of n.
-        pairs: In all shards of this part.
-        fresh: Images that this call went through; the others were done before.
+        pairs: Pairs in all shards of this part.
+        fresh: Images processed by this call; the others were done before.
         skipped: Skipped images of this part.
         manifest: The manifest of all parts; None while others are unfinished.
     """
@@ -98,24 +98,24 @@ class Captioned:
 def caption(name: str, options: Options, progress: Callable[[int, int], None] | None = None) -> Captioned:
     """Caption the images of the labelled set `name` into shards; resume where an earlier call stopped.
 
-    Members are KEY.jpg, .png or .webp (the file as it is where the set has one of these formats, else a PNG), KEY.txt
+    Members are KEY.jpg, .png or .webp (the original file if it has one of these formats, else a PNG), KEY.txt
     and KEY.json (key, class, label, model, prompt); KEY is the image's position in the set. Whichever process finishes
     last writes the manifest.
 
     Args:
         name: As in `load_set`.
-        options: How.
-        progress: Called with the images of this part that are done, and all of its images.
+        options: How to caption them.
+        progress: Called with the number of images of this part that are done, and of all its images.
 
     Raises:
-        ValueError: For arguments that do not fit, a folder that holds something else or was begun with other
-            arguments, and a set of which no image could be captioned.
+        ValueError: An argument is invalid, the folder holds something else or was begun with other arguments, or not
+            one image of the set could be captioned.
     """
-    own_device(options.device)  # a mistake shows before the images are looked at
+    own_device(options.device)  # reports a mistake before any image is read
     number, parts = which_part(options.part)
     labelled = load_set(name)
     places = labelled.subset(options.limit, seed=0)
-    # Shards in the order of the set would hold one class each; and what is done of an unfinished run is a fair sample.
+    # In set order, each shard would hold one class. Shuffling also makes an unfinished run a fair sample.
     random.Random(0).shuffle(places)
     settings = options.settings(parts, _fingerprint(labelled, places))
     folder = CaptionFolder(options.out.expanduser(), name, settings, places)
@@ -142,9 +142,9 @@ def caption(name: str, options: Options, progress: Callable[[int, int], None] | 
 def _caption_part(
     folder: CaptionFolder, number: int, writer: "_Writer", progress: Callable[[int, int], None] | None
 ) -> int:
-    """Caption the unfinished shards of a part; how many images they cover."""
+    """Caption the unfinished shards of a part; return how many images they cover."""
     with folder.own(number):
-        # Asked again: another process may have had the part while this one loaded the model.
+        # Checked again: another process may have worked on the part while this one loaded the model.
         todo = folder.unfinished(number)
         total = sum(len(folder.places(number, shard)) for shard in folder.shards(number))
         done = before = total - sum(len(folder.places(number, shard)) for shard in todo)
@@ -173,7 +173,7 @@ def which_part(part: str | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """As it is stored, and as the model sees it."""
+    """An image as it is stored, and as the model sees it."""
 
     suffix: str
     data: bytes
@@ -189,7 +189,7 @@ class _Writer:
     def write(
         self, places: Sequence[int], file: IO[bytes], progress: Callable[[int], None] | None
     ) -> tuple[int, dict[str, str]]:
-        """Caption the images at `places` into a tar; the number of pairs, and {key: reason} of the skipped images."""
+        """Caption the images at `places` into a tar; return the number of pairs, and {key: reason} of skipped ones."""
         skipped: dict[str, str] = {}
         done = 0
         with tarfile.open(fileobj=file, mode="w") as tar:

@@ -1,7 +1,7 @@
-"""The folder that `advflyp data caption` writes to: what it was begun with, and which shards of which part are done.
+"""The folder that `advflyp data caption` writes to: its settings, and which shards of each part are finished.
 
-All images, in one order, are dealt to the parts in turn, and each part is cut into shards of so many images.
-`OUT/.caption` holds the settings, a record of each finished shard with what it skipped, locks, and drafts.
+The images, in a fixed order, are dealt to the parts in turn, and each part is cut into shards of `per_shard` images.
+`OUT/.caption` holds the settings, a record of each finished shard with its skipped images, locks, and drafts.
 """
 
 import json
@@ -29,7 +29,7 @@ class CaptionFolder:
         out: The folder.
         name: The labelled set, for messages and the manifest.
         settings: "parts", "per_shard" (images), and whatever else changes the result.
-        order: Positions of all images in the set.
+        order: Positions in the set of all images to caption.
     """
 
     def __init__(self, out: Path, name: str, settings: dict[str, Any], order: Sequence[int]) -> None:
@@ -63,17 +63,17 @@ class CaptionFolder:
         raise ValueError(f"{self.out} was begun {what}; use the same, or name another folder")
 
     def begin(self, versions: dict[str, str]) -> None:
-        """Write down the settings and versions, or hold the former against those of a process that was faster."""
+        """Record the settings and versions; if another process already has, check that its settings are the same."""
         with lock(self.work / "lock", wait=math.inf):
             self.check()
             if not self.begun.is_file():
                 begun = {"set": self.of, "versions": versions, "settings": self.settings}
                 write_text(self.begun, json.dumps(begun, indent=1) + "\n")
-            # There is one where a shard was removed after the last was finished.
+            # There is a manifest if a shard was removed after all had been finished.
             (self.out / FILE).unlink(missing_ok=True)
 
     def own(self, part: int) -> IO[bytes]:
-        """Hold a part until what is returned is closed; ValueError where another process does."""
+        """Lock a part until the returned file is closed; ValueError if another process has locked it."""
         path = self.work / f"part{part}.lock"
         held = try_lock(path)
         if held is None:
@@ -102,7 +102,7 @@ class CaptionFolder:
         return f"part{part}-{shard:05d}.tar"
 
     def record(self, part: int, shard: int) -> dict[str, Any] | None:
-        """{"pairs", "left_out": {key: reason}} of a finished shard; a shard without a single pair has no tar."""
+        """{"pairs", "left_out": {key: reason}} of a finished shard, else None; a shard without pairs has no tar."""
         name = self.name(part, shard)
         path = self.work / f"{name}.json"
         if not path.is_file():
@@ -113,8 +113,8 @@ class CaptionFolder:
     def finish_shard(
         self, draft: IO[bytes], part: int, shard: int, pairs: int, left_out: dict[str, str]
     ) -> None:
-        """Give a draft in `work` its name, if it holds a pair."""
-        # The record first: without its tar it counts for nothing.
+        """Record a finished shard, and move its draft from `work` to `out` if it holds any pair."""
+        # The record first: it does not count until its tar is there.
         name = self.name(part, shard)
         record = json.dumps({"pairs": pairs, "left_out": left_out}, indent=1)
         write_text(self.work / f"{name}.json", f"{record}\n")
@@ -122,7 +122,7 @@ class CaptionFolder:
             publish(draft, self.out / name, replace=False)
 
     def summary(self, parts: Sequence[int]) -> tuple[int, Skipped]:
-        """Pairs of some parts, and what they skipped."""
+        """The number of pairs in some parts, and their skipped images."""
         records = [self.record(part, shard) for part in parts for shard in self.shards(part)]
         skipped, pairs = Skipped(), 0
         for record in filter(None, records):
@@ -132,10 +132,10 @@ class CaptionFolder:
         return pairs, skipped
 
     def finish(self) -> Manifest | None:
-        """The manifest, written where all parts are done and nobody has; None where they are not.
+        """The manifest, written now if all parts are done and it does not exist yet; None if a part is unfinished.
 
         Raises:
-            ValueError: Where all images were skipped; nothing is left of the folder.
+            ValueError: All images were skipped; `OUT/.caption` is removed, and `OUT` too if it is then empty.
         """
         parts = range(self.settings["parts"])
         with lock(self.work / "lock", wait=math.inf):

@@ -1,4 +1,4 @@
-"""`advflyp data check`: every pair read once, as training would: what cannot be used and why, what the rest is like."""
+"""`advflyp data check`: read every pair once, as training would; report skipped samples, and statistics of the rest."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ from advflyp.data.pairs.tables import Columns
 
 SHEET = 48
 THUMBNAIL = 160
-# Duplicates are counted among the first so many different captions, of which the hashes are kept: some 100 MB.
+# Duplicates are counted among the first N distinct captions, whose hashes are kept: about 100 MB.
 REMEMBERED = 1_000_000
 
 
@@ -31,14 +31,14 @@ class Shown:
 
 @dataclass
 class Checked:
-    """What a look at the pairs found.
+    """What `check` found.
 
     Attributes:
         seen: Samples, usable or not.
         captions: Captions of usable pairs.
-        repeated: Captions that an earlier pair has too.
-        words: {words of a caption: captions}.
-        sides: {length of the shorter side: images}.
+        repeated: Captions that have occurred before.
+        words: {number of words: number of captions}.
+        sides: {length of the shorter side: number of images}.
         sheet: Some usable pairs, drawn uniformly.
     """
 
@@ -53,7 +53,7 @@ class Checked:
     sheet: list[Shown] = field(default_factory=list)
 
     def share_of(self, reason: str) -> float:
-        """From 0 to 1, of all samples."""
+        """Fraction of all samples that were skipped for `reason`, from 0 to 1."""
         return self.skipped.counts[reason] / max(1, self.seen)
 
 
@@ -69,7 +69,7 @@ def check(
 ) -> Checked:
     """Look at the pairs that `pairs` names (see `open_source`), or at the first `limit` of them.
 
-    Memory does not grow with the pairs.
+    Memory use does not grow with the number of pairs.
 
     Args:
         pairs, limit, size, columns: As in `open_source`.

@@ -1,7 +1,7 @@
 """`advflyp data overlap`: training images that are near-duplicates of evaluation images.
 
-A perceptual hash (64 signs of low cosine frequencies of the grey image) proposes pairs, mirrored ones too; a model's
-image embeddings confirm them where a model is given. The evaluation's hashes are in memory, the training pairs stream.
+A perceptual hash (64 bits from the low cosine frequencies of the grey image) proposes pairs, mirrored ones too; if a
+model is given, its image embeddings confirm them. Evaluation hashes are kept in memory, training pairs are streamed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
 from advflyp.model.clip import CLIP
 
-# Chosen by looking at both sides on real images; tests/data/tools/test_overlap.py holds what they find and leave.
+# Chosen by inspecting real images above and below; tests/data/tools/test_overlap.py pins what is found and what not.
 HASH_LIMIT = 6
 CANDIDATE_LIMIT = 12
 COSINE_LIMIT = 0.95
 THUMBNAIL = 160
 SHOWN = 60
-# Decoding threads, and images that they have begun before they are asked for.
+# Decoding threads, and the number of images decoded ahead.
 WORKERS, AHEAD = 4, 64
-# Training images at a time, and evaluation hashes: what they make together stays in the processor's cache.
+# Training images and evaluation hashes that are compared at a time: small enough for the CPU cache.
 _BLOCK = 64
 _PIECE = 2048
 
@@ -44,11 +44,11 @@ class Match:
     """A training image and an evaluation image that are nearly the same.
 
     Attributes:
-        number: Number of the training pair, from 0 in stored order: shards of one name in two folders share their keys.
+        number: Index of the training pair in stored order, since shards of one name in two folders share their keys.
         key: Its name.
         set, image: The evaluation set and the image's name in it.
-        bits: In how many of 64 bits the hashes differ, the mirrored image's if that is nearer.
-        mirrored: Whether it was.
+        bits: How many of the 64 hash bits differ, for the plain or the mirrored image, whichever is nearer.
+        mirrored: Whether the mirrored image was nearer.
         cosine: Cosine of the embeddings; None without a model.
     """
 
@@ -63,12 +63,12 @@ class Match:
 
 @dataclass
 class Overlap:
-    """What was found.
+    """The near-duplicates found.
 
     Attributes:
         seen: Training samples, unusable ones too.
-        against: {set: images}.
-        unreadable: {set: {image: why}}; nothing is compared with these.
+        against: {set: number of images}.
+        unreadable: {set: {image: reason}}; these are not compared.
         shown: Thumbnails of some matches: training image, evaluation image, match.
     """
 
@@ -102,10 +102,10 @@ def overlap(
 
     Args:
         model: Confirms what the hash proposes; without it the hash decides, and its limit is stricter.
-        bits: Most bits in which the hashes may differ.
-        cosine: Least similarity of the embeddings.
+        bits: Maximum number of hash bits that differ.
+        cosine: Minimum cosine similarity of the embeddings.
 
-    ValueError for pairs and sets that cannot be read.
+    ValueError if the pairs or a set cannot be read, or a limit is out of range.
     """
     allowed = bits if bits is not None else HASH_LIMIT if model is None else CANDIDATE_LIMIT
     if not 0 <= allowed <= 32:
@@ -137,7 +137,7 @@ def overlap(
 
 
 class _Comparison:
-    """Training images that wait to be compared with those of evaluations.
+    """Compares training images with evaluation images, a block at a time.
 
     Embeddings of evaluation images are kept, since other candidates may need them.
     """
@@ -166,7 +166,7 @@ class _Comparison:
         self.hashes = np.array(hashes, np.uint64).reshape(-1, 2)  # mirrored ones second
 
     def compare(self) -> None:
-        """Enter the matches of those that wait."""
+        """Compare the waiting training images, and record their matches."""
         hashes = np.array([code for _, _, code in self.waiting], np.uint64)
         candidates = within(hashes, self.hashes, self.bits)
         images = self._read_again({row for row, *_ in candidates})
@@ -209,7 +209,7 @@ class _Comparison:
     def _cosines(
         self, model: CLIP, images: dict[int, Image.Image], candidates: Sequence[tuple[int, Place, bool]]
     ) -> list[float | None]:
-        """Of candidates: the row of a training image, the place of an evaluation image, whether it is mirrored."""
+        """The cosine of each candidate: (row of a training image, place of an evaluation image, whether mirrored)."""
         new = sorted({(place, flip) for _, place, flip in candidates} - self.known.keys())
         for start in range(0, len(new), _BLOCK):
             some = new[start : start + _BLOCK]
@@ -233,14 +233,14 @@ def image_hash(image: Image.Image) -> np.uint64:
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float32)
     low = np.asarray(dctn(grey, norm="ortho"))[:8, :8].ravel()
-    low[0] = 0  # the mean brightness says nothing of what is shown
+    low[0] = 0  # the mean brightness says nothing about the content
     return np.packbits(low > np.median(low)).view(np.uint64)[0]
 
 
 def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple[int, int, int, bool]]:
-    """Pairs of hashes (N,) and (M, 2), as they are and mirrored, that differ in at most `bits` bits.
+    """Pairs of a query (N,) and a reference (M, 2: plain, mirrored) whose hashes differ in at most `bits` bits.
 
-    Each as query, reference, bits of the nearer of the two, whether that is the mirrored one.
+    Each is (query, reference, differing bits of the nearer hash, whether that is the mirrored one).
     """
     found: list[tuple[int, int, int, bool]] = []
     for start in range(0, len(references), _PIECE):
@@ -257,7 +257,7 @@ def within(queries: np.ndarray, references: np.ndarray, bits: int) -> list[tuple
 def without(
     pairs: str, keys: set[tuple[int, str]], *, size: int | None = None, columns: Columns | None = None
 ) -> Iterator[Sample]:
-    """The samples that `pairs` names but for those that `Overlap.keys` names."""
+    """The samples of `pairs`, except those in `keys` (see `Overlap.keys`)."""
     samples = in_order(open_source(pairs, size=size, columns=columns))
     return (sample for number, sample in enumerate(samples) if (number, sample.key) not in keys)
 

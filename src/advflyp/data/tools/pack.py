@@ -18,7 +18,7 @@ from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
 from advflyp.files import draft_folder, names_in, publish_folder, recover_folder, write_atomically
 
-# What Pillow calls a format → the suffix of a member that webdataset readers know as an image.
+# Pillow's name of a format → the member suffix that webdataset readers recognise as an image.
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUALITY = 95
 
@@ -34,16 +34,16 @@ def pack(
     columns: Columns | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Write the pairs that `pairs` names to `out`/00000.tar …, and what they hold to a manifest.
+    """Write the pairs that `pairs` names to `out`/00000.tar …, and describe them in a manifest.
 
-    All captions of an image are kept, a line each. Skipped samples are counted in the manifest.
+    All captions of an image are kept, one per line. Skipped samples are counted in the manifest.
 
     Args:
         pairs, limit, size, columns: As in `open_source`.
         out, per_shard, resize, progress: As in `write_shards`.
 
     Raises:
-        ValueError: There are no pairs, or `out` holds anything already.
+        ValueError: There are no pairs, or `out` is not empty.
     """
     check_new(out)
     samples = in_order(open_source(pairs, limit=limit, size=size, columns=columns))
@@ -52,7 +52,7 @@ def pack(
 
 
 def check_new(out: Path) -> None:
-    """ValueError unless `out` is a folder that can be made, or an empty one."""
+    """ValueError unless `out` does not exist yet or is an empty folder."""
     recover_folder(out)
     if (out.exists() and not out.is_dir()) or names_in(out):
         raise ValueError(f"{out} is there already and not an empty folder; name a new one")
@@ -73,8 +73,8 @@ def write_shards(
         samples: What to write.
         out: A new folder, which appears when all of it is complete.
         per_shard: Pairs in a shard.
-        resize: Shorter side of larger images; None keeps every file as it is.
-        about: The manifest's source.
+        resize: Shorter side of larger images; None keeps the size. Only JPEG, PNG and WebP files stay as they are.
+        about: The manifest's `source` field.
         progress: Called with the pairs written so far.
     """
     if per_shard < 1:
@@ -104,7 +104,7 @@ def write_shards(
 def _usable(
     samples: Iterable[Sample], resize: int | None, skipped: Skipped
 ) -> Iterator[list[tuple[str, bytes]]]:
-    """The members, suffix and contents, of every pair that can be used."""
+    """The members (suffix, contents) of every usable pair."""
     for sample in samples:
         try:
             captions = sample.captions()
@@ -117,9 +117,9 @@ def _usable(
 
 
 def _image(data: bytes, resize: int | None) -> tuple[str, bytes]:
-    """The file as it is where it is of a common format and not too large, else a JPEG."""
+    """The original file if it is a JPEG, PNG or WebP and not too large, else a JPEG."""
     kind = open_image(data).format
-    # Decoded here too, so that a shard holds no image that breaks off.
+    # Decoded in any case, so that no shard holds a truncated image.
     image = read_image(data)
     small_enough = resize is None or min(image.size) <= resize
     if kind in SUFFIXES and small_enough:
@@ -134,7 +134,7 @@ def _image(data: bytes, resize: int | None) -> tuple[str, bytes]:
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A file in a tar, without times and owners."""
+    """Add a file to a tar, without times and owners."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

@@ -20,13 +20,13 @@ MISSING = "captioning needs transformers; install it with `pip install transform
 
 
 class Captioner:
-    """Images → what the model answers to the prompt, by greedy decoding.
+    """Images → the model's answers to the prompt, by greedy decoding.
 
     Sampling and penalties that the model's generation_config.json asks for are not applied: a repetition penalty also
     counts padding, so that a caption would depend on its neighbours in the batch.
 
     Args:
-        model: A folder or a name on the Hugging Face hub; ValueError where it cannot be loaded, or takes no images.
+        model: A folder or a name on the Hugging Face hub; ValueError if it cannot be loaded, or takes no images.
         prompt: The user's turn after the image, in the chat template of the model's processor.
         max_new_tokens: Longest caption, in tokens.
         dtype: bf16, fp16 or fp32.
@@ -57,7 +57,7 @@ class Captioner:
             tokenizer.pad_token = tokenizer.eos_token
         self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
         self.text = prompt_with_image(self.processor, prompt, model)
-        # A template that begins with the token itself must not get it twice.
+        # If the template begins with the BOS token itself, it must not be added again.
         bos = tokenizer.bos_token
         self.special = bos is None or not self.text.startswith(bos)
         try:
@@ -66,17 +66,17 @@ class Captioner:
             raise ValueError(f"cannot caption with {model}: {first_line(error)}") from error
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str | None]:
-        """An answer on one line for each RGB image; None where the model's processor refuses the image.
+        """An answer on one line for each RGB image; None if the model's processor refuses the image.
 
         Raises:
-            ValueError: Where the batch does not fit into the device's memory.
+            ValueError: The batch does not fit into the device's memory.
         """
         if not images:
             return []
         try:
             inputs = self._inputs(images)
         except ValueError:
-            # One too long and thin, for example: the others are not to suffer for it.
+            # One image may be too long and thin, for example; the others are still captioned.
             return [None] if len(images) == 1 else [self([image])[0] for image in images]
         try:
             with torch.inference_mode():
@@ -101,7 +101,7 @@ class Captioner:
 
 
 def own_device(name: str) -> torch.device:
-    """As `pick_device`, but "auto" and "cuda" are a GPU for each process of torchrun."""
+    """As `pick_device`, but "auto" and "cuda" give each process of torchrun its own GPU."""
     device = pick_device(name)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -109,31 +109,31 @@ def own_device(name: str) -> torch.device:
 
 
 def _located(model: str) -> str:
-    """A folder, or a name on the hub; ValueError where it can be neither."""
+    """A folder, or a name on the hub; ValueError if it can be neither."""
     model = str(Path(model).expanduser()) if model.startswith("~") else model
     if Path(model).is_dir():
         return model
     if model.startswith((".", "/")) or model.count("/") > 1:
         raise ValueError(f"there is no model folder {model}; name one, or a model of the Hugging Face hub")
-    # Where the hub does not answer, transformers would ask it again and again.
+    # If the hub does not answer, transformers would ask it again and again.
     return str(open_repository(model).cached or model)
 
 
 def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The processor and the net; ValueError, KeyError, OSError or ImportError where it is of the wrong kind."""
-    # Otherwise transformers asks on the terminal whether to run a stranger's code.
+    """The processor and the net; ValueError, KeyError, OSError or ImportError if the model is of the wrong kind."""
+    # Unless told not to, transformers asks on the terminal whether to run a stranger's code.
     config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"a {config.model_type} model does not answer to an image and a text")
     if getattr(config, "is_encoder_decoder", False):
-        # Its answers do not begin with the prompt, which is cut off below.
+        # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a model that continues its prompt")
     processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
     net, report = transformers.AutoModelForImageTextToText.from_pretrained(
         model, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
     if report["missing_keys"]:
-        # transformers only warns, and draws them at random.
+        # transformers only warns, and initialises them at random.
         first = min(report["missing_keys"])
         raise ValueError(
             f"{len(report['missing_keys'])} of its weights are missing, such as {first}; fetch it again"

@@ -1,9 +1,9 @@
 """`advflyp data download`: a list of addresses → webdataset shards, by img2dataset in an environment of its own.
 
-The list is worked through in rounds, so that it stops when enough of the images were good: the first round asks for
-as many addresses as pairs are wanted, the next for what is missing at the rate of success so far. Each round is a run
-of img2dataset in a work folder, from which finished shards move to OUT under sequential names. `OUT/.download` holds
-the state; the same command continues a download that ended in any way.
+The list is processed in rounds, so that the download stops once enough pairs are there: the first round tries as many
+addresses as pairs are wanted, later ones as many as the missing pairs need at the success rate so far. Each round is a
+run of img2dataset in a work folder, from which finished shards move to OUT under sequential names. `OUT/.download`
+holds the state; the same command resumes a download, however it ended.
 """
 
 import os
@@ -22,9 +22,9 @@ from advflyp.files import file_sha256, lock, names_in
 from advflyp.wording import counted
 
 MAX_BYTES = 32 << 20
-# Seconds for the end of what was killed a moment ago: img2dataset's processes, too, hold the lock.
+# Seconds to wait for a run that was just killed: img2dataset's processes hold the lock too.
 WAIT = 10.0
-# Arguments of img2dataset that options of ours set, and those that nobody may.
+# img2dataset arguments that our options set, and those that nobody may set.
 ARGUMENTS = {
     "image_size": "size", "encode_quality": "quality", "resize_mode": "resize_mode", "thread_count": "threads",
     "processes_count": "processes", "timeout": "timeout", "retries": "retries", "distributor": "distributor",
@@ -38,16 +38,16 @@ OWN = {theirs: f"--{ours.replace('_', '-')}" for theirs, ours in ARGUMENTS.items
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a list is downloaded; each is the option of `advflyp data download` of that name.
+    """How a list is downloaded; each field is the option of that name of `advflyp data download`.
 
-    Only http and https; addresses are checked when connecting, for every redirect (`isolated/advflyp_guard.py`). A
-    proxy of the environment may itself be private. Images whose servers opt out by X-Robots-Tag (noai, noimageai,
-    noindex, noimageindex) are skipped, as img2dataset does unless `extra` says otherwise.
+    Only http and https are used; every connection checks its address, also after a redirect
+    (`isolated/advflyp_guard.py`). A proxy set in the environment may itself be private. Images whose servers opt out by
+    X-Robots-Tag (noai, noimageai, noindex, noimageindex) are skipped, img2dataset's default unless `extra` changes it.
 
     Attributes:
-        shard_size: Rows of the list in a shard, so more than pairs; by default 10,000, and fewer for small `num`.
-        timeout: Seconds of silence before a download is given up; six times that for a whole answer.
-        extra: Further arguments of `img2dataset.download`, "key=value", values as in JSON where they are JSON.
+        shard_size: Rows of the list per shard, which holds fewer pairs; by default 10,000, or fewer for a small `num`.
+        timeout: Seconds without data before a download is given up; a whole response may take six times as long.
+        extra: Further arguments of `img2dataset.download`, as "key=value"; values are parsed as JSON if possible.
 
     Raises:
         ValueError: For an impossible value.
@@ -79,12 +79,12 @@ class Options:
 
     @property
     def limits(self) -> dict[str, Any]:
-        """The guard's, see `isolated/advflyp_guard.py`."""
+        """The limits of the guard; see `isolated/advflyp_guard.py`."""
         seconds = 6.0 * self.timeout
         return {"allow_private": self.allow_private, "max_bytes": self.max_bytes, "seconds": seconds}
 
     def arguments(self, further: dict[str, Any]) -> dict[str, Any]:
-        """Those of `img2dataset.download`."""
+        """The arguments of `img2dataset.download`."""
         ours = {theirs: getattr(self, name) for theirs, name in ARGUMENTS.items()}
         processes = self.processes or len(os.sched_getaffinity(0))
         fixed = {"processes_count": processes, "resize_only_if_bigger": True, "extract_exif": False}
@@ -96,11 +96,11 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
 
     Args:
         urls: The list; see `open_urls`.
-        options: How.
-        say: Called with lines about the progress.
+        options: How to download it.
+        say: Called with progress messages.
 
     Raises:
-        ValueError: For arguments that do not fit, a folder that holds something else, and img2dataset not being there.
+        ValueError: An argument is invalid, the folder holds something else, or img2dataset is not available.
     """
     source = open_urls(urls, url_column=options.url_column, caption_column=options.caption_column)
     further = parse_extra(options.extra)
@@ -133,7 +133,7 @@ def download(urls: Path, options: Options, say: Callable[[str], None] = lambda _
         if key not in runner.parameters:
             raise ValueError(f"img2dataset has no argument '{key}'{suggest(key, runner.parameters)}")
     with lock(out / WORK / "lock", wait=WAIT) as held:
-        # It may have gone on until now.
+        # Reloaded: the download may have gone on until this process got the lock.
         state = _resumed(out, digest, settings, options.shard_size) or state
         arguments = options.arguments(further)
         work = Rounds(out, source, state, runner, arguments, options.limits, columns, wanted, held, say)
@@ -155,7 +155,7 @@ def _check_folder(out: Path) -> None:
 
 
 def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
-    """["key=value"] → arguments; ValueError for those that are ours."""
+    """["key=value"] → arguments; ValueError for those that advflyp sets itself."""
     found: dict[str, Any] = {}
     for one in extra:
         key, separator, value = one.partition("=")
@@ -173,7 +173,7 @@ def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
 
 
 def _extra_columns(further: dict[str, Any], source: UrlList) -> list[str]:
-    """Columns of the list that img2dataset is told to use."""
+    """Columns of the list that further arguments tell img2dataset to use."""
     named: list[Any] = [further.get("bbox_col"), *(further.get("save_additional_columns") or [])]
     named += (further.get("verify_hash") or [])[:1]
     columns = list(dict.fromkeys(str(name) for name in named if name is not None))
@@ -198,7 +198,7 @@ def _resumed(out: Path, sha256: str, settings: dict[str, Any], shard_size: int |
 
 
 def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
-    """Write the manifest; the shards are read for it unless nothing has changed since it was written."""
+    """Write the manifest; the shards are read again only if they have changed since the last one."""
     state, source, runner = work.state, work.source, work.runner
     shards = [work.out / name for name in state.shards]
     for shard in shards:

@@ -1,4 +1,4 @@
-"""The environment of its own in which img2dataset runs, because its pins clash with ours, and running it there."""
+"""Run img2dataset in an environment of its own, because its pinned dependencies clash with ours."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from advflyp.files import cache_folder, draft_folder, move, write_text
 from advflyp.limits import MAX_PIXELS
 
 VERSION = "1.47.0"
-# What each way of spreading the work needs beside img2dataset.
+# Packages that each distributor needs besides img2dataset.
 DISTRIBUTORS = {"multiprocessing": (), "pyspark": ("pyspark",), "ray": ("ray",)}
 SCRIPTS = Path(__file__).resolve().parents[1] / "isolated"
 # img2dataset 1.47 imports `imghdr`, which Python 3.13 no longer has.
@@ -38,7 +38,7 @@ class Img2dataset:
 def find_img2dataset(
     given: str | None, distributor: str, say: Callable[[str], None] = lambda _: None
 ) -> Img2dataset:
-    """The interpreter that a user names, or that of our own environment, which is made if it is not there yet.
+    """The interpreter that the user names, or that of our own environment, which is created if needed.
 
     Args:
         given: A Python interpreter, or the command `img2dataset` that `uv tool install` or pip made.
@@ -46,7 +46,7 @@ def find_img2dataset(
         say: Called with lines about the progress.
 
     Raises:
-        ValueError: There is none, or it cannot be made.
+        ValueError: There is no such interpreter, or the environment cannot be created.
     """
     python = interpreter(given) if given is not None else _environment(distributor, say)
     found = _checked(python)
@@ -56,7 +56,7 @@ def find_img2dataset(
 
 
 def _checked(python: Path) -> dict[str, Any]:
-    """What `advflyp_fetch.py check` says; ValueError where it does not run."""
+    """The output of `advflyp_fetch.py check`; ValueError if it does not run."""
     try:
         answer = subprocess.run(
             [python, str(SCRIPTS / "advflyp_fetch.py"), "check"],
@@ -77,7 +77,7 @@ def _checked(python: Path) -> dict[str, Any]:
 
 
 def interpreter(given: str) -> Path:
-    """The Python interpreter of a command, which is one itself or a script that names it in its first line."""
+    """The Python interpreter of a command: the command itself, or the one that a script names at its start."""
     found = shutil.which(str(Path(given).expanduser()))
     if found is None:
         raise ValueError(f"there is no command {given}; name a Python interpreter that has img2dataset")
@@ -88,12 +88,12 @@ def interpreter(given: str) -> Path:
         # How installers name an interpreter whose path has spaces or is long.
         words = shlex.split(second)[1:]
     named = words[0] if words else ""
-    # Not resolved: an environment's interpreter is a link, and knows by its own place which packages it has.
+    # Not resolved: an environment's interpreter is a symlink, and finds its packages by its own location.
     return Path(named if "python" in Path(named).name else found)
 
 
 def _environment(distributor: str, say: Callable[[str], None]) -> Path:
-    """The interpreter of our own environment, made at the first call (650 MB); ValueError where that fails."""
+    """The interpreter of our own environment, created by the first call (650 MB); ValueError if that fails."""
     packages = [f"img2dataset=={VERSION}", *DISTRIBUTORS[distributor]]
     cache = cache_folder() / "environments"
     folder = cache / "-".join(["img2dataset", VERSION, *DISTRIBUTORS[distributor]])
@@ -104,7 +104,7 @@ def _environment(distributor: str, say: Callable[[str], None]) -> Path:
     try:
         with draft_folder(folder) as draft:
             _install(draft, draft / python, packages)
-            with suppress(FileExistsError):  # a process that was faster has made the same
+            with suppress(FileExistsError):  # another process was faster
                 move(draft, folder)
     except OSError as error:
         raise ValueError(
@@ -151,7 +151,7 @@ def _variables(python: Path) -> dict[str, str]:
         # The guard must be importable in every worker, and nothing else of ours.
         "PYTHONPATH": str(SCRIPTS),
         "PYTHONDONTWRITEBYTECODE": "1",
-        # Spark's workers would take whatever python3 is first on the PATH.
+        # By default, Spark's workers use whatever python3 is first on the PATH.
         "PYSPARK_PYTHON": str(python.absolute()),
         "PYSPARK_DRIVER_PYTHON": str(python.absolute()),
         # OpenCV's own limit is a decoded size of 3 GB.
@@ -160,13 +160,13 @@ def _variables(python: Path) -> dict[str, str]:
 
 
 class Running:
-    """A job of img2dataset in a process group of its own, its output in `log`; see `isolated/advflyp_fetch.py`.
+    """An img2dataset job in a process group of its own, its output in `log`; see `isolated/advflyp_fetch.py`.
 
-    `lock` stays open, and so locked, as long as it lives.
+    The job inherits `lock`, which stays locked for as long as the job lives.
     """
 
     def __init__(self, python: Path, job: dict[str, Any], folder: Path, lock: IO[Any]) -> None:
-        # It runs elsewhere, where a path relative to this process's folder would mean another place.
+        # The job runs in another folder, where our relative paths would point elsewhere.
         folder = folder.resolve()
         path = folder / "job.json"
         write_text(path, json.dumps(job))
@@ -196,7 +196,7 @@ class Running:
 
     def stop(self) -> None:
         """End it and all its workers, if they still run."""
-        # The second also where the first process is gone: its workers, too, must be.
+        # SIGKILL even if the first process is gone: its workers must end too.
         for kind in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, kind)

@@ -1,7 +1,7 @@
-"""Image–text metadata as public sets publish it: names of columns, what they hold, which rows a filter takes.
+"""Image–text metadata as public datasets publish it: names of columns, their contents, and filters on rows.
 
-What is here becomes SQL of DuckDB. Names of columns are quoted, other values of a user are quoted or
-checked numbers.
+Everything here becomes DuckDB SQL. Column names are quoted; other values from the user are quoted or checked
+numbers.
 """
 
 import datetime
@@ -36,22 +36,22 @@ KNOWN = {
 NEEDED = ("url", "caption")
 NSFW_WORDS = ("UNLIKELY", "UNSURE", "NSFW")
 SPACE = r"\t-\r\x1c- \x{85}\pZ"  # what str.split() takes for white space
-# Longer text counts as missing: a few bytes of Parquet can say the same ten megabytes for each of a million rows.
+# Longer text counts as missing: a few bytes of Parquet can repeat the same ten megabytes in a million rows.
 MAX_TEXT_BYTES = 10_000
 NUMBER_TYPES = ("BOOL", "TINYINT", "SMALLINT", "INT", "BIGINT", "HUGEINT", "U", "FLOAT", "DOUBLE", "DECIMAL")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which rows may be drawn; None asks nothing. A row that lacks the value a filter asks for is not drawn.
+    """Which rows may be drawn; None turns a filter off. A row that lacks the value a filter needs is not drawn.
 
     Attributes:
-        min_similarity: Lowest similarity of image and caption, as the metadata has it.
-        min_side: Pixels of the shorter side.
-        max_aspect: Longer side over shorter side.
-        licences, languages: One of these, compared without regard to case.
-        max_nsfw: For a score; for LAION's words UNLIKELY, UNSURE, NSFW the number of the word from 0.
-        min_caption_words, max_caption_words: How long the caption is.
+        min_similarity: Minimum image–caption similarity given in the metadata.
+        min_side: Minimum shorter side, in pixels.
+        max_aspect: Maximum ratio of the longer to the shorter side.
+        licences, languages: Values to keep, ignoring case.
+        max_nsfw: Maximum NSFW score; LAION's words UNLIKELY, UNSURE, NSFW count as 0, 1, 2.
+        min_caption_words, max_caption_words: Bounds on the number of words in the caption.
 
     Raises:
         ValueError: For an impossible value.
@@ -96,7 +96,7 @@ class Filters:
         return {name: used for name, used in columns.items() if getattr(self, name) is not None}
 
 
-# A file, for FROM. Invalid UTF-8 comes with question marks in place of its bytes.
+# A file, to use after FROM. Bytes that are not UTF-8 become question marks.
 PARQUET = (
     "read_parquet($file, file_row_number=true, hive_partitioning=false, binary_as_string=true, "
     "utf8_validation='replace')"
@@ -120,7 +120,7 @@ class File:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """ValueError, naming the file, for what DuckDB finds wrong with it in the block."""
+    """Turn DuckDB's errors in the block into a ValueError that names the file."""
     try:
         yield
     except duckdb.Error as error:
@@ -137,16 +137,16 @@ def reading(address: str) -> Iterator[None]:
 def open_files(
     db: duckdb.DuckDBPyConnection, addresses: Sequence[str], filters: Filters, given: Mapping[str, str] | None
 ) -> list[File]:
-    """The files for DuckDB, which opens remote ones through fsspec alone.
+    """Open files for DuckDB, which reads remote ones only through fsspec.
 
     Args:
         db: The connection.
-        addresses: Here or remote.
-        filters: They need some of the columns.
-        given: Our name → theirs, by the user.
+        addresses: Local or remote.
+        filters: They determine which columns are needed.
+        given: Our name → the files' name of a column, as given by the user.
 
     Raises:
-        ValueError: Where one cannot be read, or a column that is needed is not found.
+        ValueError: A file cannot be read, or a column that is needed is not found.
     """
     db.register_filesystem(_Named(addresses))
     found = []
@@ -162,7 +162,7 @@ def open_files(
 
 
 class _Named(fsspec.AbstractFileSystem):
-    """The files that the user has named, by number: DuckDB can open nothing else through it."""
+    """Serves the files that the user named, by number, so that DuckDB can open nothing else through it."""
 
     protocol = "advflyp"
     cachable = False
@@ -199,7 +199,7 @@ def find_columns(
 
     Args:
         columns: The file's columns and DuckDB's names of their types.
-        file, filters, given: As there.
+        file, filters, given: As in `open_files`.
     """
     plain = [name for name, kind in columns.items() if kind == "VARCHAR" or _is_number(kind)]
     lower = {name.lower(): name for name in reversed(plain)}
@@ -227,7 +227,7 @@ def find_columns(
 
 
 def drawn_columns(files: Sequence[File]) -> dict[str, str]:
-    """The columns of the sample, those that any file has, and their types."""
+    """The columns of the sample (all that any file has) and their types."""
     kinds = {"similarity": "DOUBLE", "width": "BIGINT", "height": "BIGINT"}
     if all(_is_number(file.types.get("nsfw", "INT")) for file in files):
         kinds["nsfw"] = "DOUBLE"
@@ -235,7 +235,7 @@ def drawn_columns(files: Sequence[File]) -> dict[str, str]:
 
 
 def conditions(f: Filters) -> dict[str, str]:
-    """Why rows would be skipped, and in SQL which are not; what is neither true nor false is skipped, too."""
+    """{reason to skip a row: SQL condition on the rows to keep}; a condition that is NULL skips the row too."""
     missing = ", ".join(f"'{word}'" for word in sorted(MISSING))
     nsfw = " ".join(f"WHEN '{word}' THEN {number}" for number, word in enumerate(NSFW_WORDS))
     nsfw = f"CASE upper(nsfw::VARCHAR) {nsfw} ELSE {_number('nsfw')} END"
@@ -276,14 +276,14 @@ def _value(ours: str, theirs: str, kind: str) -> str:
         return f"regexp_replace({column}::VARCHAR, '^[{SPACE}]+|[{SPACE}]+$', '', 'g')"
     if ours == "caption":
         text = f"{column}::VARCHAR"
-        # Most are one line already, which is found out at a quarter of the cost.
+        # Most captions are one clean line already, which takes a quarter of the time to find out.
         folded = f"trim(regexp_replace({text}, '[{SPACE}]+', ' ', 'g'))"
         return f"CASE WHEN regexp_matches({text}, '[^ -~]|  |^ | $') THEN {folded} ELSE {text} END"
     return column
 
 
 def _number(column: str) -> str:
-    """As float64; text that is no number, NaN and infinities are missing: NaN is above all numbers for DuckDB."""
+    """As float64; other text, NaN and infinities count as missing, since DuckDB sorts NaN above all numbers."""
     value = f"try_cast({column} AS DOUBLE)"
     return f"CASE WHEN isfinite({value}) THEN {value} END"
 

@@ -1,4 +1,4 @@
-"""The rounds of a download: how far it has come, what is asked of img2dataset next, and what came of it."""
+"""The rounds of a download: its progress, the next run of img2dataset, and the results of the last."""
 
 import contextlib
 import json
@@ -44,16 +44,16 @@ REASONS = (
 
 @dataclass
 class State:
-    """How far a download has come; `OUT/.download/state.json`.
+    """The progress of a download, stored in `OUT/.download/state.json`.
 
     Attributes:
         settings: What the shards' contents depend on.
         rows: How many rows of the list are done.
-        pairs: Usable ones, in the finished `shards`.
-        next_shard: Number of the next one, which its keys begin with.
+        pairs: Usable pairs in the finished `shards`.
+        next_shard: Number of img2dataset's next shard; the keys in it begin with this number.
         failures: {reason: rows}, of the finished `rounds`.
         seconds: How long img2dataset has worked.
-        current: The running round: start, stop, count (rows in its slice), bad (rows that are not in it).
+        current: The running round: start, stop, count (rows in its slice), bad ({reason: rows left out of it}).
         moving: [[where, name]]: shards of the last round that may still have to be moved.
     """
 
@@ -91,17 +91,18 @@ def round_rows(missing: int, tried: int, pairs: int, left: int, wanted: int) -> 
     Args:
         missing: Pairs still wanted; tried, pairs: rows and good pairs so far; left: rows not tried yet.
 
-    The first round cannot overshoot; later ones ask for 2 % more than the rate so far says, so that there are few.
+    The first round cannot overshoot; later ones take 2 % more rows than the success rate so far suggests, so that few
+    rounds are needed.
     """
     if tried == 0:
         return min(missing, left)
     rows = math.ceil(1.02 * missing * tried / max(pairs, 1))
-    # A rate from few rows may be far off; a round of fewer rows than the last bound is not worth its start.
+    # A rate from few rows may be far off, hence 4 * tried; a very small round is not worth its start-up time.
     return min(max(min(rows, 4 * tried), 16, wanted // 100), left)
 
 
 def reason(message: str) -> str:
-    """An error of img2dataset's, as one of a few that can be counted."""
+    """Map an error message of img2dataset to one of a few reasons that can be counted."""
     for pattern, name in REASONS:
         found = re.search(pattern, message)
         if found:
@@ -138,7 +139,7 @@ class Rounds:
         return self.state.rows >= self.source.rows
 
     def run(self) -> bool:
-        """Download until there is enough or the list ends; whether anything was to be done."""
+        """Download until there are enough pairs or the list ends; return whether there was anything to do."""
         state, fresh = self.state, False
         while True:
             fresh |= bool(state.moving or state.current)
@@ -164,19 +165,19 @@ class Rounds:
         state.save(self.work)
 
     def _numbers(self) -> range:
-        """Of the shards of this round."""
+        """The numbers of this round's shards."""
         assert self.state.current is not None
         count = math.ceil(self.state.current["count"] / self.state.settings["shard_size"])
         return range(self.state.next_shard, self.state.next_shard + count)
 
     def _fetch(self) -> None:
-        """Run img2dataset until each shard of the round is there; a second time if it lost some.
+        """Run img2dataset for the missing shards of the round, and once more if it loses some.
 
-        What is missing then is counted as lost.
+        Shards still missing after that are counted as lost.
         """
         found = _statistics(self.images)
         for path in self.images.glob("*_stats.json"):
-            # Cut off by a kill: img2dataset would take the shard for done.
+            # Truncated by a kill; img2dataset would take the shard for finished.
             if int(path.name.partition("_")[0]) not in found:
                 path.unlink()
         missing = set(self._numbers()) - set(found)
@@ -217,7 +218,7 @@ class Rounds:
             )
 
     def _watch(self, running: Running) -> int | None:
-        """Wait for img2dataset; its status, or None where it wrote nothing for so long that it must be stuck."""
+        """Wait for img2dataset; return its status, or None if it has been silent for so long that it must be stuck."""
         told, shards, size, changed = time.monotonic(), 0, -1, time.monotonic()
         while (status := running.wait(1.0)) is None:
             now, grown = time.monotonic(), sum(path.stat().st_size for path in self.images.glob("*.*"))
@@ -240,7 +241,7 @@ class Rounds:
         self.say(f"{done}; {rows:,} of {counted(self.source.rows, 'address')} tried")
 
     def _collect(self) -> None:
-        """Count what the round brought, and take its shards over: all of it, or, if killed, nothing yet."""
+        """Count the round's results and take over its shards, all or nothing: a kill leaves the round unfinished."""
         state = self.state
         assert state.current is not None
         found, failures = _statistics(self.images), Counter(state.failures)
@@ -254,7 +255,7 @@ class Rounds:
             errors = Counter({text: n for text, n in entry["status_dict"].items() if text != "success"})
             for text, n in errors.items():
                 failures[reason(text)] += n
-            # img2dataset counts neither what raised an error while it was written, nor rare messages.
+            # img2dataset counts neither samples that failed while being written, nor rare messages.
             failures["unknown"] += max(entry["count"] - entry["successes"] - errors.total(), 0)
             described = describe_shards([tar])
             if described.pairs:
@@ -273,7 +274,7 @@ class Rounds:
         self._tell({})
 
     def _move(self) -> None:
-        """Move finished shards; those that a killed process moved already are not there any more."""
+        """Move finished shards; those that a killed process has already moved are skipped."""
         for where, name in self.state.moving:
             if (self.out / where).exists():
                 move(self.out / where, self.out / name)
@@ -285,7 +286,7 @@ class Rounds:
 
 
 def _statistics(images: Path) -> dict[int, dict[str, Any]]:
-    """{number of a finished shard: what img2dataset says of it}."""
+    """{number of a finished shard: img2dataset's statistics of it}."""
     found: dict[int, dict[str, Any]] = {}
     for path in images.glob("*_stats.json"):
         with contextlib.suppress(ValueError, OSError):  # being written

@@ -1,10 +1,10 @@
-"""A uniform sample of image–text metadata: many large Parquet files, one pass, bounded memory, by DuckDB.
+"""A uniform sample of image–text metadata with DuckDB: many large Parquet files, one pass, bounded memory.
 
-Every row gets a priority, a seeded 128-bit hash of its URL, and the rows of the smallest priorities are kept. That
-draws uniformly without replacement from the distinct URLs; which are drawn depends neither on threads nor on the order
-of files and rows, and the first n of the result are themselves a uniform sample. A URL that comes twice counts once: of
-its rows that pass the filters the first stays, by the order of the files as they were named (a glob's are sorted) and
-then of their rows.
+Every row gets a priority, a seeded 128-bit hash of its URL, and the rows with the smallest priorities are kept. This
+samples the distinct URLs uniformly without replacement. Which URLs are drawn depends neither on threads nor on the
+order of files and rows, and the first n rows of the result are themselves a uniform sample. Duplicate URLs count once:
+the first row that passes the filters is kept, in the order of the files as named (those of a glob are sorted) and then
+of their rows.
 """
 
 import json
@@ -26,17 +26,17 @@ from advflyp.data.web.metadata import PARQUET, File, Filters, conditions, drawn_
 from advflyp.files import draft_folder, write_atomically
 from advflyp.wording import counted
 
-# DuckDB moves to the disk what is beyond, and refuses a page of a Parquet file that does not fit.
+# DuckDB spills anything beyond this to disk, and refuses a Parquet page that does not fit.
 MEMORY_BYTES, BASE_BYTES = 2_000_000_000, 300_000_000
 GROUP_ROWS = 100_000
 SPARE_ROWS = 65_536
-# Row numbers of a file are below.
+# Row numbers in a file are below this.
 MAX_FILE_ROWS = 1 << 40
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sampling reads, from the files' footers alone."""
+    """What `sample` would read, from the files' footers alone."""
 
     files: int
     rows: int
@@ -48,16 +48,16 @@ class Plan:
 
 @dataclass
 class Summary:
-    """What a sampling did."""
+    """What `sample` did."""
 
     rows: int = 0  # read
     kept: int = 0  # written
     wanted: int = 0  # good pairs that were asked for
-    drawn: int = 0  # rows to draw for them; `kept` is less where there are not so many
+    drawn: int = 0  # rows to draw for them; `kept` is smaller if there are too few
     dropped: Counter[str] = field(default_factory=Counter)  # reason: rows that could not be drawn
 
     def describe(self) -> str:
-        """For people; says so if there were fewer rows than asked for."""
+        """A message for the user; says so if there were fewer rows than asked for."""
         without = "".join(f", {number:,} without: {reason}" for reason, number in self.dropped.most_common())
         line = f"{self.kept:,} of {counted(self.rows, 'row')}{without}"
         if self.kept == self.drawn:
@@ -79,22 +79,22 @@ def sample(
     columns: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
-    """Draw rows of `metadata` and write them to the Parquet file `out`, those of the smallest priority first.
+    """Draw rows of `metadata` and write them to the Parquet file `out`, smallest priority first.
 
-    With fewer rows than asked for, all are written. The file's metadata say how it was made.
+    If there are fewer rows than asked for, all are written. The file's metadata record how it was made.
 
     Args:
-        metadata: Parquet files: names, globs, {braces}, here or at any address of fsspec.
+        metadata: Parquet files: names, globs, {braces}; local, or at any fsspec address.
         num: Good pairs wanted.
-        out: A new file; what does not fit in memory lies beside it meanwhile.
+        out: A new file; data that does not fit in memory is spilled beside it.
         seed: The same seed draws the same rows.
-        expect_success: Share of the links that still work: num / expect_success rows are drawn.
+        expect_success: Expected fraction of working links: num / expect_success rows are drawn.
         filters: Which rows may be drawn.
-        columns: Our name → theirs ("url", "caption", "similarity", …), where theirs is not known.
+        columns: Our name ("url", "caption", "similarity", …) → the files' name, if that is not a known one.
         progress: Called with the rows read so far.
 
     Raises:
-        ValueError: For files that cannot be read or lack a column that is needed, and an impossible number.
+        ValueError: A file cannot be read or lacks a column that is needed, or a number is out of range.
     """
     filters, drawn = filters or Filters(), _number_to_draw(num, expect_success)
     _check(seed, out)
@@ -166,7 +166,7 @@ class _Best:
     ) -> None:
         self.db, self.files, self.seed, self.summary = db, files, seed, summary
         self.columns = drawn_columns(files)
-        self.limit = (1 << 128) - 1  # what is above cannot be among the best any more
+        self.limit = (1 << 128) - 1  # rows above this can no longer be among the best
         self.reason = " ".join(
             f"WHEN ({condition}) IS NOT TRUE THEN '{reason}'"
             for reason, condition in conditions(filters).items()
@@ -201,7 +201,7 @@ class _Best:
             self.compact()
 
     def compact(self) -> None:
-        """Of the rows so far only the best stay, one for each URL: the first that came."""
+        """Keep only the best rows so far, one for each URL: the first one read."""
         self.db.execute(
             """
             CREATE OR REPLACE TABLE drawn AS SELECT drawn.* FROM drawn SEMI JOIN (
@@ -216,7 +216,7 @@ class _Best:
             self.limit = last
 
     def batches(self) -> pa.RecordBatchReader:
-        """What stayed, in the order of the priorities."""
+        """The rows that were kept, in order of priority."""
         query = f"SELECT {', '.join(self.columns)} FROM drawn ORDER BY priority"
         return self.db.sql(query).to_arrow_reader(GROUP_ROWS)
 
@@ -247,7 +247,7 @@ def _addresses(metadata: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _connected(spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB that fetches and loads no extensions, with a folder for what does not fit in memory."""
+    """Open a DuckDB that fetches and loads no extensions, and spills what does not fit in memory to a folder."""
     config: dict[str, Any] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -269,7 +269,7 @@ def _connected(spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]
 
 
 def _write(rows: pa.RecordBatchReader, about: Mapping[str, str], out: Path) -> None:
-    """All or nothing."""
+    """Write the rows to `out`, all or nothing."""
     schema = rows.schema.with_metadata(dict(about))
     with write_atomically(out, replace=False) as file, pq.ParquetWriter(file, schema) as writer:
         for batch in rows:

@@ -22,7 +22,7 @@ from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
 from advflyp.limits import MAX_CAPTION_BYTES
 
-# Its functions are made at import; a type checker sees none of them.
+# Its functions are created at import, so that type checkers see none of them.
 pc: Any = pyarrow.compute
 
 SUFFIXES = (".parquet", *TEXT_SUFFIXES)
@@ -46,10 +46,10 @@ class UrlList:
     columns: list[str]
     rows: int
     metadata: dict[str, Any]
-    _table: pa.Table | None = None  # of what is not Parquet
+    _table: pa.Table | None = None  # for formats other than Parquet
 
     def wanted(self) -> int | None:
-        """The number of pairs that whoever made the list wanted from it."""
+        """The number of pairs wanted, if that was recorded when the list was made."""
         value = self.metadata.get("wanted")
         return value if isinstance(value, int) and value > 0 else None
 
@@ -58,10 +58,10 @@ class UrlList:
     ) -> tuple[int, dict[str, int]]:
         """Write rows [start, stop) to a Parquet file with columns url, caption and `extra`, white space tidied.
 
-        Of several captions each has a line, as in shards.
+        Several captions of an image are written one per line, as in shards.
 
         Returns:
-            How many rows it has, and {reason: rows} of those that cannot become a pair.
+            The number of rows written, and {reason: number of rows} for those that cannot become a pair.
         """
         bad: Counter[str] = Counter()
         count = 0
@@ -76,7 +76,7 @@ class UrlList:
         return count, dict(bad)
 
     def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
-        """The rows of `table` that can become a pair; the reasons of the others are counted in `bad`."""
+        """The rows of `table` that can become a pair; the others are counted by reason in `bad`."""
         good: list[tuple[int, str, str]] = []
         with reading(str(self.path)):
             cells = [table.column(name).to_pylist() for name in (self.url, self.caption)]
@@ -97,7 +97,7 @@ class UrlList:
         if self._table is not None:
             yield self._table.select(columns).slice(start, stop - start)
             return
-        # A few bytes can say the same ten megabytes for each of a million rows: as a dictionary they stay few.
+        # A few bytes can repeat the same ten megabytes in a million rows; read as a dictionary, they stay small.
         with parquet_file(str(self.path)) as file:
             kinds = {name: file.schema_arrow.field(name).type for name in columns}
         plain = (pa.string(), pa.large_string(), pa.binary())
@@ -117,10 +117,10 @@ class UrlList:
 
 
 def open_urls(path: Path, *, url_column: str | None = None, caption_column: str | None = None) -> UrlList:
-    """Open a list; ValueError where it cannot be read, has no rows, or lacks a column.
+    """Open a list; ValueError if it cannot be read, has no rows, or lacks a column.
 
     Args:
-        url_column, caption_column: By default the first known name, whatever its case.
+        url_column, caption_column: Names of the columns; by default the first known name, ignoring case.
     """
     path = path.expanduser()
     if not path.is_file():
@@ -151,7 +151,7 @@ def open_urls(path: Path, *, url_column: str | None = None, caption_column: str 
 
 
 def _short(column: pa.Array) -> pa.Array:
-    """A column whose text of more than MAX_CAPTION_BYTES is missing, not as a dictionary."""
+    """Decode a dictionary column, text of more than MAX_CAPTION_BYTES becoming null; other columns stay as they are."""
     if not isinstance(column, pa.DictionaryArray):
         return column
     words = column.dictionary
@@ -160,17 +160,17 @@ def _short(column: pa.Array) -> pa.Array:
 
 
 def _array(values: list[Any]) -> Any:
-    """Values of one type as they are; of several, as JSON can have them, text and the notation of everything else."""
+    """An array of values of one type; if they are mixed, as JSON allows, of text and the JSON of everything else."""
     try:
         return pa.array(values)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):
         texts = (value if isinstance(value, str) or value is None else json.dumps(value) for value in values)
-        # JSON can hold halves of a character.
+        # JSON can hold lone surrogates.
         return pa.array([text and writable(text) for text in texts], pa.string())
 
 
 def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """What was recorded, without what Arrow, pandas and others note about types."""
+    """The recorded metadata, without the type information of Arrow, pandas and others."""
     kept: dict[str, Any] = {}
     for key, value in (found or {}).items():
         name = key.decode("utf-8", "replace")
