@@ -33,9 +33,7 @@ from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
 
 METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
-INTERVALS = (
-    "Ranges: 95 % bootstrap intervals over seeds, sets and images, if the outcomes of single images were kept."
-)
+INTERVALS = "Ranges: 95 % bootstrap intervals over seeds, sets and images, if the outcomes of single images were kept."
 ABOUT_VERDICTS = (
     "Differences are means over the headline's sets, paired by seed; their 95 % interval of Student's t over seeds "
     "decides. Bootstrap: 95 % interval over seeds, sets and images, which decides nothing; it needs the outcomes of "
