@@ -318,3 +318,43 @@ def test_the_unfrozen_variants(tiny: CLIP, original: CLIP, gradients: str, tempe
         scale=scale if all_flow and temperature is None else scale.detach(),
     )
     assert original.logit_scale.item() != pytest.approx(scale.item())
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own pass", "the attack's pass"])
+@pytest.mark.parametrize("original_sees", ["adversarial", "clean"])
+@pytest.mark.parametrize("clean_gradients", [True, False])
+def test_what_the_regularisers_compare_with(
+    vision: CLIP, original: CLIP, clean_gradients: bool, original_sees: str, shared: bool
+) -> None:
+    """Which image the original sees, and whether the clean embedding is a constant: values and gradients in float64."""
+    pixels = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, images_adv = pixels[0], (0.8 * pixels[0] + 0.2 * pixels[1])
+    text = vision.encode_text([f"a thing number {i}" for i in range(4)])
+    config = AdvFLYPConfig(
+        feature_weight=0.7,
+        logit_weight=0.6,
+        clean_gradients=clean_gradients,
+        original_sees=original_sees,  # pyright: ignore
+    )
+    method = AdvFLYP(config, vision)
+    method.original = original
+    clean = vision.encode_image(images)
+    batch = Batch(
+        images=images, captions=[], text_embeddings=text, clean_embeddings=clean if shared else None
+    )
+    losses = method.losses(images, images_adv, batch)
+    scale, texts = vision.logit_scale.item(), text.numpy()
+
+    def equation(z: np.ndarray, clean: np.ndarray, frozen: np.ndarray) -> float:
+        feature = slow_feature(z, clean) + slow_feature(z, frozen)
+        logit = slow_divergence(z, clean, texts, scale) + slow_divergence(z, frozen, texts, scale)
+        return 0.7 * feature + 0.6 * logit
+
+    check(
+        losses["feature"] + losses["logit"],
+        equation,
+        vision,
+        z=vision.encode_image(images_adv),
+        clean=clean if clean_gradients else clean.detach(),
+        frozen=original.encode_image(images if original_sees == "clean" else images_adv),
+    )

@@ -62,7 +62,7 @@ class FromEmbeddings(Method):
     @property
     @abstractmethod
     def shares_clean(self) -> bool:
-        """Whether `losses` need f_θ(x) with gradients: `batch.clean_embeddings`, if the attack has computed them."""
+        """Whether `losses` need f_θ(x): `batch.clean_embeddings`, if the attack has computed them."""
 
     @abstractmethod
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:
@@ -72,18 +72,33 @@ class FromEmbeddings(Method):
         return self.attack_loss_of(self.model.encode_image(images_adv), batch)
 
     def encode_branches(
-        self, images: Tensor, images_adv: Tensor, batch: Batch
+        self,
+        images: Tensor,
+        images_adv: Tensor,
+        batch: Batch,
+        *,
+        clean_gradients: bool = True,
+        original_sees: Literal["adversarial", "clean"] = "adversarial",
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(N, d) each: f_θ(x + δ); if `shares_clean`, f_θ(x) with gradients; if `needs_original`, F_θ₀(x + δ) without.
+        """(N, d) each: f_θ(x + δ); if `shares_clean`, f_θ(x); if `needs_original`, F_θ₀(x + δ) without gradients.
 
         Adversarial and clean images share one forward pass with gradients, unless it runs in micro-batches or the
         attack has already computed f_θ(x).
+
+        Args:
+            clean_gradients: Whether f_θ(x) has gradients.
+            original_sees: "clean" gives F_θ₀(x) instead of F_θ₀(x + δ).
         """
         model, clean = self.model, batch.clean_embeddings
         if not self.shares_clean:
             adversarial, clean = model.encode_image(images_adv), None
         elif clean is not None:
             adversarial = model.encode_image(images_adv)
+            clean = clean if clean_gradients else clean.detach()
+        elif not clean_gradients:
+            adversarial = model.encode_image(images_adv)
+            with torch.no_grad():
+                clean = model.encode_image(images)
         elif model.micro_batch is not None:
             adversarial, clean = model.encode_image(images_adv), model.encode_image(images)
         else:
@@ -91,4 +106,5 @@ class FromEmbeddings(Method):
         if self.original is None:
             return adversarial, clean, None
         with torch.no_grad():
-            return adversarial, clean, self.original.encode_image(images_adv)
+            seen = images if original_sees == "clean" else images_adv
+            return adversarial, clean, self.original.encode_image(seen)

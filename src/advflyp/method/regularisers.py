@@ -77,6 +77,9 @@ class RegularisedConfig:
         logit_weight: Weight of L_logit (Eq. 12); 0 leaves it out.
         reference: What both regularisers compare the adversarial embeddings with: "frozen", the frozen original model
             on the same adversarial image (AdvFLYP_2nd), or "both", this and the model itself on the clean image.
+        clean_gradients: Whether the regularisers' gradients reach the embedding of the clean image too; false makes it
+            a constant, which saves two of eleven forward passes and is not the paper's equation.
+        original_sees: The image that the frozen original embeds: "adversarial", as in the paper, or "clean".
         feature_norm: "row" or "frobenius", see `feature_deviation`.
         logit_temperature: τ⁻¹ in Eqs. 9–11; none takes the model's own, 1 the equations as printed.
         logit_gradients: What the gradients of L_logit reach, if more than the image tower is trained: "image",
@@ -87,6 +90,8 @@ class RegularisedConfig:
     feature_weight: float = 0.0
     logit_weight: float = 0.0
     reference: Literal["both", "frozen"] = "both"
+    clean_gradients: bool = True
+    original_sees: Literal["adversarial", "clean"] = "adversarial"
     feature_norm: Literal["row", "frobenius"] = "row"
     logit_temperature: float | None = None
     logit_gradients: Literal["image", "all"] = "image"
@@ -116,11 +121,18 @@ class Regularised(FromEmbeddings):
 
     def branches(self, images: Tensor, images_adv: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f_θ(x + δ), and what the regularisers compare it with: {"clean": f_θ(x), "original": F_θ₀(x + δ)}, or those
-        of them that are needed.
+        of them that are needed; as `config.clean_gradients` and `config.original_sees` say.
         """
         if not self.is_regularised:
             return self.model.encode_image(images_adv), {}
-        adversarial, clean, original = self.encode_branches(images, images_adv, batch)
+        config = self.config
+        adversarial, clean, original = self.encode_branches(
+            images,
+            images_adv,
+            batch,
+            clean_gradients=config.clean_gradients,
+            original_sees=config.original_sees,
+        )
         anchors = {"clean": clean, "original": original}
         return adversarial, {name: anchor for name, anchor in anchors.items() if anchor is not None}
 

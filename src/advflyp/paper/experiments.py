@@ -266,6 +266,9 @@ class _Runs:
             lever("one-step", "one step", **ONE_STEP),
             lever("noise", "one step from noise", attack__steps=1, attack__start="noise"),
             lever("smaller", "smaller images", data__schedule=[[48, 0.8], [64, 0.2]]),
+            lever("constant", "clean embedding constant", method__clean_gradients=False),
+            lever("original-clean", "original sees clean images", method__original_sees="clean"),
+            lever("first-blocks", "first third trained", train__unfreeze="vision[:2]"),
             replace(coarse, most_seeds=3),
         ]
 
