@@ -171,7 +171,7 @@ def autoattack() -> str:
         *((attack, eps / 255) for attack in ("pgd10", "autoattack") for eps in (1, 2, 4)),
     ]
     rows: list[list[Value]] = []
-    for name in filter(measured.__contains__, trainings):
+    for name in (training for training in trainings if training in measured):
         found = [
             [
                 cell

@@ -31,7 +31,7 @@ class Batch:
 
     images: Tensor
     captions: list[str]
-    tokens: Tensor = field(default_factory=_nothing)
+    tokens: Tensor | None = None
     labels: Tensor = field(default_factory=_nothing)
     text_embeddings: Tensor = field(default_factory=_nothing)
     class_embeddings: Tensor = field(default_factory=_nothing)

@@ -173,7 +173,7 @@ def _batches(run: TrainingRun) -> Iterator[Batch]:
 
 
 def share_last_batch(run: TrainingRun, rows: int) -> bool:
-    """Whether the rest of an epoch makes a batch with rows on every rank; if so, `run.ranks` is told how many."""
+    """Whether the rest of an epoch makes a batch with rows on every rank; if so, `run.ranks` records their numbers."""
     if run.recipe.data.drop_last:
         return False
     sizes = run.ranks.all_gather_object(rows)

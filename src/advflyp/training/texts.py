@@ -31,12 +31,9 @@ def open_texts(
         cache = recipe.data.text_cache
         encode = TextCache(model) if cache is None else TextStore(model, cache)
     if method.trains_on == "pairs":
-
-        def add_captions(batch: Batch) -> Batch:
-            tokens = batch.tokens if len(batch.tokens) else None
-            return replace(batch, text_embeddings=ranks.gather(encode(batch.captions, tokens)))
-
-        return add_captions
+        return lambda batch: replace(
+            batch, text_embeddings=ranks.gather(encode(batch.captions, batch.tokens))
+        )
     assert isinstance(pairs, LabelledBatches)
     of_classes = ClassTexts(model, pairs.classes, pairs.templates, frozen=frozen)
     # Captions of a single template are the classes' prompts, which have been encoded already.

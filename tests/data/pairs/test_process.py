@@ -50,7 +50,6 @@ def equal(found: list[Any], wanted: list[Any]) -> bool:
     return len(found) == len(wanted) and all(
         torch.equal(a.images, b.images)
         and torch.equal(a.labels, b.labels)
-        and torch.equal(a.tokens, b.tokens)
         and (a.captions, a.position) == (b.captions, b.position)
         for a, b in zip(found, wanted, strict=True)
     )
@@ -88,7 +87,7 @@ def test_tokens_are_made_by_the_process(tiny: CLIP, tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", members(pairs(24)))
     for batch in opened(tiny, tar, tokenizer=tiny.tokenizer).epoch(0):
         assert torch.equal(batch.tokens, tiny.tokenizer(batch.captions))
-    assert [len(batch.tokens) for batch in opened(tiny, tar).epoch(0)] == [0, 0, 0]
+    assert [batch.tokens for batch in opened(tiny, tar).epoch(0)] == [None, None, None]
 
 
 def shards(folder: Path, n: int) -> Path:
