@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from open_clip.transformer import ResidualAttentionBlock, Transformer
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity
@@ -35,7 +36,7 @@ from torch.profiler import ProfilerActivity
 from advflyp.data.batch import Batch
 from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
-from advflyp.model.layers import Float32Conv2d, SelfAttention
+from advflyp.model.layers import ClassTokenTransformer, Float32Conv2d, LastBlock, SelfAttention
 from advflyp.model.load import pick_device
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.meter import Flops
@@ -112,13 +113,20 @@ class PlainConv2d(torch.nn.Conv2d):
             return super().forward(input.float())
 
 
+PLAIN: dict[type, Any] = {
+    ClassTokenTransformer: Transformer,
+    Float32Conv2d: PlainConv2d,
+    LastBlock: ResidualAttentionBlock,
+    SelfAttention: torch.nn.MultiheadAttention,
+}
+
+
 class Transcription:
     """Algorithm 1, PyTorch-style, as printed, on open_clip's own layers."""
 
     def __init__(self, model: CLIP, recipe: Recipe, regularised: bool) -> None:
-        plain: dict[type, Any] = {SelfAttention: torch.nn.MultiheadAttention, Float32Conv2d: PlainConv2d}
         for module in model.modules():
-            module.__class__ = plain.get(type(module), type(module))
+            module.__class__ = PLAIN.get(type(module), type(module))
         self.f = model
         self.F = deepcopy(model)
         self.recipe = recipe

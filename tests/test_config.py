@@ -56,7 +56,7 @@ def test_texts_from_the_command_line() -> None:
         ({"name": "x", "inner": {"stepz": 1}}, "unknown key 'inner.stepz'; did you mean 'inner.steps'?"),
         ({"name": "x", "zzz": 1}, "unknown key 'zzz'; known: choice, flag, inner, limit, name, names"),
         ({}, "the recipe lacks name"),
-        ({"name": 3}, "name must be a text, not 3"),
+        ({"name": 3}, "name must be a string, not 3"),
         ({"name": "x", "inner": {"steps": 1.5}}, "inner.steps must be a whole number, not 1.5"),
         ({"name": "x", "inner": {"steps": True}}, "inner.steps must be a whole number, not True"),
         ({"name": "x", "inner": {"steps": "7"}}, 'inner.steps is the text "7"; write it without quotes: 7'),

@@ -125,7 +125,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match=r"cannot read .*fifo\.json: not a regular file"):
         read_json(tmp_path / "fifo.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match="it holds no object; make it anew"):
+    with pytest.raises(ValueError, match="it does not hold an object; make it anew"):
         read_json_object(tmp_path / "list.json", "; make it anew")
     with pytest.raises(ValueError, match="/dev/zero is larger than 256 kB; name a recipe"):
         read_toml("/dev/zero")

@@ -181,9 +181,9 @@ def check_nothing_half_written(root: Path, expected: dict[str, Any], besides: st
 def check_again(
     arguments: list[str], root: Path, expected: dict[str, Any], after: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command leaves what it would have left, or says that this is there already; nothing else lies around."""
+    """The same command leaves what it would have left, or says that this already exists; nothing else lies around."""
     code, error = run(arguments, capsys)
-    assert code == 0 or (code == 2 and "is there already" in error), (after, error)
+    assert code == 0 or (code == 2 and "already exists" in error), (after, error)
     assert not differences(results(root), expected), after
 
 

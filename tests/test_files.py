@@ -215,7 +215,7 @@ def test_a_folder_is_new_or_replaced_as_asked(tmp_path: Path) -> None:
             publish_folder(draft, out, **how)
 
     write("first")
-    with pytest.raises(ValueError, match="is there already; name a new folder"):
+    with pytest.raises(ValueError, match="already exists; name a new folder"):
         write("second")
     write("third", replace=True)
     assert (out / "x").read_text() == "third" and list(out.parent.iterdir()) == [out]
@@ -227,7 +227,7 @@ def test_a_folder_is_new_or_replaced_as_asked(tmp_path: Path) -> None:
         publish_folder(draft, link, replace=True)
     assert link.is_symlink() and list(out.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is there already"), draft_folder(tmp_path / "file") as draft:
+    with pytest.raises(ValueError, match="already exists"), draft_folder(tmp_path / "file") as draft:
         publish_folder(draft, tmp_path / "file")
     with pytest.raises(OSError, match="No space left") as caught, draft_folder(tmp_path / "a" / "b") as draft:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -247,7 +247,9 @@ def test_a_folder_that_cannot_be_replaced_is_refused(tmp_path: Path, monkeypatch
 def test_a_lock_is_one_processs(tmp_path: Path) -> None:
     path = tmp_path / "deep" / ".lock"
     held = lock(path)
-    with pytest.raises(InUse, match=rf"process {os.getpid()} on \S+ is at work on .*deep; wait for its end"):
+    with pytest.raises(
+        InUse, match=rf"process {os.getpid()} on \S+ is working on .*deep; wait until it ends"
+    ):
         lock(path, wait=0.15)
     assert try_lock(path) is None and try_open_locked(path) is None
     held.close()
@@ -314,7 +316,7 @@ def test_a_file_system_without_locks(tmp_path: Path, code: str, monkeypatch: pyt
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.warns(UserWarning, match="has no locks: let one process at a time write there"):
+    with pytest.warns(UserWarning, match="does not support locks: let one process at a time write there"):
         write_text(tmp_path / "x", "one")
     with pytest.warns(UserWarning, match="has no locks"), draft_file(tmp_path, "x") as file:
         write_text(tmp_path / "x", "two")

@@ -228,7 +228,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         )
     assert str(error.value) == (
         "4 mistakes: (1) unknown key 'optim.lrr'; did you mean 'optim.lr'?  "
-        "(2) method.loss is a key of advflyp and flyp, not of tecoa: leave it out, or take a recipe of the method that "
+        "(2) method.loss is a key of advflyp and flyp, not of tecoa: leave it out, or choose a recipe for the method "
         "you mean (`advflyp recipes`)  "
         "(3) there are no pairs at my-pars; did you mean 'my-pairs'?  "
         "(4) there is no set 'my-clases'; did you mean 'my-classes'?"

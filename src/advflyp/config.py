@@ -156,7 +156,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def fill(cls: type[T], record: Any) -> T:
     """Fill the dataclass `cls` from an untrusted JSON object; ValueError says what is wrong with it."""
     if not isinstance(record, Mapping):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if _is_required(field) and field.name not in record:
             raise ValueError(f"it lacks '{field.name}'")
@@ -190,8 +190,8 @@ def check_method_keys(given: Iterable[str], method: str, known: Mapping[str, Ite
             if others and method not in others:
                 listed = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
                 raise ValueError(
-                    f"method.{key} is a key of {listed}, not of {method}: leave it out, or take a recipe of the method "
-                    "that you mean (`advflyp recipes`)"
+                    f"method.{key} is a key of {listed}, not of {method}: leave it out, or choose a recipe for the "
+                    "method you mean (`advflyp recipes`)"
                 )
             unknown([key], keys[method], "method.")
     mistakes.end()
@@ -325,7 +325,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return number(value, key)
     if hint is str and isinstance(value, str):
         return str(value)
-    raise ValueError(f"{key} must be a text, not {_shown(value)}")
+    raise ValueError(f"{key} must be a string, not {_shown(value)}")
 
 
 def _parts(text: str, key: str) -> Any:

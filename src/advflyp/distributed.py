@@ -257,7 +257,7 @@ def start(
     AcceleratorState._reset_state(reset_partial_state=True)
     place = pick_device(device)
     if place.type not in ("cpu", "cuda") or place.index is not None:
-        raise ValueError(f"the ranks of a run share no '{device}'; use cpu, or cuda for a GPU for each")
+        raise ValueError(f"the ranks of a run cannot share '{device}'; use cpu, or cuda for one GPU each")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place.type == "cuda" and local >= gpus:
         raise ValueError(f"local rank {local} has no GPU: this machine has {gpus}; start no more ranks on it")

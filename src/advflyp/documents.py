@@ -91,7 +91,7 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
     """As `read_json`, for a file that must hold an object."""
     found = read_json(path, advice)
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no object{advice}")
+        raise ValueError(f"{path} is damaged: it does not hold an object{advice}")
     return found
 
 

@@ -156,7 +156,7 @@ def publish_folder(draft: Path, folder: Path, *, replace: bool = False) -> None:
             os.rename(draft, folder)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise ValueError(f"{folder} is there already; name a new folder") from None
+                raise ValueError(f"{folder} already exists; name a new folder") from None
             raise
     elif not _renamed(draft, folder, _RENAME_EXCHANGE):
         os.rename(folder, draft.with_name("old"))
@@ -231,7 +231,7 @@ def lock(path: Path, *, wait: float = 0) -> IO[bytes]:
     while (file := try_lock(path)) is None:
         if time.monotonic() >= end:
             raise InUse(
-                f"{holder(path)} is at work on {path.parent}; wait for its end, or name another folder"
+                f"{holder(path)} is working on {path.parent}; wait until it ends, or name another folder"
             )
         time.sleep(0.1)
     return file
@@ -343,7 +343,7 @@ def _locked(file: IO[bytes], how: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"the file system of {file.name} has no locks: let one process at a time write there",
+            f"the file system of {file.name} does not support locks: let one process at a time write there",
             stacklevel=2,
         )
     return True

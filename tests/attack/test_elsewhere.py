@@ -74,6 +74,6 @@ def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
 @pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])
 def test_mistakes(name: str) -> None:
     with pytest.raises(
-        ValueError, match="before the @ stands pgdN, cwN, fgsm or encoderN, after it openai or a model"
+        ValueError, match="write pgdN, cwN, fgsm or encoderN before the @, and openai or a model after it"
     ):
         find_attack(name)

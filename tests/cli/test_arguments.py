@@ -108,8 +108,8 @@ def test_pairs(line: str) -> None:
         ("rye --batch-size -4", "--batch-size must be at least 1, not -4"),
         ("rye --seed -1", "--seed must be at least 0, not -1"),
         (f"rye --out {'x' * 300}", "--out: File name too long"),
-        ("rye --out /dev/full", "/dev/full is no ordinary file; name another with --out"),
-        ("rye --out /dev/null/x", "/dev/null is no folder; name another file with --out"),
+        ("rye --out /dev/full", "/dev/full is not a regular file; name another with --out"),
+        ("rye --out /dev/null/x", "/dev/null is not a folder; name another file with --out"),
         ("rye --out /proc/x", "cannot write to /proc"),
         ("rye --out .", ". is a folder; name a file with --out"),
     ],
@@ -124,7 +124,7 @@ def test_a_folder_for_output(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file; name a folder with --out"):
         check_output(tmp_path / "file", "folder", "--out")
-    with pytest.raises(ValueError, match="file is no folder; name another folder with --out"):
+    with pytest.raises(ValueError, match="file is not a folder; name another folder with --out"):
         check_output(tmp_path / "file" / "x", "folder", "--out")
     check_output(tmp_path / "new" / "below", "folder", "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

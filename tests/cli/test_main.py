@@ -93,17 +93,17 @@ def test_a_run_that_nothing_validated_says_so(
         (["reproduce", "--out", "{tmp}/r", "--seeds", "0"], "--seeds must be at least 1"),
         (["reproduce", "--out", "{tmp}/r", "--pairs", "x.tar"], "go with --scale paper"),
         (["reproduce", "--out", "{tmp}/empty.tar"], "is a file; name a folder with --out"),
-        (["reproduce", "--out", "{tmp}/other"], "holds other things (best); name a new folder"),
+        (["reproduce", "--out", "{tmp}/other"], "holds other files (best); name a new folder"),
         (["reproduce", "--out", "{tmp}/r", "--report-only"], "plan.json"),
         (["interpolate", "{model}", "mini", "--out", "{tmp}/c.jsonl"], "have different architectures"),
         (["interpolate", "{model}", "{model}", "--alphas", "0,2"], "alpha"),
         (["interpolate", "{model}", "{tmp}/nothing"], "nothing"),
         (
             ["interpolate", "{model}", "{model}", "--save", "0.5", "{tmp}/other"],
-            "other is there already; name a new",
+            "other already exists; name a new",
         ),
         (["eval", "{model}", "--sets", "mini/foods"], "did you mean 'mini/food'?"),
-        (["data", "check", "/dev/zero"], "/dev/zero is a device, which has no end"),
+        (["data", "check", "/dev/zero"], "/dev/zero is a device, not a regular file"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(

@@ -108,7 +108,7 @@ def test_templates_in_place_of_the_sets(tiny: CLIP, source: Path) -> None:
     assert all(caption in (f"a {classes[y]}", f"the {classes[y]}, here") for caption, y in first)
     assert drawn(0, workers=1) == first and drawn(0, seed=1) != first and drawn(1) != first
     assert opened(source, tiny, templates="openai").templates == openai_templates()
-    with pytest.raises(ValueError, match=r"the prompt 'a thing' must hold \{\} once"):
+    with pytest.raises(ValueError, match=r"the prompt 'a thing' must contain \{\} exactly once"):
         DataConfig(train="x", templates="a {} | a thing")
 
 
@@ -299,7 +299,7 @@ def test_one_vendor_and_few_classes_of_the_mini_proxy(train: str) -> None:
     ("train", "wanted", "keys", "message"),
     [
         ("mini/proxy", "labelled", {"classes": 1505}, "data.classes = 1505, but the data has 1504"),
-        ("mini", "pairs", {"classes": 10}, "data.classes goes with labelled data"),
+        ("mini", "pairs", {"classes": 10}, "data.classes is for labelled data"),
         ("mini/food", "labelled", {"source": "noto"}, "mini/food has none"),
         ("mini", "pairs", {"source": "noto | nato"}, "the corpus has no source 'nato'; it has "),
         ("mini/proxy", "labelled", {"classes": 1}, "data.classes must be at least 2, not 1"),

@@ -92,7 +92,7 @@ def test_values_that_no_measurement_has(key: str, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     for value in WRONG_VALUES[key]:
         path.write_text(json.dumps({**dataclasses.asdict(cell()), key: value}) + "\n")
-        with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result of ours that fits here: "):
+        with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result that can be used here: "):
             read_cells(path)
     if key in ("model", "n", "ci95"):
         path.write_text(json.dumps({k: v for k, v in dataclasses.asdict(cell()).items() if k != key}) + "\n")

@@ -275,7 +275,7 @@ def test_compiled(tiny: CLIP, known_sets: LabelledSet) -> None:
 @pytest.mark.parametrize("name", ["r.samples", "r.unfinished"])
 def test_a_file_in_the_way_of_a_folder_shows_before_anything_is_measured(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    message = rf"{name} is a file, and the folder for what belongs to .*r\.jsonl; move it away"
+    message = rf"{name} is a file where .*r\.jsonl needs a folder; move it away"
     with pytest.raises(ValueError, match=message):
         evaluate("no-such-model", ["mini/flags"], out=tmp_path / "r.jsonl")
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,7 @@ def test_configurations_that_are_refused(
 
 def test_tiles_that_are_refused(next_folder: Path, tmp_path: Path) -> None:
     folder = changed(next_folder, tmp_path / "other", image_grid_pinpoints=[[16, 32]])
-    with pytest.raises(ValueError, match="knows no image of 32×32"):
+    with pytest.raises(ValueError, match="does not allow images of 32×32"):
         load_lvlm(folder, device="cpu")
 
 

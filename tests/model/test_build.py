@@ -175,7 +175,8 @@ def test_a_huge_tower_of_timm_is_refused_before_memory_is_taken(folder: Path) ->
     """A name of timm's is a size, too."""
     edit_config(folder, lambda c: c["vision_cfg"].update(timm_model_name="vit_pe_core_gigantic_patch14_448"))
     with pytest.raises(
-        ValueError, match=r"describes a model of 1,8\d\d,\d{3},\d{3} numbers; its weights are fewer"
+        ValueError,
+        match=r"describes a model of 1,8\d\d,\d{3},\d{3} parameters, more than its weights file holds",
     ):
         load_model(folder)
 
@@ -201,7 +202,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "open_clip_model.safetensors").write_bytes(
             (folder / "open_clip_model.safetensors").read_bytes()[:5000]
         ),
-        "is damaged or cut off",
+        "is damaged or truncated",
     ),
     "another width": (
         lambda folder: edit_config(folder, lambda c: c.update(embed_dim=23)),
@@ -243,7 +244,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an unknown cleaning": (
         lambda folder: edit_config(folder, lambda c: c["text_cfg"]["tokenizer_kwargs"].update(clean="hard")),
-        "tokenizer_kwargs.clean is none of canonicalize, lower, whitespace",
+        "tokenizer_kwargs.clean must be one of canonicalize, lower, whitespace",
     ),
     "no vocabulary": (
         lambda folder: edit_config(
@@ -360,7 +361,7 @@ def test_a_tokenizer_that_cannot_pad(tmp_path: Path, folder: Path) -> None:
         load_model(folder)
     edit(folder / "tokenizer_config.json", lambda c: c.update(pad_token="[UNK]"))
     model = load_model(folder)
-    with pytest.raises(ValueError, match="it gives token 9000000, and they know 8192"):
+    with pytest.raises(ValueError, match="it produced token 9000000, and their vocabulary has 8192"):
         model.encode_text(["cat"])
 
 

@@ -169,7 +169,7 @@ def test_repositories_that_cannot_be_read(
         ("some/clpi", missing.format("some/clpi")),
         ("some/private", missing.format("some/private")),
         ("some/gated", f"some/gated is gated: ask for access at {hub.url}/some/gated, then log in with"),
-        ("some/clip!", "'some/clip!' is no repository's name: write hf-hub:OWNER/NAME"),
+        ("some/clip!", "'some/clip!' is not a repository name: write hf-hub:OWNER/NAME"),
         (
             "some/empty",
             "hf-hub:some/empty: it holds no model that can be loaded: neither open_clip_config.json",
@@ -182,7 +182,7 @@ def test_repositories_that_cannot_be_read(
     assert "some/bert/model.safetensors" not in hub.served, "what cannot be loaded is not downloaded"
 
     use_hub(monkeypatch, hub.url, cache, token="hf_wrong")
-    assert "the hub does not let this token read some/private (answer 401)" in refusal(
+    assert "this token may not read some/private (the hub answered 401)" in refusal(
         "hf-hub:some/private", capfd
     )
     use_hub(monkeypatch, hub.url, cache, token=TOKEN)

@@ -132,10 +132,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "x.pt is empty"),
     "text": (
         b"these are\nmy weights",
-        "neither a checkpoint of torch nor safetensors: it begins with 'these are'",
+        "neither a torch checkpoint nor safetensors: it begins with 'these are'",
     ),
     "bytes": (bytes(range(1, 60)), "begins with the bytes 01 02 03 04 05 06 07 08"),
-    "newline": (b"\n", "neither a checkpoint of torch nor safetensors"),
+    "newline": (b"\n", "neither a torch checkpoint nor safetensors"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
     "web page": (b"<!DOCTYPE html><html>", "a web page"),
     "cut zip": (saved(STATE)[:-200], "damaged or cut off"),

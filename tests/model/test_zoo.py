@@ -257,7 +257,7 @@ def assert_is(model: CLIP, made: Made) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.filterwarnings("ignore:.*vocab_path is no key of open_clip's")
+@pytest.mark.filterwarnings("ignore:.*vocab_path is not an open_clip key")
 def test_every_row(
     name: str, hub: Hub, cache: Path, tmp_path: Path, clip_words: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +273,7 @@ def test_every_row(
 @pytest.mark.parametrize(
     "name", ["fare4-vit-l-14", "leaf-vit-g-14", "delta-clip-vit-l-14", "qt-aft4-vit-b-16"]
 )
-@pytest.mark.filterwarnings("ignore:.*vocab_path is no key of open_clip's")
+@pytest.mark.filterwarnings("ignore:.*vocab_path is not an open_clip key")
 def test_kept(
     name: str, hub: Hub, cache: Path, tmp_path: Path, clip_words: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,7 +491,7 @@ def test_what_transformers_folders_lack(
     save_model(small_model({**config, "quick_gelu": True}, name="other"), other, {})
     assert_is(load_model(f"{half}@{other}"), made)
     with pytest.raises(
-        ValueError, match=f"{made.base} is a folder that says all of the model; leave out @mini"
+        ValueError, match=f"{made.base} is a folder that describes its model completely; leave out @mini"
     ):
         load_model(f"{made.base}@mini")
 
@@ -539,7 +539,9 @@ def test_a_recipe_in_a_checkpoint_fetches_nothing(
         if name == entry.name:
             assert_is(load_model(tmp_path / "step.pt"), made)
         else:
-            with pytest.raises(ValueError, match=f"is of a run that started from {name}; name that model"):
+            with pytest.raises(
+                ValueError, match=f"comes from a run that started from {name}; name that model"
+            ):
                 load_model(tmp_path / "step.pt")
 
 

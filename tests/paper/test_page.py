@@ -292,7 +292,7 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no .*plan.json; name the folder"):
         paper_report(tmp_path, tmp_path / "out")
     (tmp_path / "plan.json").write_text('{"experiments": [{"id": "a"}]}')
-    with pytest.raises(ValueError, match="is not a plan of ours: it lacks 'title'"):
+    with pytest.raises(ValueError, match="is not a plan of `advflyp reproduce`: it lacks 'title'"):
         paper_report(tmp_path, tmp_path / "out")
     (tmp_path / "plan.json").write_text('{"experiments": []}')
     with pytest.raises(ValueError, match="there are no results in .*results"):

@@ -107,7 +107,7 @@ def test_written_plan_is_what_the_report_reads(plan: Plan, tmp_path: Path) -> No
     [
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"pairs": "x"}, "--pairs and --captioned go with --scale paper"),
+        ({"pairs": "x"}, "--pairs and --captioned are for --scale paper"),
     ],
 )
 def test_impossible_plans(keys: dict, message: str) -> None:

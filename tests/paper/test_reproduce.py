@@ -298,15 +298,15 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
         reproduce(tmp_path / "file")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_text("")
-    with pytest.raises(ValueError, match="holds other things"):
+    with pytest.raises(ValueError, match="holds other files"):
         reproduce(tmp_path / "photos")
     # Common names, of others.
     (tmp_path / "photos/cat.jpg").unlink()
     (tmp_path / "photos/results").mkdir()
-    with pytest.raises(ValueError, match=r"holds other things \(results\)"):
+    with pytest.raises(ValueError, match=r"holds other files \(results\)"):
         reproduce(tmp_path / "photos")
     (tmp_path / "photos/plan.json").write_text('{"precision": "fp32"}')
-    with pytest.raises(ValueError, match="is no plan of `advflyp reproduce`"):
+    with pytest.raises(ValueError, match="is not a plan of `advflyp reproduce`"):
         reproduce(tmp_path / "photos")
     assert (tmp_path / "photos/plan.json").read_text() == '{"precision": "fp32"}'
     with pytest.raises(ValueError, match="there is no .*plan.json"):

@@ -480,7 +480,7 @@ def test_a_second_process_is_refused(expected: tuple[Path, Path], tmp_path: Path
     (process,) = start(1, command(recipe, out, overrides))
     try:
         wait_for_steps(out, process, 2)
-        with pytest.raises(ValueError, match=rf"process {process.pid} on \S+ is at work on"):
+        with pytest.raises(ValueError, match=rf"process {process.pid} on \S+ is working on"):
             train(recipe, overrides, out=out, resume=True)
         assert process.poll() is None
     finally:

@@ -83,13 +83,17 @@ def test_operations_are_those_of_the_equations() -> None:
 
 
 def forward_operations(model: CLIP, images: int) -> int:
-    """Of a plain ViT: patches, then for each block 12 products of width², and attention; then the projection."""
+    """Of a plain ViT: patches, then for each block 12 products of width², and attention; then the projection.
+
+    In the last block only keys and values are computed for all places, and the rest for the class token.
+    """
     (rows, columns), tower = model.patch_grid, model.net.visual
     width, layers = tower.conv1.out_channels, len(tower.transformer.resblocks)
     places = rows * columns + 1
     patches = rows * columns * 3 * 8 * 8 * width
-    blocks = layers * places * (12 * width**2 + 2 * places * width)
-    return 2 * images * (patches + blocks + width * tower.proj.shape[1])
+    blocks = (layers - 1) * places * (12 * width**2 + 2 * places * width)
+    last = places * 2 * width**2 + 10 * width**2 + 2 * places * width
+    return 2 * images * (patches + blocks + last + width * tower.proj.shape[1])
 
 
 def test_a_step_is_counted_once_and_held_against_the_rate(

@@ -86,7 +86,7 @@ def test_objects_that_cannot_be_trained(recipe: Path, tmp_path: Path, tiny_folde
         ValueError, match=r"none of its parameters requires a gradient; call model\.requires_grad_"
     ):
         advflyp.train(recipe, FEW, out=tmp_path / "run", model=frozen)
-    with pytest.raises(ValueError, match=r"model\.text does not go with a model that is given"):
+    with pytest.raises(ValueError, match=r"model\.text cannot be combined with a model that is given"):
         advflyp.train(recipe, FEW | {"model.text": "mini"}, out=tmp_path / "run", model=frozen)
     with pytest.raises(ValueError, match="is a labelled set, and this method trains on pairs"):
         mine = advflyp.LabelledSet([(grey(i), i % 2) for i in range(16)], ["dark", "light"])

@@ -89,9 +89,9 @@ def test_a_tower_without_blocks_says_so(recipe: Path, tmp_path: Path, tiny_rn_fo
 
 
 def test_economies_that_exclude_each_other(recipe: Path) -> None:
-    with pytest.raises(ValueError, match="does not go with train.batch_norm = 'update'"):
+    with pytest.raises(ValueError, match="cannot be combined with train.batch_norm = 'update'"):
         read_recipe(recipe, {"train.micro_batch": "4", "train.batch_norm": "update"})
-    with pytest.raises(ValueError, match="does not go with train.parallel = 'fsdp'"):
+    with pytest.raises(ValueError, match="cannot be combined with train.parallel = 'fsdp'"):
         read_recipe(recipe, {"train.micro_batch": "auto", "train.parallel": "fsdp"})
     with pytest.raises(ValueError, match="train.micro_batch must be a whole number, not 'most'"):
         read_recipe(recipe, {"train.micro_batch": "most"})
@@ -202,9 +202,9 @@ def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
     [
         ({"attack.start": "noise"}, "is for one step; set attack.steps = 1"),
         ({"attack.share_clean_forward": "true"}, "set attack.steps = 1 and attack.start = 'zero'"),
-        ({**SHARED, "train.compile": "true"}, "does not go with train.compile"),
-        ({**SHARED, "train.batch_norm": "update"}, "does not go with train.batch_norm = 'update'"),
-        ({**SHARED, "method.reference": "frozen"}, "needs no clean forward pass"),
+        ({**SHARED, "train.compile": "true"}, "cannot be combined with train.compile"),
+        ({**SHARED, "train.batch_norm": "update"}, "cannot be combined with train.batch_norm = 'update'"),
+        ({**SHARED, "method.reference": "frozen"}, "has no clean forward pass to share"),
         ({**SHARED, "attack.overfitting_gap": "0"}, "above 0 and at most 1"),
         ({"data.schedule": "[[24, 0.5], [32, 0.4]]"}, "must add up to 1"),
         ({"data.schedule": "[[0, 0.5], [32, 0.5]]"}, "sizes must be at least 1 pixel"),
@@ -272,7 +272,7 @@ def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     overrides |= {"train.epochs": "2", "train.max_steps": "2", "data.limit": "16", "log.every": "1"}
     said = io.StringIO()
     train(recipe, overrides, out=tmp_path / "run", console=Console(file=said, width=200))
-    assert "the model overfits to one step, training goes on with two" in said.getvalue()
+    assert "the model overfits to one step, training continues with two" in said.getvalue()
     first, second = (line["pflops"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
     # 9 forward passes, then 11.
     assert second / first - 1 == pytest.approx(11 / 9, rel=0.03)

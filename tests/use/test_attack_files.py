@@ -49,11 +49,14 @@ def test_killed_at_any_renaming_it_can_be_repeated(
 
 def test_an_answer_is_not_written_over_another(tmp_path: Path) -> None:
     write(tmp_path / "at")
-    with pytest.raises(ValueError, match="holds the answer to another attack"), draft_of(tmp_path / "at", {}):
+    with (
+        pytest.raises(ValueError, match="holds the results of another attack"),
+        draft_of(tmp_path / "at", {}),
+    ):
         pass
     (tmp_path / "at" / "notes.txt").touch()
     with (
-        pytest.raises(ValueError, match=r"holds other things \(notes.txt\)"),
+        pytest.raises(ValueError, match=r"holds other files \(notes.txt\)"),
         draft_of(tmp_path / "at", ASKED),
     ):
         pass

@@ -381,13 +381,13 @@ def check_output(path: Path, kind: Literal["file", "folder"], name: str) -> None
     if kind == "file" and path.is_dir():
         raise ValueError(f"{path} is a folder; name a file with {name}, for example {path / 'results.jsonl'}")
     if kind == "file" and is_there and not path.is_file():
-        raise ValueError(f"{path} is no ordinary file; name another with {name}")
+        raise ValueError(f"{path} is not a regular file; name another with {name}")
     if is_there and not os.access(path, os.W_OK):
         raise ValueError(f"no permission to write to {path}; name another {kind} with {name}")
     folder = path.absolute() if kind == "folder" else path.absolute().parent
     near = next(place for place in (folder, *folder.parents) if place.exists())
     if not near.is_dir():
-        raise ValueError(f"{near} is no folder; name another {kind} with {name}")
+        raise ValueError(f"{near} is not a folder; name another {kind} with {name}")
     try:
         with tempfile.TemporaryFile(dir=near) as file:
             file.write(bytes(4096))

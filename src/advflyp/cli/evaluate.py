@@ -347,7 +347,7 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
 
     recover_folder(folder)
     if names_in(folder):
-        raise ValueError(f"{folder} is there already; name a new folder with --save")
+        raise ValueError(f"{folder} already exists; name a new folder with --save")
     from advflyp.model.folder import save_model
     from advflyp.model.load import load_model, pick_device
     from advflyp.model.mix import interpolate

@@ -121,4 +121,4 @@ def download(
     manifest = download(urls, Options(**how), lambda line: console.print(for_rich(line), soft_wrap=True))
     print_manifest(manifest, out)
     if not manifest.pairs:
-        raise ValueError(f"no address of {urls} gave a pair; the reasons are above")
+        raise ValueError(f"no URL in {urls} yielded a pair; the reasons are above")

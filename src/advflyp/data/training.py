@@ -124,9 +124,7 @@ def open_training(
             f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"
         )
     if config.classes is not None and wanted == "pairs" and config.train != PROXY_PAIRS:
-        raise ValueError(
-            f"data.classes goes with labelled data; {config.train} is read as pairs, leave it out"
-        )
+        raise ValueError(f"data.classes is for labelled data; {config.train} is read as pairs, leave it out")
     if data is not None:
         _check_kind(data, wanted)
     elif config.train == PROXY_PAIRS:
@@ -134,7 +132,7 @@ def open_training(
         return MiniPairs(EMBEDDED, how, concepts)
     elif (corpus := corpus_folder(config.train)) is not None and wanted != "labelled":
         if config.also is not None:
-            raise ValueError("data.also mixes decoded pairs; it does not go with the mini corpus")
+            raise ValueError("data.also mixes decoded pairs; it cannot be combined with the mini corpus")
         return MiniPairs(corpus, how)
     elif wanted == "labelled" or (wanted == "images" and readings(config.train) == {"labelled"}):
         data = load_set(config.train)

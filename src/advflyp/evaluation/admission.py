@@ -116,7 +116,7 @@ def _implausible(cells: Sequence[Cell]) -> str:
         n, published = cell.subset.get("limit", of), published_size(cell.set)
         counts = [sum(pair[place] for pair in cell.per_class.values()) for place in (0, 1)]
         checks: Mapping[str, bool] = {
-            "checkpoint_sha256 is no SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
+            "checkpoint_sha256 is not a SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
             f"the dataset has {of:,} images, not {published or 0:,}": published not in (None, of)
             and not cell.split.endswith(WEBDATASET),
             f"n is {cell.n:,} of {n:,} images": not n * (1 - TOLERATED) <= cell.n <= n,

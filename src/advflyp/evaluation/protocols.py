@@ -127,7 +127,7 @@ class Protocol:
         if classnames is not None:
             if not classnames:
                 raise ValueError(
-                    "there is no class name; give one for each class, in the order of the labels"
+                    "no class names are given; give one for each class, in the order of the labels"
                 )
             said.append("own class names")
             values["own_names"] = tuple(classnames)

@@ -176,7 +176,7 @@ def check_store(path: Path) -> None:
     """ValueError if a file is in the place of a folder needed beside the results; checked early, measuring is slow."""
     for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, and the folder for what belongs to {path}; move it away")
+            raise ValueError(f"{folder} is a file where {path} needs a folder; move it away")
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -226,7 +226,7 @@ def read_lines(path: Path, make: Callable[[Any], T]) -> list[T]:
             result.append(make(parse_json(line)))
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number} is not a result of ours that fits here: {error} (`eval` and `retrieval` write "
+                f"{path}, line {number} is not a result that can be used here: {error} (`eval` and `retrieval` write "
                 "different results)"
             ) from None
     return result

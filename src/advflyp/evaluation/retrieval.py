@@ -303,9 +303,7 @@ class _Gallery:
 
         gallery = self._embed_images(perturb, watch, journal)
         if len(gallery) < len(self.prepare(watch)):
-            raise ValueError(
-                f"{self.images.name}: an image that could be read cannot be read any more; try again"
-            )
+            raise ValueError(f"{self.images.name}: an image can no longer be read; try again")
         return gallery
 
     def edited(self, attack: TextEdits, seed: int) -> Tensor:

@@ -140,7 +140,7 @@ def _folder(name: str) -> Path:
         )
     repository = open_repository(name)
     if HF_CONFIG_FILE not in repository.files:
-        raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is no model of transformers")
+        raise ValueError(f"{name} holds no {HF_CONFIG_FILE}: it is not a transformers model")
     small = [file for file in repository.files if file.endswith(SMALL_FILES)]
     folder = repository.fetch(small)
     _check_config(folder, name)
@@ -152,19 +152,19 @@ def _check_config(folder: Path, name: str) -> None:
     """ValueError unless the folder holds a LLaVA that can be loaded; checked before anything large is read."""
     path = folder / HF_CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {HF_CONFIG_FILE}: it is no model of transformers")
+        raise ValueError(f"{folder} holds no {HF_CONFIG_FILE}: it is not a transformers model")
     config = read_json_object(path)
     kind = config.get("model_type")
     if kind == "qwen2_5_vl":
         raise ValueError(
-            f"{name}: the vision tower of Qwen2.5-VL (window attention, rotary positions, merged patches) is no CLIP, "
-            "so no robust CLIP can take its place; choose a LLaVA-1.5 or LLaVA-NeXT"
+            f"{name}: the vision tower of Qwen2.5-VL (window attention, rotary positions, merged patches) is not a "
+            "CLIP, so no robust CLIP can take its place; choose a LLaVA-1.5 or LLaVA-NeXT"
         )
     if kind not in KINDS:
         raise ValueError(f"{name} is a model of the type '{kind}'; supported: {', '.join(KINDS)}")
     if "quantization_config" in config:
         raise ValueError(
-            f"{name} has quantised weights, through which no attack has gradients; name the original"
+            f"{name} has quantised weights, which give an attack no gradients; name the original"
         )
     towers = {"vision_config": ("clip_vision_model",), "text_config": LANGUAGE_MODELS}
     for part, known in towers.items():
@@ -209,7 +209,7 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
         return lambda prompt: prompt_with_image(processor, prompt, name)
     if kind != "llava":
         raise ValueError(
-            f"the processor of {name} has no chat template, without which nobody knows its prompts"
+            f"the processor of {name} has no chat template, so the format of its prompts is unknown"
         )
     image = processor.image_token
     return lambda prompt: LLAVA_TEMPLATE.format(image=image, prompt=prompt)
@@ -219,6 +219,6 @@ def _check_tiles(model: LVLM) -> None:
     side = model.image_side
     if model.is_next and [side, side] not in [list(pair) for pair in model.net.config.image_grid_pinpoints]:
         raise ValueError(
-            f"{model.name} knows no image of {side}×{side} pixels (image_grid_pinpoints), the one that attacks are "
-            "given as a whole and four tiles"
+            f"{model.name} does not allow images of {side}×{side} pixels (image_grid_pinpoints), the size that attacks "
+            "present as a whole image and four tiles"
         )

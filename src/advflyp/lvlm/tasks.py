@@ -84,7 +84,7 @@ def load_task(name: str, root: str | Path) -> Task:
     images = root / layout.images
     for path in (*files, images):
         if not path.exists():
-            raise ValueError(f"{name} needs {path}, which is not there: {layout.source}")
+            raise ValueError(f"{name} needs {path}, which is missing: {layout.source}")
     try:
         samples = layout.read(files, images)
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:

@@ -33,7 +33,7 @@ def find_method(name: str) -> tuple[type[Method], type]:
         raise ValueError(f"unknown method '{name}'{suggest(name, METHODS)}")
     method = load_object(name)
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise ValueError(f"'{name}' is no subclass of advflyp.method.Method")
+        raise ValueError(f"'{name}' is not a subclass of advflyp.method.Method")
     if lacking := sorted(method.__abstractmethods__):
         raise ValueError(f"'{name}' lacks {', '.join(lacking)}")
     if method.trains_on not in (kinds := ("pairs", "labelled", "images")):

@@ -119,7 +119,9 @@ def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
     net = meta_net(model_cfg)
     numbers = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
     if numbers > stored + SPARE_NUMBERS:
-        raise ValueError(f"its configuration describes a model of {numbers:,} numbers; its weights are fewer")
+        raise ValueError(
+            f"its configuration describes a model of {numbers:,} parameters, more than its weights file holds"
+        )
 
 
 def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:

@@ -113,21 +113,21 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
     for key in FOREIGN_KEYS:
         if key in text:
             warnings.warn(
-                f"{folder}: text_cfg.{key} is no key of open_clip's and is ignored, so that the texts may be cut into "
-                "other tokens than in its training; compare the clean accuracy with the published one",
+                f"{folder}: text_cfg.{key} is not an open_clip key and is ignored, so texts may be tokenized "
+                "differently than in its training; compare the clean accuracy with the published one",
                 stacklevel=1,
             )
             del text[key]
     options = text.get("tokenizer_kwargs") or {}
     known = HF_OPTIONS if text.get("hf_tokenizer_name") else SIMPLE_OPTIONS
     if not isinstance(options, dict):
-        raise ValueError(f"{unreadable}: tokenizer_kwargs is no table")
+        raise ValueError(f"{unreadable}: tokenizer_kwargs is not a table")
     if unknown := sorted(set(options) - {*known, *IGNORED_OPTIONS}):
         raise ValueError(f"{unreadable}: tokenizer_kwargs.{unknown[0]} is not supported")
     if "tokenizer_kwargs" in text:
         text["tokenizer_kwargs"] = {key: value for key, value in options.items() if key in known}
     if text.get("tokenizer_kwargs", {}).get("clean", "lower") not in CLEANING:
-        raise ValueError(f"{unreadable}: tokenizer_kwargs.clean is none of {', '.join(CLEANING)}")
+        raise ValueError(f"{unreadable}: tokenizer_kwargs.clean must be one of {', '.join(CLEANING)}")
     for table, hints in ((preprocess, PREPROCESSING), (text, TEXTS), (options, SIMPLE_TEXTS)):
         _convert_known(table, hints, unreadable)
     if not all(value > 0 for value in preprocess.get("std", ())):

@@ -92,12 +92,12 @@ class CLIP(InPrecision, nn.Module):
         config = architecture_config(config) if isinstance(config, str) else config
         if config is None:
             raise ValueError(
-                f"{name} does not tell how open_clip built it: name its architecture, as in "
+                f"the architecture of {name} cannot be inferred from it: name it, as in "
                 "from_open_clip(net, preprocess, tokenizer, architecture='ViT-B-16-SigLIP')"
             )
         if not is_built_by(net, config):
             raise ValueError(
-                f"{name} is not what its architecture describes: name the one that it was made from"
+                f"{name} does not match the given architecture; name the one that it was created with"
             )
         settings = dict(get_model_preprocess_cfg(net))
         # The string of a transform states all its settings.
@@ -214,8 +214,8 @@ class CLIP(InPrecision, nn.Module):
         # On a GPU an unknown token would crash the process.
         if vocabulary and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             raise ValueError(
-                f"the tokenizer of {self.name} is not that of its weights: it gives token {int(tokens.max())}, and "
-                f"they know {vocabulary}"
+                f"the tokenizer of {self.name} does not match its weights: it produced token {int(tokens.max())}, and "
+                f"their vocabulary has {vocabulary}"
             )
         with self._autocast():
             features = self.net.encode_text(to_device(tokens, self.device))

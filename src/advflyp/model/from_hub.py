@@ -29,7 +29,7 @@ def refuse_classifiers(repository: str) -> None:
     """
     if repository.startswith(CLASSIFIERS):
         raise ValueError(
-            f"{repository} holds an image classifier with fixed classes, which is no CLIP: it has no text tower, so it "
+            f"{repository} holds an image classifier with fixed classes, not a CLIP: it has no text tower, so it "
             "cannot be measured zero-shot; nothing was downloaded"
         )
 

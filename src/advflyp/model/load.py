@@ -254,7 +254,7 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
     for index in places:
         path, base = Path(name[:index]), name[index + 1 :]
         if (path / CONFIG_FILE).is_file() or (path / BEST / CONFIG_FILE).is_file():
-            raise ValueError(f"{path} is a folder that says all of the model; leave out @{base}")
+            raise ValueError(f"{path} is a folder that describes its model completely; leave out @{base}")
         if path.is_file() or (path / HF_CONFIG_FILE).is_file():
             if not base:
                 raise ValueError(f"{name}: name a model after the @, as in {path}@ViT-B-32/openai")
@@ -290,7 +290,7 @@ def _started_from(start: ModelConfig, file: str) -> CLIP:
     if named := next((one for one in (start.name, start.text) if one and _is_fetched(one)), None):
         # Otherwise whoever made the file would decide what is fetched.
         raise ValueError(
-            f"{file} is of a run that started from {named}; name that model, so that it is fetched: "
+            f"{file} comes from a run that started from {named}; name that model, so that it is fetched: "
             f"{file}@{start.name}"
         )
     try:
@@ -301,7 +301,7 @@ def _started_from(start: ModelConfig, file: str) -> CLIP:
         return model
     except ValueError as error:
         raise ValueError(
-            f"{file} is of a run that started from {start.name}, which cannot be loaded ({error}); "
+            f"{file} comes from a run that started from {start.name}, which cannot be loaded ({error}); "
             f"name a model of the same architecture: {file}@MODEL"
         ) from None
 

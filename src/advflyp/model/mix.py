@@ -29,7 +29,7 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
             }
             raise ValueError(
                 f"{models[0].name} and {model.name} have different architectures ({min(names)} differs); "
-                "weights can be mixed only of models that began as the same one"
+                "only weights of models with the same origin can be mixed"
             )
 
     def mixed(name: str) -> Tensor:

@@ -130,7 +130,7 @@ class Repository:
         found = file_sha256(folder / name)
         if found != wanted:
             raise ValueError(
-                f"{name} of {self.name} has the SHA-256 {found[:16]}… and not {wanted[:16]}…, which it is known by: it "
+                f"{name} of {self.name} has the SHA-256 {found[:16]}… instead of the expected {wanted[:16]}…: it "
                 f"was changed, or the download is damaged; delete {folder / name} to fetch it again"
             )
 
@@ -175,7 +175,7 @@ def ask_hub(name: str, kind: Kind = "model", *, revision: str | None = None) -> 
         found: Any = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout)
     except HFValidationError:
         prefix = HUB_PREFIX if kind == "model" else DATASET_PREFIX
-        raise ValueError(f"'{name}' is no repository's name: write {prefix}OWNER/NAME") from None
+        raise ValueError(f"'{name}' is not a repository name: write {prefix}OWNER/NAME") from None
     except (HTTPError, OSError, ValueError) as error:
         raise ValueError(_explained(name, kind, error)) from None
     return [file.rfilename for file in found.siblings or []]
@@ -214,7 +214,7 @@ def _explained(name: str, kind: Kind, error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
-            return f"the hub does not let this token read {what} (answer {status}): {LOG_IN}"
+            return f"this token may not read {what} (the hub answered {status}): {LOG_IN}"
         return f"the hub answered {status} for {what}: try again later, {instead}"
     if isinstance(error, OfflineModeIsEnabled):
         where = f"{what} is not in the hub's cache ({constants.HF_HUB_CACHE})"

@@ -106,7 +106,7 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
                 raise ValueError(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MB")
         settings = read_json_object(config) if config.is_file() else {}
         if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
-            raise ValueError("it is a program (auto_map), and no code of a model's folder is run")
+            raise ValueError("it refers to code (auto_map), and code in a model's folder is never run")
         for name in {"tokenizer.json", *_versions(settings)}:
             if (folder / name).is_file():
                 _check_normalizer(read_json_object(folder / name).get("normalizer"))
@@ -180,7 +180,7 @@ def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
     if failed and isinstance(failed[0], Exception):
         raise failed[0]
     if failed:
-        raise ValueError(f"the tokenizer has failed: {failed[0]}") from None
+        raise ValueError(f"the tokenizer failed: {failed[0]}") from None
     return found[0]
 
 

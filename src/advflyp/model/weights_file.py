@@ -78,9 +78,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     for start, meaning in MISTAKEN.items():
         if head.lstrip().lower().startswith(start):
             raise ValueError(f"{path} is {meaning}")
-    raise ValueError(
-        f"{path} is neither a checkpoint of torch nor safetensors: it begins with {_shown(head)}"
-    )
+    raise ValueError(f"{path} is neither a torch checkpoint nor safetensors: it begins with {_shown(head)}")
 
 
 def _read_zip(path: Path) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def _read_zip(path: Path) -> dict[str, Any]:
             unpacked = sum(info.file_size for info in archive.infolist())
             packed = path.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise ValueError(f"{path} is damaged or cut off; download or copy it again") from None
+        raise ValueError(f"{path} is damaged or truncated; download or copy it again") from None
     if any("/code/" in name for name in names):
         raise ValueError(
             f"{path} is a TorchScript archive, which holds a program beside its weights and is not run here; save the "
@@ -99,7 +97,7 @@ def _read_zip(path: Path) -> dict[str, Any]:
         )
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(
-            f"{path} is a zip archive but not a checkpoint of torch; unpack it and name a file in it"
+            f"{path} is a zip archive but not a torch checkpoint; unpack it and name a file in it"
         )
     if unpacked > MOST_UNPACKED * packed + SPARE_BYTES:
         raise ValueError(
@@ -138,7 +136,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged or cut off ({_shortened(error)}); download or copy it again"
+            f"{path} is damaged or truncated ({_shortened(error)}); download or copy it again"
         ) from None
 
 

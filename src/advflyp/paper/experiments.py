@@ -123,10 +123,10 @@ def make_plan(
     _check_numbers(seeds, steps)
     mini = scale == "mini"
     if mini and (pairs or captioned):
-        raise ValueError("--pairs and --captioned go with --scale paper; the mini scale has its own pairs")
+        raise ValueError("--pairs and --captioned are for --scale paper; the mini scale has its own pairs")
     make = _Runs(mini, (steps or 100) if mini else steps, pairs, captioned)
     if proxies and not mini:
-        raise ValueError("the experiment 'proxies' is of the mini scale; use --scale mini")
+        raise ValueError("the experiment 'proxies' exists at the mini scale only; use --scale mini")
     scaling, levers, on_other = make.scaling(), make.levers(on_other=False), make.levers(on_other=True)
     of_proxies = proxy_runs(make.trained) if proxies else []
     compared = ((COST, "", levers), (COST_OTHER, OTHER, on_other))

@@ -142,7 +142,9 @@ class Plan:
         if begun.is_file():
             plan = read_json_object(begun)
             if not {"scale", "runs", "experiments"} <= plan.keys():
-                raise ValueError(f"{begun} is no plan of `advflyp reproduce`; name a new folder with --out")
+                raise ValueError(
+                    f"{begun} is not a plan of `advflyp reproduce`; name a new folder with --out"
+                )
             precision = check_precision(str(plan.get("precision")), f"{begun}: precision")
         return replace(self, precision=resolve(precision, device))
 

@@ -69,7 +69,7 @@ def reproduce(
     names = names_in(out)
     # We write the plan first: a folder without it is not ours.
     if strange := sorted(names - OURS if PLAN_FILE in names else names):
-        raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+        raise ValueError(f"{out} holds other files ({strange[0]}); name a new folder with --out")
     check_files(out / "report", FILES)
     device = pick_device("auto")
     whole = replace(whole, precision=precision or "auto").settled(out, device)

@@ -188,9 +188,9 @@ def read_study(folder: Path) -> Study:
     except FileNotFoundError:
         raise ValueError(f"there is no {path}; name the folder that `advflyp reproduce` wrote") from None
     except KeyError as missing:
-        raise ValueError(f"{path} is not a plan of ours: it lacks {missing}") from None
+        raise ValueError(f"{path} is not a plan of `advflyp reproduce`: it lacks {missing}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not a plan of ours: {error}") from None
+        raise ValueError(f"{path} is not a plan of `advflyp reproduce`: {error}") from None
     cells: list[Cell] = []
     runs: list[SeedRun] = []
     seed_of: dict[str, int] = {}
@@ -236,7 +236,7 @@ def _sets(names: list[str]) -> list[str]:
     result: list[str] = []
     for name in names:
         if is_import_path(name):
-            raise ValueError(f"sets has '{name}': a plan names data, not programs")
+            raise ValueError(f"sets has '{name}': a plan names data, not code")
         try:
             result += set_names([name])
         except ValueError:

@@ -139,4 +139,4 @@ def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
             return load_checkpoint(path), wrong
         except Damaged as error:
             wrong.append(str(error))
-    raise Damaged(f"no checkpoint in {folder} is whole: " + "; ".join(wrong))
+    raise Damaged(f"no checkpoint in {folder} is intact: " + "; ".join(wrong))

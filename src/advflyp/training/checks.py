@@ -29,15 +29,15 @@ def check_attack(recipe: Recipe, method: Method) -> None:
     attack, name = recipe.attack, recipe.method_name
     if attack.steps and attack.start == "zero" and method.flat_at_clean:
         raise ValueError(
-            f"attack.start = 'zero' does not go with method.name = '{name}', whose loss has no gradient at the clean "
-            "images; use 'random'"
+            f"attack.start = 'zero' cannot be combined with method.name = '{name}', whose loss has no gradient at the "
+            "clean images; use 'random'"
         )
     if not attack.share_clean_forward:
         return
     if not (isinstance(method, FromEmbeddings) and method.shares_clean):
         raise ValueError(
-            f"attack.share_clean_forward: method.name = '{name}', as it is set, needs no clean forward pass that could "
-            "be shared; leave it out"
+            f"attack.share_clean_forward: method.name = '{name}', as it is set, has no clean forward pass to share; "
+            "leave it out"
         )
     train = recipe.train
     others = {
@@ -47,7 +47,9 @@ def check_attack(recipe: Recipe, method: Method) -> None:
     }
     for key, there in others.items():
         if there:
-            raise ValueError(f"attack.share_clean_forward does not go with {key}; leave one of them out")
+            raise ValueError(
+                f"attack.share_clean_forward cannot be combined with {key}; leave one of them out"
+            )
 
 
 def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
@@ -60,7 +62,7 @@ def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
                 f"data.schedule: method.name = '{recipe.method_name}' takes images of the model's own size only"
             )
         if recipe.train.parallel == "fsdp":
-            raise ValueError("data.schedule does not go with train.parallel = 'fsdp'; use 'ddp'")
+            raise ValueError("data.schedule cannot be combined with train.parallel = 'fsdp'; use 'ddp'")
         positions_at(model.visual, (side, side), model.name)
 
 
@@ -68,7 +70,7 @@ def check_split(recipe: Recipe, ranks: Ranks) -> None:
     """ValueError if the tower cannot be sharded over the ranks."""
     if ranks.size == 1:
         raise ValueError(
-            "train.parallel = 'fsdp' splits a tower over several ranks, and this is one alone; start it with "
+            "train.parallel = 'fsdp' splits a tower over several ranks, and this run has only one; start it with "
             "torchrun --nproc-per-node N -m advflyp train …"
         )
     if recipe.train.unfreeze != "vision":

@@ -32,7 +32,7 @@ def check_folder(out: Path, resume: bool) -> None:
     # The first checkpoint is written before the first line.
     if resume and not saved and ((out / BEST).exists() or (metrics.exists() and metrics.stat().st_size)):
         raise ValueError(
-            f"{out} holds the results of a run whose checkpoints are gone, so that it cannot be continued; put "
+            f"{out} holds the results of a run whose checkpoints are gone, so it cannot be continued; put "
             f"{out / CHECKPOINTS} back, or name another folder"
         )
     # A run that ended before its first step, for lack of data or memory, has nothing to lose and may begin again.

@@ -34,7 +34,7 @@ class Objects:
         """The recipe, with names that identify the given objects, so that a resumed run can be compared with it."""
         if self.model is not None:
             if recipe.model.text is not None:
-                raise ValueError("model.text does not go with a model that is given; leave it out")
+                raise ValueError("model.text cannot be combined with a model that is given; leave it out")
             name = f"{OBJECT}{self.model.name}@{weights_sha256(self.model)[:HEX]}"
             recipe = replace(recipe, model=replace(recipe.model, name=name))
         if self.pairs is not None:

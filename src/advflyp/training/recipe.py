@@ -67,13 +67,13 @@ class TrainConfig:
         at_least(1, self, "train.", "epochs", "max_steps", "patience", "micro_batch")
         if self.micro_batch is not None and self.batch_norm == "update":
             raise ValueError(
-                "train.micro_batch does not go with train.batch_norm = 'update': statistics are those of a whole "
-                "batch; leave one of them out"
+                "train.micro_batch cannot be combined with train.batch_norm = 'update': statistics are those of a "
+                "whole batch; leave one of them out"
             )
         if self.micro_batch is not None and self.parallel == "fsdp":
             raise ValueError(
-                "train.micro_batch does not go with train.parallel = 'fsdp'; use train.activation_checkpointing, or "
-                "more ranks"
+                "train.micro_batch cannot be combined with train.parallel = 'fsdp'; use "
+                "train.activation_checkpointing, or more ranks"
             )
 
 

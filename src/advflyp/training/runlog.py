@@ -130,7 +130,7 @@ class RunLog:
         file = try_open_locked(folder / METRICS_FILE)
         if file is None:
             raise InUse(
-                f"another process writes {folder / METRICS_FILE}; wait for its end, or name another folder"
+                f"another process writes {folder / METRICS_FILE}; wait until it ends, or name another folder"
             )
         self.file = file
         self.file.truncate(min(kept, self._size()))

@@ -51,14 +51,12 @@ def _check(out: Path, asked: dict[str, Any]) -> None:
         raise ValueError(f"{out} is a file; name a folder with --out")
     there = names_in(out)
     if strange := sorted(there - OURS):
-        raise ValueError(f"{out} holds other things ({strange[0]}); name a new folder with --out")
+        raise ValueError(f"{out} holds other files ({strange[0]}); name a new folder with --out")
     if not there:
         return
     try:
         before = read_json_object(out / RECORD)["asked"]
     except (OSError, ValueError, KeyError):
-        raise ValueError(
-            f"{out} holds images that no {RECORD} explains; name a new folder with --out"
-        ) from None
+        raise ValueError(f"{out} holds images without a {RECORD}; name a new folder with --out") from None
     if before != asked:
-        raise ValueError(f"{out} holds the answer to another attack; name a new folder with --out")
+        raise ValueError(f"{out} holds the results of another attack; name a new folder with --out")

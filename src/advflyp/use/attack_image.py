@@ -131,7 +131,7 @@ def attack_image(
         answer = found.clean[0][0].label
         if found.label in (None, answer):
             raise ValueError(
-                f"{found.image}: to {found.models[0]} '{answer}' is no likelier than another label, so there is no "
+                f"{found.image}: {found.models[0]} finds '{answer}' no likelier than another label, so there is no "
                 "answer to attack; give it other labels"
             )
         raise ValueError(

@@ -74,7 +74,7 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
         raise ValueError(f"{found}; a model needs at least two to choose among: {HOW}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"the label '{twice[0]}' comes twice; keep one")
+        raise ValueError(f"the label '{twice[0]}' is given twice; keep one")
     return Labels(names=names, templates=prompts or [PHOTO], own=True)
 
 

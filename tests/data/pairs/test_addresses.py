@@ -27,7 +27,7 @@ from advflyp.errors import SkippedSample
 from helpers import pairs
 from webserver import PUBLIC, Server, jpeg
 
-KIND = "address of a kind that a table may not name"
+KIND = "address of a kind that tables may not use"
 
 
 @pytest.fixture(autouse=True)
@@ -129,18 +129,18 @@ def test_answers_have_an_end(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     assert outcome(server.url("huge/said", PUBLIC)) == guard.TOO_LARGE
     assert outcome(server.url("huge/endless", PUBLIC)) == guard.TOO_LARGE
     assert outcome(server.url("drip/counted", PUBLIC)) == guard.TOO_SLOW
-    assert outcome(server.url("missing/1", PUBLIC)) == "its server answers 404"
+    assert outcome(server.url("missing/1", PUBLIC)) == "its server returned 404"
     for path in ("cut/1", "good/ü x"):
         assert outcome(server.url(path, PUBLIC)) == "image file cannot be read"
-    assert outcome(f"http://{PUBLIC}:9/a.png") == "its server cannot be reached"
-    assert outcome(f"http://{PUBLIC}:99999/a") == "its server cannot be reached", "there is no such port"
+    assert outcome(f"http://{PUBLIC}:9/a.png") == "its server is unreachable"
+    assert outcome(f"http://{PUBLIC}:99999/a") == "its server is unreachable", "there is no such port"
     assert outcome("http://") == "image file cannot be read"
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("status/404", "there is no {}: its server answers 404; check the address"),
+        ("status/404", "there is no {}: its server returned 404; check the address"),
         ("status/403", "the server does not let you read {} (answer 403): log in or set up its credentials"),
         ("status/401", "the server does not let you read {} (answer 401): log in or set up its credentials"),
         ("status/503", "the server of {} answers 503: try again later"),

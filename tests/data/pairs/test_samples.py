@@ -70,7 +70,7 @@ def test_endless_words() -> None:
     """A tokenizer takes quadratic time for them."""
     assert Sample("k", None, ("a" * 500,)).captions() == ("a" * 500,)
     for caption in ("a" * 501, "see " + "é" * 501 + " there", "字" * 501):
-        with pytest.raises(SkippedSample, match="caption with an endless word"):
+        with pytest.raises(SkippedSample, match="caption with an overlong word"):
             Sample("k", None, caption.encode()).captions()
     assert Sample("k", None, ("ab " * 2000,)).captions()
 

@@ -163,7 +163,7 @@ def test_a_second_source_that_gives_nothing() -> None:
     """Its manifest, or data.size, says otherwise."""
     empty = open_stream(Sharded([ListShard("s", 0)], 5), seed=0, buffer=1)
     mixed = Mixed(open_stream(Numbers(10), seed=0, buffer=1), empty, 0.5)
-    with pytest.raises(ValueError, match=r"data\.also promises 5 pairs and gives none; look at it with"):
+    with pytest.raises(ValueError, match=r"data\.also should hold 5 pairs but yields none; inspect it with"):
         list(mixed.samples(0))
 
 

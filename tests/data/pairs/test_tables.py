@@ -383,7 +383,7 @@ def test_a_dataset_of_the_hub_and_what_its_cache_keeps(
     for name, message in (
         ("user/hidden", "the hub has no dataset user/hidden, or it is private: check the name"),
         ("user/none", "the hub has no dataset user/none"),
-        ("a/b/c", "'a/b/c' is no repository's name: write hf:OWNER/NAME"),
+        ("a/b/c", "'a/b/c' is not a repository name: write hf:OWNER/NAME"),
     ):
         with pytest.raises(ValueError, match=message):
             open_source(f"hf:{name}")

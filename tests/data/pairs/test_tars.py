@@ -212,8 +212,8 @@ def test_other_packers(tmp_path: Path, name: str) -> None:
 def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"PK\3\4" + b"\0" * 600)
     (tmp_path / "b.tar").write_bytes(b"\x28\xb5\x2f\xfd" + b"\0" * 600)
-    assert problems(tmp_path / "a.tar") == ["zip file in place of a tar"]
-    assert problems(tmp_path / "b.tar") == ["zstd file in place of a tar"]
+    assert problems(tmp_path / "a.tar") == ["zip file instead of a tar"]
+    assert problems(tmp_path / "b.tar") == ["zstd file instead of a tar"]
     for sign, kind in (
         (b"Rar!\x1a\7", "rar"),
         (b"\x04\x22\x4d\x18", "lz4"),
@@ -221,10 +221,10 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
         (b"\x1f\x9d", "compress"),
     ):
         (tmp_path / "c.tar").write_bytes(sign + b"\0" * 600)
-        assert problems(tmp_path / "c.tar") == [f"{kind} file in place of a tar"]
+        assert problems(tmp_path / "c.tar") == [f"{kind} file instead of a tar"]
     write_tar(tmp_path / "d.tar", [("LZIP.jpg", pairs(1)[0][0]), ("LZIP.txt", b"a file that is called so")])
     assert [sample.key for sample in read(tmp_path / "d.tar")] == ["d.tar:LZIP"]
-    with pytest.raises(ValueError, match="holds no pairs: zip file in place of a tar"):
+    with pytest.raises(ValueError, match="holds no pairs: zip file instead of a tar"):
         open_source(str(tmp_path / "a.tar"))
 
 
@@ -366,7 +366,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, suffix: str, monkeypatch: pytest
             tar.addfile(info, io.BytesIO(data))
     began = time.process_time()
     assert good(path) == [f"a.tar.{suffix}:1"]
-    assert problems(path) == ["shard packed beyond measure"]
+    assert problems(path) == ["shard compressed beyond the limit"]
     assert count_keys(path) == 1
     assert time.process_time() - began < 2
 

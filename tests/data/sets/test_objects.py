@@ -83,7 +83,7 @@ def test_stored_labels_spare_a_pass_and_are_compared_with_what_is_read() -> None
     labelled = advflyp.LabelledSet(known, CLASSES, name="known")
     assert labelled.labels.tolist() == known.targets and known.read == 1
     known.wrong = 4
-    with pytest.raises(ValueError, match="item 4 of known has the label 0, and had 1"):
+    with pytest.raises(ValueError, match="item 4 of known now has the label 0 instead of 1"):
         list(labelled.batches(pixels, 8))
     # With labels that are changed on their way out, the list says nothing.
     turned = Known()
@@ -137,8 +137,8 @@ def test_other_mistakes() -> None:
         (one, ["ant"], "a {}", "list has 1 class;"),
         (one, "ab", "a {}", "classes must be a list of names, not the text 'ab'"),
         (one, ["ant", "ant"], "a {}", "list has two classes called 'ant'"),
-        (one, CLASSES, "a", "the prompt 'a' must hold"),
-        (iter(one), CLASSES, "a {}", "list_iterator has no length or no items by number; make a list of it"),
+        (one, CLASSES, "a", "the prompt 'a' must contain"),
+        (iter(one), CLASSES, "a {}", "list_iterator has no length or cannot be indexed; make a list of it"),
     ]:
         with pytest.raises(ValueError, match=message):
             advflyp.LabelledSet(dataset, classes, templates)
@@ -148,7 +148,7 @@ def test_other_mistakes() -> None:
             raise OSError("truncated")
 
     with pytest.raises(
-        ValueError, match=r"item 0 of broken cannot be read \(truncated\), and so has no label; give"
+        ValueError, match=r"item 0 of broken cannot be read \(truncated\), so its label is unknown; give"
     ):
         advflyp.LabelledSet(Broken(one), CLASSES)
     # A later item is found when it is read, whatever the share of unreadable ones that is tolerated.

@@ -496,7 +496,7 @@ def test_folders_that_are_no_captioning_model(
     (bare / "model.safetensors").write_bytes(b"cut off")
     for folder, message in (
         (tiny_folder, "cannot caption with "),
-        (text, "a gpt2 model does not answer to an image and a text"),
+        (text, "a gpt2 model does not take an image and a text"),
         (mute, "its processor has no chat template"),
         (broken, "the chat template of .* cannot be used"),
         (bare, "cannot caption with "),
@@ -504,7 +504,7 @@ def test_folders_that_are_no_captioning_model(
             gap,
             f"{len(weights) - len(kept)} of its weights are missing, such as .*visual.blocks.1.*; fetch it",
         ),
-        (t5, "it is an encoder-decoder; name a model that continues its prompt"),
+        (t5, "it is an encoder-decoder; name a decoder-only model"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             run(model=str(folder))
@@ -552,7 +552,7 @@ def test_out_belongs_to_one_run(tmp_path: Path, run: Callable[..., Captioned], i
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("")
     for name in ("full", "file"):
-        with pytest.raises(ValueError, match=f"{name} is there already and not an empty folder"):
+        with pytest.raises(ValueError, match=f"{name} already exists and is not an empty folder"):
             run(name)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
     run(limit=4)
@@ -579,7 +579,9 @@ def test_a_set_that_changed_is_not_gone_on_with(
     assert run().fresh == 0
     labelled._load.cache_clear()
     (Path(images) / "cat" / "01.png").rename(Path(images) / "cat" / "99.png")
-    with pytest.raises(ValueError, match="was begun with other images than .* has now; name another folder"):
+    with pytest.raises(
+        ValueError, match="was begun with images other than those now in .*; name another folder"
+    ):
         run()
 
 

@@ -170,7 +170,7 @@ def test_the_command_reports_and_drops(
     assert (out / "index.html").read_text().count("data:image/jpeg") == 4
     assert len(list(in_order(open_source(str(clean))))) == 10
     for arguments, message in (
-        (["--drop", str(clean)], "is there already"),
+        (["--drop", str(clean)], "already exists"),
         (["--bits", "40"], "--bits must be from 0 to 32"),
         (["--drop", str(tmp_path / "x"), "--limit", "3"], "leave out --limit"),
         (["--against", "mini/fod"], "did you mean 'mini/food'?"),

@@ -64,7 +64,7 @@ def test_resizing_keeps_small_pictures_as_they_are(tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(first.image_bytes()))
     assert image.format == "JPEG" and image.size == (60, 20)
     assert second.image_bytes() == png((16, 40)) and manifest.images["median_width"] == 38
-    with pytest.raises(ValueError, match="is there already and not an empty folder"):
+    with pytest.raises(ValueError, match="already exists and is not an empty folder"):
         pack(str(tar), tmp_path / "out")
 
 
@@ -89,7 +89,7 @@ def test_packing_that_was_interrupted_can_be_repeated(
     out.mkdir()
     assert pack(str(folder), out, per_shard=10).shards == whole.shards
     assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "00002.tar", FILE]
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         pack(str(folder), out, per_shard=10)
 
 
@@ -104,7 +104,7 @@ def test_two_that_pack_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return real(to, manifest)
 
     monkeypatch.setattr(pack_module, "write_manifest", write_manifest)
-    with pytest.raises(ValueError, match="is there already; name a new folder"):
+    with pytest.raises(ValueError, match="already exists; name a new folder"):
         pack(str(folder), out)
     assert read_manifest(out) == faster[0] and {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 

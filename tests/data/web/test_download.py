@@ -193,7 +193,7 @@ def test_later_calls_do_only_what_is_missing(fake: Fake, tmp_path: Path) -> None
     found = [entry["url"] for entry in samples(out)]
     assert len(set(found)) == len(found) == more.pairs
     (out / "00001.tar").unlink()
-    with pytest.raises(ValueError, match=r"00001.tar is gone; put it back"):
+    with pytest.raises(ValueError, match=r"00001.tar is missing; put it back"):
         download(urls, out=out, num=120)
 
 
@@ -217,7 +217,7 @@ def test_a_download_of_nothing_is_a_mistake(
         main(["data", "download", "urls.parquet", "--out", "shards"])
     printed = capsys.readouterr()
     assert ended.value.code == 2 and "30 skipped: private address" in printed.out
-    assert printed.err == "advflyp: no address of urls.parquet gave a pair; the reasons are above\n"
+    assert printed.err == "advflyp: no URL in urls.parquet yielded a pair; the reasons are above\n"
     with pytest.raises(SystemExit):
         main(["data", "download", "urls.parquet", "--out", "shards", "--allow-private"])
     assert "shards was begun without --allow-private" in (text := capsys.readouterr().err)
@@ -305,7 +305,7 @@ def test_nothing_is_written_meanwhile(fake: Fake, tmp_path: Path, monkeypatch: p
     """A second download into the folder waits, and then gives up."""
     urls = write_list(tmp_path / "urls.parquet", mixed(50, 10))
     monkeypatch.setattr(downloads, "WAIT", 0.15)
-    with lock(tmp_path / "shards" / rounds.WORK / "lock"), pytest.raises(ValueError, match="is at work on"):
+    with lock(tmp_path / "shards" / rounds.WORK / "lock"), pytest.raises(ValueError, match="is working on"):
         download(urls, out=tmp_path / "shards")
     assert download(urls, out=tmp_path / "shards").pairs == 50
 
@@ -437,7 +437,7 @@ def test_slices_cross_row_groups(tmp_path: Path) -> None:
             "has no url column by a known name; name one of a, b with --url-column",
         ),
         ({"url_column": "ulr"}, "has no column 'ulr'; did you mean 'url'?"),
-        ({"out": "full"}, "holds other things"),
+        ({"out": "full"}, "holds other files"),
         ({"out": "text.txt"}, "is a file"),
         ({"out": "odd[1]"}, "takes for a pattern"),
         ({"extra": ["size"]}, "--extra takes key=value, not 'size'"),

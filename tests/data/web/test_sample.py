@@ -391,7 +391,7 @@ def test_what_cannot_be_sampled(tmp_path: Path) -> None:
             {"metadata": [nested]},
             r"no column of captions .* with text or numbers; it has url, caption \(VARCHAR\[\]\): name one",
         ),
-        ({"columns": {"colour": "url"}}, "there is no column 'colour' to be named"),
+        ({"columns": {"colour": "url"}}, "there is no column 'colour' to name"),
         ({"out": tmp_path / "o.csv"}, r"must end in \.parquet"),
         ({"out": Path(source)}, "exists; remove it"),
         ({"metadata": [str(tmp_path / "gone.parquet")]}, "there is nothing at"),

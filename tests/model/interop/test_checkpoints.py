@@ -358,7 +358,7 @@ def test_another_width(tmp_path: Path, tiny_folder: Path) -> None:
         ),
         (
             {"patch_embed.proj.weight": torch.ones(2), "head.weight": torch.ones(1000, 2)},
-            r"an image classifier with 1000 fixed classes \(head.weight\), which is no CLIP: it has no text tower",
+            r"an image classifier with 1000 fixed classes \(head.weight\), not a CLIP: it has no text tower",
         ),
         ({"vision_model.embeddings.class_embedding": torch.ones(2)}, "transformers' CLIP; name the folder"),
         (

@@ -272,11 +272,11 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_rn
     (tmp_path / "file").write_text("x")
     for arguments, message in (
         (["mini", "--format", "hff"], "there is no format 'hff': open_clip, hf, onnx; did you mean 'hf'?"),
-        (["mini", "--out", str(full)], f"{full} is there already; name a new folder"),
+        (["mini", "--out", str(full)], f"{full} already exists; name a new folder"),
         (["mini", "--out", str(tmp_path / "file")], "file is a file; name a folder with --out"),
         (
             ["mini", "--out", str(tmp_path / "file/out")],
-            f"{tmp_path / 'file'} is no folder; name another folder with --out",
+            f"{tmp_path / 'file'} is not a folder; name another folder with --out",
         ),
         (["nothing", "--out", str(tmp_path / "out")], "there is no model 'nothing'"),
         ([str(tiny_rn_folder), "--format", "hf"], "transformers has no class for the image tower of"),
@@ -320,7 +320,7 @@ def test_two_exports_to_one_folder(tiny: CLIP, tmp_path: Path, monkeypatch: pyte
         return export.Exported(folder, 0.0)
 
     monkeypatch.setitem(export.FORMATS, "open_clip", write)
-    with pytest.raises(ValueError, match="out is there already; name a new folder"):
+    with pytest.raises(ValueError, match="out already exists; name a new folder"):
         export_model(tiny, "open_clip", tmp_path / "out")
     assert (tmp_path / "out" / "model").read_text() == "2" and len(set(drafts)) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

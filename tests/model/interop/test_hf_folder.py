@@ -142,7 +142,7 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "config.json is damaged" in refused("damaged")
     (tmp_path / "list").mkdir()
     (tmp_path / "list/config.json").write_text("[1]")
-    assert "is damaged: it holds no object" in refused("list")
+    assert "is damaged: it does not hold an object" in refused("list")
 
     write(tmp_path / "empty")
     (tmp_path / "empty/model.safetensors").unlink()

@@ -241,11 +241,16 @@ def test_exported_folders(kind: str, tmp_path: Path) -> None:
 
 def test_the_hub_says_no(run: Path, hub: Hub, publish: Callable[..., Done]) -> None:
     for token, arguments, message, status in (
-        ("hf_wrong", [], "does not let this token write to user/robust (answer 401): `hf auth login`", 2),
+        (
+            "hf_wrong",
+            [],
+            "this token may not write to user/robust (the hub answered 401): `hf auth login`",
+            2,
+        ),
         (
             TOKEN,
             ["--repo", "somebody/robust"],
-            "does not let this token write to somebody/robust (answer 403)",
+            "this token may not write to somebody/robust (the hub answered 403)",
             2,
         ),
     ):
@@ -289,7 +294,7 @@ def test_wrong_input(
         ([str(run), "--repo", "user/x", "--send"], "say under which licence: --licence"),
         (
             [str(run), "--repo", "user/x", "--card", str(results / "card.md")],
-            "is no folder; name another file",
+            "is not a folder; name another file",
         ),
         ([str(run), "--repo", "user/x", "--card", str(mine)], "mine.md was not written by advflyp"),
     ):

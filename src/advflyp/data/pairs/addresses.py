@@ -71,7 +71,7 @@ def explain_failure(address: str, error: BaseException) -> str:
         answer = "" if status is None else f" (answer {status})"
         return f"the server does not let you read {address}{answer}: log in or set up its credentials"
     if status == 404:
-        return f"there is no {address}: its server answers 404; check the address"
+        return f"there is no {address}: its server returned 404; check the address"
     if status is not None:
         return f"the server of {address} answers {status}: try again later"
     if any(map(_is_network, causes)):
@@ -137,7 +137,7 @@ def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
         return name
     # fsspec would open a chain of file systems for "::".
     if is_remote(name) or (is_remote(table) and "::" in name and not name.startswith("/")):
-        raise SkippedSample("address of a kind that a table may not name")
+        raise SkippedSample("address of a kind that tables may not use")
     name = name if "/" in name else name.replace("\\", "/")  # as written on Windows
     if not is_remote(table):
         return os.path.join(os.path.dirname(table), name)
@@ -188,12 +188,12 @@ def _fetch(address: str, table: str) -> bytes:
         error.close()  # it holds the answer
         if error.code < 400:
             raise  # a redirect away from http and https
-        raise SkippedSample(f"its server answers {error.code}") from None
+        raise SkippedSample(f"its server returned {error.code}") from None
     except URLError as error:
         if isinstance(error.reason, guard.Refused):
             raise SkippedSample(str(error.reason)) from None
         if any(map(_is_network, _causes(error))):
-            raise SkippedSample("its server cannot be reached") from None
+            raise SkippedSample("its server is unreachable") from None
         raise
 
 
@@ -271,7 +271,7 @@ def _local(one: str, inside: str) -> list[str]:
     if not path.name:
         return []
     if path.is_char_device() or path.is_block_device():
-        raise ValueError(f"{one} is a device, which has no end")
+        raise ValueError(f"{one} is a device, not a regular file")
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     found = sorted(anchor.glob(str(path.relative_to(path.anchor))))
     return [str(p) for p in found if path.name.startswith(".") or not is_clutter(p.name)]

@@ -87,11 +87,11 @@ class ImageReader:
         if resize is not None and resize < max(self.size):
             raise ValueError(
                 f"data.resize must be at least the model's {max(self.size)} pixels, not {resize}; "
-                "`--data.resize none` is the model's own preprocessing"
+                "`--data.resize none` uses the model's own preprocessing"
             )
         if resize is not None and mode != "shortest":
             raise ValueError(
-                f"data.resize goes with models that crop; this one's images are resized to {size}: "
+                f"data.resize is for models that crop, and this one resizes images to {size}: "
                 "`--data.resize none`"
             )
         self.interpolation = InterpolationMode(parsed.interpolation)

@@ -37,7 +37,7 @@ def open_objects(pairs: Any, size: int | None = None) -> Indexed | Sharded:
         )
     count = len(pairs) if hasattr(pairs, "__len__") else size
     if count is None:
-        raise NotAnItem(f"nothing says how many pairs {name} gives; give their number with data.size")
+        raise NotAnItem(f"the number of pairs in {name} is unknown; set data.size")
     return Sharded([IterablePairs(pairs, name, count)], count)
 
 

@@ -137,7 +137,7 @@ class _Child:
             code = self.process.wait()
             how = f"signal {-code} ended it" if code < 0 else f"it ended with status {code}"
             raise RunError(
-                f"the process that makes the batches is gone ({how}; too little memory?); --resume goes on"
+                f"the loader process died ({how}; out of memory?); continue with --resume"
             ) from None
 
     def images(self, slot: int, shape: tuple[int, ...]) -> Tensor:

@@ -49,8 +49,8 @@ def read_text_table(address: str, file: BinaryIO) -> TextTable:
     data = file.read(limit + 1)
     if len(data) > limit and is_list:
         raise ValueError(
-            f"{address} is a list of more than {limit >> 20} MB; save it as JSON lines (.jsonl), an object a line, or "
-            "as Parquet"
+            f"{address} is a list of more than {limit >> 20} MB; save it as JSON lines (.jsonl), one object per line, "
+            "or as Parquet"
         )
     if len(data) > limit:
         raise ValueError(f"{address} is larger than {limit >> 30} GB; save it as Parquet")
@@ -118,7 +118,7 @@ def _json_table(address: str, text: str, *, is_list: bool) -> TextTable:
     for number, row in rows():
         if not isinstance(row, dict):
             raise ValueError(
-                f"{address} must hold objects with an image and a caption, in a list or one a line; row {number} is "
+                f"{address} must hold objects with an image and a caption, in a list or one per line; row {number} is "
                 f"{str(row)[:60]!r}"
             )
         names |= dict.fromkeys(row)

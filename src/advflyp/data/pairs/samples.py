@@ -74,7 +74,7 @@ class Sample:
                 raise SkippedSample("caption is too long")
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
         if any(map(_LONG_WORD.search, found)):
-            raise SkippedSample("caption with an endless word")
+            raise SkippedSample("caption with an overlong word")
         if not found:
             raise SkippedSample("empty caption")
         return found

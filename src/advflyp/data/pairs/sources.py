@@ -57,9 +57,7 @@ def open_source(
         return cast(Indexed, Subset(cast(Any, source), range(min(limit, len(source)))))
     unknown = next((shard.name for shard in source.shards if shard.count is None), None)
     if unknown is not None:
-        raise ValueError(
-            f"a limit needs to know how many pairs each shard holds; nothing says so of {unknown}"
-        )
+        raise ValueError(f"a limit needs the number of pairs in each shard, which is unknown for {unknown}")
     return replace(source, limit=limit)
 
 
@@ -73,7 +71,7 @@ def _open(train: str, size: int | None, columns: Columns, damaged: list[str] | N
     if is_image(files[0]):
         what = "is an image" if len(files) == 1 else f"names {len(files)} images"
         raise ValueError(
-            f"{train} {what}, and pairs need captions: {WHAT}; `advflyp predict` looks at single images"
+            f"{train} {what}, and pairs need captions: {WHAT}; `advflyp predict` classifies single images"
         )
     if files[0].lower().endswith(".parquet"):
         return open_parquet(files, columns, damaged)
@@ -109,9 +107,7 @@ def _open_shards(files: list[str], size: int | None) -> Sharded:
         for shard in (shard for shard in shards if shard.count is None):
             if is_remote(shard.address):
                 open_binary(shard.address).close()  # a missing file is reported first
-                raise ValueError(
-                    f"nothing says how many pairs {shard.address} holds; give their number with data.size"
-                )
+                raise ValueError(f"the number of pairs in {shard.address} is unknown; set data.size")
             shard.count = count_keys(shard.address)
         size = sum(shard.count or 0 for shard in shards)
     if size <= 0:  # a manifest may say anything

@@ -178,8 +178,8 @@ class Mixed:
                     found = next(other, None)
                 if found is None:
                     raise ValueError(
-                        f"data.also promises {counted(len(self.other), 'pair')} and gives none; look at it with "
-                        "`advflyp data check`, or leave it out"
+                        f"data.also should hold {counted(len(self.other), 'pair')} but yields none; inspect it "
+                        "with `advflyp data check`, or leave it out"
                     )
                 sample, at["other"] = found
             else:

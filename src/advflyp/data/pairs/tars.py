@@ -57,7 +57,7 @@ def unpacked(file: BinaryIO) -> "BinaryIO | _Unpacked":
     file.seek(0)
     foreign = next((kind for sign, kind in FOREIGN.items() if magic.startswith(sign)), None)
     if foreign is not None:
-        raise DamagedTar(f"{foreign} in place of a tar")
+        raise DamagedTar(f"{foreign} instead of a tar")
     unpack = next((unpack for sign, (unpack, _) in PACKED.items() if magic.startswith(sign)), None)
     return file if unpack is None else _Unpacked(unpack(file), file)
 
@@ -71,7 +71,7 @@ class _Unpacked(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         data = self.stream.read(-1 if size is None else size)
         if self.stream.tell() > FREE_BYTES + MAX_RATIO * self.packed.tell():
-            raise DamagedTar("shard packed beyond measure")
+            raise DamagedTar("shard compressed beyond the limit")
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -57,7 +57,7 @@ class CaptionedImages:
         self, pairs: str | Path, *, limit: int | None = None, seed: int = 0, columns: Columns | None = None
     ) -> None:
         if limit is not None and limit < 2:
-            raise ValueError(f"limit must be at least 2, not {limit}: an image is searched for among others")
+            raise ValueError(f"limit must be at least 2, not {limit}; retrieval needs two or more images")
         self.name = str(pairs)
         # As in clip-benchmark's folders, which hold dataset_type.txt beside the splits.
         test = Path(self.name).expanduser() / "test"

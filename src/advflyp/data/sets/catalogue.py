@@ -342,7 +342,8 @@ def open_set(name: str, source: Source = "any") -> tuple["Images", list[str], Pa
             raise  # our own messages, and the system's, name the file
         # Lists and archives that are damaged may raise anything.
         raise ValueError(
-            f"{name} in {folder} is damaged or of another layout ({type(error).__name__}: {error}): {how_to_get(name)}"
+            f"{name} in {folder} is damaged or has a different layout ({type(error).__name__}: {error}): "
+            f"{how_to_get(name)}"
         ) from error
     # As in torchvision's loaders, which published results come from, the EXIF orientation is ignored.
     images.upright = False

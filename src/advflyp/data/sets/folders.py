@@ -112,8 +112,8 @@ def _check_order(folder: Path, found: list[str]) -> None:
     )
     if moved is not None:
         raise ValueError(
-            f"the folders of {folder} begin with '{moved[0]}' by the alphabet and with '{moved[1]}' by number, and a "
-            f"list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
+            f"sorted alphabetically, the folders of {folder} begin with '{moved[0]}', sorted by number with "
+            f"'{moved[1]}', and a list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
             f'{{"{moved[0]}": "its name", …}}'
         )
 

@@ -102,7 +102,7 @@ def _listed(whole: Files, path: Path, wnids: list[str], *, rest: bool) -> Files:
     }
     there = set(whole.paths)
     if missing := sorted(listed - there):
-        raise ValueError(f"{path} names {missing[0]}, which is not below {whole.folder}; fetch the set again")
+        raise ValueError(f"{path} names {missing[0]}, which is not in {whole.folder}; fetch the set again")
     if not listed:
         raise ValueError(f"{path} names no image of TinyImageNet's classes")
     return whole.part([place for place, path in enumerate(whole.paths) if (path in listed) != rest])

@@ -88,7 +88,7 @@ class DatasetImages(Images):
         self.dataset, self.name, self.lock = dataset, name, Lock()
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise NotAnItem(
-                f"{name} has no length or no items by number; make a list of it, or a Dataset with __len__ and "
+                f"{name} has no length or cannot be indexed; make a list of it, or a Dataset with __len__ and "
                 "__getitem__"
             )
         super().__init__(_stored_labels(dataset) or [self._label(index) for index in range(len(dataset))])
@@ -101,7 +101,7 @@ class DatasetImages(Images):
         image, label = self._item(index)
         if label != int(self.labels[index]):
             raise NotAnItem(
-                f"item {index} of {self.name} has the label {label}, and had {int(self.labels[index])}"
+                f"item {index} of {self.name} now has the label {label} instead of {int(self.labels[index])}"
             )
         return to_pil(image, f"image {index} of {self.name}")
 
@@ -110,8 +110,8 @@ class DatasetImages(Images):
             return self._item(index)[1]
         except OSError as error:
             raise NotAnItem(
-                f"item {index} of {self.name} cannot be read ({error}), and so has no label; give the dataset a list "
-                "`targets` of all labels, or leave the item out with torch.utils.data.Subset"
+                f"item {index} of {self.name} cannot be read ({error}), so its label is unknown; give the dataset a "
+                "list `targets` of all labels, or leave the item out with torch.utils.data.Subset"
             ) from error
 
     def _item(self, index: int) -> tuple[Any, int]:

@@ -124,7 +124,7 @@ class LabelledSet:
                 f"{called} has {counted(len(self.classes), 'class')}; zero-shot classification needs at least two"
             )
         if not len(self.dataset):
-            raise ValueError(f"{called} holds no images; point to a folder or to shards that do")
+            raise ValueError(f"{called} holds no images; choose a folder or shards that do")
         low, high = int(self.labels.min()), int(self.labels.max())
         if not 0 <= low <= high < len(self.classes):
             raise ValueError(

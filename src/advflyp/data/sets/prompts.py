@@ -57,8 +57,8 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
         before, slot, after = template.partition("{}")
         if not slot or set("{}") & set(before + after):
             raise ValueError(
-                f"the prompt '{template}' must hold {{}} once and no other braces: {{}} is where the class name goes, "
-                f'for example "{PHOTO}"'
+                f"the prompt '{template}' must contain {{}} exactly once and no other braces: {{}} is where the class "
+                f'name goes, for example "{PHOTO}"'
             )
     return templates
 

@@ -53,7 +53,7 @@ class CaptionFolder:
             return
         if changed == "images":
             raise ValueError(
-                f"{self.out} was begun with other images than {self.of} has now; name another folder"
+                f"{self.out} was begun with images other than those now in {self.of}; name another folder"
             )
         before, now = begun.get(changed), self.settings[changed]
         if changed == "parts":

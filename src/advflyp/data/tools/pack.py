@@ -55,7 +55,7 @@ def check_new(out: Path) -> None:
     """ValueError unless `out` does not exist yet or is an empty folder."""
     recover_folder(out)
     if (out.exists() and not out.is_dir()) or names_in(out):
-        raise ValueError(f"{out} is there already and not an empty folder; name a new one")
+        raise ValueError(f"{out} already exists and is not an empty folder; name a new one")
 
 
 def write_shards(

@@ -148,10 +148,10 @@ def _check_folder(out: Path) -> None:
     place = str(out.resolve())
     if set("*?[") & set(place) or "::" in place:
         raise ValueError(
-            f"{place} has signs in its name that img2dataset takes for a pattern; use another folder"
+            f"the name {place} has characters that img2dataset takes for a pattern; use another folder"
         )
     if out.is_dir() and not (out / WORK).is_dir() and names_in(out):
-        raise ValueError(f"{out} holds other things; name a new folder, or one of an unfinished download")
+        raise ValueError(f"{out} holds other files; name a new folder, or one of an unfinished download")
 
 
 def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
     shards = [work.out / name for name in state.shards]
     for shard in shards:
         if not shard.is_file():
-            raise ValueError(f"{shard} is gone; put it back, or download to another folder")
+            raise ValueError(f"{shard} is missing; put it back, or download to another folder")
     manifest = None if fresh else read_manifest(work.out)
     if manifest is None or [shard.name for shard in manifest.shards] != state.shards:
         manifest = describe_shards(shards, failures=state.failures)

@@ -206,7 +206,7 @@ def find_columns(
     found: dict[str, str] = {}
     for ours, theirs in (given or {}).items():
         if ours not in KNOWN:
-            raise ValueError(f"there is no column '{ours}' to be named{suggest(ours, KNOWN)}")
+            raise ValueError(f"there is no column '{ours}' to name{suggest(ours, KNOWN)}")
         if theirs not in plain:
             raise ValueError(f"{file} has no column '{theirs}' of text or numbers{suggest(theirs, plain)}")
         found[ours] = theirs

@@ -187,7 +187,7 @@ class Rounds:
             self._run()
             before, missing = missing, set(self._numbers()) - set(_statistics(self.images))
             if missing and attempt == 0:
-                self.say(f"img2dataset lost {len(missing)} of {counted(len(before), 'shard')}; once more")
+                self.say(f"img2dataset lost {len(missing)} of {counted(len(before), 'shard')}; trying again")
 
     def _run(self) -> None:
         state = self.state

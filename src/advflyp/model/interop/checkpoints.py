@@ -87,7 +87,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
             state = {f"visual.{key}": value for key, value in state.items()}
         elif head := next((key for key in CLASSIFIER_HEADS if key in state), None):
             raise ValueError(
-                f"{shown} holds an image classifier with {len(state[head])} fixed classes ({head}), which is no CLIP: "
+                f"{shown} holds an image classifier with {len(state[head])} fixed classes ({head}), not a CLIP: "
                 "it has no text tower, so it cannot be measured zero-shot"
             )
         elif not partial:
@@ -118,8 +118,8 @@ def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
         trained = [key for key, value in tensors.items() if value.numel()]
         if trained:
             raise ValueError(
-                f"{file} holds a trained visual prompt ({place}: {first_few(trained)}), without which its weights are "
-                "another model; only checkpoints without prompts can be loaded"
+                f"{file} holds a trained visual prompt ({place}: {first_few(trained)}), without which its weights give "
+                "a different model; only checkpoints without prompts can be loaded"
             )
 
 

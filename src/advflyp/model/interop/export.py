@@ -76,7 +76,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     out = Path(out)
     recover_folder(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; name a new folder")
+        raise ValueError(f"{out} already exists; name a new folder")
     # A copy of the caller's model: the exported one computes on the CPU, in float32, a whole batch at a time.
     model = (deepcopy(model) if isinstance(model, CLIP) else load_model(model)).cpu().eval()
     model.precision, model.micro_batch = "fp32", None

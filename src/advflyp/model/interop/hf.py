@@ -195,7 +195,7 @@ def processor_of(model: CLIP, net: "PreTrainedModel") -> "ProcessorMixin":
     }
     mode = settings.get("resize_mode", "shortest")
     if mode == "longest":
-        raise ValueError(f"transformers has no resizing as that of {model.name} ('longest'); {ADVICE}")
+        raise ValueError(f"transformers cannot resize images as {model.name} does ('longest'); {ADVICE}")
     square = {"height": size, "width": size}
     tokenizer = tokenizer_of(model)
     siglip = net.config.model_type == "siglip"

@@ -105,7 +105,7 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
         raise ValueError(f"{folder}: its {HF_CONFIG_FILE} cannot be read: {shortened(error)}") from None
     if missing := sorted(shapes.keys() - found.keys()):
         raise ValueError(
-            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, {missing[0]} for one"
+            f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: {len(missing)} are missing, such as {missing[0]}"
         )
     net.load_state_dict(found, strict=True)
     size = vision.get("image_size", 224)
@@ -179,7 +179,7 @@ def _clip(
 ) -> tuple[nn.Module, dict[str, Any]]:
     quick = [_known(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text)]
     if quick[0] != quick[1]:
-        raise ValueError("the towers have different activations, which open_clip's CLIP cannot have")
+        raise ValueError("the towers have different activations, which open_clip's CLIP does not support")
     width = state["vision_model.embeddings.patch_embedding.weight"].shape[0]
     heads = vision.get("num_attention_heads", 12)
     model_cfg: dict[str, Any] = {
@@ -282,7 +282,9 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     names = {number: name for name, number in INTERPOLATIONS.items()}
     resample = checked(settings.get("resample", 3), int, f"{folder}: resample")
     if resample not in names:
-        raise ValueError(f"{folder} resizes images in a way that open_clip has not (resample {resample})")
+        raise ValueError(
+            f"{folder} resizes images in a way that open_clip does not offer (resample {resample})"
+        )
     mean, std = (
         checked(settings.get(key), tuple[float, float, float], f"{folder}: {key}")
         for key in ("image_mean", "image_std")

@@ -151,12 +151,12 @@ def send(publication: Publication, *, public: bool = False) -> str:
         operations = [CommitOperationAdd(name, content) for name, content in sent.items()]
         found = api.create_commit(repo, operations, commit_message="Publish with advflyp")
     except LocalTokenNotFoundError:
-        raise ValueError("nobody is logged in to the hub: `hf auth login`, or set HF_TOKEN") from None
+        raise ValueError("you are not logged in to the hub: `hf auth login`, or set HF_TOKEN") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise ValueError(
-                f"the hub does not let this token write to {repo} (answer {status}): `hf auth login`"
+                f"this token may not write to {repo} (the hub answered {status}): `hf auth login`"
             ) from None
         raise RunError(
             f"the hub answered {status} for {repo}; nothing was published: {first_line(error)}"

@@ -163,7 +163,7 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
             is_run, has_results = (path / METRICS_FILE).is_file(), (path / RESULTS_FILE).is_file()
             if not is_run and not has_results:
                 raise ValueError(
-                    f"{path} is no run folder: it holds neither {METRICS_FILE} nor {RESULTS_FILE}; {WHAT}"
+                    f"{path} is not a run folder: it holds neither {METRICS_FILE} nor {RESULTS_FILE}; {WHAT}"
                 )
             if is_run:
                 runs[for_terminal(str(path))] = path
