@@ -6,12 +6,13 @@
     python benchmarks/evaluate.py --attacks apgd-ce apgd-t fab-t square autoattack      # members alone, and all four
     python benchmarks/evaluate.py --set mini/fashion --classes 3 --attacks apgd-ce fab-t square apgd-ce+fab-t+square
 
-(a) the obvious implementation: every step encodes the class prompts again and attacks every image of the batch to the
-end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same budget; left out
-if it is not installed. Images are decoded anew in every run of all three. A warm-up run of PGD-10 loads kernels and
-files; then the candidates are interleaved. Each row has the medians, the ratio of the medians, and the robust accuracy,
-which is evaluated in float32 for all. With fewer than ten classes both have as many targets as there are wrong classes;
-with fewer than four there is no official APGD-T, so (b) is left out for it and for ensembles that contain it.
+(a) the obvious implementation: every step encodes the class prompts again, padding included, and attacks every image
+of the batch to the end. (b) `pyautoattack`, the official AutoAttack, with the class weights encoded once, at the same
+budget; left out if it is not installed. Encoding the prompts is timed alone, too. Images are decoded anew in every run
+of all three. A warm-up run of PGD-10 loads kernels and files; then the candidates are interleaved. Each row has the
+medians, the ratio of the medians, and the robust accuracy, which is evaluated in float32 for all. With fewer than ten
+classes both have as many targets as there are wrong classes; with fewer than four there is no official APGD-T, so (b)
+is left out for it and for ensembles that contain it.
 
 Images are those of a mini set (resized for other resolutions). For random weights the labels are the model's own
 answers, so that there is something to attack.
@@ -26,6 +27,7 @@ import torch
 import tyro
 from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
+from torch.nn import functional as F
 
 from advflyp.attack.losses import count_targets, cross_entropy, margin
 from advflyp.attack.threat import Threat
@@ -83,6 +85,7 @@ def main() -> None:
         f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {record.machine['device']}, "
         f"our search in {arguments.precision}; medians of {arguments.repeats} runs"
     )
+    time_prompts(model, labelled, record, arguments.repeats)
     print(f"{'':12}" + "".join(f"{title:>25}" for title in CANDIDATES.values()))
     for run in candidates(model, labelled, WARMUP, arguments).values():
         run()
@@ -168,11 +171,9 @@ def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) ->
     """Prompts encoded in every forward pass, every image attacked to the last step and evaluated at the end."""
     loss = cross_entropy if name.startswith("pgd") else margin
     steps, right = int(name.removeprefix("pgd").removeprefix("cw")), 0
-    prompts = [labelled.templates[0].format(c) for c in labelled.classes]
 
     def logits(images: Tensor) -> Tensor:
-        chunks = [model.encode_text(prompts[i : i + 512]) for i in range(0, len(prompts), 512)]
-        return model.logit_scale * model.encode_image(images) @ torch.cat(chunks).T
+        return model.logit_scale * model.encode_image(images) @ obvious_prompts(model, labelled).T
 
     for images, labels in batches(model, labelled, arguments):
         delta = torch.empty_like(images).uniform_(-threat.eps, threat.eps)
@@ -183,6 +184,26 @@ def obvious(model, labelled, name: str, threat: Threat, arguments: Arguments) ->
         with torch.no_grad():
             right += int((logits((images + delta).clamp(0, 1)).argmax(1) == labels).sum())
     return right / len(labelled.subset(arguments.images, 0))
+
+
+def obvious_prompts(model, labelled) -> Tensor:
+    """(K, d) embeddings of the class prompts as open_clip computes them, padding included."""
+    tokens = model.tokenizer([labelled.templates[0].format(c) for c in labelled.classes]).to(model.device)
+    return torch.cat([F.normalize(model.net.encode_text(part), dim=-1) for part in tokens.split(512)])
+
+
+def time_prompts(model, labelled, record: Record, repeats: int) -> None:
+    templates = labelled.templates[:1]
+    runs = {
+        "ours": lambda: class_embeddings(model, labelled.classes, templates).cpu(),
+        "obvious": lambda: obvious_prompts(model, labelled).cpu(),
+    }
+    seconds = medians(interleaved(runs, repeats))
+    ratio = seconds["obvious"] / seconds["ours"]
+    record.add(prompts=len(labelled.classes), **seconds, ratio=ratio)
+    print(
+        f"encoding the prompts: {seconds['ours']:.3g} s; with their padding {seconds['obvious']:.3g} s ×{ratio:.2f}"
+    )
 
 
 def official(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:

@@ -80,6 +80,11 @@ def evaluation(path: Path) -> Figures:
     setting = tree["arguments"]
     figures = []
     for row in tree["rows"]:
+        if "prompts" in row:
+            what = f"encoding {row['prompts']:,} prompts, {setting['model']}"
+            text = f"{_seconds(row['ours'])}, {row['ratio']:.2f} × with the padding"
+            figures.append((what, text))
+            continue
         what = (
             f"{ATTACKS[row['attack']]}, {setting['model']}, {row['classes']:,} prompts, {setting['images']} images, "
             f"ε = {setting['eps']}, {setting['precision']}"

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
@@ -36,7 +37,13 @@ from torch.profiler import ProfilerActivity
 from advflyp.data.batch import Batch
 from advflyp.data.mini import compose
 from advflyp.model.clip import CLIP
-from advflyp.model.layers import ClassTokenTransformer, Float32Conv2d, LastBlock, SelfAttention
+from advflyp.model.layers import (
+    AttentionPool,
+    ClassTokenTransformer,
+    Float32Conv2d,
+    LastBlock,
+    SelfAttention,
+)
 from advflyp.model.load import pick_device
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.meter import Flops
@@ -114,6 +121,7 @@ class PlainConv2d(torch.nn.Conv2d):
 
 
 PLAIN: dict[type, Any] = {
+    AttentionPool: AttentionPool2d,
     ClassTokenTransformer: Transformer,
     Float32Conv2d: PlainConv2d,
     LastBlock: ResidualAttentionBlock,

@@ -197,9 +197,13 @@ def test_figures_of_benchmarks(tmp_path: Path) -> None:
     assert figures.train_step(path) == [(what, "160 ms, 1,600 pairs/s, 2.04 × Algorithm 1")]
     row = {"attack": "pgd10", "classes": 1000, "ours": {"seconds": 2.5, "accuracy": 0.5, "ratio": 1.0}}
     row["obvious"] = {"seconds": 6.5, "accuracy": 0.5, "ratio": 2.6}
-    path = rows("eval.json", [row], model="mini", images=128, eps="1/255", precision="fp32")
+    prompts = {"prompts": 1000, "ours": 0.25, "obvious": 1.0, "ratio": 4.0}
+    path = rows("eval.json", [prompts, row], model="mini", images=128, eps="1/255", precision="fp32")
     what = "PGD-10, mini, 1,000 prompts, 128 images, ε = 1/255, fp32"
-    assert figures.evaluation(path) == [(what, "2.50 s, 50 % robust, 2.60 × the obvious implementation")]
+    assert figures.evaluation(path) == [
+        ("encoding 1,000 prompts, mini", "250 ms, 4.00 × with the padding"),
+        (what, "2.50 s, 50 % robust, 2.60 × the obvious implementation"),
+    ]
     loaders = [
         {"what": "decoder", "name": "plain", "images_per_second": 250, "ratio": 1},
         {"what": "decoder", "name": "simplejpeg (ours)", "images_per_second": 800, "ratio": 3.2},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import (
+    AttentionPool,
     ClassTokenTransformer,
     Float32Conv2d,
     LastBlock,
@@ -53,18 +55,22 @@ def test_attention_of_some_places_to_all() -> None:
         assert_equal64(one, other)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention(masked: bool) -> None:
+@pytest.mark.parametrize("masked", ["", "causal", "each its own"])
+def test_attention(masked: str) -> None:
     plain = nn.MultiheadAttention(24, 3, batch_first=True, dtype=torch.float64)
     nn.init.normal_(plain.in_proj_bias)
     ours = deepcopy(plain)
     patch_layers(nn.Sequential(ours), nn.Conv2d(3, 1, 1))
     assert type(ours) is SelfAttention and ours.state_dict().keys() == plain.state_dict().keys()
     x = torch.randn(5, 7, 24, dtype=torch.float64)
-    mask = torch.full((7, 7), -torch.inf, dtype=torch.float64).triu(1) if masked else None
+    masks = {
+        "": None,
+        "causal": torch.full((7, 7), -torch.inf, dtype=torch.float64).triu(1),
+        "each its own": torch.randn(5 * 3, 7, 7, dtype=torch.float64),
+    }
     for one, other in zip(
-        gradients(ours, x, attn_mask=mask, need_weights=False),
-        gradients(plain, x, attn_mask=mask, need_weights=False),
+        gradients(ours, x, attn_mask=masks[masked], need_weights=False),
+        gradients(plain, x, attn_mask=masks[masked], need_weights=False),
         strict=True,
     ):
         assert_equal64(one, other)
@@ -300,6 +306,26 @@ def test_the_last_block_computes_the_class_token_alone(name: str, checkpointing:
     assert counts[1] - counts[0] == 2 * 2 * others * (10 * width**2 + 2 * (1 + others) * width)
 
 
+def test_attention_pooling_computes_one_query() -> None:
+    """The embedding and all gradients are those of open_clip's own layer, for fewer products."""
+    plain = AttentionPool2d(3, 24, 3, 10).double()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    ours = deepcopy(plain)
+    patch_layers(nn.Sequential(ours), nn.Conv2d(3, 1, 1))
+    assert type(ours) is AttentionPool
+    x = torch.randn(2, 24, 3, 3, dtype=torch.float64)
+    # Together, because the gradient of the keys' bias is zero.
+    assert_equal64(*({str(n): one for n, one in enumerate(gradients(layer, x))} for layer in (ours, plain)))
+    counts = []
+    for layer in (ours, plain):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(x)
+        counts.append(counter.get_total_flops())
+    # Of nine other places: the query's product and its output's, and its attention to ten places.
+    assert counts[1] - counts[0] == 2 * 2 * 9 * (24 * 24 + 24 * 10 + 2 * 10 * 24)
+
+
 def test_other_uses_of_the_blocks_are_open_clips() -> None:
     """Intermediate features have every token, and so has a tower that pools them or returns them."""
     vision = {**VISION["vit"], "layers": 3}
@@ -326,6 +352,8 @@ def as_pytorch(model: CLIP) -> CLIP:
             module.__class__ = Transformer
         if isinstance(module, LastBlock):
             module.__class__ = ResidualAttentionBlock
+        if isinstance(module, AttentionPool):
+            module.__class__ = AttentionPool2d
     return model
 
 

@@ -20,6 +20,7 @@ from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import InPrecision
 from advflyp.model.recompute import in_parts
 from advflyp.model.resolution import positions_at
+from advflyp.model.text_tower import encode_unpadded
 from advflyp.model.zeroshot import ZeroShotClassifier
 
 
@@ -74,8 +75,9 @@ class CLIP(InPrecision, nn.Module):
             model = CLIP.from_open_clip(net, preprocess, open_clip.get_tokenizer("ViT-B-32"))
 
         Args:
-            net: An open_clip module with float32 weights. It is not copied: its first convolution and its attention
-                layers are replaced by ones with the same parameters and results, and training changes its weights.
+            net: An open_clip module with float32 weights. It is not copied: its first convolution, its attention layers
+                and its last block are replaced by ones with the same parameters and embeddings (`layers.py`), and
+                training changes its weights.
             preprocess: The evaluation transform that open_clip made for `net`.
             tokenizer: What `open_clip.get_tokenizer` returns.
             architecture: The name or the "model_cfg" that open_clip built `net` from; a saved model has to record it.
@@ -218,7 +220,7 @@ class CLIP(InPrecision, nn.Module):
                 f"their vocabulary has {vocabulary}"
             )
         with self._autocast():
-            features = self.net.encode_text(to_device(tokens, self.device))
+            features = encode_unpadded(self.net, tokens, self.device)
         return F.normalize(at_least_float32(features), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,13 +94,14 @@ class SelfAttention(nn.MultiheadAttention):
             (of_query, of_key), (q_bias, k_bias) = weight.split(parts), bias.split(parts)
             (q,) = self._heads(F.linear(query, of_query, q_bias))
             k, v = self._heads(F.linear(key, of_key, k_bias))
+        if attn_mask is not None and attn_mask.dim() == 3:  # CoCa's: (N · heads, L, L)
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(found.transpose(1, 2).reshape(query.shape)), None
 
     def _heads(self, projected: Tensor) -> list[Tensor]:
         """(N, L, n · width) → n tensors of shape (N, heads, L, width / heads)."""
-        number, places, _ = projected.shape
-        heads = projected.view(number, places, -1, self.num_heads, self.head_dim)
+        heads = projected.unflatten(2, (-1, self.num_heads, self.head_dim))
         # Indexing q, k and v separately would create three zero-filled gradients of the whole and add them. Permuting
         # before unbinding would copy the stacked gradients once more.
         return [head.transpose(1, 2) for head in heads.unbind(2)]
@@ -150,6 +152,22 @@ class LastBlock(ResidualAttentionBlock):
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
+class AttentionPool(AttentionPool2d):
+    """A ResNet's attention pooling, which computes only the query that it returns: the mean's.
+
+    open_clip's class computes one for every place: 8 % more arithmetic in `mini`, 5 % in an RN50.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, d)."""
+        places = x.flatten(2).transpose(1, 2)
+        places = torch.cat([places.mean(1, keepdim=True), places], dim=1)
+        places = places + self.positional_embedding.to(x.dtype)
+        projected = (self.q_proj(places[:, :1]), self.k_proj(places), self.v_proj(places))
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in projected)
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
 def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     """Turn layers of an open_clip model into those of this module.
 
@@ -158,6 +176,8 @@ def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     first = next(m for m in visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
     first.__class__ = Float32Conv2d
     for module in net.modules():
+        if type(module) is AttentionPool2d:
+            module.__class__ = AttentionPool
         # open_clip uses it without dropout, extra keys or inputs of different widths.
         if type(module) is nn.MultiheadAttention:
             module.__class__ = SelfAttention
