@@ -36,6 +36,7 @@ from torch.profiler import ProfilerActivity
 
 from advflyp.data.batch import Batch
 from advflyp.data.mini import compose
+from advflyp.devices import to_device
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import (
     AttentionPool,
@@ -143,8 +144,14 @@ class Transcription:
             model.visual.parameters(), lr=recipe.optim.lr, momentum=recipe.optim.momentum
         )
 
+    def encode_text(self, captions: list[str]) -> torch.Tensor:
+        """With the padding behind the captions, as open_clip encodes them."""
+        with self.f._autocast():
+            features = self.f.net.encode_text(to_device(self.f.tokenizer(captions), self.f.device))
+        return F.normalize(features.float(), dim=-1)
+
     def l_clip(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        logits = self.f.logit_scale * self.f.encode_image(images) @ self.f.encode_text(captions).T
+        logits = self.f.logit_scale * self.f.encode_image(images) @ self.encode_text(captions).T
         target = torch.arange(len(images), device=images.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -162,7 +169,7 @@ class Transcription:
             x = self.f.encode_image(images + delta)
             x_c = self.f.encode_image(images)
             x_ori = self.F.encode_image(images + delta).detach()
-            t = self.f.encode_text(captions)
+            t = self.encode_text(captions)
             l_feat = (x - x_c).norm(dim=-1) + (x - x_ori).norm(dim=-1)
             s = self.f.logit_scale
             p, p_c, p_ori = ((s * z @ t.T).log_softmax(-1) for z in (x, x_c, x_ori))

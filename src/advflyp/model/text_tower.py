@@ -41,6 +41,8 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
 
 def _ends(tower: Any, tokens: Tensor) -> Tensor | None:
     """(N,) places at which the embeddings are read; None if they depend on later places, or the tower is another."""
+    pooling: Any
+    end: Any
     if isinstance(tower, open_clip.CLIP):
         pooling, end = tower.text_pool_type, tower.text_eos_id
     elif isinstance(tower, TextTransformer) and tower.cls_emb is None:
@@ -49,4 +51,4 @@ def _ends(tower: Any, tokens: Tensor) -> Tensor | None:
         return None
     if tower.attn_mask is None or pooling not in ("argmax", "eos"):
         return None
-    return tokens.argmax(1) if pooling == "argmax" else torch.eq(tokens, end).int().argmax(1)
+    return tokens.argmax(1) if pooling == "argmax" else (tokens == end).int().argmax(1)
