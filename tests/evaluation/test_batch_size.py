@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from advflyp.cli.main import main
-from advflyp.evaluation.batch_size import ON_CPU, largest_batch
+from advflyp.evaluation.batch_size import IN_HOST_MEMORY, largest_batch
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 
@@ -34,13 +34,13 @@ def test_another_error_is_told(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_auto_is_found_once_a_model(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert largest_batch(tiny) == ON_CPU
+    assert largest_batch(tiny) == IN_HOST_MEMORY
     asked = []
     monkeypatch.setattr("advflyp.evaluation.suite.largest_batch", lambda model: asked.append(model) or 5)
     cells = evaluate(tiny, ["mini/food", "mini/flags"], "clean", limit=10, batch_size="auto")
     assert asked == [tiny]
     assert [c.correct for c in cells] == [
-        c.correct for c in evaluate(tiny, ["mini/food", "mini/flags"], "clean", limit=10)
+        c.correct for c in evaluate(tiny, ["mini/food", "mini/flags"], "clean", limit=10, batch_size=128)
     ]
 
 

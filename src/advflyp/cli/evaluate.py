@@ -60,7 +60,7 @@ def evaluate(
     sanity: bool = False,
     out: OutFile | None = None,
     save_images: OutFolder | None = None,
-    batch_size: EvalBatchSize = "128",
+    batch_size: EvalBatchSize = "auto",
     precision: str | None = None,
     compile: bool = False,
     device: Device = "auto",
@@ -91,7 +91,7 @@ def evaluate(
         out: JSON-lines file for the results. What it already holds is not computed again; the rest resumes.
         save_images: Folder for the adversarial images, float32 without loss. A result whose images are missing is
             measured again.
-        batch_size: Images per batch, or auto: as many as fit on a GPU, 128 on a CPU.
+        batch_size: Images per batch, or auto: as many as fit in a GPU's memory, 128 on a CPU or MPS.
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 if the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.

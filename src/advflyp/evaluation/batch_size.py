@@ -6,19 +6,19 @@ from advflyp.attack.victim import for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.recompute import largest_that_fits
 
-# On a CPU, larger batches are no faster; on an accelerator, sizes are tried from the largest down.
-ON_CPU, LARGEST = 128, 1024
+# On a CPU, larger batches are no faster, and MPS shares its memory. Elsewhere sizes are tried from the largest down.
+IN_HOST_MEMORY, LARGEST = 128, 1024
 # About how many copies of its images an attack keeps: the clean ones, the best so far, steps, draws.
 COPIES = 8
 
 
 def largest_batch(model: CLIP) -> int:
-    """How many images fit into memory: `LARGEST`, halved as long as a step on that many does not fit.
+    """How many images fit into a GPU's own memory, up to `LARGEST`; `IN_HOST_MEMORY` for a CPU or MPS.
 
     A step is a forward and a backward pass to the pixels, in float32. One image is assumed to fit.
     """
-    if model.device.type == "cpu":
-        return ON_CPU
+    if model.device.type in ("cpu", "mps"):
+        return IN_HOST_MEMORY
 
     def step(count: int) -> None:
         copies = torch.zeros(COPIES, count, 3, *model.image_size, device=model.device)
