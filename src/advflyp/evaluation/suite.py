@@ -72,8 +72,8 @@ def evaluate(
             predictions go to Parquet files beside it; a cell whose Parquet file is missing is measured again.
         norm: "linf" or "l2".
         limit: N class-balanced images of each dataset, drawn by `seed`.
-        batch_size: Images at a time; "auto" is as many as fit in a GPU's memory, found once for each model, and 128 on a
-            CPU or MPS.
+        batch_size: Images at a time; "auto" is as many as fit in a GPU's memory, found once for each model, and 128 on
+            a CPU or MPS.
         precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
