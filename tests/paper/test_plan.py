@@ -50,6 +50,7 @@ def test_at_mini_scale_all_methods_see_as_many_images() -> None:
     # But for those that are about fewer and more updates.
     assert updates.pop("full-half") == updates.pop("full-half-other") == 20
     assert updates.pop("fast-longer") == 85 and updates.pop("full-longer-other") == 55
+    assert updates.pop("fast-first-blocks-longer") == 100
     assert {count * found[name].data.batch_size for name, count in updates.items()} == {40 * 128}
     # No method is stopped by validation, or picks its best weights.
     assert {r.validate.set for r in found.values()} == {None}

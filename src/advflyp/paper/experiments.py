@@ -244,7 +244,8 @@ class _Runs:
             return replace(run, most_seeds=most_seeds)
 
         half = lever("half", "half the updates", train__max_steps=max(1, self.steps // 2))
-        # Forward-pass equivalents per image: 11 in full, 8 with a single step, 5.2 with smaller images as well.
+        # Forward-pass equivalents per image: 11 in full, 8 with one step, 5.2 with smaller images as well, 4.4 with the
+        # weights of the first blocks alone.
         if on_other:
             longer = ONE_STEP | {"train__max_steps": round(self.steps * 11 / 8)}
             return [
@@ -253,23 +254,26 @@ class _Runs:
                 half,
                 lever("smaller", "32 pixels first", data__schedule=[[32, 0.8], [64, 0.2]]),
             ]
-        updates, coarser = round(self.steps * 11 / 5.2), [[40, 0.8], [64, 0.2]]
-        coarse = self.trained(
-            "fast-coarser", "AdvFLYP_fast, 40 pixels first", FAST, FULL, data__schedule=coarser
-        )
+
+        def fast(name: str, what: str, most_seeds: int | None = None, **keys: Any) -> Run:
+            run = self.trained(f"fast-{name}", f"AdvFLYP_fast, {what}", FAST, FULL, **keys)
+            return replace(run, most_seeds=most_seeds)
+
+        first: dict[str, Any] = {"train__unfreeze": "vision[:2]"}
+        longer, longest = (round(self.steps * 11 / passes) for passes in (5.2, 4.4))
         return [
             self.trained(FAST, "AdvFLYP_fast", FAST, FULL),
-            self.trained(
-                "fast-longer", "AdvFLYP_fast, arithmetic of full", FAST, FULL, train__max_steps=updates
-            ),
+            fast("longer", "arithmetic of full", train__max_steps=longer),
+            fast("first-blocks", "first third trained", **first),
+            fast("first-blocks-longer", "first third, arithmetic of full", **first, train__max_steps=longest),
             half,
             lever("one-step", "one step", **ONE_STEP),
             lever("noise", "one step from noise", attack__steps=1, attack__start="noise"),
             lever("smaller", "smaller images", data__schedule=[[48, 0.8], [64, 0.2]]),
             lever("constant", "clean embedding constant", method__clean_gradients=False),
             lever("original-clean", "original sees clean images", method__original_sees="clean"),
-            lever("first-blocks", "first third trained", train__unfreeze="vision[:2]"),
-            replace(coarse, most_seeds=3),
+            lever("first-blocks", "first third trained", **first),
+            fast("coarser", "40 pixels first", 3, data__schedule=[[40, 0.8], [64, 0.2]]),
         ]
 
     def trained(
