@@ -85,7 +85,7 @@ def main() -> None:
         f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {record.machine['device']}, "
         f"our search in {arguments.precision}; medians of {arguments.repeats} runs"
     )
-    time_prompts(model, labelled, record, arguments.repeats)
+    time_prompts(model, labelled, record, arguments)
     print(f"{'':12}" + "".join(f"{title:>25}" for title in CANDIDATES.values()))
     for run in candidates(model, labelled, WARMUP, arguments).values():
         run()
@@ -192,13 +192,15 @@ def obvious_prompts(model, labelled) -> Tensor:
     return torch.cat([F.normalize(model.net.encode_text(part), dim=-1) for part in tokens.split(512)])
 
 
-def time_prompts(model, labelled, record: Record, repeats: int) -> None:
+def time_prompts(model, labelled, record: Record, arguments: Arguments) -> None:
+    if arguments.ours_only:
+        return
     templates = labelled.templates[:1]
     runs = {
         "ours": lambda: class_embeddings(model, labelled.classes, templates).cpu(),
         "obvious": lambda: obvious_prompts(model, labelled).cpu(),
     }
-    seconds = medians(interleaved(runs, repeats))
+    seconds = medians(interleaved(runs, arguments.repeats))
     ratio = seconds["obvious"] / seconds["ours"]
     record.add(prompts=len(labelled.classes), **seconds, ratio=ratio)
     print(

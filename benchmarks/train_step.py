@@ -28,8 +28,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from open_clip.modified_resnet import AttentionPool2d
-from open_clip.transformer import ResidualAttentionBlock, Transformer
 from timing import Record, describe_machine, medians
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity
@@ -38,13 +36,7 @@ from advflyp.data.batch import Batch
 from advflyp.data.mini import compose
 from advflyp.devices import to_device
 from advflyp.model.clip import CLIP
-from advflyp.model.layers import (
-    AttentionPool,
-    ClassTokenTransformer,
-    Float32Conv2d,
-    LastBlock,
-    SelfAttention,
-)
+from advflyp.model.layers import ORIGINALS, Float32Conv2d
 from advflyp.model.load import pick_device
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.meter import Flops
@@ -121,13 +113,7 @@ class PlainConv2d(torch.nn.Conv2d):
             return super().forward(input.float())
 
 
-PLAIN: dict[type, Any] = {
-    AttentionPool: AttentionPool2d,
-    ClassTokenTransformer: Transformer,
-    Float32Conv2d: PlainConv2d,
-    LastBlock: ResidualAttentionBlock,
-    SelfAttention: torch.nn.MultiheadAttention,
-}
+PLAIN: dict[type, Any] = {**ORIGINALS, Float32Conv2d: PlainConv2d}
 
 
 class Transcription:

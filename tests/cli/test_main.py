@@ -91,7 +91,7 @@ def test_a_run_that_nothing_validated_says_so(
         (["report", "{tmp}/nothing", "--out", "{tmp}/report"], "nothing"),
         (["reproduce", "--out", "{tmp}/r", "--only", "table15"], "the plan has no experiment 'table15'"),
         (["reproduce", "--out", "{tmp}/r", "--seeds", "0"], "--seeds must be at least 1"),
-        (["reproduce", "--out", "{tmp}/r", "--pairs", "x.tar"], "go with --scale paper"),
+        (["reproduce", "--out", "{tmp}/r", "--pairs", "x.tar"], "are for --scale paper"),
         (["reproduce", "--out", "{tmp}/empty.tar"], "is a file; name a folder with --out"),
         (["reproduce", "--out", "{tmp}/other"], "holds other files (best); name a new folder"),
         (["reproduce", "--out", "{tmp}/r", "--report-only"], "plan.json"),

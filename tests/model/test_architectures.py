@@ -67,7 +67,7 @@ def test_quick_gelu_is_seen(made: tuple[Any, Any, Any]) -> None:
     model = advflyp.CLIP.from_open_clip(net, preprocess, made[2])
     assert model.config["model_cfg"]["quick_gelu"]
     plain, _, preprocess = open_clip.create_model_and_transforms("my-vit")
-    with pytest.raises(ValueError, match="is not what its architecture describes"):
+    with pytest.raises(ValueError, match="does not match the given architecture"):
         advflyp.CLIP.from_open_clip(plain, preprocess, made[2], architecture={**CONFIG, "quick_gelu": True})
 
 

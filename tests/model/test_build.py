@@ -77,7 +77,7 @@ def test_a_tokenizer_that_is_a_program(
     hub.add("some/evil", folder)
     use_hub(monkeypatch, hub.url, canary.with_name("cache"))
     with pytest.raises(
-        ValueError, match=r"it is a program \(auto_map\), and no code of a model's folder is run"
+        ValueError, match=r"it refers to code \(auto_map\), and code in a model's folder is never run"
     ):
         load_model(folder if where == "folder" else "hf-hub:some/evil")
     assert not canary.exists()

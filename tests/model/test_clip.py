@@ -110,9 +110,9 @@ def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.Monke
     asked: list[str] = []
     original = tiny.double().encode_text
 
-    def spy(texts: list[str], tokens: torch.Tensor | None) -> torch.Tensor:
+    def spy(texts: list[str], tokens: torch.Tensor | None, *, padded: bool) -> torch.Tensor:
         asked.extend(texts)
-        return original(texts, tokens)
+        return original(texts, tokens, padded=padded)
 
     monkeypatch.setattr(tiny, "encode_text", spy)
     cache = TextCache(tiny, capacity=3)

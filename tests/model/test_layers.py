@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from open_clip.modified_resnet import AttentionPool2d
-from open_clip.transformer import ResidualAttentionBlock, Transformer
+from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from advflyp.model.clip import CLIP
 from advflyp.model.layers import (
+    ORIGINALS,
     AttentionPool,
-    ClassTokenTransformer,
     Float32Conv2d,
     LastBlock,
     SelfAttention,
@@ -335,25 +335,24 @@ def test_other_uses_of_the_blocks_are_open_clips() -> None:
     assert len(one["image_intermediates"]) == 3
     for ours, plain in zip(one["image_intermediates"], other["image_intermediates"], strict=True):
         assert_equal64(ours, plain)
-    for keys in ({"pool_type": "avg"}, {"output_tokens": True}):
-        other = small_model({"embed_dim": 24, "vision_cfg": {**vision, **keys}, "text_cfg": TEXT})
-        assert type(other.net.visual.transformer) is Transformer
+    # What is set later counts too.
+    for change in ({"pool_type": "avg"}, {"output_tokens": True}):
+        found = []
+        for each in (model, as_pytorch(model)):
+            vars(each.visual).update(change)
+            result = each.visual(images)
+            found += [dict(enumerate(result if isinstance(result, tuple) else [result]))]
+        assert_equal64(*({str(key): value for key, value in one.items()} for one in found))
+        vars(model.visual).update(pool_type="tok", output_tokens=False)
+    model.net.visual.transformer.prune_intermediate_layers(2)
+    assert_equal64(model.visual(images), as_pytorch(model).visual(images))
 
 
 def as_pytorch(model: CLIP) -> CLIP:
     """A copy with PyTorch's own layers."""
     model = deepcopy(model)
     for module in model.modules():
-        if isinstance(module, SelfAttention):
-            module.__class__ = nn.MultiheadAttention
-        if isinstance(module, Float32Conv2d):
-            module.__class__ = nn.Conv2d
-        if isinstance(module, ClassTokenTransformer):
-            module.__class__ = Transformer
-        if isinstance(module, LastBlock):
-            module.__class__ = ResidualAttentionBlock
-        if isinstance(module, AttentionPool):
-            module.__class__ = AttentionPool2d
+        module.__class__ = ORIGINALS.get(type(module), type(module))
     return model
 
 

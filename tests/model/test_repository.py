@@ -182,7 +182,7 @@ def test_repositories_that_cannot_be_read(
     assert "some/bert/model.safetensors" not in hub.served, "what cannot be loaded is not downloaded"
 
     use_hub(monkeypatch, hub.url, cache, token="hf_wrong")
-    assert "this token may not read some/private (the hub answered 401)" in refusal(
+    assert "no permission to read some/private (the hub answered 401)" in refusal(
         "hf-hub:some/private", capfd
     )
     use_hub(monkeypatch, hub.url, cache, token=TOKEN)

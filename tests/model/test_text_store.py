@@ -23,7 +23,9 @@ def counted(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     encode = model.encode_text
     monkeypatch.setattr(
-        model, "encode_text", lambda texts, *tokens: seen.extend(texts) or encode(texts, *tokens)
+        model,
+        "encode_text",
+        lambda texts, *tokens, **how: seen.extend(texts) or encode(texts, *tokens, **how),
     )
     return seen
 
@@ -105,7 +107,9 @@ def test_memory_holds_places_and_not_embeddings(
     wide = 64 * width
     monkeypatch.setattr(store, "record", np.dtype([("digest", "V16"), ("embedding", np.float32, wide)]))
     monkeypatch.setattr(
-        tiny, "encode_text", lambda texts, *_: torch.tensor([[float(t)] for t in texts]).repeat(1, wide)
+        tiny,
+        "encode_text",
+        lambda texts, *_, **how: torch.tensor([[float(t)] for t in texts]).repeat(1, wide),
     )
     tracemalloc.start()
     for first in range(0, 4000, 100):

@@ -327,7 +327,7 @@ def test_no_whole_checkpoint(recipe: Path, tmp_path: Path) -> None:
     train(recipe, {"train.max_steps": "3"}, out=tmp_path / "run")
     for path in checkpoints(tmp_path / "run/checkpoints"):
         damage(path, "torn")
-    with pytest.raises(Damaged, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(Damaged, match=r"no checkpoint in .* is intact"):
         train(recipe, {"train.max_steps": "3"}, out=tmp_path / "run", resume=True)
 
 

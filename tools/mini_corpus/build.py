@@ -296,7 +296,7 @@ def _present(out: Path) -> dict[str, Any]:
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A draft of `out`, with everything that already exists."""
+    """A draft of `out`, with everything that it holds."""
     with draft_folder(out) as staging:
         if out.exists():
             shutil.copytree(out, staging, symlinks=True, dirs_exist_ok=True)

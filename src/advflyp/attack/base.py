@@ -309,7 +309,7 @@ def source_sha256(code: Any) -> str:
         except (OSError, TypeError):
             continue
         return hashlib.sha256(source.encode()).hexdigest()
-    raise ValueError(f"the source of {code!r} , which results record, is unavailable; define it in a file")
+    raise ValueError(f"the source of {code!r}, which results record, is not available; define it in a file")
 
 
 @torch.no_grad()

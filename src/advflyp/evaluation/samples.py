@@ -128,7 +128,7 @@ def read_samples(store: Path, cell: Cell) -> Samples:
             return Samples(index, _names(table["key"]), label, clean, attacked, attacked == label)
     except FileNotFoundError:
         raise ValueError(
-            f"{path}, with what {cell.model} predicted for each image of {cell.set} ({cell.attack}), is missing; "
+            f"{path}, which holds the predictions of {cell.model} for each image of {cell.set} ({cell.attack}), is missing; "
             "keep its folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:

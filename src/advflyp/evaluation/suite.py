@@ -13,6 +13,7 @@ import torch
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
+from advflyp.attack.elsewhere import Transfer
 from advflyp.attack.threat import Threat
 from advflyp.config import at_least
 from advflyp.data.lineage import was_trained_on
@@ -167,7 +168,7 @@ class _Suite:
                             self.progress(cell)
                         continue
                     if images_at_a_time is None:
-                        images_at_a_time = self._batch_size(model, ranks)
+                        images_at_a_time = self._batch_size(model, wanted, ranks)
                     evaluator = self._evaluator(model, dataset, ranks, images_at_a_time)
                     # The name of a dataset object may stand for anything.
                     is_named = isinstance(dataset, str)
@@ -219,10 +220,11 @@ class _Suite:
             found += cells
         return found
 
-    def _batch_size(self, model: CLIP, ranks: Ranks) -> int:
+    def _batch_size(self, model: CLIP, wanted: Sequence[Condition], ranks: Ranks) -> int:
         if self.batch_size != "auto":
             return self.batch_size
-        return min(ranks.all_gather_object(largest_batch(model)))
+        attacked = {id(m): m for m in (model, *(a.model for a, _ in wanted if isinstance(a, Transfer)))}
+        return min(ranks.all_gather_object(min(map(largest_batch, attacked.values()))))
 
     def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks, batch_size: int) -> Evaluator:
         """The evaluator of the model on a dataset, under the protocol."""

@@ -220,5 +220,5 @@ def _check_tiles(model: LVLM) -> None:
     if model.is_next and [side, side] not in [list(pair) for pair in model.net.config.image_grid_pinpoints]:
         raise ValueError(
             f"{model.name} does not allow images of {side}×{side} pixels (image_grid_pinpoints), the size that attacks "
-            "present as a whole image and four tiles"
+            "use: one whole image and four tiles"
         )

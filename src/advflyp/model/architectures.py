@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from advflyp.config import nearest
+from advflyp.model.layers import ORIGINALS
 from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 
 # Our own architectures, and their vocabulary.
@@ -127,7 +128,7 @@ def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
 def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:
     """The "model_cfg" of a ViT with CLIP's text tower and vocabulary, read from the module; None for other models."""
     kinds = (open_clip.CLIP, VisionTransformer, SimpleTokenizer)
-    if kinds != (type(net), type(net.visual), type(tokenizer)):
+    if kinds != (type(net), _kind(net.visual), type(tokenizer)):
         return None
     if tokenizer.vocab_size != CLIPTextCfg.vocab_size or net.visual.proj is None:
         return None
@@ -174,7 +175,12 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(module).items()
         if isinstance(value, int | float | str) and key not in STATE
     }
-    return {**found, "kind": type(module)}
+    return {**found, "kind": _kind(module)}
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Its class as open_clip built it."""
+    return ORIGINALS.get(type(module), type(module))
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:

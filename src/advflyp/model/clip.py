@@ -76,8 +76,8 @@ class CLIP(InPrecision, nn.Module):
 
         Args:
             net: An open_clip module with float32 weights. It is not copied: its first convolution, its attention layers
-                and its last block are replaced by ones with the same parameters and embeddings (`layers.py`), and
-                training changes its weights.
+                and its last block are replaced by ones with the same parameters and embeddings (`layers.py`; the last
+                block of a ViT outputs the class token alone), and training changes its weights.
             preprocess: The evaluation transform that open_clip made for `net`.
             tokenizer: What `open_clip.get_tokenizer` returns.
             architecture: The name or the "model_cfg" that open_clip built `net` from; a saved model has to record it.
@@ -203,12 +203,16 @@ class CLIP(InPrecision, nn.Module):
             image, tokens = embed_patches(self.visual, self._normalised(images))
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
-    def encode_text(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
+    def encode_text(
+        self, texts: Sequence[str], tokens: Tensor | None = None, *, padded: bool = False
+    ) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings. ValueError if the tokenizer gives tokens unknown to the model.
 
         Args:
             texts: N texts.
             tokens: Their tokens, (N, context) int64, if already known.
+            padded: Compute the padding behind the texts too, so that the rounding of an embedding does not depend on
+                the lengths of the other texts.
         """
         if tokens is None:
             tokens = self.tokenizer(list(texts))
@@ -220,7 +224,10 @@ class CLIP(InPrecision, nn.Module):
                 f"their vocabulary has {vocabulary}"
             )
         with self._autocast():
-            features = encode_unpadded(self.net, tokens, self.device)
+            if padded:
+                features = self.net.encode_text(to_device(tokens, self.device))
+            else:
+                features = encode_unpadded(self.net, tokens, self.device)
         return F.normalize(at_least_float32(features), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -250,7 +257,8 @@ class TextCache:
         missing = {text: row for row, text in enumerate(texts) if text not in self.known}
         fresh = {}
         if missing:
-            embeddings = self.model.encode_text(list(missing), chosen(tokens, missing.values()))
+            # What is kept must not depend on the texts that it came with.
+            embeddings = self.model.encode_text(list(missing), chosen(tokens, missing.values()), padded=True)
             # Kept in host memory: a million captions would fill an accelerator.
             fresh = dict(zip(missing, embeddings.cpu(), strict=True))
             room = max(0, self.capacity - len(self.known))

@@ -83,7 +83,9 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        ours = key is value and how == {"need_weights": False} and self.in_proj_weight is not None
+        ours = key is value and how == {"need_weights": False}
+        # Another width of keys has no joint weight, and without a bias there is nothing to split.
+        ours = ours and (query is key or (self.in_proj_weight is not None and self.in_proj_bias is not None))
         if not ours or not self.batch_first or query.dim() != 3:
             return super().forward(query, key, value, attn_mask=attn_mask, **how)
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -107,20 +109,27 @@ class SelfAttention(nn.MultiheadAttention):
         return [head.transpose(1, 2) for head in heads.unbind(2)]
 
 
-class ClassTokenTransformer(Transformer):
-    """The blocks of a tower that reads only its class token: the last block computes no other token.
+class ClassTokenTower(VisionTransformer):
+    """A ViT that computes only the class token in its last block, as long as nothing else is read.
 
     Of that block's products five sixths are left out: 7 % of the arithmetic of a ViT-B/32, forward and backward.
-
-    Attributes:
-        every_token: Return every token, as open_clip's class does; `forward_intermediates` always does.
     """
 
-    every_token = False
+    def forward(self, x: Tensor, every_token: bool = False) -> Any:
+        """(N, 3, H, W) → (N, d); with `every_token` open_clip's own forward pass."""
+        if every_token or self.output_tokens or self.attn_pool is not None or self.pool_type != "tok":
+            return super().forward(x)
+        pooled, _ = self._pool(self.transformer(self._embeds(x), first=1))
+        return pooled if self.proj is None else pooled @ self.proj
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(N, L, width) → (N, 1, width), the class token."""
-        if self.every_token or attn_mask is not None:
+
+class ClassTokenTransformer(Transformer):
+    """The blocks of a `ClassTokenTower`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, first: int | None = None) -> Tensor:
+        """(N, L, width) → (N, L, width), or only the `first` tokens."""
+        blocks = list(self.resblocks)
+        if first is None or not blocks or not isinstance(blocks[-1], LastBlock):
             return super().forward(x, attn_mask)
 
         def through(block: nn.Module, *tokens: Tensor) -> Tensor:
@@ -128,10 +137,9 @@ class ClassTokenTransformer(Transformer):
                 return checkpoint(block, *tokens, use_reentrant=False)
             return block(*tokens)
 
-        *blocks, last = self.resblocks
-        for block in blocks:
+        for block in blocks[:-1]:
             x = through(block, x)
-        return through(last, x[:, :1], x)
+        return through(blocks[-1], x[:, :first], x)
 
 
 class LastBlock(ResidualAttentionBlock):
@@ -168,6 +176,17 @@ class AttentionPool(AttentionPool2d):
         return self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
 
 
+# Ours → what open_clip builds.
+ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {
+    AttentionPool: AttentionPool2d,
+    ClassTokenTower: VisionTransformer,
+    ClassTokenTransformer: Transformer,
+    Float32Conv2d: nn.Conv2d,
+    LastBlock: ResidualAttentionBlock,
+    SelfAttention: nn.MultiheadAttention,
+}
+
+
 def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     """Turn layers of an open_clip model into those of this module.
 
@@ -176,12 +195,14 @@ def patch_layers(net: nn.Module, visual: nn.Module) -> None:
     first = next(m for m in visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
     first.__class__ = Float32Conv2d
     for module in net.modules():
-        if type(module) is AttentionPool2d:
-            module.__class__ = AttentionPool
         # open_clip uses it without dropout, extra keys or inputs of different widths.
         if type(module) is nn.MultiheadAttention:
             module.__class__ = SelfAttention
-    if isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok":
-        last = visual.transformer.resblocks[-1]
-        if type(last) is ResidualAttentionBlock and not visual.output_tokens:
-            visual.transformer.__class__, last.__class__ = ClassTokenTransformer, LastBlock
+        if type(module) is AttentionPool2d:
+            module.__class__ = AttentionPool
+    if type(visual) is VisionTransformer:
+        visual.__class__ = ClassTokenTower
+        visual.transformer.__class__ = ClassTokenTransformer
+        for block in visual.transformer.resblocks[-1:]:
+            if type(block) is ResidualAttentionBlock:
+                block.__class__ = LastBlock

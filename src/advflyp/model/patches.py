@@ -14,7 +14,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from advflyp.model.layers import ClassTokenTransformer
+from advflyp.model.layers import ClassTokenTower
 
 # Attention kernels on CUDA take at most 65,535 sequences, one fewer than 256 images of 16 × 16 patches.
 MOST_SEQUENCES = 32_768
@@ -65,7 +65,7 @@ def embed_patches(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         normalised: (N, 3, H, W) pixels, normalised as the tower expects. The embeddings are not normalised.
     """
-    with _every_token(visual):
+    with _every_patch(visual):
         if isinstance(visual, TimmModel):
             return _embed_timm(visual, normalised)
         return _embed_open_clip(visual, normalised)
@@ -75,7 +75,11 @@ def _embed_open_clip(visual: Any, normalised: Tensor) -> tuple[Tensor, Tensor]:
     states: list[Tensor] = []
     handle = visual.transformer.register_forward_hook(lambda module, inputs, output: states.append(output))
     try:
-        image = visual(normalised)
+        image = (
+            visual(normalised, every_token=True)
+            if isinstance(visual, ClassTokenTower)
+            else visual(normalised)
+        )
     finally:
         handle.remove()
     tokens = states[0][:, 1:]
@@ -114,21 +118,15 @@ def _each_alone(tokens: Tensor, copies: int, head: Callable[[Tensor], Tensor]) -
 
 
 @contextmanager
-def _every_token(visual: Any) -> Iterator[None]:
-    """Compute all tokens in the last block, and turn patch dropout off: every patch needs an embedding."""
+def _every_patch(visual: Any) -> Iterator[None]:
+    """Turn patch dropout off: every patch needs an embedding."""
     tower = visual.trunk if isinstance(visual, TimmModel) else visual
     dropouts: list[Any] = [getattr(tower, name, None) for name in ("patch_dropout", "patch_drop")]
     active = [module for module in dropouts if module is not None and module.training]
-    blocks = getattr(tower, "transformer", None)
-    blocks = blocks if isinstance(blocks, ClassTokenTransformer) else None
     for module in active:
         module.eval()
-    if blocks is not None:
-        blocks.every_token = True
     try:
         yield
     finally:
         for module in active:
             module.train()
-        if blocks is not None:
-            blocks.every_token = False

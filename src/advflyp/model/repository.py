@@ -214,7 +214,7 @@ def _explained(name: str, kind: Kind, error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
-            return f"this token may not read {what} (the hub answered {status}): {LOG_IN}"
+            return f"no permission to read {what} (the hub answered {status}): {LOG_IN}"
         return f"the hub answered {status} for {what}: try again later, {instead}"
     if isinstance(error, OfflineModeIsEnabled):
         where = f"{what} is not in the hub's cache ({constants.HF_HUB_CACHE})"

@@ -27,10 +27,13 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
     """
     tower = getattr(net, "text", net)
     ends = _ends(tower, tokens)
-    if ends is None or not len(tokens):
+    if ends is None or not len(tokens) or tokens.shape[1] != len(tower.positional_embedding):
         return net.encode_text(to_device(tokens, device))
     length = int(ends.max()) + 1
-    x = tower.token_embedding(to_device(tokens[:, :length], device)) + tower.positional_embedding[:length]
+    x = (
+        tower.token_embedding(to_device(tokens[:, :length].contiguous(), device))
+        + tower.positional_embedding[:length]
+    )
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     x = tower.ln_final(x[torch.arange(len(x), device=device), to_device(ends, device)])
     project = tower.text_projection
@@ -40,12 +43,12 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
 
 
 def _ends(tower: Any, tokens: Tensor) -> Tensor | None:
-    """(N,) places at which the embeddings are read; None if they depend on later places, or the tower is another."""
+    """(N,) places at which the embeddings are read; None if they depend on later places, or the tower is another's."""
     pooling: Any
     end: Any
-    if isinstance(tower, open_clip.CLIP):
+    if type(tower) is open_clip.CLIP:
         pooling, end = tower.text_pool_type, tower.text_eos_id
-    elif isinstance(tower, TextTransformer) and tower.cls_emb is None:
+    elif type(tower) is TextTransformer and tower.cls_emb is None:
         pooling, end = tower.pool_type, tower.eos_id
     else:
         return None

@@ -36,7 +36,7 @@ def check_attack(recipe: Recipe, method: Method) -> None:
         return
     if not (isinstance(method, FromEmbeddings) and method.shares_clean):
         raise ValueError(
-            f"attack.share_clean_forward: method.name = '{name}', as it is set, has no clean forward pass to share; "
+            f"attack.share_clean_forward: method.name = '{name}', as configured, has no clean forward pass to share; "
             "leave it out"
         )
     train = recipe.train

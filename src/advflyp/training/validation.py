@@ -91,7 +91,7 @@ def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: An
         run.state.attack_steps = 2
         log.say(
             f"step {run.state.step}: accuracy under one step is {100 * gap:.1f} points above that under "
-            f"{run.recipe.validate.attack}: the model overfits to one step, training continues with two"
+            f"{run.recipe.validate.attack}: the model overfits to one step; training continues with two"
         )
 
 

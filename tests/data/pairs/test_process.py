@@ -152,7 +152,7 @@ def test_a_process_that_is_killed_is_named(tiny: CLIP, tmp_path: Path) -> None:
     stream: Any = opened(tiny, write_folder(tmp_path / "pairs", 160))
     list(stream.epoch(0))
     os.kill(child(stream).pid, signal.SIGKILL)
-    with pytest.raises(RunError, match="makes the batches is gone .signal 9"):
+    with pytest.raises(RunError, match="the loader process died .signal 9"):
         list(stream.epoch(1))
     assert len(list(stream.epoch(1))) == 20
 

@@ -439,7 +439,7 @@ def test_slices_cross_row_groups(tmp_path: Path) -> None:
         ({"url_column": "ulr"}, "has no column 'ulr'; did you mean 'url'?"),
         ({"out": "full"}, "holds other files"),
         ({"out": "text.txt"}, "is a file"),
-        ({"out": "odd[1]"}, "takes for a pattern"),
+        ({"out": "odd[1]"}, "treats as a pattern"),
         ({"extra": ["size"]}, "--extra takes key=value, not 'size'"),
         ({"extra": ["image_size=3"]}, "--extra cannot set image_size; it is set by --size"),
         ({"extra": ["retires=3"]}, "img2dataset has no argument 'retires'; did you mean 'retries'?"),

@@ -244,13 +244,13 @@ def test_the_hub_says_no(run: Path, hub: Hub, publish: Callable[..., Done]) -> N
         (
             "hf_wrong",
             [],
-            "this token may not write to user/robust (the hub answered 401): `hf auth login`",
+            "no permission to write to user/robust (the hub answered 401): `hf auth login`",
             2,
         ),
         (
             TOKEN,
             ["--repo", "somebody/robust"],
-            "this token may not write to somebody/robust (the hub answered 403)",
+            "no permission to write to somebody/robust (the hub answered 403)",
             2,
         ),
     ):

@@ -112,8 +112,8 @@ def _check_order(folder: Path, found: list[str]) -> None:
     )
     if moved is not None:
         raise ValueError(
-            f"sorted alphabetically, the folders of {folder} begin with '{moved[0]}', sorted by number with "
-            f"'{moved[1]}', and a list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
+            f"the folders of {folder} begin with '{moved[0]}' in alphabetical order but with '{moved[1]}' in numerical "
+            f"order, and a list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
             f'{{"{moved[0]}": "its name", …}}'
         )
 

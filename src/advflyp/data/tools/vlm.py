@@ -124,7 +124,7 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
     # Unless told not to, transformers asks on the terminal whether to run a stranger's code.
     config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ValueError(f"a {config.model_type} model does not take an image and a text")
+        raise ValueError(f"a {config.model_type} model does not generate text from an image and a prompt")
     if getattr(config, "is_encoder_decoder", False):
         # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a decoder-only model")

@@ -148,7 +148,7 @@ def _check_folder(out: Path) -> None:
     place = str(out.resolve())
     if set("*?[") & set(place) or "::" in place:
         raise ValueError(
-            f"the name {place} has characters that img2dataset takes for a pattern; use another folder"
+            f"{place} contains characters that img2dataset treats as a pattern; use another folder"
         )
     if out.is_dir() and not (out / WORK).is_dir() and names_in(out):
         raise ValueError(f"{out} holds other files; name a new folder, or one of an unfinished download")

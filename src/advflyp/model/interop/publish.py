@@ -156,7 +156,7 @@ def send(publication: Publication, *, public: bool = False) -> str:
         status = error.response.status_code
         if status in (401, 403):
             raise ValueError(
-                f"this token may not write to {repo} (the hub answered {status}): `hf auth login`"
+                f"no permission to write to {repo} (the hub answered {status}): `hf auth login`"
             ) from None
         raise RunError(
             f"the hub answered {status} for {repo}; nothing was published: {first_line(error)}"

@@ -167,7 +167,7 @@ def read_tsne(path: Path) -> list[TSNEResult]:
         return convert(read_json(path), list[TSNEResult], "the file")
     except ValueError as error:
         raise ValueError(
-            f"{path} does not hold embeddings ({error}); delete it, it will be recreated"
+            f"{path} does not hold embeddings ({error}); delete it, and it will be recreated"
         ) from None
 
 
