@@ -244,7 +244,7 @@ def test_several_captions_and_skipped_items(tiny: CLIP) -> None:
         (["a", "b"] * 8, {}, r"list:0 is a str; each must be \(image, caption\)"),
         ([(torch.full((3, 9, 9), -1.0), "x")] * 8, {}, "the image of list:0 is a tensor"),
         (iter([]), {}, "can be iterated only once, and every epoch needs it again"),
-        (Endless(8), {}, "nothing says how many pairs endless gives; give their number with data.size"),
+        (Endless(8), {}, "the number of pairs in endless is unknown; set data.size"),
         (7, {}, "pairs is a int; give a Dataset"),
         ([(grey(1), "x")] * 3, {}, "object holds 3 pairs, not enough for one batch of 8"),
     ],
