@@ -326,7 +326,8 @@ def test_folders_whose_order_is_not_clear(tmp_path: Path) -> None:
     )
     put_text(tmp_path / "classnames.txt", *names.values())
     with pytest.raises(
-        ValueError, match=r"'class10' in alphabetical order but with 'class2' in numerical order, .*classnames.json"
+        ValueError,
+        match=r"'class10' in alphabetical order but with 'class2' in numerical order, .*classnames.json",
     ):
         load_set(f"{tmp_path}/")
     (tmp_path / "classnames.json").write_text(json.dumps(names))
