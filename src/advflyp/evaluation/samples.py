@@ -128,8 +128,8 @@ def read_samples(store: Path, cell: Cell) -> Samples:
             return Samples(index, _names(table["key"]), label, clean, attacked, attacked == label)
     except FileNotFoundError:
         raise ValueError(
-            f"{path}, which holds the predictions of {cell.model} for each image of {cell.set} ({cell.attack}), is missing; "
-            "keep its folder beside the results, or measure again with `advflyp eval` and the same --out"
+            f"{path}, which holds the predictions of {cell.model} for each image of {cell.set} ({cell.attack}), is "
+            "missing; keep its folder beside the results, or measure again with `advflyp eval` and the same --out"
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
