@@ -149,7 +149,7 @@ def test_processes_each_need_a_gpu_of_their_own(
         distributed.start("auto")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with (
-        pytest.raises(ValueError, match="share no 'cuda:1'; use cpu, or cuda for a GPU for each"),
+        pytest.raises(ValueError, match="cannot share 'cuda:1'; use cpu, or cuda for one GPU each"),
         distributed.process_group("cuda:1"),
     ):
         pass

@@ -47,7 +47,7 @@ def counts(cell: Cell, correct: int, n: int) -> dict[str, Any]:
         (lambda c: {"seed": 3}, "seed is 3, not 0"),
         (lambda c: {"subset": {"of": 88}}, "subset is"),
         (lambda c: {"attack_args": {**c.attack_args, "steps": 1}}, "attack_args is"),
-        (lambda c: {"checkpoint_sha256": "f" * 12}, "no SHA-256"),
+        (lambda c: {"checkpoint_sha256": "f" * 12}, "is not a SHA-256"),
         (lambda c: {"subset": {**c.subset, "of": 99}}, "the dataset has 99 images, not 88"),
         (
             lambda c: {"subset": {k: v for k, v in c.subset.items() if k != "of"}},
@@ -77,7 +77,7 @@ def test_what_is_refused(
     else:
         others = cells
     found = judged(tmp_path, [*others[:place], changed, *others[place + 1 :]])
-    assert "mini/food, pgd10 at 1/255" in found.refused or reason == "no SHA-256"
+    assert "mini/food, pgd10 at 1/255" in found.refused or reason == "is not a SHA-256"
     with pytest.raises(ValueError, match=reason):
         raise ValueError(found.refused)
 

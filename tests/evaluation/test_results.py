@@ -63,7 +63,7 @@ def test_store_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"model": 1}', "not json", "[1]"])
 def test_a_foreign_file_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "r.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result of ours"):
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a result that can be used here"):
         read_cells(tmp_path / "r.jsonl")
     with pytest.raises(ValueError, match=r"is a folder; name a file, for example .*results\.jsonl"):
         read_cells(tmp_path)
@@ -115,7 +115,7 @@ def test_what_holds_no_results_is_refused(tmp_path: Path, data: bytes) -> None:
     """Files without a newline at their end, as other programs write JSON: no crash cut them off."""
     path = tmp_path / "package.json"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"package\.json, line 1 is not a result of ours"):
+    with pytest.raises(ValueError, match=r"package\.json, line 1 is not a result that can be used here"):
         read_cells(path)
     assert path.read_bytes() == data
 

@@ -163,7 +163,7 @@ def test_finished_lines_are_kept(
     (other,) = retrieval(tiny, moved, ["clean"], out=out)
     assert read_retrieval(out) == [*first, other]
     out.write_text("{}\n")
-    with pytest.raises(ValueError, match="line 1 is not a result of ours"):
+    with pytest.raises(ValueError, match="line 1 is not a result that can be used here"):
         retrieval(tiny, moved, ["clean"], out=out)
 
 
@@ -277,7 +277,7 @@ def test_a_picture_that_vanishes_between_two_looks(
             (folder / "020.png").write_bytes(b"broken")
 
     monkeypatch.setattr("advflyp.data.sets.labelled.TOLERATED", 0.5)
-    with pytest.raises(ValueError, match=r"cannot be read any more"):
+    with pytest.raises(ValueError, match=r"can no longer be read"):
         retrieval(tiny, folder, ["pgd1"], watch=lose)
 
 

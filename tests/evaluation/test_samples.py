@@ -112,7 +112,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 def test_missing_and_broken(tmp_path: Path) -> None:
     store = tmp_path / "r.jsonl"
-    with pytest.raises(ValueError, match=r"parquet is not there.*measure again with `advflyp eval`"):
+    with pytest.raises(
+        ValueError,
+        match=r"parquet, which holds the predictions .* is missing.*measure again with `advflyp eval`",
+    ):
         read_samples(store, cell())
     path = write_samples(store, cell(), **OUTCOME)
     path.write_bytes(path.read_bytes()[:50])

@@ -150,7 +150,7 @@ def test_intervals() -> None:
 def test_results_that_are_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text('{"model": "x", "samples_sha256": "y"}\n')
-    with pytest.raises(ValueError, match="line 1 is not a result of ours"):
+    with pytest.raises(ValueError, match="line 1 is not a result that can be used here"):
         read_answer_cells(path)
 
 

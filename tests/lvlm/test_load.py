@@ -130,7 +130,7 @@ def test_a_model_that_comes_without_its_tower_takes_another(llava_folder: Path, 
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no model folder"):
         load_lvlm(tmp_path / "nothing", device="cpu")
-    with pytest.raises(ValueError, match="no model of transformers"):
+    with pytest.raises(ValueError, match="not a transformers model"):
         load_lvlm(tmp_path, device="cpu")
 
 

@@ -46,7 +46,7 @@ def test_a_draw_is_a_function_of_its_seed(root: Path) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_missing_and_where_it_belongs(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} needs {tmp_path}/\w+.*, which is not there: .+") as caught:
+    with pytest.raises(ValueError, match=rf"{name} needs {tmp_path}/\w+.*, which is missing: .+") as caught:
         load_task(name, tmp_path)
     assert TASKS[name].files[0] in str(caught.value)
 

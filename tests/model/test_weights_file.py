@@ -138,12 +138,12 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "newline": (b"\n", "neither a torch checkpoint nor safetensors"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
     "web page": (b"<!DOCTYPE html><html>", "a web page"),
-    "cut zip": (saved(STATE)[:-200], "damaged or cut off"),
-    "beginning of a zip": (saved(STATE)[:40], "damaged or cut off"),
+    "cut zip": (saved(STATE)[:-200], "damaged or truncated"),
+    "beginning of a zip": (saved(STATE)[:40], "damaged or truncated"),
     "cut legacy": (saved(STATE, legacy=True)[:-100], "damaged or no checkpoint"),
     "beginning of a legacy": (saved(STATE, legacy=True)[:60], "damaged or no checkpoint|cannot be read"),
-    "cut safetensors": (safetensors.torch.save(STATE)[:-8], "damaged or cut off"),
-    "beginning of safetensors": (safetensors.torch.save(STATE)[:30], "damaged or cut off"),
+    "cut safetensors": (safetensors.torch.save(STATE)[:-8], "damaged or truncated"),
+    "beginning of safetensors": (safetensors.torch.save(STATE)[:30], "damaged or truncated"),
     "pickle": (
         pickle.dumps(np.ones(3), protocol=4),
         "cannot be read as a checkpoint|damaged or no checkpoint",
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
         zipped("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"),
         "a TorchScript archive",
     ),
-    "other zip": (zipped("model.pt"), "a zip archive but not a checkpoint"),
+    "other zip": (zipped("model.pt"), "a zip archive but not a torch checkpoint"),
 }
 
 

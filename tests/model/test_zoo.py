@@ -364,7 +364,8 @@ def test_hashes_and_revisions(
     assert_is(load_model(entry.name), made)
     monkeypatch.setitem(ZOO, entry.name, dataclasses.replace(pinned, sha256={file: "0" * 64}))
     with pytest.raises(
-        ValueError, match=rf"{file} of {entry.repository} has the SHA-256 {right[:16]}… and not 0000"
+        ValueError,
+        match=rf"{file} of {entry.repository} has the SHA-256 {right[:16]}… instead of the expected 0000",
     ):
         load_model(entry.name)
     monkeypatch.setitem(ZOO, entry.name, dataclasses.replace(pinned, revision="f" * 40))
@@ -561,7 +562,7 @@ def test_classifiers_are_refused(
         "hf-hub:UCSC-VLAA/AdvXL-ViT-H14",
         "hf-hub:UCSC-VLAA/AdvXL-ViT-g14/advxl_vit_g14.pth@ViT-g-14/openai",
     ):
-        assert "holds an image classifier with fixed classes, which is no CLIP" in refusal(
+        assert "holds an image classifier with fixed classes, not a CLIP" in refusal(
             ["eval", name, *EVAL], capfd
         )
 

@@ -88,7 +88,7 @@ def test_resizing_before_the_crop() -> None:
     assert (ours - torch.from_numpy(np.array(resized)).permute(2, 0, 1)).abs().mean() < 0.02
     with pytest.raises(ValueError, match=r"data\.resize must be at least the model's 224 pixels, not 100"):
         ImageReader(CLIP_224, resize=100)
-    with pytest.raises(ValueError, match=r"data\.resize goes with models that crop"):
+    with pytest.raises(ValueError, match=r"data\.resize is for models that crop"):
         ImageReader({**CLIP_224, "resize_mode": "squash"}, resize=256)
 
 

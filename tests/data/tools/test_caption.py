@@ -496,7 +496,7 @@ def test_folders_that_are_no_captioning_model(
     (bare / "model.safetensors").write_bytes(b"cut off")
     for folder, message in (
         (tiny_folder, "cannot caption with "),
-        (text, "a gpt2 model does not take an image and a text"),
+        (text, "a gpt2 model does not generate text from an image and a prompt"),
         (mute, "its processor has no chat template"),
         (broken, "the chat template of .* cannot be used"),
         (bare, "cannot caption with "),

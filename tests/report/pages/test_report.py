@@ -233,7 +233,7 @@ def test_mistakes(tmp_path: Path, cells: list[Cell], run_folder: Path) -> None:
             report_from_paths(paths, out)
 
     fails("there is no .*nowhere.jsonl; name result files", tmp_path / "nowhere.jsonl")
-    fails("no run folder: it holds neither metrics.jsonl nor results.jsonl", tmp_path)
+    fails("not a run folder: it holds neither metrics.jsonl nor results.jsonl", tmp_path)
     fails("no results in .*run; make some with `advflyp eval", run_folder)
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps({"model": "x"}) + "\n")
