@@ -25,7 +25,9 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
     Returns:
         (N, d) embeddings of any norm; their rounding depends on the longest of the texts.
     """
-    tower = net.text if type(net) is open_clip.CustomTextCLIP else net
+    tower: Any = net
+    if type(net) is open_clip.CustomTextCLIP:
+        tower = net.text
     ends = _ends(tower, tokens)
     if ends is None or not len(tokens) or tokens.shape[1] != len(tower.positional_embedding):
         return net.encode_text(to_device(tokens, device))
