@@ -1,6 +1,10 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
+from advflyp.attack.elsewhere import Transfer
+from advflyp.attack.pgd import CW, PGD
 from advflyp.cli.main import main
 from advflyp.evaluation.batch_size import IN_HOST_MEMORY, largest_batch
 from advflyp.evaluation.suite import evaluate
@@ -42,6 +46,15 @@ def test_auto_is_found_once_a_model(tiny: CLIP, monkeypatch: pytest.MonkeyPatch)
     assert [c.correct for c in cells] == [
         c.correct for c in evaluate(tiny, ["mini/food", "mini/flags"], "clean", limit=10, batch_size=128)
     ]
+
+
+def test_a_surrogate_must_fit_too(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("advflyp.evaluation.suite.largest_batch", lambda model: asked.append(model) or 5)
+    other = deepcopy(tiny)
+    attacks = [Transfer(attack=PGD(steps=1), model=other), Transfer(attack=CW(steps=1), model=other)]
+    evaluate(tiny, ["mini/food"], attacks, [1 / 255], limit=4)
+    assert asked == [tiny, other]
 
 
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

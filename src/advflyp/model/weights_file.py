@@ -88,7 +88,12 @@ def _read_zip(path: Path) -> dict[str, Any]:
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
             unpacked = sum(info.file_size for info in archive.infolist())
             packed = path.stat().st_size
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ):  # the last for zip versions it cannot read
         raise ValueError(f"{path} is damaged or truncated; download or copy it again") from None
     if any("/code/" in name for name in names):
         raise ValueError(
