@@ -65,6 +65,7 @@ def headline_plan(arguments: Arguments) -> "Plan":
     from advflyp.config import suggest
     from advflyp.model.load import pick_device
     from advflyp.paper.experiments import make_plan
+    from advflyp.paper.plan import read_begun
 
     plan = make_plan("mini", seeds=arguments.seeds, steps=arguments.steps).only(EXPERIMENTS)
     known = [run.name for run in plan.runs]
@@ -84,7 +85,7 @@ def headline_plan(arguments: Arguments) -> "Plan":
             for e in plan.experiments
         ),
     )
-    return plan.settled(arguments.out, pick_device("auto"))
+    return plan.settled(read_begun(arguments.out), pick_device("auto"))
 
 
 def work(arguments: Arguments) -> None:

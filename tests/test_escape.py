@@ -66,13 +66,18 @@ def test_markdown_shows_the_letters(text: str) -> None:
     assert not re.search(r"[\\`*_{}\[\]|#~]", bare)
 
 
+def test_latex_of_the_space_in_large_numbers() -> None:
+    """pdflatex stops at a narrow no-break space."""
+    assert for_latex("1\u202f500") == r"1\,500"
+
+
 @given(TEXT)
 @hypothesis
 def test_latex_runs_no_command_of_a_name(text: str) -> None:
     shown = for_latex(text)
     assert_printable(shown)
     # Whoever takes away what this function writes must be left with nothing that TeX acts upon.
-    ours = r"\\text(backslash|asciitilde|asciicircum|less|greater|bar|quotedbl)\{\}|\\[&%$#_{}]"
+    ours = r"\\text(backslash|asciitilde|asciicircum|less|greater|bar|quotedbl)\{\}|\\[&%$#_{},]"
     rest = re.sub(r"\$(\\[a-z]+|-)\$", "", re.sub(ours, "", shown))
     assert not re.search(r"[\\{}%$#_&^]", rest)
 

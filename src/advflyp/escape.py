@@ -39,6 +39,7 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "†": r"$\dagger$",
     "–": "--",
     "\u00a0": "~",
+    "\u202f": r"\,",
 }
 
 

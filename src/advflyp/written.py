@@ -53,19 +53,20 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
             )
 
 
-def write_files(folder: Path, contents: Mapping[str, str]) -> None:
+def write_files(folder: Path, contents: Mapping[str, str], *, instead_of: Iterable[str] = ()) -> None:
     """Write files into a folder, each whole or not at all, and note in `RECORD` that they are ours.
 
     Args:
         folder: It is made if missing.
         contents: Name → text; a name may lie in a subfolder ("tables/a.csv").
+        instead_of: Patterns of files ("tables/*.csv"): those of an earlier call that `contents` lacks are removed.
 
     Raises:
-        ValueError: If one of the files exists but is not as it was written here; then nothing is written.
+        ValueError: If one of these files exists but is not as it was written here; then nothing is written.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    check_files(folder, map(glob.escape, contents))
+    check_files(folder, [*map(glob.escape, contents), *instead_of])
     with open_locked(folder / RECORD) as record:
         sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
         # Before the files, so that the record lists every file whenever this ends. The leading newline starts a new
@@ -74,6 +75,9 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> None:
         os.fsync(record.fileno())
         for name, text in contents.items():
             write_text(folder / name, text)
+        for path in {path for pattern in instead_of for path in folder.glob(pattern)}:
+            if path.relative_to(folder).as_posix() not in contents and not DRAFT.fullmatch(path.name):
+                path.unlink()
 
 
 def _written(folder: Path) -> dict[str, set[str]]:

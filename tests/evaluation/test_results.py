@@ -153,6 +153,16 @@ def test_key_is_what_was_measured_not_what_came_out() -> None:
         assert cell(**change).key() != cell().key()
 
 
+def test_arguments_of_an_attack_from_a_file(tmp_path: Path) -> None:
+    """A report computes with them: a fraction is read as a number, and a user's attack may lack one."""
+    path = tmp_path / "r.jsonl"
+    append_cell(path, cell(attack_args={"steps": 3, "step_size": "1/255"}))
+    append_cell(path, cell(attack="mine:Attack", attack_args={"steps": None, "step_size": None}))
+    found = read_cells(path)
+    assert found[0].attack_args == {"steps": 3, "step_size": pytest.approx(1 / 255)}
+    assert found[1].attack_args == {"steps": None, "step_size": None}
+
+
 def test_cells_are_json() -> None:
     assert json.loads(json.dumps(cell().__dict__))["ci95"] == [0.28, 0.54]
 

@@ -189,7 +189,10 @@ def test_the_command_knows_every_task() -> None:
     assert typing.get_args(TaskName) == tuple(TASKS)
 
 
-@pytest.mark.parametrize("kind", ["no zip", "cut off", "large", "lying"])
+@pytest.mark.parametrize(
+    "kind",
+    ["no zip", "cut off", "large", "lying", "encrypted", "compressed otherwise", "no pixels", "long images"],
+)
 def test_answers_that_others_made(kind: str, tmp_path: Path) -> None:
     """Nothing is unpacked that is larger than a document may be."""
     about = {"model": "m", "vision": "v", "checkpoint_sha256": "0", "samples_sha256": "0", "version": "0"}
@@ -219,5 +222,16 @@ def test_answers_that_others_made(kind: str, tmp_path: Path) -> None:
                 with packed.open(f"{name}.npy", "w") as file:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (2**50,)}
                     np.lib.format.write_array_header_1_0(file, header)
+    elif kind == "encrypted":
+        # The flag of the first entry, in its own header and in the directory.
+        place = whole.index(b"PK\x01\x02") + 8
+        path.write_bytes(whole[:6] + b"\x01" + whole[7:place] + b"\x01" + whole[place + 1 :])
+    elif kind == "compressed otherwise":
+        place = whole.index(b"PK\x01\x02") + 10
+        path.write_bytes(whole[:8] + b"\x63" + whole[9:place] + b"\x63" + whole[place + 1 :])
+    elif kind in ("no pixels", "long images"):
+        shape = (1, 3, 0, 8) if kind == "no pixels" else (1, 3, 1, 70_000)
+        arrays = {name: np.zeros(shape if name in names[4:] else 1, np.uint8) for name in names}
+        save_answers(store, cell, arrays)
     with pytest.raises(ValueError, match="is damaged"):
         read_answers(store, cell)

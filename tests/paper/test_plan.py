@@ -57,6 +57,13 @@ def test_at_mini_scale_all_methods_see_as_many_images() -> None:
     assert {r.attack.eps for r in found.values() if r.attack.steps} == {2 / 255}
 
 
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_the_runs_of_figure_3_see_as_many_images_as_the_others(scale: Scale) -> None:
+    found = recipes(make_plan(scale, steps=40))
+    seen = {name: (r.train.max_steps or 0) * r.data.batch_size for name, r in found.items()}
+    assert {count for name, count in seen.items() if name.startswith("pairs-")} == {seen["advflyp_full"]}
+
+
 def test_at_paper_scale_the_recipes_stay_the_papers() -> None:
     plan = make_plan("paper", pairs="web/*.tar", captioned="captioned/*.tar")
     found = recipes(plan)

@@ -26,7 +26,8 @@ from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment
-from advflyp.paper.plan import Measure, Plan
+from advflyp.paper.plan import Measure, Plan, read_begun
+from advflyp.paper.proxies.plan import PROXIES
 from advflyp.paper.reproduce import reproduce
 from advflyp.paper.steps import carry_out, is_done, steps_of
 from advflyp.paper.study import read_study
@@ -290,6 +291,33 @@ def test_a_study_keeps_its_precision_until_another_is_asked_for(
     [(plan, whole)] = seen
     assert plan.precision == (asked or begun or resolve("auto", "cpu"))
     assert whole.precision == (begun or plan.precision)
+
+
+def test_a_study_goes_on_with_the_trainings_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results count by name: those of ten updates would pass for those of a hundred."""
+    done: list[Plan] = []
+    monkeypatch.setattr(
+        module, "carry_out", lambda plan, whole, out, _: whole.write(out) or done.append(plan) or {}
+    )
+    monkeypatch.setattr(module, "paper_report", lambda *_: None)
+    monkeypatch.setattr(module, "_print_means", lambda *_: None)
+    reproduce(tmp_path, steps=10, only=[PROXIES])
+    with pytest.raises(
+        ValueError, match="this study began with train.max_steps = 10 for .*, not 100; repeat"
+    ):
+        reproduce(tmp_path)
+    with pytest.raises(ValueError, match="not 100; repeat"):
+        reproduce(tmp_path, dry_run=True)
+    reproduce(tmp_path, report_only=True)
+    reproduce(tmp_path, steps=10, seeds=2, only=["table1"])
+    # The plan keeps what the study has; it is carried out if asked for.
+    assert PROXIES in {e["id"] for e in read_begun(tmp_path)["experiments"]}
+    reproduce(tmp_path, steps=10)
+    assert [[e.id for e in plan.experiments][:1] for plan in done[:2]] == [[PROXIES], ["table1"]]
+    assert len(done) == 3 and PROXIES not in {e.id for e in done[2].experiments}
+    assert {run.name for run in done[2].runs} == {run.name for run in make_plan("mini", steps=10).runs}
 
 
 def test_folders_that_are_not_ours(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_before_after(cells: list[Cell]) -> None:
     assert "mean change in points: clean +" in text and "images of each set: 97" in text
 
 
+def test_a_number_that_failed_its_check_is_marked(cells: list[Cell]) -> None:
+    """As in every other form of the table, whose note explains the mark."""
+    failed = {"passed": False, "n": 5, "failed": ["a"]}
+    table = means_table(Results([dataclasses.replace(c, sanity=failed) if c.eps else c for c in cells]))
+    text = printed(as_rich(table), 120)
+    assert text.count("†") > 6 and table.note.count("†") == 1
+
+
 def test_before_after_mistakes(cells: list[Cell]) -> None:
     with pytest.raises(ValueError, match="no results of nobody, only of mini, mini"):
         before_after_table(cells, "mini", "nobody", 2 / 255)

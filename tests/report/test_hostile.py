@@ -86,7 +86,10 @@ def test_a_whole_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_a_model_card(name: str) -> None:
     card = {"recipe": {"model": {"name": name}, "method": {"name": "advflyp"}}, "data": name, "licence": name}
-    text = model_card("me/model", "open_clip", card, "0" * 64, [cell(name, name, 0, 3)], None, False)
+    attacked = cell(name, name, 1, 2, attack=name, attack_args={name: name}, precision=name)
+    text = model_card(
+        "me/model", "open_clip", card, "0" * 64, [cell(name, name, 0, 3), attacked], None, False
+    )
     assert_printable(text)
     assert "<script" not in text.partition("```toml")[0].rpartition("---")[2]
 
@@ -96,6 +99,14 @@ def test_a_model_card_of_an_unknown_attack(eps: dict) -> None:
     recipe = {"method": {"name": "advflyp"}, "attack": {"steps": 2, **eps}}
     text = model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
     assert "PGD-2 at ε = ?" in text
+    recipe["attack"]["steps"] = "<script>"
+    assert (
+        "<script>"
+        not in model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False).partition(
+            "```toml"
+        )[0]
+    )
+    recipe["attack"]["steps"] = 2
     recipe["method"] = {"name": [1]}
     assert "PGD-2" not in model_card("me/model", "open_clip", {"recipe": recipe}, "0" * 64, [], None, False)
     recipe["method"] = {"name": "advflyp", "what": None}

@@ -152,7 +152,9 @@ def _checked(record: Any) -> Cell:
     if cell.eps < 0:
         raise ValueError(f"eps must be at least 0, not {cell.eps:g}")
     for name in cell.attack_args.keys() & SHOWN_ARGUMENTS.keys():
-        convert(cell.attack_args[name], SHOWN_ARGUMENTS[name], f"attack_args.{name}")
+        # A user's own attack may have a setting of this name that is None.
+        kind = SHOWN_ARGUMENTS[name] | None
+        cell.attack_args[name] = convert(cell.attack_args[name], kind, f"attack_args.{name}")
     if cell.sanity is not None:
         convert(cell.sanity.get("passed"), bool, "sanity.passed")
         convert(cell.sanity.get("n"), int, "sanity.n")

@@ -15,6 +15,11 @@ from advflyp.evaluation.results import SAMPLES, Measurement, read_lines, wilson
 from advflyp.files import write_atomically
 from advflyp.limits import MAX_DOCUMENT_BYTES
 
+# Pixels; no model takes larger images.
+MAX_SIDE = 8192
+# What reading a damaged npz file raises; RuntimeError if it is encrypted, or compressed in a way unknown to zipfile.
+DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 # Number of samples whose images are kept for the report.
 SHOWN = 8
 RESAMPLES = 2_000
@@ -125,12 +130,17 @@ def read_answers(store: Path, cell: AnswerCell) -> dict[str, np.ndarray] | None:
             found = {
                 name: arrays[name] for name in ("keys", "prompts", "clean", "answers", "before", "after")
             }
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from None
     count = len(found["keys"])
     images = (found["before"], found["after"])
     if any(len(found[name]) != count for name in ("prompts", "clean", "answers")) or any(
-        one.ndim != 4 or one.shape[1] != 3 or one.dtype != np.uint8 or len(one) > count for one in images
+        one.ndim != 4
+        or one.shape[1] != 3
+        or one.dtype != np.uint8
+        or len(one) > count
+        or not all(1 <= side <= MAX_SIDE for side in one.shape[2:])
+        for one in images
     ):
         raise ValueError(f"{path} is damaged (its arrays do not fit); remove it")
     return found

@@ -217,7 +217,7 @@ class _Runs:
         ]
 
     def scaling(self) -> list[Run]:
-        """The runs of Fig. 3; at mini scale they see as many images as all other runs."""
+        """The runs of Fig. 3; with a number of steps they see as many images as all other runs."""
         amounts = (1500, 6000, None) if self.mini else (100_000, 500_000, 1_000_000)
         found = []
         for limit in amounts:
@@ -226,7 +226,8 @@ class _Runs:
                 if limit:
                     keys["data__limit"] = limit
                 if self.steps:
-                    keys["train__max_steps"] = max(1, self.steps * 128 // batch)
+                    # The other runs' batches are of 128 or 256 images: all see as many.
+                    keys["train__max_steps"] = max(1, self.steps * (128 if self.mini else 256) // batch)
                 amount = with_spaces(limit) if limit else "all"
                 label = f"AdvFLYP_full, {amount} pairs, batch {batch}"
                 found.append(self.trained(f"pairs-{limit or 'all'}-{batch}", label, FULL, FULL, **keys))

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from advflyp.data.sets.labelled import set_names
 from advflyp.escape import for_markdown
 from advflyp.model.load import load_model
 from advflyp.paper.efficiency import BASELINES, against_cost_points, efficiency_table
@@ -227,7 +228,7 @@ class ComparisonPage:
             if experiment.id == "figure5" and self.embedded:
                 tables[f"{full}-phi"] = phi_table(self.embedded, title=f"{experiment.title}: φ")
         if self.study.scale == "paper":
-            tables["published"] = published_table(self.study.cells, self.main.sets, self.embedded)
+            tables["published"] = published_table(self.study.cells, set_names(["paper"]), self.embedded)
         if (sanity := sanity_table(Results(self.study.cells, seeds=True))) is not None:
             tables["sanity"] = sanity
         return tables

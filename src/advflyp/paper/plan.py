@@ -1,14 +1,14 @@
 """A plan of experiments: runs, what is measured on them, and the tables and figures made from that."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from advflyp.config import suggest
+from advflyp.config import convert, suggest
 from advflyp.documents import read_json_object
 from advflyp.files import write_text
 from advflyp.model.precision import Precision, check_precision, resolve
@@ -135,18 +135,22 @@ class Plan:
             return range(1)
         return range(min(self.seeds, run.most_seeds or self.seeds))
 
-    def settled(self, folder: Path, device: str | torch.device) -> "Plan":
-        """The plan with the precision the study in `folder` began with; if new, "auto" is resolved for `device`."""
-        begun = folder / PLAN_FILE
-        precision = self.precision
-        if begun.is_file():
-            plan = read_json_object(begun)
-            if not {"scale", "runs", "experiments"} <= plan.keys():
-                raise ValueError(
-                    f"{begun} is not a plan of `advflyp reproduce`; name a new folder with --out"
-                )
-            precision = check_precision(str(plan.get("precision")), f"{begun}: precision")
-        return replace(self, precision=resolve(precision, device))
+    def settled(self, begun: Mapping[str, Any], device: str | torch.device) -> "Plan":
+        """The plan in the precision that the study began with, or else its own; "auto" is resolved for `device`."""
+        return replace(self, precision=resolve(begun.get("precision", self.precision), device))
+
+    def check_continues(self, begun: Mapping[str, Any]) -> None:
+        """ValueError if the study began with other trainings under the same names, whose results count as these."""
+        known = {run["name"]: run["overrides"] for run in begun.get("runs", ())}
+        for run in self.runs:
+            ours = json.loads(json.dumps(run.overrides))
+            theirs = known.get(run.name, ours)
+            for key in sorted(ours.keys() | theirs.keys()):
+                if (new := ours.get(key)) != (old := theirs.get(key)):
+                    raise ValueError(
+                        f"this study began with {key} = {old} for {run.label}, not {new}; repeat the options that it "
+                        "began with (--steps, --pairs, --captioned), or name a new folder with --out"
+                    )
 
     def write(self, folder: Path) -> None:
         """Write `folder`/plan.json, which tells the report what belongs together."""
@@ -167,3 +171,23 @@ class Plan:
         ]
         tree = asdict(self) | {"experiments": experiments}
         write_text(folder / PLAN_FILE, json.dumps(tree, indent=1) + "\n")
+
+
+def read_begun(folder: Path) -> dict[str, Any]:
+    """The plan that the study in `folder` began with, as JSON; {} for a new study, ValueError for another file."""
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        return {}
+    plan = read_json_object(path)
+    try:
+        for run in plan["runs"]:
+            convert(run["name"], str, "name")
+            convert(run["overrides"], dict[str, Any], "overrides")
+        for experiment in plan["experiments"]:
+            convert(experiment["id"], str, "id")
+        check_precision(plan["precision"], "precision")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a plan of `advflyp reproduce` ({error}); name a new folder with --out"
+        ) from None
+    return plan

@@ -16,7 +16,7 @@ from advflyp.model.precision import Precision, resolve
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment, paper_report
-from advflyp.paper.plan import PLAN_FILE, Plan, Scale
+from advflyp.paper.plan import PLAN_FILE, Plan, Scale, read_begun
 from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
 from advflyp.paper.proxies.coverage import read_coverage
 from advflyp.paper.proxies.numbers import Numbers
@@ -62,8 +62,6 @@ def reproduce(
         ValueError: For an unknown experiment, an impossible number, or a folder that holds something else.
     """
     console = console or SafeConsole(quiet=True)
-    proxies = PROXIES in only
-    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned, proxies=proxies)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
     names = names_in(out)
@@ -71,11 +69,16 @@ def reproduce(
     if strange := sorted(names - OURS if PLAN_FILE in names else names):
         raise ValueError(f"{out} holds other files ({strange[0]}); name a new folder with --out")
     check_files(out / "report", FILES)
+    begun = read_begun(out)
+    # A study that has this experiment keeps it in its plan, but carries it out only when asked to.
+    proxies = PROXIES in {*only, *(experiment["id"] for experiment in begun.get("experiments", ()))}
+    whole = make_plan(scale, seeds=seeds, steps=steps, pairs=pairs, captioned=captioned, proxies=proxies)
+    if not report_only:
+        whole.check_continues(begun)
     device = pick_device("auto")
-    whole = replace(whole, precision=precision or "auto").settled(out, device)
-    plan = replace(
-        whole.only(only) if only else whole, precision=resolve(precision or whole.precision, device)
-    )
+    whole = replace(whole, precision=precision or "auto").settled(begun, device)
+    wanted = only or [experiment.id for experiment in whole.experiments if experiment.id != PROXIES]
+    plan = replace(whole.only(wanted), precision=resolve(precision or whole.precision, device))
     if dry_run:
         _print_cost(plan, out, console)
         return {}

@@ -16,6 +16,7 @@ from advflyp.evaluation.evaluator import SetProgress
 from advflyp.evaluation.results import Cell
 from advflyp.report.measure.estimates import radius
 from advflyp.report.measure.grid import MARKS, MIXED
+from advflyp.report.measure.render import FLAG
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value, accuracy_table, check_models, comparison_table
 from advflyp.training.runlog import Status, duration
@@ -202,4 +203,4 @@ def _text(value: Value) -> Text:
     if isinstance(value, str):
         return for_rich(value, keep="\n")
     spread = f" {value.interval:>5}" if value.interval else ""
-    return Text.assemble(value.number, (spread, "dim not bold"))
+    return Text.assemble(value.number + FLAG * value.flagged, (spread, "dim not bold"))

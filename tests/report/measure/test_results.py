@@ -46,6 +46,28 @@ def test_seeds_are_mean_and_sample_deviation() -> None:
         assert mean.interval == f"±{100 * per_seed.std(ddof=1):.1f}"
 
 
+def test_the_headline_attack_is_one_that_every_model_was_measured_under() -> None:
+    """A stronger attack on a single model cannot compare; neither do means over different sets."""
+    names = SETS[:2]
+    cells = [cell(model, name, 2, 40) for model in "ab" for name in names]
+    stronger = [cell("a", name, 2, 10, attack="autoattack") for name in names]
+    assert Results([*cells, *stronger]).strongest() == PGD
+    also = [cell("b", name, 2, 12, attack="autoattack") for name in names]
+    assert Results([*cells, *stronger, *also]).strongest() == Condition("autoattack", "linf", 2 / 255)
+    # Nothing is shared: all count.
+    assert Results([*cells[:2], cell("b", names[0], 2, 1, attack="square")]).strongest() is not None
+    # CW was measured on the harder set alone.
+    easy, hard = (cell(model, name, 2, n) for name, n in zip(names, (80, 20), strict=True) for model in "a")
+    cw = cell("a", names[1], 2, 30, attack="cw10")
+    assert Results([easy, hard, cw]).strongest() == PGD
+
+
+def test_weights_whose_hashes_begin_alike() -> None:
+    hashes = ["12345678a".ljust(64, "0"), "12345678b".ljust(64, "0")]
+    results = Results([cell("m", SETS[0], 0, n, checkpoint_sha256=sha) for n, sha in enumerate(hashes, 7)])
+    assert results.models == ["m (12345678a)", "m (12345678b)"] and not results.replicated
+
+
 def test_one_seed_keeps_its_interval() -> None:
     cells = [c for c in seeded() if c.model == "b"]
     results = Results(seeded(), seeds=True)

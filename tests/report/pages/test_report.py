@@ -17,6 +17,7 @@ from advflyp.model.clip import CLIP
 from advflyp.report.figures.examples import examples, rule
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.runs import read_recipe_tree, run_summary, trained_seconds
+from advflyp.report.pages.model_card import model_card
 from advflyp.report.pages.prose import (
     attack_text,
     headline,
@@ -208,6 +209,49 @@ def test_results_and_runs_together(tmp_path: Path, run_folder: Path, cells: list
         append_cell(results, c)
     page = Page(report_from_paths([results, run_folder, results], tmp_path / "report"))
     assert "Training" in page.text
+
+
+def test_before_and_after_are_in_the_order_of_the_files(tmp_path: Path, cells: list[Cell]) -> None:
+    """Not in that of their names; a file named again keeps its first place."""
+    paths = [tmp_path / name for name in ("z.jsonl", "a.jsonl")]
+    for path, model in zip(paths, ("mini + robust", "mini"), strict=True):
+        for c in cells:
+            if c.model == model:
+                append_cell(path, c)
+    page = Page(report_from_paths([*paths, paths[0]], tmp_path / "report"))
+    assert "mini + robust (before) and mini (after)" in page.text
+
+
+def test_tables_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    for c in measured(("a", "b", "c")):
+        append_cell(tmp_path / f"{c.model}.jsonl", c)
+    paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    report_from_paths(paths, tmp_path / "report")
+    assert (tmp_path / "report/tables/model-3-c.csv").is_file()
+    report_from_paths(paths[:2], tmp_path / "report")
+    report_from_paths(paths[:2], tmp_path / "new")
+    left, right = (
+        sorted(p.name for p in (tmp_path / name / "tables").iterdir()) for name in ("report", "new")
+    )
+    assert left == right and "before-after.tex" in left
+
+
+def test_settings_that_depend_on_the_radius(tmp_path: Path) -> None:
+    """FGSM's step is ε: no radius is described by another's settings, on the page or on a model card."""
+    cells = [cell("m", "mini/food", 0, 40)]
+    for grey in (1, 4):
+        settings = {"steps": 1, "step_size": grey / 255}
+        cells.append(cell("m", "mini/food", grey, 20 - grey, attack="fgsm", attack_args=settings))
+        cells.append(cell("m", "mini/food", grey, 10 - grey))
+    text = Page(write_report(tmp_path / "a", title="t", cells=cells)).text.replace("\u00a0", " ")
+    card = model_card("me/model", "open_clip", {}, "0" * 64, cells, None, False)
+    for grey in (1, 4):
+        assert f"FGSM, ε = {grey}/255" in text and f"1 step of α = {grey}/255" in text
+        assert (
+            f"FGSM, ε = {grey}/255: Projected gradient ascent on the cross-entropy: 1 step of α = {grey}/255"
+            in card
+        )
+    assert "- PGD-10: " in card, "its settings are the same at every radius"
 
 
 def test_other_measurements(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Result cells arranged for reading: by model, set and condition, with intervals, or over seeds."""
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -83,7 +85,7 @@ class Results:
         for cell in cells:
             model = self._model(cell)
             if len(hashes[model]) > 1 and not seeds:
-                model = f"{model} ({cell.checkpoint_sha256[:8]})"
+                model = f"{model} ({cell.checkpoint_sha256[: _telling(hashes[model])]})"
             runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
             if not seeds:
@@ -204,7 +206,10 @@ class Results:
         return [c for c in self.conditions if c.norm is not None]
 
     def strongest(self, eps: float | None = None) -> Condition | None:
-        """The attack with the lowest mean accuracy at this ε, by default the smallest ε measured."""
+        """The attack with the lowest mean accuracy at this ε, by default the smallest ε measured.
+
+        If every model was measured under some attack, only such attacks count.
+        """
         attacked = self.attacked
         if not attacked:
             return None
@@ -212,11 +217,23 @@ class Results:
         attacked = [c for c in attacked if c.norm == attacked[0].norm]
         target = min(c.eps for c in attacked) if eps is None else eps
         near = [c for c in attacked if math.isclose(c.eps, target, rel_tol=1e-6)]
-        return min(near, key=self._left, default=None)
+        measured = {c: {(model, name) for model, name, other in self.cells if other == c} for c in near}
+        # An attack that only some models were measured under cannot compare them.
+        of_all = [c for c in near if {model for model, _ in measured[c]} >= {*self.models}]
+        near = of_all or near
+        shared = set.intersection(*(measured[c] for c in near)) if near else set()
 
-    def _left(self, condition: Condition) -> float:
-        cells = [cell for (_, _, c), cell in self.cells.items() if c == condition]
-        return sum(cell.accuracy for cell in cells) / len(cells)
+        def left(condition: Condition) -> float:
+            return statistics.fmean(
+                self.cells[model, name, condition].accuracy for model, name in shared or measured[condition]
+            )
+
+        return min(near, key=left, default=None)
+
+
+def _telling(hashes: Collection[str]) -> int:
+    """How many characters tell these hashes apart, at least 8: two files that strangers made may share as many."""
+    return next(n for n in itertools.count(8) if len({one[:n] for one in hashes}) == len(hashes))
 
 
 def is_flagged(cell: Cell) -> bool:

@@ -16,12 +16,12 @@ from advflyp.__about__ import __version__
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
-from advflyp.report.measure.estimates import Condition, attack_title
+from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.results import Results, is_flagged
 from advflyp.report.measure.runs import training_eps
 from advflyp.report.measure.tables import accuracy_table
-from advflyp.report.pages.prose import attack_text
+from advflyp.report.pages.prose import attack_texts
 
 TASK = "zero-shot-image-classification"
 UNKNOWN = "not known"
@@ -124,7 +124,7 @@ def _training(recipe: Mapping[str, Any]) -> dict[str, str]:
         return {"method": ""}
     how = "on clean images"
     if eps := training_eps(recipe):
-        how = f"against images perturbed by PGD-{recipe['attack']['steps']} at ε = {eps}"
+        how = f"against images perturbed by PGD-{for_markdown(str(recipe['attack']['steps']))} at ε = {eps}"
     return {
         "method": method,
         "how": how,
@@ -143,13 +143,14 @@ def _measured(cells: Sequence[Cell], name: str) -> dict[str, list[str]]:
         markdown(accuracy_table(results, model, name_model=several)).removeprefix("### ").strip()
         for model in results.models
     ]
-    attacks = {cell.attack: cell for cell in cells if cell.norm is not None}
+    attacked = [cell for cell in cells if cell.norm is not None]
+    precisions = " and ".join(sorted({cell.precision for cell in attacked}))
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in attacked})))
     return {
         "tables": tables,
         "attacks": [
-            f"{attack_title(attack)}: {attack_text(cell)} Search in {cell.precision}, evaluated in fp32; "
-            f"seed {cell.seed}."
-            for attack, cell in attacks.items()
+            for_markdown(f"{attack}: {text} Search in {precisions}, evaluated in fp32; seed {seeds}.")
+            for attack, text in attack_texts(attacked)
         ],
     }
 

@@ -112,9 +112,6 @@ def images(results: Results, sets: Sequence[str]) -> str:
 def meaning(results: Results) -> dict[str, Any]:
     """Which terms the results use, for the section that explains them."""
     attacked = [cell for cell in results.cells.values() if cell.norm is not None]
-    attacks: dict[str, str] = {}
-    for cell in attacked:
-        attacks.setdefault(attack_title(cell.attack), attack_text(cell))
     protocols: dict[str, dict[str, dict[str, None]]] = {}
     for cell in results.cells.values():
         if cell.protocol != DEFAULT_PROTOCOL:
@@ -126,7 +123,7 @@ def meaning(results: Results) -> dict[str, Any]:
         "linf": any(cell.norm == "linf" for cell in attacked),
         "native": list(dict.fromkeys(cell.set for cell in attacked if "perturbation" in cell.settings)),
         "l2": any(cell.norm == "l2" for cell in attacked),
-        "attacks": attacks,
+        "attacks": attack_texts(attacked),
         "protocols": protocols,
         "precisions": sorted({cell.precision for cell in attacked}),
         "replicated": results.replicated,
@@ -192,14 +189,27 @@ def prompts_table(results: Results) -> Table:
     return Table(title="The prompts", columns=columns, rows=[list(pair) for pair in prompts], words=True)
 
 
+def attack_texts(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """(attack, its settings) of attacked cells; with the radii, if an attack's settings differ between them."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for cell in cells:
+        radii = found.setdefault(attack_title(cell.attack), {}).setdefault(attack_text(cell), {})
+        radii[radius(cell.eps, cell.norm)] = None
+    return [
+        (f"{attack}, ε = {', '.join(radii)}" if len(texts) > 1 else attack, text)
+        for attack, texts in found.items()
+        for text, radii in texts.items()
+    ]
+
+
 def attack_text(cell: Cell) -> str:
     """The attack of a cell with all its settings, in sentences."""
     arguments = dict(cell.attack_args)
     text = ""
-    if {"steps", "step_size"} <= set(arguments):
+    if None not in (arguments.get("steps"), arguments.get("step_size")):
         steps, size = arguments.pop("steps"), arguments.pop("step_size")
         start = "a random start" if arguments.pop("random_start", False) else "the clean image"
-        restarts = arguments.pop("restarts", 1)
+        restarts = arguments.pop("restarts", None) or 1
         # Results of older versions do not record the loss.
         unsaid = "margin" if cell.attack.startswith("cw") else "cross-entropy"
         loss = str(arguments.pop("loss", unsaid)).replace("_", "-")
@@ -219,7 +229,7 @@ def setting(pair: tuple[str, Any]) -> str:
         return f"{name} ({', '.join(map(setting, value.items()))})"
     if isinstance(value, bool):
         return f"{name} {'yes' if value else 'no'}"
-    if name == "step_size":
+    if name == "step_size" and isinstance(value, int | float):
         return f"{name} {radius(value, 'linf')}"
     return f"{name} {str(value).replace('_', '-')}"
 

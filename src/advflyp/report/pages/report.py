@@ -32,6 +32,8 @@ from advflyp.training.runlog import METRICS_FILE
 from advflyp.written import check_files
 
 RESULTS_FILE = "results.jsonl"
+# Characters; more than the part of a record that says what it is.
+MAX_BEGINNING = 1 << 20
 WHAT = "name result files (*.jsonl) and run folders"
 
 C = TypeVar("C", Cell, RetrievalCell, AnswerCell)
@@ -174,7 +176,10 @@ def report_from_paths(paths: Sequence[Path], out: Path, *, seeds: bool = False) 
         else:
             raise ValueError(f"there is no {path}; {WHAT}")
     # A file named twice counts once, under its first name, beside which its images are looked for.
-    found = {store: _read(store) for store in {one.resolve(): one for one in reversed(stores)}.values()}
+    once: dict[Path, Path] = {}
+    for store in stores:
+        once.setdefault(store.resolve(), store)
+    found = {store: _read(store) for store in once.values()}
     every = [cell for some in found.values() for cell in some]
     cells = [cell for cell in every if isinstance(cell, Cell)]
     retrieval = [cell for cell in every if isinstance(cell, RetrievalCell)]
@@ -285,7 +290,8 @@ def _read(path: Path) -> Sequence[Cell | RetrievalCell | AnswerCell]:
     """Read a result file of any kind."""
     try:
         with open(path, encoding="utf-8") as file:
-            first = file.readline()
+            # Its beginning says what the file holds; without a limit, a file of a single line would fill memory.
+            first = file.readline(MAX_BEGINNING)
         if '"image_to_text"' in first:
             return [_named(cell) for cell in read_retrieval(path)]
         if '"samples_sha256"' in first:

@@ -50,12 +50,12 @@ def drawing(draw: Callable[..., Figure], description: str, widths: tuple[int, in
 
 
 def write_report_files(out: Path, tables: Mapping[str, Table], *, html: str, markdown: str) -> Path:
-    """Write `out`/index.html, results.md and tables/NAME.csv and .tex; the path of the page."""
+    """Write `out`/index.html, results.md and tables/NAME.csv and .tex, replacing an earlier report."""
     files = {"results.md": markdown}
     for name, table in tables.items():
         files[f"tables/{name}.csv"] = as_csv(table)
         files[f"tables/{name}.tex"] = latex(table)
-    write_files(out, files | {"index.html": html})
+    write_files(out, files | {"index.html": html}, instead_of=FILES)
     return out / "index.html"
 
 
