@@ -197,12 +197,20 @@ def test_readings(tmp_path: Path) -> None:
     both = class_tree(tmp_path / "both")
     for path in list(both.rglob("*.png")):
         path.with_suffix(".txt").write_text("a caption")
+    beside = write_shards(tmp_path / "beside", 3, 3)
+    write_shards(beside / "val", 3, 3)
+    saved = tmp_path / "saved"
+    for split in ("train", "test"):
+        (saved / split).mkdir(parents=True)
+    (saved / "dataset_dict.json").write_text("{}")
     expected: dict[str, set[str]] = {
         "mini": {"pairs"}, "mini/proxy-captioned": {"pairs"}, "mini/proxy": {"labelled"}, "mini/food": {"labelled"},
         "imagenet@train": {"labelled"}, "CIFAR-10": {"labelled"}, str(tmp_path / "empty"): set(),
         str(write_folder(tmp_path / "p", 3)): {"pairs"}, str(write_shards(tmp_path / "s", 3, 3)): {"pairs"},
         str(class_tree(tmp_path / "c")): {"labelled"}, str(class_shards(tmp_path / "cs")): {"labelled"},
         str(both): {"pairs", "labelled"}, "nowhere/*.tar": set(),
+        # Pairs for validation beside the shards do not make these a folder of splits.
+        str(beside): {"pairs"}, str(saved): {"pairs"},
     }  # fmt: skip
     assert {train: readings(train) for train in expected} == expected
 
@@ -231,6 +239,11 @@ def test_readings(tmp_path: Path) -> None:
         ({"attack.eps": "0"}, "attack.eps must be above 0, not 0.0; to train on clean images: attack.steps = 0"),
         ({"method.name": "tekoa"}, "unknown method 'tekoa'; did you mean 'tecoa'?"),
         ({"method.name": "fare", "method.weight": "1"}, "unknown key 'method.weight'"),
+        ({"data.train": "mini/proxy-captioned", "data.also": "{tmp}/shards"}, "data.also mixes decoded pairs"),
+        ({"method.name": "tecoa", "data.train": "mini/proxy", "data.also": "{tmp}/shards"}, "with labelled images"),
+        ({"method.name": "tecoa", "data.train": "{tmp}/classes", "data.also": "{tmp}/shards"}, "with labelled images"),
+        ({"method.name": "fare", "data.train": "mini", "data.classes": "10"}, "data.classes is for labelled data"),
+        ({"method.name": "fare", "data.classes": "10"}, "is read as pairs, leave it out"),
     ],
 )  # fmt: skip
 def test_a_mismatch_is_one_line_and_leaves_nothing(

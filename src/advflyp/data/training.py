@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from advflyp.data.config import DataConfig
-from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, walk
+from advflyp.data.filenames import LABEL_SUFFIX, is_image, parse_member, shards_in, walk
 from advflyp.data.mini import EMBEDDED, PROXY
 from advflyp.data.mini.compose import MiniLabelled, MiniPairs, corpus_folder, labelled_concepts
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.folder_pairs import has_pairs
+from advflyp.data.pairs.hub_pairs import is_saved_dataset
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Decoded, Pairs, Reading, Tokenizer, open_pairs
 from advflyp.data.pairs.sources import find_shards
@@ -123,25 +124,37 @@ def open_training(
         raise ValueError(
             f"data.source chooses sources of a mini corpus; {config.train} has none, leave it out"
         )
-    if config.classes is not None and wanted == "pairs" and config.train != PROXY_PAIRS:
-        raise ValueError(f"data.classes is for labelled data; {config.train} is read as pairs, leave it out")
     if data is not None:
         _check_kind(data, wanted)
     elif config.train == PROXY_PAIRS:
+        _check_no_also(config, "the mini corpus")
         concepts = labelled_concepts(load_set(PROXY_SET).classes, config, seed)
         return MiniPairs(EMBEDDED, how, concepts)
     elif (corpus := corpus_folder(config.train)) is not None and wanted != "labelled":
-        if config.also is not None:
-            raise ValueError("data.also mixes decoded pairs; it cannot be combined with the mini corpus")
+        _check_no_also(config, "the mini corpus")
+        _check_no_classes(config)
         return MiniPairs(corpus, how)
     elif wanted == "labelled" or (wanted == "images" and readings(config.train) == {"labelled"}):
+        _check_no_also(config, "labelled images")
         data = load_set(config.train)
         if config.train == PROXY_SET:
             classes = labelled_concepts(data.classes, config, seed)
             return MiniLabelled(EMBEDDED, how, classes, data.templates)
     if isinstance(data, LabelledSet):
+        _check_no_also(config, "labelled images")
         return DecodedLabelled(data, how)
+    _check_no_classes(config)
     return open_pairs(how, captions=wanted == "pairs", pairs=data)
+
+
+def _check_no_also(config: DataConfig, what: str) -> None:
+    if config.also is not None:
+        raise ValueError(f"data.also mixes decoded pairs; it cannot be combined with {what}")
+
+
+def _check_no_classes(config: DataConfig) -> None:
+    if config.classes is not None:
+        raise ValueError(f"data.classes is for labelled data; {config.train} is read as pairs, leave it out")
 
 
 def _is_of_mini(train: str) -> bool:
@@ -175,7 +188,10 @@ def readings(train: str) -> set[Kind]:
         return {"pairs"}
     path = Path(train).expanduser()
     if path.is_dir():
-        check_no_splits(path, likely="train")
+        if is_saved_dataset(path):
+            return {"pairs"}
+        if not shards_in(path):
+            check_no_splits(path, likely="train")
         if not has_shards(path):
             return _folder_readings(path)
     try:

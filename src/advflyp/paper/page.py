@@ -72,7 +72,6 @@ class ComparisonPage:
         self.study = study
         self.embedded = _tsne(study)
         self.examples = _examples(study)
-        coverage = _coverage(study)
         self.main = main_experiment(study)
         self.results = self.main.results(study)
         # Every method of the plan has one colour and shape throughout.
@@ -84,7 +83,7 @@ class ComparisonPage:
         self.rows = [row for row in self.main.rows if self.results.hashes[row]]
         self.ranked = [row for row in self.rows if row not in self.main.unranked]
         self.numbers = next(
-            (Numbers.of(study, e, coverage) for e in study.experiments if e.id == PROXIES), None
+            (Numbers.of(study, e, _coverage(study)) for e in study.experiments if e.id == PROXIES), None
         )
         self.shown = [c for c in (self.results.clean, _headline_attack(self.results)) if c]
         self.experiments = [e for e in planned if e.cells(study)]

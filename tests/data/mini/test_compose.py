@@ -1,5 +1,6 @@
 """Mini corpora in memory: composition, augmentation, order, resume."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from advflyp.data.config import DataConfig
+from advflyp.data.mini import shards
 from advflyp.data.mini.compose import MiniLabelled, MiniPairs, augment, compose, corpus_folder
 from advflyp.data.pairs.images import ImageReader
 from advflyp.data.pairs.pairs import Reading
@@ -53,6 +55,47 @@ def how(config: DataConfig, seed: int = 0) -> Reading:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return corpus(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("0.webp", b"no image", "are WebP files"),
+        ("0.webp", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are WebP files"),
+        ("0.json", b'{"name": "x"}', "not every image has a description with concept, mirror,"),
+        ("0.json", b"[" * 100_000, "is not a mini corpus"),
+        ("9.json", b"{}", "is not a mini corpus"),
+    ],
+)
+def test_a_folder_that_only_looks_like_a_corpus(folder: Path, name: str, data: bytes, message: str) -> None:
+    with tarfile.open(folder / "train-0000.tar.gz") as tar:
+        members = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+    write_tar(folder / "train-0000.tar.gz", list((members | {name: data}).items()))
+    with pytest.raises(ValueError, match=message):
+        mini_pairs(folder).images[:]
+
+
+@pytest.mark.parametrize("size", [(640, 640), (32, 64)])
+def test_an_image_of_another_size(folder: Path, size: tuple[int, int]) -> None:
+    stream = io.BytesIO()
+    Image.new("RGBA", size).save(stream, "webp")
+    test_a_folder_that_only_looks_like_a_corpus(
+        folder, "19.webp", stream.getvalue(), "the images of a mini corpus"
+    )
+
+
+def test_a_damaged_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "train-0000.tar.gz"
+    whole = gzip.decompress(path.read_bytes())
+    signed = whole[:124] + b"-0000001000" + whole[135:]
+    for data in (path.read_bytes()[:-900], b"no gzip", gzip.compress(signed)):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"train-0000.tar.gz is not a shard of a mini corpus \("):
+            mini_pairs(folder)
+    path.write_bytes(gzip.compress(whole))
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", len(whole) - 1)
+    with pytest.raises(ValueError, match="is larger than"):
+        mini_pairs(folder)
 
 
 def test_batches(folder: Path) -> None:

@@ -38,6 +38,8 @@ NAN = float("nan")
         ("{'raw': 'a dog', 'sentid': 1}", ["a dog"]),
         ("[{'raw': 'a'}, {'raw': 'b'}]", ["a", "b"]),
         ("[]", []),
+        # Templates of web pages, some of which Python reads as a set in a set, which it does not have.
+        ("{{ 'Product' }}", ["{{ 'Product' }}"]), ("{{}}", ["{{}}"]), ("{['x']: 1}", ["{['x']: 1}"]),
     ],
 )  # fmt: skip
 def test_captions(cell: Any, captions: list[str]) -> None:

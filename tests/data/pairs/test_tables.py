@@ -11,9 +11,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from huggingface_hub import constants
 
 from advflyp.data.pairs import cells, tables
@@ -22,7 +24,7 @@ from advflyp.data.pairs.samples import Sample, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
-from helpers import pairs, write_folder, write_shards
+from helpers import members, pairs, write_folder, write_shards, write_tar
 from hubserver import NOWHERE, Hub, use_hub
 
 PAIRS = pairs(6)
@@ -429,6 +431,54 @@ def test_a_row_group_of_one_large_value_is_unpacked_row_by_row(
         assert sample.image == large
         most, count = max(most, pa.total_allocated_bytes() - before), count + 1
     assert count == 64 and most < 32 << 20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_value_in_every_row_is_held_once(tmp_path: Path, nested: bool) -> None:
+    """What the file says of the sizes is its author's word: the rows are of a dictionary."""
+    large = bytes(2 << 20)
+    image = pa.array([{"bytes": large, "path": None}] * 64) if nested else pa.array([large] * 64)
+    table = pa.table({"image": image, "caption": pa.array([["x", "y"]] * 64)})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    del table, image
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for sample in in_order(open_source(str(tmp_path / "t.parquet"))):
+        assert sample.image == large and sample.captions() == ("x", "y")
+        most, count = max(most, pa.total_allocated_bytes() - before), count + 1
+    assert count == 64 and most < 32 << 20
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.tar"])
+def test_a_server_that_fails_in_the_middle(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file system of fsspec has errors of its own; aiohttp's are not OSErrors."""
+
+    class Disconnected(Exception):
+        pass
+
+    if name == "t.tar":
+        write_tar(tmp_path / name, members(PAIRS * 9))
+    else:
+        rows = PAIRS * 9
+        table = pa.table({"image": [image for image, _ in rows], "caption": [text for _, text in rows]})
+        pq.write_table(table, tmp_path / name, row_group_size=3, compression="none")
+    address = f"memory://fails/{name}"
+    system = fsspec.filesystem("memory")
+    system.pipe(address, (tmp_path / name).read_bytes())
+    source = open_source(address, size=9 * len(PAIRS))
+    half = (tmp_path / name).stat().st_size // 3
+    real = MemoryFile.read
+
+    def read(self: MemoryFile, *arguments: int) -> bytes:
+        if self.tell() < half:
+            return real(self, *arguments)
+        raise Disconnected("server disconnected")
+
+    monkeypatch.setattr(MemoryFile, "read", read)
+    seen = []
+    with pytest.raises(ValueError, match=rf"{name}.*Disconnected: server disconnected"):
+        seen += in_order(source)
 
 
 def test_rows_without_end_of_one_image(tmp_path: Path) -> None:

@@ -112,6 +112,17 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, tiny: CLIP) -> None:
     assert len(pictures) == 400 and pictures.owner.max() == 399
 
 
+def test_a_key_that_is_there_twice(tmp_path: Path, tiny: CLIP) -> None:
+    """The first counts; the second, which cannot be used, takes no other image's captions away."""
+    members = [(name, data if name.endswith("png") else name.encode()) for name, data in coco_members(150)]
+    images = CaptionedImages(write_tar(tmp_path / "a.tar", [*members, *members[6:8]]))
+    assert images.unreadable == {"a.tar:s0000003": "duplicate key"}
+    rows = torch.cat([rows for rows, _ in images.batches(tiny.preprocess, 64)])
+    images.drop_unreadable()
+    assert len(rows) == len(images) == 150
+    assert images.captions == [name for name, _ in members[1::2]]
+
+
 def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
     members = coco_members(60)
     pictures = CaptionedImages(write_tar(tmp_path / "a.tar", [*members, ("x.png", b""), ("x.txt", b"a")]))

@@ -218,6 +218,10 @@ def test_a_pickle_that_would_run_code_is_refused(root: Path) -> None:
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({"data": Harm()}))
     with pytest.raises(ValueError, match="test_batch is damaged .*print.*; fetch it again"):
         load_set("cifar10")
+    # Importing this one is enough to run it.
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(b"cnumpy.f2py.__main__\ndtype\n.")
+    with pytest.raises(ValueError, match="it wants numpy.f2py.__main__.dtype"):
+        load_set("cifar10")
 
 
 def test_seeded_splits_cover_the_set_and_depend_on_file_names_alone(root: Path) -> None:

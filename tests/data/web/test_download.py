@@ -444,6 +444,8 @@ def test_slices_cross_row_groups(tmp_path: Path) -> None:
         ({"extra": ["image_size=3"]}, "--extra cannot set image_size; it is set by --size"),
         ({"extra": ["retires=3"]}, "img2dataset has no argument 'retires'; did you mean 'retries'?"),
         ({"extra": ['verify_hash=["md5", "md5"]']}, "has no column 'md5'"),
+        ({"extra": ["verify_hash=true"]}, "--extra verify_hash takes a list"),
+        ({"extra": ["save_additional_columns=license"]}, "takes a list, for example .*, not license"),
     ],
 )
 def test_wrong_input(fake: Fake, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -8,7 +8,8 @@ which are allowed, and `read_named` reads them.
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -56,6 +57,19 @@ def open_binary(address: str) -> BinaryIO:
         raise ValueError(f"cannot open {address}: {reason}") from None
     except OSError as error:
         raise ValueError(f"cannot open {address}: {error.strerror}") from None
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turn what reading an open remote address raises in the block into a ValueError that explains it."""
+    try:
+        yield
+    except (ValueError, RunError):
+        raise
+    except Exception as error:  # every remote file system has errors of its own
+        if not is_remote(address):
+            raise
+        raise ValueError(explain_failure(address, error)) from error
 
 
 def explain_failure(address: str, error: BaseException) -> str:

@@ -149,6 +149,6 @@ def _literal(text: str) -> Any:
     for parse in (parse_json, ast.literal_eval):
         try:
             return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue  # TypeError: {{ 'Product' }}, a set in a set
     return None

@@ -151,7 +151,10 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
         raise SkippedSample(_not_read(data)) from None
     check_size(image, min_side)
     # A progressive JPEG may scan all its pixels any number of times, for a few bytes per scan.
-    if image.format == "JPEG" and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED:
+    if (
+        image.format in ("JPEG", "MPO")
+        and data.count(START_OF_SCAN) * image.width * image.height > MAX_SCANNED
+    ):
         raise SkippedSample("image takes too long to decode")
     return image
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from advflyp.data import filenames
 from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_extra, parse_member, writable
-from advflyp.data.pairs.addresses import is_remote, open_binary
+from advflyp.data.pairs.addresses import explained, is_remote, open_binary
 from advflyp.data.pairs.samples import Sample, json_captions
 from advflyp.data.pairs.tars import (
     BROKEN,
@@ -41,20 +41,25 @@ class TarShard:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         end = offset
-        try:
-            with open_binary(self.address) as file, unpacked(file) as stream:
-                stream.seek(offset)
-                # The rest of a sample can be looked for, unless that means reading everything again.
-                path = Path(self.address) if stream is file and not is_remote(self.address) else None
-                for sample, end in _Samples(self.name, path).of(_grouped(members(stream, offset, _wanted))):
-                    yield sample, end
-        except DamagedTar as error:
-            yield Sample(self.name, problem=str(error)), end
-        except BROKEN:
-            yield Sample(self.name, problem="truncated shard"), end
-        except OSError as error:
-            # A failing disk or network is an error: otherwise all the remaining samples would count as skipped.
-            raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
+        # A failing disk or network is an error: otherwise all the remaining samples would count as skipped.
+        with explained(self.address):
+            try:
+                with open_binary(self.address) as file, unpacked(file) as stream:
+                    stream.seek(offset)
+                    # The rest of a sample can be looked for, unless that means reading everything again.
+                    path = Path(self.address) if stream is file and not is_remote(self.address) else None
+                    for sample, end in _Samples(self.name, path).of(
+                        _grouped(members(stream, offset, _wanted))
+                    ):
+                        yield sample, end
+            except DamagedTar as error:
+                yield Sample(self.name, problem=str(error)), end
+            except BROKEN:
+                yield Sample(self.name, problem="truncated shard"), end
+            except OSError as error:
+                if is_remote(self.address):
+                    raise
+                raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
 
 
 @dataclass(slots=True)

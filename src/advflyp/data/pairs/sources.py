@@ -107,7 +107,7 @@ def _open_shards(files: list[str], size: int | None) -> Sharded:
         for shard in (shard for shard in shards if shard.count is None):
             if is_remote(shard.address):
                 open_binary(shard.address).close()  # a missing file is reported first
-                raise ValueError(f"the number of pairs in {shard.address} is unknown; set data.size")
+                raise ValueError(f"the number of pairs in {shard.address} is unknown; set data.size (--size)")
             shard.count = count_keys(shard.address)
         size = sum(shard.count or 0 for shard in shards)
     if size <= 0:  # a manifest may say anything

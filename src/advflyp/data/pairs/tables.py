@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.data.pairs.addresses import named_in, open_binary
+from advflyp.data.pairs.addresses import explained, named_in, open_binary
 from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, image_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
@@ -126,6 +126,18 @@ def parquet_file(address: str, **how: Any) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def _of_dictionaries(stream: BinaryIO, columns: Sequence[str]) -> pq.ParquetFile:
+    """A Parquet file whose texts and bytes in `columns` are read as dictionaries.
+
+    A few kilobytes can repeat one value in every row; as a dictionary it is held once.
+    """
+    metadata = pq.read_metadata(stream)
+    leaves = (metadata.schema.column(number) for number in range(metadata.num_columns))
+    paths = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    own = [path for path in paths if path.split(".")[0] in columns]
+    return pq.ParquetFile(stream, metadata=metadata, read_dictionary=own)
+
+
 @contextmanager
 def reading(address: str) -> Iterator[None]:
     """Turn the many errors that Arrow may raise in the block into a `DamagedFile` that names the file."""
@@ -188,7 +200,12 @@ def _passing_over(damaged: list[str] | None, address: str) -> Iterator[None]:
 
 def _path_rows(address: str, image: str, caption: str | None, damaged: list[str] | None) -> Iterator[Row]:
     number = 0
-    with _passing_over(damaged, address), parquet_file(address) as file:
+    with (
+        _passing_over(damaged, address),
+        open_binary(address) as stream,
+        reading(address),
+        _of_dictionaries(stream, [image, *filter(None, [caption])]) as file,
+    ):
         for group in range(file.num_row_groups):
             for path, text in _rows(file, group, image, caption):
                 number += 1
@@ -229,9 +246,10 @@ class RowGroup:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         row = offset
-        with open_binary(self.address) as stream:
+        columns = [self.image, *filter(None, [self.caption])]
+        with explained(self.address), open_binary(self.address) as stream:
             try:
-                with reading(self.address), pq.ParquetFile(stream) as file:
+                with reading(self.address), _of_dictionaries(stream, columns) as file:
                     rows = _rows(file, self.group, self.image, self.caption)
                     for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
                         name = f"{self.name}:{row - 1}"

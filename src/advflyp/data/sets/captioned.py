@@ -66,6 +66,8 @@ class CaptionedImages:
             str(test) if test.is_dir() and shards_in(test) else self.name, size=1, columns=columns
         )
         self.unreadable: dict[str, str] = {}
+        # By place: keys may repeat.
+        self._undecodable: set[int] = set()
         every = list(self._usable())
         self._check(self.unreadable, len(every) + len(self.unreadable))
         self.usable = len(every)
@@ -110,11 +112,12 @@ class CaptionedImages:
 
         An image that cannot be decoded is skipped and entered in `unreadable`; `drop_unreadable` forgets it.
         """
-        broken: dict[str, str] = {}
+        broken: dict[int, str] = {}
 
         def skip(item: tuple[int, Sample], reason: str) -> None:
-            broken[self.entries[item[0]].key] = reason
-            self._check(broken, len(self.entries))
+            broken[item[0]] = reason
+            named = {self.entries[row].key: reason for row, reason in broken.items()}
+            self._check(named, len(self.entries))
 
         decoded = threaded(
             enumerate(self._wanted()),
@@ -125,11 +128,13 @@ class CaptionedImages:
         )
         for items, images in stacked(decoded, batch_size, skip):
             yield torch.tensor([row for row, _ in items]), images
-        self.unreadable |= broken
+        for row, reason in broken.items():
+            self.unreadable[self.entries[row].key] = reason
+            self._undecodable.add(self.entries[row].place)
 
     def drop_unreadable(self) -> None:
         """Forget the images that `batches` could not decode, captions and all."""
-        self.entries = [entry for entry in self.entries if entry.key not in self.unreadable]
+        self.entries = [entry for entry in self.entries if entry.place not in self._undecodable]
 
     def _usable(self) -> Iterator[Entry]:
         """Every sample that has an image and a caption; the others are entered in `unreadable`."""

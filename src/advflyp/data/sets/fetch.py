@@ -26,6 +26,7 @@ from advflyp.model.repository import ask_hub
 from advflyp.wording import counted
 
 HUB = "clip-benchmark"
+SHARD_COUNT = "nshards.txt"
 
 
 def fetch(names: Sequence[str], *, wds: bool = False, say: Callable[[str], None] = print) -> None:
@@ -98,12 +99,15 @@ def _fetch_wds(entry: Entry, split: str, root: Path) -> None:
     repository = f"{HUB}/{entry.wds}"
     # Only texts in its root: another split's nshards.txt without its shards would look like a damaged copy.
     texts = [file for file in ask_hub(repository, "dataset") if file.endswith(".txt") and "/" not in file]
-    snapshot_download(
-        repository,
-        repo_type="dataset",
-        local_dir=root / entry.wds,
-        allow_patterns=[f"{entry.wds_splits[split]}/*", *texts],
-    )
+    # The file that says the split is whole comes last: an interrupted download is then begun again.
+    for ignored in ([SHARD_COUNT, f"*/{SHARD_COUNT}"], None):
+        snapshot_download(
+            repository,
+            repo_type="dataset",
+            local_dir=root / entry.wds,
+            allow_patterns=[f"{entry.wds_splits[split]}/*", *texts],
+            ignore_patterns=ignored,
+        )
 
 
 def overview() -> Table:

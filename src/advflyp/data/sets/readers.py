@@ -45,10 +45,13 @@ class _Arrays(pickle.Unpickler):
     """Reads arrays, lists and dicts, and refuses anything else: a pickle can run code."""
 
     ALLOWED = ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+    # Other modules of NumPy run code when they are imported.
+    MODULES = ("numpy", "numpy._core.multiarray", "numpy._core.numeric")
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        current = module.replace("numpy.core", "numpy._core")
+        if current in self.MODULES and name in self.ALLOWED:
+            return super().find_class(current, name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants {module}.{name}")

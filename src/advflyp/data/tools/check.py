@@ -80,7 +80,6 @@ def check(
     Raises:
         ValueError: There are none.
     """
-    # The samples are counted as they come, so that remote shards need no size.
     damaged: list[str] = []
     source = open_source(pairs, size=size or limit, columns=columns, damaged=damaged)
     found = Checked(pairs)
@@ -89,7 +88,8 @@ def check(
         found.skipped.add("damaged Parquet file", address)
     rng = random.Random(seed)
     known: set[int] = set()
-    for sample, outcome in threaded(islice(in_order(source), limit), _look, workers, 16 * workers):
+    samples = islice(in_order(source), limit)
+    for sample, outcome in threaded(samples, _look, workers, 16 * workers, held=lambda one: one.held):
         found.seen += 1
         if progress is not None and found.seen % 100 == 0:
             progress(found.seen)

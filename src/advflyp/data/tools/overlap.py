@@ -22,6 +22,7 @@ from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.errors import SkippedSample
 from advflyp.evaluation.classifier import for_use
+from advflyp.limits import MAX_AHEAD_BYTES
 from advflyp.model.clip import CLIP
 
 # Chosen by inspecting real images above and below; tests/data/tools/test_overlap.py pins what is found and what not.
@@ -116,11 +117,13 @@ def overlap(
     source = open_source(pairs, size=size or limit, columns=columns)
     found = Overlap(pairs, against={one.name: len(one) for one in labelled})
     comparison = _Comparison(found, labelled, model, allowed, cosine)
+    held = 0  # bytes of the encoded images that wait
     hashes = threaded(
         islice(in_order(source), limit),
         lambda sample: image_hash(read_image(sample.image_bytes())),
         WORKERS,
         AHEAD,
+        held=lambda sample: sample.held,
     )
     for sample, outcome in hashes:
         found.seen += 1
@@ -128,7 +131,9 @@ def overlap(
             found.skipped.add(outcome, sample.key)
             continue
         comparison.waiting.append((found.seen - 1, sample, outcome))
-        if len(comparison.waiting) == _BLOCK:
+        held += sample.held
+        if len(comparison.waiting) == _BLOCK or held > MAX_AHEAD_BYTES:
+            held = 0
             comparison.compare()
             if progress is not None:
                 progress(found.seen)

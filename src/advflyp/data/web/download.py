@@ -174,6 +174,11 @@ def parse_extra(extra: Sequence[str]) -> dict[str, Any]:
 
 def _extra_columns(further: dict[str, Any], source: UrlList) -> list[str]:
     """Columns of the list that further arguments tell img2dataset to use."""
+    for name in ("save_additional_columns", "verify_hash"):
+        if not isinstance(further.get(name) or [], list):
+            raise ValueError(
+                f"--extra {name} takes a list, for example {name}='[\"license\"]', not {further[name]}"
+            )
     named: list[Any] = [further.get("bbox_col"), *(further.get("save_additional_columns") or [])]
     named += (further.get("verify_hash") or [])[:1]
     columns = list(dict.fromkeys(str(name) for name in named if name is not None))
