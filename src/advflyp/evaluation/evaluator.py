@@ -10,7 +10,7 @@ from torch import Tensor
 from advflyp.attack.base import Attack, run_stages
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import for_use, predicted
-from advflyp.data.sets.labelled import TOLERATED, LabelledSet
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.distributed import ALONE, Ranks
 from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.journal import Journal
@@ -235,21 +235,12 @@ class _Run:
 
         At most 1 % may be unreadable: of all images of the run, since a resumed run may have few left.
         """
-        evaluator, labelled, bad = self.evaluator, self.evaluator.labelled, 0
-        transform = in_bytes(evaluator.transform)
-        read: set[int] = set()
-        while True:
-            try:
-                for positions, images, _ in labelled.batches(transform, evaluator.batch_size, todo):
-                    read.update(positions.tolist())
-                    yield positions, images
-                return
-            except ValueError:
-                unread = [position for position in todo if position not in read]
-                todo = [position for position in unread if labelled.key(position) not in labelled.unreadable]
-                bad += len(unread) - len(todo)
-                if len(unread) == len(todo) or bad > TOLERATED * len(self.clean):
-                    raise
+        evaluator = self.evaluator
+        batches = evaluator.labelled.batches(
+            in_bytes(evaluator.transform), evaluator.batch_size, todo, of=len(self.clean)
+        )
+        for positions, images, _ in batches:
+            yield positions, images
 
     def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
         rows = torch.cat([rows for rows, _ in together])

@@ -78,8 +78,9 @@ class RetrievalCell(Measurement):
 
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
-    """Every cell of a JSON-lines file; ValueError naming the line that is not one."""
-    return read_lines(path, _checked)
+    """Every cell of a JSON-lines file, each once; ValueError naming the line that is not one."""
+    cells = read_lines(path, _checked)
+    return list({(cell.model, *cell.key()): cell for cell in cells}.values())
 
 
 def _checked(record: Any) -> RetrievalCell:

@@ -151,7 +151,11 @@ def _correct_images(evaluator: Evaluator, seed: int, limit: int) -> tuple[Tensor
     # A rank may have none.
     none = torch.empty(0, dtype=torch.int64)
     kept = [(none, torch.empty(0), none)]
-    for places, images, labels in evaluator.labelled.batches(evaluator.transform, evaluator.batch_size, own):
+    # As in the evaluation, 1 % of all images may be unreadable, not of these few.
+    batches = evaluator.labelled.batches(
+        evaluator.transform, evaluator.batch_size, own, of=len(evaluator.index)
+    )
+    for places, images, labels in batches:
         there = labels.to(device)
         right = (predicted(evaluator.logits_fp32(images.to(device)), there) == there).cpu()
         kept.append((places[right], images[right], labels[right]))

@@ -59,6 +59,9 @@ def new_net(model_cfg: Mapping[str, Any]) -> nn.Module:
     """The module that a "model_cfg" describes, with random weights, on torch's current device."""
     arguments = deepcopy(dict(model_cfg))
     vision, text = arguments["vision_cfg"], arguments["text_cfg"]
+    if "multimodal_cfg" not in arguments:
+        # Only CoCa's decoder reads more than the embeddings.
+        vision["output_tokens"] = text["output_tokens"] = False
     if "timm_model_name" in vision:
         if not timm.is_model(vision["timm_model_name"]):
             raise ValueError(f"timm has no model '{vision['timm_model_name']}'")
@@ -101,8 +104,12 @@ class _SkipInitialisers(TorchFunctionMode):
 
 def meta_net(model_cfg: Mapping[str, Any]) -> nn.Module:
     """`new_net` on the meta device: its weights take no memory."""
+    vision = dict(model_cfg["vision_cfg"])
+    if "pos_embed_type" in vision:
+        # open_clip computes the other kind, of the same size, in NumPy, whatever the device.
+        vision["pos_embed_type"] = "learnable"
     with torch.device("meta"), _SkipInitialisers():
-        return new_net(model_cfg)
+        return new_net({**model_cfg, "vision_cfg": vision})
 
 
 def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
@@ -194,7 +201,7 @@ def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
         state: Tensors by open_clip's names; those of the image tower start with "visual.".
     """
     patches, places = state.get("visual.conv1.weight"), state.get("visual.positional_embedding")
-    if patches is None or places is None or patches.dim() != 4 or places.dim() != 2:
+    if patches is None or places is None or patches.dim() != 4 or places.dim() != 2 or not len(places):
         return []
     layers = {key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")}
     side = round((len(places) - 1) ** 0.5) * patches.shape[-1]
@@ -210,6 +217,6 @@ def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:
         name
         for name, config in configs.items()
         if sizes.items() <= {**asdict(CLIPVisionCfg()), **config["vision_cfg"]}.items()
-        and (projection is None or projection.shape[-1] == config["embed_dim"])
+        and (projection is None or projection.shape[-1:] == (config["embed_dim"],))
     ]
     return sorted(found, key=len)

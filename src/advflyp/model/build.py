@@ -19,7 +19,7 @@ from advflyp.config import convert
 from advflyp.documents import read_json
 from advflyp.model.architectures import check_size, new_net
 from advflyp.model.tokenizers import has_tokenizer, shortened
-from advflyp.model.weights_file import read_weights_file
+from advflyp.model.weights_file import check_weights_file, read_weights_file
 
 CONFIG_FILE = "open_clip_config.json"
 # In the order in which open_clip looks for them in a folder.
@@ -85,6 +85,7 @@ def build_net(
 
 
 def _load_weights(net: nn.Module, path: Path) -> None:
+    check_weights_file(path)
     try:
         open_clip.load_checkpoint(net, str(path), weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # a damaged file may raise anything
@@ -130,7 +131,7 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{unreadable}: tokenizer_kwargs.clean must be one of {', '.join(CLEANING)}")
     for table, hints in ((preprocess, PREPROCESSING), (text, TEXTS), (options, SIMPLE_TEXTS)):
         _convert_known(table, hints, unreadable)
-    if not all(value > 0 for value in preprocess.get("std", ())):
+    if not all(value > 0 for value in preprocess.get("std") or ()):
         raise ValueError(f"{unreadable}: std must be above 0")
     for tower in (model_cfg, model_cfg["vision_cfg"], text, model_cfg.get("multimodal_cfg")):
         check_sizes(tower, unreadable)

@@ -192,8 +192,10 @@ def patch_layers(net: nn.Module, visual: nn.Module) -> None:
 
     Only the modules' `__class__` changes, so parameter names stay open_clip's.
     """
-    first = next(m for m in visual.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-    first.__class__ = Float32Conv2d
+    for module in visual.modules():
+        # Those that read pixels. Subclasses compute something else, and stay as they are.
+        if type(module) is nn.Conv2d and module.in_channels == 3:
+            module.__class__ = Float32Conv2d
     for module in net.modules():
         # open_clip uses it without dropout, extra keys or inputs of different widths.
         if type(module) is nn.MultiheadAttention:

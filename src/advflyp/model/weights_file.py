@@ -1,17 +1,20 @@
 """Untrusted weights files → plain values and tensors, without running any code in them."""
 
+import codecs
 import json
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from advflyp.errors import first_line
 
@@ -24,6 +27,13 @@ MISTAKEN = {
 # Limits on what a zip file unpacks to: weights hardly compress, whereas zeros shrink to a thousandth.
 MOST_UNPACKED, SPARE_BYTES = 10, 64 << 20
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
+
+
+# torch lets a pickle call these, as "module name" in its opcodes: `bytearray(10**12)` takes ten bytes.
+BYTEARRAYS, ENCODE = {"builtins bytearray", "__builtin__ bytearray"}, "_codecs encode"
+DAMAGED = "{} is damaged or no checkpoint ({}); download or copy it again"
+# The magic number, the protocol, facts about the machine, the objects, and the keys of their data.
+LEADING_PICKLES = 5
 
 
 class Ignored:
@@ -70,8 +80,10 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     if not head:
         raise ValueError(f"{path} is empty; download or copy it again")
     if head.startswith(b"PK"):
-        return _read_zip(path)
-    if head[0] == 0x80 and head[1:2] in {bytes([protocol]) for protocol in PICKLE_PROTOCOLS}:
+        # Memory-mapped, since the optimiser's state, which may be twice the weights, need not be read.
+        return _read_torch(path, mmap=_check_zip(path))
+    if _is_pickle(head):
+        _check_pickles(path)
         return _read_torch(path, mmap=False)
     if head[8:9] == b"{":
         return _read_safetensors(path)
@@ -81,7 +93,53 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is neither a torch checkpoint nor safetensors: it begins with {_shown(head)}")
 
 
-def _read_zip(path: Path) -> dict[str, Any]:
+def check_weights_file(path: Path) -> None:
+    """ValueError for a torch checkpoint that would unpack to more memory than its size; it is not loaded."""
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head == b"PK":
+        _check_zip(path)
+    elif _is_pickle(head):
+        _check_pickles(path)
+
+
+def _is_pickle(head: bytes) -> bool:
+    return head[:1] == b"\x80" and head[1:2] in {bytes([protocol]) for protocol in PICKLE_PROTOCOLS}
+
+
+def _check_pickles(path: Path) -> None:
+    """Check the pickles that a file in torch's format from before 2020 begins with; raw data follow them."""
+    with open(path, "rb") as file:
+        for _ in range(LEADING_PICKLES):
+            _check_pickle(file, path)
+
+
+def _check_pickle(file: IO[bytes], path: Path) -> None:
+    """ValueError for a pickle that makes large objects of a few bytes, with what torch lets a pickle call."""
+    called: set[str] = set()
+    texts: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if isinstance(argument, str) and len(argument) < 64:
+                (called.add if opcode.name == "GLOBAL" else texts.append)(argument)
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(DAMAGED.format(path, _shortened(error))) from None
+    if BYTEARRAYS & called or (ENCODE in called and any(map(_is_of_bytes, texts))):
+        raise ValueError(
+            f"{path} builds bytes, which weights do not need; where it was made, save the state dict alone"
+        )
+
+
+def _is_of_bytes(name: str) -> bool:
+    """Whether this is the name of a codec that turns bytes into other bytes, such as "hex", which doubles them."""
+    try:
+        return not codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):
+        return False
+
+
+def _check_zip(path: Path) -> bool:
+    """Whether the archive is uncompressed; ValueError if it is not a torch checkpoint, or unpacks to far more."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -100,7 +158,8 @@ def _read_zip(path: Path) -> dict[str, Any]:
             f"{path} is a TorchScript archive, which holds a program beside its weights and is not run here; save the "
             "state dict of the model alone (OpenAI's own weights are ViT-B-32/openai and so on)"
         )
-    if not any(name.endswith("data.pkl") for name in names):
+    pickled = next((name for name in names if name.endswith("data.pkl")), None)
+    if pickled is None:
         raise ValueError(
             f"{path} is a zip archive but not a torch checkpoint; unpack it and name a file in it"
         )
@@ -109,8 +168,12 @@ def _read_zip(path: Path) -> dict[str, Any]:
             f"{path} is {unpacked // packed:,} times as large when it is unpacked, which weights are not; save the "
             "state dict anew where it was made"
         )
-    # Memory-mapped, since the optimiser's state, which may be twice the weights, need not be read.
-    return _read_torch(path, mmap=stored)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(pickled) as file:
+            _check_pickle(file, path)
+    except (zipfile.BadZipFile, RuntimeError) as error:  # encrypted, or compressed in an unknown way
+        raise ValueError(DAMAGED.format(path, _shortened(error))) from None
+    return stored
 
 
 def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
@@ -128,12 +191,27 @@ def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
             "nothing of it was run: where it was made, save the model's state dict alone and load that"
         ) from None
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(
-            f"{path} is damaged or no checkpoint ({_shortened(error)}); download or copy it again"
-        ) from None
+        raise ValueError(DAMAGED.format(path, _shortened(error))) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if (repeated := next(filter(_is_expanded, _tensors(content)), None)) is not None:
+        raise ValueError(
+            f"{path} holds a tensor of {repeated.numel():,} values that repeats fewer; save a copy (`.contiguous()`)"
+        )
     return content
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for inner in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _tensors(inner)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether values share memory, so that copies of the tensor take more."""
+    return tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

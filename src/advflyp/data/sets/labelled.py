@@ -197,6 +197,7 @@ class LabelledSet:
         batch_size: int,
         index: Sequence[int] | None = None,
         workers: int = 4,
+        of: int | None = None,
     ) -> Iterator[Batch]:
         """Batches of positions (N,) int64, images (N, 3, H, W) in [0, 1], and labels (N,).
 
@@ -205,20 +206,22 @@ class LabelledSet:
             batch_size: N; the last batch may be smaller.
             index: Positions of the images that are wanted, in this order; None: all.
             workers: Threads.
+            of: Number of images that those wanted are a part of, if they are.
 
         Raises:
-            ValueError: More than 1 % of those wanted cannot be decoded; up to that, an image is skipped and entered in
-                `unreadable`.
+            ValueError: More than 1 % (of `of`, or else of those wanted) cannot be decoded; up to that, an image is
+                skipped and entered in `unreadable`.
         """
         wanted = range(len(self)) if index is None else index
+        every = len(wanted) if of is None else of
         skipped: dict[str, str] = {}
 
         def skip(place: int, reason: str) -> None:
             key = self.key(place)
             skipped[key] = self.unreadable[key] = reason
             advice = "mend or remove them" if self.info.get("domain") == "own" else "fetch the set again"
-            what = f"of {counted(len(wanted), 'image')} cannot be read; {advice}"
-            check_tolerated(self.name, what, skipped, len(wanted))
+            what = f"of {counted(every, 'image')} cannot be read; {advice}"
+            check_tolerated(self.name, what, skipped, every)
 
         decoded = threaded(wanted, lambda place: preprocess(self.image(place)), workers, 2 * batch_size)
         for some, images in stacked(decoded, batch_size, skip):

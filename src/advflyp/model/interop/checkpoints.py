@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
     if not any(key.startswith("visual.") for key in state):
         if "conv1.weight" in state or any(key.startswith("trunk.") for key in state):
             state = {f"visual.{key}": value for key, value in state.items()}
-        elif head := next((key for key in CLASSIFIER_HEADS if key in state), None):
+        elif head := next((key for key in CLASSIFIER_HEADS if key in state and state[key].dim()), None):
             raise ValueError(
                 f"{shown} holds an image classifier with {len(state[head])} fixed classes ({head}), not a CLIP: "
                 "it has no text tower, so it cannot be measured zero-shot"

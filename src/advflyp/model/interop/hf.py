@@ -15,7 +15,7 @@ from advflyp.model.interop.hf_names import convert, correspondence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}
 # open_clip's names of the start and end tokens → transformers'.
 NAMED = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 ADVICE = "export it with --format open_clip or onnx"
@@ -190,7 +190,8 @@ def processor_of(model: CLIP, net: "PreTrainedModel") -> "ProcessorMixin":
     how: dict[str, Any] = {
         "image_mean": list(settings["mean"]),
         "image_std": list(settings["std"]),
-        "resample": INTERPOLATIONS[settings.get("interpolation", "bicubic")],
+        # open_clip's "random" is for training; it evaluates with bicubic interpolation then.
+        "resample": INTERPOLATIONS.get(settings.get("interpolation"), INTERPOLATIONS["bicubic"]),
         "do_convert_rgb": True,
     }
     mode = settings.get("resize_mode", "shortest")

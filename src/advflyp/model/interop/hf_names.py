@@ -79,8 +79,8 @@ def convert(
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    rest = (key.removeprefix(prefix) for key in state if key.startswith(prefix))
-    return 1 + max((int(key.split(".")[0]) for key in rest), default=-1)
+    # Not the largest number, which may be any.
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _both(ours: str, theirs: str) -> Iterator[TensorMap]:
