@@ -251,3 +251,15 @@ epochs = 2
 [checkpoint]
 every = 3
 """
+
+
+class Unreadable(list):
+    """Images of which some cannot be decoded."""
+
+    bad: tuple[int, ...] = ()
+    targets: list[int]
+
+    def __getitem__(self, place):
+        if place in self.bad:
+            raise OSError("truncated")
+        return super().__getitem__(place)

@@ -12,7 +12,7 @@ from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.journal import Journal
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
-from helpers import labelled_by
+from helpers import Unreadable, labelled_by
 
 CLEAN = find_attack("clean")
 
@@ -161,18 +161,6 @@ def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Pa
     assert isinstance(outcome, Outcome)
     assert torch.equal(outcome.attacked, whole.attacked)
     assert images_seen[2] < 100, "what was finished is not attacked again"
-
-
-class Unreadable(list):
-    """Images of which some cannot be decoded."""
-
-    bad: tuple[int, ...] = ()
-    targets: list[int]
-
-    def __getitem__(self, place):
-        if place in self.bad:
-            raise OSError("truncated")
-        return super().__getitem__(place)
 
 
 @pytest.mark.parametrize("bad", [(140,), (20,), (20, 140)])

@@ -232,6 +232,14 @@ def test_a_killed_process_is_continued(
     check_continued(tiny.double(), folder, out, list(range(1, 15)), monkeypatch)
 
 
+def test_a_line_that_was_written_twice_counts_once(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "r.jsonl"
+    retrieval(tiny, folder, ["clean", "pgd1"], out=store)
+    cells = read_retrieval(store)
+    store.write_text(store.read_text() * 2)
+    assert len(cells) == 2 and read_retrieval(store) == cells
+
+
 def test_results_of_others(tiny: CLIP, folder: Path, tmp_path: Path) -> None:
     record = dataclasses.asdict(*retrieval(tiny, folder, ["clean"]))
     for change, message in (

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.model.clip import CLIP
-from helpers import labelled_by
+from helpers import Unreadable, labelled_by
 
 PGD = find_attack("pgd10")
 
@@ -72,6 +74,15 @@ def test_gradients_that_point_the_wrong_way_are_flagged(
     verdict = check(tiny, labelled)
     assert {"the loss does not rise", "survives a ball of every image"} <= set(verdict["failed"])
     assert "noise beats PGD" in verdict["failed"] or "Square beats PGD" in verdict["failed"]
+
+
+def test_a_few_images_may_be_unreadable(tiny: CLIP, labelled: LabelledSet) -> None:
+    """As in the evaluation 1 % of all, though that is more of the images that are checked."""
+    labelled = labelled_by(tiny, 150)
+    images = Unreadable(labelled.dataset)
+    images.bad, images.targets = (labelled.subset(30, 0)[3],), labelled.labels.tolist()
+    evaluator = Evaluator(tiny, dataclasses.replace(labelled, dataset=images, unreadable={}), batch_size=10)
+    assert sanity_check(evaluator, PGD, Threat(eps=1 / 255), limit=30)["n"] == 29
 
 
 def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:

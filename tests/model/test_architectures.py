@@ -16,6 +16,7 @@ from advflyp.model.architectures import (
     config_of,
     is_built_by,
     meta_net,
+    new_net,
     similar_architectures,
 )
 from advflyp.model.folder import save_model, weights_sha256
@@ -125,8 +126,29 @@ def test_no_memory_for_a_look() -> None:
         assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
 
 
+def test_position_embeddings_that_are_computed_take_no_memory_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip computes them in NumPy, on the meta device too: 256 GB at the largest sizes allowed."""
+    config = architecture_config("ViT-B-32")
+    plain = meta_net(config).state_dict()["visual.positional_embedding"].shape
+    config["vision_cfg"]["pos_embed_type"] = "sin_cos_2d"
+    assert new_net(config).state_dict()["visual.positional_embedding"].shape == plain
+    monkeypatch.setattr(open_clip.transformer, "get_2d_sincos_pos_embed", None)
+    assert meta_net(config).state_dict()["visual.positional_embedding"].shape == plain
+
+
+def test_tokens_are_put_out_for_a_decoder_only() -> None:
+    """Otherwise the tower would return two tensors where one is expected."""
+    config = architecture_config("ViT-B-32")
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower]["output_tokens"] = True
+    assert not new_net(config).visual.output_tokens
+    assert meta_net(architecture_config("coca_ViT-B-32")).visual.output_tokens
+
+
 def test_architectures_of_the_same_sizes() -> None:
     state = meta_net(architecture_config("ViT-L-14-336")).state_dict()
     assert similar_architectures(state) == ["ViT-L-14-336", "ViT-L-14-CLIPA-336", "ViT-L-14-336-quickgelu"]
+    assert similar_architectures(state | {"visual.proj": torch.ones(())}) == []
+    assert similar_architectures(state | {"visual.positional_embedding": torch.ones(0, 3)}) == []
     state.pop("visual.conv1.weight")
     assert similar_architectures(state) == []

@@ -4,6 +4,7 @@ import builtins
 import gzip
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,26 @@ def test_a_huge_tower_of_timm_is_refused_before_memory_is_taken(folder: Path) ->
         match=r"describes a model of 1,8\d\d,\d{3},\d{3} parameters, more than its weights file holds",
     ):
         load_model(folder)
+
+
+def test_weights_that_unpack_to_far_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip's own loader does not see them."""
+    (folder / "open_clip_model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "open_clip_pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"")
+        archive.writestr("archive/data/0", bytes(90 << 20))
+    monkeypatch.setattr(open_clip, "load_checkpoint", None)
+    with pytest.raises(ValueError, match="times as large when it is unpacked"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("key", ["std", "mean"])
+def test_null_is_open_clips_default(key: str, folder: Path) -> None:
+    edit(
+        folder / "open_clip_config.json",
+        lambda config: config.setdefault("preprocess_cfg", {}).update({key: None}),
+    )
+    assert getattr(load_model(folder), key).numel() == 3
 
 
 def test_weights_by_any_name(folder: Path) -> None:

@@ -197,6 +197,19 @@ def test_only_the_first_layer_goes_another_way(any_tiny: CLIP, precision: Resolv
     assert embeddings.dtype == torch.float32
 
 
+def test_every_convolution_of_pixels_is_patched_and_no_subclass() -> None:
+    """Some towers read the pixels twice; a subclass computes something else."""
+
+    class Standardised(nn.Conv2d):
+        pass
+
+    tower = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 3), Standardised(3, 4, 1)])
+    patch_layers(tower, tower)
+    assert list(map(type, tower)) == [Float32Conv2d, nn.Conv2d, Float32Conv2d, Standardised]
+    without = nn.ModuleList([nn.Linear(3, 4)])
+    patch_layers(without, without)
+
+
 def test_by_default_nothing_is_computed_in_float64(any_tiny: CLIP) -> None:
     with Products() as found:
         any_tiny.encode_image(torch.rand(2, 3, *any_tiny.image_size))

@@ -1,6 +1,7 @@
 """Files that are not what their name says, and files that would run code: one sentence, and nothing is run."""
 
 import argparse
+import codecs
 import io
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from advflyp.model.weights_file import Ignored, read_weights_file
+from advflyp.model.weights_file import Ignored, check_weights_file, read_weights_file
 
 STATE = {"weight": torch.arange(64.0).reshape(8, 8)}
 
@@ -205,3 +206,40 @@ def test_archives_of_nothing_but_zeros(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def hexadecimal(times: int) -> Any:
+    """Bytes that double at each of `times` calls."""
+    inner: Any = b"x"
+    for _ in range(times):
+        inner = Malicious(codecs.encode, inner, "hex")
+    return inner
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+@pytest.mark.parametrize("kind", ["bytearray", "hex"])
+def test_a_few_bytes_do_not_become_many(how: str, kind: str, tmp_path: Path) -> None:
+    """torch lets a pickle call both; the file is refused before either is called."""
+    large = Malicious(bytearray, 1 << 28) if kind == "bytearray" else hexadecimal(24)
+    path = tmp_path / "x.pt"
+    path.write_bytes(saved({"weight": STATE["weight"], "more": large}, legacy=how == "legacy"))
+    for read in (read_weights_file, check_weights_file):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match=r"x\.pt builds bytes, which weights do not need"):
+                read(path)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 22
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_tensor_that_repeats_one_value(tmp_path: Path) -> None:
+    """Its copies would take all memory."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(saved({"state_dict": {"weight": torch.zeros(1).expand(20_000_000, 16)}}))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"x\.pt holds a tensor of 320,000,000 values that repeats fewer"):
+        read_weights_file(path)
+    # Views of a larger tensor are fine.
+    path.write_bytes(saved({"weight": STATE["weight"][2:5, ::2].T}))
+    assert torch.equal(read_weights_file(path)["weight"], STATE["weight"][2:5, ::2].T)

@@ -374,6 +374,7 @@ def test_another_width(tmp_path: Path, tiny_folder: Path) -> None:
             "holds a trained visual prompt \\(state_dict: pad_up\\)",
         ),
         ([torch.ones(2)], "holds a list, not a state dict"),
+        ({"fc.weight": torch.ones(())}, "none of an image tower"),
     ],
 )
 def test_other_contents(content: Any, message: str, tmp_path: Path, tiny_folder: Path) -> None:

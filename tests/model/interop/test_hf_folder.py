@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -100,6 +101,7 @@ WRONG_VALUES = {
         {"image_std": [1, 1]},
         {"resample": []},
         {"resample": 99},
+        {"resample": 1},
         {"size": "x"},
     ],
 }
@@ -162,3 +164,14 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     config["vision_config"] |= {"num_hidden_layers": 2, "hidden_act": "relu"}
     change(tmp_path / "relu/config.json", **config)
     assert "open_clip has no activation 'relu'; known: quick_gelu, gelu" in refused("relu")
+
+
+def test_a_layer_of_any_number(tmp_path: Path) -> None:
+    """The weights say how many there are, not how they are numbered."""
+    write(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["vision_model.encoder.layers.9999999999.x"] = torch.ones(1)
+    safetensors.torch.save_file(state, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 'vision_model.encoder.layers.2"):
+        load_model(tmp_path / "model")
