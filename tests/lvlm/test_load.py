@@ -97,6 +97,39 @@ def test_configurations_that_are_refused(
         load_lvlm(changed(llava_folder, tmp_path / "other", **values), device="cpu")
 
 
+def test_a_model_is_no_larger_than_its_weights(llava_folder: Path, tmp_path: Path) -> None:
+    """transformers would fill what is missing with noise, gigabytes of it, before it says that it is."""
+    text = json.loads((llava_folder / "config.json").read_text())["text_config"]
+    folder = changed(llava_folder, tmp_path / "other", text_config=text | {"intermediate_size": 1_000_000})
+    with pytest.raises(
+        ValueError, match="describes a model of .* parameters, more than its weights file holds"
+    ):
+        load_lvlm(folder, device="cpu")
+
+
+@pytest.mark.parametrize("mean", [None, [0.5], "x", [0.5] * 4, 0.5])
+def test_a_normalisation_of_other_colours(llava_folder: Path, tmp_path: Path, mean: Any) -> None:
+    folder = changed(llava_folder, tmp_path / "other")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            settings = json.loads((folder / name).read_text())
+            settings.get("image_processor", settings)["image_mean"] = mean
+            (folder / name).unlink()
+            (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="image_mean"):
+        load_lvlm(folder, device="cpu")
+
+
+def test_a_tokenizer_that_may_take_long(llava_folder: Path, tmp_path: Path) -> None:
+    folder = changed(llava_folder, tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"cannot load .*its normalizer replaces"):
+        load_lvlm(folder, device="cpu")
+
+
 def test_tiles_that_are_refused(next_folder: Path, tmp_path: Path) -> None:
     folder = changed(next_folder, tmp_path / "other", image_grid_pinpoints=[[16, 32]])
     with pytest.raises(ValueError, match="does not allow images of 32×32"):

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.errors import first_line
 from advflyp.lvlm.model import LVLM
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
-from advflyp.model.interop.hf import prompt_with_image, quiet, to_transformers
+from advflyp.model.interop.hf import check_stored, prompt_with_image, quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
+from advflyp.model.tokenizers import check_tokenizer
 from advflyp.wording import counted
 
 MISSING = "large vision-language models need transformers; pip install transformers"
@@ -53,20 +55,18 @@ def load_lvlm(
         folder, vision = MINI_FOLDER, vision or MINI_TOWER
     else:
         folder = _folder(str(name))
-    net, processor = _loaded(folder, str(name), needs_tower=vision is None)
-    template = _template(processor, net.config.model_type, str(name))
-    normalisation = processor.image_processor
-    model = LVLM(
-        net,
-        processor.tokenizer,
-        template,
-        mean=normalisation.image_mean,
-        std=normalisation.image_std,
-        name=str(name),
-    )
-    _check_tiles(model)
+    clip = None
     if vision is not None:
         clip = deepcopy(vision) if isinstance(vision, CLIP) else load_model(vision, device="cpu")
+    net, processor = _loaded(folder, str(name), clip)
+    template = _template(processor, net.config.model_type, str(name))
+    mean, std = (
+        convert(getattr(processor.image_processor, key, None), tuple[float, float, float], f"{name}: {key}")
+        for key in ("image_mean", "image_std")
+    )
+    model = LVLM(net, processor.tokenizer, template, mean=mean, std=std, name=str(name))
+    _check_tiles(model)
+    if clip is not None:
         model = with_tower(model, clip)
     return model.to(place)
 
@@ -175,11 +175,11 @@ def _check_config(folder: Path, name: str) -> None:
         check_sizes(inner, f"{path} is damaged")
 
 
-def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
+def _loaded(folder: Path, name: str, clip: CLIP | None) -> tuple[Any, Any]:
     """The transformers model and processor from local files, without running any code from the folder.
 
     Args:
-        needs_tower: Whether the tower's weights must be present.
+        clip: What takes the place of the tower, whose weights may then be missing.
     """
     try:
         transformers: Any = import_module("transformers")
@@ -190,6 +190,10 @@ def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
     local: Any = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet():
+            config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+            tower = 0 if clip is None else sum(tensor.numel() for tensor in clip.net.parameters())
+            check_stored(transformers, config, folder, tower)
+            check_tokenizer(folder)
             processor = transformers.AutoProcessor.from_pretrained(str(folder), **local)
             net, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
@@ -197,9 +201,13 @@ def _loaded(folder: Path, name: str, *, needs_tower: bool) -> tuple[Any, Any]:
     except Exception as error:  # transformers may raise anything on untrusted files
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     # transformers only warns about missing weights, and initialises them at random.
-    if lacking := [key for key in report["missing_keys"] if needs_tower or not is_of_tower(key)]:
+    if lacking := [key for key in report["missing_keys"] if clip is None or not is_of_tower(key)]:
         raise ValueError(
             f"{name} lacks {counted(len(lacking), 'weight')}, such as {min(lacking)}; fetch it again"
+        )
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            f"the processor of {name} lacks its image processor or its tokenizer; fetch it again"
         )
     return net, processor
 

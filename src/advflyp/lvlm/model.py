@@ -21,6 +21,7 @@ from advflyp.dtypes import at_least_float32
 from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf import greedy
 from advflyp.model.precision import InPrecision
+from advflyp.model.tokenizers import read_in_time
 
 # LLaVA-NeXT takes an image of twice the tower's side, and sees it as a whole and as four tiles.
 NEXT_TILES = 2
@@ -232,20 +233,22 @@ class LVLM(InPrecision, nn.Module):
     def _image_id(self) -> int:
         return int(self.net.config.image_token_id)
 
+    def _ids(self, text: str, special: bool) -> list[int]:
+        # Its files may hold expressions that take very long.
+        return read_in_time(lambda: self.tokenizer(text, add_special_tokens=special).input_ids, 1)
+
     def _prompt_ids(self, prompt: str) -> list[int]:
         text = self.template(prompt)
         bos = self.tokenizer.bos_token
         # A template that already begins with the BOS token must not get it twice.
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=bos is None or not text.startswith(bos)
-        ).input_ids
+        ids = self._ids(text, bos is None or not text.startswith(bos))
         if ids.count(self._image_id) != 1:
             raise ValueError(f"a prompt must not hold the image token itself: {prompt[:80]!r}")
         place = ids.index(self._image_id)
         return [*ids[:place], *[self._image_id] * self.image_tokens, *ids[place + 1 :]]
 
     def _target_ids(self, target: str) -> list[int]:
-        ids: list[int] = self.tokenizer(target, add_special_tokens=False).input_ids
+        ids = self._ids(target, False)
         if not ids or self._image_id in ids:
             raise ValueError(f"an answer needs words, and not the image token: {target[:80]!r}")
         end = self.tokenizer.eos_token_id

@@ -24,6 +24,7 @@ from advflyp.model.repository import HF_CONFIG_FILE, open_repository
 ARCHITECTURES = Path(__file__).parent / "configs"
 # Allowance for buffers that weights files do not store, such as attention masks.
 SPARE_NUMBERS = 100_000_000
+TOO_LARGE = "its configuration describes a model of {:,} parameters, more than its weights file holds"
 NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 # What torch's and timm's initialisers call on a new tensor.
 INITIALISERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
@@ -127,9 +128,7 @@ def check_size(model_cfg: Mapping[str, Any], stored: int) -> None:
     net = meta_net(model_cfg)
     numbers = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
     if numbers > stored + SPARE_NUMBERS:
-        raise ValueError(
-            f"its configuration describes a model of {numbers:,} parameters, more than its weights file holds"
-        )
+        raise ValueError(TOO_LARGE.format(numbers))
 
 
 def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:

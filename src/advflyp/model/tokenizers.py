@@ -56,10 +56,8 @@ class BoundedTokenizer(HFTokenizer):
     """
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Any:
-        count = 1 if isinstance(texts, str) else len(texts)
-        seconds = TOKENIZER_SECONDS + count * TOKENIZER_SECONDS_A_TEXT
         call = super().__call__
-        return _within(seconds, lambda: call(texts, context_length), f"read {counted(count, 'text')}")
+        return read_in_time(lambda: call(texts, context_length), 1 if isinstance(texts, str) else len(texts))
 
 
 def load_tokenizer(text_cfg: Mapping[str, Any], folder: Path, repository: str | None = None) -> Any:
@@ -96,25 +94,32 @@ def hf_tokenizer(folder: Path, context_length: int, **options: Any) -> HFTokeniz
         ValueError: If there is none, or it would run code.
     """
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError:
         raise ValueError(f"the tokenizer in {folder} {NEEDS_TRANSFORMERS}") from None
-    config = folder / TOKENIZER_CONFIG_FILE
     try:
-        for path in (folder / name for name in TOKENIZER_FILES):
-            if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
-                raise ValueError(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MB")
-        settings = read_json_object(config) if config.is_file() else {}
-        if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
-            raise ValueError("it refers to code (auto_map), and code in a model's folder is never run")
-        for name in {"tokenizer.json", *_versions(settings)}:
-            if (folder / name).is_file():
-                _check_normalizer(read_json_object(folder / name).get("normalizer"))
+        check_tokenizer(folder)
         made = BoundedTokenizer(str(folder), context_length, trust_remote_code=False, **options)
         made(["a photo"])  # missing parts may show only now
         return made
     except Exception as error:  # transformers may raise anything for a damaged one
         raise ValueError(f"the tokenizer in {folder} cannot be read: {shortened(error)}") from None
+
+
+def check_tokenizer(folder: Path) -> None:
+    """ValueError if loading the transformers tokenizer in `folder` would run code, or take very long or much memory."""
+    import transformers
+
+    config = folder / TOKENIZER_CONFIG_FILE
+    for path in (folder / name for name in TOKENIZER_FILES):
+        if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MB")
+    settings = read_json_object(config) if config.is_file() else {}
+    if "auto_map" in settings and not hasattr(transformers, str(settings.get("tokenizer_class"))):
+        raise ValueError("it refers to code (auto_map), and code in a model's folder is never run")
+    for name in {"tokenizer.json", *_versions(settings)}:
+        if (folder / name).is_file():
+            _check_normalizer(read_json_object(folder / name).get("normalizer"))
 
 
 def _versions(settings: Mapping[str, Any]) -> list[str]:
@@ -149,6 +154,12 @@ def _steps(tree: Any) -> Iterator[dict[str, Any]]:
         yield tree
         for inner in tree.get("normalizers") or []:
             yield from _steps(inner)
+
+
+def read_in_time(call: Callable[[], Any], count: int) -> Any:
+    """What `call`, a tokenizer's call on `count` texts, returns; ValueError if it takes too long."""
+    seconds = TOKENIZER_SECONDS + count * TOKENIZER_SECONDS_A_TEXT
+    return _within(seconds, call, f"read {counted(count, 'text')}")
 
 
 def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:

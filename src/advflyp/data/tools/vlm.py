@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from advflyp.errors import first_line
-from advflyp.model.interop.hf import greedy, prompt_with_image
+from advflyp.model.interop.hf import check_stored, greedy, prompt_with_image
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
+from advflyp.model.tokenizers import check_tokenizer, read_in_time
 from advflyp.wording import counted
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,6 +58,8 @@ class Captioner:
             tokenizer.pad_token = tokenizer.eos_token
         self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
         self.text = prompt_with_image(self.processor, prompt, model)
+        # Its files may hold expressions that take very long; every batch has this text.
+        read_in_time(lambda: tokenizer(self.text), 1)
         # If the template begins with the BOS token itself, it must not be added again.
         bos = tokenizer.bos_token
         self.special = bos is None or not self.text.startswith(bos)
@@ -128,6 +131,9 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
     if getattr(config, "is_encoder_decoder", False):
         # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a decoder-only model")
+    if Path(model).is_dir():
+        check_stored(transformers, config, Path(model))
+        check_tokenizer(Path(model))
     processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
     net, report = transformers.AutoModelForImageTextToText.from_pretrained(
         model, dtype=dtype, output_loading_info=True, trust_remote_code=False

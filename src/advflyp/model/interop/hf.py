@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
 from advflyp.errors import first_line
+from advflyp.model.architectures import SPARE_NUMBERS, TOO_LARGE
 from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf_names import convert, correspondence
 
@@ -19,6 +22,26 @@ INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}
 # open_clip's names of the start and end tokens → transformers'.
 NAMED = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 ADVICE = "export it with --format open_clip or onnx"
+
+
+def check_stored(transformers: Any, config: Any, folder: Path, spare: int = 0) -> None:
+    """As `check_size`, for a model that transformers makes: it would fill what the folder's weights lack with noise.
+
+    Args:
+        transformers: The module.
+        config: Its configuration of the model.
+        folder: The folder with the weights.
+        spare: Number of parameters that may be missing.
+
+    Raises:
+        ValueError: The model has more parameters than the files, at half a byte each, can hold.
+    """
+    with torch.device("meta"):
+        net = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    numbers = sum(tensor.numel() for tensor in net.parameters())
+    files = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    if numbers > 2 * sum(path.stat().st_size for path in files) + spare + SPARE_NUMBERS:
+        raise ValueError(TOO_LARGE.format(numbers))
 
 
 @contextmanager
