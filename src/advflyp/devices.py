@@ -52,3 +52,20 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def lowered(values: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+    """(n,) `values`, each the least of itself and those of the (m,) `candidates` whose `index` names its place.
+
+    torch refuses this operation on CUDA where `torch.use_deterministic_algorithms` is on, since sums of floats would
+    depend on their order; a minimum does not.
+    """
+    strict, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        return values.scatter_reduce(0, index, candidates, "amin")
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)

@@ -275,7 +275,7 @@ def replicated(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Modu
         return module
     # DDP compares the parameters under a time limit, and one rank may still be downloading what the others have.
     ranks.wait_for_all()
-    # Buffers never change during training; the option not to synchronise them has another name in torch 2.15.
+    # `update` averages those buffers that change; the option not to synchronise them has another name in torch 2.15.
     known = inspect.signature(DistributedDataParallel).parameters
     alone: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(

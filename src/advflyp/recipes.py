@@ -25,6 +25,7 @@ from advflyp.config import (
     unknown,
 )
 from advflyp.data.sets.catalogue import check_training_name, set_names
+from advflyp.documents import read_text
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs"
@@ -142,7 +143,7 @@ def recipe_text(name: str | Path) -> str:
     import tomli_w
 
     path = find_recipe(name)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     comments = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))]
     return "\n".join([f"# {path}", *comments, "", tomli_w.dumps(read_recipe_tree(path))])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from advflyp.attack.losses import attack_targets, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.victim import AT_ONCE_ON_CPU, CorrectPoints, Points, Victim, correct_points
-from advflyp.devices import to_device
+from advflyp.devices import lowered, to_device
 
 NONE = 2**31  # later than any target
 
@@ -52,7 +52,7 @@ class Attempts(Points):
         Returns:
             (M',) int64, the positions of the attempts that continue; None if all do.
         """
-        finds.rank.scatter_reduce_(0, self.rows, torch.where(fooled, self.rank, NONE), "amin")
+        finds.rank.copy_(lowered(finds.rank, self.rows, torch.where(fooled, self.rank, NONE)))
         first = finds.rank[self.rows]
         over, found = self.rank >= first, fooled & (self.rank == first)
         # The only synchronisation with the device.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -74,7 +75,7 @@ class Attack(ABC):
             ValueError: Images, labels or logits have a wrong shape or type, or pixels are not in [0, 1].
         """
         images, labels = images.detach(), labels.cpu()
-        _check_batch(images, labels)
+        check_batch(images, labels)
         if not len(images):
             return images.clone()
         if generator is not None:
@@ -294,15 +295,24 @@ class Custom(SingleAttack):
 
     @property
     def name(self) -> str:
-        called = self.called or f"{self.function.__module__}:{self.function.__qualname__}"
+        made = _defined(self.function)
+        called = self.called or f"{made.__module__}:{made.__qualname__}"
         return called + (f"x{self.restarts}" if self.restarts > 1 else "")
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         return {"source_sha256": source_sha256(self.function)}
 
 
+def _defined(code: Any) -> Any:
+    """The function or class that code is from: of a `functools.partial` its function, of an object its class."""
+    while isinstance(code, partial):
+        code = code.func
+    return code if hasattr(code, "__qualname__") else type(code)
+
+
 def source_sha256(code: Any) -> str:
     """A hash of the module that defines a function or class, or of its own source if defined in a notebook."""
+    code = _defined(code)
     for part in (inspect.getmodule(code), code):
         try:
             source = inspect.getsource(part)  # type: ignore[arg-type]
@@ -323,7 +333,8 @@ def _survived_none(victim: Victim, images: Tensor, labels: Tensor, batch_size: i
     return survived
 
 
-def _check_batch(images: Tensor, labels: Tensor) -> None:
+def check_batch(images: Tensor, labels: Tensor) -> None:
+    """ValueError unless these are (N, 3, H, W) float32 or float64 pixels in [0, 1], and (N,) int64 labels."""
     if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "an attack takes float32 or float64 images of shape (N, 3, H, W), not "

@@ -1,6 +1,7 @@
 """Attacks that search on a surrogate instead of the evaluated classifier: under other prompts, or on another model."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,12 @@ class CrossPrompt(_Elsewhere):
         called: Their name in results.
     """
 
-    templates: tuple[str, ...]
+    templates: Sequence[str]
     called: str = "prompts"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "templates", tuple(self.templates))
 
     def surrogate(self, victim: Victim) -> Victim:
         encoder = victim.encoder

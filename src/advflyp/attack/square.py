@@ -13,7 +13,7 @@ from advflyp.attack.losses import margin
 from advflyp.attack.streams import Streams, as_integers, as_signs
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import AT_ONCE_ON_CPU, Points, Victim, correct_points
-from advflyp.devices import to_device
+from advflyp.devices import lowered, to_device
 
 # From these queries on, p is p_init divided by 2, 4, 8, … (the paper's schedule for 10 000 queries)
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -116,8 +116,7 @@ def _make(
         # The first accepted proposal of each image; `none` if there is none.
         none = len(proposal)
         place = torch.where((loss > at.best_loss[image]) | fooled, torch.arange(none, device=device), none)
-        first = torch.full((len(rows),), none, device=device)
-        first = first.scatter_reduce(0, to_device(row, device), place, "amin")
+        first = lowered(torch.full((len(rows),), none, device=device), to_device(row, device), place)
         better, chosen, of = first < none, first.clamp_max(none - 1), to_device(rows, device)
         at.best[of] = torch.where(better[:, None, None, None], proposal[chosen], at.best[of])
         at.best_loss[of] = torch.where(better, loss[chosen], at.best_loss[of])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advflyp.attack.base import SingleAttack
+from advflyp.attack.base import SingleAttack, check_batch
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.pgd import PGD, ascend
 from advflyp.attack.streams import Streams
@@ -77,6 +77,9 @@ def universal_perturbation(
         An attack, to call as `shift(classifier, other_images, other_labels, threat)` or to pass to `advflyp.evaluate`.
     """
     check_loss(loss, LOSSES)
+    check_batch(images, labels)
+    if not len(images):
+        raise ValueError("a universal perturbation is found on images, and there are none")
     if threat.norm == "linf" and threat.eps > GREY:
         raise ValueError(f"a universal perturbation has an eps of at most 1/2, not {threat.eps:g}")
     order = _orders(len(images), batch_size, seed)

@@ -43,6 +43,11 @@ class Method(ABC):
     def needs_original(self) -> bool:
         """Whether the losses compare with the model as it was before training."""
 
+    @property
+    def images_per_row(self) -> int:
+        """How many images of each row of a batch `losses` encodes in one pass."""
+        return 1
+
     @abstractmethod
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,), or a scalar for the whole batch, which the attack maximises."""
@@ -63,6 +68,10 @@ class FromEmbeddings(Method):
     @abstractmethod
     def shares_clean(self) -> bool:
         """Whether `losses` need f_θ(x): `batch.clean_embeddings`, if the attack has computed them."""
+
+    @property
+    def images_per_row(self) -> int:
+        return 2 if self.shares_clean else 1
 
     @abstractmethod
     def attack_loss_of(self, embeddings: Tensor, batch: Batch) -> Tensor:

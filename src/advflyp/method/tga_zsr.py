@@ -94,6 +94,10 @@ class TGAZSR(Method):
     def needs_original(self) -> bool:
         return self.config.refinement_weight > 0 or self.config.constraint_weight > 0
 
+    @property
+    def images_per_row(self) -> int:
+        return 2 if self.config.constraint_weight > 0 else 1
+
     def attack_loss(self, images_adv: Tensor, batch: Batch) -> Tensor:
         """(N, 3, H, W) → (N,)."""
         return class_loss(self.model, self.model.encode_image(images_adv), batch)

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from advflyp import distributed
+from advflyp.attack.base import Attack
 from advflyp.config import read_toml
 from advflyp.data.batch import Batch
 from advflyp.data.pairs.images import ImageReader
@@ -20,6 +21,7 @@ from advflyp.data.pairs.pairs import Pairs
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.data.training import DecodedLabelled, open_training
 from advflyp.distributed import Ranks
+from advflyp.evaluation.attacks import find_attack
 from advflyp.method import find_method
 from advflyp.method.base import Method
 from advflyp.model.cast import WeightCasts, freeze_in_bf16, product_weights
@@ -27,7 +29,7 @@ from advflyp.model.clip import CLIP
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.share import Share
 from advflyp.training import sharding
-from advflyp.training.checks import check_attack, check_data, check_sizes, check_split
+from advflyp.training.checks import check_attack, check_data, check_sizes, check_split, without_effect
 from advflyp.training.folder import RunFolder
 from advflyp.training.memory import apply_memory_options, copied, images_at_once
 from advflyp.training.meter import Meter
@@ -67,6 +69,7 @@ class TrainingRun:
         optimizer: Updates `parameters`.
         total_steps: Updates of the whole run.
         validation_set: Decides the best weights; None makes the last ones the best.
+        validation_attack: The attack on it.
         notes: Lines to print when the run begins.
         state: The run's progress.
         logged: Bytes of metrics.jsonl that belong to this run.
@@ -91,6 +94,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     total_steps: int
     validation_set: LabelledSet | None
+    validation_attack: Attack
     notes: list[str]
     signals: Signals
     state: TrainState = field(default_factory=TrainState)
@@ -149,11 +153,28 @@ def build(
         ValueError: The recipe, its data, its model or the folder cannot be used.
     """
     accelerator = distributed.start(recipe.train.device, recipe.log.trackers, out)
-    device = accelerator.device
-    ranks = distributed.join(recipe.data.batch_size, device)
+    ranks = distributed.join(recipe.data.batch_size, accelerator.device)
     console = console if ranks.rank == 0 else None
     folder = RunFolder(out)
     ranks.broadcast_from_rank0(lambda: folder.claim(resume))
+    try:
+        return _opened(recipe, folder, accelerator, ranks, console, objects, resume)
+    except BaseException:
+        # In a notebook, the traceback keeps the lock alive.
+        folder.close()
+        raise
+
+
+def _opened(
+    recipe: Recipe,
+    folder: RunFolder,
+    accelerator: "Accelerator",
+    ranks: Ranks,
+    console: Console | None,
+    objects: Objects,
+    resume: bool,
+) -> TrainingRun:
+    device = accelerator.device
     precision = ranks.broadcast_from_rank0(lambda: settle_precision(recipe, folder, device, resume))
     objects.check(recipe, folder, resume)
     recipe = _resolved(recipe, precision, objects)
@@ -185,7 +206,13 @@ def build(
         optimizer=make_optimizer(parameters, recipe.optim),
         total_steps=total_steps,
         validation_set=validation_set,
-        notes=[str(precision), *_remarks(validation_set, pairs), *_lower_rate(recipe, total_steps)],
+        validation_attack=find_attack(recipe.validate.attack),
+        notes=[
+            str(precision),
+            *_remarks(validation_set, pairs),
+            *_lower_rate(recipe, total_steps),
+            *without_effect(recipe),
+        ],
         signals=Signals(tell=console is not None),
     )
 

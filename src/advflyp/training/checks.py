@@ -1,9 +1,13 @@
 """Checks before a run begins: data, attack, image sizes and FSDP must suit the method and the model."""
 
+from dataclasses import fields
+from typing import Any
+
 from advflyp.data.training import readings
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
 from advflyp.method.base import FromEmbeddings, Method
+from advflyp.method.regularisers import RegularisedConfig
 from advflyp.model.clip import CLIP
 from advflyp.model.resolution import positions_at
 from advflyp.training.recipe import Recipe
@@ -77,3 +81,42 @@ def check_split(recipe: Recipe, ranks: Ranks) -> None:
         raise ValueError(
             "train.parallel = 'fsdp' splits the image tower only; set train.unfreeze = 'vision', or use 'ddp'"
         )
+
+
+def without_effect(recipe: Recipe) -> list[str]:
+    """A remark for each key that is set but changes nothing, because of the others."""
+    method, attack, optim, validate = recipe.method, recipe.attack, recipe.optim, recipe.validate
+    inert: list[tuple[Any, str, str, bool]] = [
+        (attack, "attack.start", "attack.steps = 0", attack.steps == 0),
+        (attack, "attack.overfitting_gap", "attack.steps is not 1", attack.steps != 1),
+        (attack, "attack.overfitting_gap", "there is no validate.set", validate.set is None),
+        (optim, "optim.momentum", "optim.name = 'adamw'", optim.name == "adamw"),
+        (optim, "optim.beta2 optim.epsilon", "optim.name = 'sgd'", optim.name == "sgd"),
+        (optim, "optim.decayed", "optim.weight_decay = 0", optim.weight_decay == 0),
+        (recipe.data, "data.also_share", "there is no data.also", recipe.data.also is None),
+    ]
+    if isinstance(method, RegularisedConfig):
+        of_features, of_logits = "method.feature_norm", "method.logit_temperature method.logit_gradients"
+        of_both = "method.reference method.clean_gradients method.original_sees"
+        frozen = method.reference == "frozen"
+        plain = method.feature_weight == 0 == method.logit_weight
+        inert += [
+            (method, of_features, "method.feature_weight = 0", method.feature_weight == 0),
+            (method, of_logits, "method.logit_weight = 0", method.logit_weight == 0),
+            (method, of_both, "neither regulariser has a weight", plain),
+            (method, "method.clean_gradients", "method.reference = 'frozen'", frozen and not plain),
+        ]
+    trains_texts = recipe.train.unfreeze in ("vision+text", "all")
+    if find_method(recipe.method_name)[0].trains_on == "images" and trains_texts:
+        why = f"no loss of method.name = '{recipe.method_name}' reaches the text tower"
+        inert.append((recipe.train, "train.unfreeze", why, True))
+    return [
+        f"{key} has no effect here: {why}"
+        for config, keys, why, applies in inert
+        for key in keys.split()
+        if applies and _is_set(config, key.partition(".")[2])
+    ]
+
+
+def _is_set(config: Any, name: str) -> bool:
+    return getattr(config, name) != next(field.default for field in fields(config) if field.name == name)

@@ -96,9 +96,9 @@ def _bytes_of_activations(run: TrainingRun, batch: Batch) -> int:
     rows = len(batch.images)
     some = min(rows, ROWS)
     images = resized(run, batch.images[:some].to(run.model.device).to(run.model.dtype))
-    part = run.add_texts(
-        replace(batch, images=images, captions=batch.captions[:some], labels=batch.labels[:some])
-    )
+    cut = {"captions": batch.captions[:some], "labels": batch.labels[:some]}
+    tokens = None if batch.tokens is None else batch.tokens[:some]
+    part = run.add_texts(replace(batch, images=images, tokens=tokens, **cut))
     found = find_adversarial(run, part) if run.recipe.attack.steps > 0 else Adversarial(images=images)
     kept: dict[int, int] = {}
     constant = {p.untyped_storage().data_ptr() for p in run.model.parameters()}

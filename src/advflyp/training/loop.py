@@ -85,6 +85,13 @@ def train(
         ValueError: The recipe, its data, its model or the folder cannot be used.
         RunError: The run failed and cannot go on.
     """
+    for argument, value, kind in (("model", model, CLIP), ("validation_set", validation_set, LabelledSet)):
+        if not isinstance(value, str | Path | kind | None):
+            made = "CLIP.from_open_clip(…)" if kind is CLIP else "LabelledSet(dataset, classes, templates)"
+            raise ValueError(
+                f"train(…, {argument}=…) takes a name or an advflyp.{kind.__name__}, not a {type(value).__name__}; "
+                f"make one with advflyp.{made}"
+            )
     given = {"model.name": model, "data.train": pairs, "validate.set": validation_set}
     names = {key: str(value) for key, value in given.items() if isinstance(value, str | Path)}
     objects = Objects(
@@ -292,7 +299,7 @@ def _open_log(run: TrainingRun) -> AnyLog:
 @contextmanager
 def _deterministic(run: TrainingRun) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(run.recipe.train.deterministic)
+    torch.use_deterministic_algorithms(before or run.recipe.train.deterministic)
     try:
         yield
     finally:

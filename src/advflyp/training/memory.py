@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from advflyp.method.base import FromEmbeddings, Method
+from advflyp.method.base import Method
 from advflyp.model.cast import product_weights
 from advflyp.model.clip import CLIP
 from advflyp.model.recompute import largest_that_fits
@@ -56,7 +56,6 @@ def images_at_once(method: Method, parameters: list[nn.Parameter], rows: int, op
     model = method.model
     if model.device.type == "cpu":
         return None
-    branches = 2 if isinstance(method, FromEmbeddings) and method.shares_clean else 1
 
     def step(count: int) -> None:
         held: list[Tensor] = [torch.empty_like(p) for p in parameters for _ in range(STATES[optimizer])]
@@ -66,7 +65,7 @@ def images_at_once(method: Method, parameters: list[nn.Parameter], rows: int, op
         loss = model.encode_image(images.requires_grad_()).sum()
         torch.autograd.grad(loss, [images, *parameters], allow_unused=True)
 
-    whole = branches * rows
+    whole = method.images_per_row * rows
     # With micro-batches, the activations of only one exist at a time.
     found = largest_that_fits(step, whole)
     return None if found == whole else min(found, max(1, rows // 2))

@@ -7,11 +7,11 @@ from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
+from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import AttackConfig
 from advflyp.config import Mistakes, as_tree, at_least, build, override, unknown
 from advflyp.data.config import DataConfig
 from advflyp.documents import parse_toml
-from advflyp.evaluation.attacks import find_attack
 from advflyp.method import method_config
 from advflyp.model.load import ModelConfig
 from advflyp.model.precision import check_precision
@@ -97,7 +97,7 @@ class ValidateConfig:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        find_attack(self.attack)
+        read_attack_name(self.attack)
         at_least(1, self, "validate.", "limit", "every", "epochs")
 
 
@@ -134,7 +134,7 @@ TABLES: dict[str, type] = {
 # What a resumed run may change: where, how fast and how loudly it computes, not what.
 CHANGEABLE = (
     "log", "checkpoint", "data.workers", "data.loader", "data.text_cache", "train.micro_batch",
-    "train.activation_checkpointing", "train.compile",
+    "train.activation_checkpointing", "train.compile", "train.device",
 )  # fmt: skip
 
 

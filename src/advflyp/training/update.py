@@ -100,8 +100,18 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
     if found.loss_at_start is not None:
         metrics["attack_gain"] = next(iter(losses.values())).detach() / found.loss_at_start
     metrics["grad_norm"] = _move_weights(run)
+    if updates_statistics:
+        _share_statistics(run)
     model.eval()
     return Updated(batch=batch, images_adv=found.images, metrics=metrics)
+
+
+def _share_statistics(run: "TrainingRun") -> None:
+    """Average what batch normalisation has estimated on each rank: all validate and resume the model that is saved."""
+    if run.ranks.size > 1:
+        for buffer in run.model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(run.ranks.all_reduce_sum(buffer) / run.ranks.size)
 
 
 def _move_weights(run: "TrainingRun") -> Tensor:

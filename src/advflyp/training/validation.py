@@ -75,7 +75,7 @@ def _accuracies(run: "TrainingRun") -> dict[str, float]:
         precision = run.precision.precision
         return evaluator.run(attack, threat, precision=precision, seed=seed, watch=watch).accuracy
 
-    attack = find_attack(recipe.validate.attack)
+    attack = run.validation_attack
     found = {"clean": accuracy(find_attack("clean"))}
     if attack.perturbs:
         found["robust"] = accuracy(attack)
