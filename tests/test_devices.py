@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from advflyp import distributed
 from advflyp.cli.main import main
 from advflyp.data.tools.caption import Options, caption
-from advflyp.devices import available_devices, pick_device
+from advflyp.devices import available_devices, lowered, pick_device
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
@@ -157,3 +158,24 @@ def test_processes_each_need_a_gpu_of_their_own(
 
 def _red() -> Image.Image:
     return picture("red", "circle", random.Random(0))
+
+
+def test_the_least_of_several_in_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses it there on CUDA; its result depends on no order."""
+    seen = []
+    real = torch.Tensor.scatter_reduce
+
+    def scatter(*arguments: Any) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(*arguments)
+
+    monkeypatch.setattr(torch.Tensor, "scatter_reduce", scatter)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        found = lowered(torch.tensor([5, 1, 9]), torch.tensor([0, 0, 1, 2]), torch.tensor([4, 3, 2, 9]))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert found.tolist() == [3, 1, 9] and seen == [False]

@@ -10,6 +10,7 @@ import pytest
 from advflyp import recipes
 from advflyp.method import METHODS
 from advflyp.recipes import check_names, find_recipe, known_keys, read_recipe_tree, recipe_names, recipe_text
+from advflyp.training.checks import without_effect
 from advflyp.training.recipe import TABLES, read_recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -248,6 +249,43 @@ def test_recipes_of_the_package_name_what_there_is(path: Path) -> None:
     except ValueError as error:
         # The user's own data.
         assert str(error).startswith("there are no pairs at"), error
+
+
+def test_a_recipe_in_utf_16_is_printed(tmp_path: Path) -> None:
+    """As it is read."""
+    (tmp_path / "x.toml").write_text('# mine\nbase = "advflyp"\n', encoding="utf-16")
+    assert "# mine" in recipe_text(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("keys", "remarks"),
+    [
+        ({}, []),
+        ({"method.clean_gradients": False, "method.reference": "frozen"},
+         ["method.clean_gradients has no effect here: method.reference = 'frozen'"]),
+        ({"method.feature_weight": 0, "method.logit_weight": 0, "method.original_sees": "clean"},
+         ["method.original_sees has no effect here: neither regulariser has a weight"]),
+        ({"method.logit_weight": 0, "method.logit_temperature": 1},
+         ["method.logit_temperature has no effect here: method.logit_weight = 0"]),
+        ({"attack.overfitting_gap": 0.1}, ["attack.overfitting_gap has no effect here: attack.steps is not 1"]),
+        ({"optim.beta2": 0.9, "optim.name": "sgd"}, ["optim.beta2 has no effect here: optim.name = 'sgd'"]),
+        ({"data.also_share": 0.3}, ["data.also_share has no effect here: there is no data.also"]),
+    ],
+)  # fmt: skip
+def test_keys_without_effect_are_named(keys: dict[str, Any], remarks: list[str]) -> None:
+    assert without_effect(read_recipe("advflyp_full", {"data.train": "mini", **keys})) == remarks
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_no_recipe_of_the_package_has_one(name: str) -> None:
+    assert without_effect(read_recipe(name, {})) == []
+
+
+def test_fare_trains_no_text_tower() -> None:
+    said = without_effect(read_recipe("mini/fare", {"train.unfreeze": "all"}))
+    assert said == [
+        "train.unfreeze has no effect here: no loss of method.name = 'fare' reaches the text tower"
+    ]
 
 
 def test_a_recipe_is_printed_whole() -> None:

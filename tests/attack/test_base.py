@@ -1,5 +1,6 @@
 """Attacks as objects on any classifier: what they take, what they leave alone, what they refuse."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 import advflyp
 from advflyp import APGD, CW, FAB, FGSM, PGD, AutoAttack, Square, TargetedAPGD, Threat
-from advflyp.attack.base import Attack
+from advflyp.attack.base import Attack, Custom, source_sha256
 from advflyp.attack.victim import predicted
 from attack.classifiers import pictures
 
@@ -130,3 +131,20 @@ def test_parameters_that_are_none(make: Any, message: str) -> None:
 def test_they_are_exported() -> None:
     for name in ("APGD", "CW", "FAB", "FGSM", "PGD", "AutoAttack", "Square", "TargetedAPGD"):
         assert name in advflyp.__all__ and issubclass(getattr(advflyp, name), Attack)
+
+
+class Twice:
+    """An attack that is an object with a call."""
+
+    def __call__(
+        self, victim: object, images: Tensor, labels: Tensor, threat: Threat, *, streams: object
+    ) -> Tensor:
+        return images
+
+
+def test_objects_and_partial_functions_are_attacks() -> None:
+    """Their results name what they are of, and the hash is of that code."""
+    for function in (Twice(), partial(Twice()), partial(partial(Twice().__call__))):
+        attack = Custom(function=function)
+        assert attack.name.startswith(f"{__name__}:Twice")
+        assert attack.arguments(None, 3) == {"source_sha256": source_sha256(Twice)}

@@ -26,7 +26,7 @@ def right(classifier: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
 def test_what_was_made_against_other_prompts_fools_more_than_noise() -> None:
     clip, food, images, labels = correct_on("mini")
     judged = clip.classifier(food.classes, food.templates)
-    attack = CrossPrompt(attack=PGD(steps=5), templates=TEMPLATES)
+    attack = CrossPrompt(attack=PGD(steps=5), templates=list(TEMPLATES))
     found = attack(judged, images, labels, EPS)
     assert EPS.contains(images, found).all()
     assert right(judged, found, labels) < right(judged, Noise()(judged, images, labels, EPS), labels) - 3

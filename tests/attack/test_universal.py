@@ -55,6 +55,16 @@ def test_every_image_is_used_once_an_epoch() -> None:
 def test_results_know_which_perturbation_it_was() -> None:
     one, other = (Shift(delta=torch.full((3, 2, 2), value)) for value in (0.1, 0.2))
     assert one.arguments(None, 3) != other.arguments(None, 3)
+    for pixels, labels, message in (
+        (255 * torch.rand(2, 3, 2, 2), [0, 1], "from 0 to 1|0 and 1"),
+        (torch.zeros(2, 3, 2, 2, dtype=torch.uint8), [0, 1], "takes float32 or float64 images"),
+        (torch.rand(2, 3, 2, 2), [0], "one int64 label for each of the 2 images"),
+        (torch.rand(0, 3, 2, 2), [], "is found on images, and there are none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            universal_perturbation(
+                lambda x: x.flatten(1), pixels, torch.tensor(labels, dtype=torch.int64), Threat(eps=0.1)
+            )
     with pytest.raises(ValueError, match="has an eps of at most 1/2, not 0.6"):
         universal_perturbation(
             lambda x: x.flatten(1), torch.rand(1, 3, 2, 2), torch.tensor([0]), Threat(eps=0.6)

@@ -27,3 +27,11 @@ def test_the_attack_is_tried(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(AdvFLYP, "attack_loss_of", broken)
     with pytest.raises(ValueError, match="a mistake of one's own"):
         dry_run(recipe, {"method.feature_weight": "0", "method.logit_weight": "0"})
+
+
+def test_captions_that_were_tokenized_with_the_batch(recipe: Path) -> None:
+    """As many texts as images, also where another process has tokenized them all."""
+    found = dry_run(
+        recipe, {"data.loader": "process", "train.unfreeze": "all", "train.deterministic": "true"}
+    )
+    assert found.activations > 0

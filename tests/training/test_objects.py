@@ -91,4 +91,16 @@ def test_objects_that_cannot_be_trained(recipe: Path, tmp_path: Path, tiny_folde
     with pytest.raises(ValueError, match="is a labelled set, and this method trains on pairs"):
         mine = advflyp.LabelledSet([(grey(i), i % 2) for i in range(16)], ["dark", "light"])
         advflyp.train(recipe, FEW, out=tmp_path / "run", pairs=mine)
+    # Not passed over in favour of what the recipe names.
+    with pytest.raises(
+        ValueError, match=r"model=…\) takes a name or an advflyp.CLIP, not a CustomTextCLIP|CLIP; make"
+    ):
+        advflyp.train(recipe, FEW, out=tmp_path / "run", model=frozen.net)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"set=…\) takes a name or an advflyp.LabelledSet, not a list; make"):
+        advflyp.train(recipe, FEW, out=tmp_path / "run", validation_set=[(grey(1), 0)])  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+    # The folder of a run that could not be opened is free again, also while its error is at hand.
+    advflyp.train(recipe, FEW, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="nowhere") as _:
+        advflyp.train(recipe, FEW | {"data.train": "nowhere/*.tar"}, out=tmp_path / "run", resume=True)
+    advflyp.train(recipe, FEW, out=tmp_path / "run", resume=True)

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +23,14 @@ from advflyp.training.loop import train
 from advflyp.training.meter import Flops
 from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
-from advflyp.training.update import constant, derive_seed, find_adversarial, random_start, update
+from advflyp.training.update import (
+    _share_statistics,
+    constant,
+    derive_seed,
+    find_adversarial,
+    random_start,
+    update,
+)
 from data.test_training import class_tree
 from helpers import RECIPE, assert_equal64, models_in_float64
 
@@ -299,3 +307,16 @@ def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     assert state["progress"]["attack_steps"] == 2
     accuracies = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
     assert ["fgsm" in line for line in accuracies] == [True, True, False]
+
+
+def test_running_statistics_are_those_of_all_ranks() -> None:
+    """Otherwise each rank would validate a model of its own, and a resumed run go on with rank 0's."""
+    model = torch.nn.BatchNorm2d(2)
+    model.running_mean = torch.tensor([1.0, 3.0])
+    other = torch.tensor([3.0, 7.0])
+    ranks = SimpleNamespace(
+        size=2, all_reduce_sum=lambda own: own + (other if own is model.running_mean else own)
+    )
+    _share_statistics(SimpleNamespace(ranks=ranks, model=model))  # type: ignore[arg-type]
+    assert model.running_mean.tolist() == [2.0, 5.0] and model.running_var.tolist() == [1.0, 1.0]
+    assert model.num_batches_tracked == 0
