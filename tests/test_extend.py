@@ -193,7 +193,7 @@ def test_names_that_lead_nowhere(examples: Path, recipe: Path, capsys: pytest.Ca
         ),
         ([*train, "my_broken_things:Silent"], "must annotate `config` with the dataclass of its recipe keys"),
         ([*train, "my_broken_things:Pear"], "trains_on is one of pairs, labelled, images, not 'pears'"),
-        ([*evaluate, "my_broken_things:three"], "is no function; an attack is a function or an `Attack`"),
+        ([*evaluate, "my_broken_things:three"], "cannot be called; an attack is a function or an `Attack`"),
         ([*evaluate, "my_broken_things:Mine"], "is a class; name an instance of it"),
         ([*evaluate[:3], "my_broken_things:nothing"], "must return a LabelledSet, not NoneType"),
         ([*evaluate, "my_broken_things:no_streams"], "must take the keyword argument `streams`"),

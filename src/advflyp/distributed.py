@@ -260,7 +260,9 @@ def start(
         raise ValueError(f"the ranks of a run cannot share '{device}'; use cpu, or cuda for one GPU each")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place.type == "cuda" and local >= gpus:
-        raise ValueError(f"local rank {local} has no GPU: this machine has {gpus}; start no more ranks on it")
+        raise ValueError(
+            f"local rank {local} has no GPU: this machine has {gpus}; start at most that many ranks on it"
+        )
     return Accelerator(
         cpu=place.type == "cpu",
         log_with=list(trackers) or None,

@@ -74,6 +74,7 @@ def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
 @pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])
 def test_mistakes(name: str) -> None:
     with pytest.raises(
-        ValueError, match="write pgdN, cwN, fgsm or encoderN before the @, and openai or a model after it"
+        ValueError,
+        match="write pgdN, cwN, pgd-lse-N, fgsm or encoderN before the @, and openai or a model after it",
     ):
         find_attack(name)

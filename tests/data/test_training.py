@@ -218,7 +218,7 @@ def test_readings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"method.name": "tecoa"}, "trains on labelled ones, and data.train = '{tmp}/pairs' holds pairs"),
+        ({"method.name": "tecoa"}, "trains on labelled images, and data.train = '{tmp}/pairs' holds pairs"),
         ({"method.name": "tecoa", "data.train": "mini"}, "name other data, such as mini/proxy, or one of the methods"),
         ({"method.name": "pmg_aft", "data.train": "mini/proxy-captioned"}, "holds pairs"),
         ({"method.name": "flyp", "data.train": "{tmp}/shards"}, "holds pairs"),

@@ -126,7 +126,7 @@ def test_the_same_weights_once_and_names_of_the_zoo() -> None:
         ("ours", "a"): "",
         (zoo, "c"): "",
         ("theirs", "a"): "the same weights are measured here as ours",
-        (zoo, "b"): f"these are not the weights that the zoo's {zoo} has here (c)",
+        (zoo, "b"): f"these weights differ from those measured here as the zoo's {zoo} (c)",
         ("p", "d"): "",
         ("q", "d"): "the same weights are in x.jsonl as p",
     }

@@ -106,7 +106,8 @@ def test_a_text_tower_that_is_a_program(
     use_hub(monkeypatch, hub.url, canary.with_name("cache"))
     edit_config(folder, lambda c: c["text_cfg"].update(hf_model_name="some/evil"))
     with pytest.raises(
-        ValueError, match="some/evil is of no type that transformers has, and no code of it is run"
+        ValueError,
+        match="some/evil has a type that transformers does not know, and code that comes with a model is never run",
     ):
         load_model(folder)
     assert not canary.exists()

@@ -40,7 +40,7 @@ def test_a_folder_of_others_is_not_replaced(tiny: CLIP, tmp_path: Path) -> None:
     for name in ("thesis.txt", "card.json"):
         (tmp_path / "m" / name).write_text("{}")
         with pytest.raises(
-            ValueError, match=f"m holds {name}, which advflyp did not write, and is not replaced"
+            ValueError, match=f"m holds {name}, which advflyp did not write, so the folder is not replaced"
         ):
             save_model(tiny, tmp_path / "m", {})
         assert [path.name for path in (tmp_path / "m").iterdir()] == [name]

@@ -174,7 +174,7 @@ def test_repositories_that_cannot_be_read(
             "some/empty",
             "hf-hub:some/empty: it holds no model that can be loaded: neither open_clip_config.json",
         ),
-        ("some/bert", "holds a model of the type 'bert'; of transformers' models those of the types 'clip'"),
+        ("some/bert", "holds a model of the type 'bert'; only transformers models of type 'clip'"),
         ("some/bare", "holds no weights: neither model.safetensors nor pytorch_model.bin"),
     ):
         error = refusal(f"hf-hub:{name}", capfd)

@@ -369,9 +369,7 @@ def test_hashes_and_revisions(
     ):
         load_model(entry.name)
     monkeypatch.setitem(ZOO, entry.name, dataclasses.replace(pinned, revision="f" * 40))
-    with pytest.raises(
-        ValueError, match=f"{entry.repository} no longer has the revision that is asked for; hf-hub:"
-    ):
+    with pytest.raises(ValueError, match=f"{entry.repository} no longer has the requested revision; hf-hub:"):
         load_model(entry.name)
 
 

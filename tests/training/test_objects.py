@@ -70,10 +70,10 @@ def test_a_resume_needs_the_same_objects(recipe: Path, tmp_path: Path, tiny_fold
     pairs, out = pairs_in(write_folder(tmp_path / "data", 40)), tmp_path / "run"
     advflyp.train(recipe, FEW, out=out, pairs=pairs)
     with pytest.raises(
-        ValueError, match=r"data\.train = 'object:list:40' was an object .*\.train\(…, pairs=…\)"
+        ValueError, match=r"data\.train = 'object:list:40' stands for a Python object.*\.train\(…, pairs=…\)"
     ):
         advflyp.train(recipe, FEW, out=out, resume=True)
-    with pytest.raises(ValueError, match=r"data\.train = 'object:list:40' was an object"):
+    with pytest.raises(ValueError, match=r"data\.train = 'object:list:40' stands for a Python object"):
         advflyp.train(out / "recipe.toml", out=tmp_path / "again")
     with pytest.raises(ValueError, match="data.train was 'object:list:40', is 'object:list:39'"):
         advflyp.train(recipe, FEW, out=out, pairs=pairs[1:], resume=True)

@@ -285,6 +285,6 @@ def test_an_answer_that_another_label_equals_is_not_attacked(images: list[Path])
     model = load_model("mini")
     torch.nn.init.zeros_(model.net.text_projection)  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match="mini finds 'pizza' no likelier than another label.*give it other labels"
+        ValueError, match="mini finds 'pizza' and another label equally likely.*choose other labels"
     ):
         attack_image(model, images[0], ["pizza", "salad"], eps=1 / 255)

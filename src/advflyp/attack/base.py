@@ -283,7 +283,7 @@ class Custom(SingleAttack):
         if isinstance(self.function, type):
             raise ValueError(f"{called} is a class; name an instance of it")
         if not callable(self.function):
-            raise ValueError(f"{called} is no function; an attack is a function or an `Attack`")
+            raise ValueError(f"{called} cannot be called; an attack is a function or an `Attack`")
         parameters = inspect.signature(self.function).parameters.values()
         if not any(one.name == "streams" or one.kind is one.VAR_KEYWORD for one in parameters):
             raise ValueError(f"{self.name} must take the keyword argument `streams`, its random numbers")

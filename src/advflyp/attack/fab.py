@@ -27,8 +27,8 @@ class _Approach(Attempts):
 class FAB(Member):
     """Targeted FAB: steps to the boundary of each of the most likely wrong classes, staying close to the image.
 
-    It minimises the distance independently of ε, and stops for an image once an adversarial one is within ε. It starts
-    at the image and draws no random numbers. Images on which it fails are returned unchanged.
+    It minimises the distance whatever ε is, and stops on an image once it has found an adversarial version within ε. It
+    starts at the image and draws no random numbers. Images on which it fails are returned unchanged.
 
     Args:
         targets: Number of target classes, the most likely on the clean image first; at most all wrong classes.

@@ -42,11 +42,11 @@ def read_attack_name(name: str) -> dict[str, Any]:
         read = read_attack_name(searched)
         if read["kind"] not in ELSEWHERE or not where:
             raise ValueError(
-                f"'{name}': write pgdN, cwN, fgsm or encoderN before the @, and openai or a model after it"
+                f"'{name}': write pgdN, cwN, pgd-lse-N, fgsm or encoderN before the @, and openai or a model after it"
             )
         if read["kind"] == "encoder" and where.strip() == "openai":
             raise ValueError(
-                f"'{name}': {searched} uses no prompts, so others change nothing; leave out @openai"
+                f"'{name}': {searched} uses no prompts, so other prompts change nothing; leave out @openai"
             )
         return {"kind": "elsewhere", "attack": searched, "where": where.strip()}
     plain = re.sub(r"\s", "", name.lower()).replace("×", "x").replace("(rand)", "-rand")

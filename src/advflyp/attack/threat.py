@@ -33,7 +33,7 @@ class Threat:
             raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(
-                f"eps is in pixels of [0, 1], write 4/255 for four grey levels; it is {self.eps}"
+                f"eps is for pixel values from 0 to 1: write 4/255 for four grey levels, not {self.eps:g}"
             )
         if not SMALLEST <= self.eps <= LARGEST:
             raise ValueError(

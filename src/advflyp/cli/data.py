@@ -179,8 +179,8 @@ def overlap(
 
     Args:
         against: Benchmark sets, groups of sets or paths, as in `advflyp eval --sets`.
-        model: Confirm the matches of the perceptual hash with this model's embeddings. Use one with --drop: alone, the
-            hash also takes different images of similar shape for duplicates.
+        model: Confirm the matches of the perceptual hash with this model's embeddings. Use one with --drop: without
+            a model, different images of similar shape also count as duplicates.
         bits: Largest number of bits, of 64, in which two hashes may differ (default: 6, or 12 with a model).
         cosine: With --model: smallest cosine similarity of the embeddings.
         out: Folder for matches.jsonl, and index.html to look at them.

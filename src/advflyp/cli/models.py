@@ -111,7 +111,7 @@ def publish(
     if licence is not None:
         find_licence(licence)  # a mistake is reported before torch is imported
     elif send:
-        raise ValueError("say under which licence: --licence apache-2.0, for example")
+        raise ValueError("--send needs a licence, for example --licence apache-2.0")
     with heavy_imports():
         from advflyp.files import write_text
         from advflyp.model.interop.publish import prepare

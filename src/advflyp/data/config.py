@@ -21,7 +21,8 @@ class DataConfig:
         also: A second source of pairs, mixed into the first.
         also_share: Fraction of the samples drawn from `also`.
         batch_size: N of Eq. 1, images in a batch.
-        drop_last: Drop the samples of an epoch that fill no batch; false makes a smaller last batch of them.
+        drop_last: Drop the samples left over at the end of an epoch, too few for a batch; false makes a smaller last
+            batch of them.
         limit: The first N pairs, or N class-balanced images.
         classes: Only so many classes of labelled data (or of "mini/proxy-captioned"), drawn by train.seed; none takes
             all. `limit` then takes these evenly.
@@ -31,8 +32,8 @@ class DataConfig:
         workers: Number of decoding threads.
         loader: "threads" makes batches in the training's process, "process" in one of its own, which leaves the
             interpreter to the training: for a GPU that waits for data. The same batches.
-        resize: Shorter side before the centre crop; none uses the model's own preprocessing, which crops nothing
-            off it.
+        resize: Shorter side before the centre crop; none uses the model's own preprocessing, which crops
+            nothing off it.
         interpolation: "bilinear" or "bicubic" resizing; none uses the model's own.
         templates: Prompts of labelled data in place of the set's: one, several with " | " between them, or
             "openai", the 80 of OpenAI for ImageNet. Classes are the mean of all; of several, an image's caption is

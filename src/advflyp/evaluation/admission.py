@@ -74,7 +74,7 @@ def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
             where = "measured here" if first.source is None else f"in {first.source.name}"
             refused = f"the same weights are {where} as {first.model}"
         elif not refused and one.sha256 != zoo.get(one.model, one.sha256):
-            refused = f"these are not the weights that the zoo's {one.model} has here ({zoo[one.model][:12]})"
+            refused = f"these weights differ from those measured here as the zoo's {one.model} ({zoo[one.model][:12]})"
         if not refused:
             seen[one.sha256] = one
         result.append(replace(one, refused=refused))

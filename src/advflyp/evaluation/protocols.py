@@ -56,8 +56,8 @@ class Protocol:
         precision: Precision of the attack's search.
         notes: What still differs from the published numbers.
         seed: Random seed of the attacks and of `limit`, on a leaderboard.
-        records: The protocol that its results record, if this is a choice of datasets, images, attacks and radii of
-            that protocol. None: itself.
+        records: The protocol named in its results, if this one only selects datasets, images, attacks and radii from
+            it; None for this one.
         evidence: Whether a leaderboard requires the per-image predictions and the checks for masked gradients.
     """
 

@@ -175,7 +175,7 @@ def read_cells(path: Path) -> list[Cell]:
 
 
 def check_store(path: Path) -> None:
-    """ValueError if a file is in the place of a folder needed beside the results; checked early, measuring is slow."""
+    """ValueError if a file is where the results need a folder; checked early, because measuring is slow."""
     for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file where {path} needs a folder; move it away")

@@ -87,8 +87,10 @@ def _text_tower_folder(name: str) -> Path:
         # open_clip leaves trust_remote_code unset, and transformers would then ask on the terminal.
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # transformers may raise anything for a bad configuration
-        wrong = f"the text tower {name} is of no type that transformers has, and no code of it is run"
-        raise ValueError(wrong) from None
+        raise ValueError(
+            f"the text tower {name} has a type that transformers does not know, and code that comes with a model is "
+            "never run"
+        ) from None
     return folder
 
 

@@ -123,8 +123,8 @@ def check_replaceable(folder: Path) -> None:
     if names and (names - known or "weights_sha256" not in read_card(folder.absolute())):
         foreign = min(names - known or names)
         raise ValueError(
-            f"{folder} holds {foreign}, which advflyp did not write, and is not replaced; move it away, or name "
-            "another folder"
+            f"{folder} holds {foreign}, which advflyp did not write, so the folder is not replaced; move it away, or "
+            "name another folder"
         )
 
 

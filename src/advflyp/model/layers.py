@@ -112,7 +112,7 @@ class SelfAttention(nn.MultiheadAttention):
 class ClassTokenTower(VisionTransformer):
     """A ViT that computes only the class token in its last block, as long as nothing else is read.
 
-    Of that block's products five sixths are left out: 7 % of the arithmetic of a ViT-B/32, forward and backward.
+    This leaves out five sixths of that block's products, 7 % of the arithmetic of a ViT-B/32, forward and backward.
     """
 
     def forward(self, x: Tensor, every_token: bool = False) -> Any:
@@ -152,7 +152,7 @@ class LastBlock(ResidualAttentionBlock):
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, n, width): what becomes of the tokens `q_x` (N, n, width), which are among `k_x` (N, L, width)."""
+        """(N, n, width): the block's output for the tokens `q_x` (N, n, width), which are among `k_x` (N, L, width)."""
         if k_x is None:
             return super().forward(q_x, attn_mask=attn_mask)
         keys = self.ln_1(k_x)
@@ -161,7 +161,7 @@ class LastBlock(ResidualAttentionBlock):
 
 
 class AttentionPool(AttentionPool2d):
-    """A ResNet's attention pooling, which computes only the query that it returns: the mean's.
+    """A ResNet's attention pooling, that computes only the output that it returns, that of the mean.
 
     open_clip's class computes one for every place, 7 % of the arithmetic of `mini` and 5 % of an RN50's.
     """

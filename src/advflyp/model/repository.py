@@ -210,7 +210,7 @@ def _explained(name: str, kind: Kind, error: Exception) -> str:
         noun = "repository" if kind == "model" else kind
         return f"the hub has no {noun} {name}, or it is private: check the name; if it is private, {LOG_IN}"
     if isinstance(error, RevisionNotFoundError):
-        return f"{what} no longer has the revision that is asked for; {HUB_PREFIX}{name} is the newest one"
+        return f"{what} no longer has the requested revision; {HUB_PREFIX}{name} is the newest one"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):

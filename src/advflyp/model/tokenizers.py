@@ -142,7 +142,8 @@ def _check_normalizer(tree: Any) -> None:
         expression = pattern.get("Regex", "") if isinstance(pattern, dict) else ""
         if expression and not (isinstance(expression, str) and _LINEAR.fullmatch(expression)):
             raise ValueError(
-                f"its normalizer replaces '{str(expression)[:60]}', and only single characters that repeat are replaced"
+                f"its normalizer uses the pattern '{str(expression)[:60]}'; only patterns of single characters, which "
+                "may repeat, are accepted"
             )
         growth *= max(1, *(len(str(step.get(key, ""))) for key in ("content", "prepend")))
     if growth > MAX_TEXT_GROWTH:

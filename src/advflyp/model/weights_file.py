@@ -165,8 +165,8 @@ def _check_zip(path: Path) -> bool:
         )
     if unpacked > MOST_UNPACKED * packed + SPARE_BYTES:
         raise ValueError(
-            f"{path} is {unpacked // packed:,} times as large when it is unpacked, which weights are not; save the "
-            "state dict anew where it was made"
+            f"{path} is {unpacked // packed:,} times as large when it is unpacked, which real weights never are; save "
+            "the state dict again, uncompressed, where it was made"
         )
     try:
         with zipfile.ZipFile(path) as archive, archive.open(pickled) as file:

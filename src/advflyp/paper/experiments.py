@@ -164,7 +164,9 @@ def _check_numbers(seeds: int, steps: int | None) -> None:
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {seeds}")
     if seeds > MOST_SEEDS:
-        raise ValueError(f"--seeds is how many trainings each method gets, at most {MOST_SEEDS}, not {seeds}")
+        raise ValueError(
+            f"--seeds, the number of trainings of each method, must be at most {MOST_SEEDS}, not {seeds}"
+        )
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
 

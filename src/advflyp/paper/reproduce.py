@@ -52,8 +52,8 @@ def reproduce(
     """Carry out the plan in `out` (finished steps are kept), write `out`/report and print its tables.
 
     Args:
-        precision: Precision of the remaining steps; by default the one the study began with, and for a new study the
-            one the device is faster in.
+        precision: Precision of the remaining steps; by default that which the study began with; for a new study,
+            whichever is faster on the device.
 
     Returns:
         {step: reason} of the steps that failed.

@@ -155,7 +155,7 @@ def _do(plan: Plan, step: Step, folder: Path, console: Console) -> None:
     sha256 = weights_sha256(loaded)
     if any(cell.checkpoint_sha256 != sha256 for cell in read_cells(store)):
         raise ValueError(
-            f"{store} holds results of other weights than {model} has; delete the file to measure them all again"
+            f"{store} holds results of weights other than those in {model}; delete the file to measure everything again"
         )
     if step.run.best_of:
         _take_over(folder / "results" / f"{step.training}.jsonl", store, sha256, step.run.label)

@@ -23,7 +23,7 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between checkpoints, in addition to those at the end of an epoch.
-        epochs: Epochs between the checkpoints at the end of an epoch, by default 1; raise it if epochs are short.
+        epochs: Save one at the end of every N-th epoch, by default of every one; raise it if epochs are short.
         keep: Number of checkpoints to keep.
         last: Also save the weights of the last step as a model, in last/ beside best/.
     """

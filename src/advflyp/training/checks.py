@@ -20,7 +20,9 @@ def check_data(recipe: Recipe) -> None:
     if wanted == "images" or not found or wanted in found:
         return
     others = [name for name, (other, _) in METHODS.items() if other.trains_on in (*found, "images")]
-    has, lacks = ("labelled images", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled ones")
+    has, lacks = (
+        ("labelled images", "image–text pairs") if wanted == "pairs" else ("pairs", "labelled images")
+    )
     instead = "mini" if wanted == "pairs" else "mini/proxy"
     raise ValueError(
         f"method.name = '{recipe.method_name}' trains on {lacks}, and data.train = '{train}' holds {has}; "
@@ -63,7 +65,8 @@ def check_sizes(recipe: Recipe, method: Method, model: CLIP) -> None:
             continue
         if not method.any_size:
             raise ValueError(
-                f"data.schedule: method.name = '{recipe.method_name}' takes images of the model's own size only"
+                f"data.schedule: method.name = '{recipe.method_name}' takes images of the model's own size only; leave "
+                "it out"
             )
         if recipe.train.parallel == "fsdp":
             raise ValueError("data.schedule cannot be combined with train.parallel = 'fsdp'; use 'ddp'")

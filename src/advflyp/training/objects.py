@@ -59,7 +59,7 @@ class Objects:
                 name = tree.get(table, {}).get(key)
                 if getattr(self, argument) is None and isinstance(name, str) and name.startswith(OBJECT):
                     raise ValueError(
-                        f"{table}.{key} = '{name}' was an object that Python gave: give the same one to "
+                        f"{table}.{key} = '{name}' stands for a Python object: pass the same object to "
                         f"advflyp.train(…, {argument}=…)"
                     )
 

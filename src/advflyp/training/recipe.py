@@ -86,7 +86,7 @@ class ValidateConfig:
         limit: Use N of its images, class-balanced.
         attack: "pgd10", "cw10", … at the training attack's ε and norm, or "clean".
         every: Steps between validations, in addition to those at the end of an epoch.
-        epochs: Epochs between the validations at the end of an epoch, by default 1; raise it if epochs are short. The
+        epochs: Validate at the end of every N-th epoch, by default of every one; raise it if epochs are short. The
             end of the run is always validated.
     """
 

@@ -131,12 +131,12 @@ def attack_image(
         answer = found.clean[0][0].label
         if found.label in (None, answer):
             raise ValueError(
-                f"{found.image}: {found.models[0]} finds '{answer}' no likelier than another label, so there is no "
-                "answer to attack; give it other labels"
+                f"{found.image}: {found.models[0]} finds '{answer}' and another label equally likely, so there is "
+                "no single answer to attack; choose other labels"
             )
         raise ValueError(
-            f"{found.image}: {found.models[0]} says '{answer}' without an attack, so '{found.label}' need not be "
-            f"attacked; --label '{answer}' attacks that answer"
+            f"{found.image}: {found.models[0]} already answers '{answer}', not '{found.label}', for the clean image, "
+            f"so there is nothing to attack; --label '{answer}' attacks that answer"
         )
     return replace(found, sha256=[weights_sha256(one) for one in models])
 

@@ -200,12 +200,14 @@ def _controls(gradio: Any, demo: Demo) -> tuple[Any, ...]:
         object_fit="contain", buttons=[], elem_id="samples",
     )  # fmt: skip
     upload = gradio.UploadButton("Use an image of yours", file_types=["image"], type="binary")
-    eps = gradio.Slider(1, 16, 2, step=1, label="ε: grey levels that a pixel may change, of 255")
+    eps = gradio.Slider(1, 16, 2, step=1, label="ε: how far a pixel may change, in grey levels (of 255)")
     attack = gradio.Dropdown(list(ATTACKS), value="PGD-10", label="Attack")
     every = [*(label for _, label in SAMPLES), *OTHERS]
     label = gradio.Dropdown([NOT_SAID, *every], value=every[0], label="The image shows")
     with gradio.Accordion("Labels", open=False):
-        lines = gradio.Textbox("\n".join(every), lines=8, label="The models choose among, one a line")
+        lines = gradio.Textbox(
+            "\n".join(every), lines=8, label="Labels that the models choose among, one per line"
+        )
         file = gradio.UploadButton("Labels from a file", file_types=[".txt"], type="binary")
     return samples, upload, eps, attack, label, lines, file
 

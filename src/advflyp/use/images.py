@@ -35,14 +35,14 @@ SENTENCES = {
     NEEDS_AVIF: f"is an AVIF image, which this Pillow cannot read: `pip install 'pillow>=11.3'`, {CONVERT}",
     "image has too many pixels": f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller",
     "image is too long and thin": f"is more than {MAX_ASPECT} times as long as it is wide; cut it",
-    "image takes too long to decode": "is a JPEG of too many scans; save it anew",
+    "image takes too long to decode": "is a JPEG with too many scans; save it again",
     "image file is too large": f"is larger than {MAX_IMAGE_BYTES >> 20} MB; make it smaller",
     "not a regular file": "is not a regular file; name an image file",
     "image is too small": f"is smaller than {MIN_SIDE} pixels on a side",
     "truncated image": "is cut off before its end; copy it again",
-    "unreadable image": "is damaged, or has pixels of a kind that has no agreed colours",
+    "unreadable image": "is damaged, or uses a pixel format whose colours are not defined",
     "floating-point pixels outside 0 to 1": "has floating-point pixels outside 0 to 1; save it with 8 or 16 bits",
-    "signed or 32-bit pixels": "has signed or 32-bit pixels, whose range nobody agrees on; save it with 8 or 16 bits",
+    "signed or 32-bit pixels": "has signed or 32-bit pixels, whose range is ambiguous; save it with 8 or 16 bits",
 }
 
 

@@ -58,9 +58,7 @@ def legend(found: AttackedImage) -> str:
     """What the marks of `attacked_table` mean."""
     if found.label is not None:
         return f"✓: '{found.label}', as --label says; ✗: anything else"
-    return (
-        "same, changed: against the model's answer for the clean image; what is right was not said (--label)"
-    )
+    return "same, changed: compared with the model's answer for the clean image; no right label was given (--label)"
 
 
 def verdict(found: AttackedImage, model: int) -> str:

@@ -138,7 +138,7 @@ def test_json_in_every_form() -> None:
         (
             "t.json",
             '{"image":\n"a"}',
-            "is damaged: line 1 is no JSON object, and the file no list of objects",
+            "is damaged: line 1 is not a JSON object, and the file is not a list of objects",
         ),
         ("t.json", '[{"image": "a"}', "is damaged: Expecting"),
         ("t.jsonl", '{"image": "a"}\n3\n', "must hold objects .* row 2 is '3'"),

@@ -155,7 +155,7 @@ def test_mixing_keeps_the_share_everywhere() -> None:
 def test_a_second_source_that_a_process_gets_nothing_of() -> None:
     share = Share(2, 1, 2)
     main = open_stream(Numbers(10), seed=0, buffer=1, share=share)
-    with pytest.raises(ValueError, match=r"data\.also holds fewer pairs than there are ranks"):
+    with pytest.raises(ValueError, match=r"data\.also holds fewer pairs than the run has ranks"):
         Mixed(main, open_stream(Numbers(1), seed=0, buffer=1, share=share), 0.5, ranks=2)
 
 

@@ -179,7 +179,7 @@ def test_a_set_needs_two_classes_pictures_and_names_for_its_labels() -> None:
         in_memory([0, 0], classes=1)
     with pytest.raises(ValueError, match="x holds no images"):
         in_memory([])
-    with pytest.raises(ValueError, match="x has labels from 0 to 3; labels are places in"):
+    with pytest.raises(ValueError, match="x has labels from 0 to 3; labels are indices into"):
         in_memory([0, 3])
 
 
@@ -252,7 +252,7 @@ def test_shards_by_number_and_names_in_json(tmp_path: Path) -> None:
         ([("a.png", b"x")], "a has an image but no a.cls"),
         ([("a.cls", b"0")], "a has a label but no image"),
         ([("a.png", b"x"), ("a.cls", b"cat")], "a .cls member is not a whole number"),
-        ([("a.png", b"x"), ("a.cls", b"7")], "has labels from 7 to 7; labels are places in"),
+        ([("a.png", b"x"), ("a.cls", b"7")], "has labels from 7 to 7; labels are indices into"),
         ([], "holds no images"),
     ],
 )
@@ -327,7 +327,7 @@ def test_folders_whose_order_is_not_clear(tmp_path: Path) -> None:
     put_text(tmp_path / "classnames.txt", *names.values())
     with pytest.raises(
         ValueError,
-        match=r"'class10' in alphabetical order but with 'class2' in numerical order, .*classnames.json",
+        match=r"as text \('class10' first\) and by number \('class2' first\), .*classnames.json",
     ):
         load_set(f"{tmp_path}/")
     (tmp_path / "classnames.json").write_text(json.dumps(names))

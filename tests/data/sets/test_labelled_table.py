@@ -262,7 +262,7 @@ def test_tiny_imagenet_has_the_published_part_too(root: Path) -> None:
     folder = root / "tiny-imagenet-200"
     wnids = sorted((folder / "wnids.txt").read_text().split())
     with pytest.raises(
-        ValueError, match=r"the list is tinyimagenet_refined_labels.json of AdvFLYP's release"
+        ValueError, match=r"a list from AdvFLYP's release, ImageNet_files/tinyimagenet_refined_labels.json"
     ):
         load_set("tiny-imagenet@advflyp")
     path = folder / "tinyimagenet_refined_labels.json"

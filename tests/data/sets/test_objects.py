@@ -89,7 +89,7 @@ def test_stored_labels_spare_a_pass_and_are_compared_with_what_is_read() -> None
     turned = Known()
     turned.target_transform = str  # type: ignore[attr-defined]
     with pytest.raises(
-        ValueError, match="labels from 0 to 2; labels are places in `classes`, with 2 names 0 to 1"
+        ValueError, match="labels from 0 to 2; labels are indices into `classes`, with 2 names 0 to 1"
     ):
         advflyp.LabelledSet(turned, ["a", "b"])
     assert turned.read >= 60
@@ -117,7 +117,7 @@ def test_grey_and_8_bit_tensors() -> None:
         ),
         ((torch.zeros(4, 4), 0), r"of shape \(4, 4\); a tensor must be"),
         ((np.zeros((4, 4, 3), np.uint8), 0), r"is a ndarray of shape \(4, 4, 3\); give a PIL image"),
-        ((grey(1), 3), "x has labels from 3 to 3; labels are places in `classes`, with 3 names 0 to 2"),
+        ((grey(1), 3), "x has labels from 3 to 3; labels are indices into `classes`, with 3 names 0 to 2"),
         ((grey(1), -1), "x has labels from -1 to -1"),
         ((grey(1), 0.5), "the label of item 0 of x is a float; labels are whole numbers from 0 on"),
         ((grey(1), "ant"), "the label of item 0 of x is a str"),

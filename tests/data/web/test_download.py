@@ -203,7 +203,7 @@ def test_a_list_that_is_too_short(fake: Fake, tmp_path: Path) -> None:
     manifest = download(urls, out=tmp_path / "shards", num=60, say=said.append)
     assert manifest.pairs == 30 and manifest.source["rows_tried"] == 100
     assert manifest.source["list_exhausted"] and not manifest.source["complete"]
-    assert said[-1].startswith("the list is exhausted: 30 of 60 wanted, from 100 addresses")
+    assert said[-1].startswith("the list is exhausted: its 100 addresses gave 30 of the 60 pairs wanted")
     assert download(urls, out=tmp_path / "all").source["complete"], "no number is wanted: one try at each"
 
 

@@ -161,7 +161,7 @@ def test_filters(tmp_path: Path, filters: Filters, good: Any) -> None:
     source = write(tmp_path / "m.parquet", rows(600))
     expected = {f"https://example.org/{i}.jpg" for i in range(600) if good(i)}
     if not expected:
-        with pytest.raises(ValueError, match="no row can be drawn: of 600 rows .*short caption.*600"):
+        with pytest.raises(ValueError, match="no row can be drawn of 600 rows; skipped: 600 .*short caption"):
             sample([source], num=1000, out=tmp_path / "o.parquet", filters=filters)
         assert not list(tmp_path.glob("o*"))
         return
@@ -273,7 +273,7 @@ def test_fewer_rows_than_asked_for_are_said_plainly(tmp_path: Path) -> None:
     source = write(tmp_path / "m.parquet", [*rows(20), {"URL": "ftp://a/b", "TEXT": "x"}])
     few = sample([source], num=17, expect_success=0.5, out=tmp_path / "a.parquet").describe()
     assert few.splitlines() == [
-        "20 of 21 rows, 1 without: no web address",
+        "20 of 21 rows; skipped: 1 (no web address)",
         "there are no more rows to draw; 34 were asked for, to get 17 good pairs",
     ]
     assert (
@@ -389,7 +389,7 @@ def test_what_cannot_be_sampled(tmp_path: Path) -> None:
         ({"seed": 2**64}, "--seed must be from 0"),
         (
             {"metadata": [nested]},
-            r"no column of captions .* with text or numbers; it has url, caption \(VARCHAR\[\]\): name one",
+            r"for caption, which a sample needs; it has url, caption \(VARCHAR\[\]\): name one",
         ),
         ({"columns": {"colour": "url"}}, "there is no column 'colour' to name"),
         ({"out": tmp_path / "o.csv"}, r"must end in \.parquet"),

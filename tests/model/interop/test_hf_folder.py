@@ -136,9 +136,7 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/config.json").write_text('{"model_type": "bert"}')
-    assert "holds a model of the type 'bert'; of transformers' models those of the types 'clip'" in refused(
-        "bert"
-    )
+    assert "holds a model of the type 'bert'; only transformers models of type 'clip'" in refused("bert")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/config.json").write_text("{")
     assert "config.json is damaged" in refused("damaged")

@@ -28,9 +28,7 @@ from advflyp.errors import RunError
 # As many batches ahead of the training as with threads, and one that is being made.
 SLOTS = 4
 _SERVE = "import sys; sys.path[:] = {}; from advflyp.data.pairs.process import serve; serve({}, {})"
-NOT_SENT = (
-    'data.loader = "process" is not for this data, which no other process can be given ({}); leave it out'
-)
+NOT_SENT = 'data.loader = "process" cannot be used: this data cannot be sent to another process ({}); leave the key out'
 _END = None
 
 

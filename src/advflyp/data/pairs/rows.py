@@ -129,7 +129,7 @@ def _parsed(line: str, address: str, number: int) -> Any:
     try:
         return parse_json(line)
     except ValueError as error:
-        first = "is no JSON object, and the file no list of objects"
+        first = "is not a JSON object, and the file is not a list of objects"
         what = "is cut off or no JSON object" if number > 1 else first
         raise ValueError(f"{address} is damaged: line {number} {what} ({error})") from None
 

@@ -157,7 +157,9 @@ class Mixed:
 
     def __init__(self, main: Stream, other: Stream, share: float, ranks: int = 1) -> None:
         if len(other) < ranks:
-            raise ValueError("data.also holds fewer pairs than there are ranks; drop it or name more")
+            raise ValueError(
+                "data.also holds fewer pairs than the run has ranks; leave it out or name a larger source"
+            )
         self.main, self.other, self.share = main, other, share
 
     def __len__(self) -> int:

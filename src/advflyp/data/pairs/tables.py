@@ -177,7 +177,7 @@ def open_parquet(
             shards += [RowGroup(address, group, image, caption, n) for group, n in enumerate(counts)]
     if of_paths and shards:
         raise ValueError(
-            f"{addresses[0]} and the others hold both paths and bytes; train on one kind at a time"
+            f"of {addresses[0]} and the other files, some hold image paths and some image bytes; name files of one kind"
         )
     if of_paths:
         return _joined((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])

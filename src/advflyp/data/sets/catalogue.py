@@ -365,8 +365,8 @@ def how_to_get(name: str, source: Source = "any") -> str:
     place = data_folder() / entry.places[0]
     if split.startswith("advflyp"):
         return (
-            f"its images are those of tiny-imagenet, the list is {PUBLISHED_LIST} of AdvFLYP's release (folder "
-            f"ImageNet_files); put that file in {place}"
+            f"it uses the images of tiny-imagenet and a list from AdvFLYP's release, ImageNet_files/{PUBLISHED_LIST}; "
+            f"put that list in {place}"
         )
     if fetchable(name):
         folder = place if split in entry.splits else data_folder() / (entry.wds or "")

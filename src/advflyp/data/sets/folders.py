@@ -112,8 +112,8 @@ def _check_order(folder: Path, found: list[str]) -> None:
     )
     if moved is not None:
         raise ValueError(
-            f"the folders of {folder} begin with '{moved[0]}' in alphabetical order but with '{moved[1]}' in numerical "
-            f"order, and a list of names does not say which order it follows; write {CLASS_NAMES[1]} as "
+            f"the folders of {folder} sort differently as text ('{moved[0]}' first) and by number ('{moved[1]}' "
+            f"first), and a list of names does not say which it follows; write {CLASS_NAMES[1]} as "
             f'{{"{moved[0]}": "its name", …}}'
         )
 

@@ -128,7 +128,7 @@ class LabelledSet:
         low, high = int(self.labels.min()), int(self.labels.max())
         if not 0 <= low <= high < len(self.classes):
             raise ValueError(
-                f"{called} has labels from {low} to {high}; labels are places in `classes`, with "
+                f"{called} has labels from {low} to {high}; labels are indices into `classes`, with "
                 f"{counted(len(self.classes), 'name')} 0 to {len(self.classes) - 1}"
             )
 

@@ -233,7 +233,7 @@ def _finish(work: Rounds, fresh: bool, how: dict[str, Any]) -> Manifest:
     write_manifest(work.out, manifest)
     if not complete:
         work.say(
-            f"the list is exhausted: {manifest.pairs:,} of {work.wanted:,} wanted, from "
-            f"{counted(state.rows, 'address')}; a longer list is needed for more"
+            f"the list is exhausted: its {counted(state.rows, 'address')} gave {manifest.pairs:,} of the "
+            f"{work.wanted:,} pairs wanted; use a longer list"
         )
     return manifest

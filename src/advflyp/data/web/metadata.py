@@ -220,8 +220,8 @@ def find_columns(
         if column not in found:
             there = ", ".join(name if name in plain else f"{name} ({kind})" for name, kind in columns.items())
             raise ValueError(
-                f"{file} has no column of {column}s by a known name, which {needer} needs, with text or numbers; it "
-                f"has {there}: name one with --columns {column}=NAME"
+                f"{file} has no column of text or numbers by a known name for {column}, which {needer} needs; it has "
+                f"{there}: name one with --columns {column}=NAME"
             )
     return found
 

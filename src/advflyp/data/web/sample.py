@@ -46,6 +46,11 @@ class Plan:
     columns: dict[str, str]  # our name → theirs, of the first file
 
 
+def _reasons(dropped: Counter[str]) -> str:
+    """ "30 (no caption), 20 (similarity)"."""
+    return ", ".join(f"{number:,} ({reason})" for reason, number in dropped.most_common())
+
+
 @dataclass
 class Summary:
     """What `sample` did."""
@@ -58,8 +63,8 @@ class Summary:
 
     def describe(self) -> str:
         """A message for the user; says so if there were fewer rows than asked for."""
-        without = "".join(f", {number:,} without: {reason}" for reason, number in self.dropped.most_common())
-        line = f"{self.kept:,} of {counted(self.rows, 'row')}{without}"
+        skipped = f"; skipped: {_reasons(self.dropped)}" if self.dropped else ""
+        line = f"{self.kept:,} of {counted(self.rows, 'row')}{skipped}"
         if self.kept == self.drawn:
             return line
         return (
@@ -109,7 +114,7 @@ def sample(
         summary = best.summary
         if not summary.kept:
             raise ValueError(
-                f"no row can be drawn: of {counted(summary.rows, 'row')} {dict(summary.dropped)} were skipped"
+                f"no row can be drawn of {counted(summary.rows, 'row')}; skipped: {_reasons(summary.dropped)}"
             )
         about = {
             "wanted": num,

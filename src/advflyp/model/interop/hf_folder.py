@@ -166,8 +166,8 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
         raise ValueError(
-            f"{folder} holds a model of the type '{kind}'; of transformers' models those of the types 'clip' and "
-            "'siglip' can be loaded, with both towers"
+            f"{folder} holds a model of the type '{kind}'; only transformers models of type 'clip' or "
+            "'siglip', with both towers, can be loaded"
         )
     for tower in ("vision_config", "text_config"):
         checked(config.get(tower), dict[str, Any], f"{path}: {tower}")
@@ -241,7 +241,7 @@ def _siglip(
         ):
             break
     else:
-        raise ValueError("a SigLIP of sizes that none of open_clip's architectures has")
+        raise ValueError("none of open_clip's SigLIP architectures has these sizes")
     if _known(vision.get("hidden_act", "gelu_pytorch_tanh"))[1] == "tanh":
         warnings.warn(
             f"{folder}: its image tower has the tanh approximation of GELU; open_clip's {architecture} computes GELU, "
@@ -315,7 +315,7 @@ def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> 
     highest = max(tokenizer.tokenizer.get_vocab().values())
     if text_cfg.get("pool_type", "argmax") == "argmax" and end not in (2, highest):
         raise ValueError(
-            f"{folder}: the text ends with token {end}, and open_clip takes the highest one, {highest}, for the end"
+            f"{folder}: its texts end with token {end}, but open_clip looks for the highest token, {highest}"
         )
     text_cfg["hf_tokenizer_name"] = "."
     return tokenizer

@@ -156,7 +156,7 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
         "leaderboard.html",
         title=f"Leaderboard {protocol.name}",
         kicker=f"advflyp leaderboard, protocol {protocol.name}",
-        headline=f"{counted(len(rows), 'model')} under one protocol" if rows else "Nobody is admitted yet",
+        headline=f"{counted(len(rows), 'model')} under one protocol" if rows else "No model is admitted yet",
         tiles=[],
         scope=_scope(protocol, rows, results),
         notes=protocol.notes,
