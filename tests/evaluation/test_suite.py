@@ -239,7 +239,7 @@ def test_unreadable_pictures_are_named_and_left_out(
 def _without(labelled: LabelledSet, place: int):
     original = labelled.batches
 
-    def batches(preprocess, batch_size, index=None, workers=4):
+    def batches(preprocess, batch_size, index=None, workers=4, of=None):
         wanted = range(len(labelled)) if index is None else index
         return original(preprocess, batch_size, [i for i in wanted if i != place], workers)
 
