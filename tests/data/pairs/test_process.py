@@ -121,7 +121,10 @@ def test_what_cannot_be_sent_is_refused(tiny: CLIP) -> None:
             return super().__getitem__(index)[0], "a caption"
 
     data = Own(torch.zeros(8, 3, 32, 32))
-    with pytest.raises(ValueError, match=r'data.loader = "process" is not for this data.*leave it out'):
+    with pytest.raises(
+        ValueError,
+        match=r'data.loader = "process" cannot be used: this data cannot be sent.*leave the key out',
+    ):
         list(opened(tiny, "own", data=data).epoch(0))
 
 

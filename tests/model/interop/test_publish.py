@@ -291,7 +291,7 @@ def test_wrong_input(
         ),
         ([str(run), "--repo", "user/x", "--results", str(tmp_path / "none.jsonl")], "none.jsonl"),
         ([str(linked), "--repo", "user/x"], "is a link; only files of the folder itself are published"),
-        ([str(run), "--repo", "user/x", "--send"], "say under which licence: --licence"),
+        ([str(run), "--repo", "user/x", "--send"], "--send needs a licence, for example --licence"),
         (
             [str(run), "--repo", "user/x", "--card", str(results / "card.md")],
             "is not a folder; name another file",
