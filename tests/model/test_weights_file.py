@@ -208,19 +208,19 @@ def test_archives_of_nothing_but_zeros(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def hexadecimal(times: int) -> Any:
+def hexadecimal(times: int, name: str) -> Any:
     """Bytes that double at each of `times` calls."""
     inner: Any = b"x"
     for _ in range(times):
-        inner = Malicious(codecs.encode, inner, "hex")
+        inner = Malicious(codecs.encode, inner, name)
     return inner
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy"])
-@pytest.mark.parametrize("kind", ["bytearray", "hex"])
+@pytest.mark.parametrize("kind", ["bytearray", "hex", "HEX" + "-" * 99])
 def test_a_few_bytes_do_not_become_many(how: str, kind: str, tmp_path: Path) -> None:
     """torch lets a pickle call both; the file is refused before either is called."""
-    large = Malicious(bytearray, 1 << 28) if kind == "bytearray" else hexadecimal(24)
+    large = Malicious(bytearray, 1 << 28) if kind == "bytearray" else hexadecimal(24, kind)
     path = tmp_path / "x.pt"
     path.write_bytes(saved({"weight": STATE["weight"], "more": large}, legacy=how == "legacy"))
     for read in (read_weights_file, check_weights_file):

@@ -120,7 +120,7 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
     texts: list[str] = []
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            if isinstance(argument, str) and len(argument) < 64:
+            if isinstance(argument, str):
                 (called.add if opcode.name == "GLOBAL" else texts.append)(argument)
     except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(DAMAGED.format(path, _shortened(error))) from None
@@ -150,7 +150,7 @@ def _check_zip(path: Path) -> bool:
         zipfile.BadZipFile,
         OSError,
         ValueError,
-        NotImplementedError,
+        RuntimeError,
     ):  # the last for zip versions it cannot read
         raise ValueError(f"{path} is damaged or truncated; download or copy it again") from None
     if any("/code/" in name for name in names):
