@@ -304,3 +304,21 @@ def test_a_model_without_patches_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="ModifiedResNet, has no patch tokens; choose a ViT"):
         train(recipe, overrides, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_adversarial_and_clean_images_share_a_pass(
+    models: tuple[CLIP, CLIP], two: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`images_per_row`, from which the size of micro-batches follows, is what the trained tower really gets."""
+    for weight in (0.0, 0.4):
+        method = make(models, refinement_weight=0.7, constraint_weight=weight)
+        seen: list[int] = []
+        encode = method._encode_patches
+
+        def counted(model: CLIP, images: Tensor, encode: Any = encode, seen: list[int] = seen) -> Any:
+            seen.append(len(images))
+            return encode(model, images)
+
+        monkeypatch.setattr(method, "_encode_patches", counted)
+        method.losses(two.images, noisy(two), two)
+        assert max(seen) == method.images_per_row * len(two.images)

@@ -71,6 +71,9 @@ def test_from_the_hub(root: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.
     assert load_set("stanford_cars").split == "test" and load_set("imagenet").split == "val"
     tars = [name for name in hub.served if name.endswith(".tar")]
     assert len(tars) == 8 and all("/test/" in name for name in tars), "only the split that is asked for"
+    # An interrupted download must not pass for the set, so the file that says it is whole comes last.
+    cars = [name for name in hub.served if "wds_cars/test/" in name]
+    assert cars[-1].endswith("/nshards.txt") and cars.count(cars[-1]) == 1 and len(cars) > 2
     hub.down = True
     with pytest.raises(ValueError, match="the hub answered 503 for the dataset clip-benchmark/wds_cars"):
         fetch(["stanford_cars@train"], say=lambda _: None)
