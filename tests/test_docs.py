@@ -166,7 +166,9 @@ def test_the_tables_of_proxies_are_made_of_their_results(
     shutil.rmtree(folder / "results")
     monkeypatch.setattr(outputs, "ROOT", tmp_path)
     text = outputs.proxies()
-    assert text.startswith("H1 holds, H2 does not hold, H3 does not hold, H4 holds, H5 holds.\n")
+    assert text.startswith(
+        "H1 holds, H2 does not hold, H3 does not hold, H4 holds, H5 holds, H6 does not hold.\n"
+    )
     (row,) = (line for line in text.splitlines() if line.startswith("| near, 660: AdvFLYP"))
     assert "| 3 | +10.0 " in row and "| holds |" in row
     assert not list(folder.glob("report"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tools.mini_corpus import build as builder
 from tools.mini_corpus import fetch as fetching
-from tools.mini_corpus.sets import fashion
+from tools.mini_corpus.sets import CIFAR_CLASSES, cifar, fashion
 from tools.mini_corpus.sources import SOURCES, source
 
 MAMMALS = ("dog face", "cat face", "cow", "pig", "fox", "bear")
@@ -223,6 +223,33 @@ def test_fashion_is_balanced_and_seeded(tmp_path: Path) -> None:
     assert (one.pixels == two.pixels).all()
     assert one.labels != other.labels
     assert np.bincount(one.labels).tolist() == [20] * 10
+
+
+def test_cifar_is_balanced_and_its_images_keep_their_labels(packages: Path, tmp_path: Path) -> None:
+    """Each class is a colour of its own; a batch is one PNG with an image a row."""
+    folder = packages / "cifar10"
+    folder.mkdir()
+    labels = {
+        "test": [place * 7 % 10 for place in range(200)],
+        "train": [place * 3 % 10 for place in range(600)],
+    }
+    batches = {"test_batch": labels["test"], "data_batch_1": labels["train"][:300]}
+    for name, some in batches.items():
+        pixels = np.zeros((len(some), 1024, 3), np.uint8)
+        pixels[:, :, 0] = np.array(some)[:, None] * 25
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    for part, some in labels.items():
+        (folder / f"{part}_lables.json").write_text(json.dumps(some))
+    for part, n, available in (("test", 100, 20), ("train", 250, 30)):
+        one = cifar(folder, 0, n, part)
+        assert (
+            one.pixels is not None and one.pixels.shape == (n, 64, 64, 3) and one.classes == [*CIFAR_CLASSES]
+        )
+        assert np.bincount(one.labels).tolist() == [n // 10] * 10 and n // 10 <= available
+        assert (one.pixels[..., 0] == np.array(one.labels)[:, None, None] * 25).all()
+        assert one.labels == cifar(folder, 0, n, part).labels != cifar(folder, 1, n, part).labels
+    with pytest.raises(ValueError, match="Sample larger"):
+        cifar(folder, 0, 1000)
 
 
 def test_mistakes_are_one_clear_sentence(tmp_path: Path) -> None:

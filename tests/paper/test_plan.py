@@ -164,6 +164,8 @@ def test_proxies_differ_in_their_data_alone() -> None:
         assert recipe.data.limit == (number if number < 6651 or name == "pairs-6651" else None), name
     foreign = {name for name, recipe in found.items() if recipe.data.train == "mini/fashion-train"}
     assert foreign == {f"{m}-foreign-{n}" for m in ("tecoa", "pmg_aft", "fare", "same") for n in (660, 2200)}
+    cifar = {name for name, recipe in found.items() if recipe.data.train == "mini/cifar-train"}
+    assert cifar == {name.replace("foreign", "cifar") for name in foreign}
     for run in [run for run in plan.runs if run.recipe and run.best_of is None and run.name not in longer]:
         assert plan.run(f"{run.name}-best") == replace(
             run, name=f"{run.name}-best", label=f"{run.label}, best", best_of=run.name
@@ -176,3 +178,6 @@ def test_proxies_differ_in_their_data_alone() -> None:
     steps = steps_of(plan)
     assert {s.run.name for s in steps if s.seed} >= {"tecoa-foreign-2200", "pairs-2200", "same-near-660"}
     assert not any("few" in s.run.name or "vendor" in s.run.name for s in steps if s.seed)
+    assert {s.run.name for s in steps if s.seed and "cifar" in s.run.name and s.run.best_of is None} == {
+        f"{m}-cifar-2200" for m in ("tecoa", "pmg_aft", "fare", "same")
+    }

@@ -81,6 +81,9 @@ WORLDS: list[tuple[str, dict[str, float], dict[str, float], dict[str, float], Ve
     ("H5", {"fare-foreign-660": -6}, {}, {}, "does not hold"),
     ("H5", {"fare-near-6651": 6}, {}, {}, "does not hold"),
     ("H5", {}, {"fare-foreign-2200": 3}, {}, "undecided"),
+    ("H6", {"tecoa-cifar-2200": -5, "pmg_aft-cifar-2200": -5}, {}, {}, "holds"),
+    ("H6", {"tecoa-foreign-2200": -5, "pmg_aft-foreign-2200": -5}, {}, {}, "does not hold"),
+    ("H6", {"tecoa-cifar-2200": -5, "pmg_aft-cifar-2200": -5}, {"tecoa-cifar-2200": 4}, {}, "undecided"),
 ]
 
 

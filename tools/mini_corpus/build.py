@@ -3,7 +3,8 @@
     python -m tools.mini_corpus.build                           # the full corpus, about 37,600 pairs
     python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
     python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
-    python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set of another domain
+    python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set from another domain
+    python -m tools.mini_corpus.build --sets cifar cifar-train  # CIFAR-10: a test set and a labelled training set
 
 The same packages, seed and library versions give the same bytes.
 """
@@ -117,9 +118,7 @@ def build_sets(
     proxy = proxy_concepts(meta["concept"] for meta in metas)
     plans = [
         without(plan, {match.query for match in neardup.find(_on_white(plan, material.images), training[:])})
-        for plan in on_demand_sets(
-            list(dict.fromkeys(names)), material.items, seed, material.folders.get("fashion-mnist")
-        )
+        for plan in on_demand_sets(list(dict.fromkeys(names)), material.items, seed, material.folders)
     ]
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.images, proxy)
@@ -166,7 +165,7 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
             items += finish(s, read_clipart(s, folders[s.name]))
         elif s.name == "tuxpaint":
             items += finish(s, read_stamps(s, folders[s.name]))
-        elif s.name not in ("emojibase", "fashion-mnist"):
+        elif s.name not in ("emojibase", "fashion-mnist", "cifar10"):
             items += finish(s, read_icons(s, folders[s.name], table))
     say(f"drawing {counted(len(items), 'image')}")
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:

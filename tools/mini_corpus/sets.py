@@ -1,9 +1,10 @@
 """Which rendered pictures make up each labelled set, with its classes and prompt templates."""
 
 import gzip
+import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from tools.mini_corpus.read import Item
 from tools.mini_corpus.render import MARGIN, SIZE
 
 MAX_PER_SET = 1000
-# A few more than the largest number of foreign images in the experiment with proxies.
-FASHION_TRAINING = 2500
+# A few more than the largest number of images from another domain in the experiment with proxies.
+TRAINING = 2500
 
 _PLAIN = ("{}", "a picture of a {}", "an image of {}", "this is a {}")
 _EMOJI = (*_PLAIN, "{} emoji", "a drawing of a {}")
@@ -25,6 +26,7 @@ _CLIPART = (*_PLAIN, "clip art of a {}", "{} clip art")
 _ICON = (*_PLAIN, "{} icon", "icon of a {}")
 _PHOTO = (*_PLAIN, "a photo of a {}", "clip art of a {}")
 _FASHION = (*_PLAIN, "clothing, {}", "{} icon")
+_CIFAR = (*_PLAIN, "a photo of a {}", "a drawing of a {}")
 
 _OBJECTS = {
     "arts-crafts", "award-medal", "book-paper", "clothing", "computer", "game", "household", "light-video", "lock",
@@ -51,6 +53,9 @@ _GROUPS = {
 }  # fmt: skip
 FASHION_CLASSES = (
     "t-shirt", "trousers", "pullover sweater", "dress", "coat", "sandal", "shirt", "sneaker", "handbag", "ankle boot",
+)  # fmt: skip
+CIFAR_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 # These territories fly the flag of another class of the set: no picture can tell them apart.
 _SAME_FLAG = {
@@ -147,15 +152,21 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
 
 
 def on_demand_sets(
-    names: Sequence[str], items: Sequence[Item], seed: int, fashion_folder: Path | None = None
+    names: Sequence[str], items: Sequence[Item], seed: int, folders: Mapping[str, Path]
 ) -> list[SetPlan]:
-    """The named sets, which are built only on the user's machine."""
+    """The named sets, which are built only on the user's machine; `folders` are those of their sources."""
     plans = []
     for name in names:
         if name == "fashion-train":
-            assert fashion_folder is not None
-            training = fashion(fashion_folder, seed, FASHION_TRAINING, part="train")
-            plans.append(replace(training, name=name, split="train"))
+            plan = fashion(folders["fashion-mnist"], seed, TRAINING, part="train")
+            plans.append(replace(plan, name=name, split="train"))
+            continue
+        if name == "cifar":
+            plans.append(cifar(folders["cifar10"], seed))
+            continue
+        if name == "cifar-train":
+            plan = cifar(folders["cifar10"], seed, TRAINING, part="train")
+            plans.append(replace(plan, name=name, split="train"))
             continue
         chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
         if name == "openmoji":
@@ -175,11 +186,7 @@ def fashion(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "t10k") -
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
     raw = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     labels = np.frombuffer(raw, np.uint8, offset=8)
-    chosen: list[int] = []
-    for index in range(len(FASHION_CLASSES)):
-        of_class = np.flatnonzero(labels == index).tolist()
-        chosen += random.Random(f"{seed} fashion {index}").sample(of_class, n // len(FASHION_CLASSES))
-    random.Random(f"{seed} fashion").shuffle(chosen)
+    chosen = _balanced(labels, n, f"{seed} fashion")
     inner = SIZE - 2 * MARGIN
     pixels = np.zeros((len(chosen), SIZE, SIZE, 3), np.uint8)
     for row, index in enumerate(chosen):
@@ -189,6 +196,40 @@ def fashion(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "t10k") -
     return SetPlan(
         "fashion", list(FASHION_CLASSES), classes, _FASHION, "photographs", ["fashion-mnist"], [], pixels
     )
+
+
+def cifar(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "test") -> SetPlan:
+    """CIFAR-10: n images of its test split (or of the first batch of "train"), equally many of each class, 32 → 64 px.
+
+    The package holds each batch as one PNG, an image a row.
+    """
+    batch = "test_batch.png" if part == "test" else "data_batch_1.png"
+    with Image.open(folder / batch) as file:
+        images = np.asarray(file.convert("RGB")).reshape(-1, 32, 32, 3)
+    labels = np.array(json.loads((folder / f"{part}_lables.json").read_text("utf-8")))[: len(images)]
+    chosen = _balanced(labels, n, f"{seed} cifar")
+    larger = [Image.fromarray(images[row]).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for row in chosen]
+    return SetPlan(
+        "cifar",
+        list(CIFAR_CLASSES),
+        [int(labels[row]) for row in chosen],
+        _CIFAR,
+        "photographs",
+        ["cifar10"],
+        [],
+        np.stack([np.asarray(image) for image in larger]),
+    )
+
+
+def _balanced(labels: np.ndarray, n: int, seed: str) -> list[int]:
+    """The rows of n images in random order, equally many of each class."""
+    classes = range(int(labels.max()) + 1)
+    chosen: list[int] = []
+    for index in classes:
+        of_class = np.flatnonzero(labels == index).tolist()
+        chosen += random.Random(f"{seed} {index}").sample(of_class, n // len(classes))
+    random.Random(seed).shuffle(chosen)
+    return chosen
 
 
 def without(plan: SetPlan, rows: set[int]) -> SetPlan:

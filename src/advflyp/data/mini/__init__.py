@@ -13,7 +13,13 @@ EMBEDDED = Path(__file__).parent / "corpus"
 PROXY = "proxy"
 PROXY_RENDERINGS = 3  # a concept is a class of the proxy set when the corpus shows it this often
 # Sets built on the user's machine because of their licence or size: {set: its source}.
-ON_DEMAND = {"openmoji": "openmoji", "stamps": "tuxpaint", "fashion-train": "fashion-mnist"}
+ON_DEMAND = {
+    "openmoji": "openmoji",
+    "stamps": "tuxpaint",
+    "cifar": "cifar10",
+    "fashion-train": "fashion-mnist",
+    "cifar-train": "cifar10",
+}
 # The builder is not in the wheel.
 BUILD = "python -m tools.mini_corpus.build"
 

@@ -1,7 +1,7 @@
 """The plan of `--only proxies`: labelled data by number, breadth and distance, against pairs of the same number.
 
-The hypotheses and their runs were fixed before anything was run (the longer trainings came later); docs/proxies.md
-says what may be concluded from it, and by which rules.
+The hypotheses and their runs were fixed before anything was run; the longer trainings came later, and so did CIFAR-10
+with its hypothesis. docs/proxies.md says what may be concluded from it, and by which rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +16,16 @@ NUMBERS = (180, 660, 2200, 6651)
 EVERY_PAIR = 24_060
 # Number of images → number of classes that together have at least as many.
 FEW_CLASSES = {660: 170, 2200: 560}
-FOREIGN_NUMBERS = (660, 2200)
+OTHER_NUMBERS = (660, 2200)  # of all data but those near the pretraining data
 VENDOR = {"data__source": "noto | noto-v1"}
 FOREIGN = {"data__train": "mini/fashion-train"}
+CIFAR = {"data__train": "mini/cifar-train"}
 SETS = ("mini", "mini/openmoji", "mini/stamps")
 IMAGES = 200
 NEVER_HEADLINE = "mini/fashion"  # of the family of the foreign training set
 LABELLED = {"tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "fare": "FARE"}
 PAIRS, SAME = "pairs", "same"
-# The contrastive loss on the foreign images, which have prompts in place of captions.
+# The contrastive loss on images from outside the corpus, which have prompts in place of captions.
 PROMPTED = {"method__feature_weight": 1.0, "method__logit_weight": 1.0}
 ON_PAIRS = {
     "advflyp": "AdvFLYP",
@@ -50,7 +51,7 @@ Make = Callable[..., Run]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: how many images, and of which data ("near", "few", "vendor", "foreign")."""
+    """A cell of the grid: how many images, and of which data, a key of `WORDS`."""
 
     number: int
     data: str
@@ -70,8 +71,17 @@ class Cell:
 
 
 NEAR = tuple(Cell(number, "near") for number in NUMBERS)
-CELLS = (*NEAR, *(Cell(number, data) for data in ("foreign", "vendor", "few") for number in FOREIGN_NUMBERS))
-WORDS = {"near": "near", "few": "few classes", "vendor": "one vendor", "foreign": "foreign"}
+CELLS = (
+    *NEAR,
+    *(Cell(number, data) for data in ("foreign", "cifar", "vendor", "few") for number in OTHER_NUMBERS),
+)
+WORDS = {
+    "near": "near",
+    "few": "few classes",
+    "vendor": "one vendor",
+    "foreign": "foreign",
+    "cifar": "CIFAR-10",
+}
 # Each method's learning rate is searched on these data and used on all others.
 TUNED = Cell(2200, "near")
 RATE_OF_PAIRS = TUNED.run(PAIRS)
@@ -79,7 +89,11 @@ RATE_OF_PAIRS = TUNED.run(PAIRS)
 LONGER, TIMES = "-longer", 4
 LARGEST = Cell(NUMBERS[-1], "near")
 TRAINED_LONGER = ((PAIRS, Cell(EVERY_PAIR, "near")), *((method, LARGEST) for method in (*LABELLED, SAME)))
-CORNERS = {Cell(n, data) for n in FOREIGN_NUMBERS for data in ("near", "foreign")} | {LARGEST}
+CORNERS = {
+    *(Cell(n, data) for n in OTHER_NUMBERS for data in ("near", "foreign")),
+    Cell(2200, "cifar"),
+    LARGEST,
+}
 
 
 def proxy_runs(trained: Make) -> list[Run]:
@@ -143,9 +157,9 @@ def _labelled(make: Make, cell: Cell) -> Iterator[Run]:
 
 
 def _same(make: Make, cell: Cell) -> Run:
-    """AdvFLYP_full on the labelled methods' images, with the corpus' captions, or prompts for foreign ones."""
+    """AdvFLYP_full on the labelled methods' images, with the corpus' captions, or prompts if it does not hold them."""
     label = f"AdvFLYP_full on labelled, {cell.words}"
-    if cell.data == "foreign":
+    if cell.data in ("foreign", "cifar"):
         return make(cell.run(SAME), label, "flyp", RATE_OF_PAIRS, **cell_keys(cell), **PROMPTED)
     return make(cell.run(SAME), label, "aft_captioned", RATE_OF_PAIRS, **cell_keys(cell))
 
@@ -155,7 +169,7 @@ def cell_keys(cell: Cell) -> dict[str, Any]:
     keys: dict[str, Any] = {"data__limit": cell.number} if cell.number < NUMBERS[-1] else {}
     if cell.data == "few":
         keys["data__classes"] = FEW_CLASSES[cell.number]
-    return keys | {"vendor": VENDOR, "foreign": FOREIGN}.get(cell.data, {})
+    return keys | {"vendor": VENDOR, "foreign": FOREIGN, "cifar": CIFAR}.get(cell.data, {})
 
 
 def with_spaces(number: int) -> str:

@@ -14,11 +14,11 @@ from advflyp.paper.proxies.plan import (
     CELLS,
     CORNERS,
     EVERY_PAIR,
-    FOREIGN_NUMBERS,
     LABELLED,
     LONGER,
     NEAR,
     NUMBERS,
+    OTHER_NUMBERS,
     PAIRS,
     SAME,
     TRAINED_LONGER,
@@ -195,7 +195,7 @@ def longer_table(numbers: Numbers) -> Table:
 
 def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
     """All tables, by the ends of their file names."""
-    kinds = [Cell(n, data) for n in FOREIGN_NUMBERS for data in WORDS]
+    kinds = [Cell(n, data) for n in OTHER_NUMBERS for data in WORDS]
     found = {
         "verdicts": verdict_table(numbers),
         "number": grid_table(
@@ -238,7 +238,7 @@ def _against_number(numbers: Numbers, look: Look) -> list[Markup]:
 
 def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
     plots = []
-    for number in FOREIGN_NUMBERS:
+    for number in OTHER_NUMBERS:
         points = {
             WORDS[data]: {
                 label: value
