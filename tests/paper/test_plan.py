@@ -164,7 +164,7 @@ def test_proxies_differ_in_their_data_alone() -> None:
         assert recipe.data.limit == (number if number < 6651 or name == "pairs-6651" else None), name
     foreign = {name for name, recipe in found.items() if recipe.data.train == "mini/fashion-train"}
     assert foreign == {f"{m}-foreign-{n}" for m in ("tecoa", "pmg_aft", "fare", "same") for n in (660, 2200)}
-    cifar = {name for name, recipe in found.items() if recipe.data.train == "mini/cifar-train"}
+    cifar = {name for name, recipe in found.items() if recipe.data.train == "mini/photos-train"}
     assert cifar == {name.replace("foreign", "cifar") for name in foreign}
     for run in [run for run in plan.runs if run.recipe and run.best_of is None and run.name not in longer]:
         assert plan.run(f"{run.name}-best") == replace(

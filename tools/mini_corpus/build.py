@@ -4,7 +4,7 @@
     python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
     python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
     python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set from another domain
-    python -m tools.mini_corpus.build --sets cifar cifar-train  # CIFAR-10: a test set and a labelled training set
+    python -m tools.mini_corpus.build --sets photos photos-train # CIFAR-10: a test set and a labelled training set
 
 The same packages, seed and library versions give the same bytes.
 """

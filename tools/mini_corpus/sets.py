@@ -161,10 +161,10 @@ def on_demand_sets(
             plan = fashion(folders["fashion-mnist"], seed, TRAINING, part="train")
             plans.append(replace(plan, name=name, split="train"))
             continue
-        if name == "cifar":
+        if name == "photos":
             plans.append(cifar(folders["cifar10"], seed))
             continue
-        if name == "cifar-train":
+        if name == "photos-train":
             plan = cifar(folders["cifar10"], seed, TRAINING, part="train")
             plans.append(replace(plan, name=name, split="train"))
             continue
@@ -210,7 +210,7 @@ def cifar(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "test") -> 
     chosen = _balanced(labels, n, f"{seed} cifar")
     larger = [Image.fromarray(images[row]).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for row in chosen]
     return SetPlan(
-        "cifar",
+        "photos",
         list(CIFAR_CLASSES),
         [int(labels[row]) for row in chosen],
         _CIFAR,

@@ -16,9 +16,9 @@ PROXY_RENDERINGS = 3  # a concept is a class of the proxy set when the corpus sh
 ON_DEMAND = {
     "openmoji": "openmoji",
     "stamps": "tuxpaint",
-    "cifar": "cifar10",
+    "photos": "cifar10",
     "fashion-train": "fashion-mnist",
-    "cifar-train": "cifar10",
+    "photos-train": "cifar10",
 }
 # The builder is not in the wheel.
 BUILD = "python -m tools.mini_corpus.build"
