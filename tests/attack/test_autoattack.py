@@ -279,3 +279,9 @@ def test_what_is_not_the_published_ensemble_is_not_called_so() -> None:
     for members in ((), ("apgd",), (PGD(),)):
         with pytest.raises(ValueError, match="AutoAttack's members are"):
             AutoAttack(members=members)
+
+
+def test_restarts_of_an_ensemble_are_run() -> None:
+    attack = AutoAttack(members=("apgd-ce", "square"), restarts=3)
+    kinds = [type(stage.__self__).__name__ for stage in attack.stages(Threat(eps=0.1))]  # type: ignore[attr-defined]
+    assert kinds == ["APGD", "Square"] * 3

@@ -113,6 +113,14 @@ def test_mistakes(change: dict[str, Any], message: str) -> None:
         PGD()(**{**given, **change})
 
 
+def test_a_classifier_without_gradients_is_named() -> None:
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    images[:, 0, 0, 0] = 0.6  # the label's logit
+    for attack in (PGD(), APGD()):
+        with pytest.raises(ValueError, match="no gradient with respect to the pixels"):
+            attack(lambda x: x.detach().flatten(1)[:, :5], images, labels, THREAT)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

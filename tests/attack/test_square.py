@@ -236,3 +236,20 @@ def test_several_queries_at_once_are_one_after_the_other(
         assert_equal64(result, expected)
         assert max(several) <= max(at_once, len(images))
     assert len(several) < len(one_by_one), "the network is called less often"
+
+
+L2 = Threat(norm="l2", eps=1.0)
+
+
+def test_the_sides_of_windows_in_l2_are_odd() -> None:
+    images = torch.full((1, 3, 20, 20), 0.5)
+    assert [module._Bumps(L2, side, images).side for side in (1, 3, 4, 8, 9)] == [3, 3, 5, 9, 9]
+
+
+def test_a_proposal_in_l2_is_upright_or_on_its_side() -> None:
+    images = torch.full((2, 3, 20, 20), 0.5)
+    drawn = torch.full((2, 6, 3), 0.25)
+    drawn[1, 4] = 0.75
+    upright, lying = module._Bumps(L2, 5, images)(images, images.clone(), drawn) - images
+    assert not torch.equal(upright, lying)
+    torch.testing.assert_close(lying, upright.transpose(1, 2))

@@ -92,6 +92,11 @@ def test_radius_in_grey_levels_is_a_mistake() -> None:
         Threat(eps=4)
 
 
+def test_a_radius_as_text_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="4 / 255 for four grey levels, not the text '8/255'"):
+        Threat(eps="8/255")  # type: ignore[arg-type]
+
+
 def test_unknown_norm() -> None:
     with pytest.raises(ValueError, match="'linf' or 'l2'"):
         Threat(norm="l1", eps=1)  # type: ignore[arg-type]

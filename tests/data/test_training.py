@@ -321,3 +321,9 @@ def test_one_vendor_and_few_classes_of_the_mini_proxy(train: str) -> None:
 def test_classes_and_sources_that_are_not_there(train: str, wanted: str, keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         opened(train, None, wanted, **keys)
+
+
+def test_an_images_template_changes_with_the_epoch(tiny: CLIP, source: str) -> None:
+    stream = opened(source, tiny, templates="a {} | the {}, here")
+    drawn = [[stream.decode(row, epoch)["captions"] for row in stream.rows] for epoch in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]

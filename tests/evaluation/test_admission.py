@@ -143,3 +143,8 @@ def test_a_cell_that_is_written_again_counts_once(tmp_path: Path, cells: list[Ce
         append_cell(tmp_path / "r.jsonl", cell)
     (found,) = entrants(tmp_path / "r.jsonl", MINI, is_ours=True)
     assert len(found.cells) == 70 and not found.refused
+
+
+def test_the_last_of_several_versions_counts(tmp_path: Path, cells: list[Cell]) -> None:
+    old = replace(cells[0], version="0.0.1")
+    assert judged(tmp_path, [old, *cells]).cells == judged(tmp_path, cells).cells

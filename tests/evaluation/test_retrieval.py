@@ -67,7 +67,20 @@ def test_clean_recall_is_that_of_the_embeddings(tiny: CLIP, folder: Path) -> Non
     assert (cell.norm, cell.eps, cell.attack_args, cell.seed) == (None, 0.0, {}, 0)
     assert cell.checkpoint_sha256 == weights_sha256(tiny)
     assert cell.image_to_text[0].ci95 == list(wilson(cell.image_to_text[0].hits, 24))
+    # An image's two captions are not independent of one another.
+    for one in cell.text_to_image:
+        assert one.n == 48 and one.ci95 == list(wilson(one.hits / 2, 24))
     assert cell.text_to_image[2].recall > 0.2, "the pairs mean something to this model"
+
+
+def test_an_image_starts_at_the_same_noise_whatever_the_limit(
+    tiny: CLIP, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, original = [], module.Streams
+    monkeypatch.setattr(module, "Streams", lambda seed, index: (seen.append(index), original(seed, index))[1])
+    retrieval(tiny, folder, ["pgd1"], limit=6, batch_size=4)
+    places = CaptionedImages(folder, limit=6, seed=0).places.tolist()
+    assert torch.cat(seen).tolist() == places != list(range(6))
 
 
 @pytest.mark.parametrize(("attack", "norm", "eps"), [("pgd5", "linf", 8 / 255), ("cw5", "l2", 2.0)])

@@ -1,4 +1,6 @@
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation import classifier
+from advflyp.evaluation import sanity as module
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.sanity import sanity_check
@@ -92,3 +95,59 @@ def test_nothing_to_check(tiny: CLIP, labelled: LabelledSet) -> None:
     assert not evaluator.run(find_attack("clean"), None).correct.any()
     verdict = sanity_check(evaluator, PGD, Threat(eps=1 / 255), limit=5)
     assert verdict == {"n": 0, "passed": False, "failed": ["no image is classified correctly"]}
+
+
+# The counts of a classifier that passes every check.
+GOOD = {
+    "n": 100, "steps 1": 80, "steps 5": 60, "steps 10": 50, "steps 40": 45, "unbounded": 0, "white box": 45,
+    "black box": 70, "noise": 95, "pixels": 1000, "zeros": 10, "rise": 5.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({}, []),
+        ({"steps 10": 62}, []),  # 2 % may be chance
+        ({"steps 10": 63}, ["more steps help the defender"]),
+        ({"unbounded": 2}, []),
+        ({"unbounded": 3}, ["survives a ball of every image"]),
+        ({"black box": 43}, []),
+        ({"black box": 42}, ["Square beats PGD"]),
+        ({"noise": 43}, []),
+        ({"noise": 42}, ["noise beats PGD"]),
+        ({"zeros": 100}, []),
+        ({"zeros": 101}, ["gradients are zero"]),
+        ({"rise": 0.0}, ["the loss does not rise"]),
+        ({"rise": math.nan}, ["the loss does not rise"]),
+    ],
+)
+def test_each_check_by_itself(change: dict[str, float], failed: list[str]) -> None:
+    verdict = module._verdict(GOOD | change)
+    assert (verdict["failed"], verdict["passed"]) == (failed, not failed)
+
+
+def test_the_ball_of_every_image_in_l2(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, pgd = [], module.pgd
+
+    def spy(images: torch.Tensor, loss: Any, threat: Threat, **how: Any) -> torch.Tensor:
+        seen.append(threat)
+        return pgd(images, loss, threat, **how)
+
+    monkeypatch.setattr(module, "pgd", spy)
+    verdict = sanity_check(
+        Evaluator(tiny, labelled_by(tiny, 8)), find_attack("cw10"), Threat(norm="l2", eps=0.2)
+    )
+    assert Threat(norm="l2", eps=math.sqrt(3 * 32 * 32)) in seen
+    assert verdict["survivors_unbounded"] == 0
+
+
+def test_the_loss_is_that_of_the_attack(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+
+    def spy(name: str, loss: Any) -> Any:
+        return lambda logits, labels: (called.add(name), loss(logits, labels))[1]
+
+    monkeypatch.setattr(module, "LOSSES", {name: spy(name, loss) for name, loss in module.LOSSES.items()})
+    sanity_check(Evaluator(tiny, labelled_by(tiny, 4)), find_attack("cw10"), Threat(eps=1 / 255), limit=4)
+    assert called == {"margin"}

@@ -67,7 +67,7 @@ def test_what_is_stored_is_not_computed_again(
     original = Evaluator.run
     first = evaluate(tiny, ["mini"], ["clean", "pgd2"], [1 / 255], out=out)
     monkeypatch.setattr(Evaluator, "run", lambda *_, **__: pytest.fail("computed again"))
-    assert evaluate(tiny, ["mini"], ["clean", "pgd2"], [1 / 255], out=out) == first
+    assert evaluate(tiny, ["mini"], ["clean", "pgd2"], 1 / 255, out=out) == first
     monkeypatch.setattr(Evaluator, "run", original)
     with torch.no_grad():
         tiny.net.logit_scale += 0.1

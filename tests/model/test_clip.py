@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from advflyp.evaluation.classifier import Classifier
 from advflyp.model import zeroshot
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.layers import Float32Conv2d
 from advflyp.model.text_store import TextStore
-from advflyp.model.zeroshot import class_embeddings, class_logits
+from advflyp.model.zeroshot import ClassTexts, class_embeddings, class_logits
 from helpers import assert_equal64
 
 
@@ -153,3 +154,27 @@ def test_classifier_averages_the_templates(tiny: CLIP, monkeypatch: pytest.Monke
     assert_equal64(weights[1], dogs / dogs.norm())
     logits = class_logits(weights, weights, torch.tensor(10.0))
     assert_equal64(logits.diagonal(), torch.tensor([10.0, 10.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_captions_of_labels_are_prompts_of_the_first_template(tiny: CLIP, frozen: bool) -> None:
+    texts = ClassTexts(tiny, ["cat", "dog"], ["a {}", "the {}"], frozen=frozen)
+    expected = tiny.encode_text(["a dog", "a cat", "a dog"])
+    found = texts(torch.tensor([1, 0, 1]))["text_embeddings"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_names_that_are_one_text_to_the_model_are_refused(tiny: CLIP) -> None:
+    """A prompt that fills the context cuts every name off: all logits would tie, and no image count as correct."""
+    long = "a very detailed description " * 40
+    classes = ["cat", "dog"]
+    for templates in ([long + "of {}"], [long + "of {}", long + "with {}"]):
+        with pytest.raises(ValueError, match="'cat' and 'dog' are the same text"):
+            tiny.classifier(classes, templates)
+        with pytest.raises(ValueError, match="'cat' and 'dog' are the same text"):
+            ClassTexts(tiny, classes, templates, frozen=True)
+        with pytest.raises(ValueError, match="'cat' and 'dog' are the same text"):
+            _ = Classifier(tiny, classes, templates).weights
+    # One template tells them apart; a name that occurs twice is the caller's.
+    assert tiny.classifier(classes, [long + "of {}", "a {}"]).weights.shape[0] == 2
+    assert tiny.classifier(["cat", "dog", "cat"], ["a {}"]).weights.shape[0] == 3

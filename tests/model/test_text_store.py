@@ -144,3 +144,9 @@ def test_a_full_disk_spoils_no_record(tiny: CLIP, tmp_path: Path) -> None:
     assert_equal64(again(TEXTS), kept)
     assert_equal64(again(["new"]), new)
     assert len(again) == 4
+
+
+def test_another_tokenizer_has_another_folder(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, original = text_key(tiny), tiny.tokenizer
+    monkeypatch.setattr(tiny, "tokenizer", lambda texts: original([f"{text}!" for text in texts]))
+    assert text_key(tiny) != before

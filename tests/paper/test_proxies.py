@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.samples import read_samples
@@ -227,3 +228,20 @@ def test_coverage_as_a_table(folder: Path) -> None:
         ["foreign, 660 images", "50", "0", "50", "50"],
         ["foreign, 660 images", "0.40", "0.40", "0.40", "0.40"],
     ]
+
+
+def test_distances_are_averaged_over_images(tiny: CLIP) -> None:
+    image = Image.new("RGB", (8, 8))
+    few = LabelledSet([(image, 0)] * 3 + [(image, 1)], ["pizza", "soup"], name="few")
+    (one,) = measure_coverage(tiny, {("near-180", 0): ["pizza"]}, [few])
+    pizza, soup = tiny.encode_text(["pizza", "soup"]).detach().double()
+    assert one.share == 0.75 and one.distance == pytest.approx((1 - float(pizza @ soup)) / 4, abs=1e-6)
+
+
+def test_a_seed_that_lacks_a_set_has_no_mean(tmp_path: Path) -> None:
+    numbers = numbers_of(write_study(tmp_path, by_points({})))
+    assert numbers.by_seed("pairs-2200", "pgd10").keys() == {0, 1, 2}
+    cells = numbers.results["pairs-2200"][1]
+    assert isinstance(cells, dict)
+    del cells["mini/flags", "pgd10"]
+    assert numbers.by_seed("pairs-2200", "pgd10").keys() == {0, 2}

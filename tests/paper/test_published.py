@@ -62,3 +62,12 @@ def test_of_a_part_of_a_mean_nothing_is_said(lacking: str) -> None:
         if lacking not in (name, attack)
     ]
     assert published_table(made, ["cifar10", "dtd"]).rows[0][-1] == "–"
+
+
+def test_a_set_counts_once_however_many_seeds_it_has() -> None:
+    made = [
+        cell("AdvFLYP", name, 1, correct, 100, attack=attack, checkpoint_sha256=sha)
+        for name, sha, correct in (("cifar10", "a", 20), ("cifar10", "b", 40), ("dtd", "a", 90))
+        for attack in ("pgd10", "cw10", "autoattack")
+    ]
+    assert published_table(made, ["cifar10", "dtd"]).rows[0][-1] == "60.00 %"

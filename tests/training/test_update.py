@@ -220,6 +220,8 @@ def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
     assert noise.max() <= 3 * eps + 1e-6
     # (2ε·u + ε·s) is beyond ε for u above 0 of the slope's sign: half of all pixels.
     assert (noise > eps).float().mean() == pytest.approx(0.5, abs=0.05)
+    # And beyond 2ε for u above ½ of it: a quarter.
+    assert (noise > 2 * eps).float().mean() == pytest.approx(0.25, abs=0.05)
 
 
 @pytest.mark.parametrize(

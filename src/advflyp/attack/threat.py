@@ -29,6 +29,8 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"the norm is 'linf' or 'l2', not '{self.norm}'")
+        if isinstance(self.eps, str):
+            raise ValueError(f"eps is a number, 4 / 255 for four grey levels, not the text '{self.eps}'")
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
         if self.norm == "linf" and self.eps > 1:

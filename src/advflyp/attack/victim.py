@@ -104,8 +104,14 @@ class Victim:
         self._computed: dict[Hashable, Any] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, K) logits, at least float32."""
-        return at_least_float32(self.search(images))
+        """(N, 3, H, W) → (N, K) logits, at least float32; ValueError if a gradient is wanted and there is none."""
+        logits = at_least_float32(self.search(images))
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise ValueError(
+                "the classifier's logits have no gradient with respect to the pixels (does it detach them, or run "
+                "under no_grad?); attack it with Square, which needs none"
+            )
+        return logits
 
     def judge(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K) float32 logits, which decide whether an image is misclassified."""

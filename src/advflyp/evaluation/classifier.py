@@ -13,7 +13,7 @@ from advflyp.attack.victim import Victim, for_use
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.precision import Precision, Resolved, resolve
-from advflyp.model.zeroshot import class_embeddings, class_logits
+from advflyp.model.zeroshot import check_told_apart, class_embeddings, class_logits
 
 # A logit far below that of any class (a cosine times a scale of about 100), which adds nothing to a softmax.
 BARRED = -10_000.0
@@ -64,7 +64,11 @@ class Classifier:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(K, d) class embeddings, always in float32, whatever the precision of the search that first needs them."""
+        """(K, d) class embeddings, always in float32, whatever the precision of the search that first needs them.
+
+        ValueError if two names that differ are the same text to the model.
+        """
+        check_told_apart(self.model, self.classes, self.templates)
         with for_use(self.model), self.model.computing_in("fp32"):
             return class_embeddings(self.model, self.classes, self.templates)
 

@@ -45,7 +45,7 @@ def evaluate(
     model: Model | Sequence[Model],
     sets: LabelledSet | str | Sequence[LabelledSet | str] = ("mini",),
     attacks: Attack | str | Sequence[Attack | str | Callable[..., torch.Tensor]] = ("clean", "pgd10"),
-    eps: Sequence[float] = (1 / 255,),
+    eps: float | Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
     norm: Literal["linf", "l2"] = "linf",
@@ -68,7 +68,7 @@ def evaluate(
         model: A model, which is not changed, the name of one, or several of these.
         sets: Datasets, their names, or names of groups.
         attacks: Attacks, their names ("clean", "pgd10"; see `find_attack`), or your own functions.
-        eps: Radii in pixels of [0, 1]; each attack but "clean" is run at each.
+        eps: One radius or several, in pixels of [0, 1]; each attack but "clean" is run at each.
         out: JSON-lines file; what it already holds is not computed again, and an interrupted cell resumes. Per-image
             predictions go to Parquet files beside it; a cell whose Parquet file is missing is measured again.
         norm: "linf" or "l2".
@@ -97,7 +97,7 @@ def evaluate(
         protocol, limit, batch_size, precision, compile, seed, sanity, out, save_images, progress, watch
     )
     attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
-    wanted = conditions(map(protocol.attack, attacks), norm, eps)
+    wanted = conditions(map(protocol.attack, attacks), norm, [eps] if isinstance(eps, float | int) else eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
     with distributed.process_group(place) as (ranks, own):
         return suite.run(models, name, datasets, wanted, ranks, own or place)

@@ -1,6 +1,7 @@
 """Zero-shot classification: class names × templates → one weight vector per class (Eq. 2)."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,25 @@ if TYPE_CHECKING:
 
 # Prompts encoded at a time.
 AT_ONCE = 512
+
+
+def check_told_apart(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
+    """ValueError if two names that differ are the same text to the model: their logits would tie on every image.
+
+    A name may occur twice, as in ImageNet. The arguments are those of `prompt_embeddings`.
+    """
+
+    def tokens(names: Sequence[str], template: str) -> list[tuple[int, ...]]:
+        return [tuple(row) for row in model.tokenizer([fill(template, name) for name in names]).tolist()]
+
+    first: dict[tuple[int, ...], str] = {}
+    for name, row in zip(classes, tokens(classes, templates[0]), strict=True):
+        other = first.setdefault(row, name)
+        if other != name and all(len(set(tokens([other, name], one))) == 1 for one in templates[1:]):
+            raise ValueError(
+                f"'{shorten(other, 60)}' and '{shorten(name, 60)}' are the same text to {model.name}: its tokenizer "
+                "ignores case and the end of long texts; shorten names and prompts, or keep one of the two"
+            )
 
 
 def prompt_embeddings(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -49,6 +69,7 @@ class ClassTexts:
     def __init__(
         self, model: "CLIP", classes: Sequence[str], templates: Sequence[str], *, frozen: bool
     ) -> None:
+        check_told_apart(model, classes, templates)
         self.model, self.classes, self.templates, self.frozen = model, classes, templates, frozen
         self.known: tuple[Tensor, Tensor] | None = None
 
@@ -85,6 +106,7 @@ class ZeroShotClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.classes, self.templates = list(classes), list(templates)
+        check_told_apart(model, classes, templates)
         with model.computing_in("fp32"):
             self.register_buffer("weights", class_embeddings(model, classes, templates), persistent=False)
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.data.sets.labelled import load_set, set_names
-from advflyp.data.sets.prompts import PHOTO, choose_templates, fill
+from advflyp.data.sets.prompts import PHOTO, choose_templates
 from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
 from advflyp.limits import MAX_NAME
 from advflyp.model.clip import CLIP
+from advflyp.model.zeroshot import check_told_apart
 
 HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp sets`"
 
@@ -32,7 +33,7 @@ class Labels:
     def classifier(self, model: CLIP) -> Classifier:
         """A zero-shot classifier; ValueError if two labels are the same text to the model."""
         if self.own:
-            self._tell_apart(model)
+            check_told_apart(model, self.names, self.templates)
         return Classifier(model, self.names, self.templates)
 
     def index(self, label: str) -> int:
@@ -42,17 +43,6 @@ class Labels:
             shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
             raise ValueError(f"the label '{wanted}' is not among the labels: {shown}")
         return self.names.index(wanted)
-
-    def _tell_apart(self, model: CLIP) -> None:
-        tokens = model.tokenizer([fill(self.templates[0], name) for name in self.names]).tolist()
-        first: dict[tuple[int, ...], str] = {}
-        for name, row in zip(self.names, tokens, strict=True):
-            other = first.setdefault(tuple(row), name)
-            if other != name:
-                raise ValueError(
-                    f"'{other}' and '{name}' are the same text to {model.name}: its tokenizer ignores case and the "
-                    "end of long texts; keep one"
-                )
 
 
 def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | None = None) -> Labels:

@@ -259,3 +259,24 @@ def test_a_limit_on_labelled_pictures_is_balanced(concepts: Path) -> None:
     assert sorted(stream.labels.bincount().tolist()) == [2, 2, 3]
     again = mini_classes(concepts, ["apple", "boat", "cat"], limit=4)
     assert {meta["name"] for meta in again.metas} < {meta["name"] for meta in stream.metas}
+
+
+def test_another_epoch_draws_other_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = mini_pairs(folder)
+    drawn: list[list[int]] = []
+    about = pairs.about
+    monkeypatch.setattr(
+        pairs, "about", lambda index, rng: (drawn.append(index.tolist()), about(index, rng))[1]
+    )
+    for epoch in (0, 0, 1):
+        list(pairs.epoch(epoch))
+    first, again, other = ([*drawn[i], *drawn[i + 1]] for i in (0, 2, 4))
+    assert first == again != other
+
+
+def test_another_epoch_composes_the_same_image_anew(folder: Path) -> None:
+    pairs = mini_pairs(folder)
+    pairs.weights = torch.zeros_like(pairs.weights)
+    pairs.weights[0] = 1  # every draw is the first image
+    one, again, other = (next(iter(pairs.epoch(epoch))) for epoch in (0, 0, 1))
+    assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)

@@ -249,6 +249,17 @@ def test_what_cannot_be_used(data: bytes, reason: str) -> None:
         assert str(caught.value) == reason
 
 
+def test_an_array_of_int32_has_no_defined_range() -> None:
+    """`Image.fromarray` gives it the mode of a decoded 16-bit file, as which 8-bit values would be black."""
+    values = np.full((20, 20), 200, np.int32)
+    with pytest.raises(SkippedSample, match="signed or 32-bit pixels"):
+        images.as_rgb(Image.fromarray(values))
+    sixteen = Image.fromarray(np.full((20, 20), 200 * 257, np.uint16))
+    assert images.as_rgb(sixteen).getpixel((3, 3)) == (200, 200, 200)
+    decoded = Image.open(io.BytesIO(encoded(Image.fromarray(values * 257), "PPM")))
+    assert decoded.mode == "I" and images.as_rgb(decoded).getpixel((3, 3)) == (200, 200, 200)
+
+
 def test_bytes_behind_a_jpeg_do_no_harm() -> None:
     assert ImageReader({"size": 8}).from_bytes(WHOLE + b"\0\0trailer").shape == (3, 8, 8)
 

@@ -128,6 +128,16 @@ def test_epochs_and_seeds_differ_and_are_well_shuffled() -> None:
     assert len({int(k[2:]) // 100 for k in keys(everything)[:60]}) == 10
 
 
+def test_blocks_are_shuffled_each_in_its_own_way() -> None:
+    """With a single shard, only the shuffling within blocks tells epochs apart."""
+    stream = open_stream(Sharded([ListShard("s", 60)], 60), seed=0, buffer=20)
+    numbers = [int(sample.key[2:]) for sample, _ in stream.samples(0)]
+    orders = [[n - start for n in numbers[start : start + 20]] for start in (0, 20, 40)]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert numbers != [int(sample.key[2:]) for sample, _ in stream.samples(1)]
+
+
 def test_permutations_are_uniform_and_the_same_everywhere() -> None:
     assert permutation(6, 0, 1, "x").tolist() == permutation(6, 0, 1, "x").tolist()
     first = Counter(int(permutation(5, seed)[0]) for seed in range(2000))
@@ -150,6 +160,13 @@ def test_mixing_keeps_the_share_everywhere() -> None:
         rest = [s.key for s, _ in mixed.samples(0, whole[where][1])]
         assert rest == [s.key for s, _ in whole[where + 1 :]]
     assert [s.key for s, _ in mixed.samples(1)] != [s.key for s, _ in whole]
+
+
+def test_the_second_source_goes_on_in_the_next_epoch() -> None:
+    second = open_stream(Sharded([ListShard("s", 30)], 30), seed=0, buffer=10)
+    mixed = Mixed(open_stream(Numbers(9), seed=0, buffer=1), second, 0.25)
+    drawn = [[s.key for s, _ in mixed.samples(epoch) if s.key[0] == "s"] for epoch in range(3)]
+    assert drawn[0] and drawn[0] != drawn[1] != drawn[2]
 
 
 def test_a_second_source_that_a_process_gets_nothing_of() -> None:

@@ -16,7 +16,7 @@ from advflyp.data.mini import mini_sets
 from advflyp.data.sets import folders, imagenet
 from advflyp.data.sets.catalogue import TABLE
 from advflyp.data.sets.folders import folder_shards
-from advflyp.data.sets.images import Encoded
+from advflyp.data.sets.images import Encoded, Files, held_out
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.data.sets.prompts import fill
 from advflyp.model.clip import CLIP
@@ -405,6 +405,11 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
         load_set.__globals__["_load"].__wrapped__(str(tmp_path), tmp_path)
 
 
+def test_class_names_are_text() -> None:
+    with pytest.raises(ValueError, match="class names are text, not 1; write str"):
+        LabelledSet([(Image.new("RGB", (8, 8)), 0)], [1, 2], "a {}")  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize("label", [b"9" * 30, b"-" + b"9" * 30, b"9" * 5000])
 def test_labels_that_are_no_numbers_of_classes(tmp_path: Path, label: bytes) -> None:
     (tmp_path / "classnames.txt").write_text("a\nb\n")
@@ -482,3 +487,9 @@ def test_the_table_names_readers_that_there_are() -> None:
     for entry in TABLE.values():
         assert callable(entry.reader()) if entry.splits else entry.wds_splits
     assert TABLE["imagenet-v2"].splits == tuple(imagenet.VARIANTS)
+
+
+def test_the_share_that_is_held_out_is_rounded() -> None:
+    whole = Files(Path(), [f"a/{n}.jpg" for n in range(5)], [0] * 5)
+    test, rest = held_out(whole, 0.3), held_out(whole, 0.3, rest=True)
+    assert (len(test), len(rest)) == (2, 3) and {*test.paths, *rest.paths} == {*whole.paths}

@@ -260,11 +260,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     tags: Any = getattr(image, "tag_v2", {})
     bits = max(tags.get(BITS_PER_SAMPLE, (16,)))
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
+    # Decoders use this mode for 16 bits, but `Image.fromarray` for any array of int32.
+    in_memory = image.mode == "I" and image.format is None
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
             raise SkippedSample("floating-point pixels outside 0 to 1")
         values = (255 * values).round()
-    elif bits > 16 or signed or values.min() < 0 or values.max() > 65535:
+    elif bits > 16 or signed or in_memory or values.min() < 0 or values.max() > 65535:
         raise SkippedSample("signed or 32-bit pixels")
     else:
         values = values.astype(np.int64) * 255 // (2**bits - 1)

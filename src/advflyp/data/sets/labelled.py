@@ -349,6 +349,8 @@ def check_distinct(classes: Sequence[str], name: str) -> None:
     """
     numbers: dict[str, int] = {}
     for number, title in enumerate(classes):
+        if not isinstance(title, str):
+            raise ValueError(f"{name}: class names are text, not {title!r}; write str(name)")
         first = numbers.setdefault(" ".join(title.casefold().split()), number)
         if first != number:
             other = "" if classes[first] == title else f" and '{classes[first]}'"
