@@ -161,7 +161,7 @@ def test_the_tables_of_proxies_are_made_of_their_results(
     folder = tmp_path / "docs/results/proxies-mini"
     folder.mkdir(parents=True)
     write_study(folder, by_points({"tecoa-near-660": -10}))
-    with tarfile.open(folder / "results.tar.gz", "w:gz") as packed:
+    with tarfile.open(folder / "results.tar.xz", "w:xz") as packed:
         packed.add(folder / "results", "results")
     shutil.rmtree(folder / "results")
     monkeypatch.setattr(outputs, "ROOT", tmp_path)

@@ -143,7 +143,7 @@ def committed_study(name: str, place: Path) -> Path:
     """A copy in `place` of a study of docs/results, with its results unpacked."""
     folder = place / name
     shutil.copytree(ROOT / "docs/results" / name, folder)
-    archive = folder / "results.tar.gz"
+    archive = folder / "results.tar.xz"
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     archive.unlink()
