@@ -60,12 +60,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts(model: CLIP, labelled: LabelledSet) -> torch.Tensor:
-    """The tokens that the model's text tower is given."""
+    """The tokens of the texts that the model encodes."""
     given: list[torch.Tensor] = []
-    tokenizer = model.tokenizer
-    model.tokenizer = lambda texts: given.append(tokenizer(texts)) or given[-1]
-    assert Evaluator(model, labelled).weights.shape[0] == len(labelled.classes)
-    model.tokenizer = tokenizer
+    encode = model.encode_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            model, "encode_text", lambda texts: (given.append(model.tokenizer(texts)), encode(texts))[1]
+        )
+        assert Evaluator(model, labelled).weights.shape[0] == len(labelled.classes)
     return torch.cat(given)
 
 
