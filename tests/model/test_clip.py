@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from advflyp.data.sets.classnames import wordnet_imagenet
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model import zeroshot
 from advflyp.model.clip import CLIP, TextCache
 from advflyp.model.layers import Float32Conv2d
 from advflyp.model.text_store import TextStore
-from advflyp.model.zeroshot import ClassTexts, class_embeddings, class_logits
+from advflyp.model.zeroshot import ClassTexts, check_told_apart, class_embeddings, class_logits
 from helpers import assert_equal64
 
 
@@ -178,3 +179,10 @@ def test_names_that_are_one_text_to_the_model_are_refused(tiny: CLIP) -> None:
     # One template tells them apart; a name that occurs twice is the caller's.
     assert tiny.classifier(classes, [long + "of {}", "a {}"]).weights.shape[0] == 2
     assert tiny.classifier(["cat", "dog", "cat"], ["a {}"]).weights.shape[0] == 3
+
+
+def test_released_names_that_repeat_are_the_protocols_business(tiny: CLIP) -> None:
+    """Two of WordNet's first words for ImageNet, which several protocols take, differ in case alone."""
+    names = list(wordnet_imagenet().values())
+    assert {"Cardigan", "cardigan"} <= {*names} and len({*names}) < len(names) == 1000
+    check_told_apart(tiny, names, ["a photo of a {}."])

@@ -232,6 +232,11 @@ def test_wrong_input(images: list[Path], tmp_path: Path, capsys: pytest.CaptureF
         (["predict", "mini", str(text), "--labels", "cat,dog"], "text.png is not an image that can be read"),
         (["predict", "mini", str(half), "--labels", "cat,dog"], "half.png"),
         (["predict", "mini", image, "--labels", "cat"], "'cat' is one label; a model needs at least two"),
+        (["predict", "mini", image, "--labels", "Cat,dog,cat"], "the label 'cat' is given twice; keep one"),
+        (
+            ["predict", "mini", image, "--labels", "cat,dog", "--template", "so " * 99 + "{}"],
+            "'cat' and 'dog' are the same text to mini",
+        ),
         (["predict", "mini", image, "--labels", "cat,cat"], "cat"),
         (
             ["attack", "mini", image, "--labels", "cat,dog", "--label", "cow"],

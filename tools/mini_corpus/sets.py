@@ -155,28 +155,27 @@ def on_demand_sets(
     names: Sequence[str], items: Sequence[Item], seed: int, folders: Mapping[str, Path]
 ) -> list[SetPlan]:
     """The named sets, which are built only on the user's machine; `folders` are those of their sources."""
-    plans = []
-    for name in names:
-        if name == "fashion-train":
+    return [_on_demand(name, items, seed, folders) for name in names]
+
+
+def _on_demand(name: str, items: Sequence[Item], seed: int, folders: Mapping[str, Path]) -> SetPlan:
+    chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
+    match name:
+        case "fashion-train":
             plan = fashion(folders["fashion-mnist"], seed, TRAINING, part="train")
-            plans.append(replace(plan, name=name, split="train"))
-            continue
-        if name == "photos":
-            plans.append(cifar(folders["cifar10"], seed))
-            continue
-        if name == "photos-train":
+            return replace(plan, name=name, split="train")
+        case "photos":
+            return cifar(folders["cifar10"], seed)
+        case "photos-train":
             plan = cifar(folders["cifar10"], seed, TRAINING, part="train")
-            plans.append(replace(plan, name=name, split="train"))
-            continue
-        chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
-        if name == "openmoji":
+            return replace(plan, name=name, split="train")
+        case "openmoji":
             chosen = [n for n in chosen if items[n].concept and not items[n].subgroup.startswith(_ALIKE)]
             plan = _plan(name, items, chosen, _label, _EMOJI, "emoji", seed)
-        else:
+        case _:
             chosen = [n for n in chosen if items[n].key not in _IN_FULL_CORPUS]
             plan = _plan(name, items, chosen, _label, _PHOTO, "photographs", seed, least=6, most=60)
-        plans.append(replace(plan, gives_way=True))
-    return plans
+    return replace(plan, gives_way=True)
 
 
 def fashion(folder: Path, seed: int, n: int = MAX_PER_SET, part: str = "t10k") -> SetPlan:

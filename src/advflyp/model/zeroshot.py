@@ -18,9 +18,10 @@ AT_ONCE = 512
 
 
 def check_told_apart(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
-    """ValueError if two names that differ are the same text to the model: their logits would tie on every image.
+    """ValueError if two different names are the same text to the model: their logits would tie on every image.
 
-    A name may occur twice, as in ImageNet. The arguments are those of `prompt_embeddings`.
+    Names that differ in case alone may repeat: released ones do (ImageNet's "Cardigan", a dog, and "cardigan"), and
+    protocols say what such a class counts as. The arguments are those of `prompt_embeddings`.
     """
 
     def tokens(names: Sequence[str], template: str) -> list[tuple[int, ...]]:
@@ -29,10 +30,12 @@ def check_told_apart(model: "CLIP", classes: Sequence[str], templates: Sequence[
     first: dict[tuple[int, ...], str] = {}
     for name, row in zip(classes, tokens(classes, templates[0]), strict=True):
         other = first.setdefault(row, name)
-        if other != name and all(len(set(tokens([other, name], one))) == 1 for one in templates[1:]):
+        if other.casefold() != name.casefold() and all(
+            len(set(tokens([other, name], one))) == 1 for one in templates[1:]
+        ):
             raise ValueError(
                 f"'{shorten(other, 60)}' and '{shorten(name, 60)}' are the same text to {model.name}: its tokenizer "
-                "ignores case and the end of long texts; shorten names and prompts, or keep one of the two"
+                "cuts off the end of long texts; shorten names and prompts, or keep one of the two"
             )
 
 

@@ -13,27 +13,19 @@ from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
 from advflyp.limits import MAX_NAME
 from advflyp.model.clip import CLIP
-from advflyp.model.zeroshot import check_told_apart
 
 HOW = "separate them by commas (cat,dog), or name a file with one a line, or a set of `advflyp sets`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """K label names and their prompt templates; made by `choose_labels`.
-
-    Attributes:
-        own: Whether the names are the user's own; a dataset's class names are used unchecked.
-    """
+    """K label names and their prompt templates; made by `choose_labels`."""
 
     names: list[str]
     templates: list[str]
-    own: bool
 
     def classifier(self, model: CLIP) -> Classifier:
-        """A zero-shot classifier; ValueError if two labels are the same text to the model."""
-        if self.own:
-            check_told_apart(model, self.names, self.templates)
+        """A zero-shot classifier; when first used, ValueError if two labels are the same text to the model."""
         return Classifier(model, self.names, self.templates)
 
     def index(self, label: str) -> int:
@@ -58,14 +50,14 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
     names = _clean_all(labels) if not isinstance(labels, str) else _from_text(labels)
     if names is None:
         labelled = load_set(str(labels))
-        return Labels(names=labelled.classes, templates=prompts or labelled.templates, own=False)
+        return Labels(names=labelled.classes, templates=prompts or labelled.templates)
     if len(names) < 2:
         found = f"'{names[0]}' is one label" if names else "there are no labels"
         raise ValueError(f"{found}; a model needs at least two to choose among: {HOW}")
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
     if twice:
-        raise ValueError(f"the label '{twice[0]}' is given twice; keep one")
-    return Labels(names=names, templates=prompts or [PHOTO], own=True)
+        raise ValueError(f"the label '{twice[0]}' is given twice; keep one (case is ignored)")
+    return Labels(names=names, templates=prompts or [PHOTO])
 
 
 def _from_text(text: str) -> list[str] | None:

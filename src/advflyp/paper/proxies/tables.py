@@ -240,7 +240,7 @@ def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
     plots = []
     for number in OTHER_NUMBERS:
         points = {
-            WORDS[data]: {
+            WORDS[data].replace(" ", "\n"): {
                 label: value
                 for method, label in METHODS.items()
                 if method != PAIRS
