@@ -161,6 +161,7 @@ def test_an_interrupted_run_goes_on_from_its_last_batch(tiny: CLIP, tmp_path: Pa
     assert isinstance(outcome, Outcome)
     assert torch.equal(outcome.attacked, whole.attacked)
     assert images_seen[2] < 100, "what was finished is not attacked again"
+    print(images_seen)
 
 
 @pytest.mark.parametrize("bad", [(140,), (20,), (20, 140)])

@@ -13,7 +13,9 @@ from PIL import Image
 
 from tools.mini_corpus import build as builder
 from tools.mini_corpus import fetch as fetching
-from tools.mini_corpus.sets import CIFAR_CLASSES, cifar, fashion
+from tools.mini_corpus.clipart import read_flashcards
+from tools.mini_corpus.read import finish
+from tools.mini_corpus.sets import CIFAR_CLASSES, cifar, fashion, on_demand_sets
 from tools.mini_corpus.sources import SOURCES, source
 
 MAMMALS = ("dog face", "cat face", "cow", "pig", "fox", "bear")
@@ -214,6 +216,28 @@ def test_a_picture_of_the_corpus_is_no_test_of_it(packages: Path, tmp_path: Path
     Image.open(io.BytesIO(picture)).convert("RGBA").save(stamps / "copy.png")
     manifest = builder.build_sets(["stamps"], tmp_path / "sets", tmp_path, corpus=corpus)
     assert manifest["files"]["sets/stamps.tar.gz"]["count"] == 8, name
+
+
+def test_a_flashcard_is_a_class_if_training_names_it(tmp_path: Path) -> None:
+    root = tmp_path / "usr/share/games/pysiogame/res/images/art4apps"
+    for place in (
+        "animals/cow",
+        "animals/guinea_pig",
+        "animals/gnu",
+        "food/ice_cream",
+        "actions/cow",
+        "food/notes.txt",
+    ):
+        path = root / place if "." in place else root / f"{place}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    items = finish(source("pysiogame"), read_flashcards(source("pysiogame"), tmp_path))
+    assert [Path(item.path).stem for item in items] == ["cow", "gnu", "guinea_pig", "ice_cream"]
+    (plan,) = on_demand_sets(["flashcards"], items, 0, {}, named={"cow", "guinea pig", "ice cream", "apple"})
+    assert plan.classes == ["cow", "guinea pig", "ice cream"] and plan.gives_way and plan.split == "test"
+    assert {
+        items[n].name: plan.classes[label] for n, label in zip(plan.members, plan.labels, strict=True)
+    } == {name: name for name in plan.classes}
 
 
 def test_fashion_is_balanced_and_seeded(tmp_path: Path) -> None:

@@ -27,8 +27,15 @@ from advflyp.paper.proxies.coverage import (
     read_coverage,
 )
 from advflyp.paper.proxies.numbers import Numbers, Side, accuracy_on_side
-from advflyp.paper.proxies.plan import PROXIES, Cell
-from advflyp.paper.proxies.tables import coverage_table, sides_table, summary, verdict_table, verdicts
+from advflyp.paper.proxies.plan import PROXIES, WORDS, Cell
+from advflyp.paper.proxies.tables import (
+    coverage_table,
+    outside_table,
+    sides_table,
+    summary,
+    verdict_table,
+    verdicts,
+)
 from advflyp.paper.study import read_study
 from advflyp.report.measure.estimates import Estimate
 from paper.proxy_study import MEASURED, SETS, by_points, write_study
@@ -164,8 +171,12 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
     out = paper_report(folder, tmp_path / "out").parent
     names = {path.stem for path in (out / "tables").glob("proxies*.csv")}
     assert names == {
-        "proxies", *(f"proxies-{end}" for end in ("verdicts", "number", "kinds", "longer", "sides", "coverage")),
-    }  # fmt: skip
+        "proxies",
+        *(
+            f"proxies-{end}"
+            for end in ("verdicts", "number", "kinds", "longer", "outside", "sides", "coverage")
+        ),
+    }
     text, page = (out / "results.md").read_text(), Page(out / "index.html")
     assert "H4 holds: On the same few images" in text and "H2 holds, H3 does not hold" in page.text
     assert text.splitlines()[2].startswith("H1 holds, "), (
@@ -228,6 +239,30 @@ def test_coverage_as_a_table(folder: Path) -> None:
         ["foreign, 660 images", "50", "0", "50", "50"],
         ["foreign, 660 images", "0.40", "0.40", "0.40", "0.40"],
     ]
+
+
+def test_sets_outside_the_headline_by_hand(folder: Path) -> None:
+    """Fashion is 30 points easier, foreign data costs TeCoA 10, a seed adds 5; nothing else is measured."""
+    table = outside_table(numbers_of(folder))
+    assert table.groups == [("", 1), ("fashion", 2)] and table.columns[1:] == ["PGD-10,\nε = 1/255", "clean"]
+    assert [block for block, _ in table.blocks] == [
+        "no finetuning",
+        *(Cell(2200, data).words for data in WORDS),
+    ]
+    start = 1
+    rows = {}
+    for block, length in table.blocks[1:]:
+        rows |= {(block, row[0]): row[1:] for row in table.rows[start : start + length]}
+        start += length
+
+    def percent(values: list) -> list[int]:
+        return [round(100 * value.value) for value in values]
+
+    assert percent(table.rows[0][1:]) == [80, 90]  # the original has one seed
+    assert percent(rows["near, 2\u202f200 images", "TeCoA"]) == [85, 95]
+    assert percent(rows["foreign, 2\u202f200 images", "TeCoA"]) == [75, 85]
+    assert ("near, 2\u202f200 images", "AdvFLYP_full on pairs") in rows
+    assert ("foreign, 2\u202f200 images", "AdvFLYP_full on pairs") not in rows
 
 
 def test_distances_are_averaged_over_images(tiny: CLIP) -> None:

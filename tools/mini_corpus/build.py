@@ -2,7 +2,7 @@
 
     python -m tools.mini_corpus.build                           # the full corpus, about 37,600 pairs
     python -m tools.mini_corpus.build --embedded --out DIR      # the part that the package carries
-    python -m tools.mini_corpus.build --sets openmoji stamps    # only the test sets under copyleft licences
+    python -m tools.mini_corpus.build --sets openmoji stamps flashcards # only the test sets under copyleft licences
     python -m tools.mini_corpus.build --sets fashion-train      # a labelled training set from another domain
     python -m tools.mini_corpus.build --sets photos photos-train # CIFAR-10: a test set and a labelled training set
 
@@ -33,7 +33,7 @@ from advflyp.files import draft_folder, names_in, publish_folder
 from advflyp.terminal import say
 from advflyp.wording import counted
 from tools.mini_corpus import neardup
-from tools.mini_corpus.clipart import read_clipart, read_stamps
+from tools.mini_corpus.clipart import read_clipart, read_flashcards, read_stamps
 from tools.mini_corpus.emoji import EmojiTable
 from tools.mini_corpus.fetch import fetch, silent
 from tools.mini_corpus.read import Item, draw, finish, read_icons
@@ -43,6 +43,8 @@ from tools.mini_corpus.shards import sha256, write_json, write_tar
 from tools.mini_corpus.sources import SOURCES, TWINS, Source, source
 
 PAIRS_PER_SHARD = 2000
+# Of packages that hold neither icons nor arrays of pixels, by source.
+READERS = {"openclipart": read_clipart, "tuxpaint": read_stamps, "pysiogame": read_flashcards}
 
 
 def build(
@@ -116,9 +118,12 @@ def build_sets(
     say("looking for images that the training pairs hold, too")
     training, metas = read_shards(corpus)
     proxy = proxy_concepts(meta["concept"] for meta in metas)
+    named = {meta[key] for meta in metas for key in ("name", "concept")}
     plans = [
         without(plan, {match.query for match in neardup.find(_on_white(plan, material.images), training[:])})
-        for plan in on_demand_sets(list(dict.fromkeys(names)), material.items, seed, material.folders)
+        for plan in on_demand_sets(
+            list(dict.fromkeys(names)), material.items, seed, material.folders, named=named
+        )
     ]
     with _staging(out) as staging:
         files = _write_sets(staging, plans, material.items, material.images, proxy)
@@ -161,10 +166,8 @@ def collect(wanted: Sequence[Source], work: Path, say: Callable[[str], None] = s
     table = EmojiTable.read(folders["emojibase"])
     items: list[Item] = []
     for s in wanted:
-        if s.name == "openclipart":
-            items += finish(s, read_clipart(s, folders[s.name]))
-        elif s.name == "tuxpaint":
-            items += finish(s, read_stamps(s, folders[s.name]))
+        if s.name in READERS:
+            items += finish(s, READERS[s.name](s, folders[s.name]))
         elif s.name not in ("emojibase", "fashion-mnist", "cifar10"):
             items += finish(s, read_icons(s, folders[s.name], table))
     say(f"drawing {counted(len(items), 'image')}")

@@ -1,4 +1,4 @@
-"""Read the two Debian packages of drawings and photographs: Open Clip Art and the Tux Paint stamps."""
+"""Read the Debian packages of drawings and photographs: Open Clip Art, the Tux Paint stamps, pySioGame's flashcards."""
 
 import html
 import re
@@ -33,6 +33,11 @@ STAMP_CLASSES = {
     "vehicles/emergency": "emergency vehicle", "seasonal/christmas": "christmas decoration",
     "seasonal/halloween": "halloween decoration", "sports": "sport",
 }  # fmt: skip
+# Folders of flashcards that show a thing, each named after it; the others show actions, family members and parts of
+# the body, which an arrow points at.
+FLASHCARD_FOLDERS = (
+    "animals", "clothes_n_accessories", "construction", "food", "fruit_n_veg", "jobs", "nature", "transport",
+)  # fmt: skip
 
 _FLAG_WEIGHT = 4.0
 _MAX_BYTES = 600_000  # a few drawings are huge and slow
@@ -106,6 +111,16 @@ def read_stamps(source: Source, folder: Path) -> Iterator[Item]:
             "" if svg else str(path),
             label=label,
         )
+
+
+def read_flashcards(source: Source, folder: Path) -> Iterator[Item]:
+    """pySioGame's vocabulary cards; a card's class is the word that it teaches."""
+    root = folder / "usr/share/games/pysiogame/res/images/art4apps"
+    for category in FLASHCARD_FOLDERS:
+        for path in sorted((root / category).glob("*.jpg")):
+            name = words(path.stem)
+            key = f"{source.name}_{category}-{slug(path.stem)}"
+            yield Item(key, source.name, name, path=str(path), label=name)
 
 
 def _title_and_tags(text: str, stem: str) -> tuple[str, list[str]]:

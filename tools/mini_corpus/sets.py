@@ -4,7 +4,7 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,13 +152,27 @@ def embedded_sets(items: Sequence[Item], fashion_folder: Path, seed: int) -> lis
 
 
 def on_demand_sets(
-    names: Sequence[str], items: Sequence[Item], seed: int, folders: Mapping[str, Path]
+    names: Sequence[str],
+    items: Sequence[Item],
+    seed: int,
+    folders: Mapping[str, Path],
+    named: Collection[str | None],
 ) -> list[SetPlan]:
-    """The named sets, which are built only on the user's machine; `folders` are those of their sources."""
-    return [_on_demand(name, items, seed, folders) for name in names]
+    """The sets `names`, which are built only on the user's machine.
+
+    Args:
+        names: Of `ON_DEMAND`.
+        items: What their sources hold, as read.
+        seed: Of every random choice.
+        folders: Those of their sources.
+        named: What the training pairs show, by name.
+    """
+    return [_on_demand(name, items, seed, folders, named) for name in names]
 
 
-def _on_demand(name: str, items: Sequence[Item], seed: int, folders: Mapping[str, Path]) -> SetPlan:
+def _on_demand(
+    name: str, items: Sequence[Item], seed: int, folders: Mapping[str, Path], named: Collection[str | None]
+) -> SetPlan:
     chosen = [n for n, i in enumerate(items) if i.source == ON_DEMAND[name] and i.label]
     match name:
         case "fashion-train":
@@ -172,6 +186,9 @@ def _on_demand(name: str, items: Sequence[Item], seed: int, folders: Mapping[str
         case "openmoji":
             chosen = [n for n in chosen if items[n].concept and not items[n].subgroup.startswith(_ALIKE)]
             plan = _plan(name, items, chosen, _label, _EMOJI, "emoji", seed)
+        case "flashcards":
+            chosen = [n for n in chosen if items[n].label in named]
+            plan = _plan(name, items, chosen, _label, _CLIPART, "cartoons", seed)
         case _:
             chosen = [n for n in chosen if items[n].key not in _IN_FULL_CORPUS]
             plan = _plan(name, items, chosen, _label, _PHOTO, "photographs", seed, least=6, most=60)

