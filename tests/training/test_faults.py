@@ -529,3 +529,9 @@ def test_several_processes_are_stopped_and_resumed_as_one(
     assert same(tmp_path / "cut", tmp_path / "whole")
     lines = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "cut")]
     assert lines == [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "whole")]
+    # Two processes do the arithmetic of one.
+    one, two = (
+        [line["pflops"] for line in read_metrics(of) if line["kind"] == "train"]
+        for of in (expected[1], tmp_path / "whole")
+    )
+    assert two == pytest.approx(one, rel=0.05)
