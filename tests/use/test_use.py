@@ -91,6 +91,8 @@ def test_the_files_hold_what_is_said(
         assert Image.open(out / f"difference{end}.png").size == clean.shape[:2]
     told = json.loads((out / "attack.json").read_text())
     assert str(told).count("probability") >= 6
+    asked = told["asked"]
+    assert (asked["eps"], asked["labels"], asked["label"], asked["seed"]) == (eps, ["mini/food"], None, 0)
 
 
 def said(label: str | None, answers: list[list[str]], outcomes: list[str]) -> AttackedImage:

@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
 }
 ABOUT = {
     "advflyp": "Make CLIP-like models adversarially robust, and measure how robust they are.",
+    "advflyp pretrain": "The same as train, under the name of what recipes such as mini/pretrain do.",
     "advflyp data": "Training and test data, from nothing to shards.",
     "advflyp lvlm": "Large vision-language models that see through a robust image tower.",
 }
@@ -159,7 +160,7 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str], str]:
 def _help(prog: str, commands: Mapping[str, Any]) -> list[str]:
     lines = [f"usage: {prog} COMMAND …", "", ABOUT[prog], ""]
     for name, command in commands.items():
-        about = command.__doc__ or "" if callable(command) else ABOUT[f"{prog} {name}"]
+        about = ABOUT.get(f"{prog} {name}") or command.__doc__ or ""
         first = about.partition("\n")[0]
         lines += textwrap.wrap(first, 96, initial_indent=f"  {name:12} ", subsequent_indent=" " * 15)
     return [*lines, "", f"`{prog} COMMAND --help` explains one."]

@@ -70,12 +70,14 @@ def attack(
         image: An image file.
         labels: Labels that the model chooses among, as in `advflyp predict`.
         label: The label the attack moves away from (default: each model's clean prediction).
-        eps: Radius in pixels of [0, 1], at least one grey level, 1/255.
+        eps: Radius in pixels of [0, 1], at least one grey level, 1/255. With --norm l2 it is the length of the whole
+            change, usually 0.5 to 3.
         attack: As in `advflyp eval`: pgdN, cwN, autoattack, …
         against: A second model. Each is attacked separately, and each classifies both adversarial images.
         out: Folder for clean.png, adversarial.png, difference.png (amplified), the same for --against, and attack.json.
     """
-    asked = {name: str(value) for name, value in locals().items() if name not in ("out", "device")}
+    asked = {name: value for name, value in locals().items() if name not in ("out", "device")}
+    asked = json_format.loads(json_format.dumps(asked, default=str))
     with heavy_imports():
         from advflyp.config import number
         from advflyp.console import SafeConsole
