@@ -183,6 +183,15 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
         "where there is nothing else the page begins with that"
     )
     html = (out / "index.html").read_text()
+    # A fold for each table but that of the verdicts, which is open.
+    assert {*re.findall("<summary>(.*?)</summary>", html)} >= {
+        "By number of images",
+        "By breadth and distance",
+        "Four times the updates",
+        "Sets outside the headline",
+        "In and out of coverage",
+        "Coverage of each set",
+    }
     for words in (
         "accuracy against the number of images, clean images",
         "robust accuracy by kind of data, 2,200 images",
