@@ -33,6 +33,7 @@ from advflyp.report.figures.number import against_number, by_kind
 from advflyp.report.figures.plots import Look, svg
 from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
+from advflyp.wording import counted
 
 METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
 INTERVALS = "Ranges: 95 % bootstrap intervals over seeds, sets and images, if the outcomes of single images were kept."
@@ -79,6 +80,25 @@ def summary(numbers: Numbers) -> str:
     text = ", ".join(f"{id} {verdict}" for id, (verdict, _) in last.items()) + "."
     other = [f"{id} {best[id][0]}" for id in last if best[id][0] != last[id][0]]
     return text + (f" With the weights at the best validation: {', '.join(other)}." if other else "")
+
+
+def _worth_of_validation(numbers: Numbers) -> str:
+    """What the weights at the best validation gain over the last ones, in all trainings of which both were measured."""
+    gains = [
+        100 * (accuracy - last[seed])
+        for run in numbers.results
+        for last in [numbers.by_seed(run, ROBUST)]
+        for seed, accuracy in numbers.by_seed(run + BEST, ROBUST).items()
+        if seed in last
+    ]
+    if not gains:
+        return ""
+    better, worse = (sum(sign * gain > 0.05 for gain in gains) for sign in (1, -1))
+    return (
+        f" Of {counted(len(gains), 'training')}, the weights at the best validation are more robust than the last ones "
+        f"in {better}, by at most {max(0.0, *gains):.1f} points, and less robust in {worse}, by up to "
+        f"{max(0.0, -min(gains)):.1f}."
+    )
 
 
 def verdict_table(numbers: Numbers) -> Table:
@@ -134,7 +154,7 @@ def grid_table(numbers: Numbers, cells: Sequence[Cell], title: str) -> Table:
         rows=rows,
         blocks=blocks,
         groups=[] if one_kind else [("", 1), *counts.items()],
-        note=ABOUT_GRID,
+        note=ABOUT_GRID + (_worth_of_validation(numbers) if one_kind else ""),
     )
 
 
