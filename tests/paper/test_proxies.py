@@ -29,8 +29,10 @@ from advflyp.paper.proxies.coverage import (
 from advflyp.paper.proxies.numbers import Numbers, Side, accuracy_on_side
 from advflyp.paper.proxies.plan import NEAR, PROXIES, WORDS, Cell
 from advflyp.paper.proxies.tables import (
+    METHODS,
     coverage_table,
     grid_table,
+    longer_table,
     outside_table,
     sides_table,
     summary,
@@ -117,6 +119,17 @@ def test_what_the_best_validation_is_worth(folder: Path) -> None:
         "most 10.0 points, and less robust in 0, by up to 0.0."
     )
     assert "validation are" not in grid_table(numbers, [Cell(660, "near"), Cell(660, "few")], "").note
+
+
+def test_longer_trainings_stand_beside_those_of_their_seed(folder: Path) -> None:
+    """The first seed is at 50 %, the mean of all three at 55 %."""
+    numbers = numbers_of(folder)
+    table = longer_table(numbers)
+    assert len(table.rows) == len(METHODS)
+    for row in table.rows:
+        assert [round(100 * value.value) for value in row[1:] if isinstance(value, Estimate)] == [50, 60, 50, 60]
+    every = numbers.accuracy("fare-near-6651", "pgd10")
+    assert every is not None and every.value == pytest.approx(0.55)
 
 
 def test_the_bootstrap_of_a_difference_is_of_the_same_images(folder: Path) -> None:

@@ -77,6 +77,7 @@ def attack(
         out: Folder for clean.png, adversarial.png, difference.png (amplified), the same for --against, and attack.json.
     """
     asked = {name: value for name, value in locals().items() if name not in ("out", "device")}
+    # As attack.json gives it back, to be compared with a later request.
     asked = json_format.loads(json_format.dumps(asked, default=str))
     with heavy_imports():
         from advflyp.config import number

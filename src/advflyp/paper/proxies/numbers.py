@@ -64,7 +64,7 @@ class Numbers:
     sets: Sequence[str]
     coverage: Mapping[tuple[str, int, str], Coverage]
     folder: Path
-    _known: dict[tuple[str, str], Estimate | None] = field(default_factory=dict)
+    _known: dict[tuple[str, str, tuple[int, ...]], Estimate | None] = field(default_factory=dict)
     _read: dict[tuple[str, int, str, str], Samples] = field(default_factory=dict)
 
     @classmethod
@@ -95,19 +95,20 @@ class Numbers:
         """The mean over seeds with their standard deviation, as figures show it."""
         return mean_of_seeds(self.by_seed(run, attack))
 
-    def accuracy(self, run: str, attack: str) -> Estimate | None:
-        """The mean over seeds, with its bootstrap interval if per-image outcomes are stored."""
-        if (run, attack) not in self._known:
-            self._known[run, attack] = self._accuracy(run, attack)
-        return self._known[run, attack]
+    def accuracy(self, run: str, attack: str, seeds: Collection[int] | None = None) -> Estimate | None:
+        """The mean over these seeds, by default all, with its bootstrap interval if per-image outcomes are stored."""
+        found = {s: value for s, value in self.by_seed(run, attack).items() if seeds is None or s in seeds}
+        key = (run, attack, tuple(sorted(found)))
+        if key not in self._known:
+            self._known[key] = self._accuracy(run, attack, found)
+        return self._known[key]
 
     def on_set(self, run: str, name: str, attack: str) -> Estimate | None:
         """The mean over seeds of the accuracy on one set, in the headline or not, with their standard deviation."""
         cells = {seed: cells.get((name, attack)) for seed, cells in self.results.get(run, {}).items()}
         return mean_of_seeds({seed: cell.accuracy for seed, cell in cells.items() if cell is not None})
 
-    def _accuracy(self, run: str, attack: str) -> Estimate | None:
-        seeds = self.by_seed(run, attack)
+    def _accuracy(self, run: str, attack: str, seeds: Seeds) -> Estimate | None:
         if not seeds:
             return None
         value = statistics.fmean(seeds.values())

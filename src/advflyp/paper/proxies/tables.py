@@ -56,7 +56,6 @@ ABOUT_COVERAGE = (
     "other names (`proxy_share` of docs/mini.md) are not counted. Distance: 1 − cos of the embeddings of a class's "
     "name and of the nearest of the proxy's, in the original's text tower; the mean over the set's images."
 )
-
 ABOUT_OUTSIDE = (
     "Means over seeds, ± their standard deviation if there are several. fashion is of the family of the foreign "
     "training images, photos of CIFAR-10's: on them, a model trained on that data is in its own domain."
@@ -80,25 +79,6 @@ def summary(numbers: Numbers) -> str:
     text = ", ".join(f"{id} {verdict}" for id, (verdict, _) in last.items()) + "."
     other = [f"{id} {best[id][0]}" for id in last if best[id][0] != last[id][0]]
     return text + (f" With the weights at the best validation: {', '.join(other)}." if other else "")
-
-
-def _worth_of_validation(numbers: Numbers) -> str:
-    """What the weights at the best validation gain over the last ones, in all trainings of which both were measured."""
-    gains = [
-        100 * (accuracy - last[seed])
-        for run in numbers.results
-        for last in [numbers.by_seed(run, ROBUST)]
-        for seed, accuracy in numbers.by_seed(run + BEST, ROBUST).items()
-        if seed in last
-    ]
-    if not gains:
-        return ""
-    better, worse = (sum(sign * gain > 0.05 for gain in gains) for sign in (1, -1))
-    return (
-        f" Of {counted(len(gains), 'training')}, the weights at the best validation are more robust than the last ones "
-        f"in {better}, by at most {max(0.0, *gains):.1f} points, and less robust in {worse}, by up to "
-        f"{max(0.0, -min(gains)):.1f}."
-    )
 
 
 def verdict_table(numbers: Numbers) -> Table:
@@ -206,9 +186,10 @@ def longer_table(numbers: Numbers) -> Table:
     """Trainings on the most data: with the usual number of updates, and with four times as many."""
     rows: list[list[Value]] = []
     for method, cell in TRAINED_LONGER:
+        run = cell.run(method)
+        seeds = numbers.by_seed(run + LONGER, ROBUST)
         usual, longer = (
-            [numbers.accuracy(cell.run(method) + end, attack) for attack in (ROBUST, CLEAN)]
-            for end in ("", LONGER)
+            [numbers.accuracy(run + end, attack, seeds) for attack in (ROBUST, CLEAN)] for end in ("", LONGER)
         )
         if longer[0] is not None:
             rows.append([f"{METHODS[method]}, {with_spaces(cell.number)}", *usual, *longer])
@@ -217,7 +198,7 @@ def longer_table(numbers: Numbers) -> Table:
         columns=["method and images", *["PGD-10,\nε = 1/255", "clean"] * 2],
         groups=[("", 1), ("usual updates", 2), ("four times as many", 2)],
         rows=rows,
-        note=f"Means over the headline's sets. {INTERVALS} Usual updates: all seeds; four times as many: the first.",
+        note=f"Means over the headline's sets. {INTERVALS} Both are of the first seed.",
     )
 
 
@@ -356,6 +337,25 @@ def _lead(numbers: Numbers, cell: Cell, method: str, side: Side) -> Estimate | N
         return None
     own, pairs = (numbers.on_side(cell.run(name), ROBUST, side) for name in (method, PAIRS))
     return paired(own, pairs)
+
+
+def _worth_of_validation(numbers: Numbers) -> str:
+    """What the weights at the best validation gain over the last ones, in all trainings of which both were measured."""
+    gains = [
+        100 * (accuracy - last[seed])
+        for run in numbers.results
+        for last in [numbers.by_seed(run, ROBUST)]
+        for seed, accuracy in numbers.by_seed(run + BEST, ROBUST).items()
+        if seed in last
+    ]
+    if not gains:
+        return ""
+    better, worse = (sum(sign * gain > 0.05 for gain in gains) for sign in (1, -1))
+    return (
+        f" Of {counted(len(gains), 'training')}, the weights at the best validation are more robust than the last ones "
+        f"in {better}, by at most {max(0.0, *gains):.1f} points, and less robust in {worse}, by up to "
+        f"{max(0.0, -min(gains)):.1f}."
+    )
 
 
 def _bootstrap(numbers: Numbers, decision: Decision) -> str | None:
