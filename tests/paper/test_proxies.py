@@ -127,7 +127,12 @@ def test_longer_trainings_stand_beside_those_of_their_seed(folder: Path) -> None
     table = longer_table(numbers)
     assert len(table.rows) == len(METHODS)
     for row in table.rows:
-        assert [round(100 * value.value) for value in row[1:] if isinstance(value, Estimate)] == [50, 60, 50, 60]
+        assert [round(100 * value.value) for value in row[1:] if isinstance(value, Estimate)] == [
+            50,
+            60,
+            50,
+            60,
+        ]
     every = numbers.accuracy("fare-near-6651", "pgd10")
     assert every is not None and every.value == pytest.approx(0.55)
 
