@@ -112,9 +112,9 @@ def test_text_cache_encodes_each_text_once(tiny: CLIP, monkeypatch: pytest.Monke
     asked: list[str] = []
     original = tiny.double().encode_text
 
-    def spy(texts: list[str], tokens: torch.Tensor | None, *, padded: bool) -> torch.Tensor:
+    def spy(texts: list[str], tokens: torch.Tensor | None) -> torch.Tensor:
         asked.extend(texts)
-        return original(texts, tokens, padded=padded)
+        return original(texts, tokens)
 
     monkeypatch.setattr(tiny, "encode_text", spy)
     cache = TextCache(tiny, capacity=3)

@@ -203,16 +203,12 @@ class CLIP(InPrecision, nn.Module):
             image, tokens = embed_patches(self.visual, self._normalised(images))
         return at_least_float32(torch.cat([image[:, None], tokens], dim=1))
 
-    def encode_text(
-        self, texts: Sequence[str], tokens: Tensor | None = None, *, padded: bool = False
-    ) -> Tensor:
+    def encode_text(self, texts: Sequence[str], tokens: Tensor | None = None) -> Tensor:
         """N texts → (N, d) float32 unit-norm embeddings. ValueError if the tokenizer gives tokens unknown to the model.
 
         Args:
             texts: N texts.
             tokens: Their tokens, (N, context) int64, if already known.
-            padded: Compute the padding behind the texts too, so that the rounding of an embedding does not depend on
-                the lengths of the other texts.
         """
         if tokens is None:
             tokens = self.tokenizer(list(texts))
@@ -224,10 +220,7 @@ class CLIP(InPrecision, nn.Module):
                 f"their vocabulary has {vocabulary}"
             )
         with self._autocast():
-            if padded:
-                features = self.net.encode_text(to_device(tokens, self.device))
-            else:
-                features = encode_unpadded(self.net, tokens, self.device)
+            features = encode_unpadded(self.net, tokens, self.device)
         return F.normalize(at_least_float32(features), dim=-1)
 
     def _in_parts(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -257,8 +250,7 @@ class TextCache:
         missing = {text: row for row, text in enumerate(texts) if text not in self.known}
         fresh = {}
         if missing:
-            # What is kept must not depend on the texts that it came with.
-            embeddings = self.model.encode_text(list(missing), chosen(tokens, missing.values()), padded=True)
+            embeddings = self.model.encode_text(list(missing), chosen(tokens, missing.values()))
             # Kept in host memory: a million captions would fill an accelerator.
             fresh = dict(zip(missing, embeddings.cpu(), strict=True))
             room = max(0, self.capacity - len(self.known))

@@ -73,7 +73,7 @@ class TextStore:
         if missing:
             fresh["digest"] = np.array(list(missing), f"V{DIGEST}")
             unknown = [texts[row] for row in missing.values()]
-            embeddings = self.model.encode_text(unknown, chosen(tokens, missing.values()), padded=True)
+            embeddings = self.model.encode_text(unknown, chosen(tokens, missing.values()))
             fresh["embedding"] = embeddings.cpu().numpy()
             self._keep(fresh[: max(0, self.capacity - len(self.places))])
         new = {digest: row for row, digest in enumerate(missing)}
