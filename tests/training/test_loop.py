@@ -220,8 +220,14 @@ def test_one_sgd_step_by_hand(recipe: Path, tmp_path: Path, tiny_folder: Path) -
     start = random_start(images, threat, 0, 0)
     found = pgd(images, loss, threat, steps=2, step_size=4 / 255, start=start)
     parameters = dict(reference.net.visual.named_parameters())
-    gradients = torch.autograd.grad(loss(found), list(parameters.values()))
-    update(run, batch)
+    at_end = loss(found)
+    gradients = torch.autograd.grad(at_end, list(parameters.values()))
+    metrics = update(run, batch).metrics
+    measured = {
+        "loss": at_end, "loss/clip": at_end, "attack_gain": at_end / loss(start),
+        "grad_norm": torch.cat([gradient.flatten() for gradient in gradients]).norm(),
+    }  # fmt: skip
+    assert_equal64(metrics, {name: value.detach() for name, value in measured.items()})
     expected = {
         name: parameter - 0.1 * gradient
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
