@@ -239,7 +239,7 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The original's is higher than any: only the trained weights compete.
-    scores = iter([0.9, 0.2, 0.5, 0.4, 0.5, 0.9])
+    scores = iter([0.9, 0.2, 0.1, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
     class FakeEvaluator:
@@ -256,8 +256,8 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     overrides = {"validate.set": "mini/val", "train.patience": 2, "train.epochs": 9}
     result = train(recipe, overrides, out=tmp_path / "run")
     assert result.best == 0.5
-    assert result.steps == 16, "two epochs without gain after the second"
-    assert weights_sha256(load_model(tmp_path / "run")) == weights[2]
+    assert result.steps == 20, "two epochs without gain after the third; the second was followed by a gain"
+    assert weights_sha256(load_model(tmp_path / "run")) == weights[3]
     assert (
         result.before
         == read_card(tmp_path / "run")["original"]
@@ -265,8 +265,8 @@ def test_validation_decides_the_best_and_patience_ends_the_run(
     )
     assert result.after == {"clean": 1.0, "robust": 0.5}
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
-    assert [line["best"] for line in lines] == [False, True, True, False, False]
-    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16]
+    assert [line["best"] for line in lines] == [False, True, False, True, False, False]
+    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16, 20]
 
 
 @pytest.mark.long

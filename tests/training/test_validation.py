@@ -1,9 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from advflyp.training.recipe import Recipe, read_recipe
-from advflyp.training.validation import changes
+from advflyp.training.state import TrainState
+from advflyp.training.validation import _watch_overfitting, changes
 
 BEFORE = {"clean": 0.305, "robust": 0.01}
 
@@ -47,3 +50,20 @@ def test_training_on_clean_images_promises_no_robustness(recipe: Path) -> None:
 
 def test_nothing_to_compare(read: Recipe) -> None:
     assert changes(None, None, read, 3e-4) == []
+
+
+@pytest.mark.parametrize(("fgsm", "steps"), [(0.39, None), (0.41, 2)])
+def test_a_model_overfits_if_it_resists_one_step_but_not_several(
+    recipe: Path, fgsm: float, steps: int | None
+) -> None:
+    """Whatever its clean accuracy is."""
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        recipe=read_recipe(recipe, {"attack.overfitting_gap": 0.1}), state=TrainState()
+    )
+    log: Any = SimpleNamespace(say=said.append)
+    _watch_overfitting(run, {"clean": 0.9, "robust": 0.3, "fgsm": fgsm}, log)
+    assert run.state.attack_steps == steps
+    assert len(said) == (steps is not None) and all(
+        "under one step is 11.0 points above" in line for line in said
+    )
