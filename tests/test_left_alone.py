@@ -22,6 +22,8 @@ from advflyp.model.load import load_model
 from advflyp.model.mix import interpolate
 from advflyp.report.figures.embedding import embed
 from advflyp.report.figures.examples import examples
+from advflyp.training import loop
+from advflyp.training.loop import train
 from advflyp.use.attack_image import attack_image
 from advflyp.use.demo import NOT_SAID, Demo
 from advflyp.use.predict import predict
@@ -75,7 +77,7 @@ def state(model: CLIP) -> dict[str, Any]:
 def process() -> dict[str, Any]:
     """What belongs to everybody in the process."""
     return {
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic": torch.get_deterministic_debug_mode(),
         "grad": torch.is_grad_enabled(),
         "tf32": torch.backends.cudnn.allow_tf32,
         "dtype": torch.get_default_dtype(),
@@ -200,3 +202,21 @@ def test_the_tower_is_compiled_while_it_is_evaluated(
     tiny.encode_image(torch.rand(2, 3, *tiny.image_size))
     assert len(graphs) == ran and isinstance(tiny.visual, nn.Module)
     assert evaluate(tiny, [labelled], ["clean"])[0].correct == cells[0].correct
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("mode", ["default", "warn", "error"])
+def test_training_leaves_the_deterministic_mode_as_it_was(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, asked: bool
+) -> None:
+    """Within the run it is the caller's, unless the recipe asks for it."""
+    during = []
+    monkeypatch.setattr(loop, "_loop", lambda run, log: during.append(torch.get_deterministic_debug_mode()))
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        before = process()
+        train(recipe, {"train.deterministic": asked}, out=tmp_path / "run")
+        assert process() == before
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert during == [2 if asked else before["deterministic"]]

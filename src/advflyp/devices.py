@@ -60,12 +60,9 @@ def lowered(values: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
     torch refuses this operation on CUDA where `torch.use_deterministic_algorithms` is on, since sums of floats would
     depend on their order; a minimum does not.
     """
-    strict, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(False)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(0)
     try:
         return values.scatter_reduce(0, index, candidates, "amin")
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.set_deterministic_debug_mode(before)

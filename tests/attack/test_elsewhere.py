@@ -1,5 +1,8 @@
 """Attacks searched under other prompts and on another model."""
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from advflyp.attack.threat import Threat
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
+from advflyp.model.load import load_model
 from attack.mini import correct_on
 from helpers import labelled_by
 
@@ -69,6 +73,36 @@ def test_an_evaluation_runs_them_by_name(tiny: CLIP, tiny_folder) -> None:
     assert len(find_attack(f"cw3@{tiny_folder}").arguments(EPS, 3)["surrogate_sha256"]) == 64
     found = find_attack(f"encoder-patches3@{tiny_folder}")
     assert isinstance(found.attack, EncoderPGD)  # type: ignore[attr-defined]
+
+
+def test_restarts_are_run_and_named_whoever_asks_for_them() -> None:
+    named = find_attack("pgd3x5@openai")
+    templates = named.templates  # type: ignore[attr-defined]
+    inner = CrossPrompt(attack=PGD(steps=3, restarts=5), templates=templates, called="openai")
+    outer = CrossPrompt(attack=PGD(steps=3), templates=templates, called="openai", restarts=5)
+    for attack in (named, inner, outer):
+        assert len(attack.stages(EPS)) == 5
+        assert attack.name == "pgd3x5@openai" and attack.arguments(EPS, 3)["restarts"] == 5
+    assert len(find_attack("pgd3@openai").stages(EPS)) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_surrogate_computes_in_the_precision_of_the_search(
+    tiny: CLIP, tiny_folder: Path, precision: Literal["fp32", "bf16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what results record."""
+    other, used = load_model(tiny_folder), set()
+    real = other.encode_image
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        used.add(other.precision)
+        return real(images)
+
+    monkeypatch.setattr(other, "encode_image", encode)
+    Evaluator(tiny, labelled_by(tiny, 4)).run(
+        Transfer(attack=PGD(steps=2), model=other), EPS, precision=precision
+    )
+    assert used == {precision}
 
 
 @pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])

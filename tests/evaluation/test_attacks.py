@@ -86,6 +86,7 @@ def test_the_papers_step_size_and_one_for_l2() -> None:
         ("apgd-ce+pgd10", "has no member 'pgd10'; known: apgd-ce,"),
         ("apgd-ce+sqare", "has no member 'sqare'; did you mean 'square'"),
         ("fgms", "did you mean 'fgsm'"),
+        ("typografic", "did you mean 'typographic'"),
         ("bim", "known: clean, noise, fgsm, pgdN"),
     ],
 )

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from advflyp.attack.adaptive import DefenceTerms
+from advflyp.attack.pgd import PGD
 from advflyp.attack.text import edit_texts
 from advflyp.attack.threat import Threat
 from advflyp.cli.main import main
@@ -322,6 +324,10 @@ def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Pa
         ({"attacks": ["pgd"]}, "there is no attack 'pgd'"),
         ({"attacks": ["autoattack"]}, "retrieval has no attack 'autoattack'; known: clean, pgdN, cwN"),
         ({"attacks": ["pgd10x5"]}, "retrieval has no attack 'pgd10x5'"),
+        (
+            {"attacks": [PGD(against=DefenceTerms(terms=("feature",)))]},
+            "retrieval has no attack 'pgd-ce-feature-10'",
+        ),
         ({"eps": [0.0]}, "eps must be above 0"),
         ({"eps": [4.0]}, "write 4/255 for four grey levels"),
         ({"edits": [0]}, "edits must be at least 1"),

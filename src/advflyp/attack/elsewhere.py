@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,17 @@ class _Elsewhere(SingleAttack):
 
     Args:
         attack: The attack to run there; AutoAttack's members would only return images that fool the surrogate.
+        restarts: Number of runs, each on the images that are still classified correctly; those of `attack` by default.
     """
 
     attack: PGD | EncoderPGD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # One number in two places: `stages` reads it here, names and results there.
+        runs = max(self.restarts, self.attack.restarts)
+        object.__setattr__(self, "restarts", runs)
+        object.__setattr__(self, "attack", replace(self.attack, restarts=runs))
 
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
@@ -101,6 +109,7 @@ class Transfer(_Elsewhere):
         if model.device != encoder.model.device:
             model = deepcopy(model).to(encoder.model.device)  # the caller's stays where it is
         classifier = _Resizing(model, encoder.classes, encoder.templates)
+        classifier.precision = encoder.precision
         return Surrogate(classifier, encoder=classifier)
 
     @property

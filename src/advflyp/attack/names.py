@@ -69,17 +69,8 @@ def read_attack_name(name: str) -> dict[str, Any]:
     if len(members) > 1:
         wrong = next(member for member, _ in members if member not in MEMBERS)
         raise ValueError(f"'{name}': AutoAttack has no member '{wrong}'{suggest(wrong, MEMBERS)}")
-    known = [
-        "clean",
-        "noise",
-        "fgsm",
-        "pgd10",
-        "cw10",
-        "encoder10",
-        "autoattack",
-        "autoattack-rand",
-        *MEMBERS,
-    ]
+    simple = "clean noise fgsm pgd10 cw10 encoder10 typographic autoattack autoattack-rand"
+    known = [*simple.split(), *MEMBERS]
     raise ValueError(f"there is no attack '{name}'{nearest(plain, known) or f'; known: {KNOWN}'}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advflyp.attack.streams import Streams
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.model.precision import Resolved
 
 T = TypeVar("T")
 # Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
@@ -57,9 +58,13 @@ class Encoder(Protocol):
         classes: K class names.
         templates: Prompts, each with one "{}" for the name.
         weights: (K, d) unit-norm class embeddings.
+        precision: That of the search.
     """
 
     model: Any
+
+    @property
+    def precision(self) -> Resolved: ...
 
     @property
     def classes(self) -> Sequence[str]: ...

@@ -1,7 +1,7 @@
 """Evaluate a model on a dataset: which images it classifies correctly, clean and after an attack."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,7 +197,14 @@ class _Run:
         todo = (self.mine & (self.attacked == UNKNOWN)).nonzero().squeeze(1)
         together: list[tuple[Tensor, Tensor]] = []
         read = torch.zeros_like(self.mine)
-        for positions, images in self._batches(evaluator.index[todo].tolist()):
+        batches = evaluator.labelled.batches(
+            in_bytes(evaluator.transform),
+            evaluator.batch_size,
+            evaluator.index[todo].tolist(),
+            # At most 1 % may be unreadable: of all images of the run, since a resumed run may have few left.
+            of=len(self.clean),
+        )
+        for positions, images, _ in batches:
             rows = torch.searchsorted(evaluator.index, positions)
             read[rows] = True
             are_bytes = images.dtype == torch.uint8
@@ -229,18 +236,6 @@ class _Run:
         ):
             theirs = slice(rank, None, evaluator.ranks.size)
             self.clean[theirs], self.attacked[theirs] = clean[theirs], attacked[theirs]
-
-    def _batches(self, todo: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions and images of `todo`, without those that cannot be read.
-
-        At most 1 % may be unreadable: of all images of the run, since a resumed run may have few left.
-        """
-        evaluator = self.evaluator
-        batches = evaluator.labelled.batches(
-            in_bytes(evaluator.transform), evaluator.batch_size, todo, of=len(self.clean)
-        )
-        for positions, images, _ in batches:
-            yield positions, images
 
     def _attack(self, together: list[tuple[Tensor, Tensor]]) -> None:
         rows = torch.cat([rows for rows, _ in together])

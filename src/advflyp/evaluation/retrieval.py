@@ -371,7 +371,13 @@ def _attack(attack: Attack | str) -> Clean | PGD:
     found = find_attack(attack)
     if isinstance(found, Clean):
         return found
-    if not isinstance(found, PGD) or found.loss not in LOSSES or found.restarts > 1 or not found.random_start:
+    if (
+        not isinstance(found, PGD)
+        or found.loss not in LOSSES
+        or found.against is not None
+        or found.restarts > 1
+        or not found.random_start
+    ):
         raise ValueError(
             f"retrieval has no attack '{found.name}'; known: clean, pgdN, cwN (N steps, for example pgd10)"
         )

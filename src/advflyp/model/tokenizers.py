@@ -158,17 +158,11 @@ def _steps(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_in_time(call: Callable[[], Any], count: int) -> Any:
-    """What `call`, a tokenizer's call on `count` texts, returns; ValueError if it takes too long."""
-    seconds = TOKENIZER_SECONDS + count * TOKENIZER_SECONDS_A_TEXT
-    return _within(seconds, call, f"read {counted(count, 'text')}")
+    """What `call`, a tokenizer's call on `count` texts, returns.
 
-
-def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
-    """What `call` returns; ValueError if it takes longer, with its thread left running until the process ends.
-
-    Args:
-        what: What the tokenizer was asked to do, for the message, such as "read 3 texts".
+    ValueError if it takes too long; its thread is then left running until the process ends.
     """
+    seconds = TOKENIZER_SECONDS + count * TOKENIZER_SECONDS_A_TEXT
     found: list[Any] = []
     failed: list[BaseException] = []
 
@@ -186,7 +180,8 @@ def _within(seconds: float, call: Callable[[], Any], what: str) -> Any:
         # Both clocks must agree: suspending the process inflates elapsed time, many threads inflate CPU time.
         if min(time.monotonic() - begun, time.process_time() - worked) > seconds:
             raise ValueError(
-                f"the tokenizer has not {what} within {seconds:.0f} seconds; its regular expressions take too long"
+                f"the tokenizer has not read {counted(count, 'text')} within {seconds:.0f} seconds; its regular "
+                "expressions take too long"
             )
         thread.join(1)
     if failed and isinstance(failed[0], Exception):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advflyp.data.sets.prompts import fill
+from advflyp.model.precision import Resolved
 
 if TYPE_CHECKING:
     from advflyp.model.clip import CLIP
@@ -101,9 +102,13 @@ class ZeroShotClassifier(nn.Module):
     """(N, 3, H, W) pixels in [0, 1] → (N, K) float32 logits τ⁻¹·cos, differentiable; `CLIP.classifier` makes one.
 
     The class embeddings are computed once, when the classifier is made.
+
+    Attributes:
+        precision: That of the image tower.
     """
 
     weights: Tensor
+    precision: Resolved = "fp32"
 
     def __init__(self, model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__()
@@ -114,12 +119,12 @@ class ZeroShotClassifier(nn.Module):
             self.register_buffer("weights", class_embeddings(model, classes, templates), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        with self.model.computing_in("fp32"):
+        with self.model.computing_in(self.precision):
             return class_logits(
                 self.model.encode_image(images), self.weights, self.model.logit_scale.detach()
             )
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
-        """`CLIP.encode_tokens` of the model, in float32, for attacks on the encoder alone."""
-        with self.model.computing_in("fp32"):
+        """`CLIP.encode_tokens` of the model, for attacks on the encoder alone."""
+        with self.model.computing_in(self.precision):
             return self.model.encode_tokens(images, patches)

@@ -109,8 +109,9 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
 def _share_statistics(run: "TrainingRun") -> None:
     """Average what batch normalisation has estimated on each rank: all validate and resume the model that is saved."""
     if run.ranks.size > 1:
-        for buffer in run.model.buffers():
-            if buffer.is_floating_point():
+        for name, buffer in run.model.named_buffers():
+            # Other buffers are constants, which a mean of several ranks may round.
+            if name.endswith((".running_mean", ".running_var")):
                 buffer.copy_(run.ranks.all_reduce_sum(buffer) / run.ranks.size)
 
 
