@@ -79,6 +79,7 @@ def process() -> dict[str, Any]:
     return {
         "deterministic": torch.get_deterministic_debug_mode(),
         "grad": torch.is_grad_enabled(),
+        "random": torch.get_rng_state().tolist(),
         "tf32": torch.backends.cudnn.allow_tf32,
         "dtype": torch.get_default_dtype(),
     }

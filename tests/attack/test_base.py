@@ -156,3 +156,16 @@ def test_objects_and_partial_functions_are_attacks() -> None:
         attack = Custom(function=function)
         assert attack.name.startswith(f"{__name__}:Twice")
         assert attack.arguments(None, 3) == {"source_sha256": source_sha256(Twice)}
+
+
+def test_an_attack_that_works_in_place_is_held_to_the_ball() -> None:
+    def brighter(victim: Any, images: Tensor, labels: Tensor, threat: Threat, *, streams: Any) -> Tensor:
+        images += 0.3
+        return images
+
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 0])
+    with pytest.raises(ValueError, match="outside the ball"):
+        Custom(function=brighter)(
+            lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1), images, labels, Threat(eps=0.1)
+        )
+    assert (images == 0.5).all()

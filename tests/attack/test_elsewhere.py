@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 import torch
 
+from advflyp.attack.apgd import APGD
 from advflyp.attack.base import Noise
 from advflyp.attack.elsewhere import CrossPrompt, Transfer
 from advflyp.attack.encoder import EncoderPGD
@@ -112,3 +113,12 @@ def test_mistakes(name: str) -> None:
         match="write pgdN, cwN, pgd-lse-N, fgsm or encoderN before the @, and openai or a model after it",
     ):
         find_attack(name)
+
+
+def test_objects_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="CrossPrompt takes PGD or EncoderPGD, not APGD, which returns only"):
+        CrossPrompt(attack=APGD(), templates=TEMPLATES)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must contain {} exactly once"):
+        CrossPrompt(attack=PGD(), templates=["a photo"])
+    assert CrossPrompt(attack=PGD(), templates="a {}").templates == ("a {}",)
+    assert len(CrossPrompt(attack=PGD(), templates="openai").templates) == 80

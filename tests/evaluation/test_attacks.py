@@ -2,13 +2,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.base import source_sha256
+from advflyp.attack.elsewhere import CrossPrompt
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.pgd import CW, PGD
+from advflyp.attack.square import Square
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
-from advflyp.evaluation.attacks import conditions, find_attack
+from advflyp.evaluation.attacks import conditions, find_attack, recorded_arguments
 
 LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
 
@@ -143,3 +148,29 @@ def test_fgsm_is_one_step_of_the_slopes_sign() -> None:
     assert leaf.grad is not None
     expected = (images + 4 / 255 * leaf.grad.sign()).clamp(0, 1)
     assert torch.equal(found, expected)
+
+
+class Nothing(PGD):
+    """PGD by name and parameters, but not by what it does."""
+
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        return images
+
+
+class Squares(Square):
+    pass
+
+
+def test_a_users_subclass_is_another_measurement() -> None:
+    """Alone, as a member of an ensemble, and where it searches on a surrogate."""
+    threat = Threat(eps=1 / 255)
+    ensembles = [AutoAttack(members=(one,)) for one in (Square(queries=5), Squares(queries=5))]
+    under = [CrossPrompt(attack=one, templates="a {}") for one in (PGD(), Nothing())]
+    for ours, own in ((PGD(), Nothing()), ensembles, under):
+        assert ours.name == own.name and ours.arguments(threat, 3) == own.arguments(threat, 3)
+        assert [attack for attack, _ in conditions([ours, own, ours], "linf", [1 / 255])] == [ours, own]
+        assert "source_sha256" not in recorded_arguments(ours, threat, 3)
+        (sha256,) = recorded_arguments(own, threat, 3)["source_sha256"].values()
+        assert sha256 == source_sha256(Nothing), "that of this file"

@@ -161,7 +161,8 @@ def run_stages(
             origin = images[there]
             streams = Streams(seed * STAGE_SEEDS + number, index[rows].to(images.device))
             found = stage(victim, origin, labels[rows].to(images.device), threat, streams=streams)
-            _check_found(found, origin, threat)
+            # Not against `origin`, which a user's attack may have changed.
+            _check_found(found, images[there], threat)
             # Logits that are not finite mean that the attack broke the model: ties and NaN never count as correct.
             with torch.no_grad():
                 answers = predicted(victim.judge(found).cpu(), labels[rows])

@@ -16,6 +16,7 @@ from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
+from advflyp.data.sets.prompts import choose_templates
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_logits
@@ -41,6 +42,11 @@ class _Elsewhere(SingleAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.attack, PGD | EncoderPGD):
+            raise ValueError(
+                f"{type(self).__name__} takes PGD or EncoderPGD, not {type(self.attack).__name__}, which returns only "
+                "images that fool the surrogate"
+            )
         # One number in two places: `stages` reads it here, names and results there.
         runs = max(self.restarts, self.attack.restarts)
         object.__setattr__(self, "restarts", runs)
@@ -62,16 +68,17 @@ class CrossPrompt(_Elsewhere):
     """The same model under other prompts: does a perturbation against one prompt, or an ensemble, fool another?
 
     Args:
-        templates: The prompts of the search, each with one "{}"; the evaluation uses the classifier's own.
+        templates: The prompts of the search, each with one "{}", or "openai" for its 80; the evaluation uses the
+            classifier's own.
         called: Their name in results.
     """
 
-    templates: Sequence[str]
+    templates: str | Sequence[str]
     called: str = "prompts"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "templates", tuple(choose_templates(self.templates)))
 
     def surrogate(self, victim: Victim) -> Victim:
         encoder = victim.encoder

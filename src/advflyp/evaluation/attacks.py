@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.autoattack import MEMBERS, AutoAttack
-from advflyp.attack.base import Attack, Clean, Custom, Noise
+from advflyp.attack.base import Attack, Clean, Custom, Noise, source_sha256
 from advflyp.attack.elsewhere import CrossPrompt, Transfer
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.names import read_attack_name
@@ -89,6 +89,19 @@ def _elsewhere(attack: Attack, where: str) -> Attack:
     return Transfer(attack=attack, model=load_model(where), called=where)
 
 
+def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> dict[str, Any]:
+    """`attack.arguments`, with hashes of the source of classes that are not this package's, under "source_sha256".
+
+    So a changed or overridden `perturb` is another measurement. ValueError if a source is not available.
+    """
+    found = attack.arguments(threat, classes)
+    parts = attack.attacks if isinstance(attack, AutoAttack) else [getattr(attack, "attack", attack)]
+    own = {type(one) for one in (attack, *parts) if not type(one).__module__.startswith("advflyp.")}
+    if own and "source_sha256" not in found:
+        found["source_sha256"] = {one.__qualname__: source_sha256(one) for one in own}
+    return found
+
+
 def conditions(
     attacks: Iterable[A], norm: Literal["linf", "l2"], eps: Sequence[float]
 ) -> list[tuple[A, Threat | None]]:
@@ -98,6 +111,10 @@ def conditions(
     for attack in attacks:
         for threat in threats if attack.perturbs else [None]:
             # Two functions may share a name.
-            what = attack if isinstance(attack, Custom) else (attack.name, repr(attack.arguments(threat, 2)))
+            what = (
+                attack
+                if isinstance(attack, Custom)
+                else (attack.name, repr(recorded_arguments(attack, threat, 2)))
+            )
             found.setdefault((what, threat), (attack, threat))
     return list(found.values())

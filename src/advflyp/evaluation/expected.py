@@ -11,7 +11,7 @@ from advflyp.data.mini import mini_sets
 from advflyp.data.sets.catalogue import TABLE, canonical, parts
 from advflyp.data.sets.labelled import set_names
 from advflyp.data.sets.prompts import describe
-from advflyp.evaluation.attacks import conditions
+from advflyp.evaluation.attacks import conditions, recorded_arguments
 from advflyp.evaluation.protocols import OTHERS, Protocol
 from advflyp.evaluation.results import Cell
 
@@ -50,7 +50,7 @@ class Expected:
             ("protocol", cell.protocol, self.protocol.recorded),
             ("split", cell.split.removesuffix(WEBDATASET), split),
             ("prompt", cell.prompt, cell.prompt if prompt is None else prompt),
-            ("attack_args", cell.attack_args, self.attack.arguments(self.threat, classes)),
+            ("attack_args", cell.attack_args, recorded_arguments(self.attack, self.threat, classes)),
             ("subset", cell.subset, {"of": of, **part}),
             ("seed", cell.seed, seed if self.threat else 0),
         )

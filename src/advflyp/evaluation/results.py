@@ -18,6 +18,7 @@ from advflyp.files import append, open_locked
 from advflyp.limits import MAX_RESULTS_BYTES, open_regular, read_bounded
 
 T = TypeVar("T")
+M = TypeVar("M", bound="Measurement")
 
 # Quantile of the normal distribution for 95 % intervals.
 Z = 1.959964
@@ -179,6 +180,14 @@ def check_store(path: Path) -> None:
     for folder in (path.with_suffix(SAMPLES), path.with_suffix(UNFINISHED)):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file where {path} needs a folder; move it away")
+
+
+def known_cells(store: Path | None, read: Callable[[Path], list[M]]) -> dict[tuple[str, ...], M]:
+    """The cells of a store, which `read` reads, by key; none without a store. ValueError if nothing can be stored."""
+    if store is None:
+        return {}
+    check_store(store)
+    return {cell.key(): cell for cell in read(store)}
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from advflyp.evaluation.attacks import conditions, find_attack
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
-from advflyp.evaluation.results import Measurement, append_cell, check_store, read_lines
+from advflyp.evaluation.results import Measurement, append_cell, known_cells, read_lines
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.model.load import load_model, pick_device
@@ -149,7 +149,7 @@ def retrieval(
     attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
     wanted = _conditions(attacks, norm, eps, edits)
     place, store = pick_device(device), Path(out) if out is not None else None
-    known = _known(store)
+    known = known_cells(store, read_retrieval)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
     model = model if isinstance(model, CLIP) else load_model(model, device=place)
     gallery = _Gallery(model, images, batch_size)
@@ -158,13 +158,6 @@ def retrieval(
         _cell(blank, known.get(blank.key()), gallery, *condition, store, partial(watch, blank))
         for blank, condition in zip(blanks, wanted, strict=True)
     ]
-
-
-def _known(store: Path | None) -> dict[tuple[str, ...], RetrievalCell]:
-    if store is None:
-        return {}
-    check_store(store)
-    return {cell.key(): cell for cell in read_retrieval(store)}
 
 
 def _blanks(

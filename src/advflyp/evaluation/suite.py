@@ -20,14 +20,14 @@ from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
-from advflyp.evaluation.attacks import Condition, conditions
+from advflyp.evaluation.attacks import Condition, conditions, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.expected import WEBDATASET, Expected, is_known, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
-from advflyp.evaluation.results import Cell, append_cell, check_store, read_cells, wilson
+from advflyp.evaluation.results import Cell, append_cell, known_cells, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
@@ -148,7 +148,7 @@ class _Suite:
         device: torch.device,
     ) -> list[Cell]:
         """Every cell, including the known ones."""
-        known, result = ranks.broadcast_from_rank0(self._known), []
+        known, result = ranks.broadcast_from_rank0(lambda: known_cells(self.store, read_cells)), []
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
             same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
@@ -179,13 +179,6 @@ class _Suite:
                         if ranks.rank == 0:
                             self.progress(cell)
         return result
-
-    def _known(self) -> dict[tuple[str, ...], Cell]:
-        """The stored cells; ValueError if nothing can be stored."""
-        if self.store is None:
-            return {}
-        check_store(self.store)
-        return {cell.key(): cell for cell in read_cells(self.store)}
 
     def _stored(
         self,
@@ -289,7 +282,7 @@ class _Suite:
             n=0,
             prompt=labelled.prompt,
             attack=attack.name,
-            attack_args=attack.arguments(threat, len(labelled.classes)),
+            attack_args=recorded_arguments(attack, threat, len(labelled.classes)),
             norm=threat.norm if threat else None,
             eps=threat.eps if threat else 0.0,
             precision=search.precision if threat else "fp32",

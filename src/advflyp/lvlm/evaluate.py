@@ -19,7 +19,7 @@ from advflyp.data.pairs.images import read_image
 from advflyp.data.sets.labelled import check_tolerated
 from advflyp.errors import SkippedSample
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.results import append_cell, check_store
+from advflyp.evaluation.results import append_cell, known_cells
 from advflyp.limits import read_image_file
 from advflyp.lvlm.metrics import Cider, says, vqa_accuracy, yes_no_accuracy
 from advflyp.lvlm.model import LVLM
@@ -68,10 +68,7 @@ def evaluate_lvlm(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     threats = [Threat(norm=norm, eps=radius) for radius in eps]
     store = None if out is None else Path(out)
-    known = {}
-    if store is not None:
-        check_store(store)
-        known = {cell.key(): cell for cell in read_answer_cells(store)}
+    known = known_cells(store, read_answer_cells)
     weights = state_sha256(model.net.state_dict())
     cells, drawn = [], [task.drawn(limit or protocol.limit, protocol.seed) for task in tasks]
     if threats:

@@ -110,7 +110,8 @@ def evaluation_progress(console: Console) -> Iterator[Callable[[Cell, SetProgres
 def as_rich(table: Table) -> "TerminalTable":
     """Any of the report's tables, for a terminal."""
     # Ranks are not marked on a terminal, so the note need not explain the marks.
-    return TerminalTable(replace(table, note=table.note.replace(MARKS, "").replace(MIXED, "").strip()))
+    note = table.note.replace(MARKS, "").replace(MIXED, "")
+    return TerminalTable(replace(table, note=" ".join(note.split())))
 
 
 class TerminalTable:

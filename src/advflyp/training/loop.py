@@ -100,13 +100,15 @@ def train(
         validation_set=validation_set if isinstance(validation_set, LabelledSet) else None,
     )
     resolved = read_recipe(recipe, {**(overrides or {}), **names})
-    run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
-    try:
-        if resume:
-            resume_run(run)
-        return fit(run)
-    finally:
-        run.close()
+    # The run seeds torch's generators; the caller's go on where they were.
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
+        try:
+            if resume:
+                resume_run(run)
+            return fit(run)
+        finally:
+            run.close()
 
 
 def fit(run: TrainingRun) -> RunResult:

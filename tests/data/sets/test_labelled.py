@@ -493,3 +493,11 @@ def test_the_share_that_is_held_out_is_rounded() -> None:
     whole = Files(Path(), [f"a/{n}.jpg" for n in range(5)], [0] * 5)
     test, rest = held_out(whole, 0.3), held_out(whole, 0.3, rest=True)
     assert (len(test), len(rest)) == (2, 3) and {*test.paths, *rest.paths} == {*whole.paths}
+
+
+def test_a_set_that_was_changed_is_not_what_its_name_loads() -> None:
+    changed = load_set("mini/food")
+    before = list(changed.classes)
+    changed.classes[0], changed.templates, changed.info["domain"] = "something else", ["{}"], "mine"
+    again = load_set("mini/food")
+    assert again.classes == before and again.templates != ["{}"] and again.info["domain"] != "mine"

@@ -155,7 +155,7 @@ def test_seeds_of_one_name(tmp_path: Path) -> None:
             changes = {"checkpoint_sha256": seed * 64, "correct": right, "accuracy": right / c.n}
             append_cell(tmp_path / "r.jsonl", dataclasses.replace(c, **changes))
     together = Page(report_from_paths([tmp_path / "r.jsonl"], tmp_path / "a", seeds=True))
-    assert f"±{100 * 1 / 97:.1f}" in together.text and "m (00000000)" not in together.text
+    assert f"standard deviation ±{100 * 1 / 97:.1f}" in together.text and "m (00000000)" not in together.text
     apart = Page(report_from_paths([tmp_path / "r.jsonl"], tmp_path / "b"))
     assert "m (00000000)" in apart.text and "±" not in apart.text
 

@@ -261,7 +261,9 @@ def load_set(
     if len(names) > 1:
         raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
     labelled = _load(names[0], data_folder(), source)
-    return labelled if templates is None else replace(labelled, templates=choose_templates(templates))
+    # What the caller changes in it must not reach later calls.
+    own = {"classes": [*labelled.classes], "templates": [*labelled.templates], "info": {**labelled.info}}
+    return replace(labelled, **own if templates is None else own | {"templates": choose_templates(templates)})
 
 
 def remarks_on(groups: Sequence[str]) -> list[str]:

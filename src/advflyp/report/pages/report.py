@@ -265,10 +265,11 @@ def _tiles(
     for condition in reversed(shown):
         name = "on clean images" if condition.norm is None else f"under {condition.title}"
         values = [value for model in models if (value := results.mean(model, condition))]
-        below = f"95 % interval {values[0].interval} %" if values else ""
         change = results.change(*pair, condition) if pair else None
+        seeds = max((value.seeds for value in (change, *values) if value), default=1)
+        kind = "standard deviation" if seeds > 1 else "95 % interval"
+        below = f"{kind} {values[0].interval} %" if values else ""
         if change:
-            kind = "standard deviation" if change.seeds > 1 else "95 % interval"
             below = f"{change.number} points" + (f" ({kind} {change.interval})" if change.interval else "")
         if change or len(models) == 1 == len(values):
             figures = [value.number for value in values[: 2 if change else 1]]
