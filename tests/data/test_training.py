@@ -234,6 +234,7 @@ def test_readings(tmp_path: Path) -> None:
         ({"method.name": "tecoa", "data.train": "{tmp}/hollow"}, "holds no images"),
         ({"method.name": "fare", "data.train": "{tmp}/empty"}, "holds no image"),
         ({"method.name": "tecoa", "data.train": "{tmp}/classes", "data.batch_size": "64"}, "not enough for one batch"),
+        ({"method.name": "tecoa", "data.train": "mini/proxy", "data.source": "openclipart"}, "holds 0 pairs"),
         ({"method.name": "tecoa", "data.train": "mini/proxy", "data.batch_size": "1"}, "must be at least 2, not 1"),
         ({"data.batch_size": "1"}, "the contrastive loss compares pairs"),
         ({"attack.eps": "0"}, "attack.eps must be above 0, not 0.0; to train on clean images: attack.steps = 0"),

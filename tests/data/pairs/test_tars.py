@@ -377,3 +377,43 @@ def test_images_that_shrink_well_are_no_bomb(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar.gz", members([(stream.getvalue(), "a red square")] * 3))
     assert stream.tell() > 700_000 and path.stat().st_size < 20_000
     assert problems(path) == [] and len(good(path)) == 3
+
+
+def test_a_shard_is_resumed_at_each_of_its_offsets(tmp_path: Path) -> None:
+    """Extra files may follow a sample; the offset that came with it lies before them."""
+    content = [
+        (f"{n}.{suffix}", data)
+        for n in range(6)
+        for suffix, data in (("jpg", PICTURE), ("txt", b"%d" % n), ("z.png", PICTURE), ("a.png", PICTURE))
+    ]
+    path = write_tar(tmp_path / "a.tar", content)
+    found = list(TarShard(str(path)).read())
+    keys = [sample.key for sample, _ in found]
+    assert keys == [f"a.tar:{n}" for n in range(6)] and not problems(path)
+    for number, (_, offset) in enumerate(found, 1):
+        assert [sample.key for sample in read(path, offset)] == keys[number:]
+
+
+@pytest.mark.parametrize(
+    ("names", "captions"),
+    [
+        ("1.jpg 1.json 1.mask.png 1.txt", {"1": "text"}),
+        ("1.jpg 1.json 2.jpg 2.txt 1.txt", {"1": "text", "2": "text"}),
+        ("1.txt 2.jpg 2.txt 1.jpg 1.json", {"1": "text", "2": "text"}),
+        ("1.jpg 1.json 2.jpg 2.json", {"1": "json", "2": "json"}),
+    ],
+)
+def test_text_anywhere_in_a_local_tar_takes_precedence_over_json(
+    tmp_path: Path, names: str, captions: dict[str, str]
+) -> None:
+    data = {"txt": b"text", "json": b'{"caption": "json"}'}
+    path = write_tar(
+        tmp_path / "a.tar", [(n, data.get(n.rpartition(".")[2], PICTURE)) for n in names.split()]
+    )
+    assert whole(path) == captions and not problems(path)
+
+
+def test_a_second_copy_of_a_sample_with_json_is_counted(tmp_path: Path) -> None:
+    one = [("1.jpg", PICTURE), ("1.json", b'{"caption": "json"}')]
+    path = write_tar(tmp_path / "a.tar", [*one, ("2.jpg", PICTURE), ("2.txt", b"two"), *one])
+    assert problems(path) == ["duplicate key"]

@@ -681,3 +681,25 @@ def test_kill_9_and_the_same_command_again(installed: str, server: Server, tmp_p
         assert all(server.asked[path] == 1 for path in paths[20 * number : 20 * number + 20]), (
             "not asked again"
         )
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.string_view(), pa.list_(pa.string())])
+def test_a_small_list_whose_captions_are_of_any_type(tmp_path: Path, kind: pa.DataType) -> None:
+    """200 captions of 5 MB each, said once, of types that cannot all be read as a dictionary."""
+    n, text = 200, "x" * 5_000_000
+    value = [text] if pa.types.is_list(kind) else text
+    schema = pa.schema({"url": pa.string(), "caption": kind})
+    with pq.ParquetWriter(tmp_path / "urls.parquet", schema, compression="zstd") as writer:
+        for begin in range(0, n, 100):
+            urls = [f"https://a/{number}" for number in range(begin, begin + 100)]
+            writer.write_table(pa.table({"url": urls, "caption": pa.array([value] * 100, kind)}, schema))
+    before = pa.total_allocated_bytes()
+    pool = pa.default_memory_pool()
+    source = open_urls(tmp_path / "urls.parquet")
+    peak = 0
+    for table in source._read(0, 200, ["url", "caption"]):
+        peak = max(peak, pool.bytes_allocated() - before)
+        del table
+    assert peak < 300_000_000
+    count, bad = source.write_slice(0, 50, tmp_path / "slice.parquet", [])
+    assert count == 0 and sum(bad.values()) == 50

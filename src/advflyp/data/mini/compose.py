@@ -87,6 +87,11 @@ class MiniPairs:
         elif config.limit is not None and config.limit < len(keep):
             # The shards are grouped by source, so the subset is random: the first N would be of one source.
             keep = random.Random(f"{seed}/limit").sample(keep, config.limit)
+        if len(keep) < config.batch_size:
+            raise ValueError(
+                f"the corpus holds {counted(len(keep), 'pair')}, not enough for one batch of {config.batch_size}; "
+                "lower data.batch_size"
+            )
         self.images = images.subset(keep)
         self.metas = metas = [metas[row] for row in keep]
         self.mono = torch.tensor([meta["mono"] for meta in metas])
@@ -94,11 +99,6 @@ class MiniPairs:
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
         self.batch_size, self.seed, self.device, self.share = config.batch_size, seed, how.device, how.share
         self.skipped = Skipped()
-        if len(metas) < config.batch_size:
-            raise ValueError(
-                f"the corpus holds {counted(len(metas), 'pair')}, not enough for one batch of {config.batch_size}; "
-                "lower data.batch_size"
-            )
 
     def __len__(self) -> int:
         return self.share.batches(len(self.metas))

@@ -151,15 +151,19 @@ class _Samples:
 
     def _completed(self, group: _Group) -> _Group | None:
         """The group, completed from elsewhere in the shard; None if it was part of an earlier one."""
-        if group.problem is not None or group.is_whole or self.path is None:
+        # JSON beside an image is a caption only if there is no text.
+        is_complete = group.is_whole and CAPTION_SUFFIXES[0] in group.parts
+        if group.problem is not None or is_complete or self.path is None:
             return group
         if self.index is None:
             self.index = index_tar(self.path)
         whole = self.index.get(group.key)
         if whole is None or not is_whole(whole.parts):
-            return group
+            # An extra file may follow its sample, also where a resumed stream begins.
+            return None if is_extra(group.key, self.index) else group
         if whole.begin != group.begin:
-            return None
+            # A second copy of the sample, or a part of the first.
+            return group if group.is_whole and group.parts.keys() == whole.parts.keys() else None
         with open(self.path, "rb") as file:
             for suffix, (_, offset, size) in whole.parts.items():
                 if suffix not in group.parts:

@@ -3,7 +3,7 @@
 A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -213,21 +213,24 @@ def _path_rows(address: str, image: str, caption: str | None, damaged: list[str]
 
 
 def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> Iterator[tuple[Any, Any]]:
-    """The image and the caption of each row of a group; the caption is None if no column holds any.
-
-    A few kilobytes can decode to megabytes for each of a million rows: no more rows are decoded at a time than fit into
-    the memory allowed for one image.
-    """
+    """The image and the caption of each row of a group; the caption is None if no column holds any."""
     columns = [image] if caption is None else [image, caption]
+    for batch in file.iter_batches(rows_at_a_time(file, group, columns, BATCH_ROWS), [group], columns):
+        images, texts = batch.column(image), None if caption is None else batch.column(caption)
+        for row in range(len(batch)):
+            yield images[row].as_py(), None if texts is None else texts[row].as_py()
+
+
+def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], most: int) -> int:
+    """The number of rows of a group, at most `most`, whose `columns` fit into the memory allowed for one image.
+
+    A few kilobytes can decode to megabytes for each of a million rows.
+    """
     facts = file.metadata.row_group(group)
     chunks = [facts.column(number) for number in range(facts.num_columns)]
     # No value is larger than its uncompressed column.
     sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns]
-    most = max(1, min(BATCH_ROWS, MAX_IMAGE_BYTES // max([1, *sizes])))
-    for batch in file.iter_batches(most, [group], columns):
-        images, texts = batch.column(image), None if caption is None else batch.column(caption)
-        for row in range(len(batch)):
-            yield images[row].as_py(), None if texts is None else texts[row].as_py()
+    return max(1, min(most, MAX_IMAGE_BYTES // max([1, *sizes])))
 
 
 @dataclass

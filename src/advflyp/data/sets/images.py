@@ -94,7 +94,7 @@ class DatasetImages(Images):
         super().__init__(_stored_labels(dataset) or [self._label(index) for index in range(len(dataset))])
         if len(dataset):
             # One that cannot be read is skipped and counted when it is asked for.
-            with suppress(SkippedSample, OSError):
+            with suppress(SkippedSample, OSError, Image.DecompressionBombError):
                 self.image(0)
 
     def image(self, index: int) -> Image.Image:

@@ -16,7 +16,7 @@ from advflyp.data.filenames import writable
 from advflyp.data.pairs.cells import address_in, captions_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
-from advflyp.data.pairs.tables import parquet_file, reading
+from advflyp.data.pairs.tables import parquet_file, reading, rows_at_a_time
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
@@ -102,12 +102,14 @@ class UrlList:
             kinds = {name: file.schema_arrow.field(name).type for name in columns}
         plain = (pa.string(), pa.large_string(), pa.binary())
         texts = [name for name, kind in kinds.items() if kind in plain]
+        others = kinds.keys() - set(texts)
         with parquet_file(str(self.path), read_dictionary=texts) as file:
             begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
                 if begin < stop and end > start:
-                    for batch in file.iter_batches(BATCH_ROWS, [group], columns):
+                    rows = rows_at_a_time(file, group, others, BATCH_ROWS)
+                    for batch in file.iter_batches(rows, [group], columns):
                         first, last = max(start - begin, 0), min(stop - begin, len(batch))
                         if first < last:
                             part = batch.slice(first, last - first)
@@ -192,4 +194,6 @@ def _usable(url: Any, caption: Any) -> tuple[str, str]:
     captions = [text for one in captions_in(caption) if (text := " ".join(one.split()))]
     if not captions:
         raise SkippedSample("empty caption")
+    if sum(len(text.encode(errors="surrogatepass")) for text in captions) > MAX_CAPTION_BYTES:
+        raise SkippedSample("caption is too long")
     return address, "\n".join(captions)
