@@ -266,8 +266,8 @@ def _tiles(
         name = "on clean images" if condition.norm is None else f"under {condition.title}"
         values = [value for model in models if (value := results.mean(model, condition))]
         change = results.change(*pair, condition) if pair else None
-        seeds = max((value.seeds for value in (change, *values) if value), default=1)
-        kind = "standard deviation" if seeds > 1 else "95 % interval"
+        explained = change or next(iter(values), None)
+        kind = "standard deviation" if explained and explained.seeds > 1 else "95 % interval"
         below = f"{kind} {values[0].interval} %" if values else ""
         if change:
             below = f"{change.number} points" + (f" ({kind} {change.interval})" if change.interval else "")
