@@ -111,7 +111,7 @@ def as_rich(table: Table) -> "TerminalTable":
     """Any of the report's tables, for a terminal."""
     # Ranks are not marked on a terminal, so the note need not explain the marks.
     note = table.note.replace(MARKS, "").replace(MIXED, "")
-    return TerminalTable(replace(table, note=" ".join(note.split())))
+    return TerminalTable(replace(table, note=note.replace("  ", " ").strip()))
 
 
 class TerminalTable:
