@@ -1,12 +1,17 @@
+import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import torch
+from torch import Tensor
 
 import advflyp
 import helpers
@@ -20,8 +25,10 @@ from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import save_model, weights_sha256
+from advflyp.model.folder import config_sha256, save_model, weights_sha256
+from advflyp.model.load import load_model
 from advflyp.report.console import verdicts
+from advflyp.report.measure.results import Results
 
 
 def test_cells(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
@@ -73,6 +80,49 @@ def test_what_is_stored_is_not_computed_again(
         tiny.net.logit_scale += 0.1
     evaluate(tiny, ["mini"], ["clean"], [1 / 255], out=out)
     assert len(read_cells(out)) == 3, "other weights are another measurement"
+
+
+def with_config(folder: Path, tmp_path: Path, **changes: dict) -> Path:
+    """The same weights under another configuration."""
+    copy = Path(shutil.copytree(folder, tmp_path / "-".join(changes)))
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    for key, value in changes.items():
+        config[key].update(value)
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_the_same_weights_in_another_configuration_are_another_model(
+    tiny_folder: Path, known_sets: LabelledSet, tmp_path: Path
+) -> None:
+    """OpenAI's weights with GELU in place of quick-GELU, say, or with ImageNet's normalisation."""
+    out = tmp_path / "r.jsonl"
+    folders = [
+        tiny_folder,
+        with_config(tiny_folder, tmp_path, model_cfg={"quick_gelu": True}),
+        with_config(tiny_folder, tmp_path, preprocess_cfg={"mean": [0.0, 0.0, 0.0]}),
+    ]
+    models = [load_model(folder) for folder in folders]
+    short = deepcopy(models[0])
+    short.tokenizer = lambda texts: models[0].tokenizer([text[:9] for text in texts])
+    own = deepcopy(models[0])
+    own.__class__ = Inverted
+    models += [short, own]
+    assert len({weights_sha256(model) for model in models}) == 1
+    assert len({config_sha256(model) for model in models}) == 5
+    cells = [evaluate(model, "mini", "clean", out=out, name="m")[0] for model in models]
+    assert read_cells(out) == cells and len({cell.accuracy for cell in cells}) > 1
+    assert evaluate(load_model(folders[1]), "mini", "clean", out=out) == [cells[1]]
+    results = Results(cells)
+    assert len(results.models) == 5
+    assert all(re.fullmatch(r"m \(config [0-9a-f]{8}\)", model) for model in results.models)
+
+
+class Inverted(CLIP):
+    """A subclass that computes something else from the same weights."""
+
+    def encode_image_raw(self, images: Tensor) -> Tensor:
+        return super().encode_image_raw(1 - images)
 
 
 def random_answer(victim, images, labels, threat, *, streams):

@@ -8,7 +8,7 @@ from PIL import Image
 
 import advflyp
 from advflyp.config import read_toml
-from advflyp.model.folder import read_card, weights_sha256
+from advflyp.model.folder import config_sha256, read_card, weights_sha256
 from advflyp.model.load import load_model
 from advflyp.training import loop
 from helpers import write_folder
@@ -46,7 +46,7 @@ def test_objects_train_as_what_the_recipe_names(
     assert result.steps == 3 and result.before is not None and {"clean", "robust"} <= result.before.keys()
     assert weights_sha256(model) == before and weights_sha256(load_model(tmp_path / "whole")) != before
     written = read_toml(tmp_path / "whole/recipe.toml")
-    assert written["model"]["name"] == f"object:{model.name}@{before[:12]}"
+    assert written["model"]["name"] == f"object:{model.name}@{before[:12]}-{config_sha256(model)[:12]}"
     assert written["data"]["train"] == "object:list:40" and written["validate"]["set"] == "object:mine:12"
     assert read_card(tmp_path / "whole")["trained_on"][-1] == "object:list:40"
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advflyp.attack.base import source_sha256
 from advflyp.attack.victim import Victim
 from advflyp.config import suggest
+from advflyp.identity import defined, source_sha256
 
 # (candidates (M, 3, H, W), rows (M,) or a slice: the positions of their originals) → (M,)
 Bound = Callable[[Tensor, Tensor | slice], Tensor]
@@ -83,9 +83,13 @@ class DefenceTerms:
     def name(self) -> str:
         """Their name in results."""
         weight = "" if self.weight == 1 else f"{self.weight:g}"
-        return "-".join(term if isinstance(term, str) else term.__name__ for term in self.terms) + weight
+        return "-".join(map(_name, self.terms)) + weight
 
     def arguments(self) -> dict[str, Any]:
         """Every parameter that changes the outcome, as results record them."""
-        own = {term.__name__: source_sha256(term) for term in self.terms if not isinstance(term, str)}
+        own = {_name(term): source_sha256(term) for term in self.terms if not isinstance(term, str)}
         return {"terms": self.name, "weight": self.weight, **own}
+
+
+def _name(term: str | Term) -> str:
+    return term if isinstance(term, str) else defined(term).__name__

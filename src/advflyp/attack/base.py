@@ -1,12 +1,10 @@
 """Attacks as objects that run on any classifier, and the one loop that runs their stages."""
 
-import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +14,7 @@ from advflyp.attack.losses import LOSSES, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim, for_use, predicted
+from advflyp.identity import defined, source_sha256
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
@@ -296,31 +295,12 @@ class Custom(SingleAttack):
 
     @property
     def name(self) -> str:
-        made = _defined(self.function)
+        made = defined(self.function)
         called = self.called or f"{made.__module__}:{made.__qualname__}"
         return called + (f"x{self.restarts}" if self.restarts > 1 else "")
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
         return {"source_sha256": source_sha256(self.function)}
-
-
-def _defined(code: Any) -> Any:
-    """The function or class that code is from: of a `functools.partial` its function, of an object its class."""
-    while isinstance(code, partial):
-        code = code.func
-    return code if hasattr(code, "__qualname__") else type(code)
-
-
-def source_sha256(code: Any) -> str:
-    """A hash of the module that defines a function or class, or of its own source if defined in a notebook."""
-    code = _defined(code)
-    for part in (inspect.getmodule(code), code):
-        try:
-            source = inspect.getsource(part)  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            continue
-        return hashlib.sha256(source.encode()).hexdigest()
-    raise ValueError(f"the source of {code!r}, which results record, is not available; define it in a file")
 
 
 @torch.no_grad()

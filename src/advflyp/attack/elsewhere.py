@@ -18,7 +18,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.data.sets.prompts import choose_templates
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import weights_sha256
+from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_logits
 
 
@@ -124,7 +124,11 @@ class Transfer(_Elsewhere):
         return f"{self.attack.name}@{self.called or self.model.name}"
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
-        return {**self.attack.arguments(threat, classes), "surrogate_sha256": weights_sha256(self.model)}
+        return {
+            **self.attack.arguments(threat, classes),
+            "surrogate_sha256": weights_sha256(self.model),
+            "surrogate_config_sha256": config_sha256(self.model),
+        }
 
 
 class _Resizing(ZeroShotClassifier):

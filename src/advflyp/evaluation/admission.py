@@ -46,13 +46,13 @@ def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]
     Raises:
         ValueError: It is not a results file, or one from elsewhere that is empty.
     """
-    found: dict[tuple[str, str], list[Cell]] = {}
+    found: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in read_cells(store):
-        found.setdefault((cell.model, cell.checkpoint_sha256), []).append(cell)
+        found.setdefault((cell.model, cell.checkpoint_sha256, cell.config_sha256), []).append(cell)
     if not found and not is_ours:
         raise ValueError(f"there are no results in {store}")
     result = []
-    for (model, sha256), cells in found.items():
+    for (model, sha256, _), cells in found.items():
         chosen, refused = _chosen(cells, protocol)
         if not refused:
             refused = _implausible(chosen) or _unproven(chosen, protocol, store, is_ours)

@@ -1,14 +1,14 @@
 """Attacks by name: what the command line, recipes and results call them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.autoattack import MEMBERS, AutoAttack
-from advflyp.attack.base import Attack, Clean, Custom, Noise, source_sha256
+from advflyp.attack.base import Attack, Clean, Custom, Noise
 from advflyp.attack.elsewhere import CrossPrompt, Transfer
 from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.names import read_attack_name
@@ -16,6 +16,7 @@ from advflyp.attack.pgd import CW, FGSM, PGD
 from advflyp.attack.threat import Threat
 from advflyp.attack.typographic import Typographic
 from advflyp.data.sets.prompts import openai_templates
+from advflyp.identity import foreign, source_sha256
 from advflyp.model.load import load_model
 from advflyp.plugins import load_object
 
@@ -96,9 +97,14 @@ def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> d
     """
     found = attack.arguments(threat, classes)
     parts = attack.attacks if isinstance(attack, AutoAttack) else [getattr(attack, "attack", attack)]
-    own = {type(one) for one in (attack, *parts) if not type(one).__module__.startswith("advflyp.")}
-    if own and "source_sha256" not in found:
-        found["source_sha256"] = {one.__qualname__: source_sha256(one) for one in own}
+    own = {type(one): one for one in (attack, *parts)}
+    if "source_sha256" not in found and (kinds := foreign(own)):
+        # Fields are among the arguments already.
+        made = {
+            kind: own[kind] if vars(own[kind]).keys() - {field.name for field in fields(kind)} else kind
+            for kind in kinds
+        }
+        found["source_sha256"] = {kind.__qualname__: source_sha256(one) for kind, one in made.items()}
     return found
 
 

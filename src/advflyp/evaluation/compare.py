@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from advflyp.config import suggest
-from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, Z, read_cells
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, Z, labels, read_cells
 from advflyp.evaluation.samples import Samples, has_samples, read_samples
 
 # Settings in which two cells may differ and still be compared; such differences are reported.
@@ -207,12 +207,8 @@ def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
         raise ValueError(
             f"there are no results in {store}; write them with `advflyp eval MODEL --out {store}`"
         )
-    hashes = {(cell.model, cell.checkpoint_sha256) for cell in cells}
-    for cell in cells:
-        split = sum(model == cell.model for model, _ in hashes) > 1
-        models.setdefault(f"{cell.model} ({cell.checkpoint_sha256[:8]})" if split else cell.model, []).append(
-            cell
-        )
+    for label, cell in zip(labels(cells, [cell.model for cell in cells]), cells, strict=True):
+        models.setdefault(label, []).append(cell)
     if not wanted and len(models) > 1:
         names = ", ".join(f"'{file}::{model}'" for model in models)
         raise ValueError(f"{file} holds several models; name one: {names}")

@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar, TypeVar
@@ -50,6 +51,8 @@ class Measurement:
         late = {name: values.pop(name) for name in OF_PROTOCOL if name in values}
         if late.get("settings") or late.get("protocol", DEFAULT_PROTOCOL) != DEFAULT_PROTOCOL:
             values |= late
+        if not values.get("config_sha256", ""):
+            values.pop("config_sha256", None)
         return tuple(
             json.dumps(value, sort_keys=True) for name, value in values.items() if name not in self.OUTCOME
         )
@@ -83,6 +86,8 @@ class Cell(Measurement):
         protocol: The protocol that it follows, with the user's changes in brackets.
         settings: What the protocol changes about images and class names, for this model and dataset: resize,
             interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted).
+        config_sha256: A hash of the model's architecture, preprocessing and tokenizer; empty in results of versions
+            that did not record it.
     """
 
     OUTCOME: ClassVar[tuple[str, ...]] = (
@@ -117,6 +122,32 @@ class Cell(Measurement):
     pflops: float | None = None
     protocol: str = DEFAULT_PROTOCOL
     settings: dict[str, Any] = field(default_factory=dict)
+    config_sha256: str = ""
+
+
+def labels(cells: Sequence[Cell], names: Sequence[str]) -> list[str]:
+    """The name of each cell's model, with the start of a hash where a name stands for several models."""
+    weights: dict[str, set[str]] = {}
+    configs: dict[tuple[str, str], set[str]] = {}
+    for name, cell in zip(names, cells, strict=True):
+        weights.setdefault(name, set()).add(cell.checkpoint_sha256)
+        configs.setdefault((name, cell.checkpoint_sha256), set()).add(cell.config_sha256)
+    result = []
+    for name, cell in zip(names, cells, strict=True):
+        alike = weights[name], configs[name, cell.checkpoint_sha256]
+        hashes = (cell.checkpoint_sha256, cell.config_sha256)
+        told = [
+            f"{word}{one[: _telling(those)] or 'unknown'}"
+            for word, one, those in zip(("", "config "), hashes, alike, strict=True)
+            if len(those) > 1
+        ]
+        result.append(f"{name} ({', '.join(told)})" if told else name)
+    return result
+
+
+def _telling(hashes: Collection[str]) -> int:
+    """How many characters tell these hashes apart, at least 8: two files that strangers made may share as many."""
+    return next(n for n in itertools.count(8) if len({one[:n] for one in hashes}) == len(hashes))
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
 from advflyp.evaluation.results import Measurement, append_cell, known_cells, read_lines
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import weights_sha256
+from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, Resolved, choose_precision
 
@@ -75,6 +75,7 @@ class RetrievalCell(Measurement):
     unreadable: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     precision_reason: str = ""
+    config_sha256: str = ""
 
 
 def read_retrieval(path: Path) -> list[RetrievalCell]:
@@ -187,6 +188,7 @@ def _blanks(
         precision="fp32",
         seed=0,
         version=__version__,
+        config_sha256=config_sha256(model),
     )
     blanks = []
     for attack, threat in wanted:

@@ -32,7 +32,7 @@ from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import read_card, weights_sha256
+from advflyp.model.folder import config_sha256, read_card, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
@@ -151,9 +151,13 @@ class _Suite:
         known, result = ranks.broadcast_from_rank0(lambda: known_cells(self.store, read_cells)), []
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
-            same = {"model": name or model.name, "checkpoint_sha256": weights_sha256(model)}
+            same = {
+                "model": name or model.name,
+                "checkpoint_sha256": weights_sha256(model),
+                "config_sha256": config_sha256(model),
+            }
             images_at_a_time: int | None = None
-            stored = partial(self._stored, model, same["checkpoint_sha256"], wanted, known)
+            stored = partial(self._stored, model, same, wanted, known)
             for dataset in datasets:  # a missing one fails before any is measured
                 if not isinstance(dataset, str) or canonical(dataset) is None:
                     continue
@@ -183,7 +187,7 @@ class _Suite:
     def _stored(
         self,
         model: CLIP,
-        sha256: str,
+        same: dict[str, str],
         wanted: Sequence[Condition],
         known: dict[tuple[str, ...], Cell],
         dataset: LabelledSet | str,
@@ -195,13 +199,16 @@ class _Suite:
             return None
         search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
         asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
+        hashes = same["checkpoint_sha256"], same["config_sha256"]
         for attack, threat in wanted:
             expected = Expected(protocol=asked, set=dataset, attack=attack, threat=threat)
-            same = (sha256, __version__, search.precision if threat else "fp32", *expected.place)
+            precision = search.precision if threat else "fp32"
+            ours = (*hashes, __version__, precision, *expected.place)
             cells = [
                 cell
                 for cell in known.values()
-                if (cell.checkpoint_sha256, cell.version, cell.precision, *place_of(cell)) == same
+                if (cell.checkpoint_sha256, cell.config_sha256, cell.version, cell.precision, *place_of(cell))
+                == ours
                 and not expected.difference(cell)
                 and {k: v for k, v in cell.settings.items() if k not in NAMES_OF_CLASSES}
                 == pixels.settings(model)

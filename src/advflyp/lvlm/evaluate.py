@@ -20,13 +20,14 @@ from advflyp.data.sets.labelled import check_tolerated
 from advflyp.errors import SkippedSample
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.results import append_cell, known_cells
+from advflyp.identity import state_sha256
 from advflyp.limits import read_image_file
 from advflyp.lvlm.metrics import Cider, says, vqa_accuracy, yes_no_accuracy
 from advflyp.lvlm.model import LVLM
 from advflyp.lvlm.protocol import LVLMProtocol, Runner
 from advflyp.lvlm.results import SHOWN, AnswerCell, interval, read_answer_cells, save_answers
 from advflyp.lvlm.tasks import Task
-from advflyp.model.folder import state_sha256, weights_sha256
+from advflyp.model.folder import weights_sha256
 
 
 def evaluate_lvlm(

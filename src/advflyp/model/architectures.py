@@ -12,7 +12,8 @@ import timm
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -175,6 +176,15 @@ def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
         and all(ours == theirs and _settings(a) == _settings(b) for (ours, a), (theirs, b) in pairs)
         and _shapes(net) == _shapes(built)
     )
+
+
+def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
+    """The class and settings of every module of a model that open_clip built, by name, without those for training."""
+    return {
+        name: _settings(module)
+        for name, module in net.named_modules()
+        if not isinstance(module, nn.Dropout | nn.Identity | PatchDropout | DropPath)
+    }
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

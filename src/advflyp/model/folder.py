@@ -15,8 +15,11 @@ from torch import nn
 from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
+from advflyp.identity import foreign, source_sha256, state_sha256
+from advflyp.model.architectures import settings_of
 from advflyp.model.build import CONFIG_FILE, UNREADABLE, build_net, open_clip_weights, read_open_clip_config
 from advflyp.model.clip import CLIP
+from advflyp.model.text_tower import without_padding
 from advflyp.model.tokenizers import TOKENIZER_FILES, load_tokenizer, shortened
 from advflyp.model.zoo import ZOO
 
@@ -27,6 +30,8 @@ BEST, LAST = "best", "last"
 # As open_clip writes them.
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CARD_FILE = "card.json"
+# Texts that tokenizers of different vocabularies or cleaning turn into different tokens.
+PROBES = ["A photo of 17 Zebras, isn't it?", "une fête à la plage -- 犬"]
 CARD_KEYS: dict[str, Any] = {
     "recipe": dict[str, dict[str, Any]],
     "trained_on": list[str],
@@ -166,11 +171,17 @@ def weights_sha256(model: CLIP) -> str:
     return state_sha256(model.net.state_dict())
 
 
-def state_sha256(state: dict[str, torch.Tensor]) -> str:
-    """`weights_sha256` of a state dict."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode())
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def config_sha256(model: CLIP) -> str:
+    """One SHA-256 over what decides the model's embeddings besides its weights.
+
+    That is the settings of its modules, such as their activation functions, its preprocessing, the tokens of `PROBES`,
+    and the source of classes that are the user's own.
+    """
+    own = foreign(type(module) for module in model.modules())
+    parts = {
+        "modules": settings_of(model.net),
+        "preprocess": {**model.config["preprocess_cfg"], "size": model.image_size},
+        "tokens": without_padding(model.net, model.tokenizer(PROBES)),
+        "sources": [source_sha256(kind) for kind in own],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

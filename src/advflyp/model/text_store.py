@@ -17,8 +17,8 @@ from torch import Tensor
 
 from advflyp.devices import to_device
 from advflyp.files import append, try_open_locked
+from advflyp.identity import state_sha256
 from advflyp.model.clip import CLIP, chosen
-from advflyp.model.folder import state_sha256
 
 DIGEST = 16
 # More than the number of records in any file.

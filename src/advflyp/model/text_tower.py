@@ -25,9 +25,7 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
     Returns:
         (N, d) embeddings of any norm; their rounding depends on the longest of the texts.
     """
-    tower: Any = net
-    if type(net) is open_clip.CustomTextCLIP:
-        tower = net.text
+    tower = _tower(net)
     ends = _ends(tower, tokens)
     if ends is None or not len(tokens) or tokens.shape[1] != len(tower.positional_embedding):
         return net.encode_text(to_device(tokens, device))
@@ -42,6 +40,18 @@ def encode_unpadded(net: Any, tokens: Tensor, device: torch.device) -> Tensor:
     if project is None:
         return x
     return project(x) if isinstance(project, nn.Linear) else x @ project
+
+
+def without_padding(net: Any, tokens: Tensor) -> list[list[int]]:
+    """The tokens of each text that its embedding depends on: in a causal tower, those up to its end."""
+    ends = _ends(_tower(net), tokens)
+    if ends is None:
+        return tokens.tolist()
+    return [row[: end + 1].tolist() for row, end in zip(tokens, ends.tolist(), strict=True)]
+
+
+def _tower(net: Any) -> Any:
+    return net.text if type(net) is open_clip.CustomTextCLIP else net
 
 
 def _ends(tower: Any, tokens: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from advflyp.data.lineage import OBJECT
 from advflyp.data.sets.images import dataset_name
 from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import weights_sha256
+from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.load import start_from
 from advflyp.training.folder import RunFolder
 from advflyp.training.recipe import Recipe
@@ -35,7 +35,8 @@ class Objects:
         if self.model is not None:
             if recipe.model.text is not None:
                 raise ValueError("model.text cannot be combined with a model that is given; leave it out")
-            name = f"{OBJECT}{self.model.name}@{weights_sha256(self.model)[:HEX]}"
+            weights, config = weights_sha256(self.model)[:HEX], config_sha256(self.model)[:HEX]
+            name = f"{OBJECT}{self.model.name}@{weights}-{config}"
             recipe = replace(recipe, model=replace(recipe.model, name=name))
         if self.pairs is not None:
             recipe = replace(recipe, data=replace(recipe.data, train=f"{OBJECT}{_described(self.pairs)}"))

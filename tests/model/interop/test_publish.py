@@ -287,7 +287,7 @@ def test_wrong_input(
         ([str(run), "--repo", "me/my model"], "Repo id must use alphanumeric chars"),
         (
             [str(tiny_rn_folder), "--repo", "user/x", "--results", str(results)],
-            "the results are of other weights",
+            "the results are of another model",
         ),
         ([str(run), "--repo", "user/x", "--results", str(tmp_path / "none.jsonl")], "none.jsonl"),
         ([str(linked), "--repo", "user/x"], "is a link; only files of the folder itself are published"),

@@ -23,7 +23,7 @@ from advflyp.evaluation.results import Cell, read_cells
 from advflyp.files import file_sha256
 from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BEST, CARD_FILE, read_card, weights_sha256
+from advflyp.model.folder import BEST, CARD_FILE, config_sha256, read_card, weights_sha256
 from advflyp.model.interop.export import ONNX_FILE, PREPROCESSING_FILE, has_vocabulary_file, store_tokenizer
 from advflyp.model.interop.licences import find_licence
 from advflyp.model.load import load_model
@@ -97,7 +97,7 @@ def prepare(
     card = scrubbed(read_card(folder))
     model = load_model(folder, device="cpu") if kind != "onnx" else None
     sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
-    cells = _cells(results, sha256, folder)
+    cells = _cells(results, sha256, config_sha256(model) if model is not None else None, folder)
     vision = any(name.startswith("vision/") for name in files)
     written = {CARD: model_card(repo, kind, card, sha256, cells, licence, vision)}
     if kind == "open_clip" and model is not None:
@@ -182,16 +182,21 @@ def _allowed(folder: Path) -> list[Path]:
     return found
 
 
-def _cells(paths: Sequence[Path], sha256: str, folder: Path) -> list[Cell]:
+def _cells(paths: Sequence[Path], sha256: str, config: str | None, folder: Path) -> list[Cell]:
     for path in paths:
         if not path.is_file():
             raise ValueError(f"there are no results at {path}")
     every = [cell for path in paths for cell in read_cells(path)]
-    own = [cell for cell in every if cell.checkpoint_sha256 == sha256]
+    # Older results do not record the configuration.
+    own = [
+        cell
+        for cell in every
+        if cell.checkpoint_sha256 == sha256 and (config is None or cell.config_sha256 in ("", config))
+    ]
     if every and not own:
         others = ", ".join(sorted({cell.model for cell in every})[:3])
         raise ValueError(
-            f"the results are of other weights than those in {folder} ({others}): measure it with "
+            f"the results are of another model than the one in {folder} ({others}): measure it with "
             f"`advflyp eval {folder} --out …`"
         )
     return list({cell.key(): cell for cell in own}.values())

@@ -25,7 +25,8 @@ def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
     """A `recall_table` for each model on each collection of pairs."""
     groups: dict[tuple[str, ...], list[RetrievalCell]] = {}
     for cell in cells:
-        about = (cell.model, cell.checkpoint_sha256, cell.captions_sha256, str(sorted(cell.subset.items())))
+        hashes = (cell.checkpoint_sha256, cell.config_sha256, cell.captions_sha256)
+        about = (cell.model, *hashes, str(sorted(cell.subset.items())))
         groups.setdefault(about, []).append(cell)
     return [recall_table(group) for group in groups.values()]
 

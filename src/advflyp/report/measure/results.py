@@ -1,15 +1,14 @@
 """Result cells arranged for reading: by model, set and condition, with intervals, or over seeds."""
 
-import itertools
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
-from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, mean_interval
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, labels, mean_interval
 from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 
 SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
@@ -78,14 +77,9 @@ class Results:
         self.mean_sets = self.common_sets if len(self.common_sets) > 1 or len(self.sets) == 1 else []
 
     def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool) -> dict[Key, dict[str, Cell]]:
-        hashes: dict[str, set[str]] = {}
-        for cell in cells:
-            hashes.setdefault(self._model(cell), set()).add(cell.checkpoint_sha256)
+        names = [self._model(cell) for cell in cells]
         found: dict[Key, dict[str, Cell]] = {}
-        for cell in cells:
-            model = self._model(cell)
-            if len(hashes[model]) > 1 and not seeds:
-                model = f"{model} ({cell.checkpoint_sha256[: _telling(hashes[model])]})"
+        for model, cell in zip(names if seeds else labels(cells, names), cells, strict=True):
             runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
             if not seeds:
@@ -229,11 +223,6 @@ class Results:
             )
 
         return min(near, key=left, default=None)
-
-
-def _telling(hashes: Collection[str]) -> int:
-    """How many characters tell these hashes apart, at least 8: two files that strangers made may share as many."""
-    return next(n for n in itertools.count(8) if len({one[:n] for one in hashes}) == len(hashes))
 
 
 def is_flagged(cell: Cell) -> bool:

@@ -1,0 +1,113 @@
+"""What tells own attacks and models apart in results."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advflyp.identity import source_sha256
+
+
+def closing_over(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def plain() -> None:
+    pass
+
+
+class Holder:
+    def __init__(self, **held: Any) -> None:
+        self.__dict__.update(held)
+
+    def __call__(self) -> None:
+        pass
+
+
+def layer(bias: float) -> nn.Module:
+    made = nn.Linear(2, 2)
+    for parameter in made.parameters():
+        nn.init.constant_(parameter, bias)
+    return made
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (1, 2),
+        (1, True),
+        ("a", "b"),
+        (0.1, 0.2),
+        (b"a", b"b"),
+        ([1, 2], [2, 1]),
+        ((1,), (1, 1)),
+        ({"a": 1}, {"a": 2}),
+        ({1, 2}, {1, 3}),
+        (torch.zeros(2), torch.ones(2)),
+        (torch.zeros(2), torch.zeros(2).double()),
+        (np.zeros(2), np.zeros((2, 1))),
+        (np.float32(1), np.float32(2)),
+        (layer(0), layer(1)),
+        (nn.Dropout(0.1), nn.Dropout(0.2)),
+        (Holder(eps=1), Holder(eps=2)),
+        (Holder(inner=Holder(eps=1)), Holder(inner=Holder(eps=2))),
+        (SimpleNamespace(eps=1), SimpleNamespace(eps=2)),
+        (partial(plain, 1), partial(plain, 2)),
+        (closing_over(1), closing_over(2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_code_that_holds_other_values_is_other_code(one: Any, other: Any) -> None:
+    for made in (
+        lambda value: partial(plain, value),
+        lambda value: partial(plain, key=value),
+        lambda value: partial(partial(plain, value), 3),
+        closing_over,
+        lambda value: Holder(value=value),
+        lambda value: Holder(value=value).__call__,
+        lambda value: Holder(inner=[closing_over({"a": value})]),
+    ):
+        assert source_sha256(made(one)) != source_sha256(made(other))
+        assert source_sha256(made(one)) == source_sha256(made(one))
+
+
+def test_what_holds_nothing_is_its_source() -> None:
+    """Results that are older than this hash of values keep their keys."""
+    hashes = {source_sha256(one) for one in (plain, Holder, Holder(), partial(plain), Holder().__call__)}
+    assert len(hashes) == 1
+
+
+def test_an_object_that_holds_itself_has_a_hash() -> None:
+    one, other = Holder(a=1), Holder(a=1)
+    one.me, other.me = [one], [other]
+    assert source_sha256(one) == source_sha256(other)
+
+
+def test_the_hash_is_the_same_in_every_process() -> None:
+    """Neither addresses nor the order of sets are part of it, nor what is not data."""
+    script = (
+        "import sys, logging, threading; sys.path.insert(0, sys.argv[1])\n"
+        "from test_identity import Holder\n"
+        "from advflyp.identity import source_sha256\n"
+        "held = dict(a={'x', 'y', 'zz'}, b=object(), c=threading.Lock(), d=logging.getLogger(), e=len)\n"
+        "print(source_sha256(Holder(**held)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script, os.path.dirname(__file__)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(found) == 1
