@@ -85,6 +85,29 @@ def test_what_holds_nothing_is_its_source() -> None:
     assert len(hashes) == 1
 
 
+def test_functions_without_source_are_their_bytecode() -> None:
+    """As in Python's interactive shell and under `python -c`."""
+    script = (
+        "from advflyp.identity import source_sha256\n"
+        "def f(x): return (lambda y: y + {} in {{'a', 'b', 'c'}})(x)\n"
+        "class C:\n    def __call__(self): return {}\n"
+        "print(source_sha256(f), source_sha256(C()))"
+    )
+    found = [output(script.format(n, n), seed) for n in (1, 2) for seed in "12"]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert len({*found[0].split(), *found[2].split()}) == 4
+    with pytest.raises(ValueError, match="the source of <built-in function len>"):
+        source_sha256(len)
+
+
+def output(script: str, seed: str) -> str:
+    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def test_an_object_that_holds_itself_has_a_hash() -> None:
     one, other = Holder(a=1), Holder(a=1)
     one.me, other.me = [one], [other]
@@ -100,14 +123,4 @@ def test_the_hash_is_the_same_in_every_process() -> None:
         "held = dict(a={'x', 'y', 'zz'}, b=object(), c=threading.Lock(), d=logging.getLogger(), e=len)\n"
         "print(source_sha256(Holder(**held)))"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", script, os.path.dirname(__file__)],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in "12"
-    }
-    assert len(found) == 1
+    assert output(script, "1") == output(script, "2")

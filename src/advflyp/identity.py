@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
-from types import FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,22 +31,37 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 def source_sha256(code: Any) -> str:
     """A hash of the source of a function, class or object, and of the values that it holds.
 
-    The source is the module's, or its own if it was defined in a notebook. The values are a partial's arguments, the
+    The source is the module's, or its own if it was defined in a notebook, or its bytecode where Python keeps no
+    source, as in its interactive shell. The values are a partial's arguments, the
     variables of a closure, a method's object and an object's attributes, as far as they are data: tensors, weights,
     numbers, text, and whatever is made of these.
 
     Raises:
         ValueError: The source is not available.
     """
-    made = defined(code)
+    source, held = _source(defined(code)), _held(code, [])
+    return hashlib.sha256((source + (repr(held) if held else "")).encode()).hexdigest()
+
+
+def _source(made: Any) -> str:
     for part in (inspect.getmodule(made), made):
         try:
-            source = inspect.getsource(part)  # type: ignore[arg-type]
+            return inspect.getsource(part)  # type: ignore[arg-type]
         except (OSError, TypeError):
             continue
-        held = _held(code, [])
-        return hashlib.sha256((source + (repr(held) if held else "")).encode()).hexdigest()
-    raise ValueError(f"the source of {made!r}, which results record, is not available; define it in a file")
+    functions = [
+        one for one in (made, *getattr(made, "__dict__", {}).values()) if isinstance(one, FunctionType)
+    ]
+    if not functions:
+        raise ValueError(
+            f"the source of {made!r}, which results record, is not available; define it in a file"
+        )
+    return repr([_bytecode(function.__code__) for function in functions])
+
+
+def _bytecode(code: CodeType) -> Any:
+    constants = [_bytecode(one) if isinstance(one, CodeType) else _value(one, []) for one in code.co_consts]
+    return [code.co_code, code.co_names, code.co_varnames, constants]
 
 
 def defined(code: Any) -> Any:

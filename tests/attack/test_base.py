@@ -1,8 +1,11 @@
 """Attacks as objects on any classifier: what they take, what they leave alone, what they refuse."""
 
+import json
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,8 +13,9 @@ from torch import Tensor, nn
 
 import advflyp
 from advflyp import APGD, CW, FAB, FGSM, PGD, AutoAttack, Square, TargetedAPGD, Threat
-from advflyp.attack.base import Attack, Custom, source_sha256
+from advflyp.attack.base import Attack, Custom
 from advflyp.attack.victim import predicted
+from advflyp.identity import source_sha256
 from attack.classifiers import pictures
 
 THREAT = Threat(eps=24 / 255)
@@ -100,6 +104,8 @@ def test_seed_index_and_generator(plain: nn.Module) -> None:
         ({"labels": torch.tensor([0, 5])}, "labels must be from 0 to 4"),
         ({"classifier": lambda x: x.flatten(1)[:, :1]}, "two classes or more"),
         ({"classifier": lambda x: x}, "must give logits of shape"),
+        ({"classifier": lambda x: (x.flatten(1)[:, :5],)}, "must return a tensor of logits, not a tuple"),
+        ({"classifier": lambda x: x.mul_(2).flatten(1)[:, :5]}, "changes its input in place"),
     ],
 )
 def test_mistakes(change: dict[str, Any], message: str) -> None:
@@ -119,12 +125,63 @@ def test_a_classifier_without_gradients_is_named() -> None:
     for attack in (PGD(), APGD()):
         with pytest.raises(ValueError, match="no gradient with respect to the pixels"):
             attack(lambda x: x.detach().flatten(1)[:, :5], images, labels, THREAT)
+    # Weights have a gradient, the pixels before a rounding do not.
+    net = nn.Linear(48, 5, bias=False)
+    labels = net((images * 255).round().flatten(1)).argmax(1)
+    for attack in (PGD(), APGD(), FAB()):
+        with pytest.raises(ValueError, match="no gradient with respect to the pixels"):
+            attack(lambda x: net((x * 255).round().detach().flatten(1)), images, labels, THREAT)
+
+
+def test_gradients_that_are_not_finite_are_named() -> None:
+    """sqrt at 0: as in a distance to a prototype that the image equals."""
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+
+    def distances(x: Tensor) -> Tensor:
+        away = (x - 0.5).flatten(1).square().sum(1).sqrt()
+        return torch.stack([1 - away, away], dim=1)
+
+    for attack in (PGD(random_start=False), CW(random_start=False), FAB()):
+        for threat in (THREAT, Threat(norm="l2", eps=1)):
+            with pytest.raises(ValueError, match="logits is NaN or infinite for 2 of 2 images"):
+                attack(distances, images, labels, threat)
+
+
+def test_logits_that_an_attack_makes_nan_are_its_success() -> None:
+    """Whatever their gradient is."""
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+
+    def root(x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return torch.stack([(0.55 - mean).sqrt(), 0 * mean], dim=1)
+
+    for attack in (PGD(steps=20), APGD(steps=20)):
+        assert root(attack(root, images, labels, THREAT)).isnan().any(1).all()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """Results store them as JSON."""
+    attack, threat = PGD(steps=np.int64(3), step_size=np.float32(0.5)), Threat(eps=np.float32(0.25))  # type: ignore[arg-type]
+    assert attack == PGD(steps=3, step_size=0.5) and threat == Threat(eps=0.25)
+    assert json.dumps(attack.arguments(threat, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class From(PGD):
+    layer: int = 0
+
+
+def test_an_own_attack_may_have_a_number_that_is_0() -> None:
+    assert From().layer == 0
+    with pytest.raises(ValueError, match="From: steps must be at least 1, not 0"):
+        From(steps=0)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: PGD(steps=0), "PGD: steps must be at least 1"),
+        (lambda: PGD(steps=2.5), "PGD: steps must be a whole number, not 2.5"),
         (lambda: PGD(step_size=0.0), "step_size must be above 0"),
         (lambda: PGD(loss="cross"), "there is no loss 'cross'"),
         (lambda: APGD(loss="margin"), "there is no loss 'margin'"),

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.autoattack import AutoAttack
-from advflyp.attack.base import source_sha256
 from advflyp.attack.elsewhere import CrossPrompt
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.pgd import CW, PGD
@@ -14,6 +13,7 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim
 from advflyp.evaluation.attacks import conditions, find_attack, recorded_arguments
+from advflyp.identity import source_sha256
 
 LINF, L2 = Threat(eps=4 / 255), Threat(norm="l2", eps=0.5)
 

@@ -330,6 +330,7 @@ def test_an_unreadable_picture_leaves_with_its_captions(tiny: CLIP, tmp_path: Pa
         ),
         ({"eps": [0.0]}, "eps must be above 0"),
         ({"eps": [4.0]}, "write 4/255 for four grey levels"),
+        ({"eps": 4.0}, "write 4/255 for four grey levels"),
         ({"edits": [0]}, "edits must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"pairs": "nowhere"}, "there are no pairs at nowhere"),

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -116,6 +117,55 @@ def test_the_same_weights_in_another_configuration_are_another_model(
     results = Results(cells)
     assert len(results.models) == 5
     assert all(re.fullmatch(r"m \(config [0-9a-f]{8}\)", model) for model in results.models)
+
+
+def test_numbers_of_numpy_are_stored(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    given = {"limit": np.int64(4), "seed": np.int64(1), "batch_size": np.int64(2)}
+    cells = evaluate(tiny, "mini", "pgd2", np.float32(0.25), out=out, **given)  # type: ignore[arg-type]
+    assert read_cells(out) == cells == evaluate(tiny, "mini", "pgd2", 0.25, out=out, limit=4, seed=1)
+
+
+def test_an_autocast_around_an_evaluation_changes_nothing(tiny: CLIP, known_sets: LabelledSet) -> None:
+    """The results record the precision that was asked for."""
+    images = torch.rand(2, 3, *tiny.image_size, generator=torch.Generator().manual_seed(0))
+    classifier = tiny.classifier(known_sets.classes, known_sets.templates)
+    alone = evaluator_logits(tiny, known_sets, images), classifier(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = evaluator_logits(tiny, known_sets, images), classifier(images)
+    for one, other in zip(alone, inside, strict=True):
+        assert other.dtype == torch.float32 and torch.equal(one, other)
+
+
+def evaluator_logits(model: CLIP, labelled: LabelledSet, images: torch.Tensor) -> torch.Tensor:
+    return Evaluator(model, labelled).logits_fp32(images)
+
+
+def test_other_weights_than_float32_are_refused(tiny_folder: Path, known_sets: LabelledSet) -> None:
+    """They would compute in a precision that the results do not record."""
+    for convert in (CLIP.bfloat16, CLIP.half):
+        with pytest.raises(ValueError, match=r"16 weights: convert them with model.float\(\)"):
+            evaluate(convert(load_model(tiny_folder)), "mini", "clean")
+    assert evaluate(load_model(tiny_folder).double(), "mini", "clean", limit=2)
+
+
+def test_a_function_alone_is_an_attack(tiny: CLIP, known_sets: LabelledSet) -> None:
+    (cell,) = evaluate(tiny, "mini", random_answer, limit=2)
+    assert cell.attack.endswith(":random_answer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.nn.Linear(2, 2),), "takes an advflyp.CLIP or its name, not a Linear: wrap a model of open_clip"),
+        (([3],), "takes an advflyp.CLIP or its name, not a int"),
+        (("mini", torch.utils.data.TensorDataset()), "takes an advflyp.LabelledSet or its name, not a TensorDataset"),
+        (("mini", "mini/food", 3), "3 cannot be called"),
+    ],
+)  # fmt: skip
+def test_other_objects_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(*arguments)
 
 
 class Inverted(CLIP):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from advflyp.attack.text import edit_texts
 from advflyp.data.sets.classnames import wordnet_imagenet
 from advflyp.evaluation.classifier import Classifier
 from advflyp.model import zeroshot
@@ -146,6 +147,20 @@ def test_texts_whose_tokens_are_known(
         assert_equal64(encode(texts, tokens), expected)
     with pytest.raises(TypeError):
         encode(["new"], None)
+
+
+def test_a_text_is_not_a_list_of_its_letters(tiny: CLIP) -> None:
+    for call in (
+        lambda: tiny.encode_text("cat"),
+        lambda: tiny.classifier("cat", "a {}"),
+        lambda: edit_texts(tiny.encode_text, "cat"),
+    ):
+        with pytest.raises(ValueError, match=r"must be a list, not the text 'cat'; write \['cat'\]"):
+            call()
+    one, several = (tiny.classifier(["cat", "dog"], given) for given in ("a {}", ["a {}"]))
+    assert torch.equal(one.weights, several.weights)
+    with pytest.raises(ValueError, match="must contain {} exactly once"):
+        tiny.classifier(["cat", "dog"], ["a photo"])
 
 
 def test_classifier_averages_the_templates(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:

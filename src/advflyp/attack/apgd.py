@@ -13,7 +13,7 @@ from advflyp.attack.base import Member
 from advflyp.attack.losses import LOSSES, check_loss, targeted_dlr
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Points, Victim, correct_points
+from advflyp.attack.victim import CorrectPoints, Points, Victim, check_finite, correct_points, pixel_gradient
 
 RHO = 0.75  # a step size is kept while the loss rises in more than this fraction of the steps
 FIRST_STEP = 2.0  # η⁽⁰⁾, in ε
@@ -144,6 +144,7 @@ def _climb(
     for step in range(steps):
         if not len(at):
             break
+        check_finite(at.gradient)
         moved = threat.project(at.images, threat.step(at.adversarial, at.gradient, at.step_size))
         share = MOMENTUM if step else 1.0
         moved = (
@@ -215,7 +216,7 @@ def _evaluate(
             loss = objective.loss(logits, points.labels, targets)
             if objective.terms is not None:
                 loss = loss + objective.terms(leaf, points.rows)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            gradient = pixel_gradient(loss, leaf)
         passes.append((logits.detach(), loss.detach(), gradient))
     if objective.eot == 1:
         return passes[0]

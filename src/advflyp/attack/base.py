@@ -1,12 +1,14 @@
 """Attacks as objects that run on any classifier, and the one loop that runs their stages."""
 
 import inspect
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,16 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in ("int", int) and value < 1:
-                raise ValueError(f"{type(self).__name__}: {field.name} must be at least 1, not {value}")
+            value, called = getattr(self, field.name), f"{type(self).__name__}: {field.name}"
+            if isinstance(value, np.generic):  # which cannot be stored as JSON
+                object.__setattr__(self, field.name, value.item())
+            if field.type not in ("int", int):
+                continue
+            if not isinstance(value, int | np.integer):
+                raise ValueError(f"{called} must be a whole number, not {value!r}")
+            # An own attack may have a number that is 0 by default.
+            if value < 1 and not (isinstance(field.default, int) and field.default < 1):
+                raise ValueError(f"{called} must be at least 1, not {value}")
 
     def __call__(
         self,
@@ -75,6 +84,7 @@ class Attack(ABC):
         """
         images, labels = images.detach(), labels.cpu()
         check_batch(images, labels)
+        batch_size = len(images) if batch_size is None else operator.index(batch_size)
         if not len(images):
             return images.clone()
         if generator is not None:
@@ -82,7 +92,7 @@ class Attack(ABC):
         index = torch.arange(len(images)) if index is None else index.cpu()
         encoder: Any = classifier if hasattr(classifier, "encode_tokens") else None
         result = images.clone()
-        victim = Victim(classifier, encoder=encoder, batch_size=batch_size or len(images))
+        victim = Victim(classifier, encoder=encoder, batch_size=batch_size)
         with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
             for rows, found, _ in run_stages(
                 self.stages(threat),

@@ -12,7 +12,7 @@ from advflyp.attack.base import SingleAttack
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Victim, check_finite, pixel_gradient
 
 # Images updated at once: a step has several temporaries of their size, which for more images could fill the memory.
 UPDATED_TOGETHER = 1024
@@ -128,8 +128,7 @@ def ascend(
     """`pgd` from `start` (N, 3, H, W) without checking the pixels, so the host does not wait for an accelerator."""
 
     def slope(candidates: Tensor, rows: Tensor | slice) -> tuple[Tensor, None]:
-        (gradient,) = torch.autograd.grad(loss(candidates).sum(), candidates)
-        return gradient, None
+        return pixel_gradient(loss(candidates), candidates), None
 
     return _ascend(images, start, slope, threat, steps, step_size)
 
@@ -184,7 +183,7 @@ class PGD(SingleAttack):
             value = loss(logits, labels[rows])
             if terms is not None:
                 value = value + terms(candidates, rows)
-            (gradient,) = torch.autograd.grad(value.sum(), candidates)
+            gradient = pixel_gradient(value, candidates)
             return gradient, ~victim.fooled(candidates.detach(), labels[rows], logits.detach())
 
         return _ascend(images, start, slope, threat, self.steps, self.alpha(threat))
@@ -253,6 +252,8 @@ def _ascend(
             here, gradient = here[stay], gradient[stay]
             if not len(rows):
                 break
+        if stay is not None:
+            check_finite(gradient)
         for first in range(0, len(here), UPDATED_TOGETHER):
             part = slice(first, first + UPDATED_TOGETHER)
             at = part if isinstance(rows, slice) else rows[part]

@@ -31,6 +31,8 @@ class Threat:
             raise ValueError(f"the norm is 'linf' or 'l2', not '{self.norm}'")
         if isinstance(self.eps, str):
             raise ValueError(f"eps is a number, 4 / 255 for four grey levels, not the text '{self.eps}'")
+        # NumPy's numbers cannot be stored as JSON.
+        object.__setattr__(self, "eps", float(self.eps))
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
         if self.norm == "linf" and self.eps > 1:

@@ -1,7 +1,7 @@
 """The classifier as attacks see it, and the images that are still under attack."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
@@ -11,12 +11,38 @@ from torch import Tensor, nn
 from advflyp.attack.streams import Streams
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
-from advflyp.model.precision import Resolved
+from advflyp.model.precision import InPrecision, Resolved, without_autocast
+from advflyp.wording import counted
 
 T = TypeVar("T")
 # Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
 # time on attempts that an earlier success makes unnecessary.
 AT_ONCE_ON_CPU = 16
+
+
+NO_GRADIENT = (
+    "the classifier's logits have no gradient with respect to the pixels (does it detach them, run under no_grad, or "
+    "round them?); attack it with Square, which needs none"
+)
+
+
+def pixel_gradient(value: Tensor, images: Tensor) -> Tensor:
+    """The gradient of the sum of `value` with respect to (N, 3, H, W) images; ValueError if there is none."""
+    (gradient,) = torch.autograd.grad(value.sum(), images, allow_unused=True)
+    if gradient is None:
+        raise ValueError(NO_GRADIENT)
+    return gradient
+
+
+def check_finite(gradient: Tensor) -> None:
+    """ValueError for a NaN or an infinity in (N, 3, H, W): that image would stay where it is and count as robust."""
+    wrong = int((~gradient.isfinite()).flatten(1).any(1).sum())
+    if wrong:
+        images = f"{wrong} of {counted(len(gradient), 'image')}"
+        raise ValueError(
+            f"the gradient of the classifier's logits is NaN or infinite for {images}; attack it with Square, which "
+            "needs none"
+        )
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:
@@ -40,11 +66,18 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def for_use(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; on exit, every module gets its own mode back."""
+    """Put the model into evaluation mode; on exit, every module gets its own mode back.
+
+    A CLIP computes in its own precision, even inside a `torch.autocast`; ValueError if its weights have another.
+    """
     training = [module for module in model.modules() if module.training]
+    own = [module for module in model.modules() if isinstance(module, InPrecision)]
+    for module in own:
+        module.check_weights()
     model.eval()
     try:
-        yield
+        with without_autocast(own[0].device.type) if own else nullcontext():
+            yield
     finally:
         for module in training:
             module.training = True
@@ -109,14 +142,26 @@ class Victim:
         self._computed: dict[Hashable, Any] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, K) logits, at least float32; ValueError if a gradient is wanted and there is none."""
-        logits = at_least_float32(self.search(images))
-        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        """(N, 3, H, W) → (N, K) logits, at least float32.
+
+        Raises:
+            ValueError: A gradient is wanted and there is none, the classifier returns something other than a tensor, or
+                it changes the images.
+        """
+        changes = 0 if images.is_inference() else images._version
+        logits = self.search(images)
+        if not isinstance(logits, Tensor):
             raise ValueError(
-                "the classifier's logits have no gradient with respect to the pixels (does it detach them, or run "
-                "under no_grad?); attack it with Square, which needs none"
+                f"the classifier must return a tensor of logits, not a {type(logits).__name__}; wrap it, as in "
+                "lambda x: model(x).logits"
             )
-        return logits
+        if not images.is_inference() and images._version != changes:
+            raise ValueError(
+                "the classifier changes its input in place; let it change a copy, images.clone()"
+            )
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        return at_least_float32(logits)
 
     def judge(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, K) float32 logits, which decide whether an image is misclassified."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -108,11 +109,16 @@ def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> d
     return found
 
 
+def listed(given: Any) -> list[Any]:
+    """One object, or several, as a list."""
+    return [given] if isinstance(given, str | Path) or not isinstance(given, Iterable) else list(given)
+
+
 def conditions(
-    attacks: Iterable[A], norm: Literal["linf", "l2"], eps: Sequence[float]
+    attacks: Iterable[A], norm: Literal["linf", "l2"], eps: float | Sequence[float]
 ) -> list[tuple[A, Threat | None]]:
     """Each attack at each radius, without duplicates; attacks that perturb nothing have no radius."""
-    threats = [Threat(norm=norm, eps=value) for value in eps]
+    threats = [Threat(norm=norm, eps=value) for value in listed(eps)]
     found: dict[Any, tuple[A, Threat | None]] = {}
     for attack in attacks:
         for threat in threats if attack.perturbs else [None]:

@@ -1,6 +1,7 @@
 """Zero-shot image–text retrieval in both directions, clean and with images or captions attacked."""
 
 import copy
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from advflyp.attack.victim import for_use
 from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
-from advflyp.evaluation.attacks import conditions, find_attack
+from advflyp.evaluation.attacks import conditions, find_attack, listed
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
@@ -103,7 +104,7 @@ def retrieval(
     model: CLIP | str | Path,
     pairs: str | Path,
     attacks: Attack | str | Sequence[Attack | str] = ("clean", "pgd10"),
-    eps: Sequence[float] = (1 / 255,),
+    eps: float | Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
     norm: Literal["linf", "l2"] = "linf",
@@ -147,8 +148,8 @@ def retrieval(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
-    wanted = _conditions(attacks, norm, eps, edits)
+    wanted = _conditions(listed(attacks), norm, eps, edits)
+    seed, limit = operator.index(seed), None if limit is None else operator.index(limit)
     place, store = pick_device(device), Path(out) if out is not None else None
     known = known_cells(store, read_retrieval)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
@@ -354,7 +355,10 @@ class _Gallery:
 
 
 def _conditions(
-    attacks: Sequence[Attack | str], norm: Literal["linf", "l2"], eps: Sequence[float], edits: Sequence[int]
+    attacks: Sequence[Attack | str],
+    norm: Literal["linf", "l2"],
+    eps: float | Sequence[float],
+    edits: Sequence[int],
 ) -> list[tuple[Search, Threat | None]]:
     found: list[tuple[Search, Threat | None]] = [*conditions(map(_attack, attacks), norm, eps)]
     for k in edits:

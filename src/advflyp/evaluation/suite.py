@@ -1,5 +1,6 @@
 """Datasets × attacks × ε: one result cell each, stored as soon as it is known, so that a second call resumes."""
 
+import operator
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
-from advflyp.evaluation.attacks import Condition, conditions, recorded_arguments
+from advflyp.evaluation.attacks import Condition, conditions, listed, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
@@ -37,6 +38,7 @@ from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
 Model = CLIP | str | Path
+NamedAttack = Attack | str | Callable[..., torch.Tensor]
 # The settings of a cell that follow from the protocol and the dataset's files.
 NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 
@@ -44,7 +46,7 @@ NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 def evaluate(
     model: Model | Sequence[Model],
     sets: LabelledSet | str | Sequence[LabelledSet | str] = ("mini",),
-    attacks: Attack | str | Sequence[Attack | str | Callable[..., torch.Tensor]] = ("clean", "pgd10"),
+    attacks: NamedAttack | Sequence[NamedAttack] = ("clean", "pgd10"),
     eps: float | Sequence[float] = (1 / 255,),
     *,
     out: str | Path | None = None,
@@ -96,15 +98,21 @@ def evaluate(
     suite = _Suite(
         protocol, limit, batch_size, precision, compile, seed, sanity, out, save_images, progress, watch
     )
-    attacks = [attacks] if isinstance(attacks, Attack | str) else attacks
-    wanted = conditions(map(protocol.attack, attacks), norm, [eps] if isinstance(eps, float | int) else eps)
+    wanted = conditions(map(protocol.attack, listed(attacks)), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
     with distributed.process_group(place) as (ranks, own):
         return suite.run(models, name, datasets, wanted, ranks, own or place)
 
 
 def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
-    models = [model] if isinstance(model, CLIP | str | Path) else list(model)
+    models: list[Model] = listed(model)
+    for one in models:
+        if not isinstance(one, CLIP | str | Path):
+            raise ValueError(
+                f"evaluate takes an advflyp.CLIP or its name, not a {type(one).__name__}: wrap a model of open_clip "
+                "with CLIP.from_open_clip, and call an attack itself on any other classifier, as in "
+                "PGD()(classifier, images, labels, threat)"
+            )
     if name is not None and len(models) > 1:
         raise ValueError(f"`name` is for one model, not for {len(models)}; each keeps its own")
     return models
@@ -113,7 +121,12 @@ def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
 def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
     """The datasets in order, with groups replaced by their members, without duplicates."""
     found: list[LabelledSet | str] = []
-    for one in [sets] if isinstance(sets, LabelledSet | str) else sets:
+    for one in listed(sets):
+        if not isinstance(one, LabelledSet | str):
+            raise ValueError(
+                f"evaluate takes an advflyp.LabelledSet or its name, not a {type(one).__name__}: make one with "
+                "LabelledSet(dataset, classes, templates)"
+            )
         found += set_names([one]) if isinstance(one, str) else [one]
     return [one for place, one in enumerate(found) if one not in found[:place]]
 
@@ -136,6 +149,11 @@ class _Suite:
 
     def __post_init__(self) -> None:
         self.store = None if self.out is None else Path(self.out)
+        # NumPy's integers cannot be stored as JSON.
+        self.seed = operator.index(self.seed)
+        self.limit = None if self.limit is None else operator.index(self.limit)
+        if self.batch_size != "auto":
+            self.batch_size = operator.index(self.batch_size)
         at_least(1, self, "", "limit", "batch_size")
 
     def run(

@@ -13,7 +13,7 @@ import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 

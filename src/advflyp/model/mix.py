@@ -17,9 +17,13 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         weights: One per model; they sum to 1.
 
     Raises:
-        ValueError: If the architectures differ.
+        ValueError: If the architectures differ, or the weights are not one for each model or do not sum to 1.
     """
-    assert len(models) == len(weights) and abs(sum(weights) - 1) < 1e-6
+    if len(models) != len(weights) or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(
+            f"mixing takes one weight for each model, which sum to 1; there are {len(models)} models, and the weights "
+            f"{', '.join(f'{weight:g}' for weight in weights)}"
+        )
     states = [model.state_dict() for model in models]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     for model, shape in zip(models, shapes, strict=True):

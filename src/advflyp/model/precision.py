@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["auto", "fp32", "bf16"]
 Resolved = Literal["fp32", "bf16"]
@@ -25,6 +25,8 @@ class InPrecision:
 
     precision: Resolved = "fp32"
     mean: Tensor  # of its normalisation
+    name: str
+    parameters: Callable[[], Iterator[nn.Parameter]]
 
     @property
     def device(self) -> torch.device:
@@ -39,9 +41,23 @@ class InPrecision:
         finally:
             self.precision = before
 
+    def check_weights(self) -> None:
+        """ValueError unless the weights are float32 or float64: results would record a precision that is not theirs."""
+        kinds = {one.dtype for one in self.parameters() if one.is_floating_point()}
+        if wrong := sorted(map(str, kinds - {torch.float32, torch.float64})):
+            raise ValueError(
+                f"{self.name} has {wrong[0].removeprefix('torch.')} weights: convert them with model.float(); "
+                "to compute in bfloat16, pass precision='bf16'"
+            )
+
     def _autocast(self) -> torch.autocast:
         # Around the towers only: similarities in bfloat16 would differ in the third digit, before τ⁻¹ = 100.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Within the block, an autocast of the caller does not lower the precision on this type of device."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advflyp.data.sets.prompts import fill
-from advflyp.model.precision import Resolved
+from advflyp.data.sets.prompts import check_texts, choose_templates, fill
+from advflyp.model.precision import Resolved, without_autocast
 
 if TYPE_CHECKING:
     from advflyp.model.clip import CLIP
@@ -94,8 +94,9 @@ class ClassTexts:
 
 
 def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """(N, d) image embeddings and (K, d) class weights → (N, K) logits τ⁻¹·cos."""
-    return logit_scale * image_embeddings @ weights.T
+    """(N, d) image embeddings and (K, d) class weights → (N, K) logits τ⁻¹·cos, in no lower precision than theirs."""
+    with without_autocast(weights.device.type):
+        return logit_scale * image_embeddings @ weights.T
 
 
 class ZeroShotClassifier(nn.Module):
@@ -112,11 +113,14 @@ class ZeroShotClassifier(nn.Module):
 
     def __init__(self, model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__()
+        check_texts(classes, "classes")
         self.model = model
-        self.classes, self.templates = list(classes), list(templates)
-        check_told_apart(model, classes, templates)
+        self.classes, self.templates = list(classes), choose_templates(templates)
+        check_told_apart(model, self.classes, self.templates)
         with model.computing_in("fp32"):
-            self.register_buffer("weights", class_embeddings(model, classes, templates), persistent=False)
+            self.register_buffer(
+                "weights", class_embeddings(model, self.classes, self.templates), persistent=False
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         with self.model.computing_in(self.precision):

@@ -15,6 +15,7 @@ from advflyp.data.batch import Batch
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
+from advflyp.model.precision import without_autocast
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.checkpoint import save_checkpoint
 from advflyp.training.failures import check_finite, explaining, finite_means, writing
@@ -101,7 +102,9 @@ def train(
     )
     resolved = read_recipe(recipe, {**(overrides or {}), **names})
     # The run seeds torch's generators; the caller's go on where they were.
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    # The recipe states the precision, whatever the caller's `torch.autocast` does.
+    with torch.random.fork_rng(devices), without_autocast("cpu"), without_autocast("cuda"):
         run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
         try:
             if resume:

@@ -68,6 +68,7 @@ class Objects:
         """The model to start from; a copy of the one that was given, which stays as it is."""
         if self.model is None:
             return start_from(recipe.model, device=device)
+        self.model.check_weights()
         return deepcopy(self.model).to(device).eval()
 
     def open_validation_set(self, recipe: Recipe) -> LabelledSet | None:

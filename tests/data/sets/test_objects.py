@@ -135,7 +135,7 @@ def test_other_mistakes() -> None:
     for dataset, classes, templates, message in [
         ([], CLASSES, "a {}", "list holds no images"),
         (one, ["ant"], "a {}", "list has 1 class;"),
-        (one, "ab", "a {}", "classes must be a list of names, not the text 'ab'"),
+        (one, "ab", "a {}", "classes must be a list, not the text 'ab'; write"),
         (one, ["ant", "ant"], "a {}", "list has two classes called 'ant'"),
         (one, CLASSES, "a", "the prompt 'a' must contain"),
         (iter(one), CLASSES, "a {}", "list_iterator has no length or cannot be indexed; make a list of it"),

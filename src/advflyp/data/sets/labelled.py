@@ -32,7 +32,7 @@ from advflyp.data.sets.folders import (
 )
 from advflyp.data.sets.imagenet import names_by_wnid
 from advflyp.data.sets.images import DatasetImages, Images, NotAnItem, balanced, dataset_name
-from advflyp.data.sets.prompts import PHOTO, choose_templates, describe
+from advflyp.data.sets.prompts import PHOTO, check_texts, choose_templates, describe
 from advflyp.errors import RunError, SkippedSample
 from advflyp.plugins import is_import_path, load_object
 from advflyp.wording import counted
@@ -103,8 +103,7 @@ class LabelledSet:
         if pictures is not None:
             warnings.warn("LabelledSet: `pictures` is now `dataset`", DeprecationWarning, stacklevel=2)
             dataset = pictures
-        if isinstance(classes, str):
-            raise ValueError(f"classes must be a list of names, not the text {classes!r}")
+        check_texts(classes, "classes")
         called = name or dataset_name(dataset)
         self.classes, self.templates = list(classes), choose_templates(templates)
         if isinstance(dataset, Images):

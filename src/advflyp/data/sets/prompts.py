@@ -63,6 +63,12 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     return templates
 
 
+def check_texts(texts: Sequence[str], what: str) -> None:
+    """ValueError for a single text where several are expected: it would be taken for its letters."""
+    if isinstance(texts, str):
+        raise ValueError(f"{what} must be a list, not the text {texts!r}; write [{texts!r}]")
+
+
 def fill(template: str, name: str) -> str:
     """The prompt for a class name; `str.format` would also interpret other braces in the template."""
     return template.replace("{}", name)
