@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,11 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         tensor = state[key].detach().cpu().contiguous()
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def json_sha256(parts: Any) -> str:
+    """A SHA-256 of tables, lists, numbers and text."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def source_sha256(code: Any) -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import typing
 import zipfile
 from dataclasses import replace
@@ -25,6 +26,7 @@ from advflyp.lvlm.results import (
     save_answers,
 )
 from advflyp.lvlm.tasks import TASKS, load_task
+from advflyp.report.measure.answers import answers_tables
 from helpers import loaded_vit
 
 QUICK = LVLMProtocol(
@@ -64,6 +66,22 @@ def test_cells(model: LVLM, root: Path, tmp_path: Path) -> None:
     worse = [score(i, str(kept["answers"][i])) < score(i, str(kept["clean"][i])) for i in range(4)]
     assert change.max() <= 9 and (change > 0).tolist() == worse
     assert cells[1].score == pytest.approx(np.mean([score(i, str(a)) for i, a in enumerate(kept["answers"])]))
+
+
+def test_the_same_weights_in_another_configuration_are_another_model(
+    llava_folder: Path, root: Path, tmp_path: Path
+) -> None:
+    """Copied elsewhere, they are the same."""
+    store, task = tmp_path / "results.jsonl", load_task("pope-random", root)
+    for name, activation in (("copy", "quick_gelu"), ("other", "relu"), ("again", "relu")):
+        folder = Path(shutil.copytree(llava_folder, tmp_path / name))
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"]["hidden_act"] = activation
+        (folder / "config.json").write_text(json.dumps(config))
+        evaluate_lvlm(load_lvlm(folder, device="cpu"), [task], QUICK, [], out=store)
+    one, two = read_answer_cells(store)
+    assert one.checkpoint_sha256 == two.checkpoint_sha256 and one.config_sha256 != two.config_sha256
+    assert len(answers_tables([one, replace(two, model=one.model)])) == 2
 
 
 def test_nothing_is_measured_twice(

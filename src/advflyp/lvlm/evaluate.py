@@ -107,6 +107,7 @@ def _blank(
         model=model.name,
         vision=model.vision_name,
         checkpoint_sha256=weights,
+        config_sha256=model.config_sha256(),
         task=task.name,
         metric=task.metric,
         samples_sha256=hashlib.sha256(json.dumps(content).encode()).hexdigest(),

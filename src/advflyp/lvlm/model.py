@@ -18,13 +18,17 @@ from torchvision.transforms import Compose
 
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
+from advflyp.identity import json_sha256
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import PROBES
 from advflyp.model.interop.hf import greedy
 from advflyp.model.precision import InPrecision
 from advflyp.model.tokenizers import read_in_time
 
 # LLaVA-NeXT takes an image of twice the tower's side, and sees it as a whole and as four tiles.
 NEXT_TILES = 2
+# Keys of a configuration that say where or how it was stored.
+OF_FILES = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
 class Answers(NamedTuple):
@@ -94,6 +98,14 @@ class LVLM(InPrecision, nn.Module):
         transform: Any = image_transform_v2(settings, is_train=False)
         own = [] if self.is_next else [partial(on_square, colour=tuple(int(255 * value) for value in mean))]
         self.preprocess: Callable[[Image.Image], Tensor] = Compose([*own, *transform.transforms[:-1]])
+
+    def config_sha256(self) -> str:
+        """A hash of what decides the answers besides the weights: settings, normalisation, template and tokenizer."""
+        config = {key: value for key, value in self.net.config.to_dict().items() if key not in OF_FILES}
+        for part in ("vision_config", "text_config"):
+            config[part] = {key: value for key, value in config[part].items() if key not in OF_FILES}
+        tokens = [self.tokenizer(self.template(text))["input_ids"] for text in PROBES]
+        return json_sha256([config, self.mean.tolist(), self.std.tolist(), tokens])
 
     @property
     def image_tokens(self) -> int:

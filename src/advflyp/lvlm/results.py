@@ -32,6 +32,7 @@ class AnswerCell(Measurement):
     Attributes:
         vision: The model that its image tower comes from.
         checkpoint_sha256: Hash of all weights.
+        config_sha256: Hash of its settings, prompt template and tokenizer; empty in results that did not record it.
         task: The name, as in `load_task`.
         metric: "cider" (CIDEr-D), "vqa" (accuracy) or "yes-no" (accuracy), each times 100.
         samples_sha256: Hash of the samples' names, questions and references.
@@ -75,6 +76,7 @@ class AnswerCell(Measurement):
     reached: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    config_sha256: str = ""
 
 
 def interval(scores: Sequence[float], metric: str) -> tuple[float, float]:

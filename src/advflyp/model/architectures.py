@@ -181,7 +181,10 @@ def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
 def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
     """The class and settings of every module of a model that open_clip built, by name, without those for training."""
     return {
-        name: _settings(module)
+        # Without what transformers notes about a module's origin.
+        name: {
+            key: value for key, value in _settings(module).items() if key[0] != "_" and key != "name_or_path"
+        }
         for name, module in net.named_modules()
         if not isinstance(module, nn.Dropout | nn.Identity | PatchDropout | DropPath)
     }

@@ -1,6 +1,5 @@
 """Read and write folders in open_clip's format; open_clip loads them, too (`local-dir:FOLDER`)."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
-from advflyp.identity import foreign, source_sha256, state_sha256
+from advflyp.identity import foreign, json_sha256, source_sha256, state_sha256
 from advflyp.model.architectures import settings_of
 from advflyp.model.build import CONFIG_FILE, UNREADABLE, build_net, open_clip_weights, read_open_clip_config
 from advflyp.model.clip import CLIP
@@ -184,4 +183,4 @@ def config_sha256(model: CLIP) -> str:
         "tokens": without_padding(model.net, model.tokenizer(PROBES)),
         "sources": [source_sha256(kind) for kind in own],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(parts)

@@ -59,7 +59,8 @@ def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
     """An `answers_table` for each model with each image tower."""
     groups: dict[tuple[str, ...], list[AnswerCell]] = {}
     for cell in cells:
-        groups.setdefault((cell.model, cell.vision, cell.checkpoint_sha256), []).append(cell)
+        hashes = (cell.checkpoint_sha256, cell.config_sha256)
+        groups.setdefault((cell.model, cell.vision, *hashes), []).append(cell)
     return [answers_table(group) for group in groups.values()]
 
 
