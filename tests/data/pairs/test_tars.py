@@ -380,18 +380,19 @@ def test_images_that_shrink_well_are_no_bomb(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_resumed_at_each_of_its_offsets(tmp_path: Path) -> None:
-    """Extra files may follow a sample; the offset that came with it lies before them."""
+    """Extra files may follow a sample; the offset that came with it lies after them."""
     content = [
         (f"{n}.{suffix}", data)
         for n in range(6)
         for suffix, data in (("jpg", PICTURE), ("txt", b"%d" % n), ("z.png", PICTURE), ("a.png", PICTURE))
     ]
-    path = write_tar(tmp_path / "a.tar", content)
-    found = list(TarShard(str(path)).read())
-    keys = [sample.key for sample, _ in found]
-    assert keys == [f"a.tar:{n}" for n in range(6)] and not problems(path)
-    for number, (_, offset) in enumerate(found, 1):
-        assert [sample.key for sample in read(path, offset)] == keys[number:]
+    for name in ("a.tar", "a.tar.gz"):  # a compressed one, as a remote one, cannot be searched
+        path = write_tar(tmp_path / name, content)
+        found = list(TarShard(str(path)).read())
+        keys = [sample.key for sample, _ in found]
+        assert keys == [f"{name}:{n}" for n in range(6)] and not problems(path)
+        for number, (_, offset) in enumerate(found, 1):
+            assert [sample.key for sample in read(path, offset)] == keys[number:]
 
 
 @pytest.mark.parametrize(

@@ -130,23 +130,32 @@ class _Samples:
     def of(self, groups: Iterator[_Group]) -> Iterator[tuple[Sample, int]]:
         # Incomplete samples of one base with dots in their keys; they may turn out to be extra files of a later sample.
         lonely: list[tuple[str, Sample, int]] = []
+        # The last sample goes out once its extra files are passed: a resumed stream begins after them.
+        held: list[tuple[Sample, int]] = []
         base = last = ""
-        for found in groups:
-            group = self._completed(found)
-            sample = None if group is None else self._sample(group)
-            if group is None or sample is None:
-                continue
-            may_be_extra = group.key != group.base and not group.is_whole
-            if may_be_extra and is_extra(group.key, (last,)):
-                continue
-            if not may_be_extra or group.base != base:
-                yield from ((one, end) for key, one, end in lonely if not is_extra(key, (group.key,)))
-                lonely, base = [], group.base
-            if may_be_extra:
-                lonely.append((group.key, sample, group.end))
-            else:
-                yield sample, group.end
-                last = group.key
+        try:
+            for found in groups:
+                group = self._completed(found)
+                sample = None if group is None else self._sample(group)
+                if group is None or sample is None:
+                    continue
+                may_be_extra = group.key != group.base and not group.is_whole
+                if may_be_extra and is_extra(group.key, (last,)):
+                    held = [(one, group.end) for one, _ in held]
+                    continue
+                yield from held
+                held = []
+                if not may_be_extra or group.base != base:
+                    yield from ((one, end) for key, one, end in lonely if not is_extra(key, (group.key,)))
+                    lonely, base = [], group.base
+                if may_be_extra:
+                    lonely.append((group.key, sample, group.end))
+                else:
+                    held, last = [(sample, group.end)], group.key
+        except (DamagedTar, OSError, *BROKEN):
+            yield from held
+            raise
+        yield from held
         yield from ((one, end) for _, one, end in lonely)
 
     def _completed(self, group: _Group) -> _Group | None:
