@@ -136,6 +136,15 @@ def test_more_than_one_percent_stops(tmp_path: Path, tiny: CLIP) -> None:
         CaptionedImages(write_tar(tmp_path / "a.tar", [*members, ("x.png", b"")]))
 
 
+def test_every_skipped_sample_counts(tmp_path: Path) -> None:
+    """Also those of one name: half of this shard are copies."""
+    path = write_tar(tmp_path / "a.tar", [*coco_members(100), *coco_members(1) * 2])
+    with pytest.raises(ValueError, match="more than 1% of 102 pairs cannot be used.*(s0000000|sample 101)"):
+        CaptionedImages(path)
+    path = write_tar(tmp_path / "a.tar", [*coco_members(300), *coco_members(1) * 2])
+    assert len(CaptionedImages(path).unreadable) == 2
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no pairs at nowhere .*: name a folder of name\.jpg"):
         CaptionedImages("nowhere")

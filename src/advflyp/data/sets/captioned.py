@@ -116,7 +116,9 @@ class CaptionedImages:
 
         def skip(item: tuple[int, Sample], reason: str) -> None:
             broken[item[0]] = reason
-            named = {self.entries[row].key: reason for row, reason in broken.items()}
+            named: dict[str, str] = {}
+            for row, reason in broken.items():
+                _enter(named, self.entries[row].key, self.entries[row].place, reason)
             self._check(named, len(self.entries))
 
         decoded = threaded(
@@ -129,7 +131,7 @@ class CaptionedImages:
         for items, images in stacked(decoded, batch_size, skip):
             yield torch.tensor([row for row, _ in items]), images
         for row, reason in broken.items():
-            self.unreadable[self.entries[row].key] = reason
+            _enter(self.unreadable, self.entries[row].key, self.entries[row].place, reason)
             self._undecodable.add(self.entries[row].place)
 
     def drop_unreadable(self) -> None:
@@ -146,10 +148,10 @@ class CaptionedImages:
             try:
                 captions = sample.captions()
             except SkippedSample as reason:
-                self.unreadable[sample.key] = str(reason)
+                _enter(self.unreadable, sample.key, place, str(reason))
                 continue
             if sample.image is None:
-                self.unreadable[sample.key] = "no image"
+                _enter(self.unreadable, sample.key, place, "no image")
                 continue
             yield Entry(sample.key, place, captions)
 
@@ -164,3 +166,8 @@ class CaptionedImages:
     def _check(self, skipped: dict[str, str], wanted: int) -> None:
         what = f"of {counted(wanted, 'pair')} cannot be used; mend or remove them"
         check_tolerated(self.name, what, skipped, wanted)
+
+
+def _enter(skipped: dict[str, str], key: str, place: int, reason: str) -> None:
+    """Enter a skipped sample by its key, and by its place, too, if another has that key: each of them counts."""
+    skipped[f"{key} (sample {place})" if key in skipped else key] = reason
