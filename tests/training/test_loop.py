@@ -70,28 +70,34 @@ def test_resuming_equals_no_interruption(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
     """Bit for bit, whether the run died inside an epoch, at its end, or right at a checkpoint."""
+    for name in "abcd":
+        (tmp_path / "pairs" / f"{name}.png").write_bytes(b"broken")
+        (tmp_path / "pairs" / f"{name}.txt").write_text("a broken image")
     overrides = {"checkpoint.every": 1, "optim.name": "sgd", "optim.lr": 0.05}
-    train(recipe, overrides, out=tmp_path / "whole")
-
     real_step = loop.update
-    done = 0
+    drawn: list[float] = []  # by a method of the user's own, say, from torch's generator
 
-    def dying_step(run: TrainingRun, batch: Batch) -> Updated:
-        nonlocal done
-        if done == killed_after:
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        if len(drawn) == dies_after:
             raise KeyboardInterrupt
-        done += 1
+        drawn.append(float(torch.rand(())))
         return real_step(run, batch)
 
-    monkeypatch.setattr(loop, "update", dying_step)
+    dies_after = None
+    monkeypatch.setattr(loop, "update", step)
+    train(recipe, overrides, out=tmp_path / "whole")
+    uninterrupted, drawn, dies_after = drawn, [], killed_after
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overrides, out=tmp_path / "cut")
-    monkeypatch.undo()
+    dies_after = None
     torch.manual_seed(999)
     result = train(recipe, overrides, out=tmp_path / "cut", resume=True)
-    assert result.steps == 8
+    assert result.steps == 8 and drawn == uninterrupted
     assert equal(state(tmp_path / "cut"), state(tmp_path / "whole"))
-    assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [8]
+    lines, expected = (read_metrics(tmp_path / name) for name in ("cut", "whole"))
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [8]
+    skipped = [[line["skipped"] for line in some if line["kind"] == "data"] for some in (lines, expected)]
+    assert skipped[0] == skipped[1] and sum(skipped[0][-1].values()) == 8, "four in each epoch"
 
 
 @pytest.mark.long
