@@ -101,9 +101,17 @@ class LVLM(InPrecision, nn.Module):
 
     def config_sha256(self) -> str:
         """A hash of what decides the answers besides the weights: settings, normalisation, template and tokenizer."""
-        config = {key: value for key, value in self.net.config.to_dict().items() if key not in OF_FILES}
-        for part in ("vision_config", "text_config"):
-            config[part] = {key: value for key, value in config[part].items() if key not in OF_FILES}
+        # Without empty settings, which a new release of transformers may add.
+        given = self.net.config.to_dict()
+        tables = [given, given["vision_config"], given["text_config"]]
+        config = [
+            {
+                key: value
+                for key, value in table.items()
+                if value and key not in OF_FILES and not isinstance(value, dict)
+            }
+            for table in tables
+        ]
         tokens = [self.tokenizer(self.template(text))["input_ids"] for text in PROBES]
         return json_sha256([config, self.mean.tolist(), self.std.tolist(), tokens])
 

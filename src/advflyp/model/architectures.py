@@ -179,11 +179,16 @@ def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
 
 
 def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
-    """The class and settings of every module of a model that open_clip built, by name, without those for training."""
+    """The class and settings of every module of a model that open_clip built, by name, without those for training.
+
+    Settings that are 0 or False are left out, so that a new release of a library, which adds one, changes nothing.
+    """
     return {
-        # Without what transformers notes about a module's origin.
         name: {
-            key: value for key, value in _settings(module).items() if key[0] != "_" and key != "name_or_path"
+            key: value.__qualname__ if isinstance(value, type) else value
+            for key, value in _settings(module).items()
+            # transformers notes where a module comes from.
+            if value and key[0] != "_" and key != "name_or_path"
         }
         for name, module in net.named_modules()
         if not isinstance(module, nn.Dropout | nn.Identity | PatchDropout | DropPath)
