@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from fractions import Fraction
+from functools import cached_property, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import Normalize
 
 from advflyp.identity import source_sha256
 
@@ -22,6 +25,20 @@ def closing_over(value: Any) -> Callable[[], Any]:
 
 def plain() -> None:
     pass
+
+
+def with_default(n: int) -> Callable[..., Any]:
+    def call(k: int = n, *, m: int = n) -> int:
+        return k + m
+
+    return call
+
+
+class Slots:
+    __slots__ = ("n",)
+
+    def __init__(self, n: int) -> None:
+        self.n = n
 
 
 class Holder:
@@ -60,6 +77,19 @@ def layer(bias: float) -> nn.Module:
         (Holder(eps=1), Holder(eps=2)),
         (Holder(inner=Holder(eps=1)), Holder(inner=Holder(eps=2))),
         (SimpleNamespace(eps=1), SimpleNamespace(eps=2)),
+        (Slots(1), Slots(2)),
+        (Path("a"), Path("b")),
+        (range(2), range(3)),
+        (Fraction(1, 2), Fraction(1, 3)),
+        (torch.float32, torch.float64),
+        (np.array(["a", None]), np.array(["b", None])),
+        (torch.zeros(2).to_sparse(), torch.ones(2).to_sparse()),
+        (nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 1, 3, bias=False, stride=2)),
+        (nn.Sequential(nn.Tanh()), nn.Sequential(nn.Sigmoid())),
+        (Normalize([0.0], [1.0]), Normalize([0.5], [1.0])),
+        (lambda x: x + 1, lambda x: x - 1),
+        (with_default(1), with_default(2)),
+        (torch.Tensor.relu, torch.Tensor.tanh),
         (partial(plain, 1), partial(plain, 2)),
         (closing_over(1), closing_over(2)),
     ],
@@ -112,6 +142,38 @@ def test_an_object_that_holds_itself_has_a_hash() -> None:
     one, other = Holder(a=1), Holder(a=1)
     one.me, other.me = [one], [other]
     assert source_sha256(one) == source_sha256(other)
+
+
+def test_what_does_not_change_a_result_is_left_out() -> None:
+    net, held = nn.Linear(2, 2), Cached(2)
+    before = source_sha256(Holder(net=net)), source_sha256(held)
+    net.eval()
+    assert held.double == 4
+    assert (source_sha256(Holder(net=net)), source_sha256(held)) == before
+
+
+class Cached:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    @cached_property
+    def double(self) -> int:
+        return 2 * self.n
+
+
+def test_anything_can_be_held() -> None:
+    def not_assigned_yet() -> Any:
+        return later
+
+    deep: list = []
+    for _ in range(500):
+        deep = [deep]
+    shared: Any = 1
+    for _ in range(100):
+        shared = [shared, shared]  # 2¹⁰⁰ paths to the 1
+    for value in (not_assigned_yet, deep, shared, torch.empty(2, device="meta"), nn.LazyLinear(2), 1j):
+        assert len(source_sha256(partial(plain, value))) == 64
+    later = 1
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:

@@ -93,7 +93,7 @@ def test_radius_in_grey_levels_is_a_mistake() -> None:
 
 
 def test_a_radius_as_text_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="4 / 255 for four grey levels, not the text '8/255'"):
+    with pytest.raises(ValueError, match="4 / 255 for four grey levels, not '8/255'"):
         Threat(eps="8/255")  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.base import Custom
 from advflyp.attack.elsewhere import CrossPrompt
 from advflyp.attack.losses import cross_entropy, margin
 from advflyp.attack.pgd import CW, PGD
@@ -68,8 +69,15 @@ def test_each_condition_once() -> None:
         ("clean", None), ("pgd10", 1 / 255), ("pgd10", 2 / 255), ("cw10", 1 / 255), ("cw10", 2 / 255),
     ]  # fmt: skip
     assert len(conditions([find_attack("pgd2@mini") for _ in range(2)], "linf", [1 / 255])) == 1
-    mine = [lambda victim, images, labels, threat, streams: images for _ in range(2)]  # of one name
-    assert len(conditions([find_attack(one) for one in mine], "linf", [1 / 255])) == 2
+    attacks = [
+        Custom(function=function, called="mine")
+        for function in (
+            lambda victim, images, labels, threat, streams: images,
+            lambda victim, images, labels, threat, streams: images,
+            lambda victim, images, labels, threat, streams: 1 - images,
+        )
+    ]
+    assert [attack for attack, _ in conditions(attacks, "linf", [1 / 255])] == [attacks[0], attacks[2]]
 
 
 def test_the_papers_step_size_and_one_for_l2() -> None:

@@ -18,12 +18,12 @@ import advflyp
 import helpers
 from advflyp import APGD, PGD, AutoAttack, Square, Threat
 from advflyp.data.sets.labelled import LabelledSet
-from advflyp.evaluation.evaluator import Evaluator
+from advflyp.evaluation.evaluator import Evaluator, Outcome
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import names_sha256
-from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.results import append_cell, labels, read_cells
 from advflyp.evaluation.retrieval import retrieval
-from advflyp.evaluation.samples import read_samples
+from advflyp.evaluation.samples import read_samples, write_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, save_model, weights_sha256
@@ -149,6 +149,44 @@ def test_other_weights_than_float32_are_refused(tiny_folder: Path, known_sets: L
     assert evaluate(load_model(tiny_folder).double(), "mini", "clean", limit=2)
 
 
+class Counting:
+    """An attack that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, victim, images, labels, threat, *, streams):
+        self.calls += 1
+        return threat.random_start(images, streams)
+
+
+def test_an_attack_is_described_before_it_runs(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    """Otherwise the models of one call would not be compared under it."""
+    other = deepcopy(tiny)
+    with torch.no_grad():
+        other.net.logit_scale += 0.1
+    one, two = evaluate([tiny, other], known_sets, Counting(), out=tmp_path / "r.jsonl", limit=2)
+    assert one.attack_args == two.attack_args and one.checkpoint_sha256 != two.checkpoint_sha256
+
+
+def test_older_results_are_of_the_same_model(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    """They do not record the configuration."""
+    out = tmp_path / "r.jsonl"
+    older = [replace(cell, config_sha256="") for cell in evaluate(tiny, "mini", ["clean", "pgd2"])]
+    for cell in older:
+        append_cell(out, cell)
+        write_samples(
+            out, cell, **{name: torch.zeros(1, dtype=torch.int64) for name in Outcome.__annotations__}
+        )
+    assert evaluate(tiny, "mini", ["clean", "pgd2"], out=out) == older == read_cells(out)
+    newer = evaluate(tiny, "mini", "pgd2", 2 / 255, out=out)
+    assert newer[0].config_sha256 and len(Results(read_cells(out)).models) == 1
+    unknown = replace(newer[0], config_sha256="f" * 64)
+    assert labels([*older, *newer, unknown], ["m"] * 4)[0] == "m (config unknown)"
+    with pytest.raises(ValueError, match="the same weights of .* in 2 configurations, which are not seeds"):
+        Results([*newer, unknown], seeds=True)
+
+
 def test_a_function_alone_is_an_attack(tiny: CLIP, known_sets: LabelledSet) -> None:
     (cell,) = evaluate(tiny, "mini", random_answer, limit=2)
     assert cell.attack.endswith(":random_answer")
@@ -157,10 +195,11 @@ def test_a_function_alone_is_an_attack(tiny: CLIP, known_sets: LabelledSet) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.nn.Linear(2, 2),), "takes an advflyp.CLIP or its name, not a Linear: wrap a model of open_clip"),
-        (([3],), "takes an advflyp.CLIP or its name, not a int"),
-        (("mini", torch.utils.data.TensorDataset()), "takes an advflyp.LabelledSet or its name, not a TensorDataset"),
+        ((torch.nn.Linear(2, 2),), "takes an advflyp.CLIP or its name, not Linear: wrap a model of open_clip"),
+        (([3],), "takes an advflyp.CLIP or its name, not int"),
+        (("mini", torch.utils.data.TensorDataset()), "takes an advflyp.LabelledSet or its name, not TensorDataset"),
         (("mini", "mini/food", 3), "3 cannot be called"),
+        (("mini", "mini/food", "clean", None), "eps is a number, 4 / 255 for four grey levels, not None"),
     ],
 )  # fmt: skip
 def test_other_objects_are_refused(arguments: tuple, message: str) -> None:

@@ -70,6 +70,7 @@ class DefenceTerms:
         for term in self.terms:
             if isinstance(term, str) and term not in TERMS:
                 raise ValueError(f"there is no term '{term}'{suggest(term, TERMS)}")
+        object.__setattr__(self, "weight", float(self.weight))
 
     def bind(self, victim: Victim, images: Tensor, labels: Tensor) -> Bound:
         """λ Σ_k term_k for these images."""

@@ -13,7 +13,14 @@ from advflyp.attack.base import Member
 from advflyp.attack.losses import LOSSES, check_loss, targeted_dlr
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Points, Victim, check_finite, correct_points, pixel_gradient
+from advflyp.attack.victim import (
+    CorrectPoints,
+    Points,
+    Victim,
+    check_gradient,
+    correct_points,
+    pixel_gradient,
+)
 
 RHO = 0.75  # a step size is kept while the loss rises in more than this fraction of the steps
 FIRST_STEP = 2.0  # η⁽⁰⁾, in ε
@@ -144,7 +151,7 @@ def _climb(
     for step in range(steps):
         if not len(at):
             break
-        check_finite(at.gradient)
+        check_gradient(at.gradient, threat)
         moved = threat.project(at.images, threat.step(at.adversarial, at.gradient, at.step_size))
         share = MOMENTUM if step else 1.0
         moved = (

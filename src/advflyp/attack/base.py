@@ -1,11 +1,11 @@
 """Attacks as objects that run on any classifier, and the one loop that runs their stages."""
 
 import inspect
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,8 @@ from advflyp.attack.losses import LOSSES, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim, for_use, predicted
-from advflyp.identity import defined, source_sha256
+from advflyp.config import whole
+from advflyp.identity import defined, foreign, source_sha256
 
 # (victim, images, labels, threat, streams=…) → adversarial images
 Stage = Callable[..., Tensor]
@@ -38,17 +39,19 @@ class Attack(ABC):
     perturbs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        ours = next(kind for kind in type(self).__mro__ if not foreign([kind]))
         for field in fields(self):
-            value, called = getattr(self, field.name), f"{type(self).__name__}: {field.name}"
+            value: Any = getattr(self, field.name)
+            called = f"{type(self).__name__}: {field.name}"
             if isinstance(value, np.generic):  # which cannot be stored as JSON
                 object.__setattr__(self, field.name, value.item())
             if field.type not in ("int", int):
                 continue
-            if not isinstance(value, int | np.integer):
-                raise ValueError(f"{called} must be a whole number, not {value!r}")
-            # An own attack may have a number that is 0 by default.
-            if value < 1 and not (isinstance(field.default, int) and field.default < 1):
-                raise ValueError(f"{called} must be at least 1, not {value}")
+            number = whole(value, called)
+            object.__setattr__(self, field.name, number)
+            # Numbers of the user's own may be anything.
+            if number < 1 and field.name in ours.__dataclass_fields__:
+                raise ValueError(f"{called} must be at least 1, not {number}")
 
     def __call__(
         self,
@@ -84,7 +87,7 @@ class Attack(ABC):
         """
         images, labels = images.detach(), labels.cpu()
         check_batch(images, labels)
-        batch_size = len(images) if batch_size is None else operator.index(batch_size)
+        batch_size = len(images) if batch_size is None else whole(batch_size, "batch_size")
         if not len(images):
             return images.clone()
         if generator is not None:
@@ -92,7 +95,8 @@ class Attack(ABC):
         index = torch.arange(len(images)) if index is None else index.cpu()
         encoder: Any = classifier if hasattr(classifier, "encode_tokens") else None
         result = images.clone()
-        victim = Victim(classifier, encoder=encoder, batch_size=batch_size)
+        # A classifier may change its input in place.
+        victim = Victim(lambda x: classifier(x.clone()), encoder=encoder, batch_size=batch_size)
         with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
             for rows, found, _ in run_stages(
                 self.stages(threat),
@@ -309,8 +313,13 @@ class Custom(SingleAttack):
         called = self.called or f"{made.__module__}:{made.__qualname__}"
         return called + (f"x{self.restarts}" if self.restarts > 1 else "")
 
+    @cached_property
+    def source_sha256(self) -> str:
+        """The hash of the function before it runs, which may change the values that it holds."""
+        return source_sha256(self.function)
+
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
-        return {"source_sha256": source_sha256(self.function)}
+        return {"source_sha256": self.source_sha256}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from advflyp.attack.attempts import Attempts, Finds, each_target
 from advflyp.attack.base import Member
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Victim, check_finite, pixel_gradient, predicted
+from advflyp.attack.victim import CorrectPoints, Victim, check_gradient, pixel_gradient, predicted
 from advflyp.dtypes import in_float64
 
 ALPHA_MAX = 0.1  # largest weight of the step from the original image
@@ -60,7 +60,7 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
             value, gradient = value[stay], gradient[stay]
             if not len(at):
                 break
-        check_finite(gradient)
+        check_gradient(gradient, threat)
         # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
         rise = in_float64(gradient * (at.images - at.current)).flatten(1).sum(1)
         at_image = in_float64(value) + rise

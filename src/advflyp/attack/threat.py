@@ -1,7 +1,7 @@
 """What an attacker may do: a norm ball around each image, inside the pixel range [0, 1]."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,10 +29,12 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"the norm is 'linf' or 'l2', not '{self.norm}'")
-        if isinstance(self.eps, str):
-            raise ValueError(f"eps is a number, 4 / 255 for four grey levels, not the text '{self.eps}'")
-        # NumPy's numbers cannot be stored as JSON.
-        object.__setattr__(self, "eps", float(self.eps))
+        # Those of NumPy and torch cannot be stored as JSON.
+        given: Any = self.eps
+        eps = given.item() if hasattr(given, "item") else given
+        if not isinstance(eps, int | float):
+            raise ValueError(f"eps is a number, 4 / 255 for four grey levels, not {self.eps!r}")
+        object.__setattr__(self, "eps", float(eps))
         if not self.eps > 0:
             raise ValueError(f"eps must be above 0, for example 1/255; it is {self.eps}")
         if self.norm == "linf" and self.eps > 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
+from advflyp.attack.threat import Threat
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.precision import InPrecision, Resolved, without_autocast
@@ -22,7 +23,7 @@ AT_ONCE_ON_CPU = 16
 
 NO_GRADIENT = (
     "the classifier's logits have no gradient with respect to the pixels (does it detach them, run under no_grad, or "
-    "round them?); attack it with Square, which needs none"
+    "round its input?); the attack Square needs none"
 )
 
 
@@ -34,14 +35,18 @@ def pixel_gradient(value: Tensor, images: Tensor) -> Tensor:
     return gradient
 
 
-def check_finite(gradient: Tensor) -> None:
-    """ValueError for a NaN or an infinity in (N, 3, H, W): that image would stay where it is and count as robust."""
-    wrong = int((~gradient.isfinite()).flatten(1).any(1).sum())
+def check_gradient(gradient: Tensor, threat: Threat) -> None:
+    """ValueError where (N, 3, H, W) gradients give no direction: such an image would stay where it is, and be robust.
+
+    The sign of an infinity is a direction in L∞; its share of a vector's length, in L2, is not.
+    """
+    good = ~gradient.isnan() if threat.norm == "linf" else gradient.isfinite()
+    wrong = int((~good).flatten(1).any(1).sum())
     if wrong:
-        images = f"{wrong} of {counted(len(gradient), 'image')}"
+        kind = "NaN" if threat.norm == "linf" else "NaN or infinite"
         raise ValueError(
-            f"the gradient of the classifier's logits is NaN or infinite for {images}; attack it with Square, which "
-            "needs none"
+            f"the gradient of the classifier's logits is {kind} for {wrong} of {counted(len(gradient), 'image')}; the "
+            "attack Square needs no gradient"
         )
 
 
@@ -68,12 +73,10 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
 def for_use(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode; on exit, every module gets its own mode back.
 
-    A CLIP computes in its own precision, even inside a `torch.autocast`; ValueError if its weights have another.
+    A CLIP computes in its own precision, even inside a `torch.autocast`.
     """
     training = [module for module in model.modules() if module.training]
     own = [module for module in model.modules() if isinstance(module, InPrecision)]
-    for module in own:
-        module.check_weights()
     model.eval()
     try:
         with without_autocast(own[0].device.type) if own else nullcontext():
@@ -145,19 +148,13 @@ class Victim:
         """(N, 3, H, W) → (N, K) logits, at least float32.
 
         Raises:
-            ValueError: A gradient is wanted and there is none, the classifier returns something other than a tensor, or
-                it changes the images.
+            ValueError: A gradient is wanted and there is none, or the classifier returns something other than a tensor.
         """
-        changes = 0 if images.is_inference() else images._version
         logits = self.search(images)
         if not isinstance(logits, Tensor):
             raise ValueError(
                 f"the classifier must return a tensor of logits, not a {type(logits).__name__}; wrap it, as in "
                 "lambda x: model(x).logits"
-            )
-        if not images.is_inference() and images._version != changes:
-            raise ValueError(
-                "the classifier changes its input in place; let it change a copy, images.clone()"
             )
         if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise ValueError(NO_GRADIENT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from advflyp.evaluation.expected import WEBDATASET, Expected, expected_of, place_of, published_size
 from advflyp.evaluation.protocols import Protocol
-from advflyp.evaluation.results import Cell, read_cells, wilson
+from advflyp.evaluation.results import Cell, configs_of, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, read_samples
 from advflyp.model.zoo import ZOO
 from advflyp.wording import counted
@@ -26,6 +26,7 @@ class Entrant:
         cells: The cells that the protocol requires, as far as they exist.
         source: The results file; None if measured here.
         refused: Why it is not admitted; empty if it is.
+        config: The hash of its configuration; empty if no result records it.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Entrant:
     cells: Sequence[Cell]
     source: Path | None = None
     refused: str = ""
+    config: str = ""
 
 
 def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]:
@@ -47,38 +49,50 @@ def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]
         ValueError: It is not a results file, or one from elsewhere that is empty.
     """
     found: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in read_cells(store):
-        found.setdefault((cell.model, cell.checkpoint_sha256, cell.config_sha256), []).append(cell)
+    every = read_cells(store)
+    configs = configs_of(every, [cell.model for cell in every])
+    for cell in every:
+        known = configs[cell.model, cell.checkpoint_sha256]
+        # Older results do not record the configuration.
+        config = cell.config_sha256 or (min(known) if len(known) == 1 else "")
+        found.setdefault((cell.model, cell.checkpoint_sha256, config), []).append(cell)
     if not found and not is_ours:
         raise ValueError(f"there are no results in {store}")
     result = []
-    for (model, sha256, _), cells in found.items():
+    for (model, sha256, config), cells in found.items():
         chosen, refused = _chosen(cells, protocol)
         if not refused:
             refused = _implausible(chosen) or _unproven(chosen, protocol, store, is_ours)
         source = None if is_ours else store
-        result.append(Entrant(model=model, sha256=sha256, cells=chosen, source=source, refused=refused))
+        result.append(
+            Entrant(model=model, sha256=sha256, config=config, cells=chosen, source=source, refused=refused)
+        )
     return result
 
 
 def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
     """Refuse duplicate weights, preferring what was measured here, and zoo names for weights other than the zoo's."""
     ordered = sorted(everybody, key=lambda one: (bool(one.refused), one.source is not None))
-    seen: dict[str, Entrant] = {}
+    seen: list[Entrant] = []
     zoo = {one.model: one.sha256 for one in ordered if one.source is None and one.model in ZOO}
     result = []
     for one in ordered:
         refused = one.refused
-        if not refused and one.sha256 in seen:
-            first = seen[one.sha256]
+        first = next((other for other in seen if _are_same(one, other)), None)
+        if not refused and first is not None:
             where = "measured here" if first.source is None else f"in {first.source.name}"
             refused = f"the same weights are {where} as {first.model}"
         elif not refused and one.sha256 != zoo.get(one.model, one.sha256):
             refused = f"these weights differ from those measured here as the zoo's {one.model} ({zoo[one.model][:12]})"
         if not refused:
-            seen[one.sha256] = one
+            seen.append(one)
         result.append(replace(one, refused=refused))
     return result
+
+
+def _are_same(one: Entrant, other: Entrant) -> bool:
+    """Whether two entrants are the same model; a configuration that was not recorded may be any."""
+    return one.sha256 == other.sha256 and (not one.config or not other.config or one.config == other.config)
 
 
 def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]:

@@ -1,7 +1,7 @@
 """Attacks by name: what the command line, recipes and results call them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from advflyp.attack.names import read_attack_name
 from advflyp.attack.pgd import CW, FGSM, PGD
 from advflyp.attack.threat import Threat
 from advflyp.attack.typographic import Typographic
+from advflyp.data.sets.labelled import LabelledSet
 from advflyp.data.sets.prompts import openai_templates
 from advflyp.identity import foreign, source_sha256
 from advflyp.model.load import load_model
@@ -98,20 +99,16 @@ def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> d
     """
     found = attack.arguments(threat, classes)
     parts = attack.attacks if isinstance(attack, AutoAttack) else [getattr(attack, "attack", attack)]
-    own = {type(one): one for one in (attack, *parts)}
-    if "source_sha256" not in found and (kinds := foreign(own)):
-        # Fields are among the arguments already.
-        made = {
-            kind: own[kind] if vars(own[kind]).keys() - {field.name for field in fields(kind)} else kind
-            for kind in kinds
-        }
-        found["source_sha256"] = {kind.__qualname__: source_sha256(one) for kind, one in made.items()}
+    own = foreign(type(one) for one in (attack, *parts))
+    if own and "source_sha256" not in found:
+        found["source_sha256"] = {one.__qualname__: source_sha256(one) for one in own}
     return found
 
 
 def listed(given: Any) -> list[Any]:
     """One object, or several, as a list."""
-    return [given] if isinstance(given, str | Path) or not isinstance(given, Iterable) else list(given)
+    is_one = isinstance(given, str | Path | Attack | LabelledSet) or callable(given)
+    return [given] if is_one or not isinstance(given, Iterable) else list(given)
 
 
 def conditions(
@@ -122,11 +119,6 @@ def conditions(
     found: dict[Any, tuple[A, Threat | None]] = {}
     for attack in attacks:
         for threat in threats if attack.perturbs else [None]:
-            # Two functions may share a name.
-            what = (
-                attack
-                if isinstance(attack, Custom)
-                else (attack.name, repr(recorded_arguments(attack, threat, 2)))
-            )
+            what = (attack.name, repr(recorded_arguments(attack, threat, 2)))
             found.setdefault((what, threat), (attack, threat))
     return list(found.values())

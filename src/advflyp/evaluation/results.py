@@ -51,8 +51,8 @@ class Measurement:
         late = {name: values.pop(name) for name in OF_PROTOCOL if name in values}
         if late.get("settings") or late.get("protocol", DEFAULT_PROTOCOL) != DEFAULT_PROTOCOL:
             values |= late
-        if not values.get("config_sha256", ""):
-            values.pop("config_sha256", None)
+        if not values["config_sha256"]:
+            del values["config_sha256"]
         return tuple(
             json.dumps(value, sort_keys=True) for name, value in values.items() if name not in self.OUTCOME
         )
@@ -128,21 +128,26 @@ class Cell(Measurement):
 def labels(cells: Sequence[Cell], names: Sequence[str]) -> list[str]:
     """The name of each cell's model, with the start of a hash where a name stands for several models."""
     weights: dict[str, set[str]] = {}
-    configs: dict[tuple[str, str], set[str]] = {}
     for name, cell in zip(names, cells, strict=True):
         weights.setdefault(name, set()).add(cell.checkpoint_sha256)
-        configs.setdefault((name, cell.checkpoint_sha256), set()).add(cell.config_sha256)
+    configs = configs_of(cells, names)
     result = []
     for name, cell in zip(names, cells, strict=True):
-        alike = weights[name], configs[name, cell.checkpoint_sha256]
-        hashes = (cell.checkpoint_sha256, cell.config_sha256)
-        told = [
-            f"{word}{one[: _telling(those)] or 'unknown'}"
-            for word, one, those in zip(("", "config "), hashes, alike, strict=True)
-            if len(those) > 1
-        ]
+        alike, told = configs[name, cell.checkpoint_sha256], []
+        if len(weights[name]) > 1:
+            told.append(cell.checkpoint_sha256[: _telling(weights[name])])
+        if len(alike) > 1:
+            told.append(f"config {cell.config_sha256[: _telling(alike)] or 'unknown'}")
         result.append(f"{name} ({', '.join(told)})" if told else name)
     return result
+
+
+def configs_of(cells: Sequence[Cell], names: Sequence[str]) -> dict[tuple[str, str], set[str]]:
+    """The configurations that were recorded for each model and its weights."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for name, cell in zip(names, cells, strict=True):
+        found.setdefault((name, cell.checkpoint_sha256), set()).update({cell.config_sha256} - {""})
+    return found
 
 
 def _telling(hashes: Collection[str]) -> int:
@@ -219,6 +224,12 @@ def known_cells(store: Path | None, read: Callable[[Path], list[M]]) -> dict[tup
         return {}
     check_store(store)
     return {cell.key(): cell for cell in read(store)}
+
+
+def find_known(known: dict[tuple[str, ...], M], blank: M) -> M | None:
+    """The stored cell of a measurement, maybe one of a version that did not record the configuration."""
+    older: Any = dataclasses.replace(blank, config_sha256="")  # type: ignore[call-arg]
+    return known.get(blank.key()) or known.get(older.key())
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

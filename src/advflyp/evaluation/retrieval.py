@@ -1,7 +1,6 @@
 """Zero-shot image–text retrieval in both directions, clean and with images or captions attacked."""
 
 import copy
-import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,14 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.text import CANDIDATES, TextEdits, edit_texts
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import for_use
-from advflyp.config import fill
+from advflyp.config import fill, whole
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.evaluation.attacks import conditions, find_attack, listed
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device
 from advflyp.evaluation.recall import CUTOFFS, Recall, cross_entropy, margin, ranks, recalls
-from advflyp.evaluation.results import Measurement, append_cell, known_cells, read_lines
+from advflyp.evaluation.results import Measurement, append_cell, find_known, known_cells, read_lines
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
@@ -149,15 +148,16 @@ def retrieval(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     wanted = _conditions(listed(attacks), norm, eps, edits)
-    seed, limit = operator.index(seed), None if limit is None else operator.index(limit)
+    seed, limit = whole(seed, "seed"), None if limit is None else whole(limit, "limit")
     place, store = pick_device(device), Path(out) if out is not None else None
     known = known_cells(store, read_retrieval)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
     model = model if isinstance(model, CLIP) else load_model(model, device=place)
+    model.check_weights()
     gallery = _Gallery(model, images, batch_size)
     blanks = _blanks(wanted, gallery, name, str(pairs), precision, seed)
     return [
-        _cell(blank, known.get(blank.key()), gallery, *condition, store, partial(watch, blank))
+        _cell(blank, find_known(known, blank), gallery, *condition, store, partial(watch, blank))
         for blank, condition in zip(blanks, wanted, strict=True)
     ]
 

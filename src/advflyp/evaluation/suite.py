@@ -1,6 +1,5 @@
 """Datasets × attacks × ε: one result cell each, stored as soon as it is known, so that a second call resumes."""
 
-import operator
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
 from advflyp.attack.elsewhere import Transfer
 from advflyp.attack.threat import Threat
-from advflyp.config import at_least
+from advflyp.config import at_least, whole
 from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
@@ -28,7 +27,7 @@ from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.expected import WEBDATASET, Expected, is_known, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
-from advflyp.evaluation.results import Cell, append_cell, known_cells, read_cells, wilson
+from advflyp.evaluation.results import Cell, append_cell, find_known, known_cells, read_cells, wilson
 from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
@@ -109,7 +108,7 @@ def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
     for one in models:
         if not isinstance(one, CLIP | str | Path):
             raise ValueError(
-                f"evaluate takes an advflyp.CLIP or its name, not a {type(one).__name__}: wrap a model of open_clip "
+                f"evaluate takes an advflyp.CLIP or its name, not {type(one).__name__}: wrap a model of open_clip "
                 "with CLIP.from_open_clip, and call an attack itself on any other classifier, as in "
                 "PGD()(classifier, images, labels, threat)"
             )
@@ -124,7 +123,7 @@ def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[
     for one in listed(sets):
         if not isinstance(one, LabelledSet | str):
             raise ValueError(
-                f"evaluate takes an advflyp.LabelledSet or its name, not a {type(one).__name__}: make one with "
+                f"evaluate takes an advflyp.LabelledSet or its name, not {type(one).__name__}: make one with "
                 "LabelledSet(dataset, classes, templates)"
             )
         found += set_names([one]) if isinstance(one, str) else [one]
@@ -149,11 +148,10 @@ class _Suite:
 
     def __post_init__(self) -> None:
         self.store = None if self.out is None else Path(self.out)
-        # NumPy's integers cannot be stored as JSON.
-        self.seed = operator.index(self.seed)
-        self.limit = None if self.limit is None else operator.index(self.limit)
+        self.seed = whole(self.seed, "seed")
+        self.limit = None if self.limit is None else whole(self.limit, "limit")
         if self.batch_size != "auto":
-            self.batch_size = operator.index(self.batch_size)
+            self.batch_size = whole(self.batch_size, "batch_size")
         at_least(1, self, "", "limit", "batch_size")
 
     def run(
@@ -169,6 +167,7 @@ class _Suite:
         known, result = ranks.broadcast_from_rank0(lambda: known_cells(self.store, read_cells)), []
         for one in models:
             model = one if isinstance(one, CLIP) else load_model(one, device=device)
+            model.check_weights()
             same = {
                 "model": name or model.name,
                 "checkpoint_sha256": weights_sha256(model),
@@ -196,7 +195,7 @@ class _Suite:
                     is_named = isinstance(dataset, str)
                     for attack, threat in wanted:
                         blank = self._blank(evaluator, attack, threat, same, is_named)
-                        cell = self._cell(blank, known.get(blank.key()), evaluator, attack, threat)
+                        cell = self._cell(blank, find_known(known, blank), evaluator, attack, threat)
                         result.append(cell)
                         if ranks.rank == 0:
                             self.progress(cell)
@@ -217,16 +216,15 @@ class _Suite:
             return None
         search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
         asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
-        hashes = same["checkpoint_sha256"], same["config_sha256"]
         for attack, threat in wanted:
             expected = Expected(protocol=asked, set=dataset, attack=attack, threat=threat)
             precision = search.precision if threat else "fp32"
-            ours = (*hashes, __version__, precision, *expected.place)
+            ours = (same["checkpoint_sha256"], __version__, precision, *expected.place)
             cells = [
                 cell
                 for cell in known.values()
-                if (cell.checkpoint_sha256, cell.config_sha256, cell.version, cell.precision, *place_of(cell))
-                == ours
+                if (cell.checkpoint_sha256, cell.version, cell.precision, *place_of(cell)) == ours
+                and cell.config_sha256 in ("", same["config_sha256"])
                 and not expected.difference(cell)
                 and {k: v for k, v in cell.settings.items() if k not in NAMES_OF_CLASSES}
                 == pixels.settings(model)

@@ -19,7 +19,7 @@ from advflyp.data.pairs.images import read_image
 from advflyp.data.sets.labelled import check_tolerated
 from advflyp.errors import SkippedSample
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.results import append_cell, known_cells
+from advflyp.evaluation.results import append_cell, find_known, known_cells
 from advflyp.identity import state_sha256
 from advflyp.limits import read_image_file
 from advflyp.lvlm.metrics import Cider, says, vqa_accuracy, yes_no_accuracy
@@ -78,7 +78,7 @@ def evaluate_lvlm(
         score = scorer(task)
         for threat in (None, *(threats if protocol.rounds.get(task.metric) else ())):
             blank = _blank(model, task, protocol, threat, weights, seed)
-            found = known.get(blank.key())
+            found = find_known(known, blank)
             if found is None:
                 runner = Runner(model, task, protocol, threat, score, seed)
                 found = _Measurement(runner, blank, store, batch_size, partial(watch, blank)).measure()

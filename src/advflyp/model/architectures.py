@@ -31,6 +31,9 @@ NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 INITIALISERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 # Attributes of a module that do not affect its output in evaluation mode.
 STATE = ("training", "output_dict", "grad_checkpointing")
+# Attributes of modules that change no embedding of pixels: how timm computes attention, where transformers has a module
+# from, the normalisation that open_clip leaves to its callers.
+NO_SETTINGS = (*STATE, "dropout", "fused_attn", "name_or_path", "image_mean", "image_std")
 
 
 def architecture_names() -> list[str]:
@@ -184,11 +187,14 @@ def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
     Settings that are 0 or False are left out, so that a new release of a library, which adds one, changes nothing.
     """
     return {
-        name: {
-            key: value.__qualname__ if isinstance(value, type) else value
-            for key, value in _settings(module).items()
-            # transformers notes where a module comes from.
-            if value and key[0] != "_" and key != "name_or_path"
+        name: {"class": _kind(module).__qualname__}
+        | {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, int | float | str | tuple)
+            and value
+            and key[0] != "_"
+            and key not in NO_SETTINGS
         }
         for name, module in net.named_modules()
         if not isinstance(module, nn.Dropout | nn.Identity | PatchDropout | DropPath)

@@ -14,7 +14,7 @@ from torch import nn
 from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
-from advflyp.identity import foreign, json_sha256, source_sha256, state_sha256
+from advflyp.identity import ADDRESS, class_source, foreign, json_sha256, source_sha256, state_sha256
 from advflyp.model.architectures import settings_of
 from advflyp.model.build import CONFIG_FILE, UNREADABLE, build_net, open_clip_weights, read_open_clip_config
 from advflyp.model.clip import CLIP
@@ -173,14 +173,17 @@ def weights_sha256(model: CLIP) -> str:
 def config_sha256(model: CLIP) -> str:
     """One SHA-256 over what decides the model's embeddings besides its weights.
 
-    That is the settings of its modules, such as their activation functions, its preprocessing, the tokens of `PROBES`,
-    and the source of classes that are the user's own.
+    That is the settings of its modules, such as their activation functions, its preprocessing and normalisation, the
+    tokens of `PROBES`, and the source of classes and of a tokenizer that are the user's own.
     """
-    own = foreign(type(module) for module in model.modules())
+    tokenizer: Any = model.tokenizer
     parts = {
         "modules": settings_of(model.net),
-        "preprocess": {**model.config["preprocess_cfg"], "size": model.image_size},
-        "tokens": without_padding(model.net, model.tokenizer(PROBES)),
-        "sources": [source_sha256(kind) for kind in own],
+        "preprocess": ADDRESS.sub("", str(model.preprocess)),
+        "normalisation": [model.mean.tolist(), model.std.tolist()],
+        "tokens": without_padding(model.net, tokenizer(PROBES))
+        if isinstance(tokenizer, SimpleTokenizer | HFTokenizer)
+        else source_sha256(tokenizer),
+        "sources": [class_source(kind) for kind in foreign(type(module) for module in model.modules())],
     }
     return json_sha256(parts)

@@ -19,10 +19,10 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
     Raises:
         ValueError: If the architectures differ, or the weights are not one for each model or do not sum to 1.
     """
-    if len(models) != len(weights) or abs(sum(weights) - 1) > 1e-6:
+    if len(models) != len(weights) or not abs(sum(weights) - 1) <= 1e-6:
         raise ValueError(
             f"mixing takes one weight for each model, which sum to 1; there are {len(models)} models, and the weights "
-            f"{', '.join(f'{weight:g}' for weight in weights)}"
+            f"{', '.join(map(str, weights))}"
         )
     states = [model.state_dict() for model in models]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]

@@ -42,7 +42,7 @@ class InPrecision:
             self.precision = before
 
     def check_weights(self) -> None:
-        """ValueError unless the weights are float32 or float64: results would record a precision that is not theirs."""
+        """ValueError unless the weights are float32 or float64: results would record a precision they do not have."""
         kinds = {one.dtype for one in self.parameters() if one.is_floating_point()}
         if wrong := sorted(map(str, kinds - {torch.float32, torch.float64})):
             raise ValueError(

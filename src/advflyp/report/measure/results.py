@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import overload
 
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
-from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, labels, mean_interval
+from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, configs_of, labels, mean_interval
 from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 
 SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
@@ -78,6 +78,12 @@ class Results:
 
     def _by_checkpoint(self, cells: Sequence[Cell], seeds: bool) -> dict[Key, dict[str, Cell]]:
         names = [self._model(cell) for cell in cells]
+        for (name, _), configs in configs_of(cells, names).items():
+            if seeds and len(configs) > 1:
+                raise ValueError(
+                    f"the results hold the same weights of {name} in {len(configs)} configurations, which are not "
+                    "seeds; give the report one of them"
+                )
         found: dict[Key, dict[str, Cell]] = {}
         for model, cell in zip(names if seeds else labels(cells, names), cells, strict=True):
             runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})

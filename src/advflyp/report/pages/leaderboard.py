@@ -137,18 +137,19 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
     """
     admitted = [one for one in everybody if not one.refused]
     results = Results([cell for one in admitted for cell in one.cells])
-    names = {cell.checkpoint_sha256: label for (label, _, _), cell in results.cells.items()}
+    labelled = {id(cell): label for (label, _, _), cell in results.cells.items()}
+    names = {
+        id(one): next(labelled[id(cell)] for cell in one.cells if id(cell) in labelled) for one in admitted
+    }
     shown = results.conditions
     best = results.strongest(protocol.eps[0])
 
     def order(one: Entrant) -> float:
-        value = results.mean(names[one.sha256], best) if best else None
+        value = results.mean(names[id(one)], best) if best else None
         return -value.value if value else 0.0
 
     rows = [
-        _row(
-            one, told, names[one.sha256], [results.mean(names[one.sha256], condition) for condition in shown]
-        )
+        _row(one, told, names[id(one)], [results.mean(names[id(one)], condition) for condition in shown])
         for one in sorted(admitted, key=order)
     ]
     refused = [one for one in everybody if one.refused]
