@@ -153,7 +153,6 @@ def retrieval(
     known = known_cells(store, read_retrieval)
     images = CaptionedImages(pairs, limit=limit, seed=seed, columns=columns)
     model = model if isinstance(model, CLIP) else load_model(model, device=place)
-    model.check_weights()
     gallery = _Gallery(model, images, batch_size)
     blanks = _blanks(wanted, gallery, name, str(pairs), precision, seed)
     return [
@@ -172,6 +171,7 @@ def _blanks(
 ) -> list[RetrievalCell]:
     """The cells before anything is measured."""
     model, images = gallery.model, gallery.images
+    model.check_weights()
     search = choose_precision(precision, model.device)
     part = {} if len(images) == images.usable else {"limit": len(images), "seed": seed}
     same = RetrievalCell(

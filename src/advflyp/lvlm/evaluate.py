@@ -130,6 +130,7 @@ def _blank(
         **({"captions_in": weights_sha256(model.known_clip())} if protocol.of_tower else {}),
         "rounds": [asdict(one) for one in rounds],
         "leaves_below": protocol.leaves.get(task.name),
+        **({} if protocol.random_start else {"random_start": False}),
     }
     return replace(
         clean,

@@ -14,6 +14,7 @@ from advflyp.errors import first_line
 from advflyp.lvlm.model import LVLM
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import broken_weights, not_finite
 from advflyp.model.interop.hf import check_stored, prompt_with_image, quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
@@ -22,6 +23,7 @@ from advflyp.wording import counted
 
 MISSING = "large vision-language models need transformers; pip install transformers"
 KINDS = ("llava", "llava_next")
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")
@@ -162,6 +164,14 @@ def _check_config(folder: Path, name: str) -> None:
         )
     if kind not in KINDS:
         raise ValueError(f"{name} is a model of the type '{kind}'; supported: {', '.join(KINDS)}")
+    # Some names make transformers fetch a kernel from the hub and run it.
+    tables = [config, *(part for part in config.values() if isinstance(part, dict))]
+    asked = {str(table[key]) for table in tables for key in ATTENTION if table.get(key) is not None}
+    if strange := sorted(asked - {"sdpa", "eager"}):
+        raise ValueError(
+            f"{path} asks for the attention implementation {strange[0]}, which may be code from elsewhere; remove that "
+            "key"
+        )
     if "quantization_config" in config:
         raise ValueError(
             f"{name} has quantised weights, which give an attack no gradients; name the original"
@@ -198,6 +208,9 @@ def _loaded(folder: Path, name: str, clip: CLIP | None) -> tuple[Any, Any]:
             net, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
             )
+            # transformers would fill what `greedy` leaves open from the model's own penalties and suppressed tokens.
+            ends = convert(net.generation_config.eos_token_id, int | list[int] | None, "eos_token_id")
+            net.generation_config = transformers.GenerationConfig(eos_token_id=ends)
     except Exception as error:  # transformers may raise anything on untrusted files
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     # transformers only warns about missing weights, and initialises them at random.
@@ -205,6 +218,8 @@ def _loaded(folder: Path, name: str, clip: CLIP | None) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} lacks {counted(len(lacking), 'weight')}, such as {min(lacking)}; fetch it again"
         )
+    if wrong := not_finite(net.state_dict()):
+        raise ValueError(f"{name} cannot be used: {broken_weights(wrong)}; fetch it again")
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ValueError(
             f"the processor of {name} lacks its image processor or its tokenizer; fetch it again"

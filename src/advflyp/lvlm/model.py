@@ -28,7 +28,8 @@ from advflyp.model.tokenizers import read_in_time
 # LLaVA-NeXT takes an image of twice the tower's side, and sees it as a whole and as four tiles.
 NEXT_TILES = 2
 # Keys of a configuration that say where or how it was stored.
-OF_FILES = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+OF_FILES = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "text_config", "transformers_version",
+            "vision_config"}  # fmt: skip
 
 
 class Answers(NamedTuple):
@@ -105,15 +106,11 @@ class LVLM(InPrecision, nn.Module):
         given = self.net.config.to_dict()
         tables = [given, given["vision_config"], given["text_config"]]
         config = [
-            {
-                key: value
-                for key, value in table.items()
-                if value and key not in OF_FILES and not isinstance(value, dict)
-            }
-            for table in tables
+            {key: value for key, value in table.items() if value and key not in OF_FILES} for table in tables
         ]
         tokens = [self.tokenizer(self.template(text))["input_ids"] for text in PROBES]
-        return json_sha256([config, self.mean.tolist(), self.std.tolist(), tokens])
+        ends = self.net.generation_config.eos_token_id
+        return json_sha256([config, self.mean.tolist(), self.std.tolist(), tokens, ends])
 
     @property
     def image_tokens(self) -> int:

@@ -277,8 +277,8 @@ class Runner:
     def _wanted(self, sample: Sample) -> list[str]:
         """The references that attacks use: captions in their order, answers by decreasing frequency."""
         if self.task.metric == "cider":
-            return list(sample.references[:REFERENCES])
-        return sample.frequent(REFERENCES)
+            return [text for text in sample.references if text.strip()][:REFERENCES]
+        return [text for text in sample.frequent(len(sample.references)) if text.strip()][:REFERENCES]
 
     def _target(self, one: Round, sample: Sample, best: int) -> str:
         if one.answer == "target":

@@ -92,7 +92,7 @@ def load_task(name: str, root: str | Path) -> Task:
     if not samples:
         raise ValueError(f"{files[0]} holds no samples of {name}; {layout.source}")
     for sample in samples:
-        if not sample.references:
+        if not any(text.strip() for text in sample.references):
             raise ValueError(f"{files[-1]} has no references for the sample {sample.key}; {layout.source}")
     return Task(name, layout.metric, tuple(samples), len(samples), layout.longest)
 

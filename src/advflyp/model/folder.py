@@ -155,14 +155,15 @@ def read_card(name: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The card is damaged.
     """
-    for folder in (BUNDLED / name, Path(name) / BEST, Path(name)):
+    bundled = [] if isinstance(name, Path) else [BUNDLED / name]
+    for folder in (*bundled, Path(name) / BEST, Path(name)):
         path = folder / CARD_FILE
         if path.is_file():
             card = read_json_object(path)
             # Anybody may have written the card, so check the types of its known keys.
             known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
             return card | known
-    return ZOO[str(name)].card() if str(name) in ZOO else {}
+    return ZOO[name].card() if isinstance(name, str) and name in ZOO else {}
 
 
 def weights_sha256(model: CLIP) -> str:

@@ -88,7 +88,8 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto") -> CLIP
         ValueError: If there is no such model or device, or the weights are not finite.
     """
     place = pick_device(device)
-    model = build_model(str(name))
+    # A `Path` is a file or folder, also where a model that comes with the package has its name.
+    model = build_model(f"./{name}" if isinstance(name, Path) and len(name.parts) == 1 else str(name))
     check_finite(model, f"{name} cannot be used")
     return model.to(place).eval()
 
@@ -308,6 +309,7 @@ def _started_from(start: ModelConfig, file: str) -> CLIP:
 
 def _is_fetched(name: str) -> bool:
     """Whether building a model would ask the hub for a repository, even without its weights."""
+    name = name.removeprefix(LOCAL_PREFIX)
     if name in ZOO:
         return ZOO[name].base is None
     return HUB_PREFIX in name or any(part in ZOO for part in name.split("@"))

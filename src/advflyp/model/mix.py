@@ -7,6 +7,7 @@ from torch import Tensor
 
 from advflyp.dtypes import in_float64
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import config_sha256
 
 
 def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
@@ -17,7 +18,8 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         weights: One per model; they sum to 1.
 
     Raises:
-        ValueError: If the architectures differ, or the weights are not one for each model or do not sum to 1.
+        ValueError: If the architectures or the preprocessing differ, or the weights are not one for each model or do
+            not sum to 1.
     """
     if len(models) != len(weights) or not abs(sum(weights) - 1) <= 1e-6:
         raise ValueError(
@@ -35,6 +37,11 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
                 f"{models[0].name} and {model.name} have different architectures ({min(names)} differs); "
                 "only weights of models with the same origin can be mixed"
             )
+    if len({config_sha256(model) for model in models}) > 1:
+        raise ValueError(
+            f"{' and '.join(model.name for model in models)} differ in their activations, preprocessing or tokenizer; "
+            "only weights of models with the same origin can be mixed"
+        )
 
     def mixed(name: str) -> Tensor:
         values = [state[name] for state in states]

@@ -207,6 +207,12 @@ def _simple_tokenizer(options: dict[str, Any], folder: Path, context_length: int
         if found is None:
             raise ValueError(f"{folder} lacks the vocabulary of its tokenizer, {bpe}")
         options["bpe_path"] = str(found)
+    for token in options.get("additional_special_tokens") or ():
+        # open_clip makes them part of a regular expression.
+        if not _LINEAR.fullmatch(token):
+            raise ValueError(
+                f"the tokenizer of {folder} has the special token '{token[:40]}', which is not plain text"
+            )
     try:
         if bpe:
             with gzip.open(options["bpe_path"]) as file:

@@ -202,11 +202,16 @@ def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping | list | tuple):
-        for inner in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _tensors(inner)
+    """Every tensor in a tree of tables and lists, which may refer to itself."""
+    left, seen = [tree], {id(tree)}
+    while left:
+        part = left.pop()
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, Mapping | list | tuple):
+            inner = {id(one): one for one in (part.values() if isinstance(part, Mapping) else part)}
+            left += [one for key, one in inner.items() if key not in seen]
+            seen |= inner.keys()
 
 
 def _is_expanded(tensor: Tensor) -> bool:

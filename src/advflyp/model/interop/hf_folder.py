@@ -93,6 +93,8 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
             net, model_cfg = _clip(vision, text, state)
         else:
             net, model_cfg = _siglip(folder, vision, text, state)
+        _check_epsilon(vision, net.visual)
+        _check_epsilon(text, net.text if hasattr(net, "text") else net.transformer)
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         found = convert(state, shapes, names, to_theirs=False)
     except KeyError as error:
@@ -203,6 +205,15 @@ def _clip(
     return new_net(model_cfg), model_cfg
 
 
+def _check_epsilon(tower: dict[str, Any], built: Any) -> None:
+    """ValueError if a tower's layer normalisations have another ε than those that open_clip builds."""
+    usual = next(part.eps for part in built.modules() if isinstance(part, nn.LayerNorm))
+    if tower.get("layer_norm_eps", usual) != usual:
+        raise ValueError(
+            f"open_clip's tower has a layer_norm_eps of {usual:g}, not {tower['layer_norm_eps']}"
+        )
+
+
 def _known(activation: Any) -> tuple[bool, str]:
     if str(activation) not in ACTIVATIONS:
         raise ValueError(f"open_clip has no activation '{activation}'; known: {', '.join(ACTIVATIONS)}")
@@ -242,6 +253,7 @@ def _siglip(
             break
     else:
         raise ValueError("none of open_clip's SigLIP architectures has these sizes")
+    check_size(model_cfg, sum(value.numel() for value in state.values()))
     if _known(vision.get("hidden_act", "gelu_pytorch_tanh"))[1] == "tanh":
         warnings.warn(
             f"{folder}: its image tower has the tanh approximation of GELU; open_clip's {architecture} computes GELU, "
