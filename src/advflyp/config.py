@@ -253,14 +253,6 @@ def check_there(address: str, missing: str, known: Collection[str] = ()) -> None
         raise ValueError(f"{missing} {address}{nearest_path(path, known)}")
 
 
-def whole(value: Any, name: str) -> int:
-    """A number of Python, NumPy or torch as an int, which results can store; ValueError unless it is a whole number."""
-    number = value.item() if hasattr(value, "item") else value
-    if not isinstance(number, int | float) or not float(number).is_integer():
-        raise ValueError(f"{name} must be a whole number, not {value!r}")
-    return int(number)
-
-
 def at_least(least: int, config: Any, prefix: str, *names: str) -> None:
     """ValueError for a number below `least` among these fields.
 

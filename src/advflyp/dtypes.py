@@ -1,5 +1,7 @@
 """Floating-point types: nothing that matters is computed below float32, and some of it in float64."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,3 +17,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 def in_float64(x: Tensor) -> Tensor:
     """The values in float64, on the same device; on the CPU if that device has no float64."""
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
+
+
+def whole(value: Any, name: str) -> int:
+    """A number of Python, NumPy or torch as an int, which results can store; ValueError unless it is a whole number."""
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, int | float) or not float(number).is_integer():
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(number)

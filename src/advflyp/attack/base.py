@@ -16,7 +16,7 @@ from advflyp.attack.losses import LOSSES, count_targets
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels
 from advflyp.attack.victim import Victim, for_use, predicted
-from advflyp.config import whole
+from advflyp.dtypes import whole
 from advflyp.identity import defined, foreign, source_sha256
 
 # (victim, images, labels, threat, streams=…) → adversarial images

@@ -19,9 +19,10 @@ from advflyp.attack.streams import Streams
 from advflyp.attack.text import CANDIDATES, TextEdits, edit_texts
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import for_use
-from advflyp.config import fill, whole
+from advflyp.config import fill
 from advflyp.data.pairs.tables import Columns
 from advflyp.data.sets.captioned import CaptionedImages
+from advflyp.dtypes import whole
 from advflyp.evaluation.attacks import conditions, find_attack, listed
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.pixels import in_bytes, on_device

@@ -15,11 +15,12 @@ from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
 from advflyp.attack.elsewhere import Transfer
 from advflyp.attack.threat import Threat
-from advflyp.config import at_least, whole
+from advflyp.config import at_least
 from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.distributed import Ranks
+from advflyp.dtypes import whole
 from advflyp.evaluation.attacks import Condition, conditions, listed, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
