@@ -88,6 +88,8 @@ def changed(source: Path, target: Path, **values: Any) -> Path:
         ),
         ({"text_config": {"model_type": "llama", "hidden_size": 10**12}}, "hidden_size must be at most"),
         ({"text_config": None}, "text_config is of the type 'None'"),
+        ({"attn_implementation": "evil/kernel"}, "attention implementation evil/kernel, which may be code"),
+        ({"_attn_implementation": {"": "evil/kernel"}}, "attention implementation .*evil/kernel"),
     ],
 )
 def test_configurations_that_are_refused(
@@ -128,6 +130,54 @@ def test_a_tokenizer_that_may_take_long(llava_folder: Path, tmp_path: Path) -> N
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match=r"cannot load .*its normalizer uses the pattern"):
         load_lvlm(folder, device="cpu")
+
+
+def test_weights_that_are_not_finite(llava_folder: Path, tmp_path: Path) -> None:
+    folder = changed(llava_folder, tmp_path / "other")
+    weights = load_file(folder / "model.safetensors")
+    weights[min(weights)].view(-1)[0] = float("nan")
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="cannot be used: 1 of its tensors is not finite"):
+        load_lvlm(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"repetition_penalty": 0.05},
+        {"suppress_tokens": [*range(6, 40)]},
+        {"min_new_tokens": 9},
+        {"num_beams": 3},
+    ],
+)
+def test_answers_are_greedy_whatever_the_folder_asks_for(
+    llava_folder: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    folder = changed(llava_folder, tmp_path / "other")
+    path = folder / "generation_config.json"
+    own = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps(own | asked))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, other = (load_lvlm(place, device="cpu") for place in (llava_folder, folder))
+    prompts = ["what is there in the image ?"] * 4
+    expected = one.answer(images, prompts, max_new_tokens=12)
+    assert other.answer(images, prompts, max_new_tokens=12) == expected and len(set(expected)) > 1
+    assert one.config_sha256() == other.config_sha256()
+    path.write_text(json.dumps(own | {"eos_token_id": 7}))
+    assert load_lvlm(folder, device="cpu").config_sha256() != one.config_sha256()
+    path.write_text(json.dumps(own | {"eos_token_id": "x"}))
+    with pytest.raises(ValueError, match="eos_token_id"):
+        load_lvlm(folder, device="cpu")
+
+
+def test_rotary_positions_are_part_of_the_configuration(llava_folder: Path, tmp_path: Path) -> None:
+    text = json.loads((llava_folder / "config.json").read_text())["text_config"]
+    rope = text["rope_parameters"] | {"rope_theta": 50.0}
+    folder = changed(llava_folder, tmp_path / "other", text_config=text | {"rope_parameters": rope})
+    one, other = (load_lvlm(place, device="cpu").config_sha256() for place in (llava_folder, folder))
+    assert one != other
 
 
 def test_tiles_that_are_refused(next_folder: Path, tmp_path: Path) -> None:

@@ -268,6 +268,13 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_config(folder, lambda c: c["text_cfg"]["tokenizer_kwargs"].update(clean="hard")),
         "tokenizer_kwargs.clean must be one of canonicalize, lower, whitespace",
     ),
+    "a special token that is an expression": (
+        lambda folder: edit_config(
+            folder,
+            lambda c: c["text_cfg"]["tokenizer_kwargs"].update(additional_special_tokens=["(?:a|a)+#"]),
+        ),
+        "the special token '(?:a|a)+#', which is not plain text",
+    ),
     "no vocabulary": (
         lambda folder: edit_config(
             folder, lambda c: c["text_cfg"]["tokenizer_kwargs"].update(bpe_path="/x.gz")

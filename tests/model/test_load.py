@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BUNDLED, save_model, weights_sha256
+from advflyp.model.folder import BUNDLED, read_card, save_model, weights_sha256
 from advflyp.model.load import ModelConfig, load_model, start_from
 from helpers import assert_equal64, make_tiny
 from hubserver import NOWHERE, use_hub
@@ -161,6 +161,17 @@ def test_openais_own_names(name: str, found: str, tmp_path: Path, monkeypatch: p
 
 def test_open_clips_prefix_of_folders(tiny_folder: Path) -> None:
     assert weights_sha256(load_model(f"local-dir:{tiny_folder}")) == weights_sha256(load_model(tiny_folder))
+
+
+def test_a_path_is_a_folder(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is called what a bundled model is called."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny, Path("mini-vit"), {"pairs_seen": 7})
+    assert weights_sha256(load_model(Path("mini-vit"))) == weights_sha256(tiny)
+    assert read_card(Path("mini-vit"))["pairs_seen"] == 7
+    assert weights_sha256(load_model("mini-vit")) != weights_sha256(tiny)
+    with pytest.raises(ValueError):
+        load_model(Path("mini"))
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

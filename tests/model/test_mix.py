@@ -73,9 +73,17 @@ def test_other_architectures_and_alphas_are_refused(pair: Pair) -> None:
         interpolate(pair[0], load_model("mini-vit"), 0.5)
     with pytest.raises(ValueError, match="alpha must lie between 0"):
         interpolate(*pair, 1.5)
-    for weights in ([1.0], [0.5, 0.6]):
+    for weights in ([1.0], [0.5, 0.6], [float("nan"), 0.5]):
         with pytest.raises(ValueError, match="mixing takes one weight for each model, which sum to 1"):
             mix(pair, weights)
+
+
+def test_models_that_compute_otherwise_are_refused(pair: Pair) -> None:
+    """A mixture would be neither."""
+    other = deepcopy(pair[1])
+    other.mean += 0.1
+    with pytest.raises(ValueError, match="differ in their activations, preprocessing or tokenizer"):
+        mix([pair[0], other], [0.5, 0.5])
 
 
 def test_the_command_measures_each_mixture_once(

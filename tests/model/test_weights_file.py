@@ -233,6 +233,20 @@ def test_a_few_bytes_do_not_become_many(how: str, kind: str, tmp_path: Path) -> 
             tracemalloc.stop()
 
 
+def test_lists_that_hold_one_another(tmp_path: Path) -> None:
+    """2¹⁰⁰ paths lead to the same tensor, and one goes round in a circle."""
+    path, shared, circle = tmp_path / "x.pt", [STATE["weight"]], []
+    for _ in range(100):
+        shared = [shared, shared]
+    circle.append(circle)
+    for more in (shared, circle):
+        path.write_bytes(saved({"state_dict": STATE, "more": more}))
+        assert torch.equal(read_weights_file(path)["state_dict"]["weight"], STATE["weight"])
+    path.write_bytes(saved({"state_dict": STATE, "more": [circle, torch.zeros(1).expand(20_000_000, 16)]}))
+    with pytest.raises(ValueError, match="that repeats fewer"):
+        read_weights_file(path)
+
+
 def test_a_tensor_that_repeats_one_value(tmp_path: Path) -> None:
     """Its copies would take all memory."""
     path = tmp_path / "x.pt"

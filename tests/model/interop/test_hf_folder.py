@@ -93,6 +93,8 @@ WRONG_VALUES = {
         {"text_config": {"num_hidden_layers": "x"}},
         {"vision_config": {"hidden_act": ["gelu"]}},
         {"vision_config": {"image_size": 10**6}},
+        {"vision_config": {"layer_norm_eps": 1e-2}},
+        {"text_config": {"layer_norm_eps": 1e-6}},
         {"vision_config": {"num_attention_heads": 0}},
     ],
     "processor_config.json": [
