@@ -45,6 +45,8 @@ from advflyp.use.quickstart import AFTER, BEFORE, EPS
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- (run|output) -->\n+(```(\w*)\n(.*?)^```$|(?: {4}[^\n]*\n|\n)+)", re.M | re.S)
+# By number of images and by kind of data, with their legend.
+PROXY_PLOTS = "section:has(.plot[aria-label*='number of images']) > :is(.key, .grid)"
 TABLE = re.compile(r"^(<!-- table (\w+) -->)\n.*?\n(<!-- end -->)$", re.M | re.S)
 # The README's sentence on the quickstart.
 SUMMARY = re.compile(
@@ -330,7 +332,7 @@ def with_summary(readme: str, values: list[str]) -> str:
 
 
 def draw() -> None:
-    """The images of docs/images but demo.png: the top of the quickstart's page, the reproduction's trade-off."""
+    """The images of docs/images but demo.png: of the quickstart, the reproduction and the study of proxies."""
     from advflyp.paper.page import paper_report
     from browser import Browser
 
@@ -341,13 +343,18 @@ def draw() -> None:
         readme = ROOT / "README.md"
         text = with_summary(readme.read_text(encoding="utf-8"), summary(folder / "quickstart/results.jsonl"))
         readme.write_text(text, encoding="utf-8")
-        page = paper_report(committed_study("reproduce-mini", folder), folder / "paper")
+        page, of_proxies = (
+            paper_report(committed_study(f"{name}-mini", folder), folder / name)
+            for name in ("reproduce", "proxies")
+        )
         browser = Browser(folder / "profile")
         browser.window(1000, 1440, touch=True)
         browser.open((folder / "quickstart/report/index.html").as_uri())
         browser.screenshot(images / "quickstart.png")
         browser.open(page.as_uri())
         browser.screenshot(images / "tradeoff.png", of="section:first-of-type figure")
+        browser.open(of_proxies.as_uri())
+        browser.screenshot(images / "proxies.png", of=PROXY_PLOTS)
         browser.close()
 
 
