@@ -233,6 +233,23 @@ def test_a_few_bytes_do_not_become_many(how: str, kind: str, tmp_path: Path) -> 
             tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [
+        ("sparse", torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**11,))),
+        ("sparse", torch.eye(3).to_sparse_csr()),
+        ("meta", torch.empty(10**11, device="meta")),
+        ("complex", torch.zeros(3, dtype=torch.complex64)),
+    ],
+)
+def test_tensors_that_no_weights_are(kind: str, tensor: torch.Tensor, tmp_path: Path) -> None:
+    """A few bytes describe 10¹¹ values, which would count as weights that the file holds."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(saved({"weight": STATE["weight"], "more": tensor}))
+    with pytest.raises(ValueError, match=f"x.pt holds a {kind} tensor; save dense tensors of real numbers"):
+        read_weights_file(path)
+
+
 def test_lists_that_hold_one_another(tmp_path: Path) -> None:
     """2¹⁰⁰ paths lead to the same tensor, and one goes round in a circle."""
     path, shared, circle = tmp_path / "x.pt", [STATE["weight"]], []

@@ -194,10 +194,14 @@ def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
         raise ValueError(DAMAGED.format(path, _shortened(error))) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if (repeated := next(filter(_is_expanded, _tensors(content)), None)) is not None:
-        raise ValueError(
-            f"{path} holds a tensor of {repeated.numel():,} values that repeats fewer; save a copy (`.contiguous()`)"
-        )
+    for tensor in _tensors(content):
+        if kind := _kind(tensor):
+            raise ValueError(f"{path} holds a {kind} tensor; save dense tensors of real numbers")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            # Copies of the tensor would take more memory than the file.
+            raise ValueError(
+                f"{path} holds a tensor of {tensor.numel():,} values that repeats fewer; save a copy (`.contiguous()`)"
+            )
     return content
 
 
@@ -214,9 +218,15 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             seen |= inner.keys()
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether values share memory, so that copies of the tensor take more."""
-    return tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes()
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is that no weight is: its size would say nothing about the file's, or its values would be cut."""
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "meta": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+    }
+    return next((name for name, is_so in kinds.items() if is_so), "")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
