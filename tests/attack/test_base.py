@@ -143,7 +143,7 @@ def test_gradients_that_are_not_finite_are_named() -> None:
     for attack in (PGD(random_start=False), CW(random_start=False), FAB()):
         for threat in (THREAT, Threat(norm="l2", eps=1)):
             with pytest.raises(
-                ValueError, match="logits is NaN.* for 2 of 2 images; the attack Square needs no"
+                ValueError, match="no direction: the gradient of the classifier's logits is NaN"
             ):
                 attack(distances, images, labels, threat)
 
@@ -161,7 +161,7 @@ def test_the_sign_of_an_infinite_gradient_is_a_direction() -> None:
     for attack in (PGD(random_start=False, step_size=0.05), APGD(), FAB()):
         found = attack(corrected, images, labels, Threat(eps=0.5))
         assert (corrected(found).argmax(1) != labels).any() and found.isfinite().all()
-    with pytest.raises(ValueError, match="NaN or infinite for . of . images"):
+    with pytest.raises(ValueError, match="no direction: .* or infinite in L2"):
         PGD(random_start=False)(corrected, images, labels, Threat(norm="l2", eps=1))
 
 

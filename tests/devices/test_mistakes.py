@@ -119,7 +119,7 @@ def test_a_number_read_in_the_ascent(
     assert {sync.line for sync in here} == {mistake.__code__.co_firstlineno + 1}
     # Indexing by a mask synchronises once more, in the backward pass.
     assert {sync.where for sync in syncs if sync not in here} == (
-        {"attack/pgd.py:slope"} if mistake is choosing else set()
+        {"attack/victim.py:pixel_gradient"} if mistake is choosing else set()
     )
 
 

@@ -83,7 +83,7 @@ def test_models_that_compute_otherwise_are_refused(pair: Pair) -> None:
     other = deepcopy(pair[1])
     other.mean += 0.1
     with pytest.raises(ValueError, match="differ in their activations, preprocessing or tokenizer"):
-        mix([pair[0], other], [0.5, 0.5])
+        interpolate(pair[0], other, 0.5)
 
 
 def test_the_command_measures_each_mixture_once(

@@ -17,7 +17,6 @@ from advflyp.attack.victim import (
     CorrectPoints,
     Points,
     Victim,
-    check_gradient,
     correct_points,
     pixel_gradient,
 )
@@ -151,7 +150,6 @@ def _climb(
     for step in range(steps):
         if not len(at):
             break
-        check_gradient(at.gradient, threat)
         moved = threat.project(at.images, threat.step(at.adversarial, at.gradient, at.step_size))
         share = MOMENTUM if step else 1.0
         moved = (

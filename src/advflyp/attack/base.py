@@ -190,6 +190,11 @@ def _check_found(found: Any, images: Tensor, threat: Threat) -> None:
         returned = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"an attack must return images of the shape {tuple(images.shape)}, not {returned}")
     if not threat.contains(images, found).all():
+        if not found.isfinite().all():
+            raise ValueError(
+                "an attack found no direction: the gradient of the classifier's logits is NaN, or infinite in L2; the "
+                "attack Square needs no gradient"
+            )
         raise ValueError(
             "an attack returned images outside the ball or the pixel range; return threat.project(images, found)"
         )

@@ -10,7 +10,7 @@ from advflyp.attack.attempts import Attempts, Finds, each_target
 from advflyp.attack.base import Member
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Victim, check_gradient, pixel_gradient, predicted
+from advflyp.attack.victim import CorrectPoints, Victim, pixel_gradient, predicted
 from advflyp.dtypes import in_float64
 
 ALPHA_MAX = 0.1  # largest weight of the step from the original image
@@ -60,7 +60,6 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
             value, gradient = value[stay], gradient[stay]
             if not len(at):
                 break
-        check_gradient(gradient, threat)
         # The linearised boundary is {z: value + ⟨gradient, z − current⟩ = 0}, as seen from either point.
         rise = in_float64(gradient * (at.images - at.current)).flatten(1).sum(1)
         at_image = in_float64(value) + rise
@@ -69,7 +68,9 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
         length = _length(across, threat.norm)
         alpha = (length / (length + _length(from_image, threat.norm))).clamp_max(ALPHA_MAX).view(-1, 1, 1, 1)
         moved = (1 - alpha) * (at.current + ETA * across) + alpha * (at.images + ETA * from_image)
-        at.current = moved.clamp(0, 1)
+        # Without a direction the point is lost, which ends the attack with an error.
+        no_direction = gradient.isnan().flatten(1).any(1).view(-1, 1, 1, 1)
+        at.current = moved.masked_fill(no_direction, float("nan")).clamp(0, 1)
 
         with torch.no_grad():
             logits = victim(at.current)
@@ -82,7 +83,8 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
 
 def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Tensor:
     """(M,) bool: which current points, with these logits, fool the victim and are inside `threat`."""
-    found = (predicted(logits, at.labels) != at.labels) & threat.contains(at.images, at.current)
+    lost = at.current.isnan().flatten(1).any(1)
+    found = (predicted(logits, at.labels) != at.labels) & (threat.contains(at.images, at.current) | lost)
     rows = found.nonzero().squeeze(1)
     if len(rows):
         found[rows] = victim.fooled(at.current[rows], at.labels[rows], logits[rows])

@@ -12,7 +12,7 @@ from advflyp.attack.base import SingleAttack
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
-from advflyp.attack.victim import Victim, check_gradient, pixel_gradient
+from advflyp.attack.victim import Victim, pixel_gradient
 
 # Images updated at once: a step has several temporaries of their size, which for more images could fill the memory.
 UPDATED_TOGETHER = 1024
@@ -252,8 +252,6 @@ def _ascend(
             here, gradient = here[stay], gradient[stay]
             if not len(rows):
                 break
-        if stay is not None:  # training does not wait for the device
-            check_gradient(gradient, threat)
         for first in range(0, len(here), UPDATED_TOGETHER):
             part = slice(first, first + UPDATED_TOGETHER)
             at = part if isinstance(rows, slice) else rows[part]

@@ -73,8 +73,14 @@ class Threat:
         return _unit(noise) * self.eps * radius ** (1 / images[0].numel())
 
     def step(self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """One steepest-ascent step in this norm, not yet projected; `step_size` is one number or (N, 1, 1, 1)."""
-        direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
+        """One steepest-ascent step in this norm, not yet projected; `step_size` is one number or (N, 1, 1, 1).
+
+        Where the gradient is NaN, so is the result: an image that stayed where it is would count as robust.
+        """
+        if self.norm == "linf":
+            direction = torch.where(gradient.isnan(), gradient, gradient.sign())
+        else:
+            direction = _unit(gradient)
         return adversarial + step_size * direction
 
     def project(self, images: Tensor, adversarial: Tensor) -> Tensor:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.precision import InPrecision, Resolved, without_autocast
-from advflyp.wording import counted
 
 T = TypeVar("T")
 # Attempts per forward pass when few images are left. On a CPU, larger batches are hardly faster, and waste
@@ -33,21 +31,6 @@ def pixel_gradient(value: Tensor, images: Tensor) -> Tensor:
     if gradient is None:
         raise ValueError(NO_GRADIENT)
     return gradient
-
-
-def check_gradient(gradient: Tensor, threat: Threat) -> None:
-    """ValueError where (N, 3, H, W) gradients give no direction: such an image would stay where it is, and be robust.
-
-    The sign of an infinity is a direction in L∞; its share of a vector's length, in L2, is not.
-    """
-    good = ~gradient.isnan() if threat.norm == "linf" else gradient.isfinite()
-    wrong = int((~good).flatten(1).any(1).sum())
-    if wrong:
-        kind = "NaN" if threat.norm == "linf" else "NaN or infinite"
-        raise ValueError(
-            f"the gradient of the classifier's logits is {kind} for {wrong} of {counted(len(gradient), 'image')}; the "
-            "attack Square needs no gradient"
-        )
 
 
 def predicted(logits: Tensor, labels: Tensor) -> Tensor:

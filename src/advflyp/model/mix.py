@@ -18,8 +18,7 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
         weights: One per model; they sum to 1.
 
     Raises:
-        ValueError: If the architectures or the preprocessing differ, or the weights are not one for each model or do
-            not sum to 1.
+        ValueError: If the architectures differ, or the weights are not one for each model or do not sum to 1.
     """
     if len(models) != len(weights) or not abs(sum(weights) - 1) <= 1e-6:
         raise ValueError(
@@ -37,11 +36,6 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
                 f"{models[0].name} and {model.name} have different architectures ({min(names)} differs); "
                 "only weights of models with the same origin can be mixed"
             )
-    if len({config_sha256(model) for model in models}) > 1:
-        raise ValueError(
-            f"{' and '.join(model.name for model in models)} differ in their activations, preprocessing or tokenizer; "
-            "only weights of models with the same origin can be mixed"
-        )
 
     def mixed(name: str) -> Tensor:
         values = [state[name] for state in states]
@@ -59,7 +53,13 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
 
 
 def interpolate(original: CLIP, robust: CLIP, alpha: float) -> CLIP:
-    """(1 − α)·θ_original + α·θ_robust; ValueError for different architectures, or α outside [0, 1]."""
+    """(1 − α)·θ_original + α·θ_robust; ValueError for other weights or configurations, or α outside [0, 1]."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie between 0 (the original) and 1 (the robust model), not {alpha:g}")
-    return mix([original, robust], [1 - alpha, alpha])
+    result = mix([original, robust], [1 - alpha, alpha])
+    if config_sha256(original) != config_sha256(robust):
+        raise ValueError(
+            f"{original.name} and {robust.name} differ in their activations, preprocessing or tokenizer; only weights "
+            "of models with the same origin can be mixed"
+        )
+    return result
