@@ -150,7 +150,9 @@ def _climb(
     for step in range(steps):
         if not len(at):
             break
-        moved = threat.project(at.images, threat.step(at.adversarial, at.gradient, at.step_size))
+        moved = threat.project(
+            at.images, threat.step(at.adversarial, at.gradient, at.step_size, keep_nan=True)
+        )
         share = MOMENTUM if step else 1.0
         moved = (
             at.adversarial + share * (moved - at.adversarial) + (1 - share) * (at.adversarial - at.previous)

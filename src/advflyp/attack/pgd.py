@@ -255,5 +255,6 @@ def _ascend(
         for first in range(0, len(here), UPDATED_TOGETHER):
             part = slice(first, first + UPDATED_TOGETHER)
             at = part if isinstance(rows, slice) else rows[part]
-            adversarial[at] = threat.project(images[at], threat.step(here[part], gradient[part], step_size))
+            moved = threat.step(here[part], gradient[part], step_size, keep_nan=stay is not None)
+            adversarial[at] = threat.project(images[at], moved)
     return adversarial

@@ -72,15 +72,16 @@ class Threat:
         # The d-th root makes the draw uniform in volume.
         return _unit(noise) * self.eps * radius ** (1 / images[0].numel())
 
-    def step(self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+    def step(
+        self, adversarial: Tensor, gradient: Tensor, step_size: float | Tensor, *, keep_nan: bool = False
+    ) -> Tensor:
         """One steepest-ascent step in this norm, not yet projected; `step_size` is one number or (N, 1, 1, 1).
 
-        Where the gradient is NaN, so is the result: an image that stayed where it is would count as robust.
+        With `keep_nan` the result is NaN where the gradient is: an image that stayed where it is would count as robust.
         """
-        if self.norm == "linf":
-            direction = torch.where(gradient.isnan(), gradient, gradient.sign())
-        else:
-            direction = _unit(gradient)
+        direction = gradient.sign() if self.norm == "linf" else _unit(gradient)
+        if keep_nan:
+            direction = torch.where(gradient.isnan(), gradient, direction)
         return adversarial + step_size * direction
 
     def project(self, images: Tensor, adversarial: Tensor) -> Tensor:
