@@ -15,7 +15,6 @@ from advflyp.data.batch import Batch
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
-from advflyp.model.precision import without_autocast
 from advflyp.training.build import TrainingRun, build
 from advflyp.training.checkpoint import save_checkpoint
 from advflyp.training.failures import check_finite, explaining, finite_means, writing
@@ -101,10 +100,14 @@ def train(
         validation_set=validation_set if isinstance(validation_set, LabelledSet) else None,
     )
     resolved = read_recipe(recipe, {**(overrides or {}), **names})
+    # Inside an autocast torch would keep the first step's weights, cast once, for all steps.
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise ValueError(
+            "call train outside of torch.autocast: train.precision states the precision of a run"
+        )
     # The run seeds torch's generators; the caller's go on where they were.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    # The recipe states the precision, whatever the caller's `torch.autocast` does.
-    with torch.random.fork_rng(devices), without_autocast("cpu"), without_autocast("cuda"):
+    with torch.random.fork_rng(devices):
         run = build(resolved, Path(out), objects=objects, resume=resume, console=console)
         try:
             if resume:
