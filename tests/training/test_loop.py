@@ -567,3 +567,25 @@ def test_every_tower_of_a_compiled_run_is_compiled(
         assert (ran[id(model.visual)] > 0) == compiled
     assert (copied(original, config.train).visual._compiled_call_impl is not None) == compiled
     run.close()
+
+
+def test_no_autocast_surrounds_the_steps(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside one, torch keeps weights that were cast once: every later step would compute with those of the first."""
+    real_step, depths = loop.update, []
+
+    def step(run: TrainingRun, batch: Batch) -> Updated:
+        depths.append(torch.autocast_increment_nesting())
+        torch.autocast_decrement_nesting()
+        return real_step(run, batch)
+
+    monkeypatch.setattr(loop, "update", step)
+    train(recipe, {"train.max_steps": 2, "train.precision": "bf16"}, out=tmp_path / "run")
+    assert depths == [1, 1]
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="call train outside of torch.autocast"),
+    ):
+        train(recipe, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
