@@ -100,11 +100,7 @@ def train(
         validation_set=validation_set if isinstance(validation_set, LabelledSet) else None,
     )
     resolved = read_recipe(recipe, {**(overrides or {}), **names})
-    # Inside an autocast torch would keep the first step's weights, cast once, for all steps.
-    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        raise ValueError(
-            "call train outside of torch.autocast: train.precision states the precision of a run"
-        )
+    _check_autocast()
     # The run seeds torch's generators; the caller's go on where they were.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
@@ -115,6 +111,14 @@ def train(
             return fit(run)
         finally:
             run.close()
+
+
+def _check_autocast() -> None:
+    """ValueError inside an autocast: torch would keep the first step's weights, cast once, for all steps."""
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise ValueError(
+            "call train outside of torch.autocast: train.precision states the precision of a run"
+        )
 
 
 def fit(run: TrainingRun) -> RunResult:
