@@ -132,6 +132,20 @@ def test_the_same_weights_once_and_names_of_the_zoo() -> None:
     }
 
 
+def test_the_same_weights_in_two_configurations_are_two_models(tmp_path: Path, cells: list[Cell]) -> None:
+    """Results that do not record the configuration may be of either, so they are of the same weights."""
+
+    def one(config: str) -> Entrant:
+        return Entrant(model=config or "older", sha256="a", cells=[], config=config)
+
+    refused = [entrant.refused for entrant in told_apart([one("c1"), one("c2"), one("")])]
+    assert refused == ["", "", "the same weights are measured here as c1"]
+    for cell in [*cells[:3], *(replace(cell, config_sha256="f" * 64) for cell in cells[3:])]:
+        append_cell(tmp_path / "r.jsonl", cell)
+    (found,) = entrants(tmp_path / "r.jsonl", MINI, is_ours=True)
+    assert len(found.cells) == 70 and found.config == "f" * 64, "a file that an older version began"
+
+
 def test_a_file_without_results(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="there are no results in"):

@@ -124,6 +124,7 @@ def test_numbers_of_numpy_are_stored(tiny: CLIP, known_sets: LabelledSet, tmp_pa
     given = {"limit": np.int64(4), "seed": np.int64(1), "batch_size": np.int64(2)}
     cells = evaluate(tiny, "mini", "pgd2", np.float32(0.25), out=out, **given)  # type: ignore[arg-type]
     assert read_cells(out) == cells == evaluate(tiny, "mini", "pgd2", 0.25, out=out, limit=4, seed=1)
+    assert cells == evaluate(tiny, "mini", "pgd2", torch.tensor(0.25), out=out, limit=4, seed=1)  # type: ignore[arg-type]
 
 
 def test_an_autocast_around_an_evaluation_changes_nothing(tiny: CLIP, known_sets: LabelledSet) -> None:

@@ -108,6 +108,7 @@ def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> d
 def listed(given: Any) -> list[Any]:
     """One object, or several, as a list."""
     is_one = isinstance(given, str | Path | Attack | LabelledSet) or callable(given)
+    is_one |= getattr(given, "ndim", None) == 0  # a number of NumPy or torch
     return [given] if is_one or not isinstance(given, Iterable) else list(given)
 
 

@@ -146,7 +146,7 @@ def retrieval(
         ValueError: Unknown attacks, edits below 1, radii that are not above 0, fewer than two images, more than 1 % of
             the pairs skipped.
     """
-    if batch_size < 1:
+    if (batch_size := whole(batch_size, "batch_size")) < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     wanted = _conditions(listed(attacks), norm, eps, edits)
     seed, limit = whole(seed, "seed"), None if limit is None else whole(limit, "limit")

@@ -56,7 +56,10 @@ class InPrecision:
 
 
 def without_autocast(kind: str) -> AbstractContextManager[object]:
-    """Within the block, an autocast of the caller does not lower the precision on this type of device."""
+    """Within the block, an autocast of the caller does not lower the precision on this type of device.
+
+    For blocks that change no weights: torch keeps what autocast has cast until the outermost autocast ends.
+    """
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 

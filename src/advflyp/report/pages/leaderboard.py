@@ -137,20 +137,18 @@ def contents(everybody: Sequence[Entrant], protocol: Protocol, told: dict[str, F
     """
     admitted = [one for one in everybody if not one.refused]
     results = Results([cell for one in admitted for cell in one.cells])
-    labelled = {id(cell): label for (label, _, _), cell in results.cells.items()}
-    names = {
-        id(one): next(labelled[id(cell)] for cell in one.cells if id(cell) in labelled) for one in admitted
-    }
+    labelled = {_model(cell): label for (label, _, _), cell in results.cells.items()}
     shown = results.conditions
     best = results.strongest(protocol.eps[0])
 
     def order(one: Entrant) -> float:
-        value = results.mean(names[id(one)], best) if best else None
+        value = results.mean(labelled[_model(one.cells[0])], best) if best else None
         return -value.value if value else 0.0
 
     rows = [
-        _row(one, told, names[id(one)], [results.mean(names[id(one)], condition) for condition in shown])
+        _row(one, told, label, [results.mean(label, condition) for condition in shown])
         for one in sorted(admitted, key=order)
+        for label in [labelled[_model(one.cells[0])]]
     ]
     refused = [one for one in everybody if one.refused]
     page = render(
@@ -261,6 +259,10 @@ def _scope(protocol: Protocol, rows: Sequence[Row], results: Results) -> str:
         f"{measured} of {counted(len(rows), 'model')} measured in this folder, the others from result files"
         + (f" (advflyp {versions})." if versions else ".")
     )
+
+
+def _model(cell: Cell) -> tuple[str, str, str]:
+    return cell.model, cell.checkpoint_sha256, cell.config_sha256
 
 
 def _row(one: Entrant, told: dict[str, Facts], name: str, values: Sequence[Value]) -> Row:
