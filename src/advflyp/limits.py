@@ -60,6 +60,9 @@ FETCH_SECONDS = 60.0
 TOKENIZER_SECONDS, TOKENIZER_SECONDS_A_TEXT = 60.0, 0.01
 # How many times longer a text may become before it is split into tokens: no common tokenizer doubles it.
 MAX_TEXT_GROWTH = 16
+# A chat template is a program: its seconds of computing, those of its process, its memory and its prompt's characters.
+# A usual one takes milliseconds and makes some thousand characters.
+CHAT_SECONDS, CHAT_WALL_SECONDS, CHAT_BYTES, MAX_PROMPT = 10, 120, 1 << 29, 100_000
 
 
 # Errors of the machine and its disks, not of one file: otherwise every following file would count as unusable.

@@ -4,6 +4,7 @@ import typing
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,17 @@ WORDS = ("cat", "dog", "circle", "red bar")
 @pytest.fixture(scope="module")
 def model(llava_folder: Path) -> LVLM:
     return load_lvlm(llava_folder, device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a <image> cat?"}, {"references": ("a cat", "<image>")}])
+def test_a_text_with_the_image_token_is_found_before_anything_is_measured(
+    model: LVLM, root: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    task = load_task("coco", root)
+    samples = (*task.samples[:-1], replace(task.samples[-1], **change))
+    with pytest.raises(ValueError, match=f"coco: .* of sample {samples[-1].key} holds the image token of"):
+        evaluate_lvlm(model, [replace(task, samples=samples)], QUICK, EPS, out=tmp_path / "results.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
 
 
 def test_cells(model: LVLM, root: Path, tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def changed(source: Path, target: Path, **values: Any) -> Path:
         ),
         ({"text_config": {"model_type": "llama", "hidden_size": 10**12}}, "hidden_size must be at most"),
         ({"text_config": None}, "text_config is of the type 'None'"),
+        (
+            {"vision_feature_layer": 99},
+            r"reads layer 99 of its image tower \(vision_feature_layer\), which has 3",
+        ),
+        ({"vision_feature_layer": [-5]}, "reads layer -5 of its image tower"),
+        ({"image_token_index": 3}, r"do not hold its image token \(image_token_index 3\) once"),
+        ({"image_token_index": -1}, r"do not hold its image token \(image_token_index -1\) once"),
         ({"attn_implementation": "evil/kernel"}, "attention implementation evil/kernel, which may be code"),
         ({"_attn_implementation": {"": "evil/kernel"}}, "attention implementation .*evil/kernel"),
     ],

@@ -153,6 +153,20 @@ def test_a_text_tower_of_transformers(
     assert hub.served == ["some/roberta/config.json"]
 
 
+def test_a_text_tower_that_asks_for_a_kernel(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """transformers would fetch it from the hub and run it."""
+    transformers = pytest.importorskip("transformers")
+    transformers.RobertaConfig(num_hidden_layers=1).save_pretrained(tmp_path / "towers")
+    edit(tmp_path / "towers" / "config.json", lambda c: c.update(attn_implementation="evil/kernel"))
+    hub.add("some/roberta", tmp_path / "towers")
+    use_hub(monkeypatch, hub.url, tmp_path / "cache")
+    edit_config(folder, lambda c: c["text_cfg"].update(hf_model_name="some/roberta"))
+    with pytest.raises(ValueError, match="the text tower some/roberta asks for the attention .* evil/kernel"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["RN50", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "coca_ViT-B-32", "convnext_tiny"]
 )

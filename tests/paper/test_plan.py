@@ -161,7 +161,12 @@ def test_proxies_differ_in_their_data_alone() -> None:
     assert all(recipe.checkpoint.last for recipe in found.values())
     for name, recipe in found.items():
         number = int(name.rsplit("-", 1)[1])
-        assert recipe.data.limit == (number if number < 6651 or name == "pairs-6651" else None), name
+        every = number == (24_060 if "pairs-" in name else 6651)
+        assert recipe.data.limit == (None if every else number), name
+    # Without regularisers on as many pairs as with them, and as many seeds.
+    full = {name: found[name].data for name in found if name.startswith("pairs-")}
+    assert {name: found[f"advflyp-{name}"].data for name in full} == full and len(full) == 5
+    assert all(plan.run(f"advflyp-{name}").most_seeds == plan.run(name).most_seeds for name in full)
     foreign = {name for name, recipe in found.items() if recipe.data.train == "mini/fashion-train"}
     assert foreign == {f"{m}-foreign-{n}" for m in ("tecoa", "pmg_aft", "fare", "same") for n in (660, 2200)}
     cifar = {name for name, recipe in found.items() if recipe.data.train == "mini/photos-train"}

@@ -75,6 +75,8 @@ def evaluate_lvlm(
     if threats:
         protocol.check(model, drawn)
     for task in drawn:
+        _check_texts(model, task)
+    for task in drawn:
         score = scorer(task)
         for threat in (None, *(threats if protocol.rounds.get(task.metric) else ())):
             blank = _blank(model, task, protocol, threat, weights, seed)
@@ -95,6 +97,17 @@ def scorer(task: Task) -> Callable[[int, str], float]:
         return Cider(references).score
     rule = vqa_accuracy if task.metric == "vqa" else yes_no_accuracy
     return lambda place, answer: rule(answer, references[place])
+
+
+def _check_texts(model: LVLM, task: Task) -> None:
+    """ValueError if a question or an answer holds the model's image token, which would stand for a second image."""
+    texts = [(sample.key, text) for sample in task.samples for text in (sample.prompt, *sample.references)]
+    for (key, _), count in zip(texts, model.image_tokens_in([text for _, text in texts]), strict=True):
+        if count:
+            raise ValueError(
+                f"{task.name}: the question or an answer of sample {key} holds the image token of {model.name}; "
+                "remove it from the annotations"
+            )
 
 
 def _blank(

@@ -12,10 +12,12 @@ from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.errors import first_line
 from advflyp.lvlm.model import LVLM
+from advflyp.model.architectures import check_attention
 from advflyp.model.build import check_sizes
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import broken_weights, not_finite
-from advflyp.model.interop.hf import check_stored, prompt_with_image, quiet, to_transformers
+from advflyp.model.interop.chat import chat_prompt
+from advflyp.model.interop.hf import check_stored, quiet, to_transformers
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.repository import HF_CONFIG_FILE, HUB_PREFIX, open_repository
 from advflyp.model.tokenizers import check_tokenizer
@@ -23,7 +25,6 @@ from advflyp.wording import counted
 
 MISSING = "large vision-language models need transformers; pip install transformers"
 KINDS = ("llava", "llava_next")
-ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")
@@ -67,7 +68,7 @@ def load_lvlm(
         for key in ("image_mean", "image_std")
     )
     model = LVLM(net, processor.tokenizer, template, mean=mean, std=std, name=str(name))
-    _check_tiles(model)
+    _check_agreement(model)
     if clip is not None:
         model = with_tower(model, clip)
     return model.to(place)
@@ -164,14 +165,6 @@ def _check_config(folder: Path, name: str) -> None:
         )
     if kind not in KINDS:
         raise ValueError(f"{name} is a model of the type '{kind}'; supported: {', '.join(KINDS)}")
-    # Some names make transformers fetch a kernel from the hub and run it.
-    tables = [config, *(part for part in config.values() if isinstance(part, dict))]
-    asked = {str(table[key]) for table in tables for key in ATTENTION if table.get(key) is not None}
-    if strange := sorted(asked - {"sdpa", "eager"}):
-        raise ValueError(
-            f"{path} asks for the attention implementation {strange[0]}, which may be code from elsewhere; remove that "
-            "key"
-        )
     if "quantization_config" in config:
         raise ValueError(
             f"{name} has quantised weights, which give an attack no gradients; name the original"
@@ -201,6 +194,7 @@ def _loaded(folder: Path, name: str, clip: CLIP | None) -> tuple[Any, Any]:
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+            check_attention(config, "it")
             tower = 0 if clip is None else sum(tensor.numel() for tensor in clip.net.parameters())
             check_stored(transformers, config, folder, tower)
             check_tokenizer(folder)
@@ -229,7 +223,7 @@ def _loaded(folder: Path, name: str, clip: CLIP | None) -> tuple[Any, Any]:
 
 def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
     if getattr(processor, "chat_template", None):
-        return lambda prompt: prompt_with_image(processor, prompt, name)
+        return chat_prompt(processor, name)
     if kind != "llava":
         raise ValueError(
             f"the processor of {name} has no chat template, so the format of its prompts is unknown"
@@ -238,10 +232,23 @@ def _template(processor: Any, kind: str, name: str) -> Callable[[str], str]:
     return lambda prompt: LLAVA_TEMPLATE.format(image=image, prompt=prompt)
 
 
-def _check_tiles(model: LVLM) -> None:
-    side = model.image_side
-    if model.is_next and [side, side] not in [list(pair) for pair in model.net.config.image_grid_pinpoints]:
+def _check_agreement(model: LVLM) -> None:
+    """ValueError unless the configuration agrees with the tower, the tokenizer and the chat template."""
+    side, config = model.image_side, model.net.config
+    if model.is_next and [side, side] not in [list(pair) for pair in config.image_grid_pinpoints]:
         raise ValueError(
             f"{model.name} does not allow images of {side}×{side} pixels (image_grid_pinpoints), the size that attacks "
             "use: one whole image and four tiles"
+        )
+    layers, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    for layer in [layers] if isinstance(layers, int) else layers:
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(
+                f"{model.name} reads layer {layer} of its image tower (vision_feature_layer), which has {depth}; fetch "
+                "its configuration again"
+            )
+    if model.image_tokens_in([model.template("")]) != [1]:
+        raise ValueError(
+            f"prompts in the chat template of {model.name} do not hold its image token (image_token_index "
+            f"{config.image_token_id}) once; fetch its configuration, tokenizer and chat template again"
         )

@@ -196,6 +196,12 @@ class LVLM(InPrecision, nn.Module):
         classifier = clip.classifier(texts, ["{}"])
         return lambda images: classifier(self._whole(images))
 
+    def image_tokens_in(self, texts: Sequence[str]) -> list[int]:
+        """How often each text holds the token that stands for an image: prompts once, questions and answers never."""
+        # The tokenizer's files may hold expressions that take very long.
+        rows = read_in_time(lambda: self.tokenizer(list(texts)).input_ids, len(texts))
+        return [row.count(self._image_id) for row in rows]
+
     def known_clip(self) -> CLIP:
         """The CLIP that the image tower comes from; ValueError if it is not known."""
         if self.clip is None:

@@ -89,13 +89,30 @@ def _text_tower_folder(name: str) -> Path:
     folder = open_repository(name).fetch([HF_CONFIG_FILE])
     try:
         # open_clip leaves trust_remote_code unset, and transformers would then ask on the terminal.
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # transformers may raise anything for a bad configuration
         raise ValueError(
             f"the text tower {name} has a type that transformers does not know, and code that comes with a model is "
             "never run"
         ) from None
+    check_attention(config, f"the text tower {name}")
     return folder
+
+
+def check_attention(config: Any, what: str) -> None:
+    """ValueError if a configuration of transformers names an attention kernel that it would fetch from the hub and run.
+
+    Args:
+        config: The configuration.
+        what: What it describes, in the message.
+    """
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        # Those that are part of PyTorch, or left to transformers.
+        if part._attn_implementation not in (None, "sdpa", "eager"):
+            raise ValueError(
+                f"{what} asks for the attention implementation {part._attn_implementation}, which may be code from "
+                f"elsewhere; remove that key from its {HF_CONFIG_FILE}"
+            )
 
 
 class _SkipInitialisers(TorchFunctionMode):

@@ -483,14 +483,16 @@ def test_folders_that_are_no_captioning_model(
     text = tmp_path / "text"
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20)
     config.save_pretrained(text)
-    mute, bare, gap, t5, broken = (
-        Path(shutil.copytree(model, tmp_path / name)) for name in ("mute", "bare", "gap", "t5", "broken")
+    mute, bare, gap, t5, broken, kernel = (
+        Path(shutil.copytree(model, tmp_path / name))
+        for name in ("mute", "bare", "gap", "t5", "broken", "kernel")
     )
     weights = load_file(gap / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "visual.blocks.1." not in name}
     save_file(kept, gap / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((t5 / "config.json").read_text())
     (t5 / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
+    (kernel / "config.json").write_text(json.dumps(settings | {"attn_implementation": "evil/kernel"}))
     (mute / "chat_template.json").unlink()
     (broken / "chat_template.json").write_text(json.dumps({"chat_template": "{% if %}"}))
     (bare / "model.safetensors").write_bytes(b"cut off")
@@ -499,6 +501,7 @@ def test_folders_that_are_no_captioning_model(
         (text, "a gpt2 model does not generate text from an image and a prompt"),
         (mute, "its processor has no chat template"),
         (broken, "the chat template of .* cannot be used"),
+        (kernel, "it asks for the attention implementation evil/kernel, which may be code"),
         (bare, "cannot caption with "),
         (
             gap,

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from advflyp.errors import first_line
-from advflyp.model.interop.hf import check_stored, greedy, prompt_with_image
+from advflyp.model.architectures import check_attention
+from advflyp.model.interop.chat import chat_prompt
+from advflyp.model.interop.hf import check_stored, greedy
 from advflyp.model.load import pick_device
 from advflyp.model.repository import open_repository
 from advflyp.model.tokenizers import check_tokenizer, read_in_time
@@ -57,7 +59,7 @@ class Captioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.net.generation_config = greedy(self.net, tokenizer, max_new_tokens, tokenizer.pad_token_id)
-        self.text = prompt_with_image(self.processor, prompt, model)
+        self.text = chat_prompt(self.processor, model)(prompt)
         # Its files may hold expressions that take very long; every batch has this text.
         read_in_time(lambda: tokenizer(self.text), 1)
         # If the template begins with the BOS token itself, it must not be added again.
@@ -128,6 +130,7 @@ def _loaded(transformers: Any, model: str, dtype: torch.dtype) -> tuple[Any, Any
     config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"a {config.model_type} model does not generate text from an image and a prompt")
+    check_attention(config, "it")
     if getattr(config, "is_encoder_decoder", False):
         # Its answers do not begin with the prompt, which `Captioner` cuts off.
         raise ValueError("it is an encoder-decoder; name a decoder-only model")

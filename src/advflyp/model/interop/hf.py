@@ -10,7 +10,6 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
-from advflyp.errors import first_line
 from advflyp.model.architectures import SPARE_NUMBERS, TOO_LARGE
 from advflyp.model.clip import CLIP
 from advflyp.model.interop.hf_names import convert, correspondence
@@ -73,15 +72,6 @@ def greedy(net: Any, tokenizer: Any, max_new_tokens: int, pad_token_id: int) -> 
         eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
         pad_token_id=pad_token_id,
     )
-
-
-def prompt_with_image(processor: Any, question: str, name: str) -> str:
-    """A user's turn, an image and a question, in the chat template of `name`; ValueError if the template fails."""
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    try:
-        return processor.apply_chat_template([turn], add_generation_prompt=True)
-    except Exception as error:  # a template is untrusted code, though in a sandbox
-        raise ValueError(f"the chat template of {name} cannot be used: {first_line(error)}") from error
 
 
 def to_transformers(model: CLIP) -> "PreTrainedModel":

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from advflyp.paper.efficiency import paired
 from advflyp.paper.proxies.numbers import CLEAN, ROBUST, Numbers, Side
 from advflyp.paper.proxies.plan import (
+    BASIC,
     BEST,
     CELLS,
     CORNERS,
@@ -35,7 +36,12 @@ from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
-METHODS = {PAIRS: "AdvFLYP_full on pairs", **LABELLED, SAME: "AdvFLYP_full on labelled images"}
+METHODS = {
+    PAIRS: "AdvFLYP_full on pairs",
+    BASIC: "AdvFLYP on pairs",
+    **LABELLED,
+    SAME: "AdvFLYP_full on labelled images",
+}
 INTERVALS = "Ranges: 95 % bootstrap intervals over seeds, sets and images, if the outcomes of single images were kept."
 ABOUT_VERDICTS = (
     "Differences are means over the headline's sets, paired by seed; their 95 % interval of Student's t over seeds "
@@ -44,7 +50,7 @@ ABOUT_VERDICTS = (
 )
 ABOUT_GRID = (
     f"Means over the headline's sets. {INTERVALS} Corners of the grid have several seeds, the rest one. Pairs are of "
-    "one kind: their row repeats the same value for every kind of labelled data of that number."
+    "one kind: their rows repeat the same values for every kind of labelled data of that number."
 )
 ABOUT_SIDES = (
     f"Means over the headline's sets with 10 such images or more. {INTERVALS} Differences, in points, to training on "
@@ -216,7 +222,7 @@ def outside_table(numbers: Numbers) -> Table:
         block = [
             row(label, cell.run(method))
             for method, label in METHODS.items()
-            if data == "near" or method != PAIRS
+            if data == "near" or method not in (PAIRS, BASIC)
         ]
         block = [one for one in block if any(value is not None for value in one[1:])]
         if block:
@@ -284,7 +290,7 @@ def _by_kind(numbers: Numbers, look: Look) -> list[Markup]:
             WORDS[data].replace(" ", "\n"): {
                 label: value
                 for method, label in METHODS.items()
-                if method != PAIRS
+                if method not in (PAIRS, BASIC)
                 and (value := numbers.spread(Cell(number, data).run(method), ROBUST)) is not None
             }
             for data in WORDS
