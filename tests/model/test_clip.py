@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import open_clip
@@ -157,6 +158,9 @@ def test_a_text_is_not_a_list_of_its_letters(tiny: CLIP) -> None:
     ):
         with pytest.raises(ValueError, match=r"must be a list, not the text 'cat'; write \['cat'\]"):
             call()
+    for given, odd in (([1, 2], "1 (int)"), (["cat", None], "None (NoneType)"), (5, "5 (int)")):
+        with pytest.raises(ValueError, match=re.escape(f"must be text, not {odd}")):
+            tiny.encode_text(given)  # pyright: ignore[reportArgumentType]
     one, several = (tiny.classifier(["cat", "dog"], given) for given in ("a {}", ["a {}"]))
     assert torch.equal(one.weights, several.weights)
     with pytest.raises(ValueError, match="must contain {} exactly once"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import statistics
@@ -34,6 +35,7 @@ from advflyp.paper.proxies.tables import (
     grid_table,
     longer_table,
     outside_table,
+    regularisers_table,
     sides_table,
     summary,
     verdict_table,
@@ -137,6 +139,18 @@ def test_longer_trainings_stand_beside_those_of_their_seed(folder: Path) -> None
     assert every is not None and every.value == pytest.approx(0.55)
 
 
+def test_what_the_regularisers_bring_by_hand(tmp_path: Path) -> None:
+    """Without them 5 points more at 2,200 pairs, elsewhere nothing. 180 pairs have one seed."""
+    table = regularisers_table(numbers_of(write_study(tmp_path, by_points({"advflyp-pairs-2200": 5}))))
+    assert [row[0] for row in table.rows] == ["180", "660", "2\u202f200", "6\u202f651", "24\u202f060"]
+    for row in table.rows:
+        gains = [round(100 * value.value) for value in row[1:] if isinstance(value, Estimate)]
+        assert gains == [5 if row[0] == "2\u202f200" else 0] * 4, row[0]
+    one, several = (row[1] for row in table.rows[:2])
+    assert isinstance(one, Estimate) and isinstance(several, Estimate)
+    assert math.isnan(one.low) and several.low == pytest.approx(0)
+
+
 def test_the_bootstrap_of_a_difference_is_of_the_same_images(folder: Path) -> None:
     """TeCoA is wrong on all that pairs are wrong on: what is hard for both makes no interval."""
     numbers = numbers_of(folder)
@@ -204,7 +218,16 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
         "proxies",
         *(
             f"proxies-{end}"
-            for end in ("verdicts", "number", "kinds", "longer", "outside", "sides", "coverage")
+            for end in (
+                "verdicts",
+                "number",
+                "kinds",
+                "regularisers",
+                "longer",
+                "outside",
+                "sides",
+                "coverage",
+            )
         ),
     }
     text, page = (out / "results.md").read_text(), Page(out / "index.html")
@@ -217,6 +240,7 @@ def test_the_page_has_all_of_it(folder: Path, tmp_path: Path) -> None:
     assert {*re.findall("<summary>(.*?)</summary>", html)} >= {
         "By number of images",
         "By breadth and distance",
+        "With and without regularisers",
         "Four times the updates",
         "Sets outside the headline",
         "In and out of coverage",

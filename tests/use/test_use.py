@@ -4,6 +4,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,6 +272,36 @@ def test_names_longer_than_a_file_may_have(images: list[Path]) -> None:
 def test_a_batch_has_an_image(size: int, images: list[Path]) -> None:
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
         predict("mini", images, "cat,dog", batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((9, 9, 3), np.uint8)}, "an image is a file or a PIL image, not ndarray"),
+        ({"image": [Image.new("RGB", (9, 9)), None]}, "an image is a file or a PIL image, not NoneType"),
+        ({"image": b"GIF"}, "an image is a file or a PIL image, not bytes"),
+        ({"labels": [1, 2]}, r"labels must be text, not 1 \(int\)"),
+        ({"labels": None}, r"labels must be text, not None \(NoneType\)"),
+        ({"templates": ["{}", 5]}, r"prompt templates must be text, not 5 \(int\)"),
+        ({"top": 1.5}, "top must be a whole number, not 1.5"),
+        ({"batch_size": "2"}, "batch_size must be a whole number, not '2'"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"label": 5}, r"a label must be text, not 5 \(int\)"),
+    ],
+)
+def test_objects_of_another_kind(change: dict[str, Any], message: str) -> None:
+    given = {"image": Image.new("RGB", (9, 9)), "labels": ["cat", "dog"], **change}
+    image, labels = given.pop("image"), given.pop("labels")
+    with pytest.raises(ValueError, match=message):
+        predict("mini", image, labels, **given) if not {"seed", "label"} & {*given} else attack_image(
+            "mini", image, labels, eps=8 / 255, **given
+        )
+
+
+@pytest.mark.parametrize("make", [np.array, tuple, iter])
+def test_labels_of_another_sequence(make: Any, images: list[Path]) -> None:
+    names = ["pizza", images[0].stem]
+    assert predict("mini", images[0], make(names)) == predict("mini", images[0], names)
 
 
 def test_from_python(images: list[Path]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advflyp.data.sets.prompts import check_texts
+from advflyp.data.sets.prompts import several_texts
 from advflyp.seeds import derive_seed
 
 CANDIDATES = 50
@@ -63,8 +63,8 @@ def edit_texts(
     Returns:
         N texts; those without a word of at least three letters are returned unchanged.
     """
-    check_texts(texts, "texts")
-    return [_edited(encode, text, edits, candidates, seed) for text in texts]
+    every = several_texts(texts, "texts")
+    return [_edited(encode, text, edits, candidates, seed) for text in every]
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def predict(
         from advflyp.use.predict import predict
         from advflyp.use.shown import predictions_table
 
-    found = predict(model, images, _chosen(labels), templates=template, top=top, device=device)
+    found = predict(model, images, _chosen(labels), templates=template or None, top=top, device=device)
     if json:
         # ASCII only: whatever the labels are, it is JSON on every terminal and in every locale.
         say(*json_format.dumps([asdict(one) for one in found], indent=2).splitlines())
@@ -100,7 +100,7 @@ def attack(
             attack=attack,
             norm=norm,
             against=against,
-            templates=template,
+            templates=template or None,
             seed=seed,
             device=device,
         )

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision import transforms
 
-from advflyp.data.sets.prompts import check_texts
+from advflyp.data.sets.prompts import several_texts
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.architectures import architecture_config, config_of, is_built_by
@@ -211,9 +211,9 @@ class CLIP(InPrecision, nn.Module):
             texts: N texts.
             tokens: Their tokens, (N, context) int64, if already known.
         """
-        check_texts(texts, "texts")
+        texts = several_texts(texts, "texts")
         if tokens is None:
-            tokens = self.tokenizer(list(texts))
+            tokens = self.tokenizer(texts)
         vocabulary = getattr(self.net, "vocab_size", 0)
         # On a GPU an unknown token would crash the process.
         if vocabulary and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:

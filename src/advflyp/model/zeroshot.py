@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advflyp.data.sets.prompts import check_texts, choose_templates, fill
+from advflyp.data.sets.prompts import choose_templates, fill, several_texts
 from advflyp.model.precision import Resolved, without_autocast
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ class ZeroShotClassifier(nn.Module):
 
     def __init__(self, model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__()
-        check_texts(classes, "classes")
         self.model = model
-        self.classes, self.templates = list(classes), choose_templates(templates)
+        self.classes, self.templates = several_texts(classes, "classes"), choose_templates(templates)
         check_told_apart(model, self.classes, self.templates)
         with model.computing_in("fp32"):
             self.register_buffer(

@@ -11,7 +11,7 @@ from torch import Tensor
 from advflyp.attack.base import Attack
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
-from advflyp.dtypes import in_float64
+from advflyp.dtypes import in_float64, whole
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
@@ -115,7 +115,7 @@ def attack_image(
     search = find_attack(attack)
     if not search.perturbs:
         raise ValueError(f"'{attack}' changes nothing; name an attack such as pgd10, cw10 or autoattack")
-    threat = Threat(norm=norm, eps=eps)
+    threat, seed = Threat(norm=norm, eps=eps), whole(seed, "seed")
     check_reach(threat)
     chosen = choose_labels(labels, templates)
     if label is not None:

@@ -60,7 +60,12 @@ def load_image(image: ImageLike) -> Image.Image:
 
 
 def check_image(image: ImageLike) -> None:
-    """ValueError for a file that is missing or does not begin like an image; cheap, nothing is decoded."""
+    """ValueError for a file that is missing or does not begin like an image, and for other objects; decodes nothing."""
+    if not isinstance(image, str | Path | Image.Image):
+        raise ValueError(
+            f"an image is a file or a PIL image, not {type(image).__name__}; make one, for example with "
+            "PIL.Image.fromarray"
+        )
     if not isinstance(image, Image.Image):
         _opened(_bytes(Path(image)), str(image))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advflyp.data.sets.labelled import load_set, set_names
-from advflyp.data.sets.prompts import PHOTO, choose_templates
+from advflyp.data.sets.prompts import PHOTO, choose_templates, texts_of
 from advflyp.documents import read_text
 from advflyp.evaluation.classifier import Classifier
 from advflyp.limits import MAX_NAME
@@ -30,7 +30,7 @@ class Labels:
 
     def index(self, label: str) -> int:
         """The index of a label; ValueError if it is not among them."""
-        wanted = _clean(label)
+        wanted = _clean(*texts_of(label, "a label"))
         if wanted not in self.names:
             shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
             raise ValueError(f"the label '{wanted}' is not among the labels: {shown}")
@@ -46,8 +46,8 @@ def choose_labels(labels: str | Sequence[str], templates: str | Sequence[str] | 
 
     ValueError for fewer than two labels, duplicates, an unreadable file or an unknown dataset.
     """
-    prompts = choose_templates(templates[0] if len(templates) == 1 else templates) if templates else None
-    names = _clean_all(labels) if not isinstance(labels, str) else _from_text(labels)
+    prompts = None if templates is None else choose_templates(templates)
+    names = _from_text(labels) if isinstance(labels, str) else _clean_all(texts_of(labels, "labels"))
     if names is None:
         labelled = load_set(str(labels))
         return Labels(names=labelled.classes, templates=prompts or labelled.templates)

@@ -1,13 +1,15 @@
 """`advflyp predict`: classify images among the user's labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from advflyp.dtypes import whole
 from advflyp.evaluation.classifier import Classifier, for_use
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model, pick_device
@@ -65,10 +67,12 @@ def predict(
     Raises:
         ValueError: If the model is unknown, the labels cannot be used, or a file is not a readable image.
     """
+    top, batch_size = whole(top, "top"), whole(batch_size, "batch_size")
     for name, number in (("top", top), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    every = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    is_one = isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Iterable)
+    every: list[Any] = [images] if is_one else list(images)
     if not every:
         raise ValueError("name at least one image")
     chosen = choose_labels(labels, templates)

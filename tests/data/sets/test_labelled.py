@@ -406,7 +406,7 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
 
 
 def test_class_names_are_text() -> None:
-    with pytest.raises(ValueError, match="class names are text, not 1; write str"):
+    with pytest.raises(ValueError, match=r"classes must be text, not 1 \(int\)"):
         LabelledSet([(Image.new("RGB", (8, 8)), 0)], [1, 2], "a {}")  # type: ignore[list-item]
 
 

@@ -32,7 +32,7 @@ from advflyp.data.sets.folders import (
 )
 from advflyp.data.sets.imagenet import names_by_wnid
 from advflyp.data.sets.images import DatasetImages, Images, NotAnItem, balanced, dataset_name
-from advflyp.data.sets.prompts import PHOTO, check_texts, choose_templates, describe
+from advflyp.data.sets.prompts import PHOTO, choose_templates, describe, several_texts
 from advflyp.errors import RunError, SkippedSample
 from advflyp.plugins import is_import_path, load_object
 from advflyp.wording import counted
@@ -103,9 +103,8 @@ class LabelledSet:
         if pictures is not None:
             warnings.warn("LabelledSet: `pictures` is now `dataset`", DeprecationWarning, stacklevel=2)
             dataset = pictures
-        check_texts(classes, "classes")
         called = name or dataset_name(dataset)
-        self.classes, self.templates = list(classes), choose_templates(templates)
+        self.classes, self.templates = several_texts(classes, "classes"), choose_templates(templates)
         if isinstance(dataset, Images):
             self.dataset = dataset
         else:
@@ -350,8 +349,6 @@ def check_distinct(classes: Sequence[str], name: str) -> None:
     """
     numbers: dict[str, int] = {}
     for number, title in enumerate(classes):
-        if not isinstance(title, str):
-            raise ValueError(f"{name}: class names are text, not {title!r}; write str(name)")
         first = numbers.setdefault(" ".join(title.casefold().split()), number)
         if first != number:
             other = "" if classes[first] == title else f" and '{classes[first]}'"

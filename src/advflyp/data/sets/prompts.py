@@ -1,6 +1,6 @@
 """Prompt templates, and class names as words that a prompt can hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 PHOTO = "This is a photo of a {}."
 RENDERING = "This is an artistic rendering of a {}."
@@ -48,9 +48,9 @@ def openai_templates() -> list[str]:
 
 def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     """ "openai" (80 templates), one template or several; ValueError for one without exactly one {}."""
-    if chosen == "openai" or list(chosen) == ["openai"]:
+    templates = texts_of(chosen, "prompt templates")
+    if templates == ["openai"]:
         return openai_templates()
-    templates = [chosen] if isinstance(chosen, str) else list(chosen)
     if not templates:
         raise ValueError(f'name at least one prompt template, for example "{PHOTO}"')
     for template in templates:
@@ -63,10 +63,19 @@ def choose_templates(chosen: str | Sequence[str]) -> list[str]:
     return templates
 
 
-def check_texts(texts: Sequence[str], what: str) -> None:
-    """ValueError for a single text where several are expected: it would be taken for its letters."""
-    if isinstance(texts, str):
-        raise ValueError(f"{what} must be a list, not the text {texts!r}; write [{texts!r}]")
+def texts_of(given: str | Iterable[str], what: str) -> list[str]:
+    """One text or several, as a list; ValueError for anything else."""
+    texts = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{what} must be text, not {str(odd[0])[:40]} ({type(odd[0]).__name__})")
+    return texts
+
+
+def several_texts(given: Iterable[str], what: str) -> list[str]:
+    """As `texts_of`; ValueError for a single text, too, where several are expected."""
+    if isinstance(given, str):
+        raise ValueError(f"{what} must be a list, not the text {given!r}; write [{given!r}]")
+    return texts_of(given, what)
 
 
 def fill(template: str, name: str) -> str:

@@ -208,6 +208,27 @@ def longer_table(numbers: Numbers) -> Table:
     )
 
 
+def regularisers_table(numbers: Numbers) -> Table:
+    """What AdvFLYP gains without its regularisers: a row for each number of pairs."""
+    rows: list[list[Value]] = []
+    for number in (*NUMBERS, EVERY_PAIR):
+        without, full = (Cell(number, "near").run(method) for method in (BASIC, PAIRS))
+        gains = [
+            paired(numbers.by_seed(without + end, attack), numbers.by_seed(full + end, attack))
+            for attack in (ROBUST, CLEAN)
+            for end in ("", BEST)
+        ]
+        if gains[0] is not None:
+            rows.append([with_spaces(number), *gains])
+    return Table(
+        title="AdvFLYP without regularisers − AdvFLYP_full, on the same pairs: differences in points",
+        columns=["pairs", *["last weights", "best validation"] * 2],
+        groups=[("", 1), ("PGD-10, ε = 1/255", 2), ("clean images", 2)],
+        rows=rows,
+        note="Differences are means over the headline's sets, paired by seed; 95 % interval of Student's t over seeds.",
+    )
+
+
 def outside_table(numbers: Numbers) -> Table:
     """A column for each set outside the headline and attack, a block for each kind of training data."""
     names = [name for name in OUTSIDE if numbers.on_set(UNTRAINED, name, CLEAN) is not None]
@@ -248,6 +269,8 @@ def tables(numbers: Numbers, sets: Sequence[str]) -> dict[str, Table]:
         ),
         "kinds": grid_table(numbers, kinds, "By breadth and distance of the data: mean accuracy in %"),
     }
+    if (regularisers := regularisers_table(numbers)).rows:
+        found["regularisers"] = regularisers
     if (longer := longer_table(numbers)).rows:
         found["longer"] = longer
     if len((outside := outside_table(numbers)).columns) > 1:
