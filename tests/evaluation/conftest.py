@@ -14,5 +14,5 @@ def noise_set(tiny: CLIP) -> LabelledSet:
 @pytest.fixture
 def known_sets(noise_set: LabelledSet, monkeypatch: pytest.MonkeyPatch) -> LabelledSet:
     monkeypatch.setattr(suite, "load_set", lambda name: noise_set)
-    monkeypatch.setattr(suite, "set_names", lambda names: ["mini/noise"])
+    monkeypatch.setattr(suite, "set_names", lambda names: ["noise"])
     return noise_set

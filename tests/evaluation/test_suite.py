@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import advflyp
@@ -20,7 +21,6 @@ from advflyp import APGD, PGD, AutoAttack, Square, Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator, Outcome
 from advflyp.evaluation.journal import Journal
-from advflyp.evaluation.protocols import names_sha256
 from advflyp.evaluation.results import append_cell, labels, read_cells
 from advflyp.evaluation.retrieval import retrieval
 from advflyp.evaluation.samples import read_samples, write_samples
@@ -188,6 +188,38 @@ def test_older_results_are_of_the_same_model(tiny: CLIP, known_sets: LabelledSet
         Results([*newer, unknown], seeds=True)
 
 
+def test_a_folder_with_other_contents_is_another_set(
+    tiny: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path stays when a class is renamed or an image replaced; two folders may have the same relative path."""
+
+    def write(folder: Path, *colours: str) -> None:
+        for name, colour in zip(("cat", "dog"), colours, strict=True):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), colour).save(folder / name / "0.png")
+
+    measured: list[str] = []
+
+    def sha() -> str:
+        (cell,) = evaluate(
+            tiny, "pets", "clean", out=tmp_path / "r.jsonl", watch=lambda cell, _: measured.append(cell.set)
+        )
+        return cell.settings["set_sha256"]
+
+    hashes = []
+    for place, colours in (("one", ("red", "blue")), ("two", ("red", "green"))):
+        write(tmp_path / place / "pets", *colours)
+        monkeypatch.chdir(tmp_path / place)
+        hashes.append(sha())
+    write(tmp_path / "two" / "pets", "red", "yellow")
+    hashes.append(sha())
+    (tmp_path / "two" / "pets" / "dog").rename(tmp_path / "two" / "pets" / "horse")
+    hashes.append(sha())
+    assert len(set(hashes)) == 4 == len(read_cells(tmp_path / "r.jsonl"))
+    count = len(measured)
+    assert sha() == hashes[-1] and len(measured) == count
+
+
 def test_a_function_alone_is_an_attack(tiny: CLIP, known_sets: LabelledSet) -> None:
     (cell,) = evaluate(tiny, "mini", random_answer, limit=2)
     assert cell.attack.endswith(":random_answer")
@@ -233,7 +265,7 @@ def test_objects_in_place_of_names(tiny: CLIP, known_sets: LabelledSet, tmp_path
     assert cells[2].attack_args["apgd-ce"]["steps"] == 3 and cells[2].attack_args["square"]["queries"] == 5
     assert set(cells[3].attack_args) == {"source_sha256"}
     assert cells[0].set == known_sets.name and cells[0].subset == {"of": 20}
-    assert cells[0].settings == {"classnames_sha256": names_sha256(known_sets.classes)}
+    assert cells[0].settings == {"set_sha256": known_sets.sha256}
     named = evaluate(tiny, ["mini"], ["clean", "pgd2"], [4 / 255])
     assert [cell.correct for cell in named] == [cell.correct for cell in cells[:2]]
     # An attack called by itself finds what the evaluation finds.

@@ -118,6 +118,11 @@ def test_bundled_models(name: str) -> None:
         ("minni", "did you mean 'mini'"),
         ("ViT-B-32", "say which weights of ViT-B-32: .*ViT-B-32/openai"),
         ("ViT-B-32/opena", "no weights 'opena', only .*ViT-B-32/random; did you mean 'openai'"),
+        (
+            torch.nn.Linear(2, 2),
+            r"not torch\.nn\.modules\.linear\.Linear; wrap a model of open_clip with CLIP\.from",
+        ),
+        (None, "a model is an advflyp.CLIP, a name or a path, not builtins.NoneType"),
         ("no such thing", "there is no model 'no such thing': it is neither mini"),
         ("ViT-B-33/openai", "did you mean 'ViT-B-32'"),
         ("runs/nothing-here", "neither a folder runs/nothing-here"),

@@ -85,7 +85,8 @@ class Cell(Measurement):
         precision_reason: Why `precision` was chosen; empty for clean images.
         protocol: The protocol that it follows, with the user's changes in brackets.
         settings: What the protocol changes about images and class names, for this model and dataset: resize,
-            interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted).
+            interpolation, perturbation, upsampling, classnames_sha256, repeated_classes (never predicted). For a user's
+            own set also `LabelledSet.sha256`, as set_sha256.
         config_sha256: A hash of the model's architecture, preprocessing and tokenizer; empty in results of versions
             that did not record it.
     """

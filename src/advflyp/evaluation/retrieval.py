@@ -43,7 +43,7 @@ class RetrievalCell(Measurement):
 
     Attributes:
         pairs: The user's name for them.
-        captions_sha256: A hash of their names and captions.
+        captions_sha256: A hash of their names, captions and first images.
         subset: {"of": pairs} or {"of", "limit", "seed"}.
         eps: Radius in pixels of [0, 1]; 0 for clean images. Every image of the gallery is attacked, or every caption.
         image_to_text: A hit is an image with one of its own captions among the k most similar of all captions.

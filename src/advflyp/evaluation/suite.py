@@ -18,14 +18,14 @@ from advflyp.attack.threat import Threat
 from advflyp.config import at_least
 from advflyp.data.lineage import was_trained_on
 from advflyp.data.sets.catalogue import canonical, locate
-from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
+from advflyp.data.sets.labelled import LabelledSet, is_own, load_set, set_names
 from advflyp.distributed import Ranks
 from advflyp.dtypes import whole
 from advflyp.evaluation.attacks import Condition, conditions, listed, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
 from advflyp.evaluation.classifier import compiled
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
-from advflyp.evaluation.expected import WEBDATASET, Expected, is_known, place_of
+from advflyp.evaluation.expected import WEBDATASET, Expected, place_of
 from advflyp.evaluation.journal import Journal
 from advflyp.evaluation.protocols import ADVFLYP, Protocol, names_sha256
 from advflyp.evaluation.results import Cell, append_cell, find_known, known_cells, read_cells, wilson
@@ -119,7 +119,7 @@ def _models(model: Model | Sequence[Model], name: str | None) -> list[Model]:
 
 
 def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[LabelledSet | str]:
-    """The datasets in order, with groups replaced by their members, without duplicates."""
+    """The datasets in order, with groups replaced by their members and paths by the sets there, without duplicates."""
     found: list[LabelledSet | str] = []
     for one in listed(sets):
         if not isinstance(one, LabelledSet | str):
@@ -128,7 +128,8 @@ def _chosen_sets(sets: LabelledSet | str | Sequence[LabelledSet | str]) -> list[
                 "LabelledSet(dataset, classes, templates)"
             )
         found += set_names([one]) if isinstance(one, str) else [one]
-    return [one for place, one in enumerate(found) if one not in found[:place]]
+    once = [one for place, one in enumerate(found) if one not in found[:place]]
+    return [load_set(one) if isinstance(one, str) and is_own(one) else one for one in once]
 
 
 @dataclass
@@ -192,7 +193,7 @@ class _Suite:
                     if images_at_a_time is None:
                         images_at_a_time = self._batch_size(model, wanted, ranks)
                     evaluator = self._evaluator(model, dataset, ranks, images_at_a_time)
-                    # The name of a dataset object may stand for anything.
+                    # The name of an object may stand for anything.
                     is_named = isinstance(dataset, str)
                     for attack, threat in wanted:
                         blank = self._blank(evaluator, attack, threat, same, is_named)
@@ -213,7 +214,7 @@ class _Suite:
         """Every cell of a dataset, if they are all stored and the dataset need not be opened; otherwise None."""
         # Whether the images are saved is known only once the dataset is open.
         opens = self.store is None or self.save_images or self.protocol.own_names
-        if opens or not isinstance(dataset, str) or not is_known(dataset):
+        if opens or not isinstance(dataset, str):
             return None
         search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
         asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
@@ -325,10 +326,12 @@ class _Suite:
         )
 
     def _settings(self, evaluator: Evaluator, is_named: bool) -> dict[str, Any]:
-        """What the protocol changes about images and class names; empty for the default."""
+        """What the protocol changes about images and class names, and the contents of the user's own sets."""
         found = evaluator.pixels.settings(evaluator.model)
-        if self.protocol.names_classes or not is_named:
+        if self.protocol.names_classes:
             found["classnames_sha256"] = names_sha256(evaluator.labelled.classes)
+        if not is_named:
+            found["set_sha256"] = evaluator.labelled.sha256
         if evaluator.repeated:
             found["repeated_classes"] = evaluator.repeated
         return found

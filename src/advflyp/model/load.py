@@ -87,6 +87,11 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto") -> CLIP
     Raises:
         ValueError: If there is no such model or device, or the weights are not finite.
     """
+    if not isinstance(name, str | Path):
+        raise ValueError(
+            f"a model is an advflyp.CLIP, a name or a path, not {type(name).__module__}.{type(name).__qualname__}; wrap "
+            "a model of open_clip with CLIP.from_open_clip"
+        )
     place = pick_device(device)
     # A `Path` is a file or folder, also where a model that comes with the package has its name.
     model = build_model(f"./{name}" if isinstance(name, Path) and len(name.parts) == 1 else str(name))

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.model.clip import CLIP
@@ -54,6 +55,9 @@ def test_img2dataset_and_folder_hold_the_same_pictures(tmp_path: Path, tiny: CLI
     assert torch.equal(a[1], b[1])
     assert folder.entries[2].key == "0002.png"
     assert folder.sha256() == CaptionedImages(write_folder(tmp_path / "copy", 5)).sha256() != shard.sha256()
+    first = folder.sha256()
+    Image.new("RGB", (40, 40)).save(tmp_path / "folder" / "0002.png")
+    assert CaptionedImages(tmp_path / "folder").sha256() != first
 
 
 def test_every_source_of_pairs_will_do(tmp_path: Path, tiny: CLIP) -> None:

@@ -18,6 +18,7 @@ from advflyp.report.figures.plots import INK, MARKERS, MODELS, REFERENCE, SHAPES
 from advflyp.report.measure.estimates import Estimate
 from advflyp.report.measure.results import Results
 from advflyp.training.runlog import read_metrics
+from report.cells import cell
 
 
 def texts(picture: str) -> list[str]:
@@ -38,6 +39,21 @@ def test_per_set(cells: list[Cell], width: int) -> None:
         before, after = (results.get(m, "mini/food", condition) for m in results.models)
         assert before and after and f"+{100 * (after.value - before.value):.1f}" in words
     assert f'viewBox="0 0 {width} ' in picture
+
+
+@pytest.mark.parametrize("width", [350, 900])
+def test_sets_with_long_names_fit(width: int) -> None:
+    """Of a path the end remains; the figure used to fail for some fifty letters."""
+    path = "/data/my photographs/2026/" + "x" * 400 + "/animals/test split"
+    results = Results(cell(model, name, 0, 50) for model in ("a", "b") for name in (path, "food"))
+    rows = [("a" * 300, Estimate(0.5, 0.4, 0.6), None)]
+    figures = (
+        per_set(results, results.conditions, Look.of(results.models), width=width),
+        dumbbells(rows, Look.of(["a" * 300]), width=width, title="food"),
+    )
+    for figure in figures:
+        assert all(axes.get_position().width > 0.3 for axes in figure.axes)
+    assert any(word.startswith("…") and word.endswith("/test split") for word in texts(svg(figures[0], "")))
 
 
 def test_colours_are_the_pages_and_ids_are_unique(cells: list[Cell]) -> None:

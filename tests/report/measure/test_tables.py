@@ -8,6 +8,7 @@ from advflyp.report.measure.estimates import Condition, Estimate, radius, signed
 from advflyp.report.measure.render import as_csv, markdown, plain
 from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import accuracy_table, comparison_table, models_table
+from report.cells import cell
 
 
 def test_conditions_come_clean_first_then_by_radius(cells: list[Cell]) -> None:
@@ -70,6 +71,29 @@ def test_comparison(cells: list[Cell]) -> None:
     assert as_csv(table).splitlines()[0].count("low") == 4, "none of the changes"
 
 
+def test_a_note_says_what_differs_between_two_models() -> None:
+    """Nobody sees from 75 and 50 % that they are not of the same images."""
+    one = cell("a", "mini/food", 0, 15, n=20, subset={"of": 88, "limit": 20, "seed": 0})
+    for changes, note in (
+        ({}, ""),
+        (
+            {"n": 40, "subset": {"of": 88, "limit": 40, "seed": 0}},
+            "The number of images varies: food (20, 40).",
+        ),
+        ({"subset": {"of": 88, "limit": 20, "seed": 1}}, "Measured with different random images: food."),
+        ({"settings": {"set_sha256": "x"}}, "Measured with different images or class names: food."),
+        ({"prompt": "{}"}, "Measured with different prompts: food."),
+    ):
+        other = dataclasses.replace(one, model="b", checkpoint_sha256="f" * 64, **changes)
+        results = Results([one, other])
+        assert comparison_table(results, "a", "b", results.conditions).note == note
+        assert models_table(results).note == note
+        # A table of one model has its own number of images, and says of how many.
+        tables = [accuracy_table(results, model) for model in ("a", "b")]
+        assert [table.rows[0][1] for table in tables] == ["20", str(other.n)]
+        assert tables[0].note == "Class-balanced subsets: food (20 of 88)."
+
+
 def test_markdown_keeps_names_from_being_markup(cells: list[Cell]) -> None:
     text = markdown(
         accuracy_table(Results(dataclasses.replace(c, model="a|b_c") for c in cells[:12]), "a|b_c")
@@ -93,6 +117,12 @@ def test_the_same_cell_twice_is_one_but_other_settings_are_an_error(cells: list[
         ValueError, match=r"mini on mini/food under clean twice, with different seed \(0 and 5\)"
     ):
         Results([*cells, dataclasses.replace(cells[0], seed=5)])
+    # Two random subsets: otherwise the last one would count, and somebody could choose it.
+    one, two = (
+        dataclasses.replace(cells[0], subset={"of": 500, "limit": 97, "seed": seed}) for seed in (0, 1)
+    )
+    with pytest.raises(ValueError, match="mini on mini/food under clean twice, with different subset"):
+        Results([one, two])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from advflyp.data.pairs.prefetch import stacked, threaded
 from advflyp.data.pairs.samples import Sample, Sharded, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
-from advflyp.data.sets.labelled import check_tolerated
+from advflyp.data.sets.labelled import HASHED_IMAGES, check_tolerated, described
 from advflyp.errors import SkippedSample
 from advflyp.wording import counted
 
@@ -101,9 +101,12 @@ class CaptionedImages:
         return torch.tensor([entry.place for entry in self.entries])
 
     def sha256(self) -> str:
-        """A hash of names and captions: the same pairs stored elsewhere have the same hash."""
+        """A hash of names, captions and the first images: the same pairs stored elsewhere have the same hash."""
         content = [[entry.key, *entry.captions] for entry in self.entries]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(content).encode())
+        for sample in islice(self._wanted(), HASHED_IMAGES):
+            digest.update(described(lambda sample=sample: read_image(sample.image_bytes())))
+        return digest.hexdigest()
 
     def batches(
         self, preprocess: Callable[[Image.Image], Tensor], batch_size: int, workers: int = 4

@@ -87,8 +87,7 @@ class LabelledSet:
                 to 8 bits, or uint8.
             classes: K names, in the order of the labels 0 to K-1.
             templates: Prompts, each with one "{}" for the class name; "openai" for OpenAI's 80.
-            name: Its name in results. By default the type of the dataset and a part of `sha256`, so that results on
-                other contents are not taken for its own; if you name a set yourself, rename it whenever it changes.
+            name: Its name in results. By default the type of the dataset and a part of `sha256`.
             split: Which part of the data this is.
             info: domain, source, licence, in_proxy (whether the labelled proxy set covers the classes).
             unreadable: Images that are known to be unreadable: {key: reason}.
@@ -155,12 +154,7 @@ class LabelledSet:
         content = [self.classes, self.labels.tolist(), [self.key(index) for index in range(len(self))]]
         digest = hashlib.sha256(json.dumps(content).encode())
         for index in sorted({place * len(self) // HASHED_IMAGES for place in range(HASHED_IMAGES)}):
-            try:
-                image = self.image(index)
-            except SkippedSample as reason:
-                digest.update(str(reason).encode())
-            else:
-                digest.update(str(image.size).encode() + image.tobytes())
+            digest.update(described(lambda index=index: self.image(index)))
         return digest.hexdigest()
 
     def key(self, index: int) -> str:
@@ -227,6 +221,15 @@ class LabelledSet:
             yield places, images, self.labels[places]
 
 
+def described(read: Callable[[], Image.Image]) -> bytes:
+    """The size and pixels of an image, or the reason why it cannot be read, for a hash."""
+    try:
+        image = read()
+    except SkippedSample as reason:
+        return str(reason).encode()
+    return str(image.size).encode() + image.tobytes()
+
+
 def check_tolerated(name: str, what: str, skipped: Mapping[str, str], wanted: int) -> None:
     """ValueError, saying `what` is wrong with set `name`, if more than TOLERATED of the wanted images are skipped.
 
@@ -258,7 +261,12 @@ def load_set(
     names = set_names([name])
     if len(names) > 1:
         raise ValueError(f"'{name}' is a group; load one of its sets: {', '.join(names)}")
-    labelled = _load(names[0], data_folder(), source)
+    if is_own(names[0]):
+        # Its files may change between two calls.
+        labelled = _own_set(names[0])
+        check_distinct(labelled.classes, name)
+    else:
+        labelled = _load(names[0], data_folder(), source)
     # What the caller changes in it must not reach later calls.
     own = {"classes": [*labelled.classes], "templates": [*labelled.templates], "info": {**labelled.info}}
     return replace(labelled, **own if templates is None else own | {"templates": choose_templates(templates)})
@@ -266,8 +274,13 @@ def load_set(
 
 def remarks_on(groups: Sequence[str]) -> list[str]:
     """Remarks on data that is not used in some sets (named as in `set_names`); only a user's own sets have any."""
-    own_sets = [name for name in set_names(list(groups)) if canonical(name) is None]
+    own_sets = [name for name in set_names(list(groups)) if is_own(name)]
     return [remark for name in own_sets for remark in load_set(name).remarks]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name, as `set_names` writes it, is the path of a user's own set."""
+    return canonical(name) is None and not name.startswith("mini/")
 
 
 @cache
@@ -275,10 +288,6 @@ def _load(name: str, root: Path, source: Source = "any") -> LabelledSet:
     """Load a set; `root` is used only as a part of the cache key."""
     if name.startswith("mini/"):
         return LabelledSet(**mini_set(name))
-    if canonical(name) is None:
-        labelled = _own_set(name)
-        check_distinct(labelled.classes, name)
-        return labelled
     images, names, webdataset = open_set(name, source)
     base, entry, split = parts(name)
     own_names, classes, templates = None, names, [entry.prompt]

@@ -6,11 +6,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, sheet, styled
+from advflyp.report.figures.plots import INK, MUTED, Look, axes_in, fitting, sheet, styled
 from advflyp.report.measure.estimates import Condition, Estimate
 from advflyp.report.measure.results import Results
 
 DOT_STEP = 11  # between the dots of two models in one row
+LETTER = 6.9  # mean width of a letter, in pixels
 
 
 @styled()
@@ -29,12 +30,13 @@ def per_set(results: Results, conditions: Sequence[Condition], look: Look, *, wi
     means = [[results.drawn(results.mean(m, c)) for m in models] for c in conditions]
     if len(results.sets) > 1 and any(value for panel in means for value in panel):
         rows.append((f"mean of {len(results.mean_sets)}", means))
-    names = [name for name, _ in rows]
     wide = width >= 600
+    # A user's set is called by its path.
+    names = fitting([name for name, _ in rows], 0.4 * width, LETTER)
     across = len(conditions) if wide else 1
     down = 1 if wide else len(conditions)
     row_height = _row_height(len(models))
-    left, right, top, bottom = 14 + 6.8 * max(map(len, names)), 52 if len(models) == 2 else 16, 34, 46
+    left, right, top, bottom = 14 + LETTER * max(map(len, names)), 52 if len(models) == 2 else 16, 34, 46
     gap = 36 if wide else 0
     panel = row_height * len(rows)
     height = down * (panel + top + bottom)
@@ -131,8 +133,8 @@ def dumbbells(
         rows: (method, clean, robust), the first on top.
         ceiling: End of the axis in %, the same for figures shown together.
     """
-    names = [look.names[name] for name, _, _ in rows]
-    left, right, top, bottom = 12 + 6.9 * max(map(len, names)), 14, 30, 42
+    names = fitting([look.names[name] for name, _, _ in rows], 0.5 * width, LETTER)
+    left, right, top, bottom = 12 + LETTER * max(map(len, names)), 14, 30, 42
     height = top + bottom + 19 * len(rows)
     figure = sheet(width, height)
     axes = axes_in(figure, left, bottom, right, top)

@@ -185,6 +185,12 @@ def axes_in(figure: Figure, left: float, bottom: float, right: float, top: float
     )
 
 
+def fitting(names: Sequence[str], room: float, letter: float) -> list[str]:
+    """Names that are no wider than `room` pixels, at `letter` pixels a letter; of a longer one the end remains."""
+    most = max(2, int(room / letter))
+    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in names]
+
+
 def spread(values: Sequence[float], gap: float, floor: float = -math.inf) -> list[float]:
     """Ascending places near ascending `values`, at least `gap` apart, so that labels do not overlap.
 

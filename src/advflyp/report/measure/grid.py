@@ -9,19 +9,12 @@ from typing import Any
 from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.results import Results, is_flagged
-from advflyp.report.measure.tables import Table, Value
+from advflyp.report.measure.tables import Table, Value, images_notes, settings_notes
 from advflyp.wording import counted
 
 IN, OUT = "in proxy", "out of proxy"
 MARKS = "Bold: best of a block; underlined: second best; ties share the mark."
 MIXED = "Only methods with the most training seeds are ranked: a mean over several is not compared with a single run."
-# Settings that may differ between cells of one column; a note then says so.
-TOLD = {
-    "prompt": "prompts",
-    "attack_args": "settings of the attack",
-    "precision": "precision",
-    "split": "splits",
-}
 
 
 @cache
@@ -182,15 +175,8 @@ def _notes(shown: _Selection) -> Iterator[str]:
         among = f", among them all of {', '.join(absent)}" if absent else ""
         yield f"{total - len(runs):,} of {counted(total, 'result')} missing (–){among}."
     yield from _seeds_missing(shown)
-    yield from _images(shown)
-    for name, words in TOLD.items():
-        places: dict[tuple[str, Condition], set[str]] = {}
-        for (_, set_name, condition), some in runs.items():
-            values = {str(getattr(cell, name)) for cell in some.values()}
-            places.setdefault((set_name, condition), set()).update(values)
-        different = dict.fromkeys(results.short[s] for (s, _), values in places.items() if len(values) > 1)
-        if different:
-            yield f"Measured with different {words}: {', '.join(different)}."
+    yield from images_notes(runs, results)
+    yield from settings_notes(runs, results)
     if any(is_flagged(cell) for some in runs.values() for cell in some.values()):
         yield "†: the gradients look masked; do not trust this accuracy."
     for condition in shown.conditions:
@@ -215,32 +201,6 @@ def _seeds_missing(shown: _Selection) -> Iterator[str]:
     if fewer:
         names = (f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
         yield f"Seeds missing: {', '.join(names)}."
-
-
-def _images(shown: _Selection) -> Iterator[str]:
-    """Sets of which only a part was evaluated, and sets where the number of images varies between results."""
-    uneven, parts = [], []
-    every: dict[str, list[int]] = {}
-    for name in shown.sets:
-        cells = [cell for (_, s, _), runs in shown.runs.items() if s == name for cell in runs.values()]
-        counts = every[name] = sorted({cell.n for cell in cells})
-        limited = [cell for cell in cells if "limit" in cell.subset]
-        short = shown.results.short.get(name, name)
-        if len(counts) > 1:
-            uneven.append(f"{short} ({', '.join(map(str, counts))})")
-        elif limited:
-            parts.append(f"{short} ({counts[0]} of {limited[0].subset.get('of', 'more')})")
-    first = next(iter(every.values()), [])
-    alike = len(every) > 1 and all(counts == first for counts in every.values())
-    if alike and len(uneven) == len(every):
-        yield f"The number of images varies: {' or '.join(map(str, first))} of each set."
-    elif alike and len(parts) == len(every):
-        yield f"{counted(first[0], 'class-balanced image')} of each set."
-    else:
-        if uneven:
-            yield f"The number of images varies: {', '.join(uneven)}."
-        if parts:
-            yield f"Class-balanced subsets: {', '.join(parts)}."
 
 
 def sanity_table(results: Results) -> Table | None:

@@ -11,7 +11,7 @@ from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, configs_of, labels, mean_interval
 from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
 
-SETTINGS = ("split", "n", "prompt", "attack_args", "precision", "seed", "settings")
+SETTINGS = ("split", "n", "subset", "prompt", "attack_args", "precision", "seed", "settings")
 Key = tuple[str, str, Condition]
 
 
@@ -53,11 +53,9 @@ class Results:
         self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
-        self.counts: dict[str, set[int]] = {name: set() for name in self.sets}
         self.hashes: dict[str, list[str]] = {model: [] for model in self.models}
         self.seconds = dict.fromkeys(self.models, 0.0)
-        for (model, name, _), runs in self.runs.items():
-            self.counts[name].update(cell.n for cell in runs.values())
+        for (model, _, _), runs in self.runs.items():
             if model in self.hashes:
                 self.hashes[model] += [sha for sha in runs if sha not in self.hashes[model]]
                 self.seconds[model] += sum(cell.seconds for cell in runs.values())
@@ -188,9 +186,20 @@ class Results:
             return value
         return replace(value, low=value.value, high=value.value)
 
-    def images(self, set_name: str) -> str:
-        """How many images of the set were evaluated ("150", or "100, 150" if it varies)."""
-        return ", ".join(str(n) for n in sorted(self.counts.get(set_name, ())))
+    def images(self, set_name: str, model: str | None = None) -> str:
+        """How many images of the set were evaluated ("150", or "100, 150" if it varies), with one model or with any."""
+        return ", ".join(map(str, self.counts(set_name, model)))
+
+    def counts(self, set_name: str, model: str | None = None) -> list[int]:
+        """The numbers of images of the set on which a model, or any, was evaluated."""
+        return sorted(
+            {
+                cell.n
+                for (one, name, _), runs in self.runs.items()
+                if name == set_name and model in (None, one)
+                for cell in runs.values()
+            }
+        )
 
     @property
     def replicated(self) -> bool:

@@ -4,14 +4,26 @@ report/measure/grid.py has the table of many methods on many sets. Renderers: re
 report/measure/render.py (Markdown, CSV, LaTeX), report/pages/templates/elements.html (HTML).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from advflyp.evaluation.results import Cell
 from advflyp.report.measure.estimates import Condition, Estimate, competitors
-from advflyp.report.measure.results import Results
+from advflyp.report.measure.results import Key, Results
 from advflyp.wording import counted
 
 Value = str | Estimate | None
+Runs = Mapping[Key, Mapping[str, Cell]]
+# What may differ between cells of one column; a note then says so.
+TOLD: dict[str, Callable[[Cell], Any]] = {
+    "prompts": lambda cell: cell.prompt,
+    "settings of the attack": lambda cell: cell.attack_args,
+    "precision": lambda cell: cell.precision,
+    "splits": lambda cell: cell.split,
+    "random images": lambda cell: cell.subset.get("seed"),
+    "images or class names": lambda cell: cell.settings.get("set_sha256"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +109,7 @@ def accuracy_table(results: Results, model: str, *, name_model: bool = True) -> 
     """One model: a row for each set, a column for each condition, the mean over sets last."""
     conditions = [c for c in results.conditions if any(results.get(model, s, c) for s in results.sets)]
     rows: list[list[Value]] = [
-        [results.short[name], results.images(name), *(results.get(model, name, c) for c in conditions)]
+        [results.short[name], results.images(name, model), *(results.get(model, name, c) for c in conditions)]
         for name in results.sets
     ]
     return Table(
@@ -105,7 +117,7 @@ def accuracy_table(results: Results, model: str, *, name_model: bool = True) -> 
         columns=[set_heading(results), "n", *(_heading(c) for c in conditions)],
         rows=rows,
         footer=_footer(results, ["", *(results.mean(model, c) for c in conditions)]),
-        note=mean_note(results),
+        note=mean_note(results, model),
     )
 
 
@@ -149,7 +161,7 @@ def comparison_table(
         ],
         rows=[[results.short[name], *values(name)] for name in results.sets],
         footer=_footer(results, values(None)),
-        note=mean_note(results),
+        note=mean_note(results, before, after),
     )
 
 
@@ -162,8 +174,11 @@ def check_models(results: Results, *names: str) -> None:
             )
 
 
-def mean_note(results: Results) -> str:
-    """Which sets the means exclude, if any, and which protocol was followed, if it is not ours."""
+def mean_note(results: Results, *models: str) -> str:
+    """Which sets the means exclude, the protocol, if it is not ours, and in what the results of `models` differ.
+
+    Without `models` the note is on all of them. That on one says of which sets only a part was evaluated, too.
+    """
     notes = [f"Protocol: {results.protocol}."] if results.protocol else []
     missing = [name for name in results.sets if name not in results.mean_sets]
     if missing and not results.mean_sets:
@@ -173,7 +188,45 @@ def mean_note(results: Results) -> str:
     elif missing:
         names = ", ".join(results.short[name] for name in missing)
         notes.append(f"Means leave out {names}: not measured for every model and attack shown.")
-    return " ".join(notes)
+    runs = {key: some for key, some in results.runs.items() if key[0] in (models or results.models)}
+    of_images = images_notes(runs, results, parts=len(models) == 1)
+    return " ".join([*notes, *of_images, *settings_notes(runs, results)])
+
+
+def settings_notes(runs: Runs, results: Results) -> Iterator[str]:
+    """In which settings cells of one set under one attack differ."""
+    for words, get in TOLD.items():
+        places: dict[tuple[str, Condition], set[str]] = {}
+        for (_, set_name, condition), some in runs.items():
+            places.setdefault((set_name, condition), set()).update(str(get(cell)) for cell in some.values())
+        different = dict.fromkeys(results.short[s] for (s, _), values in places.items() if len(values) > 1)
+        if different:
+            yield f"Measured with different {words}: {', '.join(different)}."
+
+
+def images_notes(runs: Runs, results: Results, *, parts: bool = True) -> Iterator[str]:
+    """Sets where the number of images varies between results and, with `parts`, of which only a part was evaluated."""
+    uneven, limited = [], []
+    every: dict[str, list[int]] = {}
+    for name in [name for name in results.sets if any(s == name for _, s, _ in runs)]:
+        cells = [cell for (_, s, _), some in runs.items() if s == name for cell in some.values()]
+        counts = every[name] = sorted({cell.n for cell in cells})
+        of = next((cell.subset.get("of", "more") for cell in cells if "limit" in cell.subset), None)
+        if len(counts) > 1:
+            uneven.append(f"{results.short[name]} ({', '.join(map(str, counts))})")
+        elif parts and of is not None:
+            limited.append(f"{results.short[name]} ({counts[0]} of {of})")
+    first = next(iter(every.values()), [])
+    alike = len(every) > 1 and all(counts == first for counts in every.values())
+    if alike and len(uneven) == len(every):
+        yield f"The number of images varies: {' or '.join(map(str, first))} of each set."
+    elif alike and len(limited) == len(every):
+        yield f"{counted(first[0], 'class-balanced image')} of each set."
+    else:
+        if uneven:
+            yield f"The number of images varies: {', '.join(uneven)}."
+        if limited:
+            yield f"Class-balanced subsets: {', '.join(limited)}."
 
 
 def set_heading(results: Results) -> str:

@@ -103,7 +103,7 @@ def scope(results: Results) -> str:
 
 def images(results: Results, sets: Sequence[str]) -> str:
     """How many images of these sets were evaluated: "60 images each", "88 to 1,000 images each"."""
-    counts = {count for name in sets for count in results.counts.get(name, ())}
+    counts = {count for name in sets for count in results.counts(name)}
     ends = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
     word = "image" if ends == "1" else plural("image")
     return f"{ends} {word} each" if len(sets) > 1 else f"{ends} {word}"
