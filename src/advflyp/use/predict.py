@@ -71,8 +71,9 @@ def predict(
     for name, number in (("top", top), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    is_one = isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Iterable)
-    every: list[Any] = [images] if is_one else list(images)
+    given: Any = images
+    is_one = isinstance(given, str | bytes | Path | Image.Image) or not isinstance(given, Iterable)
+    every = [given] if is_one else list(given)
     if not every:
         raise ValueError("name at least one image")
     chosen = choose_labels(labels, templates)
