@@ -71,9 +71,10 @@ def predict(
     for name, number in (("top", top), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    given: Any = images
-    is_one = isinstance(given, str | bytes | Path | Image.Image) or not isinstance(given, Iterable)
-    every = [given] if is_one else list(given)
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        every: list[Any] = [images]
+    else:
+        every = list(images)
     if not every:
         raise ValueError("name at least one image")
     chosen = choose_labels(labels, templates)

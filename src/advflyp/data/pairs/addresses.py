@@ -187,6 +187,13 @@ def read_named(address: str, table: str) -> bytes:
         raise SkippedSample("image file cannot be read") from None
 
 
+def quoted(address: str) -> str:
+    """A web address with its path and query as servers take them: in ASCII, without blanks."""
+    # The host is no part of it: urllib writes names beyond ASCII in a way of their own.
+    host, rest = re.fullmatch(r"((?:[^/?#]*//)?[^/?#]*)(.*)", address, re.DOTALL).groups()
+    return host + quote(rest, safe=SAFE)
+
+
 def _scheme(address: str) -> str:
     return address.partition("://")[0].lower()
 
@@ -194,7 +201,7 @@ def _scheme(address: str) -> str:
 def _fetch(address: str, table: str) -> bytes:
     opener = _opener(_host_of(table) if _scheme(table) in WEB else None)
     try:
-        with opener.open(quote(address, safe=SAFE), timeout=FETCH_SECONDS) as answer:
+        with opener.open(quoted(address), timeout=FETCH_SECONDS) as answer:
             return answer.read()
     except guard.Refused as reason:
         raise SkippedSample(str(reason)) from None

@@ -1,5 +1,6 @@
 """Pairs of a Hugging Face dataset, from the hub or from a folder that `save_to_disk` wrote."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from advflyp.config import suggest
 from advflyp.data.pairs.addresses import is_remote
 from advflyp.data.pairs.samples import Sample
-from advflyp.data.pairs.tables import Columns, to_sample
+from advflyp.data.pairs.tables import BATCH_ROWS, Columns, Row, all_paths, is_text, joined, to_sample
 from advflyp.model.repository import DATASET_PREFIX, ask_hub, hub_offline
 
 
@@ -26,6 +27,8 @@ def is_saved_dataset(folder: Path) -> bool:
 
 class HubPairs:
     """A Hugging Face dataset: "hf:NAME", "hf:NAME@SPLIT", or a folder that `save_to_disk` wrote.
+
+    As in other tables, rows that name the same image file are its captions.
 
     Raises:
         ValueError: It cannot be loaded, or the package `datasets` is missing.
@@ -54,15 +57,27 @@ class HubPairs:
         self.table = f"{'' if Path(place).is_dir() else 'hf://datasets/'}{place}/{self.image}"
         config: Any = datasets.config  # pyright: ignore[reportAttributeAccessIssue], a module
         self.local = [Path(config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+        text = is_text(found.features.arrow_schema.field(self.image).type)
+        of_paths = len(self.data) > 0 and (text or all_paths(image for _, _, image, _ in self._rows()))
+        self.joined = joined(self._rows(), name, self.local) if of_paths else None
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data) if self.joined is None else len(self.joined)
 
     def __getitem__(self, number: int) -> Sample:
-        row = self.data[number].to_pylist()[0]
-        name = f"{self.name}:{number}"
-        caption = None if self.caption is None else row[self.caption]
-        return replace(to_sample(name, row[self.image], caption, self.table, self.local), key=name)
+        if self.joined is not None:
+            return self.joined[number]
+        name, row = f"{self.name}:{number}", self.data[number]
+        caption = None if self.caption is None else row.column(self.caption)[0]
+        return replace(to_sample(name, row.column(self.image)[0], caption, self.table, self.local), key=name)
+
+    def _rows(self) -> Iterator[Row]:
+        number = 0
+        for part in self.data.iter(BATCH_ROWS):
+            texts = None if self.caption is None else part.column(self.caption)
+            for row, image in enumerate(part.column(self.image)):
+                yield self.table, number, image, None if texts is None else texts[row]
+                number += 1
 
 
 def _load_dataset(place: str) -> Any:

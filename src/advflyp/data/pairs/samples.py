@@ -69,9 +69,10 @@ class Sample:
             lines = _text(caption).splitlines()
         else:
             # JSON can hold lone surrogates, which cannot be encoded.
-            lines = [line.encode("utf-8", "replace").decode() for line in caption]
-            if sum(map(len, lines)) > MAX_CAPTION_BYTES:
+            text = "\n".join(caption).encode("utf-8", "replace")
+            if len(text) > MAX_CAPTION_BYTES:
                 raise SkippedSample("caption is too long")
+            lines = [line.encode("utf-8", "replace").decode() for line in caption]
         found = tuple(caption for line in lines if (caption := " ".join(line.split())))
         if any(map(_LONG_WORD.search, found)):
             raise SkippedSample("caption with an overlong word")

@@ -3,8 +3,9 @@
 A table names image files, relative to itself, or holds their bytes. Rows of the same file are captions of one image.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.data.pairs.addresses import explained, named_in, open_binary
-from advflyp.data.pairs.cells import CAPTION_NAMES, captions_in, image_in
+from advflyp.data.pairs.addresses import explained, is_remote, named_in, open_binary
+from advflyp.data.pairs.cells import CAPTION_NAMES, MAX_PATH_BYTES, captions_in, image_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.samples import Sample, Sharded
@@ -63,15 +64,35 @@ def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Pa
     """The cells of a row as a sample; its key is the name of its image file, if it has one, else `row`.
 
     Args:
+        image, caption: Cells of Arrow or of Python.
         table, local: Which files the row may name, see `named_in`.
     """
     try:
-        found, captions = image_in(image), tuple(captions_in(caption)) or None
+        found = image_in(from_arrow(image, "image path"))
+        captions = tuple(captions_in(from_arrow(caption, "caption"))) or None
         if not isinstance(found, str):
             return Sample(row, found, captions)
         return Sample(found, named_in(table, found, local), captions, table=table)
     except SkippedSample as reason:
         return Sample(row, problem=str(reason))
+
+
+def from_arrow(cell: Any, what: str) -> Any:
+    """The Python value of a cell of Arrow; other values stay as they are.
+
+    Arrow does not check text when it reads it, so that one bad value need not cost more than its own row.
+
+    Raises:
+        SkippedSample: It holds text that is not UTF-8, or a value that Python has no room for.
+    """
+    if not isinstance(cell, pa.Scalar):
+        return cell
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        raise SkippedSample(f"{what} is not UTF-8") from None
+    except (ValueError, OverflowError, LookupError):  # a date far away, a time zone that does not exist
+        raise SkippedSample(f"{what} is not text") from None
 
 
 def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
@@ -85,16 +106,20 @@ def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
         (address, number, cells.get(image), None if caption is None else cells.get(caption))
         for number, cells in table.rows()
     )
-    return _joined(rows, address)
+    return joined(rows, address)
 
 
-def _joined(rows: Iterable[Row], name: str) -> list[Sample]:
-    """Join rows of the same file into pairs, in the order of their first rows; ValueError if `name` has no rows."""
+def joined(rows: Iterable[Row], name: str, local: Sequence[Path] = ()) -> list[Sample]:
+    """Join rows of the same file into pairs, in the order of their first rows; ValueError if `name` has no rows.
+
+    Args:
+        local: See `named_in`.
+    """
     found: dict[str, Sample] = {}
     further: dict[str, list[str]] = {}
     for table, number, image, caption in rows:
-        sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table)
-        address = sample.image if isinstance(sample.image, str) else f"{table}:{number}"
+        sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table, local)
+        address = _same(sample.image) if isinstance(sample.image, str) else f"{table}:{number}"
         if address not in found:
             found[address] = sample
         elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
@@ -105,6 +130,11 @@ def _joined(rows: Iterable[Row], name: str) -> list[Sample]:
     for address, texts in further.items():
         found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
     return list(found.values())
+
+
+def _same(address: str) -> str:
+    """One spelling for all spellings of a local path, such as x.jpg and ./x.jpg."""
+    return address if is_remote(address) else os.path.abspath(address)
 
 
 def _texts(sample: Sample) -> tuple[str, ...]:
@@ -168,23 +198,74 @@ def open_parquet(
     for address in addresses:
         with _passing_over(damaged, address), parquet_file(address) as file:
             image, caption = columns.find(file.schema_arrow.names, address)
-            kind = file.schema_arrow.field(image).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if kind in (pa.string(), pa.large_string(), pa.string_view()):
+            if _holds_paths(address, file, image):
                 of_paths.append((address, image, caption))
                 continue
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            counts = [_rows_of(file.metadata.row_group(group)) for group in range(file.num_row_groups)]
             shards += [RowGroup(address, group, image, caption, n) for group, n in enumerate(counts)]
     if of_paths and shards:
         raise ValueError(
             f"of {addresses[0]} and the other files, some hold image paths and some image bytes; name files of one kind"
         )
     if of_paths:
-        return _joined((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])
+        return joined((row for table in of_paths for row in _path_rows(*table, damaged)), addresses[0])
     total = sum(shard.count for shard in shards)
     if not total and not damaged:
         raise ValueError(f"{addresses[0]} holds no pairs")
     return Sharded(shards, total)
+
+
+def _rows_of(group: pq.RowGroupMetaData) -> int:
+    """The number of rows of a group; no column has fewer values, whatever a damaged file says."""
+    return min([group.num_rows, *(group.column(number).num_values for number in range(group.num_columns))])
+
+
+def _holds_paths(address: str, file: pq.ParquetFile, image: str) -> bool:
+    """Whether the image column names files: it is of text, or else all of its values are paths.
+
+    Spark writes text as bytes, and `datasets` writes {"bytes": None, "path": …}.
+    """
+    kind = file.schema_arrow.field(image).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if is_text(kind):
+        return True
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    # Columns of images are seldom this small; only then are their values read, up to the first that is no path.
+    if any(_column_bytes(group, [image]) > MAX_PATH_BYTES * group.num_rows for group in groups):
+        return False
+    return all_paths(_undamaged(address, image))
+
+
+def _undamaged(address: str, image: str) -> Iterator[Any]:
+    """The cells of the image column up to the first damage, which is reported when the rows are read."""
+    with (
+        suppress(DamagedFile),
+        open_binary(address) as stream,
+        reading(address),
+        _of_dictionaries(stream, [image]) as file,
+    ):
+        for group in range(file.num_row_groups):
+            for cell, _ in _rows(file, group, image, None):
+                yield cell
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type of Arrow is text."""
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
+
+
+def all_paths(cells: Iterable[Any]) -> bool:
+    """Whether some of these image cells name files, and none holds an image; it stops at the first that does."""
+    some = False
+    for cell in cells:
+        try:
+            found = image_in(from_arrow(cell, "image path"))
+        except SkippedSample:
+            continue
+        if isinstance(found, bytes):
+            return False
+        some |= found is not None
+    return some
 
 
 @contextmanager
@@ -213,12 +294,12 @@ def _path_rows(address: str, image: str, caption: str | None, damaged: list[str]
 
 
 def _rows(file: pq.ParquetFile, group: int, image: str, caption: str | None) -> Iterator[tuple[Any, Any]]:
-    """The image and the caption of each row of a group; the caption is None if no column holds any."""
+    """The cells of image and caption of each row of a group; the caption is None if no column holds any."""
     columns = [image] if caption is None else [image, caption]
     for batch in file.iter_batches(rows_at_a_time(file, group, columns, BATCH_ROWS), [group], columns):
         images, texts = batch.column(image), None if caption is None else batch.column(caption)
         for row in range(len(batch)):
-            yield images[row].as_py(), None if texts is None else texts[row].as_py()
+            yield images[row], None if texts is None else texts[row]
 
 
 def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], most: int) -> int:
@@ -226,11 +307,15 @@ def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], m
 
     A few kilobytes can decode to megabytes for each of a million rows.
     """
-    facts = file.metadata.row_group(group)
-    chunks = [facts.column(number) for number in range(facts.num_columns)]
     # No value is larger than its uncompressed column.
-    sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns]
-    return max(1, min(most, MAX_IMAGE_BYTES // max([1, *sizes])))
+    return max(1, min(most, MAX_IMAGE_BYTES // max(1, _column_bytes(file.metadata.row_group(group), columns))))
+
+
+def _column_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+    """The uncompressed bytes of the largest of some columns of a row group; 0 if it has none of them."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    own = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    return max((chunk.total_uncompressed_size for chunk in own), default=0)
 
 
 @dataclass
@@ -257,5 +342,8 @@ class RowGroup:
                     for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
                         name = f"{self.name}:{row - 1}"
                         yield replace(to_sample(name, image, caption, self.address), key=name), row
-            except ValueError:  # `DamagedFile`, or a value that Python cannot hold
-                yield Sample(self.name, problem="damaged shard"), row
+            except ValueError:  # above all `DamagedFile`
+                pass
+        # Each row that is missing is a skipped sample of its own.
+        for row in range(row + 1, self.count + 1):
+            yield Sample(self.name, problem="damaged shard"), row
