@@ -199,6 +199,10 @@ def overlap(
         check_files(out, (PAGE, MATCHES))
     if drop is not None:
         check_new(drop)
+        if out is not None and out.resolve().is_relative_to(drop.resolve()):
+            raise ValueError(
+                f"--drop makes the folder {drop}, and --out would fill it first; name another --out"
+            )
         if limit is not None:
             raise ValueError("--drop goes through all pairs; leave out --limit")
     place = pick_device(device)

@@ -14,6 +14,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 # In order of preference: the first one present holds an image's captions.
 CAPTION_SUFFIXES = ("txt", "caption", "json")
+# Of a path in a tar, as in file systems; looking for the sample of an extra file takes quadratic time.
+MAX_PATH = 4096
 LABEL_SUFFIX = "cls"
 KNOWN = {*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, LABEL_SUFFIX}
 SHARD = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -47,12 +49,14 @@ class Member:
 
 
 def parse_member(path: str) -> Member | None:
-    """Parse the name of a file in a tar; None if the file is not part of a sample.
+    """Parse the name of a file in a tar; None if the file is not part of a sample, or the name too long.
 
     As in webdataset, a key ends at the first dot of the file name: 0001.jpg, 0001.txt. If what follows is not a known
     suffix, the key ends at the last dot: the key of photo_v1.7.jpg is photo_v1.7. Such a file may also be an extra file
     of a webdataset sample, as 0001.mask.png is of 0001; see `is_extra`.
     """
+    if len(path) > MAX_PATH:
+        return None
     folder, slash, name = path.rpartition("/")
     base, _, rest = name.partition(".")
     if is_clutter(path) or not base or base.lower() == "readme":

@@ -88,9 +88,10 @@ def load_model(name: str | Path, *, device: str | torch.device = "auto") -> CLIP
         ValueError: If there is no such model or device, or the weights are not finite.
     """
     if not isinstance(name, str | Path):
+        kind = type(name)
         raise ValueError(
-            f"a model is an advflyp.CLIP, a name or a path, not {type(name).__module__}.{type(name).__qualname__}; wrap "
-            "a model of open_clip with CLIP.from_open_clip"
+            f"a model is an advflyp.CLIP, a name or a path, not {kind.__module__}.{kind.__qualname__}; wrap a model of "
+            "open_clip with CLIP.from_open_clip"
         )
     place = pick_device(device)
     # A `Path` is a file or folder, also where a model that comes with the package has its name.

@@ -164,3 +164,16 @@ def test_images_are_no_source_of_pairs(names: str, tmp_path: Path) -> None:
         ValueError, match=r"(is an image|names \d images), and pairs need captions: name a folder of"
     ):
         open_source(str(tmp_path / names))
+
+
+def test_a_file_called_txt_is_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "txt").write_text("no caption")
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"image")
+    (tmp_path / "b.txt").write_text("a caption")
+    found = FolderPairs(tmp_path)
+    assert [sample.caption for sample in map(found.__getitem__, range(len(found)))] == [
+        None,
+        tmp_path / "b.txt",
+    ]

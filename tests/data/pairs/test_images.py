@@ -440,3 +440,19 @@ def test_plugins_are_used_where_they_are_installed(
     finally:
         images._formats.cache_clear()
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_strips_of_a_transparent_image_make_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (37, 50, 4), np.uint8)
+    image = Image.fromarray(values)
+    image = image.convert("RGB").quantize(200) if mode == "P" else image.convert(mode)
+    if mode in ("P", "RGB"):
+        image.info["transparency"] = bytes(range(200)) if mode == "P" else image.getpixel((3, 3))
+    whole = image.convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), whole).convert("RGB")
+    for pixels in (1, 500, 10_000):
+        monkeypatch.setattr(images, "STRIP_PIXELS", pixels)
+        assert np.array_equal(np.asarray(images.on_white(image)), np.asarray(expected))

@@ -13,6 +13,7 @@ from advflyp.errors import SkippedSample
     [
         (b"a  red\tsquare \n", ("a red square",)),
         (b"one\r\n\r\n two \n", ("one", "two")),
+        ("one\u2028line\x85of\x0btext\rtwo".encode(), ("one line of text", "two")),
         ("\ufeffmit BOM und ü".encode(), ("mit BOM und ü",)),
         (("one", " ", "two  words"), ("one", "two words")),
     ],
@@ -30,6 +31,9 @@ def test_captions_are_lines(caption: bytes | tuple[str, ...], expected: tuple[st
         ("ü".encode("latin-1"), "caption is not UTF-8"),
         (b"x" * (MAX_CAPTION_BYTES + 1), "caption is too long"),
         (("x" * MAX_CAPTION_BYTES, "x"), "caption is too long"),
+        # In bytes, and with the line breaks between them: as they are stored in a shard.
+        (("狗" * (MAX_CAPTION_BYTES // 3 + 1),), "caption is too long"),
+        (("x" * (MAX_CAPTION_BYTES // 2),) * 2, "caption is too long"),
     ],
 )
 def test_captions_that_cannot_be_used(caption: bytes | tuple[str, ...] | None, reason: str) -> None:

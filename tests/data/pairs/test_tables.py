@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from advflyp.data.pairs import cells, tables
 from advflyp.data.pairs.manifest import describe_shards, write_manifest
-from advflyp.data.pairs.samples import Sample, in_order
+from advflyp.data.pairs.samples import Sample, Sharded, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
@@ -499,7 +499,7 @@ def test_an_image_in_a_cell_is_as_large_as_in_a_file(monkeypatch: pytest.MonkeyP
 
 
 def test_a_damaged_row_group(tmp_path: Path) -> None:
-    """As in a tar: what comes before the damage is used, the damage is counted, the other groups are read."""
+    """As in a tar, what comes before the damage is used; every missing row counts, and the other groups are read."""
     path = tmp_path / "t.parquet"
     table = pa.table({"image": [data for data, _ in PAIRS], "caption": [text for _, text in PAIRS]})
     pq.write_table(table, path, row_group_size=2, compression="none", use_dictionary=False)
@@ -507,14 +507,38 @@ def test_a_damaged_row_group(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[captions.data_page_offset : captions.data_page_offset + 8] = b"\xff" * 8
     path.write_bytes(data)
-    found = [(sample.key, sample.problem) for sample in in_order(open_source(str(path)))]
+    source = open_source(str(path))
+    assert isinstance(source, Sharded) and len(source) == 6
+    for offset in (0, 1):  # as a resumed run reads on
+        ends = [end for shard in source.shards for _, end in shard.read(offset)]
+        assert ends == [*range(offset + 1, 3)] * 3
+    found = [(sample.key, sample.problem) for sample in in_order(source)]
     assert found == [
         ("t.parquet[0]:0", None),
         ("t.parquet[0]:1", None),
         ("t.parquet[1]", "damaged shard"),
+        ("t.parquet[1]", "damaged shard"),
         ("t.parquet[2]:0", None),
         ("t.parquet[2]:1", None),
     ]
+
+
+def test_the_rows_that_a_damaged_footer_promises(tmp_path: Path) -> None:
+    """The group says it has 63 rows, and its columns 50 values."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [PAIRS[0][0]] * 50, "caption": ["x"] * 50}), path)
+    data = bytearray(path.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for place in range(footer, len(data) - 8):
+        if data[place] == 2 * 50:  # as Thrift writes 50
+            data[place] = 2 * 63
+            path.write_bytes(data)
+            if pq.read_metadata(path).row_group(0).num_rows == 63:
+                break
+            data[place] = 2 * 50
+    else:
+        pytest.fail("the number of rows was not found")
+    assert len(list(in_order(open_source(str(path))))) == 50
 
 
 def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,13 +553,94 @@ def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
         list(in_order(source))
 
 
-def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
-    paths = pa.Array.from_buffers(
-        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+def unchecked(texts: list[bytes]) -> pa.Array:
+    """Text as Arrow reads it from a file: nobody has checked that it is UTF-8."""
+    array = pa.array(texts, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["bytes.parquet", "paths.parquet", "saved"])
+def test_one_caption_that_is_not_utf8_is_one_skipped_sample(kind: str, nested: bool, tmp_path: Path) -> None:
+    names = pictures(tmp_path)
+    texts = [text.encode() for _, text in PAIRS]
+    texts[2] = "café".encode("latin-1")
+    captions = unchecked(texts)
+    if nested:
+        captions = pa.ListArray.from_arrays(pa.array(range(7), pa.int32()), captions)
+    images = (
+        [str(tmp_path / name) for name in names] if kind == "paths.parquet" else [data for data, _ in PAIRS]
     )
-    pq.write_table(pa.table({"image": paths, "caption": ["x"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file"):
-        open_source(str(tmp_path / "t.parquet"))
+    table, path = pa.table({"image": images, "caption": captions}), tmp_path / f"t.{kind}"
+    if kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(table).save_to_disk(path)
+    else:
+        pq.write_table(table, path)
+    source = open_source(str(path))
+    samples = list(in_order(source))
+    assert [sample.problem for sample in samples] == [None, None, "caption is not UTF-8", *[None] * 3]
+    assert samples[2].key.endswith(":3" if kind == "paths.parquet" else ":2")
+    assert [content([sample])[0] for sample in samples if sample.problem is None] == [
+        (data, (text,)) for number, (data, text) in enumerate(PAIRS) if number != 2
+    ]
+
+
+def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
+    table = pa.table({"image": unchecked([b"a.png", b"\xff\xfe", b"b.png"]), "caption": ["x", "y", "z"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = [(sample.key, sample.problem) for sample in in_order(open_source(str(tmp_path / "t.parquet")))]
+    assert found == [("a.png", None), ("t.parquet:2", "image path is not UTF-8"), ("b.png", None)]
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        pa.array([1, 2**62, 3], pa.timestamp("us")),
+        pa.array([1, 2**62, 3], pa.duration("s")),
+        pa.array([1, 2, 3], pa.timestamp("us", tz="Nowhere/None")),
+    ],
+)
+def test_values_that_python_has_no_room_for(captions: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [PAIRS[0][0]] * 3, "caption": captions}), tmp_path / "t.parquet")
+    samples = list(in_order(open_source(str(tmp_path / "t.parquet"))))
+    assert [(sample.key, sample.problem) for sample in samples] == [
+        (f"t.parquet[0]:{row}", "caption is not text") for row in range(3)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "text", "bytes", "struct", "saved", "saved struct"])
+def test_all_rows_of_one_image_are_its_captions(kind: str, tmp_path: Path) -> None:
+    """Whatever the writer made of their paths, and however it spelt them."""
+    folder = tmp_path if "saved" not in kind else tmp_path.resolve()
+    names, path = pictures(folder), tmp_path / "t"
+    spelt = [f"{folder}/{name}" if "saved" in kind else name for name in (*names[:2], f"./img/../{names[0]}")]
+    cells: dict[str, list[Any]] = {
+        "bytes": [name.encode() for name in spelt],
+        "struct": [{"bytes": None, "path": name} for name in spelt],
+    }
+    table = pa.table({"image": cells.get(kind.split()[-1], spelt), "caption": ["one", "two", "three"]})
+    if kind == "csv":
+        path = tmp_path / "t.csv"
+        path.write_text("image,caption\n" + "".join(map("{},{}\n".format, spelt, ["one", "two", "three"])))
+    elif "saved" in kind:
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(table).save_to_disk(path)
+    else:
+        path = tmp_path / "t.parquet"
+        pq.write_table(table, path, row_group_size=2)
+    found = open_source(str(path))
+    assert len(found) == 2
+    assert content(found) == [(PAIRS[0][0], ("one", "three")), (PAIRS[1][0], ("two",))]
+
+
+def test_a_column_of_some_paths_and_some_images_is_read_by_row_group(tmp_path: Path) -> None:
+    names = pictures(tmp_path)
+    images = [{"bytes": None, "path": names[0]}, {"bytes": PAIRS[1][0], "path": names[1]}]
+    pq.write_table(pa.table({"image": images, "caption": ["one", "two"]}), tmp_path / "t.parquet")
+    source = open_source(str(tmp_path / "t.parquet"))
+    assert not isinstance(source, list)
+    assert content(source) == [(PAIRS[0][0], ("one",)), (PAIRS[1][0], ("two",))]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "paths.parquet", "bytes.parquet", "saved"])

@@ -8,7 +8,7 @@ import random
 import tarfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -418,3 +418,55 @@ def test_a_second_copy_of_a_sample_with_json_is_counted(tmp_path: Path) -> None:
     one = [("1.jpg", PICTURE), ("1.json", b'{"caption": "json"}')]
     path = write_tar(tmp_path / "a.tar", [*one, ("2.jpg", PICTURE), ("2.txt", b"two"), *one])
     assert problems(path) == ["duplicate key"]
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 10240 + 1024, 1 << 16])
+def test_padding_at_the_end_is_no_damage(tmp_path: Path, zeros: int) -> None:
+    data = write_tar(tmp_path / "w.tar", members(pairs(3))).read_bytes().rstrip(b"\0")
+    data += bytes(-len(data) % 512)
+    (tmp_path / "a.tar").write_bytes(data + bytes(zeros))
+    assert not problems(tmp_path / "a.tar") and len(good(tmp_path / "a.tar")) == 3
+    (tmp_path / "b.tar").write_bytes(data + bytes(-len(data) % (1 << 20)))  # as `tar -b 2048`
+    assert not problems(tmp_path / "b.tar") and len(good(tmp_path / "b.tar")) == 3
+
+
+def test_a_hole_is_not_the_end(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "w.tar", members(pairs(3))).read_bytes()
+    first = next(TarShard(str(tmp_path / "w.tar")).read())[1]
+    for data in (
+        whole + whole,  # cat a.tar b.tar
+        whole[:first] + bytes(1024) + whole[first + 1024 :],
+        whole[:first] + bytes((100 << 10) + 512),  # the rest was reserved, but never written
+        whole + bytes(2 << 20),
+    ):
+        (tmp_path / "a.tar").write_bytes(data)
+        assert problems(tmp_path / "a.tar") == ["damaged shard"] and good(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_the_checksum_of_a_compressed_shard_is_verified(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    write_tar(tmp_path / "w.tar", members(pairs(3)))
+    data = bytearray(pack((tmp_path / "w.tar").read_bytes()))
+    (tmp_path / "a.tar").write_bytes(data)
+    assert not problems(tmp_path / "a.tar")
+    data[-6 if pack is gzip.compress else len(data) // 2] ^= 1
+    (tmp_path / "a.tar").write_bytes(data)
+    assert problems(tmp_path / "a.tar") in (["damaged shard"], ["truncated shard"])
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_resumed_shard_knows_the_keys_before_it(tmp_path: Path, name: str) -> None:
+    path = write_tar(tmp_path / name, members(pairs(4)) + members(pairs(2)))
+    found = list(TarShard(str(path)).read())
+    assert [s.problem for s, _ in found[4:]] == ["duplicate key"] * 2
+    for number, (_, offset) in enumerate(found, 1):
+        assert list(TarShard(str(path)).read(offset)) == found[number:]
+
+
+def test_a_name_of_many_dots_takes_no_time(tmp_path: Path) -> None:
+    names = [f"{i}" + ".a" * 200_000 + ".png" for i in range(3)]
+    path = write_tar(tmp_path / "a.tar", [*members(pairs(1)), *((name, PICTURE) for name in names)])
+    with limited(64, 5):
+        assert problems(path) == ["member name is too long"] * 3 and len(good(path)) == 1

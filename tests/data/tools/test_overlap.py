@@ -173,6 +173,8 @@ def test_the_command_reports_and_drops(
         (["--drop", str(clean)], "already exists"),
         (["--bits", "40"], "--bits must be from 0 to 32"),
         (["--drop", str(tmp_path / "x"), "--limit", "3"], "leave out --limit"),
+        (["--drop", str(tmp_path / "x"), "--out", str(tmp_path / "x")], "--out would fill it first"),
+        (["--drop", str(tmp_path / "x"), "--out", str(tmp_path / "x" / "y")], "--out would fill it first"),
         (["--against", "mini/fod"], "did you mean 'mini/food'?"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from advflyp.cli.main import main
 from advflyp.data.pairs.manifest import FILE, Manifest, describe_shards, read_manifest
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
@@ -113,6 +114,30 @@ def test_nothing_usable_leaves_nothing(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("1.txt", b"x")])
     with pytest.raises(ValueError, match=r"no usable pair to write to .*1 not an image"):
         pack(str(tar), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("side", "fine"), [(8, True), (7, False), (1, False)])
+def test_images_are_not_made_too_small_to_be_used(
+    side: int, fine: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "pack", str(write_folder(tmp_path / "in", 3)), "--out", str(tmp_path / "out")]
+    if fine:
+        main([*command, "--resize", str(side)])
+        assert len(open_source(str(tmp_path / "out"))) == 3
+        return
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--resize", str(side)])
+    assert stopped.value.code == 2 and not (tmp_path / "out").exists()
+    assert f"resize must be at least 8 pixels, not {side}" in capsys.readouterr().err
+
+
+def test_shards_that_hold_no_usable_pair_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_module, "_image", lambda data, resize: ("jpg", b"no image"))
+    with pytest.raises(ValueError, match="no usable pair to write to out"):
+        pack(str(write_folder(tmp_path / "in", 3)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

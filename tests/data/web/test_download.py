@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +121,7 @@ class Fake:
         with tarfile.open(out / f"{number:05d}.tar", "w") as tar:
             for row, entry in enumerate(rows):
                 good = entry["url"].startswith("good")
-                status["success" if good else entry["url"]] += 1
+                status["success" if good else unquote(entry["url"])] += 1
                 if good:
                     key = f"{number:05d}{row:04d}"
                     data = {

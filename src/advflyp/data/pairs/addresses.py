@@ -188,10 +188,8 @@ def read_named(address: str, table: str) -> bytes:
 
 
 def quoted(address: str) -> str:
-    """A web address with its path and query as servers take them: in ASCII, without blanks."""
-    # The host is no part of it: urllib writes names beyond ASCII in a way of their own.
-    host, rest = re.fullmatch(r"((?:[^/?#]*//)?[^/?#]*)(.*)", address, re.DOTALL).groups()
-    return host + quote(rest, safe=SAFE)
+    """A web address as servers take it: in ASCII, without blanks."""
+    return quote(address, safe=SAFE)
 
 
 def _scheme(address: str) -> str:

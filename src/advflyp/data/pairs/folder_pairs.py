@@ -61,8 +61,8 @@ def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:
         for where, files in walk(place):
             images = set(images_among(files))
             for name in files:
-                stem, _, suffix = name.rpartition(".")
-                if suffix.lower() in CAPTION_SUFFIXES:
+                stem, dot, suffix = name.rpartition(".")
+                if dot and suffix.lower() in CAPTION_SUFFIXES:
                     texts.setdefault(where / stem, {})[suffix.lower()] = str(where / name)
                 elif name in images and place is folder:
                     found.append((where, stem, str(where / name)))

@@ -57,6 +57,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pixels of a transparent image that are put on white at a time.
+STRIP_PIXELS = 1 << 20
 START_OF_SCAN = b"\xff\xda"
 # Where Pillow keeps metadata that may hold the orientation.
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
@@ -218,11 +220,16 @@ def as_rgb(image: Image.Image, *, upright: bool = True, border: int = 0) -> Imag
 
 def on_white(image: Image.Image) -> Image.Image:
     """RGB, transparent parts white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    # A strip at a time: several copies of a whole image with four channels take more than a gigabyte.
+    whole, rows = Image.new("RGB", image.size), max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        canvas = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(canvas, strip).convert("RGB"), box)
+    return whole
 
 
 @cache

@@ -66,7 +66,8 @@ class Sample:
         if caption is None:
             raise SkippedSample("no caption")
         if isinstance(caption, bytes):
-            lines = _text(caption).splitlines()
+            # Not splitlines, which also splits at U+2028, U+0085 and others.
+            lines = re.split(r"\r\n|\r|\n", _text(caption))
         else:
             # JSON can hold lone surrogates, which cannot be encoded.
             text = "\n".join(caption).encode("utf-8", "replace")

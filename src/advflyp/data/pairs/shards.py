@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from advflyp.data import filenames
-from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_extra, parse_member, writable
+from advflyp.data.filenames import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    MAX_PATH,
+    is_extra,
+    parse_member,
+    writable,
+)  # fmt: skip
 from advflyp.data.pairs.addresses import explained, is_remote, open_binary
 from advflyp.data.pairs.samples import Sample, json_captions
 from advflyp.data.pairs.tars import (
@@ -45,12 +53,13 @@ class TarShard:
         with explained(self.address):
             try:
                 with open_binary(self.address) as file, unpacked(file) as stream:
-                    stream.seek(offset)
                     # The rest of a sample can be looked for, unless that means reading everything again.
                     path = Path(self.address) if stream is file and not is_remote(self.address) else None
-                    for sample, end in _Samples(self.name, path).of(
-                        _grouped(members(stream, offset, _wanted))
-                    ):
+                    samples = _Samples(self.name, path)
+                    if offset:
+                        samples.replay(stream, offset, None if path is None else path.stat().st_size)
+                        stream.seek(offset)
+                    for sample, end in samples.of(_grouped(members(stream, offset, _wanted))):
                         yield sample, end
             except DamagedTar as error:
                 yield Sample(self.name, problem=str(error)), end
@@ -126,6 +135,18 @@ class _Samples:
         self.shard, self.path = shard, path
         self.seen: dict[str, bool] = {}  # key: whether the sample was whole
         self.index: dict[str, Parts] | None = None
+
+    def replay(self, stream: Any, offset: int, length: int | None) -> None:
+        """Pass over the members before `offset`, so that a resumed stream knows the keys that it must not repeat."""
+
+        def earlier() -> Iterator[Member]:
+            for member in members(stream, 0, lambda *_: 0, length):
+                yield member
+                if member.end >= offset:
+                    return  # without reading on: a compressed stream cannot go back
+
+        for _ in self.of(_grouped(earlier())):
+            pass
 
     def of(self, groups: Iterator[_Group]) -> Iterator[tuple[Sample, int]]:
         # Incomplete samples of one base with dots in their keys; they may turn out to be extra files of a later sample.
@@ -218,6 +239,8 @@ def _kept(suffix: str, size: int) -> int:
 
 def _problem(member: Member) -> str | None:
     """What is wrong with a member: an unsafe name, a link, a huge image; harmless here, but perhaps malicious."""
+    if len(member.name) > MAX_PATH:
+        return "member name is too long"
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "unsafe member name"

@@ -308,7 +308,9 @@ def rows_at_a_time(file: pq.ParquetFile, group: int, columns: Collection[str], m
     A few kilobytes can decode to megabytes for each of a million rows.
     """
     # No value is larger than its uncompressed column.
-    return max(1, min(most, MAX_IMAGE_BYTES // max(1, _column_bytes(file.metadata.row_group(group), columns))))
+    return max(
+        1, min(most, MAX_IMAGE_BYTES // max(1, _column_bytes(file.metadata.row_group(group), columns)))
+    )
 
 
 def _column_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
@@ -345,5 +347,5 @@ class RowGroup:
             except ValueError:  # above all `DamagedFile`
                 pass
         # Each row that is missing is a skipped sample of its own.
-        for row in range(row + 1, self.count + 1):
-            yield Sample(self.name, problem="damaged shard"), row
+        for end in range(row + 1, self.count + 1):
+            yield Sample(self.name, problem="damaged shard"), end

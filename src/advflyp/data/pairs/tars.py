@@ -15,11 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from advflyp.data.filenames import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_document, is_extra, parse_member
+from advflyp.data.filenames import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    is_document,
+    is_extra,
+    parse_member,
+    writable,
+)
 from advflyp.errors import SkippedSample
 from advflyp.limits import FREE_BYTES, MAX_MEMBER_BYTES, MAX_RATIO, MAX_TAR_HEADER_BYTES, open_regular
 
 BLOCK = 512
+# Zeros at the end of a tar: 1,024 bytes, then up to a whole record, of 10,240 bytes unless `tar -b` says otherwise.
+# More than MAX_PADDING are a hole, except in records of a power of two, at most MAX_RECORD.
+MAX_PADDING, MAX_RECORD = 1 << 16, 1 << 20
 # Bytes read at a time when passing over unwanted data.
 PIECE = 1 << 20
 # How compressed files begin → what decompresses them, here and on a command line.
@@ -69,7 +79,13 @@ class _Unpacked(io.BufferedIOBase):
         self.stream, self.packed = stream, packed
 
     def read(self, size: int | None = -1) -> bytes:
-        data = self.stream.read(-1 if size is None else size)
+        try:
+            data = self.stream.read(-1 if size is None else size)
+        except OSError as error:
+            # What bz2 and gzip raise for damaged data, while other errors are those of a disk or a network.
+            if error.args == ("Invalid data stream",) or isinstance(error, gzip.BadGzipFile):
+                raise DamagedTar("damaged shard") from None
+            raise
         if self.stream.tell() > FREE_BYTES + MAX_RATIO * self.packed.tell():
             raise DamagedTar("shard compressed beyond the limit")
         return data
@@ -103,6 +119,7 @@ def members(
         if len(header) < BLOCK:
             raise DamagedTar("truncated shard" if header or offset else "empty shard")
         if not any(header):
+            _check_end(stream, offset)
             return
         offset += BLOCK
         try:
@@ -133,6 +150,24 @@ def members(
             yield Member(shown, is_file, offset, whole, offset + padded, data)
             name = size = None
         offset += padded
+
+
+def _check_end(stream: "BinaryIO | _Unpacked", begin: int) -> None:
+    """Read what follows the first block of zeros, at `begin`; `DamagedTar` if that is not the end of a tar.
+
+    Reading to the end also verifies the checksum of a compressed tar.
+    """
+    zeros = BLOCK
+    while piece := stream.read(MAX_PADDING):
+        zeros += len(piece)
+        if any(piece) or zeros > MAX_RECORD + 2 * BLOCK:
+            raise DamagedTar("damaged shard")
+    # The smallest record that could be padded with so many zeros.
+    record = MAX_PADDING
+    while zeros > record + 2 * BLOCK:
+        record *= 2
+    if zeros > MAX_PADDING and (begin + zeros) % record:
+        raise DamagedTar("damaged shard")
 
 
 def _pass_over(stream: "BinaryIO | _Unpacked", count: int, padding: int) -> None:
@@ -202,7 +237,8 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
 
     Args:
         shard: A file on this machine; ValueError if it cannot be read.
-        plain: Whether the tar must be undamaged and uncompressed; if not, the members before any damage are enough.
+        plain: Whether the tar must be undamaged and uncompressed, without links and repeated names; if not, the
+            members before any damage are enough.
     """
     index: dict[str, Parts] = {}
     end, size = 0, shard.stat().st_size if shard.is_file() else None
@@ -210,10 +246,18 @@ def index_tar(shard: Path, *, plain: bool = False) -> dict[str, Parts]:
         with open_regular(shard) as file, file if plain else unpacked(file) as stream:
             for member in members(stream, 0, lambda *_: 0, size if stream is file else None):
                 end = member.end
-                name = parse_member(member.name) if member.is_file else None
-                if name is None:
+                name = parse_member(member.name)
+                if plain and name is not None and not member.is_file:
+                    raise ValueError(
+                        f"{shard}: {writable(member.name)} is not a file but a link or the like; pack the file itself"
+                    )
+                if name is None or not member.is_file:
                     continue
                 parts = index.setdefault(name.key, Parts(member.end)).parts
+                if plain and name.suffix in parts:
+                    raise ValueError(
+                        f"{shard}: {writable(member.name)} is there twice; give every sample its own key"
+                    )
                 parts.setdefault(name.suffix, (member.name, member.offset, member.size))
     except (DamagedTar, *BROKEN) as error:
         # Some writers omit the end-of-archive marker.

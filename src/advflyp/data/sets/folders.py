@@ -97,6 +97,7 @@ def read_folder(folder: Path) -> tuple[Files, list[str]]:
             f"{CLASS_NAMES[0]}; give one name for each folder, in the order of the folders"
         )
     _check_order(folder, found)
+    _check_named_alike(folder, found, names)
     return class_files(folder, found), names
 
 
@@ -116,6 +117,24 @@ def _check_order(folder: Path, found: list[str]) -> None:
             f"first), and a list of names does not say which it follows; write {CLASS_NAMES[1]} as "
             f'{{"{moved[0]}": "its name", …}}'
         )
+
+
+def _check_named_alike(folder: Path, found: list[str], names: list[str]) -> None:
+    """ValueError for names that are the folders' own in another order, which would label all images wrongly."""
+    of_folders, given = ([_plain(name) for name in some] for some in (found, names))
+    if of_folders != given and sorted(of_folders) == sorted(given):
+        first = next(
+            place for place, pair in enumerate(zip(of_folders, given, strict=True)) if len(set(pair)) > 1
+        )
+        raise ValueError(
+            f"the list of names in {folder} has the folders' own names in another order: it calls the folder "
+            f"'{found[first]}' '{names[first]}'; sort it like the folders, or remove it"
+        )
+
+
+def _plain(name: str) -> str:
+    """A name of a class or its folder without case, hyphens, and a number before it ("001.Black_footed_Albatross")."""
+    return re.sub(r"^\d+[\W_]+(?=\w)", "", words(name.replace("-", " "))).casefold()
 
 
 def read_shards(shards: Sequence[Path], border: int = 0) -> tuple[Shards, list[str]]:

@@ -2,6 +2,7 @@
 
 import operator
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -270,10 +271,10 @@ def _members(shard: Path) -> list[tuple[int, str, int, int]]:
 
 
 def _whole_number(shard: Path, data: bytes) -> int:
-    try:
-        label = int(data)
-    except ValueError as error:
-        raise ValueError(f"{shard}: a .cls member is not a whole number ({error})") from None
+    # Not what else `int` reads, such as 0_1.
+    if not re.fullmatch(rb"\s*[+-]?[0-9]+\s*", data):
+        raise ValueError(f"{shard}: a .cls member is not a whole number: {data!r}")
+    label = int(data)
     if abs(label) > MAX_LABEL:
         raise ValueError(f"{shard}: a .cls member is {label}; labels are numbers from 0 on")
     return label

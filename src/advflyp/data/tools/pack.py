@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from advflyp.data.pairs.images import open_image, read_image
+from advflyp.data.pairs.images import MIN_SIDE, open_image, read_image
 from advflyp.data.pairs.manifest import Manifest, describe_shards, write_manifest
 from advflyp.data.pairs.samples import Sample, Skipped, in_order
 from advflyp.data.pairs.sources import open_source
@@ -79,6 +79,10 @@ def write_shards(
     """
     if per_shard < 1:
         raise ValueError(f"a shard must hold at least 1 pair, not {per_shard}")
+    if resize is not None and resize < MIN_SIDE:
+        raise ValueError(
+            f"resize must be at least {MIN_SIDE} pixels, not {resize}: smaller images are never used"
+        )
     check_new(out)
     skipped, shards = Skipped(), []
     good = enumerate(_usable(samples, resize, skipped))
@@ -92,10 +96,10 @@ def write_shards(
                     if progress is not None and (number + 1) % 100 == 0:
                         progress(number + 1)
             shards.append(path)
-        if not shards:
+        manifest = describe_shards(shards, failures=skipped.counts, source=about)
+        if not manifest.pairs:
             reasons = f": {skipped.describe()}" if skipped.counts else ""
             raise ValueError(f"there is no usable pair to write to {out.name}{reasons}")
-        manifest = describe_shards(shards, failures=skipped.counts, source=about)
         write_manifest(draft, manifest)
         publish_folder(draft, out)
     return manifest

@@ -13,10 +13,11 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from advflyp.data.filenames import writable
+from advflyp.data.pairs.addresses import quoted
 from advflyp.data.pairs.cells import address_in, captions_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
-from advflyp.data.pairs.tables import parquet_file, reading, rows_at_a_time
+from advflyp.data.pairs.tables import from_arrow, is_text, parquet_file, rows_at_a_time
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
@@ -67,7 +68,8 @@ class UrlList:
         count = 0
         writer: pq.ParquetWriter | None = None
         with write_atomically(target) as file, ExitStack() as stack:
-            for table in self._read(start, stop, [self.url, self.caption, *extra]):
+            # One column may have two uses.
+            for table in self._read(start, stop, list(dict.fromkeys([self.url, self.caption, *extra]))):
                 part = self._pairs(table, extra, bad)
                 count += len(part)
                 writer = writer or stack.enter_context(pq.ParquetWriter(file, part.schema))
@@ -78,9 +80,8 @@ class UrlList:
     def _pairs(self, table: pa.Table, extra: Sequence[str], bad: Counter[str]) -> pa.Table:
         """The rows of `table` that can become a pair; the others are counted by reason in `bad`."""
         good: list[tuple[int, str, str]] = []
-        with reading(str(self.path)):
-            cells = [table.column(name).to_pylist() for name in (self.url, self.caption)]
-        for number, (url, caption) in enumerate(zip(*cells, strict=True)):
+        cells = zip(table.column(self.url), table.column(self.caption), strict=True)
+        for number, (url, caption) in enumerate(cells):
             try:
                 good.append((number, *_usable(url, caption)))
             except SkippedSample as reason:
@@ -91,7 +92,7 @@ class UrlList:
             "url": pa.array([url for _, url, _ in good], pa.string()),
             "caption": pa.array([caption for _, _, caption in good], pa.string()),
         }
-        return pa.table(columns | {name: table.column(name).take(numbers) for name in extra})
+        return pa.table(columns | {name: _in_utf8(table.column(name).take(numbers)) for name in extra})
 
     def _read(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
         if self._table is not None:
@@ -161,6 +162,21 @@ def _short(column: pa.Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(column.indices, words).dictionary_decode()
 
 
+def _in_utf8(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column; in text that is not UTF-8, question marks take the place of the bytes that are wrong."""
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        if not is_text(column.type):
+            raise
+        cells = (cell.as_buffer() for cell in column)
+        texts = [
+            cell and cell.to_pybytes().decode("utf-8", "replace").replace("\ufffd", "?") for cell in cells
+        ]
+        return pa.chunked_array([pa.array(texts, column.type)])
+
+
 def _array(values: list[Any]) -> Any:
     """An array of values of one type; if they are mixed, as JSON allows, of text and the JSON of everything else."""
     try:
@@ -188,12 +204,14 @@ def _metadata(found: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 def _usable(url: Any, caption: Any) -> tuple[str, str]:
     """Address and captions of a row, or `SkippedSample`."""
-    address = address_in(url)
+    address = address_in(from_arrow(url, "address"))
     if address is None:
         raise SkippedSample("no address")
-    captions = [text for one in captions_in(caption) if (text := " ".join(one.split()))]
+    found = captions_in(from_arrow(caption, "caption"))
+    captions = [text for one in found if (text := " ".join(one.split()))]
     if not captions:
         raise SkippedSample("empty caption")
-    if sum(len(text.encode(errors="surrogatepass")) for text in captions) > MAX_CAPTION_BYTES:
+    lines = "\n".join(captions)
+    if len(lines.encode(errors="surrogatepass")) > MAX_CAPTION_BYTES:
         raise SkippedSample("caption is too long")
-    return address, "\n".join(captions)
+    return quoted(address), lines
