@@ -14,7 +14,7 @@ from advflyp.data.pairs.sources import open_source
 from advflyp.data.sets.captioned import CaptionedImages
 from advflyp.data.tools.check import check
 from advflyp.data.training import readings
-from helpers import members, pairs, write_tar
+from helpers import members, pairs, write_folder, write_tar
 
 PNG = pairs(1)[0][0]
 
@@ -177,3 +177,20 @@ def test_a_file_called_txt_is_no_caption(tmp_path: Path) -> None:
         None,
         tmp_path / "b.txt",
     ]
+
+
+def test_shards_and_pairs_of_files_in_one_folder(tmp_path: Path) -> None:
+    """A tar that was left in a folder of pairs would take the place of them all."""
+    folder = write_folder(tmp_path / "pairs", 3)
+    write_tar(folder / "backup.tar", [("0.png", pairs(1)[0][0]), ("0.txt", b"a cat")])
+    with pytest.raises(
+        ValueError, match=r"pairs holds shards and pairs of files, such as 0000\.png; name the shards"
+    ):
+        open_source(str(folder))
+    assert len(open_source(f"{folder}/*.tar*")) == 1
+    # What img2dataset or an operating system writes beside shards, and an image alone, are no pairs.
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    (folder / "0000_stats.json").write_text("{}")
+    (folder / "._0001.txt").write_text("")
+    assert len(open_source(str(folder))) == 1

@@ -3,7 +3,15 @@
 import os
 from pathlib import Path
 
-from advflyp.data.filenames import CAPTION_SUFFIXES, images_among, is_document, walk, writable
+from advflyp.data.filenames import (
+    CAPTION_SUFFIXES,
+    images_among,
+    is_clutter,
+    is_document,
+    is_image,
+    walk,
+    writable,
+)
 from advflyp.data.pairs.samples import Sample
 from advflyp.wording import counted
 
@@ -50,6 +58,17 @@ class FolderPairs:
 def has_pairs(folder: Path) -> bool:
     """Whether any image below `folder` has a caption."""
     return any(_find(folder)[1])
+
+
+def pair_in(folder: Path) -> str | None:
+    """An image directly inside `folder` that has a caption beside it."""
+    names = sorted(path.name for path in folder.iterdir() if not is_clutter(path.name))
+    split = [name.rpartition(".") for name in names]
+    texts = {stem for stem, _, suffix in split if stem and suffix.lower() in CAPTION_SUFFIXES}
+    return next(
+        (name for name, (stem, *_) in zip(names, split, strict=True) if is_image(name) and stem in texts),
+        None,
+    )
 
 
 def _find(folder: Path) -> tuple[list[str], list[str | None], list[str]]:

@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 from advflyp.config import nearest_path
 from advflyp.data.filenames import is_clutter, is_image, is_shard, shards_in
 from advflyp.data.pairs.addresses import expand, is_remote, open_binary
-from advflyp.data.pairs.folder_pairs import FolderPairs
+from advflyp.data.pairs.folder_pairs import FolderPairs, pair_in
 from advflyp.data.pairs.hub_pairs import HubPairs, is_hub_dataset, is_saved_dataset
 from advflyp.data.pairs.manifest import read_manifest
 from advflyp.data.pairs.objects import open_objects
@@ -65,8 +65,14 @@ def _open(train: str, size: int | None, columns: Columns, damaged: list[str] | N
     if is_hub_dataset(train):
         return HubPairs(train, columns)
     path = Path(train).expanduser()
-    if not is_remote(train) and path.is_dir() and not shards_in(path):
-        return _open_folder(path, columns, damaged)
+    if not is_remote(train) and path.is_dir():
+        if not shards_in(path):
+            return _open_folder(path, columns, damaged)
+        if pair := pair_in(path):
+            raise ValueError(
+                f"{train} holds shards and pairs of files, such as {pair}; name the shards as '{path}/*.tar*', or move "
+                "one of the two away"
+            )
     files = _named(train)
     if is_image(files[0]):
         what = "is an image" if len(files) == 1 else f"names {len(files)} images"
