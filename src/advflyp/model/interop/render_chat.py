@@ -24,7 +24,7 @@ def limit(seconds: int, memory: int) -> None:
     end = math.ceil(time.process_time()) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (end, end))
     if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             memory += int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
@@ -49,4 +49,4 @@ def rendered(job: dict[str, Any]) -> dict[str, str]:
 if __name__ == "__main__":
     job = json.load(sys.stdin)
     limit(job["seconds"], job["memory"])
-    json.dump(rendered(job), sys.stdout)
+    sys.stdout.write(json.dumps(rendered(job)))
