@@ -199,12 +199,7 @@ def overlap(
         check_files(out, (PAGE, MATCHES))
     if drop is not None:
         check_new(drop)
-        if out is not None and out.resolve().is_relative_to(drop.resolve()):
-            raise ValueError(
-                f"--drop makes the folder {drop}, and --out would fill it first; name another --out"
-            )
-        if limit is not None:
-            raise ValueError("--drop goes through all pairs; leave out --limit")
+        _check_drop(drop, out, limit)
     place = pick_device(device)
     columns = Columns(image_column, caption_column)
     with counter("pair", "compared") as count:
@@ -227,6 +222,13 @@ def overlap(
         about = {"dropped_from": pairs, "near_duplicates_of": list(found.against)}
         samples = without(pairs, found.keys, size=size, columns=columns)
         print_manifest(write_shards(samples, drop, about=about), drop)
+
+
+def _check_drop(drop: OutFolder, out: OutFolder | None, limit: int | None) -> None:
+    if out is not None and out.resolve().is_relative_to(drop.resolve()):
+        raise ValueError(f"--drop makes the folder {drop}, and --out would fill it first; name another --out")
+    if limit is not None:
+        raise ValueError("--drop goes through all pairs; leave out --limit")
 
 
 def _describe_overlap(found: "Overlap") -> list[str]:

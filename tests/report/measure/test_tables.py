@@ -123,6 +123,9 @@ def test_the_same_cell_twice_is_one_but_other_settings_are_an_error(cells: list[
     )
     with pytest.raises(ValueError, match="mini on mini/food under clean twice, with different subset"):
         Results([one, two])
+    changed = dataclasses.replace(cells[0], settings={"set_sha256": "x"})
+    with pytest.raises(ValueError, match="mini on two states of mini/food, .*; measure into a new file"):
+        Results([cells[0], changed])
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,11 @@ def is_flagged(cell: Cell) -> bool:
 
 
 def _same_settings(model: str, one: Cell, two: Cell) -> None:
+    if one.settings.get("set_sha256") != two.settings.get("set_sha256"):
+        raise ValueError(
+            f"the results hold {model} on two states of {two.set}, which has changed in between; measure into a new "
+            "file, or remove the older lines"
+        )
     for name in SETTINGS:
         a, b = getattr(one, name), getattr(two, name)
         if a != b:
