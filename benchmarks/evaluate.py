@@ -36,6 +36,7 @@ from advflyp.data.sets.labelled import LabelledSet, load_set
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.model.clip import CLIP
+from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision
 from advflyp.model.zeroshot import class_embeddings, class_logits
@@ -59,6 +60,8 @@ class Arguments:
     eps: str = "1/255"
     precision: Precision = "fp32"
     """Precision of our search. The others run in float32, so anything else compares precisions as well."""
+    graphs: bool = False
+    """Replay our image tower's passes as CUDA graphs, recorded anew in every run."""
     ours_only: bool = False
     """Time only our implementation."""
     repeats: int = 3
@@ -73,6 +76,8 @@ def main() -> None:
     device = str(pick_device(arguments.device))
     # Frozen for all: a graph through the text tower would only cost (a) memory, 40 GB for 1,000 prompts.
     model = load_model(arguments.model, device=device).requires_grad_(False)
+    if arguments.graphs:
+        check_device(model.device, "--graphs")
     labelled = load_set(arguments.set)
     if arguments.classes is not None:
         labelled = with_classes(labelled, arguments.classes)
@@ -158,7 +163,8 @@ def relabel(model: CLIP, labelled: LabelledSet, arguments: Arguments) -> Labelle
 
 def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> float:
     evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
-    return evaluator.run(find_attack(name), threat, precision=arguments.precision).accuracy
+    with model.replaying(Graphs(pads=True) if arguments.graphs else None):
+        return evaluator.run(find_attack(name), threat, precision=arguments.precision).accuracy
 
 
 def batches(model, labelled, arguments: Arguments):

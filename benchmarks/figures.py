@@ -87,7 +87,7 @@ def evaluation(path: Path) -> Figures:
             continue
         what = (
             f"{ATTACKS[row['attack']]}, {setting['model']}, {row['classes']:,} prompts, {setting['images']} images, "
-            f"ε = {setting['eps']}, {setting['precision']}"
+            f"ε = {setting['eps']}, {setting['precision']}{', replayed' if setting.get('graphs') else ''}"
         )
         ours = row["ours"]
         text = f"{_seconds(ours['seconds'])}, {100 * ours['accuracy']:.0f} % robust"

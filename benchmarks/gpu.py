@@ -334,7 +334,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     about = {
         "check": "tests, training, attacks, loader, quickstart",
         "reproduce": "training from shards, the mini reproduction's headline",
-        "compile": "the training step through torch.compile, in three ways",
+        "compile": "the training step replayed, and through torch.compile in three ways",
     }
     for name, text in about.items():
         call = calls.add_parser(name, help=text, description=text)

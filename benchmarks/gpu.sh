@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh wheels FOLDER --python 3.12      first, with a network: packages that the GPU's Python lacks
 #   benchmarks/gpu.sh check --wheels FOLDER            tests, training, attacks, loader, quickstart
 #   benchmarks/gpu.sh reproduce --wheels FOLDER        training from shards, the mini reproduction's headline
-#   benchmarks/gpu.sh compile --wheels FOLDER          the training step through torch.compile, in three ways
+#   benchmarks/gpu.sh compile --wheels FOLDER          the step replayed, and through torch.compile in three ways
 #
 # PYTHON=python3.12 names the interpreter; the checkout's .venv by default, or python3. More in docs/performance.md.
 set -euo pipefail

@@ -134,6 +134,15 @@ CHECK = (
         result="autoattack.json",
         read=figures.evaluation,
     ),
+    Stage(
+        name="autoattack, graphs",
+        limit=45,
+        command=AUTOATTACK + "--images 128 --batch-size 128 --graphs",
+        tiny=AUTOATTACK + "--images 2 --eps 64/255",  # a processor has no graphs
+        output="--json {work}/autoattack_graphs.json",
+        result="autoattack_graphs.json",
+        read=figures.evaluation,
+    ),
 )
 REPRODUCE = (
     Stage(
@@ -172,14 +181,17 @@ REPRODUCE = (
 COMPILE = tuple(
     Stage(
         name=f"train_step compiled: {how}",
-        limit=(SECONDS - 30) / 3,
+        limit=60 if how == "replayed" else (SECONDS - 90) / 3,
         command=STEP
         + f"--models ViT-B-32/random --batch-sizes 256 --precisions bf16 --compile {how} --warmup 4",
-        tiny=STEP + f"--models mini-vit/random --batch-sizes 4 --precisions fp32 --compile {how} --steps 1",
+        # Without CUDA nothing is replayed.
+        tiny=STEP
+        + "--models mini-vit/random --batch-sizes 4 --precisions fp32 --steps 1"
+        + (f" --compile {how}" if how != "replayed" else ""),
         output=f"--json {{work}}/train_step_{how}.json --profile {{work}}/profile",
         result=f"train_step_{how}.json",
         read=figures.train_step,
     )
-    for how in ("default", "static", "graphs")
+    for how in ("replayed", "default", "static", "graphs")
 )
 CALLS = {"check": CHECK, "reproduce": REPRODUCE, "compile": COMPILE}

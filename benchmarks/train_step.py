@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py              # mini and ViT-B/32; batch 16 on a CPU, 256 and 1,024 on CUDA
     python benchmarks/train_step.py --all        # also the last model at the last precision through torch.compile
-    python benchmarks/train_step.py --models ViT-B-32/random --precisions bf16 --compile default static graphs
+    python benchmarks/train_step.py --models ViT-B-32/random --precisions bf16 --compile replayed default static graphs
     python benchmarks/train_step.py --profile profile       # where our step's time goes, a file for each row
 
 Prints, for the basic and the full method at each precision, the median seconds of both with their range, the ratio
@@ -61,11 +61,13 @@ schedule = "constant"
 precision = "{precision}"
 device = "{device}"
 compile = {compile}
+graphs = {graphs}
 """
 
 
-Compile = Literal["default", "static", "graphs"]
+Compile = Literal["replayed", "default", "static", "graphs"]
 COMPILE: dict[Compile, dict[str, Any]] = {
+    "replayed": {},
     "default": {},
     "static": {"dynamic": False},
     "graphs": {"dynamic": False, "mode": "reduce-overhead"},
@@ -89,7 +91,8 @@ class Arguments:
     """File for the results."""
     compile: tuple[Compile, ...] = ()
     """Run our image tower through torch.compile: `default` as `train.compile` does, `static` with a graph for each
-    batch size, `graphs` with these as CUDA graphs."""
+    batch size, `graphs` with these as CUDA graphs. `replayed` compiles nothing and replays passes as `train.graphs`
+    does."""
     profile: Path | None = None
     """Folder for profiles of our step: its operations and kernels by time, and the host's share of the time."""
     all: bool = False
@@ -203,14 +206,15 @@ def measure(
             weight=float(regularised),
             precision=precision,
             device=arguments.device,
-            compile=str(compiled is not None).lower(),
+            compile=str(compiled not in (None, "replayed")).lower(),
+            graphs=str(compiled == "replayed").lower(),
         ),
         encoding="utf-8",
     )
     recipe = read_recipe(path)
     run = build(recipe, folder / "run")
     run.meter.counts = False  # a whole step is counted here
-    if compiled is not None:
+    if compiled is not None and recipe.train.compile:
         for model in filter(None, (run.model, run.method.original)):
             model.visual.compile(**COMPILE[compiled])
     batches = of_its_size(run)

@@ -44,6 +44,8 @@ def _pretend(patch: pytest.MonkeyPatch, sham: ShamDevice) -> None:
         sham.rng = state.clone()
 
     cuda: dict[str, Callable[..., Any]] = {
+        "_exchange_device": lambda device: 0,
+        "_maybe_exchange_device": lambda device: 0,
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
         "device_count": lambda: 1,

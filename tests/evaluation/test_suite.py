@@ -444,6 +444,14 @@ def test_compiled(tiny: CLIP, known_sets: LabelledSet) -> None:
     assert calls == [{"dynamic": True}], "batches shrink; one graph for all sizes"
 
 
+def test_graphs_are_for_cuda(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="^graphs needs a CUDA device, and the model is on cpu; leave it out$"
+    ):
+        evaluate(tiny, ["mini"], ["clean"], graphs=True, out=tmp_path / "r.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["r.samples", "r.unfinished"])
 def test_a_file_in_the_way_of_a_folder_shows_before_anything_is_measured(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()

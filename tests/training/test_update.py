@@ -102,6 +102,9 @@ def test_a_tower_without_blocks_says_so(recipe: Path, tmp_path: Path, tiny_rn_fo
 def test_economies_that_exclude_each_other(recipe: Path) -> None:
     with pytest.raises(ValueError, match="cannot be combined with train.batch_norm = 'update'"):
         read_recipe(recipe, {"train.micro_batch": "4", "train.batch_norm": "update"})
+    for other in ({"train.compile": True}, {"train.micro_batch": 4}, {"train.parallel": "fsdp"}):
+        with pytest.raises(ValueError, match=f"train.graphs cannot be combined with {next(iter(other))}"):
+            read_recipe(recipe, {"train.graphs": True, **other})
     with pytest.raises(ValueError, match="cannot be combined with train.parallel = 'fsdp'"):
         read_recipe(recipe, {"train.micro_batch": "auto", "train.parallel": "fsdp"})
     with pytest.raises(ValueError, match="train.micro_batch must be a whole number, not 'most'"):

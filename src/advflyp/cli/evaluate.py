@@ -63,6 +63,7 @@ def evaluate(
     batch_size: EvalBatchSize = "auto",
     precision: str | None = None,
     compile: bool = False,
+    graphs: bool = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -95,6 +96,7 @@ def evaluate(
         precision: Precision of the attack's search: fp32, bf16, or auto (bf16 if the device is faster in it).
             Adversarial images are always evaluated in fp32 (default: the protocol's, else auto).
         compile: Run the image tower through torch.compile.
+        graphs: Replay the image tower's passes as CUDA graphs: for small models, where a GPU waits for its host.
     """
     radii = check_attacks(attacks, eps, norm or "linf")
     set_names(list(sets))
@@ -131,6 +133,7 @@ def evaluate(
             batch_size=batch_size_of(batch_size),
             precision=_precision(precision or chosen.precision, device, console),
             compile=compile,
+            graphs=graphs,
             device=device,
             seed=seed,
             sanity=sanity,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, read_card, weights_sha256
+from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
@@ -55,6 +56,7 @@ def evaluate(
     batch_size: int | Literal["auto"] = "auto",
     precision: Precision = "auto",
     compile: bool = False,
+    graphs: bool = False,
     device: str | torch.device = "auto",
     seed: int = 0,
     sanity: bool = False,
@@ -79,6 +81,8 @@ def evaluate(
             a CPU or MPS.
         precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
+        graphs: Record the image tower's passes as CUDA graphs, one for each of a few batch sizes, and replay them: for
+            small models, where a GPU waits for kernels to be launched.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.
         sanity: Check each attacked cell for masked gradients; the verdict is in the cell.
@@ -96,7 +100,18 @@ def evaluate(
         ValueError: Unknown names, or radii that are not above 0.
     """
     suite = _Suite(
-        protocol, limit, batch_size, precision, compile, seed, sanity, out, save_images, progress, watch
+        protocol,
+        limit,
+        batch_size,
+        precision,
+        compile,
+        graphs,
+        seed,
+        sanity,
+        out,
+        save_images,
+        progress,
+        watch,
     )
     wanted = conditions(map(protocol.attack, listed(attacks)), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
@@ -141,6 +156,7 @@ class _Suite:
     batch_size: int | Literal["auto"]
     precision: Precision
     compile: bool
+    graphs: bool
     seed: int
     sanity: bool
     out: str | Path | None
@@ -183,7 +199,7 @@ class _Suite:
                 if not locate(dataset, self.protocol.source) and stored(dataset) is None:
                     _load(dataset, self.protocol)
             # Batches shrink as images leave an attack.
-            with compiled(model) if self.compile else nullcontext():
+            with compiled(model) if self.compile else nullcontext(), self._replayed(model):
                 for dataset in datasets:
                     if (cells := ranks.broadcast_from_rank0(partial(stored, dataset))) is not None:
                         result += cells
@@ -238,11 +254,19 @@ class _Suite:
             found += cells
         return found
 
+    def _replayed(self, model: CLIP) -> AbstractContextManager[None]:
+        if not self.graphs:
+            return nullcontext()
+        check_device(model.device, "graphs")
+        return model.replaying(Graphs(pads=True))
+
     def _batch_size(self, model: CLIP, wanted: Sequence[Condition], ranks: Ranks) -> int:
         if self.batch_size != "auto":
             return self.batch_size
         attacked = {id(m): m for m in (model, *(a.model for a, _ in wanted if isinstance(a, Transfer)))}
-        return min(ranks.all_gather_object(min(map(largest_batch, attacked.values()))))
+        with model.replaying(None):
+            fits = min(ranks.all_gather_object(min(map(largest_batch, attacked.values()))))
+        return max(1, fits // 2) if self.graphs else fits  # recordings have memory of their own
 
     def _evaluator(self, model: CLIP, dataset: LabelledSet | str, ranks: Ranks, batch_size: int) -> Evaluator:
         """The evaluator of the model on a dataset, under the protocol."""

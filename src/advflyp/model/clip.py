@@ -1,6 +1,7 @@
 """One interface for every CLIP-like model: pixels in [0, 1] in, unit-norm embeddings out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from advflyp.data.sets.prompts import several_texts
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
 from advflyp.model.architectures import architecture_config, config_of, is_built_by
+from advflyp.model.graphs import Graphs
 from advflyp.model.layers import patch_layers
 from advflyp.model.patches import Patches, embed_patches, patch_grid
 from advflyp.model.precision import InPrecision
@@ -50,6 +52,7 @@ class CLIP(InPrecision, nn.Module):
         self.name = name
         # Images that go through the tower at a time; None for all at once. See `recompute.py`.
         self.micro_batch: int | None = None
+        self._graphs: Graphs | None = None
         settings = PreprocessCfg(**config["preprocess_cfg"])
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
@@ -141,7 +144,18 @@ class CLIP(InPrecision, nn.Module):
 
     def encode_image_raw(self, images: Tensor) -> Tensor:
         """`encode_image` before the normalisation: (N, d) float32 embeddings of any norm."""
+        if self._graphs is not None:
+            return self._graphs(self._encode_image, images, self.precision)
         return self._in_parts(self._encode_image, images)
+
+    @contextmanager
+    def replaying(self, graphs: Graphs | None) -> Iterator[None]:
+        """Encode the block's images by replaying `graphs`; the weights get no gradients there. None: do not replay."""
+        before, self._graphs = self._graphs, graphs
+        try:
+            yield
+        finally:
+            self._graphs = before
 
     def _encode_image(self, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from advflyp.method import find_method
 from advflyp.method.base import Method
 from advflyp.model.cast import WeightCasts, freeze_in_bf16, product_weights
 from advflyp.model.clip import CLIP
+from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.share import Share
 from advflyp.training import sharding
@@ -100,6 +102,7 @@ class TrainingRun:
     state: TrainState = field(default_factory=TrainState)
     logged: int = 0
     meter: Meter = field(default_factory=Meter)
+    graphs: dict[CLIP, Graphs] = field(default_factory=dict[CLIP, Graphs])
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +118,15 @@ class TrainingRun:
         """bf16 copies of the model's weights, for the attack; none if the model is sharded or compiled."""
         plain = not self.recipe.train.compile and not self.is_sharded
         return WeightCasts(product_weights(self.model) if plain else [])
+
+    def replaying(self, model: CLIP | None) -> AbstractContextManager[None]:
+        """Within the block, `model` encodes images by replaying CUDA graphs, if the recipe says so.
+
+        Not while operations are counted: those of a replay are not seen.
+        """
+        if model is None or not self.recipe.train.graphs or self.meter.is_counting:
+            return nullcontext()
+        return model.replaying(self.graphs.setdefault(model, Graphs(pads=False)))
 
     def unsharded_model(self) -> CLIP:
         """The model to evaluate and save: under FSDP, an unsharded copy; all ranks must call this together."""
@@ -247,6 +259,8 @@ def _resolved(recipe: Recipe, precision: PrecisionChoice, objects: Objects) -> R
 
 def _open_method(recipe: Recipe, precision: PrecisionChoice, model: CLIP, ranks: Ranks) -> Method:
     """The method that trains the model."""
+    if recipe.train.graphs:
+        check_device(model.device, "train.graphs")
     model.precision = precision.precision
     apply_memory_options(model, recipe.train)
     method = find_method(recipe.method_name)[0](recipe.method, model)

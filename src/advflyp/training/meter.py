@@ -37,6 +37,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.counts = True  # whether operations are counted at all
+        self.is_counting = False
         self.flops_per_step: dict[Any, float] = {}  # of this process, by kind of step
         self.flops_of_last = 0.0  # 0 where they are not known
         self.rate = 0.0  # of the device; measured for the first line
@@ -61,8 +62,10 @@ class Meter:
         if not self.counts or compiled or kind in self.flops_per_step:
             yield
         else:
+            self.is_counting = True
             with Flops() as flops:
                 yield
+            self.is_counting = False
             self.flops_per_step[kind] = flops.total
         self.flops_of_last = self.flops_per_step.get(kind, 0.0)
 

@@ -45,6 +45,8 @@ class TrainConfig:
         parallel: With several ranks: "ddp", a whole model on each, or "fsdp", the image tower's weights, gradients and
             optimiser state sharded over them (FSDP2), for towers that do not fit.
         compile: Run the image tower through torch.compile.
+        graphs: Replay the attack's passes of the image tower, and those of the frozen original, as CUDA graphs; the
+            result is the same.
     """
 
     epochs: int = 1
@@ -60,6 +62,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "train.precision")
@@ -75,6 +78,14 @@ class TrainConfig:
                 "train.micro_batch cannot be combined with train.parallel = 'fsdp'; use "
                 "train.activation_checkpointing, or more ranks"
             )
+        others = {
+            "train.compile": self.compile,
+            "train.micro_batch": self.micro_batch is not None,
+            "train.activation_checkpointing": self.activation_checkpointing,
+            "train.parallel = 'fsdp'": self.parallel == "fsdp",
+        }
+        if self.graphs and (wrong := [key for key, there in others.items() if there]):
+            raise ValueError(f"train.graphs cannot be combined with {wrong[0]}; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +145,7 @@ TABLES: dict[str, type] = {
 # What a resumed run may change: where, how fast and how loudly it computes, not what.
 CHANGEABLE = (
     "log", "checkpoint", "data.workers", "data.loader", "data.text_cache", "train.micro_batch",
-    "train.activation_checkpointing", "train.compile", "train.device",
+    "train.activation_checkpointing", "train.compile", "train.graphs", "train.device",
 )  # fmt: skip
 
 

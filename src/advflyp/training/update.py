@@ -87,7 +87,8 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
     model.train(updates_statistics)
     batch = run.add_texts(replace(batch, images=images))
     run.optimizer.zero_grad(set_to_none=True)
-    with run.meter.counting(recipe.train.compile or run.is_sharded, (images.shape, attack)):
+    counting = run.meter.counting(recipe.train.compile or run.is_sharded, (images.shape, attack))
+    with counting, run.replaying(run.method.original):
         if attack.steps > 0:
             model.eval()
             found = find_adversarial(run, batch)
@@ -145,7 +146,8 @@ def find_adversarial(run: "TrainingRun", batch: Batch) -> Adversarial:
         assert isinstance(run.method, FromEmbeddings)  # check_attack
         return perturbed_sharing(run.method, batch, attack)
     # A sharded tower computes with other parameters than these; autograd skips their gradients anyway.
-    with constant([] if run.is_sharded else run.parameters), run.casts.in_place():
+    frozen = constant([] if run.is_sharded else run.parameters)
+    with frozen, run.casts.in_place(), run.replaying(run.model):
         return perturbed(run.method, batch, attack, run.recipe.train.seed, run.state.step)
 
 

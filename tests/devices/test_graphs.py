@@ -1,0 +1,177 @@
+"""Passes replayed from CUDA graphs give what they give without, to the last bit."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from advflyp.attack.apgd import APGD, TargetedAPGD
+from advflyp.attack.autoattack import AutoAttack
+from advflyp.attack.fab import FAB
+from advflyp.attack.square import Square
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.clip import CLIP
+from advflyp.model.graphs import Graphs, padded_size
+from advflyp.model.load import load_model
+from advflyp.training.build import TrainingRun
+from advflyp.training.update import update
+from devices.conftest import Gpu
+from devices.recording import Recordings
+from helpers import TEXT, VISION, labelled_by, small_model
+
+SMALL_AUTOATTACK = AutoAttack(
+    members=(APGD(steps=3), TargetedAPGD(steps=2, targets=2), FAB(steps=2, targets=2), Square(queries=6))
+)
+
+
+@pytest.fixture
+def recordings(gpu: Gpu) -> Iterator[Recordings]:
+    """Of a real GPU they stay empty."""
+    found = Recordings()
+    with pytest.MonkeyPatch.context() as patch:
+        if gpu.sham is not None:
+            found.install(patch)
+        yield found
+
+
+@pytest.fixture(params=VISION)
+def model(request: pytest.FixtureRequest, gpu: Gpu) -> CLIP:
+    config = {"embed_dim": 24, "vision_cfg": VISION[request.param], "text_cfg": TEXT}
+    return small_model(config).double().to(gpu.device).eval().requires_grad_(False)
+
+
+def some_images(model: CLIP, count: int) -> Tensor:
+    images = torch.rand(count, 3, *model.image_size, generator=torch.Generator().manual_seed(count))
+    return images.double().to(model.device)
+
+
+def slope_of(embeddings: Tensor, images: Tensor) -> Tensor:
+    weights = torch.linspace(-1, 1, embeddings.shape[1], dtype=torch.float64, device=images.device)
+    return torch.autograd.grad((embeddings * weights).sum(), images)[0]
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for the order of sums, which depends on the size of a batch."""
+    return torch.allclose(found.cpu(), expected.cpu(), rtol=0, atol=1e-12)
+
+
+def test_embeddings_and_gradients(model: CLIP, recordings: Recordings) -> None:
+    graphs = Graphs(pads=True)
+    for count in (5, 11, 5, 8):
+        images = some_images(model, count).requires_grad_()
+        plain = model.encode_image(images)
+        with model.replaying(graphs):
+            found = model.encode_image(images)
+            assert close(found, plain) and close(slope_of(found, images), slope_of(plain, images))
+            with torch.no_grad():
+                assert close(model.encode_image(images), plain)
+
+
+def test_what_is_recorded(gpu: Gpu, model: CLIP, recordings: Recordings) -> None:
+    if gpu.sham is None:
+        pytest.skip("a real GPU does not say what it has recorded")
+    graphs = Graphs(pads=True)
+    with model.replaying(graphs):
+        for count in (5, 11, 8, 12):
+            model.encode_image(some_images(model, count))
+        model.encode_image(some_images(model, 3).requires_grad_())
+        with model.computing_in("bf16"):
+            model.encode_image(some_images(model, 3))
+    sizes = [(shape[0], has_gradient) for shape, has_gradient in recordings.recorded]
+    assert sizes == [(8, False), (12, False), (8, True), (8, False)]
+    assert recordings.replayed == 6
+
+
+def test_results_outlive_the_next_replay(model: CLIP, recordings: Recordings) -> None:
+    first, second = (some_images(model, 4).requires_grad_() for _ in range(2))
+    second = (second.detach() * 0.5).requires_grad_()
+    with model.replaying(Graphs(pads=False)):
+        found = model.encode_image_raw(first)
+        slope = slope_of(found, first)
+        kept = found.detach().clone(), slope.clone()
+        slope_of(model.encode_image_raw(second), second)
+    assert torch.equal(found.detach().cpu(), kept[0].cpu()) and torch.equal(slope.cpu(), kept[1].cpu())
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (4, 9)], ids=["one recording", "two of one pool"])
+def test_gradients_after_another_batch(counts: tuple[int, int], model: CLIP, recordings: Recordings) -> None:
+    """The recording gets the first batch's activations back."""
+    images = [(some_images(model, count) * 0.9).requires_grad_() for count in counts]
+    expected = [slope_of(model.encode_image(each), each) for each in images]
+    with model.replaying(Graphs(pads=True)):
+        embeddings = [model.encode_image(each) for each in images]
+        for found, each, slope in zip(embeddings, images, expected, strict=True):
+            assert close(slope_of(found, each), slope)
+
+
+def test_a_tower_that_waits_for_the_device(gpu: Gpu, recordings: Recordings) -> None:
+    def encode(images: Tensor) -> Tensor:
+        return images.flatten(1) * images.mean().item()
+
+    images = torch.rand(4, 3, 8, 8).to(gpu.device)
+    with pytest.raises(ValueError, match="^the image tower cannot be recorded as a CUDA graph .*; leave out"):
+        Graphs(pads=True)(encode, images, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autoattack(precision: Any, gpu: Gpu, tiny_folder: Path, recordings: Recordings) -> None:
+    """At a radius at which some of the images are fooled; in float64 for "fp32"."""
+    host = load_model(tiny_folder, device="cpu")
+    labelled = labelled_by(host, 12, classes=("cat", "dog", "house", "tree", "boat"))
+    model = host.to(gpu.device) if precision == "bf16" else host.double().to(gpu.device)
+
+    def outcome(graphs: bool) -> dict[str, list[int]]:
+        how = {"precision": precision, "batch_size": 12, "graphs": graphs}
+        (cell,) = evaluate(model, labelled, [SMALL_AUTOATTACK], [6 / 255], **how)
+        assert 0 < cell.correct < cell.n
+        return cell.per_class
+
+    assert outcome(graphs=True) == outcome(graphs=False)
+    if gpu.sham is not None:
+        assert len({shape[0] for shape, _ in recordings.recorded}) > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("advflyp", {}),
+        ("advflyp", {"method.soft_targets": 0.5}),
+        ("fare", {}),
+        ("advflyp", {"attack.steps": 1, "attack.start": "zero", "attack.share_clean_forward": True}),
+        ("advflyp", {"train.batch_norm": "update"}),
+    ],
+    ids=str,
+)
+def test_training(
+    method: str,
+    keys: dict[str, object],
+    open_trainer: Callable[..., TrainingRun],
+    gpu: Gpu,
+    recordings: Recordings,
+) -> None:
+    waits: list[int] = []  # of the last step for the device
+
+    def weights(graphs: bool) -> dict[str, Tensor]:
+        run = open_trainer(method, **keys, **{"train.graphs": graphs})
+        for batch in run.pairs.epoch(0):
+            with gpu.recording() as syncs:
+                update(run, batch)
+            run.state.step += 1
+        waits.append(len(syncs))
+        assert run.meter.flops_of_last > 0
+        run.close()
+        return {name: value.cpu() for name, value in run.model.state_dict().items()}
+
+    plain, replayed = weights(False), weights(True)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+    assert waits[0] == waits[1]
+    assert gpu.sham is None or recordings.replayed >= 3
+
+
+def test_padded_sizes() -> None:
+    sizes = [padded_size(count) for count in range(1, 1025)]
+    assert all(count <= size <= max(8, count * 1.25) for count, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 29
