@@ -24,13 +24,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from advflyp.model import precision
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
 from browser import Browser
+from devices.recording import Recordings
 from helpers import RECIPE, make_tiny, write_folder
 from hubserver import Hub, running_hub
 
@@ -74,6 +77,16 @@ def tiny(tiny_folder: Path) -> CLIP:
 @pytest.fixture(params=["vit", "rn"])
 def any_tiny(request: pytest.FixtureRequest, tiny_folder: Path, tiny_rn_folder: Path) -> CLIP:
     return load_model(tiny_folder if request.param == "vit" else tiny_rn_folder)
+
+
+@pytest.fixture
+def recordings_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    """Stand-ins for CUDA graphs, on the CPU."""
+    found = Recordings()
+    found.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr("advflyp.training.build.check_device", lambda *_: None)
+    return found
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ the pool.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -87,9 +87,11 @@ class Recordings:
         patch.setattr(torch.cuda, "make_graphed_callables", self.record)
         patch.setattr(torch.cuda, "graph_pool_handle", object)
 
-    def replay(self, tape: Tape) -> None:
+    def replay(self, tape: Tape, spoilt: Sequence[Tape] = ()) -> None:
         self.replayed += 1
         with self.replays:
+            for other in spoilt:
+                other.spoil()
             tape.replay()
 
     def record(self, compute: Compute, samples: tuple[Tensor], *, pool: object, **_: Any) -> Compute:
@@ -113,11 +115,8 @@ class Recordings:
         class Graphed(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, images: Tensor) -> Tensor:
-                for tape in others:
-                    if tape is not forward:
-                        tape.spoil()
                 static.data.copy_(images)
-                recordings.replay(forward)
+                recordings.replay(forward, [tape for tape in others if tape is not forward])
                 return output.detach()
 
             @staticmethod

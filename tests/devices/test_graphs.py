@@ -1,6 +1,7 @@
 """Passes replayed from CUDA graphs give what they give without, to the last bit."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from advflyp.attack.apgd import APGD, TargetedAPGD
 from advflyp.attack.autoattack import AutoAttack
 from advflyp.attack.fab import FAB
+from advflyp.attack.pgd import PGD
 from advflyp.attack.square import Square
+from advflyp.attack.threat import Threat
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.graphs import Graphs, padded_size
@@ -19,7 +22,7 @@ from advflyp.model.load import load_model
 from advflyp.training.build import TrainingRun
 from advflyp.training.update import update
 from devices.conftest import Gpu
-from devices.recording import Recordings
+from devices.recording import Dispatched, Recordings
 from helpers import TEXT, VISION, labelled_by, small_model
 
 SMALL_AUTOATTACK = AutoAttack(
@@ -175,3 +178,37 @@ def test_padded_sizes() -> None:
     sizes = [padded_size(count) for count in range(1, 1025)]
     assert all(count <= size <= max(8, count * 1.25) for count, size in enumerate(sizes, 1))
     assert len(set(sizes)) == 29
+
+
+# Of one step: kernels launched one by one and, with the tower's passes replayed, what is left.
+OF_AN_ATTACK = {
+    "pgd": (PGD(steps=1), (112, 54)),
+    "apgd-ce": (APGD(steps=1), (137, 79)),
+    "apgd-t": (TargetedAPGD(steps=1, targets=1), (160, 102)),
+    "fab-t": (FAB(steps=1, targets=1), (330, 245)),
+    "square": (Square(queries=1), (127, 100)),
+}
+
+
+@pytest.mark.parametrize("name", OF_AN_ATTACK)
+def test_launches_of_an_attack(name: str, recordings_of_a_processor: Recordings, tiny: CLIP) -> None:
+    """Where nothing is found, for a tower of two blocks: a GPU waits for its host to launch them."""
+    attack, expected = OF_AN_ATTACK[name]
+    labelled = labelled_by(tiny, 2, classes=("cat", "dog", "house", "tree", "boat"))
+    pixels = torch.stack([tiny.preprocess(image) for image, _ in labelled.dataset])
+    labels = torch.tensor([label for _, label in labelled.dataset])
+    classifier = tiny.requires_grad_(False).classifier(labelled.classes, labelled.templates)
+    length = "queries" if name == "square" else "steps"
+
+    def launches(steps: int) -> int:
+        recordings.replays.kernels = recordings.replayed = 0
+        with Dispatched() as found:
+            replace(attack, **{length: steps})(classifier, pixels, labels, Threat(eps=1e-6))
+        return found.kernels - recordings.replays.kernels + recordings.replayed
+
+    recordings, counts = recordings_of_a_processor, []
+    for graphs in (None, Graphs(pads=True)):
+        with tiny.replaying(graphs):
+            launches(3)
+            counts.append(launches(3) - launches(2))
+    assert tuple(counts) == expected

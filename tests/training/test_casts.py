@@ -1,7 +1,6 @@
 """What a step in bf16 asks of the device, by counts: they hold on a GPU, which waits for its host to launch kernels."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -54,13 +53,15 @@ def second_step(run: TrainingRun, recordings: Recordings) -> Dispatched:
     return found
 
 
-def test_casts_of_a_step(open_run: Open, without_copies: Callable[[], None], recordings: Recordings) -> None:
+def test_casts_of_a_step(
+    open_run: Open, without_copies: Callable[[], None], recordings_of_a_processor: Recordings
+) -> None:
     """The attack's two forward passes and the original's cast no weight: 17 of two blocks and the projection, two of
     them, the input projection and its bias of the last block, in two parts.
     """
-    counts = second_step(open_run("copied"), recordings).counts
+    counts = second_step(open_run("copied"), recordings_of_a_processor).counts
     without_copies()
-    plain = second_step(open_run("plain"), recordings).counts
+    plain = second_step(open_run("plain"), recordings_of_a_processor).counts
     assert plain["_to_copy"] - counts["_to_copy"] == 3 * 19
     assert counts["_foreach_copy_"] - plain["_foreach_copy_"] == 1
     assert sum(plain.values()) - sum(counts.values()) == 3 * 19 - 1
@@ -72,19 +73,10 @@ KERNELS = {"bf16": (393, 117), "fp32": (365, 81)}
 LAUNCHES = {"bf16": (339, 51), "fp32": (326, 29)}
 
 
-@pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
-    found = Recordings()
-    found.install(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(build_module, "check_device", lambda *_: None)
-    return found
-
-
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("precision", KERNELS)
 def test_kernels_of_a_step(
-    precision: str, graphs: bool, open_run: Open, tmp_path: Path, recordings: Recordings
+    precision: str, graphs: bool, open_run: Open, tmp_path: Path, recordings_of_a_processor: Recordings
 ) -> None:
     """More of them would have a GPU wait for its host."""
     found = []
@@ -98,7 +90,7 @@ def test_kernels_of_a_step(
             "train.graphs": graphs,
         }
         run = open_run(str(layers), **keys, **{"train.precision": precision})
-        found.append(second_step(run, recordings).kernels)
+        found.append(second_step(run, recordings_of_a_processor).kernels)
     in_a_block = (found[1] - found[0]) / 2
     assert (found[0] - in_a_block, in_a_block) == (LAUNCHES if graphs else KERNELS)[precision]
 

@@ -52,13 +52,12 @@ class Attempts(Points):
         Returns:
             (M',) int64, the positions of the attempts that continue; None if all do.
         """
+        if not fooled.cpu().any():  # as in most steps
+            return None
         finds.rank.copy_(lowered(finds.rank, self.rows, torch.where(fooled, self.rank, NONE)))
         first = finds.rank[self.rows]
         over, found = self.rank >= first, fooled & (self.rank == first)
-        # The only synchronisation with the device.
         over, found = torch.stack([over, found]).cpu()
-        if not over.any():
-            return None
         write, stay = (to_device(of.nonzero().squeeze(1), self.rows.device) for of in (found, ~over))
         finds.images[self.rows[write]] = adversarial[write]
         self.take(stay)

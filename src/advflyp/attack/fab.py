@@ -10,7 +10,7 @@ from advflyp.attack.attempts import Attempts, Finds, each_target
 from advflyp.attack.base import Member
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import CorrectPoints, Victim, pixel_gradient, predicted
+from advflyp.attack.victim import CorrectPoints, Victim, is_wrong, pixel_gradient
 from advflyp.dtypes import in_float64
 
 ALPHA_MAX = 0.1  # largest weight of the step from the original image
@@ -54,7 +54,8 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
         if not len(at):
             break
         logits, value, gradient = _difference(victim, at)
-        stay = at.settle(_found(victim, at, threat, logits), at.current, finds)
+        found = _found(victim, at, threat, logits, is_wrong(logits, at.labels))
+        stay = at.settle(found, at.current, finds)
         if stay is not None:
             # Already adversarial: the backward step has brought them into the ball.
             value, gradient = value[stay], gradient[stay]
@@ -74,17 +75,20 @@ def _approach(victim: Victim, attempts: Attempts, threat: Threat, steps: int, fi
 
         with torch.no_grad():
             logits = victim(at.current)
-        found = _found(victim, at, threat, logits)
+        wrong = is_wrong(logits, at.labels)
+        found = _found(victim, at, threat, logits, wrong)
         before, delta = at.current, at.current - at.images
-        adversarial = (predicted(logits, at.labels) != at.labels).view(-1, 1, 1, 1)
-        at.current = at.images + torch.where(adversarial, BETA * delta, delta)
+        at.current = at.images + torch.where(wrong.view(-1, 1, 1, 1), BETA * delta, delta)
         at.settle(found, before, finds)
 
 
-def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor) -> Tensor:
-    """(M,) bool: which current points, with these logits, fool the victim and are inside `threat`."""
+def _found(victim: Victim, at: _Approach, threat: Threat, logits: Tensor, wrong: Tensor) -> Tensor:
+    """(M,) bool: which current points, with these logits, fool the victim and are inside `threat`.
+
+    `wrong` are those that fool the search.
+    """
     lost = at.current.isnan().flatten(1).any(1)
-    found = (predicted(logits, at.labels) != at.labels) & (threat.contains(at.images, at.current) | lost)
+    found = wrong & (threat.contains(at.images, at.current) | lost)
     rows = found.nonzero().squeeze(1)
     if len(rows):
         found[rows] = victim.fooled(at.current[rows], at.labels[rows], logits[rows])

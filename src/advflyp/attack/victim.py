@@ -52,6 +52,12 @@ def predicted(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(own > values, labels, rivals)
 
 
+def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) bool: `predicted(logits, labels) != labels`, in fewer operations."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return ~(own > logits.scatter(1, labels[:, None], float("-inf")).amax(1))
+
+
 @contextmanager
 def for_use(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode; on exit, every module gets its own mode back.
@@ -170,11 +176,11 @@ class Victim:
         If the search runs in a lower precision, successes are confirmed in float32. Otherwise, a rounding error could
         end the attack on an image that then counts as robust.
         """
-        found = predicted(logits, labels) != labels
+        found = is_wrong(logits, labels)
         if self.logits_fp32 is not None:
             rows = found.nonzero().squeeze(1)
             if len(rows):
-                found[rows] = predicted(self.logits_fp32(images[rows]), labels[rows]) != labels[rows]
+                found[rows] = is_wrong(self.logits_fp32(images[rows]), labels[rows])
         return found
 
 
