@@ -167,6 +167,34 @@ def test_the_larger_of_two_measurements_is_compared(tmp_path: Path) -> None:
     assert (row.n, row.only_a, row.only_b, row.differing) == (4, 1, 1, [])
 
 
+def test_measurements_of_the_same_images_are_compared(tmp_path: Path) -> None:
+    """Not the largest, which have no image in common."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    common = {"index": range(5), "subset": {"of": 30, "limit": 5, "seed": 0}}
+    store(a, [1, 1, 1, 0, 0], **common)
+    store(b, [1, 1, 0, 0, 0], **common)
+    for path, first, seed in ((a, 5, 1), (b, 15, 2)):
+        subset = {"of": 30, "limit": 10, "seed": seed}
+        store(path, [1] * 10, index=range(first, first + 10), subset=subset)
+    (row,) = compare(a, b)
+    assert (row.n, row.only_a, row.only_b) == (5, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "other", [{"attack_args": {"steps": 10, "images": "b"}}, {"split": "test (webdataset)"}], ids=str
+)
+def test_the_images_of_a_set_count_once(other: dict[str, Any], tmp_path: Path) -> None:
+    """Two attacks of one name, or two copies of a set, are no two sets: with a mean p would be 0.125."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for more in ({}, other):
+        store(a, [1, 1, 0, 0], **{**PGD, **more})
+        store(b, [0, 0, 0, 0], **{**PGD, **more})
+    assert [(len(row.sets), row.n, row.p) for row in compare(a, b)] == [(1, 4, 0.5)] * 2
+    for path, right in ((a, [1, 1]), (b, [0, 1])):
+        store(path, right, set="mini/flags", **PGD)
+    assert [len(row.sets) for row in compare(a, b)] == [1, 1, 1], "nor a mean over three"
+
+
 def test_protocols_are_compared_apart(tmp_path: Path) -> None:
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for path in (a, b):

@@ -61,7 +61,8 @@ class Comparison:
 def compare(a: str | Path, b: str | Path) -> list[Comparison]:
     """A row for every dataset × attack × ε that both have; for each attack × ε on several datasets, also their mean.
 
-    Protocols are kept apart: each protocol that both have gets its own rows and means.
+    Protocols are kept apart: each protocol that both have gets its own rows and means. There is no mean where a set has
+    several rows, as for two attacks of one name: it would count the same images more than once.
 
     Args:
         a: "results.jsonl", or "results.jsonl::MODEL" if the file holds several models.
@@ -81,8 +82,9 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
             f"{name_a} and {name_b} have no set with the same attack in common ({_contents(cells_a)}; "
             f"{_contents(cells_b)}); evaluate both with the same --sets, --attacks and --eps"
         )
-    groups: dict[tuple[str, str | None, float, str], list[Comparison]] = {}
-    for cell_a, cell_b in (pair for key in common for pair in _pairs(cells_a[key], cells_b[key])):
+    groups: dict[tuple[str, str | None, float, str], dict[str, list[Comparison]]] = {}
+    stores = store_a, store_b
+    for cell_a, cell_b in (pair for key in common for pair in _pairs(cells_a[key], cells_b[key], stores)):
         right_a, right_b = _common_images(
             cell_a, read_samples(store_a, cell_a), cell_b, read_samples(store_b, cell_b)
         )
@@ -109,11 +111,14 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
             differing=[name for name in SETTINGS if getattr(cell_a, name) != getattr(cell_b, name)],
             protocol=" / ".join(dict.fromkeys((cell_a.protocol, cell_b.protocol))),
         )
-        groups.setdefault((row.attack, row.norm, row.eps, row.protocol), []).append(row)
+        groups.setdefault((row.attack, row.norm, row.eps, row.protocol), {}).setdefault(
+            cell_a.set, []
+        ).append(row)
     rows: list[Comparison] = []
-    for group in groups.values():
+    for sets in groups.values():
+        group = [row for of_set in sets.values() for row in of_set]
         rows += group
-        if len(group) > 1:
+        if 1 < len(group) == len(sets):
             rows.append(_over_sets(group))
     adjusted = holm([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
@@ -222,7 +227,7 @@ def _choose(spec: str) -> tuple[str, Path, dict[Key, list[Cell]]]:
     return name, store, by_key
 
 
-def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
+def _pairs(some: list[Cell], others: list[Cell], stores: tuple[Path, Path]) -> list[tuple[Cell, Cell]]:
     """The two cells to compare for each common protocol; if there is none, two cells of different protocols."""
     both = [
         name
@@ -230,20 +235,25 @@ def _pairs(some: list[Cell], others: list[Cell]) -> list[tuple[Cell, Cell]]:
         if any(o.protocol == name for o in others)
     ]
     if not both:
-        return [_best_match(some, others)]
+        return [_best_match(some, others, stores)]
     return [
-        _best_match(*([cell for cell in cells if cell.protocol == name] for cells in (some, others)))
+        _best_match(*([cell for cell in cells if cell.protocol == name] for cells in (some, others)), stores)
         for name in both
     ]
 
 
-def _best_match(some: list[Cell], others: list[Cell]) -> tuple[Cell, Cell]:
-    """Among cells that differ in limits or seeds, the two with the most images, then with the most equal settings."""
+def _best_match(some: list[Cell], others: list[Cell], stores: tuple[Path, Path]) -> tuple[Cell, Cell]:
+    """Among cells that differ in limits or seeds, the two with the most images in common, then with the most equal
+    settings.
+    """
 
     def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
         one, two = pair
-        return min(one.n, two.n), sum(getattr(one, name) == getattr(two, name) for name in SETTINGS)
+        seen = (read_samples(store, cell).index for store, cell in zip(stores, pair, strict=True))
+        return len(np.intersect1d(*seen)), sum(getattr(one, name) == getattr(two, name) for name in SETTINGS)
 
+    if len(some) == len(others) == 1:
+        return some[0], others[0]
     return max(itertools.product(some, others), key=rank)
 
 

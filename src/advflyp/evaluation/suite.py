@@ -100,19 +100,8 @@ def evaluate(
         ValueError: Unknown names, or radii that are not above 0.
     """
     suite = _Suite(
-        protocol,
-        limit,
-        batch_size,
-        precision,
-        compile,
-        graphs,
-        seed,
-        sanity,
-        out,
-        save_images,
-        progress,
-        watch,
-    )
+        protocol, limit, batch_size, precision, compile, graphs, seed, sanity, out, save_images, progress, watch
+    )  # fmt: skip
     wanted = conditions(map(protocol.attack, listed(attacks)), norm, eps)
     models, datasets, place = _models(model, name), _chosen_sets(sets), pick_device(device)
     with distributed.process_group(place) as (ranks, own):
