@@ -130,6 +130,27 @@ def test_eot_sees_through_a_random_model(robust: nn.Module, loss: str) -> None:
     assert standing(16) < standing(1)
 
 
+def test_luck_does_not_end_an_attack_on_a_random_model() -> None:
+    """The first two iterates are misclassified by luck; without it, it takes half of the radius."""
+    images, eot = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64), 2
+    calls = 0
+
+    def value(x: Tensor) -> Tensor:
+        return (x - 0.5).flatten(1).mean(1) - 0.05
+
+    def lucky(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        is_lucky = 1 < calls <= 1 + 2 * eot  # after the clean image
+        return torch.stack([-value(x), value(x) + is_lucky], 1)
+
+    labels = torch.zeros(1, dtype=torch.long)
+    attack, streams = APGD(steps=10, eot=eot), Streams(0, torch.arange(1))
+    found = attack.perturb(Victim(lucky), images, labels, Threat(eps=0.1), streams=streams)
+    assert value(found) > 0
+    assert calls == 1 + eot * (1 + 10)
+
+
 def test_eot_averages_the_passes() -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.zeros(2, dtype=torch.long)

@@ -207,9 +207,9 @@ def test_an_attack_synchronises_once_an_iteration(
         for steps in (1, 2)
     )
     targets, passes = (2 if name.endswith("-t") else 1), (2 if name == "fab-t" else 1)
-    assert len(many) - len(few) == targets * passes * (2 if judged or name == "fab-t" else 1), "\n".join(
-        map(str, many)
-    )
+    finds = 0 if name == "apgd-dlr-eot2" else 1  # a find does not end that search
+    expected = targets * passes * (finds + (judged or name == "fab-t"))
+    assert len(many) - len(few) == expected, "\n".join(map(str, many))
 
 
 def syncs_of(

@@ -32,7 +32,8 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, K), labels 
 class APGD(Member):
     """Untargeted Auto-PGD from a random start on the surface of the ball.
 
-    Images on which it fails are returned unchanged.
+    Images on which it fails are returned unchanged. With `eot` above 1 every step is taken, and the last misclassified
+    iterate is returned: one that is misclassified once may be so by luck.
 
     Args:
         loss: "ce" or "dlr" (Croce & Hein 2020), or "lse", the margin with a smooth maximum (log-sum-exp).
@@ -142,7 +143,7 @@ def _climb(
     finds: Finds,
 ) -> None:
     at, logits = _begin(victim, attempts, start, threat, objective)
-    at.settle(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, finds)
+    _note(victim, at, logits, objective, finds)
 
     # Checkpoints after 0.22, 0.41, 0.57, 0.70 … of the steps: each window is 0.03 shorter than the last, down to 0.06.
     window, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
@@ -166,12 +167,24 @@ def _climb(
         at.best = torch.where(_wide(better), at.adversarial, at.best)
         at.best_gradient = torch.where(_wide(better), at.gradient, at.best_gradient)
         at.best_loss = torch.where(better, at.loss, at.best_loss)
-        at.settle(victim.fooled(at.adversarial, at.labels, logits), at.adversarial, finds)
+        _note(victim, at, logits, objective, finds)
 
         since += 1
         if since == window:
             _checkpoint(at, window)
             since, window = 0, max(window - shorter, shortest)
+
+
+def _note(victim: Victim, at: _Ascent, logits: Tensor, objective: _Objective, finds: Finds) -> None:
+    """Record the attempts that fool the victim at their current points, where it gave `logits`, and end them.
+
+    A randomised model may be fooled by luck, so its ascents go on, and the last find counts.
+    """
+    fooled = victim.fooled(at.adversarial, at.labels, logits)
+    if objective.eot == 1:
+        at.settle(fooled, at.adversarial, finds)
+    else:
+        finds.images[at.rows] = torch.where(_wide(fooled), at.adversarial, finds.images[at.rows])
 
 
 def _begin(

@@ -141,6 +141,8 @@ RECORDED = {"ce": "cross-entropy", "margin": "margin", "dlr": "dlr", "lse": "log
 class PGD(SingleAttack):
     """N gradient steps on the cross-entropy (Madry et al. 2018), per image; each stops once it is misclassified.
 
+    A randomised model may be wrong once by luck, which would end the search: attack it with "autoattack-rand".
+
     Args:
         steps: Ascent steps.
         step_size: α in pixels of [0, 1]; None is 1/255 for L∞ (as in the paper) and 2.5·ε/steps for L2, where grey
