@@ -299,8 +299,9 @@ def test_a_base_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common/all.toml").write_text('base = "mini/tecoa"\n[optim]\nlr = 1e-5\n')
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('base = "common/all.toml"\n[optim]\nlr_steps = "none"\n')
+    recipe.write_text('base = "common/all.toml"\n[optim]\nmomentum = 0.8\n')
     found = read_recipe(recipe)
+    # The base's lr_steps is for the base's lr.
     assert (found.optim.lr, found.optim.lr_steps, found.method_name) == (1e-5, None, "tecoa")
     assert found.optim.weight_decay == read_recipe("mini/tecoa").optim.weight_decay
     # Keys of another method are not inherited.

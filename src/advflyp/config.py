@@ -73,7 +73,8 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the tables of the recipe `above` into those of `below`, key by key.
 
-    A [method] with another name replaces the one below as a whole, since the keys below belong to another method.
+    A [method] with another name replaces the one below as a whole, since the keys below belong to another method. An
+    `optim.lr` replaces `optim.lr_steps` as well, which says what the rate below is meant for.
     """
     merged = dict(below)
     for name, table in above.items():
@@ -82,6 +83,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
             merged[name] = table
             continue
         is_another = name == "method" and table.get("name", lower.get("name")) != lower.get("name")
+        if name == "optim" and "lr" in table:
+            lower = {key: value for key, value in lower.items() if key != "lr_steps"}
         merged[name] = table if is_another else lower | table
     return merged
 

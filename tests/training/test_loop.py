@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,7 +26,7 @@ from advflyp.training.recipe import read_recipe
 from advflyp.training.runlog import read_metrics
 from advflyp.training.update import Updated, find_adversarial, random_start, update
 from data.test_training import class_tree
-from helpers import RECIPE, assert_equal64, models_in_float64, write_folder
+from helpers import RECIPE, assert_equal64, models_in_float64, write_folder, write_shards
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -162,6 +163,24 @@ def test_flyp_encodes_the_captions_that_are_drawn(tmp_path: Path, tiny_folder: P
     assert batch.text_embeddings.requires_grad == (unfreeze == "all")
     assert_equal64(batch.text_embeddings, run.model.encode_text(batch.captions))
     run.close()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_run_is_not_resumed_on_other_data(shards: bool, recipe: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_shards(data, 64, per_shard=32) if shards else write_folder(data, 64)
+    keys = {"data.train": str(data / "*.tar" if shards else data), "train.max_steps": 2}
+    train(recipe, keys, out=tmp_path / "run")
+    if shards:
+        shutil.copy(data / "001.tar", data / "002.tar")
+        held = "64 samples in 2 shards when it was started and now holds 96 samples in 3 shards"
+    else:
+        write_folder(data, 70)
+        held = "64 samples when it was started and now holds 70 samples"
+    with pytest.raises(
+        ValueError, match=f"^the data of .*/run held {held}; restore it, or start another run$"
+    ):
+        train(recipe, keys, out=tmp_path / "run", resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe: Path, tmp_path: Path) -> None:

@@ -237,7 +237,9 @@ def _pairs(some: list[Cell], others: list[Cell], stores: tuple[Path, Path]) -> l
     if not both:
         return [_best_match(some, others, stores)]
     return [
-        _best_match(*([cell for cell in cells if cell.protocol == name] for cells in (some, others)), stores)
+        _best_match(
+            [one for one in some if one.protocol == name], [o for o in others if o.protocol == name], stores
+        )
         for name in both
     ]
 
@@ -249,8 +251,12 @@ def _best_match(some: list[Cell], others: list[Cell], stores: tuple[Path, Path])
 
     def rank(pair: tuple[Cell, Cell]) -> tuple[int, int]:
         one, two = pair
-        seen = (read_samples(store, cell).index for store, cell in zip(stores, pair, strict=True))
-        return len(np.intersect1d(*seen)), sum(getattr(one, name) == getattr(two, name) for name in SETTINGS)
+        seen, seen_by_other = (
+            read_samples(store, cell).index for store, cell in zip(stores, pair, strict=True)
+        )
+        return len(np.intersect1d(seen, seen_by_other)), sum(
+            getattr(one, name) == getattr(two, name) for name in SETTINGS
+        )
 
     if len(some) == len(others) == 1:
         return some[0], others[0]

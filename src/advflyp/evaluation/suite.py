@@ -77,12 +77,10 @@ def evaluate(
             predictions go to Parquet files beside it; a cell whose Parquet file is missing is measured again.
         norm: "linf" or "l2".
         limit: N class-balanced images of each dataset, drawn by `seed`.
-        batch_size: Images at a time; "auto" is as many as fit in a GPU's memory, found once for each model, and 128 on
-            a CPU or MPS.
+        batch_size: Images at a time; "auto" is as many as fit in a GPU's memory, and 128 on a CPU or MPS.
         precision: Precision of the search: "auto", "fp32", "bf16"; every adversarial image is evaluated in float32.
         compile: Run the image tower through torch.compile.
-        graphs: Record the image tower's passes as CUDA graphs, one for each of a few batch sizes, and replay them: for
-            small models, where a GPU waits for kernels to be launched.
+        graphs: Replay its passes as CUDA graphs: for small models, where a GPU waits for its host.
         device: Where a model given by name is put: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: Random seed of the attacks and of `limit`.
         sanity: Check each attacked cell for masked gradients; the verdict is in the cell.

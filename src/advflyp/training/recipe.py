@@ -176,8 +176,6 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     overrides = overrides or {}
     tree = override(read_recipe_tree(path), overrides)
-    if "optim.lr" in overrides and "optim.lr_steps" not in overrides:
-        tree["optim"].pop("lr_steps", None)
     unknown(tree, [*TABLES, "method"])
     for name, table in tree.items():
         if not isinstance(table, dict):

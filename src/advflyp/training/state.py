@@ -74,6 +74,7 @@ def state_dict(run: "TrainingRun", logged: int) -> dict[str, Any]:
         "progress": progress,
         "processes": processes,
         "recipe": run.recipe.toml(),
+        "data": run.pairs.contents,
         "logged": logged,
     }
     if run.method.original is not None:
@@ -85,11 +86,18 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     """Restore what `state_dict` returned.
 
     Raises:
-        ValueError: The state is that of another recipe, or of another number of ranks.
+        ValueError: The state is that of another recipe, of other data, or of another number of ranks.
     """
     changed = difference(state["recipe"], run.recipe.toml())
     if changed:
         raise ValueError(f"the recipe differs from the one {run.folder.path} was started with: {changed}")
+    # Checkpoints of older versions do not record it.
+    then, now = state.get("data", run.pairs.contents), run.pairs.contents
+    if then != now:
+        raise ValueError(
+            f"the data of {run.folder.path} held {then} when it was started and now holds {now}; restore it, or start "
+            "another run"
+        )
     ranks = state["processes"]
     if len(ranks) != run.ranks.size:
         raise ValueError(

@@ -98,7 +98,7 @@ class MiniPairs:
         self.mirror = torch.tensor([meta["mirror"] for meta in metas])
         self.weights = torch.tensor([float(meta["weight"]) for meta in metas])
         self.batch_size, self.seed, self.device, self.share = config.batch_size, seed, how.device, how.share
-        self.skipped = Skipped()
+        self.skipped, self.contents = Skipped(), counted(len(metas), "image")
 
     def __len__(self) -> int:
         return self.share.batches(len(self.metas))

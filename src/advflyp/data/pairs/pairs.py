@@ -37,6 +37,11 @@ class Pairs(Protocol):
 
     skipped: Skipped  # samples that could not be used, of all epochs so far
 
+    @property
+    def contents(self) -> str:
+        """What it is made of, in words, so that a run is not resumed on other data."""
+        ...
+
     def __len__(self) -> int:
         """Batches an epoch has if no sample is skipped."""
         ...
@@ -74,7 +79,7 @@ class Decoded(ABC, Generic[Raw]):
     """
 
     def __init__(self, how: Reading, stream: Stream[Raw], noun: str) -> None:
-        self.how, self.stream = how, stream
+        self.how, self.stream, self.contents = how, stream, stream.contents
         self.skipped = Skipped()
         if len(stream) < how.config.batch_size:
             raise ValueError(

@@ -21,7 +21,14 @@ Raw = TypeVar("Raw", covariant=True)  # a sample before decoding
 
 
 class Stream(Protocol[Raw]):
-    """Undecoded samples of an epoch."""
+    """Undecoded samples of an epoch.
+
+    Attributes:
+        contents: What it is made of, in words: a position is of use only while that stays the same.
+    """
+
+    @property
+    def contents(self) -> str: ...
 
     def __len__(self) -> int:
         """Number of samples per epoch over all ranks, as far as that is known."""
@@ -52,6 +59,7 @@ class IndexedStream:
 
     def __init__(self, source: Indexed | Sequence[Any], *, seed: int, share: Share = WHOLE) -> None:
         self.source, self.seed, self.share = source, seed, share
+        self.contents = counted(len(source), "sample")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,6 +104,7 @@ class ShardStream:
 
     def __init__(self, source: Sharded, *, seed: int, buffer: int, rank: int = 0, ranks: int = 1) -> None:
         self.source, self.seed, self.buffer, self.rank, self.ranks = source, seed, buffer, rank, ranks
+        self.contents = f"{counted(len(source), 'sample')} in {counted(len(source.shards), 'shard')}"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -161,6 +170,7 @@ class Mixed:
                 "data.also holds fewer pairs than the run has ranks; leave it out or name a larger source"
             )
         self.main, self.other, self.share = main, other, share
+        self.contents = f"{main.contents} and {other.contents}"
 
     def __len__(self) -> int:
         return int(len(self.main) / (1 - self.share))
