@@ -114,12 +114,7 @@ def compare(a: str | Path, b: str | Path) -> list[Comparison]:
         groups.setdefault((row.attack, row.norm, row.eps, row.protocol), {}).setdefault(
             cell_a.set, []
         ).append(row)
-    rows: list[Comparison] = []
-    for sets in groups.values():
-        group = [row for of_set in sets.values() for row in of_set]
-        rows += group
-        if 1 < len(group) == len(sets):
-            rows.append(_over_sets(group))
+    rows = [row for sets in groups.values() for row in _with_mean(sets)]
     adjusted = holm([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
@@ -177,6 +172,12 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def _with_mean(sets: dict[str, list[Comparison]]) -> list[Comparison]:
+    """The rows of each set, then their mean if each of several sets has one."""
+    rows = [row for of_set in sets.values() for row in of_set]
+    return [*rows, _over_sets(rows)] if 1 < len(rows) == len(sets) else rows
 
 
 def _over_sets(group: list[Comparison]) -> Comparison:
