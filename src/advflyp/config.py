@@ -73,8 +73,7 @@ def override(tree: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the tables of the recipe `above` into those of `below`, key by key.
 
-    A [method] with another name replaces the one below as a whole, since the keys below belong to another method. An
-    `optim.lr` replaces `optim.lr_steps` as well, which says what the rate below is meant for.
+    A [method] with another name replaces the one below as a whole, since the keys below belong to another method.
     """
     merged = dict(below)
     for name, table in above.items():
@@ -83,7 +82,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
             merged[name] = table
             continue
         is_another = name == "method" and table.get("name", lower.get("name")) != lower.get("name")
-        if name == "optim" and "lr" in table:
+        if name == "optim" and "lr" in table:  # `lr_steps` says what the rate below is meant for
             lower = {key: value for key, value in lower.items() if key != "lr_steps"}
         merged[name] = table if is_another else lower | table
     return merged
@@ -99,14 +98,7 @@ class SeveralMistakes(ValueError):
 
 
 class Mistakes:
-    """Collects the errors of several checks, so that a user sees all of them at once.
-
-    mistakes = Mistakes()
-    for name in names:
-        with mistakes.noted():
-            check(name)
-    mistakes.end()
-    """
+    """Collects the errors of the checks in several `with mistakes.noted():`; a user sees all of them at `end`."""
 
     def __init__(self) -> None:
         self.found: list[str] = []

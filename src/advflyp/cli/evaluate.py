@@ -319,8 +319,7 @@ def interpolate(
         from advflyp.training.runlog import Pulse
 
     place = pick_device(device)
-    console = rank0_console()
-    chosen = _protocol(protocol)
+    console, chosen = rank0_console(), _protocol(protocol)
     searched_in = _precision(precision or chosen.precision, place, console)
     models = load_model(original, device=place), load_model(robust, device=place)
     pulse = Pulse(console)
@@ -340,9 +339,8 @@ def interpolate(
             progress=lambda cell: pulse.say(lambda: f"{cell.model}: {cell.set} {cell.attack} is done"),
         )
     ]
-    results = Results(cells)
-    title = "Interpolated weights: means over sets in %"
-    console.print(as_rich(means_table(results, results.conditions, sets=results.sets, title=title)))
+    found, title = Results(cells), "Interpolated weights: means over sets in %"
+    console.print(as_rich(means_table(found, found.conditions, sets=found.sets, title=title)))
 
 
 def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, device: str) -> None:
@@ -377,7 +375,7 @@ def check_attacks(attacks: Sequence[str], eps: Sequence[str], norm: str) -> list
     for value, word in zip(radii, eps, strict=True):
         if not value > 0:
             raise ValueError(f"--eps must be above 0, for example 1/255, not {value:g}")
-        # A plain 1 probably means one grey level, not all 255, which only the typographic attack can use.
+        # A plain 1 probably means one grey level, not all 255.
         if norm == "linf" and (value > 1 or (value == 1 and "/" not in word)):
             raise ValueError(
                 f"--eps is in pixels of [0, 1], write {value:g}/255 for grey levels, not {value:g}"

@@ -1,7 +1,7 @@
 """A zero-shot classifier for evaluations and attacks: its logits, also in float32, and adversarial images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, for_use
 from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
+from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.precision import Precision, Resolved, resolve
 from advflyp.model.zeroshot import check_told_apart, class_embeddings, class_logits
 
@@ -132,6 +133,12 @@ class Classifier:
             ):
                 result[rows.to(images.device)] = found
         return result
+
+
+def replayed(model: CLIP) -> AbstractContextManager[None]:
+    """Within the block, replay the image tower's passes from CUDA graphs. ValueError if the model is elsewhere."""
+    check_device(model.device, "graphs")
+    return model.replaying(Graphs(pads=True))
 
 
 @contextmanager

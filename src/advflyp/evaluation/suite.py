@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from advflyp.distributed import Ranks
 from advflyp.dtypes import whole
 from advflyp.evaluation.attacks import Condition, conditions, listed, recorded_arguments
 from advflyp.evaluation.batch_size import largest_batch
-from advflyp.evaluation.classifier import compiled
+from advflyp.evaluation.classifier import compiled, replayed
 from advflyp.evaluation.evaluator import Evaluator, Outcome, SetProgress
 from advflyp.evaluation.expected import WEBDATASET, Expected, place_of
 from advflyp.evaluation.journal import Journal
@@ -34,7 +34,6 @@ from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, read_card, weights_sha256
-from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
@@ -186,7 +185,8 @@ class _Suite:
                 if not locate(dataset, self.protocol.source) and stored(dataset) is None:
                     _load(dataset, self.protocol)
             # Batches shrink as images leave an attack.
-            with compiled(model) if self.compile else nullcontext(), self._replayed(model):
+            graphs = replayed(model) if self.graphs else nullcontext()
+            with compiled(model) if self.compile else nullcontext(), graphs:
                 for dataset in datasets:
                     if (cells := ranks.broadcast_from_rank0(partial(stored, dataset))) is not None:
                         result += cells
@@ -240,12 +240,6 @@ class _Suite:
                 return None
             found += cells
         return found
-
-    def _replayed(self, model: CLIP) -> AbstractContextManager[None]:
-        if not self.graphs:
-            return nullcontext()
-        check_device(model.device, "graphs")
-        return model.replaying(Graphs(pads=True))
 
     def _batch_size(self, model: CLIP, wanted: Sequence[Condition], ranks: Ranks) -> int:
         if self.batch_size != "auto":
