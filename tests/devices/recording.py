@@ -1,4 +1,4 @@
-"""CUDA graphs on a processor: `torch.cuda.make_graphed_callables` by a tape of operations, as strict as the real one.
+"""CUDA graphs on a processor: a tape of operations in place of a capture, as strict as the real one.
 
 A replay runs no Python of the product: its numbers, branches and tensors are those of the recording. It writes to the
 recording's memory, where the next replay overwrites its results, and spoils the activations of the others that share
@@ -6,7 +6,9 @@ the pool.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from advflyp.model import graphs
 from devices.sham import ShamDevice
-
-Compute = Callable[[Tensor], Tensor]
-
 
 # Beside views, what needs no kernel.
 BOOKKEEPING = {"_unsafe_view", "promote_types", "_record_function_enter_new", "_record_function_exit"}
@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
 
 
 class Recordings:
-    """Stands in for CUDA's graphs.
+    """Stands in for CUDA's graphs, on a processor or a sham device.
 
     recorded: the shape of each recorded batch, and whether it has gradients
     replayed: how many replays there were, forward and backward
@@ -81,48 +81,54 @@ class Recordings:
         self.recorded: list[tuple[tuple[int, ...], bool]] = []
         self.replayed = 0
         self.replays = Dispatched()
-        self._pools: dict[object, list[Tape]] = {}
+        self._graphs: list[list[Graph]] = []  # of each recording
+        self._pools: dict[object, list[list[Graph]]] = {}
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(torch.cuda, "make_graphed_callables", self.record)
+        patch.setattr(graphs, "_Recording", self.note(graphs._Recording))
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
+        patch.setattr(torch.cuda, "graph", self.capture)
         patch.setattr(torch.cuda, "graph_pool_handle", object)
+        for name in ("Stream", "current_stream"):
+            patch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+        patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
 
-    def replay(self, tape: Tape, spoilt: Sequence[Tape] = ()) -> None:
-        self.replayed += 1
-        with self.replays:
-            for other in spoilt:
-                other.spoil()
-            tape.replay()
+    def note(self, kind: type) -> Callable[..., Any]:
+        def made(encode: Any, images: Tensor, pool: object) -> Any:
+            self.recorded.append((tuple(images.shape), images.requires_grad))
+            self._graphs.append([])
+            return kind(encode, images, pool)
 
-    def record(self, compute: Compute, samples: tuple[Tensor], *, pool: object, **_: Any) -> Compute:
-        (static,) = samples
-        self.recorded.append((tuple(static.shape), static.requires_grad))
-        others, recordings = self._pools.setdefault(pool, []), self
-        forward, backward = Tape(), Tape()
-        compute(static)  # as a warm-up, which may wait for the device
+        return made
+
+    @contextmanager
+    def capture(
+        self, graph: "Graph", *, pool: object, stream: object, capture_error_mode: str
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        self._pools.setdefault(pool, []).append(self._graphs[-1])
+        self._graphs[-1].append(graph)
+        graph.pool = pool
         syncs = ShamDevice._active.syncs if ShamDevice._active else []
         waits = len(syncs)
-        with forward:
-            output = compute(static)
-        flow, slope = torch.empty_like(output), torch.empty_like(static)
-        if output.requires_grad:
-            with backward:
-                (slope,) = torch.autograd.grad(output, static, flow)
+        with graph.tape:
+            yield
         if syncs[waits:]:
             raise RuntimeError(f"operation not permitted when stream is capturing: {syncs[waits]}\nmore")
-        others.append(forward)
 
-        class Graphed(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, images: Tensor) -> Tensor:
-                static.data.copy_(images)
-                recordings.replay(forward, [tape for tape in others if tape is not forward])
-                return output.detach()
+    def replay(self, graph: "Graph") -> None:
+        self.replayed += 1
+        with self.replays:
+            for recording in self._pools[graph.pool]:
+                for other in recording if graph not in recording else []:
+                    other.tape.spoil()
+            graph.tape.replay()
 
-            @staticmethod
-            def backward(ctx: Any, gradient: Tensor) -> Any:
-                flow.copy_(gradient)
-                recordings.replay(backward)
-                return slope.detach()
 
-        return lambda images: Graphed.apply(images)
+class Graph:
+    """A `torch.cuda.CUDAGraph`."""
+
+    def __init__(self, recordings: Recordings) -> None:
+        self.tape = Tape()
+        self.pool: object = None
+        self.replay = lambda: recordings.replay(self)

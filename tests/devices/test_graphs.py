@@ -182,11 +182,11 @@ def test_padded_sizes() -> None:
 
 # Of one step: kernels launched one by one and, with the tower's passes replayed, what is left.
 OF_AN_ATTACK = {
-    "pgd": (PGD(steps=1), (112, 54)),
-    "apgd-ce": (APGD(steps=1), (137, 79)),
-    "apgd-t": (TargetedAPGD(steps=1, targets=1), (160, 102)),
-    "fab-t": (FAB(steps=1, targets=1), (330, 245)),
-    "square": (Square(queries=1), (127, 100)),
+    "pgd": (PGD(steps=1), (112, 52)),
+    "apgd-ce": (APGD(steps=1), (137, 77)),
+    "apgd-t": (TargetedAPGD(steps=1, targets=1), (160, 100)),
+    "fab-t": (FAB(steps=1, targets=1), (330, 242)),
+    "square": (Square(queries=1), (127, 99)),
 }
 
 

@@ -8,27 +8,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-# Sizes of batches that are padded have this many leading binary digits: at most a quarter of a pass is padding.
+Encode = Callable[[Tensor], Tensor]
+
+# Sizes of padded batches have at most this many significant binary digits: at most a fifth of a pass is padding.
 DIGITS, SMALLEST = 3, 8
+# Passes before a recording: what is loaded, tuned or allocated once must not be part of it.
+WARMUP = 3
 
 
 class Graphs:
     """The recorded passes of one image tower, whose weights may change in place, but get no gradients.
 
     Args:
-        pads: Whether batches are padded with black images to one of a few sizes, for an attack that images leave.
+        pads: Whether batches are padded to one of a few sizes, for an attack that images leave.
     """
 
     def __init__(self, *, pads: bool) -> None:
         self.pads = pads
-        self._recorded: dict[Hashable, Callable[[Tensor], Tensor]] = {}
+        self.last_replay: object = None
+        self._recordings: dict[Hashable, _Recording] = {}
         self._pool: Any = None
-        # What the recordings hold activations of: they share their memory.
-        self._held: Tensor | None = None
 
-    def __call__(self, encode: Callable[[Tensor], Tensor], images: Tensor, kind: Hashable) -> Tensor:
+    def __call__(self, encode: Encode, images: Tensor, kind: Hashable) -> Tensor:
         """`encode(images)`, (N, 3, H, W) → (N, d), differentiable once with respect to the images.
 
         Args:
@@ -43,34 +45,18 @@ class Graphs:
         size = padded_size(len(images)) if self.pads else len(images)
         key = (kind, size, *images.shape[1:], images.dtype, has_gradient)
         with torch.cuda.device(images.device):
-            if key not in self._recorded:
-                sample = images.new_zeros(size, *images.shape[1:]).requires_grad_(has_gradient)
-                self._recorded[key] = self._record(encode, sample)
-            replay = self._recorded[key]
-            # A copy, in both directions: the gradient does not stay in the recording's memory.
-            padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
-            return _Replayed.apply(replay(padded), len(images), self, replay, padded.detach())
+            if key not in self._recordings:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                sample = images.detach().new_zeros(size, *images.shape[1:]).requires_grad_(has_gradient)
+                self._recordings[key] = _recorded(encode, sample, self._pool)
+            return _Replayed.apply(images, self._recordings[key], self)
 
-    def _record(self, encode: Callable[[Tensor], Tensor], sample: Tensor) -> Callable[[Tensor], Tensor]:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        # A pass without gradients would otherwise be recorded with those of weights that require them.
-        with torch.set_grad_enabled(sample.requires_grad):
-            try:
-                make: Any = torch.cuda.make_graphed_callables
-                return make(
-                    encode,
-                    (sample,),
-                    pool=self._pool,
-                    capture_error_mode="thread_local",  # threads that load data may allocate meanwhile
-                )
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"the image tower cannot be recorded as a CUDA graph ({reason}); leave out `graphs`"
-                ) from error
+    def replay(self, recording: "_Recording", images: Tensor) -> object:
+        """Replay the forward pass of (N, 3, H, W) images, N at most the recording's. Returns the new `last_replay`."""
+        recording.images[: len(images)] = images
+        recording.forward.replay()
+        self.last_replay = object()
+        return self.last_replay
 
 
 def check_device(device: torch.device, key: str) -> None:
@@ -85,29 +71,63 @@ def padded_size(count: int) -> int:
     return max(SMALLEST, -(-count // unit) * unit)
 
 
-class _Replayed(torch.autograd.Function):
-    """The first `count` embeddings, out of the recording's memory, which the next replay overwrites.
+def _recorded(encode: Encode, sample: Tensor, pool: Any) -> "_Recording":
+    try:
+        # A pass without gradients would otherwise be recorded with those of weights that require them.
+        with torch.set_grad_enabled(sample.requires_grad):
+            return _Recording(encode, sample, pool)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the image tower cannot be recorded as a CUDA graph ({reason}); leave out `graphs`"
+        ) from error
 
-    Before gradients are replayed, the recording gets this batch's activations back, if it holds those of another.
+
+class _Recording:
+    """The passes for one shape of batch. They read `images` and `flow`, and write `embeddings` and `slope`.
+
+    Recordings with one pool share the memory of their activations.
     """
 
+    def __init__(self, encode: Encode, images: Tensor, pool: Any) -> None:
+        self.images = images
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP):
+                warm = encode(images)
+                if images.requires_grad:
+                    torch.autograd.grad(warm, images, torch.ones_like(warm))
+        torch.cuda.current_stream().wait_stream(stream)
+        # By default no thread at all may allocate meanwhile, not even one that loads data.
+        how: dict[str, Any] = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, **how):
+            self.embeddings = encode(images)
+        if images.requires_grad:
+            self.flow = torch.zeros_like(self.embeddings)
+            with torch.cuda.graph(self.backward, **how):
+                (self.slope,) = torch.autograd.grad(self.embeddings, images, self.flow)
+
+
+class _Replayed(torch.autograd.Function):
+    """The results of a replay, copied: the next one overwrites them."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        count: int,
-        graphs: Graphs,
-        replay: Callable[[Tensor], Tensor],
-        images: Tensor,
-    ) -> Tensor:
-        ctx.graphs, ctx.replay, ctx.images = graphs, replay, images
-        graphs._held = images
-        return embeddings[:count].clone()
+    def forward(ctx: Any, images: Tensor, recording: _Recording, graphs: Graphs) -> Tensor:
+        ctx.save_for_backward(images)
+        ctx.recording, ctx.graphs = recording, graphs
+        ctx.replay = graphs.replay(recording, images)
+        return recording.embeddings[: len(images)].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.graphs._held is not ctx.images:
-            ctx.replay(ctx.images)
-            ctx.graphs._held = ctx.images
-        return F.pad(gradient, (0, 0, 0, len(ctx.images) - len(gradient))), None, None, None, None
+        (images,), recording = ctx.saved_tensors, ctx.recording
+        if ctx.graphs.last_replay is not ctx.replay:  # the activations are those of another batch
+            ctx.graphs.replay(recording, images)
+        recording.flow[: len(gradient)] = gradient
+        recording.backward.replay()
+        return recording.slope[: len(gradient)].clone(), None, None
