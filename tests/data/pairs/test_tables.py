@@ -15,7 +15,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFile
 from huggingface_hub import constants
 
 from advflyp.data.pairs import cells, tables
@@ -24,7 +23,7 @@ from advflyp.data.pairs.samples import Sample, Sharded, in_order
 from advflyp.data.pairs.sources import open_source
 from advflyp.data.pairs.tables import Columns
 from advflyp.errors import SkippedSample
-from helpers import members, pairs, write_folder, write_shards, write_tar
+from helpers import pairs, write_folder, write_shards
 from hubserver import NOWHERE, Hub, use_hub
 
 PAIRS = pairs(6)
@@ -287,7 +286,6 @@ def test_the_layout_of_the_papers_release(tmp_path: Path) -> None:
 
 def test_over_fsspec(tmp_path: Path) -> None:
     """Shards and tables in fsspec's in-memory file system stand for any bucket."""
-    import fsspec
 
     memory = fsspec.filesystem("memory")
     folder = write_shards(tmp_path / "s", 6, per_shard=3)
@@ -446,39 +444,6 @@ def test_one_value_in_every_row_is_held_once(tmp_path: Path, nested: bool) -> No
         assert sample.image == large and sample.captions() == ("x", "y")
         most, count = max(most, pa.total_allocated_bytes() - before), count + 1
     assert count == 64 and most < 32 << 20
-
-
-@pytest.mark.parametrize("name", ["t.parquet", "t.tar"])
-def test_a_server_that_fails_in_the_middle(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every file system of fsspec has errors of its own; aiohttp's are not OSErrors."""
-
-    class Disconnected(Exception):
-        pass
-
-    if name == "t.tar":
-        write_tar(tmp_path / name, members(PAIRS * 9))
-    else:
-        rows = PAIRS * 9
-        table = pa.table({"image": [image for image, _ in rows], "caption": [text for _, text in rows]})
-        pq.write_table(table, tmp_path / name, row_group_size=3, compression="none")
-    address = f"memory://fails/{name}"
-    system = fsspec.filesystem("memory")
-    system.pipe(address, (tmp_path / name).read_bytes())
-    source = open_source(address, size=9 * len(PAIRS))
-    half = (tmp_path / name).stat().st_size // 3
-    real = MemoryFile.read
-
-    def read(self: MemoryFile, *arguments: int) -> bytes:
-        if self.tell() < half:
-            return real(self, *arguments)
-        raise Disconnected("server disconnected")
-
-    monkeypatch.setattr(MemoryFile, "read", read)
-    seen = []
-    with pytest.raises(ValueError, match=rf"{name}.*Disconnected: server disconnected"):
-        seen += in_order(source)
 
 
 def test_rows_without_end_of_one_image(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def stored(kind: str, orientation: int, order: str = "<") -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_orientation_is_that_of_our_own_decoder(kind: str, order: str) -> None:
     for orientation in range(1, 9):
@@ -28,6 +28,35 @@ def test_orientation_is_that_of_our_own_decoder(kind: str, order: str) -> None:
         assert resizer.exif_orientation(data) == orientation
         turned = resizer.turned(np.asarray(read_image(data, upright=False)), orientation)
         assert np.array_equal(turned, np.asarray(read_image(data)))
+
+
+class OpenCV:
+    """Decodes an AVIF to `pixels`, or for IMREAD_COLOR to 8 bits, and encodes to the pixels themselves."""
+
+    IMREAD_UNCHANGED, IMREAD_COLOR, IMREAD_IGNORE_ORIENTATION, IMWRITE_PNG_COMPRESSION = -1, 1, 128, 16
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def imdecode(self, _: np.ndarray, how: int) -> np.ndarray:
+        return self.pixels if how == -1 else (self.pixels[..., :3] >> 4).astype(np.uint8)
+
+    def imencode(self, _: str, pixels: np.ndarray, options: list[int]) -> tuple[bool, np.ndarray]:
+        return True, pixels
+
+
+def test_avif_keeps_its_transparency(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = stored("AVIF", 6)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 4), np.uint8)
+    monkeypatch.setattr(resizer, "cv2", OpenCV(pixels))
+    assert resizer.prepared(data) == np.rot90(pixels, -1).tobytes()
+    assert resizer.prepared(data, turn=False) == pixels.tobytes()
+    deep = pixels.astype(np.uint16) << 4
+    monkeypatch.setattr(resizer, "cv2", OpenCV(deep[..., :3]))
+    assert resizer.prepared(data, turn=False) == pixels[..., :3].tobytes()
+    monkeypatch.setattr(resizer, "cv2", OpenCV(deep))
+    with pytest.raises(ValueError, match=resizer.DEEP_ALPHA):
+        resizer.prepared(data)
 
 
 def test_damaged_metadata_are_none() -> None:

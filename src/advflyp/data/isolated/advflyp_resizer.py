@@ -1,12 +1,13 @@
 """img2dataset's resizer, given the same pixels as advflyp's own decoder: upright and 8-bit.
 
-It runs in the isolated environment. img2dataset decodes with OpenCV, ignores EXIF orientation, and turns 16-bit images
+It runs in the isolated environment. img2dataset decodes with OpenCV, ignores orientation, and turns 16-bit images
 white. Such images are passed to it as upright 8-bit PNGs; all others as they are.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import Any
 
@@ -22,7 +23,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # The marker of EXIF data in a JPEG, a PNG and a WebP, and the offset of the TIFF header from the marker's start.
 EXIF = ((b"Exif\0\0", 6), (b"eXIf", 4), (b"EXIF", 8))
 ORIENTATION = 0x0112
+# The EXIF orientation that AVIF's boxes amount to: by irot, in quarter turns, and then by imir (none, or its axis).
+AVIF = ((1, 4, 2), (8, 5, 7), (3, 2, 4), (6, 7, 5))
 RANGE = "floating-point pixels outside 0 to 1"
+DEEP_ALPHA = "transparent AVIF of more than 8 bits"
 
 
 class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
@@ -39,15 +43,19 @@ class UprightResizer(Resizer):  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def prepared(data: bytes, *, turn: bool = True) -> bytes:
-    """The file itself if it is upright and 8-bit, else a PNG that is; ValueError as in `eight_bits`."""
+    """The file itself if it is upright and 8-bit, else a PNG that is; ValueError if its pixels cannot be converted."""
     orientation = exif_orientation(data) if turn else 1
     if orientation == 1 and has_eight_bits(data):
         return data
-    # OpenCV returns 10-bit and 12-bit AVIF values as they are, without telling the bit depth.
-    how = cv2.IMREAD_COLOR if data[4:8] == b"ftyp" else cv2.IMREAD_UNCHANGED  # pyright: ignore
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), how)  # pyright: ignore
+    stored = np.frombuffer(data, np.uint8)
+    pixels = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)  # pyright: ignore
     if pixels is None:
         return data  # img2dataset reports it
+    if is_avif(data) and pixels.dtype != np.uint8:
+        # OpenCV returns 10-bit and 12-bit values as they are, without telling the bit depth.
+        if pixels.shape[2:] == (4,):
+            raise ValueError(DEEP_ALPHA)
+        pixels = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)  # pyright: ignore
     made = cv2.imencode(".png", turned(eight_bits(pixels), orientation), [cv2.IMWRITE_PNG_COMPRESSION, 1])  # pyright: ignore
     return made[1].tobytes()
 
@@ -59,8 +67,16 @@ def has_eight_bits(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM"))
 
 
+def is_avif(data: bytes) -> bool:
+    """Whether it is AVIF, among the formats that OpenCV decodes."""
+    return data[4:8] == b"ftyp"
+
+
 def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
+    """The EXIF orientation, 1 to 8, of AVIF that of its boxes; 1 if it is missing or invalid."""
+    if is_avif(data):
+        turns, mirror = (re.search(rb"\0\0\0\t" + box + rb"([\0-\3])", data) for box in (b"irot", b"imir"))
+        return AVIF[turns[1][0] if turns else 0][1 + (mirror[1][0] & 1) if mirror else 0]
     for sign, length in EXIF:
         at = data.find(sign)
         # After WebP's marker there may be a JPEG's, which was looked for first.

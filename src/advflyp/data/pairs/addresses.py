@@ -5,6 +5,7 @@ fsspec opens. Those in a file (a cell of a table) were chosen by its author, who
 which are allowed, and `read_named` reads them.
 """
 
+import io
 import os
 import re
 import socket
@@ -34,6 +35,12 @@ WEB = ("http", "https")
 FOREIGN = (*WEB, "s3", "gs", "gcs", "hf")
 # Characters left as they are, as in `requests`: addresses that are quoted already do not change.
 SAFE = "!#$%&'()*+,/:;=?@[]~"
+# What fsspec says, as a ValueError, of a web server that only sends whole files.
+NO_RANGES = "support range requests"
+
+
+class NotServed(ValueError):
+    """A remote file that is not there, or that may not be read: buckets also answer 403 for a missing file."""
 
 
 def is_remote(address: str) -> bool:
@@ -41,14 +48,53 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
+class _Remote(io.BufferedIOBase):
+    """A remote file; whatever fails while it is read is a `RunError`, since each file system has errors of its own."""
+
+    def __init__(self, stream: Any, address: str) -> None:
+        self.stream, self.address = stream, address
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._explained():
+            return self.stream.read(-1 if size is None else size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._explained():
+            return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RunError(explain_failure(self.address, error)) from error
+
+
 def open_binary(address: str) -> BinaryIO:
-    """Open a readable and seekable stream; ValueError if that fails."""
+    """Open a readable and seekable stream, whose `read` and `seek` raise a `RunError` if its server fails.
+
+    Raises:
+        ValueError: It cannot be opened; `NotServed` if it is remote and most likely not there.
+    """
     if is_remote(address):
         try:
-            system, path = fsspec.url_to_fs(address)
-            return cast(BinaryIO, system.open(path, "rb"))
+            return cast(BinaryIO, _Remote(_open_remote(address), address))
         except Exception as error:
-            raise ValueError(explain_failure(address, error)) from None
+            kind = ValueError if _has_failed(error) else NotServed
+            raise kind(explain_failure(address, error)) from None
     try:
         return open_regular(address)
     except FileNotFoundError:
@@ -59,17 +105,17 @@ def open_binary(address: str) -> BinaryIO:
         raise ValueError(f"cannot open {address}: {error.strerror}") from None
 
 
-@contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Turn what reading an open remote address raises in the block into a ValueError that explains it."""
-    try:
-        yield
-    except (ValueError, RunError):
-        raise
-    except Exception as error:  # every remote file system has errors of its own
-        if not is_remote(address):
-            raise
-        raise ValueError(explain_failure(address, error)) from error
+def _open_remote(address: str) -> Any:
+    """A stream of fsspec."""
+    system, path = fsspec.url_to_fs(address)
+    stream = system.open(path, "rb")
+    if getattr(stream, "size", 0) is not None:
+        return stream
+    # An answer that can only be read from its beginning: of unknown length, or empty.
+    with stream:
+        if stream.read(1):
+            raise ValueError(NO_RANGES)
+    return io.BytesIO()
 
 
 def explain_failure(address: str, error: BaseException) -> str:
@@ -79,8 +125,7 @@ def explain_failure(address: str, error: BaseException) -> str:
         address: What was asked for.
         error: What urllib, fsspec or one of its file systems raised; its causes are examined too.
     """
-    causes = _causes(error)
-    status = next((code for cause in causes if (code := _status(cause)) is not None), None)
+    causes, status = _causes(error), _answer(error)
     if status in (401, 403) or (status is None and any(isinstance(c, PermissionError) for c in causes)):
         answer = "" if status is None else f" (answer {status})"
         return f"the server does not let you read {address}{answer}: log in or set up its credentials"
@@ -88,9 +133,12 @@ def explain_failure(address: str, error: BaseException) -> str:
         return f"there is no {address}: its server returned 404; check the address"
     if status is not None:
         return f"the server of {address} answers {status}: try again later"
+    if NO_RANGES in str(error):
+        return f"{address}: its server serves no parts of a file; download it first"
     if any(map(_is_network, causes)):
         said = (_system_says(cause) for cause in reversed(causes) if isinstance(cause, OSError))
-        reason = next(filter(None, said), str(causes[-1]))
+        last = str(getattr(causes[-1], "message", causes[-1])) or type(causes[-1]).__name__
+        reason = next(filter(None, said), last)
         return f"the server of {address} cannot be reached ({reason}): check the network and the address"
     if isinstance(error, FileNotFoundError):
         return f"there is no {address}"
@@ -110,6 +158,25 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+def _has_failed(error: BaseException) -> bool:
+    """Whether the network or the server failed, so that the file may well be there."""
+    status = _answer(error)
+    return any(map(_is_network, _causes(error))) if status is None else status not in (401, 403, 404)
+
+
+def _answer(error: BaseException) -> int | None:
+    """The HTTP status of an error or of its causes."""
+    causes = _causes(error)
+    if any(map(_is_malformed, causes)):
+        return None
+    return next((code for cause in causes if (code := _status(cause)) is not None), None)
+
+
+def _is_malformed(error: BaseException) -> bool:
+    """Whether an answer was cut off or is not HTTP; aiohttp gives these errors the status 400, whatever it was."""
+    return type(error).__module__ == "aiohttp.http_exceptions"
+
+
 def _status(error: BaseException) -> int | None:
     """The HTTP status of an error, as urllib, aiohttp, and clients with a `response` store it."""
     places = (error, getattr(error, "response", None))
@@ -123,9 +190,9 @@ def _system_says(error: OSError) -> str | None:
 
 
 def _is_network(error: BaseException) -> bool:
-    """Whether no server answered; botocore, aiohttp and httpx share no error class for this."""
+    """Whether no server answered, or not to the end; botocore, aiohttp and httpx share no error class for this."""
     known = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
-    return known or bool(re.search("Connect|Timeout|DNS", type(error).__name__))
+    return known or _is_malformed(error) or bool(re.search("Connect|Timeout|DNS", type(error).__name__))
 
 
 def named_in(table: str, name: str, local: Sequence[Path] = ()) -> str:
@@ -179,7 +246,7 @@ def read_named(address: str, table: str) -> bytes:
             return read_image_file(address)
         if _scheme(address) in WEB:
             return _fetch(address, table)
-        with open_binary(address) as file:
+        with _open_remote(address) as file:
             return read_image_stream(file)
     except (SkippedSample, RunError):
         raise

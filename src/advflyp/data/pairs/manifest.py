@@ -12,7 +12,7 @@ from typing import Any
 
 from advflyp.__about__ import __version__
 from advflyp.config import fill
-from advflyp.data.pairs.addresses import is_remote, open_binary
+from advflyp.data.pairs.addresses import NotServed, is_remote, open_binary
 from advflyp.data.pairs.images import open_image
 from advflyp.data.pairs.shards import TarShard
 from advflyp.documents import parse_json
@@ -50,10 +50,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path | str) -> Manifest | None:
-    """The manifest of a folder of shards; None if there is none in our format; ValueError for a damaged one.
+    """The manifest of a folder of shards, a path or an fsspec address; None if there is none in our format.
 
-    Args:
-        folder: A path or an fsspec address; a manifest that cannot be opened counts as missing.
+    Raises:
+        ValueError: It is damaged, or its server cannot be reached or fails; `RunError` if that happens later.
     """
     path = f"{str(folder).rstrip('/')}/{FILE}"
     if not is_remote(path) and not Path(path).is_file():
@@ -61,8 +61,7 @@ def read_manifest(folder: Path | str) -> Manifest | None:
     try:
         with open_binary(path) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
-    except ValueError:
-        # Buckets report a missing file in many ways.
+    except NotServed:
         return None
     instead = "remove it, and the shards are counted instead"
     if len(data) > MAX_MANIFEST_BYTES:

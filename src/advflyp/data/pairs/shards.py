@@ -14,7 +14,7 @@ from advflyp.data.filenames import (
     parse_member,
     writable,
 )  # fmt: skip
-from advflyp.data.pairs.addresses import explained, is_remote, open_binary
+from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.samples import Sample, json_captions
 from advflyp.data.pairs.tars import (
     BROKEN,
@@ -49,26 +49,23 @@ class TarShard:
 
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         end = offset
-        # A failing disk or network is an error: otherwise all the remaining samples would count as skipped.
-        with explained(self.address):
-            try:
-                with open_binary(self.address) as file, unpacked(file) as stream:
-                    # The rest of a sample can be looked for, unless that means reading everything again.
-                    path = Path(self.address) if stream is file and not is_remote(self.address) else None
-                    samples = _Samples(self.name, path)
-                    if offset:
-                        samples.replay(stream, offset, None if path is None else path.stat().st_size)
-                        stream.seek(offset)
-                    for sample, end in samples.of(_grouped(members(stream, offset, _wanted))):
-                        yield sample, end
-            except DamagedTar as error:
-                yield Sample(self.name, problem=str(error)), end
-            except BROKEN:
-                yield Sample(self.name, problem="truncated shard"), end
-            except OSError as error:
-                if is_remote(self.address):
-                    raise
-                raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
+        try:
+            with open_binary(self.address) as file, unpacked(file) as stream:
+                # The rest of a sample can be looked for, unless that means reading everything again.
+                path = Path(self.address) if stream is file and not is_remote(self.address) else None
+                samples = _Samples(self.name, path)
+                if offset:
+                    samples.replay(stream, offset, None if path is None else path.stat().st_size)
+                    stream.seek(offset)
+                for sample, end in samples.of(_grouped(members(stream, offset, _wanted))):
+                    yield sample, end
+        except DamagedTar as error:
+            yield Sample(self.name, problem=str(error)), end
+        except BROKEN:
+            yield Sample(self.name, problem="truncated shard"), end
+        except OSError as error:
+            # A failing disk is an error: otherwise all the remaining samples would count as skipped.
+            raise ValueError(f"cannot read {self.address} at byte {end}: {error}") from error
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advflyp.data.pairs.addresses import explained, is_remote, named_in, open_binary
+from advflyp.data.pairs.addresses import is_remote, named_in, open_binary
 from advflyp.data.pairs.cells import CAPTION_NAMES, MAX_PATH_BYTES, captions_in, image_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
@@ -175,7 +175,7 @@ def reading(address: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # from a disk or a network; Arrow's own have no errno
+            raise  # from a disk; Arrow's own have no errno
         reason = " ".join(str(error).split())[:200]
         raise DamagedFile(f"{address} is not a readable Parquet file: {reason}") from None
 
@@ -337,14 +337,14 @@ class RowGroup:
     def read(self, offset: int = 0) -> Iterator[tuple[Sample, int]]:
         row = offset
         columns = [self.image, *filter(None, [self.caption])]
-        with explained(self.address), open_binary(self.address) as stream:
+        with open_binary(self.address) as stream:
             try:
                 with reading(self.address), _of_dictionaries(stream, columns) as file:
                     rows = _rows(file, self.group, self.image, self.caption)
                     for row, (image, caption) in enumerate(islice(rows, offset, None), offset + 1):
                         name = f"{self.name}:{row - 1}"
                         yield replace(to_sample(name, image, caption, self.address), key=name), row
-            except ValueError:  # above all `DamagedFile`
+            except DamagedFile:
                 pass
         # Each row that is missing is a skipped sample of its own.
         for end in range(row + 1, self.count + 1):

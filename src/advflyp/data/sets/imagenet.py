@@ -50,10 +50,14 @@ def _wnid_folders(folder: Path) -> Opened:
 def imagenet_v2(folder: Path, split: str) -> Opened:
     """imagenetv2-matched-frequency-format-val/0 … 999: class indices, not sorted as text."""
     folder = folder / f"imagenetv2-{VARIANTS[split]}-format-val"
-    found = class_folders(folder)
-    if any(not name.isdecimal() for name in found):
-        raise ValueError(f"{folder} must hold folders named by class index, 0 to 999")
-    return class_files(folder, sorted(found, key=int)), list(names_by_wnid())
+    names = list(names_by_wnid())
+    found, wanted = class_folders(folder), [*map(str, range(len(names)))]
+    if found != wanted:
+        missing = [name for name in wanted if name not in found]
+        strange = [name for name in found if name not in wanted]
+        what = f"lacks the folder {missing[0]}" if missing else f"holds a folder {strange[0]}"
+        raise ValueError(f"{folder} {what}; it must hold the folders 0 to 999, one for each class")
+    return class_files(folder, found), names
 
 
 def objectnet(folder: Path, split: str) -> Opened:
