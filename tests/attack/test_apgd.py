@@ -130,6 +130,12 @@ def test_eot_sees_through_a_random_model(robust: nn.Module, loss: str) -> None:
     assert standing(16) < standing(1)
 
 
+@pytest.mark.parametrize("first_step", [0, -1, float("nan")])
+def test_a_first_step_goes_up(first_step: float) -> None:
+    with pytest.raises(ValueError, match="^first_step must be above 0, for example 2, not"):
+        APGD(first_step=first_step)
+
+
 def test_luck_does_not_end_an_attack_on_a_random_model() -> None:
     """The first two iterates are misclassified by luck; without it, it takes half of the radius."""
     images, eot = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64), 2

@@ -17,6 +17,7 @@ from advflyp.attack.base import Attack, Custom
 from advflyp.attack.victim import predicted
 from advflyp.identity import source_sha256
 from attack.classifiers import pictures
+from helpers import assert_equal64
 
 THREAT = Threat(eps=24 / 255)
 SMALL = AutoAttack(
@@ -105,6 +106,16 @@ def test_seed_index_and_generator(plain: nn.Module) -> None:
         ({"classifier": lambda x: x.flatten(1)[:, :1]}, "two classes or more"),
         ({"classifier": lambda x: x}, "must give logits of shape"),
         ({"classifier": lambda x: (x.flatten(1)[:, :5],)}, "must return a tensor of logits, not a tuple"),
+        ({"images": np.zeros((2, 3, 4, 4))}, "images of an attack must be a tensor, not a ndarray"),
+        ({"labels": [0, 0]}, "labels of an attack must be a tensor, not a list"),
+        ({"threat": 8 / 255}, r"is a Threat, such as Threat\(eps=4 / 255\), not 0.031"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"index": torch.arange(3)}, r"index must be an int64 tensor of shape \(2,\)"),
+        ({"index": torch.tensor([0.0, 1.0])}, "index must be an int64 tensor"),
+        ({"index": [0, 1]}, "index must be an int64 tensor"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
     ],
 )
 def test_mistakes(change: dict[str, Any], message: str) -> None:
@@ -130,6 +141,46 @@ def test_a_classifier_without_gradients_is_named() -> None:
     for attack in (PGD(), APGD(), FAB()):
         with pytest.raises(ValueError, match="no gradient with respect to the pixels"):
             attack(lambda x: net((x * 255).round().detach().flatten(1)), images, labels, THREAT)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name[:12])
+def test_inside_inference_mode(plain: nn.Module, attack: Attack) -> None:
+    images, labels = pictures(10, 8, 5)
+    index = torch.arange(8) + 3
+    expected = attack(plain, images, labels, THREAT, index=index)
+    with torch.inference_mode():
+        found = attack(plain, images.clone(), labels.clone(), THREAT, index=index.clone())
+        assert torch.is_inference_mode_enabled()
+    assert_equal64(found, expected)
+
+
+def test_no_grad_holds_inside_an_attack() -> None:
+    """Leaving inference mode would switch gradients on."""
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    modes = []
+
+    def still(victim: Any, images: Tensor, labels: Tensor, threat: Threat, *, streams: Any) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        return images
+
+    with torch.no_grad():
+        Custom(function=still)(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1), images, labels, THREAT)
+    assert modes == [False]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_weights_made_in_inference_mode_are_named(inside: bool) -> None:
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Flatten(), linear())
+        labels = net(images).argmax(1)
+    with torch.inference_mode(inside):
+        for attack in (PGD(), APGD(), FAB()):
+            with pytest.raises(
+                ValueError, match=r"made inside torch.inference_mode\(\), so there is no gradient"
+            ):
+                attack(net, images, labels, THREAT)
+        assert THREAT.contains(images, Square(queries=20)(net, images, labels, THREAT)).all()
 
 
 def test_gradients_that_are_not_finite_are_named() -> None:

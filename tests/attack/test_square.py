@@ -16,6 +16,13 @@ from helpers import assert_equal64
 LINF, L2 = Threat(eps=0.1), Threat(norm="l2", eps=0.8)
 
 
+@pytest.mark.parametrize("p_init", [-5.0, 0.0, 1.01, 5.0, float("nan")])
+def test_the_first_squares_cover_a_part_of_the_image(p_init: float) -> None:
+    with pytest.raises(ValueError, match="p_init must be above 0 and at most 1, for example 0.8, not"):
+        Square(p_init=p_init)
+    assert Square(p_init=1).p_init == 1
+
+
 def grey(n: int = 6, size: int = 20) -> tuple[Tensor, Tensor]:
     return torch.full((n, 3, size, size), 0.5, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
 

@@ -1,6 +1,7 @@
 """One perturbation for every image."""
 
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,46 @@ def test_two_steps_by_hand(plain: torch.nn.Module) -> None:
         plain, images, labels, threat, steps=2, step_size=alpha, batch_size=4, seed=7
     )
     assert_equal64(found.delta, delta[0])
+
+
+def test_inside_inference_mode(plain: torch.nn.Module) -> None:
+    images, labels = pictures(10, 6, 3)
+    expected = universal_perturbation(plain, images, labels, THREAT, steps=2).delta
+    with torch.inference_mode():
+        found = universal_perturbation(plain, images.clone(), labels.clone(), THREAT, steps=2).delta
+    assert_equal64(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"threat": 0.1}, "is a Threat, such as"),
+        ({"labels": torch.tensor([0, 12])}, "labels must be from 0 to 11"),
+        ({"classifier": lambda x: x}, "must give logits of shape"),
+        ({"classifier": lambda x: (x.flatten(1),)}, "must return a tensor of logits, not a tuple"),
+        ({"classifier": lambda x: x.flatten(1).detach()}, "no gradient with respect to the pixels"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_mistakes(change: dict[str, Any], message: str) -> None:
+    given = {
+        "classifier": lambda x: x.flatten(1),
+        "images": torch.full((2, 3, 2, 2), 0.5),
+        "labels": torch.tensor([0, 1]),
+        "threat": Threat(eps=0.1),
+    }
+    with pytest.raises(ValueError, match=message):
+        universal_perturbation(**{**given, **change})
+    assert universal_perturbation(**given, steps=2.0).delta.shape == (3, 2, 2)  # type: ignore[arg-type]
+
+
+def test_a_perturbation_is_for_images_of_one_size() -> None:
+    shift = Shift(delta=torch.zeros(3, 2, 2))
+    with pytest.raises(ValueError, match=r"is for images of shape \(3, 2, 2\), not \(3, 4, 4\)"):
+        shift(lambda x: x.flatten(1)[:, :2], torch.eye(4).repeat(1, 3, 1, 1), torch.tensor([0]), THREAT)
 
 
 def test_every_image_is_used_once_an_epoch() -> None:

@@ -54,6 +54,8 @@ class APGD(Member):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss(self.loss, ("ce", "dlr", "lse"))
+        if not self.first_step > 0:
+            raise ValueError(f"first_step must be above 0, for example 2, not {self.first_step:g}")
 
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams

@@ -12,9 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advflyp.attack.checks import (
+    check_batch,
+    check_index,
+    check_logits,
+    check_numbers,
+    ordinary,
+    outside_inference_mode,
+)
 from advflyp.attack.losses import LOSSES, count_targets
 from advflyp.attack.streams import Streams
-from advflyp.attack.threat import Threat, check_pixels
+from advflyp.attack.threat import Threat
 from advflyp.attack.victim import Victim, for_use, predicted
 from advflyp.dtypes import whole
 from advflyp.identity import defined, foreign, source_sha256
@@ -83,16 +91,32 @@ class Attack(ABC):
             (N, 3, H, W) images inside `threat`, detached. Images that are already misclassified are returned unchanged.
 
         Raises:
-            ValueError: Images, labels or logits have a wrong shape or type, or pixels are not in [0, 1].
+            ValueError: An argument or the logits have a wrong shape, type or value; or a gradient is needed and there
+                is none.
         """
-        images, labels = images.detach(), labels.cpu()
         check_batch(images, labels)
-        batch_size = len(images) if batch_size is None else whole(batch_size, "batch_size")
+        size = max(len(images), 1) if batch_size is None else batch_size
+        seed, batch_size = check_numbers(threat, seed, size)
+        index = torch.arange(len(images)) if index is None else index
+        check_index(index, len(images))
         if not len(images):
-            return images.clone()
+            return images.detach().clone()
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        index = torch.arange(len(images)) if index is None else index.cpu()
+        with outside_inference_mode():
+            images, labels, index = ordinary(images.detach(), labels.cpu(), index.cpu())
+            return self._run(classifier, images, labels, index, threat, seed, batch_size)
+
+    def _run(
+        self,
+        classifier: Callable[[Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+    ) -> Tensor:
         encoder: Any = classifier if hasattr(classifier, "encode_tokens") else None
         result = images.clone()
         # A classifier may change its input in place.
@@ -328,40 +352,11 @@ class Custom(SingleAttack):
 
 
 @torch.no_grad()
-def _survived_none(victim: Victim, images: Tensor, labels: Tensor, batch_size: int | None) -> Tensor:
+def _survived_none(victim: Victim, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """(N,) 0, or −1 for images that are misclassified when clean; ValueError if the logits have a wrong shape."""
     survived = torch.zeros_like(labels)
-    for rows in torch.arange(len(images)).split(batch_size or len(images)):
+    for rows in torch.arange(len(images)).split(batch_size):
         logits = victim(images[rows.to(images.device)]).cpu()
-        _check_logits(logits, labels[rows])
+        check_logits(logits, labels[rows])
         survived[rows[predicted(logits, labels[rows]) != labels[rows]]] = -1
     return survived
-
-
-def check_batch(images: Tensor, labels: Tensor) -> None:
-    """ValueError unless these are (N, 3, H, W) float32 or float64 pixels in [0, 1], and (N,) int64 labels."""
-    if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            "an attack takes float32 or float64 images of shape (N, 3, H, W), not "
-            f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; a model in half precision "
-            "needs a wrapper that casts them, such as lambda x: model(x.half())"
-        )
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"an attack takes one int64 label for each of the {len(images)} images, not "
-            f"{str(labels.dtype).removeprefix('torch.')} labels of shape {tuple(labels.shape)}"
-        )
-    check_pixels(images)
-
-
-def _check_logits(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
-        raise ValueError(
-            f"the classifier must give logits of shape ({len(labels)}, K) with two classes or more, not "
-            f"{tuple(logits.shape)}"
-        )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise ValueError(
-            f"labels must be from 0 to {logits.shape[1] - 1}, as many as the classifier has classes; they are from "
-            f"{int(labels.min())} to {int(labels.max())}"
-        )

@@ -37,7 +37,7 @@ class Square(Member):
 
     Args:
         queries: Proposals per image, after the start.
-        p_init: Fraction of the pixels that the first squares cover.
+        p_init: Fraction of the pixels that the first squares cover, above 0 and at most 1.
         rescale: Fit the whole schedule of p into `queries`; AutoAttack does not, so it stops half-way.
     """
 
@@ -45,6 +45,11 @@ class Square(Member):
     p_init: float = 0.8
     rescale: bool = False
     kind: ClassVar[str] = "square"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init must be above 0 and at most 1, for example 0.8, not {self.p_init:g}")
 
     @torch.no_grad()
     def perturb(

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advflyp.attack.base import SingleAttack, check_batch
-from advflyp.attack.losses import LOSSES, check_loss
+from advflyp.attack.base import SingleAttack
+from advflyp.attack.checks import check_batch, check_logits, check_numbers, ordinary, outside_inference_mode
+from advflyp.attack.losses import LOSSES
 from advflyp.attack.pgd import PGD, ascend
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
@@ -39,6 +40,10 @@ class Shift(SingleAttack):
     def perturb(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
     ) -> Tensor:
+        if self.delta.shape != images.shape[1:]:
+            raise ValueError(
+                f"the perturbation is for images of shape {tuple(self.delta.shape)}, not {tuple(images.shape[1:])}"
+            )
         return threat.project(images, images + self.delta.to(images))
 
     @property
@@ -71,29 +76,34 @@ def universal_perturbation(
         threat: The ball around 0 that δ stays in; an L∞ radius is at most 1/2.
         steps: Ascent steps, each on `batch_size` of the images, in orders drawn with `seed`.
         step_size: α, as in `PGD`.
+        batch_size: Images a step, at most; at least 1.
         loss: As in `PGD`.
 
     Returns:
         An attack, to call as `shift(classifier, other_images, other_labels, threat)` or to pass to `advflyp.evaluate`.
     """
-    check_loss(loss, LOSSES)
     check_batch(images, labels)
+    seed, batch_size = check_numbers(threat, seed, batch_size)
+    attack = PGD(steps=steps, step_size=step_size, loss=loss)
     if not len(images):
         raise ValueError("a universal perturbation is found on images, and there are none")
     if threat.norm == "linf" and threat.eps > GREY:
         raise ValueError(f"a universal perturbation has an eps of at most 1/2, not {threat.eps:g}")
-    order = _orders(len(images), batch_size, seed)
+    order, victim = _orders(len(images), batch_size, seed), Victim(classifier)
 
     def mean_loss(candidates: Tensor) -> Tensor:
-        rows = next(order).to(images.device)
-        moved = (images[rows] + (candidates - GREY)).clamp(0, 1)
-        return LOSSES[loss](classifier(moved), labels.to(images.device)[rows]).mean()
+        rows = next(order)
+        moved = (images[rows.to(images.device)] + (candidates - GREY)).clamp(0, 1)
+        logits = victim(moved)
+        check_logits(logits, labels[rows])
+        return LOSSES[loss](logits, labels[rows].to(images.device)).mean()
 
-    alpha = PGD(steps=steps, step_size=step_size).alpha(threat)
-    grey = torch.full_like(images[:1], GREY)
-    with for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext():
-        found = ascend(grey, grey, mean_loss, threat, steps=steps, step_size=alpha)
-    return Shift(delta=(found - grey)[0].detach())
+    in_use = for_use(classifier) if isinstance(classifier, nn.Module) else nullcontext()
+    with outside_inference_mode(), in_use:
+        images, labels = ordinary(images.detach(), labels.cpu())
+        grey = torch.full_like(images[:1], GREY)
+        found = ascend(grey, grey, mean_loss, threat, steps=attack.steps, step_size=attack.alpha(threat))
+        return Shift(delta=(found - grey)[0].detach())
 
 
 def _orders(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -101,7 +101,8 @@ def publish(
         folder: A run folder, or a folder that `advflyp export` wrote.
         repo: Name of the repository on the hub.
         results: Files of `advflyp eval --out`, for the card's table.
-        licence: Identifier of a licence in the hub's list, such as apache-2.0 or mit.
+        licence: Identifier of a licence in the hub's list, such as apache-2.0 or mit (default: as card.json
+            says; --send needs it).
         card: Also write the card here.
         send: Publish, with the token of `hf auth login`.
         public: Make a new repository public (default: only its owners see it).
@@ -128,7 +129,7 @@ def publish(
         say(f"{size:>13,}  {sha256}  {name}")
     if not publication.cells:
         say("warning: without --results the card says nothing about robustness", to_stderr=True)
-    if licence is None:
+    if publication.licence is None:
         say("warning: no licence (--licence)", to_stderr=True)
     if send:
         say(f"published: {send_publication(publication, public=public)}")

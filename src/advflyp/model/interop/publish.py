@@ -29,7 +29,7 @@ from advflyp.model.interop.licences import find_licence
 from advflyp.model.load import load_model
 from advflyp.model.repository import HF_CONFIG_FILE
 from advflyp.model.tokenizers import TOKENIZER_FILES, has_tokenizer
-from advflyp.report.pages.model_card import model_card, scrubbed
+from advflyp.report.pages.model_card import known_licence, model_card, scrubbed
 from advflyp.wording import counted
 
 CARD = "README.md"
@@ -57,12 +57,14 @@ class Publication:
     Attributes:
         files: {name in the repository: path here}.
         written: {name in the repository: its text}, generated here: the card and what goes with it.
+        licence: Identifier from the hub's list; None if it is not known.
     """
 
     repo: str
     files: dict[str, Path]
     written: dict[str, str]
     cells: list[Cell]
+    licence: str | None
 
     def listing(self) -> list[tuple[str, int, str]]:
         """Name, bytes and SHA-256 of each file."""
@@ -80,10 +82,10 @@ def prepare(
 
     Args:
         results: Files of `advflyp eval --out`; cells of other weights are ignored.
-        licence: Identifier from the hub's list, such as "apache-2.0".
+        licence: Identifier from the hub's list, such as "apache-2.0"; by default as the folder's card says.
 
-    ValueError if there is no model, `repo` is not USER/NAME, the list has no such licence, or the results are all of
-    other weights.
+    ValueError if there is no model, `repo` is not USER/NAME, the list has no such licence, the card records another
+    one, or the results are all of other weights.
     """
     licence = None if licence is None else find_licence(licence)
     if repo.count("/") != 1 or not all(repo.split("/")):
@@ -95,6 +97,7 @@ def prepare(
         raise ValueError(f"{folder} holds no model: name a run folder, or what `advflyp export` wrote")
     files = {path.relative_to(folder).as_posix(): path for path in _allowed(folder)}
     card = scrubbed(read_card(folder))
+    licence = known_licence(card, licence)
     model = load_model(folder, device="cpu") if kind != "onnx" else None
     sha256 = weights_sha256(model) if model is not None else card.get("weights_sha256", "")
     cells = _cells(results, sha256, config_sha256(model) if model is not None else None, folder)
@@ -108,7 +111,7 @@ def prepare(
         lines = [json.dumps(scrubbed({**vars(cell), "model": repo})) for cell in cells]
         written["results.jsonl"] = "\n".join(lines) + "\n"
     files = {name: path for name, path in files.items() if name not in written}
-    return Publication(repo, files, written, cells)
+    return Publication(repo, files, written, cells, licence)
 
 
 def _loadable_by_name(model: CLIP, folder: Path, repo: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ from advflyp.__about__ import __version__
 from advflyp.escape import for_markdown, for_terminal
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell
 from advflyp.method import METHODS
+from advflyp.model.interop.licences import find_licence
+from advflyp.model.zoo import ZOO
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.render import markdown
 from advflyp.report.measure.results import Results, is_flagged
@@ -27,6 +29,17 @@ TASK = "zero-shot-image-classification"
 UNKNOWN = "not known"
 # In every card of ours, and in hardly any other file.
 MARK = "SHA-256 of the weights' tensors"
+TITLE = "Finetune Like You Pretrain: Boosting Zero-shot Adversarial Robustness in Vision-language Models"
+ADVFLYP = f"*{TITLE}*, arXiv:2604.11576"
+# By method, as far as this project knows them.
+PAPERS = {
+    "advflyp": ADVFLYP,
+    "tecoa": ZOO["tecoa2-vit-l-14"].paper.partition(". These weights")[0],
+    "fare": ZOO["fare2-vit-l-14"].paper,
+    "pmg_aft": "PMG-AFT (Wang et al. 2024)",
+    "tga_zsr": "TGA-ZSR (Yu et al. 2024)",
+    "flyp": "FLYP (Goyal et al. 2023)",
+}
 
 
 def model_card(
@@ -45,15 +58,17 @@ def model_card(
         kind: "open_clip", "transformers" or "onnx".
         card: What is known of the weights, as `save_model` writes it, without paths.
         cells: Results of these weights, in any order.
-        licence: Identifier from the hub's list.
+        licence: Identifier from the hub's list; by default the one that `card` records.
         vision: Whether vision/ holds the image tower alone.
+
+    ValueError if `licence` contradicts `card`.
     """
+    licence = known_licence(card, licence)
     recipe: dict[str, Any] = dict(card.get("recipe") or {})
     name = repo.rpartition("/")[2]
     strongest = "AutoAttack was not run; expect lower figures from it."
     if any(cell.attack == "autoattack" for cell in cells):
         strongest = "AutoAttack, the strongest here, is the figure to compare."
-    known: dict[str, Any] = {**_training(recipe), **_measured(cells, name)}
     made = ModelCard.from_template(
         _data(name, kind, recipe, cells, licence),
         template_str=(files("advflyp.report.pages") / "templates" / "model_card.md").read_text("utf-8"),
@@ -64,12 +79,14 @@ def model_card(
         what="The image tower of a CLIP-like model" if kind == "onnx" else "A CLIP-like model",
         version=__version__,
         unknown=UNKNOWN,
+        how=_training(recipe, card),
+        cited=_cited(recipe, card),
         strongest=strongest,
         flagged=any(map(is_flagged, cells)),
         facts=_facts(recipe, card, sha256),
         recipe=_as_toml(recipe),
         licence=_licence(card, licence),
-        **known,
+        **_measured(cells, name),
     )
     # An omitted part leaves its blank lines behind.
     return for_terminal(re.sub(r"\n{3,}", "\n\n", str(made)).rstrip("\n"), keep="\n") + "\n"
@@ -117,23 +134,40 @@ def _hub_name(recipe: Mapping[str, Any]) -> str | None:
     return str(found["hf_hub"]).rstrip("/") if found and found.get("hf_hub") else None
 
 
-def _training(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """How the weights were made, in words; no method if none of ours made them."""
-    method = str(recipe.get("method", {}).get("name"))
-    if method not in METHODS:
-        return {"method": ""}
+def _method(recipe: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """What the recipe, or else the card, calls the method; empty if neither does."""
+    name = recipe.get("method", {}).get("name")
+    return name if isinstance(name, str) else str(card.get("method") or "")
+
+
+def _training(recipe: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """How the weights were made, in words; empty if it is not known."""
+    method = _method(recipe, card)
+    if method != recipe.get("method", {}).get("name"):
+        return f"made with the method {for_markdown(method)}" if method else ""
     how = "on clean images"
     if eps := training_eps(recipe):
         how = f"against images perturbed by PGD-{for_markdown(str(recipe['attack']['steps']))} at ε = {eps}"
-    return {
-        "method": method,
-        "how": how,
-        "about": (METHODS[method][0].__doc__ or "").strip().splitlines()[0],
-        "start": str(recipe.get("model", {}).get("name", UNKNOWN)).replace("`", "'").replace("\n", " "),
-    }
+    said = f"the method {for_markdown(method)}"
+    if method in METHODS:
+        about = (METHODS[method][0].__doc__ or "").strip().splitlines()[0].rstrip(".")
+        said = f"advflyp's method `{method}` ({about})"
+    start = str(recipe.get("model", {}).get("name", UNKNOWN)).replace("`", "'").replace("\n", " ")
+    return f"finetuned from `{start}` {how} with {said}"
 
 
-def _measured(cells: Sequence[Cell], name: str) -> dict[str, list[str]]:
+def _cited(recipe: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """The paper of the method; empty if the method is not known."""
+    method = _method(recipe, card)
+    if paper := card.get("paper"):
+        return for_markdown(str(paper))
+    if method not in PAPERS:
+        return f"{for_markdown(method)}, whose paper is {UNKNOWN} to advflyp" if method else ""
+    weights = [recipe.get("method", {}).get(name) for name in ("feature_weight", "logit_weight")]
+    return PAPERS[method] + (f"; its regularisers: {ADVFLYP}" if method == "tecoa" and any(weights) else "")
+
+
+def _measured(cells: Sequence[Cell], name: str) -> dict[str, Any]:
     """The tables of accuracies as Markdown, and each attack with its settings."""
     if not cells:
         return {"tables": [], "attacks": []}
@@ -161,9 +195,10 @@ def _condition(cell: Cell) -> str:
 
 
 def _facts(recipe: Mapping[str, Any], card: Mapping[str, Any], sha256: str) -> dict[str, str]:
+    start, source = recipe.get("model", {}).get("name"), card.get("source")
     facts = {
-        "start": recipe.get("model", {}).get("name"),
-        "data": card.get("data") or recipe.get("data", {}).get("train"),
+        **({"source": source} if source and not start else {"start": start}),
+        "data": card.get("data") or recipe.get("data", {}).get("train") or card.get("trained_on") or None,
         "images seen": card.get("pairs_seen"),
         "steps": card.get("steps") or card.get("step"),
         "hardware": card.get("hardware"),
@@ -177,14 +212,33 @@ def _facts(recipe: Mapping[str, Any], card: Mapping[str, Any], sha256: str) -> d
 def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, list):
+        return for_markdown(", ".join(map(str, value)))
     return for_markdown(value if isinstance(value, str) else json.dumps(value))
 
 
+def known_licence(card: Mapping[str, Any], licence: str | None) -> str | None:
+    """The identifier of the weights' licence in the hub's list: `licence`, or else the one that the card records.
+
+    ValueError if they contradict each other.
+    """
+    try:
+        recorded = find_licence(str(card.get("licence") or "").partition(";")[0])
+    except ValueError:  # none, or in other words
+        return licence
+    if licence not in (None, recorded):
+        raise ValueError(
+            f"--licence {licence} contradicts the card of these weights, which are under {recorded}: leave it out, or "
+            "correct card.json"
+        )
+    return recorded
+
+
 def _licence(card: Mapping[str, Any], licence: str | None) -> str:
-    stated = card.get("licence")
-    return (
-        f"{licence or for_markdown(str(stated))}." if licence or stated else f"Of these weights: {UNKNOWN}."
-    )
+    stated = for_markdown(str(card.get("licence") or ""))
+    if licence is None or known_licence(card, None):
+        return f"{stated or f'Of these weights: {UNKNOWN}'}."
+    return f"{licence}." + (f" The card of the weights says: {stated}." if stated else "")
 
 
 def scrubbed(tree: Any) -> Any:
