@@ -10,10 +10,12 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import advflyp
 from advflyp import APGD, CW, FAB, FGSM, PGD, AutoAttack, Square, TargetedAPGD, Threat
 from advflyp.attack.base import Attack, Custom
+from advflyp.attack.pgd import pgd
 from advflyp.attack.victim import predicted
 from advflyp.identity import source_sha256
 from attack.classifiers import pictures
@@ -152,6 +154,18 @@ def test_inside_inference_mode(plain: nn.Module, attack: Attack) -> None:
         found = attack(plain, images.clone(), labels.clone(), THREAT, index=index.clone())
         assert torch.is_inference_mode_enabled()
     assert_equal64(found, expected)
+
+
+def test_pgd_inside_inference_mode(plain: nn.Module) -> None:
+    images, labels = pictures(10, 8, 5)
+
+    def found() -> Tensor:
+        loss = lambda x: cross_entropy(plain(x), labels)  # noqa: E731
+        return pgd(images.clone(), loss, THREAT, steps=3, step_size=0.01, random_start=False)
+
+    expected = found()
+    with torch.inference_mode():
+        assert_equal64(found(), expected)
 
 
 def test_no_grad_holds_inside_an_attack() -> None:

@@ -111,6 +111,9 @@ def test_gradients_after_another_batch(counts: tuple[int, int], model: CLIP, rec
 
 
 def test_a_tower_that_waits_for_the_device(gpu: Gpu, recordings: Recordings) -> None:
+    if gpu.sham is None:
+        pytest.skip("a broken capture could spoil the tests that follow on a real GPU")
+
     def encode(images: Tensor) -> Tensor:
         return images.flatten(1) * images.mean().item()
 

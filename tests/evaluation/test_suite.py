@@ -444,6 +444,13 @@ def test_compiled(tiny: CLIP, known_sets: LabelledSet) -> None:
     assert calls == [{"dynamic": True}], "batches shrink; one graph for all sizes"
 
 
+def test_inside_inference_mode(tiny: CLIP, known_sets: LabelledSet) -> None:
+    (expected,) = evaluate(tiny, ["mini"], ["pgd2"], [4 / 255])
+    with torch.inference_mode():
+        (found,) = evaluate(tiny, ["mini"], ["pgd2"], [4 / 255])
+    assert found.per_class == expected.per_class and 0 < found.correct < found.n
+
+
 def test_graphs_are_for_cuda(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="^graphs needs a CUDA device, and the model is on cpu; leave it out$"

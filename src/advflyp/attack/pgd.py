@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advflyp.attack.adaptive import DefenceTerms
 from advflyp.attack.base import SingleAttack
+from advflyp.attack.checks import ordinary, outside_inference_mode
 from advflyp.attack.losses import LOSSES, check_loss
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat, check_pixels, widest
@@ -80,6 +81,7 @@ class AttackConfig:
         return Threat(norm=self.norm, eps=self.eps)
 
 
+@outside_inference_mode()
 def pgd(
     images: Tensor,
     loss: Callable[[Tensor], Tensor],
@@ -109,7 +111,7 @@ def pgd(
     Raises:
         ValueError: Pixels are not in [0, 1].
     """
-    images = images.detach()
+    (images,) = ordinary(images.detach())
     check_pixels(images)
     if start is None:
         start = threat.random_start(images, generator) if random_start else images

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack, Clean
+from advflyp.attack.checks import outside_inference_mode
 from advflyp.attack.pgd import PGD, pgd
 from advflyp.attack.streams import Streams
 from advflyp.attack.text import CANDIDATES, TextEdits, edit_texts
@@ -100,6 +101,7 @@ def _checked(record: Any) -> RetrievalCell:
     return cell
 
 
+@outside_inference_mode()
 def retrieval(
     model: CLIP | str | Path,
     pairs: str | Path,

@@ -13,6 +13,7 @@ import torch
 from advflyp import distributed
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
+from advflyp.attack.checks import outside_inference_mode
 from advflyp.attack.elsewhere import Transfer
 from advflyp.attack.threat import Threat
 from advflyp.config import at_least
@@ -43,6 +44,7 @@ NamedAttack = Attack | str | Callable[..., torch.Tensor]
 NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 
 
+@outside_inference_mode()
 def evaluate(
     model: Model | Sequence[Model],
     sets: LabelledSet | str | Sequence[LabelledSet | str] = ("mini",),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advflyp.attack.base import Attack
+from advflyp.attack.checks import outside_inference_mode
 from advflyp.attack.threat import Threat
 from advflyp.attack.victim import predicted
 from advflyp.dtypes import in_float64, whole
@@ -80,6 +81,7 @@ class AttackedImage:
     sha256: list[str] = field(default_factory=list)
 
 
+@outside_inference_mode()
 def attack_image(
     model: CLIP | str | Path,
     image: ImageLike,
