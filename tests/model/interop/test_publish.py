@@ -151,7 +151,7 @@ def test_the_code_on_the_card(kind: str, hub: Hub, tmp_path: Path, publish: Call
         save_model(load_model(name), tmp_path / "model/best", {})
     else:
         export_model(name, kind, tmp_path / "model")
-    done = publish(tmp_path / "model", "--licence", "mit", "--send", "--public", hub=hub)
+    done = publish(tmp_path / "model", "--licence", "apache-2.0", "--send", "--public", hub=hub)
     assert done.returncode == 0, done.stderr
     (code,) = re.findall(r"```python\n(.*?)```", hub.repos["user/robust"]["README.md"].decode(), re.DOTALL)
     texts = ["a photo of a cat", "Two dogs,  one bone!", "naïve café"]
