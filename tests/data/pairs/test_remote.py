@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFile
 from advflyp.data.pairs.addresses import open_binary, read_named
 from advflyp.data.pairs.samples import in_order
 from advflyp.data.pairs.sources import open_source
+from advflyp.data.web.sample import sample
 from advflyp.errors import RunError, SkippedSample
 from helpers import members, pairs, write_tar
 
@@ -121,6 +122,13 @@ def test_a_server_that_fails_once_a_file_is_open(url: str, name: str) -> None:
     asked = f"{url}/late/{'manifest.json' if name == '{0..1}.tar' else name}"
     with pytest.raises(RunError, match=f"the server of {re.escape(asked)} answers 503: try again later"):
         open_source(f"{url}/late/{name}", size=5)
+
+
+def test_a_server_that_fails_while_metadata_are_sampled(url: str, tmp_path: Path) -> None:
+    said = f"^the server of {re.escape(url)}/late/m.parquet answers 503: try again later$"
+    with pytest.raises(RunError, match=said):
+        sample([f"{url}/late/m.parquet"], num=5, out=tmp_path / "urls.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.tar"])

@@ -19,6 +19,7 @@ from advflyp.config import at_least, suggest
 from advflyp.data.pairs.addresses import is_remote, open_binary
 from advflyp.data.pairs.cells import MISSING
 from advflyp.data.web.url_list import CAPTION_NAMES, URL_NAMES
+from advflyp.errors import RunError
 
 # What the columns are called in LAION-400M, LAION-2B and 5B, Re-LAION, COYO, CC12M, DataComp; case does not matter.
 KNOWN = {
@@ -120,10 +121,13 @@ class File:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """Turn DuckDB's errors in the block into a ValueError that names the file."""
+    """Turn DuckDB's errors in the block into a ValueError that names the file; `RunError` if its server failed."""
     try:
         yield
     except duckdb.Error as error:
+        # DuckDB only keeps the text of what `_Named` raises.
+        if failed := re.search(r"RunError: (.+)", str(error)):
+            raise RunError(failed[1]) from None
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, duckdb.OutOfMemoryException):
             what = "unpacks to more than fits in memory, or the disk is full"
