@@ -123,6 +123,9 @@ class Recordings:
                 for other in recording if graph not in recording else []:
                     other.tape.spoil()
             graph.tape.replay()
+            for recording in self._pools[graph.pool]:
+                if graph in recording[1:]:  # a backward pass frees the activations, and writes where they were
+                    recording[0].tape.spoil()
 
 
 class Graph:

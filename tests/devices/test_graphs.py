@@ -110,6 +110,17 @@ def test_gradients_after_another_batch(counts: tuple[int, int], model: CLIP, rec
             assert close(slope_of(found, each), slope)
 
 
+def test_several_gradients_of_one_pass(model: CLIP, recordings: Recordings) -> None:
+    images = some_images(model, 4).requires_grad_()
+    expected = slope_of(model.encode_image(images), images)
+    with model.replaying(Graphs(pads=False)):
+        found = model.encode_image(images)
+        weights = torch.linspace(-1, 1, found.shape[1], dtype=torch.float64, device=images.device)
+        for _ in range(2):
+            (slope,) = torch.autograd.grad((found * weights).sum(), images, retain_graph=True)
+            assert close(slope, expected)
+
+
 def test_a_tower_that_waits_for_the_device(gpu: Gpu, recordings: Recordings) -> None:
     if gpu.sham is None:
         pytest.skip("a broken capture could spoil the tests that follow on a real GPU")

@@ -126,8 +126,9 @@ class _Replayed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images,), recording = ctx.saved_tensors, ctx.recording
-        if ctx.graphs.last_replay is not ctx.replay:  # the activations are those of another batch
+        if ctx.graphs.last_replay is not ctx.replay:  # the activations are no longer those of this batch
             ctx.graphs.replay(recording, images)
         recording.flow[: len(gradient)] = gradient
         recording.backward.replay()
+        ctx.graphs.last_replay = None  # it writes where they were
         return recording.slope[: len(gradient)].clone(), None, None
