@@ -124,7 +124,9 @@ class Recordings:
                     other.tape.spoil()
             graph.tape.replay()
             for recording in self._pools[graph.pool]:
-                if graph in recording[1:]:  # a backward pass frees the activations, and writes where they were
+                if (
+                    graph in recording[1:]
+                ):  # a backward pass frees the activations, and writes where they were
                     recording[0].tape.spoil()
 
 
