@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """A run cannot continue, for a reason that could not be detected before it began. The message is one line."""
 
 
+class Diverged(RunError):
+    """A loss, a gradient, the weights or the embeddings of a training are not finite."""
+
+
 class SkippedSample(Exception):
     """Data that cannot be used. The message is one of a few fixed reasons, so that they can be counted."""
 

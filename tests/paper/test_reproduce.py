@@ -26,7 +26,7 @@ from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.page import experiment_means, main_experiment
-from advflyp.paper.plan import Measure, Plan, read_begun
+from advflyp.paper.plan import Plan, read_begun
 from advflyp.paper.proxies.plan import PROXIES
 from advflyp.paper.reproduce import reproduce
 from advflyp.paper.steps import carry_out, is_done, steps_of
@@ -34,37 +34,13 @@ from advflyp.paper.study import read_study
 from advflyp.paper.tuning import read_tuning, tuned_rate
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun
+from paper.small_study import accuracies, small
 from report.sample import write_sample
-
-SETS = ("mini/food", "mini/flags")
-
-
-def small(model: Path, *, seeds: int = 1, grid: tuple[float, ...] = ()) -> Plan:
-    """Table 4 with two trained rows: 2 steps of 16 pairs, 4 images a set."""
-    plan = make_plan("mini", seeds=seeds, steps=2)
-    measure = Measure(sets=SETS, attacks=("clean", "pgd2"), eps=(1 / 255,), limit=4)
-    keys = {"model.name": str(model), "data.batch_size": 16, "train.max_steps": 2, "train.precision": "fp32"}
-    runs = tuple(
-        dataclasses.replace(run, overrides=run.overrides | keys)
-        for run in plan.runs
-        if run.name in ("original", "advflyp", "advflyp_full")
-    )
-    names = tuple(run.name for run in runs)
-    first = next(e for e in plan.experiments if e.id == "table4")
-    experiment = dataclasses.replace(first, runs=names, attacks=("clean", "pgd2"), measures=(measure,))
-    return dataclasses.replace(plan, runs=runs, experiments=(experiment,), grid=grid)
 
 
 @pytest.fixture
 def quiet() -> Console:
     return Console(quiet=True)
-
-
-def accuracies(folder: Path) -> dict[str, list[tuple[str, str, int]]]:
-    return {
-        path.stem: [(cell.set, cell.attack, cell.correct) for cell in read_cells(path)]
-        for path in sorted((folder / "results").glob("*.jsonl"))
-    }
 
 
 def test_everything_is_measured_once(tiny_folder: Path, tmp_path: Path, quiet: Console) -> None:
@@ -197,10 +173,11 @@ def test_results_of_other_weights_are_not_mixed_in(tiny_folder: Path, tmp_path: 
 def test_two_processes_share_the_work(tiny_folder: Path, tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from pathlib import Path
         from rich.console import Console
-        from test_reproduce import carry_out, small
+        from advflyp.paper.steps import carry_out
+        from paper.small_study import small
         plan = small(Path({str(tiny_folder)!r}))
         assert carry_out(plan, plan, Path({str(tmp_path)!r}), Console(width=200)) == {{}}
     """)

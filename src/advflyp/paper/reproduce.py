@@ -53,7 +53,7 @@ def reproduce(
 
     Args:
         precision: Precision of the remaining steps; by default that which the study began with; for a new study,
-            whichever is faster on the device.
+            whichever is faster on the device. A training that was begun goes on in its own.
 
     Returns:
         {step: reason} of the steps that failed.

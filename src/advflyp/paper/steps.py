@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from advflyp.data.sets.labelled import set_names
-from advflyp.errors import RunError
+from advflyp.errors import Diverged, RunError
 from advflyp.escape import for_rich
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.results import append_cell, read_cells
@@ -105,7 +105,8 @@ def recipe_file(plan: Plan, run: Run) -> Path:
 def carry_out(plan: Plan, whole: Plan, folder: Path, console: Console) -> dict[str, str]:
     """Do all remaining steps of `plan`; returns {step: reason} for those that failed. `whole` is what gets reported.
 
-    A failed step does not stop the others. Steps that another process works on come last and are waited for.
+    A failed step, such as a training that diverges, does not stop the others; a signal or a full disk does. Steps that
+    another process works on come last and are waited for.
     """
     whole.write(folder)
     pending = steps_of(plan)
@@ -124,7 +125,7 @@ def _try(
     plan: Plan, step: Step, folder: Path, console: Console, failed: dict[str, str], *, wait: bool
 ) -> bool:
     """Do the step; False if another process has its run."""
-    if is_done(step, folder):
+    if str(step) in failed or is_done(step, folder):
         return True
     path = folder / "locks" / step.training
     ours = lock(path, wait=math.inf) if wait else try_lock(path)
@@ -139,6 +140,11 @@ def _try(
             _do(plan, step, folder, console)
         except ValueError as error:
             failed[str(step)] = str(error)
+            console.print(for_rich(f"failed: {error}"))
+        except Diverged as error:
+            # Its other measures would train it again, to the same end.
+            same = [one for one in steps_of(plan) if one.training == step.training]
+            failed |= {str(one): str(error) for one in same if not is_done(one, folder)}
             console.print(for_rich(f"failed: {error}"))
     return True
 
@@ -195,7 +201,12 @@ def _take_over(measured: Path, store: Path, sha256: str, label: str) -> None:
 def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) -> None:
     if (out / FINISHED).is_file():
         return
-    overrides = step.run.overrides | {"train.seed": step.seed, "train.precision": plan.precision}
+    resume = bool(checkpoints(out / CHECKPOINTS))
+    # A training that was begun keeps its precision, which "auto" asks for; the plan's is that of the remaining work.
+    overrides = step.run.overrides | {
+        "train.seed": step.seed,
+        "train.precision": "auto" if resume else plan.precision,
+    }
     if plan.grid:
         source = plan.run(step.run.rate_of or step.run.trained_as)
         overrides["optim.lr"] = tuned_rate(
@@ -206,7 +217,6 @@ def _train(plan: Plan, step: Step, out: Path, folder: Path, console: Console) ->
             folder,
             console,
         )
-    resume = bool(checkpoints(out / CHECKPOINTS))
     result = train(recipe_file(plan, step.run), overrides, out=out, resume=resume, console=console)
     if not result.finished:
         raise RunError(f"a signal stopped the training of {step.training}; the same command continues it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advflyp.errors import GONE, LostRank, RunError, refusal
+from advflyp.errors import GONE, Diverged, LostRank, RunError, refusal
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import broken_weights, not_finite
 from advflyp.training.signals import Interrupted
@@ -22,7 +22,7 @@ TRIED = 32
 
 
 def finite_means(run: "TrainingRun") -> dict[str, float]:
-    """The means of the metrics since the last line; `RunError` if a loss or the gradient norm is not finite."""
+    """The means of the metrics since the last line; `Diverged` if a loss or the gradient norm is not finite."""
     means = run.meter.means()
     judged = {name: mean for name, mean in means.items() if name.startswith("loss") or name == "grad_norm"}
     if wrong := [f"{name} = {mean}" for name, mean in judged.items() if not math.isfinite(mean)]:
@@ -31,15 +31,15 @@ def finite_means(run: "TrainingRun") -> dict[str, float]:
 
 
 def check_finite(run: "TrainingRun") -> None:
-    """`RunError` if losses, gradients, weights or embeddings are not finite: no checkpoint of such a state is saved."""
+    """`Diverged` if losses, gradients, weights or embeddings are not finite: no checkpoint of such a state is saved."""
     finite_means(run)
     what = broken(run.unsharded_model(), min(TRIED, run.recipe.data.batch_size))
     if what is not None:
         raise _diverged(run, what)
 
 
-def _diverged(run: "TrainingRun", what: str) -> RunError:
-    return RunError(
+def _diverged(run: "TrainingRun", what: str) -> Diverged:
+    return Diverged(
         f"{what} by step {run.state.step}: the run diverged. {run.folder.last_good()} Start again with a lower "
         "optim.lr, longer optim.warmup_steps or an optim.max_grad_norm"
     )
