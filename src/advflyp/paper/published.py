@@ -7,10 +7,13 @@ finetuned with PGD-2 at ε = 1/255.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from advflyp.evaluation.results import Cell
 from advflyp.report.figures.embedding import TSNEResult
+from advflyp.report.measure.results import Results
 from advflyp.report.measure.tables import Table, Value
+from advflyp.wording import counted
 
 ROBUST = ("pgd10", "cw10", "autoattack")
 CLEAN = ("clean",)
@@ -51,7 +54,7 @@ def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterab
         embedded: The embeddings of Fig. 5, if there are any.
     """
     cells = list(cells)
-    angles = {one.label: one.mean_phi for one in embedded}
+    angles = {one.label: _angle(one) for one in embedded}
     rows: list[list[Value]] = []
     for one in ACCURACIES:
         setting = "clean" if one.attacks == CLEAN else f"PGD-10, CW-10, AutoAttack, ε = {255 * one.eps:g}/255"
@@ -59,8 +62,7 @@ def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterab
         value = "–" if ours is None else f"{100 * ours:.2f} %"
         rows.append([one.method, setting, f"{one.value:.2f} %", value])
     for method, angle in ANGLES.items():
-        ours = angles.get(method)
-        rows.append([method, "φ, radians", f"{angle:.4f}", "–" if ours is None else f"{ours:.4f}"])
+        rows.append([method, "φ, radians, 256 images of ImageNet", f"{angle:.4f}", angles.get(method, "–")])
     return Table(
         title="The figures that the paper states in its text",
         columns=["method", "setting", "published", "ours"],
@@ -69,13 +71,28 @@ def published_table(cells: Iterable[Cell], sets: Sequence[str], embedded: Iterab
     )
 
 
+def _angle(one: TSNEResult) -> str:
+    """φ; with the images that it is a mean over, if they are not the paper's."""
+    kinds = {name.partition("@")[0] for name in one.sets}
+    of = (
+        ""
+        if kinds == {"imagenet"}
+        else f" ({counted(len(one.sets), 'image')} of {counted(len(kinds), 'set')})"
+    )
+    return f"{one.mean_phi:.4f}{of}"
+
+
 def _mean(one: Published, cells: Sequence[Cell], sets: Sequence[str]) -> float | None:
-    """The mean over sets, attacks and seeds; None unless every set and attack is there."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        if cell.model == one.method and cell.attack in one.attacks and math.isclose(cell.eps, one.eps):
-            found.setdefault((cell.set, cell.attack), []).append(cell.accuracy)
-    wanted = [(name, attack) for name in sets for attack in one.attacks]
-    if not wanted or any(key not in found for key in wanted):
-        return None
-    return sum(sum(found[key]) / len(found[key]) for key in wanted) / len(wanted)
+    """The mean over sets, attacks and the seeds that have every set and attack; None if no seed has."""
+    own = [
+        cell
+        for cell in cells
+        if cell.model == one.method and cell.attack in one.attacks and math.isclose(cell.eps, one.eps)
+    ]
+    results = Results(own, seeds=True)
+    by_seed: dict[str, dict[str, float]] = {}
+    for condition in results.conditions:
+        for sha, mean in results.means(one.method, condition, sets).items():
+            by_seed.setdefault(sha, {})[condition.attack] = mean.value
+    whole = [fmean(means.values()) for means in by_seed.values() if len(means) == len(one.attacks)]
+    return fmean(whole) if whole else None
