@@ -268,6 +268,8 @@ def test_a_recipe_in_utf_16_is_printed(tmp_path: Path) -> None:
         ({"method.logit_weight": 0, "method.logit_temperature": 1},
          ["method.logit_temperature has no effect here: method.logit_weight = 0"]),
         ({"attack.overfitting_gap": 0.1}, ["attack.overfitting_gap has no effect here: attack.steps is not 1"]),
+        ({"attack.steps": 1, "attack.overfitting_gap": 0.1, "validate.set": "mini/val", "validate.attack": "clean"},
+         ["attack.overfitting_gap has no effect here: validate.attack = 'clean'"]),
         ({"optim.beta2": 0.9, "optim.name": "sgd"}, ["optim.beta2 has no effect here: optim.name = 'sgd'"]),
         ({"data.also_share": 0.3}, ["data.also_share has no effect here: there is no data.also"]),
     ],

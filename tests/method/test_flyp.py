@@ -1,6 +1,7 @@
 """Naive FLYP: Eq. 1 on class prompts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from torch import Tensor
@@ -10,9 +11,12 @@ from advflyp.method.flyp import FLYP, FLYPConfig
 from advflyp.model.clip import CLIP
 
 
+@pytest.mark.parametrize("templates", [1, 2])
 @pytest.mark.parametrize("mask", [False, True])
-def test_the_loss(vision: CLIP, labelled: Batch, images_adv: Tensor, mask: bool) -> None:
-    """As in the paper another picture of a class is a negative; masked, it is neither positive nor negative."""
+def test_the_loss(vision: CLIP, labelled: Batch, images_adv: Tensor, mask: bool, templates: int) -> None:
+    """As in the paper another image of a class is a negative; masked, it is neither positive nor negative."""
+    captions = [f"template {number % templates}: {label}" for number, label in enumerate(labelled.labels)]
+    labelled = replace(labelled, captions=captions)
     method = FLYP(FLYPConfig(mask_same_caption=mask), vision)
     losses = method.losses(labelled.images, images_adv, labelled)
     labels, scale = labelled.labels.tolist(), vision.logit_scale.item()

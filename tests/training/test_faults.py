@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from advflyp.data.batch import Batch
+from advflyp.data.pairs.stream import permutation
 from advflyp.errors import RunError
 from advflyp.model.load import load_model
 from advflyp.training import loop
@@ -159,6 +160,11 @@ def test_a_signal_saves_and_ends(expected: tuple[Path, Path], tmp_path: Path, na
 
 
 def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of an epoch, whose last samples, among them unusable ones, fill no batch."""
+    images = sorted((recipe.parent / "pairs").glob("*.png"))
+    left_over = permutation(len(images), 0, 0)[-(len(images) % 16) :]
+    for place in left_over[:2]:
+        images[place].write_bytes(b"no image")
     overrides = {**VALIDATED, "train.epochs": "2"}
     whole = train(recipe, overrides, out=tmp_path / "whole")
     real = loop.validate
@@ -178,6 +184,14 @@ def test_a_signal_during_a_validation(recipe: Path, tmp_path: Path, monkeypatch:
     again = train(recipe, overrides, out=tmp_path / "run", resume=True)
     assert (again.finished, again.best) == (True, whole.best)
     assert same(tmp_path / "run", tmp_path / "whole")
+    skipped = [
+        [(line["step"], line["skipped"]) for line in read_metrics(tmp_path / name) if line["kind"] == "data"]
+        for name in ("run", "whole")
+    ]
+    assert skipped[0] == skipped[1] and [number for _, number in skipped[0]] == [
+        {"not an image": 2},
+        {"not an image": 4},
+    ]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "outside a run the signals do what they did"
 
 

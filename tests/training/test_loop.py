@@ -14,6 +14,7 @@ import torch
 
 from advflyp.attack.pgd import pgd
 from advflyp.data.batch import Batch
+from advflyp.data.pairs.samples import Skipped
 from advflyp.method.advflyp import clip_loss
 from advflyp.model.folder import read_card, weights_sha256
 from advflyp.model.load import load_model
@@ -492,6 +493,20 @@ def test_checkpoints_load_without_running_code(recipe: Path, tmp_path: Path) -> 
     train(recipe, {"train.max_steps": 1}, out=tmp_path / "run")
     for step, path in enumerate(checkpoints(tmp_path / "run/checkpoints")):
         assert load_checkpoint(path)["progress"]["step"] == step_of(path) == step
+
+
+def test_skipped_samples_are_those_of_all_ranks(recipe: Path, tmp_path: Path) -> None:
+    run = build(read_recipe(recipe), tmp_path / "run")
+    run.state.skipped = Skipped(Counter({"no image": 1}), {"no image": "a"})
+    others = Skipped(Counter({"no image": 2, "empty caption": 1}), {"no image": "b", "empty caption": "c"})
+    written: list[dict[str, Any]] = []
+    log: Any = SimpleNamespace(write=lambda kind, step, **about: written.append(about), say=lambda line: None)
+    with mock.patch.object(run.ranks, "all_gather_object", lambda own: [own, others]):
+        loop._report_skipped(run, log)
+    (line,) = written
+    assert line["skipped"] == {"no image": 3, "empty caption": 1}
+    assert line["examples"] == {"no image": "a", "empty caption": "c"}
+    run.close()
 
 
 def test_no_usable_pair_is_an_error(recipe: Path, tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ def test_the_rate_of_this_processor_is_that_of_a_product() -> None:
     a = torch.ones(512, 512)
     a @ a
     seconds = min(meter._seconds_of_product(a) for _ in range(5))
-    # Within a factor that other work on the machine may make.
-    assert 0.1 < matrix_rate(torch.device("cpu"), "fp32") / (2 * 512**3 / seconds) < 10
+    # Within a factor that other work on the machine may make; it may also stop one measurement early.
+    rate = max(matrix_rate(torch.device("cpu"), "fp32") for _ in range(5))
+    assert 0.1 < rate / (2 * 512**3 / seconds) < 10
 
 
 def test_operations_are_those_of_the_equations() -> None:
@@ -114,6 +115,16 @@ def test_a_step_is_counted_once_and_held_against_the_rate(
     line = run.meter.line(run.meter.means(), torch.device("cpu"), "fp32")
     assert line["utilisation"] == pytest.approx(4 * counted / 2.0 / 1e9, abs=1e-4)
     assert line["pairs_per_second"] == 4 * 16 / 2.0
+
+
+def test_a_trained_text_tower_is_counted(recipe: Path, tmp_path: Path) -> None:
+    """Its forward pass, as its backward pass."""
+    run = build(read_recipe(recipe, {"train.unfreeze": "vision+text"}), tmp_path / "run")
+    batch = next(iter(run.pairs.epoch(0)))
+    with Flops() as flops:
+        update(run, batch)
+    # But for the norm of the gradient and the like, which are no products.
+    assert run.meter.flops_of_last == flops.total
 
 
 def test_a_compiled_step_has_no_utilisation() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 import advflyp.training.update as step_module
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
+from advflyp.model.folder import read_card
 from advflyp.model.load import load_model
 from advflyp.share import Share
 from advflyp.training.build import build
@@ -238,6 +239,10 @@ def test_where_the_attack_begins(recipe: Path, tmp_path: Path) -> None:
         ({**SHARED, "train.batch_norm": "update"}, "cannot be combined with train.batch_norm = 'update'"),
         ({**SHARED, "method.reference": "frozen"}, "has no clean forward pass to share"),
         ({**SHARED, "attack.overfitting_gap": "0"}, "above 0 and at most 1"),
+        (
+            {"train.activation_checkpointing": "true", "train.batch_norm": "update"},
+            "train.activation_checkpointing cannot be combined with train.batch_norm = 'update'",
+        ),
         ({"data.schedule": "[[24, 0.5], [32, 0.4]]"}, "must add up to 1"),
         ({"data.schedule": "[[0, 0.5], [32, 0.5]]"}, "sizes must be at least 1 pixel"),
         ({"data.schedule": "[[32, 0.5], [32]]"}, "must be a list of 2"),
@@ -315,12 +320,12 @@ def test_one_step_that_is_not_enough(recipe: Path, tmp_path: Path) -> None:
     overrides |= {"train.epochs": "2", "train.max_steps": "2", "data.limit": "16", "log.every": "1"}
     said = io.StringIO()
     train(recipe, overrides, out=tmp_path / "run", console=Console(file=said, width=200))
-    assert "the model overfits to one step; training continues with two" in said.getvalue()
+    assert "the model overfits to one step; further updates attack with two" in said.getvalue()
     first, second = (line["pflops"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train")
     # 9 forward passes, then 11.
     assert second / first - 1 == pytest.approx(11 / 9, rel=0.03)
     state, _ = load_last(tmp_path / "run" / "checkpoints")
-    assert state["progress"]["attack_steps"] == 2
+    assert state["progress"]["attack_steps"] == 2 and read_card(tmp_path / "run")["attack_steps"] == 2
     accuracies = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validate"]
     assert ["fgsm" in line for line in accuracies] == [True, True, False]
 

@@ -155,10 +155,7 @@ class AdvFLYP(Regularised):
         }
 
     def _pair_loss(self, image_embeddings: Tensor, text_embeddings: Tensor, batch: Batch) -> Tensor:
-        ignore = None
-        if self.config.mask_same_caption:
-            device = image_embeddings.device
-            ignore = batch.once("same_captions", lambda: same_captions(batch.captions, self.ranks, device))
+        ignore = batch.once("ignored", lambda: self._same(batch)) if self.config.mask_same_caption else None
         scale, bias = self.model.logit_scale, self.model.logit_bias
         if self.sigmoid:
             assert bias is not None
@@ -174,6 +171,10 @@ class AdvFLYP(Regularised):
             )
         return clip_loss(image_embeddings, text_embeddings, scale, ignore=ignore, ranks=self.ranks)
 
+    def _same(self, batch: Batch) -> Tensor:
+        """(n, N) bool: which other pairs of the batch `mask_same_caption` ignores."""
+        return same_captions(batch.captions, self.ranks, self.model.device)
+
     @torch.no_grad()
     def _embed_original(self, images: Tensor) -> Tensor:
         assert self.original is not None
@@ -188,7 +189,11 @@ def same_captions(
         hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8) for caption in captions
     )
     numbers = [int.from_bytes(digest.digest(), "big", signed=True) for digest in digests]
-    mine = to_device(torch.tensor(numbers), device)
+    return same_numbers(to_device(torch.tensor(numbers), device), ranks)
+
+
+def same_numbers(mine: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """(n, N) bool: which other numbers of the batch are equal to each of this rank's (n,) int64."""
     every = ranks.gather(mine)
-    own = ranks.first_row + torch.arange(len(mine), device=device)
-    return (mine[:, None] == every) & (own[:, None] != torch.arange(len(every), device=device))
+    own = ranks.first_row + torch.arange(len(mine), device=mine.device)
+    return (mine[:, None] == every) & (own[:, None] != torch.arange(len(every), device=mine.device))

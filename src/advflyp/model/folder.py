@@ -35,6 +35,7 @@ CARD_KEYS: dict[str, Any] = {
     "recipe": dict[str, dict[str, Any]],
     "trained_on": list[str],
     "pairs_seen": int,
+    "attack_steps": int,
     "pflops": float,
     "weights_sha256": str,
 }

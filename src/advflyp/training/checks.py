@@ -93,6 +93,7 @@ def without_effect(recipe: Recipe) -> list[str]:
         (attack, "attack.start", "attack.steps = 0", attack.steps == 0),
         (attack, "attack.overfitting_gap", "attack.steps is not 1", attack.steps != 1),
         (attack, "attack.overfitting_gap", "there is no validate.set", validate.set is None),
+        (attack, "attack.overfitting_gap", "validate.attack = 'clean'", validate.attack == "clean"),
         (optim, "optim.momentum", "optim.name = 'adamw'", optim.name == "adamw"),
         (optim, "optim.beta2 optim.epsilon", "optim.name = 'sgd'", optim.name == "sgd"),
         (optim, "optim.decayed", "optim.weight_decay = 0", optim.weight_decay == 0),
@@ -109,8 +110,7 @@ def without_effect(recipe: Recipe) -> list[str]:
             (method, of_both, "neither regulariser has a weight", plain),
             (method, "method.clean_gradients", "method.reference = 'frozen'", frozen and not plain),
         ]
-    trains_texts = recipe.train.unfreeze in ("vision+text", "all")
-    if find_method(recipe.method_name)[0].trains_on == "images" and trains_texts:
+    if find_method(recipe.method_name)[0].trains_on == "images" and recipe.train.trains_texts:
         why = f"no loss of method.name = '{recipe.method_name}' reaches the text tower"
         inert.append((recipe.train, "train.unfreeze", why, True))
     return [

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from advflyp.data.batch import Batch
+from advflyp.data.pairs.samples import Skipped
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.model.clip import CLIP
 from advflyp.model.deviation import cosine_deviation
@@ -228,29 +229,32 @@ def _validate_if_due(run: TrainingRun, log: AnyLog) -> None:
 
 def _end_epoch(run: TrainingRun, log: AnyLog) -> None:
     state, recipe = run.state, run.recipe
-    state.skipped = run.pairs.skipped
     if not (state.position or state.finished):
         raise ValueError(
-            f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: {state.skipped.describe()}"
+            f"no batch of {recipe.data.batch_size} usable samples in {recipe.data.train}: "
+            f"{run.pairs.skipped.describe()}"
         )
-    if state.skipped.counts:
-        log.write(
-            "data",
-            state.step,
-            epoch=state.epoch,
-            skipped=dict(state.skipped.counts),
-            examples=state.skipped.examples,
-        )
-        log.say(f"unusable samples so far: {state.skipped.describe()}")
     epochs = state.epoch + 1
     last = state.step == run.total_steps or epochs == recipe.train.epochs
     if not state.finished and (last or epochs % (recipe.validate.epochs or 1) == 0):
         validate(run, log)
+    # Not before: if a signal ends the validation, the run resumes at `position`, and skips these once more.
+    state.skipped = run.pairs.skipped
+    _report_skipped(run, log)
     state.epoch = epochs
     state.position = {}
     state.finished = state.finished or last
     if state.finished or state.epoch % (recipe.checkpoint.epochs or 1) == 0:
         write_checkpoint(run, log)
+
+
+def _report_skipped(run: TrainingRun, log: AnyLog) -> None:
+    """Log the samples that all ranks have skipped so far, if any."""
+    state, skipped = run.state, Skipped.joined(run.ranks.all_gather_object(run.state.skipped))
+    if skipped.counts:
+        about = {"skipped": dict(skipped.counts), "examples": skipped.examples}
+        log.write("data", state.step, epoch=state.epoch, **about)
+        log.say(f"unusable samples so far: {skipped.describe()}")
 
 
 def _write_line(run: TrainingRun, updated: Updated, log: AnyLog) -> None:

@@ -64,6 +64,11 @@ class TrainConfig:
     compile: bool = False
     graphs: bool = False
 
+    @property
+    def trains_texts(self) -> bool:
+        """Whether the text tower is trained."""
+        return self.unfreeze in ("vision+text", "all")
+
     def __post_init__(self) -> None:
         check_precision(self.precision, "train.precision")
         first_blocks(self.unfreeze)
@@ -72,6 +77,11 @@ class TrainConfig:
             raise ValueError(
                 "train.micro_batch cannot be combined with train.batch_norm = 'update': statistics are those of a "
                 "whole batch; leave one of them out"
+            )
+        if self.activation_checkpointing and self.batch_norm == "update":
+            raise ValueError(
+                "train.activation_checkpointing cannot be combined with train.batch_norm = 'update': recomputed blocks "
+                "would count a batch twice; leave one of them out"
             )
         if self.micro_batch is not None and self.parallel == "fsdp":
             raise ValueError(

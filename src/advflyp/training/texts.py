@@ -24,7 +24,7 @@ def open_texts(
     """A function that adds the text embeddings of all ranks to a batch; those of a frozen tower are cached."""
     if method.trains_on == "images":
         return lambda batch: batch
-    frozen = recipe.train.unfreeze not in ("vision+text", "all")
+    frozen = not recipe.train.trains_texts
     encode: EncodeText = model.encode_text
     # A cached embedding's last bits depend on which texts shared its batch, so on where a run resumed.
     if frozen and not recipe.train.deterministic:

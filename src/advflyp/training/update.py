@@ -85,10 +85,15 @@ def update(run: "TrainingRun", batch: Batch) -> Updated:
     images = resized(run, to_device(batch.images, model.device).to(model.dtype))
     found = Adversarial(images=images)
     model.train(updates_statistics)
-    batch = run.add_texts(replace(batch, images=images))
+    batch = replace(batch, images=images)
+    # Those of a frozen tower are cached, and so no cost of every step.
+    if not recipe.train.trains_texts:
+        batch = run.add_texts(batch)
     run.optimizer.zero_grad(set_to_none=True)
     counting = run.meter.counting(recipe.train.compile or run.is_sharded, (images.shape, attack))
     with counting, run.replaying(run.method.original):
+        if recipe.train.trains_texts:
+            batch = run.add_texts(batch)
         if attack.steps > 0:
             model.eval()
             found = find_adversarial(run, batch)

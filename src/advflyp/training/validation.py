@@ -91,7 +91,7 @@ def _watch_overfitting(run: "TrainingRun", accuracies: dict[str, float], log: An
         run.state.attack_steps = 2
         log.say(
             f"step {run.state.step}: accuracy under one step is {100 * gap:.1f} points above that under "
-            f"{run.recipe.validate.attack}: the model overfits to one step; training continues with two"
+            f"{run.recipe.validate.attack}: the model overfits to one step; further updates attack with two"
         )
 
 
@@ -105,6 +105,7 @@ def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:
     card = {
         **about,
         "pairs_seen": state.pairs_seen,
+        **({"attack_steps": state.attack_steps} if state.attack_steps else {}),
         **({"pflops": state.flops / 1e15} if state.flops else {}),
         "version": __version__,
         "precision": vars(run.precision),

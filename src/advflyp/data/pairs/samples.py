@@ -126,6 +126,15 @@ class Skipped:
         self.counts[reason] += 1
         self.examples.setdefault(reason, key)
 
+    @classmethod
+    def joined(cls, ranks: "Sequence[Skipped]") -> "Skipped":
+        """Those of several ranks; an example is that of the first rank which has one."""
+        result = cls()
+        for one in ranks:
+            result.counts += one.counts
+            result.examples = one.examples | result.examples
+        return result
+
     def copy(self) -> "Skipped":
         """An independent copy."""
         return Skipped(self.counts.copy(), dict(self.examples))
