@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from advflyp.evaluation.attacks import find_attack
+from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.plan import Plan, Scale
 from advflyp.paper.steps import recipe_file, steps_of
@@ -25,7 +26,7 @@ def recipes(plan: Plan) -> dict[str, Recipe]:
 
 
 def test_every_table_and_figure_is_planned(plan: Plan) -> None:
-    ours = ["later", *(["cost", "cost-other"] if plan.scale == "mini" else [])]
+    ours = ["later", *(["cost", "cost-other"] if plan.scale == "mini" else ["table14-imagenet"])]
     assert sorted(e.id for e in plan.experiments) == sorted([*PAPER, *ours])
     assert len({run.name for run in plan.runs}) == len({run.label for run in plan.runs}) == len(plan.runs)
 
@@ -75,6 +76,40 @@ def test_at_paper_scale_the_recipes_stay_the_papers() -> None:
     assert trained_on["advflyp_full"] == trained_on["clean_contrastive"] == "web/*.tar"
     assert trained_on["aft_captioned"] == "captioned/*.tar"
     assert trained_on["tecoa"] == trained_on["flyp"] == trained_on["fare"] == "imagenet@train"
+
+
+def test_at_paper_scale_the_tables_are_measured_as_in_the_paper() -> None:
+    """As its captions and text say: Tables 6, 8 and 14 under AutoAttack, Fig. 5 and a part of 14 on ImageNet."""
+    plan = make_plan("paper")
+    shown = {e.id: (set(e.attacks), {name for m in e.measures for name in m.sets}) for e in plan.experiments}
+    for name in ("table6", "table8", "table14"):
+        assert shown[name] == ({"clean", "pgd10", "cw10", "autoattack"}, {"paper"}), name
+    assert shown["table14-imagenet"] == ({"autoattack"}, {"imagenet"})
+    assert shown["figure5"][1] == {"imagenet"}
+    assert {e.eps for e in plan.experiments if e.id in ("table6", "table8", "table14")} == {(1 / 255,)}
+    # Sec. 7.3, 8.3 and 9.1: a hundred thousand pairs, for both rows of Table 7; a million or all of them otherwise.
+    found = recipes(plan)
+    fewer = {name for name, recipe in found.items() if recipe.data.limit == 100_000}
+    assert fewer == {
+        "advflyp_2nd", "advflyp-other", "advflyp_full-other", "clean_contrastive", "clean_classification",
+        "pairs-100000-256", "pairs-100000-512", "pairs-100000-1024",
+    }  # fmt: skip
+    seventh = next(e for e in plan.experiments if e.id == "table7")
+    second, full = (found[name] for name in seventh.runs)
+    assert (second.method.reference, full.method.reference) == ("frozen", "both")
+    assert replace(second, method=full.method) == full and "100,000 pairs" in seventh.note
+    twelfth = next(e for e in plan.experiments if e.id == "table12")
+    assert "100,000 pairs" in twelfth.note and "TeCoA has all" in twelfth.note
+
+
+def test_costs_at_paper_scale_follow_the_number_of_pairs(tmp_path: Path) -> None:
+    plan = make_plan("paper").only(["figure3", "table1", "table12"])
+    hours = {name: one.hours for name, one in cost(plan, tmp_path, lambda _: 100)}
+    full = hours["train advflyp_full-s0"]
+    for run, share in (("advflyp_full-other", 0.1), ("pairs-100000-256", 0.1), ("pairs-500000-512", 0.5)):
+        assert hours[f"train {run}-s0"] / full == pytest.approx(share, rel=0.01)
+    # With more pairs than there are, all of them.
+    assert hours["train pairs-1000000-256-s0"] == full
 
 
 def test_the_headline_comes_first_and_costly_attacks_last() -> None:

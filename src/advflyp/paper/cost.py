@@ -18,6 +18,8 @@ FORWARDS_A_SECOND = {"mini": 600.0, "paper": 11_000.0}
 # Forward passes of AutoAttack's four members on an image that stays robust, and the share of such images.
 AUTOATTACK = 10_000
 STANDING = 0.35
+# Samples that a recipe at paper scale trains on: the paper's million of pairs, or ImageNet's, which are slightly more.
+SAMPLES = 1_000_000
 MEGABYTES_A_RUN = {"mini": 80.0, "paper": 3000.0}
 
 
@@ -53,8 +55,9 @@ def cost(plan: Plan, folder: Path, images: Callable[[str], int]) -> list[tuple[s
                 passes = len(plan.grid) * (one + IMAGES * (1 + _attack_passes("pgd10")))
                 found.append((f"tune {tuned}", Cost(passes / speed / 3600, 0)))
             recipe = _recipe(plan, step.run)
+            samples = min(recipe.data.limit or SAMPLES, SAMPLES)
             updates = recipe.train.max_steps or math.ceil(
-                (1_000_000 / recipe.data.batch_size) * recipe.train.epochs
+                samples / recipe.data.batch_size * recipe.train.epochs
             )
             passes = updates * _training_passes(recipe) + _validation_passes(recipe, updates)
             found.append((f"train {step.training}", Cost(passes / speed / 3600, MEGABYTES_A_RUN[plan.scale])))

@@ -5,12 +5,14 @@ ImageNet and ViT-B/32.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from advflyp.paper.plan import ORIGINAL, OTHER, RADII, Experiment, Measure, Plan, Run, Scale
 from advflyp.paper.proxies.plan import proxy_experiment, proxy_runs, with_spaces
 
 MOST_SEEDS = 100
+# The pairs that the paper has for Tables 7, 12 and 13, in place of a million.
+FEWER_PAIRS = 100_000
 FULL, FAST = "advflyp_full", "advflyp_fast"
 
 METHODS = {
@@ -39,6 +41,8 @@ UNFROZEN = {
     "advflyp_all": "AdvFLYP_full, all unfrozen",
 }
 ON_OTHER = ("tecoa", "advflyp", "advflyp_full")
+# At paper scale. Table 13's recipes say so themselves.
+ON_FEWER_PAIRS = ("advflyp_2nd", f"advflyp{OTHER}", f"advflyp_full{OTHER}")
 # One step from the image itself; its gradient comes from the clean pass that the regularisers need anyway.
 ONE_STEP = {"attack__steps": 1, "attack__start": "zero", "attack__share_clean_forward": True}
 # These are trained on labelled images, all others on image–text pairs.
@@ -48,52 +52,73 @@ MAIN = (ORIGINAL, "tecoa", "pmg_aft", "tga_zsr", "fare", "advflyp", FULL)
 ABLATION = (ORIGINAL, "advflyp", "advflyp_logit", "advflyp_feature", FULL)
 ON_TECOA = ("tecoa", "tecoa_logit", "tecoa_feature", "tecoa_full")
 BACKBONE = tuple(f"{name}{OTHER}" for name in (ORIGINAL, *ON_OTHER))
+ON_CLEAN = (ORIGINAL, "clean_classification", "clean_contrastive")
+NAIVE = ("tecoa", "pmg_aft", "flyp", "advflyp")
+CAPTIONS = ("pmg_aft", "aft_captioned", FULL)
+EMBEDDED = (ORIGINAL, "advflyp", FULL)
 SCALING, COST, COST_OTHER = ("scaling",), ("cost",), ("cost-other",)  # filled in by the scale
 
 SMALL, LARGER = RADII[:1], RADII[1:]
 ROBUST, FEW, THIN = ("pgd10", "cw10", "autoattack"), ("clean", "pgd10", "cw10"), ("clean", "pgd10")
+WITH_STRONG = (*THIN, "autoattack")
 
-# id, title, runs, attacks and radii shown, names of what is measured (`_measures`). The most important come first.
-EXPERIMENTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[float, ...], str], ...] = (
-    ("table1", "Table 1: robust accuracy, ε = 1/255", MAIN, ROBUST, SMALL, "cheap strong"),
-    ("table2", "Table 2: accuracy on clean images", MAIN, ("clean",), SMALL, "cheap"),
-    ("table4", "Table 4: which regulariser does what", ABLATION, FEW, SMALL, "cheap"),
-    ("table3", "Table 3: stronger attacks", MAIN, ROBUST, LARGER, "higher"),
-    ("table10", "Table 10: ε = 2/255", MAIN, ROBUST, LARGER[:1], "higher"),
-    ("table11", "Table 11: ε = 4/255", MAIN, ROBUST, LARGER[1:], "higher"),
-    ("table5", "Table 5: under domain shift", (ORIGINAL, "pmg_aft", FULL), THIN, SMALL, "shift"),
-    (
-        "table13",
-        "Table 13: finetuning on clean images",
-        (ORIGINAL, "clean_classification", "clean_contrastive"),
-        THIN,
-        SMALL,
-        "cheap",
-    ),
-    ("table8", "Table 8: naive FLYP", ("tecoa", "pmg_aft", "flyp", "advflyp"), FEW, SMALL, "cheap"),
-    ("table14", "Table 14: labels, captions, pairs", ("pmg_aft", "aft_captioned", FULL), FEW, SMALL, "cheap"),
-    ("table7", "Table 7: held to the original alone", ("advflyp_2nd", FULL), FEW, SMALL, "cheap"),
-    ("table9", "Table 9: the regularisers on TeCoA", ON_TECOA, FEW, SMALL, "cheap"),
-    ("table6", "Table 6: which modules are trained", (FULL, *UNFROZEN), FEW, SMALL, "cheap"),
-    ("table12", "Table 12: another backbone", BACKBONE, FEW, SMALL, "cheap"),
-    ("figure3", "Figure 3: amount of data and batch size", SCALING, THIN, SMALL, "thin"),
-    (
-        "figure5",
-        "Figure 5 and Eq. 14: where attacked images land",
-        (ORIGINAL, "advflyp", FULL),
-        THIN,
-        SMALL,
-        "cheap",
-    ),
-    ("later", "Later methods", (*MAIN, "agft", "advflyp_soft"), FEW, RADII, "cheap"),
-    ("cost", "Cost: accuracy and arithmetic", COST, (*THIN, "autoattack"), RADII, "radii strong strongest"),
-    ("cost-other", "Cost on the ResNet", COST_OTHER, (*THIN, "autoattack"), RADII, "radii strong strongest"),
+
+class Entry(NamedTuple):
+    """An experiment: its runs, the attacks and radii shown, and the names of what is measured (`_measures`)."""
+
+    id: str
+    title: str
+    runs: tuple[str, ...]
+    attacks: tuple[str, ...]
+    eps: tuple[float, ...]
+    measured: str
+
+
+# The most important come first.
+EXPERIMENTS = (
+    Entry("table1", "Table 1: robust accuracy, ε = 1/255", MAIN, ROBUST, SMALL, "cheap strong"),
+    Entry("table2", "Table 2: accuracy on clean images", MAIN, ("clean",), SMALL, "cheap"),
+    Entry("table4", "Table 4: which regulariser does what", ABLATION, FEW, SMALL, "cheap"),
+    Entry("table3", "Table 3: stronger attacks", MAIN, ROBUST, LARGER, "higher"),
+    Entry("table10", "Table 10: ε = 2/255", MAIN, ROBUST, LARGER[:1], "higher"),
+    Entry("table11", "Table 11: ε = 4/255", MAIN, ROBUST, LARGER[1:], "higher"),
+    Entry("table5", "Table 5: under domain shift", (ORIGINAL, "pmg_aft", FULL), THIN, SMALL, "shift"),
+    Entry("table13", "Table 13: finetuning on clean images", ON_CLEAN, THIN, SMALL, "cheap"),
+    Entry("table8", "Table 8: naive FLYP", NAIVE, FEW, SMALL, "cheap"),
+    Entry("table14", "Table 14: labels, captions, pairs", CAPTIONS, FEW, SMALL, "cheap"),
+    Entry("table7", "Table 7: held to the original alone", ("advflyp_2nd", FULL), FEW, SMALL, "cheap"),
+    Entry("table9", "Table 9: the regularisers on TeCoA", ON_TECOA, FEW, SMALL, "cheap"),
+    Entry("table6", "Table 6: which modules are trained", (FULL, *UNFROZEN), FEW, SMALL, "cheap"),
+    Entry("table12", "Table 12: another backbone", BACKBONE, FEW, SMALL, "cheap"),
+    Entry("figure3", "Figure 3: amount of data and batch size", SCALING, THIN, SMALL, "thin"),
+    Entry("figure5", "Figure 5 and Eq. 14: where attacked images land", EMBEDDED, THIN, SMALL, "cheap"),
+    Entry("later", "Later methods", (*MAIN, "agft", "advflyp_soft"), FEW, RADII, "cheap"),
+    Entry("cost", "Cost: accuracy and arithmetic", COST, WITH_STRONG, RADII, "radii strong strongest"),
+    Entry("cost-other", "Cost on the ResNet", COST_OTHER, WITH_STRONG, RADII, "radii strong strongest"),
+)
+# At paper scale these are measured under the paper's attacks, on its images and with its number of pairs.
+_ATTACKED = {"attacks": (*FEW, "autoattack"), "measured": "cheap strong"}
+AT_PAPER_SCALE: dict[str, dict[str, Any]] = {
+    "table6": _ATTACKED,
+    "table8": _ATTACKED,
+    "table14": _ATTACKED,
+    "table7": {"runs": ("advflyp_2nd", f"pairs-{FEWER_PAIRS}-256")},
+    "figure5": {"measured": "imagenet"},
+}
+AT_PAPER_SCALE_ONLY = (
+    Entry("table14-imagenet", "Table 14: on ImageNet", CAPTIONS, ROBUST[2:], SMALL, "strong-imagenet"),
 )
 NOTES = {
     "later": "Not in the paper: AGFT and AdvFLYP with soft targets beside its methods.",
     "cost": "Not in the paper. One step of the attack, from the image or from noise; four fifths of the updates on "
     "images of 48 pixels a side (or 40) in place of 64; AdvFLYP_fast does both.",
     "cost-other": "Not in the paper. This tower takes multiples of 32 pixels, so 32 is the only smaller size.",
+}
+PAPER_NOTES = {
+    "table7": "Both are trained on 100,000 pairs, as in the paper.",
+    "table12": "AdvFLYP and AdvFLYP_full are trained on 100,000 pairs, as in the paper. It does not say how many "
+    "labelled images the others had; here TeCoA has all of ImageNet's.",
+    "figure5": "On images of ImageNet, as in the paper.",
 }
 MINI_NOTES = {"table5": "Mini scale: sets whose concepts the labelled proxy covers beside those it does not."}
 
@@ -134,7 +159,7 @@ def make_plan(
     for id, other, runs in compared:
         names[id] = (f"{ORIGINAL}{other}", f"{FULL}{other}", *(run.name for run in runs)) if runs else ()
     measures = _measures(mini)
-    notes = NOTES | (MINI_NOTES if mini else {})
+    notes = NOTES | (MINI_NOTES if mini else PAPER_NOTES)
     return Plan(
         scale=scale,
         seeds=seeds,
@@ -144,19 +169,27 @@ def make_plan(
         runs=(*make.methods(), *scaling, *levers, *on_other, *of_proxies),
         experiments=tuple(
             Experiment(
-                id=id,
-                title=title,
-                runs=names.get(runs, runs),
-                attacks=attacks,
-                eps=eps,
-                measures=tuple(one for name in measured.split() for one in measures[name]),
-                note=notes.get(id, ""),
+                id=entry.id,
+                title=entry.title,
+                runs=names.get(entry.runs, entry.runs),
+                attacks=entry.attacks,
+                eps=entry.eps,
+                measures=tuple(one for name in entry.measured.split() for one in measures[name]),
+                note=notes.get(entry.id, ""),
             )
-            for id, title, runs, attacks, eps, measured in EXPERIMENTS
-            if names.get(runs, runs)
+            for entry in _entries(mini)
+            if names.get(entry.runs, entry.runs)
         )
         + ((proxy_experiment(of_proxies),) if proxies else ()),
     )
+
+
+def _entries(mini: bool) -> tuple[Entry, ...]:
+    """The experiments of a scale."""
+    if mini:
+        return EXPERIMENTS
+    own = (entry._replace(**AT_PAPER_SCALE.get(entry.id, {})) for entry in EXPERIMENTS)
+    return (*own, *AT_PAPER_SCALE_ONLY)
 
 
 def _check_numbers(seeds: int, steps: int | None) -> None:
@@ -182,6 +215,7 @@ def _measures(mini: bool) -> dict[str, tuple[Measure, ...]]:
     full = {"sets": sets, "attacks": ("autoattack",), "limit": 10 if mini else None, "first_seed": mini}
     strong, strongest = Measure(**full, eps=SMALL), Measure(**full, eps=LARGER)
     variants = Measure(sets=("imagenet-variants",), attacks=THIN, eps=SMALL)
+    imagenet = replace(variants, sets=("imagenet",))
     return {
         "cheap": (cheap,),
         "thin": (thin,),
@@ -190,6 +224,8 @@ def _measures(mini: bool) -> dict[str, tuple[Measure, ...]]:
         "strongest": (strongest,),
         "higher": (cheap,) if mini else (cheap, strongest),
         "shift": (cheap,) if mini else (variants,),
+        "imagenet": (imagenet,),
+        "strong-imagenet": (replace(imagenet, attacks=("autoattack",)),),
     }
 
 
@@ -220,7 +256,7 @@ class _Runs:
 
     def scaling(self) -> list[Run]:
         """The runs of Fig. 3; with a number of steps they see as many images as all other runs."""
-        amounts = (1500, 6000, None) if self.mini else (100_000, 500_000, 1_000_000)
+        amounts = (1500, 6000, None) if self.mini else (FEWER_PAIRS, 500_000, 1_000_000)
         found = []
         for limit in amounts:
             for batch in (64, 128, 256) if self.mini else (256, 512, 1024):
@@ -291,6 +327,8 @@ class _Runs:
         if self.mini:
             # The last weights: early stopping would give methods different budgets.
             over |= {"validate.set": "none", "checkpoint.every": 25}
+        elif name in ON_FEWER_PAIRS:
+            over["data.limit"] = FEWER_PAIRS
         over |= {key.replace("__", "."): value for key, value in keys.items()}
         if self.pairs and not recipe.startswith(LABELLED):
             over["data.train"] = self.pairs

@@ -61,7 +61,7 @@ class Exhibit:
     @property
     def place(self) -> tuple[int, int]:
         """Sort key for readers: tables by number, then figures, then everything else."""
-        match = re.fullmatch(r"(table|figure)(\d+)", self.id)
+        match = re.fullmatch(r"(table|figure)(\d+)(-.*)?", self.id)
         return (("table", "figure").index(match[1]), int(match[2])) if match else (2, 0)
 
     def results(self, study: "Study") -> Results:
