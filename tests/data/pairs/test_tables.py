@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+import tracemalloc
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,54 @@ def outcomes(name: Path) -> list[str | tuple[str, ...]]:
         except SkippedSample as reason:
             found.append(str(reason))
     return found
+
+
+def repeated(value: str, times: int) -> pa.DictionaryArray:
+    """One value in many rows, which takes a few bytes in Parquet."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([value]))
+
+
+def test_a_small_parquet_file_fills_no_memory(tmp_path: Path) -> None:
+    """300 MB of captions, each megabyte said once; Arrow and Python hold no copies."""
+    names, n, text = pictures(tmp_path), 300, "x" * 1_000_000
+    items = pa.array([0, n], pa.int32())
+    raws = pa.StructArray.from_arrays([repeated(text, n)], ["raw"])
+    columns: dict[str, tuple[Any, Any, list[Any]]] = {
+        "rows of one image": ([names[0]] * n, repeated(text, n), ["caption is too long"] * n),
+        "an item of each": ([names[0]] * n, raws, ["caption is too long"] * n),
+        "a list": (names[:1], pa.ListArray.from_arrays(items, repeated(text, n)), ["caption is too long"]),
+        "a list of mappings": (names[:1], pa.ListArray.from_arrays(items, raws), ["caption is too long"]),
+        "long paths": (repeated(text, n), ["x"] * n, ["image path is too long"] * n),
+        # Together they are too long.
+        "captions of one image": ([names[0]] * n, repeated("x" * 500, n), ["caption is too long"]),
+        "a long one among others": (names[:1] * 2, ["one", text], [("one",), "caption is too long"]),
+    }
+    for name, (images, captions, expected) in columns.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"image": images, "caption": captions}), path, compression="zstd")
+        assert path.stat().st_size < 50_000
+        tracemalloc.start()
+        open_source(str(path))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert outcomes(path) == expected, name
+        assert peak < 20_000_000, name
+
+
+def test_a_table_is_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": pa.nulls(11, pa.string()), "caption": pa.nulls(11, pa.string())}), path)
+    assert outcomes(path) == ["no image"] * 11
+    monkeypatch.setattr(tables, "MAX_UNUSABLE", 10)
+    with pytest.raises(
+        ValueError, match=r"more than 10 rows of .*t\.parquet cannot be used \(no image\); remove"
+    ):
+        open_source(str(path))
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 100)
+    pq.write_table(pa.table({"image": ["/a.png", "/b.png"], "caption": ["x" * 80, "y" * 10]}), path)
+    with pytest.raises(ValueError, match=r"t\.parquet holds more than 0 GB of names and captions; split it"):
+        open_source(str(path))
 
 
 def test_cells_that_are_no_text(tmp_path: Path) -> None:

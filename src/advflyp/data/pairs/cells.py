@@ -25,6 +25,8 @@ _LIST = re.compile(rf"\[\s*(?:(?:{_TEXT}|None|nan)(?:\s*,)?\s*)*\]", re.DOTALL)
 # Longer text is never a list of captions.
 MAX_NOTATION = 100_000
 MAX_PATH_BYTES = 4096
+# Servers take no longer web addresses, in characters.
+MAX_ADDRESS = 2 * MAX_PATH_BYTES
 
 
 def captions_in(value: Any) -> list[str]:
@@ -69,6 +71,8 @@ def image_in(value: Any) -> bytes | str | None:
     if _is_missing(value):
         return None
     if isinstance(value, str):
+        if len(value) > MAX_ADDRESS:
+            raise SkippedSample("image path is too long")
         return value.strip()
     if not isinstance(value, bytes):
         raise SkippedSample("neither an image nor the name of one")

@@ -4,6 +4,7 @@ A table names image files, relative to itself, or holds their bytes. Rows of the
 """
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,15 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from advflyp.data.pairs.addresses import is_remote, named_in, open_binary
+from advflyp.data.pairs.arrow_cells import from_arrow, image_from_arrow
 from advflyp.data.pairs.cells import CAPTION_NAMES, MAX_PATH_BYTES, captions_in, image_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
 from advflyp.data.pairs.samples import Sample, Sharded
 from advflyp.errors import SkippedSample
-from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES
+from advflyp.limits import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, MAX_TABLE_BYTES
 
 # Maximum rows of a Parquet file that are decoded at a time.
 BATCH_ROWS = 64
+# Rows that name no image, or are of no use for another reason: in memory, unlike in Parquet, each takes room.
+MAX_UNUSABLE = 1 << 20
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 # What columns are called in public sets, the likeliest first; case does not matter.
 IMAGE_NAMES = (
@@ -68,31 +72,16 @@ def to_sample(row: str, image: Any, caption: Any, table: str, local: Sequence[Pa
         table, local: Which files the row may name, see `named_in`.
     """
     try:
-        found = image_in(from_arrow(image, "image path"))
+        found = image_in(image_from_arrow(image))
         captions = tuple(captions_in(from_arrow(caption, "caption"))) or None
+        if captions is not None and sum(map(len, captions)) > MAX_CAPTION_BYTES:
+            # `Sample.captions` would refuse it, too, but until then each row would hold it.
+            raise SkippedSample("caption is too long")
         if not isinstance(found, str):
             return Sample(row, found, captions)
         return Sample(found, named_in(table, found, local), captions, table=table)
     except SkippedSample as reason:
         return Sample(row, problem=str(reason))
-
-
-def from_arrow(cell: Any, what: str) -> Any:
-    """The Python value of a cell of Arrow; other values stay as they are.
-
-    Arrow does not check text when it reads it, so that one bad value need not cost more than its own row.
-
-    Raises:
-        SkippedSample: It holds text that is not UTF-8, or a value that Python has no room for.
-    """
-    if not isinstance(cell, pa.Scalar):
-        return cell
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError:
-        raise SkippedSample(f"{what} is not UTF-8") from None
-    except (ValueError, OverflowError, LookupError):  # a date far away, a time zone that does not exist
-        raise SkippedSample(f"{what} is not text") from None
 
 
 def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
@@ -110,35 +99,52 @@ def open_table(address: str, columns: Columns) -> list[Sample] | Sharded:
 
 
 def joined(rows: Iterable[Row], name: str, local: Sequence[Path] = ()) -> list[Sample]:
-    """Join rows of the same file into pairs, in the order of their first rows; ValueError if `name` has no rows.
+    """Join rows of the same file into pairs, in the order of their first rows.
 
     Args:
         local: See `named_in`.
+
+    Raises:
+        ValueError: `name` has no rows, or more than memory should hold, which Parquet can pack into a few kilobytes.
     """
     found: dict[str, Sample] = {}
     further: dict[str, list[str]] = {}
+    lengths: Counter[str] = Counter()  # of an image's further captions
+    kept: Counter[str] = Counter()  # characters of a table
+    unusable = 0
     for table, number, image, caption in rows:
         sample = to_sample(f"{table.rpartition('/')[2]}:{number}", image, caption, table, local)
         address = _same(sample.image) if isinstance(sample.image, str) else f"{table}:{number}"
+        texts = sample.caption if isinstance(sample.caption, tuple) else ()
+        length = sum(map(len, texts))
         if address not in found:
             found[address] = sample
-        elif len(texts := further.setdefault(address, [])) <= MAX_CAPTION_BYTES:
-            # More captions than a caption may have bytes are refused anyway.
-            texts += _texts(sample)
+            kept[table] += len(address) + length
+        elif texts and lengths[address] <= MAX_CAPTION_BYTES:  # with more, the image is refused anyway
+            further.setdefault(address, []).extend(texts)
+            lengths[address] += length
+            kept[table] += length
+        unusable += sample.image is None
+        if kept[table] > MAX_TABLE_BYTES:
+            raise ValueError(
+                f"{table} holds more than {MAX_TABLE_BYTES >> 30} GB of names and captions; split it into several"
+            )
+        if unusable > MAX_UNUSABLE:
+            reason = sample.problem or "no image"
+            raise ValueError(
+                f"more than {MAX_UNUSABLE:,} rows of {name} cannot be used ({reason}); remove them"
+            )
     if not found:
         raise ValueError(f"{name} holds no pairs; it has no rows")
     for address, texts in further.items():
-        found[address] = replace(found[address], caption=(*_texts(found[address]), *texts) or None)
+        own = found[address].caption
+        found[address] = replace(found[address], caption=(*(own if isinstance(own, tuple) else ()), *texts))
     return list(found.values())
 
 
 def _same(address: str) -> str:
     """One spelling for all spellings of a local path, such as x.jpg and ./x.jpg."""
     return address if is_remote(address) else os.path.abspath(address)
-
-
-def _texts(sample: Sample) -> tuple[str, ...]:
-    return sample.caption if isinstance(sample.caption, tuple) else ()
 
 
 class DamagedFile(ValueError):
@@ -259,7 +265,7 @@ def all_paths(cells: Iterable[Any]) -> bool:
     some = False
     for cell in cells:
         try:
-            found = image_in(from_arrow(cell, "image path"))
+            found = image_in(image_from_arrow(cell))
         except SkippedSample:
             continue
         if isinstance(found, bytes):

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from advflyp.data.filenames import writable
 from advflyp.data.pairs.addresses import quoted
+from advflyp.data.pairs.arrow_cells import from_arrow
 from advflyp.data.pairs.cells import address_in, captions_in
 from advflyp.data.pairs.rows import SUFFIXES as TEXT_SUFFIXES
 from advflyp.data.pairs.rows import find_column, read_text_table
-from advflyp.data.pairs.tables import from_arrow, is_text, parquet_file, rows_at_a_time
+from advflyp.data.pairs.tables import is_text, parquet_file, rows_at_a_time
 from advflyp.documents import parse_json
 from advflyp.errors import SkippedSample
 from advflyp.files import write_atomically
