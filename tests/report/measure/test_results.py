@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advflyp.evaluation.compare import compare
+from advflyp.evaluation.compare import compare, mean_difference_interval
 from advflyp.evaluation.results import Cell, append_cell, mean_interval
 from advflyp.evaluation.samples import write_samples
 from advflyp.report.measure.estimates import Condition, Estimate, competitors
 from advflyp.report.measure.grid import means_table
 from advflyp.report.measure.results import Results
-from advflyp.report.measure.tables import accuracy_table
-from advflyp.report.pages.prose import headline, meaning, prompts_table, scope
+from advflyp.report.measure.tables import accuracy_table, comparison_table
+from advflyp.report.pages.prose import headline, made, meaning, prompts_table, scope, seen
 from report.cells import SETS, cell
 
 PGD = Condition("pgd10", "linf", 2 / 255)
@@ -220,6 +220,57 @@ def test_a_change_between_different_images_has_no_interval(tmp_path: Path) -> No
     write_samples(store, other, index=index, label=label, clean=label, attacked=label)
     change = Results([cells[0], other], stores=[store]).change("a", "b", PGD, SETS[0])
     assert change and change.interval == "" and change.value == pytest.approx((40 - cells[0].correct) / 97)
+
+
+def kept(store: Path, model: str, sha: str, name: str, right: np.ndarray) -> Cell:
+    """A clean cell whose per-image outcomes are stored."""
+    index, label = np.arange(len(right)), np.zeros(len(right), int)
+    predicted = np.where(right, 0, 1)
+    found = cell(model, name, 0, int(right.sum()), len(right), checkpoint_sha256=sha * 64)
+    write_samples(store, found, index=index, label=label, clean=predicted, attacked=predicted)
+    return found
+
+
+def test_a_change_and_its_interval_are_of_the_same_checkpoints(tmp_path: Path) -> None:
+    """Seed 1 of a lacks a set: the mean is of seed 2 alone, and so is the change."""
+    store, place = tmp_path / "r.jsonl", np.arange(97)
+    food, flags = SETS[:2]
+    lacking = kept(store, "a", "1", food, place < 90)
+    whole = [kept(store, "a", "2", name, place % 3 == 0) for name in (food, flags)]
+    after = [kept(store, "b", "3", name, place % 3 < 2) for name in (food, flags)]
+    results = Results([lacking, *whole, *after], seeds=True, stores=[store])
+    clean = Condition("clean", None, 0.0)
+    only_b = int((place % 3 == 1).sum())
+    low, high = mean_difference_interval([(0, only_b, 97)] * 2)
+    change = results.change("a", "b", clean)
+    assert change and change.value == pytest.approx(only_b / 97) and (change.low, change.high) == (low, high)
+    alone = Results([*whole, *after], seeds=True, stores=[store])
+    assert results.change("a", "b", clean, flags) == alone.change("a", "b", clean, flags)
+    note = comparison_table(results, "a", "b", results.conditions).note
+    assert note == "Seeds missing: a (1 result)."
+    assert comparison_table(alone, "a", "b", alone.conditions).note == ""
+
+
+def test_what_is_said_of_the_results_is_said_of_every_seed() -> None:
+    other = dataclasses.replace(
+        seeded()[3], prompt="a {}", seed=5, version="0.2.0", precision="bf16", seen=True
+    )
+    cells = [*seeded()[:3], other]
+    results = Results(cells, seeds=True)
+    assert ["food", "a {}"] in prompts_table(results).rows
+    assert made(results, {})["seeds"] == [0, 5] and made(results, {})["versions"] == ["0.1.0", "0.2.0"]
+    assert meaning(results)["precisions"] == ["bf16", "fp32"]
+    assert seen(results) == f" a was trained on {SETS[0]}; its accuracy there is not zero-shot."
+
+
+def test_the_strongest_attack_is_that_on_the_mean_of_the_seeds() -> None:
+    counts = {"pgd10": (40, 20), "cw10": (35, 35)}
+    cells = [
+        cell("a", SETS[0], 2, correct, attack=attack, checkpoint_sha256=str(seed) * 64)
+        for attack, runs in counts.items()
+        for seed, correct in enumerate(runs)
+    ]
+    assert Results(cells, seeds=True).strongest() == PGD
 
 
 def test_a_picture_has_bars_of_one_kind() -> None:

@@ -1,6 +1,5 @@
 """The table of a comparison: methods down, sets and their means across, a block for each attack at each ε."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,7 +8,7 @@ from typing import Any
 from advflyp.data.mini import full_corpus_folder, mini_sets
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.results import Results, is_flagged
-from advflyp.report.measure.tables import Table, Value, images_notes, settings_notes
+from advflyp.report.measure.tables import Table, Value, images_notes, seeds_notes, settings_notes
 from advflyp.wording import counted
 
 IN, OUT = "in proxy", "out of proxy"
@@ -174,7 +173,7 @@ def _notes(shown: _Selection) -> Iterator[str]:
         absent = [c.title for c in shown.wanted if c not in shown.conditions]
         among = f", among them all of {', '.join(absent)}" if absent else ""
         yield f"{total - len(runs):,} of {counted(total, 'result')} missing (–){among}."
-    yield from _seeds_missing(shown)
+    yield from seeds_notes(runs, results)
     yield from images_notes(runs, results)
     yield from settings_notes(runs, results)
     if any(is_flagged(cell) for some in runs.values() for cell in some.values()):
@@ -182,25 +181,6 @@ def _notes(shown: _Selection) -> Iterator[str]:
     for condition in shown.conditions:
         if (here := len(shown.measured[condition])) < (sets := len(shown.sets)):
             yield f"{condition.title}: means over {here} of {counted(sets, 'set')}, those measured."
-
-
-def _seeds_missing(shown: _Selection) -> Iterator[str]:
-    """Attacks run with fewer seeds for all models, and models that lack further seeds."""
-    fewer: Counter[str] = Counter()
-    most = max(map(len, shown.runs.values()), default=0)
-    for condition in dict.fromkeys(condition for _, _, condition in shown.runs):
-        counts = {key: len(runs) for key, runs in shown.runs.items() if key[2] == condition}
-        here = max(counts.values())
-        if here < most:
-            yield f"{condition.title}: {counted(here, 'seed')} only."
-        fewer.update(
-            model
-            for (model, _, _), count in counts.items()
-            if count < min(here, len(shown.results.hashes[model]))
-        )
-    if fewer:
-        names = (f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
-        yield f"Seeds missing: {', '.join(names)}."
 
 
 def sanity_table(results: Results) -> Table | None:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -13,6 +13,7 @@ from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seed
 
 SETTINGS = ("split", "n", "subset", "prompt", "attack_args", "precision", "seed", "settings")
 Key = tuple[str, str, Condition]
+Checkpoint = tuple[str, str]  # a model and the hash of its weights
 
 
 class Results:
@@ -43,13 +44,13 @@ class Results:
     ) -> None:
         cells = list(cells)
         self.stores = list(stores)
-        self.pairs: dict[tuple[str, str, str, Condition], tuple[int, int, int] | None] = {}
+        self.pairs: dict[tuple[Checkpoint, Checkpoint, str, Condition], tuple[int, int, int] | None] = {}
         protocols = {cell.protocol for cell in cells}
         self.mixes_protocols = len(protocols) > 1
         only = DEFAULT_PROTOCOL if self.mixes_protocols or not protocols else protocols.pop()
         self.protocol = "" if only == DEFAULT_PROTOCOL else only
         self.runs = self._by_checkpoint(cells, seeds)
-        # One cell for each key, for what does not depend on the seed: settings, number of images.
+        # One cell for each key: that of its first seed.
         self.cells: dict[Key, Cell] = {key: next(iter(runs.values())) for key, runs in self.runs.items()}
         self.models = list(models) or list(dict.fromkeys(model for model, _, _ in self.cells))
         self.sets = list(dict.fromkeys(name for _, name, _ in self.cells))
@@ -148,28 +149,27 @@ class Results:
         to it.
         """
         sets = self.mean_sets if set_name is None else [set_name]
-        one, two = (
-            self.mean(model, condition) if set_name is None else self.get(model, set_name, condition)
-            for model in (before, after)
-        )
+        runs = [self.means(model, condition, sets) for model in (before, after)]
+        one, two = (aggregate_seeds(list(found.values())) for found in runs)
         if one is None or two is None:
             return None
         value = two.value - one.value
         if spreads := [found.deviation for found in (one, two) if found.seeds > 1]:
             spread, seeds = math.hypot(*spreads), max(one.seeds, two.seeds)
             return Estimate(value, value - spread, value + spread, seeds=seeds, is_change=True)
-        counts = [self._matched(before, after, name, condition) for name in sets]
+        (sha,), (other,) = runs
+        counts = [self._matched((before, sha), (after, other), name, condition) for name in sets]
         known = [count for count in counts if count is not None]
         if len(known) < len(counts):
             return Estimate(value, is_change=True)
         return Estimate(value, *mean_difference_interval(known), is_change=True)
 
     def _matched(
-        self, before: str, after: str, set_name: str, condition: Condition
+        self, before: Checkpoint, after: Checkpoint, set_name: str, condition: Condition
     ) -> tuple[int, int, int] | None:
         key = (before, after, set_name, condition)
         if key not in self.pairs:
-            a, b = (self.cells[model, set_name, condition] for model in (before, after))
+            a, b = (self.runs[model, set_name, condition][sha] for model, sha in (before, after))
             self.pairs[key] = matched_pairs(a, b, self.stores)
         return self.pairs[key]
 
@@ -200,6 +200,11 @@ class Results:
                 for cell in runs.values()
             }
         )
+
+    @property
+    def every(self) -> Iterator[tuple[Key, Cell]]:
+        """Every measurement with its key; as many for a key as it has seeds."""
+        return ((key, cell) for key, runs in self.runs.items() for cell in runs.values())
 
     @property
     def replicated(self) -> bool:
@@ -233,8 +238,10 @@ class Results:
         shared = set.intersection(*(measured[c] for c in near)) if near else set()
 
         def left(condition: Condition) -> float:
+            """Mean over models and sets, each the mean of its seeds."""
+            found = (self.runs[model, name, condition] for model, name in shared or measured[condition])
             return statistics.fmean(
-                self.cells[model, name, condition].accuracy for model, name in shared or measured[condition]
+                statistics.fmean(cell.accuracy for cell in runs.values()) for runs in found
             )
 
         return min(near, key=left, default=None)

@@ -4,6 +4,7 @@ report/measure/grid.py has the table of many methods on many sets. Renderers: re
 report/measure/render.py (Markdown, CSV, LaTeX), report/pages/templates/elements.html (HTML).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,7 +176,7 @@ def check_models(results: Results, *names: str) -> None:
 
 
 def mean_note(results: Results, *models: str) -> str:
-    """Which sets the means exclude, the protocol, if it is not ours, and in what the results of `models` differ.
+    """What the means lack, the protocol if it is not ours, and in what the results of `models` differ.
 
     Without `models` the note is on all of them. That on one says of which sets only a part was evaluated, too.
     """
@@ -190,7 +191,24 @@ def mean_note(results: Results, *models: str) -> str:
         notes.append(f"Means leave out {names}: not measured for every model and attack shown.")
     runs = {key: some for key, some in results.runs.items() if key[0] in (models or results.models)}
     of_images = images_notes(runs, results, parts=len(models) == 1)
-    return " ".join([*notes, *of_images, *settings_notes(runs, results)])
+    return " ".join([*notes, *seeds_notes(runs, results), *of_images, *settings_notes(runs, results)])
+
+
+def seeds_notes(runs: Runs, results: Results) -> Iterator[str]:
+    """Attacks run with fewer seeds for all models, and models that lack further seeds."""
+    fewer: Counter[str] = Counter()
+    most = max(map(len, runs.values()), default=0)
+    for condition in dict.fromkeys(condition for _, _, condition in runs):
+        counts = {key: len(some) for key, some in runs.items() if key[2] == condition}
+        here = max(counts.values())
+        if here < most:
+            yield f"{condition.title}: {counted(here, 'seed')} only."
+        fewer.update(
+            model for (model, _, _), count in counts.items() if count < min(here, len(results.hashes[model]))
+        )
+    if fewer:
+        names = (f"{model} ({counted(count, 'result')})" for model, count in fewer.items())
+        yield f"Seeds missing: {', '.join(names)}."
 
 
 def settings_notes(runs: Runs, results: Results) -> Iterator[str]:

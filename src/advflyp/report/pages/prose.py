@@ -66,7 +66,7 @@ def headline(
 def seen(results: Results) -> str:
     """Which results are not zero-shot, as sentences; "" if no such result is known."""
     found: dict[str, dict[str, None]] = {}
-    for (model, name, _), cell in results.cells.items():
+    for (model, name, _), cell in results.every:
         if cell.seen:
             found.setdefault(model, {})[name] = None
     return "".join(
@@ -111,9 +111,9 @@ def images(results: Results, sets: Sequence[str]) -> str:
 
 def meaning(results: Results) -> dict[str, Any]:
     """Which terms the results use, for the section that explains them."""
-    attacked = [cell for cell in results.cells.values() if cell.norm is not None]
+    attacked = [cell for _, cell in results.every if cell.norm is not None]
     protocols: dict[str, dict[str, dict[str, None]]] = {}
-    for cell in results.cells.values():
+    for _, cell in results.every:
         if cell.protocol != DEFAULT_PROTOCOL:
             shown = {name: value for name, value in cell.settings.items() if name in SHOWN_SETTINGS}
             changes = ", ".join(map(setting, shown.items())) or "images as the model was trained"
@@ -142,8 +142,8 @@ def made(results: Results, runs: Mapping[str, Path]) -> dict[str, Any]:
     recipes = {name: folder / RECIPE_FILE for name, folder in runs.items()}
     return {
         "table": Table(title="", columns=columns, rows=rows, words=True),
-        "versions": sorted({cell.version for cell in results.cells.values()}),
-        "seeds": sorted({cell.seed for cell in results.cells.values()}),
+        "versions": sorted({cell.version for _, cell in results.every}),
+        "seeds": sorted({cell.seed for _, cell in results.every}),
         "software": f"{__version__} with Python {platform.python_version()}, {packages}",
         "recipes": {name: read_text(path) for name, path in recipes.items() if path.is_file()},
     }
@@ -181,7 +181,7 @@ def sets_table(results: Results) -> Table:
 def prompts_table(results: Results) -> Table:
     """The prompts that each set's class names were put into."""
     prompts: dict[tuple[str, str], None] = {}
-    for (_, name, _), cell in results.cells.items():
+    for (_, name, _), cell in results.every:
         is_apart = cell.protocol not in (DEFAULT_PROTOCOL, results.protocol)
         title = f"{results.short[name]} [{cell.protocol}]" if is_apart else results.short[name]
         prompts[title, cell.prompt] = None
