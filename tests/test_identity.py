@@ -1,9 +1,11 @@
 """What tells own attacks and models apart in results."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal
 from torchvision.transforms import Normalize
 
-from advflyp.identity import source_sha256
+from advflyp.identity import recordable, source_sha256
 
 
 def closing_over(value: Any) -> Callable[[], Any]:
@@ -34,6 +37,12 @@ def with_default(n: int) -> Callable[..., Any]:
     return call
 
 
+def hooked(factor: int) -> nn.Module:
+    made = nn.Identity()
+    made.register_forward_hook(lambda module, given, found: factor * found)
+    return made
+
+
 class Slots:
     __slots__ = ("n",)
 
@@ -47,6 +56,24 @@ class Holder:
 
     def __call__(self) -> None:
         pass
+
+
+class Private(nn.Module):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self._eps = eps
+
+
+def made_class(number: int) -> type:
+    """Two classes of one name, as before and after an edit."""
+
+    def one(self: Any) -> str:
+        return "one"
+
+    def two(self: Any) -> str:
+        return "two"
+
+    return type("Made", (), {"__call__": one if number == 1 else two})
 
 
 def layer(bias: float) -> nn.Module:
@@ -87,6 +114,12 @@ def layer(bias: float) -> nn.Module:
         (nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 1, 3, bias=False, stride=2)),
         (nn.Sequential(nn.Tanh()), nn.Sequential(nn.Sigmoid())),
         (Normalize([0.0], [1.0]), Normalize([0.5], [1.0])),
+        (Private(0.1), Private(0.2)),
+        (hooked(1), hooked(2)),
+        (hooked(1), nn.Identity()),
+        (Normal(torch.zeros(2), torch.ones(2)), Normal(torch.zeros(2), torch.full((2,), 2.0))),
+        (partial(torch.add, alpha=2), partial(torch.sub, alpha=2)),
+        (made_class(1)(), made_class(2)()),
         (lambda x: x + 1, lambda x: x - 1),
         (with_default(1), with_default(2)),
         (torch.Tensor.relu, torch.Tensor.tanh),
@@ -186,3 +219,16 @@ def test_the_hash_is_the_same_in_every_process() -> None:
         "print(source_sha256(Holder(**held)))"
     )
     assert output(script, "1") == output(script, "2")
+
+
+def test_what_results_record_is_json() -> None:
+    @dataclass
+    class Terms:
+        weight: float
+        net: nn.Module
+
+    value = {"n": 3, "terms": Terms(0.5, layer(1)), "names": ("a", None), "dtype": torch.float32}
+    found = recordable(value)
+    assert found == json.loads(json.dumps(found)) | {"names": ("a", None)}
+    assert (found["n"], found["terms"]["weight"]) == (3, 0.5)
+    assert recordable(layer(1)) == found["terms"]["net"] != recordable(layer(2))

@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cached_property, partial
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-# Packages whose version tells their code.
-LIBRARIES = {"advflyp", "open_clip", "timm", "torch", "torchvision", "transformers", *sys.stdlib_module_names}
+# Packages whose version tells their code; the first ones' objects hold data, such as numbers of a distribution.
+OF_DATA = {"advflyp", "open_clip", "timm", "torch", "torchvision", "transformers"}
+LIBRARIES = {*OF_DATA, *sys.stdlib_module_names}
+# What torch gives to every module, beside its parameters, buffers and parts.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+OF_TORCH = {*vars(nn.Module())}
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # Values inside more objects than this are not told apart.
 DEPTH = 50
@@ -81,7 +85,51 @@ def defined(code: Any) -> Any:
 
 def foreign(kinds: Iterable[type]) -> list[type]:
     """The classes that come neither from this package nor from a library that it is built on, each once."""
-    return [kind for kind in dict.fromkeys(kinds) if kind.__module__.partition(".")[0] not in LIBRARIES]
+    return [kind for kind in dict.fromkeys(kinds) if _package(kind) not in LIBRARIES]
+
+
+def _package(code: Any) -> str:
+    return str(code.__module__).partition(".")[0]
+
+
+def own_code(module: nn.Module) -> dict[str, str]:
+    """Hashes of what the user has added to a module beside weights and plain settings, by name.
+
+    These are hooks, replaced methods, functions in lists and transforms, and the attributes of the user's own modules.
+    """
+    values, found = _Values(), {}
+    for name, part in module.named_modules():
+        is_own = bool(foreign([type(part)]))
+        for key, value in _own_attributes(part).items():
+            if is_own or key in HOOKS or _has_own_code(value):
+                found[f"{name}:{key}"] = values.hash(value)
+    return found
+
+
+def _has_own_code(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_own_code, value))
+    if not callable(value):
+        return False
+    if _package(defined(value)) not in LIBRARIES:
+        return True
+    of_torchvision = not isinstance(value, type) and _package(type(value)) == "torchvision"
+    return of_torchvision and any(map(_has_own_code, vars(value).values()))
+
+
+def recordable(value: Any) -> Any:
+    """A value as results record it: what JSON cannot store is its hash."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: recordable(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): recordable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return (
+            type(value)(map(recordable, value)) if type(value) in (list, tuple) else [*map(recordable, value)]
+        )
+    return _Values().hash(value)
 
 
 class _Values:
@@ -165,11 +213,17 @@ class _Values:
                 return sorted(map(self.hash, value))
             case list() | tuple():
                 return [self.hash(one) for one in value]
-            case FunctionType() if str(value.__module__).partition(".")[0] not in LIBRARIES:
+            case FunctionType() if _package(value) not in LIBRARIES:
                 return [self.bytecode(value), self.held(value)]
+            case partial():
+                return [self.hash(value.func), self.held(value)]
         held = self.held(value)
         if isinstance(value, type | FunctionType) or inspect.isroutine(value):
             return [value.__qualname__, held]
+        if own := [kind for kind in foreign(type(value).__mro__) if not issubclass(kind, np.generic)]:
+            held["class"] = self.hash([self.bytecode(kind) for kind in own])
+        elif not held and _package(type(value)) in OF_DATA:
+            held = self._each(getattr(value, "__dict__", {}))
         # Without an address, the text of an object describes it.
         return held or ADDRESS.sub("", repr(value))
 
@@ -199,9 +253,17 @@ def _of_module(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, part in module.named_modules():
         found[f"{name}:class"] = type(part)
-        own = {key: value for key, value in vars(part).items() if key[0] != "_" and key != "training"}
-        found |= {f"{name}:{key}": value for key, value in own.items()}
+        found |= {f"{name}:{key}": value for key, value in _own_attributes(part).items()}
     return found
+
+
+def _own_attributes(part: nn.Module) -> dict[str, Any]:
+    """The attributes of one module that torch has not given it, and its hooks; a library's private ones are no data."""
+    is_own = bool(foreign([type(part)]))
+    hooks = {key: list(getattr(part, key).values()) for key in HOOKS if getattr(part, key)}
+    return hooks | {
+        key: value for key, value in vars(part).items() if key not in OF_TORCH and (is_own or key[0] != "_")
+    }
 
 
 def _attributes(value: Any) -> dict[str, Any]:

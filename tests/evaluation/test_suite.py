@@ -5,19 +5,22 @@ import signal
 import subprocess
 import sys
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Lambda
 
 import advflyp
 import helpers
 from advflyp import APGD, PGD, AutoAttack, Square, Threat
+from advflyp.attack.base import SingleAttack
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.evaluator import Evaluator, Outcome
 from advflyp.evaluation.journal import Journal
@@ -117,6 +120,67 @@ def test_the_same_weights_in_another_configuration_are_another_model(
     results = Results(cells)
     assert len(results.models) == 5
     assert all(re.fullmatch(r"m \(config [0-9a-f]{8}\)", model) for model in results.models)
+
+
+class Purified:
+    """A preprocessing whose text does not show its setting."""
+
+    def __init__(self, preprocess: Any, keep: float) -> None:
+        self.preprocess, self._keep = preprocess, keep
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self._keep * self.preprocess(image)
+
+    def __repr__(self) -> str:
+        return "Purified()"
+
+
+def test_what_is_added_to_a_model_makes_another(
+    tiny_folder: Path, known_sets: LabelledSet, tmp_path: Path
+) -> None:
+    """A defence as a hook, a replaced method or a preprocessing, under one name and with the same weights."""
+    out, models = tmp_path / "r.jsonl", [load_model(tiny_folder) for _ in range(8)]
+    for model, factor in zip(models[1:3], (0, 1), strict=True):
+        model.net.visual.register_forward_pre_hook(lambda module, given, factor=factor: (factor * given[0],))
+    encode = models[3].net.encode_image
+    models[3].net.encode_image = lambda images, normalize=False: encode(images, normalize=normalize)
+    for model, keep in zip(models[4:6], (0.5, 0.0), strict=True):
+        model.preprocess = Purified(model.preprocess, keep)
+    for model, keep in zip(models[6:], (0.5, 0.0), strict=True):
+        steps = model.preprocess.transforms  # type: ignore[attr-defined]
+        model.preprocess = Compose([*steps, Lambda(lambda pixels, keep=keep: keep * pixels)])
+    assert len({weights_sha256(model) for model in models}) == 1
+    assert len({config_sha256(model) for model in models}) == 8
+    cells = [evaluate(model, "mini", "clean", out=out, name="m")[0] for model in models]
+    assert read_cells(out) == cells
+    assert (
+        cells[1].accuracy == cells[5].accuracy == cells[7].accuracy < cells[0].accuracy == cells[2].accuracy
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromElsewhere(SingleAttack):
+    """An attack whose parameter is a network."""
+
+    surrogate: nn.Module
+
+    def perturb(
+        self, victim: Any, images: torch.Tensor, labels: torch.Tensor, threat: Any, *, streams: Any
+    ) -> torch.Tensor:
+        return threat.project(images, images + self.surrogate.bias)
+
+
+def test_an_attack_holds_what_json_cannot_store(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:
+    surrogates = [nn.Linear(2, 1) for _ in range(2)]
+    for bias, surrogate in enumerate(surrogates):
+        nn.init.constant_(surrogate.bias, bias)
+    attacks = [FromElsewhere(surrogate=surrogate) for surrogate in surrogates]
+    cells = [
+        evaluate(tiny, "mini", attack, 1.0, out=tmp_path / "r.jsonl", precision="fp32")[0]
+        for attack in attacks
+    ]
+    assert cells[0].accuracy > cells[1].accuracy and read_cells(tmp_path / "r.jsonl") == cells
+    assert cells[0].attack_args["surrogate"] != cells[1].attack_args["surrogate"]
 
 
 def test_numbers_of_numpy_are_stored(tiny: CLIP, known_sets: LabelledSet, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from advflyp.attack.pgd import pgd
 from advflyp.data.batch import Batch
 from advflyp.data.pairs.samples import Skipped
 from advflyp.method.advflyp import clip_loss
+from advflyp.method.base import Method
+from advflyp.model.clip import CLIP
 from advflyp.model.folder import read_card, weights_sha256
 from advflyp.model.load import load_model
 from advflyp.training import loop
@@ -100,6 +103,51 @@ def test_resuming_equals_no_interruption(
     assert [line["step"] for line in lines if line["kind"] == "train"] == [8]
     skipped = [[line["skipped"] for line in some if line["kind"] == "data"] for some in (lines, expected)]
     assert skipped[0] == skipped[1] and sum(skipped[0][-1].values()) == 8, "four in each epoch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig:
+    learns: bool = False
+
+
+class Bank(Method):
+    """Away from the mean of all embeddings so far, which it keeps, with their number."""
+
+    config: BankConfig
+    trains_on = "images"
+    needs_original = False
+
+    def __init__(self, config: BankConfig, model: CLIP) -> None:
+        super().__init__(config, model)
+        self.mean, self.seen = torch.zeros(model.config["model_cfg"]["embed_dim"]), 0
+        self.head = torch.nn.Linear(2, 2).requires_grad_(config.learns)
+
+    def attack_loss(self, images_adv: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.model.encode_image(images_adv) @ self.mean
+
+    def losses(self, images: torch.Tensor, images_adv: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        embeddings = self.model.encode_image(images_adv)
+        loss = self.ranks.mean(embeddings @ self.mean)
+        new = embeddings.detach().sum(0)
+        self.mean = (self.seen * self.mean + new) / (self.seen + len(embeddings))
+        self.seen += len(embeddings)
+        return {"bank": loss}
+
+
+def test_a_method_keeps_its_state(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bank.toml"
+    text = recipe.read_text().replace("feature_weight = 1.0\nlogit_weight = 1.0\n", "")
+    path.write_text(text.replace('"advflyp"', f'"{__name__}:Bank"'))
+    keys = {"checkpoint.every": 1, "checkpoint.keep": 9, "log.every": 1}
+    train(path, keys, out=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for checkpoint in checkpoints(tmp_path / "cut/checkpoints")[4:]:
+        checkpoint.unlink()
+    train(path, keys, out=tmp_path / "cut", resume=True)
+    assert equal(state(tmp_path / "cut"), state(tmp_path / "whole"))
+    with pytest.raises(ValueError, match="has parameters of its own in `head`"):
+        train(path, {"method.learns": True}, out=tmp_path / "learns")
+    assert not (tmp_path / "learns").exists()
 
 
 @pytest.mark.long

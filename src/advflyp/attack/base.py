@@ -146,9 +146,10 @@ class Attack(ABC):
         return self._named(type(self).__name__)
 
     def arguments(self, threat: Threat | None, classes: int) -> dict[str, Any]:
-        """Every parameter that changes the outcome, as results record them."""
+        """Every parameter that changes the outcome; results record a hash of what JSON cannot store."""
         # The name alone would not show that the code has changed.
-        return {**asdict(self), "source_sha256": source_sha256(type(self))}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "source_sha256": source_sha256(type(self))}
 
     def _named(self, short: str, *said: str) -> str:
         """`short`, the restarts, and all changed fields but those in `said`, whose values `short` already states."""

@@ -18,7 +18,7 @@ from advflyp.attack.threat import Threat
 from advflyp.attack.typographic import Typographic
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.data.sets.prompts import openai_templates
-from advflyp.identity import foreign, source_sha256
+from advflyp.identity import foreign, recordable, source_sha256
 from advflyp.model.load import load_model
 from advflyp.plugins import load_object
 
@@ -97,7 +97,7 @@ def recorded_arguments(attack: Attack, threat: Threat | None, classes: int) -> d
 
     So a changed or overridden `perturb` is another measurement. ValueError if a source is not available.
     """
-    found = attack.arguments(threat, classes)
+    found = recordable(attack.arguments(threat, classes))
     parts = attack.attacks if isinstance(attack, AutoAttack) else [getattr(attack, "attack", attack)]
     own = foreign(type(one) for one in (attack, *parts))
     if own and "source_sha256" not in found:

@@ -38,6 +38,19 @@ class Method(ABC):
         self.original: CLIP | None = None
         self.ranks: Ranks = ALONE
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the method, on each rank: by default, its attributes that are tensors or numbers.
+
+        Override both methods for other values: lists and dicts of tensors, numbers and text.
+        """
+        kept = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | int | float)}
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, as a run is resumed."""
+        for name, value in state.items():
+            setattr(self, name, value.to(self.model.device) if isinstance(value, Tensor) else value)
+
     @property
     @abstractmethod
     def needs_original(self) -> bool:

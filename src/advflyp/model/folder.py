@@ -14,7 +14,15 @@ from torch import nn
 from advflyp.config import convert
 from advflyp.documents import read_json_object
 from advflyp.files import draft_folder, names_in, publish_folder, write_atomically, write_text
-from advflyp.identity import ADDRESS, class_source, foreign, json_sha256, source_sha256, state_sha256
+from advflyp.identity import (
+    ADDRESS,
+    class_source,
+    foreign,
+    json_sha256,
+    own_code,
+    source_sha256,
+    state_sha256,
+)
 from advflyp.model.architectures import settings_of
 from advflyp.model.build import CONFIG_FILE, UNREADABLE, build_net, open_clip_weights, read_open_clip_config
 from advflyp.model.clip import CLIP
@@ -176,7 +184,7 @@ def config_sha256(model: CLIP) -> str:
     """One SHA-256 over what decides the model's embeddings besides its weights.
 
     That is the settings of its modules, such as their activation functions, its preprocessing and normalisation, the
-    tokens of `PROBES`, and the source of classes and of a tokenizer that are the user's own.
+    tokens of `PROBES`, and what is the user's own: the source of classes and of a tokenizer, hooks, replaced methods.
     """
     tokenizer: Any = model.tokenizer
     parts = {
@@ -188,4 +196,6 @@ def config_sha256(model: CLIP) -> str:
         else source_sha256(tokenizer),
         "sources": [class_source(kind) for kind in foreign(type(module) for module in model.modules())],
     }
-    return json_sha256(parts)
+    # Most models have none, and keep their hash.
+    own = own_code(model)
+    return json_sha256(parts | {"own": own} if own else parts)

@@ -31,7 +31,14 @@ from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.precision import PrecisionChoice, choose_precision
 from advflyp.share import Share
 from advflyp.training import sharding
-from advflyp.training.checks import check_attack, check_data, check_sizes, check_split, without_effect
+from advflyp.training.checks import (
+    check_attack,
+    check_data,
+    check_sizes,
+    check_split,
+    check_trains_only_the_model,
+    without_effect,
+)
 from advflyp.training.folder import RunFolder
 from advflyp.training.memory import apply_memory_options, copied, images_at_once
 from advflyp.training.meter import Meter
@@ -265,6 +272,7 @@ def _open_method(recipe: Recipe, precision: PrecisionChoice, model: CLIP, ranks:
     apply_memory_options(model, recipe.train)
     method = find_method(recipe.method_name)[0](recipe.method, model)
     method.ranks = ranks
+    check_trains_only_the_model(recipe, method)
     check_attack(recipe, method)
     check_sizes(recipe, method, model)
     return method

@@ -3,6 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
+from torch import nn
+
 from advflyp.data.training import readings
 from advflyp.distributed import Ranks
 from advflyp.method import METHODS, find_method
@@ -55,6 +57,20 @@ def check_attack(recipe: Recipe, method: Method) -> None:
         if there:
             raise ValueError(
                 f"attack.share_clean_forward cannot be combined with {key}; leave one of them out"
+            )
+
+
+def check_trains_only_the_model(recipe: Recipe, method: Method) -> None:
+    """ValueError for a method with parameters of its own, which no optimiser would move."""
+    for name, value in vars(method).items():
+        if isinstance(value, nn.Module) and value is not method.model:
+            has_own = any(parameter.requires_grad for parameter in value.parameters())
+        else:
+            has_own = isinstance(value, nn.Parameter) and value.requires_grad
+        if has_own:
+            raise ValueError(
+                f"method.name = '{recipe.method_name}' has parameters of its own in `{name}`, and a run trains those "
+                "of the model alone: freeze them with requires_grad_(False), or make them part of the model"
             )
 
 

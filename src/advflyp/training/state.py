@@ -65,6 +65,7 @@ def state_dict(run: "TrainingRun", logged: int) -> dict[str, Any]:
     own = {
         "position": progress.pop("position") or None,
         "dirt": {"counts": dict(skipped.counts), "examples": dict(skipped.examples)},
+        "method": run.method.state_dict(),
         **random_state(run.device),
     }
     processes = run.ranks.all_gather_object(own)
@@ -112,6 +113,7 @@ def load_state_dict(run: "TrainingRun", state: Mapping[str, Any]) -> None:
     skipped = Skipped(Counter(own["dirt"]["counts"]), dict(own["dirt"]["examples"]))
     run.state = TrainState(**state["progress"], position=own["position"] or {}, skipped=skipped)
     run.pairs.skipped = skipped
+    run.method.load_state_dict(own.get("method", {}))  # checkpoints of older versions have none
     # Checkpoints of older versions do not record it: keep every line.
     run.logged = state.get("logged", sys.maxsize)
     set_random_state(own, run.device)
