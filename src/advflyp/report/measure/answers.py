@@ -1,7 +1,7 @@
 """Tables and examples of the results of `advflyp lvlm eval`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from advflyp.escape import for_terminal
 from advflyp.lvlm.results import AnswerCell, read_answers
 from advflyp.report.measure.estimates import Condition, Estimate
+from advflyp.report.measure.repeated import named, once
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -41,7 +42,7 @@ def answers_table(cells: Sequence[AnswerCell]) -> Table:
         [
             cell.task,
             METRICS.get(cell.metric, cell.metric),
-            Condition(cell.attack, cell.norm, cell.eps).title.replace(", ε = ", " "),
+            _condition(cell).words,
             Estimate(cell.score / 100, cell.ci95[0] / 100, cell.ci95[1] / 100),
             f"{cell.n}",
         ]
@@ -56,11 +57,19 @@ def answers_table(cells: Sequence[AnswerCell]) -> Table:
 
 
 def answers_tables(cells: Sequence[AnswerCell]) -> list[Table]:
-    """An `answers_table` for each model with each image tower."""
-    groups: dict[tuple[str, ...], list[AnswerCell]] = {}
-    for cell in cells:
-        hashes = (cell.checkpoint_sha256, cell.config_sha256)
-        groups.setdefault((cell.model, cell.vision, *hashes), []).append(cell)
+    """An `answers_table` for each model with each image tower.
+
+    Raises:
+        ValueError: Two rows would differ only in a setting.
+    """
+    names = named(cells, [f"{cell.model}\n{cell.vision}" for cell in cells])
+    told = [
+        replace(cell, vision=name.removeprefix(f"{cell.model}\n"))
+        for cell, name in zip(cells, names, strict=True)
+    ]
+    groups: dict[tuple[str, str], list[AnswerCell]] = {}
+    for cell in once(told, lambda cell: (cell.model, cell.vision, cell.task, cell.n, _condition(cell))):
+        groups.setdefault((cell.model, cell.vision), []).append(cell)
     return [answers_table(group) for group in groups.values()]
 
 
@@ -72,7 +81,7 @@ def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered
             kept = None if cell.norm is None else read_answers(store, cell)
             if kept is None:
                 continue
-            condition = Condition(cell.attack, cell.norm, cell.eps).title
+            condition = _condition(cell).title
             for row in range(min(EXAMPLES, len(kept["before"]), len(kept["after"]))):
                 prompt, clean, attacked = (
                     for_terminal(" ".join(str(kept[name][row]).split()))
@@ -88,13 +97,20 @@ def answer_examples(cells: Mapping[Path, Sequence[AnswerCell]]) -> list[Answered
     return found
 
 
+def _condition(cell: AnswerCell) -> Condition:
+    return Condition(cell.attack, cell.norm, cell.eps)
+
+
 def _notes(cells: Sequence[AnswerCell]) -> list[str]:
     notes = ["each score is the mean of the samples' worst ones, followed by its 95 % interval"]
-    if subset := next((cell.idf_images for cell in cells if cell.idf_images), 0):
-        notes.append(f"CIDEr's rarity of words is that among the references of {counted(subset, 'image')}")
+    notes += [
+        f"{task}: CIDEr's rarity of words is that among the references of {counted(images, 'image')}"
+        for task, images in dict.fromkeys((cell.task, cell.idf_images) for cell in cells)
+        if images
+    ]
     for cell in cells:
         notes += [
-            f"{cell.task}, ε = {cell.eps * 255:g}/255: {count} of {cell.n} worst answers hold “{word}”"
+            f"{cell.task}, {_condition(cell).words}: {count} of {cell.n} worst answers hold “{word}”"
             for word, count in cell.reached.items()
         ]
     if skipped := list(dict.fromkeys(key for cell in cells for key in cell.unreadable)):

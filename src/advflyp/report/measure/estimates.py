@@ -66,6 +66,11 @@ class Condition:
         return self.attack if not self.norm else f"{attack_title(self.attack)}, ε = {self.radius}"
 
     @property
+    def words(self) -> str:
+        """The title without a comma, for a list: "PGD-10 2/255"."""
+        return self.title.replace(", ε = ", " ")
+
+    @property
     def radius(self) -> str:
         return radius(self.eps, self.norm)
 

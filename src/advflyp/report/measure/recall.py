@@ -1,10 +1,13 @@
 """Tables of the results of `advflyp retrieval`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from advflyp.evaluation.recall import Recall
 from advflyp.evaluation.retrieval import RetrievalCell
 from advflyp.report.measure.estimates import Condition, Estimate
+from advflyp.report.measure.repeated import named, once
 from advflyp.report.measure.tables import Table, Value
 from advflyp.wording import counted
 
@@ -16,23 +19,37 @@ def recall_table(cells: Sequence[RetrievalCell]) -> Table:
     return Table(
         title=f"Zero-shot retrieval in %\nmodel: {first.model}\npairs: {first.pairs}",
         columns=["attack", *columns],
-        rows=[[_condition(cell), *map(_estimate, cell.image_to_text + cell.text_to_image)] for cell in cells],
+        rows=[
+            [_condition(cell).words, *map(_estimate, cell.image_to_text + cell.text_to_image)]
+            for cell in cells
+        ],
         note="\n".join(_notes(cells)),
     )
 
 
 def recall_tables(cells: Sequence[RetrievalCell]) -> list[Table]:
-    """A `recall_table` for each model on each collection of pairs."""
+    """A `recall_table` for each model on each collection of pairs.
+
+    Raises:
+        ValueError: Two rows would differ only in a setting, or two tables only in the state of their pairs.
+    """
+    names = named(cells, [cell.model for cell in cells])
+    told = [replace(cell, model=name) for cell, name in zip(cells, names, strict=True)]
+
+    def row(cell: RetrievalCell) -> tuple[Any, ...]:
+        return cell.model, str(sorted(cell.subset.items())), _condition(cell)
+
+    # By their name, and by their contents: the same pairs may have several names.
+    told = once(told, lambda cell: (cell.pairs, *row(cell)))
     groups: dict[tuple[str, ...], list[RetrievalCell]] = {}
-    for cell in cells:
-        hashes = (cell.checkpoint_sha256, cell.config_sha256, cell.captions_sha256)
-        about = (cell.model, *hashes, str(sorted(cell.subset.items())))
-        groups.setdefault(about, []).append(cell)
+    for cell in once(told, lambda cell: (cell.captions_sha256, *row(cell))):
+        model, subset, _ = row(cell)
+        groups.setdefault((model, subset, cell.captions_sha256), []).append(cell)
     return [recall_table(group) for group in groups.values()]
 
 
-def _condition(cell: RetrievalCell) -> Value:
-    return Condition(cell.attack, cell.norm, cell.eps).title.replace(", ε = ", " ")
+def _condition(cell: RetrievalCell) -> Condition:
+    return Condition(cell.attack, cell.norm, cell.eps)
 
 
 def _estimate(one: Recall) -> Value:
@@ -42,7 +59,8 @@ def _estimate(one: Recall) -> Value:
 
 def _notes(cells: Sequence[RetrievalCell]) -> list[str]:
     cell = cells[0]
-    part = f", drawn from {cell.subset['of']}" if "limit" in cell.subset else ""
+    of, seed = cell.subset["of"], cell.subset.get("seed", "?")
+    part = f", drawn from {of} with seed {seed}" if "limit" in cell.subset else ""
     notes = [
         f"{counted(cell.n_images, 'image')}, {counted(cell.n_captions, 'caption')}{part}",
         "each recall is followed by its 95 % interval",

@@ -10,8 +10,8 @@ from typing import overload
 from advflyp.evaluation.compare import matched_pairs, mean_difference_interval
 from advflyp.evaluation.results import DEFAULT_PROTOCOL, Cell, configs_of, labels, mean_interval
 from advflyp.report.measure.estimates import Condition, Estimate, aggregate_seeds
+from advflyp.report.measure.repeated import check_same
 
-SETTINGS = ("split", "n", "subset", "prompt", "attack_args", "precision", "seed", "settings")
 Key = tuple[str, str, Condition]
 Checkpoint = tuple[str, str]  # a model and the hash of its weights
 
@@ -88,7 +88,7 @@ class Results:
             runs = found.setdefault((model, cell.set, Condition(cell.attack, cell.norm, cell.eps)), {})
             known = runs.get(cell.checkpoint_sha256, cell)
             if not seeds:
-                _same_settings(model, known, cell)
+                check_same(model, known, cell)
             runs[cell.checkpoint_sha256] = known if known.n > cell.n else cell
         return found
 
@@ -250,18 +250,3 @@ class Results:
 def is_flagged(cell: Cell) -> bool:
     """Whether the cell was checked for masked gradients and failed."""
     return cell.sanity is not None and not cell.sanity["passed"]
-
-
-def _same_settings(model: str, one: Cell, two: Cell) -> None:
-    if one.settings.get("set_sha256") != two.settings.get("set_sha256"):
-        raise ValueError(
-            f"the results hold {model} on two states of {two.set}, which has changed in between; measure into a new "
-            "file, or remove the older lines"
-        )
-    for name in SETTINGS:
-        a, b = getattr(one, name), getattr(two, name)
-        if a != b:
-            raise ValueError(
-                f"the results hold {model} on {two.set} under {two.attack} twice, with different {name} "
-                f"({a} and {b}); give the report one of them"
-            )
