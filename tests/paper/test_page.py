@@ -12,8 +12,8 @@ from advflyp.evaluation.results import append_cell, read_cells
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import weights_sha256
 from advflyp.paper import page as paper
-from advflyp.paper.page import main_experiment, paper_report
-from advflyp.paper.study import read_study
+from advflyp.paper.page import paper_report
+from advflyp.paper.study import main_experiment, read_study
 from advflyp.report.figures import embedding
 from report.cells import cell
 from report.html_page import Page

@@ -25,12 +25,12 @@ from advflyp.paper import reproduce as module
 from advflyp.paper import tuning as tune
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
-from advflyp.paper.page import experiment_means, main_experiment
+from advflyp.paper.page import experiment_means
 from advflyp.paper.plan import Plan, read_begun
 from advflyp.paper.proxies.plan import PROXIES
 from advflyp.paper.reproduce import reproduce
 from advflyp.paper.steps import carry_out, is_done, steps_of
-from advflyp.paper.study import read_study
+from advflyp.paper.study import main_experiment, read_study
 from advflyp.paper.tuning import read_tuning, tuned_rate
 from advflyp.training import loop
 from advflyp.training.build import TrainingRun

@@ -50,7 +50,7 @@ def efficiency_table(study: Study, experiment: Exhibit) -> Table:
         rows.append(
             [
                 row,
-                str(len(results.hashes[row])),
+                str(len(clean[row].keys() | robust[row].keys())),
                 *cost,
                 *(results.mean(row, condition, experiment.sets) for condition in conditions),
                 mean_of_seeds(robust[row]),

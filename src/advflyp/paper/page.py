@@ -17,7 +17,7 @@ from advflyp.paper.proxies.coverage import Coverage, add_coverage
 from advflyp.paper.proxies.numbers import Numbers, by_run
 from advflyp.paper.proxies.plan import CELLS, LABELLED, PROXIES
 from advflyp.paper.published import published_table
-from advflyp.paper.study import Exhibit, Study, read_study
+from advflyp.paper.study import Exhibit, Study, main_experiment, read_study
 from advflyp.report.figures.embedding import (
     ABOUT_MAPS,
     FILE,
@@ -119,8 +119,9 @@ class ComparisonPage:
         recipes = {f"{run.label}, seed {run.seed}": run.recipe for run in kept}
         everything = Results(self.study.cells, seeds=True)
         # The main experiment's methods and sets, under every attack and radius of any experiment.
-        of_main = [c for c in self.study.cells if c.model in rows and c.set in self.main.sets]
-        every_radius = Results(of_main, seeds=True, models=rows)
+        radii = sorted({c.eps for c in self.study.cells if c.norm})
+        attacks = list(dict.fromkeys(c.attack for c in self.study.cells))
+        every_radius = replace(self.main, rows=rows, attacks=attacks, eps=radii).results(self.study)
         trade = None
         if len(shown) == 2:
             trade = sections.tradeoffs(results, rows, shown[0], shown[1], self.look, self.main.unranked)
@@ -159,28 +160,31 @@ class ComparisonPage:
         leaders = {name: who for name, who in found.items() if who}
         if "" not in leaders:
             return f"{counted(len(self.rows), 'method')}; no mean over all sets yet."
-        label, value = leaders[""]
+        label, value, ranked = leaders[""]
         where = "without attack" if condition.norm is None else f"under {condition.title}"
-        text = f"Of {len(self.ranked)} methods {label} has the highest accuracy {where}: {value.number} %"
+        text = f"Of {counted(ranked, 'method')} {label} has the highest accuracy {where}: {value.number} %"
         if IN in leaders and OUT in leaders:
             one, two = leaders[IN], leaders[OUT]
             text += (
                 f"; on the sets in the proxy it is {one[0]} ({one[1].number} %), "
                 f"on those out of it {two[0]} ({two[1].number} %)"
             )
-        return text + "."
+        alone = replace(self.main, attacks=[condition.attack], eps=[condition.eps])
+        return f"{text}. {alone.seeds_note(self.study)}".rstrip()
 
     def _parts(self) -> dict[str, list[str]]:
         return {"": self.main.sets, **sides(self.main.sets)}
 
-    def _leader(self, condition: Condition, sets: list[str]) -> tuple[str, Estimate] | None:
+    def _leader(self, condition: Condition, sets: list[str]) -> tuple[str, Estimate, int] | None:
+        """The best method or methods, their mean, and how many were ranked."""
         known = {row: value for row in self.ranked if (value := self.results.mean(row, condition, sets))}
         if not known:
             return None
         ranked = competitors(known)
         best = max(ranked.values(), key=lambda value: value.value)
         # Figures that print alike share the lead, as in the tables.
-        return " and ".join(row for row, value in ranked.items() if value.number == best.number), best
+        leading = [row for row, value in ranked.items() if value.number == best.number]
+        return " and ".join(leading), best, len(ranked)
 
     def _tiles(self) -> list[dict[str, Any]]:
         tiles = []
@@ -188,7 +192,7 @@ class ComparisonPage:
             where = "clean" if condition.norm is None else condition.title
             for side, sets in self._parts().items():
                 if leader := self._leader(condition, sets):
-                    label, value = leader
+                    label, value, _ = leader
                     name, below = f"{where}, {side or 'all sets'}", f"best: {label}, {value.interval}"
                     tiles.append({"name": name, "figures": [value.number], "unit": " %", "below": below})
         return tiles
@@ -323,23 +327,6 @@ def experiment_means(study: Study, experiment: Exhibit) -> Table:
         title=f"{experiment.title}: means over sets in %",
         unranked=experiment.unranked,
     )
-
-
-def main_experiment(study: Study) -> Exhibit:
-    """Table 1 with the clean accuracies of Table 2; if it has no results, the first experiment that has some.
-
-    Experiments under attack and with two methods or more are preferred.
-    """
-    ranked = [
-        e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
-    ] or study.experiments
-    attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
-    if not attacked:
-        raise ValueError(f"the plan in {study.folder} has no experiments")
-    there = [e for e in attacked if any(cell.model not in e.unranked for cell in e.cells(study))] or attacked
-    first = next((e for e in there if e.id == "table1"), there[0])
-    attacks = list(dict.fromkeys(["clean", *first.attacks]))
-    return replace(first, attacks=attacks)
 
 
 def _headline_attack(results: Results) -> Condition | None:

@@ -15,7 +15,7 @@ from advflyp.model.load import pick_device
 from advflyp.model.precision import Precision, resolve
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
-from advflyp.paper.page import experiment_means, main_experiment, paper_report
+from advflyp.paper.page import experiment_means, paper_report
 from advflyp.paper.plan import PLAN_FILE, Plan, Scale, read_begun
 from advflyp.paper.proxies.coverage import FILE as COVERAGE_FILE
 from advflyp.paper.proxies.coverage import read_coverage
@@ -24,7 +24,7 @@ from advflyp.paper.proxies.plan import PROXIES
 from advflyp.paper.proxies.tables import verdict_table
 from advflyp.paper.published import published_table
 from advflyp.paper.steps import carry_out
-from advflyp.paper.study import read_study
+from advflyp.paper.study import main_experiment, read_study
 from advflyp.report.console import as_rich
 from advflyp.report.figures.embedding import FILE as TSNE_FILE
 from advflyp.report.figures.embedding import read_tsne

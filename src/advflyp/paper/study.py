@@ -19,6 +19,7 @@ from advflyp.documents import read_json_object
 from advflyp.evaluation.results import Cell, read_cells
 from advflyp.model.folder import BEST
 from advflyp.paper.plan import PLAN_FILE
+from advflyp.paper.proxies.plan import PROXIES
 from advflyp.plugins import is_import_path
 from advflyp.report.measure.estimates import Condition
 from advflyp.report.measure.results import Results
@@ -67,24 +68,44 @@ class Exhibit:
     def results(self, study: "Study") -> Results:
         """Its own cells, the seeds of a method together; only seeds that all trained methods have.
 
-        Otherwise a mean of three trainings would be compared with a single one. The originals are not trained.
+        Otherwise a mean of three trainings would be compared with a single one. The originals are not trained. Methods
+        that share no seed keep their own, as `seeds_note` says.
         """
-        kept = self._of_common_seeds(self.cells(study), study)
+        cells = self.cells(study)
+        common = self._common_seeds(cells, study)
+        kept = [
+            cell
+            for cell in cells
+            if self._is_untrained(cell.model, study)
+            or not (seeds := common[_condition(cell)])
+            or study.seed_of[cell.checkpoint_sha256] in seeds
+        ]
         # In the plan's order, not in that of the files.
         kept.sort(key=lambda cell: (self.rows.index(cell.model), self.sets.index(cell.set)))
         return Results(kept, seeds=True, models=self.rows)
 
     def seeds_note(self, study: "Study") -> str:
-        """A note on the seeds that the table uses, if some of its methods have more; else empty."""
-        measured = [cell for cell in self.cells(study) if not self._is_untrained(cell.model, study)]
-        kept = self._of_common_seeds(measured, study)
-        if len({cell.checkpoint_sha256 for cell in kept}) == len(
-            {cell.checkpoint_sha256 for cell in measured}
-        ):
-            return ""
-        seeds = sorted({study.seed_of[cell.checkpoint_sha256] for cell in kept})
-        named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-        return f"Only {named}, which all of these methods have; some have more."
+        """A note on the seeds that the table uses, if its methods differ in them; else empty."""
+        trained = [cell for cell in self.cells(study) if not self._is_untrained(cell.model, study)]
+        common = self._common_seeds(self.cells(study), study)
+        # Conditions that use the same seeds share a note.
+        groups: dict[frozenset[int], list[Condition]] = {}
+        for condition in self.conditions(study.cells):
+            if condition in common:
+                groups.setdefault(frozenset(common[condition]), []).append(condition)
+        notes = []
+        for seeds, conditions in groups.items():
+            of = f"{'; '.join(c.title for c in conditions)}: " if len(groups) > 1 else ""
+            measured = {study.seed_of[c.checkpoint_sha256] for c in trained if _condition(c) in conditions}
+            if not seeds:
+                notes.append(
+                    f"{of}No seed is common to all of these methods: each mean is over the method's own seeds."
+                )
+            elif measured > seeds:
+                listed = ", ".join(map(str, sorted(seeds)))
+                named = f"seed {listed}" if len(seeds) == 1 else f"seeds {listed}"
+                notes.append(f"{of}Only {named}, which all of these methods have; some have more.")
+        return " ".join(notes)
 
     def cells(self, study: "Study") -> list[Cell]:
         """The cells that were measured for it."""
@@ -93,26 +114,34 @@ class Exhibit:
         return [
             cell
             for cell in study.cells
-            if cell.model in rows
-            and cell.set in sets
-            and Condition(cell.attack, cell.norm, cell.eps) in wanted
+            if cell.model in rows and cell.set in sets and _condition(cell) in wanted
         ]
 
-    def _of_common_seeds(self, cells: Sequence[Cell], study: "Study") -> list[Cell]:
-        """For each condition, the cells of seeds that all trained methods have; all cells if they share no seed."""
-        found: dict[Condition, dict[str, set[int]]] = {}
+    def _common_seeds(self, cells: Sequence[Cell], study: "Study") -> dict[Condition, set[int]]:
+        """For each condition, the seeds that all trained methods have; empty if they share none.
+
+        A method has a seed if it has every set that has any result there: to means an interrupted evaluation adds
+        nothing. A method without any such seed has no mean, and does not keep the others from theirs.
+        """
+        sets: dict[Condition, set[str]] = {}
+        found: dict[Condition, dict[str, dict[int, set[str]]]] = {}
         for cell in cells:
+            condition = _condition(cell)
+            sets.setdefault(condition, set()).add(cell.set)
             if not self._is_untrained(cell.model, study):
-                by_row = found.setdefault(Condition(cell.attack, cell.norm, cell.eps), {})
-                by_row.setdefault(cell.model, set()).add(study.seed_of[cell.checkpoint_sha256])
-        common = {condition: set.intersection(*by_row.values()) for condition, by_row in found.items()}
-        return [
-            cell
-            for cell in cells
-            if self._is_untrained(cell.model, study)
-            or not (seeds := common[Condition(cell.attack, cell.norm, cell.eps)])
-            or study.seed_of[cell.checkpoint_sha256] in seeds
-        ]
+                seeds = found.setdefault(condition, {}).setdefault(cell.model, {})
+                seeds.setdefault(study.seed_of[cell.checkpoint_sha256], set()).add(cell.set)
+        common = {}
+        for condition, by_row in found.items():
+            whole = [
+                {seed for seed, names in seeds.items() if names == sets[condition]}
+                for seeds in by_row.values()
+            ]
+            # If nothing is whole, no method has a mean, and results are compared set by set.
+            common[condition] = set.intersection(
+                *(list(filter(None, whole)) or [set(seeds) for seeds in by_row.values()])
+            )
+        return common
 
     def _is_untrained(self, label: str, study: "Study") -> bool:
         planned = study.planned.get(label, {})
@@ -215,6 +244,27 @@ def read_study(folder: Path) -> Study:
         runs=runs,
         seed_of=seed_of,
     )
+
+
+def main_experiment(study: Study) -> Exhibit:
+    """Table 1 with the clean accuracies of Table 2; if it has no results, the first experiment that has some.
+
+    Experiments under attack and with two methods or more are preferred.
+    """
+    ranked = [
+        e for e in study.experiments if len(e.rows) > 1 and e.id not in ("figure3", PROXIES)
+    ] or study.experiments
+    attacked = [e for e in ranked if any(attack != "clean" for attack in e.attacks)] or ranked
+    if not attacked:
+        raise ValueError(f"the plan in {study.folder} has no experiments")
+    there = [e for e in attacked if any(cell.model not in e.unranked for cell in e.cells(study))] or attacked
+    first = next((e for e in there if e.id == "table1"), there[0])
+    attacks = list(dict.fromkeys(["clean", *first.attacks]))
+    return replace(first, attacks=attacks)
+
+
+def _condition(cell: Cell) -> Condition:
+    return Condition(cell.attack, cell.norm, cell.eps)
 
 
 def _experiment(entry: Mapping[str, Any]) -> Exhibit:
