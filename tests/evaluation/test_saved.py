@@ -1,13 +1,17 @@
 """Adversarial images that are kept are those that were judged."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from advflyp.attack.threat import Threat
 from advflyp.data.sets.labelled import LabelledSet
 from advflyp.evaluation.classifier import Classifier
+from advflyp.evaluation.evaluator import SetProgress
+from advflyp.evaluation.results import Cell
 from advflyp.evaluation.samples import read_samples
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
@@ -46,3 +50,25 @@ def test_every_attacked_image_is_kept_to_the_last_bit(
     files[0].unlink()
     _, again = measure()
     assert again.accuracy == cell.accuracy and files[0].is_file() and (place / "cell.json").is_file()
+
+
+def test_no_journal_stays_of_a_measurement_that_was_interrupted_without_saved_images(
+    tiny: CLIP, noise_set: LabelledSet, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "results.jsonl", tmp_path / "images"
+
+    def measure(**options: Any) -> list[Cell]:
+        return evaluate(tiny, noise_set, "pgd2", EPS, out=out, batch_size=7, precision="fp32", **options)
+
+    def stop(cell: Cell, progress: SetProgress) -> None:
+        if progress.finished >= 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(watch=stop)
+    assert len(list((tmp_path / "results.unfinished").iterdir())) == 1
+    (cell,) = measure(save_images=folder)
+    samples = read_samples(out, cell)
+    kept = sorted(int(file.stem) for file in folder.rglob("*.npz"))
+    assert kept == sorted(samples.index[samples.clean == samples.label]), "of all batches"
+    assert not (tmp_path / "results.unfinished").exists()

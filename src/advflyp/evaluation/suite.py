@@ -273,12 +273,13 @@ class _Suite:
         cell, ranks = known, evaluator.ranks
         own = blank.slug() + (f".{ranks.rank}" if ranks.size > 1 else "")
         saved = SavedImages(Path(self.save_images), blank) if self.save_images and threat else None
-        # No journal with saved images: an interrupted measurement may not have kept all of them.
-        journal = Journal.beside(self.store, own) if self.store and saved is None else None
+        journal = Journal.beside(self.store, own) if self.store else None
         if cell is None or not ranks.broadcast_from_rank0(partial(self._has_samples, cell, saved)):
             # The new line replaces the known one, but keeps its model name and its verdict.
             kept = {"model": cell.model, "sanity": cell.sanity} if cell else {}
-            cell = self._measure(replace(blank, **kept), evaluator, attack, threat, journal, saved)
+            # No journal with saved images: an interrupted measurement may not have kept all of them.
+            resumed = None if saved else journal
+            cell = self._measure(replace(blank, **kept), evaluator, attack, threat, resumed, saved)
             self._save(cell, ranks)
         if journal:
             journal.remove()
