@@ -4,6 +4,7 @@
     python benchmarks/evaluate.py --model ViT-B-32/random --classes 1000 --images 16 --attacks pgd10 cw10
     python benchmarks/evaluate.py --model mini-vit --set mini/flags --attacks autoattack --ours-only
     python benchmarks/evaluate.py --attacks apgd-ce apgd-t fab-t square autoattack      # members alone, and all four
+    python benchmarks/evaluate.py --model mini-vit --attacks apgd-t fab-t --passes      # how full the batches are
     python benchmarks/evaluate.py --set mini/fashion --classes 3 --attacks apgd-ce fab-t square apgd-ce+fab-t+square
 
 (a) the obvious implementation: every step encodes the class prompts again, padding included, and attacks every image
@@ -29,6 +30,7 @@ from timing import Record, describe_machine, interleaved, medians
 from torch import Tensor
 from torch.nn import functional as F
 
+from advflyp.attack import attempts, square
 from advflyp.attack.losses import count_targets, cross_entropy, margin
 from advflyp.attack.threat import Threat
 from advflyp.config import number
@@ -64,6 +66,8 @@ class Arguments:
     """Replay our image tower's passes as CUDA graphs, recorded anew in every run."""
     ours_only: bool = False
     """Time only our implementation."""
+    passes: bool = False
+    """Do not time, but count our forward passes and how full they are, with as many attempts in one as on a GPU."""
     repeats: int = 3
     """Timed runs of each candidate."""
     device: str = "auto"
@@ -90,6 +94,9 @@ def main() -> None:
         f"ε = {arguments.eps} L∞, batch {arguments.batch_size}, {record.machine['device']}, "
         f"our search in {arguments.precision}; medians of {arguments.repeats} runs"
     )
+    if arguments.passes:
+        count_passes(model, labelled, record, arguments)
+        return
     time_prompts(model, labelled, record, arguments)
     print(f"{'':12}" + "".join(f"{title:>25}" for title in CANDIDATES.values()))
     for run in candidates(model, labelled, WARMUP, arguments).values():
@@ -165,6 +172,25 @@ def ours(model, labelled, name: str, threat: Threat, arguments: Arguments) -> fl
     evaluator = Evaluator(model, labelled, limit=arguments.images, batch_size=arguments.batch_size)
     with model.replaying(Graphs(pads=True) if arguments.graphs else None):
         return evaluator.run(find_attack(name), threat, precision=arguments.precision).accuracy
+
+
+def count_passes(model, labelled, record: Record, arguments: Arguments) -> None:
+    """How many passes an attack would save if images that wait took the places of those that have left."""
+    attempts.AT_ONCE_ON_CPU = arguments.batch_size
+    square.AT_ONCE_ON_CPU = square.AT_ONCE_ON_ACCELERATOR
+    sizes: list[int] = []
+    encode = model.encode_image
+    model.encode_image = lambda images: (sizes.append(len(images)), encode(images))[1]
+    for name in arguments.attacks:
+        sizes.clear()
+        accuracy = ours(model, labelled, name, Threat(eps=number(arguments.eps, "--eps")), arguments)
+        full = -(-sum(sizes) // arguments.batch_size)
+        record.add(attack=name, passes=len(sizes), images=sum(sizes), full=full, accuracy=accuracy)
+        print(
+            f"{name:12}{len(sizes):>8,} passes of {sum(sizes) / len(sizes):.1f} images; full ones would be {full:,} "
+            f"(×{len(sizes) / full:.2f}); {100 * accuracy:.1f} % robust",
+            flush=True,
+        )
 
 
 def batches(model, labelled, arguments: Arguments):
