@@ -1,6 +1,7 @@
 """The plan as declared: complete, consistent, and every recipe it names is there and parses."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from advflyp.evaluation.attacks import find_attack
 from advflyp.paper.cost import cost
 from advflyp.paper.experiments import make_plan
 from advflyp.paper.plan import Plan, Scale
+from advflyp.paper.reproduce import _images
 from advflyp.paper.steps import recipe_file, steps_of
 from advflyp.training.recipe import Recipe, read_recipe
 
@@ -110,6 +112,20 @@ def test_costs_at_paper_scale_follow_the_number_of_pairs(tmp_path: Path) -> None
         assert hours[f"train {run}-s0"] / full == pytest.approx(share, rel=0.01)
     # With more pairs than there are, all of them.
     assert hours["train pairs-1000000-256-s0"] == full
+
+
+@pytest.mark.long
+def test_the_remaining_steps_are_those_that_docs_reproduction_names(reproduce_mini: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text()
+    stated = re.search(r"(\d+) steps, an estimated ([\d.]+) CPU.*?(\d+) steps and ([\d.]+) hours", page, re.S)
+    assert stated is not None
+    plan = make_plan("mini", seeds=3)
+    others = plan.only([e.id for e in plan.experiments if e.id not in ("cost", "cost-other")])
+    found: list[str] = []
+    for part in (plan, others):
+        left = cost(part, reproduce_mini, _images)
+        found += [str(len(left)), f"{sum(one.hours for _, one in left):.1f}"]
+    assert found == list(stated.groups())
 
 
 def test_the_headline_comes_first_and_costly_attacks_last() -> None:
