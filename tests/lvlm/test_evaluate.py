@@ -1,5 +1,6 @@
 import json
 import shutil
+import tracemalloc
 import typing
 import zipfile
 from dataclasses import replace
@@ -175,6 +176,32 @@ def test_intervals() -> None:
     assert interval([100.0, 0.0, 100.0, 100.0], "yes-no") == pytest.approx((30.06, 95.44), abs=0.01)
     low, high = interval([50.0] * 9, "cider")
     assert low == high == 50
+
+
+@pytest.mark.parametrize("count", [1, 7, 1999])
+def test_the_bootstrap_needs_little_memory_and_keeps_its_draws(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks, also if the last one is smaller, the interval is that of all draws at once."""
+    scores = np.random.default_rng(1).random(count) * 100
+    draws = np.random.default_rng(0).integers(count, size=(2_000, count))
+    whole = tuple(np.percentile(scores[draws].mean(1), (2.5, 97.5)))
+    for block in (1, 6001, 1 << 30):
+        monkeypatch.setattr("advflyp.lvlm.results.BLOCK", block)
+        assert interval(scores.tolist(), "cider") == whole
+    monkeypatch.undo()
+    tracemalloc.start()
+    interval([50.0] * 50_000, "vqa")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["limit", "batch_size"])
+def test_numbers_below_one_are_refused(model: LVLM, root: Path, name: str) -> None:
+    for number in (0, -3):
+        options: dict[str, Any] = {name: number}
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, not {number}$"):
+            evaluate_lvlm(model, [load_task("coco", root)], QUICK, [], **options)
 
 
 def test_results_that_are_not_ours(tmp_path: Path) -> None:

@@ -62,16 +62,18 @@ def evaluate_lvlm(
         For each task, the clean cell, then one for each radius.
 
     Raises:
-        ValueError: A radius is not usable, the protocol needs a CLIP that is not known, more than 1 % of the images are
-            unreadable, or existing files are in the way.
+        ValueError: A radius or a number is not usable, the protocol needs a CLIP that is not known, more than 1 % of
+            the images are unreadable, or existing files are in the way.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    for name, number in (("batch_size", batch_size), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     threats = [Threat(norm=norm, eps=radius) for radius in eps]
     store = None if out is None else Path(out)
     known = known_cells(store, read_answer_cells)
     weights = state_sha256(model.net.state_dict())
-    cells, drawn = [], [task.drawn(limit or protocol.limit, protocol.seed) for task in tasks]
+    most = protocol.limit if limit is None else limit
+    cells, drawn = [], [task.drawn(most, protocol.seed) for task in tasks]
     if threats:
         protocol.check(model, drawn)
     for task in drawn:
