@@ -154,7 +154,15 @@ def test_a_long_tail_ends_in_the_last_bar() -> None:
     counts = Counter(dict.fromkeys(range(1, 21), 100)) + Counter({900: 1})
     (axes,) = histogram(counts, "words of a caption", "captions", width=700).axes
     assert sum(bar.get_height() for bar in axes.patches) == sum(counts.values())  # type: ignore[attr-defined]
-    assert len(axes.patches) == 20 and "to 900" in axes.get_xlabel()
+    assert len(axes.patches) == 20 and "(the last bar: 20 and more, to 900)" in axes.get_xlabel()
+    # Of bars that are several words wide, the label names where the last one begins.
+    counts = Counter(dict.fromkeys(range(101), 10)) + Counter({300: 2})
+    (axes,) = histogram(counts, "words of a caption", "captions", width=700).axes
+    last = max(axes.patches, key=lambda bar: bar.get_x())  # type: ignore[attr-defined]
+    begin = round(last.get_x() + last.get_width() / 2 - 1)  # type: ignore[attr-defined]
+    above = sum(count for value, count in counts.items() if value >= begin)
+    assert last.get_height() == above  # type: ignore[attr-defined]
+    assert f"(the last bar: {begin} and more, to 300)" in axes.get_xlabel()
 
 
 def test_the_command(dirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

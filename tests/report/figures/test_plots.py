@@ -1,6 +1,8 @@
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import matplotlib
 import pytest
@@ -138,6 +140,29 @@ def test_training_curves(run_folder) -> None:
 def test_a_single_point_and_a_zero_loss_can_be_drawn() -> None:
     svg(loss_curve("clip", [(5, 0.0)], width=200, height=150, steps=5), "")
     svg(validation_curve({"clean": [(5, 0.0)]}, width=200, height=150, steps=5), "")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1.7e308])
+def test_what_cannot_be_drawn_is_left_out_of_training_curves(value: float) -> None:
+    def line(step: int, loss: float, clean: float) -> list[dict[str, Any]]:
+        at = {"step": step, "time": 1.0 + step}
+        return [
+            at | {"kind": "train", "loss": loss, "loss/clip": loss, "loss/gone": value},
+            at | {"kind": "validate", "clean": clean, "robust": value},
+        ]
+
+    lines = training_lines([*line(1, 3.0, 0.5), *line(2, value, value), *line(3, 2.0, 0.25)])
+    assert lines["loss"] == {name: [(1, 3.0), (3, 2.0)] for name in ("total", "clip")}
+    assert lines["validation"] == {"clean": [(1, 0.5), (3, 0.25)]}
+    svg(loss_curve("clip", lines["loss"]["clip"], width=200, height=150, steps=3), "")
+    svg(validation_curve(lines["validation"], width=200, height=150, steps=3), "")
+
+
+def test_a_run_that_was_only_validated_before_its_first_step_can_be_drawn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        words = texts(svg(validation_curve({"clean": [(0, 0.5)]}, width=290, height=180, steps=0), ""))
+    assert {"0", "1 step", "clean 50.0"} <= set(words)
 
 
 def test_matplotlibs_settings_stay_as_they_were(cells: list[Cell]) -> None:

@@ -104,3 +104,12 @@ def test_the_second_best_is_underlined() -> None:
     assert "| a | 10.0 (0–100) |" in markdown(table) and "| b | **30.0** (0–100) |" in markdown(table)
     assert "| c | <u>20.0</u> (0–100) |" in markdown(table)
     assert r"c & \underline{20.0} {\scriptsize 0--100} \\" in latex(table)
+
+
+@pytest.mark.parametrize("name", ["[2024] run", "*", "  [x"])
+def test_latex_takes_no_name_for_an_option_of_the_row_above(name: str) -> None:
+    value = Estimate(0.5, 0.4, 0.6)
+    table = Table(title="t", columns=[f"{name}\n{name}", "a"], rows=[[name, value]] * 2, footer=[name, value])
+    text = latex(table)
+    assert text.count(f"\n{{}}{name} & ") == 2 + 2 + 1 and f"\n{name}" not in text
+    assert "{}" not in latex(Table(title="t", columns=["a [b] *", "c"], rows=[["d [e]", value]]))

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 from html import unescape
@@ -365,6 +366,19 @@ def test_the_settings_of_an_attack_are_words() -> None:
     del cw["loss"]
     assert attack_text(cell("m", "x", 1, 3, attack="cw10", attack_args=cw)) == text
     assert "ascent on the cross-entropy" in attack_text(cell("m", "x", 1, 3, attack="pgd10", attack_args=cw))
+
+
+def test_a_run_that_diverged_can_be_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    entry = {"kind": "train", "time": 1.0, "epoch": 0, "seen": 16}
+    losses = (3.5, math.nan, math.inf)
+    entries = [entry | {"step": 10 * n, "loss": v, "loss/clip": v} for n, v in enumerate(losses, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    for one in measured():
+        append_cell(folder / "results.jsonl", one)
+    text = Page(report_from_paths([folder], tmp_path / "report")).text
+    assert "3.50 → 3.50" in text and "numbers that are not finite from step 20 to step 30" in text
 
 
 def test_run_summary(run_folder: Path) -> None:

@@ -13,6 +13,8 @@ from advflyp.report.measure.estimates import Estimate, trimmed
 from advflyp.wording import counted
 
 Line = list[tuple[float, float]]  # (step, value)
+# Of a value that is drawn: the length of an axis is no number if it reaches the largest float.
+LARGEST = 1e100
 # With more models than this, their bands would cover each other.
 FEW = 4
 
@@ -106,7 +108,10 @@ def end_labels(
 
 
 def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
-    """Curves from a run's metrics, by kind: "loss" (each term, and their sum as "total"), "validation" (0–1)."""
+    """Curves from a run's metrics, by kind: "loss" (each term, and their sum as "total"), "validation" (0–1).
+
+    Values that cannot be drawn, because they are not finite, are left out.
+    """
     lines: dict[str, dict[str, Line]] = {"loss": {}, "validation": {}}
     for entry in metrics:
         if entry["kind"] == "train":
@@ -119,7 +124,8 @@ def training_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         else:
             continue
         for name, value in values.items():
-            lines[kind].setdefault(name, []).append((entry["step"], value))
+            if abs(value) <= LARGEST:  # not if it is NaN, either
+                lines[kind].setdefault(name, []).append((entry["step"], value))
     return lines
 
 
@@ -157,6 +163,7 @@ def validation_curve(lines: Mapping[str, Line], *, width: int, height: int, step
 def _over_steps(figure: Figure, title: str, right: float, steps: float) -> Axes:
     axes = axes_in(figure, 40, 40, right, 30)
     axes.set_title(title, pad=8)
+    steps = max(steps, 1)  # of a run that was validated before its first step and no more
     axes.set_xlim(0, steps)
     axes.set_xticks([0, steps], ["0", counted(round(steps), "step")])
     for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):

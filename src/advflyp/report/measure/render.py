@@ -75,7 +75,9 @@ def latex(table: Table) -> str:
 
     def line(values: Sequence[Value], row: int = -1) -> str:
         cells = [_latex_value(value, ranks.get((row, column))) for column, value in enumerate(values)]
-        return " & ".join(cells) + r" \\"
+        # After a rule or the end of a row, LaTeX takes these for an argument or a variant of that command.
+        protected = "{}" if cells[0].lstrip().startswith(("[", "*")) else ""
+        return protected + " & ".join(cells) + r" \\"
 
     # Each line of a heading is a table row of its own, which needs no further package.
     heads = [column.split("\n") for column in table.columns]

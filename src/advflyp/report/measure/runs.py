@@ -1,5 +1,6 @@
 """Run folders as reports show them: the recipe as data, and the training in one sentence."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     """
     steps = max((entry["step"] for entry in entries), default=0)
     seen = max((entry.get("seen", 0) for entry in entries), default=0)
+    lost = [entry["step"] for entry in entries if any(map(_is_lost, entry.values()))]
     speeds = [entry["pairs_per_second"] for entry in entries if "pairs_per_second" in entry]
     parts = [f"{counted(steps, 'step')}, {seen:,} {samples(recipe)}"]
     data, attack, optim = (recipe.get(table, {}) for table in ("data", "attack", "optim"))
@@ -68,7 +70,13 @@ def run_summary(entries: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
     if speeds:
         parts.append(f"{statistics.median(speeds):.0f} images/s")
     parts.append(duration(trained_seconds(entries)))
+    if lost:
+        parts.append(f"with numbers that are not finite from step {min(lost):,} to step {max(lost):,}")
     return ", ".join(parts) + "."
+
+
+def _is_lost(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def training_eps(recipe: Mapping[str, Any]) -> str:

@@ -146,7 +146,7 @@ def _histogram(counts: Counter[int], what: str, of: str) -> Drawing:
 
 @styled()
 def histogram(counts: Counter[int], what: str, of: str, *, width: int) -> Figure:
-    """Bars of equal width up to the 99th percentile; the last one also holds everything beyond."""
+    """Bars of equal width up to that of the 99th percentile, which also holds everything beyond."""
     first, last = min(counts), _quantile(counts, 0.99)
     step = max(1, -(-(last - first + 1) // BINS))
     heights: Counter[int] = Counter()
@@ -156,8 +156,9 @@ def histogram(counts: Counter[int], what: str, of: str, *, width: int) -> Figure
     axes = axes_in(figure, 28 + 7 * len(f"{max(heights.values()):,}"), 48, 12, 12)
     places = [first + step * (place + 0.5) - 0.5 for place in heights]
     axes.bar(places, list(heights.values()), width=0.88 * step, color=MODELS[1], linewidth=0)
+    begin = first + step * max(heights)
     axes.set_xlabel(
-        what if last == max(counts) else f"{what} (the last bar: {last} and more, to {max(counts):,})"
+        what if last == max(counts) else f"{what} (the last bar: {begin:,} and more, to {max(counts):,})"
     )
     axes.set_ylabel(of)
     axes.grid(axis="y")
