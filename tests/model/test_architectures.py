@@ -7,13 +7,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from transformers import BertConfig
 
 import advflyp
 from advflyp.evaluation.suite import evaluate
+from advflyp.model import architectures
 from advflyp.model.architectures import (
     architecture_config,
     architecture_names,
     config_of,
+    embeds_as,
     is_built_by,
     meta_net,
     new_net,
@@ -76,12 +79,60 @@ def test_other_models_need_their_architecture(made: tuple[Any, Any, Any]) -> Non
     architecture_names()  # tells open_clip ours
     net, _, preprocess = open_clip.create_model_and_transforms("mini")
     tokenizer = open_clip.get_tokenizer("my-vit")
-    with pytest.raises(ValueError, match="the architecture of .* cannot be inferred from it: name it"):
+    with pytest.raises(ValueError, match="the architecture of .* cannot be inferred from it: give"):
         advflyp.CLIP.from_open_clip(net, preprocess, tokenizer)
     model = advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini")
     assert model.config["model_cfg"]["vision_cfg"]["layers"] == [1, 1, 1, 1]
     with pytest.raises(ValueError, match=r"no architecture 'mini-vitt'; did you mean 'mini-vit'\?"):
         advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini-vitt")
+
+
+def test_a_text_tower_without_a_causal_mask(made: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}}
+    (tmp_path / "architectures" / "my-vit.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "architectures")
+    net, _, preprocess = open_clip.create_model_and_transforms("my-vit")
+    model = advflyp.CLIP.from_open_clip(net, preprocess, made[2])
+    assert model.config["model_cfg"]["text_cfg"]["no_causal_mask"]
+    save_model(model, tmp_path / "mine", {})
+    texts = ["a red square", "a cat"]
+    with torch.no_grad():
+        loaded = load_model(tmp_path / "mine", device="cpu").encode_text(texts)
+        torch.testing.assert_close(loaded, model.encode_text(texts), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="does not match the given architecture"):
+        advflyp.CLIP.from_open_clip(net, preprocess, made[2], architecture=CONFIG)
+
+
+def doubled(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+@pytest.mark.parametrize("part", ["a hook", "a method", "a mask"])
+def test_a_change_that_a_saved_model_would_lose(made: tuple[Any, Any, Any], part: str) -> None:
+    net, preprocess, tokenizer = made
+    net.train()
+    net.visual.ln_pre.eval()
+    advflyp.CLIP.from_open_clip(net, preprocess, tokenizer)
+    if part == "a hook":
+        net.visual.transformer.resblocks[0].mlp.register_forward_hook(doubled)
+    elif part == "a method":
+        net.encode_text = lambda tokens: torch.ones(len(tokens), 24)
+    else:
+        net.attn_mask.zero_()
+    with pytest.raises(
+        ValueError, match="open_clip embeds differently from its architecture .*: undo what was"
+    ):
+        advflyp.CLIP.from_open_clip(net, preprocess, tokenizer)
+    assert net.training and not net.visual.ln_pre.training
+
+
+def test_another_image_size_needs_a_configuration(made: tuple[Any, Any, Any]) -> None:
+    """In a ResNet no shape depends on it, but a saved model would take images of the size in its configuration."""
+    architecture_names()  # tells open_clip ours
+    net, _, preprocess = open_clip.create_model_and_transforms("mini", force_image_size=96)
+    tokenizer = made[2]
+    with pytest.raises(ValueError, match="does not match the given architecture; .* or give its model_cfg"):
+        advflyp.CLIP.from_open_clip(net, preprocess, tokenizer, architecture="mini")
 
 
 def test_another_transform_and_half_precision_are_refused(made: tuple[Any, Any, Any]) -> None:
@@ -118,6 +169,17 @@ def test_the_configuration_of_a_module(name: str) -> None:
     assert config is not None and is_built_by(net, config)
     other = architecture_config("ViT-B-16" if name == "ViT-B-32" else "ViT-B-32")
     assert not is_built_by(net, other)
+
+
+def test_a_text_tower_of_transformers_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    BertConfig(vocab_size=100, **sizes).save_pretrained(tmp_path)
+    monkeypatch.setattr(architectures, "_text_tower_folder", lambda name: tmp_path)
+    config = {**CONFIG, "text_cfg": {"hf_model_name": "owner/name"}}
+    net = new_net(config)
+    assert is_built_by(net, config) and embeds_as(net, config)
+    net.get_submodule("text").register_forward_hook(lambda module, inputs, output: output.flip(1))
+    assert is_built_by(net, config) and not embeds_as(net, config)
 
 
 def test_no_memory_for_a_look() -> None:

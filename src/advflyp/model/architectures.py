@@ -12,7 +12,8 @@ import timm
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
+from open_clip.transformer import PatchDropout, QuickGELU, TextTransformer, VisionTransformer
+from timm.layers import to_2tuple
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -29,8 +30,13 @@ TOO_LARGE = "its configuration describes a model of {:,} parameters, more than i
 NEEDS_TRANSFORMERS = "needs transformers: pip install transformers"
 # What torch's and timm's initialisers call on a new tensor.
 INITIALISERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+# Largest difference between unit-norm embeddings that counts as rounding, even in TF32.
+TOLERANCE = 1e-3
 # Attributes of a module that do not affect its output in evaluation mode.
 STATE = ("training", "output_dict", "grad_checkpointing")
+# Attributes that a "model_cfg" does not describe: open_clip adds the normalisation afterwards, transformers where a
+# module is from.
+NOT_BUILT = (*STATE, "image_mean", "image_std", "name_or_path")
 # Attributes of modules that change no embedding of pixels: how timm computes attention, where transformers has a module
 # from, the normalisation that open_clip leaves to its callers.
 NO_SETTINGS = (*STATE, "dropout", "fused_attn", "name_or_path", "image_mean", "image_std")
@@ -184,6 +190,8 @@ def config_of(net: Any, tokenizer: Any) -> dict[str, Any] | None:
     }
     if isinstance(image[0].mlp.gelu, QuickGELU):
         config["quick_gelu"] = True
+    if net.attn_mask is None:
+        config["text_cfg"]["no_causal_mask"] = True
     return config if is_built_by(net, config) else None
 
 
@@ -196,6 +204,51 @@ def is_built_by(net: nn.Module, model_cfg: Mapping[str, Any]) -> bool:
         and all(ours == theirs and _settings(a) == _settings(b) for (ours, a), (theirs, b) in pairs)
         and _shapes(net) == _shapes(built)
     )
+
+
+@torch.no_grad()
+def embeds_as(net: Any, model_cfg: Mapping[str, Any]) -> bool:
+    """Whether a module that `is_built_by` a "model_cfg" also embeds as one that open_clip builds from it, given its
+    weights: a hook, a method or a mask that somebody replaced is no setting.
+
+    It encodes one image and two texts of noise; the other module shares the weights.
+    """
+    noise = torch.Generator().manual_seed(0)
+    text = getattr(net, "text", net)
+    positions = getattr(text, "positional_embedding", None)
+    # Towers of transformers take texts of any length.
+    length = 16 if positions is None else len(positions) - (getattr(text, "cls_emb", None) is not None)
+    tokens = torch.randint(1, text.vocab_size, (2, length), generator=noise)
+    tokens[:, length // 2] = text.vocab_size - 1  # the end; the rest of the second text is padding
+    tokens[1, length // 2 + 1 :] = 0
+    images = torch.randn(1, 3, *to_2tuple(net.visual.image_size), generator=noise)
+    other = _of_the_same_weights(net, model_cfg)
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        found = [_embeddings(one.eval(), images, tokens) for one in (net, other)]
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.allclose(*found, rtol=0, atol=TOLERANCE, equal_nan=True)
+
+
+def _embeddings(net: Any, images: Tensor, tokens: Tensor) -> Tensor:
+    device = next(net.parameters()).device
+    found = (net.encode_image(images.to(device)), net.encode_text(tokens.to(device)))
+    return torch.cat([nn.functional.normalize(one, dim=-1) for one in found])
+
+
+def _of_the_same_weights(net: nn.Module, model_cfg: Mapping[str, Any]) -> nn.Module:
+    """What open_clip builds from a "model_cfg", with the tensors of a module and open_clip's own causal masks."""
+    built = meta_net(model_cfg)
+    built.load_state_dict(net.state_dict(), assign=True)
+    for name, tensor in net.named_buffers():
+        place, _, own = name.rpartition(".")
+        module = built.get_submodule(place)
+        if own == "attn_mask" and isinstance(module, open_clip.CLIP | TextTransformer):
+            tensor = torch.full_like(tensor, -torch.inf).triu_(1)
+        setattr(module, own, tensor)
+    return built
 
 
 def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
@@ -222,7 +275,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     found = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, int | float | str) and key not in STATE
+        if isinstance(value, int | float | str | tuple) and key[0] != "_" and key not in NOT_BUILT
     }
     return {**found, "kind": _kind(module)}
 
@@ -233,7 +286,8 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in net.state_dict().items()}
+    """The shapes of parameters and buffers, those that are not saved included, such as masks."""
+    return {key: value.shape for key, value in (*net.named_parameters(), *net.named_buffers())}
 
 
 def similar_architectures(state: Mapping[str, Tensor]) -> list[str]:

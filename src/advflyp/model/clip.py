@@ -16,7 +16,7 @@ from torchvision import transforms
 from advflyp.data.sets.prompts import several_texts
 from advflyp.devices import to_device
 from advflyp.dtypes import at_least_float32
-from advflyp.model.architectures import architecture_config, config_of, is_built_by
+from advflyp.model.architectures import architecture_config, config_of, embeds_as, is_built_by
 from advflyp.model.graphs import Graphs
 from advflyp.model.layers import patch_layers
 from advflyp.model.patches import Patches, embed_patches, patch_grid
@@ -89,8 +89,8 @@ class CLIP(InPrecision, nn.Module):
             name: The model's name in results.
 
         Raises:
-            ValueError: If `architecture` is needed or describes another model, the weights are not float32, or
-                `preprocess` is not the evaluation transform of `net`.
+            ValueError: If `architecture` is needed or describes another model, a hook or the like changes the
+                embeddings, the weights are not float32, or `preprocess` is not the evaluation transform of `net`.
         """
         if any(parameter.dtype != torch.float32 for parameter in net.parameters()):
             raise ValueError(f"{name} has half-precision weights; create it with precision='fp32'")
@@ -98,12 +98,19 @@ class CLIP(InPrecision, nn.Module):
         config = architecture_config(config) if isinstance(config, str) else config
         if config is None:
             raise ValueError(
-                f"the architecture of {name} cannot be inferred from it: name it, as in "
-                "from_open_clip(net, preprocess, tokenizer, architecture='ViT-B-16-SigLIP')"
+                f"the architecture of {name} cannot be inferred from it: give from_open_clip the one that it was "
+                "created with, a name (architecture='ViT-B-16-SigLIP') or a dictionary, open_clip's model_cfg "
+                "(architecture={'embed_dim': …, 'vision_cfg': …, 'text_cfg': …})"
             )
         if not is_built_by(net, config):
             raise ValueError(
-                f"{name} does not match the given architecture; name the one that it was created with"
+                f"{name} does not match the given architecture; name the one that it was created with, or give its "
+                "model_cfg, a dictionary"
+            )
+        if not embeds_as(net, config):
+            raise ValueError(
+                f"{name} embeds differently from its architecture with the same weights, which a saved model would not "
+                "do: undo what was changed in it, such as a hook, a method or a mask"
             )
         settings = dict(get_model_preprocess_cfg(net))
         # The string of a transform states all its settings.
