@@ -62,8 +62,12 @@ def test_markdown_shows_the_letters(text: str) -> None:
     shown = for_markdown(text)
     assert_printable(shown)
     assert "\n" not in shown and "<" not in shown and ">" not in shown
-    bare = re.sub(r"\\[\\`*_{}\[\]|#~]", "", shown)
-    assert not re.search(r"[\\`*_{}\[\]|#~]", bare)
+    bare = re.sub(r"\\[\\`*_{}\[\]|#~$]", "", shown)
+    assert not re.search(r"[\\`*_{}\[\]|#~$]", bare)
+
+
+def test_markdown_reads_no_tex_between_dollars() -> None:
+    assert for_markdown("a$b$c") == r"a\$b\$c"
 
 
 def test_latex_of_the_space_in_large_numbers() -> None:

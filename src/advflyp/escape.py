@@ -73,10 +73,10 @@ def for_csv(text: str) -> str:
 
 
 def for_markdown(text: str) -> str:
-    """Text inside a line of GitHub-flavoured Markdown that is read as neither Markdown nor HTML."""
+    """Text inside a line of GitHub-flavoured Markdown that is read as neither Markdown nor HTML nor, between $, TeX."""
     text = for_terminal(text.replace("\n", " "))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|#~])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", text)
 
 
 def for_latex(text: str) -> str:
