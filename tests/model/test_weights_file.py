@@ -3,8 +3,10 @@
 import argparse
 import codecs
 import io
+import json
 import os
 import pickle
+import shutil
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from advflyp.model.load import load_model
 from advflyp.model.weights_file import Ignored, check_weights_file, read_weights_file
 
 STATE = {"weight": torch.arange(64.0).reshape(8, 8)}
@@ -172,8 +175,34 @@ def test_one_sentence_for_each_kind_of_wrong_file(kind: str, tmp_path: Path) -> 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot read .*x.pt: No such file"):
         read_weights_file(tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="cannot read .*: Is a directory"):
+    with pytest.raises(ValueError, match="cannot read .*: not a regular file"):
         read_weights_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("open_clip_model.safetensors", r"cannot read .*open_clip_model\.safetensors: not a regular file"),
+        ("open_clip_config.json", "holds no model"),
+        ("tokenizer.json", r"the tokenizer in .* cannot be read: tokenizer\.json is not a regular file"),
+    ],
+)
+def test_a_pipe_in_a_model_s_folder(tiny_folder: Path, tmp_path: Path, name: str, message: str) -> None:
+    """Nobody writes into it, so that reading it would wait for ever."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name == "tokenizer.json":
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": ".", "tokenizer_kwargs": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+    if name.endswith(".safetensors"):
+        with pytest.raises(ValueError, match="cannot read .*: not a regular file"):
+            read_weights_file(folder / name)
+        with pytest.raises(ValueError, match="there is no file|cannot read"):
+            load_model(f"{folder / name}@{tiny_folder}")
 
 
 def test_archives_that_were_packed_again(tmp_path: Path) -> None:

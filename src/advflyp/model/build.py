@@ -19,7 +19,12 @@ from advflyp.config import convert
 from advflyp.documents import read_json
 from advflyp.model.architectures import check_size, new_net
 from advflyp.model.tokenizers import has_tokenizer, shortened
-from advflyp.model.weights_file import check_weights_file, read_weights_file
+from advflyp.model.weights_file import (
+    check_floating,
+    check_weights_file,
+    read_weights_file,
+    stored_floating,
+)
 
 CONFIG_FILE = "open_clip_config.json"
 # In the order in which open_clip looks for them in a folder.
@@ -92,6 +97,7 @@ def _load_weights(net: nn.Module, path: Path) -> None:
         # If the file itself is at fault, this raises a more specific error.
         read_weights_file(path)
         raise ValueError(f"the weights in {path} are not those of this model: {shortened(error)}") from None
+    check_floating(stored_floating(path), net.state_dict(), path)
 
 
 def read_open_clip_config(folder: Path) -> dict[str, Any]:

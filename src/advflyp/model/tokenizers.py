@@ -112,6 +112,8 @@ def check_tokenizer(folder: Path) -> None:
 
     config = folder / TOKENIZER_CONFIG_FILE
     for path in (folder / name for name in TOKENIZER_FILES):
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path.name} is not a regular file")
         if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise ValueError(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MB")
     settings = read_json_object(config) if config.is_file() else {}

@@ -9,14 +9,15 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from advflyp.errors import first_line
+from advflyp.errors import SkippedSample, first_line
+from advflyp.limits import open_regular
 
 # The first bytes of files that get saved under a checkpoint's name by mistake.
 MISTAKEN = {
@@ -72,11 +73,8 @@ def read_weights_file(path: Path) -> dict[str, Any]:
 
     ValueError if the file is neither, is damaged, or holds more than tensors and plain values. No code in it is run.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    with open_weights(path) as file:
+        head = file.read(64)
     if not head:
         raise ValueError(f"{path} is empty; download or copy it again")
     if head.startswith(b"PK"):
@@ -93,14 +91,54 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is neither a torch checkpoint nor safetensors: it begins with {_shown(head)}")
 
 
+def open_weights(path: Path) -> BinaryIO:
+    """Open a file for reading. ValueError if that fails, or if it is a pipe, which may never end, or the like."""
+    try:
+        return open_regular(path)
+    except SkippedSample as reason:
+        raise ValueError(f"cannot read {path}: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
 def check_weights_file(path: Path) -> None:
     """ValueError for a torch checkpoint that would unpack to more memory than its size; it is not loaded."""
-    with open(path, "rb") as file:
+    with open_weights(path) as file:
         head = file.read(2)
     if head == b"PK":
         _check_zip(path)
     elif _is_pickle(head):
         _check_pickles(path)
+
+
+def check_floating(stored: Mapping[str, bool], own: Mapping[str, Tensor], file: object) -> None:
+    """ValueError if a weight of a model is stored as whole numbers or booleans, which torch would turn into weights.
+
+    Args:
+        stored: Whether each stored tensor is of floating-point numbers. It counts as a weight if its name ends as that
+            of one of the model, whatever wrappers or other releases put before it.
+        own: The model's tensors.
+        file: The file, in the message.
+    """
+    weights = {key.rpartition(".")[2] for key, value in own.items() if value.is_floating_point()}
+    for key, floating in stored.items():
+        if not floating and key.rpartition(".")[2] in weights:
+            raise ValueError(
+                f"{file} stores {key} as whole numbers, which are no weights; save it as float32 or float16"
+            )
+
+
+def stored_floating(path: Path) -> dict[str, bool]:
+    """Whether each tensor in a readable file of weights, or in the state dict in it, is of floating-point numbers."""
+    with open_weights(path) as file:
+        is_safetensors = file.read(9)[8:] == b"{"
+    if is_safetensors:
+        with safetensors.safe_open(path, "pt") as header:
+            kinds = {key: header.get_slice(key).get_dtype() for key in header.keys()}  # noqa: SIM118, no mapping
+        return {key: kind.startswith(("F", "BF")) for key, kind in kinds.items()}
+    content = read_weights_file(path)
+    state = content.get("state_dict", content)
+    return {key: value.is_floating_point() for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _is_pickle(head: bytes) -> bool:
@@ -109,7 +147,7 @@ def _is_pickle(head: bytes) -> bool:
 
 def _check_pickles(path: Path) -> None:
     """Check the pickles that a file in torch's format from before 2020 begins with; raw data follow them."""
-    with open(path, "rb") as file:
+    with open_weights(path) as file:
         for _ in range(LEADING_PICKLES):
             _check_pickle(file, path)
 

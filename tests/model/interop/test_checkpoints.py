@@ -1,6 +1,7 @@
 """Fake checkpoints in each project's format, made from its key names: the model in them is the one they came from."""
 
 import io
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
@@ -336,6 +337,52 @@ def test_tensors_that_do_not_fit_are_named(robust: CLIP, tiny_folder: Path, tmp_
     torch.save({"partial_state_dict": {"visual.prj": torch.ones(1)}}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="1 left over \\(visual.prj\\)"):
         load_model(f"{tmp_path / 'x.pt'}@{tiny_folder}")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool])
+def test_whole_numbers_are_no_weights(
+    kind: torch.dtype, robust: CLIP, tiny_folder: Path, tmp_path: Path
+) -> None:
+    state = robust.visual.state_dict()
+    torch.save({**state, "proj": state["proj"].to(kind)}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match=r"x\.pt stores visual\.proj as whole numbers, which are no weights; save"
+    ):
+        load_model(f"{tmp_path / 'x.pt'}@{tiny_folder}")
+    whole = {key: value.contiguous() for key, value in robust.net.state_dict().items()}
+    folder = shutil.copytree(tiny_folder, tmp_path / "open_clip")
+    file = folder / "open_clip_model.safetensors"
+    safetensors.torch.save_file({**whole, "visual.proj": whole["visual.proj"].to(kind)}, file)
+    with pytest.raises(ValueError, match=r"model\.safetensors stores visual\.proj as whole numbers"):
+        load_model(folder)
+    file.unlink()
+    torch.save(
+        {"state_dict": prefixed({**whole, "visual.proj": whole["visual.proj"].to(kind)}, "module.")},
+        folder / "open_clip_pytorch_model.bin",
+    )
+    with pytest.raises(ValueError, match=r"model\.bin stores module\.visual\.proj as whole numbers"):
+        load_model(folder)
+
+
+def test_one_name_for_two_tensors(robust: CLIP, tiny_folder: Path, tmp_path: Path) -> None:
+    state, name = copied(robust.net.state_dict()), f"{tmp_path / 'x.pt'}@{tiny_folder}"
+    bias = state["ln_final.bias"]
+    for key in ("text.ln_final.bias", "_orig_mod.ln_final.bias"):
+        torch.save({**state, key: bias.clone()}, tmp_path / "x.pt")
+        same(load_model(name), robust)
+        torch.save({**state, key: bias + 1}, tmp_path / "x.pt")
+        with pytest.raises(
+            ValueError, match=r"x\.pt holds two different tensors that are both ln_final\.bias; save"
+        ):
+            load_model(name)
+    tower = copied(robust.visual.state_dict())
+    partial = {"visual.proj": tower["proj"] + 1}
+    torch.save({"vision_encoder_state_dict": tower, "partial_state_dict": partial}, tmp_path / "x.pt")
+    message = (
+        r"several state dicts \(partial_state_dict, vision_encoder_state_dict\); save the one to load alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_model(name)
 
 
 def test_another_width(tmp_path: Path, tiny_folder: Path) -> None:

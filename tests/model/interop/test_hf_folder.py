@@ -81,6 +81,25 @@ def test_files_of_weights(tmp_path: Path) -> None:
     assert_same(model, tmp_path)
 
 
+def test_weights_that_are_none_or_twice_there(tmp_path: Path) -> None:
+    model = write(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="4MB")
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    first, second = sorted(tmp_path.glob("model-*"))[:2]
+    states = [safetensors.torch.load_file(path) for path in (first, second)]
+    key = next(iter(states[0]))
+    safetensors.torch.save_file({**states[1], key: states[0][key]}, second)
+    with pytest.raises(ValueError, match=f"two of the weights files in .* hold {key}; delete"):
+        load_model(tmp_path)
+    for path in tmp_path.glob("model*"):
+        path.unlink()
+    state = model.state_dict()
+    key = "visual_projection.weight"
+    torch.save({**state, key: state[key].to(torch.int8)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"stores visual\.proj as whole numbers, which are no weights"):
+        load_model(tmp_path)
+
+
 def change(path: Path, **entries: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 

@@ -10,7 +10,7 @@ text tower, the activation (QuickGELU or GELU, which shapes do not reveal) and t
 from the file's content. docs/checkpoints.md has the details.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from advflyp.documents import parse_toml
 from advflyp.model.architectures import similar_architectures
-from advflyp.model.weights_file import read_weights_file
+from advflyp.model.weights_file import check_floating, read_weights_file
 from advflyp.wording import counted
 
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".safetensors", ".ckpt")
@@ -67,7 +67,12 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
     """
     content = read_weights_file(path)
     _refuse_prompts(content, shown)
-    place = next((place for place in PLACES if _is_state(content.get(place))), None)
+    places = [place for place in PLACES if _is_state(content.get(place))]
+    if len(places) > 1:
+        raise ValueError(
+            f"{shown} holds several state dicts ({', '.join(places)}); save the one to load alone"
+        )
+    place = places[0] if places else None
     found = content[place] if place is not None else content
     if not _is_state(found):
         entries = ", ".join(str(key) for key in list(content)[:8])
@@ -76,7 +81,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
     if place == "model" and isinstance(content.get("recipe"), str):
         start = _recipe_start(content["recipe"], shown)
     partial = place == "partial_state_dict"
-    state = _bare(_tensors(found))
+    state = _bare(_tensors(found), shown)
     if any(key.startswith(("vision_model.", "text_model.")) for key in state):
         raise ValueError(
             f"{shown} has the names of transformers' CLIP; name the folder or the repository that holds it with its "
@@ -123,12 +128,24 @@ def _refuse_prompts(content: Mapping[str, Any], file: str) -> None:
             )
 
 
-def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _bare(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     """Strip the prefixes that DataParallel, torch.compile and other wrappers put before names."""
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    state = _renamed(state, lambda key: key.replace("_orig_mod.", ""), file)
     while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str], file: str) -> dict[str, Tensor]:
+    """The tensors by other names. ValueError if two that differ get the same one: either could be meant."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        other = found.setdefault(rename(key), value)
+        if other.shape != value.shape or other.dtype != value.dtype or not torch.equal(other, value):
+            raise ValueError(
+                f"{file} holds two different tensors that are both {rename(key)}; save the state dict of one model"
+            )
+    return found
 
 
 def _recipe_start(recipe: str, file: str) -> dict[str, Any]:
@@ -163,10 +180,11 @@ def fill(net: torch.nn.Module, weights: Weights, base: str) -> None:
     """Put the weights into a model, in float32.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape.
+        ValueError: If a tensor is missing, left over, of another shape or of whole numbers, or if two have one name.
     """
     own = net.state_dict()
-    state = {_as_in(own, key): value for key, value in weights.state.items()}
+    state = _renamed(weights.state, lambda key: _as_in(own, key), weights.file)
+    check_floating({key: value.is_floating_point() for key, value in state.items()}, own, weights.file)
     expected = [key for key in own if weights.whole or key.startswith("visual.")]
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own and key.rpartition(".")[2] not in CONSTANTS]

@@ -20,7 +20,7 @@ from advflyp.model.interop.hf import INTERPOLATIONS, NAMED
 from advflyp.model.interop.hf_names import convert, correspondence
 from advflyp.model.repository import HF_CONFIG_FILE
 from advflyp.model.tokenizers import has_tokenizer, hf_tokenizer, shortened
-from advflyp.model.weights_file import read_weights_file
+from advflyp.model.weights_file import check_floating, read_weights_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # transformers' names of activations → whether it is QuickGELU, and the `approximate` argument of nn.GELU.
@@ -97,6 +97,9 @@ def load_hf_folder(folder: Path, lender: Lender | None = None) -> tuple[nn.Modul
         _check_epsilon(text, net.text if hasattr(net, "text") else net.transformer)
         shapes = {key: value.shape for key, value in net.state_dict().items()}
         found = convert(state, shapes, names, to_theirs=False)
+        check_floating(
+            {key: value.is_floating_point() for key, value in found.items()}, net.state_dict(), folder
+        )
     except KeyError as error:
         raise ValueError(
             f"the weights in {folder} do not fit its {HF_CONFIG_FILE}: one of them lacks {error}"
@@ -364,5 +367,10 @@ def hf_weights(folder: Path, names: Collection[str]) -> list[str]:
 def _weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name in hf_weights(folder, {path.name for path in folder.iterdir() if path.is_file()}):
-        state |= read_weights_file(folder / name)
+        for key, value in read_weights_file(folder / name).items():
+            if key in state:
+                raise ValueError(
+                    f"two of the weights files in {folder} hold {key}; delete those of another model"
+                )
+            state[key] = value
     return state
