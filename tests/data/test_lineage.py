@@ -39,6 +39,46 @@ def test_the_same_data(
     assert was_trained_on(card, str(tmp_path / "food")) is (trained.startswith("food")), "paths are absolute"
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "same"),
+    [
+        ("../pets", "/pets", True),
+        ("/pets", "../pets", True),
+        ("link", "/pets", True),
+        ("/pets", "link/test", True),
+        ("link/train", "../pets/test", False),
+        ("../work/shards/*.tar", "shards", True),
+        ("shards/*.tar", "../work/./shards/0.tar", True),
+        ("/store/0.tar", "shards/0.tar", True),
+        ("shards/0.tar", "/store", True),
+        ("../{pets,cats}/*.tar", "link", True),
+        ("link/{train,test/../more}.tar", "/pets/more.tar", True),
+        ("mini/food", "link", False),
+        ("s3://b/../x.tar", "s3://b/../x.tar", True),
+    ],
+)
+def test_one_place_in_several_spellings(
+    trained: str, asked: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "/" stands for the test's folder."""
+    for folder in ("pets/train", "pets/test", "store", "work/shards"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("store/0.tar", "pets/more.tar"):
+        (tmp_path / file).touch()
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "pets")
+    (tmp_path / "work" / "shards" / "0.tar").symlink_to(tmp_path / "store" / "0.tar")
+    monkeypatch.chdir(tmp_path / "work")
+    trained, asked = (f"{tmp_path}{name}" if name.startswith("/") else name for name in (trained, asked))
+    assert was_trained_on({"trained_on": trained_on({}, trained)}, asked) is same
+
+
+def test_a_card_that_names_a_link(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "link").symlink_to("pets")
+    assert was_trained_on({"trained_on": [f"{tmp_path}/link"]}, f"{tmp_path}/link")
+    assert was_trained_on({"trained_on": [f"{tmp_path}/x/../pets"]}, f"{tmp_path}/link")
+
+
 def test_a_run_goes_on_from_another() -> None:
     first = {"trained_on": trained_on({}, "mini", None)}
     second = {"trained_on": trained_on(first, "mini/proxy", "imagenet@train")}

@@ -1,5 +1,6 @@
 """The data a model was finetuned on, per its model card: an evaluation on the same data is not zero-shot."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -9,12 +10,13 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from advflyp.data.pairs.addresses import brace_count, expand, is_remote
+from advflyp.data.pairs.addresses import GLOB, brace_count, expand, is_remote
 from advflyp.data.sets.catalogue import canonical
 
 KEY = "trained_on"
 # Prefix for data passed as a Python object; no file or set has such a name.
 OBJECT = "object:"
+PATTERN = GLOB | {"{"}
 # Maximum characters read from a card, braces expanded: the card may come from a stranger.
 MAX_CHARACTERS = 1 << 20
 
@@ -22,24 +24,37 @@ MAX_CHARACTERS = 1 << 20
 def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
     """The `KEY` entry for a new model card: the entry in `card`, the starting model's, plus this run's `data`.
 
-    Paths are absolute, so that they mean the same from any folder.
+    Paths are absolute and without links, so that they mean the same from any folder and in any spelling.
     """
     return [*card.get(KEY, []), *(_absolute(name) for name in data if name is not None)]
 
 
 def was_trained_on(card: Mapping[str, Any], data: str) -> bool:
     """Whether the model with `card` was trained on any file of `data`, by the names of folders, files and sets."""
-    asked = [_parts(name) for name in _files(_absolute(data))]
+    # Older cards name links and not what they lead to; a pattern of a card may match a link.
+    names = dict.fromkeys((_absolute(data), _absolute(data, follow=False)))
+    files = [file for name in names for file in _files(name)]
+    asked = {_parts(one) for file in files for one in (file, _real(file) if os.path.isabs(file) else file)}
     return any(_meet(known, one) for known in _known(card) for one in asked)
 
 
-def _absolute(name: str) -> str:
+def _absolute(name: str, *, follow: bool = True) -> str:
+    """A set's name or an address as it is; of a path one spelling, with its links followed if `follow`."""
     name = name.removeprefix("folder:").removeprefix("wds:")
     path = Path(name).expanduser()
     is_named = name == "mini" or name.startswith(("mini/", "hf:", OBJECT)) or is_remote(name)
     if is_named or (not path.exists() and canonical(name) is not None):
         return canonical(name) or name
-    return str(path.absolute())
+    return _real(path) if follow else str(path.absolute())
+
+
+def _real(path: str | Path) -> str:
+    """An absolute path without links and "..", as far as it is no pattern."""
+    if os.path.exists(path):
+        return os.path.realpath(path)  # its name may contain pattern characters
+    parts = Path(path).parts
+    number = next((number for number, part in enumerate(parts) if PATTERN & set(part)), len(parts))
+    return os.path.join(os.path.realpath(Path(*parts[:number])), *parts[number:])
 
 
 def _files(name: str) -> list[str]:
@@ -67,7 +82,7 @@ def _known(card: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _parts(name: str) -> tuple[str, ...]:
     """The parts of a path or a set name; ".set" keeps "mini" from counting as a parent folder of "mini/food"."""
-    return Path(name if Path(name).is_absolute() else f"{name}.set").parts
+    return Path(os.path.normpath(name) if os.path.isabs(name) else f"{name}.set").parts
 
 
 def _meet(known: tuple[str, ...], asked: tuple[str, ...]) -> bool:
