@@ -249,6 +249,46 @@ def test_what_cannot_be_used(data: bytes, reason: str) -> None:
         assert str(caught.value) == reason
 
 
+def png(bits: int, kind: int, rows: list[bytes], width: int, clear: tuple[int, ...]) -> bytes:
+    """A PNG of any depth with a transparent colour: Pillow writes few of them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = (
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(f">{len(clear)}H", *clear)),
+        (b"IDAT", pixels),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "left", "right", "clear", "colour"),
+    [
+        (1, 0, b"\xff", b"\0", (1,), (0, 0, 0)),
+        (2, 0, b"\xaa" * 2, b"\x55" * 2, (2,), (85, 85, 85)),
+        (4, 0, b"\x33" * 4, b"\xcc" * 4, (3,), (204, 204, 204)),
+        (8, 0, b"\x07" * 8, b"\x80" * 8, (7,), (128, 128, 128)),
+        (16, 0, b"\0\0" * 8, b"\x80\x80" * 8, (0,), (128, 128, 128)),
+        (16, 0, b"\x12\x34" * 8, b"\x12\x35" * 8, (0x1234,), (18, 18, 18)),
+        (8, 2, b"\1\2\3" * 8, b"\4\5\6" * 8, (1, 2, 3), (4, 5, 6)),
+        (16, 2, b"\x80\0\x40\0\0\7" * 8, b"\x20\x20\x40\x40\x80\x80" * 8, (0x8000, 0x4000, 7), (32, 64, 128)),
+    ],
+)
+def test_the_transparent_colour_of_a_png(
+    bits: int, kind: int, left: bytes, right: bytes, clear: tuple[int, ...], colour: tuple[int, ...]
+) -> None:
+    """The left half has the transparent colour, which becomes white whatever the depth."""
+    found = read_image(png(bits, kind, [left + right] * 8, 16, clear))
+    assert found.mode == "RGB" and found.size == (16, 8)
+    assert {found.getpixel((x, 4)) for x in range(8)} == {(255, 255, 255)}
+    assert {found.getpixel((x, 4)) for x in range(8, 16)} == {colour}
+
+
 def test_an_array_of_int32_has_no_defined_range() -> None:
     """`Image.fromarray` gives it the mode of a decoded 16-bit file, as which 8-bit values would be black."""
     values = np.full((20, 20), 200, np.int32)

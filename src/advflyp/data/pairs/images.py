@@ -62,6 +62,8 @@ STRIP_PIXELS = 1 << 20
 START_OF_SCAN = b"\xff\xda"
 # Where Pillow keeps metadata that may hold the orientation.
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+# Place of the bits of a channel in a PNG.
+PNG_DEPTH = 24
 # Tags of a TIFF.
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
@@ -152,6 +154,8 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     except UNREADABLE:
         raise SkippedSample(_not_read(data)) from None
     check_size(image, min_side)
+    if image.format == "PNG" and data.startswith(b"\x89PNG"):
+        _scale_transparency(image, data[PNG_DEPTH])
     # A progressive JPEG may scan all its pixels any number of times, for a few bytes per scan.
     if (
         image.format in ("JPEG", "MPO")
@@ -159,6 +163,15 @@ def open_image(data: bytes, min_side: int = MIN_SIDE) -> Image.Image:
     ):
         raise SkippedSample("image takes too long to decode")
     return image
+
+
+def _scale_transparency(image: Image.Image, bits: int) -> None:
+    """Give the transparent colour of a PNG 8 bits, where Pillow scales the pixels to 8 bits but leaves the colour."""
+    colour = image.info.get("transparency")
+    if image.mode in ("1", "L") and isinstance(colour, int):
+        image.info["transparency"] = colour * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and bits == 16 and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _not_read(data: bytes) -> str:
@@ -279,7 +292,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values = values.astype(np.int64) * 255 // (2**bits - 1)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = 255 - values
-    return Image.fromarray(values.astype(np.uint8))
+    grey = Image.fromarray(values.astype(np.uint8))
+    if isinstance(colour := image.info.get("transparency"), int):  # of a PNG, in its 16 bits
+        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == colour, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
