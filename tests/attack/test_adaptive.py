@@ -116,6 +116,9 @@ def test_what_results_record() -> None:
     recorded = attack.arguments(Threat(eps=0.1), 3)["apgd-lse-attention-drift0.5"]["against"]
     assert attack.name == "apgd-lse-attention-drift0.5"
     assert recorded["weight"] == 0.5 and len(recorded["drift"]) == 64
+    assert (
+        DefenceTerms(terms=["feature"]) == DefenceTerms(terms="feature") == DefenceTerms(terms=("feature",))
+    )  # type: ignore[arg-type]
 
 
 def test_mistakes() -> None:

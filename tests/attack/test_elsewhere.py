@@ -1,5 +1,6 @@
 """Attacks searched under other prompts and on another model."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,9 @@ from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.pgd import PGD
 from advflyp.attack.threat import Threat
 from advflyp.evaluation.attacks import find_attack
+from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.evaluator import Evaluator
+from advflyp.identity import state_sha256
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
 from attack.mini import correct_on
@@ -104,6 +107,41 @@ def test_the_surrogate_computes_in_the_precision_of_the_search(
         Transfer(attack=PGD(steps=2), model=other), EPS, precision=precision
     )
     assert used == {precision}
+
+
+@pytest.mark.parametrize("where", ["prompts", "model"])
+def test_a_class_that_is_never_predicted_is_none_of_the_surrogate(where: str) -> None:
+    """With its name the label would tie, and the margin have no slope."""
+    clip, _, images, _ = correct_on("mini-vit")
+    template, names = "a photo of a {}", ["picture", "cat", "dog"]
+    inner, threat = PGD(steps=3, loss="margin", random_start=False), Threat(eps=2 / 255)
+    attack = (
+        CrossPrompt(attack=inner, templates=[template])
+        if where == "prompts"
+        else Transfer(attack=inner, model=clip)
+    )
+
+    def found(names: list[str], repeated: list[int]) -> torch.Tensor:
+        classifier = Classifier(clip, names, [template], repeated=repeated)
+        return classifier.attack(images, torch.zeros(len(images)).long(), attack, threat, precision="fp32")
+
+    with_repeated = found([*names, "picture"], [3])
+    assert (with_repeated - images).abs().max() > 1.9 / 255
+    # Slopes near 0 have either sign.
+    assert (with_repeated == found(names, [])).float().mean() > 0.99
+
+
+def test_a_surrogate_in_training_mode_is_attacked_in_evaluation_mode() -> None:
+    clip, food, images, labels = correct_on("mini")
+    judged = clip.classifier(food.classes, food.templates)
+    found = []
+    for training in (False, True):
+        other = deepcopy(correct_on("mini")[0]).train(training)
+        before = state_sha256(other.net.state_dict())
+        attack = Transfer(attack=PGD(steps=2), model=other)
+        found += [attack(judged, images, labels, EPS)]
+        assert state_sha256(other.net.state_dict()) == before and other.training is training
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["autoattack@openai", "clean@openai", "pgd10@"])

@@ -5,12 +5,15 @@ import signal
 import tracemalloc
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
 from advflyp.model.clip import CLIP
+from advflyp.model.folder import config_sha256
 from advflyp.model.load import load_model
 from advflyp.model.text_store import TextStore, text_key
 from helpers import assert_equal64, make_tiny
@@ -18,14 +21,14 @@ from helpers import assert_equal64, make_tiny
 TEXTS = ["a red square", "a blue circle", "a red square", "Ü"]
 
 
-def counted(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that the model encodes from now on."""
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that models encode from now on. A method replaced on one model would make it another model."""
     seen: list[str] = []
-    encode = model.encode_text
+    encode = CLIP.encode_text
     monkeypatch.setattr(
-        model,
+        CLIP,
         "encode_text",
-        lambda texts, *tokens, **how: seen.extend(texts) or encode(texts, *tokens, **how),
+        lambda self, texts, *tokens, **how: seen.extend(texts) or encode(self, texts, *tokens, **how),
     )
     return seen
 
@@ -46,7 +49,7 @@ def test_another_run_encodes_nothing_again(
     kept = first(TEXTS)
     first.file.close()
     again = TextStore(tiny, tmp_path)
-    seen = counted(tiny, monkeypatch)
+    seen = counted(monkeypatch)
     assert torch.equal(again(TEXTS), kept) and not seen
     again(["new", *TEXTS])
     assert seen == ["new"]
@@ -62,7 +65,7 @@ def test_a_record_that_was_cut_off_is_made_again(
     path.write_bytes(path.read_bytes()[:-5])
     for _ in range(2):
         store = TextStore(tiny, tmp_path)
-        seen = counted(tiny, monkeypatch)
+        seen = counted(monkeypatch)
         assert_equal64(store(TEXTS), kept)
         store.file.close()
     assert seen == []
@@ -90,6 +93,24 @@ def test_another_text_tower_has_another_folder(tiny: CLIP, tmp_path: Path) -> No
     with torch.no_grad():
         tiny.net.token_embedding.weight[5, 3] += 1e-3
     assert text_key(tiny) != key
+
+
+def test_another_configuration_has_another_folder(tiny: CLIP) -> None:
+    """The same weights, with another activation, with another number of heads, or without the causal mask."""
+    config = deepcopy(tiny.config["model_cfg"])
+    changes: list[dict[str, Any]] = [
+        {"quick_gelu": True},
+        {"text_cfg": config["text_cfg"] | {"heads": 1}},
+        {"text_cfg": config["text_cfg"] | {"no_causal_mask": True}},
+    ]
+    models = [tiny]
+    for change in changes:
+        net = open_clip.CLIP(**config | change).eval()
+        net.load_state_dict(tiny.net.state_dict())
+        models.append(CLIP(net, tiny.tokenizer, tiny.config, "other"))
+    assert len({text_key(model) for model in models}) == 4 == len({config_sha256(model) for model in models})
+    texts = torch.stack([model.encode_text(TEXTS[:1]) for model in models])
+    assert len(texts.detach().unique(dim=0)) == 4
 
 
 def test_a_folder_that_cannot_be_written(tiny: CLIP, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class DefenceTerms:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        terms = (self.terms,) if isinstance(self.terms, str) else tuple(self.terms)
+        object.__setattr__(self, "terms", terms)
         if not self.terms:
             raise ValueError(f"name at least one term: {', '.join(TERMS)}, or a function")
         for term in self.terms:

@@ -15,11 +15,11 @@ from advflyp.attack.encoder import EncoderPGD
 from advflyp.attack.pgd import PGD
 from advflyp.attack.streams import Streams
 from advflyp.attack.threat import Threat
-from advflyp.attack.victim import Victim
+from advflyp.attack.victim import Victim, for_use
 from advflyp.data.sets.prompts import choose_templates
 from advflyp.model.clip import CLIP
 from advflyp.model.folder import config_sha256, weights_sha256
-from advflyp.model.zeroshot import ZeroShotClassifier, class_embeddings, class_logits
+from advflyp.model.zeroshot import ZeroShotClassifier, barred, class_embeddings, class_logits
 
 
 class Surrogate(Victim):
@@ -87,7 +87,8 @@ class CrossPrompt(_Elsewhere):
             weights = class_embeddings(encoder.model, encoder.classes, self.templates)
 
         def search(images: Tensor) -> Tensor:
-            return class_logits(encoder.encode_tokens(images, False)[:, 0], weights, scale)
+            logits = class_logits(encoder.encode_tokens(images, False)[:, 0], weights, scale)
+            return barred(logits, encoder.repeated)
 
         return Surrogate(search, encoder=encoder)
 
@@ -111,12 +112,18 @@ class Transfer(_Elsewhere):
     model: CLIP
     called: str = ""
 
+    def perturb(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: Threat, *, streams: Streams
+    ) -> Tensor:
+        with for_use(self.model):
+            return super().perturb(victim, images, labels, threat, streams=streams)
+
     def surrogate(self, victim: Victim) -> Victim:
         encoder, model = victim.encoder, self.model
         if model.device != encoder.model.device:
             model = deepcopy(model).to(encoder.model.device)  # the caller's stays where it is
         classifier = _Resizing(model, encoder.classes, encoder.templates)
-        classifier.precision = encoder.precision
+        classifier.precision, classifier.repeated = encoder.precision, encoder.repeated
         return Surrogate(classifier, encoder=classifier)
 
     @property

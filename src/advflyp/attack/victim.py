@@ -84,6 +84,7 @@ class Encoder(Protocol):
         templates: Prompts, each with one "{}" for the name.
         weights: (K, d) unit-norm class embeddings.
         precision: That of the search.
+        repeated: Classes that are never predicted because an earlier one has the same name.
     """
 
     model: Any
@@ -99,6 +100,9 @@ class Encoder(Protocol):
 
     @property
     def weights(self) -> Tensor: ...
+
+    @property
+    def repeated(self) -> Sequence[int]: ...
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """(N, 1 + L, d) unit-norm embeddings of each image and, if `patches`, of its L patches; differentiable."""

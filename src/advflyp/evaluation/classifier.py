@@ -14,10 +14,7 @@ from advflyp.evaluation.pixels import Pixels
 from advflyp.model.clip import CLIP
 from advflyp.model.graphs import Graphs, check_device
 from advflyp.model.precision import Precision, Resolved, resolve
-from advflyp.model.zeroshot import check_told_apart, class_embeddings, class_logits
-
-# A logit far below that of any class (a cosine times a scale of about 100), which adds nothing to a softmax.
-BARRED = -10_000.0
+from advflyp.model.zeroshot import barred, check_told_apart, class_embeddings, class_logits
 
 
 class _Encoder:
@@ -27,6 +24,7 @@ class _Encoder:
         self.classifier = classifier
         self.precision: Resolved = precision
         self.model, self.classes, self.templates = classifier.model, classifier.classes, classifier.templates
+        self.repeated = classifier.repeated
 
     @property
     def weights(self) -> Tensor:
@@ -77,9 +75,7 @@ class Classifier:
         """(N, 3, H, W) → (N, K)."""
         images = self.pixels.to_input(images, self.model)
         logits = class_logits(self.model.encode_image(images), self.weights, self.logit_scale)
-        if self.repeated:
-            logits = logits.index_fill(1, torch.tensor(self.repeated, device=logits.device), BARRED)
-        return logits
+        return barred(logits, self.repeated)
 
     def victim(self, precision: Precision = "auto") -> Victim:
         """The classifier as attacks see it: searched in `precision`, evaluated in float32."""

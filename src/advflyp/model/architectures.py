@@ -266,6 +266,8 @@ def settings_of(net: nn.Module) -> dict[str, dict[str, Any]]:
             and key[0] != "_"
             and key not in NO_SETTINGS
         }
+        # open_clip's other text towers, which are seldom causal, keep the hash that they had.
+        | ({"attn_mask": "none"} if isinstance(module, open_clip.CLIP) and module.attn_mask is None else {})
         for name, module in net.named_modules()
         if not isinstance(module, nn.Dropout | nn.Identity | PatchDropout | DropPath)
     }

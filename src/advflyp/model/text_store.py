@@ -1,7 +1,8 @@
 """Caption embeddings of a frozen text tower, cached on disk across runs.
 
-Each text tower has a folder, named by a hash of everything an embedding depends on: weights, tokenizer, precision. It
-holds files of records (digest of the text, embedding); every process appends to its own file and reads all of them.
+Each text tower has a folder, named by a hash of everything an embedding depends on: weights, configuration, tokenizer,
+precision. It holds files of records (digest of the text, embedding); every process appends to its own file and reads
+all of them.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from advflyp.devices import to_device
 from advflyp.files import append, try_open_locked
 from advflyp.identity import state_sha256
 from advflyp.model.clip import CLIP, chosen
+from advflyp.model.folder import config_sha256
 
 DIGEST = 16
 # More than the number of records in any file.
@@ -105,13 +107,15 @@ class TextStore:
 
 
 def text_key(model: CLIP) -> str:
-    """A hash of everything a text embedding depends on: the text tower, the tokenizer, the precision."""
+    """A hash of everything a text embedding depends on: text tower, configuration, tokenizer, precision."""
+    # A causal mask is a buffer that no state dict holds.
+    tensors = model.net.state_dict() | dict(model.net.named_buffers())
     tower = {
         name: value
-        for name, value in model.net.state_dict().items()
+        for name, value in tensors.items()
         if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias")
     }
-    digest = hashlib.sha256(f"{model.precision} {state_sha256(tower)}".encode())
+    digest = hashlib.sha256(f"{model.precision} {config_sha256(model)} {state_sha256(tower)}".encode())
     # The tokens of some texts stand for the tokenizer, however it is built.
     digest.update(model.tokenizer(PROBE).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

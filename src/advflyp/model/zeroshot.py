@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Prompts encoded at a time.
 AT_ONCE = 512
+# A logit far below that of any class (a cosine times a scale of about 100), which adds nothing to a softmax.
+BARRED = -10_000.0
 
 
 def check_told_apart(model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -99,6 +101,13 @@ def class_logits(image_embeddings: Tensor, weights: Tensor, logit_scale: Tensor 
         return logit_scale * image_embeddings @ weights.T
 
 
+def barred(logits: Tensor, repeated: Sequence[int]) -> Tensor:
+    """(N, K) logits in which the classes `repeated` are far below any other."""
+    if not repeated:
+        return logits
+    return logits.index_fill(1, torch.tensor(repeated, device=logits.device), BARRED)
+
+
 class ZeroShotClassifier(nn.Module):
     """(N, 3, H, W) pixels in [0, 1] → (N, K) float32 logits τ⁻¹·cos, differentiable; `CLIP.classifier` makes one.
 
@@ -106,10 +115,12 @@ class ZeroShotClassifier(nn.Module):
 
     Attributes:
         precision: That of the image tower.
+        repeated: Classes that are never predicted because an earlier one has the same name.
     """
 
     weights: Tensor
     precision: Resolved = "fp32"
+    repeated: Sequence[int] = ()
 
     def __init__(self, model: "CLIP", classes: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__()
@@ -123,9 +134,9 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with self.model.computing_in(self.precision):
-            return class_logits(
-                self.model.encode_image(images), self.weights, self.model.logit_scale.detach()
-            )
+            scale = self.model.logit_scale.detach()
+            logits = class_logits(self.model.encode_image(images), self.weights, scale)
+        return barred(logits, self.repeated)
 
     def encode_tokens(self, images: Tensor, patches: bool) -> Tensor:
         """`CLIP.encode_tokens` of the model, for attacks on the encoder alone."""
