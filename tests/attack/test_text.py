@@ -1,5 +1,6 @@
 """The attack on texts: few edits, of inner letters, that hurt more than random ones."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -38,6 +39,27 @@ def test_at_most_k_edits_of_inner_letters(edits: int) -> None:
         assert re.sub("[A-Za-z]+", "w", before) == re.sub("[A-Za-z]+", "w", after)
         for old, new in zip(re.findall("[A-Za-z]+", before), re.findall("[A-Za-z]+", after), strict=True):
             assert (old[0], old[-1]) == (new[0], new[-1])
+
+
+def test_random_edits_are_made() -> None:
+    """Each makes one, though two of few may meet in one place."""
+    texts = [f"a photo of the {word} number {n}" for n in range(100) for word in ("house", "llama", "street")]
+    for edits in (1, 2, 3):
+        found = edit_texts(encode, texts, edits=edits, candidates=1)  # type: ignore[arg-type]
+        distances = [levenshtein(one, other) for one, other in zip(texts, found, strict=True)]
+        assert min(distances) == 1 and max(distances) == edits
+        assert distances.count(edits) > 0.8 * len(texts)
+
+
+def test_more_edits_are_never_weaker() -> None:
+    texts = [f"a photo of the {word} number {n}" for n in range(10) for word in ("house", "llama", "street")]
+    before = encode(texts)
+    cosines = [
+        (before * encode(edit_texts(encode, texts, edits=edits, candidates=3))).sum(1)  # type: ignore[arg-type]
+        for edits in (1, 2, 3, 4)
+    ]
+    for fewer, more in itertools.pairwise(cosines):
+        assert (more <= fewer).all()
 
 
 @pytest.mark.long

@@ -74,9 +74,11 @@ def _edited(
     found, draw = text, random.Random(derive_seed(seed, text))
     for _ in range(edits):
         drawn = [_edit(found, draw) for _ in range(candidates)]
+        if candidates > 1:
+            drawn.append(found)  # another edit need not be worse
         drawn = [one for one in dict.fromkeys(drawn) if one != text]
         if not drawn:
-            return found
+            continue
         embeddings = encode([text, *drawn])
         found = drawn[int((embeddings[1:] @ embeddings[0]).argmin())]
     return found
@@ -91,6 +93,7 @@ def _edit(text: str, draw: random.Random) -> str:
     ]
     if not inner:
         return text
-    place, letter = draw.choice(inner), draw.choice(ascii_lowercase)
+    place = draw.choice(inner)
     before, old, after = text[:place], text[place], text[place + 1 :]
+    letter = draw.choice(ascii_lowercase.replace(old.lower(), ""))
     return draw.choice([before + letter + after, before + letter + old + after, before + after])
