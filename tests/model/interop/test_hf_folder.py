@@ -115,6 +115,7 @@ WRONG_VALUES = {
         {"vision_config": {"layer_norm_eps": 1e-2}},
         {"text_config": {"layer_norm_eps": 1e-6}},
         {"vision_config": {"num_attention_heads": 0}},
+        {"text_config": {"eos_token_id": 320}},
     ],
     "processor_config.json": [
         {"image_mean": "x"},
@@ -124,6 +125,12 @@ WRONG_VALUES = {
         {"resample": 99},
         {"resample": 1},
         {"size": "x"},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_resize": False},
+        {"do_resize": "x"},
+        {"rescale_factor": 1 / 127.5},
+        {"rescale_factor": "x"},
     ],
 }
 

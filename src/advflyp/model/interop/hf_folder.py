@@ -1,5 +1,6 @@
 """Load a Hugging Face folder of transformers' `CLIPModel` or `SiglipModel` as an open_clip model."""
 
+import math
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -281,6 +282,7 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     else:
         settings = read_json_object(folder / PROCESSORS_FILE).get("image_processor", {})
     settings = checked(settings, dict[str, Any], f"{folder}: image_processor")
+    _check_steps(settings, folder)
     crop = settings.get("crop_size", {})
     crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
     resize = settings.get("size", {})
@@ -317,23 +319,44 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     }
 
 
+def _check_steps(settings: dict[str, Any], folder: Path) -> None:
+    """ValueError for a processor that leaves out a step of open_clip's, or scales bytes to another range."""
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if settings.get(key) not in (True, None):
+            raise ValueError(
+                f"{folder}: its image processor has {key} = {str(settings[key]).lower()}; open_clip always resizes, "
+                "scales bytes to [0, 1] and normalises, so its embeddings would differ"
+            )
+    factor = settings.get("rescale_factor")
+    if factor is not None and not math.isclose(checked(factor, float, f"{folder}: rescale_factor"), 1 / 255):
+        raise ValueError(
+            f"{folder}: its image processor has rescale_factor = {factor:g}; open_clip has 1/255"
+        )
+
+
 def _tokenizer(folder: Path, text_cfg: dict[str, Any], text: dict[str, Any]) -> Any:
     """open_clip's own tokenizer if the vocabulary is CLIP's, else the folder's, which `text_cfg` then names."""
     length = text_cfg["context_length"]
     for key in ("hf_tokenizer_name", "tokenizer_kwargs"):
         text_cfg.pop(key, None)
     own = SimpleTokenizer(context_length=length)
+    end = text.get("eos_token_id")
     if _vocabulary(folder) == {NAMED.get(token, token): number for token, number in own.encoder.items()}:
+        # transformers' default is that of CLIP.
+        _check_end(folder, text_cfg, own.eot_token_id if end is None else end, own.eot_token_id)
         return own
     tokenizer: Any = hf_tokenizer(folder, length)
-    end = text.get("eos_token_id")
-    highest = max(tokenizer.tokenizer.get_vocab().values())
+    _check_end(folder, text_cfg, end, max(tokenizer.tokenizer.get_vocab().values()))
+    text_cfg["hf_tokenizer_name"] = "."
+    return tokenizer
+
+
+def _check_end(folder: Path, text_cfg: dict[str, Any], end: Any, highest: int) -> None:
+    # transformers takes 2 for "the highest token", as the first configurations had it.
     if text_cfg.get("pool_type", "argmax") == "argmax" and end not in (2, highest):
         raise ValueError(
             f"{folder}: its texts end with token {end}, but open_clip looks for the highest token, {highest}"
         )
-    text_cfg["hf_tokenizer_name"] = "."
-    return tokenizer
 
 
 def _vocabulary(folder: Path) -> dict[str, int] | None:
