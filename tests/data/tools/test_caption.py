@@ -328,6 +328,23 @@ caption({images!r}, options, progress)
     assert members(out) == members(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("damage", ["{", "{}", '{"pairs": 4, "left_out": 3}'])
+def test_a_damaged_record_is_removed_and_its_shard_captioned_again(
+    damage: str, tmp_path: Path, run: Callable[..., Captioned]
+) -> None:
+    run()
+    out = tmp_path / "out"
+    before, record = members(out), out / ".caption" / "part0-00000.tar.json"
+    record.write_text(damage)
+    with pytest.raises(
+        ValueError, match=r"part0-00000\.tar\.json is .*; remove it, and the shard is captioned again"
+    ):
+        run()
+    record.unlink()
+    again = run()
+    assert again.fresh == 4 and again.manifest is not None and members(out) == before
+
+
 def test_parts_cover_every_picture_once(
     tmp_path: Path, run: Callable[..., Captioned], monkeypatch: pytest.MonkeyPatch
 ) -> None:

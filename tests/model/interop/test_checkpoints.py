@@ -337,6 +337,13 @@ def test_tensors_that_do_not_fit_are_named(robust: CLIP, tiny_folder: Path, tmp_
     torch.save({"partial_state_dict": {"visual.prj": torch.ones(1)}}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="1 left over \\(visual.prj\\)"):
         load_model(f"{tmp_path / 'x.pt'}@{tiny_folder}")
+    # Names without "visual." are those of the text tower, whose shapes they may have.
+    blocks = {k: v for k, v in robust.visual.state_dict().items() if k.startswith("transformer.resblocks.0")}
+    torch.save({"partial_state_dict": blocks}, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match="tensors but none of an image tower as OpenAI's and open_clip's CLIP name"
+    ):
+        load_model(f"{tmp_path / 'x.pt'}@{tiny_folder}")
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool])

@@ -20,6 +20,7 @@ from advflyp.files import holder, lock, publish, try_lock, write_text
 from advflyp.wording import counted
 
 WORK = ".caption"
+ADVICE = "; remove it, and the shard is captioned again"
 
 
 class CaptionFolder:
@@ -107,8 +108,13 @@ class CaptionFolder:
         path = self.work / f"{name}.json"
         if not path.is_file():
             return None
-        found = read_json_object(path, "; remove it, and the shard is captioned again")
-        return found if not found["pairs"] or (self.out / name).is_file() else None
+        found = read_json_object(path, ADVICE)
+        try:
+            pairs = convert(found.get("pairs"), int, "pairs")
+            left_out = convert(found.get("left_out"), dict[str, str], "left_out")
+        except ValueError:
+            raise ValueError(f"{path} is damaged{ADVICE}") from None
+        return {"pairs": pairs, "left_out": left_out} if not pairs or (self.out / name).is_file() else None
 
     def finish_shard(
         self, draft: IO[bytes], part: int, shard: int, pairs: int, left_out: dict[str, str]
@@ -119,7 +125,8 @@ class CaptionFolder:
         record = json.dumps({"pairs": pairs, "left_out": left_out}, indent=1)
         write_text(self.work / f"{name}.json", f"{record}\n")
         if pairs:
-            publish(draft, self.out / name, replace=False)
+            # A tar without a record is there if the user has removed a damaged one.
+            publish(draft, self.out / name)
 
     def summary(self, parts: Sequence[int]) -> tuple[int, Skipped]:
         """The number of pairs in some parts, and their skipped images."""

@@ -95,7 +95,7 @@ def read_checkpoint(path: Path, shown: str) -> Weights:
                 f"{shown} holds an image classifier with {len(state[head])} fixed classes ({head}), not a CLIP: "
                 "it has no text tower, so it cannot be measured zero-shot"
             )
-        elif not partial:
+        else:
             raise ValueError(
                 f"{shown} holds {counted(len(state), 'tensor')} but none of an image tower as OpenAI's and open_clip's "
                 f"CLIP name them: {first_few(state)}"
