@@ -46,6 +46,15 @@ def test_patches_in_parts(tiny: CLIP) -> None:
     assert parts.grid == whole.grid
 
 
+def test_second_gradients_are_refused(tiny: CLIP) -> None:
+    """Rather than silently without what flows through the recomputation."""
+    tiny.micro_batch = 2
+    images = torch.rand(3, 3, 32, 32).requires_grad_()
+    (first,) = torch.autograd.grad(tiny.encode_image(images).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     weight, unused = (torch.nn.Parameter(torch.randn(n, 3, dtype=torch.float64)) for n in (3, 1))
     x = torch.randn(4, 3, dtype=torch.float64)

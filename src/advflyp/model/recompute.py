@@ -57,6 +57,7 @@ class _Parts(torch.autograd.Function):
             return torch.cat([encode(part) for part in images.split(size)])
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, *parameters = ctx.saved_tensors
         of_images = torch.empty_like(images) if ctx.needs_input_grad[2] else None
