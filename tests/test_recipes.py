@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,20 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         ValueError, match=r"3 mistakes: \(1\) data.batch_size .*\(2\) optim.lr .*\(3\) method.loss"
     ):
         read_recipe(MINI["tecoa"], {"data.batch_size": 1, "optim.lr": "fast", "method.loss": "clip"})
+
+
+@pytest.mark.parametrize("value", ['["advflyp"]', "{a = 1}", "[[]]"])
+def test_a_value_of_another_type_is_a_mistake(value: str, tmp_path: Path) -> None:
+    """Also where a name is looked up before the types are checked."""
+    for key in known_keys():
+        table, _, name = key.partition(".")
+        if table == "method" and name != "name":
+            continue  # most methods lack it
+        (tmp_path / "r.toml").write_text(f'base = "mini/advflyp"\n[{table}]\n{name} = {value}\n')
+        with suppress(ValueError):
+            check_names(tmp_path / "r.toml", {})
+        with pytest.raises(ValueError, match=rf"{table}\W*{name}|unknown method"):
+            read_recipe(tmp_path / "r.toml")
 
 
 @pytest.mark.parametrize("path", [*PAPER.values(), *MINI.values()], ids=lambda path: path.stem)

@@ -191,7 +191,7 @@ def check_names(recipe: Path, overrides: Mapping[str, str]) -> None:
             with mistakes.noted():
                 unknown(table, table_keys(name), f"{name}.")
     method = tree.get("method")
-    if isinstance(method, dict) and method.get("name") in METHODS:
+    if isinstance(method, dict) and isinstance(method.get("name"), str) and method["name"] in METHODS:
         with mistakes.noted():
             own = [key for key in method if key != "name"]
             check_method_keys(own, method["name"], {name: method_keys(name) for name in METHODS})
