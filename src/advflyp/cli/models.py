@@ -80,7 +80,14 @@ def export(model: Model, /, *, format: str = "open_clip", out: OutFolder = Path(
     if found.texts is not None:
         say(f"largest difference between text embeddings: {found.texts:.1e}")
     if found.pixels is not None:
-        say(f"largest difference between preprocessed pixels: {found.pixels:.2f}/255")
+        say(
+            f"largest difference between preprocessed pixels: {found.pixels:.2f}/255 (lowest cosine between an image's "
+            f"embeddings after either: {found.cosine:.4f})"
+        )
+    if found.shifted:
+        say(
+            "transformers crops some images one pixel beside torchvision's crop, as for every CLIP on the hub"
+        )
     say(f"the model is {found.folder}" + "".join(f", its image tower {path}" for path in found.also))
 
 

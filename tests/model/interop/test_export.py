@@ -143,6 +143,30 @@ def test_loaded_by_others(name: str, kind: str, tmp_path: Path, siglip_folder: P
     assert_equal64(texts, model.encode_text(TEXTS))
 
 
+def test_a_crop_one_pixel_beside_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoProcessor
+
+    main(["export", "mini-vit", "--format", "hf", "--out", str(tmp_path / "hf")])
+    assert "transformers crops some images one pixel beside torchvision's crop" in capsys.readouterr().out
+    model, reader = load_model("mini-vit"), AutoProcessor.from_pretrained(tmp_path / "hf")
+    images = export._example_images(model.image_size)
+    sizes = [image.size for image in images]
+    ours = [model.preprocess(image) for image in images]
+    found: list[torch.Tensor] = [
+        reader(images=image, return_tensors="pt")["pixel_values"] for image in images
+    ]
+    theirs = [(pixels * model.std + model.mean)[0] for pixels in found]
+    shifted = [size for size, *pair in zip(sizes, ours, theirs, strict=True) if export._is_shifted(*pair)]
+    assert shifted == [(640, 427), (134, 128), (128, 134)]
+    differences = [float((one - other).abs().max()) * 255 for one, other in zip(ours, theirs, strict=True)]
+    assert all((value > 50) is (size in shifted) for size, value in zip(sizes, differences, strict=True))
+    again = export_model("mini-vit", "hf", tmp_path / "again")
+    assert again.shifted and again.pixels == pytest.approx(max(differences), abs=0.1)
+    assert again.cosine is not None and 0.9 < again.cosine < 0.999
+    same = export_model("mini-vit", "open_clip", tmp_path / "open_clip")
+    assert not same.shifted and same.pixels == pytest.approx(0, abs=0.01) and same.cosine == pytest.approx(1)
+
+
 @pytest.mark.long
 def test_the_image_tower_alone(tmp_path: Path) -> None:
     model, folder = exported("mini-vit", "vision", tmp_path)

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,16 @@ from advflyp.errors import RunError
 from advflyp.files import draft_folder, publish_folder, recover_folder, write_text
 from advflyp.model.build import CONFIG_FILE
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import CARD_FILE, check_finite, read_card, save_model, weights_sha256
+from advflyp.model.folder import CARD_FILE, card_of, check_finite, save_model, weights_sha256
 from advflyp.model.interop.hf import processor_of, quiet, to_transformers, tokenizer_of
 from advflyp.model.load import load_model
 
 # Largest accepted difference between entries of unit-norm embeddings.
 TOLERANCE = 1e-5
+# Largest difference of pixels that counts as rounding.
+SAME_PIXELS = 2 / 255
 DATASET = "mini/animals"
-COUNT = 8
-SIZE = (150, 100)
+SIZES = (*8 * ((150, 100),), (500, 375), (640, 427))
 TEXTS = ("a photo of a cat", "This is a photo of a red bicycle.", "two dogs on the beach at sunset", "food")
 ONNX_FILE, PREPROCESSING_FILE = "image_tower.onnx", "preprocessing.json"
 
@@ -50,6 +51,9 @@ class Exported:
     Attributes:
         images, texts: Difference between entries of embeddings; None for a tower that is not exported.
         pixels: Difference between our preprocessing and the exported one, in 1/255; None if it was not compared.
+        cosine: Lowest cosine between an image's embeddings after the two.
+        shifted: Whether the exported crop of some image is one pixel beside ours, as that of transformers, which rounds
+            down half a pixel where torchvision rounds to an even number.
         also: Folders with parts of the model.
     """
 
@@ -57,6 +61,8 @@ class Exported:
     images: float
     texts: float | None = None
     pixels: float | None = None
+    cosine: float | None = None
+    shifted: bool = False
     also: list[Path] = field(default_factory=list)
 
 
@@ -84,7 +90,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
     try:
         with draft_folder(out) as draft:
             with torch.no_grad():
-                found = FORMATS[format](model, draft, _example_images())
+                found = FORMATS[format](model, draft, _example_images(model.image_size))
             for what, value in (("images", found.images), ("texts", found.texts)):
                 if value is not None and not value <= TOLERANCE:
                     raise RunError(
@@ -94,7 +100,7 @@ def export_model(model: str | Path | CLIP, format: str, out: str | Path) -> Expo
             publish_folder(draft, out)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise ValueError(f"cannot write {out}: {error}") from None
-    return Exported(out, found.images, found.texts, found.pixels, [out / path.name for path in found.also])
+    return replace(found, folder=out, also=[out / path.name for path in found.also])
 
 
 def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Exported:
@@ -116,7 +122,7 @@ def _open_clip(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> Expo
             model.encode_image(pixels), net.encode_image(_normalised(model, pixels), normalize=True)
         ),
         texts=_difference(model.encode_text(TEXTS), net.encode_text(tokenizer(list(TEXTS)), normalize=True)),
-        pixels=_difference(theirs * model.std + model.mean, pixels) * 255,
+        **_compared(model, pixels, theirs * model.std + model.mean),
     )
 
 
@@ -163,7 +169,7 @@ def _transformers(model: CLIP, folder: Path, images: Sequence[Image.Image]) -> E
             ),
         ),
         texts=_difference(model.encode_text(TEXTS), loaded.get_text_features(**tokens).pooler_output),
-        pixels=_difference(theirs * model.std + model.mean, pixels) * 255,
+        **_compared(model, pixels, theirs * model.std + model.mean),
         also=[alone],
     )
 
@@ -238,10 +244,13 @@ FORMATS: dict[str, Callable[[CLIP, Path, Sequence[Image.Image]], Exported]] = {
 }
 
 
-def _example_images() -> list[Image.Image]:
-    # Neither square nor of any model's size, so that there is something to resize and to crop.
+def _example_images(size: tuple[int, int]) -> list[Image.Image]:
+    # Neither square nor of the model's size, so that there is something to resize and to crop; of the last two, three
+    # columns or rows, half of which libraries round differently.
+    height, width = size
+    odd = ((2 * (width + 3), 2 * height), (2 * width, 2 * (height + 3)))
     labelled = load_set(DATASET)
-    return [labelled.image(index).resize(SIZE) for index in range(COUNT)]
+    return [labelled.image(index).resize(one) for index, one in enumerate((*SIZES, *odd))]
 
 
 def _ours(model: CLIP, images: Sequence[Image.Image]) -> Tensor:
@@ -253,6 +262,25 @@ def _normalised(model: CLIP, pixels: Tensor) -> Tensor:
     return (pixels - model.mean) / model.std
 
 
+def _compared(model: CLIP, ours: Tensor, theirs: Tensor) -> dict[str, Any]:
+    """How much two preprocessings of the same images differ."""
+    cosines = F.cosine_similarity(model.encode_image(ours), model.encode_image(theirs))
+    return {
+        "pixels": _difference(ours, theirs) * 255,
+        "cosine": float(cosines.min()),
+        "shifted": any(map(_is_shifted, ours, theirs)),
+    }
+
+
+def _is_shifted(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two crops (3, H, W) of an image are the same, up to rounding, only if one is moved by a row or column."""
+    moved = (
+        _difference(ours[:, :-1], theirs[:, 1:]),
+        _difference(ours[:, :, :-1], theirs[:, :, 1:]),
+    )
+    return _difference(ours, theirs) > SAME_PIXELS >= min(moved)
+
+
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference of any entry; `theirs` need not be unit-norm if it holds embeddings."""
     if ours.dim() == 2:
@@ -261,7 +289,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _card(model: CLIP) -> dict[str, Any]:
-    known = read_card(model.name)
+    known = card_of(model)
     known = known or {"name": Path(model.name).name if Path(model.name).is_absolute() else model.name}
     return {**known, "weights_sha256": weights_sha256(model)}
 
