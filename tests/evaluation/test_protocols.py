@@ -22,7 +22,7 @@ from advflyp.data.sets.catalogue import PAPER
 from advflyp.data.sets.labelled import LabelledSet, load_set, set_names
 from advflyp.evaluation import suite
 from advflyp.evaluation.attacks import find_attack
-from advflyp.evaluation.classifier import BARRED, Classifier
+from advflyp.evaluation.classifier import Classifier
 from advflyp.evaluation.evaluator import Evaluator
 from advflyp.evaluation.pixels import Pixels
 from advflyp.evaluation.protocols import ADVFLYP, PROTOCOLS, QUICK, Protocol, find_protocol
@@ -30,6 +30,7 @@ from advflyp.evaluation.results import read_cells
 from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
 from advflyp.model.load import load_model
+from advflyp.model.zeroshot import BARRED
 from advflyp.report.pages.protocols import EXAMPLES, describe, example, facts, protocols_table
 from helpers import assert_equal64, small_model
 from layouts import BUILDERS, webdataset
@@ -369,8 +370,13 @@ def test_changes(built: Path, tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> No
     tecoa = PROTOCOLS["tecoa"]
     assert tecoa.changed() is tecoa
     bicubic = tecoa.changed(interpolation="bicubic")
-    assert bicubic.pixels == Pixels(resize=256, of=224, interpolation="bicubic") and bicubic.small == {}
+    assert bicubic.pixels == Pixels(resize=256, of=224, interpolation="bicubic")
+    assert bicubic.pixels_of("cifar10") == Pixels(native=True, interpolation="bicubic"), "only what is named"
+    assert tecoa.changed(templates="{}").pixels_of("cifar10") == Pixels(native=True)
     assert tecoa.changed(resize=300).pixels == Pixels(resize=300, interpolation="bilinear")
+    assert tecoa.changed(resize=300).pixels_of("cifar10") == Pixels(resize=300)
+    tga = PROTOCOLS["tga-zsr"].changed(interpolation="bicubic").pixels_of("stl10")
+    assert tga == Pixels(resize=224, of=224, interpolation="bicubic")
     openai = ADVFLYP.changed(templates=["openai"]).apply(load_set("mini/food"))
     assert len(openai.templates) == 80
     with pytest.raises(ValueError, match="--resize 20 is smaller than the input of .*, 32 pixels"):

@@ -1,5 +1,6 @@
 """Adversarial images that are kept are those that were judged."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ def test_every_attacked_image_is_kept_to_the_last_bit(
     times = [file.stat().st_mtime_ns for file in files]
     measure()
     assert [file.stat().st_mtime_ns for file in files] == times, "what is complete is not measured again"
-    (place / "cell.json").unlink()
-    files[0].unlink()
-    _, again = measure()
-    assert again.accuracy == cell.accuracy and files[0].is_file() and (place / "cell.json").is_file()
+    for lost in ([place / "cell.json", files[0]], files[1:2], files):
+        for file in lost:
+            file.unlink()
+        _, again = measure()
+        assert again.accuracy == cell.accuracy and all(file.is_file() for file in lost)
+    (place / "cell.json").write_text("{}")
+    measure()
+    assert json.loads((place / "cell.json").read_text())["images"] == len(files)
 
 
 def test_no_journal_stays_of_a_measurement_that_was_interrupted_without_saved_images(

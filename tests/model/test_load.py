@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BUNDLED, read_card, save_model, weights_sha256
+from advflyp.model.folder import BUNDLED, card_of, read_card, save_model, weights_sha256
 from advflyp.model.load import ModelConfig, load_model, start_from
 from helpers import assert_equal64, make_tiny
 from hubserver import NOWHERE, use_hub
@@ -174,6 +174,7 @@ def test_a_path_is_a_folder(tiny: CLIP, tmp_path: Path, monkeypatch: pytest.Monk
     save_model(tiny, Path("mini-vit"), {"pairs_seen": 7})
     assert weights_sha256(load_model(Path("mini-vit"))) == weights_sha256(tiny)
     assert read_card(Path("mini-vit"))["pairs_seen"] == 7
+    assert card_of(load_model(Path("mini-vit")))["pairs_seen"] == 7
     assert weights_sha256(load_model("mini-vit")) != weights_sha256(tiny)
     with pytest.raises(ValueError):
         load_model(Path("mini"))

@@ -8,8 +8,10 @@ import torch
 
 from advflyp.cli.main import main
 from advflyp.evaluation.results import read_cells
+from advflyp.evaluation.suite import evaluate
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import save_model
+from advflyp.model.folder import card_of, read_card, save_model
+from advflyp.model.interop.export import export_model
 from advflyp.model.load import load_model
 from advflyp.model.mix import interpolate, mix
 from helpers import assert_equal64
@@ -97,3 +99,48 @@ def test_the_command_measures_each_mixture_once(
     cells = read_cells(tmp_path / "c.jsonl")
     assert [cell.model for cell in cells] == ["run, α = 0", "run, α = 1"]
     assert made == [0, 1] and cells[0].checkpoint_sha256 != cells[1].checkpoint_sha256
+
+
+FOOD, ICONS = {"trained_on": ["mini/food"], "pflops": 1.5, "pairs_seen": 7}, {"trained_on": ["mini/icons"]}
+
+
+@pytest.fixture
+def trained(pair: Pair, tmp_path: Path) -> tuple[str, str]:
+    """An original, trained on one set, and a robust model, trained on another."""
+    folders = [tmp_path / name for name in ("original", "robust")]
+    for model, folder, card in zip(pair, folders, (ICONS, FOOD), strict=True):
+        save_model(model, folder, {**card, "step": 3, "recipe": {"data": {"train": card["trained_on"][0]}}})
+    return str(folders[0]), str(folders[1])
+
+
+def test_a_saved_mixture_says_what_both_models_learned_from(trained: tuple[str, str], tmp_path: Path) -> None:
+    main(["interpolate", *trained, "--save", "0.5", str(tmp_path / "mixed")])
+    card = read_card(tmp_path / "mixed")
+    assert card.pop("weights_sha256") and card == {
+        "alpha": 0.5, "original": trained[0], "robust": trained[1],
+        "trained_on": ["mini/icons", "mini/food"], "pflops": 1.5, "pairs_seen": 7,
+    }  # fmt: skip
+    cells = evaluate(tmp_path / "mixed", ["mini/food", "mini/icons", "mini/flags"], ["clean"], limit=10)
+    assert [cell.seen for cell in cells] == [True, True, False]
+
+
+def test_of_python_s_mixtures_and_their_exports_the_same_is_known(
+    trained: tuple[str, str], tmp_path: Path
+) -> None:
+    models = [load_model(name) for name in trained]
+    export_model(interpolate(models[0], models[1], 0.5), "open_clip", tmp_path / "exported")
+    card = read_card(tmp_path / "exported")
+    assert card.pop("weights_sha256")
+    # Not the recipe of either.
+    assert card == {"trained_on": ["mini/icons", "mini/food"], "pflops": 1.5, "pairs_seen": 7}
+    assert card_of(mix(models, [0, 1])) == {"trained_on": ["mini/food"]}
+    again = mix([models[0], interpolate(models[0], models[1], 0.5)], [0.5, 0.5])
+    assert card_of(again) == {"trained_on": ["mini/icons", "mini/food"]}
+    assert card_of(models[1])["step"] == 3, "the models keep theirs"
+
+
+def test_the_ends_of_a_curve_are_the_models(trained: tuple[str, str], tmp_path: Path) -> None:
+    where = ["--sets", "mini/food", "--attacks", "clean", "--limit", "10", "--out", str(tmp_path / "c.jsonl")]
+    main(["interpolate", *trained, "--alphas", "0", "0.5", "1", *where])
+    cells = read_cells(tmp_path / "c.jsonl")
+    assert [(cell.seen, cell.pflops) for cell in cells] == [(False, None), (True, 1.5), (True, 1.5)]

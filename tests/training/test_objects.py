@@ -8,8 +8,9 @@ from PIL import Image
 
 import advflyp
 from advflyp.config import read_toml
-from advflyp.model.folder import config_sha256, read_card, weights_sha256
+from advflyp.model.folder import config_sha256, read_card, save_model, weights_sha256
 from advflyp.model.load import load_model
+from advflyp.model.mix import interpolate
 from advflyp.training import loop
 from helpers import write_folder
 
@@ -104,3 +105,18 @@ def test_objects_that_cannot_be_trained(recipe: Path, tmp_path: Path, tiny_folde
     with pytest.raises(ValueError, match="nowhere") as _:
         advflyp.train(recipe, FEW | {"data.train": "nowhere/*.tar"}, out=tmp_path / "run", resume=True)
     advflyp.train(recipe, FEW, out=tmp_path / "run", resume=True)
+
+
+def test_what_two_models_learned_from_goes_on_from_their_mixture(
+    recipe: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    models = []
+    for name in ("food", "icons"):
+        save_model(load_model(tiny_folder), tmp_path / name, {"trained_on": [f"mini/{name}"]})
+        models.append(load_model(tmp_path / name))
+    pairs, once = [(grey(i), str(i)) for i in range(40)], FEW | {"train.max_steps": 1}
+    advflyp.train(recipe, once, out=tmp_path / "run", model=interpolate(*models, 0.5), pairs=pairs)
+    assert read_card(tmp_path / "run")["trained_on"] == ["mini/food", "mini/icons", "object:list:40"]
+    towers = {"model.name": str(tmp_path / "food"), "model.text": str(tmp_path / "icons")}
+    advflyp.train(recipe, once | towers, out=tmp_path / "towers", pairs=pairs)
+    assert read_card(tmp_path / "towers")["trained_on"] == ["mini/food", "mini/icons", "object:list:40"]

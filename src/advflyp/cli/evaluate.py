@@ -349,13 +349,12 @@ def _save_interpolated(original: str, robust: str, alpha: float, folder: Path, d
     recover_folder(folder)
     if names_in(folder):
         raise ValueError(f"{folder} already exists; name a new folder with --save")
-    from advflyp.model.folder import save_model
-    from advflyp.model.load import load_model, pick_device
+    from advflyp.model.folder import card_of, save_model
+    from advflyp.model.load import load_model
     from advflyp.model.mix import interpolate
 
-    place = pick_device(device)
-    models = load_model(original, device=place), load_model(robust, device=place)
-    save_model(interpolate(*models, alpha), folder, {"alpha": alpha, "original": original, "robust": robust})
+    mixed = interpolate(*(load_model(name, device=device) for name in (original, robust)), alpha)
+    save_model(mixed, folder, {"alpha": alpha, "original": original, "robust": robust, **card_of(mixed)})
     say(f"the model is {folder}")
 
 

@@ -29,6 +29,11 @@ def trained_on(card: Mapping[str, Any], *data: str | None) -> list[str]:
     return [*card.get(KEY, []), *(_absolute(name) for name in data if name is not None)]
 
 
+def united(*cards: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The card of weights that several models had a part in: only the data of all of them."""
+    return {KEY: list(dict.fromkeys(name for card in cards for name in card.get(KEY, [])))}
+
+
 def was_trained_on(card: Mapping[str, Any], data: str) -> bool:
     """Whether the model with `card` was trained on any file of `data`, by the names of folders, files and sets."""
     # Older cards name links and not what they lead to; a pattern of a card may match a link.

@@ -102,25 +102,24 @@ class Protocol:
         Args:
             templates: Prompts, each with one "{}", or "openai".
             classnames: Class names of a dataset, in the order of its labels.
-            resize: The shorter side before the centre crop, in pixels.
-            interpolation: How images are resized.
+            resize: The shorter side before the centre crop, in pixels; nothing is perturbed at its own size then.
+            interpolation: How images are resized, also those that are enlarged inside the model.
 
         Raises:
             ValueError: A prompt without exactly one "{}", no class names, or a `resize` that is too large.
         """
         said, values = [], {}
-        if resize is not None or interpolation is not None:
-            values["small"] = {}
-            of = self.pixels.of if resize is None else None
-            side = self.pixels.resize if resize is None else resize
-            mode = interpolation or self.pixels.interpolation
-            values["pixels"] = Pixels(resize=side, of=of, interpolation=mode)
+        pixels: dict[str, Any] = {}
         if resize is not None:
             if resize > LARGEST_SIDE:
                 raise ValueError(f"resize must be at most {LARGEST_SIDE:,} pixels, not {resize:,}")
             said.append(f"resize {resize}")
+            pixels |= {"resize": resize, "of": None, "native": False}
         if interpolation is not None:
             said.append(interpolation)
+            pixels["interpolation"] = interpolation
+        values["pixels"] = replace(self.pixels, **pixels)
+        values["small"] = {name: replace(own, **pixels) for name, own in self.small.items()}
         if templates is not None:
             said.append("own templates")
             values["own_templates"] = tuple(choose_templates(templates))

@@ -34,7 +34,7 @@ from advflyp.evaluation.samples import has_samples, write_samples
 from advflyp.evaluation.sanity import sanity_check
 from advflyp.evaluation.saved import SavedImages
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import config_sha256, read_card, weights_sha256
+from advflyp.model.folder import card_of, config_sha256, weights_sha256
 from advflyp.model.load import load_model, pick_device
 from advflyp.model.precision import Precision, choose_precision
 
@@ -306,7 +306,7 @@ class _Suite:
     ) -> Cell:
         """The cell before anything is measured, with all that identifies the measurement."""
         labelled, model = evaluator.labelled, evaluator.model
-        card, search = read_card(model.name), choose_precision(self.precision, model.device)
+        card, search = card_of(model), choose_precision(self.precision, model.device)
         part = {} if len(evaluator) == len(labelled) else {"limit": len(evaluator), "seed": self.seed}
         return Cell(
             **same,
@@ -380,7 +380,7 @@ class _Suite:
         if self.store and evaluator.ranks.rank == 0:
             write_samples(self.store, cell, **vars(outcome), keys=keys)
         if saved and evaluator.ranks.rank == 0:
-            saved.finish(cell)
+            saved.finish(cell, images=int((outcome.clean == outcome.label).sum()))
         return cell
 
 

@@ -35,12 +35,14 @@ class CLIP(InPrecision, nn.Module):
         tokenizer: List of N texts → (N, context) int64 tokens.
         config: {"model_cfg": …, "preprocess_cfg": …}, open_clip's own format; what a checkpoint stores.
         name: What the user asked for; recorded in results.
+        card: The model card of weights that were computed, as a mixture's; None for those of a file: see `card_of`.
 
     After `model.double()` it computes everything in float64; read "float32" below as float64 then.
     """
 
     net: Any  # open_clip's classes share methods, not a base
     std: Tensor
+    card: dict[str, Any] | None = None
 
     def __init__(
         self, net: nn.Module, tokenizer: Callable[[list[str]], Tensor], config: dict[str, Any], name: str

@@ -164,7 +164,8 @@ def read_card(name: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The card is damaged.
     """
-    bundled = [] if isinstance(name, Path) else [BUNDLED / name]
+    # As in `load_model`: "./mini" is a folder of the user's.
+    bundled = [BUNDLED / name] if isinstance(name, str) and "/" not in name else []
     for folder in (*bundled, Path(name) / BEST, Path(name)):
         path = folder / CARD_FILE
         if path.is_file():
@@ -173,6 +174,13 @@ def read_card(name: str | Path) -> dict[str, Any]:
             known = {key: convert(card[key], hint, key) for key, hint in CARD_KEYS.items() if key in card}
             return card | known
     return ZOO[name].card() if isinstance(name, str) and name in ZOO else {}
+
+
+def card_of(model: CLIP) -> dict[str, Any]:
+    """The card of a model: its own, or that of the name it was loaded by."""
+    if model.card is not None:
+        return model.card
+    return read_card(model.name) if model.name else {}
 
 
 def weights_sha256(model: CLIP) -> str:

@@ -27,11 +27,12 @@ import torch
 from open_clip.model import CLIPTextCfg
 
 from advflyp.config import nearest, nearest_path
+from advflyp.data.lineage import united
 from advflyp.devices import pick_device as pick_device
 from advflyp.model.architectures import ARCHITECTURES, architecture_config, architecture_names
 from advflyp.model.build import CONFIG_FILE, build_net
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import BEST, BUNDLED, check_finite, load_folder
+from advflyp.model.folder import BEST, BUNDLED, card_of, check_finite, load_folder
 from advflyp.model.from_hub import fetch_model, refuse_classifiers
 from advflyp.model.interop.checkpoints import SUFFIXES, fill, lacks_base, read_checkpoint
 from advflyp.model.interop.hf_folder import (
@@ -167,6 +168,7 @@ def start_from(config: ModelConfig, *, device: str | torch.device = "cpu") -> CL
                 f"model.text: the text towers of {config.text} and {config.name} differ in {', '.join(differing)}; "
                 "name a model with the same text architecture"
             )
+        model.card = united(card_of(model), card_of(other))
         model.net.load_state_dict(theirs, strict=False)
         model.tokenizer = lent_tokenizer(other.tokenizer, other.config, model.config["model_cfg"])
     return model

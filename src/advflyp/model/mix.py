@@ -5,13 +5,19 @@ from copy import deepcopy
 
 from torch import Tensor
 
+from advflyp.data.lineage import united
 from advflyp.dtypes import in_float64
 from advflyp.model.clip import CLIP
-from advflyp.model.folder import config_sha256
+from advflyp.model.folder import card_of, config_sha256
+
+# The entries of a card that say what finetuning took.
+COST = ("pairs_seen", "pflops")
 
 
 def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
     """θ = Σ wᵢ·θᵢ over all weights and batch-norm statistics; integer counters are the last model's.
+
+    The card names the data of every model with a weight.
 
     Args:
         models: Models of one architecture.
@@ -49,6 +55,7 @@ def mix(models: Sequence[CLIP], weights: Sequence[float]) -> CLIP:
 
     result = deepcopy(models[-1])
     result.load_state_dict({name: mixed(name) for name in states[0]})
+    result.card = united(*(card_of(model) for model, weight in zip(models, weights, strict=True) if weight))
     return result
 
 
@@ -62,4 +69,6 @@ def interpolate(original: CLIP, robust: CLIP, alpha: float) -> CLIP:
             f"{original.name} and {robust.name} differ in their activations, preprocessing or tokenizer; only weights "
             "of models with the same origin can be mixed"
         )
+    cost = card_of(robust if alpha else original)
+    result.card = {**card_of(result), **{key: cost[key] for key in COST if key in cost}}
     return result

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from advflyp.__about__ import __version__
 from advflyp.attack.base import Attack
-from advflyp.data.lineage import OBJECT, trained_on
+from advflyp.data.lineage import trained_on
 from advflyp.evaluation.attacks import find_attack
 from advflyp.evaluation.evaluator import Evaluator
-from advflyp.model.folder import read_card, save_model
+from advflyp.model.folder import card_of, save_model
 from advflyp.training.failures import check_finite, writing
 from advflyp.training.recipe import Recipe
 from advflyp.training.runlog import AnyLog
@@ -101,7 +101,7 @@ def keep_last(run: "TrainingRun") -> None:
 
 
 def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:
-    recipe, state = run.recipe, run.state
+    recipe, state, model = run.recipe, run.state, run.unsharded_model()
     card = {
         **about,
         "pairs_seen": state.pairs_seen,
@@ -110,18 +110,11 @@ def _keep(run: "TrainingRun", folder: Path, about: dict[str, Any]) -> None:
         "version": __version__,
         "precision": vars(run.precision),
         "recipe": recipe.tree(),
-        "trained_on": trained_on(_card_of(recipe.model.name), recipe.data.train, recipe.data.also),
+        "trained_on": trained_on(card_of(model), recipe.data.train, recipe.data.also),
     }
-    model = run.unsharded_model()
     if run.ranks.rank == 0:
         with writing(folder, run.folder.last_good):
             save_model(model, folder, card)
-
-
-def _card_of(model: str) -> dict[str, Any]:
-    """The card of the model that the run started from; an object's is found by the name that it was loaded by."""
-    name = model.removeprefix(OBJECT).rpartition("@")[0] if model.startswith(OBJECT) else model
-    return read_card(name) if name else {}
 
 
 def shown(accuracies: dict[str, float]) -> str:
