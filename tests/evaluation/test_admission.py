@@ -1,17 +1,20 @@
 """A leaderboard's rules, one by one, on results of which one thing was changed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from advflyp.evaluation.admission import Entrant, entrants, told_apart
+from advflyp.data.sets.labelled import load_set
+from advflyp.evaluation.admission import Entrant, entrants, told_apart, zoo_weights
 from advflyp.evaluation.protocols import Protocol, find_protocol
 from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import samples_folder, write_samples
+from advflyp.evaluation.suite import evaluate
+from advflyp.model.clip import CLIP
 
 MINI = find_protocol("advflyp-2026-mini")
 
@@ -45,6 +48,24 @@ def counts(cell: Cell, correct: int, n: int) -> dict[str, Any]:
         (lambda c: {"protocol": "tecoa"}, "protocol is 'tecoa', not 'advflyp'"),
         (lambda c: {"prompt": "a {}"}, "prompt is 'a {}', not"),
         (lambda c: {"seed": 3}, "seed is 3, not 0"),
+        (
+            lambda c: {"settings": {"resize": 96, "interpolation": "bicubic"}},
+            "interpolation is 'bicubic', not None",
+        ),
+        (
+            lambda c: {"settings": {"perturbation": "native pixels"}},
+            "perturbation is 'native pixels', not None",
+        ),
+        (
+            lambda c: {"settings": {"set_sha256": "f" * 64}},
+            "passed as an object may only be called mini/food",
+        ),
+        (lambda c: {"settings": {"classnames_sha256": "f" * 64}}, "classnames_sha256 is"),
+        (lambda c: {"settings": {"repeated_classes": [1]}}, "repeated_classes is"),
+        (
+            lambda c: {"per_class": {"88": [c.correct, 60]}},
+            "per_class has others than the 88 classes of the dataset",
+        ),
         (lambda c: {"subset": {"of": 88}}, "subset is"),
         (lambda c: {"attack_args": {**c.attack_args, "steps": 1}}, "attack_args is"),
         (lambda c: {"checkpoint_sha256": "f" * 12}, "is not a SHA-256"),
@@ -90,6 +111,15 @@ def test_a_search_in_another_precision_and_missing_results(tmp_path: Path, cells
     assert judged(tmp_path, rest).refused == "3 of 70 results missing, first mini/flags, cw10 at 1/255"
 
 
+def predicted(store: Path, cell: Cell, index: Sequence[int] | None = None, label: Any = None) -> None:
+    """Store predictions for every image that give the counts of the cell, unless others are given."""
+    pairs = [(int(name), right < r) for name, (r, n) in cell.per_class.items() for right in range(n)]
+    labels = [name for name, _ in pairs] if label is None else label
+    answers = [one if is_right else one + 1 for one, (_, is_right) in zip(labels, pairs, strict=True)]
+    places = range(cell.n) if index is None else index
+    write_samples(store, cell, index=places, label=labels, clean=answers, attacked=answers)
+
+
 def test_evidence(tmp_path: Path, cells: list[Cell]) -> None:
     """Predictions for every image and checks, where the protocol asks for them; predictions must give the counts."""
     strict = replace(MINI, sets=("mini/food",), evidence=True)
@@ -101,10 +131,25 @@ def test_evidence(tmp_path: Path, cells: list[Cell]) -> None:
     assert "predictions for every image are missing" in judged(tmp_path, checked, strict).refused
     store = tmp_path / "sent.jsonl"
     for cell in checked:
-        right = [1] * cell.correct + [0] * (cell.n - cell.correct)
-        write_samples(store, cell, index=range(cell.n), label=[1] * cell.n, clean=right, attacked=right)
+        predicted(store, cell)
     assert judged(tmp_path, checked, strict).refused == ""
+    # Later results without evidence hide none that have it; a failed check is not passed over.
+    for later, reason in (
+        ({"sanity": None}, ""),
+        ({"sanity": {**green, "passed": False, "failed": ["noise beats PGD"]}}, "gradients look masked"),
+    ):
+        newer = [replace(cell, version="99", **later) for cell in checked if cell.norm]
+        found = judged(tmp_path, [*checked, *newer], strict)
+        assert reason in found.refused and bool(reason) == bool(found.refused)
     last = checked[-1]
+    for index, label, reason in (
+        (range(60), [1] * 60, "give other counts in per_class"),
+        ([7] * 60, None, "it holds an image twice"),
+        (range(29, 89), None, "it holds images that the dataset lacks"),
+        (range(-1, 59), None, "it holds images that the dataset lacks"),
+    ):
+        predicted(store, last, index, label)
+        assert reason in judged(tmp_path, checked, strict).refused
     write_samples(store, last, index=range(60), label=[1] * 60, clean=[1] * 60, attacked=[1] * 60)
     assert "give other counts" in judged(tmp_path, checked, strict).refused
     for path in samples_folder(store).glob("*.parquet"):
@@ -162,3 +207,100 @@ def test_a_cell_that_is_written_again_counts_once(tmp_path: Path, cells: list[Ce
 def test_the_last_of_several_versions_counts(tmp_path: Path, cells: list[Cell]) -> None:
     old = replace(cells[0], version="0.0.1")
     assert judged(tmp_path, [old, *cells]).cells == judged(tmp_path, cells).cells
+
+
+def test_another_set_under_a_name(tiny: CLIP, tmp_path: Path) -> None:
+    """What a user passes as an object may have any name; it is not the named dataset."""
+    small = replace(MINI, sets=("mini/food",), attacks=("clean", "pgd1"), eps=(1 / 255,), limit=8)
+    easy = replace(load_set("mini/food"), classes=[f"zqx {number}" for number in range(88)])
+    for sets, reason in (("mini/food", ""), (easy, "only be called mini/food; pass its name")):
+        store = tmp_path / f"{len(reason)}.jsonl"
+        evaluate(tiny, sets, small.attacks, small.eps, out=store, limit=8, protocol=small, precision="fp32")
+        (found,) = entrants(store, small, is_ours=False)
+        assert reason in found.refused and bool(reason) == bool(found.refused)
+
+
+def one_of(cells: list[Cell], set_name: str, k: int, of: int, name: str = "M", **changes: Any) -> list[Cell]:
+    """The cells of mini/food as if they were of another dataset, all correct."""
+    n = min(of, 60)
+    subset = {"of": of} if of <= 60 else {"of": of, "limit": 60, "seed": 0}
+    values = {**counts(cells[0], n, n), "per_class": {str(k - 1): [n, n]}, "subset": subset, "set": set_name}
+    food = [cell for cell in cells if cell.set == "mini/food" and cell.eps in (0, 1 / 255)]
+    chosen = [cell for cell in food if cell.attack in ("clean", "pgd10")]
+    return [replace(cell, **{**values, "model": name, "split": "test", **changes}) for cell in chosen]
+
+
+CIFAR = replace(MINI, sets=("cifar10",), attacks=("clean", "pgd10"), eps=(1 / 255,))
+
+
+@pytest.mark.parametrize(
+    "of, split, reason",
+    [
+        (10_000, "test", ""),
+        (9_999, "test", "the dataset has 9,999 images, not 10,000"),
+        (10_000, "test (webdataset)", ""),
+        (9_700, "test (webdataset)", ""),
+        (9_699, "test (webdataset)", "the dataset has 9,699 images, not 10,000"),
+        (20, "test (webdataset)", "the dataset has 20 images, not 10,000"),
+        (10_001, "test (webdataset)", "the dataset has 10,001 images, not 10,000"),
+    ],
+)
+def test_the_size_of_a_copy(of: int, split: str, reason: str, tmp_path: Path, cells: list[Cell]) -> None:
+    prompt = "This is a photo of a {}."
+    found = judged(tmp_path, one_of(cells, "cifar10", 10, of, split=split, prompt=prompt), CIFAR)
+    assert reason in found.refused and bool(reason) == bool(found.refused)
+
+
+def test_one_dataset_for_everybody(cells: list[Cell]) -> None:
+    """What only a dataset's files tell is the same for all: class names, prompts, the size of a copy."""
+
+    def enter(model: str, **changes: Any) -> Entrant:
+        some = one_of(cells, "cifar10", 10, 10_000, **changes)
+        return Entrant(model=model, sha256=model, cells=some, source=Path(f"{model}.jsonl"))
+
+    copy = {"split": "test (webdataset)"}
+    first = enter("a", settings={"classnames_sha256": "1"})
+    others = [
+        enter("b", settings={"classnames_sha256": "2"}),
+        enter("c", settings={"classnames_sha256": "1"}, prompt="x {}"),
+        enter("d", settings={"classnames_sha256": "1"}, **copy),
+        enter("e", settings={"classnames_sha256": "1"}, subset={"of": 9_900}, **copy),
+        enter("f", settings={"classnames_sha256": "1"}),
+    ]
+    assert [one.refused for one in told_apart([first, *others])] == [
+        "",
+        "cifar10 differs in its class names from the set of a (in a.jsonl)",
+        "cifar10 differs in its prompts from the set of a (in a.jsonl)",
+        "",
+        "cifar10 differs in its number of images from the set of d (in d.jsonl)",
+        "",
+    ]
+
+
+def test_only_admitted_weights_are_the_zoo_s() -> None:
+    """Not those of an older measurement that is refused, or of a later one."""
+    zoo = "fare4-vit-l-14"
+
+    def one(sha256: str, refused: str = "") -> Entrant:
+        return Entrant(model=zoo, sha256=sha256, cells=[], refused=refused)
+
+    found = told_apart([one("stale", "3 of 70 results missing"), one("true"), one("other")])
+    assert {entrant.sha256: entrant.refused for entrant in found} == {
+        "stale": "3 of 70 results missing",
+        "true": "",
+        "other": f"these weights differ from those measured here as the zoo's {zoo} (true)",
+    }
+    assert zoo_weights(found) == {zoo: "true"}
+
+
+def test_one_precision_of_the_search(tmp_path: Path, cells: list[Cell]) -> None:
+    exact = [replace(cell, precision="fp32") for cell in cells]
+    mixed = [*cells[:35], *exact[35:]]
+    assert (
+        judged(tmp_path, mixed).refused
+        == "the attacks searched in bf16 and fp32; measure all with one --precision"
+    )
+    found = judged(tmp_path, [*cells, *exact[:20]])
+    assert not found.refused and {cell.precision for cell in found.cells if cell.norm} == {"bf16"}
+    found = judged(tmp_path, [*cells, *exact])
+    assert not found.refused and {cell.precision for cell in found.cells if cell.norm} == {"fp32"}

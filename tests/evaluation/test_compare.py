@@ -13,8 +13,8 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from advflyp.cli.main import main
-from advflyp.evaluation.compare import compare, holm, mcnemar, mean_difference_interval
-from advflyp.evaluation.results import Cell, append_cell, wilson
+from advflyp.evaluation.compare import compare, holm, matched_pairs, mcnemar, mean_difference_interval
+from advflyp.evaluation.results import Cell, append_cell, read_cells, wilson
 from advflyp.evaluation.samples import samples_folder, write_samples
 from advflyp.report.console import as_rich
 from advflyp.report.measure.paired import paired_table, write_comparison
@@ -303,3 +303,22 @@ def test_a_table_replaces_a_table_and_nothing_else(tmp_path: Path, name: str) ->
     with pytest.raises(ValueError, match=f"{name} was not written by advflyp and is not replaced"):
         write_comparison(rows, tmp_path / name)
     assert (tmp_path / name).read_text() == '{"name": "mine"}'
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, (1, 2, 4)),
+        ({"keys": [None] * 4}, (1, 2, 4)),
+        ({"keys": ["0.png", "1.png", "other.png", "3.png"]}, None),
+        ({"label": [0, 1, 2, 1]}, None),
+        ({"index": [0, 1, 2, 4], "label": [0, 1, 2, 0]}, None),
+    ],
+)
+def test_matched_pairs(
+    changes: dict[str, Any], expected: tuple[int, int, int] | None, tmp_path: Path
+) -> None:
+    """Two states of a user's own set may have equal labels; other names tell them apart."""
+    stores = [store(tmp_path / "a.jsonl", [1, 1, 0, 0]), store(tmp_path / "b.jsonl", [1, 0, 1, 1], **changes)]
+    a, b = (read_cells(path)[0] for path in stores)
+    assert matched_pairs(a, b, stores) == expected

@@ -202,3 +202,20 @@ def test_damaged_predictions(tmp_path: Path) -> None:
         except ValueError as error:
             assert "cannot be read" in str(error)
     assert 0 < read < 300
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ([5, 0, 5, 2], "it holds an image twice"),
+        ([5, 0, 10, 2], "it holds images that the dataset lacks"),
+        ([5, 0, -1, 2], "it holds images that the dataset lacks"),
+    ],
+)
+def test_places_that_no_image_has(index: list[int], message: str, tmp_path: Path) -> None:
+    some = cell(subset={"of": 10})
+    write_samples(tmp_path / "r.jsonl", some, **OUTCOME)
+    assert read_samples(tmp_path / "r.jsonl", some).index.tolist() == [5, 0, 9, 2]
+    write_samples(tmp_path / "r.jsonl", some, **{**OUTCOME, "index": index})
+    with pytest.raises(ValueError, match=message):
+        read_samples(tmp_path / "r.jsonl", some)

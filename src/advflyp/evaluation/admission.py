@@ -1,19 +1,32 @@
 """Which results a leaderboard admits: those that cover its whole protocol, with consistent counts."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from advflyp.evaluation.expected import WEBDATASET, Expected, expected_of, place_of, published_size
+import numpy as np
+
+from advflyp.evaluation.expected import (
+    WEBDATASET,
+    Expected,
+    expected_of,
+    place_of,
+    published_classes,
+    published_size,
+)
 from advflyp.evaluation.protocols import Protocol
 from advflyp.evaluation.results import Cell, configs_of, read_cells, wilson
-from advflyp.evaluation.samples import has_samples, read_samples
+from advflyp.evaluation.samples import Samples, has_samples, read_samples
 from advflyp.model.zoo import ZOO
 from advflyp.wording import counted
 
 # Largest fraction of a dataset's images that may be unreadable.
 TOLERATED = 0.01
+# Largest fraction of the published images that CLIP benchmark's copy of a dataset may lack.
+LACKING = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +71,10 @@ def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]
         found.setdefault((cell.model, cell.checkpoint_sha256, config), []).append(cell)
     if not found and not is_ours:
         raise ValueError(f"there are no results in {store}")
+    prove = partial(_unproven, protocol=protocol, store=store, is_ours=is_ours)
     result = []
     for (model, sha256, config), cells in found.items():
-        chosen, refused = _chosen(cells, protocol)
-        if not refused:
-            refused = _implausible(chosen) or _unproven(chosen, protocol, store, is_ours)
+        chosen, refused = _judged(cells, protocol, prove)
         source = None if is_ours else store
         result.append(
             Entrant(model=model, sha256=sha256, config=config, cells=chosen, source=source, refused=refused)
@@ -71,23 +83,64 @@ def entrants(store: Path, protocol: Protocol, *, is_ours: bool) -> list[Entrant]
 
 
 def told_apart(everybody: Iterable[Entrant]) -> list[Entrant]:
-    """Refuse duplicate weights, preferring what was measured here, and zoo names for weights other than the zoo's."""
+    """Refuse what cannot stand beside the others, preferring what was measured here.
+
+    These are duplicate weights, zoo names for weights other than the zoo's, and datasets of one name that differ.
+    """
     ordered = sorted(everybody, key=lambda one: (bool(one.refused), one.source is not None))
     seen: list[Entrant] = []
-    zoo = {one.model: one.sha256 for one in ordered if one.source is None and one.model in ZOO}
+    datasets: dict[tuple[str, ...], tuple[Any, Entrant]] = {}
     result = []
     for one in ordered:
-        refused = one.refused
+        refused, zoo = one.refused, zoo_weights(seen)
         first = next((other for other in seen if _are_same(one, other)), None)
         if not refused and first is not None:
-            where = "measured here" if first.source is None else f"in {first.source.name}"
-            refused = f"the same weights are {where} as {first.model}"
+            refused = f"the same weights are {_where(first)} as {first.model}"
         elif not refused and one.sha256 != zoo.get(one.model, one.sha256):
             refused = f"these weights differ from those measured here as the zoo's {one.model} ({zoo[one.model][:12]})"
+        elif not refused:
+            refused = _other_dataset(one, datasets)
         if not refused:
             seen.append(one)
+            for cell in one.cells:
+                for what, value in _contents(cell).items():
+                    datasets.setdefault(what, (value, one))
         result.append(replace(one, refused=refused))
     return result
+
+
+def zoo_weights(everybody: Iterable[Entrant]) -> dict[str, str]:
+    """The hash of each zoo model's weights, as far as they were measured here and admitted; the first one counts."""
+    found: dict[str, str] = {}
+    for one in everybody:
+        if one.source is None and not one.refused and one.model in ZOO:
+            found.setdefault(one.model, one.sha256)
+    return found
+
+
+def _other_dataset(one: Entrant, datasets: Mapping[tuple[str, ...], tuple[Any, Entrant]]) -> str:
+    """Whether a dataset differs from that of the entrants before, in words; empty if none does."""
+    for cell in one.cells:
+        for what, value in _contents(cell).items():
+            known, first = datasets.get(what, (value, one))
+            if value != known:
+                return f"{cell.set} differs in its {what[0]} from the set of {first.model} ({_where(first)})"
+    return ""
+
+
+def _contents(cell: Cell) -> dict[tuple[str, ...], Any]:
+    """What only a dataset's files tell, by what it is; it must be the same for all models."""
+    names = [cell.settings.get(name) for name in ("classnames_sha256", "repeated_classes")]
+    return {
+        ("class names", cell.set): names,
+        ("prompts", cell.set): cell.prompt,
+        # Of the same source: a copy may lack images that the authors' files have.
+        ("number of images", cell.set, cell.split): cell.subset["of"],
+    }
+
+
+def _where(one: Entrant) -> str:
+    return "measured here" if one.source is None else f"in {one.source.name}"
 
 
 def _are_same(one: Entrant, other: Entrant) -> bool:
@@ -95,15 +148,41 @@ def _are_same(one: Entrant, other: Entrant) -> bool:
     return one.sha256 == other.sha256 and (not one.config or not other.config or one.config == other.config)
 
 
-def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]:
+def _judged(
+    cells: Sequence[Cell], protocol: Protocol, prove: Callable[[Cell], str]
+) -> tuple[list[Cell], str]:
+    """The cells that count, and why they are not admitted (empty if they are).
+
+    The search has one precision: the last one measured in which everything is there.
+    """
+    precisions = list(dict.fromkeys(cell.precision for cell in reversed(cells) if cell.norm))
+    for precision in precisions:
+        alike = [cell for cell in cells if not cell.norm or cell.precision == precision]
+        chosen, refused = _chosen(alike, protocol, prove)
+        if not refused:
+            return chosen, ""
+    chosen, refused = _chosen(cells, protocol, prove)
+    if not refused and len(precisions) > 1:
+        refused = (
+            f"the attacks searched in {' and '.join(sorted(precisions))}; measure all with one --precision"
+        )
+    return chosen, refused
+
+
+def _chosen(
+    cells: Sequence[Cell], protocol: Protocol, prove: Callable[[Cell], str]
+) -> tuple[list[Cell], str]:
     """The cells that the protocol requires, and why they are not enough (empty if they are)."""
     expected = expected_of(protocol)
-    chosen, missing, different = [], [], ""
+    chosen, missing, different, unproven = [], [], "", ""
     for one in expected:
         here = [cell for cell in cells if place_of(cell) == one.place]
         fitting = [cell for cell in here if not _difference(one, cell)]
-        chosen += fitting[-1:]
-        if not fitting:
+        if fitting:
+            cell, reason = _last_proven(fitting, prove)
+            chosen.append(cell)
+            unproven = unproven or reason
+        else:
             missing.append(one)
             different = different or (f"{_at(*one.place)}: {_difference(one, here[-1])}" if here else "")
     if different:
@@ -113,7 +192,23 @@ def _chosen(cells: Sequence[Cell], protocol: Protocol) -> tuple[list[Cell], str]
             chosen,
             f"{len(missing)} of {counted(len(expected), 'result')} missing, first {_at(*missing[0].place)}",
         )
-    return chosen, ""
+    return chosen, _implausible(chosen) or unproven
+
+
+def _last_proven(fitting: Sequence[Cell], prove: Callable[[Cell], str]) -> tuple[Cell, str]:
+    """The last cell with all evidence, or else the last, and what it lacks.
+
+    A later measurement without evidence hides no complete one, but a failed check is never passed over.
+    """
+    for cell in reversed(fitting):
+        reason = prove(cell)
+        if not reason or _is_masked(cell):
+            return cell, reason
+    return fitting[-1], prove(fitting[-1])
+
+
+def _is_masked(cell: Cell) -> bool:
+    return cell.sanity is not None and not cell.sanity["passed"]
 
 
 def _difference(expected: Expected, cell: Cell) -> str:
@@ -127,16 +222,23 @@ def _implausible(cells: Sequence[Cell]) -> str:
     clean = {cell.set: cell.correct for cell in cells if cell.norm is None}
     for cell in cells:
         of = cell.subset["of"]
-        n, published = cell.subset.get("limit", of), published_size(cell.set)
+        n, published, classes = (
+            cell.subset.get("limit", of),
+            published_size(cell.set),
+            published_classes(cell.set),
+        )
         counts = [sum(pair[place] for pair in cell.per_class.values()) for place in (0, 1)]
+        known = {str(label) for label in range(classes)}
         checks: Mapping[str, bool] = {
             "checkpoint_sha256 is not a SHA-256": not re.fullmatch("[0-9a-f]{64}", cell.checkpoint_sha256),
-            f"the dataset has {of:,} images, not {published or 0:,}": published not in (None, of)
-            and not cell.split.endswith(WEBDATASET),
+            f"the dataset has {of:,} images, not {published or 0:,}": published is not None
+            and not _fewest(cell, published) <= of <= published,
             f"n is {cell.n:,} of {n:,} images": not n * (1 - TOLERATED) <= cell.n <= n,
             "accuracy and ci95 are not those of its counts": abs(cell.accuracy - cell.correct / cell.n) > 1e-6
             or max(abs(a - b) for a, b in zip(cell.ci95, wilson(cell.correct, cell.n), strict=True)) > 1e-6,
             "per_class does not add up to its counts": counts != [cell.correct, cell.n],
+            f"per_class has others than the {counted(classes, 'class')} of the dataset": not known
+            >= cell.per_class.keys(),
             "more images are correct under attack than without": cell.correct
             > clean.get(cell.set, cell.correct),
         }
@@ -145,24 +247,43 @@ def _implausible(cells: Sequence[Cell]) -> str:
     return ""
 
 
-def _unproven(cells: Sequence[Cell], protocol: Protocol, store: Path, is_ours: bool) -> str:
-    for cell in cells:
-        where = _at(*place_of(cell))
-        if cell.sanity is not None and not cell.sanity["passed"]:
-            return f"{where}: gradients look masked ({', '.join(cell.sanity['failed'])})"
-        if protocol.evidence and cell.norm and cell.sanity is None:
-            return f"{where}: no check for masked gradients; measure with --sanity"
-        if not has_samples(store, cell):
-            if protocol.evidence:
-                return f"{where}: the predictions for every image are missing; send the .samples folder too"
-        elif not is_ours:
-            try:
-                correct = read_samples(store, cell).correct
-            except ValueError as error:
-                return f"{where}: {error}"
-            if (len(correct), int(correct.sum())) != (cell.n, cell.correct):
-                return f"{where}: the predictions for every image give other counts"
+def _fewest(cell: Cell, published: int) -> float:
+    """The smallest number of images that the dataset of a cell may have."""
+    return published * (1 - LACKING) if cell.split.endswith(WEBDATASET) else published
+
+
+def _unproven(cell: Cell, protocol: Protocol, store: Path, is_ours: bool) -> str:
+    """What a cell lacks as evidence, or what contradicts it; empty if nothing does."""
+    where = _at(*place_of(cell))
+    if cell.sanity is not None and _is_masked(cell):
+        return f"{where}: gradients look masked ({', '.join(cell.sanity['failed'])})"
+    if protocol.evidence and cell.norm and cell.sanity is None:
+        return f"{where}: no check for masked gradients; measure with --sanity"
+    if not has_samples(store, cell):
+        missing = f"{where}: the predictions for every image are missing; send the .samples folder too"
+        return missing if protocol.evidence else ""
+    if is_ours:
+        return ""
+    try:
+        samples = read_samples(store, cell)
+    except ValueError as error:
+        return f"{where}: {error}"
+    if (len(samples.correct), int(samples.correct.sum())) != (cell.n, cell.correct):
+        return f"{where}: the predictions for every image give other counts"
+    if _per_class(samples) != {label: list(pair) for label, pair in cell.per_class.items() if pair[1]}:
+        return f"{where}: the predictions for every image give other counts in per_class"
     return ""
+
+
+def _per_class(samples: Samples) -> dict[str, list[int]]:
+    """Class index → [correct, n], as `Cell.per_class`."""
+    labels, inverse = np.unique(samples.label, return_inverse=True)
+    right = np.bincount(inverse, weights=samples.correct)
+    total = np.bincount(inverse)
+    return {
+        str(label): [int(r), int(n)]
+        for label, r, n in zip(labels.tolist(), right.tolist(), total.tolist(), strict=True)
+    }
 
 
 def _at(name: str, attack: str, norm: str | None, eps: float) -> str:

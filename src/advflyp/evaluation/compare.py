@@ -131,11 +131,12 @@ def matched_pairs(a: Cell, b: Cell, stores: Sequence[Path]) -> tuple[int, int, i
             return None
         samples = read_samples(store, cell)
         order = samples.index.argsort()
-        found.append((samples.index[order], samples.label[order], samples.correct[order]))
-    (index, label, right_a), (index_b, label_b, right_b) = found
-    if not (np.array_equal(index, index_b) and np.array_equal(label, label_b)):
+        found.append(Samples(*(values[order] for values in samples)))
+    one, two = found
+    if not np.array_equal(one.index, two.index) or _are_different(one, two):
         return None
-    return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(index)
+    only_a, only_b = one.correct & ~two.correct, two.correct & ~one.correct
+    return int(only_a.sum()), int(only_b.sum()), len(one.index)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -273,13 +274,19 @@ def _common_images(a: Cell, of_a: Samples, b: Cell, of_b: Samples) -> tuple[np.n
             f"{a.model} and {b.model} have no image of {what} in common; evaluate both with the same --limit "
             "and --seed"
         )
-    named = all(keys is not None for keys in (*of_a.key[in_a], *of_b.key[in_b]))
-    if (of_a.label[in_a] != of_b.label[in_b]).any() or (named and (of_a.key[in_a] != of_b.key[in_b]).any()):
+    of_a, of_b = (Samples(*(values[some] for values in of)) for of, some in ((of_a, in_a), (of_b, in_b)))
+    if _are_different(of_a, of_b):
         raise ValueError(
             f"{a.model} and {b.model} were measured on different sets called {what}: labels or names of images "
             "differ; evaluate both on the same one"
         )
-    return of_a.correct[in_a], of_b.correct[in_b]
+    return of_a.correct, of_b.correct
+
+
+def _are_different(one: Samples, two: Samples) -> bool:
+    """Whether labels or names differ, so that these are images of two sets; both have the same `index`."""
+    named = all(key is not None for key in (*one.key, *two.key))
+    return bool((one.label != two.label).any() or (named and (one.key != two.key).any()))
 
 
 def _contents(cells: Iterable[Key]) -> str:

@@ -14,6 +14,7 @@ from advflyp.data.sets.prompts import describe
 from advflyp.evaluation.attacks import conditions, recorded_arguments
 from advflyp.evaluation.protocols import OTHERS, Protocol
 from advflyp.evaluation.results import Cell
+from advflyp.model.clip import CLIP
 
 # Suffix of the split if images were read from CLIP benchmark's copy.
 WEBDATASET = " (webdataset)"
@@ -41,8 +42,13 @@ class Expected:
         norm, eps = (self.threat.norm, self.threat.eps) if self.threat else (None, 0.0)
         return self.set, self.attack.name, norm, eps
 
-    def difference(self, cell: Cell) -> str:
-        """The first setting in which a cell of this `place` differs, in words; empty if none does."""
+    def difference(self, cell: Cell, model: CLIP | None = None) -> str:
+        """The first setting in which a cell of this `place` differs, in words; empty if none does.
+
+        What only the dataset's files tell may be anything, and without the model also what depends on its input size.
+        """
+        if "set_sha256" in cell.settings:
+            return f"a set that was passed as an object may only be called {self.set}; pass its name"
         of, limit, seed = cell.subset.get("of", 0), self.protocol.limit, self.protocol.seed
         part = {} if limit is None or limit >= of else {"limit": limit, "seed": seed}
         (split, classes), prompt = _split_and_classes(self.set), self._prompt()
@@ -53,8 +59,20 @@ class Expected:
             ("attack_args", cell.attack_args, recorded_arguments(self.attack, self.threat, classes)),
             ("subset", cell.subset, {"of": of, **part}),
             ("seed", cell.seed, seed if self.threat else 0),
+            *self._settings(cell, model),
         )
         return next((f"{name} is {is_!r}, not {ought!r}" for name, is_, ought in rows if is_ != ought), "")
+
+    def _settings(self, cell: Cell, model: CLIP | None) -> list[tuple[str, Any, Any]]:
+        """Each of the cell's `settings`: its name, and what it is and ought to be; None if it is not recorded."""
+        is_, ought = cell.settings, self.protocol.pixels_of(self.set).settings(model)
+        if "resize" in ought and ought["resize"] is None:
+            ought["resize"] = is_.get("resize", "a size")
+        if self.protocol.names_classes:
+            ought["classnames_sha256"] = is_.get("classnames_sha256", "a hash")
+        if self.protocol.ties == "first":
+            ought["repeated_classes"] = is_.get("repeated_classes")
+        return [(name, is_.get(name), ought.get(name)) for name in sorted({*is_, *ought})]
 
     def _prompt(self) -> str | None:
         """The expected prompt; None if only the dataset's files tell."""
@@ -95,6 +113,11 @@ def published_size(name: str) -> int | None:
     if canonical(name) is None:
         return _embedded()[name.removeprefix("mini/")]["n"]
     return None if "@" in name else TABLE[name].n
+
+
+def published_classes(name: str) -> int:
+    """The number of classes of a dataset that `is_known`."""
+    return _split_and_classes(name)[1]
 
 
 @cache

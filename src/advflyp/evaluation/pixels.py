@@ -57,14 +57,19 @@ class Pixels:
         mode = self.interpolation or "bicubic"
         return F.interpolate(images, size=model.image_size, mode=mode, align_corners=False)
 
-    def settings(self, model: CLIP) -> dict[str, Any]:
-        """What differs from the model's own transform, as results record it."""
+    def settings(self, model: CLIP | None) -> dict[str, Any]:
+        """What differs from the model's own transform, as results record it.
+
+        Without a model, `resize` is None if it depends on the size of the model's input.
+        """
         mode = self.interpolation or "bicubic"
         if self.native:
             return {"perturbation": "native pixels", "upsampling": mode}
         if self.resize is None and self.interpolation is None:
             return {}
-        return {"resize": self._side(model), "interpolation": mode}
+        if model is not None:
+            return {"resize": self._side(model), "interpolation": mode}
+        return {"resize": self.resize if self.of is None else None, "interpolation": mode}
 
     def _side(self, model: CLIP) -> int:
         needed = max(model.image_size)

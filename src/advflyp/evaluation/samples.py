@@ -3,6 +3,7 @@
 `pandas.read_parquet(folder)` (or polars, or DuckDB) reads all of them as one table.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,10 @@ def read_samples(store: Path, cell: Cell) -> Samples:
                 raise ValueError("it lacks predictions")
             table.validate(full=True)
             index, label, clean, attacked = (table[name].to_numpy() for name in _READ if name != "key")
+            if len(np.unique(index)) < len(index):
+                raise ValueError("it holds an image twice")
+            if index.min() < 0 or index.max() >= cell.subset.get("of", math.inf):
+                raise ValueError("it holds images that the dataset lacks")
             return Samples(index, _names(table["key"]), label, clean, attacked, attacked == label)
     except FileNotFoundError:
         raise ValueError(

@@ -40,8 +40,6 @@ from advflyp.model.precision import Precision, choose_precision
 
 Model = CLIP | str | Path
 NamedAttack = Attack | str | Callable[..., torch.Tensor]
-# The settings of a cell that follow from the protocol and the dataset's files.
-NAMES_OF_CLASSES = ("classnames_sha256", "repeated_classes")
 
 
 @outside_inference_mode()
@@ -221,7 +219,7 @@ class _Suite:
         opens = self.store is None or self.save_images or self.protocol.own_names
         if opens or not isinstance(dataset, str):
             return None
-        search, pixels = choose_precision(self.precision, model.device), self.protocol.pixels_of(dataset)
+        search = choose_precision(self.precision, model.device)
         asked, found = replace(self.protocol, limit=self.limit, seed=self.seed), []
         for attack, threat in wanted:
             expected = Expected(protocol=asked, set=dataset, attack=attack, threat=threat)
@@ -232,9 +230,7 @@ class _Suite:
                 for cell in known.values()
                 if (cell.checkpoint_sha256, cell.version, cell.precision, *place_of(cell)) == ours
                 and cell.config_sha256 in ("", same["config_sha256"])
-                and not expected.difference(cell)
-                and {k: v for k, v in cell.settings.items() if k not in NAMES_OF_CLASSES}
-                == pixels.settings(model)
+                and not expected.difference(cell, model)
                 and self._has_samples(cell, None)
                 and not (self.sanity and threat and cell.sanity is None)
             ]
